@@ -1,0 +1,34 @@
+"""minigrad: a deep-learning framework on NumPy and CuPy, written to be read.
+
+Read the files in the order of their levels, L0 to L5: each says its own in its first line, and imports only from below.
+"""
+
+from minigrad import functional
+from minigrad.backend import cuda_is_available
+from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
+from minigrad.engine import detect_anomaly, enable_grad, is_grad_enabled, no_grad
+from minigrad.function import Function
+from minigrad.functional import cat, einsum, stack, where
+from minigrad.random import Generator, manual_seed, use_generator
+from minigrad.tensor import Tensor, from_dlpack
+
+__all__ = [
+    "Function", "Generator", "Tensor",
+    "abs", "amax", "amin", "arange", "argmax", "cat", "chunk", "clamp", "cuda_is_available", "cumsum", "detect_anomaly",
+    "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like", "functional",
+    "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill", "matmul", "maximum",
+    "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod", "rand", "randn", "reshape",
+    "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh", "transpose", "unbind", "unsqueeze",
+    "use_generator", "var", "where", "zeros", "zeros_like",
+]  # fmt: skip
+
+# A method of Tensor is also a function of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
+abs, pow, matmul = Tensor.abs, Tensor.pow, Tensor.matmul
+exp, log, sqrt, tanh, sigmoid, erf = Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.erf
+maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
+sum, mean, var, std, prod = Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod
+amax, amin, argmax, logsumexp, cumsum = Tensor.amax, Tensor.amin, Tensor.argmax, Tensor.logsumexp, Tensor.cumsum
+reshape, flatten, squeeze, unsqueeze = Tensor.reshape, Tensor.flatten, Tensor.squeeze, Tensor.unsqueeze
+transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tensor.movedim, Tensor.roll, Tensor.flip
+split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
+gather, index_select = Tensor.gather, Tensor.index_select

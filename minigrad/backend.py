@@ -1,0 +1,83 @@
+"""L0: NumPy or CuPy. Which module an array belongs to, the moves between devices, and the gates.
+
+Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
+and on the GPU. Two kinds of work must not be called on `xp` directly but through the gates here, because the two
+libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`) and scattered sums
+(`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+"""A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
+
+
+def array_module(x: Array) -> ModuleType:
+    """The module whose functions take `x`: numpy or cupy."""
+    return np if isinstance(x, np.ndarray | np.generic) else _cupy()
+
+
+def device_of(x: Array) -> str:
+    """Where `x` lives: `"cpu"` or `"cuda:N"`."""
+    return "cpu" if isinstance(x, np.ndarray | np.generic) else f"cuda:{x.device.id}"
+
+
+def to_device(x: Array, device: str) -> Array:
+    """`x` on `device` (`"cpu"`, `"cuda"`, `"cuda:N"`); the same array when it is there already.
+
+    Raises:
+        ValueError: `device` is not one of these names.
+        RuntimeError: a CUDA device is asked for, and CuPy or the GPU is missing.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cpu" and not number:
+        return x if isinstance(x, np.ndarray | np.generic) else x.get()
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
+    cupy = _cupy()
+    _require_gpu(cupy)
+    with cupy.cuda.Device(int(number or 0)):
+        return cupy.asarray(x)
+
+
+def cuda_is_available() -> bool:
+    """Whether `.to("cuda")` can work here: CuPy is installed and it sees a GPU."""
+    try:
+        _require_gpu(_cupy())
+    except RuntimeError:
+        return False
+    return True
+
+
+def gemm(a: Array, b: Array) -> Array:
+    """The one gate for matrix products: `a @ b` over the last two axes, broadcasting the others."""
+    return array_module(a).matmul(a, b)
+
+
+def scatter_add(target: Array, index: Any, source: Array) -> None:
+    """`target[index] += source`, where an entry of `target` that is named several times receives every share."""
+    if isinstance(target, np.ndarray):
+        np.add.at(target, index, source)
+    else:
+        importlib.import_module("cupyx").scatter_add(target, index, source)
+
+
+def _cupy() -> ModuleType:
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            "a CUDA device needs CuPy, which is not installed: pip install 'minigrad[cuda13]' "
+            "(or 'minigrad[cuda12]' for a CUDA 12 driver)"
+        ) from error
+
+
+def _require_gpu(cupy: ModuleType) -> None:
+    if not cupy.cuda.is_available():
+        raise RuntimeError(
+            "CuPy is installed but finds no usable GPU: check `nvidia-smi` and the driver's CUDA version"
+        )

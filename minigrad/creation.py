@@ -1,0 +1,57 @@
+"""L4: tensors from nothing, with PyTorch's names. The random ones draw from `minigrad.manual_seed`'s stream."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.methods import sequence
+from minigrad.random import default_generator
+from minigrad.tensor import Tensor
+
+
+def full(
+    size: Sequence[int], fill_value: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+) -> Tensor:
+    """A tensor of one number, repeated."""
+    return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
+
+
+def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros: `zeros(2, 3)` or `zeros((2, 3))`."""
+    return full(sequence(size), 0, dtype, device, requires_grad)
+
+
+def ones(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A tensor of ones."""
+    return full(sequence(size), 1, dtype, device, requires_grad)
+
+
+def full_like(input: Tensor, fill_value: Any) -> Tensor:
+    """One number in the shape, dtype and device of `input`."""
+    return full(input.shape, fill_value, input.dtype, input.device)
+
+
+def zeros_like(input: Tensor) -> Tensor:
+    """Zeros in the shape, dtype and device of `input`."""
+    return full_like(input, 0)
+
+
+def ones_like(input: Tensor) -> Tensor:
+    """Ones in the shape, dtype and device of `input`."""
+    return full_like(input, 1)
+
+
+def arange(*bounds: Any, dtype: Any = None, device: str = "cpu") -> Tensor:
+    """The numbers from start (0) to before end, by step (1): `arange(end)`, `arange(start, end, step)`."""
+    return Tensor(np.arange(*bounds, dtype=dtype).tolist(), dtype=dtype, device=device)
+
+
+def rand(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """Uniform random numbers from 0 to 1, 1 excluded."""
+    return Tensor(default_generator().uniform(sequence(size), dtype, device), requires_grad)
+
+
+def randn(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """Standard normal random numbers."""
+    return Tensor(default_generator().normal(sequence(size), dtype, device), requires_grad)

@@ -1,0 +1,233 @@
+"""L1: the tape. How gradients walk back through a graph of Functions; the per-thread modes; the NaN guard.
+
+A graph is nothing but nodes: each `Function` knows, for every input, the node that made it. The edges join Functions
+and not Tensors, so an activation lives only as long as some op has saved it. There is no cycle: an output points to
+its node, a node to the nodes before it, never back.
+"""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import ContextDecorator, contextmanager
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Array, array_module
+from minigrad.function import Function, Partial, unbroadcast
+
+next_age = itertools.count(1).__next__
+
+
+class _Mode(threading.local):
+    """What each thread decides for itself; a new thread starts with these defaults."""
+
+    grad_enabled: bool = True
+    guard: "NonFiniteGuard | None" = None
+
+
+mode = _Mode()
+_leaf_lock = threading.Lock()
+
+
+class Leaf(Function):
+    """The end of a path: gradients that arrive here are kept, summed, for the user.
+
+    The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no cycle between them.
+    Two threads may run backward into the same parameters: the sum is taken under a lock.
+    """
+
+    def __init__(self) -> None:
+        self.grad: Array | None = None
+        self.age = next_age()
+        self.edges = []
+
+    def accumulate(self, grad: Array, owned: bool) -> None:
+        with _leaf_lock:
+            if self.grad is None:
+                self.grad = grad if owned else grad.copy()
+            else:
+                self.grad += grad
+
+
+def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> None:
+    """Send `grad_output`, the gradient of the loss with respect to root's output, back to every leaf.
+
+    Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients
+    for one node, the second is added out of place, and later ones in place into that sum.
+    """
+    gradients, owned = {root: grad_output}, set()
+    for node in _youngest_first(root):
+        grad = gradients.pop(node, None)
+        if grad is None:  # every path from the root to here ended in a None
+            continue
+        for hook in node.hooks:
+            replaced = hook(grad)
+            if replaced is not None:
+                grad = replaced
+                owned.discard(node)
+        if isinstance(node, Leaf):
+            node.accumulate(grad, node in owned)
+            continue
+        results = node.backward(grad)
+        if mode.guard is not None:
+            mode.guard.check_backward(node, grad, results)
+        for edge, result in zip(node.edges or (), results if type(results) is tuple else (results,), strict=True):
+            if edge is None or result is None:
+                continue
+            target, shape, dtype = edge
+            held = gradients.get(target)
+            if type(result) is Partial:
+                if target not in owned:
+                    held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
+                    owned.add(target)
+                result.add_to(held)
+                gradients[target] = held
+                continue
+            fresh = result is not grad and result.base is None
+            if result.shape != shape:
+                result, fresh = unbroadcast(result, shape), True
+            if result.dtype != dtype:
+                result, fresh = result.astype(dtype), True
+            if held is None:
+                gradients[target] = result
+                if fresh:
+                    owned.add(target)
+            elif target in owned:
+                held += result
+                gradients[target] = held
+            else:
+                gradients[target] = held + result
+                owned.add(target)
+        if not retain_graph:
+            node.free()
+
+
+def _youngest_first(root: Function) -> list[Function]:
+    """All nodes that root depends on, itself included, sorted by falling age: a topological order.
+
+    Raises:
+        RuntimeError: a backward has already walked through a part of this graph and freed it.
+    """
+    found, stack = {root}, [root]
+    while stack:
+        edges = stack.pop().edges
+        if edges is None:
+            raise RuntimeError(
+                "backward through a graph that is gone: its saved arrays were freed by an earlier backward. "
+                "Run the forward again, sum the losses and call backward once, or pass retain_graph=True the first time"
+            )
+        for edge in edges:
+            if edge is not None and edge[0] not in found:
+                found.add(edge[0])
+                stack.append(edge[0])
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(node: Function) -> int:
+    return node.age
+
+
+class _GradMode(ContextDecorator):
+    """A context manager, and a decorator, that sets this thread's grad mode. Instances may be entered repeatedly."""
+
+    enabled: bool
+
+    def __enter__(self) -> None:
+        self._stack().append(mode.grad_enabled)
+        mode.grad_enabled = self.enabled
+
+    def __exit__(self, *exception: object) -> None:
+        mode.grad_enabled = self._stack().pop()
+
+    @staticmethod
+    def _stack() -> list[bool]:
+        stack: list[bool] = mode.__dict__.setdefault("previous", [])
+        return stack
+
+
+class no_grad(_GradMode):  # noqa: N801 (PyTorch's name)
+    """Record nothing in this block, or in this function when used as a decorator: nothing can be differentiated."""
+
+    enabled = False
+
+
+class enable_grad(_GradMode):  # noqa: N801 (PyTorch's name)
+    """Record again, inside a `no_grad` block."""
+
+    enabled = True
+
+
+def is_grad_enabled() -> bool:
+    """Whether this thread is recording operations."""
+    return mode.grad_enabled
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity appeared while `detect_anomaly` was on."""
+
+
+class NonFiniteGuard:
+    """Looks at every array an op makes. `path` is the stack of modules now running, kept by `nn.Module`."""
+
+    def __init__(self) -> None:
+        self.path: list[Any] = []
+
+    def check_forward(self, node: Function, arrays: list[Any], output: Array) -> None:
+        node.where = self.module_path()
+        if _finite(output):
+            return
+        culprit = [i for i, x in enumerate(arrays) if not _finite(x)]
+        origin = f"input {culprit[0]} already had some" if culprit else "all its inputs were finite: it starts here"
+        raise NonFiniteError(
+            f"{_name(node)} made {_count(output)} in its output of shape {output.shape}; {origin}. "
+            f"Inputs: {describe(arrays)}"
+        )
+
+    def check_backward(self, node: Function, grad_output: Array, results: Any) -> None:
+        for i, result in enumerate(results if type(results) is tuple else (results,)):
+            values = result.values if type(result) is Partial else result
+            if not _finite(values):
+                origin = "finite: it starts here" if _finite(grad_output) else "already not finite"
+                raise NonFiniteError(
+                    f"{_name(node)}.backward made {_count(values)} in the gradient of input {i}, shape {values.shape}; "
+                    f"grad_output, shape {grad_output.shape}, was {origin}"
+                )
+
+    def module_path(self) -> str:
+        """The dotted name of the running module, seen from the outermost one: `blocks.3.attn.qkv`."""
+        if not self.path:
+            return ""
+        names = {id(module): name for name, module in self.path[0].named_modules()}
+        return names.get(id(self.path[-1]), type(self.path[-1]).__name__) or type(self.path[0]).__name__
+
+
+@contextmanager
+def detect_anomaly() -> Iterator[NonFiniteGuard]:
+    """Within the block, the first op that makes a NaN or an infinity raises an error that names it, its shapes, and
+    the module it runs in. Every array is read once more, so a step takes perhaps twice as long."""
+    previous, mode.guard = mode.guard, NonFiniteGuard()
+    try:
+        yield mode.guard
+    finally:
+        mode.guard = previous
+
+
+def describe(arrays: list[Any]) -> str:
+    """Shapes and dtypes for a message: `(2, 3) float32, (3,) float32, None`."""
+    return ", ".join(f"{x.shape} {x.dtype}" if hasattr(x, "dtype") else repr(x) for x in arrays)
+
+
+def _name(node: Function) -> str:
+    return type(node).__name__ + (f" (in {node.where})" if node.where else "")
+
+
+def _finite(x: Any) -> bool:
+    if x is None or not hasattr(x, "dtype") or x.dtype.kind != "f":
+        return True
+    return bool(array_module(x).isfinite(x).all())
+
+
+def _count(x: Array) -> str:
+    xp = array_module(x)
+    return f"{int(xp.isnan(x).sum())} NaN and {int(xp.isinf(x).sum())} Inf"

@@ -1,0 +1,84 @@
+"""L1: what an op is. It knows arrays, never Tensors: a graph of Functions holds only what their backwards need."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, scatter_add
+
+Edge = tuple["Function", tuple[int, ...], np.dtype]
+"""Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
+
+
+class Function:
+    """One op: `forward` on arrays, and `backward`, which maps ∂loss/∂output to ∂loss/∂input.
+
+    An instance is one application of the op and, where a gradient is wanted, one node of the graph. `forward` assigns
+    to `self` what `backward` will need, by name and as little as will do; the engine clears it all after use.
+
+    The contract:
+      * arrays come positionally, choices by keyword; an input that is not there (no bias) is None;
+      * inputs and `grad_output` are never written to;
+      * `backward` returns one gradient for each array, or None; a single one need not be in a tuple;
+      * a gradient may have the shape of the output where the input was broadcast: the engine sums it back;
+      * a returned array is new, or `grad_output` or a view of it: never one that was saved, and none twice but
+        `grad_output`, so that the engine may add to it in place;
+      * first order only: `backward` works on raw arrays, in place where it can, and is not itself differentiable.
+    """
+
+    broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
+
+    edges: list[Edge | None] | None = None  # one for each input, None where no gradient is wanted; None: freed
+    age: int = 0  # a node is younger than its inputs, so falling age is a topological order
+    hooks: tuple[Callable[[Array], Array | None], ...] = ()
+    where: str = ""  # the module path, noted while the NaN guard is on
+
+    def forward(self, *arrays: Any, **choices: Any) -> Array:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, grad_output: Array) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    @property
+    def needs_input_grad(self) -> list[bool]:
+        """For each input, whether anyone wants its gradient: work for the others can be skipped."""
+        return [edge is not None for edge in self.edges or ()]
+
+    def free(self) -> None:
+        """Forget all that was saved, and the way on; a second backward will find `edges` gone."""
+        vars(self).clear()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
+
+class Partial:
+    """The gradient of `x[index]` with respect to x: `values` at `index`, zero elsewhere, never built in full.
+
+    Slicing one array k times would cost k arrays of zeros in backward; the engine adds each Partial into one buffer.
+    """
+
+    __slots__ = ("index", "repeats", "values")
+
+    def __init__(self, values: Array, index: Any, *, repeats: bool) -> None:
+        self.values, self.index, self.repeats = values, index, repeats  # repeats: index may name an entry twice
+
+    def add_to(self, buffer: Array) -> None:
+        if self.repeats:
+            scatter_add(buffer, self.index, self.values)
+        else:
+            buffer[self.index] += self.values
+
+    def dense(self, shape: tuple[int, ...]) -> Array:
+        """The whole gradient as an array."""
+        buffer = array_module(self.values).zeros(shape, self.values.dtype)
+        self.add_to(buffer)
+        return buffer
+
+
+def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `grad` over the axes along which an input of `shape` was broadcast: y_ij = x_j gives ∂x_j = Σ_i ∂y_ij."""
+    added = grad.ndim - len(shape)
+    stretched = tuple(i for i, size in enumerate(shape, added) if size == 1 and grad.shape[i] != 1)
+    return grad.sum(axis=tuple(range(added)) + stretched, keepdims=True).reshape(shape)

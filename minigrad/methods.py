@@ -1,0 +1,368 @@
+"""L3: what a Tensor can do, one short method an op, under PyTorch's names.
+
+The mathematics of each stands in `minigrad/ops/`. Most of these are also functions of the package: `minigrad.exp(x)`
+is `x.exp()`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad import checks
+from minigrad.ops import elementwise as pointwise
+from minigrad.ops import indexing, matmul, reduction
+from minigrad.ops import shape as shapes
+
+if TYPE_CHECKING:
+    from minigrad.tensor import Tensor
+
+Dim = int | Sequence[int] | None
+Number = int | float
+
+
+class Methods:
+    """The vocabulary of Tensor, which adds the data, the graph and `apply`."""
+
+    __slots__ = ()
+
+    apply: Callable[..., "Tensor"]
+    constant: Callable[[Any], "Tensor"]
+    data: Any
+    shape: Any
+    ndim: Any
+    dtype: Any
+    device: Any
+
+    # Arithmetic -----------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Add, self, other)
+
+    def __sub__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Sub, self, other)
+
+    def __mul__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Mul, self, other)
+
+    def __truediv__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Div, self, other)
+
+    def __pow__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Pow, self, other)
+
+    def __matmul__(self, other: Any) -> "Tensor":
+        return self.apply(matmul.MatMul, self, other)
+
+    def __radd__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Add, other, self)
+
+    def __rsub__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Sub, other, self)
+
+    def __rmul__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Mul, other, self)
+
+    def __rtruediv__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Div, other, self)
+
+    def __rpow__(self, other: Any) -> "Tensor":
+        return self.apply(pointwise.Pow, other, self)
+
+    def __rmatmul__(self, other: Any) -> "Tensor":
+        return self.apply(matmul.MatMul, other, self)
+
+    def __neg__(self) -> "Tensor":
+        return self.apply(pointwise.Neg, self)
+
+    def __abs__(self) -> "Tensor":
+        return self.apply(pointwise.Abs, self)
+
+    add, sub, mul, div, pow, neg, abs, matmul = (
+        __add__, __sub__, __mul__, __truediv__, __pow__, __neg__, __abs__, __matmul__,
+    )  # fmt: skip
+
+    # Comparisons: booleans, through which no gradient flows ---------------------------------------------------------
+
+    def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self.constant(self.data == raw(other))
+
+    def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
+        return self.constant(self.data != raw(other))
+
+    def __lt__(self, other: Any) -> "Tensor":
+        return self.constant(self.data < raw(other))
+
+    def __le__(self, other: Any) -> "Tensor":
+        return self.constant(self.data <= raw(other))
+
+    def __gt__(self, other: Any) -> "Tensor":
+        return self.constant(self.data > raw(other))
+
+    def __ge__(self, other: Any) -> "Tensor":
+        return self.constant(self.data >= raw(other))
+
+    def __invert__(self) -> "Tensor":
+        return self.constant(~self.data)
+
+    __hash__ = object.__hash__  # a Tensor is a dictionary key by identity, though == compares numbers
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> "Tensor":
+        """Where the largest value is: the first of equals. Over the flat array if no dim is named."""
+        if self.data.size == 0:
+            raise ValueError(f"argmax: no largest value among none: the shape is {self.shape}")
+        axis = None if dim is None or not self.ndim else checks.one_axis(dim, self.ndim, "argmax")
+        return self.constant(self.data.argmax(axis=axis, keepdims=keepdim and axis is not None))
+
+    def isfinite(self) -> "Tensor":
+        """True where a value is neither infinite nor NaN."""
+        return self.constant(abs(self.data) < np.inf)
+
+    # Elementwise ----------------------------------------------------------------------------------------------------
+
+    def exp(self) -> "Tensor":
+        """eˣ"""
+        return self.apply(pointwise.Exp, self)
+
+    def log(self) -> "Tensor":
+        """The natural logarithm."""
+        return self.apply(pointwise.Log, self)
+
+    def sqrt(self) -> "Tensor":
+        """√x"""
+        return self.apply(pointwise.Sqrt, self)
+
+    def tanh(self) -> "Tensor":
+        """The hyperbolic tangent."""
+        return self.apply(pointwise.Tanh, self)
+
+    def sigmoid(self) -> "Tensor":
+        """1 / (1 + e⁻ˣ)"""
+        return self.apply(pointwise.Sigmoid, self)
+
+    def erf(self) -> "Tensor":
+        """The error function, 2/√π · ∫₀ˣ exp(-t²) dt."""
+        return self.apply(pointwise.Erf, self)
+
+    def maximum(self, other: Any) -> "Tensor":
+        """The larger of two values, elementwise."""
+        return self.apply(pointwise.Maximum, self, other)
+
+    def minimum(self, other: Any) -> "Tensor":
+        """The smaller of two values, elementwise."""
+        return self.apply(pointwise.Minimum, self, other)
+
+    def clamp(self, min: Number | None = None, max: Number | None = None) -> "Tensor":
+        """Values below `min` raised to it, above `max` lowered to it."""
+        return self.apply(pointwise.Clamp, self, min=min, max=max)
+
+    def masked_fill(self, mask: Any, value: Number) -> "Tensor":
+        """`value` where the boolean mask holds."""
+        return self.apply(indexing.MaskedFill, self, mask=raw(mask), value=value)
+
+    # Reductions -----------------------------------------------------------------------------------------------------
+
+    def sum(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The sum over `dim`: one, several or (None) all axes."""
+        return self.apply(reduction.Sum, self, axis=dim, keepdims=keepdim)
+
+    def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The mean over `dim`."""
+        return self.apply(reduction.Mean, self, axis=dim, keepdims=keepdim)
+
+    def var(self, dim: Dim = None, *, correction: Number = 1, keepdim: bool = False) -> "Tensor":
+        """The variance over `dim`, divided by n - correction (PyTorch's default is 1, NumPy's 0)."""
+        return self.apply(reduction.Var, self, axis=dim, keepdims=keepdim, correction=correction)
+
+    def std(self, dim: Dim = None, *, correction: Number = 1, keepdim: bool = False) -> "Tensor":
+        """The square root of `var`."""
+        return self.var(dim, correction=correction, keepdim=keepdim).sqrt()
+
+    def amax(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The largest value over `dim`; equal ones share the gradient."""
+        return self.apply(reduction.Amax, self, axis=dim, keepdims=keepdim)
+
+    def amin(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The smallest value over `dim`; equal ones share the gradient."""
+        return -(-self).amax(dim, keepdim)
+
+    def prod(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The product over `dim`."""
+        return self.apply(reduction.Prod, self, axis=dim, keepdims=keepdim)
+
+    def logsumexp(self, dim: Dim, keepdim: bool = False) -> "Tensor":
+        """ln Σ eˣ over `dim`, safe from overflow."""
+        return self.apply(reduction.LogSumExp, self, axis=dim, keepdims=keepdim)
+
+    def cumsum(self, dim: int) -> "Tensor":
+        """The running sum along `dim`."""
+        return self.apply(reduction.CumSum, self, axis=dim)
+
+    # Shapes ---------------------------------------------------------------------------------------------------------
+
+    def reshape(self, *shape: Any) -> "Tensor":
+        """The same numbers in another shape; one size may be -1."""
+        return self.apply(shapes.Reshape, self, shape=sequence(shape))
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
+        """The axes from `start_dim` to `end_dim` joined into one."""
+        first = checks.one_axis(start_dim, self.ndim, "flatten")
+        last = checks.one_axis(end_dim, self.ndim, "flatten")
+        if first > last:
+            raise ValueError(f"flatten: start_dim must not come behind end_dim, got {start_dim} and {end_dim}")
+        joined = int(np.prod(self.shape[first : last + 1]))
+        return self.reshape(*self.shape[:first], joined, *self.shape[last + 1 :])
+
+    def unflatten(self, dim: int, sizes: Sequence[int]) -> "Tensor":
+        """The axis `dim` split into `sizes`, one of which may be -1: the inverse of flatten."""
+        dim = checks.one_axis(dim, self.ndim, "unflatten")
+        return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
+
+    def permute(self, *dims: Any) -> "Tensor":
+        """The axes in another order."""
+        return self.apply(shapes.Permute, self, axes=sequence(dims))
+
+    def transpose(self, dim0: int, dim1: int) -> "Tensor":
+        """Two axes exchanged."""
+        order = list(range(self.ndim))
+        first, second = (checks.one_axis(dim, self.ndim, "transpose") for dim in (dim0, dim1))
+        if order:
+            order[first], order[second] = second, first
+        return self.permute(*order)
+
+    def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> "Tensor":
+        """The `source` axes moved to `destination`, the others keeping their order."""
+        old, new = (checks.axes(dims, self.ndim, "movedim") for dims in (source, destination))
+        if len(old) != len(new):
+            raise ValueError(f"movedim: as many sources as destinations are needed, got {source} and {destination}")
+        order = [dim for dim in range(self.ndim) if dim not in old]
+        for to, dim in sorted(zip(new, old, strict=True)):
+            order.insert(to, dim)
+        return self.permute(*order)
+
+    @property
+    def T(self) -> "Tensor":
+        """A matrix with rows and columns exchanged."""
+        if self.ndim != 2:
+            raise ValueError(f".T is for matrices, this tensor has shape {self.shape}; use transpose(dim0, dim1)")
+        return self.permute(1, 0)
+
+    @property
+    def mT(self) -> "Tensor":
+        """The last two axes exchanged."""
+        return self.transpose(-2, -1)
+
+    def expand(self, *sizes: Any) -> "Tensor":
+        """Axes of size 1, and new ones in front, repeated as a view; -1 keeps a size."""
+        return self.apply(shapes.Expand, self, shape=sequence(sizes))
+
+    def squeeze(self, dim: Dim = None) -> "Tensor":
+        """The axes of size 1 dropped: all, or those named that have it."""
+        named = checks.axes(dim, self.ndim, "squeeze")
+        return self.reshape([size for i, size in enumerate(self.shape) if i not in named or size != 1])
+
+    def unsqueeze(self, dim: int) -> "Tensor":
+        """A new axis of size 1 at `dim`."""
+        dim = checks.one_axis(dim, self.ndim + 1, "unsqueeze")
+        return self.reshape(*self.shape[:dim], 1, *self.shape[dim:])
+
+    def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple["Tensor", ...]:
+        """Pieces along `dim`: each `split_size` long but perhaps the last, or of the sizes listed."""
+        dim = checks.one_axis(dim, self.ndim, "split")
+        length = self.shape[dim] if self.ndim else 1
+        if isinstance(split_size, Sequence):
+            sizes = list(split_size)
+        elif split_size > 0:
+            sizes = [min(split_size, length - start) for start in range(0, max(length, 1), split_size)]
+        else:
+            raise ValueError(f"split: a piece must be at least 1 long, got {split_size}")
+        if sum(sizes) != length or min(sizes, default=0) < 0:
+            raise ValueError(f"split: sizes must add up to the length {length} of axis {dim}, got {sizes}")
+        starts = np.cumsum([0, *sizes]).tolist()
+        before = (slice(None),) * dim
+        return tuple(self[(*before, slice(a, b))] for a, b in zip(starts[:-1], starts[1:], strict=True))
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
+        """At most `chunks` pieces of equal length along `dim`; the last may be shorter."""
+        if chunks < 1:
+            raise ValueError(f"chunk: needs at least one chunk, got {chunks}")
+        length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
+        return self.split(max(-(-length // chunks), 1), dim) if length else self.split([0] * chunks, dim)
+
+    def unbind(self, dim: int = 0) -> tuple["Tensor", ...]:
+        """The slices along `dim`, without that axis: `q, k, v = qkv.unbind(0)`."""
+        dim = checks.one_axis(dim, self.ndim, "unbind")
+        return tuple(self[(slice(None),) * dim + (i,)] for i in range(self.shape[dim]))
+
+    def roll(self, shifts: int | Sequence[int], dims: Dim = None) -> "Tensor":
+        """Entries moved by `shifts` along `dims`, those pushed out coming in at the other end."""
+        return self.apply(shapes.Roll, self, shifts=shifts, axes=dims)
+
+    def flip(self, *dims: Any) -> "Tensor":
+        """The order along `dims` reversed."""
+        return self.apply(shapes.Flip, self, axes=sequence(dims))
+
+    # Entries --------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        return self.apply(indexing.GetItem, self, index=raw_index(index))
+
+    def gather(self, dim: int, index: Any) -> "Tensor":
+        """y[i, j, ..] = x[.., index[i, j, ..], ..], the index standing at `dim`."""
+        return self.apply(indexing.Gather, self, axis=dim, index=raw(index))
+
+    def index_select(self, dim: int, index: Any) -> "Tensor":
+        """The slices along `dim` that a 1-D index names."""
+        return self.apply(indexing.IndexSelect, self, axis=dim, index=raw(index))
+
+    # Types and devices ----------------------------------------------------------------------------------------------
+
+    def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> "Tensor":
+        """Another dtype or device or both: `x.to("cuda")`, `x.to(np.float64)`, `x.to("cuda", np.float16)`."""
+        for target in targets:
+            if isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda"):
+                device = target
+            else:
+                dtype = target
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        device = self.device if device is None else device
+        if dtype == self.dtype and device == self.device:
+            return self  # type: ignore[return-value]
+        return self.apply(pointwise.Cast, self, dtype=dtype, device=device)
+
+    def float(self) -> "Tensor":
+        """As float32."""
+        return self.to(dtype=np.float32)
+
+    def double(self) -> "Tensor":
+        """As float64."""
+        return self.to(dtype=np.float64)
+
+    def half(self) -> "Tensor":
+        """As float16."""
+        return self.to(dtype=np.float16)
+
+    def cpu(self) -> "Tensor":
+        """In the computer's own memory."""
+        return self.to(device="cpu")
+
+    def cuda(self) -> "Tensor":
+        """On the GPU."""
+        return self.to(device="cuda")
+
+
+def raw(x: Any) -> Any:
+    """The array of a Tensor; anything else as it is, but NumPy scalars as Python's, which do not widen a dtype."""
+    return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else x
+
+
+def raw_index(index: Any) -> Any:
+    """An index with the arrays of Tensors in their place."""
+    if isinstance(index, tuple):
+        return tuple(raw_index(part) for part in index)
+    return index.data if isinstance(index, Methods) else index
+
+
+def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` mean the same."""
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes

@@ -1,0 +1,12 @@
+"""L5: layers and models, with PyTorch's names."""
+
+from minigrad.nn import init
+from minigrad.nn.layers import (
+    GELU, BatchNorm2d, Conv2d, Dropout, DropPath, GroupNorm, Identity, LayerNorm, Linear, ModuleList, ReLU, Sequential,
+)  # fmt: skip
+from minigrad.nn.module import Buffer, Module, Parameter
+
+__all__ = [
+    "GELU", "BatchNorm2d", "Buffer", "Conv2d", "DropPath", "Dropout", "GroupNorm", "Identity", "LayerNorm", "Linear",
+    "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "init",
+]  # fmt: skip

@@ -1,0 +1,113 @@
+"""L5: initialisers. Each fills a Tensor in place, from `minigrad.manual_seed`'s stream, and returns it.
+
+A weight is (out, in, ...): fan_in is what one output sums over, fan_out what one input feeds.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import erf, prod, sqrt
+from typing import Literal
+
+import numpy as np
+
+from minigrad.backend import Array, to_device
+from minigrad.random import default_generator
+from minigrad.tensor import Tensor
+
+
+def fans(shape: tuple[int, ...]) -> tuple[int, int]:
+    """fan_in and fan_out of a weight (out, in, ...)."""
+    if len(shape) < 2:
+        raise ValueError(f"fans: needs a weight of at least two axes, (out, in, ...), got shape {shape}")
+    receptive = prod(shape[2:])
+    return shape[1] * receptive, shape[0] * receptive
+
+
+def zeros_(*tensors: Tensor | None) -> None:
+    """Zeros, in every tensor given; a bias that is not there may be None."""
+    for tensor in tensors:
+        if tensor is not None:
+            _fill(tensor, lambda shape=tensor.shape: np.zeros(shape))
+
+
+def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
+    """Uniform from a to b."""
+    return _fill(tensor, lambda: default_generator().uniform(tensor.shape, np.float64) * (b - a) + a)
+
+
+def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Normal."""
+    return _fill(tensor, lambda: default_generator().normal(tensor.shape, np.float64) * std + mean)
+
+
+def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
+    """Normal, confined to [a, b]: absolute bounds, as in PyTorch, so that std=.02 is hardly cut at all.
+
+    What falls outside is drawn again.
+    """
+    if not a < b or not std > 0:
+        raise ValueError(f"trunc_normal_: needs a < b and std > 0, got a={a}, b={b}, std={std}")
+    inside = 0.5 * (erf((b - mean) / (std * sqrt(2))) - erf((a - mean) / (std * sqrt(2))))
+    if inside < 0.01:
+        raise ValueError(f"trunc_normal_: only {inside:.1e} of N({mean}, {std}²) lies in [{a}, {b}]: widen the bounds")
+
+    def draw() -> Array:
+        values = default_generator().normal(tensor.shape, np.float64) * std + mean
+        while (outside := (values < a) | (values > b)).any():
+            values[outside] = default_generator().normal((int(outside.sum()),), np.float64) * std + mean
+        return values
+
+    return _fill(tensor, draw)
+
+
+def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Uniform in ±gain · √(6 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
+    bound = gain * sqrt(6 / max(sum(fans(tensor.shape)), 1))
+    return uniform_(tensor, -bound, bound)
+
+
+def kaiming_normal_(tensor: Tensor, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
+    """Normal with std √(2 / fan), for a layer that a ReLU follows.  He et al. 2015, arXiv:1502.01852."""
+    fan_in, fan_out = fans(tensor.shape)
+    return normal_(tensor, 0, sqrt(2 / (fan_in if mode == "fan_in" else fan_out)))
+
+
+def lecun_normal_(tensor: Tensor) -> Tensor:
+    """Normal cut at two standard deviations, of variance 1 / fan_in after the cut."""
+    std = sqrt(1 / fans(tensor.shape)[0]) / 0.87962566103423978  # the std of N(0, 1) cut at ±2
+    return trunc_normal_(tensor, 0, std, -2 * std, 2 * std)
+
+
+def torch_default_(weight: Tensor, bias: Tensor | None) -> None:
+    """What PyTorch gives Linear and Conv2d: both uniform in ±1 / √fan_in (its kaiming_uniform_ with a = √5)."""
+    bound = 1 / sqrt(max(fans(weight.shape)[0], 1))
+    uniform_(weight, -bound, bound)
+    if bias is not None:
+        uniform_(bias, -bound, bound)
+
+
+@contextmanager
+def skip_init() -> Iterator[None]:
+    """Within the block, initialisers do nothing: for a model whose weights will be loaded, or only counted.
+
+    The memory of `numpy.empty` that nobody writes to costs nothing, so even the largest model can be built this way.
+    """
+    previous, _state.skip = _state.skip, True
+    try:
+        yield
+    finally:
+        _state.skip = previous
+
+
+class _State(threading.local):
+    skip: bool = False
+
+
+_state = _State()
+
+
+def _fill(tensor: Tensor, draw: Callable[[], Array]) -> Tensor:
+    if not _state.skip:
+        tensor.data[...] = to_device(draw().astype(tensor.dtype), tensor.device)
+    return tensor

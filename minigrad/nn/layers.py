@@ -1,0 +1,207 @@
+"""L5: the layers with parameters, and those that differ between training and evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad import checks
+from minigrad import functional as F
+from minigrad.functional import Pair
+from minigrad.nn import init
+from minigrad.nn.module import Buffer, Module, Parameter
+from minigrad.tensor import Tensor
+
+
+class Linear(Module):
+    """y = x Wᵀ + b. Shapes: x (..., in_features), weight (out_features, in_features), bias (out_features,)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        self.weight = Parameter(np.empty((out_features, in_features), np.float32))
+        self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
+        init.torch_default_(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, bias={self.bias is not None}"
+
+
+class Conv2d(Module):
+    """Cross-correlation of images (N, in_channels, H, W) with filters (out_channels, in_channels / groups, KH, KW)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair | str = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"Conv2d: groups must divide in_channels and out_channels, got {groups} groups for "
+                f"{in_channels} -> {out_channels} channels"
+            )
+        KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", least=1)
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = Parameter(np.empty((out_channels, in_channels // groups, KH, KW), np.float32))
+        self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
+        init.torch_default_(self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        O, C, KH, KW = self.weight.shape  # noqa: E741 (the output channels' axis)
+        return (
+            f"{C * self.groups}, {O}, kernel_size=({KH}, {KW}), stride={self.stride}, padding={self.padding}, "
+            f"groups={self.groups}, bias={self.bias is not None}"
+        )
+
+
+class _Norm(Module):
+    """A normalisation with a learned scale and shift."""
+
+    def __init__(self, shape: tuple[int, ...], eps: float, affine: bool) -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(shape, np.float32)) if affine else None
+        self.bias = Parameter(np.zeros(shape, np.float32)) if affine else None
+
+
+class LayerNorm(_Norm):
+    """Each token normalised over its last axes, which have shape `normalized_shape`."""
+
+    def __init__(
+        self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True
+    ) -> None:
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        super().__init__(self.normalized_shape, eps, elementwise_affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class GroupNorm(_Norm):
+    """Each image normalised over groups of its channels; x is (N, num_channels, ...)."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        super().__init__((num_channels,), eps, affine)
+        self.num_groups, self.num_channels = num_groups, num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
+
+
+class BatchNorm2d(_Norm):
+    """Each channel normalised over the batch; in evaluation by the running mean and variance. x is (N, C, H, W)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+        super().__init__((num_features,), eps, affine)
+        self.momentum = momentum
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        checks.rank(x, 4, "(N, C, H, W)", "BatchNorm2d")
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.running_mean.shape[0]}, eps={self.eps}, momentum={self.momentum}"
+
+
+class Dropout(Module):
+    """In training, zero with probability p, and 1 / (1 - p) times the value otherwise."""
+
+    def __init__(self, p: float = 0.5) -> None:
+        self.p = checks.probability(p, "Dropout")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class DropPath(Module):
+    """Stochastic depth: in training, a whole image's branch is zero with probability p."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        self.p = checks.probability(p, "DropPath")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.drop_path(x, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Identity(Module):
+    """y = x"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class GELU(Module):
+    """x · Φ(x), exactly or by tanh."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, self.approximate)  # type: ignore[arg-type]
+
+
+class ReLU(Module):
+    """max(x, 0)"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class ModuleList(Module):
+    """Modules in a list; their names are their numbers."""
+
+    def __init__(self, modules: Sequence[Module] = ()) -> None:
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.named_children())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (module for _, module in self.named_children())
+
+    def __getitem__(self, index: int) -> Any:
+        return list(self)[index]
+
+    def append(self, module: Module) -> "ModuleList":
+        """Add one at the end."""
+        setattr(self, str(len(self)), module)
+        return self
+
+
+class Sequential(ModuleList):
+    """Modules one after another: `Sequential(Linear(4, 8), GELU(), Linear(8, 2))`."""
+
+    def __init__(self, *modules: Module) -> None:
+        super().__init__(modules)
+
+    def forward(self, x: Any) -> Any:
+        for module in self:
+            x = module(x)
+        return x

@@ -1,0 +1,176 @@
+"""L5: Module, a tree of layers with parameters."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import to_device
+from minigrad.engine import mode
+from minigrad.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A Tensor that is learned: assigned to an attribute of a Module, it is one of its parameters."""
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Buffer(Tensor):
+    """A Tensor that belongs to a Module's state but is not learned, such as a running mean."""
+
+
+class Module:
+    """A layer or a model: parameters, buffers and sub-modules by name, and a `forward`.
+
+    Whatever Parameter, Buffer or Module is assigned to an attribute is found again, in the order of assignment, by
+    `parameters`, `state_dict` and the others. Names are joined by dots: `blocks.0.attn.qkv.weight`.
+    """
+
+    training: bool = True
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run `forward`, then the hooks on it."""
+        if mode.guard is None:
+            output = self.forward(*inputs)
+        else:
+            mode.guard.path.append(self)
+            try:
+                output = self.forward(*inputs)
+            finally:
+                mode.guard.path.pop()
+        for hook in self.__dict__.get("_forward_hooks", ()):
+            replaced = hook(self, inputs, output)
+            output = output if replaced is None else replaced
+        return output
+
+    def register_forward_hook(self, hook: Callable[["Module", tuple[Any, ...], Any], Any]) -> Callable[[], None]:
+        """Call `hook(module, inputs, output)` after each forward; what it returns, unless None, is the new output.
+
+        Returns:
+            A function that removes the hook.
+        """
+        self.__dict__["_forward_hooks"] = [*self.__dict__.get("_forward_hooks", []), hook]
+
+        def remove() -> None:
+            self.__dict__["_forward_hooks"] = [h for h in self.__dict__["_forward_hooks"] if h is not hook]
+
+        return remove
+
+    # The tree -------------------------------------------------------------------------------------------------------
+
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """The sub-modules directly below this one."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """This module, named `prefix`, and all below it, parents first."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator["Module"]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters by their dotted names; one that is shared comes once."""
+        return self._named(Parameter)
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """All buffers by their dotted names."""
+        return self._named(Buffer)
+
+    def _named(self, kind: type) -> Iterator[tuple[str, Any]]:
+        seen = set()
+        for prefix, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kind) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield f"{prefix}.{name}" if prefix else name, value
+
+    # State ----------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> "OrderedDict[str, Tensor]":
+        """All parameters and buffers by name. The Tensors share memory with the module's."""
+        named = [*self.named_parameters(), *self.named_buffers()]
+        return OrderedDict((name, tensor.detach()) for name, tensor in named)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+        """Copy values into the parameters and buffers of these names, keeping this module's dtypes and devices.
+
+        Args:
+            state_dict: Tensors or arrays by name.
+            strict: refuse a missing or an unexpected name; otherwise these are passed over.
+
+        Raises:
+            ValueError: a name is missing or unexpected, or a shape differs. Nothing has been loaded then.
+        """
+        own = dict([*self.named_parameters(), *self.named_buffers()])
+        arrays = {
+            name: value.data if isinstance(value, Tensor) else np.asarray(value) for name, value in state_dict.items()
+        }
+        complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
+                      for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
+        if strict:
+            complaints += [f"missing     {name} {own[name].shape}" for name in own if name not in arrays]
+            complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays if name not in own]
+        if complaints:
+            shown = complaints[:20] + [f"and {len(complaints) - 20} more"] * (len(complaints) > 20)
+            raise ValueError(
+                f"these weights do not fit {type(self).__name__}, and none was loaded:\n  " + "\n  ".join(shown) + "\n"
+                "Was the model created with the same name, num_classes and img_size?"
+            )
+        for name, tensor in own.items():
+            if name in arrays:
+                tensor.data[...] = to_device(arrays[name], tensor.device)
+
+    # Modes ----------------------------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Module":
+        """Training mode: dropout drops, batch normalisation uses the batch."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Evaluation mode."""
+        return self.train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Module":
+        """Make all parameters learnable, or freeze them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def to(self, device: str | None = None, dtype: Any = None) -> "Module":
+        """Move all parameters and buffers to a device, or floating-point ones to a dtype, or both. In place."""
+        for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
+            data = tensor.data if device is None else to_device(tensor.data, device)
+            tensor.data = data if dtype is None or data.dtype.kind != "f" else data.astype(dtype, copy=False)
+            if tensor.grad is not None:
+                tensor.grad = None
+        return self
+
+    def __repr__(self) -> str:
+        children = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
+        inner = "\n  " + "\n  ".join(children) + "\n" if children else self.extra_repr()
+        return f"{type(self).__name__}({inner})"
+
+    def extra_repr(self) -> str:
+        """What a layer shows of itself between the brackets."""
+        return ""

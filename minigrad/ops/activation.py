@@ -1,0 +1,103 @@
+"""L2: activations and the softmax family."""
+
+import numpy as np
+
+from minigrad import checks, special
+from minigrad.backend import Array, array_module
+from minigrad.function import Function
+
+
+class ReLU(Function):
+    """y = max(x, 0);  ∂x = ∂y where x > 0, else 0.  Saves y, which is positive just where x is."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).maximum(x, 0)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (self.y > 0)
+
+
+class GELU(Function):
+    """y = x · Φ(x), Φ the normal distribution;  ∂x = ∂y · (Φ(x) + x · φ(x)), φ its density.
+
+        Φ(x) = ½ (1 + erf(x / √2)),    φ(x) = exp(-x² / 2) / √(2π)
+
+    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves the slope Φ + x φ: as large as x, and backward need not
+    compute erf again.
+    """
+
+    def forward(self, x: Array) -> Array:
+        checks.floating(x, "gelu")
+        cdf = 0.5 * (1 + special.erf(x * 0.5**0.5))
+        if any(self.needs_input_grad):
+            self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
+        return x * cdf
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * self.slope
+
+
+class GELUTanh(Function):
+    """y = ½ x (1 + t), t = tanh u, u = √(2/π) (x + 0.044715 x³): within 5e-4 of the exact GELU.
+
+    ∂x = ∂y · (½ (1 + t) + ½ x (1 - t²) u'),  u' = √(2/π) (1 + 3 · 0.044715 x²).
+
+    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves that slope.
+    """
+
+    def forward(self, x: Array) -> Array:
+        checks.floating(x, "gelu")
+        scale, cubic = (2 / np.pi) ** 0.5, 0.044715
+        t = array_module(x).tanh(scale * (x + cubic * x * x * x))
+        if any(self.needs_input_grad):
+            self.slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (scale * (1 + 3 * cubic * x * x))
+        return 0.5 * x * (1 + t)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * self.slope
+
+
+class SiLU(Function):
+    """y = x · s, s = σ(x);  ∂x = ∂y · s (1 + x (1 - s)).  Saves x and s.  Elfwing et al. 2017, arXiv:1702.03118."""
+
+    def forward(self, x: Array) -> Array:
+        self.x, self.s = x, special.sigmoid(x)
+        return x * self.s
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (self.s * (1 + self.x * (1 - self.s)))
+
+
+class Softmax(Function):
+    """yᵢ = exp(xᵢ - m) / Σⱼ exp(xⱼ - m), m = max x against overflow;  ∂x = y ⊙ (∂y - ⟨∂y, y⟩).
+
+    ⟨·,·⟩ is the sum over `axis`.  Saves y.
+    """
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        checks.floating(x, "softmax")
+        self.axis = checks.one_axis(axis, x.ndim, "softmax") if x.ndim else None
+        xp = array_module(x)
+        self.y = xp.exp(x - x.max(axis=self.axis, keepdims=True)) if x.size else x.copy()
+        self.y /= self.y.sum(axis=self.axis, keepdims=True)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        along_y = (grad_output * self.y).sum(axis=self.axis, keepdims=True)
+        return self.y * (grad_output - along_y)
+
+
+class LogSoftmax(Function):
+    """yᵢ = xᵢ - m - ln Σⱼ exp(xⱼ - m), m = max x;  ∂x = ∂y - exp(y) · Σⱼ ∂yⱼ.  Saves y."""
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        checks.floating(x, "log_softmax")
+        self.axis = checks.one_axis(axis, x.ndim, "log_softmax") if x.ndim else None
+        xp = array_module(x)
+        centred = x - x.max(axis=self.axis, keepdims=True) if x.size else x.copy()
+        self.y = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output - array_module(grad_output).exp(self.y) * grad_output.sum(axis=self.axis, keepdims=True)

@@ -1,0 +1,82 @@
+"""L2: attention."""
+
+from minigrad import checks
+from minigrad.backend import Array, array_module, device_of, gemm
+from minigrad.function import Function
+from minigrad.random import default_generator
+
+
+class ScaledDotProductAttention(Function):
+    """y = P v,  P = softmax(scale · q kᵀ + bias), each row over the S keys.  Vaswani et al. 2017, arXiv:1706.03762.
+
+        ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - ⟨∂P, P⟩),   ∂bias = ∂S
+        ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
+
+    `mask` is boolean (True: this query may look at this key) or a float bias that is added to the scores, such as
+    Swin's relative position bias; it broadcasts to (..., L, S), and a float one has a gradient. A query that may look
+    at no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) takes its place in y and ∂v, ∂P ⊙ M / (1 - p) in ∂P.
+
+    Shapes: q (..., L, E), k (..., S, E), v (..., S, V), P, S (..., L, S), y (..., L, V), leading axes broadcast.
+    Saves q, k, v, P, and the dropout's M / (1 - p).
+    """
+
+    def forward(
+        self, q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
+    ) -> Array:
+        checks.floating(q, "attention")
+        if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+            raise ValueError(
+                "attention: needs queries (..., L, E), keys (..., S, E) and values (..., S, V): "
+                f"got {q.shape}, {k.shape} and {v.shape}"
+            )
+        xp = array_module(q)
+        scores = gemm(q, k.swapaxes(-1, -2))  # (..., L, E) (..., E, S) -> (..., L, S)
+        scores *= scale
+        L, S = scores.shape[-2:]
+        if is_causal:
+            if mask is not None:
+                raise ValueError("attention: give a mask or is_causal=True, not both")
+            mask = xp.tri(L, S, dtype=bool)
+        if mask is not None:
+            scores = xp.where(mask, scores, -xp.inf) if mask.dtype == bool else scores + mask
+        self.probs = _softmax(scores)
+        self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
+        if dropout_p:
+            kept = default_generator().uniform(scores.shape, device=device_of(q)) >= dropout_p
+            self.keep = kept.astype(q.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0)
+        return gemm(self.probs if self.keep is None else self.probs * self.keep, v)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        want_q, want_k, want_v, want_mask = self.needs_input_grad
+        grad_q = grad_k = grad_v = grad_scores = None
+        if want_v:
+            used = self.probs if self.keep is None else self.probs * self.keep
+            grad_v = gemm(used.swapaxes(-1, -2), grad_output)
+        if want_q or want_k or want_mask:
+            grad_probs = gemm(grad_output, self.v.swapaxes(-1, -2))
+            if self.keep is not None:
+                grad_probs *= self.keep
+            along = (grad_probs * self.probs).sum(axis=-1, keepdims=True)
+            grad_scores = grad_probs
+            grad_scores -= along
+            grad_scores *= self.probs
+            if want_q:
+                grad_q = gemm(grad_scores, self.k)
+                grad_q *= self.scale
+            if want_k:
+                grad_k = gemm(grad_scores.swapaxes(-1, -2), self.q)
+                grad_k *= self.scale
+        return grad_q, grad_k, grad_v, grad_scores
+
+
+def _softmax(scores: Array) -> Array:
+    """Softmax over the last axis, written into `scores`; a row of nothing but -∞ gives zeros."""
+    xp = array_module(scores)
+    if not scores.size:
+        return scores
+    largest = scores.max(axis=-1, keepdims=True)
+    scores -= xp.where(xp.isneginf(largest), xp.zeros_like(largest), largest)
+    xp.exp(scores, out=scores)
+    total = scores.sum(axis=-1, keepdims=True)
+    scores /= xp.where(total > 0, total, xp.ones_like(total))
+    return scores

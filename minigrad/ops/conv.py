@@ -1,0 +1,246 @@
+"""L2: convolution of images: cross-correlation, as in every deep-learning framework.
+
+Inside, images are channels-last, (N, H, W, C), and so is the memory behind the output (N, O, OH, OW), a view: the next
+layer often wants tokens (N, OH·OW, O), and these then cost nothing. Letters: KH × KW taps, OH × OW windows,
+G groups, each of C' = C / G input and O' = O / G output channels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from minigrad import checks
+from minigrad.backend import Array, array_module, gemm
+from minigrad.function import Function
+from minigrad.windows import Pair, Windows, blocks, span
+
+
+class Conv2d(Function):
+    """y = x ⋆ weight + bias: every window of the padded image times the weight.  LeCun et al. 1989, "Backpropagation
+    applied to handwritten zip code recognition"; in groups: Krizhevsky, Sutskever, Hinton 2012.
+
+        y[n,o,i,j]       = bias[o] + Σ_c,k,l  weight[o,c,k,l] · x[n,c,h,w]
+                           h = i · stride + k · dilation - padding,  w likewise from j and l;  x = 0 beyond the edge
+        ∂x[n,c,h,w]      = Σ_o,i,j,k,l  ∂y[n,o,i,j] · weight[o,c,k,l],  over the i,j,k,l that read this h and w
+        ∂weight[o,c,k,l] = Σ_n,i,j  ∂y[n,o,i,j] · x[n,c,h,w]
+        ∂bias[o]         = Σ_n,i,j  ∂y[n,o,i,j]
+
+    An output channel sees only the C' input channels of its own group. How the sums are taken is up to the method:
+    `Columns`, or `Depthwise` where every group is a single input channel.
+
+    Shapes: x (N, C, H, W); weight (O, C', KH, KW); bias (O,) or None; y (N, O, OH, OW).  Saves x and weight.
+    """
+
+    def forward(
+        self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Array:
+        windows = _windows(x, weight, bias, stride, padding, dilation, groups)
+        self.x, self.weight = x.transpose(0, 2, 3, 1), weight  # (N, C, H, W) -> (N, H, W, C)
+        self.method = Depthwise(windows) if groups == x.shape[1] > 1 else Columns(windows, groups)
+        y = self.method.correlate(self.x, weight)
+        if bias is not None:
+            y += bias
+        return y.transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        want_x, want_weight, want_bias = self.needs_input_grad
+        grad_x = grad_weight = None
+        grad_y = grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
+        if want_x:  # (N, H, W, C) -> (N, C, H, W)
+            grad_x = self.method.grad_x(grad_y, self.weight, self.x.shape).transpose(0, 3, 1, 2)
+        if want_weight:
+            grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape)
+        return grad_x, grad_weight, grad_output.sum(axis=(0, 2, 3)) if want_bias else None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Convolution as matrix products.  Chellapilla, Puri, Simard 2006, "High performance convolutional neural
+    networks for document processing".
+
+    Let each window be a row of X (N·OH·OW, KH·KW·C') and let W (KH·KW·C', O') be the weight. What is left is a linear
+    layer, one for each group, with its three products:
+
+        Y = X W,   ∂X = ∂Y Wᵀ,   ∂W = Xᵀ ∂Y
+
+    X is up to KH·KW times as large as x, so it is made for a few images at a time, and again in backward.
+    """
+
+    windows: Windows
+    groups: int
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        y = array_module(x).empty((len(x), *self.windows.out, len(weight)), x.dtype)
+        W = self._matrix(weight)
+        for some in self._blocks(x, weight.shape):
+            self._rows(y[some])[...] = gemm(self.unfold(x[some]), W)
+        return y
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        grad_x = array_module(grad_y).empty(shape, grad_y.dtype)
+        W = self._matrix(weight)
+        for some in self._blocks(grad_y, weight.shape):
+            grad_x[some] = self.fold(gemm(self._rows(grad_y[some]), W.swapaxes(1, 2)), grad_x[some].shape)
+        return grad_x
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        G, grouped = self.groups, shape[0] // self.groups
+        grad_W = array_module(x).zeros((G, prod(shape[1:]), grouped), x.dtype)
+        for some in self._blocks(x, shape):
+            grad_W += gemm(self.unfold(x[some]).swapaxes(1, 2), self._rows(grad_y[some]))
+        # (G, KH·KW·C', O') -> (G, KH, KW, C', O') -> (G, O', C', KH, KW) -> (O, C', KH, KW)
+        return grad_W.reshape(G, *shape[2:], shape[1], grouped).transpose(0, 4, 3, 1, 2).reshape(shape)
+
+    def unfold(self, x: Array) -> Array:
+        """X, where each window is a row (im2col): (N, H, W, C) -> (G, N·OH·OW, KH·KW·C').
+
+            X[(n,i,j), (k,l,c)] = x[n,h,w,c],   h and w as in `Conv2d`
+
+        A view where the windows do not overlap and the memory of x allows, as for a 1 × 1 kernel; else a copy.
+        """
+        seen = self._by_group(self.windows.view(self.windows.pad(x)))
+        return seen.reshape(self.groups, prod(seen.shape[1:4]), prod(seen.shape[4:]))
+
+    def fold(self, grad_X: Array, shape: tuple[int, ...]) -> Array:
+        """∂x from ∂X (col2im): (G, N·OH·OW, KH·KW·C') -> (N, H, W, C).
+
+            ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over the i,j,k,l that read this h and w
+
+        At one tap, no two windows stand on the same pixel: KH·KW sums over slices do it, and no scattered sum.
+        """
+        padded = array_module(grad_X).zeros(self.windows.padded_shape(shape), grad_X.dtype)
+        by_group = self._by_group(padded)  # (G, N, H, W, C'), a view
+        seen = grad_X.reshape(self.groups, shape[0], *self.windows.out, *self.windows.kernel, -1)
+        for tap, where in self.windows.taps():
+            by_group[:, *where] += seen[:, :, :, :, *tap]
+        return self.windows.unpad(padded)
+
+    def _by_group(self, x: Array) -> Array:
+        """(..., C) -> (G, ..., C'), a view if x is one block of memory or G = 1."""
+        return array_module(x).moveaxis(x.reshape(*x.shape[:-1], self.groups, -1), -2, 0)
+
+    def _rows(self, y: Array) -> Array:
+        """(N, OH, OW, O) -> (G, N·OH·OW, O')."""
+        return self._by_group(y.reshape(prod(y.shape[:3]), y.shape[3]))
+
+    def _matrix(self, weight: Array) -> Array:
+        """W: (O, C', KH, KW) -> (G, O', C', KH, KW) -> (G, KH, KW, C', O') -> (G, KH·KW·C', O')."""
+        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
+        return grouped.reshape(self.groups, -1, grouped.shape[4])
+
+    def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
+        """Images whose X is taken at once."""
+        return blocks(x, prod(self.windows.out) * self.groups * prod(weight_shape[1:]))
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Convolution where each channel goes by itself. Its matrices would be one column thin, so it goes tap by tap.
+
+    At tap (k, l), the windows together see one strided slice x' (N, OH, OW, C) of the padded image; over all taps,
+
+        y += x' · weight[k,l],   ∂x' += ∂y · weight[k,l],   ∂weight[k,l] = Σ_n,i,j ∂y · x'
+
+    With O = M · C outputs (a depth multiplier M), channel c makes the outputs c · M + m: this is done for each m.
+    """
+
+    windows: Windows
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        xp, filters = array_module(x), self._filters(weight, x.shape[3])
+        y = xp.zeros((len(filters), len(x), *self.windows.out, x.shape[3]), x.dtype)
+        for some in self._blocks(x):
+            padded, scratch = xp.ascontiguousarray(self.windows.pad(x[some])), xp.empty_like(y[0, some])
+            for y_m, weight_m in zip(y[:, some], filters, strict=True):
+                for tap, where in self.windows.taps():
+                    y_m += xp.multiply(padded[where], weight_m[tap], out=scratch)
+        return xp.moveaxis(y, 0, -1).reshape(*y.shape[1:4], len(weight))  # (M, N, OH, OW, C) -> (N, OH, OW, C·M)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        xp, filters = array_module(grad_y), self._filters(weight, shape[3])
+        grad_x = xp.empty(shape, grad_y.dtype)
+        for some in self._blocks(grad_x):
+            padded = xp.zeros(self.windows.padded_shape(grad_x[some].shape), grad_y.dtype)
+            for grad_m, weight_m in zip(self._multiples(grad_y[some], len(filters)), filters, strict=True):
+                scratch = xp.empty_like(grad_m)
+                for tap, where in self.windows.taps():
+                    padded[where] += xp.multiply(grad_m, weight_m[tap], out=scratch)
+            grad_x[some] = self.windows.unpad(padded)
+        return grad_x
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        xp, C = array_module(x), x.shape[3]
+        grad_filters = xp.zeros((shape[0] // C, *self.windows.kernel, C), x.dtype)
+        for some in self._blocks(x):
+            padded = xp.ascontiguousarray(self.windows.pad(x[some]))
+            for grad_m, total in zip(self._multiples(grad_y[some], len(grad_filters)), grad_filters, strict=True):
+                scratch, ones = xp.empty_like(grad_m), xp.ones((1, grad_m.size // C), x.dtype)
+                for tap, where in self.windows.taps():
+                    xp.multiply(padded[where], grad_m, out=scratch)
+                    total[tap] += gemm(ones, scratch.reshape(-1, C))[
+                        0
+                    ]  # a sum over all windows, at the speed of BLAS
+        # (M, KH, KW, C) -> (C, M, KH, KW) -> (O, 1, KH, KW)
+        return grad_filters.transpose(3, 0, 1, 2).reshape(shape)
+
+    def _filters(self, weight: Array, C: int) -> Array:
+        """(O, 1, KH, KW) -> (C, M, KH, KW) -> (M, KH, KW, C)."""
+        return array_module(weight).ascontiguousarray(weight.reshape(C, -1, *weight.shape[2:]).transpose(1, 2, 3, 0))
+
+    def _multiples(self, grad_y: Array, multiplier: int) -> Array:
+        """(N, OH, OW, C·M) -> (N, OH, OW, C, M) -> (M, N, OH, OW, C)."""
+        by_multiple = grad_y.reshape(*grad_y.shape[:3], -1, multiplier)
+        return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
+
+    def _blocks(self, x: Array) -> Iterator[slice]:
+        """Images whose x, y and scratch, all in use at once, are about as large as four times x."""
+        return blocks(x, 4 * prod(x.shape[1:]))
+
+
+def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Windows:
+    """Check the arguments of conv2d, and lay out its windows."""
+    checks.rank(x, 4, "(N, C, H, W)", "conv2d")
+    checks.floating(x, "conv2d")
+    if weight.ndim != 4 or 0 in weight.shape[2:]:
+        raise ValueError(
+            f"conv2d: weight must be (O, C / groups, KH, KW) with a kernel of 1 or more, got {weight.shape}"
+        )
+    outputs, grouped, *kernel = weight.shape
+    if not isinstance(groups, int) or groups < 1 or outputs % groups:
+        raise ValueError(f"conv2d: groups must divide the {outputs} output channels of the weight, got {groups!r}")
+    if x.shape[1] != groups * grouped:
+        raise ValueError(
+            f"conv2d: weight {weight.shape} in {groups} group(s) takes {groups * grouped} input channels "
+            f"(groups · weight.shape[1]), but x {x.shape} has {x.shape[1]}; is x channels-first?"
+        )
+    checks.affine(bias, (outputs,), "bias", "conv2d")
+    stride = checks.pair(stride, "stride", "conv2d", least=1)
+    dilation = checks.pair(dilation, "dilation", "conv2d", least=1)
+    reach = span((kernel[0], kernel[1]), dilation)
+    before, after = _padding(padding, stride, reach)
+    room = x.shape[2] + before[0] + after[0], x.shape[3] + before[1] + after[1]
+    if room[0] < reach[0] or room[1] < reach[1]:
+        raise ValueError(
+            f"conv2d: the kernel spans {reach} pixels (dilation · (kernel - 1) + 1), more than the padded image, {room}; "
+            "pad more, or use a smaller kernel or dilation"
+        )
+    out = (room[0] - reach[0]) // stride[0] + 1, (room[1] - reach[1]) // stride[1] + 1
+    return Windows((kernel[0], kernel[1]), stride, dilation, before, after, out)
+
+
+def _padding(padding: Any, stride: Pair, reach: Pair) -> tuple[Pair, Pair]:
+    """Pixels (above, left) and (below, right). "same" keeps H and W; an odd pixel goes below or to the right."""
+    if padding == "valid":
+        padding = 0
+    if padding != "same":
+        if isinstance(padding, str):
+            raise ValueError(f"conv2d: padding must be a size, 'valid' or 'same', got {padding!r}")
+        both = checks.pair(padding, "padding", "conv2d", least=0)
+        return both, both
+    if stride != (1, 1):
+        raise ValueError(
+            f"conv2d: padding='same' needs stride 1, as the output is as large as the input; got {stride}"
+        )
+    above, left = (reach[0] - 1) // 2, (reach[1] - 1) // 2
+    return (above, left), (reach[0] - 1 - above, reach[1] - 1 - left)

@@ -1,0 +1,250 @@
+"""L2: ops that act on each number by itself. Inputs broadcast; the engine sums a broadcast gradient back."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minigrad import special
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.function import Function
+
+
+class Add(Function):
+    """y = a + b;  ∂a = ∂y,  ∂b = ∂y.  Saves nothing."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array]:
+        return grad_output, grad_output
+
+
+class Sub(Function):
+    """y = a - b;  ∂a = ∂y,  ∂b = -∂y.  Saves nothing."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
+        return grad_output, -grad_output if self.needs_input_grad[1] else None
+
+
+class Mul(Function):
+    """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves a factor only if the other one's gradient is wanted."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        want_a, want_b = self.needs_input_grad
+        self.a, self.b = a if want_b else None, b if want_a else None
+        return a * b
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
+        return (
+            None if self.b is None else grad_output * self.b,
+            None if self.a is None else grad_output * self.a,
+        )
+
+
+class Div(Function):
+    """y = a / b;  ∂a = ∂y / b,  ∂b = -∂y · y / b.  Saves b, and y if ∂b is wanted."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        y = a / b
+        self.b, self.y = b, y if self.needs_input_grad[1] else None
+        return y
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
+        grad_a = grad_output / self.b
+        return grad_a, None if self.y is None else -grad_a * self.y
+
+
+class Neg(Function):
+    """y = -x;  ∂x = -∂y.  Saves nothing."""
+
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, grad_output: Array) -> Array:
+        return -grad_output
+
+
+class Pow(Function):
+    """y = aᵇ;  ∂a = ∂y · b · aᵇ⁻¹ (0 where b = 0),  ∂b = ∂y · y · ln a (0 where a = 0 and b ≥ 0).
+
+    Saves a and b, and y if ∂b is wanted.
+    """
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        y = a**b
+        self.a, self.b, self.y = a, b, y if self.needs_input_grad[1] else None
+        return y
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
+        a, b, xp = self.a, self.b, array_module(grad_output)
+        grad_a = grad_b = None
+        if self.needs_input_grad[0]:
+            if isinstance(b, int | float):
+                grad_a = grad_output * (b * a ** (b - 1)) if b else xp.zeros_like(grad_output)
+            else:
+                grad_a = grad_output * xp.where(b == 0, 0, b * a ** xp.where(b == 0, 1, b - 1))
+        if self.y is not None:
+            at_zero = (a == 0) & (b >= 0)
+            grad_b = grad_output * xp.where(at_zero, 0, self.y * xp.log(xp.where(at_zero, xp.ones_like(b), a)))
+        return grad_a, grad_b
+
+
+class Exp(Function):
+    """y = eˣ;  ∂x = ∂y · y.  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).exp(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * self.y
+
+
+class Log(Function):
+    """y = ln x;  ∂x = ∂y / x.  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).log(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / self.x
+
+
+class Sqrt(Function):
+    """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).sqrt(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / (2 * self.y)
+
+
+class Abs(Function):
+    """y = |x|;  ∂x = ∂y · sign x (0 at 0).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return abs(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * array_module(grad_output).sign(self.x)
+
+
+class Tanh(Function):
+    """y = tanh x;  ∂x = ∂y · (1 - y²).  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).tanh(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (1 - self.y * self.y)
+
+
+class Sigmoid(Function):
+    """y = σ(x) = 1 / (1 + e⁻ˣ);  ∂x = ∂y · y · (1 - y).  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = special.sigmoid(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (self.y * (1 - self.y))
+
+
+class Erf(Function):
+    """y = erf x = 2/√π · ∫₀ˣ exp(-t²) dt;  ∂x = ∂y · 2/√π · exp(-x²).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return special.erf(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (2 / np.pi**0.5 * array_module(grad_output).exp(-self.x * self.x))
+
+
+class Maximum(Function):
+    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere; ∂b likewise.  Saves a and b."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return (array_module(a) if hasattr(a, "dtype") else array_module(b)).maximum(a, b)
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array]:
+        tie = 0.5 * (self.a == self.b).astype(grad_output.dtype)
+        return grad_output * ((self.a > self.b) + tie), grad_output * ((self.a < self.b) + tie)
+
+
+class Minimum(Function):
+    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere; ∂b likewise.  Saves a and b."""
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return (array_module(a) if hasattr(a, "dtype") else array_module(b)).minimum(a, b)
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array]:
+        tie = 0.5 * (self.a == self.b).astype(grad_output.dtype)
+        return grad_output * ((self.a < self.b) + tie), grad_output * ((self.a > self.b) + tie)
+
+
+class Clamp(Function):
+    """y = min(max(x, min), max);  ∂x = ∂y where min ≤ x ≤ max, else 0.  Saves that mask."""
+
+    def forward(self, x: Array, *, min: Any, max: Any) -> Array:
+        if min is None and max is None:
+            raise ValueError("clamp: needs a min, a max, or both")
+        inside = True if min is None else x >= min
+        self.inside = inside if max is None else inside & (x <= max)
+        return array_module(x).clip(x, min, max)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * self.inside
+
+
+class Where(Function):
+    """y = a where the condition holds, else b;  ∂a = ∂y where it holds, ∂b = ∂y where not, else 0.
+
+    Saves the condition.
+    """
+
+    broadcasts: ClassVar[bool] = True
+
+    def forward(self, condition: Array, a: Array, b: Array) -> Array:
+        if condition.dtype != bool:
+            raise TypeError(f"where: the condition must be boolean, got {condition.dtype}; compare first, as in x > 0")
+        self.condition = condition
+        return array_module(condition).where(condition, a, b)
+
+    def backward(self, grad_output: Array) -> tuple[None, Array, Array]:
+        return None, grad_output * self.condition, grad_output * ~self.condition
+
+
+class Cast(Function):
+    """y = x in another dtype or on another device;  ∂x = ∂y, converted back.  Saves the device of x."""
+
+    def forward(self, x: Array, *, dtype: np.dtype, device: str) -> Array:
+        self.device = device_of(x)
+        return to_device(x, device).astype(dtype, copy=False)
+
+    def backward(self, grad_output: Array) -> Array:
+        return to_device(grad_output, self.device)

@@ -1,0 +1,88 @@
+"""L2: ops that pick entries. Backward hands the engine a Partial: the gradient at the index, and nothing elsewhere."""
+
+from typing import Any
+
+import numpy as np
+
+from minigrad import checks
+from minigrad.backend import Array, array_module
+from minigrad.function import Function, Partial
+
+
+class GetItem(Function):
+    """y = x[index], with NumPy's rules: slices, integers, None, Ellipsis, boolean masks, arrays of integers.
+
+    ∂x[index] = ∂y; an entry that an index array names several times receives the sum.  Saves the index.
+    """
+
+    def forward(self, x: Array, *, index: Any) -> Array:
+        self.index = index
+        return x[index]
+
+    def backward(self, grad_output: Array) -> Partial:
+        parts = self.index if isinstance(self.index, tuple) else (self.index,)
+        arrays = [np.asarray(part) for part in parts if isinstance(part, list | np.ndarray)]
+        return Partial(grad_output, self.index, repeats=any(a.dtype != bool for a in arrays))
+
+
+class Gather(Function):
+    """y[i,j,..] = x[.., index[i,j,..], ..], the index standing in the place of `axis`.  Saves the index.
+
+    The index has as many axes as x, and no axis but `axis` may be longer than x's.
+    """
+
+    def forward(self, x: Array, *, axis: int, index: Array) -> Array:
+        axis = checks.one_axis(axis, x.ndim, "gather")
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"gather: the index must hold integers, got {index.dtype}")
+        longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]
+        if index.ndim != x.ndim or longer:
+            raise ValueError(
+                f"gather: the index must have the axes of x, none but axis {axis} longer: "
+                f"x has shape {x.shape}, the index {index.shape}"
+            )
+        _in_range(index, x.shape[axis] if x.ndim else 1, "gather")
+        xp = array_module(x)
+        grid = [xp.arange(n).reshape([-1 if a == b else 1 for b in range(x.ndim)]) for a, n in enumerate(index.shape)]
+        if x.ndim:
+            grid[axis] = index
+        self.index = tuple(grid)
+        return x[self.index]
+
+    def backward(self, grad_output: Array) -> Partial:
+        return Partial(grad_output, self.index, repeats=True)
+
+
+class IndexSelect(Function):
+    """y[.., k, ..] = x[.., index[k], ..]: the slices of x along `axis` that a 1-D index names.  Saves the index."""
+
+    def forward(self, x: Array, *, axis: int, index: Array) -> Array:
+        axis = checks.one_axis(axis, x.ndim, "index_select")
+        if index.ndim != 1 or index.dtype.kind not in "iu":
+            raise TypeError(f"index_select: the index must be 1-D and hold integers, got {index.shape} {index.dtype}")
+        _in_range(index, x.shape[axis], "index_select")
+        self.index = (slice(None),) * axis + (index,)
+        return x[self.index]
+
+    def backward(self, grad_output: Array) -> Partial:
+        return Partial(grad_output, self.index, repeats=True)
+
+
+class MaskedFill(Function):
+    """y = value where the mask holds, else x;  ∂x = 0 where it holds, else ∂y.  Saves the mask."""
+
+    def forward(self, x: Array, *, mask: Array, value: float) -> Array:
+        if mask.dtype != bool:
+            raise TypeError(f"masked_fill: the mask must be boolean, got {mask.dtype}; compare first, as in x > 0")
+        self.mask = mask
+        xp = array_module(x)
+        return xp.where(mask, xp.asarray(value, x.dtype), x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return array_module(grad_output).where(self.mask, grad_output.dtype.type(0), grad_output)
+
+
+def _in_range(index: Array, size: int, op: str) -> None:
+    """Every index names an entry. On the GPU the look would stop the host, and an index out of range wraps there."""
+    if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < size:
+        raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got some from {index.min()} to {index.max()}")

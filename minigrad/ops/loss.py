@@ -1,0 +1,111 @@
+"""L2: losses."""
+
+from math import prod
+
+import numpy as np
+
+from minigrad import checks
+from minigrad.backend import Array, array_module
+from minigrad.function import Function
+
+
+class CrossEntropy(Function):
+    """lossₙ = -Σ_c Q_nc · ln p_nc,  p = softmax(x) over the classes;  ∂x = ∂lossₙ · (p · Σ_c Q - Q).
+
+    Q holds the targets: q_nc is 1 for the class that an index target names, or the given probability. Smoothing by s
+    and class weights w make of it
+
+        Q_nc = w_c · ((1 - s) · q_nc + s / C)
+
+    and a row whose index is `ignore_index` is zero. The mean divides by Σ w over the targets named, or by the count
+    when targets are probabilities. For these, ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
+
+    Shapes: x (N, C, ...) or (C,); index target (N, ...), probabilities like x; w (C,).  Saves ln p, Q, and s, w.
+    Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
+    """
+
+    def forward(
+        self, x: Array, target: Array, weight: Array | None, *,
+        ignore_index: int, reduction: str, label_smoothing: float,
+    ) -> Array:  # fmt: skip
+        checks.floating(x, "cross_entropy")
+        self.axis = 0 if x.ndim == 1 else 1
+        if not x.ndim or not x.shape[self.axis]:
+            raise ValueError(f"cross_entropy: the input must be (N, C, ...) or (C,), C at least 1, got {x.shape}")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
+        C = x.shape[self.axis]
+        checks.affine(weight, (C,), "weight", "cross_entropy")
+        xp = array_module(x)
+        per_class = [C if a == self.axis else 1 for a in range(x.ndim)]
+        self.class_weight = xp.ones(per_class, x.dtype) if weight is None else weight.reshape(per_class)
+        self.kept = 1 - label_smoothing
+
+        indices = target.dtype.kind in "iu"
+        q = self._one_hot(x, target, ignore_index) if indices else target
+        if q.shape != x.shape:
+            raise ValueError(f"cross_entropy: probabilities must have the shape of the input {x.shape}, got {q.shape}")
+        self.Q = self.class_weight * (self.kept * q + label_smoothing / C)
+        if indices:
+            self.Q *= xp.expand_dims(target != ignore_index, self.axis)
+
+        centred = x - x.max(axis=self.axis, keepdims=True) if x.size else x
+        self.log_p = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
+        with np.errstate(invalid="ignore"):  # 0 · -∞: a class ruled out, which is not the target
+            loss = -xp.where(self.Q == 0, 0, self.Q * self.log_p).sum(axis=self.axis)
+
+        self.share = 1.0
+        if reduction == "mean":
+            total = (self.class_weight * q).sum() if indices else xp.asarray(prod(x.shape) // C, x.dtype)
+            with np.errstate(divide="ignore", invalid="ignore"):  # the mean of no loss at all is NaN
+                self.share = 1 / total
+                return loss.sum() * self.share
+        return loss.sum() if checks.reduction(reduction, "cross_entropy") == "sum" else loss
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array | None, None]:
+        xp = array_module(self.log_p)
+        grad_loss = grad_output * self.share
+        if grad_loss.ndim:
+            grad_loss = xp.expand_dims(grad_loss, self.axis)
+        grad_x = grad_loss * (xp.exp(self.log_p) * self.Q.sum(axis=self.axis, keepdims=True) - self.Q)
+        grad_q = -grad_loss * self.kept * self.class_weight * self.log_p if self.needs_input_grad[1] else None
+        return grad_x, grad_q, None
+
+    def _one_hot(self, x: Array, target: Array, ignore_index: int) -> Array:
+        """1 where an index target names the class, (N, C, ...); a row of zeros where it is `ignore_index`."""
+        if target.shape != x.shape[: self.axis] + x.shape[self.axis + 1 :]:
+            raise ValueError(
+                f"cross_entropy: class indices must have the input's shape without its class axis {self.axis}: "
+                f"input {x.shape}, target {target.shape}"
+            )
+        C, xp = x.shape[self.axis], array_module(x)
+        if isinstance(target, np.ndarray):  # a look at values, which on the GPU would stop the host
+            named = target[target != ignore_index]
+            if named.size and not 0 <= named.min() <= named.max() < C:
+                raise IndexError(
+                    f"cross_entropy: class indices must be from 0 to {C - 1} (or ignore_index = {ignore_index}), "
+                    f"got some from {named.min()} to {named.max()}"
+                )
+        classes = xp.arange(C).reshape([C if a == self.axis else 1 for a in range(x.ndim)])
+        return (xp.expand_dims(target, self.axis) == classes).astype(x.dtype)
+
+
+class MSELoss(Function):
+    """lossᵢ = (xᵢ - tᵢ)², or its mean or sum over all n;  ∂x = 2 (x - t) · ∂loss (/ n),  ∂t = -∂x.  Saves x - t."""
+
+    def forward(self, x: Array, target: Array, *, reduction: str) -> Array:
+        checks.floating(x, "mse_loss")
+        if x.shape != target.shape:
+            raise ValueError(f"mse_loss: input and target must have one shape, got {x.shape} and {target.shape}")
+        self.difference = x - target
+        squares = self.difference * self.difference
+        self.share = 1.0
+        if checks.reduction(reduction, "mse_loss") == "none":
+            return squares
+        if reduction == "mean":
+            self.share = 1 / x.size if x.size else float("nan")
+        return squares.sum() * self.share
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
+        grad_x = grad_output * (2 * self.share) * self.difference
+        return grad_x, -grad_x if self.needs_input_grad[1] else None

@@ -1,0 +1,84 @@
+"""L2: matrix products."""
+
+from math import prod
+
+from minigrad.backend import Array, gemm
+from minigrad.function import Function
+
+
+class MatMul(Function):
+    """y = a b over the last two axes, the others broadcasting;  ∂a = ∂y bᵀ,  ∂b = aᵀ ∂y.
+
+    A 1-D a is one row, a 1-D b one column, and that axis is dropped from y.
+
+    Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves a and b, each only if the other's gradient is wanted.
+    """
+
+    def forward(self, a: Array, b: Array) -> Array:
+        if not a.ndim or not b.ndim or a.shape[-1] != b.shape[0 if b.ndim == 1 else -2]:
+            raise ValueError(
+                f"matmul: the last axis of a must be as long as the last but one of b (the only one of a 1-D b): "
+                f"got shapes {a.shape} and {b.shape}"
+            )
+        want_a, want_b = self.needs_input_grad
+        self.a_ndim, self.b_ndim = a.ndim, b.ndim
+        self.a, self.b = a if want_b else None, b if want_a else None
+        return gemm(a, b)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
+        if self.a_ndim == 1:
+            grad_output = grad_output[..., None, :] if self.b_ndim > 1 else grad_output[None]
+        if self.b_ndim == 1:
+            grad_output = grad_output[..., None]
+        grad_a = grad_b = None  # grad_output is (..., M, N) now
+        if self.b is not None:
+            b = self.b if self.b_ndim > 1 else self.b[:, None]
+            grad_a = gemm(grad_output, b.swapaxes(-1, -2))
+            if self.a_ndim == 1:
+                grad_a = grad_a[..., 0, :]
+        if self.a is not None:
+            a = self.a if self.a_ndim > 1 else self.a[None]
+            if self.b_ndim <= 2 < a.ndim:  # one b for all the batch: one product sums over it
+                a, grad_output = rows(a), rows(grad_output)
+            grad_b = gemm(a.swapaxes(-1, -2), grad_output)
+            if self.b_ndim == 1:
+                grad_b = grad_b[..., 0]
+        return grad_a, grad_b
+
+
+class Linear(Function):
+    """y = x Wᵀ + b;  ∂x = ∂y W,  ∂W = ∂yᵀ x,  ∂b = Σ ∂y over all rows.
+
+    Shapes: x (..., D), W (O, D), b (O,), y (..., O).  Saves W if ∂x is wanted, x if ∂W is.
+    """
+
+    def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+            raise ValueError(
+                f"linear: the weight must be (out_features, in_features) with in_features = the last axis of x: "
+                f"x has shape {x.shape}, the weight {weight.shape}"
+            )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"linear: the bias must have shape {weight.shape[:1]} to fit the weight, got {bias.shape}")
+        want_x, want_weight, *_ = self.needs_input_grad
+        self.x, self.weight = x if want_weight else None, weight if want_x else None
+        y = gemm(rows(x), weight.T)
+        if bias is not None:
+            y += bias
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        grad_rows = rows(grad_output)
+        grad_x = grad_weight = grad_bias = None
+        if self.weight is not None:
+            grad_x = gemm(grad_rows, self.weight).reshape(*grad_output.shape[:-1], self.weight.shape[1])
+        if self.x is not None:
+            grad_weight = gemm(grad_rows.T, rows(self.x))
+        if self.needs_input_grad[2]:
+            grad_bias = grad_rows.sum(axis=0)
+        return grad_x, grad_weight, grad_bias
+
+
+def rows(x: Array) -> Array:
+    """x as a matrix of its last axis: (..., D) -> (·, D)."""
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])

@@ -1,0 +1,192 @@
+"""L2: normalisation. Four ops, one formula: what differs is which numbers share a mean and a variance.
+
+    x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over the numbers of one set
+
+    ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂loss/∂x̂,   ⟨·⟩ the mean over the set
+
+The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whatever x is, so ∂x loses the two parts of
+ĝ that would change them: the constant one, and the one along x̂.
+
+    op                 a set is                            shape it is seen in, and the axis of ⟨·⟩
+    LayerNorm          one token's channels                (·, C)       last
+    GroupNorm          one image's group of channels       (N, G, ·)    last
+    BatchNorm          one channel, over the whole batch   (N, C, ·)    first and last
+    StandardizeWeight  the weights of one output channel   (O, ·)       last
+"""
+
+from math import prod
+
+from minigrad import checks
+from minigrad.backend import Array, array_module
+from minigrad.function import Function
+
+
+def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
+    """x̂ and r, and μ and σ², of the sets along `axis`; r, μ and σ² keep size-1 axes."""
+    mean = x.mean(axis=axis, keepdims=True)
+    centred = x - mean
+    var = (centred * centred).mean(axis=axis, keepdims=True)
+    rstd = 1 / array_module(x).sqrt(var + eps)
+    return centred * rstd, rstd, mean, var
+
+
+def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int | tuple[int, ...]) -> Array:
+    """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩)"""
+    along_x_hat = (grad_x_hat * x_hat).mean(axis=axis, keepdims=True)
+    return rstd * (grad_x_hat - grad_x_hat.mean(axis=axis, keepdims=True) - x_hat * along_x_hat)
+
+
+class LayerNorm(Function):
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each token, over its last axes.
+
+    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over the tokens (the engine sums what was broadcast);  ĝ = ∂y ⊙ weight.
+
+    Shapes: x, x̂, y (..., *shape); weight, bias `shape` or None; r (..., 1, .., 1).  Saves x̂, r, weight.
+    Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+    """
+
+    def forward(
+        self, x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float
+    ) -> Array:
+        checks.floating(x, "layer_norm")
+        lead = x.ndim - len(shape)
+        if not prod(shape) or not shape or x.shape[max(lead, 0) :] != shape:
+            raise ValueError(
+                f"layer_norm: normalized_shape must be how the input's shape ends, and not empty: "
+                f"got {shape} for an input of shape {x.shape}"
+            )
+        checks.affine(weight, shape, "weight", "layer_norm")
+        checks.affine(bias, shape, "bias", "layer_norm")
+        self.axis, self.weight = tuple(range(lead, x.ndim)), weight
+        self.x_hat, self.rstd, _, _ = normalize(x, self.axis, eps)
+        y = self.x_hat if weight is None else self.x_hat * weight
+        return y if bias is None else y + bias
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array]:
+        want_x, want_weight, _ = self.needs_input_grad
+        grad_x = None
+        if want_x:
+            grad_x_hat = grad_output if self.weight is None else grad_output * self.weight
+            grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, self.axis)
+        return grad_x, grad_output * self.x_hat if want_weight else None, grad_output
+
+
+class GroupNorm(Function):
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each image and each group of C / G channels.
+
+    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over images and places;  ĝ = ∂y ⊙ weight.
+
+    Shapes: x, y (N, C, ...); weight, bias (C,) or None; x̂ (N, G, ·); r (N, G, 1).  Saves x̂, r, weight.
+    Wu and He 2018, arXiv:1803.08494.
+    """
+
+    def forward(self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> Array:
+        N, C = _channels(x, weight, bias, "group_norm")
+        if num_groups < 1 or C % num_groups:
+            raise ValueError(
+                f"group_norm: num_groups must divide the channels: got {num_groups} groups of {C} channels"
+            )
+        self.weight = weight
+        sets = x.reshape(N, num_groups, prod(x.shape[1:]) // num_groups)  # (N, C, ...) -> (N, G, ·)
+        self.x_hat, self.rstd, _, _ = normalize(sets, -1, eps)
+        return _scaled(self.x_hat.reshape(x.shape), weight, bias)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        grad_x = None
+        if self.needs_input_grad[0]:
+            grad_x_hat = _scaled(grad_output, self.weight, None).reshape(self.x_hat.shape)
+            grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, -1).reshape(grad_output.shape)
+        return grad_x, *_channel_grads(self, grad_output, self.x_hat.reshape(grad_output.shape))
+
+
+class BatchNorm(Function):
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each channel: of this batch in training, else the running
+    ones, which are constants (then ∂x = r · ĝ).
+
+        running <- (1 - momentum) · running + momentum · batch,  with the batch variance divided by n - 1
+
+    Shapes: x, x̂, y (N, C, ...); weight, bias, running_mean, running_var (C,); r (1, C, 1, ..).  Saves x̂, r, weight.
+    Ioffe and Szegedy 2015, arXiv:1502.03167.
+    """
+
+    def forward(
+        self, x: Array, weight: Array | None, bias: Array | None, *,
+        running_mean: Array | None, running_var: Array | None, training: bool, momentum: float, eps: float,
+    ) -> Array:  # fmt: skip
+        _, C = _channels(x, weight, bias, "batch_norm")
+        for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+            checks.affine(running, (C,), name, "batch_norm")
+        self.axis, self.weight, self.training = (0, *range(2, x.ndim)), weight, training
+        if training:
+            n = x.size // C if C else 0
+            if n < 2:
+                raise ValueError(f"batch_norm: training needs more than one value per channel, got shape {x.shape}")
+            self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps)
+            if running_mean is not None:
+                running_mean += momentum * (mean.reshape(C) - running_mean)
+            if running_var is not None:
+                running_var += momentum * (var.reshape(C) * (n / (n - 1)) - running_var)
+        else:
+            if running_mean is None or running_var is None:
+                raise ValueError("batch_norm: outside training, running_mean and running_var must be given")
+            self.rstd = _per_channel(1 / array_module(x).sqrt(running_var + eps), x.ndim)
+            self.x_hat = (x - _per_channel(running_mean, x.ndim)) * self.rstd
+        return _scaled(self.x_hat, weight, bias)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        grad_x = None
+        if self.needs_input_grad[0]:
+            grad_x_hat = _scaled(grad_output, self.weight, None)
+            if self.training:
+                grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, self.axis)
+            else:
+                grad_x = grad_x_hat * self.rstd
+        return grad_x, *_channel_grads(self, grad_output, self.x_hat)
+
+
+class StandardizeWeight(Function):
+    """ŵ = (w - μ) · r for each output channel: the weight of a convolution, seen from outside, has mean 0, variance 1.
+
+    Shapes: w, ŵ (O, ...); inside, ŵ (O, ·), r (O, 1).  Saves ŵ, r.  Qiao et al. 2019, arXiv:1903.10520.
+    """
+
+    def forward(self, weight: Array, *, eps: float) -> Array:
+        checks.floating(weight, "standardize_weight")
+        if weight.ndim < 2 or not prod(weight.shape[1:]):
+            raise ValueError(f"standardize_weight: needs a weight of shape (O, ...), not empty, got {weight.shape}")
+        filters = weight.reshape(weight.shape[0], prod(weight.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
+        self.w_hat, self.rstd, _, _ = normalize(filters, -1, eps)
+        return self.w_hat.reshape(weight.shape)
+
+    def backward(self, grad_output: Array) -> Array:
+        grad_w_hat = grad_output.reshape(self.w_hat.shape)
+        return normalize_backward(grad_w_hat, self.w_hat, self.rstd, -1).reshape(grad_output.shape)
+
+
+def _channels(x: Array, weight: Array | None, bias: Array | None, op: str) -> tuple[int, int]:
+    """N and C of an input (N, C, ...), once it is known to fit the op."""
+    checks.floating(x, op)
+    if x.ndim < 2 or not prod(x.shape[1:]):
+        raise ValueError(f"{op}: the input must be (N, C, ...) with values to normalise over, got shape {x.shape}")
+    checks.affine(weight, x.shape[1:2], "weight", op)
+    checks.affine(bias, x.shape[1:2], "bias", op)
+    return x.shape[0], x.shape[1]
+
+
+def _per_channel(param: Array, ndim: int) -> Array:
+    return param.reshape(-1, *(1,) * (ndim - 2))  # (C,) -> (C, 1, ..), against (N, C, ...)
+
+
+def _scaled(x_hat: Array, weight: Array | None, bias: Array | None) -> Array:
+    y = x_hat if weight is None else x_hat * _per_channel(weight, x_hat.ndim)
+    return y if bias is None else y + _per_channel(bias, x_hat.ndim)
+
+
+def _channel_grads(op: Function, grad_output: Array, x_hat: Array) -> tuple[Array | None, Array | None]:
+    """∂weight and ∂bias: sums over all axes but C."""
+    axis = (0, *range(2, grad_output.ndim))
+    _, want_weight, want_bias = op.needs_input_grad
+    return (
+        (grad_output * x_hat).sum(axis=axis) if want_weight else None,
+        grad_output.sum(axis=axis) if want_bias else None,
+    )

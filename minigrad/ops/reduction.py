@@ -1,0 +1,151 @@
+"""L2: ops that fold an axis: sums, means, variances, maxima, products. `axis` is None (all), a number or several."""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+
+from minigrad import checks
+from minigrad.backend import Array, array_module
+from minigrad.function import Function
+
+Axis = int | Sequence[int] | None
+
+
+class _Reduction(Function):
+    """What the ops here share: which axes go, and how a reduced array is stretched over them again."""
+
+    axes: tuple[int, ...]
+    shape: tuple[int, ...]
+    keepdims: bool
+
+    def reduces(self, x: Array, axis: Axis, keepdims: bool) -> int:
+        """Note the axes and the shape; the number of values that are folded into one."""
+        self.axes, self.shape, self.keepdims = checks.axes(axis, x.ndim, type(self).__name__.lower()), x.shape, keepdims
+        return prod(x.shape[a] for a in self.axes)
+
+    def lifted(self, reduced: Array) -> Array:
+        """`reduced` with its axes of size 1 back in place, so that it broadcasts against x."""
+        return reduced if self.keepdims else array_module(reduced).expand_dims(reduced, self.axes)
+
+    def stretched(self, reduced: Array) -> Array:
+        """`reduced` repeated over the axes that were folded: a view of the shape of x."""
+        return array_module(reduced).broadcast_to(self.lifted(reduced), self.shape)
+
+
+class Sum(_Reduction):
+    """y = Σᵢ xᵢ;  ∂xᵢ = ∂y.  Saves nothing but the shape."""
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        self.reduces(x, axis, keepdims)
+        return x.sum(axis=self.axes, keepdims=keepdims)
+
+    def backward(self, grad_output: Array) -> Array:
+        return self.stretched(grad_output)
+
+
+class Mean(_Reduction):
+    """y = 1/n · Σᵢ xᵢ;  ∂xᵢ = ∂y / n.  Of no values: NaN.  Saves nothing but the shape."""
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        checks.floating(x, "mean")
+        n = self.reduces(x, axis, keepdims)
+        self.scale = 1 / n if n else float("nan")
+        return x.sum(axis=self.axes, keepdims=keepdims) * self.scale
+
+    def backward(self, grad_output: Array) -> Array:
+        return self.stretched(grad_output * self.scale)
+
+
+class Var(_Reduction):
+    """y = Σᵢ (xᵢ - μ)² / (n - c), c = `correction`;  ∂xᵢ = ∂y · 2 (xᵢ - μ) / (n - c).  NaN where n ≤ c.
+
+    The mean's own dependence on xᵢ drops out, since Σⱼ (xⱼ - μ) = 0.  Saves x - μ.
+    """
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool, correction: float) -> Array:
+        checks.floating(x, "var")
+        n = self.reduces(x, axis, keepdims)
+        self.scale = 1 / (n - correction) if n > correction else float("nan")
+        self.centred = x - x.sum(axis=self.axes, keepdims=True) * (1 / n if n else 0.0)
+        return (self.centred * self.centred).sum(axis=self.axes, keepdims=keepdims) * self.scale
+
+    def backward(self, grad_output: Array) -> Array:
+        return self.lifted(grad_output * (2 * self.scale)) * self.centred
+
+
+class Amax(_Reduction):
+    """y = maxᵢ xᵢ;  ∂xᵢ = ∂y / k where xᵢ is one of the k values equal to y, else 0.  Saves x and y."""
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        n = self.reduces(x, axis, keepdims)
+        if n == 0:
+            raise ValueError(f"amax: no largest value among none: axes {self.axes} of shape {x.shape} are empty")
+        self.x, self.y = x, x.max(axis=self.axes, keepdims=True)
+        return self.y if keepdims else self.y.reshape([s for a, s in enumerate(x.shape) if a not in self.axes])
+
+    def backward(self, grad_output: Array) -> Array:
+        largest = (self.x == self.y).astype(grad_output.dtype)
+        return self.lifted(grad_output) / largest.sum(axis=self.axes, keepdims=True) * largest
+
+
+class LogSumExp(_Reduction):
+    """y = ln Σᵢ exp xᵢ = m + ln Σᵢ exp(xᵢ - m), with m = maxᵢ xᵢ against overflow;  ∂xᵢ = ∂y · exp(xᵢ - y).
+
+    Where all xᵢ are -∞, y is -∞ and ∂x is 0.  Saves exp(xᵢ - m) and its sum.
+    """
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        checks.floating(x, "logsumexp")
+        xp = array_module(x)
+        n = self.reduces(x, axis, keepdims)
+        m = x.max(axis=self.axes, keepdims=True) if n else xp.zeros_like(x.sum(axis=self.axes, keepdims=True))
+        m = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
+        self.share = xp.exp(x - m)
+        self.total = self.share.sum(axis=self.axes, keepdims=True)
+        with np.errstate(divide="ignore"):
+            y = m + xp.log(self.total)
+        return y if keepdims else y.reshape([s for a, s in enumerate(x.shape) if a not in self.axes])
+
+    def backward(self, grad_output: Array) -> Array:
+        xp = array_module(grad_output)
+        return self.lifted(grad_output) / xp.where(self.total > 0, self.total, 1) * self.share
+
+
+class Prod(_Reduction):
+    """y = Πᵢ xᵢ;  ∂xᵢ = ∂y · Π_{j≠i} xⱼ.
+
+    The product of the others is the product of those before i and of those behind: right even where x has zeros,
+    where y / xᵢ is not.  Saves x.
+    """
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
+        self.reduces(x, axis, keepdims)
+        self.x = x
+        return x.prod(axis=self.axes, keepdims=keepdims)
+
+    def backward(self, grad_output: Array) -> Array:
+        xp = array_module(grad_output)
+        kept = [a for a in range(self.x.ndim) if a not in self.axes]
+        n = prod(self.x.shape[a] for a in self.axes)
+        rows = self.x.transpose(*kept, *self.axes).reshape([self.x.shape[a] for a in kept] + [n])  # (..kept.., n)
+        ones = xp.ones_like(rows[..., :1])
+        before = xp.concatenate([ones, rows[..., : max(n - 1, 0)]], axis=-1)[..., :n].cumprod(axis=-1)
+        behind = xp.concatenate([ones, rows[..., :0:-1]], axis=-1)[..., :n].cumprod(axis=-1)[..., ::-1]
+        others = (before * behind).reshape([self.x.shape[a] for a in (*kept, *self.axes)])
+        order = [(*kept, *self.axes).index(a) for a in range(self.x.ndim)]  # (..kept.., ..axes..) -> the axes of x
+        return self.lifted(grad_output) * others.transpose(order)
+
+
+class CumSum(Function):
+    """yᵢ = Σ_{j≤i} xⱼ along one axis;  ∂xⱼ = Σ_{i≥j} ∂yᵢ, a running sum from the end.  Saves nothing."""
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        self.axis = checks.one_axis(axis, x.ndim, "cumsum")
+        return x.cumsum(axis=self.axis) if x.ndim else x.copy()
+
+    def backward(self, grad_output: Array) -> Array:
+        if not grad_output.ndim:
+            return grad_output
+        xp = array_module(grad_output)
+        return xp.flip(xp.flip(grad_output, self.axis).cumsum(axis=self.axis), self.axis)

@@ -1,0 +1,42 @@
+"""L5: learning rates that change with the step."""
+
+from math import cos, pi
+
+from minigrad.optim.optimizer import Optimizer
+
+
+class WarmupCosine:
+    """A straight rise over `warmup_steps`, then half a cosine down to `final` times the base rate at `total_steps`.
+
+        lr(t) = base · (t + 1) / warmup                                   t < warmup
+        lr(t) = base · (final + (1 - final) · ½ (1 + cos π s))            s = (t - warmup) / (total - warmup)
+
+    Call `step` after each `optimizer.step`. Each group keeps its own base rate.  Loshchilov and Hutter 2016,
+    arXiv:1608.03983; warmup: Goyal et al. 2017, arXiv:1706.02677.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> None:
+        if not 0 <= warmup_steps <= total_steps:
+            raise ValueError(
+                f"WarmupCosine: needs 0 <= warmup_steps <= total_steps, got {warmup_steps} and {total_steps}"
+            )
+        self.optimizer, self.warmup_steps, self.total_steps, self.final = optimizer, warmup_steps, total_steps, final
+        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.t = 0
+        self._set()
+
+    def factor(self, t: int) -> float:
+        """lr(t) / base."""
+        if t < self.warmup_steps:
+            return (t + 1) / self.warmup_steps
+        s = min((t - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * s))
+
+    def step(self) -> None:
+        """Go on to the next step's rate."""
+        self.t += 1
+        self._set()
+
+    def _set(self) -> None:
+        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = base * self.factor(self.t)

@@ -1,0 +1,94 @@
+"""L5: arrays in files: `.npz`, NumPy's own format, and `.safetensors`, for exchange with other frameworks.
+
+Never pickle, which can run code: an array of Python objects is refused on the way out and on the way in. A file is
+written beside its place and moved there when complete, so a crash leaves the old one.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Array, to_device
+from minigrad.tensor import Tensor
+
+_METADATA = "__metadata__"
+
+
+def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mapping[str, Any] | None = None) -> None:
+    """Write arrays by name, and metadata (anything JSON can hold), to a `.npz` or `.safetensors` file.
+
+    Raises:
+        ValueError: another suffix.
+        TypeError: an array of Python objects.
+        OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
+    """
+    path, kind = Path(path), _kind(path)
+    plain = {}
+    for name, x in arrays.items():
+        plain[name] = np.asarray(to_device(x.data if isinstance(x, Tensor) else x, "cpu"), order="C")
+        if plain[name].dtype.hasobject:
+            raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
+    text = json.dumps(dict(metadata or {}))
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            if kind == "npz":
+                np.savez(file, allow_pickle=False, **plain, **{_METADATA: np.frombuffer(text.encode(), np.uint8)})
+            else:
+                file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the metadata of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another format, or holds Python objects.
+    """
+    path, kind = Path(path), _kind(Path(path))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    damage: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+    if kind == "safetensors":
+        damage += (_safetensors().SafetensorError,)
+    try:
+        if kind == "npz":
+            if not zipfile.is_zipfile(path):
+                raise ValueError("not a zip archive, or one that is cut short")
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            text = arrays.pop(_METADATA, np.frombuffer(b"{}", np.uint8)).tobytes().decode()
+        else:
+            with _safetensors().safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                text = (file.metadata() or {}).get("minigrad", "{}")
+        return arrays, json.loads(text)
+    except damage as error:
+        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+
+
+def _kind(path: Path) -> str:
+    if path.suffix not in (".npz", ".safetensors"):
+        raise ValueError(f"files of arrays end in .npz or .safetensors, got {path.name!r}")
+    return path.suffix[1:]
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise RuntimeError(
+            "a .safetensors file needs its library: pip install 'minigrad[train]'; .npz files need none"
+        ) from error
+    return safetensors

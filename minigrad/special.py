@@ -1,0 +1,71 @@
+"""L0: special functions on arrays, with NumPy (or CuPy) alone."""
+
+import numpy as np
+
+from minigrad.backend import Array, array_module
+
+# erf(x) / x as a polynomial in x², for |x| ≤ 1, and exp(x²) · erfc(x) as a polynomial in t = (x - 3) / (x + 3), for
+# 1 ≤ x ≤ 6: Chebyshev interpolants computed in 60 digits and written in powers. Truncation error below 1e-17, and
+# below 1e-9 for the short pair that float32 uses.
+_NEAR = {
+    "f8": (
+        1.1283791670955126, -0.3761263890318375, 0.11283791670954879, -0.026866170645076792, 0.0052239776248180145,
+        -0.000854832698083379, 0.0001205533111164271, -1.4925595266831182e-05, 1.6461000484121368e-06,
+        -1.6350312701054695e-07, 1.4659775274047436e-08, -1.1372848856791674e-09, 5.957176147748911e-11,
+    ),
+    "f4": (
+        1.1283791670615435, -0.3761263846802871, 0.11283782495236845, -0.026865430727670243, 0.005221031807858023,
+        -0.0008484080405535107, 0.00011265959025606609, -9.667044571486996e-06,
+    ),
+}  # fmt: skip
+_FAR = {
+    "f8": (
+        0.17900115118138996, -0.3262335600430372, 0.2456038017123309, -0.15011593650077742, 0.07166583719797347,
+        -0.024392499318655416, 0.004269136333148302, 0.0007077464385177353, -0.0005970619586158305,
+        4.5255298034073955e-05, 6.405673342206844e-05, -1.2860318447907675e-05, -7.979817704348727e-06,
+        2.1169509641489688e-06, 1.2598817267482604e-06, -2.7269500546476834e-07, -2.389387463474792e-07,
+        -2.5925894581233316e-08,
+    ),
+    "f4": (
+        0.17900115117246768, -0.326233560503242, 0.24560380431067794, -0.1501158897310882, 0.07166573959356473,
+        -0.024393844202957014, 0.00426981682753241, 0.0007227404865514957, -0.0005900928506757564,
+        -1.363614111119141e-05,
+    ),
+}  # fmt: skip
+_BLOCK = 1 << 16  # numbers worked on at once on the CPU, so that the forty passes run in the cache
+
+
+def erf(x: Array) -> Array:
+    """erf x = 2/√π · ∫₀ˣ exp(-t²) dt, within 1e-15 of its value in float64, 3e-7 in float32.
+
+    erf x = x · P(x²)                                 |x| ≤ 1
+    erf x = sign x · (1 - exp(-x²) · Q(t))            |x| > 1,   t = (|x| - 3) / (|x| + 3);  1 to rounding from 6 on
+    """
+    if isinstance(x, np.ndarray) and x.size > _BLOCK:
+        y, flat = np.empty(x.size, x.dtype), x.reshape(-1)
+        for start in range(0, x.size, _BLOCK):
+            y[start : start + _BLOCK] = erf(flat[start : start + _BLOCK])
+        return y.reshape(x.shape)
+    xp, kind = array_module(x), "f8" if x.dtype == np.float64 else "f4"
+    size = xp.minimum(abs(x).astype(kind, copy=False), 6)
+    square = size * size
+    near = x * _horner(_NEAR[kind], xp.minimum(square, 1))
+    far = 1 - xp.exp(-square) * _horner(_FAR[kind], (size - 3) / (size + 3))
+    return xp.where(square <= 1, near, xp.copysign(far, x)).astype(x.dtype, copy=False)
+
+
+def sigmoid(x: Array) -> Array:
+    """σ(x) = 1 / (1 + e⁻ˣ), by e^-|x|, which cannot overflow."""
+    xp = array_module(x)
+    decay = xp.exp(-abs(x))
+    return xp.where(x >= 0, xp.ones_like(decay), decay) / (1 + decay)
+
+
+def _horner(coefficients: tuple[float, ...], s: Array) -> Array:
+    """coefficients[0] + coefficients[1]·s + coefficients[2]·s² + ..."""
+    total = s * coefficients[-1]
+    for coefficient in coefficients[-2:0:-1]:
+        total += coefficient
+        total *= s
+    total += coefficients[0]
+    return total

@@ -1,0 +1,338 @@
+"""L3: Tensor, an array that remembers how it was made.
+
+`Tensor.apply` runs an op's forward on the arrays and, if any input wants a gradient, keeps the op as a node of the
+graph; `backward` starts the walk through that graph (`minigrad/engine.py`). What a Tensor can do is in
+`minigrad/methods.py`, one line an op.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minigrad import engine
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.engine import Leaf, mode, next_age
+from minigrad.function import Function
+from minigrad.methods import Methods, raw_index
+
+_DTYPES = {np.dtype(name) for name in "float16 float32 float64 bool uint8 int8 int16 int32 int64".split()}
+_default_dtype = np.dtype(np.float32)
+
+
+class Tensor(Methods):
+    """An array with a gradient.
+
+    Args:
+        data: numbers, nested lists, an array (which is not copied) or another Tensor (which is detached).
+        requires_grad: collect ∂loss/∂self in `grad` when `backward` is called on a loss made from it.
+        dtype: float16, float32, float64, bool or an integer type. By default an array keeps its own, and Python
+            floats become float32.
+        device: "cpu" or "cuda" ("cuda:N"); by default where the data is.
+
+    A Tensor is a value: writing `x[i] = v` never shows through another Tensor, and is refused where a graph could
+    depend on the old numbers.
+    """
+
+    __slots__ = ("__weakref__", "_node", "_retained", "data")
+    __array_ufunc__ = None  # array + tensor asks the tensor, not NumPy
+    __array_priority__ = 1000
+
+    data: Array
+    _node: Function | None  # the op that made it, or a Leaf; None: no gradient is wanted
+    _retained: Leaf | None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
+        self.data = _to_array(data, dtype, device)
+        self._node = self._retained = None
+        if requires_grad:
+            self.requires_grad = True
+
+    @staticmethod
+    def apply(function: type[Function], *inputs: Any, **choices: Any) -> "Tensor":
+        """Run an op and record it.
+
+        Args:
+            function: the op's class; this call makes one instance of it.
+            *inputs: what its `forward` takes by position: Tensors, arrays, Python numbers, or None.
+            **choices: what its `forward` takes by keyword.
+
+        Returns:
+            The output. It requires a gradient if any input does and recording is on.
+        """
+        arrays: list[Any] = []
+        edges: list[Any] = []
+        recorded, recording = False, mode.grad_enabled
+        for x in inputs:
+            if isinstance(x, Tensor):
+                data, node = x.data, x._node
+                arrays.append(data)
+                if node is None or not recording:
+                    edges.append(None)
+                else:
+                    edges.append((node, data.shape, data.dtype))
+                    recorded = True
+            else:
+                arrays.append(x.item() if isinstance(x, np.generic) else x)  # a NumPy scalar would widen float32
+                edges.append(None)
+        op = function()
+        op.edges = edges
+        try:
+            output = op.forward(*arrays, **choices)
+        except Exception as error:
+            _explain(error, op, arrays)
+            raise
+        if mode.guard is not None:
+            mode.guard.check_forward(op, arrays, output)
+        result = Tensor.__new__(Tensor)
+        result.data = np.asarray(output) if isinstance(output, np.generic) else output
+        result._retained = None
+        if recorded and result.data.dtype.kind == "f":
+            op.age = next_age()
+            result._node = op
+        else:
+            result._node = None
+        return result
+
+    @staticmethod
+    def constant(array: Array) -> "Tensor":
+        """A Tensor on `array` that no gradient flows through."""
+        return Tensor(array)
+
+    # The graph ------------------------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made."""
+        return self._node is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if not self.is_leaf:
+            if wanted:
+                return
+            raise RuntimeError(
+                "requires_grad can be switched off only on a leaf; x.detach() is the value without history"
+            )
+        if wanted and self.data.dtype.kind != "f":
+            raise TypeError(f"only floating-point tensors can require a gradient, this one holds {self.data.dtype}")
+        if wanted != self.requires_grad:
+            self._node = Leaf() if wanted else None
+
+    def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
+        """Set `requires_grad` and return self."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded op made this Tensor: it is where the graph begins."""
+        return self._node is None or isinstance(self._node, Leaf)
+
+    @property
+    def grad_fn(self) -> Function | None:
+        """The op that made this Tensor, if it was recorded."""
+        return None if self.is_leaf else self._node
+
+    @property
+    def grad(self) -> "Tensor | None":
+        """∂loss/∂self, summed over all calls of backward since it was last set to None. Leaves and retained Tensors."""
+        leaf = self._node if isinstance(self._node, Leaf) else self._retained
+        return None if leaf is None or leaf.grad is None else Tensor(leaf.grad)
+
+    @grad.setter
+    def grad(self, value: "Tensor | None") -> None:
+        leaf = self._node if isinstance(self._node, Leaf) else self._retained
+        if leaf is None:
+            if value is None:
+                return
+            raise RuntimeError("only a tensor that requires a gradient can be given one")
+        if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
+            raise ValueError(
+                f"grad must be {self.shape} {self.dtype}, as the tensor is: got {value.shape} {value.dtype}"
+            )
+        leaf.grad = None if value is None else value.data
+
+    def retain_grad(self) -> None:
+        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph."""
+        if self._node is None:
+            raise RuntimeError("retain_grad: this tensor requires no gradient")
+        if not self.is_leaf and self._retained is None:
+            self._retained = box = Leaf()
+            self._node.hooks += (lambda grad: box.accumulate(grad, owned=False),)
+
+    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> Callable[[], None]:
+        """Call `hook(grad)` in backward, when this Tensor's gradient is complete; a Tensor it returns replaces it.
+
+        Returns:
+            A function that removes the hook.
+        """
+        node = self._node
+        if node is None:
+            raise RuntimeError("register_hook: this tensor requires no gradient, so none will ever come")
+
+        def on_arrays(grad: Array) -> Array | None:
+            replaced = hook(Tensor(grad))
+            return None if replaced is None else replaced.data
+
+        def remove() -> None:
+            node.hooks = tuple(h for h in node.hooks if h is not on_arrays)
+
+        node.hooks += (on_arrays,)
+        return remove
+
+    def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
+        """Add ∂self/∂x to `x.grad` for every leaf x that requires a gradient.
+
+        Args:
+            gradient: ∂loss/∂self, of self's shape; may be left out when self is a single number.
+            retain_graph: keep the saved arrays, so that backward can walk this graph again.
+        """
+        if self._node is None:
+            raise RuntimeError(
+                "backward: this tensor was not made from anything that requires a gradient: "
+                "set requires_grad=True on an input, and do not compute it under no_grad"
+            )
+        if gradient is None:
+            if self.data.size != 1:
+                raise RuntimeError(
+                    f"backward: only a single number has an obvious gradient, this tensor has shape {self.shape}: "
+                    "reduce it first, as in x.sum().backward(), or pass gradient=..."
+                )
+            grad = array_module(self.data).ones_like(self.data)
+        else:
+            grad = gradient.data if isinstance(gradient, Tensor) else _to_array(gradient, self.dtype, self.device)
+            if grad.shape != self.shape:
+                raise ValueError(f"backward: gradient must have this tensor's shape {self.shape}, got {grad.shape}")
+            grad = grad.astype(self.data.dtype, copy=False)
+        engine.backward(self._node, grad, retain_graph)
+
+    def detach(self) -> "Tensor":
+        """The same numbers without the history."""
+        return Tensor(self.data)
+
+    # The array ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self.data.shape
+        return shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        dtype: np.dtype = self.data.dtype
+        return dtype
+
+    @property
+    def device(self) -> str:
+        return device_of(self.data)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.data.shape)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write into a Tensor that no gradient depends on. Its array is copied first, and so stays its own."""
+        if self.requires_grad and mode.grad_enabled:
+            raise RuntimeError(
+                "in-place write to a tensor of the graph: its gradient would be computed from the old numbers. "
+                "Build a new tensor with where(), masked_fill() or cat(), or write under no_grad() to a leaf"
+            )
+        if not self.is_leaf:
+            raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
+        data = self.data.copy()
+        data[raw_index(index)] = value.data if isinstance(value, Tensor) else value
+        self.data = data
+
+    def numpy(self) -> np.ndarray:
+        """The numbers as a NumPy array, sharing memory on the CPU (read-only where a gradient depends on them)."""
+        array: np.ndarray = to_device(self.data, "cpu")
+        if self.requires_grad:
+            array = array.view()
+            array.flags.writeable = False
+        return array
+
+    def item(self) -> Any:
+        """The one number in this Tensor, as a Python number."""
+        if self.data.size != 1:
+            raise ValueError(f"item: needs a tensor of exactly one number, this one has shape {self.shape}")
+        return self.data.item()
+
+    def tolist(self) -> Any:
+        """The numbers as nested lists."""
+        return self.data.tolist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.data.__dlpack_device__()
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len() of a tensor with no axes")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator["Tensor"]:
+        return (self[i] for i in range(len(self)))
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __repr__(self) -> str:
+        numbers = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")
+        notes = "" if self.dtype in (_default_dtype, np.int64, np.bool_) else f", dtype={self.dtype}"
+        notes += "" if self.device == "cpu" else f", device={self.device!r}"
+        notes += f", grad_fn={self._node!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({numbers}{notes})"
+
+
+def from_dlpack(x: Any) -> Tensor:
+    """A Tensor on the memory of any array that speaks DLPack: NumPy, CuPy, PyTorch, JAX."""
+    on_cuda = x.__dlpack_device__()[0] == 2
+    xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
+    return Tensor(xp.from_dlpack(x))
+
+
+def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
+    if isinstance(data, Tensor):
+        data = data.data
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        if data.dtype == np.float64 and dtype is None:
+            data = data.astype(_default_dtype)
+    elif not hasattr(data, "__array_interface__") and not hasattr(data, "__cuda_array_interface__"):
+        raise TypeError(f"a Tensor holds NumPy or CuPy arrays, got {type(data).__name__}; from_dlpack() takes others")
+    if isinstance(data, np.generic):
+        data = np.asarray(data)
+    if dtype is not None:
+        data = data.astype(dtype, copy=False)
+    if data.dtype not in _DTYPES:
+        raise TypeError(
+            f"a Tensor holds float16, float32, float64, bool or integers, got {data.dtype}"
+            + ("; are the nested lists all of one length?" if data.dtype == object else "")
+        )
+    return data if device is None else to_device(data, device)
+
+
+def _explain(error: Exception, op: Function, arrays: list[Any]) -> None:
+    """Add to an error from an op's forward what the op was given, and the likely cause."""
+    devices = {device_of(x) for x in arrays if hasattr(x, "dtype")}
+    if len(devices) > 1:
+        error.add_note(f"the inputs are on different devices, {sorted(devices)}: move them with .to(device)")
+    error.add_note(f"{type(op).__name__} was given {engine.describe(arrays)}")
+    if op.broadcasts and isinstance(error, ValueError):
+        shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+        raise ValueError(
+            f"{type(op).__name__.lower()}: shapes {shapes} do not broadcast: counted from the right, two sizes must be "
+            "equal or one of them 1"
+        ) from error

@@ -1,0 +1,406 @@
+"""L5: check a gradient, and draw the arrays to check it with.
+
+`gradcheck` compares an op's backward with central differences of its forward, and holds it to the contract of
+`Function`. The strategies below it, for the library hypothesis (`pip install 'minigrad[test]'`), draw shapes, values and
+memory layouts:
+
+    @given(arrays(shapes(max_dims=3)))
+    def test_my_op(x):
+        gradcheck(my_op, x)
+"""
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.engine import Leaf, no_grad
+from minigrad.function import Function, Partial
+from minigrad.tensor import Tensor
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+
+class GradcheckError(AssertionError):
+    """A backward that disagrees with its forward, or breaks the contract of `Function`."""
+
+
+def gradcheck(
+    function: Callable[..., Tensor],
+    *arrays: Any,
+    step: float = 1e-6,
+    rtol: float = 1e-6,
+    full_jacobian_below: int = 100,
+    wrt: Sequence[int] | None = None,
+    seed: int = 0,
+    **choices: Any,
+) -> None:
+    """Check the gradient of `function(*tensors, **choices)` with respect to each float64 array among `arrays`.
+
+    For each such input x a random direction v is drawn, and for the output y a random cotangent u. With J = ∂y/∂x,
+
+        ⟨u, J v⟩ ≈ ⟨u, dy⟩,   dy = (f(x + h v) - f(x - h v)) / 2h,   must equal   ⟨Jᵀ u, v⟩,   which backward computes,
+
+    within rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), the natural size of the two sums, and 10 ε/h · Σ|uᵢ yᵢ|, what rounding alone
+    makes of the difference. If x.size · y.size is at most `full_jacobian_below`, every entry of J is compared too,
+    within rtol · max|J| + 10 ε/h · max|y|: a random direction says that something is wrong, an entry says where.
+
+    Checked besides: no array is written to, neither input nor upstream gradient; a second backward with
+    `retain_graph` and another memory layout gives the same; and `watch` finds nothing.
+
+    Args:
+        function: maps Tensors to one Tensor. It must be smooth near the inputs, and give the same values at each call.
+        arrays: its inputs; integer and boolean arrays, numbers and None are passed on and not differentiated.
+        step: h above.
+        wrt: which inputs to differentiate; None means every float64 array.
+        seed: of the random directions.
+        choices: keyword arguments for `function`; one that is named like an argument here goes into a lambda instead.
+
+    Raises:
+        GradcheckError: the gradient is wrong; the message has the op, the input, and both numbers.
+    """
+    inputs = _differentiable(arrays, wrt)
+    originals = [x.copy() if _is_array(x) else x for x in arrays]
+    tensors = [Tensor(x, requires_grad=i in inputs) if _is_array(x) else x for i, x in enumerate(arrays)]
+
+    y = function(*tensors, **choices)
+    name = _describe(function, y, arrays)
+    _expect_unchanged(arrays, originals, f"{name}: forward wrote into")
+    if not y.requires_grad:
+        raise GradcheckError(f"{name}: the output is cut off from the inputs: it does not require a gradient")
+    watch(y, *arrays)
+
+    def gradients(u: Array) -> list[Array]:
+        for i in inputs:
+            tensors[i].grad = None
+        y.backward(Tensor(u), retain_graph=True)
+        return [_gradient(tensors[i], f"{name}, input {i}") for i in inputs]
+
+    def forward(i: int, x: Array) -> Array:
+        with no_grad():
+            moved = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
+            return function(*moved, **choices).data
+
+    random = np.random.default_rng(seed)
+    u = to_device(random.standard_normal(y.shape), device_of(y.data))
+    exact = gradients(u)
+    _expect_unchanged(arrays, originals, f"{name}: backward wrote into")
+    for i, first, second in zip(inputs, exact, gradients(u.copy(order="F")), strict=True):
+        if not _close(first, second, 1e-12):
+            raise GradcheckError(
+                f"{name}, input {i}: a second backward with retain_graph=True gives another gradient: "
+                "the first wrote into what forward had saved, or the layout of grad_output matters"
+            )
+
+    for i, gradient in zip(inputs, exact, strict=True):
+        v = to_device(random.standard_normal(gradient.shape), device_of(gradient))
+        dy, v = _difference(forward, i, arrays[i], v, step)
+        numeric, backward = float((u * dy).sum()), float((gradient * v).sum())
+        size = float(abs(u * dy).sum() + abs(gradient * v).sum())
+        rounding = 10 * np.finfo(np.float64).eps / step * float(abs(u * y.data).sum())
+        if not abs(numeric - backward) <= rtol * size + rounding:
+            where = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step)
+            raise GradcheckError(
+                f"{name}: the gradient of input {i}, shape {arrays[i].shape}, is wrong: along a random direction "
+                f"central differences give {numeric:.10g}, backward gives {backward:.10g} "
+                f"(tolerance {rtol * size + rounding:.1g}, step {step:g}).{where}"
+            )
+        if arrays[i].size * y.data.size <= full_jacobian_below:
+            where = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol)
+            if where:
+                raise GradcheckError(f"{name}: the Jacobian of input {i}, shape {arrays[i].shape}, is wrong.{where}")
+
+
+def watch(output: Tensor, *arrays: Any) -> None:
+    """Hold every backward in the graph of `output` to the contract of `Function`, from now on.
+
+    When backward runs, each op is seen to leave `grad_output` as it was, and to return one gradient for each input, of
+    a shape that broadcasting explains, of the input's dtype, and sharing memory with nothing but `grad_output`: not
+    with a saved array, another gradient, or one of `arrays`.
+
+    Raises:
+        GradcheckError: later, in `output.backward()`, naming the op and the rule.
+    """
+    for node in graph(output):
+        if not isinstance(node, Leaf):
+            node.backward = _watched(node, arrays)  # type: ignore[method-assign]
+
+
+def graph(output: Tensor) -> Iterator[Function]:
+    """All nodes that `output` was computed by, leaves included."""
+    stack = [output.grad_fn] if output.grad_fn is not None else []
+    found = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        fresh = {edge[0] for edge in node.edges or () if edge is not None} - found
+        found |= fresh
+        stack.extend(fresh)
+
+
+def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Array], Any]:
+    unwatched = node.backward
+
+    def backward(grad_output: Array) -> Any:
+        edges, upstream = list(node.edges or ()), grad_output.copy()
+        saved = [*_arrays_in(list(vars(node).values())), *_arrays_in(arrays)]
+        results = unwatched(grad_output)
+        saved += _arrays_in(list(vars(node).values()))
+        gradients = results if type(results) is tuple else (results,)
+
+        def demand(holds: bool, rule: str) -> None:
+            if not holds:
+                raise GradcheckError(f"{type(node).__name__}.backward: {rule}")
+
+        demand(_equal(grad_output, upstream), "wrote into grad_output, which others may still read")
+        demand(
+            len(gradients) == len(edges), f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
+        )
+        for i, (edge, gradient) in enumerate(zip(edges, gradients, strict=True)):
+            if edge is None or gradient is None:
+                continue
+            _, shape, dtype = edge
+            partial = type(gradient) is Partial
+            values = gradient.values if partial else gradient
+            demand(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {type(values).__name__}")
+            demand(
+                partial or _broadcasts_to(shape, values.shape),
+                f"gradient {i} must have the input's shape {shape}, or one this broadcasts to, got {values.shape}",
+            )
+            demand(values.dtype in (dtype, grad_output.dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
+            if not _overlap(values, grad_output):
+                demand(
+                    not any(_overlap(values, other) for other in saved),
+                    f"gradient {i} shares memory with an input or a saved array; the engine may add to it: return a copy",
+                )
+            saved.append(values)
+        return results
+
+    return backward
+
+
+def _differentiable(arrays: Sequence[Any], wrt: Sequence[int] | None) -> list[int]:
+    """The numbers of the inputs to differentiate."""
+    inputs = [i for i, x in enumerate(arrays) if _is_array(x) and x.dtype.kind == "f" and (wrt is None or i in wrt)]
+    for i in inputs:
+        if arrays[i].dtype != np.float64:
+            raise TypeError(
+                f"gradcheck: input {i} is {arrays[i].dtype}, whose rounding drowns the differences it takes; "
+                "check in float64: x.astype(np.float64)"
+            )
+    if not inputs or (wrt is not None and len(inputs) < len(set(wrt))):
+        raise ValueError(f"gradcheck: needs float64 arrays to differentiate, got {_shapes(arrays)} and wrt={wrt}")
+    return inputs
+
+
+def _gradient(tensor: Tensor, name: str) -> Array:
+    """The gradient that backward left in `tensor`, of its shape and dtype."""
+    if tensor.grad is None:
+        raise GradcheckError(f"{name}: backward left no gradient")
+    gradient, x = tensor.grad.data, tensor.data
+    if gradient.shape != x.shape or gradient.dtype != x.dtype:
+        raise GradcheckError(
+            f"{name}: the gradient must look like the input, {x.shape} {x.dtype}, got {gradient.shape} {gradient.dtype}"
+        )
+    return gradient
+
+
+def _difference(forward: Callable[[int, Array], Array], i: int, x: Array, v: Array, step: float) -> tuple[Array, Array]:
+    """The central difference of `forward` at x along v, and the v that rounding x ± h v has left."""
+    ahead, behind = x + step * v, x - step * v
+    return (forward(i, ahead) - forward(i, behind)) / (2 * step), (ahead - behind) / (2 * step)
+
+
+def _worst_entry(
+    forward: Callable[[int, Array], Array],
+    gradients: Callable[[Array], list[Array]],
+    inputs: list[int],
+    i: int,
+    y: Array,
+    x: Array,
+    step: float,
+    rtol: float = 0.0,
+) -> str:
+    """A sentence on the entry ∂y/∂x that is farthest off, or nothing if all are within the tolerance.
+
+    It takes 2 · x.size forwards and y.size backwards; beyond 10,000 entries it is not tried.
+    """
+    if not 0 < x.size * y.size <= 10_000:
+        return ""
+    xp = array_module(x)
+    numeric, backward = np.empty((y.size, x.size)), np.empty((y.size, x.size))
+    for column in range(x.size):
+        one = xp.zeros(x.size)
+        one[column] = 1
+        dy, moved = _difference(forward, i, x, one.reshape(x.shape), step)
+        numeric[:, column] = to_device((dy / moved.sum()).reshape(-1), "cpu")
+    for row in range(y.size):
+        one = xp.zeros(y.size)
+        one[row] = 1
+        backward[row] = to_device(gradients(one.reshape(y.shape))[inputs.index(i)].reshape(-1), "cpu")
+    error = abs(numeric - backward)
+    rounding = 10 * np.finfo(np.float64).eps / step * float(abs(y).max())
+    if error.max() <= rtol * max(abs(numeric).max(), abs(backward).max()) + rounding:
+        return ""
+    row, column = np.unravel_index(np.nanargmax(np.where(np.isnan(error), np.inf, error)), error.shape)
+    at_y, at_x = (tuple(int(k) for k in np.unravel_index(k, s)) for k, s in ((row, y.shape), (column, x.shape)))
+    return (
+        f" The entry farthest off is ∂y{list(at_y)} / ∂x{list(at_x)}: "
+        f"central differences give {numeric[row, column]:.10g}, backward gives {backward[row, column]:.10g}"
+    )
+
+
+def _describe(function: Callable[..., Tensor], y: Tensor, arrays: Sequence[Any]) -> str:
+    made_by = type(y.grad_fn).__name__ if y.grad_fn is not None else "nothing recorded"
+    return f"{getattr(function, '__name__', function)} ({made_by}) of {_shapes(arrays)}"
+
+
+def _shapes(arrays: Sequence[Any]) -> str:
+    return "(" + ", ".join(f"{x.shape} {x.dtype}" if _is_array(x) else repr(x) for x in arrays) + ")"
+
+
+def _expect_unchanged(arrays: Sequence[Any], originals: Sequence[Any], accusation: str) -> None:
+    for i, (x, original) in enumerate(zip(arrays, originals, strict=True)):
+        if _is_array(x) and not _equal(x, original):
+            raise GradcheckError(f"{accusation} input {i}, which belongs to the caller")
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "dtype") and hasattr(x, "shape")
+
+
+def _arrays_in(values: Sequence[Any]) -> list[Array]:
+    """The arrays among `values` and in the lists and tuples there."""
+    found = []
+    for value in values:
+        found += _arrays_in(value) if isinstance(value, list | tuple) else [value] if _is_array(value) else []
+    return found
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    """Whether a and b share memory; an empty array shares none."""
+    return bool(device_of(a) == device_of(b) and array_module(a).shares_memory(a, b))
+
+
+def _equal(a: Array, b: Array) -> bool:
+    """Equal in every entry; NaN equals NaN."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _close(a: Array, b: Array, rtol: float) -> bool:
+    """Equal within rtol of the largest entry; NaN equals NaN."""
+    xp = array_module(a)
+    scale = float(xp.where(xp.isfinite(a), abs(a), 0).max(initial=0.0))
+    return bool(xp.allclose(a, b, rtol=0, atol=rtol * scale, equal_nan=True))
+
+
+def _broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, target) == target
+    except ValueError:
+        return False
+
+
+def shapes(
+    min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 5
+) -> "SearchStrategy[tuple[int, ...]]":
+    """Shapes of arrays: scalars, empty ones and sides of 1 included."""
+    st = _hypothesis("strategies")
+    return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(tuple)
+
+
+def broadcastable_shapes(
+    count: int, max_dims: int = 4, min_side: int = 0, max_side: int = 5
+) -> "SearchStrategy[tuple[tuple[int, ...], ...]]":
+    """`count` shapes that broadcast with one another, each of its own length."""
+    drawn = _hypothesis("extra.numpy").mutually_broadcastable_shapes(
+        num_shapes=count, max_dims=max_dims, min_side=min_side, max_side=max_side
+    )
+    return drawn.map(lambda broadcastable: broadcastable.input_shapes)
+
+
+def dtypes() -> "SearchStrategy[type]":
+    """The floating dtypes: float64, float32, float16."""
+    return _hypothesis("strategies").sampled_from([np.float64, np.float32, np.float16])
+
+
+def axes(ndim: int) -> "SearchStrategy[int | tuple[int, ...] | None]":
+    """What a reduction takes as its axes: None, one, or several distinct ones, counted from either end."""
+    st = _hypothesis("strategies")
+    if ndim == 0:
+        return st.sampled_from([None, ()])
+    one = st.integers(-ndim, ndim - 1)
+    several = st.lists(one, min_size=1, max_size=ndim, unique_by=lambda axis: axis % ndim).map(tuple)
+    return st.none() | one | several
+
+
+def arrays(
+    shape: "tuple[int, ...] | SearchStrategy[tuple[int, ...]]",
+    *,
+    dtype: Any = np.float64,
+    low: float = -2.0,
+    high: float = 2.0,
+    gap: float = 0.0,
+) -> "SearchStrategy[np.ndarray]":
+    """Arrays of `shape` (or of drawn shapes) with values from `low` up to `high`, in various memory layouts.
+
+    The values come from a drawn seed and not one by one, so that drawing is fast. With `gap`, any two values differ by
+    at least `gap`, and each is that far from 0: then no step of `gradcheck` crosses a kink of max, relu or abs.
+    """
+    st = _hypothesis("strategies")
+    given_shapes = st.just(shape) if isinstance(shape, tuple) else shape
+    if np.dtype(dtype) == bool:
+        low, high = 0, 2
+    layouts = st.sampled_from([_contiguous, _transposed, _strided, _reversed])
+
+    def array(drawn: tuple[tuple[int, ...], int, Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
+        shape, seed, lay_out = drawn
+        return lay_out(np.asarray(_values(shape, seed, np.dtype(dtype), low, high, gap)))
+
+    return st.tuples(given_shapes, st.integers(0, 2**32 - 1), layouts).map(array)
+
+
+def _values(shape: tuple[int, ...], seed: int, dtype: np.dtype, low: float, high: float, gap: float) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    if dtype.kind != "f":
+        return random.integers(int(low), int(high), shape).astype(dtype)
+    if not gap:
+        return random.uniform(low, high, shape).astype(dtype)
+    # Slots 2·gap apart, 0 left out; a value strays from the middle of its slot by up to gap / 2.
+    slots = np.arange(np.ceil(low / (2 * gap)), np.floor(high / (2 * gap)) + 1)
+    slots, count = slots[slots != 0], int(np.prod(shape))
+    if count > len(slots):
+        raise ValueError(f"arrays: {count} values a gap of {gap} apart do not fit from {low} to {high}")
+    middles = 2 * gap * random.permutation(slots)[:count]
+    return (middles + random.uniform(-gap / 2, gap / 2, count)).reshape(shape).astype(dtype)
+
+
+def _contiguous(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+def _transposed(x: np.ndarray) -> np.ndarray:
+    """The same values with the first axis running fastest in memory."""
+    return np.asarray(x, order="F")
+
+
+def _strided(x: np.ndarray) -> np.ndarray:
+    """The same values with other numbers between them in memory."""
+    spread = np.ones((*x.shape, 2), x.dtype)
+    spread[..., 0] = x
+    return spread[..., 0]
+
+
+def _reversed(x: np.ndarray) -> np.ndarray:
+    """The same values with every axis running backward in memory."""
+    return np.flip(np.flip(x).copy())
+
+
+def _hypothesis(name: str) -> Any:
+    try:
+        return importlib.import_module(f"hypothesis.{name}")
+    except ImportError as error:
+        raise ImportError("the strategies of minigrad.testing need hypothesis: pip install 'minigrad[test]'") from error

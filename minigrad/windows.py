@@ -1,0 +1,83 @@
+"""L1: windows that slide over images, shared by convolution and pooling.
+
+Inside these ops an image is channels-last, (N, H, W, C): a window is then a few long runs of memory, and the channels
+of a pixel stand side by side for the matrix product. Along either axis, tap k of window i looks at the pixel
+
+    i · stride + k · dilation - before
+
+of the image, where `before` (like `after`, at the other end) counts the padding. Two ways to use that:
+
+    view    all windows of a padded image, as a view                             convolution: columns for a gemm
+    taps    for one tap after another, the pixels that all windows see there     depthwise, pooling, every backward
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from minigrad.backend import Array, array_module
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows lie. Each pair is (along H, along W); `out` is (OH, OW), the number of windows."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    before: Pair
+    after: Pair
+    out: Pair
+
+    def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of an image (N, H, W, C) together with its padding."""
+        N, H, W, C = shape
+        return N, self.before[0] + H + self.after[0], self.before[1] + W + self.after[1], C
+
+    def pad(self, x: Array, value: float = 0.0) -> Array:
+        """x (N, H, W, C) within its padding, where every pixel is `value`; x itself if there is no padding."""
+        if not any(self.before + self.after):
+            return x
+        padded = array_module(x).full(self.padded_shape(x.shape), value, x.dtype)
+        self.unpad(padded)[...] = x
+        return padded
+
+    def unpad(self, padded: Array) -> Array:
+        """The image within its padding, as a view."""
+        (top, left), (bottom, right) = self.before, self.after
+        return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
+
+    def view(self, padded: Array) -> Array:
+        """All windows, (N, H, W, C) -> (N, OH, OW, KH, KW, C), where a pixel appears many times but is not copied."""
+        (SH, SW), (DH, DW), (OH, OW) = self.stride, self.dilation, self.out
+        slide = array_module(padded).lib.stride_tricks.sliding_window_view
+        at_every_pixel = slide(padded, span(self.kernel, self.dilation), axis=(1, 2))
+        # (N, OH, OW, C, KH, KW) -> (N, OH, OW, KH, KW, C)
+        return at_every_pixel[:, ::SH, ::SW, :, ::DH, ::DW][:, :OH, :OW].transpose(0, 1, 2, 4, 5, 3)
+
+    def taps(self) -> Iterator[tuple[Pair, tuple[slice, slice, slice]]]:
+        """Each tap (k, l), and the index of the pixels (N, OH, OW) of a padded image which the windows see there."""
+        for tap in product(range(self.kernel[0]), range(self.kernel[1])):
+            rows, columns = (
+                slice(k * dilation, k * dilation + (out - 1) * stride + 1, stride)
+                for k, dilation, out, stride in zip(tap, self.dilation, self.out, self.stride, strict=True)
+            )
+            yield tap, (slice(None), rows, columns)
+
+
+def span(kernel: Pair, dilation: Pair) -> Pair:
+    """How many pixels a window reaches over, (kernel - 1) · dilation + 1."""
+    return (kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1
+
+
+def blocks(x: Array, per_image: int) -> Iterator[slice]:
+    """Slices of the batch x (N, ...), such that a scratch array of `per_image` numbers an image stays small.
+
+    Small is 4 MiB of float32 on the CPU, so that the scratch is still in the cache when it is read; 1 GiB on a GPU.
+    """
+    step = max(1, (1 << 20 if isinstance(x, np.ndarray) else 1 << 28) // max(1, per_image))
+    return (slice(n, n + step) for n in range(0, len(x), step))

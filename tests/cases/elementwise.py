@@ -1,0 +1,111 @@
+"""Ops that act on each number by itself."""
+
+import math
+import operator
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from minigrad.testing import arrays, broadcastable_shapes, shapes
+from tests.cases.case import Call, Case, calls, combined
+
+GAP = 0.02  # between values at a kink; bounds of clamp at odd multiples of it lie between them
+SMALL = shapes(max_dims=3, max_side=4)
+
+
+def pairs(first, second):
+    """Two arrays of shapes that broadcast, with values in these (low, high)."""
+    ranges = [dict(low=low, high=high) for low, high in (first, second)]
+    drawn = broadcastable_shapes(2, max_dims=3, max_side=4)
+    return drawn.flatmap(lambda s: st.builds(Call, st.tuples(*map(lambda s, r: arrays(s, **r), s, ranges))))
+
+
+@st.composite
+def pairs_apart(draw):
+    """Two arrays of shapes that broadcast, in which no two values are near each other."""
+    a, b = draw(broadcastable_shapes(2, max_dims=3, max_side=3))
+    values = draw(arrays((math.prod(a) + math.prod(b),), gap=GAP))
+    return Call((values[: math.prod(a)].reshape(a), values[math.prod(a) :].reshape(b)))
+
+
+@st.composite
+def choices_between(draw):
+    """A condition and two arrays, whose shapes broadcast; either branch may be a number."""
+    condition, a, b = draw(broadcastable_shapes(3, max_dims=3, max_side=4))
+    return Call((draw(arrays(condition, dtype=bool)), draw(arrays(a)), draw(arrays(b))))
+
+
+def scalar_forms(x):
+    """Each operator with a number on either side."""
+    return [x + 2, 2 + x, x - 2, 2 - x, x * 3, 3 * x, x / 2, 2 / x, x**3, 2**x, x**0.5, -x, +2.5 * x]
+
+
+def unary(name, oracle, low=-2.0, high=2.0, gap=0.0):
+    return Case(
+        name=name,
+        run=getattr(Tensor, name),
+        calls=calls(arrays(SMALL, low=low, high=high, gap=gap)),
+        oracle=oracle,
+        torch=lambda torch, x: getattr(torch, name)(x),
+    )
+
+
+def binary(name, run, calls, oracle):
+    return Case(name, run, calls, oracle, torch=lambda torch, a, b: getattr(torch, name)(a, b))
+
+
+ANY, POSITIVE, NEGATIVE = (-2.0, 2.0), (0.5, 2.0), (-2.0, -0.5)
+
+CASES = [
+    binary("add", operator.add, pairs(ANY, ANY), np.add),
+    binary("sub", operator.sub, pairs(ANY, ANY), np.subtract),
+    binary("mul", operator.mul, pairs(ANY, ANY), np.multiply),
+    binary("div", operator.truediv, pairs(ANY, POSITIVE) | pairs(ANY, NEGATIVE), np.true_divide),
+    binary("pow", operator.pow, pairs(POSITIVE, ANY), np.power),
+    binary("maximum", Tensor.maximum, pairs_apart(), np.maximum),
+    binary("minimum", Tensor.minimum, pairs_apart(), np.minimum),
+    Case(
+        name="pow_number",
+        run=lambda x, exponent: x**exponent,
+        calls=calls(arrays(SMALL, gap=GAP), exponent=st.sampled_from([0, 1, 2, 3, 2.0, 4.0]))
+        | calls(arrays(SMALL, low=0.5), exponent=st.sampled_from([-2, -1, -0.5, 0.5, 1.5])),
+        oracle=lambda x, exponent: x**exponent,
+        torch=lambda torch, x, exponent: x**exponent,
+    ),
+    Case(
+        name="scalar_operators",
+        run=lambda x: combined(scalar_forms(x), minigrad.cat),
+        calls=calls(arrays(SMALL, low=0.5)),
+        oracle=lambda x: combined(scalar_forms(x), np.concatenate),
+        torch=lambda torch, x: combined(scalar_forms(x), torch.cat),
+    ),
+    Case(
+        name="where",
+        run=minigrad.where,
+        calls=choices_between(),
+        oracle=np.where,
+        torch=lambda torch, condition, a, b: torch.where(condition, a, b),
+    ),
+    Case(
+        name="clamp",
+        run=Tensor.clamp,
+        calls=calls(
+            arrays(SMALL, gap=GAP),
+            min=st.sampled_from([-75 * GAP, -5 * GAP, -GAP]),
+            max=st.sampled_from([None, GAP, 7 * GAP, 55 * GAP]),
+        )
+        | calls(arrays(SMALL, gap=GAP), max=st.sampled_from([-GAP, 5 * GAP])),
+        oracle=lambda x, min=None, max=None: np.clip(x, min, max),
+        torch=lambda torch, x, **choices: torch.clamp(x, **choices),
+    ),
+    unary("neg", np.negative),
+    unary("exp", np.exp),
+    unary("log", np.log, low=0.1),
+    unary("sqrt", np.sqrt, low=0.1),
+    unary("abs", np.abs, gap=GAP),
+    unary("tanh", lambda x: 1 - 2 / (np.exp(2 * x) + 1)),
+    unary("sigmoid", lambda x: 1 / (1 + np.exp(-x)), low=-5, high=5),
+    unary("erf", np.vectorize(math.erf, otypes=[float]), low=-4, high=4),
+]

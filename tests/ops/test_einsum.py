@@ -1,0 +1,132 @@
+"""Einsum beyond the table of cases: equations everyone knows, what is saved, the order of products, errors."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor
+from minigrad.ops import einsum as module
+from minigrad.ops.einsum import make_plan, parse
+
+RANDOM = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RANDOM.standard_normal(shape)
+
+
+def run(equation, *arrays):
+    return minigrad.einsum(equation, *map(Tensor, arrays)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("ii->", [(4, 4)], np.trace),
+        ("ii", [(4, 4)], np.trace),
+        ("ii->i", [(4, 4)], np.diagonal),
+        ("iij->ji", [(4, 4, 3)], lambda x: np.diagonal(x)),
+        ("ij->ji", [(2, 3)], np.transpose),
+        ("ba", [(2, 3)], np.transpose),
+        ("ij->", [(2, 3)], np.sum),
+        ("...->", [(2, 3)], np.sum),
+        ("i,j->ij", [(3,), (4,)], np.outer),
+        ("i,i", [(3,), (3,)], np.dot),
+        ("ij,jk", [(2, 3), (3, 4)], np.matmul),
+        ("b...ij,b...jk->b...ik", [(2, 5, 2, 3), (2, 1, 3, 4)], np.matmul),
+        ("ij,ij->ij", [(2, 3), (1, 3)], np.multiply),
+        (",", [(), ()], np.multiply),
+        ("ijk,ijl,kl", [(2, 3, 4), (2, 3, 5), (4, 5)], lambda a, b, c: np.sum((a.mT @ b).sum(0) * c)),
+        ("bhid,bhjd->bhij", [(2, 3, 4, 5), (2, 3, 6, 5)], lambda q, k: q @ k.mT),
+        ("bhij,bjhd->bihd", [(2, 3, 4, 6), (2, 6, 3, 5)], lambda p, v: np.moveaxis(p @ np.moveaxis(v, 1, 2), 1, 2)),
+        ("nchw,oc->nohw", [(2, 3, 4, 5), (6, 3)], lambda x, w: np.moveaxis(np.moveaxis(x, 1, -1) @ w.T, -1, 1)),
+        ("bi,oij,bj->bo", [(2, 3), (4, 3, 5), (2, 5)], lambda x, w, y: ((x @ w) * y).sum(-1).T),
+    ],
+)
+def test_known_equations(equation, shapes, expected):
+    arrays = [draw(*shape) for shape in shapes]
+    np.testing.assert_allclose(run(equation, *arrays), expected(*arrays), rtol=1e-12, atol=1e-12)
+
+
+def test_upper_case_comes_before_lower_case():
+    assert run("bA", draw(2, 3)).shape == (3, 2)
+
+
+def test_a_gradient_is_repeated_where_a_label_was_summed_out():
+    x = Tensor(draw(2, 3), requires_grad=True)
+    minigrad.einsum("ij->i", x).backward(Tensor(np.array([1.0, 2.0])))
+    np.testing.assert_array_equal(x.grad.numpy(), [[1, 1, 1], [2, 2, 2]])
+
+
+def test_a_gradient_lies_on_the_diagonal_that_was_taken():
+    x = Tensor(draw(2, 2), requires_grad=True)
+    minigrad.einsum("ii->i", x).backward(Tensor(np.array([1.0, 2.0])))
+    np.testing.assert_array_equal(x.grad.numpy(), [[1, 0], [0, 2]])
+
+
+def test_a_broadcast_operand_receives_the_sum():
+    a, b = Tensor(draw(2, 1), requires_grad=True), Tensor(draw(2, 3))
+    minigrad.einsum("ij,ij->ij", a, b).backward(Tensor(np.ones((2, 3))))
+    np.testing.assert_allclose(a.grad.numpy(), b.numpy().sum(1, keepdims=True), rtol=1e-12)
+
+
+def test_only_what_other_gradients_need_is_saved():
+    a, b = Tensor(draw(2, 3), requires_grad=True), Tensor(draw(3, 4))
+    saved = minigrad.einsum("ij,jk", a, b).grad_fn.arrays
+    assert saved[0] is None
+    assert np.shares_memory(saved[1], b.numpy())
+    assert minigrad.einsum("ij->", a).grad_fn.arrays == [None]
+
+
+def test_every_sum_over_a_product_is_a_matrix_product(monkeypatch):
+    shapes = []
+
+    def gemm(a, b):
+        shapes.append((a.shape, b.shape))
+        return a @ b
+
+    monkeypatch.setattr(module, "gemm", gemm)
+    run("bihd,bjhd->bhij", draw(2, 4, 3, 5), draw(2, 6, 3, 5))
+    run("nchw,oc->nohw", draw(2, 3, 4, 5), draw(6, 3))
+    assert shapes == [((2, 3, 4, 5), (2, 3, 5, 6)), ((40, 3), (3, 6))]
+
+
+def test_the_cheapest_pair_comes_first():
+    # (10, 1000) (1000, 10) (10, 1000): from the right, 200,000 multiplications and not 20,000,000
+    plan = make_plan(("ij", "jk", "kl"), "il", ((1000, 10), (10, 1000), (1000, 10)))
+    assert [(pair.i, pair.j) for pair in plan.pairs] == [(1, 2), (0, 1)]
+
+
+def test_the_equation_is_read_once_for_the_same_shapes():
+    parse.cache_clear()
+    for _ in range(3):
+        run("ij,jk", draw(2, 3), draw(3, 4))
+    assert parse.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "message"),
+    [
+        ("ij,jk", [(2, 3)], r"describes 2 operand\(s\).*got 1"),
+        ("ij", [(2, 3), (3, 4)], r"describes 1 operand\(s\).*got 2"),
+        ("i1", [(2, 3)], '"1".*is not a label'),
+        ("i.j", [(2, 3)], r'"\." .*is not a label'),
+        ("i->i->i", [(2,)], 'one "->"'),
+        ("i-j", [(2, 3)], '"-".*is not a label'),
+        ("αi", [(2, 3)], '"α".*is not a label'),
+        ("...i...", [(2, 3)], "an ellipsis twice"),
+        ("...i->......i", [(2, 3)], "an ellipsis twice"),
+        ("ij", [(2, 3, 4)], r'names 2 axes, but operand 0 has 3, shape \(2, 3, 4\); "\.\.\." stands for'),
+        ("ij,jkl", [(2, 3), (3, 4)], "names 3 axes, but operand 1 has 2"),
+        ("...ij", [(2,)], "names 2 axes, but operand 0 has 1"),
+        ("ij->ik", [(2, 3)], 'has the label "k", which no operand has'),
+        ("ij->ii", [(2, 3)], 'has the label "i" twice'),
+        ("ij,jk", [(2, 3), (4, 5)], r'label "j".*size 3 in one operand and 4 in operand 1, shape \(4, 5\)'),
+        ("...i,...i", [(2, 3), (4, 3)], r'the "\.\.\." .*size 2 in one operand and 4 in operand 1'),
+        ("ii", [(2, 3)], r"takes a diagonal of operand 0, shape \(2, 3\).*got 2 and 3"),
+        ("ii,i", [(1, 3), (3,)], "takes a diagonal of operand 0.*got 1 and 3"),
+    ],
+)
+def test_errors_say_what_is_wrong(equation, shapes, message):
+    with pytest.raises(ValueError, match=f"einsum: .*{message}"):
+        run(equation, *(draw(*shape) for shape in shapes))

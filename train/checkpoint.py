@@ -1,0 +1,47 @@
+"""A trained model in a file: its weights, and as metadata what is needed to build it again and use it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minigrad import serialize
+from minigrad.nn import Module
+from train.dataset import Dataset
+from train.log import Metrics
+from train.settings import Settings
+
+
+def save(path: Path, model: Module, dataset: Dataset, settings: Settings, metrics: Metrics) -> None:
+    """Write a checkpoint, `.npz` or `.safetensors` by the suffix of `path`. An older one is replaced all at once."""
+    metadata = {
+        "epoch": metrics.epoch,
+        "test_acc": metrics.test_acc,
+        "classes": dataset.classes,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "model": model_arguments(dataset, settings),
+        "settings": asdict(settings),
+    }
+    serialize.save(path, model.state_dict(), metadata)
+
+
+def load(path: Path) -> tuple[Module, dict[str, Any]]:
+    """The model, in evaluation mode, and the metadata."""
+    import models
+
+    arrays, metadata = serialize.load(path)
+    model = models.create_model(**metadata["model"])
+    model.load_state_dict(arrays)
+    return model.eval(), metadata
+
+
+def model_arguments(dataset: Dataset, settings: Settings) -> dict[str, Any]:
+    """What `models.create_model` takes for this run."""
+    _, channels, height, _ = dataset.train.images.shape
+    return {
+        "name": settings.model,
+        "num_classes": len(dataset.classes),
+        "img_size": height,
+        "in_chans": channels,
+        "drop_path_rate": settings.drop_path,
+    }

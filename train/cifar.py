@@ -1,0 +1,185 @@
+"""CIFAR-10 and CIFAR-100 from the files their author publishes. Krizhevsky 2009, "Learning multiple layers of features".
+
+Each file is a pickled dict: `data` (images, 3072) uint8, a row holding the red, then the green, then the blue plane of
+32 x 32 pixels, and a list of labels. They come as a folder, or packed as a tar.gz, which is read in memory: nothing
+from it is written to disk.
+"""
+
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.dataset import Dataset, Split
+from train.errors import InputError
+from train.unpickle import ByteArray, load_plain
+
+_LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images, has 155 million
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a version of CIFAR comes from, and how it names its parts."""
+
+    name: str
+    archive: str
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    meta: str
+    labels: str
+    label_names: str
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def url(self) -> str:
+        return f"https://www.cs.toronto.edu/~kriz/{self.archive}"
+
+
+SOURCES = {
+    "cifar10": Source(
+        name="cifar10",
+        archive="cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
+        folder="cifar-10-batches-py",
+        train=tuple(f"data_batch_{i}" for i in range(1, 6)),
+        test=("test_batch",),
+        meta="batches.meta",
+        labels="labels",
+        label_names="label_names",
+        classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": Source(
+        name="cifar100",
+        archive="cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
+        folder="cifar-100-python",
+        train=("train",),
+        test=("test",),
+        meta="meta",
+        labels="fine_labels",
+        label_names="fine_label_names",
+        classes=100,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    ),
+}
+
+
+def find(source: Source, data_dir: Path) -> Path | None:
+    """The folder of `source` or its archive, in `data_dir` or `data_dir` itself; None where there is neither."""
+    folders = (data_dir / source.folder, data_dir)
+    archives = (data_dir / source.archive, data_dir)
+    found = [f for f in folders if any((f / name).is_file() for name in (*source.train, *source.test))]
+    found += [a for a in archives if a.is_file()]
+    return found[0] if found else None
+
+
+def load(source: Source, data_dir: Path) -> Dataset:
+    """Read and check all of it.
+
+    Raises:
+        InputError: nothing is there, a file is missing, damaged or hostile, or its contents are not CIFAR's.
+    """
+    place = find(source, data_dir)
+    if place is None:
+        raise InputError(
+            f"no {source.name} in {data_dir}: add --download to fetch it there, or put the folder {source.folder} "
+            f"or the file {source.archive} (from {source.url}) into it and name it with --data-dir"
+        )
+    names = (*source.train, *source.test, source.meta)
+    contents = _from_folder(place, names) if place.is_dir() else _from_archive(place, source.folder, names)
+
+    def split(parts: Sequence[str]) -> Split:
+        images, labels = zip(*(_batch(contents(name), f"{place}: {name}", source) for name in parts), strict=True)
+        return Split(np.concatenate(images), np.concatenate(labels))
+
+    classes = _class_names(contents(source.meta), f"{place}: {source.meta}", source)
+    return Dataset(source.name, split(source.train), split(source.test), classes, source.mean, source.std)
+
+
+def _from_folder(folder: Path, names: Sequence[str]) -> Callable[[str], bytes]:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"{folder} is incomplete: {', '.join(missing)} missing; unpack the archive again")
+
+    def read(name: str) -> bytes:
+        try:
+            with (folder / name).open("rb") as file:
+                content = file.read(_LARGEST + 1)
+        except OSError as error:
+            raise InputError(f"cannot read {folder / name}: {error.strerror}") from None
+        return _not_too_large(content, f"{folder}: {name}")
+
+    return read
+
+
+def _from_archive(archive: Path, folder: str, names: Sequence[str]) -> Callable[[str], bytes]:
+    contents = {}
+    wanted = {f"{folder}/{name}": name for name in names}
+    try:
+        with tarfile.open(archive, "r|gz") as tar:
+            for member in tar:
+                if member.name in wanted and member.isreg():
+                    file = tar.extractfile(member)
+                    assert file is not None  # a regular file has contents
+                    name = wanted[member.name]
+                    contents[name] = _not_too_large(file.read(_LARGEST + 1), f"{archive}: {name}")
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{archive} is damaged or no tar.gz ({error}); delete it and download it again") from None
+    missing = [name for name in names if name not in contents]
+    if missing:
+        raise InputError(f"{archive} is incomplete: {', '.join(missing)} missing from {folder}/ in it")
+    return contents.__getitem__
+
+
+def _not_too_large(content: bytes, where: str) -> bytes:
+    if len(content) > _LARGEST:
+        raise InputError(f"{where} is larger than {_LARGEST >> 20} MiB: no file of CIFAR is")
+    return content
+
+
+def _batch(content: bytes, where: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    batch = _dict(content, where)
+    data, labels = batch.get("data"), batch.get(source.labels)
+    if not isinstance(data, ByteArray) or data.array.shape[1] != 3 * 32 * 32 or len(data.array) == 0:
+        raise InputError(f"{where}: `data` must be an array (images, 3072) of uint8")
+    if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+        raise InputError(f"{where}: `{source.labels}` must be a list of integers")
+    if len(labels) != len(data.array):
+        raise InputError(f"{where} has {len(data.array)} images and {len(labels)} labels")
+    if not (0 <= min(labels) and max(labels) < source.classes):
+        raise InputError(f"{where}: labels must be from 0 to {source.classes - 1}, got {min(labels)} to {max(labels)}")
+    return data.array.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+
+
+def _class_names(content: bytes, where: str, source: Source) -> tuple[str, ...]:
+    names = _dict(content, where).get(source.label_names)
+    if not (isinstance(names, list) and len(names) == source.classes and all(isinstance(n, str | bytes) for n in names)):
+        raise InputError(f"{where}: `{source.label_names}` must be a list of {source.classes} names")
+    return tuple(_text(name) for name in names)
+
+
+def _dict(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        loaded = load_plain(content)
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{where} is refused: {error}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{where} must hold a dict, not a {type(loaded).__name__}")
+    return {_text(key): value for key, value in loaded.items() if isinstance(key, str | bytes)}
+
+
+def _text(name: str | bytes) -> str:
+    """Python 2 wrote names as bytes."""
+    return name.decode("latin1") if isinstance(name, bytes) else name

@@ -1,0 +1,74 @@
+"""What a person sees while a run goes on, and the table it leaves: a progress bar, lines, metrics.csv."""
+
+import csv
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """A tqdm bar on a terminal where tqdm is installed; silent otherwise."""
+
+    def __init__(self, total: int | None, unit: str, title: str, *, done: int = 0) -> None:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(
+                total=total, initial=done, desc=title, unit=unit, unit_scale=unit == "B", leave=False, dynamic_ncols=True
+            )
+
+    def update(self, count: int, note: str = "") -> None:
+        """`count` more are done."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """One row of metrics.csv."""
+
+    epoch: int
+    lr: float  # at the end of the epoch
+    train_loss: float  # mean over the epoch, while the model changed
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    seconds: float
+    images_per_second: float  # in training
+
+    def line(self, epochs: int) -> str:
+        """The row for people."""
+        return (
+            f"epoch {self.epoch:{len(str(epochs))}}/{epochs}   "
+            f"train loss {self.train_loss:.4f} acc {self.train_acc:6.2%}   "
+            f"test loss {self.test_loss:.4f} acc {self.test_acc:6.2%}   "
+            f"lr {self.lr:.1e}   {self.seconds:.1f} s   {self.images_per_second:.0f} images/s"
+        )
+
+
+class MetricsFile:
+    """metrics.csv: a row is on the disk as soon as its epoch is over."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerow(field.name for field in fields(Metrics))
+
+    def append(self, metrics: Metrics) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerow(f"{v:.6g}" if isinstance(v, float) else v for v in asdict(metrics).values())

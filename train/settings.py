@@ -1,0 +1,60 @@
+"""Everything that decides a run, in one frozen record. Light to import: the command line answers `--help` from here."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run. The names are the flags of the command line, which are timm's where timm has the flag."""
+
+    model: str
+    dataset: str
+    data_dir: str
+    download: bool
+    train_num_samples: int | None  # None: all
+    val_num_samples: int | None
+    epochs: int
+    batch_size: int
+    validation_batch_size: int
+    lr: float
+    weight_decay: float
+    warmup_epochs: float
+    clip_grad: float  # 0: gradients are not clipped
+    smoothing: float
+    drop_path: float
+    aug: bool
+    seed: int
+    device: str
+    output: str
+    checkpoint_format: str
+
+    def write(self, path: Path) -> None:
+        """Write the settings as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+COMMON: dict[str, Any] = {
+    "model": "vit_nano_cifar",
+    "dataset": "shapes",
+    "data_dir": "data",
+    "download": False,
+    "train_num_samples": None,
+    "val_num_samples": None,
+    "validation_batch_size": 500,
+    "weight_decay": 0.05,
+    "clip_grad": 1.0,
+    "drop_path": 0.0,
+    "seed": 0,
+    "device": "cpu",
+    "checkpoint_format": "npz",
+}
+_CIFAR = {"epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "aug": True}
+BY_DATASET: dict[str, dict[str, Any]] = {
+    "shapes": {"epochs": 6, "batch_size": 50, "lr": 3e-3, "warmup_epochs": 1.0, "smoothing": 0.0, "aug": False},
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+}
+"""The defaults: those of every run, and those that suit one dataset."""

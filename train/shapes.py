@@ -1,0 +1,134 @@
+"""The dataset `shapes`: ten classes of small colour images, drawn by formulas. No download, always the same images.
+
+Every class is a figure given by a function d(u, v): negative inside, positive outside, and near the outline the
+distance to it. A pixel takes the figure's colour by the share of it that the figure covers, about 1/2 - d, which is
+all that antialiasing asks for. Position, size, rotation and both colours are random and say nothing about the class.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from minigrad.random import Generator
+from train.dataset import Dataset, Split
+
+SIZE = 32
+TRAIN_SEED, TEST_SEED = 1, 2  # the images never depend on the seed of a training run
+
+Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""d(u, v) in the figure's own frame: u to its right, v upwards, the figure within the circle of radius 1."""
+
+
+def load(train: int = 10_000, test: int = 2_000) -> Dataset:
+    """The dataset. Classes follow each other in turn, so that every prefix is balanced."""
+    return Dataset(
+        name="shapes",
+        train=draw(train, Generator(TRAIN_SEED)),
+        test=draw(test, Generator(TEST_SEED)),
+        classes=tuple(FIGURES),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+
+
+def draw(count: int, generator: Generator) -> Split:
+    """`count` images, image i of class i mod 10."""
+
+    def between(low: float, high: float, *shape: int) -> np.ndarray:
+        return low + (high - low) * generator.uniform((count, *shape))
+
+    labels = np.arange(count) % len(FIGURES)
+    radius = between(8.0, 14.0)  # in pixels
+    angle = between(0, 2 * np.pi)
+    room = SIZE / 2 - 1 - radius  # how far the centre may leave the middle with the whole figure in the image
+    centre = between(-1, 1, 2) * room[:, None]
+    # The two colours lie on opposite sides of a random middle; they differ by `contrast` in at least one channel.
+    middle, direction = between(0.3, 0.7, 3), between(0.2, 1, 3)
+    contrast = between(0.35, 0.8)[:, None] * direction / abs(direction).max(axis=1, keepdims=True)
+    ramp = between(-0.2, 0.2, 2)  # lighter to one side: how much from the middle to the right, and to the top edge
+    images = np.empty((count, 3, SIZE, SIZE), np.uint8)
+
+    axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    x, y = axis, -axis[:, None]  # pixel centres seen from the middle of the image, y upwards; they broadcast to (H, W)
+    for label, figure in enumerate(FIGURES.values()):
+        n = np.arange(label, count, len(FIGURES))
+        scale, cos, sin = (a[n, None, None] for a in (radius, np.cos(angle), np.sin(angle)))
+        dx, dy = x - centre[n, 0, None, None], y - centre[n, 1, None, None]
+        u, v = (cos * dx + sin * dy) / scale, (cos * dy - sin * dx) / scale
+        cover = (0.5 - scale * figure(u, v)).clip(0, 1)  # (n, H, W)
+        light = (ramp[n, 0, None, None] * x + ramp[n, 1, None, None] * y) / (SIZE / 2)
+        # (n, 3, 1, 1) + (n, 1, H, W) · (n, 3, 1, 1) + (n, 1, H, W) -> (n, 3, H, W)
+        colour = middle[n, :, None, None] + (cover - 0.5)[:, None] * contrast[n, :, None, None] + light[:, None]
+        colour += 0.2 * (generator.uniform(colour.shape) - 0.5)  # noise
+        images[n] = (255 * colour.clip(0, 1) + 0.5).astype(np.uint8)
+    return Split(images, labels)
+
+
+def disc(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.hypot(u, v) - 1
+
+
+def ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return abs(np.hypot(u, v) - 0.78) - 0.22
+
+
+def star(u: np.ndarray, v: np.ndarray, points: int = 5, inner: float = 0.45) -> np.ndarray:
+    """A star with its points on the unit circle and its notches at radius `inner`.
+
+    Mirror symmetry folds the plane into one wedge of angle π/points, in which the outline is a single straight line,
+    from the point P = (1, 0) to the notch Q = inner · (cos π/points, sin π/points).
+    """
+    wedge = np.pi / points
+    from_point = abs((np.arctan2(u, v) + wedge) % (2 * wedge) - wedge)  # the angle to the nearest point's axis
+    radius = np.hypot(u, v)
+    along, across = radius * np.cos(from_point) - 1, radius * np.sin(from_point)  # seen from P
+    q_along, q_across = inner * np.cos(wedge) - 1, inner * np.sin(wedge)
+    return (along * q_across - across * q_along) / np.hypot(q_along, q_across)
+
+
+def triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return star(u, v, 3, np.cos(np.pi / 3))  # with the notches on the chords, a star is a regular polygon
+
+
+def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(abs(u), abs(v)) - np.sqrt(0.5)
+
+
+def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    u, v = abs(u), abs(v)
+    return np.maximum(np.minimum(u, v) - 0.27, np.maximum(u, v) - 0.96)
+
+
+def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """A square standing on its corner, with a half disc on each of its two upper sides."""
+    u, v, half = abs(u), v + 0.25, 0.75  # the square is |u| + |v| ≤ half
+    corner = (u + abs(v) - half) * np.sqrt(0.5)
+    lobe = np.hypot(u - half / 2, v - half / 2) - half * np.sqrt(0.5)
+    return np.minimum(corner, lobe)
+
+
+def crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(disc(u, v), 0.8 - np.hypot(u - 0.5, v))  # a disc, and not in a smaller one to its right
+
+
+def stripes(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    return np.maximum(square(u, v), bands(v, 5))
+
+
+def checkerboard(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    column, row = bands(u, 4), bands(v, 4)
+    either_not_both = np.maximum(np.minimum(column, row), -np.maximum(column, row))
+    return np.maximum(square(u, v), either_not_both)
+
+
+def bands(t: np.ndarray, count: int) -> np.ndarray:
+    """`count` bands of equal width across the square, in turn in and out, the first one in."""
+    width = 2 * np.sqrt(0.5) / count
+    from_first = (t + np.sqrt(0.5)) / width - 0.5  # in band widths, from the middle of the first band
+    return width * (abs((from_first + 1) % 2 - 1) - 0.5)
+
+
+FIGURES: dict[str, Figure] = {
+    "disc": disc, "ring": ring, "square": square, "triangle": triangle, "cross": cross,
+    "star": star, "heart": heart, "crescent": crescent, "stripes": stripes, "checkerboard": checkerboard,
+}  # fmt: skip
