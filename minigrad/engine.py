@@ -9,6 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import ContextDecorator, contextmanager
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
     Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients
     for one node, the second is added out of place, and later ones in place into that sum.
     """
-    gradients, owned = {root: grad_output}, set()
+    gradients, owned, guard = {root: grad_output}, set(), mode.guard
     for node in _youngest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
@@ -66,13 +67,18 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             if replaced is not None:
                 grad = replaced
                 owned.discard(node)
-        if isinstance(node, Leaf):
+        if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
         results = node.backward(grad)
-        if mode.guard is not None:
-            mode.guard.check_backward(node, grad, results)
-        for edge, result in zip(node.edges or (), results if type(results) is tuple else (results,), strict=True):
+        if type(results) is not tuple:
+            results = (results,)
+        if guard is not None:
+            guard.check_backward(node, grad, results)
+        edges = node.edges or ()
+        if len(results) != len(edges):
+            raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
+        for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)
             if edge is None or result is None:
                 continue
             target, shape, dtype = edge
@@ -81,13 +87,12 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 if target not in owned:
                     held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
                     owned.add(target)
-                result.add_to(held)
-                gradients[target] = held
+                gradients[target] = result.add_to(held)
                 continue
-            fresh = result is not grad and result.base is None
+            fresh = result is not grad and result.base is None  # by the contract of Function, nobody else has it
             if result.shape != shape:
                 result, fresh = unbroadcast(result, shape), True
-            if result.dtype != dtype:
+            if result.dtype is not dtype and result.dtype != dtype:
                 result, fresh = result.astype(dtype), True
             if held is None:
                 gradients[target] = result
@@ -121,11 +126,7 @@ def _youngest_first(root: Function) -> list[Function]:
             if edge is not None and edge[0] not in found:
                 found.add(edge[0])
                 stack.append(edge[0])
-    return sorted(found, key=_age, reverse=True)
-
-
-def _age(node: Function) -> int:
-    return node.age
+    return sorted(found, key=attrgetter("age"), reverse=True)
 
 
 class _GradMode(ContextDecorator):
@@ -184,8 +185,8 @@ class NonFiniteGuard:
             f"Inputs: {describe(arrays)}"
         )
 
-    def check_backward(self, node: Function, grad_output: Array, results: Any) -> None:
-        for i, result in enumerate(results if type(results) is tuple else (results,)):
+    def check_backward(self, node: Function, grad_output: Array, results: tuple[Any, ...]) -> None:
+        for i, result in enumerate(results):
             values = result.values if type(result) is Partial else result
             if not _finite(values):
                 origin = "finite: it starts here" if _finite(grad_output) else "already not finite"

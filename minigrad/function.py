@@ -1,6 +1,6 @@
 """L1: what an op is. It knows arrays, never Tensors: a graph of Functions holds only what their backwards need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +29,8 @@ class Function:
 
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
 
-    edges: list[Edge | None] | None = None  # one for each input, None where no gradient is wanted; None: freed
+    needs_input_grad: Sequence[bool] = ()  # for each input, whether anyone wants its gradient: skip the others' work
+    edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
     age: int = 0  # a node is younger than its inputs, so falling age is a topological order
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     where: str = ""  # the module path, noted while the NaN guard is on
@@ -39,11 +40,6 @@ class Function:
 
     def backward(self, grad_output: Array) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
-
-    @property
-    def needs_input_grad(self) -> list[bool]:
-        """For each input, whether anyone wants its gradient: work for the others can be skipped."""
-        return [edge is not None for edge in self.edges or ()]
 
     def free(self) -> None:
         """Forget all that was saved, and the way on; a second backward will find `edges` gone."""
@@ -64,16 +60,12 @@ class Partial:
     def __init__(self, values: Array, index: Any, *, repeats: bool) -> None:
         self.values, self.index, self.repeats = values, index, repeats  # repeats: index may name an entry twice
 
-    def add_to(self, buffer: Array) -> None:
+    def add_to(self, buffer: Array) -> Array:
+        """Add the values to `buffer`, an array of the shape of x, in place; return it."""
         if self.repeats:
             scatter_add(buffer, self.index, self.values)
         else:
             buffer[self.index] += self.values
-
-    def dense(self, shape: tuple[int, ...]) -> Array:
-        """The whole gradient as an array."""
-        buffer = array_module(self.values).zeros(shape, self.values.dtype)
-        self.add_to(buffer)
         return buffer
 
 

@@ -163,7 +163,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
     """x / max(‖x‖₂, eps) along `dim`."""
     if p != 2:
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
-    return input / (input * input).sum(dim, keepdim=True).sqrt().clamp(min=eps)
+    return input / (input * input).sum(dim, keepdim=True).clamp(min=eps * eps).sqrt()  # √0 has no gradient
 
 
 # Activations ----------------------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ is `x.exp()`.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigrad import checks
+from minigrad.backend import to_device
 from minigrad.ops import elementwise as pointwise
 from minigrad.ops import indexing, matmul, reduction
 from minigrad.ops import shape as shapes
@@ -154,10 +156,14 @@ class Methods:
 
     def clamp(self, min: Number | None = None, max: Number | None = None) -> "Tensor":
         """Values below `min` raised to it, above `max` lowered to it."""
+        if isinstance(min, Methods) or isinstance(max, Methods):
+            raise TypeError("clamp: min and max are numbers; for tensors write x.maximum(low).minimum(high)")
         return self.apply(pointwise.Clamp, self, min=min, max=max)
 
-    def masked_fill(self, mask: Any, value: Number) -> "Tensor":
+    def masked_fill(self, mask: Any, value: "Number | Tensor") -> "Tensor":
         """`value` where the boolean mask holds."""
+        if isinstance(value, Methods):  # it may want a gradient
+            return self.apply(pointwise.Where, raw(mask), value, self)
         return self.apply(indexing.MaskedFill, self, mask=raw(mask), value=value)
 
     # Reductions -----------------------------------------------------------------------------------------------------
@@ -280,7 +286,7 @@ class Methods:
             raise ValueError(f"split: sizes must add up to the length {length} of axis {dim}, got {sizes}")
         starts = np.cumsum([0, *sizes]).tolist()
         before = (slice(None),) * dim
-        return tuple(self[(*before, slice(a, b))] for a, b in zip(starts[:-1], starts[1:], strict=True))
+        return tuple(self[(*before, slice(a, b))] for a, b in pairwise(starts))
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
         """At most `chunks` pieces of equal length along `dim`; the last may be shorter."""
@@ -328,6 +334,8 @@ class Methods:
         device = self.device if device is None else device
         if dtype == self.dtype and device == self.device:
             return self  # type: ignore[return-value]
+        if dtype.kind != "f":
+            return self.constant(to_device(self.data, device).astype(dtype, copy=False))  # integers have no gradient
         return self.apply(pointwise.Cast, self, dtype=dtype, device=device)
 
     def float(self) -> "Tensor":

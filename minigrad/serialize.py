@@ -7,7 +7,6 @@ written beside its place and moved there when complete, so a crash leaves the ol
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,22 +58,23 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     path, kind = Path(path), _kind(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    damage: tuple[type[Exception], ...] = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
-    if kind == "safetensors":
-        damage += (_safetensors().SafetensorError,)
+    reader = _safetensors() if kind == "safetensors" else None
     try:
-        if kind == "npz":
+        if reader is None:
             if not zipfile.is_zipfile(path):
                 raise ValueError("not a zip archive, or one that is cut short")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
+            strange = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
+            if strange:
+                raise ValueError(f"{strange[0]} holds no array")
             text = arrays.pop(_METADATA, np.frombuffer(b"{}", np.uint8)).tobytes().decode()
         else:
-            with _safetensors().safe_open(path, framework="numpy") as file:
+            with reader.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 text = (file.metadata() or {}).get("minigrad", "{}")
         return arrays, json.loads(text)
-    except damage as error:
+    except Exception as error:  # the readers stumble over a damaged file in a dozen ways
         raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
 
 

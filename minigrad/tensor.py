@@ -16,7 +16,8 @@ from minigrad.engine import Leaf, mode, next_age
 from minigrad.function import Function
 from minigrad.methods import Methods, raw_index
 
-_DTYPES = {np.dtype(name) for name in "float16 float32 float64 bool uint8 int8 int16 int32 int64".split()}
+_DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
+_new = object.__new__
 _default_dtype = np.dtype(np.float32)
 
 
@@ -62,33 +63,35 @@ class Tensor(Methods):
         """
         arrays: list[Any] = []
         edges: list[Any] = []
-        recorded, recording = False, mode.grad_enabled
+        needs: list[bool] = []
+        recorded, recording, guard = False, mode.grad_enabled, mode.guard
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
                 arrays.append(data)
-                if node is None or not recording:
-                    edges.append(None)
-                else:
+                if node is not None and recording:
                     edges.append((node, data.shape, data.dtype))
+                    needs.append(True)
                     recorded = True
+                    continue
             else:
                 arrays.append(x.item() if isinstance(x, np.generic) else x)  # a NumPy scalar would widen float32
-                edges.append(None)
+            edges.append(None)
+            needs.append(False)
         op = function()
-        op.edges = edges
+        op.needs_input_grad = needs
         try:
             output = op.forward(*arrays, **choices)
         except Exception as error:
             _explain(error, op, arrays)
             raise
-        if mode.guard is not None:
-            mode.guard.check_forward(op, arrays, output)
-        result = Tensor.__new__(Tensor)
-        result.data = np.asarray(output) if isinstance(output, np.generic) else output
+        if guard is not None:
+            guard.check_forward(op, arrays, output)
+        result = _new(Tensor)
+        result.data = np.asarray(output) if isinstance(output, np.generic) else output  # NumPy's sums are scalars
         result._retained = None
-        if recorded and result.data.dtype.kind == "f":
-            op.age = next_age()
+        if recorded:
+            op.edges, op.age = edges, next_age()
             result._node = op
         else:
             result._node = None

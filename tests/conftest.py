@@ -29,3 +29,36 @@ def clean_state():
     minigrad.manual_seed(0)
     with minigrad.enable_grad():
         yield
+
+
+class Parity:
+    """The worst differences from PyTorch seen in this run, and over how many examples, for each op."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, tuple[int, float, float]] = {}
+
+    def add(self, op: str, value: float, gradient: float) -> None:
+        count, worst_value, worst_gradient = self.worst.get(op, (0, 0.0, 0.0))
+        self.worst[op] = (count + 1, max(worst_value, value), max(worst_gradient, gradient))
+
+
+_PARITY = pytest.StashKey[Parity]()
+
+
+def pytest_configure(config):
+    config.stash[_PARITY] = Parity()
+
+
+@pytest.fixture(scope="session")
+def parity(pytestconfig):
+    """Where the comparison with PyTorch notes what it saw."""
+    return pytestconfig.stash[_PARITY]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    worst = config.stash[_PARITY].worst
+    if worst:
+        terminalreporter.section("difference from PyTorch, float64, relative to the largest entry (at least 1e-3)")
+        terminalreporter.write_line(f"{'op':32} {'examples':>8} {'worst value error':>18} {'worst gradient error':>21}")
+        for op, (count, value, gradient) in worst.items():
+            terminalreporter.write_line(f"{op:32} {count:8} {value:18.1e} {gradient:21.1e}")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from train.errors import InputError
 from train.settings import BY_DATASET, COMMON, Settings
+from train.shards import limit_blas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> None:
     """Train, and leave everything in the output folder. NumPy and the models load here, not before `--help`."""
+    limit_blas(settings.threads)
     import models
     from minigrad import manual_seed
     from train import checkpoint, datasets, loop, plots
@@ -47,17 +49,17 @@ def run(settings: Settings) -> None:
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
 
-    steps = -(-len(dataset.train) // settings.batch_size)
+    trainer = loop.Trainer(model, dataset, settings)
     print(f"model    {settings.model}, {sum(p.data.size for p in model.parameters()):,} parameters")
     print(f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
           f"{len(dataset.classes)} classes")  # fmt: skip
-    print(f"train    {settings.epochs} epochs of {steps} steps, batch {settings.batch_size}, lr {settings.lr:g}, "
+    print(f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, lr {settings.lr:g}, "
           f"seed {settings.seed}, on {settings.device}")  # fmt: skip
     print(f"output   {folder}", flush=True)
 
     history = []
     best = -1.0
-    for metrics in loop.fit(model, dataset, settings):
+    for metrics in trainer.fit():
         history.append(metrics)
         log.append(metrics)
         checkpoint.save(folder / f"last.{settings.checkpoint_format}", model, dataset, settings, metrics)
@@ -83,7 +85,9 @@ def check(settings: Settings) -> None:
         try:
             import safetensors.numpy  # noqa: F401
         except ImportError:
-            raise InputError("--checkpoint-format safetensors needs its library: pip install 'minigrad[train]'") from None
+            raise InputError(
+                "--checkpoint-format safetensors needs its library: pip install 'minigrad[train]'"
+            ) from None
     if (Path(settings.output) / "metrics.csv").exists():
         raise InputError(f"--output {settings.output} holds the results of an earlier run; name another folder")
 
@@ -95,7 +99,9 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     settings = {**COMMON, **BY_DATASET[dataset], **given}
     if settings["warmup_epochs"] > settings["epochs"]:
         if "warmup_epochs" in given:
-            raise InputError(f"--warmup-epochs {settings['warmup_epochs']:g} is more than --epochs {settings['epochs']}")
+            raise InputError(
+                f"--warmup-epochs {settings['warmup_epochs']:g} is more than --epochs {settings['epochs']}"
+            )
         settings["warmup_epochs"] = settings["epochs"] / 10
     settings.setdefault("output", _unused_folder(f"runs/{settings['model']}-{dataset}"))
     return Settings(**settings)
@@ -111,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
         allow_abbrev=False,
     )
+
     def add(group: Any, flag: str, text: str, **choices: Any) -> None:
         name = flag[2:].replace("-", "_")
         group.add_argument(flag, help=f"{text} ({_default(name)})", **choices)
@@ -128,15 +135,30 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--batch-size", "images in a step", metavar="N", type=_whole(1))
     add(how, "--lr", "learning rate at its highest", metavar="LR", type=_number(above=0))
     add(how, "--warmup-epochs", "epochs, or a part of one, until it is reached", metavar="N", type=_number(least=0))
-    add(how, "--weight-decay", "for weights; biases, norms and embeddings are spared", metavar="WD", type=_number(least=0))
-    add(how, "--clip-grad", "largest norm of all gradients together; 0 for no limit", metavar="NORM", type=_number(least=0))
+    add(
+        how,
+        "--weight-decay",
+        "for weights; biases, norms and embeddings are spared",
+        metavar="WD",
+        type=_number(least=0),
+    )
+    add(
+        how,
+        "--clip-grad",
+        "largest norm of all gradients together; 0 for no limit",
+        metavar="NORM",
+        type=_number(least=0),
+    )
     add(how, "--smoothing", "label smoothing", metavar="SHARE", type=_number(least=0, below=1))
-    add(how, "--drop-path", "rate of stochastic depth in the last block", metavar="RATE", type=_number(least=0, below=1))
+    add(
+        how, "--drop-path", "rate of stochastic depth in the last block", metavar="RATE", type=_number(least=0, below=1)
+    )
     add(how, "--aug", "random flips and shifted crops", action=argparse.BooleanOptionalAction, default=None)
     add(how, "--seed", "the same seed gives the same run on the same machine", metavar="N", type=_whole(0, 2**32 - 1))
 
     where = parser.add_argument_group("where")
     add(where, "--device", 'cpu, cuda or cuda:N (needs an extra: "minigrad[cuda13]")', metavar="DEVICE")
+    add(where, "--threads", "shards of a batch computed at once on the CPU", metavar="N", type=_whole(1))
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=_whole(1))
     add(where, "--output", "folder for the results", metavar="DIR")
     add(where, "--checkpoint-format", "of the files best and last", choices=["npz", "safetensors"])
@@ -160,7 +182,11 @@ def _default(name: str) -> str:
 
 
 def _show(value: Any) -> str:
-    return {None: "all", True: "yes", False: "no"}.get(value) or f"{value}" if not isinstance(value, float) else f"{value:g}"
+    return (
+        {None: "all", True: "yes", False: "no"}.get(value) or f"{value}"
+        if not isinstance(value, float)
+        else f"{value:g}"
+    )
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -178,9 +204,13 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def _number(*, least: float | None = None, above: float | None = None, below: float | None = None) -> Callable[[str], float]:
+def _number(
+    *, least: float | None = None, above: float | None = None, below: float | None = None
+) -> Callable[[str], float]:
     bounds = " and ".join(
-        f"{word} {bound:g}" for word, bound in (("at least", least), ("above", above), ("below", below)) if bound is not None
+        f"{word} {bound:g}"
+        for word, bound in (("at least", least), ("above", above), ("below", below))
+        if bound is not None
     )
 
     def read(text: str) -> float:
@@ -188,7 +218,9 @@ def _number(*, least: float | None = None, above: float | None = None, below: fl
             value = float(text)
         except ValueError:
             value = nan
-        fits = (least is None or value >= least) and (above is None or value > above) and (below is None or value < below)
+        fits = (
+            (least is None or value >= least) and (above is None or value > above) and (below is None or value < below)
+        )
         if not (isfinite(value) and fits):
             raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
         return value

@@ -165,7 +165,9 @@ def _batch(content: bytes, where: str, source: Source) -> tuple[np.ndarray, np.n
 
 def _class_names(content: bytes, where: str, source: Source) -> tuple[str, ...]:
     names = _dict(content, where).get(source.label_names)
-    if not (isinstance(names, list) and len(names) == source.classes and all(isinstance(n, str | bytes) for n in names)):
+    if not (
+        isinstance(names, list) and len(names) == source.classes and all(isinstance(n, str | bytes) for n in names)
+    ):
         raise InputError(f"{where}: `{source.label_names}` must be a list of {source.classes} names")
     return tuple(_text(name) for name in names)
 

@@ -10,10 +10,10 @@ from train.settings import Settings
 
 def load(settings: Settings) -> Dataset:
     """The dataset of a run, cut to the numbers of images it asks for."""
-    wanted = settings.train_num_samples, settings.val_num_samples
+    train, test = settings.train_num_samples, settings.val_num_samples
     if settings.dataset == "shapes":
-        return shapes.load().first(*wanted)
+        return shapes.load(min(train or shapes.TRAIN, shapes.TRAIN), min(test or shapes.TEST, shapes.TEST))
     source, data_dir = cifar.SOURCES[settings.dataset], Path(settings.data_dir).expanduser()
     if settings.download and cifar.find(source, data_dir) is None:
         download(source.url, data_dir / source.archive, source.md5)
-    return cifar.load(source, data_dir).first(*wanted)
+    return cifar.load(source, data_dir).first(train, test)

@@ -19,7 +19,13 @@ class Progress:
             except ImportError:
                 return
             self._bar = tqdm(
-                total=total, initial=done, desc=title, unit=unit, unit_scale=unit == "B", leave=False, dynamic_ncols=True
+                total=total,
+                initial=done,
+                desc=title,
+                unit=unit,
+                unit_scale=unit == "B",
+                leave=False,
+                dynamic_ncols=True,
             )
 
     def update(self, count: int, note: str = "") -> None:
@@ -43,7 +49,7 @@ class Metrics:
     """One row of metrics.csv."""
 
     epoch: int
-    lr: float  # at the end of the epoch
+    lr: float  # of its last step
     train_loss: float  # mean over the epoch, while the model changed
     train_acc: float
     test_loss: float

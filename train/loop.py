@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from math import isfinite
 from typing import Any
 
+import numpy as np
+
 import minigrad.functional as F
 from minigrad import Tensor, no_grad
+from minigrad.backend import Array
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
 from minigrad.random import Generator
@@ -15,80 +18,96 @@ from train.dataset import Dataset
 from train.errors import InputError
 from train.log import Metrics, Progress
 from train.settings import Settings
+from train.shards import Shards
 
-_DATA_STREAM = 1 << 32  # added to the seed: order and augmentation have a random stream apart from initialisation
-
-
-def fit(model: Module, dataset: Dataset, settings: Settings) -> Iterator[Metrics]:
-    """Train `model` in place; yields the metrics after each epoch.
-
-    Raises:
-        InputError: the loss is no longer finite, so that going on is of no use.
-    """
-    optimizer = AdamW(param_groups(model, settings.weight_decay), lr=settings.lr)
-    steps = -(-len(dataset.train) // settings.batch_size)
-    schedule = WarmupCosine(optimizer, round(steps * settings.warmup_epochs), steps * settings.epochs)
-    generator = Generator(_DATA_STREAM + settings.seed)
-    for epoch in range(1, settings.epochs + 1):
-        start = time.perf_counter()
-        title = f"epoch {epoch}/{settings.epochs}"
-        train_loss, train_acc = train_epoch(model, dataset, settings, optimizer, schedule, generator, title)
-        trained = time.perf_counter()
-        test_loss, test_acc = evaluate(model, dataset, settings)
-        yield Metrics(
-            epoch=epoch,
-            lr=optimizer.param_groups[0]["lr"],
-            train_loss=train_loss,
-            train_acc=train_acc,
-            test_loss=test_loss,
-            test_acc=test_acc,
-            seconds=time.perf_counter() - start,
-            images_per_second=len(dataset.train) / (trained - start),
-        )
+_STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
 
 
-def train_epoch(
-    model: Module,
-    dataset: Dataset,
-    settings: Settings,
-    optimizer: AdamW,
-    schedule: WarmupCosine,
-    generator: Generator,
-    title: str,
-) -> tuple[float, float]:
-    """Each training image once, in random order. Returns mean loss and accuracy while the model changed."""
-    model.train()
-    tally = _Tally()
-    parameters = list(model.parameters())
-    order = generator.permutation(len(dataset.train))
-    with Progress(len(dataset.train), "image", title) as progress:
-        for images, labels in batches(dataset.train, settings.batch_size, settings.device, order):
-            if settings.aug:
-                images = augment(images, generator)
-            logits = model(Tensor(normalize(images, dataset.mean, dataset.std)))
-            loss = F.cross_entropy(logits, Tensor(labels), label_smoothing=settings.smoothing)
-            tally.add(loss, logits, labels)
-            if not isfinite(tally.loss):
-                raise InputError(f"the loss became {loss.item()} in {title}: try a lower --lr or more --warmup-epochs")
-            optimizer.zero_grad()
+class Trainer:
+    """A model in training: all that changes from step to step is here."""
+
+    def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
+        self.model, self.dataset, self.settings = model, dataset, settings
+        self.parameters = list(model.parameters())
+        self.optimizer = AdamW(param_groups(model, settings.weight_decay), lr=settings.lr)
+        self.lr = 0.0  # of the last step
+        self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
+        warmup = round(self.steps * settings.warmup_epochs)
+        self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
+        self.generator = Generator(_STREAM * (settings.seed + 1))
+        self.shards = Shards(settings.threads, self.generator.seed + 1)
+
+    def fit(self) -> Iterator[Metrics]:
+        """Train; yields the metrics after each epoch.
+
+        Raises:
+            InputError: the loss is no longer finite, so that going on is of no use.
+        """
+        with self.shards:
+            for epoch in range(1, self.settings.epochs + 1):
+                start = time.perf_counter()
+                train_loss, train_acc = self.train_epoch(f"epoch {epoch}/{self.settings.epochs}")
+                trained = time.perf_counter()
+                test_loss, test_acc = self.evaluate()
+                seconds = time.perf_counter() - start
+                speed = len(self.dataset.train) / (trained - start)
+                yield Metrics(epoch, self.lr, train_loss, train_acc, test_loss, test_acc, seconds, speed)
+
+    def train_epoch(self, title: str) -> tuple[float, float]:
+        """Every training image once, in random order. Returns mean loss and accuracy while the model changes."""
+        self.model.train()
+        tally = _Tally()
+        order = self.generator.permutation(len(self.dataset.train))
+        with Progress(len(self.dataset.train), "image", title) as progress:
+            for images, labels in batches(self.dataset.train, self.settings.batch_size, self.settings.device, order):
+                loss, correct = self.step(images, labels)
+                if not isfinite(loss):
+                    raise InputError(f"the loss became {loss} in {title}: try a lower --lr or more --warmup-epochs")
+                tally.add(loss, correct, len(labels))
+                progress.update(len(labels), f"loss {tally.loss:.3f} acc {tally.acc:.1%}")
+        return tally.loss, tally.acc
+
+    def step(self, images: Array, labels: Array) -> tuple[float, int]:
+        """One step of the optimiser. Returns the mean loss of the batch and how many images were right before it."""
+        if self.settings.aug:
+            images = augment(images, self.generator)
+
+        @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported in full by train_epoch
+        def work(images: Array, part: Array) -> tuple[float, int]:
+            logits = self.model(self.inputs(images))
+            # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the batch.
+            loss = F.cross_entropy(logits, Tensor(part), label_smoothing=self.settings.smoothing)
+            loss = loss * (len(part) / len(labels))
             loss.backward()
-            if settings.clip_grad:
-                clip_grad_norm_(parameters, settings.clip_grad)
-            optimizer.step()
-            schedule.step()
-            progress.update(len(labels), f"loss {tally.loss:.3f} acc {tally.acc:.1%}")
-    return tally.loss, tally.acc
+            return loss.item(), _correct(logits, part)
 
+        self.optimizer.zero_grad()
+        losses, correct = zip(*self.shards.run(work, images, labels), strict=True)
+        if self.settings.clip_grad:
+            clip_grad_norm_(self.parameters, self.settings.clip_grad)
+        self.optimizer.step()
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.schedule.step()
+        return sum(losses), sum(correct)
 
-@no_grad()
-def evaluate(model: Module, dataset: Dataset, settings: Settings) -> tuple[float, float]:
-    """Mean loss, without smoothing, and accuracy on the test images."""
-    model.eval()
-    tally = _Tally()
-    for images, labels in batches(dataset.test, settings.validation_batch_size, settings.device):
-        logits = model(Tensor(normalize(images, dataset.mean, dataset.std)))
-        tally.add(F.cross_entropy(logits, Tensor(labels)), logits, labels)
-    return tally.loss, tally.acc
+    def evaluate(self) -> tuple[float, float]:
+        """Mean loss, without label smoothing, and accuracy on the test images."""
+        self.model.eval()
+        tally = _Tally()
+
+        @no_grad()
+        def work(images: Array, labels: Array) -> tuple[float, int, int]:
+            logits = self.model(self.inputs(images))
+            return F.cross_entropy(logits, Tensor(labels)).item(), _correct(logits, labels), len(labels)
+
+        for images, labels in batches(self.dataset.test, self.settings.validation_batch_size, self.settings.device):
+            for result in self.shards.run(work, images, labels):
+                tally.add(*result)
+        return tally.loss, tally.acc
+
+    def inputs(self, images: Array) -> Tensor:
+        """What the model takes."""
+        return Tensor(normalize(images, self.dataset.mean, self.dataset.std))
 
 
 def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -96,15 +115,17 @@ def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
 
     Decay keeps products of weights small; an offset or a scale has nothing to gain from it.
     """
-    named = dict(model.named_parameters())
     spared = {"pos_embed", "cls_token"}
     if hasattr(model, "no_weight_decay"):
         spared |= set(model.no_weight_decay())
-    decays = {name: p.ndim > 1 and name not in spared for name, p in named.items()}
-    return [
-        {"params": [p for name, p in named.items() if decays[name]], "weight_decay": weight_decay},
-        {"params": [p for name, p in named.items() if not decays[name]], "weight_decay": 0.0},
-    ]
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[parameter.ndim > 1 and name not in spared].append(parameter)
+    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
+
+
+def _correct(logits: Tensor, labels: Array) -> int:
+    return int((logits.data.argmax(axis=1) == labels).sum())
 
 
 class _Tally:
@@ -114,10 +135,10 @@ class _Tally:
         self.images = self.correct = 0
         self.total_loss = 0.0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Any) -> None:
-        self.images += len(labels)
-        self.total_loss += loss.item() * len(labels)
-        self.correct += int((logits.data.argmax(axis=1) == labels).sum())
+    def add(self, loss: float, correct: int, images: int) -> None:
+        self.images += images
+        self.correct += correct
+        self.total_loss += loss * images
 
     @property
     def loss(self) -> float:

@@ -1,6 +1,7 @@
 """Everything that decides a run, in one frozen record. Light to import: the command line answers `--help` from here."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Settings:
     aug: bool
     seed: int
     device: str
+    threads: int
     output: str
     checkpoint_format: str
 
@@ -49,6 +51,7 @@ COMMON: dict[str, Any] = {
     "drop_path": 0.0,
     "seed": 0,
     "device": "cpu",
+    "threads": min(2, os.cpu_count() or 1),
     "checkpoint_format": "npz",
 }
 _CIFAR = {"epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "aug": True}

@@ -13,14 +13,15 @@ from minigrad.random import Generator
 from train.dataset import Dataset, Split
 
 SIZE = 32
+TRAIN, TEST = 10_000, 2_000  # images
 TRAIN_SEED, TEST_SEED = 1, 2  # the images never depend on the seed of a training run
 
 Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """d(u, v) in the figure's own frame: u to its right, v upwards, the figure within the circle of radius 1."""
 
 
-def load(train: int = 10_000, test: int = 2_000) -> Dataset:
-    """The dataset. Classes follow each other in turn, so that every prefix is balanced."""
+def load(train: int = TRAIN, test: int = TEST) -> Dataset:
+    """The dataset, or its first images: classes follow each other in turn, so that every prefix is balanced."""
     return Dataset(
         name="shapes",
         train=draw(train, Generator(TRAIN_SEED)),
@@ -32,14 +33,14 @@ def load(train: int = 10_000, test: int = 2_000) -> Dataset:
 
 
 def draw(count: int, generator: Generator) -> Split:
-    """`count` images, image i of class i mod 10."""
+    """`count` images, image i of class i mod 10. The generator counts, so a larger `count` only adds images."""
 
     def between(low: float, high: float, *shape: int) -> np.ndarray:
         return low + (high - low) * generator.uniform((count, *shape))
 
     labels = np.arange(count) % len(FIGURES)
-    radius = between(8.0, 14.0)  # in pixels
-    angle = between(0, 2 * np.pi)
+    radius = between(9.0, 14.0)  # in pixels
+    angle = between(-0.4, 0.4)
     room = SIZE / 2 - 1 - radius  # how far the centre may leave the middle with the whole figure in the image
     centre = between(-1, 1, 2) * room[:, None]
     # The two colours lie on opposite sides of a random middle; they differ by `contrast` in at least one channel.

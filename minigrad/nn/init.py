@@ -6,6 +6,7 @@ A weight is (out, in, ...): fan_in is what one output sums over, fan_out what on
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import erf, prod, sqrt
 from typing import Literal
 
@@ -28,7 +29,7 @@ def zeros_(*tensors: Tensor | None) -> None:
     """Zeros, in every tensor given; a bias that is not there may be None."""
     for tensor in tensors:
         if tensor is not None:
-            _fill(tensor, lambda shape=tensor.shape: np.zeros(shape))
+            _fill(tensor, partial(np.zeros, tensor.shape))
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:

@@ -95,7 +95,10 @@ class LogSoftmax(Function):
         checks.floating(x, "log_softmax")
         self.axis = checks.one_axis(axis, x.ndim, "log_softmax") if x.ndim else None
         xp = array_module(x)
-        centred = x - x.max(axis=self.axis, keepdims=True) if x.size else x.copy()
+        if not x.size:
+            self.y = x.copy()
+            return self.y
+        centred = x - x.max(axis=self.axis, keepdims=True)
         self.y = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
         return self.y
 

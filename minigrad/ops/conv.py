@@ -1,6 +1,6 @@
 """L2: convolution of images: cross-correlation, as in every deep-learning framework.
 
-Inside, images are channels-last, (N, H, W, C), and so is the memory behind the output (N, O, OH, OW), a view: the next
+Inside, images are channels-last, (N, H, W, C), and so is the memory of the output, a view (N, O, OH, OW): the next
 layer often wants tokens (N, OH·OW, O), and these then cost nothing. Letters: KH × KW taps, OH × OW windows,
 G groups, each of C' = C / G input and O' = O / G output channels.
 """
@@ -130,7 +130,7 @@ class Columns:
         return grouped.reshape(self.groups, -1, grouped.shape[4])
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
-        """Images whose X is taken at once."""
+        """Images taken at once, by the size of X."""
         return blocks(x, prod(self.windows.out) * self.groups * prod(weight_shape[1:]))
 
 
@@ -178,9 +178,7 @@ class Depthwise:
                 scratch, ones = xp.empty_like(grad_m), xp.ones((1, grad_m.size // C), x.dtype)
                 for tap, where in self.windows.taps():
                     xp.multiply(padded[where], grad_m, out=scratch)
-                    total[tap] += gemm(ones, scratch.reshape(-1, C))[
-                        0
-                    ]  # a sum over all windows, at the speed of BLAS
+                    total[tap] += gemm(ones, scratch.reshape(-1, C))[0]  # Σ_n,i,j, at the speed of BLAS
         # (M, KH, KW, C) -> (C, M, KH, KW) -> (O, 1, KH, KW)
         return grad_filters.transpose(3, 0, 1, 2).reshape(shape)
 
@@ -194,7 +192,7 @@ class Depthwise:
         return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
 
     def _blocks(self, x: Array) -> Iterator[slice]:
-        """Images whose x, y and scratch, all in use at once, are about as large as four times x."""
+        """Images taken at once: the slices in use, of x, y and scratch, are together about four times as large as x."""
         return blocks(x, 4 * prod(x.shape[1:]))
 
 
@@ -202,10 +200,8 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
     """Check the arguments of conv2d, and lay out its windows."""
     checks.rank(x, 4, "(N, C, H, W)", "conv2d")
     checks.floating(x, "conv2d")
-    if weight.ndim != 4 or 0 in weight.shape[2:]:
-        raise ValueError(
-            f"conv2d: weight must be (O, C / groups, KH, KW) with a kernel of 1 or more, got {weight.shape}"
-        )
+    if weight.ndim != 4 or 0 in weight.shape:
+        raise ValueError(f"conv2d: weight must be (O, C / groups, KH, KW), each at least 1, got shape {weight.shape}")
     outputs, grouped, *kernel = weight.shape
     if not isinstance(groups, int) or groups < 1 or outputs % groups:
         raise ValueError(f"conv2d: groups must divide the {outputs} output channels of the weight, got {groups!r}")
@@ -222,7 +218,7 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
     room = x.shape[2] + before[0] + after[0], x.shape[3] + before[1] + after[1]
     if room[0] < reach[0] or room[1] < reach[1]:
         raise ValueError(
-            f"conv2d: the kernel spans {reach} pixels (dilation · (kernel - 1) + 1), more than the padded image, {room}; "
+            f"conv2d: the kernel spans {reach} pixels, dilation · (kernel - 1) + 1, but the padded image has {room}; "
             "pad more, or use a smaller kernel or dilation"
         )
     out = (room[0] - reach[0]) // stride[0] + 1, (room[1] - reach[1]) // stride[1] + 1
@@ -239,8 +235,6 @@ def _padding(padding: Any, stride: Pair, reach: Pair) -> tuple[Pair, Pair]:
         both = checks.pair(padding, "padding", "conv2d", least=0)
         return both, both
     if stride != (1, 1):
-        raise ValueError(
-            f"conv2d: padding='same' needs stride 1, as the output is as large as the input; got {stride}"
-        )
+        raise ValueError(f"conv2d: padding='same' needs stride 1, as the output is as large as the input; got {stride}")
     above, left = (reach[0] - 1) // 2, (reach[1] - 1) // 2
     return (above, left), (reach[0] - 1 - above, reach[1] - 1 - left)

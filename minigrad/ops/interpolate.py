@@ -16,8 +16,8 @@ class Interpolate(Function):
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    R and C come from one function of the sizes along their axis, `weights`. `scales` are output over input sizes along
-    H and W where a caller gave these; None is the ratio of the whole sizes.
+    R and C come from one function of the sizes along their axis, `weights`. `scales` are output over input sizes, along
+    H and W, where a caller gave these; None is the ratio of the whole sizes.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); R (OH, H); C (OW, W).  Saves R and C.
     """
@@ -66,8 +66,8 @@ def weights(
         bilinear         triangle(j + ½ - c)
         bicubic          cubic(j + ½ - c)
 
-    where pixels beyond the border count as the pixel at the border. With `align_corners` the outermost centres of both
-    axes meet: step = (in_size - 1) / (out_size - 1), c = step · r + ½. With `antialias`, where the image shrinks, the
+    where pixels beyond the border count as the pixel at the border. With `align_corners` the outer centres of both axes
+    meet: step = (in_size - 1) / (out_size - 1), c = step · r + ½. With `antialias`, where the image shrinks, the
     filters are `step` times as wide, with pixels beyond the border left out and the weights made to sum to 1; then
     `align_corners` changes the step only, and c = step · (r + ½) again (as in PyTorch).
     """
@@ -76,12 +76,13 @@ def weights(
         scale = None  # PyTorch too takes the sizes here, so that a scale that is slightly off keeps whole pixels
     r, j = np.arange(out_size), np.arange(in_size)
     if align_corners:
-        step = (in_size - 1) / max(out_size - 1, 1)
+        step = (in_size - 1) / (out_size - 1) if out_size > 1 else 0.0
     else:
         step = in_size / out_size if scale is None else 1 / scale
     centre = step * r + 0.5 if align_corners and not antialias else step * (r + 0.5)
     if mode in ("nearest", "nearest-exact"):
-        source = np.floor(step * r if mode == "nearest" else centre)
+        edge_or_centre = r.astype(np.float32) + (0 if mode == "nearest" else 0.5)
+        source = np.floor(np.float32(step) * edge_or_centre)  # float32 decides the ties, as in PyTorch
         return (j == np.minimum(source, in_size - 1)[:, None]).astype(np.float64)
     if antialias:
         distance = (j + 0.5 - centre[:, None]) / max(step, 1)
@@ -108,9 +109,7 @@ def _cubic(t: np.ndarray, *, a: float) -> np.ndarray:
     return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
-def _check(
-    x: Array, size: Any, scales: Any, mode: str, align_corners: bool | None, antialias: bool
-) -> tuple[int, int]:
+def _check(x: Array, size: Any, scales: Any, mode: str, align_corners: bool | None, antialias: bool) -> tuple[int, int]:
     """The output size, if the arguments go together."""
     checks.rank(x, 4, "(N, C, H, W)", "interpolate")
     checks.floating(x, "interpolate")
@@ -120,13 +119,9 @@ def _check(
         raise ValueError(f"interpolate: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode in ("nearest", "nearest-exact"):
         if align_corners is not None:
-            raise ValueError(
-                f"interpolate: align_corners is for 'bilinear' and 'bicubic'; leave it out with {mode!r}"
-            )
+            raise ValueError(f"interpolate: align_corners is for 'bilinear' and 'bicubic'; leave it out with {mode!r}")
         if antialias:
-            raise ValueError(
-                f"interpolate: antialias is for 'bilinear' and 'bicubic', {mode!r} has no filter to widen"
-            )
+            raise ValueError(f"interpolate: antialias is for 'bilinear' and 'bicubic', {mode!r} has no filter to widen")
     if scales is not None and min(scales) <= 0:
         raise ValueError(f"interpolate: the scales must be above 0, got {scales}")
     return checks.pair(size, "size", "interpolate", least=1)

@@ -87,7 +87,8 @@ class CrossEntropy(Function):
                     f"got some from {named.min()} to {named.max()}"
                 )
         classes = xp.arange(C).reshape([C if a == self.axis else 1 for a in range(x.ndim)])
-        return (xp.expand_dims(target, self.axis) == classes).astype(x.dtype)
+        kept = xp.where(target == ignore_index, -1, target)  # -1 is no class
+        return (xp.expand_dims(kept, self.axis) == classes).astype(x.dtype)
 
 
 class MSELoss(Function):

@@ -36,9 +36,8 @@ class MaxPool2d(Function):
         self.taken[...] = xp.asarray(_first_tap(windows))[:, :, None]  # it stays where a window sees nothing but -∞
         for number, (_, where) in enumerate(windows.taps()):
             seen = padded[where]
-            larger = (seen > y) | xp.isnan(seen)
-            xp.copyto(y, seen, where=larger)
-            xp.copyto(self.taken, number, where=larger)
+            self.taken[(seen > y) | xp.isnan(seen)] = number
+            xp.maximum(y, seen, out=y)
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
 
     def backward(self, grad_output: Array) -> Array:
@@ -157,22 +156,17 @@ def _windows(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any, ce
         raise ValueError(
             f"{op}: padding must be at most half of kernel_size {kernel}, got {padding}; a larger border: F.pad"
         )
-    out, after = zip(
-        *(
-            _along_axis(size, *choices, ceil_mode)
-            for size, *choices in zip(x.shape[2:], reach, stride, padding, strict=True)
-        ),
-        strict=True,
-    )
-    if min(out) < 1:
+    rows, below = _fit(x.shape[2], reach[0], stride[0], padding[0], ceil_mode)
+    columns, right = _fit(x.shape[3], reach[1], stride[1], padding[1], ceil_mode)
+    if rows < 1 or columns < 1:
         raise ValueError(
             f"{op}: a window spans {reach} pixels, more than the padded image's "
             f"{x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]}; use a smaller kernel_size, or pad more"
         )
-    return Windows(kernel, stride, dilation, padding, after, out)
+    return Windows(kernel, stride, dilation, padding, (below, right), (rows, columns))
 
 
-def _along_axis(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> Pair:
+def _fit(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> Pair:
     """How many windows fit along one axis, and how many pixels the last one needs beyond the image.
 
     `ceil_mode` rounds up: the last window may hang over the padding, but must start in the image or before it.

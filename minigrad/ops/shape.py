@@ -1,6 +1,7 @@
 """L2: ops that move numbers and change none. The gradient moves back the way its number came."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 from minigrad import checks
@@ -82,7 +83,7 @@ class Cat(Function):
         before = (slice(None),) * self.axis
         return tuple(
             grad_output[(*before, slice(start, stop))]
-            for start, stop in zip(self.ends[:-1], self.ends[1:], strict=True)
+            for start, stop in pairwise(self.ends)
         )
 
 

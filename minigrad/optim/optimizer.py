@@ -29,7 +29,8 @@ class Optimizer:
             tensors = list(group["params"])
             if unknown:
                 raise ValueError(
-                    f"{type(self).__name__}: a group has unknown settings {sorted(unknown)}; it may have {sorted(defaults)}"
+                    f"{type(self).__name__}: a group has the unknown settings {sorted(unknown)}; "
+                    f"it may have {sorted(defaults)}"
                 )
             if any(not isinstance(p, Tensor) or not p.is_leaf for p in tensors):
                 raise TypeError(f"{type(self).__name__}: optimises leaf Tensors, such as model.parameters()")
@@ -156,7 +157,7 @@ class AdamW(Optimizer):
         square *= 1 - beta2
         v += square
         x *= 1 - group["lr"] * group["weight_decay"]
-        denominator = xp.sqrt(v)
+        denominator = xp.sqrt(v, out=xp.empty_like(v))
         denominator *= 1 / sqrt(1 - beta2**t)
         denominator += group["eps"]
         xp.divide(m, denominator, out=denominator)

@@ -33,11 +33,14 @@ class Case:
     """
 
     name: str
-    run: Callable[..., Tensor] = field(repr=False)
-    calls: st.SearchStrategy[Call] = field(repr=False)
-    oracle: Callable[..., Any] = field(repr=False)
-    torch: Callable[..., Any] | None = field(repr=False)
+    run: Callable[..., Tensor]
+    calls: st.SearchStrategy[Call]
+    oracle: Callable[..., Any]
+    torch: Callable[..., Any] | None
     differentiable: tuple[int, ...] | None = None
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"<case {self.name}>")  # in the report of a failing example
 
     def wanted(self, call: Call) -> tuple[int, ...]:
         """The inputs of this call to differentiate."""

@@ -296,7 +296,7 @@ CASES = [
         run=lambda x, dims: x.permute(*dims),
         calls=permutations(),
         oracle=permuted,
-        torch=lambda torch, x, dims: x.permute(*dims),
+        torch=lambda torch, x, dims: x.permute(dims),
     ),
     Case(
         name="movedim",
@@ -310,7 +310,7 @@ CASES = [
         run=lambda x, size: x.expand(*size),
         calls=expansions(),
         oracle=expanded,
-        torch=lambda torch, x, size: x.expand(*size),
+        torch=lambda torch, x, size: x.expand(size),
     ),
     Case(
         name="squeeze",

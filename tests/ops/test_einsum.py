@@ -34,6 +34,8 @@ def run(equation, *arrays):
         ("i,i", [(3,), (3,)], np.dot),
         ("ij,jk", [(2, 3), (3, 4)], np.matmul),
         ("b...ij,b...jk->b...ik", [(2, 5, 2, 3), (2, 1, 3, 4)], np.matmul),
+        ("...i,...i->...", [(5, 2, 3), (2, 3)], lambda a, b: (a * b).sum(-1)),
+        ("i...,...->...i", [(2, 3, 4), (4,)], lambda a, b: np.moveaxis(a * b, 0, -1)),
         ("ij,ij->ij", [(2, 3), (1, 3)], np.multiply),
         (",", [(), ()], np.multiply),
         ("ijk,ijl,kl", [(2, 3, 4), (2, 3, 5), (4, 5)], lambda a, b, c: np.sum((a.mT @ b).sum(0) * c)),
@@ -50,6 +52,12 @@ def test_known_equations(equation, shapes, expected):
 
 def test_upper_case_comes_before_lower_case():
     assert run("bA", draw(2, 3)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("equation", ["ij->", "ij,jk->ik", "ij,jk,i->"])
+def test_integers_stay_as_they_are(equation):
+    arrays = [np.ones(shape, np.int32) for shape in ((2, 2), (2, 2), (2,))[: equation.count(",") + 1]]
+    assert run(equation, *arrays).dtype == np.int32
 
 
 def test_a_gradient_is_repeated_where_a_label_was_summed_out():

@@ -1,0 +1,74 @@
+"""Convolution. The oracle reads the definition aloud, one number at a time."""
+
+from itertools import product
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minigrad.functional as F
+from minigrad.testing import arrays
+from tests.cases.case import Call, Case
+
+SIDES = st.integers(1, 3)
+
+
+def int_or_pair(pair):
+    """How users write it: a pair, or one number where both are equal."""
+    return st.sampled_from([pair, pair[0]]) if pair[0] == pair[1] else st.just(pair)
+
+
+@st.composite
+def convolutions(draw):
+    """Groups from dense to depthwise, kernels from 1 × 1 up, images as small as the padded kernel allows."""
+    groups, kernel = draw(SIDES), (draw(SIDES), draw(SIDES))
+    grouped, outputs = draw(st.sampled_from([1, 1, 2])), groups * draw(st.integers(1, 2))
+    stride, dilation = (draw(SIDES), draw(SIDES)), (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
+    choices = {"padding": draw(int_or_pair(padding)), "groups": groups}
+    special = draw(st.sampled_from([None, None, "same", "valid", "patches"]))
+    if special == "same":
+        choices["padding"], stride = special, (1, 1)
+    elif special == "valid":
+        choices["padding"], padding = special, (0, 0)
+    elif special == "patches":
+        choices["padding"], padding, stride, dilation = 0, (0, 0), kernel, (1, 1)
+    choices |= {"stride": draw(int_or_pair(stride)), "dilation": draw(int_or_pair(dilation))}
+    least = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    least = [1 if special == "same" else max(1, side) for side in least]
+    image = (groups * grouped, least[0] + draw(st.integers(0, 4)), least[1] + draw(st.integers(0, 4)))
+    batch = draw(st.sampled_from([(), (0,), (1,), (2,)]))
+    bias = draw(st.none() | arrays((outputs,)))
+    return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, grouped, *kernel))), bias), choices)
+
+
+def conv2d(x, weight, bias, stride, padding, dilation, groups):
+    if x.ndim == 3:
+        return conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
+    (SH, SW), (DH, DW) = (np.broadcast_to(choice, 2) for choice in (stride, dilation))
+    (N, _, H, W), (O, Cg, KH, KW) = x.shape, weight.shape  # noqa: E741
+    if padding == "same":
+        top, left = (KH - 1) * DH // 2, (KW - 1) * DW // 2
+        OH, OW = H, W
+    else:
+        top, left = np.broadcast_to(0 if padding == "valid" else padding, 2)
+        OH, OW = (H + 2 * top - (KH - 1) * DH - 1) // SH + 1, (W + 2 * left - (KW - 1) * DW - 1) // SW + 1
+    y = np.zeros((N, O, OH, OW))
+    for n, o, i, j in np.ndindex(y.shape):
+        if bias is not None:
+            y[n, o, i, j] = bias[o]
+        for c, k, l in product(range(Cg), range(KH), range(KW)):  # noqa: E741
+            h, w = i * SH + k * DH - top, j * SW + l * DW - left
+            if 0 <= h < H and 0 <= w < W:
+                y[n, o, i, j] += weight[o, c, k, l] * x[n, o // (O // groups) * Cg + c, h, w]
+    return y
+
+
+CASES = [
+    Case(
+        "conv2d",
+        F.conv2d,
+        convolutions(),
+        conv2d,
+        lambda torch, x, weight, bias, **choices: torch.nn.functional.conv2d(x, weight, bias, **choices),
+    )
+]

@@ -1,0 +1,39 @@
+"""Dropout under a fixed seed, so that each run draws the same mask. PyTorch draws another one."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minigrad
+import minigrad.functional as F
+from minigrad import Tensor
+from minigrad.testing import arrays, shapes
+from tests.cases.case import Case, calls
+
+
+def seeded(drop):
+    def run(x, **choices):
+        minigrad.manual_seed(7)
+        return drop(x, **choices)
+
+    return run
+
+
+def times_what_is_left_of_ones(drop):
+    return lambda x, **choices: x * seeded(drop)(Tensor(np.ones(x.shape)), **choices).data
+
+
+def case(drop, shape):
+    return Case(
+        name=drop.__name__,
+        run=seeded(drop),
+        calls=calls(arrays(shape), p=st.sampled_from([0.0, 0.25, 0.5, 1.0]), training=st.booleans())
+        | calls(arrays(shape)),
+        oracle=times_what_is_left_of_ones(drop),
+        torch=None,
+    )
+
+
+CASES = [
+    case(F.dropout, shapes(max_dims=3)),
+    case(F.drop_path, shapes(min_dims=1, max_dims=3)),
+]

@@ -1,0 +1,113 @@
+"""Resizing. The oracle finds, for each output pixel, the few input pixels it mixes, tap by tap."""
+
+from math import floor
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minigrad.functional as F
+from minigrad.testing import arrays
+from tests.cases.case import Call, Case
+
+SIDES = st.integers(1, 6)
+NEAREST = ("nearest", "nearest-exact")
+
+
+def scales(side, least):
+    """Scales that make another size of `side`, of at least `least`."""
+    return st.sampled_from([scale for scale in (0.4, 0.7, 1.3, 2.0, 2.7) if least <= int(side * scale) != side])
+
+
+@st.composite
+def resizes(draw):
+    """All modes and flags, by size or by scale.
+
+    Left out is where PyTorch's forward and backward do not belong together, which are then tested by the oracle alone:
+    antialias to a width of 1, and an axis that keeps its size under a scale other than 1.
+    """
+    mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic"]))
+    choices = {"mode": mode}
+    if mode not in NEAREST:
+        choices |= {"align_corners": draw(st.sampled_from([None, False, True])), "antialias": draw(st.booleans())}
+    x = draw(arrays((draw(st.integers(0, 2)), draw(st.integers(1, 2)), draw(SIDES), draw(SIDES))))
+    least = (1, 2 if choices.get("antialias") else 1)
+    if draw(st.booleans()):
+        choices["size"] = tuple(draw(st.integers(out, 9)) for out in least)
+    else:
+        factors = tuple(draw(scales(*sides)) for sides in zip(x.shape[2:], least, strict=True))
+        choices["scale_factor"] = draw(st.sampled_from([factors, factors[0]])) if factors[0] == factors[1] else factors
+        choices["recompute_scale_factor"] = draw(st.sampled_from([None, False, True]))
+    return Call((x,), choices)
+
+
+def interpolate(
+    x, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
+):
+    rows, columns = (
+        mixtures(
+            side,
+            int(side * scale) if size is None else out,
+            None if recompute_scale_factor else scale,
+            mode,
+            bool(align_corners),
+            antialias,
+        )
+        for side, out, scale in zip(x.shape[2:], pair(size), pair(scale_factor), strict=True)
+    )
+    y = np.zeros((*x.shape[:2], len(rows), len(columns)))
+    for n, c, i, j in np.ndindex(y.shape):
+        y[n, c, i, j] = sum(r * s * x[n, c, h, w] for h, r in rows[i] for w, s in columns[j])
+    return y
+
+
+def pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def mixtures(size, out, scale, mode, align_corners, antialias):
+    """For each of `out` pixels, a list of (input pixel, weight)."""
+    step = size / out if scale is None else 1 / scale
+    if align_corners:
+        step = (size - 1) / (out - 1) if out > 1 else 0
+    if mode == "nearest":
+        return [[(min(floor(r * step), size - 1), 1)] for r in range(out)]
+    if mode == "nearest-exact":
+        return [[(min(floor((r + 0.5) * step), size - 1), 1)] for r in range(out)]
+    if antialias:
+        return [widened(step * (r + 0.5), max(step, 1), size, mode) for r in range(out)]
+    return [taps(step * r if align_corners else step * (r + 0.5) - 0.5, size, mode) for r in range(out)]
+
+
+def taps(source, size, mode):
+    """The two or four pixels about the coordinate `source`, where pixel j is at j and the border is repeated."""
+    first, t = floor(source), source - floor(source)
+    if mode == "bilinear":
+        weights = {first: 1 - t, first + 1: t}
+    else:
+        weights = {first + k: cubic(t - k, -0.75) for k in (-1, 0, 1, 2)}
+    return [(min(max(j, 0), size - 1), weight) for j, weight in weights.items()]
+
+
+def widened(centre, width, size, mode):
+    """All pixels under a filter `width` times as wide as usual, their weights made to sum to 1."""
+    distances = [(j + 0.5 - centre) / width for j in range(size)]
+    weights = [max(0, 1 - abs(t)) if mode == "bilinear" else cubic(t, -0.5) for t in distances]
+    return [(j, weight / sum(weights)) for j, weight in enumerate(weights)]
+
+
+def cubic(t, a):
+    t = abs(t)
+    if t <= 1:
+        return (a + 2) * t**3 - (a + 3) * t**2 + 1
+    return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0
+
+
+CASES = [
+    Case(
+        "interpolate",
+        F.interpolate,
+        resizes(),
+        interpolate,
+        lambda torch, x, **choices: torch.nn.functional.interpolate(x, **choices),
+    )
+]

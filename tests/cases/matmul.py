@@ -1,0 +1,55 @@
+"""Matrix products, by loops."""
+
+import operator
+
+import numpy as np
+from hypothesis import strategies as st
+
+import minigrad.functional as F
+from minigrad.testing import arrays, broadcastable_shapes, shapes
+from tests.cases.case import Call, Case
+
+SIDE = st.integers(0, 4)
+
+
+@st.composite
+def products(draw):
+    """(..., M, K) times (..., K, N), either of them perhaps 1-D."""
+    M, K, N = draw(SIDE), draw(SIDE), draw(SIDE)
+    batch_a, batch_b = draw(broadcastable_shapes(2, max_dims=2, max_side=3))
+    a = draw(st.sampled_from([(K,), (M, K), (*batch_a, M, K)]))
+    b = draw(st.sampled_from([(K,), (K, N), (*batch_b, K, N)]))
+    return Call((draw(arrays(a)), draw(arrays(b))))
+
+
+@st.composite
+def linear_maps(draw):
+    batch, D, O = draw(shapes(max_dims=3, max_side=3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    bias = draw(arrays((O,))) if draw(st.booleans()) else None
+    return Call((draw(arrays((*batch, D))), draw(arrays((O, D))), bias))
+
+
+def product(a, b):
+    rows, columns = (a[None] if a.ndim == 1 else a), (b[:, None] if b.ndim == 1 else b)
+    batch = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    M, K, N = *rows.shape[-2:], columns.shape[-1]
+    rows, columns = np.broadcast_to(rows, (*batch, M, K)), np.broadcast_to(columns, (*batch, K, N))
+    y = np.zeros((*batch, M, N))
+    for *place, m, k, n in np.ndindex(*batch, M, K, N):
+        y[*place, m, n] += rows[*place, m, k] * columns[*place, k, n]
+    if a.ndim == 1:
+        y = y[..., 0, :]
+    return y[..., 0] if b.ndim == 1 else y
+
+
+def linear(x, weight, bias):
+    y = np.zeros((*x.shape[:-1], len(weight)))
+    for *place, o, d in np.ndindex(*x.shape[:-1], *weight.shape):
+        y[*place, o] += x[*place, d] * weight[o, d]
+    return y if bias is None else y + bias
+
+
+CASES = [
+    Case("matmul", operator.matmul, products(), product, torch=lambda torch, a, b: a @ b),
+    Case("linear", F.linear, linear_maps(), linear, torch=lambda torch, *xs: torch.nn.functional.linear(*xs)),
+]

@@ -1,0 +1,145 @@
+"""ViT: sizes, numbers from a reference implementation, gradients, and what its arguments do."""
+
+import numpy as np
+import pytest
+
+import minigrad
+import minigrad.optim
+import models
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.nn import init
+from models.vit import VisionTransformer
+from tests.models import formula
+
+# Counted on timm's and torchvision's models with 1000 classes; the in21k rows, with pre-logits, by their closed form.
+PARAMETERS = {
+    "vit_tiny_patch16_224": 5_717_416, "vit_tiny_patch16_384": 5_790_376,
+    "vit_small_patch16_224": 22_050_664, "vit_small_patch16_384": 22_196_584,
+    "vit_small_patch32_224": 22_878_952, "vit_small_patch32_384": 22_915_432,
+    "vit_base_patch16_224": 86_567_656, "vit_base_patch16_384": 86_859_496,
+    "vit_base_patch32_224": 88_224_232, "vit_base_patch32_384": 88_297_192,
+    "vit_large_patch16_224": 304_326_632, "vit_large_patch16_384": 304_715_752,
+    "vit_large_patch32_224": 306_535_400, "vit_large_patch32_384": 306_632_680,
+    "vit_huge_patch14_224": 632_045_800, "vit_huge_patch14_392": 632_721_640,
+    "vit_tiny_patch16_224_in21k": 9_777_171,
+    "vit_small_patch16_224_in21k": 30_223_059, "vit_small_patch32_224_in21k": 31_051_347,
+    "vit_base_patch16_224_in21k": 103_186_515, "vit_base_patch32_224_in21k": 104_843_091,
+    "vit_large_patch16_224_in21k": 326_740_307, "vit_large_patch32_224_in21k": 328_949_075,
+    "vit_huge_patch14_224_in21k": 660_385_363,
+    "vit_nano_cifar": 142_026, "vit_micro_cifar": 683_242, "vit_tiny_cifar": 4_028_170,
+    "vit_tiny_cifar_slvit": 2_697_610, "vit_ti12_cifar": 5_362_762, "vit_small_cifar": 12_470_026,
+}  # fmt: skip
+
+
+def count(model) -> int:
+    return sum(p.data.size for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", models.list_models("vit_*"))
+def test_parameter_counts(name):
+    with init.skip_init():  # the memory is reserved, never touched
+        assert count(models.create_model(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", models.list_models("vit_*_in21k"))
+def test_the_in21k_counts_follow_from_the_sizes(name):
+    features = PARAMETERS[name.removesuffix("_in21k")]
+    with init.skip_init():
+        D = models.create_model(name).cls_token.shape[-1]
+    assert PARAMETERS[name] == features - (D * 1000 + 1000) + (D * D + D) + (D * 21843 + 21843)
+
+
+def small(**overrides) -> VisionTransformer:
+    config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
+    return VisionTransformer(**(config | overrides))
+
+
+def test_logits_equal_the_reference_implementation():
+    """The numbers were made with PyTorch in float64 (tests/reference/test_vit.py), on the same formula weights and images."""
+    model = formula.fill(small(representation_size=20))
+    logits = model(Tensor(formula.stream("x.vit", 2, 3, 32, 32)))
+    reference = [0.422513427336379, -0.3246980217075758, 0.22463752588336716, -0.1862015140159777]
+    np.testing.assert_allclose(logits.numpy()[0, :4], reference, rtol=0, atol=1e-13)
+
+
+def test_gradients_agree_with_finite_differences():
+    model = formula.fill(small(representation_size=20))
+    x, h = formula.stream("x.vit", 2, 3, 32, 32), 1e-6
+    probe = formula.stream("loss", 2, 7)
+
+    def loss(images) -> Tensor:
+        return (model(Tensor(images)) * Tensor(probe)).sum()
+
+    loss(x).backward()
+    for name, parameter in model.named_parameters():
+        direction, value = formula.stream("probe." + name, *parameter.shape), parameter.data.copy()
+        with minigrad.no_grad():
+            parameter.data[...] = value + h * direction
+            above = loss(x).item()
+            parameter.data[...] = value - h * direction
+            below = loss(x).item()
+        parameter.data[...] = value
+        analytic = float((parameter.grad.data * direction).sum())
+        assert analytic == pytest.approx((above - below) / (2 * h), rel=1e-6, abs=1e-7), name
+
+
+def test_facts_about_the_gradient():
+    """Position 0's embedding and the class token are added, so they share a gradient; a key's bias shifts all scores of
+    a query alike, which softmax does not see."""
+    model = formula.fill(small())
+    model(Tensor(formula.stream("x", 2, 3, 32, 32))).sum().backward()
+    np.testing.assert_allclose(model.cls_token.grad.numpy(), model.pos_embed.grad.numpy()[:, :1], rtol=1e-13)
+    for block in model.blocks:
+        q, k, v = np.split(block.attn.qkv.bias.grad.numpy(), 3)
+        assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
+
+
+def test_the_head_can_be_left_out():
+    model = small(num_classes=0)
+    x = Tensor(np.ones((2, 3, 32, 32), np.float32))
+    assert model(x).shape == (2, 24) and model.forward_features(x).shape == (2, 17, 24)
+    assert small(num_classes=0, representation_size=20)(x).shape == (2, 20)
+
+
+def test_dropout_and_stochastic_depth_act_in_training_only():
+    minigrad.manual_seed(0)
+    model = formula.fill(small(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.5))
+    assert [block.drop_path.p for block in model.blocks] == [0.0, 0.5]
+    x = Tensor(formula.stream("x", 2, 3, 32, 32))
+    assert not np.array_equal(model(x).numpy(), model(x).numpy())
+    np.testing.assert_array_equal(model.eval()(x).numpy(), formula.fill(small()).eval()(x).numpy())
+
+
+def test_it_learns_one_batch_by_heart():
+    minigrad.manual_seed(0)
+    model = models.create_model("vit_nano_cifar", depth=2)
+    optimizer = minigrad.optim.AdamW(model.parameters(), lr=3e-3)
+    x, y = minigrad.randn(16, 3, 32, 32), Tensor(np.arange(16) % 10)
+    for _ in range(40):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05 and (model(x).argmax(1) == y).numpy().all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"patch_size": 7}, "next size that fits is 35"), ({"num_heads": 5}, "num_heads must divide")],
+)
+def test_sizes_that_do_not_divide_are_explained(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small(**overrides)
+
+
+def test_images_of_another_size_are_explained():
+    with pytest.raises(ValueError, match=r"takes images of shape \(N, 3, 32, 32\), got \(1, 3, 40, 40\)"):
+        small()(Tensor(np.zeros((1, 3, 40, 40), np.float32)))
+
+
+def test_names_that_are_not_there_are_explained():
+    with pytest.raises(ValueError, match="did you mean vit_nano_cifar"):
+        models.create_model("vit_nano_cifr")
+    with pytest.raises(TypeError, match="no argument dept; it has img_size"):
+        models.create_model("vit_nano_cifar", dept=3)

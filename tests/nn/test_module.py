@@ -1,0 +1,155 @@
+"""Modules: the tree, its names, its state, its modes."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from minigrad.nn import init
+
+
+class Net(nn.Module):
+    def __init__(self):
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Sequential(nn.LayerNorm(4), nn.GELU(), nn.Linear(4, 2))])
+        self.scale = nn.Parameter(np.ones(2, np.float32))
+        self.tied = self.scale
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(x))).mean((2, 3))
+        for block in self.blocks:
+            x = block(x)
+        return x * self.scale
+
+
+def images(n=2):
+    return Tensor(np.random.default_rng(0).normal(size=(n, 3, 5, 5)).astype(np.float32))
+
+
+def test_parameters_are_found_by_their_dotted_names():
+    net = Net()
+    assert [name for name, _ in net.named_parameters()] == [
+        "scale", "stem.weight", "norm.weight", "norm.bias", "blocks.0.weight", "blocks.0.bias",
+        "blocks.1.0.weight", "blocks.1.0.bias", "blocks.1.2.weight", "blocks.1.2.bias",
+    ]  # fmt: skip
+    assert [name for name, _ in net.named_buffers()] == ["norm.running_mean", "norm.running_var"]
+    assert len(list(net.modules())) == 9 and len(net.blocks) == 2 and net.blocks[1][2].weight.shape == (2, 4)
+
+
+def test_state_goes_into_another_model():
+    minigrad.manual_seed(0)
+    one, two = Net(), Net()
+    one(images())
+    two.load_state_dict(one.state_dict())
+    np.testing.assert_array_equal(one.eval()(images()).numpy(), two.eval()(images()).numpy())
+    assert one.stem.weight.data is not two.stem.weight.data
+
+
+def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
+    net = Net()
+    before = {name: value.numpy().copy() for name, value in net.state_dict().items()}
+    state = {name: value.numpy() + 1 for name, value in net.state_dict().items()}
+    state["blocks.0.weight"] = np.zeros((5, 4))
+    state["head.weight"] = state.pop("scale")
+    with pytest.raises(ValueError, match="none was loaded") as caught:
+        net.load_state_dict(state)
+    message = str(caught.value)
+    assert "misshapen   blocks.0.weight: (5, 4) in the file, (4, 4) here" in message
+    assert "missing     scale (2,)" in message and "unexpected  head.weight (2,)" in message
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name])
+    del state["blocks.0.weight"]
+    net.load_state_dict(state, strict=False)
+    np.testing.assert_array_equal(net.stem.weight.data, before["stem.weight"] + 1)
+
+
+def test_modes_and_freezing():
+    net = Net().eval()
+    assert not any(module.training for module in net.modules())
+    assert all(module.training for module in net.train().modules())
+    net.requires_grad_(False)
+    assert not net(images()).requires_grad
+    net.requires_grad_(True)
+    net(images()).sum().backward()
+    assert net.scale.grad is not None
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_forward_hooks_may_look_and_replace():
+    net, seen = Net(), []
+    remove = net.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append((module, inputs, output)))
+    net(images())
+    assert seen[0][0] is net.blocks[0] and seen[0][1][0].shape == (2, 4) and seen[0][2].shape == (2, 4)
+    remove()
+    net.register_forward_hook(lambda module, inputs, output: output * 0)
+    assert net(images()).sum().item() == 0 and len(seen) == 1
+
+
+def test_to_changes_dtype_and_keeps_integers():
+    net = Net().to(dtype=np.float64)
+    assert {p.dtype for p in net.parameters()} == {np.dtype(np.float64)}
+    assert net(Tensor(images().numpy().astype(np.float64))).dtype == np.float64
+
+
+def test_batch_norm_keeps_running_statistics():
+    norm, x = nn.BatchNorm2d(3), images(4)
+    y = norm(x)
+    np.testing.assert_allclose(y.numpy().mean((0, 2, 3)), 0, atol=1e-6)
+    np.testing.assert_allclose(norm.running_mean.numpy(), 0.1 * x.numpy().mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(norm.running_var.numpy(), 0.9 + 0.1 * x.numpy().var((0, 2, 3), ddof=1), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\), 4-D"):
+        norm(x[0])
+
+
+def test_repr_shows_the_tree():
+    assert repr(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.1))) == (
+        "Sequential(\n  (0): Linear(2, 3, bias=True)\n  (1): Dropout(p=0.1)\n)"
+    )
+    assert "Conv2d(3, 4, kernel_size=(3, 3), stride=1, padding=1, groups=1, bias=False)" in repr(Net())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide"),
+        (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be at least 1"),
+        (lambda: nn.Dropout(1.5), "probability must be from 0 to 1"),
+    ],
+)
+def test_bad_layers_are_refused_when_they_are_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class TestInit:
+    def test_distributions(self):
+        minigrad.manual_seed(0)
+        w = nn.Parameter(np.empty((400, 300), np.float32))
+        assert abs(init.xavier_uniform_(w).data.std() - (2 / 700) ** 0.5) < 1e-3
+        assert abs(w.data).max() <= (6 / 700) ** 0.5
+        assert abs(init.kaiming_normal_(w, "fan_out").data.std() - (2 / 400) ** 0.5) < 1e-3
+        assert abs(init.lecun_normal_(w).data.std() - (1 / 300) ** 0.5) < 1e-3
+        assert abs(w.data).max() <= 2 * (1 / 300) ** 0.5 / 0.8796256610342398 * (1 + 1e-6)
+        assert abs(init.trunc_normal_(w, 1, 2, 0, 2).data.mean() - 1) < 0.02 and 0 <= w.data.min() <= w.data.max() <= 2
+        init.torch_default_(w, None)
+        assert 0.99 * 300**-0.5 < abs(w.data).max() <= 300**-0.5
+
+    def test_impossible_bounds_are_refused(self):
+        w = nn.Parameter(np.empty((4, 4), np.float32))
+        with pytest.raises(ValueError, match="a < b"):
+            init.trunc_normal_(w, a=1, b=1)
+        with pytest.raises(ValueError, match="widen the bounds"):
+            init.trunc_normal_(w, std=0.1, a=5, b=6)
+        with pytest.raises(ValueError, match="two axes"):
+            init.xavier_uniform_(nn.Parameter(np.empty(4, np.float32)))
+
+    def test_skipping_leaves_the_stream_alone(self):
+        minigrad.manual_seed(0)
+        with init.skip_init():
+            nn.Linear(1000, 1000)
+        assert minigrad.random.default_generator().draws == 0
+        nn.Linear(2, 2)
+        assert minigrad.random.default_generator().draws == 2

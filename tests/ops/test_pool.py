@@ -1,0 +1,142 @@
+"""Pooling beyond the table of cases: ties, NaN and infinities, windows at the edge, errors that teach."""
+
+import numpy as np
+import pytest
+
+import minigrad.functional as F
+from minigrad import Tensor
+from minigrad.ops.pool import MaxPool2d
+
+NAN, INF = np.nan, np.inf
+
+
+def image(rows, **choices):
+    return Tensor(np.array(rows, dtype=np.float64)[None, None], **choices)
+
+
+def max_pool(rows, *args, **choices):
+    """The output, and the gradient when each output has gradient 1, of one image."""
+    x = image(rows, requires_grad=True)
+    y = F.max_pool2d(x, *args, **choices)
+    y.sum().backward()
+    return y.numpy()[0, 0], x.grad.numpy()[0, 0]
+
+
+def test_of_equal_numbers_the_first_has_the_gradient():
+    y, grad = max_pool([[1, 2, 2], [2, 0, 2]], (2, 3))
+    np.testing.assert_array_equal(y, [[2]])
+    np.testing.assert_array_equal(grad, [[0, 1, 0], [0, 0, 0]])
+
+
+def test_overlapping_windows_add_their_gradients():
+    _, grad = max_pool([[0, 0, 0], [0, 9, 0], [0, 0, 0]], 2, stride=1)
+    np.testing.assert_array_equal(grad, [[0, 0, 0], [0, 4, 0], [0, 0, 0]])
+
+
+def test_nan_is_the_maximum_and_the_last_one_has_the_gradient():
+    y, grad = max_pool([[5, NAN, INF], [NAN, 0, 1]], (2, 3))
+    np.testing.assert_array_equal(y, [[NAN]])
+    np.testing.assert_array_equal(grad, [[0, 0, 0], [1, 0, 0]])
+
+
+def test_a_window_of_minus_infinity_gives_the_gradient_to_its_first_pixel():
+    y, grad = max_pool([[-INF, -INF], [-INF, 3]], 2, stride=2, padding=1)
+    np.testing.assert_array_equal(y, [[-INF, -INF], [-INF, 3]])
+    np.testing.assert_array_equal(grad, np.ones((2, 2)))
+
+
+def test_an_infinite_gradient_stays_in_its_pixel():
+    x = image([[1, 2], [3, 4]], requires_grad=True)
+    F.max_pool2d(x, 2).backward(Tensor([[[[INF]]]]))
+    np.testing.assert_array_equal(x.grad.numpy()[0, 0], [[0, 0], [0, INF]])
+
+
+def test_padding_is_never_the_maximum():
+    y, _ = max_pool([[-5, -4]], (1, 2), stride=1, padding=(0, 1))
+    np.testing.assert_array_equal(y, [[-5, -4, -4]])
+
+
+def test_a_byte_for_each_window_is_saved():
+    node = MaxPool2d()
+    node.forward(np.zeros((1, 1, 16, 16)), kernel_size=16, stride=1, padding=0, dilation=1, ceil_mode=False)
+    assert node.taken.dtype == np.uint8
+    node.forward(np.zeros((1, 1, 17, 17)), kernel_size=17, stride=1, padding=0, dilation=1, ceil_mode=False)
+    assert node.taken.dtype == np.uint16
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "floor", "ceil"),
+    [
+        (5, 2, 2, 0, 2, 3),
+        (6, 2, 2, 0, 3, 3),
+        (7, 3, 2, 1, 4, 4),
+        (4, 2, 3, 1, 2, 2),  # rounding up gives 3, but that window would start in the padding after the image
+        (1, 1, 3, 0, 1, 1),
+        (4, 1, 3, 0, 2, 2),
+    ],
+)
+def test_how_many_windows_there_are(size, kernel, stride, padding, floor, ceil):
+    x = Tensor(np.zeros((1, 1, size, size)))
+    for pool in (F.max_pool2d, F.avg_pool2d):
+        assert pool(x, kernel, stride, padding).shape == (1, 1, floor, floor)
+        assert pool(x, kernel, stride, padding, ceil_mode=True).shape == (1, 1, ceil, ceil)
+
+
+def test_what_a_mean_is_divided_by():
+    x = Tensor(np.ones((1, 1, 1, 3)))
+    choices = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 1)}
+
+    def mean(**more):
+        return F.avg_pool2d(x, **choices, **more).numpy().ravel()
+
+    np.testing.assert_allclose(mean(), [2 / 3, 2 / 3])
+    np.testing.assert_allclose(mean(count_include_pad=False), [1, 1])
+    np.testing.assert_allclose(mean(divisor_override=4), [2 / 4, 2 / 4])
+    # One pixel more: the last of now three windows sees a pixel, one of padding, and one beyond that does not count.
+    x = Tensor(np.ones((1, 1, 1, 4)))
+    np.testing.assert_allclose(mean(ceil_mode=True), [2 / 3, 1, 1 / 2])
+
+
+def test_global_average():
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 7))
+    np.testing.assert_allclose(F.adaptive_avg_pool2d(Tensor(x), 1).numpy(), x.mean((2, 3), keepdims=True), atol=1e-15)
+    np.testing.assert_array_equal(F.adaptive_avg_pool2d(Tensor(x), (None, 7)).numpy(), x)
+
+
+def test_adaptive_windows_do_not_spread_what_they_do_not_see():
+    y = F.adaptive_avg_pool2d(image([[NAN, 1, 2, 3]]), (1, 2)).numpy()
+    np.testing.assert_array_equal(y, [[[[NAN, 2.5]]]])
+
+
+@pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d])
+@pytest.mark.parametrize(
+    ("shape", "choices", "error", "message"),
+    [
+        ((4, 4), {"kernel_size": 2}, ValueError, "4-D"),
+        ((1, 0, 4, 4), {"kernel_size": 2}, ValueError, "only the batch may be empty"),
+        ((1, 1, 4, 4), {"kernel_size": 0}, ValueError, "kernel_size must be at least 1"),
+        ((1, 1, 4, 4), {"kernel_size": "2"}, TypeError, "kernel_size is an integer or a pair"),
+        ((1, 1, 4, 4), {"kernel_size": 2, "stride": 0}, ValueError, "stride must be at least 1"),
+        ((1, 1, 4, 4), {"kernel_size": 2, "padding": -1}, ValueError, "padding must be at least 0"),
+        ((1, 1, 4, 4), {"kernel_size": 3, "padding": 2}, ValueError, r"at most half of kernel_size \(3, 3\)"),
+        ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, more than .* \(4, 4\)"),
+    ],
+)
+def test_errors_teach(pool, shape, choices, error, message):
+    with pytest.raises(error, match=message):
+        pool(Tensor(np.zeros(shape)), **choices)
+
+
+def test_more_errors():
+    x = Tensor(np.zeros((1, 1, 4, 4)))
+    with pytest.raises(ValueError, match="dilation must be at least 1"):
+        F.max_pool2d(x, 2, dilation=0)
+    with pytest.raises(ValueError, match=r"divisor_override .*, so it must not be 0"):
+        F.avg_pool2d(x, 2, divisor_override=0)
+    with pytest.raises(ValueError, match="output_size must be at least 1"):
+        F.adaptive_avg_pool2d(x, 0)
+    with pytest.raises(TypeError, match="output_size is an integer or a pair"):
+        F.adaptive_avg_pool2d(x, (1, 2, 3))
+    for pool in (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d):
+        with pytest.raises(TypeError, match="floating-point"):
+            pool(Tensor(np.zeros((1, 1, 4, 4), np.int64)), 2)

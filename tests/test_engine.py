@@ -1,0 +1,337 @@
+"""The graph: what it holds, what it frees, in which order gradients come, and what it refuses."""
+
+import gc
+import threading
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Function, Tensor, nn
+from minigrad import functional as F
+from minigrad.engine import NonFiniteError
+from minigrad.function import Partial
+
+
+def leaf(*numbers: float) -> Tensor:
+    return Tensor(np.array(numbers, np.float64), requires_grad=True)
+
+
+def test_a_leaf_used_twice_receives_the_sum():
+    x = leaf(2.0, -3.0)
+    (x * x + x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * x.data + 1)
+
+
+def test_a_diamond_passes_each_node_once():
+    visits = []
+
+    class Spy(Function):
+        def forward(self, x):
+            return 3 * x
+
+        def backward(self, grad_output):
+            visits.append(grad_output.copy())
+            return 3 * grad_output
+
+    x = leaf(1.0, 2.0)
+    top = Tensor.apply(Spy, x)
+    (top * top + top).sum().backward()
+    assert len(visits) == 1
+    np.testing.assert_array_equal(x.grad.numpy(), 3 * (2 * top.data + 1))
+
+
+def test_many_gradients_for_one_node_leave_the_others_alone():
+    """Add hands one array to both inputs; the in-place sums that follow must not be seen through it."""
+    x = leaf(1.0, 2.0)
+    a, b = x * 1.0, x * 1.0
+    a.retain_grad(), b.retain_grad()
+    (a + b + a + a).sum().backward()
+    np.testing.assert_array_equal(a.grad.numpy(), [3, 3])
+    np.testing.assert_array_equal(b.grad.numpy(), [1, 1])
+    np.testing.assert_array_equal(x.grad.numpy(), [4, 4])
+
+
+def test_leaf_gradients_never_share_memory():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    upstream = Tensor(np.ones(2))
+    (x + y).backward(upstream)
+    x.grad.data *= 10
+    np.testing.assert_array_equal(y.grad.numpy(), [1, 1])
+    np.testing.assert_array_equal(upstream.numpy(), [1, 1])
+
+
+def test_gradients_accumulate_over_calls_of_backward():
+    x = leaf(2.0)
+    for _ in range(3):
+        (x * x).sum().backward()
+    assert x.grad.item() == 12
+    x.grad = None
+    (x * x).sum().backward()
+    assert x.grad.item() == 4
+
+
+def test_a_chain_of_ten_thousand_ops_works_and_dies_without_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(10_000):
+        y = y + 1.0
+    y.sum().backward()
+    assert x.grad.item() == 1
+    for _ in range(100_000):  # a graph that no backward frees must not overflow the stack when it is dropped
+        y = y + x
+    del y
+
+
+def test_a_chain_of_adds_holds_no_activations():
+    x = Tensor(np.zeros(1 << 17), requires_grad=True)  # 1 MiB
+    tracemalloc.start()
+    y = x
+    for _ in range(50):
+        y = y + 1.0
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.2 * 2**20, f"{held / 2**20:.1f} MiB are held after 50 adds, more than the last result"
+    assert peak < 2.3 * 2**20
+
+
+def test_nothing_is_left_after_a_step_without_the_garbage_collector():
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 2))
+    nodes = []
+
+    class Watched(Function):
+        def forward(self, x):
+            nodes.append(weakref.ref(self))
+            self.x = x
+            return x * 2
+
+        def backward(self, grad_output):
+            return grad_output * 2
+
+    def step():
+        output = Tensor.apply(Watched, model(Tensor(np.ones((3, 4), np.float32))))
+        output.retain_grad()
+        output.register_hook(lambda grad: None)
+        F.cross_entropy(output, Tensor([0, 1, 0])).backward()
+        model.zero_grad()
+
+    gc.collect()
+    gc.disable()
+    try:
+        step()
+        before = len(gc.get_objects())
+        for _ in range(5):
+            step()
+        assert all(node() is None for node in nodes)
+        assert len(gc.get_objects()) <= before + 5
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_saved_arrays_go_as_backward_walks():
+    x = Tensor(np.ones(1 << 17), requires_grad=True)
+    y = x
+    for _ in range(20):
+        y = y.exp().log()
+    tracemalloc.start()
+    y.sum().backward()
+    _, peak = tracemalloc.get_traced_memory()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1.1 * 2**20 and peak < 4.1 * 2**20
+
+
+def test_a_second_backward_is_refused_before_anything_is_written():
+    x, y = leaf(2.0), leaf(5.0)
+    shared = x * x
+    shared.sum().backward()
+    with pytest.raises(RuntimeError, match="freed by an earlier backward"):
+        (shared * y).sum().backward()
+    assert y.grad is None and x.grad.item() == 4
+
+
+def test_a_retained_graph_can_be_walked_again():
+    x = leaf(2.0)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.item() == 8
+
+
+def test_in_place_writes_that_a_gradient_could_miss_are_refused():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    with pytest.raises(RuntimeError, match="in-place write"):
+        x[0] = 5.0
+    with pytest.raises(RuntimeError, match="in-place write"):
+        y[0] = 5.0
+    with minigrad.no_grad(), pytest.raises(RuntimeError, match="detach"):
+        y[0] = 5.0
+    with minigrad.no_grad():
+        x[0] = 5.0
+    with pytest.raises(ValueError, match="read-only"):
+        y.numpy()[0] = 1
+    assert x.data[0] == 5.0
+
+
+def test_a_write_never_shows_through_another_tensor_or_a_graph():
+    constant = Tensor(np.array([1.0, 2.0]))
+    view, weight = constant[:1], leaf(3.0, 3.0)
+    y = (constant * weight).sum()
+    constant[0] = 100.0
+    y.backward()
+    np.testing.assert_array_equal(weight.grad.numpy(), [1, 2])
+    assert view.item() == 1.0 and constant.data[0] == 100.0
+    x = constant
+    x += 1  # makes a new tensor, as x = x + 1
+    assert constant.data[0] == 100.0
+
+
+def test_grad_mode_is_per_thread_and_nests():
+    seen = {}
+    with minigrad.no_grad():
+        thread = threading.Thread(target=lambda: seen.setdefault("other", minigrad.is_grad_enabled()))
+        thread.start()
+        thread.join()
+        with minigrad.enable_grad():
+            seen["inner"] = minigrad.is_grad_enabled()
+        seen["after"] = minigrad.is_grad_enabled()
+        assert not (leaf(1.0) * 2).requires_grad
+    assert seen == {"other": True, "inner": True, "after": False}
+    assert minigrad.is_grad_enabled()
+
+    @minigrad.no_grad()
+    def frozen(depth: int) -> bool:
+        return frozen(depth - 1) if depth else minigrad.is_grad_enabled()
+
+    assert frozen(3) is False and minigrad.is_grad_enabled()
+
+
+def test_two_threads_share_parameters_and_sum_their_gradients():
+    minigrad.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).to(dtype=np.float64)
+    x, target = np.random.default_rng(0).normal(size=(8, 6)), np.arange(8) % 3
+
+    def backward(part: slice) -> None:
+        for _ in range(20):
+            F.cross_entropy(model(Tensor(x[part])), Tensor(target[part]), reduction="sum").backward()
+
+    backward(slice(None))
+    expected = [p.grad.numpy().copy() for p in model.parameters()]
+    model.zero_grad()
+    threads = [threading.Thread(target=backward, args=(part,)) for part in (slice(0, 4), slice(4, 8))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), grad, rtol=1e-10, atol=1e-12)
+
+
+def test_hooks_see_and_may_replace_the_whole_gradient():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    seen = []
+    y.register_hook(lambda grad: seen.append(grad.numpy().copy()))
+    remove = y.register_hook(lambda grad: grad * 10)
+    z = y.sum() + (y * y).sum()
+    z.backward(retain_graph=True)
+    np.testing.assert_array_equal(seen[0], 1 + 2 * y.data)
+    np.testing.assert_array_equal(x.grad.numpy(), 20 * (1 + 2 * y.data))
+    remove()
+    x.grad = None
+    z.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * (1 + 2 * y.data))
+    scaled = leaf(1.0)
+    scaled.register_hook(lambda grad: grad * 3)
+    (scaled + scaled).sum().backward()
+    assert scaled.grad.item() == 6
+
+
+def test_retain_grad_keeps_the_gradient_of_an_inner_tensor():
+    x = leaf(1.0, 2.0)
+    y = x * x
+    y.retain_grad()
+    (y * 3).sum().backward()
+    np.testing.assert_array_equal(y.grad.numpy(), [3, 3])
+
+
+def test_slices_of_one_tensor_add_into_one_gradient():
+    x = Tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
+    (x[0] * 2 + x[1] * 3 + x[[1, 1, 2]].sum(0) + x.sum(0)).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[3] * 4, [6] * 4, [2] * 4])
+
+
+def test_a_partial_gradient_stands_for_the_whole_array():
+    partial = Partial(np.array([1.0, 2.0]), np.array([1, 1]), repeats=True)
+    np.testing.assert_array_equal(partial.add_to(np.zeros(3)), [0, 3, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_mixed_dtypes_give_each_input_a_gradient_of_its_own_dtype(dtype):
+    x, y = Tensor(np.ones(3, dtype), requires_grad=True), leaf(1.0, 2.0, 3.0)
+    (x * y).sum().backward()
+    assert x.grad.dtype == dtype and y.grad.dtype == np.float64
+    assert (Tensor(np.ones(2, dtype)) * np.float64(2) + np.float64(1) - 1).dtype == dtype
+
+
+def test_backward_explains_what_is_missing():
+    with pytest.raises(RuntimeError, match="requires_grad=True"):
+        Tensor([1.0]).backward()
+    with pytest.raises(RuntimeError, match=r"x\.sum\(\)\.backward"):
+        (leaf(1.0, 2.0) * 2).backward()
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
+        (leaf(1.0, 2.0) * 2).backward(Tensor(np.ones(3)))
+    with pytest.raises(RuntimeError, match="only on a leaf"):
+        (leaf(1.0) * 2).requires_grad = False
+    with pytest.raises(TypeError, match="floating-point"):
+        Tensor([1, 2], requires_grad=True)
+
+
+def test_a_backward_with_too_few_gradients_is_caught():
+    class Wrong(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, grad_output):
+            return grad_output
+
+    with pytest.raises(TypeError, match="1 gradients for 2 inputs"):
+        Tensor.apply(Wrong, leaf(1.0), leaf(1.0)).backward()
+
+
+class TestGuard:
+    def test_names_the_op_the_shapes_and_the_module(self):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4)))
+        model[1][0].weight.data[0, 0] = np.inf
+        with minigrad.detect_anomaly(), pytest.raises(NonFiniteError) as caught:
+            model(Tensor(np.ones((5, 2), np.float32)))
+        message = str(caught.value)
+        assert "Linear (in 1.0)" in message and "(5, 4)" in message and "input 1 already had some" in message
+
+    def test_finds_the_first_op_of_the_backward(self):
+        x = leaf(0.0, 1.0)
+        with minigrad.detect_anomaly(), np.errstate(all="ignore"), pytest.raises(NonFiniteError, match=r"Sqrt\.backward.*1 Inf"):
+            x.sqrt().sum().backward()
+
+    def test_is_off_by_default_and_outside_its_block(self):
+        with minigrad.detect_anomaly():
+            pass
+        with np.errstate(all="ignore"):
+            assert np.isinf((leaf(1.0) / 0.0).item())
+
+    def test_a_finite_model_passes(self):
+        model = nn.Linear(2, 3)
+        with minigrad.detect_anomaly():
+            model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+
+
+def test_errors_from_an_op_say_what_it_was_given():
+    with pytest.raises(ValueError, match=r"add: shapes \(2,\) and \(3,\) do not broadcast"):
+        leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="matmul") as caught:
+        Tensor(np.ones((2, 3), np.float32)) @ Tensor(np.ones((2, 3), np.float32))
+    assert any("MatMul was given (2, 3) float32, (2, 3) float32" in note for note in caught.value.__notes__)

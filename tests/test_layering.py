@@ -1,0 +1,77 @@
+"""A file imports only from lower levels; each says its own level in its first line."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("minigrad", "models", "train")
+FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def level(path: Path) -> int:
+    """The number in `L3: ...`, the first words of the docstring; a package's `__init__` stands above its files."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    stated = re.match(r"L(\d): ", text)
+    if path == ROOT / "minigrad" / "__init__.py":
+        return 5  # the public face of L0 to L4
+    assert stated, f"{path.relative_to(ROOT)} does not begin with its level, such as 'L2: ...'"
+    return int(stated[1])
+
+
+def imported(path: Path) -> list[Path]:
+    """The project's files that `path` imports when it is loaded or while it runs, but for type checking."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            for inner in ast.walk(node):
+                inner.skip = True
+        if getattr(node, "skip", False):
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.relative_to(ROOT)}: relative import"
+            parts = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [part if files(part) else node.module for part in parts]
+        else:
+            continue
+        for name in names:
+            found += files(name)
+    return found
+
+
+def files(name: str) -> list[Path]:
+    """The file of a module of this project."""
+    stem = ROOT.joinpath(*name.split("."))
+    return [p for p in (stem.with_suffix(".py"), stem / "__init__.py") if p in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    own = level(path)
+    higher = [p for p in imported(path) if level(p) > own]
+    assert not higher, f"L{own} imports from above: {[str(p.relative_to(ROOT)) for p in higher]}"
+
+
+def test_there_are_no_cycles():
+    graph = {path: imported(path) for path in FILES}
+    done: set[Path] = set()
+
+    def visit(path: Path, above: tuple[Path, ...]) -> None:
+        assert path not in above, " -> ".join(str(p.relative_to(ROOT)) for p in (*above, path))
+        if path not in done:
+            for lower in graph[path]:
+                if lower.parent / "__init__.py" != path:  # a package names its own files
+                    visit(lower, (*above, path))
+            done.add(path)
+
+    for path in FILES:
+        visit(path, ())
+
+
+def test_ops_never_see_tensors():
+    for path in (ROOT / "minigrad" / "ops").glob("*.py"):
+        assert not re.search(r"minigrad\.(tensor|methods|functional|nn|optim)", path.read_text()), path

@@ -1,0 +1,102 @@
+"""Files of arrays: the way there and back, and what happens to damaged and hostile ones."""
+
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor, serialize
+
+ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.ones(3, np.float16), "step": np.array(7)}
+
+
+@pytest.fixture(params=["npz", "safetensors"])
+def path(request, tmp_path):
+    if request.param == "safetensors":
+        pytest.importorskip("safetensors")
+    return tmp_path / f"weights.{request.param}"
+
+
+def test_arrays_and_metadata_come_back(path):
+    serialize.save(path, {**ARRAYS, "t": Tensor([1.0]), "turned": ARRAYS["a.weight"].T}, {"epoch": 3, "name": "Ünï"})
+    arrays, metadata = serialize.load(path)
+    assert metadata == {"epoch": 3, "name": "Ünï"} and set(arrays) == {*ARRAYS, "t", "turned"}
+    for name, value in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], value)
+        assert arrays[name].dtype == value.dtype and arrays[name].shape == value.shape
+    np.testing.assert_array_equal(arrays["turned"], ARRAYS["a.weight"].T)
+
+
+def test_every_truncation_is_noticed(path):
+    serialize.save(path, ARRAYS)
+    whole = path.read_bytes()
+    for size in {0, 1, 7, 8, 20, len(whole) // 2, len(whole) - 1}:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="no complete"):
+            serialize.load(path)
+
+
+def test_changed_bytes_give_an_error_or_arrays_but_no_crash(path):
+    serialize.save(path, ARRAYS)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            arrays, _ = serialize.load(path)
+        except ValueError:
+            continue
+        assert all(isinstance(x, np.ndarray) for x in arrays.values())
+
+
+def test_pickles_in_a_file_are_refused_and_nothing_runs(tmp_path):
+    trace = tmp_path / "trace"
+
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(trace),)
+
+    path = tmp_path / "weights.npz"
+    np.savez(path, allow_pickle=True, a=np.array([Hostile()], object))
+    with pytest.raises(ValueError, match="no complete npz"):
+        serialize.load(path)
+    path.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(ValueError, match="not a zip archive"):
+        serialize.load(path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", pickle.dumps(Hostile()))
+    path.write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="no complete npz"):
+        serialize.load(path)
+    assert not trace.exists()
+
+
+def test_python_objects_are_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="only pickle"):
+        serialize.save(tmp_path / "x.npz", {"a": np.array([{}], object)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_leaves_the_old_file(path, monkeypatch):
+    serialize.save(path, ARRAYS, {"epoch": 1})
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        serialize.save(path, ARRAYS, {"epoch": 2})
+    assert serialize.load(path)[1] == {"epoch": 1}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_other_formats_and_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"end in \.npz or \.safetensors"):
+        serialize.save(tmp_path / "x.pth", ARRAYS)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        serialize.load(tmp_path / "x.npz")

@@ -1,0 +1,128 @@
+"""Making Tensors, and their life among arrays."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor
+from minigrad.nn import Parameter
+
+
+def test_dtypes_of_new_tensors():
+    assert Tensor([1.0, 2.0]).dtype == np.float32
+    assert Tensor(2.5).dtype == np.float32
+    assert Tensor([1, 2]).dtype == np.int64
+    assert Tensor([True]).dtype == bool
+    assert Tensor(np.ones(2)).dtype == np.float64
+    assert Tensor(np.float64(1)).dtype == np.float64
+    assert Tensor([1, 2], dtype="float16").dtype == np.float16
+
+
+@pytest.mark.parametrize("data", [["a"], np.array([1j]), np.array([{}], object), np.array(["2026-01-01"], "M8[D]")])
+def test_other_dtypes_are_refused(data):
+    with pytest.raises(TypeError, match="a Tensor holds float16, float32"):
+        Tensor(data)
+
+
+def test_ragged_lists_are_refused():
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        Tensor([[1.0], [1.0, 2.0]])
+
+
+def test_an_array_is_shared_and_a_tensor_is_detached():
+    array = np.zeros(3)
+    tensor = Tensor(array)
+    array[0] = 1
+    assert tensor.data[0] == 1 and tensor.numpy() is array
+    x = Tensor([1.0], requires_grad=True)
+    assert not Tensor(x * 2).requires_grad
+
+
+def test_numpy_and_tensor_operands_mix():
+    array, tensor = np.ones((2, 2), np.float32), Tensor(np.full((2, 2), 3, np.float32), requires_grad=True)
+    for result in (array + tensor, tensor + array, array * tensor, array @ tensor, tensor - 1, 1 - tensor, 2 / tensor, 2**tensor):
+        assert isinstance(result, Tensor) and result.dtype == np.float32 and result.requires_grad
+    np.testing.assert_array_equal((array - tensor).numpy(), -2 * np.ones((2, 2)))
+    np.testing.assert_array_equal(np.asarray(tensor), tensor.data)
+    assert np.asarray(tensor, dtype=np.float64).dtype == np.float64
+
+
+def test_dlpack_both_ways():
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(np.from_dlpack(x), x.data)
+    y = minigrad.from_dlpack(np.arange(3.0))
+    assert isinstance(y, Tensor) and y.tolist() == [0, 1, 2]
+
+
+def test_numbers_out_of_tensors():
+    x = Tensor([[1.5]])
+    assert x.item() == 1.5 and float(x) == 1.5 and int(x) == 1 and bool(x) and len(x) == 1
+    assert [row.tolist() for row in Tensor([[1, 2], [3, 4]])] == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="exactly one number"):
+        Tensor([1.0, 2.0]).item()
+    with pytest.raises(TypeError, match="no axes"):
+        len(Tensor(1.0))
+
+
+def test_comparisons_are_boolean_and_keep_parameters_apart():
+    x, y = Tensor([1.0, 2.0, 3.0], requires_grad=True), Tensor([3.0, 2.0, 1.0])
+    assert (x < y).tolist() == [True, False, False] and (x >= y).tolist() == [False, True, True]
+    assert (x == y).tolist() == [False, True, False] and (x != 2).tolist() == [True, False, True]
+    assert (~(x > 1)).tolist() == [True, False, False] and (x <= 1).tolist() == [True, False, False]
+    assert type(Parameter(np.ones(1)) > 0) is Tensor
+    assert len({x, y, x}) == 2
+    assert x.argmax().item() == 2 and Tensor([[1, 5], [7, 0]]).argmax(1, keepdim=True).tolist() == [[1], [0]]
+    assert Tensor([1.0, np.inf, np.nan]).isfinite().tolist() == [True, False, False]
+
+
+def test_casts_carry_gradients():
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    y = x.float()
+    assert y.dtype == np.float32 and x.double() is x and x.half().dtype == np.float16
+    (y * 3).sum().backward()
+    assert x.grad.dtype == np.float64 and x.grad.tolist() == [3, 3]
+    assert not x.to(np.int64).requires_grad
+    assert x.to("cpu") is x and x.cpu() is x
+
+
+def test_devices_that_are_not_there_are_explained():
+    with pytest.raises(ValueError, match='"cpu", "cuda"'):
+        Tensor([1.0], device="gpu")
+    if not minigrad.cuda_is_available():
+        with pytest.raises(RuntimeError, match=r"CuPy|GPU"):
+            Tensor([1.0]).cuda()
+
+
+def test_creation():
+    assert minigrad.zeros(2, 3).shape == minigrad.ones((2, 3)).shape == (2, 3)
+    assert minigrad.full((2,), 7, dtype=np.int64).tolist() == [7, 7]
+    assert minigrad.arange(3).dtype == np.int64 and minigrad.arange(0, 1, 0.5).tolist() == [0, 0.5]
+    assert minigrad.arange(0, 1, 0.5).dtype == np.float32 and minigrad.arange(0).shape == (0,)
+    like = minigrad.ones_like(minigrad.zeros_like(Tensor(np.ones((2, 1), np.float16))))
+    assert like.dtype == np.float16 and like.shape == (2, 1)
+    assert minigrad.randn(4, requires_grad=True).requires_grad and minigrad.rand(()).shape == ()
+
+
+def test_repr_reads_like_pytorch():
+    assert repr(Tensor([1.0, 2.0], requires_grad=True)) == "Tensor([1., 2.], requires_grad=True)"
+    assert repr(Tensor([1.0]) + Tensor([1.0], requires_grad=True)) == "Tensor([2.], grad_fn=<Add>)"
+    assert repr(Tensor(np.ones(1))) == "Tensor([1.], dtype=float64)"
+    assert repr(Tensor([1])) == "Tensor([1])"
+
+
+def test_methods_are_functions_of_the_package_too():
+    x = Tensor([[1.0, -2.0]])
+    for name in ("exp", "abs", "sum", "mean", "flatten", "tanh"):
+        np.testing.assert_array_equal(getattr(minigrad, name)(x).numpy(), getattr(x, name)().numpy())
+    for name in minigrad.__all__:
+        assert hasattr(minigrad, name), name
+
+
+def test_grad_can_be_set_only_to_what_fits():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    x.grad = Tensor([3.0, 4.0])
+    assert x.grad.tolist() == [3, 4]
+    with pytest.raises(ValueError, match="grad must be"):
+        x.grad = Tensor([1.0])
+    with pytest.raises(RuntimeError, match="requires a gradient"):
+        Tensor([1.0]).grad = Tensor([1.0])

@@ -1,0 +1,101 @@
+"""Pickles for the tests: honest ones, byte for byte as Python 2 wrote CIFAR's, and hostile ones."""
+
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def py2_string(text: bytes) -> bytes:
+    """A Python 2 string: SHORT_BINSTRING, or BINSTRING above 255 bytes."""
+    return b"U" + bytes([len(text)]) + text if len(text) < 256 else b"T" + struct.pack("<i", len(text)) + text
+
+
+def py2_list(items: list[bytes]) -> bytes:
+    return b"](" + b"".join(items) + b"e"
+
+
+def py2_labels(labels: Any) -> bytes:
+    return py2_list([b"K" + bytes([int(label)]) for label in labels])
+
+
+def py2_array(data: np.ndarray, dtype: bytes = b"u1", shape: tuple[int, int] | None = None) -> bytes:
+    """numpy.core.multiarray._reconstruct(numpy.ndarray, (0,), "b"), then its state."""
+    rows, columns = shape or data.shape
+    code = b"cnumpy\ndtype\n" + py2_string(dtype) + b"K\x00K\x01\x87R(K\x03" + py2_string(b"|") + b"NNN"
+    code += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+    start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + py2_string(b"b") + b"\x87R(K\x01"
+    size = b"J" + struct.pack("<i", rows) + b"J" + struct.pack("<i", columns) + b"\x86"
+    return start + size + code + b"\x89" + py2_string(data.tobytes()) + b"tb"
+
+
+def py2_dict(**items: bytes) -> bytes:
+    return b"\x80\x02}(" + b"".join(py2_string(key.encode()) + value for key, value in items.items()) + b"u."
+
+
+def batch(images: np.ndarray, labels: Any, key: str = "labels") -> bytes:
+    """A file of CIFAR with these images (N, 3072)."""
+    return py2_dict(batch_label=py2_string(b"testing"), **{key: py2_labels(labels)}, data=py2_array(images))
+
+
+def write_cifar10(folder: Path, per_batch: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """A tiny CIFAR-10 in `folder`. Returns all training images (N, 3072) and labels."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    images = rng.integers(0, 256, (6 * per_batch, 3072), dtype=np.uint8)
+    labels = rng.integers(0, 10, 6 * per_batch)
+    for i, name in enumerate([*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]):
+        part = slice(i * per_batch, (i + 1) * per_batch)
+        (folder / name).write_bytes(batch(images[part], labels[part]))
+    names = [py2_string(name) for name in b"airplane automobile bird cat deer dog frog horse ship truck".split()]
+    (folder / "batches.meta").write_bytes(py2_dict(label_names=py2_list(names)))
+    return images[: 5 * per_batch], labels[: 5 * per_batch]
+
+
+class _Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def hostile(proof: Path) -> dict[str, bytes]:
+    """Pickles that would create the file `proof`, change this process or exhaust it, by name."""
+    touch = f"open({str(proof)!r}, 'w').close()".encode()
+    array = py2_array(np.zeros((1, 3072), np.uint8))
+    opened = b"cbuiltins\nexec\n(" + py2_string(touch) + b"tR."
+    reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
+    return {
+        "exec": pickle.dumps(_Call(exec, touch.decode())),
+        "exec in protocol 0": pickle.dumps(_Call(exec, touch.decode()), 0),
+        "exec in protocol 4": pickle.dumps(_Call(exec, touch.decode()), 4),
+        "exec by hand": b"\x80\x02" + opened,
+        "exec inside an honest dict": py2_dict(labels=py2_labels([1]), data=array, more=opened[:-1]),
+        "exec by INST": b"(S'" + touch.replace(b"'", b'"') + b"'\nibuiltins\nexec\n.",
+        "exec by OBJ": b"(cbuiltins\nexec\nS'" + touch.replace(b"'", b'"') + b"'\no.",
+        "os.system": b"cos\nsystem\n(S'touch " + str(proof).encode() + b"'\ntR.",
+        "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0fndarray.tofile\x93.",
+        "numpy.load with pickles": b"cnumpy\nload\n(S'" + str(proof).encode() + b"'\ntR.",
+        "numpy.memmap": b"cnumpy\nmemmap\n(S'" + str(proof).encode() + b"'\nS'u1'\nS'w+'\ntR.",
+        "array of objects": py2_dict(labels=py2_labels([0]), data=py2_array(np.zeros((1, 3072), np.uint8), b"O8")),
+        "dtype with a field": b"cnumpy\ndtype\n(](U\x01aU\x02O8\x86eK\x00K\x01tR.",
+        "another class than ndarray": reconstruct + b"(cnumpy\ndtype\nK\x00\x85U\x01btR.",
+        "negative sizes": py2_dict(data=py2_array(np.zeros((1, 3072), np.uint8), shape=(-1, -3072))),
+        "larger than its bytes": py2_dict(data=py2_array(np.zeros((1, 3072), np.uint8), shape=(1 << 30, 3072))),
+        "attributes for a function": reconstruct + b"}S'__defaults__'\nNsb.",
+        "attributes for a class": b"cnumpy\nndarray\n}S'x'\nNsb.",
+        "slots for a function": reconstruct + b"N}S'x'\nNs\x86b.",
+        "a codec by name": b"c_codecs\nencode\n(S'x'\nS'rot13'\ntR.",
+        "persistent id": b"Pfile\n.",
+        "copyreg extension": b"\x80\x02\x82\x01.",
+        "a memo of 64 GB": b"\x80\x02Nr\xff\xff\xff\xff.",
+        "a string of 2 GB": b"\x80\x02T\xff\xff\xff\x7fabc.",
+        "a million nested tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
+        "a million nested lists": b"\x80\x02" + b"]" * 1_000_000 + b"a" * 999_999 + b".",
+        "endless in print": b"\x80\x02" + reconstruct + b"]q\x01(" + b"h\x01" * 9 + b"e" + b"](h\x01h\x01h\x01e" * 40 + b"tR.",
+    }  # fmt: skip

@@ -1,0 +1,166 @@
+"""`python -m train` as a user runs it, in its own process."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.hostile import write_cifar10
+
+ROOT = Path(__file__).parents[2]
+TINY = ["--train-num-samples", "200", "--val-num-samples", "50", "--batch-size", "20"]
+
+
+def train(*flags, cwd, **options):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-m", "train", *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, **options)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_help(tmp_path):
+    start = time.perf_counter()
+    result = train("--help", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    assert time.perf_counter() - start < 5
+    for flag in ("--model", "--dataset", "--data-dir", "--download", "--epochs", "--batch-size", "--lr", "--output"):
+        assert flag in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_help_needs_no_numpy(tmp_path):
+    code = "import sys, train.__main__ as m; m.parser().format_help(); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "vit_nano_cifr"], "--model vit_nano_cifr: there is no model .* did you mean vit_nano_cifar"),
+        (["--dataset", "mnist"], "--dataset: invalid choice: 'mnist'"),
+        (["--epochs", "0"], "--epochs: must be at least 1, got 0"),
+        (["--epochs", "two"], "--epochs: must be a whole number at least 1, got 'two'"),
+        (["--batch-size", "-5"], "--batch-size: must be at least 1, got -5"),
+        (["--lr", "0"], "--lr: must be a number above 0, got '0'"),
+        (["--lr", "nan"], "--lr: must be a number above 0, got 'nan'"),
+        (["--smoothing", "1"], "--smoothing: must be a number at least 0 and below 1, got '1'"),
+        (["--drop-path", "-0.1"], "--drop-path: must be a number at least 0 and below 1, got '-0.1'"),
+        (["--seed", "4294967296"], "--seed: must be from 0 to 4294967295"),
+        (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
+        (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:N"'),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--epochs"], "--epochs: expected one argument"),
+        (["--dataset", "cifar10"], "no cifar10 in data: add --download to fetch it there"),
+        (["--output", "file/below"], "cannot write to --output file/below: Not a directory"),
+        (["--output", "old"], "--output old holds the results of an earlier run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(flags, message, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.csv").write_text("precious")
+    result = train(*flags, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "old"]
+    assert (tmp_path / "old" / "metrics.csv").read_text() == "precious"
+
+
+def test_a_run_leaves_everything(tmp_path):
+    result = train(*TINY, "--epochs", 3, "--lr", "2e-3", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    folder = tmp_path / "runs" / "vit_nano_cifar-shapes"
+    assert {"args.json", "best.npz", "last.npz", "metrics.csv"} <= {file.name for file in folder.iterdir()}
+    history = rows(folder)
+    assert list(history[0]) == [
+        "epoch",
+        "lr",
+        "train_loss",
+        "train_acc",
+        "test_loss",
+        "test_acc",
+        "seconds",
+        "images_per_second",
+    ]
+    losses = [float(row["train_loss"]) for row in history]
+    assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
+    settings = json.loads((folder / "args.json").read_text())
+    assert settings["epochs"] == 3 and settings["lr"] == 2e-3 and settings["model"] == "vit_nano_cifar"
+    for part in (
+        "vit_nano_cifar, 142,026 parameters",
+        "200 training and 50 test images",
+        "epoch 3/3",
+        "best test accuracy",
+    ):
+        assert part in result.stdout
+
+
+def test_cifar_and_safetensors(tmp_path):
+    pytest.importorskip("safetensors")
+    write_cifar10(tmp_path / "data" / "cifar-10-batches-py")
+    result = train(
+        "--dataset", "cifar10", "--epochs", 1, "--checkpoint-format", "safetensors", "--output", "out", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert {"best.safetensors", "last.safetensors"} <= {file.name for file in (tmp_path / "out").iterdir()}
+
+
+def test_a_second_run_keeps_the_first(tmp_path):
+    for _ in range(2):
+        train("--train-num-samples", 10, "--val-num-samples", 10, "--epochs", 1, cwd=tmp_path)
+    assert sorted(f.name for f in (tmp_path / "runs").iterdir()) == ["vit_nano_cifar-shapes", "vit_nano_cifar-shapes-2"]
+
+
+def test_works_without_the_extras(tmp_path):
+    for name in ("tqdm", "matplotlib", "PIL", "safetensors", "threadpoolctl"):
+        (tmp_path / "hidden" / name).mkdir(parents=True)
+        (tmp_path / "hidden" / name / "__init__.py").write_text("raise ImportError('not installed')")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'hidden'}:{ROOT}"}
+    command = [sys.executable, "-m", "train", "--train-num-samples", "20", "--val-num-samples", "20", "--epochs", "1"]
+    result = subprocess.run(
+        [*command, "--output", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and result.stderr == ""
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["args.json", "best.npz", "last.npz", "metrics.csv"]
+    result = subprocess.run(
+        [*command, "--checkpoint-format", "safetensors"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 2 and "pip install 'minigrad[train]'" in result.stderr
+
+
+def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "train", *TINY, "--epochs", "1000", "--output", "out"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                break
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.strip() == "interrupted: the checkpoints of the last finished epoch are kept"
+    with np.load(tmp_path / "out" / "last.npz") as file:
+        assert "head.weight" in file.files
+
+
+def test_a_diverging_run_stops_with_advice(tmp_path):
+    result = train(*TINY, "--epochs", 2, "--lr", "1e30", "--warmup-epochs", "0", "--clip-grad", "0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "try a lower --lr" in result.stderr.splitlines()[-1]
