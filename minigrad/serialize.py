@@ -63,7 +63,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if reader is None:
             if not zipfile.is_zipfile(path):
                 raise ValueError("not a zip archive, or one that is cut short")
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             strange = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
             if strange:

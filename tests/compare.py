@@ -18,6 +18,14 @@ def outcome(case, call, grad_output):
     return [y.data, *(tensors[i].grad.data for i in wanted)]
 
 
+def at(function, *values, dtype=np.float64):
+    """The output at these values, and the gradient of its sum with respect to each, as arrays."""
+    tensors = [Tensor(np.array(value, dtype), requires_grad=True) for value in values]
+    y = function(*tensors)
+    y.backward(Tensor(np.ones(y.shape, dtype)))
+    return y.data, *(tensor.grad.data for tensor in tensors)
+
+
 def torch_outcome(torch, case, call, grad_output):
     """The same, by PyTorch."""
     wanted = case.wanted(call)
@@ -28,8 +36,8 @@ def torch_outcome(torch, case, call, grad_output):
         warnings.simplefilter("ignore")  # PyTorch's advice on its own use
         y = case.torch(torch, *tensors, **call.choices)
         y.backward(torch.tensor(grad_output(tuple(y.shape))))
-    grads = [tensors[i].grad for i in wanted]
-    return [y.detach().numpy(), *(np.zeros(call.inputs[i].shape) if g is None else g.numpy() for i, g in zip(wanted, grads, strict=True))]
+    gradients = ((tensors[i], tensors[i].grad) for i in wanted)
+    return [y.detach().numpy(), *((torch.zeros_like(x) if grad is None else grad).numpy() for x, grad in gradients)]
 
 
 def difference(ours, theirs):

@@ -62,6 +62,7 @@ class SiLU(Function):
     """y = x · s, s = σ(x);  ∂x = ∂y · s (1 + x (1 - s)).  Saves x and s.  Elfwing et al. 2017, arXiv:1702.03118."""
 
     def forward(self, x: Array) -> Array:
+        checks.floating(x, "silu")
         self.x, self.s = x, special.sigmoid(x)
         return x * self.s
 

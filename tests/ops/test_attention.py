@@ -1,0 +1,79 @@
+"""Masks that hide everything, dropout of attention, Swin's bias, and what attention says when used wrongly."""
+
+import numpy as np
+import pytest
+
+import minigrad
+import minigrad.functional as F
+from minigrad import Tensor
+from minigrad.testing import gradcheck
+
+RANDOM = np.random.default_rng(0)
+attention = F.scaled_dot_product_attention
+
+
+def draw(*shape):
+    return RANDOM.standard_normal(shape)
+
+
+@pytest.mark.parametrize("hidden", [np.array([[True, False], [False, False]]), np.array([[0.0, -np.inf], [-np.inf, -np.inf]])])
+def test_a_query_that_may_look_at_nothing_gets_zeros_and_gives_no_gradient(hidden):
+    q, k, v = (Tensor(draw(1, 2, 3), requires_grad=True) for _ in range(3))
+    y = attention(q, k, v, Tensor(hidden))
+    np.testing.assert_allclose(y.data, [[v.data[0, 0], np.zeros(3)]])
+    y.sum().backward()
+    np.testing.assert_array_equal(q.grad.data[0, 1], np.zeros(3))
+    np.testing.assert_array_equal(k.grad.data[0, 1], np.zeros(3))
+    np.testing.assert_array_equal(v.grad.data, [[np.ones(3), np.zeros(3)]])
+
+
+def test_large_scores_do_not_overflow():
+    q = Tensor(np.array([[1000.0]]))
+    np.testing.assert_allclose(attention(q, Tensor(np.array([[1.0], [2.0]])), Tensor(np.array([[3.0], [4.0]]))).data, [[4]])
+
+
+def test_swins_bias_is_summed_over_the_windows():
+    """Scores (windows, heads, L, S) plus a bias (heads, L, S): the engine undoes the broadcast."""
+    q, k, v, bias = draw(3, 2, 4, 5), draw(3, 2, 4, 5), draw(3, 2, 4, 5), draw(2, 4, 4)
+    gradcheck(attention, q, k, v, bias)
+
+
+def test_empty_batches_and_no_keys():
+    assert attention(*(Tensor(np.empty((0, 2, 4, 5))) for _ in range(3))).shape == (0, 2, 4, 5)
+    y = attention(Tensor(draw(2, 3)), Tensor(np.empty((0, 3))), Tensor(np.empty((0, 4))))
+    np.testing.assert_array_equal(y.data, np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0])
+def test_dropout_uses_one_mask_forward_and_back(p):
+    def dropped(*tensors):
+        minigrad.manual_seed(3)
+        return attention(*tensors, dropout_p=p)
+
+    gradcheck(dropped, draw(2, 3, 4), draw(2, 5, 4), draw(2, 5, 4), draw(3, 5))
+
+
+def test_dropout_keeps_the_mean():
+    q, k, v = Tensor(np.zeros((4000, 1, 1))), Tensor(np.zeros((4000, 8, 1))), Tensor(np.ones((4000, 8, 1)))
+    y = attention(q, k, v, dropout_p=0.25).data  # means of 8 values that are 0 or 4/3
+    assert abs(y.mean() - 1) < 0.02
+    assert abs(y.var() - 0.25 / 0.75 / 8) < 0.01
+
+
+Q = Tensor(draw(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: attention(Q, Tensor(draw(2, 4)), Q), ValueError, r"attention: needs queries.*\(2, 3\), \(2, 4\) and"),
+        (lambda: attention(Q, Q, Tensor(draw(3, 3))), ValueError, "attention: needs queries"),
+        (lambda: attention(Q[0], Q, Q), ValueError, "attention: needs queries"),
+        (lambda: attention(Q, Q, Q, Q[:, :2] > 0, is_causal=True), ValueError, "a mask or is_causal=True, not both"),
+        (lambda: attention(Q, Q, Q, dropout_p=1.5), ValueError, "a probability must be from 0 to 1, got 1.5"),
+        (lambda: attention(Q > 0, Q, Q), TypeError, "needs floating-point numbers"),
+    ],
+)
+def test_errors_teach(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,58 @@
+"""Indices of every kind, sums where an index names an entry twice, and what the ops say when used wrongly."""
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from tests.compare import at
+
+X = Tensor(np.arange(12.0).reshape(3, 4))
+
+
+def test_an_entry_named_twice_gets_both_gradients():
+    for index in (np.array([0, 0, 2]), [0, 0, 2], Tensor(np.array([0, -3, 2])), ([0, 0, 2],)):
+        np.testing.assert_array_equal(at(lambda x, i=index: x[i], [1.0, 2.0, 3.0])[1], [2, 0, 1])
+    zeros = Tensor(np.zeros(3, np.int64))
+    np.testing.assert_array_equal(at(lambda x: x.index_select(0, zeros), [1.0, 2.0])[1], [3, 0])
+    np.testing.assert_array_equal(at(lambda x: x.gather(0, zeros), [1.0, 2.0])[1], [3, 0])
+
+
+def test_masks_and_numbers():
+    mask = X > 5
+    np.testing.assert_array_equal(X[mask].data, np.arange(6.0, 12))
+    assert X[np.int64(1), 2].item() == X[1, Tensor(np.array(2))].item() == 6
+    np.testing.assert_array_equal(at(lambda x: x[x > 0] * 3, [1.0, -1.0])[1], [3, 0])
+
+
+def test_slices_of_one_tensor_share_one_gradient():
+    x = np.ones((2, 3))
+    y, grad_x = at(lambda x: x[0] * 2 + x[1] * 3 + x[0] * x[1], x)
+    np.testing.assert_array_equal(y, [6, 6, 6])
+    np.testing.assert_array_equal(grad_x, [[3, 3, 3], [4, 4, 4]])
+
+
+def test_masked_fill_hides_nan():
+    y, grad_x = at(lambda x: x.masked_fill(Tensor(np.array([True, False])), 0.0), [np.nan, 1.0])
+    np.testing.assert_array_equal(y, [0, 1])
+    np.testing.assert_array_equal(grad_x, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x: x[3], IndexError, "out of bounds"),
+        (lambda x: x[0, 0, 0], IndexError, "too many indices"),
+        (lambda x: x.gather(0, np.zeros((1, 4))), TypeError, "gather: the index must hold integers, got float64"),
+        (lambda x: x.gather(0, np.zeros(4, int)), ValueError, "gather: the index must have the axes of x"),
+        (lambda x: x.gather(0, np.zeros((1, 5), int)), ValueError, r"none but axis 0 longer: x has shape \(3, 4\)"),
+        (lambda x: x.gather(0, np.full((1, 4), 3)), IndexError, "gather: indices must be from 0 to 2, got .* 3 to 3"),
+        (lambda x: x.gather(2, np.zeros((1, 4), int)), IndexError, "gather: axis 2 does not exist"),
+        (lambda x: x.index_select(1, np.array([-1])), IndexError, "index_select: indices must be from 0 to 3"),
+        (lambda x: x.index_select(1, np.zeros((1, 1), int)), TypeError, r"index_select: the index must be 1-D.*\(1, 1\)"),
+        (lambda x: x.index_select(1, np.zeros(1)), TypeError, "hold integers, got .* float64"),
+        (lambda x: x.masked_fill(x, 0.0), TypeError, "masked_fill: the mask must be boolean, got float64; compare"),
+    ],
+)
+def test_errors_teach(call, error, message):
+    with pytest.raises(error, match=message):
+        call(X)

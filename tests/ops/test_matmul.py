@@ -1,0 +1,50 @@
+"""What matrix products save, and what they say when used wrongly."""
+
+import numpy as np
+import pytest
+
+import minigrad.functional as F
+from minigrad import Tensor
+
+
+def test_only_what_backward_needs_is_saved():
+    a, b = Tensor(np.ones((2, 3)), requires_grad=True), Tensor(np.ones((3, 4)))
+    node = (a @ b).grad_fn
+    assert node.a is None
+    assert node.b is b.data
+
+
+def test_numpy_arrays_on_either_side():
+    x = np.ones((2, 2))
+    assert isinstance(x @ Tensor(x), Tensor)
+    assert isinstance(Tensor(x) @ x, Tensor)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((2, 3), (2, 3)), r"matmul: the last axis of a.*\(2, 3\) and \(2, 3\)"),
+        (((3,), (4,)), "matmul: the last axis"),
+        (((), (3,)), "matmul: the last axis"),
+        (((2, 2, 3), (3, 3, 4)), "broadcast|mismatch"),
+    ],
+)
+def test_matmul_errors_teach(shapes, message):
+    a, b = (Tensor(np.ones(shape)) for shape in shapes)
+    with pytest.raises(ValueError, match=message):
+        a @ b
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "bias", "message"),
+    [
+        ((2, 3), (4, 2), None, r"linear: the weight must be \(out_features, in_features\).*\(2, 3\), the weight \(4, 2\)"),
+        ((2, 3), (3,), None, "linear: the weight must be"),
+        ((), (4, 2), None, "linear: the weight must be"),
+        ((2, 3), (4, 3), (3,), r"linear: the bias must have shape \(4,\)"),
+    ],
+)
+def test_linear_errors_teach(x, weight, bias, message):
+    bias = None if bias is None else Tensor(np.ones(bias))
+    with pytest.raises(ValueError, match=message):
+        F.linear(Tensor(np.ones(x)), Tensor(np.ones(weight)), bias)

@@ -1,0 +1,77 @@
+"""Reductions of nothing, of ties, of infinities, and what they say when used wrongly."""
+
+import numpy as np
+import pytest
+
+from minigrad import Tensor
+from tests.compare import at
+
+INF, NAN = np.inf, np.nan
+
+
+def log_sum(x):
+    return x.logsumexp(0)
+
+
+def test_reductions_of_nothing():
+    x = Tensor(np.empty((0, 3)))
+    np.testing.assert_array_equal(x.sum(0).data, np.zeros(3))
+    np.testing.assert_array_equal(x.prod(0).data, np.ones(3))
+    np.testing.assert_array_equal(x.mean(0).data, np.full(3, NAN))
+    np.testing.assert_array_equal(x.var(0).data, np.full(3, NAN))
+    np.testing.assert_array_equal(x.logsumexp(0).data, np.full(3, -INF))
+    assert x.amax(1).shape == (0,)
+    with pytest.raises(ValueError, match=r"amax: no largest value among none: axes \(0,\) of shape \(0, 3\) are empty"):
+        x.amax(0)
+
+
+def test_variance_of_one_number_is_not_a_number():
+    assert np.isnan(Tensor(np.ones(1)).var().item())
+    assert Tensor(np.ones(1)).var(correction=0).item() == 0
+
+
+def test_equal_largest_values_share_the_gradient():
+    y, grad_x = at(Tensor.amax, [[1.0, 3.0, 3.0], [3.0, 0.0, 0.0]])
+    assert y == 3
+    np.testing.assert_allclose(grad_x, [[0, 1 / 3, 1 / 3], [1 / 3, 0, 0]])
+    np.testing.assert_allclose(at(Tensor.amin, [2.0, 2.0, 5.0])[1], [0.5, 0.5, 0])
+
+
+def test_prod_is_differentiable_at_zeros():
+    np.testing.assert_array_equal(at(Tensor.prod, [2.0, 0.0, 5.0])[1], [0, 10, 0])
+    np.testing.assert_array_equal(at(Tensor.prod, [2.0, 0.0, 0.0])[1], [0, 0, 0])
+
+
+def test_logsumexp_of_large_and_infinite_numbers():
+    np.testing.assert_allclose(at(log_sum, [1000.0, 1000.0])[0], 1000 + np.log(2))
+    y, grad_x = at(log_sum, [-INF, 1.0])
+    assert y == 1
+    np.testing.assert_array_equal(grad_x, [0, 1])
+    y, grad_x = at(log_sum, [-INF, -INF])
+    assert y == -INF
+    np.testing.assert_array_equal(grad_x, [0, 0])
+
+
+def test_large_means_lose_nothing_of_a_small_variance():
+    assert Tensor(np.array([1e8, 1e8 + 1, 1e8 + 2])).var().item() == 1
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64])
+def test_integers_can_be_summed_but_not_averaged(dtype):
+    x = Tensor(np.ones((2, 2), dtype))
+    assert x.sum().item() == 4
+    for reduce in (Tensor.mean, Tensor.var, lambda x: x.logsumexp(0)):
+        with pytest.raises(TypeError, match=r"needs floating-point numbers.*x.float\(\)"):
+            reduce(x)
+
+
+def test_errors_teach():
+    x = Tensor(np.ones((2, 3)))
+    with pytest.raises(IndexError, match="sum: axis 2 does not exist: with 2 axes it must be from -2 to 1"):
+        x.sum(2)
+    with pytest.raises(ValueError, match=r"amax: axes \(0, -2\) name the same axis twice"):
+        x.amax((0, -2))
+    with pytest.raises(TypeError, match=r"mean: an axis is an integer, got 1\.5"):
+        x.mean(1.5)
+    with pytest.raises(IndexError, match="cumsum: axis -3 does not exist"):
+        x.cumsum(-3)
