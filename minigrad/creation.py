@@ -27,24 +27,29 @@ def ones(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad
     return full(sequence(size), 1, dtype, device, requires_grad)
 
 
-def full_like(input: Tensor, fill_value: Any) -> Tensor:
-    """One number in the shape, dtype and device of `input`."""
-    return full(input.shape, fill_value, input.dtype, input.device)
+def full_like(input: Tensor, fill_value: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+    """One number in the shape of `input`, and in its dtype and on its device unless others are named."""
+    return full(input.shape, fill_value, dtype or input.dtype, device or input.device)
 
 
-def zeros_like(input: Tensor) -> Tensor:
-    """Zeros in the shape, dtype and device of `input`."""
-    return full_like(input, 0)
+def zeros_like(input: Tensor, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Zeros in the shape of `input`, and in its dtype and on its device unless others are named."""
+    return full_like(input, 0, dtype, device)
 
 
-def ones_like(input: Tensor) -> Tensor:
-    """Ones in the shape, dtype and device of `input`."""
-    return full_like(input, 1)
+def ones_like(input: Tensor, dtype: Any = None, device: str | None = None) -> Tensor:
+    """Ones in the shape of `input`, and in its dtype and on its device unless others are named."""
+    return full_like(input, 1, dtype, device)
 
 
-def arange(*bounds: Any, dtype: Any = None, device: str = "cpu") -> Tensor:
-    """The numbers from start (0) to before end, by step (1): `arange(end)`, `arange(start, end, step)`."""
-    return Tensor(np.arange(*bounds, dtype=dtype).tolist(), dtype=dtype, device=device)
+def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tensor:
+    """The numbers from start (0) to before end, by step (1): `arange(end)`, `arange(start, end, step)`.
+
+    By default int64 for whole bounds, else float32.
+    """
+    if dtype is None:
+        dtype = np.int64 if all(isinstance(bound, int) for bound in bounds) else np.float32
+    return Tensor(np.arange(*bounds, dtype=dtype), device=device)
 
 
 def rand(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:

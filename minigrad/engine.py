@@ -12,8 +12,6 @@ from contextlib import ContextDecorator, contextmanager
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
 from minigrad.backend import Array, array_module
 from minigrad.function import Function, Partial, unbroadcast
 
@@ -28,7 +26,8 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-_leaf_lock = threading.Lock()
+guards = 0  # how many threads have the NaN guard on: a look at this is cheaper than one at `mode`
+_lock = threading.Lock()
 
 
 class Leaf(Function):
@@ -44,7 +43,7 @@ class Leaf(Function):
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
-        with _leaf_lock:
+        with _lock:
             if self.grad is None:
                 self.grad = grad if owned else grad.copy()
             else:
@@ -62,11 +61,12 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
             continue
-        for hook in node.hooks:
-            replaced = hook(grad)
-            if replaced is not None:
-                grad = replaced
-                owned.discard(node)
+        if node.hooks:
+            for hook in node.hooks:
+                replaced = hook(grad)
+                if replaced is not None:
+                    grad = replaced
+                    owned.discard(node)
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
@@ -207,10 +207,15 @@ class NonFiniteGuard:
 def detect_anomaly() -> Iterator[NonFiniteGuard]:
     """Within the block, the first op that makes a NaN or an infinity raises an error that names it, its shapes, and
     the module it runs in. Every array is read once more, so a step takes perhaps twice as long."""
+    global guards
     previous, mode.guard = mode.guard, NonFiniteGuard()
+    with _lock:
+        guards += 1
     try:
         yield mode.guard
     finally:
+        with _lock:
+            guards -= 1
         mode.guard = previous
 
 

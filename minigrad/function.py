@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, scatter_add
+from minigrad.backend import Array, scatter_add
 
 Edge = tuple["Function", tuple[int, ...], np.dtype]
 """Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
@@ -43,7 +43,7 @@ class Function:
 
     def free(self) -> None:
         """Forget all that was saved, and the way on; a second backward will find `edges` gone."""
-        vars(self).clear()
+        self.__dict__.clear()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"

@@ -52,6 +52,8 @@ def where(condition: Tensor, input: Any, other: Any) -> Tensor:
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
     """Einstein summation: `einsum("bhid,bhjd->bhij", q, k)`. Labels, ellipsis and implicit output as in NumPy."""
+    if not isinstance(equation, str) or not all(isinstance(x, Tensor) for x in operands):
+        raise TypeError('einsum: takes an equation and then Tensors, as in einsum("ij,jk->ik", a, b)')
     return Tensor.apply(Einsum, *operands, equation=equation)
 
 
@@ -227,7 +229,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Stochastic depth: in training, a whole image (index of axis 0) is zero with probability p, else divided by 1 - p."""
+    """Stochastic depth: in training, a whole image (of axis 0) is zero with probability p, else divided by 1 - p."""
     checks.probability(p, "drop_path")
     mask_shape = input.shape[:1] + (1,) * (input.ndim - 1)
     return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input

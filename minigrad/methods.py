@@ -247,14 +247,14 @@ class Methods:
         return self.permute(*order)
 
     @property
-    def T(self) -> "Tensor":
+    def T(self) -> "Tensor":  # noqa: N802 (PyTorch's name)
         """A matrix with rows and columns exchanged."""
         if self.ndim != 2:
             raise ValueError(f".T is for matrices, this tensor has shape {self.shape}; use transpose(dim0, dim1)")
         return self.permute(1, 0)
 
     @property
-    def mT(self) -> "Tensor":
+    def mT(self) -> "Tensor":  # noqa: N802 (PyTorch's name)
         """The last two axes exchanged."""
         return self.transpose(-2, -1)
 

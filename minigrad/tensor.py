@@ -17,7 +17,7 @@ from minigrad.function import Function
 from minigrad.methods import Methods, raw_index
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
-_new = object.__new__
+_new, _ndarray = object.__new__, np.ndarray
 _default_dtype = np.dtype(np.float32)
 
 
@@ -37,7 +37,7 @@ class Tensor(Methods):
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
     __array_ufunc__ = None  # array + tensor asks the tensor, not NumPy
-    __array_priority__ = 1000
+    __array_priority__ = 1000  # the same, as CuPy asks
 
     data: Array
     _node: Function | None  # the op that made it, or a Leaf; None: no gradient is wanted
@@ -64,7 +64,7 @@ class Tensor(Methods):
         arrays: list[Any] = []
         edges: list[Any] = []
         needs: list[bool] = []
-        recorded, recording, guard = False, mode.grad_enabled, mode.guard
+        recorded, recording = False, mode.grad_enabled
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
@@ -81,14 +81,14 @@ class Tensor(Methods):
         op = function()
         op.needs_input_grad = needs
         try:
-            output = op.forward(*arrays, **choices)
+            output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)
         except Exception as error:
             _explain(error, op, arrays)
             raise
-        if guard is not None:
-            guard.check_forward(op, arrays, output)
+        if engine.guards and mode.guard is not None:
+            mode.guard.check_forward(op, arrays, output)
         result = _new(Tensor)
-        result.data = np.asarray(output) if isinstance(output, np.generic) else output  # NumPy's sums are scalars
+        result.data = output if type(output) is _ndarray else _whole(output)
         result._retained = None
         if recorded:
             op.edges, op.age = edges, next_age()
@@ -304,6 +304,11 @@ def from_dlpack(x: Any) -> Tensor:
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
     return Tensor(xp.from_dlpack(x))
+
+
+def _whole(output: Array) -> Array:
+    """An op's output as an array: NumPy makes a scalar of what has no axes."""
+    return np.asarray(output) if isinstance(output, np.generic) else output
 
 
 def _to_array(data: Any, dtype: Any, device: str | None) -> Array:

@@ -1,8 +1,8 @@
 """L5: check a gradient, and draw the arrays to check it with.
 
 `gradcheck` compares an op's backward with central differences of its forward, and holds it to the contract of
-`Function`. The strategies below it, for the library hypothesis (`pip install 'minigrad[test]'`), draw shapes, values and
-memory layouts:
+`Function`. The strategies below it, for the library hypothesis (`pip install 'minigrad[test]'`), draw shapes, values
+and memory layouts:
 
     @given(arrays(shapes(max_dims=3)))
     def test_my_op(x):
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 
+_Forward = Callable[[int, Array], Array]  # the output with another array as input number i
+
+
 class GradcheckError(AssertionError):
     """A backward that disagrees with its forward, or breaks the contract of `Function`."""
 
@@ -42,22 +45,23 @@ def gradcheck(
 
     For each such input x a random direction v is drawn, and for the output y a random cotangent u. With J = ∂y/∂x,
 
-        ⟨u, J v⟩ ≈ ⟨u, dy⟩,   dy = (f(x + h v) - f(x - h v)) / 2h,   must equal   ⟨Jᵀ u, v⟩,   which backward computes,
+        ⟨u, J v⟩ ≈ ⟨u, dy⟩,   dy = (f(x + h v) - f(x - h v)) / 2h
 
-    within rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), the natural size of the two sums, and 10 ε/h · Σ|uᵢ yᵢ|, what rounding alone
-    makes of the difference. If x.size · y.size is at most `full_jacobian_below`, every entry of J is compared too,
-    within rtol · max|J| + 10 ε/h · max|y|: a random direction says that something is wrong, an entry says where.
+    must equal ⟨Jᵀ u, v⟩, of which backward computes Jᵀ u. They may differ by rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), the
+    natural size of the two sums, and 10 ε/h · Σ|uᵢ yᵢ|, what rounding alone makes of the difference. If there are at
+    most `full_jacobian_below` entries in J, each is compared too, within rtol · max|J| + 10 ε/h · max|y|: then no two
+    errors can cancel.
 
-    Checked besides: no array is written to, neither input nor upstream gradient; a second backward with
-    `retain_graph` and another memory layout gives the same; and `watch` finds nothing.
+    Checked besides: neither input nor upstream gradient is written to; a second backward, with `retain_graph` and a
+    grad_output of another memory layout, gives the same; and `watch` finds nothing.
 
     Args:
-        function: maps Tensors to one Tensor. It must be smooth near the inputs, and give the same values at each call.
+        function: maps Tensors to one Tensor; it must be smooth near the inputs, and give the same at each call.
         arrays: its inputs; integer and boolean arrays, numbers and None are passed on and not differentiated.
         step: h above.
         wrt: which inputs to differentiate; None means every float64 array.
         seed: of the random directions.
-        choices: keyword arguments for `function`; one that is named like an argument here goes into a lambda instead.
+        choices: keyword arguments for `function`; one that is named as an argument here goes into a lambda instead.
 
     Raises:
         GradcheckError: the gradient is wrong; the message has the op, the input, and both numbers.
@@ -117,8 +121,8 @@ def gradcheck(
 def watch(output: Tensor, *arrays: Any) -> None:
     """Hold every backward in the graph of `output` to the contract of `Function`, from now on.
 
-    When backward runs, each op is seen to leave `grad_output` as it was, and to return one gradient for each input, of
-    a shape that broadcasting explains, of the input's dtype, and sharing memory with nothing but `grad_output`: not
+    In backward, each op is then seen to leave `grad_output` as it was, and to return one gradient for each input,
+    of a shape that broadcasting explains, of the input's dtype, and sharing memory with nothing but `grad_output`: not
     with a saved array, another gradient, or one of `arrays`.
 
     Raises:
@@ -126,7 +130,7 @@ def watch(output: Tensor, *arrays: Any) -> None:
     """
     for node in graph(output):
         if not isinstance(node, Leaf):
-            node.backward = _watched(node, arrays)  # type: ignore[method-assign]
+            node.backward = _watched(node, arrays)  # type: ignore[method-assign,assignment]
 
 
 def graph(output: Tensor) -> Iterator[Function]:
@@ -156,26 +160,26 @@ def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Array], Any]:
                 raise GradcheckError(f"{type(node).__name__}.backward: {rule}")
 
         demand(_equal(grad_output, upstream), "wrote into grad_output, which others may still read")
-        demand(
-            len(gradients) == len(edges), f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
-        )
+        count = f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
+        demand(len(gradients) == len(edges), count)
         for i, (edge, gradient) in enumerate(zip(edges, gradients, strict=True)):
             if edge is None or gradient is None:
                 continue
             _, shape, dtype = edge
             partial = type(gradient) is Partial
             values = gradient.values if partial else gradient
-            demand(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {type(values).__name__}")
+            kind = type(values).__name__
+            demand(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {kind}")
             demand(
                 partial or _broadcasts_to(shape, values.shape),
                 f"gradient {i} must have the input's shape {shape}, or one this broadcasts to, got {values.shape}",
             )
             demand(values.dtype in (dtype, grad_output.dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
-            if not _overlap(values, grad_output):
-                demand(
-                    not any(_overlap(values, other) for other in saved),
-                    f"gradient {i} shares memory with an input or a saved array; the engine may add to it: return a copy",
-                )
+            demand(
+                _overlap(values, grad_output) or not any(_overlap(values, other) for other in saved),
+                f"gradient {i} shares memory with an input, a saved array or another gradient, and the engine may "
+                "add to it: return a copy",
+            )
             saved.append(values)
         return results
 
@@ -203,19 +207,19 @@ def _gradient(tensor: Tensor, name: str) -> Array:
     gradient, x = tensor.grad.data, tensor.data
     if gradient.shape != x.shape or gradient.dtype != x.dtype:
         raise GradcheckError(
-            f"{name}: the gradient must look like the input, {x.shape} {x.dtype}, got {gradient.shape} {gradient.dtype}"
+            f"{name}: the gradient must be like the input, {x.shape} {x.dtype}, got {gradient.shape} {gradient.dtype}"
         )
     return gradient
 
 
-def _difference(forward: Callable[[int, Array], Array], i: int, x: Array, v: Array, step: float) -> tuple[Array, Array]:
+def _difference(forward: _Forward, i: int, x: Array, v: Array, step: float) -> tuple[Array, Array]:
     """The central difference of `forward` at x along v, and the v that rounding x ± h v has left."""
     ahead, behind = x + step * v, x - step * v
     return (forward(i, ahead) - forward(i, behind)) / (2 * step), (ahead - behind) / (2 * step)
 
 
 def _worst_entry(
-    forward: Callable[[int, Array], Array],
+    forward: _Forward,
     gradients: Callable[[Array], list[Array]],
     inputs: list[int],
     i: int,
@@ -245,10 +249,10 @@ def _worst_entry(
     rounding = 10 * np.finfo(np.float64).eps / step * float(abs(y).max())
     if error.max() <= rtol * max(abs(numeric).max(), abs(backward).max()) + rounding:
         return ""
-    row, column = np.unravel_index(np.nanargmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-    at_y, at_x = (tuple(int(k) for k in np.unravel_index(k, s)) for k, s in ((row, y.shape), (column, x.shape)))
+    row, column = divmod(int(np.argmax(np.where(np.isnan(error), np.inf, error))), x.size)
+    at_y, at_x = ([int(k) for k in np.unravel_index(flat, a.shape)] for flat, a in ((row, y), (column, x)))
     return (
-        f" The entry farthest off is ∂y{list(at_y)} / ∂x{list(at_x)}: "
+        f" The entry farthest off is ∂y{at_y} / ∂x{at_x}: "
         f"central differences give {numeric[row, column]:.10g}, backward gives {backward[row, column]:.10g}"
     )
 
@@ -347,8 +351,8 @@ def arrays(
 ) -> "SearchStrategy[np.ndarray]":
     """Arrays of `shape` (or of drawn shapes) with values from `low` up to `high`, in various memory layouts.
 
-    The values come from a drawn seed and not one by one, so that drawing is fast. With `gap`, any two values differ by
-    at least `gap`, and each is that far from 0: then no step of `gradcheck` crosses a kink of max, relu or abs.
+    The values come from a drawn seed and not one by one, so that drawing is fast. With `gap`, any two values differ
+    by at least `gap`, and each is that far from 0: then no step of `gradcheck` crosses a kink of max, relu or abs.
     """
     st = _hypothesis("strategies")
     given_shapes = st.just(shape) if isinstance(shape, tuple) else shape
@@ -403,4 +407,4 @@ def _hypothesis(name: str) -> Any:
     try:
         return importlib.import_module(f"hypothesis.{name}")
     except ImportError as error:
-        raise ImportError("the strategies of minigrad.testing need hypothesis: pip install 'minigrad[test]'") from error
+        raise ImportError("minigrad.testing draws with hypothesis: pip install 'minigrad[test]'") from error

@@ -59,6 +59,6 @@ def pytest_terminal_summary(terminalreporter, config):
     worst = config.stash[_PARITY].worst
     if worst:
         terminalreporter.section("difference from PyTorch, float64, relative to the largest entry (at least 1e-3)")
-        terminalreporter.write_line(f"{'op':32} {'examples':>8} {'worst value error':>18} {'worst gradient error':>21}")
+        terminalreporter.write_line(f"{'op':32} {'examples':>8} {'worst value':>12} {'worst gradient':>15}")
         for op, (count, value, gradient) in worst.items():
-            terminalreporter.write_line(f"{op:32} {count:8} {value:18.1e} {gradient:21.1e}")
+            terminalreporter.write_line(f"{op:32} {count:8} {value:12.1e} {gradient:15.1e}")

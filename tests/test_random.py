@@ -45,7 +45,7 @@ def test_distributions(dtype):
     generator = Generator(3)
     u, z = generator.uniform((200, 1000), dtype), generator.normal((200, 1001), dtype)
     assert u.dtype == z.dtype == dtype and u.shape == (200, 1000) and z.shape == (200, 1001)
-    assert 0 <= u.min() and (dtype == np.float16 or u.max() < 1)
+    assert u.min() >= 0 and (dtype == np.float16 or u.max() < 1)
     u, z = u.astype(np.float64), z.astype(np.float64)
     assert abs(u.mean() - 0.5) < 4 * (1 / 12 / u.size) ** 0.5 + (1e-3 if dtype == np.float16 else 0)
     assert abs(np.histogram(u, 16, (0, 1))[0] / u.size - 1 / 16).max() < 4 * (1 / 16 / u.size) ** 0.5 + 1e-3

@@ -40,7 +40,17 @@ def test_an_array_is_shared_and_a_tensor_is_detached():
 
 def test_numpy_and_tensor_operands_mix():
     array, tensor = np.ones((2, 2), np.float32), Tensor(np.full((2, 2), 3, np.float32), requires_grad=True)
-    for result in (array + tensor, tensor + array, array * tensor, array @ tensor, tensor - 1, 1 - tensor, 2 / tensor, 2**tensor):
+    results = (
+        array + tensor,
+        tensor + array,
+        array * tensor,
+        array @ tensor,
+        tensor - 1,
+        1 - tensor,
+        2 / tensor,
+        2**tensor,
+    )
+    for result in results:
         assert isinstance(result, Tensor) and result.dtype == np.float32 and result.requires_grad
     np.testing.assert_array_equal((array - tensor).numpy(), -2 * np.ones((2, 2)))
     np.testing.assert_array_equal(np.asarray(tensor), tensor.data)

@@ -16,13 +16,16 @@ from train.shards import limit_blas
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
     try:
-        run(parse(arguments))
+        settings = parse(arguments)
+        try:
+            run(settings)
+        except KeyboardInterrupt:
+            last = Path(settings.output) / f"last.{settings.checkpoint_format}"
+            print(f"\ninterrupted; {f'{last} is kept' if last.exists() else 'no epoch was finished'}", file=sys.stderr)
+            return 130
     except InputError as error:
         print(f"python -m train: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: the checkpoints of the last finished epoch are kept", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -32,7 +35,7 @@ def run(settings: Settings) -> None:
     import models
     from minigrad import manual_seed
     from train import checkpoint, datasets, loop, plots
-    from train.log import MetricsFile
+    from train.log import Metrics, MetricsFile
 
     check(settings)
     dataset = datasets.load(settings)
@@ -41,34 +44,34 @@ def run(settings: Settings) -> None:
         model = models.create_model(**checkpoint.model_arguments(dataset, settings)).to(settings.device)
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
+    trainer = loop.Trainer(model, dataset, settings)
     folder = Path(settings.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settings.write(folder / "args.json")
-        log = MetricsFile(folder / "metrics.csv")
+        table = MetricsFile(folder / "metrics.csv")
+        print(
+            f"model    {settings.model}, {sum(p.data.size for p in trainer.parameters):,} parameters\n"
+            f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
+            f"{len(dataset.classes)} classes\n"
+            f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
+            f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}\n"
+            f"output   {folder}",
+            flush=True,
+        )
+        history: list[Metrics] = []
+        for metrics in trainer.fit():
+            better = all(metrics.test_acc > earlier.test_acc for earlier in history)
+            history.append(metrics)
+            table.append(metrics)
+            for name in ("last", "best") if better else ("last",):
+                checkpoint.save(folder / f"{name}.{settings.checkpoint_format}", model, dataset, settings, metrics)
+            print(metrics.line(settings.epochs), flush=True)
+        plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
-
-    trainer = loop.Trainer(model, dataset, settings)
-    print(f"model    {settings.model}, {sum(p.data.size for p in model.parameters()):,} parameters")
-    print(f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
-          f"{len(dataset.classes)} classes")  # fmt: skip
-    print(f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, lr {settings.lr:g}, "
-          f"seed {settings.seed}, on {settings.device}")  # fmt: skip
-    print(f"output   {folder}", flush=True)
-
-    history = []
-    best = -1.0
-    for metrics in trainer.fit():
-        history.append(metrics)
-        log.append(metrics)
-        checkpoint.save(folder / f"last.{settings.checkpoint_format}", model, dataset, settings, metrics)
-        if metrics.test_acc > best:
-            best = metrics.test_acc
-            checkpoint.save(folder / f"best.{settings.checkpoint_format}", model, dataset, settings, metrics)
-        print(metrics.line(settings.epochs), flush=True)
-    plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
-    print(f"best test accuracy {best:.2%}; results in {folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}")
+    best = max(history, key=lambda metrics: metrics.test_acc)
+    print(f"best     {best.test_acc:.2%} of the test images, in epoch {best.epoch}; see {folder}")
 
 
 def check(settings: Settings) -> None:
@@ -85,9 +88,8 @@ def check(settings: Settings) -> None:
         try:
             import safetensors.numpy  # noqa: F401
         except ImportError:
-            raise InputError(
-                "--checkpoint-format safetensors needs its library: pip install 'minigrad[train]'"
-            ) from None
+            fix = "needs its library: pip install 'minigrad[train]'"
+            raise InputError(f"--checkpoint-format safetensors {fix}") from None
     if (Path(settings.output) / "metrics.csv").exists():
         raise InputError(f"--output {settings.output} holds the results of an earlier run; name another folder")
 
@@ -97,12 +99,13 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     given = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
     dataset = given.get("dataset", COMMON["dataset"])
     settings = {**COMMON, **BY_DATASET[dataset], **given}
-    if settings["warmup_epochs"] > settings["epochs"]:
+    epochs, warmup = settings["epochs"], settings["warmup_epochs"]
+    if warmup > epochs:
         if "warmup_epochs" in given:
-            raise InputError(
-                f"--warmup-epochs {settings['warmup_epochs']:g} is more than --epochs {settings['epochs']}"
-            )
-        settings["warmup_epochs"] = settings["epochs"] / 10
+            raise InputError(f"--warmup-epochs {warmup:g} is more than --epochs {epochs}")
+        settings["warmup_epochs"] = epochs / 10
+    if settings["device"] != "cpu" and "threads" not in given:
+        settings["threads"] = 1
     settings.setdefault("output", _unused_folder(f"runs/{settings['model']}-{dataset}"))
     return Settings(**settings)
 
@@ -113,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m train",
         description="Train an image classifier. Without any flag: a small vision transformer on drawn shapes, which "
         "needs no download and takes about two minutes on two CPU cores.",
-        epilog="example: python -m train --dataset cifar10 --download --model vit_tiny_cifar --epochs 100 --device cuda",
+        epilog="example: python -m train --model vit_tiny_cifar --dataset cifar10 --download --device cuda",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
         allow_abbrev=False,
     )
@@ -122,44 +125,34 @@ def parser() -> argparse.ArgumentParser:
         name = flag[2:].replace("-", "_")
         group.add_argument(flag, help=f"{text} ({_default(name)})", **choices)
 
+    count, share, positive, not_negative = _whole(1), _number(least=0, below=1), _number(above=0), _number(least=0)
+
     what = parser.add_argument_group("what to train")
-    add(what, "--model", "a name of the registry, models.list_models()", metavar="NAME")
+    add(what, "--model", "a name that models.list_models() lists", metavar="NAME")
     add(what, "--dataset", "what to train on", choices=list(BY_DATASET))
-    add(what, "--data-dir", "where the dataset's folder or archive is, or that folder or archive", metavar="DIR")
-    add(what, "--download", "fetch the dataset into --data-dir if it is not there", action="store_true", default=None)
-    add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=_whole(1))
-    add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=_whole(1))
+    add(what, "--data-dir", "where its folder or archive is, or that folder or archive itself", metavar="DIR")
+    add(what, "--download", "fetch it into --data-dir if it is not there", action="store_true", default=None)
+    add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=count)
+    add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=count)
 
-    how = parser.add_argument_group("how to train: AdamW, the rate rising in a straight line, then falling as a cosine")
-    add(how, "--epochs", "times that every image is seen", metavar="N", type=_whole(1))
-    add(how, "--batch-size", "images in a step", metavar="N", type=_whole(1))
-    add(how, "--lr", "learning rate at its highest", metavar="LR", type=_number(above=0))
-    add(how, "--warmup-epochs", "epochs, or a part of one, until it is reached", metavar="N", type=_number(least=0))
-    add(
-        how,
-        "--weight-decay",
-        "for weights; biases, norms and embeddings are spared",
-        metavar="WD",
-        type=_number(least=0),
+    how = parser.add_argument_group(
+        "how to train it (AdamW; the rate rises in a straight line, then falls as a cosine)"
     )
-    add(
-        how,
-        "--clip-grad",
-        "largest norm of all gradients together; 0 for no limit",
-        metavar="NORM",
-        type=_number(least=0),
-    )
-    add(how, "--smoothing", "label smoothing", metavar="SHARE", type=_number(least=0, below=1))
-    add(
-        how, "--drop-path", "rate of stochastic depth in the last block", metavar="RATE", type=_number(least=0, below=1)
-    )
+    add(how, "--epochs", "how often each image is seen", metavar="N", type=count)
+    add(how, "--batch-size", "images in a step", metavar="N", type=count)
+    add(how, "--lr", "learning rate at its highest", metavar="RATE", type=positive)
+    add(how, "--warmup-epochs", "epochs until then, or a fraction of one", metavar="N", type=not_negative)
+    add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)
+    add(how, "--clip-grad", "largest norm of all gradients together; 0: no limit", metavar="NORM", type=not_negative)
+    add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
+    add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
     add(how, "--aug", "random flips and shifted crops", action=argparse.BooleanOptionalAction, default=None)
-    add(how, "--seed", "the same seed gives the same run on the same machine", metavar="N", type=_whole(0, 2**32 - 1))
+    add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**32 - 1))
 
-    where = parser.add_argument_group("where")
-    add(where, "--device", 'cpu, cuda or cuda:N (needs an extra: "minigrad[cuda13]")', metavar="DEVICE")
-    add(where, "--threads", "shards of a batch computed at once on the CPU", metavar="N", type=_whole(1))
-    add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=_whole(1))
+    where = parser.add_argument_group("where, and what comes out")
+    add(where, "--device", "cpu, or cuda or cuda:N with the extra minigrad[cuda13]", metavar="NAME")
+    add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
+    add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
     add(where, "--output", "folder for the results", metavar="DIR")
     add(where, "--checkpoint-format", "of the files best and last", choices=["npz", "safetensors"])
     return parser
@@ -177,16 +170,18 @@ def _default(name: str) -> str:
         return "runs/MODEL-DATASET, numbered if taken"
     if name in COMMON:
         return f"default {_show(COMMON[name])}"
-    values = {dataset: defaults[name] for dataset, defaults in BY_DATASET.items()}
-    return "default " + ", ".join(f"{_show(value)} for {dataset}" for dataset, value in values.items())
+    datasets: dict[str, list[str]] = {}  # with the same default
+    for dataset, defaults in BY_DATASET.items():
+        datasets.setdefault(_show(defaults[name]), []).append(dataset)
+    return "default " + ", ".join(f"{value} for {' and '.join(names)}" for value, names in datasets.items())
 
 
 def _show(value: Any) -> str:
-    return (
-        {None: "all", True: "yes", False: "no"}.get(value) or f"{value}"
-        if not isinstance(value, float)
-        else f"{value:g}"
-    )
+    if value is None:
+        return "all"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -207,21 +202,16 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 def _number(
     *, least: float | None = None, above: float | None = None, below: float | None = None
 ) -> Callable[[str], float]:
-    bounds = " and ".join(
-        f"{word} {bound:g}"
-        for word, bound in (("at least", least), ("above", above), ("below", below))
-        if bound is not None
-    )
+    limits = {"at least": least, "above": above, "below": below}
+    bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = nan
-        fits = (
-            (least is None or value >= least) and (above is None or value > above) and (below is None or value < below)
-        )
-        if not (isfinite(value) and fits):
+        low = (least is None or value >= least) and (above is None or value > above)
+        if not (isfinite(value) and low and (below is None or value < below)):
             raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
         return value
 

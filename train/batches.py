@@ -14,7 +14,7 @@ _SHIFT = 4  # pixels that a crop may be off centre, in each direction
 def batches(
     split: Split, batch_size: int, device: str, order: np.ndarray | None = None
 ) -> Iterator[tuple[Array, Array]]:
-    """Images (N, C, H, W) uint8 and labels (N,) on `device`, in `order` or as they come; the last batch may be short."""
+    """Images (N, C, H, W) uint8 and labels (N,) on `device`, in `order` or as they come; the last may be fewer."""
     for start in range(0, len(split), batch_size):
         part = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
         yield to_device(split.images[part], device), to_device(split.labels[part], device)
@@ -23,10 +23,8 @@ def batches(
 def normalize(images: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """uint8 from 0 to 255 -> float32, x ↦ (x/255 - mean) / std for each channel."""
     xp = array_module(images)
-    # (N, C, H, W) · (C, 1, 1) + (C, 1, 1)
-    scale = 1 / (255 * xp.asarray(std, np.float32)[:, None, None])
-    shift = -xp.asarray(mean, np.float32)[:, None, None] / xp.asarray(std, np.float32)[:, None, None]
-    return images * scale + shift
+    mean_255, std_255 = (255 * xp.asarray(values, np.float32)[:, None, None] for values in (mean, std))  # (C, 1, 1)
+    return (images - mean_255) / std_255
 
 
 def augment(images: Array, generator: Generator) -> Array:

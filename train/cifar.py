@@ -1,10 +1,12 @@
-"""CIFAR-10 and CIFAR-100 from the files their author publishes. Krizhevsky 2009, "Learning multiple layers of features".
+"""CIFAR-10 and CIFAR-100, from the files their author publishes.  Krizhevsky 2009, "Learning multiple layers of
+features from tiny images".
 
 Each file is a pickled dict: `data` (images, 3072) uint8, a row holding the red, then the green, then the blue plane of
 32 x 32 pixels, and a list of labels. They come as a folder, or packed as a tar.gz, which is read in memory: nothing
 from it is written to disk.
 """
 
+import gzip
 import pickle
 import tarfile
 import zlib
@@ -128,13 +130,14 @@ def _from_archive(archive: Path, folder: str, names: Sequence[str]) -> Callable[
     contents = {}
     wanted = {f"{folder}/{name}": name for name in names}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 if member.name in wanted and member.isreg():
                     file = tar.extractfile(member)
-                    assert file is not None  # a regular file has contents
                     name = wanted[member.name]
-                    contents[name] = _not_too_large(file.read(_LARGEST + 1), f"{archive}: {name}")
+                    contents[name] = _not_too_large(file.read(_LARGEST + 1) if file else b"", f"{archive}: {name}")
+            while stream.read(1 << 20):  # to the end, where the checksum is compared
+                pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise InputError(f"{archive} is damaged or no tar.gz ({error}); delete it and download it again") from None
     missing = [name for name in names if name not in contents]
@@ -158,7 +161,7 @@ def _batch(content: bytes, where: str, source: Source) -> tuple[np.ndarray, np.n
         raise InputError(f"{where}: `{source.labels}` must be a list of integers")
     if len(labels) != len(data.array):
         raise InputError(f"{where} has {len(data.array)} images and {len(labels)} labels")
-    if not (0 <= min(labels) and max(labels) < source.classes):
+    if min(labels) < 0 or max(labels) >= source.classes:
         raise InputError(f"{where}: labels must be from 0 to {source.classes - 1}, got {min(labels)} to {max(labels)}")
     return data.array.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 

@@ -15,5 +15,6 @@ def load(settings: Settings) -> Dataset:
         return shapes.load(min(train or shapes.TRAIN, shapes.TRAIN), min(test or shapes.TEST, shapes.TEST))
     source, data_dir = cifar.SOURCES[settings.dataset], Path(settings.data_dir).expanduser()
     if settings.download and cifar.find(source, data_dir) is None:
+        print(f"download {source.url} to {data_dir}", flush=True)
         download(source.url, data_dir / source.archive, source.md5)
     return cifar.load(source, data_dir).first(train, test)

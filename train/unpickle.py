@@ -19,14 +19,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-_INSTRUCTIONS = frozenset(
-    """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE
-    INT BININT BININT1 BININT2 LONG LONG1 BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8
-    LIST EMPTY_LIST APPEND APPENDS DICT EMPTY_DICT SETITEM SETITEMS TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3
-    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
-    GLOBAL STACK_GLOBAL REDUCE BUILD""".split()
-)
+_INSTRUCTIONS = {
+    "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE",
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "LIST", "EMPTY_LIST", "APPEND", "APPENDS", "DICT", "EMPTY_DICT", "SETITEM", "SETITEMS",
+    "TUPLE", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
+    "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+}  # fmt: skip
 _MOST_TUPLES = 100  # an array needs about five; a million nested ones would overflow the C stack
 
 
@@ -46,12 +48,15 @@ def load_plain(data: bytes) -> Any:
 
 
 def _inspect(data: bytes) -> None:
+    """The first wall."""
     tuples = 0
     for instruction, argument, position in pickletools.genops(data):
         name = instruction.name
         if name not in _INSTRUCTIONS:
             raise pickle.UnpicklingError(f"instruction {name} at byte {position} has no place in a file of plain data")
-        if name.endswith("PUT") and argument > len(data):  # the memo is a table as long as the largest index
+        if (
+            isinstance(argument, int) and name.endswith("PUT") and argument > len(data)
+        ):  # the memo is a table as long as the largest index
             raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is beyond any this file can use")
         tuples += "TUPLE" in name
         if tuples > _MOST_TUPLES:

@@ -2,7 +2,18 @@
 
 from minigrad.nn import init
 from minigrad.nn.layers import (
-    GELU, BatchNorm2d, Conv2d, Dropout, DropPath, GroupNorm, Identity, LayerNorm, Linear, ModuleList, ReLU, Sequential,
+    GELU,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    DropPath,
+    GroupNorm,
+    Identity,
+    LayerNorm,
+    Linear,
+    ModuleList,
+    ReLU,
+    Sequential,
 )  # fmt: skip
 from minigrad.nn.module import Buffer, Module, Parameter
 

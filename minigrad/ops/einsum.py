@@ -40,7 +40,7 @@ class Einsum(Function):
         parsed = self.parsed = parse(equation, tuple(x.shape for x in operands))
         arrays = [distinct(x, *labels) for x, *labels in zip(operands, parsed.inputs, parsed.terms, strict=True)]
         wanted = self.needs_input_grad
-        self.arrays = [x if any(wanted[:k] + wanted[k + 1 :]) else None for k, x in enumerate(arrays)]
+        self.arrays = [x if any((*wanted[:k], *wanted[k + 1 :])) else None for k, x in enumerate(arrays)]
         return contract(arrays, parsed.terms, parsed.output)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
@@ -111,7 +111,7 @@ def parse(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Equation:
             raise ValueError(f'einsum: the output of "{equation}" has the label "{label}", which no operand has')
         if output.count(label) > 1:
             raise ValueError(
-                f'einsum: the output of "{equation}" has the label "{label}" twice; it can name one axis'
+                f'einsum: the output of "{equation}" has the label "{label}" twice, which can name only one axis'
             )
 
     terms = tuple(

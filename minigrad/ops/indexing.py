@@ -21,8 +21,9 @@ class GetItem(Function):
 
     def backward(self, grad_output: Array) -> Partial:
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        arrays = [np.asarray(part) for part in parts if isinstance(part, list | np.ndarray)]
-        return Partial(grad_output, self.index, repeats=any(a.dtype != bool for a in arrays))
+        arrays = [np.asarray(part) if isinstance(part, list) else part for part in parts]
+        integers = [a for a in arrays if hasattr(a, "dtype") and a.ndim and a.dtype != bool]
+        return Partial(grad_output, self.index, repeats=bool(integers))
 
 
 class Gather(Function):
@@ -58,8 +59,10 @@ class IndexSelect(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "index_select")
+        if not x.ndim:
+            raise ValueError("index_select: a tensor with no axes has no slices; give it one with x.reshape(1)")
         if index.ndim != 1 or index.dtype.kind not in "iu":
-            raise TypeError(f"index_select: the index must be 1-D and hold integers, got {index.shape} {index.dtype}")
+            raise TypeError(f"index_select: the index must be 1-D, of integers, got {index.shape} {index.dtype}")
         _in_range(index, x.shape[axis], "index_select")
         self.index = (slice(None),) * axis + (index,)
         return x[self.index]

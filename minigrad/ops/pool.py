@@ -193,14 +193,11 @@ def _counts(windows: Windows, size: Pair, count_include_pad: bool) -> list[np.nd
 
 def _first_tap(windows: Windows) -> np.ndarray:
     """The number of the first tap within the image, for each window: (OH, OW)."""
-    k, l = (  # noqa: E741
-        -(
-            -np.maximum(windows.before[axis] - np.arange(windows.out[axis]) * windows.stride[axis], 0)
-            // windows.dilation[axis]
-        )
-        for axis in (0, 1)
-    )
-    return k[:, None] * windows.kernel[1] + l
+    first = []
+    for axis in (0, 1):
+        outside = windows.before[axis] - np.arange(windows.out[axis]) * windows.stride[axis]
+        first.append(-(-np.maximum(outside, 0) // windows.dilation[axis]))
+    return first[0][:, None] * windows.kernel[1] + first[1]
 
 
 def _not_empty(x: Array, op: str) -> None:

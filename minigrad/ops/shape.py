@@ -81,10 +81,7 @@ class Cat(Function):
 
     def backward(self, grad_output: Array) -> tuple[Array, ...]:
         before = (slice(None),) * self.axis
-        return tuple(
-            grad_output[(*before, slice(start, stop))]
-            for start, stop in pairwise(self.ends)
-        )
+        return tuple(grad_output[(*before, slice(start, stop))] for start, stop in pairwise(self.ends))
 
 
 class Roll(Function):

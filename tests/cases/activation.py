@@ -20,9 +20,13 @@ def along_an_axis(draw, shape=SMALL, **choices):
 
 
 def gelu(x, approximate="none"):
-    if approximate == "tanh":
-        return np.vectorize(lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))), "d")(x)
-    return np.vectorize(lambda v: v * 0.5 * math.erfc(-v / math.sqrt(2)), "d")(x)
+    def by_tanh(v):
+        return 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+    def by_erf(v):
+        return v * 0.5 * math.erfc(-v / math.sqrt(2))
+
+    return np.vectorize(by_tanh if approximate == "tanh" else by_erf, otypes=[float])(x)
 
 
 def softmax(x, dim):

@@ -26,7 +26,7 @@ class Case:
         name: the public name, "conv2d".
         run: `run(*tensors, **choices)`, the public function. Several outputs are put together into one Tensor, with
             distinct weights, so that each of them counts.
-        calls: draws shapes, with size 1 and empty ones where legal, values, layouts, and every combination of choices.
+        calls: draws shapes, size 1 and empty ones among them where legal, values, layouts, and all choices.
         oracle: `oracle(*arrays, **choices)`: naive loops or textbook NumPy in float64.
         torch: `torch(torch_module, *torch_tensors, **choices)`; None where PyTorch has no such function.
         differentiable: which inputs; None means every float one.

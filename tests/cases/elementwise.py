@@ -17,9 +17,9 @@ SMALL = shapes(max_dims=3, max_side=4)
 
 def pairs(first, second):
     """Two arrays of shapes that broadcast, with values in these (low, high)."""
-    ranges = [dict(low=low, high=high) for low, high in (first, second)]
+    ranges = [{"low": low, "high": high} for low, high in (first, second)]
     drawn = broadcastable_shapes(2, max_dims=3, max_side=4)
-    return drawn.flatmap(lambda s: st.builds(Call, st.tuples(*map(lambda s, r: arrays(s, **r), s, ranges))))
+    return drawn.flatmap(lambda s: calls(*(arrays(shape, **r) for shape, r in zip(s, ranges, strict=True))))
 
 
 @st.composite
@@ -97,7 +97,7 @@ CASES = [
             max=st.sampled_from([None, GAP, 7 * GAP, 55 * GAP]),
         )
         | calls(arrays(SMALL, gap=GAP), max=st.sampled_from([-GAP, 5 * GAP])),
-        oracle=lambda x, min=None, max=None: np.clip(x, min, max),
+        oracle=lambda x, **bounds: np.clip(x, bounds.get("min"), bounds.get("max")),
         torch=lambda torch, x, **choices: torch.clamp(x, **choices),
     ),
     unary("neg", np.negative),

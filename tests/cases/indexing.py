@@ -84,7 +84,9 @@ def filled_in(index, places):
 def getitem_in_torch(torch, x, *places, index):
     """PyTorch has no negative steps: a flip, and the same entries in rising order."""
     index = index if isinstance(index, tuple) else (index,)
-    axes_taken = [places[int(p.split()[1])].ndim if _is_mask(p, places) else int(p is not None and p is not ...) for p in index]
+    axes_taken = [
+        places[int(p.split()[1])].ndim if _is_mask(p, places) else int(p is not None and p is not ...) for p in index
+    ]
     axis, parts = 0, []
     for part, taken in zip(index, axes_taken, strict=True):
         if part is ...:

@@ -24,9 +24,9 @@ def products(draw):
 
 @st.composite
 def linear_maps(draw):
-    batch, D, O = draw(shapes(max_dims=3, max_side=3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    bias = draw(arrays((O,))) if draw(st.booleans()) else None
-    return Call((draw(arrays((*batch, D))), draw(arrays((O, D))), bias))
+    batch, rows, columns = draw(shapes(max_dims=3, max_side=3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    bias = draw(arrays((rows,))) if draw(st.booleans()) else None
+    return Call((draw(arrays((*batch, columns))), draw(arrays((rows, columns))), bias))
 
 
 def product(a, b):

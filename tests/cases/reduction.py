@@ -37,7 +37,9 @@ def folded(fold, x, dim, keepdim, **choices):
     gone = set(range(x.ndim)) if dim is None else {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
     y = np.empty([1 if axis in gone else size for axis, size in enumerate(x.shape)])
     for place in np.ndindex(y.shape):
-        y[place] = fold(x[tuple(slice(None) if a in gone else i for a, i in enumerate(place))].ravel().tolist(), **choices)
+        y[place] = fold(
+            x[tuple(slice(None) if a in gone else i for a, i in enumerate(place))].ravel().tolist(), **choices
+        )
     return y if keepdim else y.reshape([size for axis, size in enumerate(x.shape) if axis not in gone])
 
 
@@ -79,14 +81,16 @@ def reduction(name, fold, calls, in_torch=None):
     return Case(name, getattr(Tensor, name), calls, partial(folded, fold), in_torch or partial(same_in_torch, name))
 
 
-SPREAD = dict(gap=GAP, least=2, correction=st.sampled_from([0, 1]))
+SPREAD = {"gap": GAP, "least": 2, "correction": st.sampled_from([0, 1])}
 
 CASES = [
     reduction("sum", math.fsum, reductions()),
     reduction("mean", mean, reductions(least=1)),
     reduction("var", var, reductions(**SPREAD).filter(lambda call: call.inputs[0].ndim)),
     reduction(
-        "std", lambda values, **c: math.sqrt(var(values, **c)), reductions(**SPREAD).filter(lambda call: call.inputs[0].ndim)
+        "std",
+        lambda values, **c: math.sqrt(var(values, **c)),
+        reductions(**SPREAD).filter(lambda call: call.inputs[0].ndim),
     ),
     reduction("amax", max, reductions(gap=GAP, least=1), partial(torch_extremum, "amax")),
     reduction("amin", min, reductions(gap=GAP, least=1), partial(torch_extremum, "amin")),

@@ -1,6 +1,7 @@
 """Ops that move numbers. The oracles place them one by one."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -115,7 +116,7 @@ def splits(draw):
     size = draw(st.integers(1, 5))
     if draw(st.booleans()):
         cuts = sorted(draw(st.lists(st.integers(0, x.shape[dim]), max_size=2)))
-        size = [b - a for a, b in zip([0, *cuts], [*cuts, x.shape[dim]], strict=True)]
+        size = np.diff([0, *cuts, x.shape[dim]]).tolist()
     return Call((x,), {"split_size": size, "dim": dim})
 
 
@@ -217,8 +218,7 @@ def squeezed(x, dim=None):
 
 
 def pieces_of(x, split_size, dim):
-    starts = np.cumsum([0, *split_size])
-    return [x.take(range(a, b), axis=dim) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [x.take(range(a, b), axis=dim) for a, b in pairwise(np.cumsum([0, *split_size]))]
 
 
 def split_oracle(x, split_size, dim):
@@ -229,7 +229,7 @@ def split_oracle(x, split_size, dim):
 
 
 def chunk_oracle(x, chunks, dim):
-    """PyTorch's rule: pieces of ⌈n / chunks⌉, which may then be fewer than asked for; of nothing, `chunks` nothings."""
+    """PyTorch's rule: pieces of ⌈n / chunks⌉, perhaps fewer than asked for; of nothing, `chunks` nothings."""
     n = x.shape[dim]
     return split_oracle(x, math.ceil(n / chunks) if n else [0] * chunks, dim)
 
@@ -237,7 +237,8 @@ def chunk_oracle(x, chunks, dim):
 def rolled(x, shifts, dims=None):
     if dims is None:
         return rolled(x.reshape(-1), shifts, 0).reshape(x.shape)
-    moves = {d % x.ndim: s for d, s in zip(*(v if isinstance(v, tuple) else (v,) for v in (dims, shifts)), strict=True)}
+    dims, shifts = (v if isinstance(v, tuple) else (v,) for v in (dims, shifts))
+    moves = {dim % x.ndim: shift for dim, shift in zip(dims, shifts, strict=True)}
     return placed(x.shape, lambda place: [(i - moves.get(a, 0)) % x.shape[a] for a, i in enumerate(place)], x)
 
 

@@ -34,9 +34,7 @@ def save(goldens: list[Golden]) -> None:
         kinds = [None if x is None else [x.dtype.str, *x.shape] for x in arrays]
         values += [x.astype(np.float64).ravel() for x in arrays if x is not None]
         choices = {name: _encoded(choice) for name, choice in golden.call.choices.items()}
-        table.append(
-            {"case": golden.case, "choices": choices, "inputs": len(golden.call.inputs), "arrays": kinds}
-        )
+        table.append({"case": golden.case, "choices": choices, "inputs": len(golden.call.inputs), "arrays": kinds})
     _CALLS.write_text("[\n" + ",\n".join(map(json.dumps, table)) + "\n]\n")
     np.savez_compressed(_VALUES, values=np.concatenate(values))
 

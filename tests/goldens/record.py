@@ -14,7 +14,9 @@ from tests.goldens import Golden, save
 
 CALLS = 3  # kept for each op
 MOST_NUMBERS = 80  # in the output and the gradients of one call
-DRAWN = settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+DRAWN = settings(
+    max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def drawn_calls(case: Case) -> list[Call]:
@@ -44,7 +46,7 @@ def golden(case: Case, call: Call) -> Golden:
 
 
 def chosen(case: Case) -> list[Golden]:
-    """The largest calls that are not too large, each with choices, or inputs left out, of its own if there are any."""
+    """The largest calls that are not too large, of as many kinds as there are: other choices, or inputs left out."""
     calls = {}
     for call in drawn_calls(case):
         numbers = [outcome(case, call, grad_output)[0].size, *(call.inputs[i].size for i in case.wanted(call))]

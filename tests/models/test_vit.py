@@ -56,7 +56,7 @@ def small(**overrides) -> VisionTransformer:
 
 
 def test_logits_equal_the_reference_implementation():
-    """The numbers were made with PyTorch in float64 (tests/reference/test_vit.py), on the same formula weights and images."""
+    """The numbers were made with PyTorch in float64 (tests/reference/test_vit.py), on the same weights and images."""
     model = formula.fill(small(representation_size=20))
     logits = model(Tensor(formula.stream("x.vit", 2, 3, 32, 32)))
     reference = [0.422513427336379, -0.3246980217075758, 0.22463752588336716, -0.1862015140159777]
@@ -113,9 +113,9 @@ def test_dropout_and_stochastic_depth_act_in_training_only():
 
 def test_it_learns_one_batch_by_heart():
     minigrad.manual_seed(0)
-    model = models.create_model("vit_nano_cifar", depth=2)
+    model = models.create_model("vit_nano_cifar", depth=1)
     optimizer = minigrad.optim.AdamW(model.parameters(), lr=3e-3)
-    x, y = minigrad.randn(16, 3, 32, 32), Tensor(np.arange(16) % 10)
+    x, y = minigrad.randn(8, 3, 32, 32), Tensor(np.arange(8))
     for _ in range(40):
         loss = F.cross_entropy(model(x), y)
         loss.backward()

@@ -16,7 +16,9 @@ def draw(*shape):
     return RANDOM.standard_normal(shape)
 
 
-@pytest.mark.parametrize("hidden", [np.array([[True, False], [False, False]]), np.array([[0.0, -np.inf], [-np.inf, -np.inf]])])
+@pytest.mark.parametrize(
+    "hidden", [np.array([[True, False], [False, False]]), np.array([[0.0, -np.inf], [-np.inf, -np.inf]])]
+)
 def test_a_query_that_may_look_at_nothing_gets_zeros_and_gives_no_gradient(hidden):
     q, k, v = (Tensor(draw(1, 2, 3), requires_grad=True) for _ in range(3))
     y = attention(q, k, v, Tensor(hidden))
@@ -29,7 +31,9 @@ def test_a_query_that_may_look_at_nothing_gets_zeros_and_gives_no_gradient(hidde
 
 def test_large_scores_do_not_overflow():
     q = Tensor(np.array([[1000.0]]))
-    np.testing.assert_allclose(attention(q, Tensor(np.array([[1.0], [2.0]])), Tensor(np.array([[3.0], [4.0]]))).data, [[4]])
+    np.testing.assert_allclose(
+        attention(q, Tensor(np.array([[1.0], [2.0]])), Tensor(np.array([[3.0], [4.0]]))).data, [[4]]
+    )
 
 
 def test_swins_bias_is_summed_over_the_windows():
@@ -66,7 +70,11 @@ Q = Tensor(draw(2, 3))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: attention(Q, Tensor(draw(2, 4)), Q), ValueError, r"attention: needs queries.*\(2, 3\), \(2, 4\) and"),
+        (
+            lambda: attention(Q, Tensor(draw(2, 4)), Q),
+            ValueError,
+            r"attention: needs queries.*\(2, 3\), \(2, 4\) and",
+        ),
         (lambda: attention(Q, Q, Tensor(draw(3, 3))), ValueError, "attention: needs queries"),
         (lambda: attention(Q[0], Q, Q), ValueError, "attention: needs queries"),
         (lambda: attention(Q, Q, Q, Q[:, :2] > 0, is_causal=True), ValueError, "a mask or is_causal=True, not both"),

@@ -19,12 +19,12 @@ def test_every_op_has_goldens():
 def test_op_equals_golden(name):
     for golden in GOLDENS:
         if golden.case == name:
-            ours = outcome(CASES[name], golden.call, lambda shape: golden.grad_output)
+            ours = outcome(CASES[name], golden.call, lambda shape, given=golden.grad_output: given)
             for our, answer in zip(ours, golden.answers, strict=True):
                 assert difference(our, answer) <= TOLERANCE, golden.call
 
 
-@pytest.mark.parametrize("choice", [None, 0.5, "same", (1, (2, 3)), [1, 2], slice(None, 3, -1), (..., None, slice(1))])
+@pytest.mark.parametrize("choice", [None, 0.5, "same", (1, (2, 3)), [1, 2], slice(None, 3, -1), (..., slice(1))])
 def test_choices_survive_being_written_down(choice):
     assert goldens._decoded(goldens._encoded(choice)) == choice
     assert goldens._encoded(np.int64(3)) == 3

@@ -48,7 +48,11 @@ def test_masked_fill_hides_nan():
         (lambda x: x.gather(0, np.full((1, 4), 3)), IndexError, "gather: indices must be from 0 to 2, got .* 3 to 3"),
         (lambda x: x.gather(2, np.zeros((1, 4), int)), IndexError, "gather: axis 2 does not exist"),
         (lambda x: x.index_select(1, np.array([-1])), IndexError, "index_select: indices must be from 0 to 3"),
-        (lambda x: x.index_select(1, np.zeros((1, 1), int)), TypeError, r"index_select: the index must be 1-D.*\(1, 1\)"),
+        (
+            lambda x: x.index_select(1, np.zeros((1, 1), int)),
+            TypeError,
+            r"index_select: the index must be 1-D.*\(1, 1\)",
+        ),
         (lambda x: x.index_select(1, np.zeros(1)), TypeError, "hold integers, got .* float64"),
         (lambda x: x.masked_fill(x, 0.0), TypeError, "masked_fill: the mask must be boolean, got float64; compare"),
     ],

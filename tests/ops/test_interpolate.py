@@ -64,6 +64,16 @@ def test_antialias_to_a_width_of_one(mode):
     np.testing.assert_allclose(y, interpolate(x, size=(4, 1), mode=mode, antialias=True), atol=1e-14)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_one_aligned_pixel_is_the_first(mode, antialias):
+    """One pixel has no second corner to align: the step is 0."""
+    w = matrix(5, 1, mode, align_corners=True, antialias=antialias)
+    choices = {"mode": mode, "align_corners": True, "antialias": antialias}
+    np.testing.assert_allclose(w, interpolate(np.eye(5)[None, None], size=(1, 5), **choices)[0, 0], atol=1e-14)
+    assert w.argmax() == 0
+
+
 def test_a_scale_that_keeps_an_axis():
     """As in PyTorch's forward: the scale is put aside, but not where it never was: nearest-exact, plain bicubic."""
     for mode, antialias in (("nearest", False), ("bilinear", False), ("bilinear", True), ("bicubic", True)):

@@ -49,10 +49,18 @@ def test_any_integers_name_classes(kind):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (entropy([0, 3]), IndexError, r"class indices must be from 0 to 2 \(or ignore_index = -100\), got some .* to 3"),
+        (
+            entropy([0, 3]),
+            IndexError,
+            r"class indices must be from 0 to 2 \(or ignore_index = -100\), got some .* to 3",
+        ),
         (entropy([0]), ValueError, "class indices must have the input's shape without its class axis 1"),
         (entropy([[0.5, 0.5]]), ValueError, "probabilities must have the shape of the input"),
-        (entropy([0, 1], reduction="average"), ValueError, 'reduction must be "mean", "sum" or "none", got \'average\''),
+        (
+            entropy([0, 1], reduction="average"),
+            ValueError,
+            'reduction must be "mean", "sum" or "none", got \'average\'',
+        ),
         (entropy([0, 1], label_smoothing=1.5), ValueError, "label_smoothing must be from 0 to 1, got 1.5"),
         (entropy([0, 1], weight=Tensor(np.ones(2))), ValueError, r"cross_entropy: weight must have shape \(3,\)"),
         (lambda x: F.cross_entropy(x[:, :0], x), ValueError, "C at least 1"),

@@ -38,7 +38,12 @@ def test_matmul_errors_teach(shapes, message):
 @pytest.mark.parametrize(
     ("x", "weight", "bias", "message"),
     [
-        ((2, 3), (4, 2), None, r"linear: the weight must be \(out_features, in_features\).*\(2, 3\), the weight \(4, 2\)"),
+        (
+            (2, 3),
+            (4, 2),
+            None,
+            r"linear: the weight must be \(out_features, in_features\).*\(2, 3\), the weight \(4, 2\)",
+        ),
         ((2, 3), (3,), None, "linear: the weight must be"),
         ((), (4, 2), None, "linear: the weight must be"),
         ((2, 3), (4, 3), (3,), r"linear: the bias must have shape \(4,\)"),

@@ -43,6 +43,8 @@ def test_a_window_of_minus_infinity_gives_the_gradient_to_its_first_pixel():
     y, grad = max_pool([[-INF, -INF], [-INF, 3]], 2, stride=2, padding=1)
     np.testing.assert_array_equal(y, [[-INF, -INF], [-INF, 3]])
     np.testing.assert_array_equal(grad, np.ones((2, 2)))
+    _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=2)  # looks at rows -2, 0, 2 and 4
+    np.testing.assert_array_equal(grad, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
 
 
 def test_an_infinite_gradient_stays_in_its_pixel():

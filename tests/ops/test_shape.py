@@ -63,7 +63,11 @@ def test_split_pieces_join_again():
         (lambda x: x.flatten().T, ValueError, r"\.T is for matrices"),
         (lambda x: minigrad.cat([]), ValueError, "cat: needs at least one tensor"),
         (lambda x: minigrad.cat([x, x.T]), ValueError, "cat: shapes must agree on every axis but 0"),
-        (lambda x: minigrad.cat([x.sum(), x.sum()]), ValueError, "cat: zero-dimensional tensors cannot be joined; use stack"),
+        (
+            lambda x: minigrad.cat([x.sum(), x.sum()]),
+            ValueError,
+            "cat: zero-dimensional tensors cannot be joined; use stack",
+        ),
         (lambda x: minigrad.stack([x, x.T]), ValueError, "stack: all tensors must have one shape"),
         (lambda x: x.split(0), ValueError, "split: a piece must be at least 1 long, got 0"),
         (lambda x: x.split([1, 3], 1), ValueError, "split: sizes must add up to the length 3 of axis 1"),

@@ -115,10 +115,8 @@ def unknown_classes(*_: Any, num_classes: int) -> str | None:
     return "num_classes=-1" if num_classes < 0 else None
 
 
-def at_random(
-    *_: Any, p: float = 0.5, dropout_p: float | None = None, training: bool = True, **__: Any
-) -> str | None:
-    p = p if dropout_p is None else dropout_p
+def at_random(*_: Any, training: bool = True, **choices: Any) -> str | None:
+    p = choices.get("p", choices.get("dropout_p", 0.5))
     return "dropout draws other random numbers" if training and 0 < p < 1 else None
 
 

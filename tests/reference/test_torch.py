@@ -1,4 +1,4 @@
-"""Every op against PyTorch, values and gradients in float64. The worst differences are printed at the end of the run."""
+"""Every op against PyTorch, values and gradients in float64. The worst differences are shown at the end."""
 
 import numpy as np
 import pytest

@@ -11,8 +11,11 @@ torch = pytest.importorskip("torch")
 
 # Names here -> names in torch.nn.TransformerEncoderLayer.
 _BLOCK = {
-    "attn.qkv.": "self_attn.in_proj_", "attn.proj.": "self_attn.out_proj.", "mlp.fc1.": "linear1.", "mlp.fc2.": "linear2.",
-}  # fmt: skip
+    "attn.qkv.": "self_attn.in_proj_",
+    "attn.proj.": "self_attn.out_proj.",
+    "mlp.fc1.": "linear1.",
+    "mlp.fc2.": "linear2.",
+}
 
 
 class TorchViT(torch.nn.Module):
@@ -23,7 +26,8 @@ class TorchViT(torch.nn.Module):
         shapes = {name: p.shape for name, p in vit.named_parameters()}
         D, C, P, _ = shapes["patch_embed.proj.weight"]
         self.proj = torch.nn.Conv2d(C, D, P, P)
-        self.cls_token, self.pos_embed = (torch.nn.Parameter(torch.zeros(shapes[n])) for n in ("cls_token", "pos_embed"))
+        self.cls_token = torch.nn.Parameter(torch.zeros(shapes["cls_token"]))
+        self.pos_embed = torch.nn.Parameter(torch.zeros(shapes["pos_embed"]))
         layer = torch.nn.TransformerEncoderLayer(
             D, num_heads, shapes["blocks.0.mlp.fc1.bias"][0], dropout=0.0, activation="gelu",
             layer_norm_eps=1e-6, batch_first=True, norm_first=True,

@@ -54,6 +54,14 @@ def write_cifar10(folder: Path, per_batch: int = 20) -> tuple[np.ndarray, np.nda
     return images[: 5 * per_batch], labels[: 5 * per_batch]
 
 
+def doubled_lists(depth: int) -> bytes:
+    """[x, x] where x is [y, y] where y is ...: small in memory, 2**depth items to show."""
+    code = b"]q\x00"
+    for i in range(depth):
+        code += b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1])
+    return code
+
+
 class _Call:
     """Pickles as a call of any function."""
 
@@ -96,6 +104,6 @@ def hostile(proof: Path) -> dict[str, bytes]:
         "a memo of 64 GB": b"\x80\x02Nr\xff\xff\xff\xff.",
         "a string of 2 GB": b"\x80\x02T\xff\xff\xff\x7fabc.",
         "a million nested tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
-        "a million nested lists": b"\x80\x02" + b"]" * 1_000_000 + b"a" * 999_999 + b".",
-        "endless in print": b"\x80\x02" + reconstruct + b"]q\x01(" + b"h\x01" * 9 + b"e" + b"](h\x01h\x01h\x01e" * 40 + b"tR.",
+        "nested lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+        "endless in print": b"\x80\x02" + reconstruct + b"(" + doubled_lists(100) + b"tR.",
     }  # fmt: skip

@@ -117,7 +117,7 @@ def test_nothing_is_changed_by_a_hostile_file(tmp_path):
 
 def test_every_truncation_is_refused():
     content = batch(np.zeros((1, 3072), np.uint8), [3])
-    for length in [*range(0, 150), *range(150, len(content), 97), len(content) - 1]:
+    for length in [*range(150), *range(150, len(content), 97), len(content) - 1]:
         with pytest.raises(pickle.UnpicklingError):
             load_plain(content[:length])
 
@@ -171,7 +171,7 @@ def test_wrong_class_names(data_dir, names):
 
 def test_no_data_says_what_to_do(tmp_path):
     for place in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match="no cifar10 in .*--download.*cifar-10-batches-py.*--data-dir"):
+        with pytest.raises(InputError, match=r"no cifar10 in .*--download.*cifar-10-batches-py.*--data-dir"):
             cifar.load(CIFAR10, place)
 
 
@@ -210,7 +210,7 @@ def test_truncated_archive(data_dir, tmp_path, share):
     pack(data_dir / CIFAR10.folder, whole)
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
-    with pytest.raises(InputError, match="cut.tar.gz is (damaged|incomplete)"):
+    with pytest.raises(InputError, match=r"cut\.tar\.gz is (damaged|incomplete)"):
         cifar.load(CIFAR10, cut)
 
 
@@ -223,7 +223,7 @@ def test_damaged_archive(data_dir, tmp_path):
     with pytest.raises(InputError, match="damaged"):
         cifar.load(CIFAR10, whole)
     whole.write_bytes(gzip.compress(b"no tar at all" * 100))
-    with pytest.raises(InputError, match="damaged or no tar.gz"):
+    with pytest.raises(InputError, match=r"damaged or no tar\.gz"):
         cifar.load(CIFAR10, whole)
 
 

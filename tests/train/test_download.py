@@ -112,7 +112,7 @@ def test_a_part_that_is_whole_already(server, target):
 def test_a_foreign_part_is_deleted_and_the_next_call_succeeds(server, target, part):
     target.parent.mkdir()
     target.with_name("data.tar.gz.part").write_bytes(part)
-    with pytest.raises(InputError, match="not the expected file .* deleted, try again"):
+    with pytest.raises(InputError, match=r"not the expected file .* deleted, try again"):
         download(server.url, target, MD5)
     assert files(target) == []
     download(server.url, target, MD5)
@@ -133,7 +133,7 @@ def test_404(server, target):
 
 def test_nobody_listens(server, target):
     url = server.url.replace(str(server.server_address[1]), "1")
-    with pytest.raises(InputError, match="download of .* failed"):
+    with pytest.raises(InputError, match=r"download of .* failed"):
         download(url, target, MD5)
     assert files(target) == []
 

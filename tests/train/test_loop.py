@@ -1,0 +1,194 @@
+"""Batches, shards, one step after another, checkpoints."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import Tensor, functional, manual_seed, nn, no_grad
+from minigrad.random import Generator
+from train import checkpoint, shapes
+from train.__main__ import parse
+from train.batches import augment, batches, normalize
+from train.dataset import Split
+from train.errors import InputError
+from train.loop import Trainer, param_groups
+from train.shards import Shards
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return shapes.load(60, 20)
+
+
+class Small(nn.Module):
+    """A model with every kind of parameter, and dropout."""
+
+    def __init__(self):
+        self.pos_embed = nn.Parameter(np.zeros((1, 3, 32, 32), np.float32))
+        self.conv = nn.Conv2d(3, 4, 8, stride=8)
+        self.norm = nn.LayerNorm(64)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(functional.relu(self.conv(x + self.pos_embed)).flatten(1))))
+
+
+def fit(dataset, **overrides):
+    settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), **overrides)
+    manual_seed(settings.seed)
+    model = Small()
+    return list(Trainer(model, dataset, settings).fit()), model
+
+
+def test_batches_cover_everything_once():
+    split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10))
+    for order in (None, Generator(0).permutation(10)):
+        found = list(batches(split, 4, "cpu", order))
+        assert [len(labels) for _, labels in found] == [4, 4, 2]
+        labels = np.concatenate([labels for _, labels in found])
+        np.testing.assert_array_equal(np.concatenate([images for images, _ in found]).ravel(), labels)
+        np.testing.assert_array_equal(labels, np.arange(10) if order is None else order)
+
+
+def test_normalize():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    result = normalize(images, mean, std)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_augment_is_a_flip_and_a_shift():
+    """Every image equals exactly one of the 2 · 9 · 9 it may become, and all flips and shifts occur."""
+    images = np.random.default_rng(0).integers(1, 256, (400, 3, 6, 5), dtype=np.uint8)
+    before = images.copy()
+    result = augment(images, Generator(3))
+    np.testing.assert_array_equal(images, before)
+    assert result.shape == images.shape and result.dtype == np.uint8
+    seen = []
+    for image, new in zip(images, result, strict=True):
+        matches = []
+        for flip in (False, True):
+            padded = np.pad(image[:, :, ::-1] if flip else image, ((0, 0), (4, 4), (4, 4)))
+            for top in range(9):
+                for left in range(9):
+                    if (padded[:, top : top + 6, left : left + 5] == new).all():
+                        matches.append((flip, top, left))
+        assert len(matches) == 1
+        seen += matches
+    flips, tops, lefts = zip(*seen, strict=True)
+    assert set(tops) == set(lefts) == set(range(9))
+    assert 0.4 < np.mean(flips) < 0.6
+
+
+def test_groups_spare_what_must_not_decay():
+    model = Small()
+    decay, spared = param_groups(model, 0.05)
+    assert decay["weight_decay"] == 0.05 and spared["weight_decay"] == 0
+    assert {id(p) for p in decay["params"]} == {id(model.conv.weight), id(model.head.weight)}
+    assert len(spared["params"]) == 5
+
+
+def test_groups_of_a_vision_transformer():
+    model = models.create_model("vit_nano_cifar", num_classes=10)
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay, spared = ([names[id(p)] for p in group["params"]] for group in param_groups(model, 0.05))
+    assert all(name.endswith("weight") and "norm" not in name for name in decay)
+    assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= set(spared)
+    assert len(decay) + len(spared) == len(names)
+
+
+def test_a_seed_repeats_a_run_bit_for_bit(dataset):
+    (first, model), (second, again) = fit(dataset, threads=2, aug=True), fit(dataset, threads=2, aug=True)
+    for a, b in zip(first, second, strict=True):
+        assert (a.train_loss, a.train_acc, a.test_loss, a.test_acc) == (
+            b.train_loss,
+            b.train_acc,
+            b.test_loss,
+            b.test_acc,
+        )
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), again.state_dict()[name].numpy())
+    other, _ = fit(dataset, threads=2, aug=True, seed=1)
+    assert other[-1].train_loss != first[-1].train_loss
+
+
+def test_shards_change_nothing_but_rounding(dataset):
+    """Without dropout, one, two or three threads take the same steps."""
+    runs = []
+    for threads in (1, 2, 3):
+        settings = replace(parse(["--epochs", "1", "--batch-size", "16"]), threads=threads, smoothing=0.1)
+        manual_seed(0)
+        model = Small()
+        model.drop = nn.Dropout(0.0)
+        runs.append(next(Trainer(model, dataset, settings).fit()))
+    for run in runs[1:]:
+        assert run.train_loss == pytest.approx(runs[0].train_loss, rel=1e-4)
+        assert run.test_loss == pytest.approx(runs[0].test_loss, rel=1e-4)
+
+
+def test_shards_may_outnumber_the_images():
+    with Shards(4, 0) as shards:
+        assert shards.run(len, np.arange(3)) == [1, 1, 1]
+        assert sum(shards.run(len, np.arange(11))) == 11
+
+
+def test_an_error_in_a_shard_is_raised():
+    with Shards(2, 0) as shards, pytest.raises(ZeroDivisionError):
+        shards.run(lambda part: 1 / 0, np.arange(4))
+
+
+def test_rate_rises_and_falls(dataset):
+    settings = replace(parse(["--epochs", "4", "--batch-size", "30"]), lr=0.1, warmup_epochs=1.0, threads=1)
+    rates = [metrics.lr for metrics in Trainer(Small(), dataset, settings).fit()]
+    assert rates[0] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.01
+
+
+def test_gradients_are_clipped(dataset, monkeypatch):
+    norms = []
+    monkeypatch.setattr("train.loop.clip_grad_norm_", lambda parameters, limit: norms.append(limit))
+    fit(dataset, clip_grad=0.5)
+    assert norms == [0.5] * 8
+    norms.clear()
+    fit(dataset, clip_grad=0.0)
+    assert norms == []
+
+
+def test_evaluation_is_the_mean_over_all_test_images(dataset):
+    trainer = Trainer(Small(), dataset, replace(parse([]), validation_batch_size=7))
+    loss, acc = trainer.evaluate()
+    with no_grad():
+        logits = trainer.model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
+    assert loss == pytest.approx(functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5)
+    assert acc == (logits.numpy().argmax(1) == dataset.test.labels).mean()
+    assert trainer.parameters[0].grad is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(dataset):
+    model = Small()
+    model.head.bias.data[0] = np.inf
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/6: try a lower --lr"):
+        list(Trainer(model, dataset, parse([])).fit())
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_checkpoint(dataset, suffix, tmp_path):
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    settings = parse(["--train-num-samples", "60", "--epochs", "1"])
+    manual_seed(0)
+    model = models.create_model(**checkpoint.model_arguments(dataset, settings))
+    metrics = next(Trainer(model, dataset, settings).fit())
+    checkpoint.save(tmp_path / f"last.{suffix}", model, dataset, settings, metrics)
+    loaded, metadata = checkpoint.load(tmp_path / f"last.{suffix}")
+    assert metadata["epoch"] == 1 and metadata["classes"] == list(shapes.FIGURES)
+    assert metadata["test_acc"] == metrics.test_acc and metadata["settings"]["lr"] == settings.lr
+    assert not loaded.training
+    images = Tensor(normalize(dataset.test.images, metadata["mean"], metadata["std"]))
+    with no_grad():
+        np.testing.assert_array_equal(loaded(images).numpy(), model.eval()(images).numpy())
