@@ -121,8 +121,8 @@ def gradcheck(
 def watch(output: Tensor, *arrays: Any) -> None:
     """Hold every backward in the graph of `output` to the contract of `Function`, from now on.
 
-    In backward, each op is then seen to leave `grad_output` as it was, and to return one gradient for each input,
-    of a shape that broadcasting explains, of the input's dtype, and sharing memory with nothing but `grad_output`: not
+    In backward, each op must then leave `grad_output` as it was, and return one gradient for each input,
+    of a shape that broadcasting explains and of the input's dtype, sharing memory with nothing but `grad_output`: not
     with a saved array, another gradient, or one of `arrays`.
 
     Raises:
@@ -297,7 +297,8 @@ def _equal(a: Array, b: Array) -> bool:
 def _close(a: Array, b: Array, rtol: float) -> bool:
     """Equal within rtol of the largest entry; NaN equals NaN."""
     xp = array_module(a)
-    scale = float(xp.where(xp.isfinite(a), abs(a), 0).max(initial=0.0))
+    finite = abs(a[xp.isfinite(a)])
+    scale = float(finite.max()) if finite.size else 0.0
     return bool(xp.allclose(a, b, rtol=0, atol=rtol * scale, equal_nan=True))
 
 
@@ -362,7 +363,7 @@ def arrays(
 
     def array(drawn: tuple[tuple[int, ...], int, Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
         shape, seed, lay_out = drawn
-        return lay_out(np.asarray(_values(shape, seed, np.dtype(dtype), low, high, gap)))
+        return np.asarray(lay_out(_values(shape, seed, np.dtype(dtype), low, high, gap)))  # of shape () too an array
 
     return st.tuples(given_shapes, st.integers(0, 2**32 - 1), layouts).map(array)
 
@@ -374,7 +375,7 @@ def _values(shape: tuple[int, ...], seed: int, dtype: np.dtype, low: float, high
     if not gap:
         return random.uniform(low, high, shape).astype(dtype)
     # Slots 2·gap apart, 0 left out; a value strays from the middle of its slot by up to gap / 2.
-    slots = np.arange(np.ceil(low / (2 * gap)), np.floor(high / (2 * gap)) + 1)
+    slots = np.arange(np.ceil(low / (2 * gap) + 0.25), np.floor(high / (2 * gap) - 0.25) + 1)
     slots, count = slots[slots != 0], int(np.prod(shape))
     if count > len(slots):
         raise ValueError(f"arrays: {count} values a gap of {gap} apart do not fit from {low} to {high}")

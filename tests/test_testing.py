@@ -240,6 +240,7 @@ def test_arrays_keep_their_range_and_type(x, integers, flags):
 def test_arrays_with_a_gap_stay_apart(x, dtype):
     values = np.sort(np.append(x.reshape(-1), 0.0))
     assert (np.diff(values) >= 0.005).all()
+    assert ((x >= -2) & (x < 2)).all()
     assert np.dtype(dtype).kind == "f"
 
 

@@ -1,1 +1,1 @@
-"""L7: training from the command line, `python -m train`."""
+training from the command line, `python -m train`."""

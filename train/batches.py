@@ -1,4 +1,4 @@
-"""From images in memory to batches for a model: order, augmentation, normalisation. The text runs on NumPy and CuPy."""
+"""L7: from images in memory to batches for a model: order, augmentation, normalisation. For NumPy and CuPy alike."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A trained model in a file: its weights, and as metadata what is needed to build it again and use it."""
+"""L7: a trained model in a file: its weights, and as metadata what is needed to build it again and use it."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100, from the files their author publishes.  Krizhevsky 2009, "Learning multiple layers of
+"""L7: CIFAR-10 and CIFAR-100, from the files their author publishes.  Krizhevsky 2009, "Learning multiple layers of
 features from tiny images".
 
 Each file is a pickled dict: `data` (images, 3072) uint8, a row holding the red, then the green, then the blue plane of

@@ -1,4 +1,4 @@
-"""What every dataset looks like once it is in memory, however it came there."""
+"""L7: what every dataset looks like once it is in memory, however it came there."""
 
 from dataclasses import dataclass, replace
 

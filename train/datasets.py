@@ -1,4 +1,4 @@
-"""The datasets by name, fetched first where that is asked for."""
+"""L7: the datasets by name, fetched first where that is asked for."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fetch one file over HTTP: resumed where it was cut, checked, and put in place only when it is whole."""
+"""L7: fetch one file over HTTP: resumed where it was cut, checked, and put in place only when it is whole."""
 
 import hashlib
 import http.client
@@ -50,7 +50,7 @@ def _fetch(url: str, part: Path) -> None:
             return
         raise
     with response:
-        resumed = response.status == 206 and response.headers["Content-Range"].startswith(f"bytes {have}-")
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if resumed else 0  # a server without ranges sends everything again
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None

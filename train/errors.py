@@ -1,4 +1,4 @@
-"""The one kind of error a user of the command line may cause."""
+"""L7: the one kind of error a user of the command line may cause."""
 
 
 class InputError(Exception):

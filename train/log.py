@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on, and the table it leaves: a progress bar, lines, metrics.csv."""
+"""L7: what a person sees while a run goes on, and the table it leaves: a progress bar, lines, metrics.csv."""
 
 import csv
 import sys

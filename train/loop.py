@@ -1,4 +1,4 @@
-"""The training loop: epochs of forward, backward and step, each followed by a look at the test images."""
+"""L7: the training loop: epochs of forward, backward and step, each followed by a look at the test images."""
 
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from train.settings import Settings
 from train.shards import Shards
 
 _STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
+_unwarned = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported once, and in full
 
 
 class Trainer:
@@ -58,7 +59,7 @@ class Trainer:
         self.model.train()
         tally = _Tally()
         order = self.generator.permutation(len(self.dataset.train))
-        with Progress(len(self.dataset.train), "image", title) as progress:
+        with Progress(len(self.dataset.train), " images", title) as progress:
             for images, labels in batches(self.dataset.train, self.settings.batch_size, self.settings.device, order):
                 loss, correct = self.step(images, labels)
                 if not isfinite(loss):
@@ -67,12 +68,13 @@ class Trainer:
                 progress.update(len(labels), f"loss {tally.loss:.3f} acc {tally.acc:.1%}")
         return tally.loss, tally.acc
 
+    @_unwarned
     def step(self, images: Array, labels: Array) -> tuple[float, int]:
         """One step of the optimiser. Returns the mean loss of the batch and how many images were right before it."""
         if self.settings.aug:
             images = augment(images, self.generator)
 
-        @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported in full by train_epoch
+        @_unwarned  # each thread decides for itself
         def work(images: Array, part: Array) -> tuple[float, int]:
             logits = self.model(self.inputs(images))
             # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the batch.

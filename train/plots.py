@@ -1,4 +1,4 @@
-"""curves.png: loss and accuracy over the epochs."""
+"""L7: curves.png: loss and accuracy over the epochs."""
 
 from collections.abc import Sequence
 from pathlib import Path

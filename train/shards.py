@@ -1,4 +1,4 @@
-"""Data parallel in one process: a batch is cut into shards, and each goes forward and backward in its own thread.
+"""L7: data parallel in one process: a batch is cut into shards, and each goes forward and backward in its own thread.
 
 NumPy lets go of Python's lock while it computes, so two threads keep two cores busy all the way, where threads inside
 the BLAS library keep the second core busy in matrix products only. The parameters are shared, and the gradients of the

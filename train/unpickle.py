@@ -1,4 +1,4 @@
-"""Read a pickle that holds nothing but plain data and byte arrays, and run nothing while doing so.
+"""L7: read a pickle that holds nothing but plain data and byte arrays, and run nothing while doing so.
 
 A pickle is a program. Loading one calls whatever functions it names, with the arguments it gives: that is how a file
 can delete a disk. CIFAR comes as pickles, of dicts, lists, strings, numbers and one array of bytes. So three walls:
@@ -102,7 +102,7 @@ class _DtypeType(_StandIn):
 
     def __call__(self, *arguments: Any) -> Any:
         if len(arguments) != 3 or arguments[0] not in ("u1", b"u1", "|u1", b"|u1"):
-            raise pickle.UnpicklingError("an array of another type than unsigned bytes (u1)")
+            raise pickle.UnpicklingError("an array of another type than unsigned bytes")
         return _ByteDtype()
 
 
@@ -135,16 +135,16 @@ class ByteArray(_StandIn):
     what = "numpy.ndarray"
     array: np.ndarray
 
+    def __init__(self) -> None:
+        self.array = np.empty((0, 0), np.uint8)
+
     def __setstate__(self, state: Any) -> None:
         match state:
-            case (int(), (int(rows), int(columns)), _ByteDtype(), bool(by_column), bytes(content)) if (
-                rows >= 0 and columns >= 0 and rows * columns == len(content)
-            ):
-                order = (columns, rows) if by_column else (rows, columns)
-                flat = np.frombuffer(content, np.uint8).reshape(order)
-                self.array = flat.T if by_column else flat
+            case (int(), (int(rows), int(columns)), _ByteDtype(), bool(by_column), bytes(content)):
+                flat = np.frombuffer(content, np.uint8)
+                self.array = flat.reshape(rows, columns, order="F" if by_column else "C")
             case _:
-                raise pickle.UnpicklingError("an array that is not two-dimensional bytes of the size it states")
+                raise pickle.UnpicklingError("an array that is not of two axes of bytes")
 
 
 class _Encode(_StandIn):

@@ -34,7 +34,8 @@ def integer_arrays(draw):
     """One to three arrays of integers that broadcast, next to each other or with slices, None or Ellipsis between."""
     x = draw(arrays(SMALL))
     chosen = sorted(draw(st.sets(st.integers(0, x.ndim - 1), min_size=1, max_size=x.ndim)))
-    drawn = draw(broadcastable_shapes(len(chosen), max_dims=2, max_side=3))
+    some = broadcastable_shapes(len(chosen), max_dims=2, min_side=draw(st.integers(0, 2)), max_side=4)
+    drawn = draw(some.filter(all))  # a 0-d array is an index like any other for NumPy, but a number for PyTorch
     places = [
         draw(arrays(shape, dtype=np.int64, low=-x.shape[axis], high=x.shape[axis]))
         for axis, shape in zip(chosen, drawn, strict=True)
@@ -119,14 +120,20 @@ def selected(x, index, dim):
     return np.moveaxis(np.stack(parts) if parts else empty, 0, dim)
 
 
-CASES = [
-    Case(
-        name="getitem",
+def getitem(name, calls):
+    return Case(
+        name=name,
         run=lambda x, *places, index: x[filled_in(index, places)],
-        calls=basic() | masks() | integer_arrays(),
+        calls=calls,
         oracle=lambda x, *places, index: x[filled_in(index, places)],  # NumPy's rules are the definition
         torch=getitem_in_torch,
-    ),
+    )
+
+
+CASES = [
+    getitem("getitem_slices", basic()),
+    getitem("getitem_masks", masks()),
+    getitem("getitem_arrays", integer_arrays()),
     Case(
         name="gather",
         run=lambda x, index, dim: x.gather(dim, index),

@@ -14,8 +14,11 @@ EPS = st.sampled_from([{}, {"eps": 1e-3}])
 
 
 def spread(shape):
-    """Numbers that keep their distance, so that no variance is small beside a step of gradcheck, or rounding."""
-    return arrays(shape, low=-3, high=3, gap=0.015)
+    """At most 80 numbers that keep their distance, so that no variance is small beside a step of gradcheck.
+
+    Nor beside rounding: PyTorch's group_norm takes the variance as ⟨x²⟩ - ⟨x⟩², which loses digits where it is small.
+    """
+    return arrays(shape, low=-3, high=3, gap=0.035)
 
 
 def maybe(draw, shape):
@@ -25,7 +28,7 @@ def maybe(draw, shape):
 
 @st.composite
 def layers(draw):
-    lead = draw(shapes(max_dims=2, max_side=3))
+    lead = draw(shapes(max_dims=2, max_side=2))
     normalized = draw(shapes(min_dims=1, max_dims=2, min_side=1, max_side=4))
     x, weight, bias = draw(spread(lead + normalized)), maybe(draw, normalized), maybe(draw, normalized)
     as_number = len(normalized) == 1 and draw(st.booleans())
@@ -34,19 +37,19 @@ def layers(draw):
 
 @st.composite
 def groups(draw):
-    num_groups, per_group = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    N, places = draw(st.integers(0, 3)), draw(shapes(max_dims=2, min_side=1, max_side=3))
+    num_groups, per_group, N = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(0, 2))
+    places = draw(shapes(max_dims=2, min_side=1, max_side=3))
+    if per_group * math.prod(places) == 1:  # of a group of one number PyTorch makes noise, or an error
+        per_group = 2
     C = num_groups * per_group
-    if N * per_group * math.prod(places) == 1:  # PyTorch refuses a single number per group
-        N = 2
     x = draw(spread((N, C, *places)))
     return Call((x, maybe(draw, (C,)), maybe(draw, (C,))), {"num_groups": num_groups, **draw(EPS)})
 
 
 @st.composite
 def batches(draw, training):
-    C, places = draw(st.integers(1, 3)), draw(shapes(max_dims=2, min_side=1, max_side=3))
-    N = draw(st.integers(2 if training else 0, 4))
+    C, places = draw(st.integers(1, 2)), draw(shapes(max_dims=2, min_side=1, max_side=3))
+    N = draw(st.integers(2, 4) if training else st.integers(0, 2))
     running = draw(st.booleans()) or not training
     running_mean = draw(arrays((C,))) if running else None
     running_var = draw(arrays((C,), low=0.5)) if running else None
@@ -57,7 +60,7 @@ def batches(draw, training):
 
 @st.composite
 def filters(draw):
-    shape = (draw(st.integers(0, 3)), *draw(shapes(min_dims=1, max_dims=3, min_side=1, max_side=3)))
+    shape = (draw(st.integers(0, 2)), *draw(shapes(min_dims=1, max_dims=3, min_side=1, max_side=3)))
     return Call((draw(spread(shape)),), draw(EPS))
 
 

@@ -61,6 +61,14 @@ def test_numbers_do_not_widen(number, dtype):
         assert x.grad.dtype == dtype
 
 
+def test_a_cast_converts_the_gradient_back():
+    x = Tensor(np.array([0.5, 1.5]), requires_grad=True)
+    y = x.float() * 3
+    y.sum().backward()
+    assert (y.dtype, x.grad.dtype) == (np.float32, np.float64)
+    np.testing.assert_array_equal(x.grad.data, [3, 3])
+
+
 def test_functions_of_the_package_are_the_methods():
     x = np.array([0.5, 1.5])
     for name in ("abs", "exp", "log", "sqrt", "tanh", "sigmoid", "erf"):

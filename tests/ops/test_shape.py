@@ -35,6 +35,23 @@ def test_shapes_may_be_given_as_numbers_or_as_one_sequence():
     np.testing.assert_array_equal(X.flip([0, 1]).data, X.data[::-1, ::-1])
 
 
+def test_a_tensor_without_axes_can_be_moved_too():
+    x = Tensor(np.array(3.0))
+    for y in (
+        x.roll(1),
+        x.roll(1, 0),
+        x.flip(),
+        x.transpose(0, -1),
+        x.permute(),
+        x.squeeze(),
+        x.expand(()),
+        x.reshape(()),
+    ):
+        assert y.shape == ()
+        assert y.item() == 3
+    assert x.flatten().shape == x.unsqueeze(0).shape == (1,)
+
+
 def test_split_pieces_join_again():
     for pieces in (X.split(2, 1), X.split([1, 2], 1), X.chunk(2, 1)):
         np.testing.assert_array_equal(minigrad.cat(pieces, 1).data, X.data)

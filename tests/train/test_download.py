@@ -97,6 +97,10 @@ def test_a_server_without_ranges_starts_again(server, target):
     server.ranges = False
     target.parent.mkdir()
     target.with_name("data.tar.gz.part").write_bytes(CONTENT[:1000])
+    server.cut_after = 300_000
+    with pytest.raises(InputError, match="cut after 300000 of 700001"):
+        download(server.url, target, MD5)
+    server.cut_after = None
     download(server.url, target, MD5)
     assert target.read_bytes() == CONTENT and files(target) == ["data.tar.gz"]
 

@@ -13,6 +13,7 @@ from train.__main__ import parse
 from train.batches import augment, batches, normalize
 from train.dataset import Split
 from train.errors import InputError
+from train.log import Metrics
 from train.loop import Trainer, param_groups
 from train.shards import Shards
 
@@ -149,6 +150,20 @@ def test_rate_rises_and_falls(dataset):
     assert rates[-1] < 0.01
 
 
+def test_training_and_evaluation_take_turns(dataset):
+    settings = parse(["--epochs", "2", "--batch-size", "60", "--threads", "1"])
+    model, modes = Small(), []
+    model.register_forward_hook(lambda model, inputs, output: modes.append(model.training))
+    list(Trainer(model, dataset, settings).fit())
+    assert modes == [True, False, True, False]
+
+
+def test_smoothing_is_for_training_alone(dataset):
+    plain, smooth = (fit(dataset, smoothing=share, lr=1e-9)[0][0] for share in (0.0, 0.9))
+    assert smooth.train_loss != pytest.approx(plain.train_loss, rel=1e-3)
+    assert smooth.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
+
+
 def test_gradients_are_clipped(dataset, monkeypatch):
     norms = []
     monkeypatch.setattr("train.loop.clip_grad_norm_", lambda parameters, limit: norms.append(limit))
@@ -161,18 +176,21 @@ def test_gradients_are_clipped(dataset, monkeypatch):
 
 def test_evaluation_is_the_mean_over_all_test_images(dataset):
     trainer = Trainer(Small(), dataset, replace(parse([]), validation_batch_size=7))
+    recorded = []
+    remove = trainer.model.register_forward_hook(lambda model, inputs, output: recorded.append(output.requires_grad))
     loss, acc = trainer.evaluate()
+    remove()
+    assert recorded and not any(recorded)
     with no_grad():
         logits = trainer.model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
     assert loss == pytest.approx(functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5)
     assert acc == (logits.numpy().argmax(1) == dataset.test.labels).mean()
-    assert trainer.parameters[0].grad is None
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(dataset):
     model = Small()
     model.head.bias.data[0] = np.inf
-    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/6: try a lower --lr"):
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/4: try a lower --lr"):
         list(Trainer(model, dataset, parse([])).fit())
 
 
@@ -183,7 +201,7 @@ def test_checkpoint(dataset, suffix, tmp_path):
     settings = parse(["--train-num-samples", "60", "--epochs", "1"])
     manual_seed(0)
     model = models.create_model(**checkpoint.model_arguments(dataset, settings))
-    metrics = next(Trainer(model, dataset, settings).fit())
+    metrics = Metrics(1, 1e-3, 2.0, 0.25, 2.1, 0.2, 1.0, 60.0)
     checkpoint.save(tmp_path / f"last.{suffix}", model, dataset, settings, metrics)
     loaded, metadata = checkpoint.load(tmp_path / f"last.{suffix}")
     assert metadata["epoch"] == 1 and metadata["classes"] == list(shapes.FIGURES)
