@@ -1,1 +1,1 @@
-training from the command line, `python -m train`."""
+"""L7: training from the command line, `python -m train`."""

@@ -29,7 +29,7 @@ def load(train: int = TRAIN, test: int = TEST) -> Dataset:
         train=draw(train, Generator(TRAIN_SEED)),
         test=draw(test, Generator(TEST_SEED)),
         classes=tuple(FIGURES),
-        mean=(0.37, 0.37, 0.37),
+        mean=(0.375, 0.375, 0.375),
         std=(0.236, 0.236, 0.236),
     )
 
@@ -41,7 +41,7 @@ def draw(count: int, generator: Generator) -> Split:
         return low + (high - low) * generator.uniform((count, *shape))
 
     labels = np.arange(count) % len(FIGURES)
-    radius = between(8.0, 13.0)  # in pixels
+    radius = between(8.5, 13.0)  # in pixels
     angle = between(-0.4, 0.4)
     room = SIZE / 2 - 1 - radius  # how far the centre may leave the middle with the whole figure in the image
     centre = between(-1, 1, 2) * room[:, None]
@@ -62,7 +62,7 @@ def draw(count: int, generator: Generator) -> Split:
         light = (ramp[n, 0, None, None] * x + ramp[n, 1, None, None] * y) / (SIZE / 2)
         # (n, 3, 1, 1) + (n, 1, H, W) · (n, 3, 1, 1) + (n, 1, H, W) -> (n, 3, H, W)
         colour = middle[n, :, None, None] + (cover - 0.5)[:, None] * contrast[n, :, None, None] + light[:, None]
-        colour += 0.2 * (generator.uniform(colour.shape) - 0.5)  # noise
+        colour += 0.15 * (generator.uniform(colour.shape) - 0.5)  # noise
         images[n] = (255 * colour.clip(0, 1) + 0.5).astype(np.uint8)
     return Split(images, labels)
 
