@@ -14,10 +14,14 @@ settings.register_profile("ci", settings.get_profile("quick"), max_examples=40, 
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-NO_CUDA = pytest.mark.skipif(not cuda_is_available(), reason="needs CuPy and a CUDA GPU")
+DEVICES = ["cpu", "cuda"] if cuda_is_available() else ["cpu"]
 
 
-@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
+def pytest_report_header():
+    return f"devices: {', '.join(DEVICES)}" + (" (no CuPy or no GPU for cuda)" if len(DEVICES) == 1 else "")
+
+
+@pytest.fixture(scope="session", params=DEVICES)
 def device(request):
     """Each test that asks for it runs on the CPU and, where there is one, on the GPU."""
     return request.param

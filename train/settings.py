@@ -56,7 +56,7 @@ COMMON: dict[str, Any] = {
 }
 _CIFAR = {"epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "aug": True}
 BY_DATASET: dict[str, dict[str, Any]] = {
-    "shapes": {"epochs": 5, "batch_size": 32, "lr": 3e-3, "warmup_epochs": 0.5, "smoothing": 0.0, "aug": False},
+    "shapes": {"epochs": 4, "batch_size": 32, "lr": 3e-3, "warmup_epochs": 0.5, "smoothing": 0.0, "aug": False},
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
 }

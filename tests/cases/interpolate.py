@@ -35,9 +35,7 @@ def resizes(draw):
         choices["size"] = tuple(draw(st.integers(out, 9)) for out in least)
     else:
         factors = tuple(draw(scales(*sides)) for sides in zip(x.shape[2:], least, strict=True))
-        choices["scale_factor"] = (
-            draw(st.sampled_from([factors, factors[0]])) if factors[0] == factors[1] else factors
-        )
+        choices["scale_factor"] = draw(st.sampled_from([factors, factors[0]])) if factors[0] == factors[1] else factors
         choices["recompute_scale_factor"] = draw(st.sampled_from([None, False, True]))
     return Call((x,), choices)
 

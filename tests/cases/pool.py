@@ -56,9 +56,7 @@ def positions(size, kernel, stride, padding, dilation, ceil_mode):
     count = (size + 2 * padding - (kernel - 1) * dilation - 1) / stride
     starts = [i * stride - padding for i in range((ceil if ceil_mode else floor)(count) + 1)]
     starts = [start for start in starts if not ceil_mode or start < size]
-    return [
-        [start + k * dilation for k in range(kernel) if start + k * dilation < size + padding] for start in starts
-    ]
+    return [[start + k * dilation for k in range(kernel) if start + k * dilation < size + padding] for start in starts]
 
 
 def max_pool2d(x, **choices):

@@ -190,7 +190,7 @@ def test_evaluation_is_the_mean_over_all_test_images(dataset):
 def test_a_loss_that_is_not_finite_stops_the_run(dataset):
     model = Small()
     model.head.bias.data[0] = np.inf
-    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/5: try a lower --lr"):
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/4: try a lower --lr"):
         list(Trainer(model, dataset, parse([])).fit())
 
 
