@@ -105,7 +105,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 gradients[target] = held + result
                 owned.add(target)
         if not retain_graph:
-            node.free()
+            node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone
 
 
 def _youngest_first(root: Function) -> list[Function]:
@@ -114,19 +114,19 @@ def _youngest_first(root: Function) -> list[Function]:
     Raises:
         RuntimeError: a backward has already walked through a part of this graph and freed it.
     """
-    found, stack = {root}, [root]
-    while stack:
-        edges = stack.pop().edges
-        if edges is None:
+    nodes, found = [root], {root}
+    for node in nodes:  # the list grows while it is walked
+        if node.edges is None:
             raise RuntimeError(
                 "backward through a graph that is gone: its saved arrays were freed by an earlier backward. "
                 "Run the forward again, sum the losses and call backward once, or pass retain_graph=True the first time"
             )
-        for edge in edges:
+        for edge in node.edges:
             if edge is not None and edge[0] not in found:
                 found.add(edge[0])
-                stack.append(edge[0])
-    return sorted(found, key=attrgetter("age"), reverse=True)
+                nodes.append(edge[0])
+    nodes.sort(key=attrgetter("age"), reverse=True)
+    return nodes
 
 
 class _GradMode(ContextDecorator):

@@ -29,7 +29,7 @@ class Function:
 
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
 
-    needs_input_grad: Sequence[bool] = ()  # for each input, whether anyone wants its gradient: skip the others' work
+    needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
     age: int = 0  # a node is younger than its inputs, so falling age is a topological order
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
@@ -40,10 +40,6 @@ class Function:
 
     def backward(self, grad_output: Array) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
-
-    def free(self) -> None:
-        """Forget all that was saved, and the way on; a second backward will find `edges` gone."""
-        self.__dict__.clear()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"

@@ -63,7 +63,6 @@ class Tensor(Methods):
         """
         arrays: list[Any] = []
         edges: list[Any] = []
-        needs: list[bool] = []
         recorded, recording = False, mode.grad_enabled
         for x in inputs:
             if isinstance(x, Tensor):
@@ -71,15 +70,13 @@ class Tensor(Methods):
                 arrays.append(data)
                 if node is not None and recording:
                     edges.append((node, data.shape, data.dtype))
-                    needs.append(True)
                     recorded = True
                     continue
             else:
                 arrays.append(x.item() if isinstance(x, np.generic) else x)  # a NumPy scalar would widen float32
             edges.append(None)
-            needs.append(False)
         op = function()
-        op.needs_input_grad = needs
+        op.needs_input_grad = edges
         try:
             output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)
         except Exception as error:
