@@ -182,7 +182,7 @@ class Methods:
 
     def std(self, dim: Dim = None, *, correction: Number = 1, keepdim: bool = False) -> "Tensor":
         """The square root of `var`."""
-        return self.var(dim, correction=correction, keepdim=keepdim).sqrt()
+        return self.apply(reduction.Std, self, axis=dim, keepdims=keepdim, correction=correction)
 
     def amax(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The largest value over `dim`; equal ones share the gradient."""
@@ -311,7 +311,13 @@ class Methods:
     # Entries --------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any) -> "Tensor":
-        return self.apply(indexing.GetItem, self, index=raw_index(index))
+        """Entries by slices, integers, None, Ellipsis, boolean masks and arrays of integers, as in NumPy.
+
+        But where integers and arrays meet, PyTorch's rule holds: the integers pick first, then the arrays, so
+        `x[0, :, [0, 1]]` is `x[0][:, [0, 1]]` (in NumPy its array axis would come to the front).
+        """
+        steps = indexing.steps(raw_index(index))
+        return self.apply(indexing.GetItem, self if len(steps) == 1 else self[steps[0]], index=steps[-1])
 
     def gather(self, dim: int, index: Any) -> "Tensor":
         """y[i, j, ..] = x[.., index[i, j, ..], ..], the index standing at `dim`."""

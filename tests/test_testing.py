@@ -10,20 +10,8 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor
 from minigrad.function import Function
-from minigrad.testing import (
-    GradcheckError,
-    _contiguous,
-    _reversed,
-    _strided,
-    _transposed,
-    arrays,
-    axes,
-    broadcastable_shapes,
-    dtypes,
-    gradcheck,
-    shapes,
-    watch,
-)
+from minigrad.testing import GradcheckError, arrays, axes, broadcastable_shapes, dtypes, gradcheck, shapes, watch
+from minigrad.testing.strategies import _contiguous, _reversed, _strided, _transposed
 
 X = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
 

@@ -26,6 +26,26 @@ class GetItem(Function):
         return Partial(grad_output, self.index, repeats=bool(integers))
 
 
+def steps(index: Any) -> list[Any]:
+    """An index in which integers stand beside arrays as two: integers, slices and None first, the arrays after."""
+    parts = index if isinstance(index, tuple) else (index,)
+    arrays = [isinstance(part, list) or getattr(part, "ndim", 0) > 0 for part in parts]
+    integers = [isinstance(part, int | np.integer) and not isinstance(part, bool) for part in parts]
+    if not (any(arrays) and any(integers)):
+        return [index]
+    first: list[Any] = []
+    second: list[Any] = []
+    for part, is_array, is_integer in zip(parts, arrays, integers, strict=True):
+        if is_array:
+            mask = np.asarray(part) if isinstance(part, list) else part
+            first += [slice(None)] * (mask.ndim if mask.dtype == bool else 1)  # a mask covers as many axes as it has
+            second.append(part)
+        else:
+            first.append(part)
+            second += [] if is_integer else [part if part is Ellipsis else slice(None)]
+    return [tuple(first), tuple(second)]
+
+
 class Gather(Function):
     """y[i,j,..] = x[.., index[i,j,..], ..], the index standing in the place of `axis`.  Saves the index.
 

@@ -57,9 +57,8 @@ class CrossEntropy(Function):
         self.share = 1.0
         if reduction == "mean":
             total = (self.class_weight * q).sum() if indices else xp.asarray(prod(x.shape) // C, x.dtype)
-            with np.errstate(divide="ignore", invalid="ignore"):  # the mean of no loss at all is NaN
-                self.share = 1 / total
-                return loss.sum() * self.share
+            self.share = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
+            return loss.sum() * self.share
         return loss.sum() if checks.reduction(reduction, "cross_entropy") == "sum" else loss
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None, None]:

@@ -28,6 +28,11 @@ class _Reduction(Function):
         """`reduced` with its axes of size 1 back in place, so that it broadcasts against x."""
         return reduced if self.keepdims else array_module(reduced).expand_dims(reduced, self.axes)
 
+    def lowered(self, reduced: Array) -> Array:
+        """The opposite of `lifted`: `reduced`, which has the folded axes in size 1, as the caller wants it."""
+        kept = [size for a, size in enumerate(self.shape) if a not in self.axes]
+        return reduced if self.keepdims else reduced.reshape(kept)
+
     def stretched(self, reduced: Array) -> Array:
         """`reduced` repeated over the axes that were folded: a view of the shape of x."""
         return array_module(reduced).broadcast_to(self.lifted(reduced), self.shape)
@@ -74,6 +79,22 @@ class Var(_Reduction):
         return self.lifted(grad_output * (2 * self.scale)) * self.centred
 
 
+class Std(Var):
+    """y = √v, v as in Var;  ∂x = ∂x of Var for ∂v = ∂y / 2y.  Saves y besides what Var saves.
+
+    Where all values are equal, y is 0 and the root infinitely steep: ∂x is set to 0 there, as in PyTorch.
+    """
+
+    def forward(self, x: Array, *, axis: Axis, keepdims: bool, correction: float) -> Array:
+        self.y = array_module(x).sqrt(super().forward(x, axis=axis, keepdims=keepdims, correction=correction))
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        xp = array_module(grad_output)
+        flat = self.y == 0
+        return super().backward(xp.where(flat, 0, grad_output / xp.where(flat, 1, 2 * self.y)))
+
+
 class Amax(_Reduction):
     """y = maxᵢ xᵢ;  ∂xᵢ = ∂y / k where xᵢ is one of the k values equal to y, else 0.  Saves x and y."""
 
@@ -82,7 +103,7 @@ class Amax(_Reduction):
         if n == 0:
             raise ValueError(f"amax: no largest value among none: axes {self.axes} of shape {x.shape} are empty")
         self.x, self.y = x, x.max(axis=self.axes, keepdims=True)
-        return self.y if keepdims else self.y.reshape([s for a, s in enumerate(x.shape) if a not in self.axes])
+        return self.lowered(self.y)
 
     def backward(self, grad_output: Array) -> Array:
         largest = (self.x == self.y).astype(grad_output.dtype)
@@ -104,8 +125,7 @@ class LogSumExp(_Reduction):
         self.share = xp.exp(x - m)
         self.total = self.share.sum(axis=self.axes, keepdims=True)
         with np.errstate(divide="ignore"):
-            y = m + xp.log(self.total)
-        return y if keepdims else y.reshape([s for a, s in enumerate(x.shape) if a not in self.axes])
+            return self.lowered(m + xp.log(self.total))
 
     def backward(self, grad_output: Array) -> Array:
         xp = array_module(grad_output)

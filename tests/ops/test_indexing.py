@@ -61,3 +61,19 @@ def test_masked_fill_hides_nan():
 def test_errors_teach(call, error, message):
     with pytest.raises(error, match=message):
         call(X)
+
+
+@pytest.mark.parametrize(
+    ("index", "in_two_steps"),
+    [
+        ((0, slice(None), [0, 1]), lambda x: x[0][:, [0, 1]]),
+        (([0, 1], slice(None), 0), lambda x: x[:, :, 0][[0, 1]]),
+        ((..., [0, 1], -1), lambda x: x[..., -1][..., [0, 1]]),
+        ((None, 0, [[0], [2]]), lambda x: x[0][[[0], [2]]][None]),
+        ((np.array([True, False]), slice(1), 0), lambda x: x[:, :, 0][[0]][:, :1]),
+    ],
+    ids=["int first", "int last", "ellipsis", "new axis", "mask"],
+)
+def test_integers_pick_before_arrays_as_in_pytorch(index, in_two_steps):
+    x = Tensor(np.arange(24.0).reshape(2, 3, 4))
+    np.testing.assert_array_equal(x[index].numpy(), in_two_steps(x).numpy())

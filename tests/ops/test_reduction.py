@@ -75,3 +75,9 @@ def test_errors_teach():
         x.mean(1.5)
     with pytest.raises(IndexError, match="cumsum: axis -3 does not exist"):
         x.cumsum(-3)
+
+
+def test_the_gradient_of_std_is_zero_where_all_values_are_equal():
+    x = Tensor(np.array([[2.0, 2.0], [1.0, 3.0]]), requires_grad=True)
+    x.std(1).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), [[0, 0], [-(0.5**0.5), 0.5**0.5]])

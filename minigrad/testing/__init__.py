@@ -1,0 +1,15 @@
+"""L5: check a gradient, and draw the arrays to check it with.
+
+`gradcheck` needs nothing but NumPy; the strategies need hypothesis (`pip install 'minigrad[test]'`):
+
+    @given(arrays(shapes(max_dims=3)))
+    def test_my_op(x):
+        gradcheck(my_op, x)
+"""
+
+from minigrad.testing.gradcheck import GradcheckError, gradcheck, graph, watch
+from minigrad.testing.strategies import arrays, axes, broadcastable_shapes, dtypes, shapes
+
+__all__ = [
+    "GradcheckError", "arrays", "axes", "broadcastable_shapes", "dtypes", "gradcheck", "graph", "shapes", "watch",
+]  # fmt: skip
