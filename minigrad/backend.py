@@ -7,6 +7,7 @@ libraries differ there (or a captured CUDA step needs another path): matrix prod
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -24,6 +25,32 @@ def array_module(x: Array) -> ModuleType:
 def device_of(x: Array) -> str:
     """Where `x` lives: `"cpu"` or `"cuda:N"`."""
     return "cpu" if isinstance(x, np.ndarray | np.generic) else f"cuda:{x.device.id}"
+
+
+def whole(x: Any) -> Array:
+    """`x` as an array: NumPy makes a scalar of every result that has no axes."""
+    return np.asarray(x) if isinstance(x, np.generic) else x
+
+
+def promote(xs: Sequence[Any]) -> list[Any]:
+    """The arrays among `xs` in the one dtype that PyTorch computes in, so that float32 does not become float64.
+
+    Beside a floating-point array, integers take its dtype, and so does a floating-point array without axes; beside a
+    Python float alone, integers become float32. Python numbers and None are passed on.
+    """
+    dtypes = [(x.dtype, x.ndim) for x in xs if hasattr(x, "dtype")]
+    floats = [dtype for dtype, ndim in dtypes if dtype.kind == "f" and ndim]
+    floats = floats or [dtype for dtype, _ in dtypes if dtype.kind == "f"]
+    if not floats and not any(isinstance(x, float) for x in xs):
+        return list(xs)
+    dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
+    return [x.astype(dtype, copy=False) if hasattr(x, "dtype") else x for x in xs]
+
+
+def promote_to_float(xs: Sequence[Any]) -> list[Any]:
+    """The same, and where there are only integers, they become float32."""
+    integers = "biu"
+    return [x.astype(np.float32) if hasattr(x, "dtype") and x.dtype.kind in integers else x for x in promote(xs)]
 
 
 def to_device(x: Array, device: str) -> Array:

@@ -11,10 +11,10 @@ from minigrad.tensor import Tensor
 
 
 def full(
-    size: Sequence[int], fill_value: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False
+    size: Sequence[int], fill_value: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
-    """A tensor of one number, repeated."""
-    return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
+    """A tensor of one number, repeated. By default float32 for a float, int64 for an integer, bool for a boolean."""
+    return Tensor(np.full(size, fill_value, dtype or Tensor(fill_value).dtype), requires_grad, device=device)
 
 
 def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -48,7 +48,7 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
     By default int64 for whole bounds, else float32.
     """
     if dtype is None:
-        dtype = np.int64 if all(isinstance(bound, int) for bound in bounds) else np.float32
+        dtype = np.int64 if all(isinstance(bound, int | np.integer) for bound in bounds) else np.float32
     return Tensor(np.arange(*bounds, dtype=dtype), device=device)
 
 

@@ -7,12 +7,14 @@ its node, a node to the nodes before it, never back.
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ContextDecorator, contextmanager
 from operator import attrgetter
 from typing import Any
 
-from minigrad.backend import Array, array_module
+from numpy import ndarray
+
+from minigrad.backend import Array, array_module, whole
 from minigrad.function import Function, Partial, unbroadcast
 
 next_age = itertools.count(1).__next__
@@ -53,8 +55,8 @@ class Leaf(Function):
 def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> None:
     """Send `grad_output`, the gradient of the loss with respect to root's output, back to every leaf.
 
-    Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients
-    for one node, the second is added out of place, and later ones in place into that sum.
+    Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients for
+    one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
     """
     gradients, owned, guard = {root: grad_output}, set(), mode.guard
     for node in _youngest_first(root):
@@ -64,9 +66,8 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         if node.hooks:
             for hook in node.hooks:
                 replaced = hook(grad)
-                if replaced is not None:
-                    grad = replaced
-                    owned.discard(node)
+                grad = grad if replaced is None else replaced
+            owned.discard(node)  # a hook may have kept it
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
@@ -83,12 +84,16 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 continue
             target, shape, dtype = edge
             held = gradients.get(target)
-            if type(result) is Partial:
-                if target not in owned:
-                    held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
-                    owned.add(target)
-                gradients[target] = result.add_to(held)
-                continue
+            if type(result) is not ndarray:
+                if type(result) is Partial:
+                    if target not in owned:
+                        held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
+                        owned.add(target)
+                    gradients[target] = result.add_to(held)
+                    continue
+                if not hasattr(result, "dtype"):
+                    raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
+                result = whole(result)
             fresh = result is not grad and result.base is None  # by the contract of Function, nobody else has it
             if result.shape != shape:
                 result, fresh = unbroadcast(result, shape), True
@@ -102,7 +107,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 held += result
                 gradients[target] = held
             else:
-                gradients[target] = held + result
+                gradients[target] = whole(held + result)
                 owned.add(target)
         if not retain_graph:
             node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone
@@ -130,9 +135,13 @@ def _youngest_first(root: Function) -> list[Function]:
 
 
 class _GradMode(ContextDecorator):
-    """A context manager, and a decorator, that sets this thread's grad mode. Instances may be entered repeatedly."""
+    """A context manager that sets this thread's grad mode; also a decorator, with or without brackets."""
 
     enabled: bool
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        self = super().__new__(cls)
+        return self if function is None else self(function)
 
     def __enter__(self) -> None:
         self._stack().append(mode.grad_enabled)
@@ -206,7 +215,11 @@ class NonFiniteGuard:
 @contextmanager
 def detect_anomaly() -> Iterator[NonFiniteGuard]:
     """Within the block, the first op that makes a NaN or an infinity raises an error that names it, its shapes, and
-    the module it runs in. Every array is read once more, so a step takes perhaps twice as long."""
+    the module it runs in.
+
+    Every array is read once more, so a step takes two to three times as long. An infinity that is meant, as in
+    `masked_fill(mask, -inf)`, is reported too: use a large number there.
+    """
     global guards
     previous, mode.guard = mode.guard, NonFiniteGuard()
     with _lock:

@@ -28,6 +28,7 @@ class Function:
     """
 
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
+    promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
 
     needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed

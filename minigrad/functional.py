@@ -129,7 +129,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over the last axes, of shape `normalized_shape`."""
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (int(normalized_shape),)
     return Tensor.apply(LayerNorm, input, weight, bias, shape=shape, eps=eps)
 
 
@@ -283,8 +283,8 @@ def pad(
     "constant" fills with `value` (0 if not given), and negative widths crop; "reflect" mirrors without repeating the
     edge, "replicate" repeats it, "circular" wraps round.
     """
-    if len(pad) % 2 or len(pad) > 2 * input.ndim:
-        raise ValueError(f"pad: needs a pair (before, after) for each of at most {input.ndim} axes, got {tuple(pad)}")
+    if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ValueError(f"pad: needs a pair (before, after) for each of at most {input.ndim} axes, got {pad!r}")
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
@@ -301,7 +301,7 @@ def pad(
 def interpolate(
     input: Tensor,
     size: Pair | None = None,
-    scale_factor: float | tuple[float, float] | None = None,
+    scale_factor: float | Sequence[float] | None = None,
     mode: Literal["nearest", "nearest-exact", "bilinear", "bicubic"] = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
@@ -313,7 +313,8 @@ def interpolate(
         raise ValueError("interpolate: give either size or scale_factor")
     scales = None
     if scale_factor is not None:
-        scales = scale_factor if isinstance(scale_factor, tuple) else (float(scale_factor), float(scale_factor))
+        rows, columns = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+        scales = float(rows), float(columns)
         size = (int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1]))
         scales = None if recompute_scale_factor else scales
     choices = {"mode": mode, "align_corners": align_corners, "antialias": antialias}

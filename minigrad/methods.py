@@ -107,6 +107,15 @@ class Methods:
     def __invert__(self) -> "Tensor":
         return self.constant(~self.data)
 
+    def __and__(self, other: Any) -> "Tensor":
+        return self.constant(self.data & raw(other))
+
+    def __or__(self, other: Any) -> "Tensor":
+        return self.constant(self.data | raw(other))
+
+    def __xor__(self, other: Any) -> "Tensor":
+        return self.constant(self.data ^ raw(other))
+
     __hash__ = object.__hash__  # a Tensor is a dictionary key by identity, though == compares numbers
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> "Tensor":
@@ -190,7 +199,7 @@ class Methods:
 
     def amin(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The smallest value over `dim`; equal ones share the gradient."""
-        return -(-self).amax(dim, keepdim)
+        return self.apply(reduction.Amin, self, axis=dim, keepdims=keepdim)
 
     def prod(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The product over `dim`."""
@@ -298,6 +307,8 @@ class Methods:
     def unbind(self, dim: int = 0) -> tuple["Tensor", ...]:
         """The slices along `dim`, without that axis: `q, k, v = qkv.unbind(0)`."""
         dim = checks.one_axis(dim, self.ndim, "unbind")
+        if not self.ndim:
+            raise ValueError("unbind: a tensor with no axes has no slices")
         return tuple(self[(slice(None),) * dim + (i,)] for i in range(self.shape[dim]))
 
     def roll(self, shifts: int | Sequence[int], dims: Dim = None) -> "Tensor":
@@ -331,12 +342,8 @@ class Methods:
 
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> "Tensor":
         """Another dtype or device or both: `x.to("cuda")`, `x.to(np.float64)`, `x.to("cuda", np.float16)`."""
-        for target in targets:
-            if isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda"):
-                device = target
-            else:
-                dtype = target
-        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        dtype, device = target(*targets, dtype=dtype, device=device)
+        dtype = self.dtype if dtype is None else dtype
         device = self.device if device is None else device
         if dtype == self.dtype and device == self.device:
             return self  # type: ignore[return-value]
@@ -365,16 +372,31 @@ class Methods:
         return self.to(device="cuda")
 
 
+def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple[np.dtype | None, str | None]:
+    """What `to` was asked for: dtypes and devices in any order, as arguments or by name."""
+    for given in targets:
+        if isinstance(given, str) and given.partition(":")[0] in ("cpu", "cuda"):
+            device = given
+        else:
+            dtype = given
+    try:
+        return None if dtype is None else np.dtype(dtype), device
+    except TypeError:
+        raise ValueError(f'to: takes a dtype, or a device "cpu", "cuda" or "cuda:N", got {dtype!r}') from None
+
+
 def raw(x: Any) -> Any:
     """The array of a Tensor; anything else as it is, but NumPy scalars as Python's, which do not widen a dtype."""
     return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else x
 
 
 def raw_index(index: Any) -> Any:
-    """An index with the arrays of Tensors in their place."""
+    """An index with the arrays of Tensors in their place. Arrays, and what makes one, are copied for the graph."""
     if isinstance(index, tuple):
-        return tuple(raw_index(part) for part in index)
-    return index.data if isinstance(index, Methods) else index
+        return tuple(raw_index(list(part) if isinstance(part, tuple) else part) for part in index)
+    if isinstance(index, Methods | np.ndarray):
+        return raw(index).copy()
+    return np.array(index, dtype=None if index else np.intp) if isinstance(index, list) else index
 
 
 def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:

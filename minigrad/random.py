@@ -2,8 +2,8 @@
 
 An ordinary generator walks through a hidden state, one number after another. A counter-based one is a pure function:
 the k-th number of draw d under seed s is `philox(counter=(k, d), key=s)`, whoever computes it, in whatever order. So
-a GPU thread can make its own number, a dropout mask need not be stored to be seen again, and the state to save in a
-checkpoint is two integers.
+a dropout mask need not be stored to be seen again, a GPU thread could make its own numbers, and the state to save in
+a checkpoint is two integers. Here they are made on the CPU and copied where they are wanted.
 
 Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
 """
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -69,18 +70,19 @@ class Generator:
         return words.reshape(-1)[:count]
 
     def uniform(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
-        """Uniform in [0, 1): 24 random bits in float32 and below, 53 in float64."""
-        count = prod(shape)
+        """Uniform in [0, 1): as many random bits as the dtype holds, 11 in float16, 24 in float32, 53 in float64."""
+        count = _count(shape, dtype)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
         else:
-            values = ((self.words(count) >> np.uint32(8)) * np.float32(2.0**-24)).astype(dtype, copy=False)
+            bits = 11 if np.dtype(dtype) == np.float16 else 24
+            values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
         return to_device(values.reshape(shape), device)
 
     def normal(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
         """Standard normal, by Box and Muller 1958: √(-2 ln u₁) · cos 2πu₂ and · sin 2πu₂, with u₁ in (0, 1]."""
-        count = prod(shape)
+        count = _count(shape, dtype)
         u = self.uniform((2, -(-count // 2)), np.float64)
         radius, angle = np.sqrt(-2 * np.log(1 - u[0])), 2 * np.pi * u[1]
         values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
@@ -90,6 +92,14 @@ class Generator:
         """The numbers 0 to count - 1 in random order, (count,) int64."""
         keys = self.words(2 * count).view(np.uint64)  # 64-bit keys: a tie among n of them has odds of n² / 2⁶⁵
         return np.argsort(keys, kind="stable")
+
+
+def _count(shape: Sequence[int], dtype: Any) -> int:
+    if min(shape, default=0) < 0:
+        raise ValueError(f"random numbers: sizes must not be negative, got {tuple(shape)}")
+    if np.dtype(dtype).kind != "f":
+        raise TypeError(f"random numbers are drawn as floating-point, got dtype {np.dtype(dtype)}")
+    return prod(shape)
 
 
 class _Current(threading.local):

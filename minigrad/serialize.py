@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
         TypeError: an array of Python objects.
         OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
     """
-    path, kind = Path(path), _kind(path)
+    path, kind = Path(path), _kind(Path(path))
     plain = {}
     for name, x in arrays.items():
         plain[name] = np.asarray(to_device(x.data if isinstance(x, Tensor) else x, "cpu"), order="C")
@@ -38,7 +38,7 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
     try:
         with open(partial, "wb") as file:
             if kind == "npz":
-                np.savez(file, allow_pickle=False, **plain, **{_METADATA: np.frombuffer(text.encode(), np.uint8)})
+                _write_npz(file, plain | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
             else:
                 file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
             file.flush()
@@ -76,6 +76,14 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, json.loads(text)
     except Exception as error:  # the readers stumble over a damaged file in a dozen ways
         raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """As `numpy.savez`, for which some names are taken."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, x in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, x, allow_pickle=False)
 
 
 def _kind(path: Path) -> str:

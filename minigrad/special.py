@@ -1,5 +1,7 @@
 """L0: special functions on arrays, with NumPy (or CuPy) alone."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minigrad.backend import Array, array_module
@@ -36,22 +38,51 @@ _BLOCK = 1 << 16  # numbers worked on at once on the CPU, so that the forty pass
 
 
 def erf(x: Array) -> Array:
-    """erf x = 2/√π · ∫₀ˣ exp(-t²) dt, within 1e-15 of its value in float64, 3e-7 in float32.
+    """erf x = 2/√π · ∫₀ˣ exp(-t²) dt, within 1e-15 of its value in float64, 3e-7 in float32."""
 
-    erf x = x · P(x²)                                 |x| ≤ 1
-    erf x = sign x · (1 - exp(-x²) · Q(t))            |x| > 1,   t = (|x| - 3) / (|x| + 3);  1 to rounding from 6 on
+    def block(x: Array) -> Array:
+        xp = array_module(x)
+        near, tail, inside = _near_and_tail(x)
+        return xp.where(inside, near, xp.copysign(1 - tail, x))
+
+    return _in_blocks(block, x)
+
+
+def normal_cdf(x: Array) -> Array:
+    """Φ(x) = ½ (1 + erf(x / √2)), but ½ erfc(-x / √2) on the left, where that sum would cancel."""
+
+    def block(x: Array) -> Array:
+        xp = array_module(x)
+        near, tail, inside = _near_and_tail(x * 0.5**0.5)
+        return xp.where(inside, 0.5 + 0.5 * near, xp.where(x < 0, 0.5 * tail, 1 - 0.5 * tail))
+
+    return _in_blocks(block, x)
+
+
+def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
+    """erf x, right where |x| ≤ 1; erfc |x|, right elsewhere (beyond 6, where it is below 1e-16, nearly); and which.
+
+    erf x    = x · P(x²)                |x| ≤ 1
+    erfc |x| = exp(-x²) · Q(t)          |x| > 1,   t = (|x| - 3) / (|x| + 3)
     """
-    if isinstance(x, np.ndarray) and x.size > _BLOCK:
-        y, flat = np.empty(x.size, x.dtype), x.reshape(-1)
-        for start in range(0, x.size, _BLOCK):
-            y[start : start + _BLOCK] = erf(flat[start : start + _BLOCK])
-        return y.reshape(x.shape)
     xp, kind = array_module(x), "f8" if x.dtype == np.float64 else "f4"
-    size = xp.minimum(abs(x).astype(kind, copy=False), 6)
-    square = size * size
+    size = abs(x).clip(0, 30)  # where exp(-x²) has long been 0, and x² cannot overflow
+    square, within = size * size, xp.minimum(size, 6)
     near = x * _horner(_NEAR[kind], xp.minimum(square, 1))
-    far = 1 - xp.exp(-square) * _horner(_FAR[kind], (size - 3) / (size + 3))
-    return xp.where(square <= 1, near, xp.copysign(far, x)).astype(x.dtype, copy=False)
+    tail = xp.exp(-square) * _horner(_FAR[kind], (within - 3) / (within + 3))
+    return near, tail, square <= 1
+
+
+def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
+    """`function(x)`, a part of x at a time on the CPU; float16 by way of float32."""
+    if x.dtype == np.float16:
+        return _in_blocks(function, x.astype(np.float32)).astype(np.float16)
+    if not isinstance(x, np.ndarray) or x.size <= _BLOCK:
+        return function(x)
+    y, flat = np.empty(x.size, x.dtype), x.reshape(-1)
+    for start in range(0, x.size, _BLOCK):
+        y[start : start + _BLOCK] = function(flat[start : start + _BLOCK])
+    return y.reshape(x.shape)
 
 
 def sigmoid(x: Array) -> Array:

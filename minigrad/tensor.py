@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from minigrad import engine
-from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend import Array, array_module, device_of, to_device, whole
 from minigrad.engine import Leaf, mode, next_age
 from minigrad.function import Function
 from minigrad.methods import Methods, raw_index
+from minigrad.ops.indexing import steps
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
@@ -63,18 +64,28 @@ class Tensor(Methods):
         """
         arrays: list[Any] = []
         edges: list[Any] = []
-        recorded, recording = False, mode.grad_enabled
+        recorded, plain, recording = False, True, mode.grad_enabled
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
                 arrays.append(data)
+                dtype = data.dtype
+                if dtype is not _default_dtype:
+                    plain = False
                 if node is not None and recording:
-                    edges.append((node, data.shape, data.dtype))
+                    edges.append((node, data.shape, dtype))
                     recorded = True
                     continue
             else:
-                arrays.append(x.item() if isinstance(x, np.generic) else x)  # a NumPy scalar would widen float32
+                if not (x is None or type(x) is float or type(x) is int):
+                    plain, x = False, _operand(x, function)
+                arrays.append(x)
             edges.append(None)
+        if not plain and function.promote is not None:
+            arrays = function.promote(arrays)
+        for name, choice in choices.items():
+            if isinstance(choice, np.generic):
+                choices[name] = choice.item()  # a NumPy scalar would widen float32
         op = function()
         op.needs_input_grad = edges
         try:
@@ -85,7 +96,7 @@ class Tensor(Methods):
         if engine.guards and mode.guard is not None:
             mode.guard.check_forward(op, arrays, output)
         result = _new(Tensor)
-        result.data = output if type(output) is _ndarray else _whole(output)
+        result.data = output if type(output) is _ndarray else _checked(output, op)
         result._retained = None
         if recorded:
             op.edges, op.age = edges, next_age()
@@ -147,6 +158,8 @@ class Tensor(Methods):
             if value is None:
                 return
             raise RuntimeError("only a tensor that requires a gradient can be given one")
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
         if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
             raise ValueError(
                 f"grad must be {self.shape} {self.dtype}, as the tensor is: got {value.shape} {value.dtype}"
@@ -173,6 +186,10 @@ class Tensor(Methods):
 
         def on_arrays(grad: Array) -> Array | None:
             replaced = hook(Tensor(grad))
+            if replaced is not None and not (isinstance(replaced, Tensor) and replaced.shape == grad.shape):
+                raise TypeError(
+                    f"a hook returns None or a Tensor of the gradient's shape {grad.shape}, got {replaced!r}"
+                )
             return None if replaced is None else replaced.data
 
         def remove() -> None:
@@ -240,8 +257,11 @@ class Tensor(Methods):
             )
         if not self.is_leaf:
             raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
+        if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
+            raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
         data = self.data.copy()
-        data[raw_index(index)] = value.data if isinstance(value, Tensor) else value
+        *first, last = steps(raw_index(index))  # the first step, if there are two, makes a view
+        (data[first[0]] if first else data)[last] = value.data if isinstance(value, Tensor) else value
         self.data = data
 
     def numpy(self) -> np.ndarray:
@@ -303,9 +323,22 @@ def from_dlpack(x: Any) -> Tensor:
     return Tensor(xp.from_dlpack(x))
 
 
-def _whole(output: Array) -> Array:
-    """An op's output as an array: NumPy makes a scalar of what has no axes."""
-    return np.asarray(output) if isinstance(output, np.generic) else output
+def _operand(x: Any, function: type[Function]) -> Any:
+    """An input of an op that is no Tensor."""
+    if isinstance(x, np.generic):
+        return x.item()  # a NumPy scalar would widen float32
+    if isinstance(x, int | float | np.ndarray) or hasattr(x, "__cuda_array_interface__"):
+        return x
+    raise TypeError(
+        f"{function.__name__}: takes Tensors, arrays and real numbers, got {type(x).__name__}; wrap it in Tensor(...)"
+    )
+
+
+def _checked(output: Any, op: Function) -> Array:
+    """What an op's forward returned, as an array."""
+    if not hasattr(output, "dtype"):
+        raise TypeError(f"{type(op).__name__}.forward must return an array, it returned {type(output).__name__}")
+    return whole(output)
 
 
 def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
@@ -335,9 +368,17 @@ def _explain(error: Exception, op: Function, arrays: list[Any]) -> None:
     if len(devices) > 1:
         error.add_note(f"the inputs are on different devices, {sorted(devices)}: move them with .to(device)")
     error.add_note(f"{type(op).__name__} was given {engine.describe(arrays)}")
-    if op.broadcasts and isinstance(error, ValueError):
-        shapes = " and ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+    shapes = [x.shape for x in arrays if hasattr(x, "shape")]
+    if op.broadcasts and isinstance(error, ValueError) and not _broadcast(shapes):
         raise ValueError(
-            f"{type(op).__name__.lower()}: shapes {shapes} do not broadcast: counted from the right, two sizes must be "
-            "equal or one of them 1"
+            f"{type(op).__name__.lower()}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the "
+            "right, two sizes must be equal or one of them 1"
         ) from error
+
+
+def _broadcast(shapes: list[tuple[int, ...]]) -> bool:
+    try:
+        np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return True

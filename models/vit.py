@@ -7,8 +7,8 @@ The file follows section 3.1 of the paper, from the image to the class:
     z_l  = MLP(LN(z'_l)) + z'_l                      a network on each token       (3)
     y    = LN(z_L⁰)                                  the class token, read out     (4)
 
-Parameters have the names of timm's port, so that its checkpoints load as they are. Axes: B images, L tokens (N patches
-and the class token), D embedding; N C H W for images.
+Parameters have the names of timm's port, so that its checkpoints load as they are. Axes: B images of C H W, cut into
+N patches; L = N + 1 tokens; D numbers a token.
 """
 
 from typing import Any
@@ -39,10 +39,10 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
             raise ValueError(
-                f"ViT: this model takes images of shape (N, {self.in_chans}, {self.img_size}, {self.img_size}), "
+                f"ViT: this model takes images of shape (B, {self.in_chans}, {self.img_size}, {self.img_size}), "
                 f"got {x.shape}: resize them, or create the model with img_size=..."
             )
-        x = self.proj(x)  # (N, C, H, W) -> (N, D, H/P, W/P)
+        x = self.proj(x)  # (B, C, H, W) -> (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # -> (B, N, D), the patches row by row
 
 
@@ -194,7 +194,7 @@ class VisionTransformer(nn.Module):
         return {"pos_embed", "cls_token"}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) to normalised tokens (B, L, D), the class token first: equations (1) to (3)."""
+        """Images (B, C, H, W) to normalised tokens (B, L, D), the class token first: equations (1) to (3)."""
         x = self.patch_embed(x)
         cls_token = self.cls_token.expand(x.shape[0], -1, -1)  # (1, 1, D) -> (B, 1, D)
         x = minigrad.cat([cls_token, x], dim=1)  # -> (B, L, D), L = N + 1

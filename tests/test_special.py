@@ -44,3 +44,12 @@ def test_sigmoid_neither_overflows_nor_loses_small_values():
     small = math.exp(-30)
     expected = [0, small / (1 + small), 0.5, 1 / (1 + small), 1]
     np.testing.assert_allclose(special.sigmoid(x), expected, rtol=1e-15)
+
+
+def test_the_normal_distribution_keeps_its_left_tail():
+    x = np.linspace(-8.4, 8.4, 10001)
+    exact = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in x])
+    assert (abs(special.normal_cdf(x) - exact) / exact).max() < 2e-14
+    assert special.normal_cdf(np.array([-50.0, 50.0])).tolist() == pytest.approx([0, 1], abs=1e-60)
+    exact = exact[abs(x) < 5]
+    assert (abs(special.normal_cdf(x[abs(x) < 5].astype(np.float32)) - exact) / exact).max() < 1e-5

@@ -97,9 +97,9 @@ class Trainer:
         self.model.eval()
         tally = _Tally()
 
-        @no_grad()
         def work(images: Array, labels: Array) -> tuple[float, int, int]:
-            logits = self.model(self.inputs(images))
+            with no_grad():
+                logits = self.model(self.inputs(images))
             return F.cross_entropy(logits, Tensor(labels)).item(), _correct(logits, labels), len(labels)
 
         for images, labels in batches(self.dataset.test, self.settings.validation_batch_size, self.settings.device):

@@ -1,4 +1,4 @@
-"""L5: initialisers. Each fills a Tensor in place, from `minigrad.manual_seed`'s stream, and returns it.
+"""L5: initialisers. Each fills a Tensor in place, from `minigrad.manual_seed`'s stream.
 
 A weight is (out, in, ...): fan_in is what one output sums over, fan_out what one input feeds.
 """
@@ -68,8 +68,10 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     return uniform_(tensor, -bound, bound)
 
 
-def kaiming_normal_(tensor: Tensor, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
+def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
     """Normal with std √(2 / fan), for a layer that a ReLU follows.  He et al. 2015, arXiv:1502.01852."""
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f'kaiming_normal_: mode must be "fan_in" or "fan_out", got {mode!r}')
     fan_in, fan_out = fans(tensor.shape)
     return normal_(tensor, 0, sqrt(2 / (fan_in if mode == "fan_in" else fan_out)))
 

@@ -80,7 +80,9 @@ class LayerNorm(_Norm):
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True
     ) -> None:
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.normalized_shape = (
+            tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (int(normalized_shape),)
+        )
         super().__init__(self.normalized_shape, eps, elementwise_affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,8 +179,8 @@ class ModuleList(Module):
     """Modules in a list; their names are their numbers."""
 
     def __init__(self, modules: Sequence[Module] = ()) -> None:
-        for i, module in enumerate(modules):
-            setattr(self, str(i), module)
+        for module in modules:
+            self.append(module)
 
     def __len__(self) -> int:
         return sum(1 for _ in self.named_children())
@@ -191,6 +193,8 @@ class ModuleList(Module):
 
     def append(self, module: Module) -> "ModuleList":
         """Add one at the end."""
+        if not isinstance(module, Module):
+            raise TypeError(f"{type(self).__name__}: holds Modules, got {type(module).__name__}")
         setattr(self, str(len(self)), module)
         return self
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from minigrad.backend import to_device
 from minigrad.engine import mode
+from minigrad.methods import target
 from minigrad.tensor import Tensor
 
 
@@ -31,17 +32,17 @@ class Module:
 
     training: bool = True
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **choices: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **choices: Any) -> Any:
         """Run `forward`, then the hooks on it."""
         if mode.guard is None:
-            output = self.forward(*inputs)
+            output = self.forward(*inputs, **choices)
         else:
             mode.guard.path.append(self)
             try:
-                output = self.forward(*inputs)
+                output = self.forward(*inputs, **choices)
             finally:
                 mode.guard.path.pop()
         for hook in self.__dict__.get("_forward_hooks", ()):
@@ -157,13 +158,17 @@ class Module:
         for parameter in self.parameters():
             parameter.grad = None
 
-    def to(self, device: str | None = None, dtype: Any = None) -> "Module":
-        """Move all parameters and buffers to a device, or floating-point ones to a dtype, or both. In place."""
+    def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> "Module":
+        """Move all parameters and buffers to a device, or floating-point ones to a dtype, or both. In place.
+
+        A gradient that no longer fits its parameter is forgotten.
+        """
+        dtype, device = target(*targets, dtype=dtype, device=device)
         for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
             data = tensor.data if device is None else to_device(tensor.data, device)
-            tensor.data = data if dtype is None or data.dtype.kind != "f" else data.astype(dtype, copy=False)
-            if tensor.grad is not None:
-                tensor.grad = None
+            data = data if dtype is None or data.dtype.kind != "f" else data.astype(dtype, copy=False)
+            if data is not tensor.data:
+                tensor.data, tensor.grad = data, None
         return self
 
     def __repr__(self) -> str:

@@ -15,13 +15,13 @@ class ReLU(Function):
         return self.y
 
     def backward(self, grad_output: Array) -> Array:
-        return grad_output * (self.y > 0)
+        return array_module(grad_output).where(self.y > 0, grad_output, 0)
 
 
 class GELU(Function):
     """y = x · Φ(x), Φ the normal distribution;  ∂x = ∂y · (Φ(x) + x · φ(x)), φ its density.
 
-        Φ(x) = ½ (1 + erf(x / √2)),    φ(x) = exp(-x² / 2) / √(2π)
+        Φ(x) = ½ (1 + erf(x / √2)),   φ(x) = exp(-x² / 2) / √(2π)
 
     Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves the slope Φ + x φ: as large as x, and backward need not
     compute erf again.
@@ -29,7 +29,7 @@ class GELU(Function):
 
     def forward(self, x: Array) -> Array:
         checks.floating(x, "gelu")
-        cdf = 0.5 * (1 + special.erf(x * 0.5**0.5))
+        cdf = special.normal_cdf(x)
         if any(self.needs_input_grad):
             self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
         return x * cdf

@@ -1,18 +1,20 @@
 """L2: ops that act on each number by itself. Inputs broadcast; the engine sums a broadcast gradient back."""
 
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from minigrad import special
-from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend import Array, array_module, device_of, promote, promote_to_float, to_device
 from minigrad.function import Function
 
 
 class Add(Function):
     """y = a + b;  ∂a = ∂y,  ∂b = ∂y.  Saves nothing."""
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         return a + b
@@ -24,7 +26,8 @@ class Add(Function):
 class Sub(Function):
     """y = a - b;  ∂a = ∂y,  ∂b = -∂y.  Saves nothing."""
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         return a - b
@@ -36,7 +39,8 @@ class Sub(Function):
 class Mul(Function):
     """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves a factor only if the other one's gradient is wanted."""
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         want_a, want_b = self.needs_input_grad
@@ -53,7 +57,8 @@ class Mul(Function):
 class Div(Function):
     """y = a / b;  ∂a = ∂y / b,  ∂b = -∂y · y / b.  Saves b, and y if ∂b is wanted."""
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote_to_float)
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a / b
@@ -81,7 +86,8 @@ class Pow(Function):
     Saves a and b, and y if ∂b is wanted.
     """
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a**b
@@ -105,6 +111,8 @@ class Pow(Function):
 class Exp(Function):
     """y = eˣ;  ∂x = ∂y · y.  Saves y."""
 
+    promote = staticmethod(promote_to_float)
+
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).exp(x)
         return self.y
@@ -116,6 +124,8 @@ class Exp(Function):
 class Log(Function):
     """y = ln x;  ∂x = ∂y / x.  Saves x."""
 
+    promote = staticmethod(promote_to_float)
+
     def forward(self, x: Array) -> Array:
         self.x = x
         return array_module(x).log(x)
@@ -126,6 +136,8 @@ class Log(Function):
 
 class Sqrt(Function):
     """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
+
+    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).sqrt(x)
@@ -149,6 +161,8 @@ class Abs(Function):
 class Tanh(Function):
     """y = tanh x;  ∂x = ∂y · (1 - y²).  Saves y."""
 
+    promote = staticmethod(promote_to_float)
+
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).tanh(x)
         return self.y
@@ -159,6 +173,8 @@ class Tanh(Function):
 
 class Sigmoid(Function):
     """y = σ(x) = 1 / (1 + e⁻ˣ);  ∂x = ∂y · y · (1 - y).  Saves y."""
+
+    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = special.sigmoid(x)
@@ -171,6 +187,8 @@ class Sigmoid(Function):
 class Erf(Function):
     """y = erf x = 2/√π · ∫₀ˣ exp(-t²) dt;  ∂x = ∂y · 2/√π · exp(-x²).  Saves x."""
 
+    promote = staticmethod(promote_to_float)
+
     def forward(self, x: Array) -> Array:
         self.x = x
         return special.erf(x)
@@ -180,31 +198,31 @@ class Erf(Function):
 
 
 class Maximum(Function):
-    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere; ∂b likewise.  Saves a and b."""
+    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.  Saves where."""
 
-    broadcasts: ClassVar[bool] = True
-
-    def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b = a, b
-        return (array_module(a) if hasattr(a, "dtype") else array_module(b)).maximum(a, b)
-
-    def backward(self, grad_output: Array) -> tuple[Array, Array]:
-        tie = 0.5 * (self.a == self.b).astype(grad_output.dtype)
-        return grad_output * ((self.a > self.b) + tie), grad_output * ((self.a < self.b) + tie)
-
-
-class Minimum(Function):
-    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere; ∂b likewise.  Saves a and b."""
-
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.a, self.b = a, b
-        return (array_module(a) if hasattr(a, "dtype") else array_module(b)).minimum(a, b)
+        self.first, self.tie = a > b, a == b
+        return _module(a, b).maximum(a, b)
 
     def backward(self, grad_output: Array) -> tuple[Array, Array]:
-        tie = 0.5 * (self.a == self.b).astype(grad_output.dtype)
-        return grad_output * ((self.a < self.b) + tie), grad_output * ((self.a > self.b) + tie)
+        xp = array_module(grad_output)
+        half = xp.where(self.tie, grad_output / 2, 0)
+        return xp.where(self.first, grad_output, half), xp.where(self.first | self.tie, half, grad_output)
+
+
+class Minimum(Maximum):
+    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.  Saves where."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.first, self.tie = a < b, a == b
+        return _module(a, b).minimum(a, b)
+
+
+def _module(a: Any, b: Any) -> ModuleType:
+    return array_module(a if hasattr(a, "dtype") else b)
 
 
 class Clamp(Function):
@@ -218,7 +236,7 @@ class Clamp(Function):
         return array_module(x).clip(x, min, max)
 
     def backward(self, grad_output: Array) -> Array:
-        return grad_output * self.inside
+        return array_module(grad_output).where(self.inside, grad_output, 0)
 
 
 class Where(Function):
@@ -227,16 +245,20 @@ class Where(Function):
     Saves the condition.
     """
 
-    broadcasts: ClassVar[bool] = True
+    broadcasts = True
 
     def forward(self, condition: Array, a: Array, b: Array) -> Array:
-        if condition.dtype != bool:
-            raise TypeError(f"where: the condition must be boolean, got {condition.dtype}; compare first, as in x > 0")
+        kind = getattr(condition, "dtype", type(condition))
+        if kind != np.dtype(bool):
+            raise TypeError(f"where: the condition must be a Tensor of bool, got {kind}; compare first, as in x > 0")
         self.condition = condition
-        return array_module(condition).where(condition, a, b)
+        a, b = promote([a, b])
+        y = array_module(condition).where(condition, a, b)
+        return y if hasattr(a, "dtype") or hasattr(b, "dtype") or y.dtype.kind != "f" else y.astype(np.float32)
 
     def backward(self, grad_output: Array) -> tuple[None, Array, Array]:
-        return None, grad_output * self.condition, grad_output * ~self.condition
+        xp = array_module(grad_output)
+        return None, xp.where(self.condition, grad_output, 0), xp.where(self.condition, 0, grad_output)
 
 
 class Cast(Function):

@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, promote
 from minigrad.function import Function
 
 
@@ -92,6 +92,8 @@ class CrossEntropy(Function):
 
 class MSELoss(Function):
     """lossᵢ = (xᵢ - tᵢ)², or its mean or sum over all n;  ∂x = 2 (x - t) · ∂loss (/ n),  ∂t = -∂x.  Saves x - t."""
+
+    promote = staticmethod(promote)
 
     def forward(self, x: Array, target: Array, *, reduction: str) -> Array:
         checks.floating(x, "mse_loss")

@@ -15,10 +15,13 @@ The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whate
 """
 
 from math import prod
+from threading import Lock
 
 from minigrad import checks
 from minigrad.backend import Array, array_module
 from minigrad.function import Function
+
+_running_lock = Lock()
 
 
 def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
@@ -122,10 +125,11 @@ class BatchNorm(Function):
             if n < 2:
                 raise ValueError(f"batch_norm: training needs more than one value per channel, got shape {x.shape}")
             self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps)
-            if running_mean is not None:
-                running_mean += momentum * (mean.reshape(C) - running_mean)
-            if running_var is not None:
-                running_var += momentum * (var.reshape(C) * (n / (n - 1)) - running_var)
+            with _running_lock:  # two threads may train one model
+                if running_mean is not None:
+                    running_mean += momentum * (mean.reshape(C) - running_mean)
+                if running_var is not None:
+                    running_var += momentum * (var.reshape(C) * (n / (n - 1)) - running_var)
         else:
             if running_mean is None or running_var is None:
                 raise ValueError("batch_norm: outside training, running_mean and running_var must be given")

@@ -101,13 +101,24 @@ class Amax(_Reduction):
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         n = self.reduces(x, axis, keepdims)
         if n == 0:
-            raise ValueError(f"amax: no largest value among none: axes {self.axes} of shape {x.shape} are empty")
-        self.x, self.y = x, x.max(axis=self.axes, keepdims=True)
+            name = type(self).__name__.lower()
+            raise ValueError(f"{name}: no extreme value among none: axes {self.axes} of shape {x.shape} are empty")
+        self.x, self.y = x, self.extreme(x)
         return self.lowered(self.y)
 
+    def extreme(self, x: Array) -> Array:
+        return x.max(axis=self.axes, keepdims=True)
+
     def backward(self, grad_output: Array) -> Array:
-        largest = (self.x == self.y).astype(grad_output.dtype)
-        return self.lifted(grad_output) / largest.sum(axis=self.axes, keepdims=True) * largest
+        reached = (self.x == self.y).astype(grad_output.dtype)
+        return self.lifted(grad_output) / reached.sum(axis=self.axes, keepdims=True) * reached
+
+
+class Amin(Amax):
+    """y = minᵢ xᵢ;  the gradient as in Amax."""
+
+    def extreme(self, x: Array) -> Array:
+        return x.min(axis=self.axes, keepdims=True)
 
 
 class LogSumExp(_Reduction):

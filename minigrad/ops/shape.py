@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from operator import index
 
 from minigrad import checks
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, promote
 from minigrad.function import Function
 
 
@@ -65,6 +66,8 @@ class Expand(Function):
 class Cat(Function):
     """Join arrays end to end along `axis`; each takes its own stretch of the gradient.  Saves the ends."""
 
+    promote = staticmethod(promote)
+
     def forward(self, *xs: Array, axis: int) -> Array:
         if not xs:
             raise ValueError("cat: needs at least one tensor, got an empty list")
@@ -88,7 +91,7 @@ class Roll(Function):
     """yᵢ = x₍ᵢ₋ₛ₎ mod n along each named axis; the gradient rolls back by -s.  `axes` None: over the flat array."""
 
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
-        self.shifts = (shifts,) if isinstance(shifts, int) else tuple(shifts)
+        self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
         self.axes = None if axes is None else tuple(
             checks.one_axis(a, x.ndim, "roll") for a in (axes if isinstance(axes, Sequence) else (axes,))
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ class Optimizer:
         params: Tensors, or groups: `{"params": [...], "lr": ..., ...}`, where what a group leaves out is the default.
         defaults: the settings, by name.
     """
+
+    memory: ClassVar[tuple[str, ...]] = ()  # the names of what `update` keeps for each parameter
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         entries: list[Any] = list(params)
@@ -60,7 +62,10 @@ class Optimizer:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """The memory of every parameter as arrays, named `GROUP.NUMBER.NAME`, and each group's rate as `GROUP.lr`."""
+        """The memory of every parameter as arrays, named `GROUP.NUMBER.NAME`, and each group's rate as `GROUP.lr`.
+
+        They are the live arrays: copy them, or save them, before the next step.
+        """
         arrays = {}
         for g, (group, states) in enumerate(zip(self.param_groups, self.state, strict=True)):
             arrays[f"{g}.lr"] = np.asarray(group["lr"])
@@ -75,7 +80,7 @@ class Optimizer:
         Raises:
             ValueError: it is the state of other parameters. Nothing has been loaded then.
         """
-        rates = [group["lr"] for group in self.param_groups]
+        rates: list[Any] = [None] * len(self.param_groups)
         fresh: list[list[dict[str, Any]]] = [[{} for _ in states] for states in self.state]
         for key, value in state_dict.items():
             g, *rest = key.split(".")
@@ -85,12 +90,16 @@ class Optimizer:
                     continue
                 i, name = rest
                 parameter = self.param_groups[int(g)]["params"][int(i)]
+                if name not in self.memory:
+                    raise ValueError(f"{type(self).__name__} keeps {', '.join(self.memory)}")
                 if value.dtype.kind != "i" and value.shape != parameter.shape:
                     raise ValueError(f"it has shape {value.shape}, the parameter {parameter.shape}")
             except (IndexError, ValueError) as error:
                 raise ValueError(f"{type(self).__name__}: {key!r} does not fit these parameters: {error}") from error
             counts = value.dtype.kind == "i"
             fresh[int(g)][int(i)][name] = value.item() if counts else to_device(value.copy(), parameter.device)
+        if None in rates:
+            raise ValueError(f"{type(self).__name__}: this state lacks the rate of a group: it is of other parameters")
         self.state = fresh
         for group, rate in zip(self.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -102,8 +111,10 @@ class SGD(Optimizer):
     With `nesterov`, x <- x - lr · (g + momentum · v).  Sutskever et al. 2013.
     """
 
+    memory = ("v",)
+
     def __init__(
-        self, params: Any, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0, nesterov: bool = False
+        self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
         _not_negative("SGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and not momentum:
@@ -130,6 +141,8 @@ class AdamW(Optimizer):
     m <- β₁ m + (1 - β₁) g,    v <- β₂ v + (1 - β₂) g²
     x <- (1 - lr · weight_decay) x - lr · m̂ / (√v̂ + eps),    m̂ = m / (1 - β₁ᵗ),   v̂ = v / (1 - β₂ᵗ)
     """
+
+    memory = ("step", "m", "v")
 
     def __init__(
         self,
@@ -165,7 +178,7 @@ class AdamW(Optimizer):
         x -= denominator
 
 
-def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
     """Scale all gradients, in place, so that their common Euclidean norm is at most `max_norm`.
 
     Returns:
@@ -173,6 +186,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
+    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     grads = [p.grad.data for p in parameters if p.grad is not None]
     total = sqrt(sum(float((g * g).sum(dtype=np.float64)) for g in grads))
     if np.isfinite(total) and total > max_norm:

@@ -134,7 +134,7 @@ def test_sizes_that_do_not_divide_are_explained(overrides, message):
 
 
 def test_images_of_another_size_are_explained():
-    with pytest.raises(ValueError, match=r"takes images of shape \(N, 3, 32, 32\), got \(1, 3, 40, 40\)"):
+    with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\), got \(1, 3, 40, 40\)"):
         small()(Tensor(np.zeros((1, 3, 40, 40), np.float32)))
 
 

@@ -130,7 +130,7 @@ class TestInit:
         w = nn.Parameter(np.empty((400, 300), np.float32))
         assert abs(init.xavier_uniform_(w).data.std() - (2 / 700) ** 0.5) < 1e-3
         assert abs(w.data).max() <= (6 / 700) ** 0.5
-        assert abs(init.kaiming_normal_(w, "fan_out").data.std() - (2 / 400) ** 0.5) < 1e-3
+        assert abs(init.kaiming_normal_(w, mode="fan_out").data.std() - (2 / 400) ** 0.5) < 1e-3
         assert abs(init.lecun_normal_(w).data.std() - (1 / 300) ** 0.5) < 1e-3
         assert abs(w.data).max() <= 2 * (1 / 300) ** 0.5 / 0.8796256610342398 * (1 + 1e-6)
         assert abs(init.trunc_normal_(w, 1, 2, 0, 2).data.mean() - 1) < 0.02 and 0 <= w.data.min() <= w.data.max() <= 2

@@ -84,7 +84,7 @@ def test_errors_teach():
         a + b
     with pytest.raises(ValueError, match=r"where: shapes \(2, 3\) and \(2, 3\) and \(2,\) do not broadcast"):
         minigrad.where(a > 0, a, b)
-    with pytest.raises(TypeError, match="where: the condition must be boolean, got float64; compare first"):
+    with pytest.raises(TypeError, match="where: the condition must be a Tensor of bool, got float64; compare first"):
         minigrad.where(a, a, a)
     with pytest.raises(ValueError, match="clamp: needs a min, a max, or both"):
         a.clamp()

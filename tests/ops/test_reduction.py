@@ -21,7 +21,7 @@ def test_reductions_of_nothing():
     np.testing.assert_array_equal(x.var(0).data, np.full(3, NAN))
     np.testing.assert_array_equal(x.logsumexp(0).data, np.full(3, -INF))
     assert x.amax(1).shape == (0,)
-    with pytest.raises(ValueError, match=r"amax: no largest value among none: axes \(0,\) of shape \(0, 3\) are"):
+    with pytest.raises(ValueError, match=r"amax: no extreme value among none: axes \(0,\) of shape \(0, 3\) are"):
         x.amax(0)
 
 

@@ -25,7 +25,7 @@ def run(optimizer, params, steps, seed=1):
 def test_sgd_follows_its_formula(momentum, nesterov):
     params, lr, decay = parameters(), 0.1, 0.01
     expected, velocity = [p.data.copy() for p in params], [None] * 3
-    run(optim.SGD(params, lr, momentum, decay, nesterov), params, 5)
+    run(optim.SGD(params, lr, momentum, weight_decay=decay, nesterov=nesterov), params, 5)
     rng = np.random.default_rng(1)
     for _ in range(5):
         for i, x in enumerate(expected):
