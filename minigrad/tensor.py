@@ -83,9 +83,8 @@ class Tensor(Methods):
             edges.append(None)
         if not plain and function.promote is not None:
             arrays = function.promote(arrays)
-        for name, choice in choices.items():
-            if isinstance(choice, np.generic):
-                choices[name] = choice.item()  # a NumPy scalar would widen float32
+        if choices:
+            choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
         op = function()
         op.needs_input_grad = edges
         try:

@@ -39,9 +39,11 @@ class GELU(Function):
 
 
 class GELUTanh(Function):
-    """y = ½ x (1 + t), t = tanh u, u = √(2/π) (x + 0.044715 x³): within 5e-4 of the exact GELU.
+    """y = ½ x (1 + tanh u) = x · s,   s = σ(2u),   u = √(2/π) (x + 0.044715 x³): within 5e-4 of the exact GELU.
 
-    ∂x = ∂y · (½ (1 + t) + ½ x (1 - t²) u'),  u' = √(2/π) (1 + 3 · 0.044715 x²).
+        ∂x = ∂y · (s + x · s (1 - s) · 2u'),   u' = √(2/π) (1 + 3 · 0.044715 x²)
+
+    The form with σ is the same number, but does not cancel on the left, where tanh u is near -1.
 
     Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves that slope.
     """
@@ -49,10 +51,10 @@ class GELUTanh(Function):
     def forward(self, x: Array) -> Array:
         checks.floating(x, "gelu")
         scale, cubic = (2 / np.pi) ** 0.5, 0.044715
-        t = array_module(x).tanh(scale * (x + cubic * x * x * x))
+        s = special.sigmoid(2 * scale * (x + cubic * x * x * x))
         if any(self.needs_input_grad):
-            self.slope = 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * (scale * (1 + 3 * cubic * x * x))
-        return 0.5 * x * (1 + t)
+            self.slope = s + x * s * (1 - s) * (2 * scale * (1 + 3 * cubic * x * x))
+        return x * s
 
     def backward(self, grad_output: Array) -> Array:
         return grad_output * self.slope
