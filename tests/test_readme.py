@@ -1,0 +1,35 @@
+"""README is true: its examples run, and print what it says; the files it sends the reader to are there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_an_example_runs_and_prints_what_it_says(example, capsys):
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+
+
+def test_the_files_on_the_reading_list_exist():
+    rows = re.findall(r"^\| L\d \| (.*?) \|", TEXT, re.MULTILINE)
+    assert len(rows) >= 9
+    for row in rows:
+        folder = ROOT
+        for name in re.findall(r"`([\w/.]+)`", row):
+            path = ROOT / name if (ROOT / name).exists() else folder / name
+            assert path.exists(), name
+            folder = path.parent
+
+
+def test_no_file_of_the_package_is_left_out_of_the_reading_list():
+    listed = set(re.findall(r"`(?:\w+/)*([\w.]+?)/?`", "".join(re.findall(r"^\| L\d.*$", TEXT, re.MULTILINE))))
+    present = {
+        path.name for path in (ROOT / "minigrad").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert present - {"__init__.py"} <= listed
