@@ -82,6 +82,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)
             if edge is None or result is None:
                 continue
+            # Deliver: add `result` to what the node that made this input has received so far.
             target, shape, dtype = edge
             held = gradients.get(target)
             if type(result) is not ndarray:
@@ -95,7 +96,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = whole(result)
             fresh = result is not grad and result.base is None  # by the contract of Function, nobody else has it
-            if result.shape != shape:
+            if result.shape != shape:  # the input was broadcast; here, and nowhere else, that is undone
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
                 result, fresh = result.astype(dtype), True
