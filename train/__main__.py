@@ -147,7 +147,7 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
     add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
     add(how, "--aug", "random flips and shifted crops", action=argparse.BooleanOptionalAction, default=None)
-    add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 1))
+    add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
 
     where = parser.add_argument_group("where, and what comes out")
     add(where, "--device", "cpu, or cuda or cuda:N with the extra minigrad[cuda13]", metavar="NAME")

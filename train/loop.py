@@ -117,9 +117,7 @@ def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
 
     Decay keeps products of weights small; an offset or a scale has nothing to gain from it.
     """
-    spared = {"pos_embed", "cls_token"}
-    if hasattr(model, "no_weight_decay"):
-        spared |= set(model.no_weight_decay())
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         groups[parameter.ndim > 1 and name not in spared].append(parameter)
