@@ -57,7 +57,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--lr", "nan"], "--lr: must be a number above 0, got 'nan'"),
         (["--smoothing", "1"], "--smoothing: must be a number at least 0 and below 1, got '1'"),
         (["--drop-path", "-0.1"], "--drop-path: must be a number at least 0 and below 1, got '-0.1'"),
-        (["--seed", "2147483648"], "--seed: must be from 0 to 2147483647"),
+        (["--seed", "2147483648"], "--seed: must be from 0 to 2147483646"),
         (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:N"'),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),

@@ -33,6 +33,9 @@ class Small(nn.Module):
         self.drop = nn.Dropout(0.1)
         self.head = nn.Linear(64, 10)
 
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
     def forward(self, x):
         return self.head(self.drop(self.norm(functional.relu(self.conv(x + self.pos_embed)).flatten(1))))
 
