@@ -42,9 +42,15 @@ class Mul(Function):
     broadcasts = True
     promote = staticmethod(promote)
 
+    a: Array | None = None
+    b: Array | None = None
+
     def forward(self, a: Array, b: Array) -> Array:
         want_a, want_b = self.needs_input_grad
-        self.a, self.b = a if want_b else None, b if want_a else None
+        if want_a:
+            self.b = b
+        if want_b:
+            self.a = a
         return a * b
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
