@@ -10,11 +10,21 @@ from minigrad.backend import Array, array_module, device_of, promote, promote_to
 from minigrad.function import Function
 
 
-class Add(Function):
-    """y = a + b;  ∂a = ∂y,  ∂b = ∂y.  Saves nothing."""
+class _Binary(Function):
+    """Two operands, which broadcast and are brought to one dtype."""
 
     broadcasts = True
     promote = staticmethod(promote)
+
+
+class _Analytic(Function):
+    """A function of real numbers: integers become float32."""
+
+    promote = staticmethod(promote_to_float)
+
+
+class Add(_Binary):
+    """y = a + b;  ∂a = ∂y,  ∂b = ∂y.  Saves nothing."""
 
     def forward(self, a: Array, b: Array) -> Array:
         return a + b
@@ -23,11 +33,8 @@ class Add(Function):
         return grad_output, grad_output
 
 
-class Sub(Function):
+class Sub(_Binary):
     """y = a - b;  ∂a = ∂y,  ∂b = -∂y.  Saves nothing."""
-
-    broadcasts = True
-    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         return a - b
@@ -36,11 +43,8 @@ class Sub(Function):
         return grad_output, -grad_output if self.needs_input_grad[1] else None
 
 
-class Mul(Function):
+class Mul(_Binary):
     """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves a factor only if the other one's gradient is wanted."""
-
-    broadcasts = True
-    promote = staticmethod(promote)
 
     a: Array | None = None
     b: Array | None = None
@@ -60,11 +64,10 @@ class Mul(Function):
         )
 
 
-class Div(Function):
+class Div(_Binary):
     """y = a / b;  ∂a = ∂y / b,  ∂b = -∂y · y / b.  Saves b, and y if ∂b is wanted."""
 
-    broadcasts = True
-    promote = staticmethod(promote_to_float)
+    promote = staticmethod(promote_to_float)  # a quotient of integers is no integer
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a / b
@@ -86,14 +89,11 @@ class Neg(Function):
         return -grad_output
 
 
-class Pow(Function):
+class Pow(_Binary):
     """y = aᵇ;  ∂a = ∂y · b · aᵇ⁻¹ (0 where b = 0),  ∂b = ∂y · y · ln a (0 where a = 0 and b ≥ 0).
 
     Saves a and b, and y if ∂b is wanted.
     """
-
-    broadcasts = True
-    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a**b
@@ -114,10 +114,8 @@ class Pow(Function):
         return grad_a, grad_b
 
 
-class Exp(Function):
+class Exp(_Analytic):
     """y = eˣ;  ∂x = ∂y · y.  Saves y."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).exp(x)
@@ -127,10 +125,8 @@ class Exp(Function):
         return grad_output * self.y
 
 
-class Log(Function):
+class Log(_Analytic):
     """y = ln x;  ∂x = ∂y / x.  Saves x."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.x = x
@@ -140,10 +136,8 @@ class Log(Function):
         return grad_output / self.x
 
 
-class Sqrt(Function):
+class Sqrt(_Analytic):
     """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).sqrt(x)
@@ -164,10 +158,8 @@ class Abs(Function):
         return grad_output * array_module(grad_output).sign(self.x)
 
 
-class Tanh(Function):
+class Tanh(_Analytic):
     """y = tanh x;  ∂x = ∂y · (1 - y²).  Saves y."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).tanh(x)
@@ -177,10 +169,8 @@ class Tanh(Function):
         return grad_output * (1 - self.y * self.y)
 
 
-class Sigmoid(Function):
+class Sigmoid(_Analytic):
     """y = σ(x) = 1 / (1 + e⁻ˣ);  ∂x = ∂y · y · (1 - y).  Saves y."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.y = special.sigmoid(x)
@@ -190,10 +180,8 @@ class Sigmoid(Function):
         return grad_output * (self.y * (1 - self.y))
 
 
-class Erf(Function):
+class Erf(_Analytic):
     """y = erf x = 2/√π · ∫₀ˣ exp(-t²) dt;  ∂x = ∂y · 2/√π · exp(-x²).  Saves x."""
-
-    promote = staticmethod(promote_to_float)
 
     def forward(self, x: Array) -> Array:
         self.x = x
@@ -203,11 +191,8 @@ class Erf(Function):
         return grad_output * (2 / np.pi**0.5 * array_module(grad_output).exp(-self.x * self.x))
 
 
-class Maximum(Function):
+class Maximum(_Binary):
     """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.  Saves where."""
-
-    broadcasts = True
-    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         self.first, self.tie = a > b, a == b

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from minigrad.backend import Array, gemm
+from minigrad.backend import Array, gemm, promote
 from minigrad.function import Function
 
 
@@ -13,6 +13,8 @@ class MatMul(Function):
 
     Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves a and b, each only if the other's gradient is wanted.
     """
+
+    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         if not a.ndim or not b.ndim or a.shape[-1] != b.shape[0 if b.ndim == 1 else -2]:
