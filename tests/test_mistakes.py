@@ -21,7 +21,7 @@ INTS = Tensor([1, 2, 3])
         lambda: F.mse_loss(X32, INTS), lambda: minigrad.where(INTS > 1, 1.0, 0.0), lambda: X32.clamp(min=np.float64(0)),
         lambda: F.layer_norm(X32, 3, eps=np.float64(1e-5)), lambda: nn.DropPath(np.linspace(0, 0.1, 3)[1])(X32),
         lambda: F.dropout(X32, np.float64(0.5)), lambda: X32.maximum(INTS), lambda: X32**INTS,
-        lambda: X32 @ INTS,
+        lambda: X32 @ INTS, lambda: F.cross_entropy(X32, Tensor(np.array([0.2, 0.3, 0.5]))),
     ],
 )  # fmt: skip
 def test_float32_never_becomes_float64_by_accident(result):

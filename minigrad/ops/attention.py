@@ -38,10 +38,12 @@ class ScaledDotProductAttention(Function):
                 raise ValueError("attention: give a mask or is_causal=True, not both")
             mask = xp.tri(L, S, dtype=bool)
         if mask is not None:
-            if mask.dtype != bool and mask.dtype.kind != "f":
+            if mask.dtype == bool:
+                scores = xp.where(mask, scores, -xp.inf)
+            elif mask.dtype.kind == "f":
+                scores = scores + mask.astype(scores.dtype, copy=False)
+            else:
                 raise TypeError(f"attention: a mask holds booleans, or floats to be added, got {mask.dtype}")
-            bias = mask.astype(scores.dtype, copy=False)
-            scores = xp.where(mask, scores, -xp.inf) if mask.dtype == bool else scores + bias
         self.probs = _softmax(scores)
         self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
         if dropout_p:

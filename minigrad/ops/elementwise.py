@@ -192,7 +192,10 @@ class Erf(_Analytic):
 
 
 class Maximum(_Binary):
-    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.  Saves where."""
+    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.
+
+    Saves where a is first, and where they tie.
+    """
 
     def forward(self, a: Array, b: Array) -> Array:
         self.first, self.tie = a > b, a == b
@@ -205,7 +208,10 @@ class Maximum(_Binary):
 
 
 class Minimum(Maximum):
-    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.  Saves where."""
+    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.
+
+    Saves where a is first, and where they tie.
+    """
 
     def forward(self, a: Array, b: Array) -> Array:
         self.first, self.tie = a < b, a == b

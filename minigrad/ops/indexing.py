@@ -12,7 +12,8 @@ from minigrad.function import Function, Partial
 class GetItem(Function):
     """y = x[index], with NumPy's rules: slices, integers, None, Ellipsis, boolean masks, arrays of integers.
 
-    ∂x[index] = ∂y; an entry that an index array names several times receives the sum.  Saves the index.
+    ∂x[index] = ∂y; an entry that an index array names several times receives the sum.  Saves the index, which must be
+    the op's own: arrays, not lists, and written to by nobody.
     """
 
     def forward(self, x: Array, *, index: Any) -> Array:
@@ -21,15 +22,14 @@ class GetItem(Function):
 
     def backward(self, grad_output: Array) -> Partial:
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        arrays = [np.asarray(part) if isinstance(part, list) else part for part in parts]
-        integers = [a for a in arrays if hasattr(a, "dtype") and a.ndim and a.dtype != bool]
+        integers = [part for part in parts if getattr(part, "ndim", 0) and part.dtype != bool]
         return Partial(grad_output, self.index, repeats=bool(integers))
 
 
 def steps(index: Any) -> list[Any]:
     """An index in which integers stand beside arrays as two: integers, slices and None first, the arrays after."""
     parts = index if isinstance(index, tuple) else (index,)
-    arrays = [isinstance(part, list) or getattr(part, "ndim", 0) > 0 for part in parts]
+    arrays = [getattr(part, "ndim", 0) > 0 for part in parts]
     integers = [isinstance(part, int | np.integer) and not isinstance(part, bool) for part in parts]
     if not (any(arrays) and any(integers)):
         return [index]
@@ -37,8 +37,7 @@ def steps(index: Any) -> list[Any]:
     second: list[Any] = []
     for part, is_array, is_integer in zip(parts, arrays, integers, strict=True):
         if is_array:
-            mask = np.asarray(part) if isinstance(part, list) else part
-            first += [slice(None)] * (mask.ndim if mask.dtype == bool else 1)  # a mask covers as many axes as it has
+            first += [slice(None)] * (part.ndim if part.dtype == bool else 1)  # a mask covers as many axes as it has
             second.append(part)
         else:
             first.append(part)

@@ -42,7 +42,7 @@ class CrossEntropy(Function):
         self.kept = 1 - label_smoothing
 
         indices = target.dtype.kind in "iu"
-        q = self._one_hot(x, target, ignore_index) if indices else target
+        q = self._one_hot(x, target, ignore_index) if indices else target.astype(x.dtype, copy=False)
         if q.shape != x.shape:
             raise ValueError(f"cross_entropy: probabilities must have the shape of the input {x.shape}, got {q.shape}")
         self.Q = self.class_weight * (self.kept * q + label_smoothing / C)
