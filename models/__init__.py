@@ -1,6 +1,7 @@
 """L6: the models, each in one file that reads in its paper's order."""
 
-from models import vit
+from models import convnext, hybrid, swin, vit
+from models.model import ImageModel, param_groups
 from models.registry import create_model, list_models
 
-__all__ = ["create_model", "list_models", "vit"]
+__all__ = ["ImageModel", "convnext", "create_model", "hybrid", "list_models", "param_groups", "swin", "vit"]

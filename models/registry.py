@@ -2,20 +2,19 @@
 
 import difflib
 import inspect
-from collections.abc import Callable
 from fnmatch import fnmatch
 from typing import Any
 
-from minigrad import nn
+from models.model import ImageModel
 
-_MODELS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {}
+_MODELS: dict[str, tuple[type[ImageModel], dict[str, Any]]] = {}
 
 
-def register(name: str, build: Callable[..., nn.Module], **config: Any) -> None:
-    """Let `create_model(name)` call `build(**config)`."""
+def register(name: str, cls: type[ImageModel], **config: Any) -> None:
+    """Let `create_model(name)` make `cls(**config)`."""
     if name in _MODELS:
         raise ValueError(f"two models are called {name!r}")
-    _MODELS[name] = (build, config)
+    _MODELS[name] = (cls, config)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -23,7 +22,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> ImageModel:
     """A freshly initialised model; `num_classes`, `img_size`, `in_chans`, `drop_path_rate` and the other arguments of
     its class may be given to override the named configuration.
 
@@ -31,12 +30,38 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
         ValueError: there is no model of this name.
         TypeError: the model has no such argument.
     """
-    if name not in _MODELS:
-        close = ", ".join(difflib.get_close_matches(name, _MODELS, n=3))
-        raise ValueError(f"there is no model {name!r}; " + (f"did you mean {close}?" if close else "see list_models()"))
-    build, config = _MODELS[name]
-    known = inspect.signature(build).parameters
+    known = model_arguments(name)
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
-    return build(**(config | overrides))
+    cls, config = _MODELS[name]
+    return cls(**(config | overrides))
+
+
+def model_class(name: str) -> type[ImageModel]:
+    """The class of a model.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
+    if name not in _MODELS:
+        close = ", ".join(difflib.get_close_matches(name, _MODELS, n=3))
+        raise ValueError(f"there is no model {name!r}; " + (f"did you mean {close}?" if close else "see list_models()"))
+    return _MODELS[name][0]
+
+
+def model_arguments(name: str) -> dict[str, Any]:
+    """Every argument that a model takes, and the value that `create_model(name)` gives it.
+
+    Where a class passes `**others` on, the arguments of its base are meant too.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
+    found: dict[str, Any] = {}
+    for cls in inspect.getmro(model_class(name)):
+        parameters = inspect.signature(cls).parameters.values()
+        found = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return found | _MODELS[name][1]

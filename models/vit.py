@@ -11,39 +11,50 @@ Parameters have the names of timm's port, so that its checkpoints load as they a
 N patches; L = N + 1 tokens; D numbers a token.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 
 import minigrad
+from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad import nn
 from minigrad.nn import init
-from minigrad.tensor import Tensor
+from models.model import ImageModel, Size, drop_path_rates, image_size
 from models.registry import register
 
 
 class PatchEmbed(nn.Module):
     """Cut the image into P x P patches, and map each to D numbers: a convolution whose stride is its kernel."""
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        if img_size < patch_size or img_size % patch_size:
-            raise ValueError(
-                f"ViT: patch_size must divide img_size, got {patch_size} and {img_size}; "
-                f"the next size that fits is {-(-img_size // patch_size) * patch_size}"
-            )
-        self.img_size, self.in_chans = img_size, in_chans
-        self.num_patches = (img_size // patch_size) ** 2
+    def __init__(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.set_input_size(img_size)
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1:] != (self.in_chans, self.img_size, self.img_size):
+    def set_input_size(self, img_size: Size) -> None:
+        """Take images of this size from now on."""
+        P, (H, W) = self.patch_size, image_size(img_size)
+        if H < P or W < P or H % P or W % P:
             raise ValueError(
-                f"ViT: this model takes images of shape (B, {self.in_chans}, {self.img_size}, {self.img_size}), "
-                f"got {x.shape}: resize them, or create the model with img_size=..."
+                f"ViT: patch_size must divide img_size, got {P} and {H} x {W}; "
+                f"the next size that fits is {-(-H // P) * P} x {-(-W // P) * P}"
             )
+        self.img_size, self.grid_size = (H, W), (H // P, W // P)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.in_chans, self.img_size)
         x = self.proj(x)  # (B, C, H, W) -> (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # -> (B, N, D), the patches row by row
+
+
+def check_images(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
+    """Refuse images that the position embedding was not made for."""
+    if x.shape[1:] != (in_chans, *img_size):
+        raise ValueError(
+            f"ViT: this model takes images of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {x.shape}: "
+            "resize them, create the model with img_size=..., or call model.set_input_size(...)"
+        )
 
 
 class Attention(nn.Module):
@@ -60,13 +71,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, each (B, heads, L, D_h). The rows of qkv.weight are q of all heads, then k, then v."""
         B, L, D = x.shape
         qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        x = x.transpose(1, 2).reshape(B, L, D)  # (B, heads, L, D_h) -> (B, L, D)
-        return self.proj_drop(self.proj(x))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(x)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(x.shape)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
+        return self.proj_drop(self.proj(y))
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """A, which the forward does not keep: (B, heads, L, L)."""
+        q, k, _ = self.heads(x)
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
 
 
 class Mlp(nn.Module):
@@ -104,6 +124,10 @@ class Block(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much each token of this block's input looks at each other one: (B, heads, L, L)."""
+        return self.attn.probabilities(self.norm1(x))
+
 
 class PreLogits(nn.Module):
     """tanh(y W + b), between the encoder and the head: the paper has it in pre-training (section 3.2)."""
@@ -115,11 +139,11 @@ class PreLogits(nn.Module):
         return self.fc(x).tanh()
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(ImageModel):
     """ViT.
 
     Args:
-        img_size: height and width of the images.
+        img_size: height and width of the images, or one number for both.
         patch_size: P; it must divide `img_size`.
         in_chans: channels of the images.
         num_classes: outputs of the head; 0: no head, the model returns the representation.
@@ -129,14 +153,17 @@ class VisionTransformer(nn.Module):
         mlp_ratio: hidden width of the MLP over `embed_dim`.
         qkv_bias: whether queries, keys and values have a bias.
         representation_size: width of the pre-logits layer; None: there is none.
+        global_pool: what the head reads: "token", the class token, as in the paper; "avg", the mean of the patches,
+            normalised after it and not before; "", every token, so that the logits are (B, L, num_classes).
         drop_rate: dropout after the position embedding and after every dense layer but qkv.
         attn_drop_rate: dropout on the attention probabilities.
         drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+        embed_layer: makes the module that turns images into N tokens.
     """
 
     def __init__(
         self,
-        img_size: int = 224,
+        img_size: Size = 224,
         patch_size: int = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -146,24 +173,33 @@ class VisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         representation_size: int | None = None,
+        global_pool: Literal["token", "avg", ""] = "token",
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        embed_layer: Callable[..., Any] = PatchEmbed,
     ) -> None:
-        self.num_classes = num_classes
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        if global_pool not in ("token", "avg", ""):
+            raise ValueError(f'ViT: global_pool must be "token", "avg" or "", got {global_pool!r}')
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
+        self.num_features = representation_size or embed_dim
+        self.patch_embed = embed_layer(img_size, patch_size, in_chans, embed_dim)
+        self.img_size = self.patch_embed.img_size
+        tokens = 1 + self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
         self.cls_token = nn.Parameter(np.zeros((1, 1, embed_dim), np.float32))
-        self.pos_embed = nn.Parameter(np.empty((1, self.patch_embed.num_patches + 1, embed_dim), np.float32))
+        self.pos_embed = nn.Parameter(np.empty((1, tokens, embed_dim), np.float32))
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             [
                 Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, drop_path)
-                for drop_path in np.linspace(0, drop_path_rate, depth).tolist()
+                for drop_path in drop_path_rates(drop_path_rate, depth)
             ]
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        averaging = global_pool == "avg"
+        self.norm = nn.Identity() if averaging else nn.LayerNorm(embed_dim, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if averaging else nn.Identity()
         self.pre_logits = PreLogits(embed_dim, representation_size) if representation_size else nn.Identity()
-        self.head = nn.Linear(representation_size or embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head = self.make_head(num_classes)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -186,12 +222,40 @@ class VisionTransformer(nn.Module):
         if isinstance(self.pre_logits, PreLogits):
             init.lecun_normal_(self.pre_logits.fc.weight)
             init.zeros_(self.pre_logits.fc.bias)
-        if isinstance(self.head, nn.Linear):
-            init.zeros_(self.head.weight, self.head.bias)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """A head of zeros: every class is as likely at first."""
+        if not num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, num_classes)
+        init.zeros_(head.weight, head.bias)
+        return head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """As the paper fine-tunes (section 3.2): the whole pre-training head goes, and one linear layer comes."""
+        self.pre_logits, self.num_features = nn.Identity(), self.pos_embed.shape[-1]
+        super().reset_classifier(num_classes)
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Take images of another size from now on: the position embedding is resized to the new grid (section 3.2)."""
+        old = self.patch_embed.grid_size
+        self.patch_embed.set_input_size(img_size)
+        self.img_size = self.patch_embed.img_size
+        pos_embed = resample_pos_embed(self.pos_embed.detach(), old, self.patch_embed.grid_size)
+        self.pos_embed = nn.Parameter(pos_embed.data)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay should leave alone, besides biases and norms."""
+        """The embeddings: they are offsets, though their shapes are those of matrices."""
         return {"pos_embed", "cls_token"}
+
+    def sections(self) -> list[list[str]]:
+        stem = ["patch_embed", "cls_token", "pos_embed"]
+        return [stem, *([f"blocks.{i}"] for i in range(len(self.blocks)))]
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The patch tokens of (B, L, D) as an image (B, D, H', W')."""
+        B, _, D = x.shape
+        return x[:, 1:].transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to normalised tokens (B, L, D), the class token first: equations (1) to (3)."""
@@ -203,12 +267,28 @@ class VisionTransformer(nn.Module):
             x = block(x)
         return self.norm(x)
 
-    def forward_head(self, x: Tensor) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, L, D) to logits (B, num_classes): equation (4) and the head."""
-        return self.head(self.pre_logits(x[:, 0]))
+        if self.global_pool:
+            x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
+        x = self.pre_logits(self.fc_norm(x))
+        return x if pre_logits else self.head(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+
+def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True) -> Tensor:
+    """Position embeddings (1, 1 + h·w, D) for another grid, by bicubic interpolation; the class token's stays.
+
+    Conventions differ: this is timm's. Without `antialias` it is Hugging Face's.
+    """
+    if pos_embed.shape[1] != 1 + old[0] * old[1]:
+        raise ValueError(f"a {old[0]} x {old[1]} grid has {1 + old[0] * old[1]} positions, got {pos_embed.shape}")
+    if old == new:
+        return pos_embed
+    D = pos_embed.shape[-1]
+    grid = pos_embed[:, 1:].reshape(1, *old, D).permute(0, 3, 1, 2)  # (1, h·w, D) -> (1, D, h, w)
+    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
+    grid = grid.flatten(2).transpose(1, 2)  # (1, D, h', w') -> (1, h'·w', D)
+    return minigrad.cat([pos_embed[:, :1], grid], dim=1)
 
 
 # The sizes of table 1 of the paper, and Ti and S of Steiner et al. 2021, arXiv:2106.10270.

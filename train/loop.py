@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from minigrad.backend import Array
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
 from minigrad.random import Generator
+from models.model import param_groups
 from train.batches import augment, batches, normalize
 from train.dataset import Dataset
 from train.errors import InputError
@@ -30,7 +30,7 @@ class Trainer:
     def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
         self.model, self.dataset, self.settings = model, dataset, settings
         self.parameters = list(model.parameters())
-        self.optimizer = AdamW(param_groups(model, settings.weight_decay), lr=settings.lr)
+        self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
         self.lr = 0.0  # of the last step
         self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
@@ -110,18 +110,6 @@ class Trainer:
     def inputs(self, images: Array) -> Tensor:
         """What the model takes."""
         return Tensor(normalize(images, self.dataset.mean, self.dataset.std))
-
-
-def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: what decays, and what must not: biases, norms, position embeddings, the class token.
-
-    Decay keeps products of weights small; an offset or a scale has nothing to gain from it.
-    """
-    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        groups[parameter.ndim > 1 and name not in spared].append(parameter)
-    return [{"params": groups[True], "weight_decay": weight_decay}, {"params": groups[False], "weight_decay": 0.0}]
 
 
 def _correct(logits: Tensor, labels: Array) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from minigrad.backend import to_device
 from minigrad.engine import mode
 from minigrad.methods import target
+from minigrad.nn.checkpoint import Checkpoint
 from minigrad.tensor import Tensor
 
 
@@ -28,27 +29,35 @@ class Module:
 
     Whatever Parameter, Buffer or Module is assigned to an attribute is found again, in the order of assignment, by
     `parameters`, `state_dict` and the others. Names are joined by dots: `blocks.0.attn.qkv.weight`.
+
+    A module that is `checkpointing` keeps none of its activations, and makes them again in backward. It takes one
+    Tensor and returns one.
     """
 
     training: bool = True
+    checkpointing: bool = False
 
     def forward(self, *inputs: Any, **choices: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs: Any, **choices: Any) -> Any:
         """Run `forward`, then the hooks on it."""
+        forward = self._checkpointed if self.checkpointing and mode.grad_enabled else self.forward
         if mode.guard is None:
-            output = self.forward(*inputs, **choices)
+            output = forward(*inputs, **choices)
         else:
             mode.guard.path.append(self)
             try:
-                output = self.forward(*inputs, **choices)
+                output = forward(*inputs, **choices)
             finally:
                 mode.guard.path.pop()
         for hook in self.__dict__.get("_forward_hooks", ()):
             replaced = hook(self, inputs, output)
             output = output if replaced is None else replaced
         return output
+
+    def _checkpointed(self, x: Tensor) -> Tensor:
+        return Tensor.apply(Checkpoint, x, *self.parameters(), module=self)
 
     def register_forward_hook(self, hook: Callable[["Module", tuple[Any, ...], Any], Any]) -> Callable[[], None]:
         """Call `hook(module, inputs, output)` after each forward; what it returns, unless None, is the new output.

@@ -1,0 +1,36 @@
+"""L5: gradient checkpointing: memory for time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
+
+from typing import Any
+
+from minigrad.backend import Array
+from minigrad.engine import enable_grad, no_grad
+from minigrad.function import Function
+from minigrad.random import Generator, default_generator, use_generator
+from minigrad.tensor import Tensor
+
+
+class Checkpoint(Function):
+    """y = module(x), of which nothing is kept but x. Backward runs the forward again, this time recorded, and walks
+    back through that: one more forward in time, and the activations of one module at a time in memory.
+
+    It is the one op that knows Tensors, as it holds a graph of its own. The parameters are inputs so that the op is
+    recorded even where x wants no gradient; theirs arrive through the inner graph. Random numbers are drawn again from
+    the same place in the stream, so dropout drops the same numbers. (A running mean would be moved twice.)
+
+    Saves x, and the state of the generator.
+    """
+
+    def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
+        generator = default_generator()
+        self.x, self.module, self.state = x, module, (generator.seed, generator.draws)
+        with no_grad():
+            y: Tensor = module.forward(Tensor(x))
+        return y.data
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        want_x, *others = self.needs_input_grad
+        x = Tensor(self.x, requires_grad=want_x is not None)
+        with enable_grad(), use_generator(Generator(*self.state)):
+            y = self.module.forward(x)
+        y.backward(Tensor(grad_output))
+        return None if x.grad is None else x.grad.data, *(None for _ in others)

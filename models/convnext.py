@@ -1,0 +1,185 @@
+"""L6: ConvNeXt.  Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
+
+A ResNet-50, modernised step by step until it is as good as a Swin Transformer of its size, and still nothing but
+convolutions. `models/roadmap.py` walks those steps; this file is where they arrive (section 2.6 and figure 4):
+
+    stem                  4 x 4 convolution of stride 4: patches, as in ViT
+    four stages           of blocks on C, 2C, 4C and 8C channels, with depths such as (3, 3, 9, 3)
+    between two stages    a 2 x 2 convolution of stride 2
+    a block               depthwise 7 x 7 → LayerNorm → C to 4C → GELU → 4C to C → layer scale, added to its input
+
+Depthwise, a channel looks around in space and at no other channel; the two linear layers mix channels and do not look
+around. A transformer's block is made of the same two halves.
+
+Parameters have the names of the authors' code, https://github.com/facebookresearch/ConvNeXt. Axes: B images; C channels
+of H x W pixels.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from minigrad.nn import init
+from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.registry import register
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of an image: every pixel by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x.permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
+        return x.permute(0, 3, 1, 2)  # -> (B, C, H, W)
+
+
+class Block(nn.Module):
+    """y = x + γ ⊙ MLP(LN(dwconv(x))), with γ a scale for each channel that starts near zero (Touvron et al. 2021,
+    arXiv:2103.17239): at first the block is almost the identity, and a deep stack of them trains."""
+
+    def __init__(self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: float) -> None:
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, int(mlp_ratio * dim))  # a 1 x 1 ("pointwise") convolution, channels-last
+        self.pwconv2 = nn.Linear(int(mlp_ratio * dim), dim)
+        self.gamma = nn.Parameter(np.full(dim, layer_scale, np.float32))
+        self.drop_path = nn.DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
+        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        y = (self.gamma * y).permute(0, 3, 1, 2)  # -> (B, C, H, W)
+        return x + self.drop_path(y)
+
+
+class ConvNeXt(ImageModel):
+    """ConvNeXt.
+
+    Args:
+        img_size: the size of image it is meant for; larger and other ones work too.
+        in_chans: channels of the images.
+        num_classes: outputs of the head; 0: no head, the model returns normalised means of the channels.
+        depths: blocks in each stage.
+        dims: channels in each stage.
+        stem_size: kernel and stride of the first convolution; 4, or 2 for small images.
+        kernel_size: of the depthwise convolutions, an odd number.
+        mlp_ratio: hidden width of a block over its channels.
+        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+        layer_scale_init_value: where γ starts.
+        head_init_scale: factor on the head's first weights; the authors fine-tune with 0.001.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        depths: Sequence[int] = (3, 3, 9, 3),
+        dims: Sequence[int] = (96, 192, 384, 768),
+        stem_size: int = 4,
+        kernel_size: int = 7,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        head_init_scale: float = 1.0,
+    ) -> None:
+        if len(depths) != len(dims):
+            raise ValueError(f"ConvNeXt: depths and dims need one number for each stage, got {depths} and {dims}")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"ConvNeXt: kernel_size must be odd, so that a block keeps H and W; got {kernel_size}")
+        self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
+        self.num_features, self.depths = dims[-1], tuple(depths)
+        self.smallest = stem_size * 2 ** (len(dims) - 1)
+        self.head_init_scale = head_init_scale
+
+        stem = nn.Sequential(nn.Conv2d(in_chans, dims[0], stem_size, stride=stem_size), LayerNorm2d(dims[0], eps=1e-6))
+        self.downsample_layers = nn.ModuleList([stem])
+        for before, after in pairwise(dims):
+            halve = nn.Conv2d(before, after, kernel_size=2, stride=2)
+            self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=1e-6), halve))
+
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(
+                    *(Block(dim, kernel_size, mlp_ratio, next(rates), layer_scale_init_value) for _ in range(depth))
+                )
+                for dim, depth in zip(dims, depths, strict=True)
+            ]
+        )
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.init_weights()
+        self.head = self.make_head(num_classes)
+
+    def init_weights(self) -> None:
+        """Every weight N(0, 0.02), every bias 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        if not num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, num_classes)
+        init.trunc_normal_(head.weight, std=0.02 * self.head_init_scale)
+        init.zeros_(head.bias)
+        return head
+
+    def sections(self) -> list[list[str]]:
+        sections = [["downsample_layers.0"]]
+        for s, depth in enumerate(self.depths):
+            blocks = [[f"stages.{s}.{b}"] for b in range(depth)]
+            if s and blocks:
+                blocks[0].insert(0, f"downsample_layers.{s}")
+            sections += blocks
+        return sections
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of 4."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < self.smallest:
+            raise ValueError(
+                f"ConvNeXt: this model takes images (B, {self.in_chans}, H, W) of at least {self.smallest} x "
+                f"{self.smallest} pixels, got {x.shape}: enlarge them, or create the model with a smaller stem_size"
+            )
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = stage(downsample(x))
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, C, H, W) to logits (B, num_classes): the mean over the image, then LayerNorm, then the head."""
+        x = self.norm(x.mean((2, 3)))
+        return x if pre_logits else self.head(x)
+
+
+# T to XL are the paper's (section 3.1 and appendix); those below T are timm's.
+_SIZES: dict[str, dict[str, Any]] = {
+    "atto": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
+    "femto": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
+    "pico": {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
+    "nano": {"depths": (2, 2, 8, 2), "dims": (80, 160, 320, 640)},
+    "tiny": {"depths": (3, 3, 9, 3), "dims": (96, 192, 384, 768)},
+    "small": {"depths": (3, 3, 27, 3), "dims": (96, 192, 384, 768)},
+    "base": {"depths": (3, 3, 27, 3), "dims": (128, 256, 512, 1024)},
+    "large": {"depths": (3, 3, 27, 3), "dims": (192, 384, 768, 1536)},
+    "xlarge": {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)},
+}
+
+for _size, _config in _SIZES.items():
+    register(f"convnext_{_size}", ConvNeXt, **_config)
+    if _size in ("tiny", "small", "base", "large", "xlarge"):
+        register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
+
+# For images of 32 x 32 in ten classes: a stem of 2 x 2 leaves maps of 16, 8, 4 and 2 pixels a side.
+for _name, _size in {
+    "convnext_atto_cifar": "atto",
+    "convnext_femto_cifar": "femto",
+    "convnext_mid_cifar": "pico",
+}.items():
+    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **_SIZES[_size])

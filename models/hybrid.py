@@ -1,0 +1,251 @@
+"""L6: the hybrid, a Vision Transformer on the features of a ResNet.  Dosovitskiy et al. 2020, arXiv:2010.11929,
+section 3.1, "Hybrid architecture", and appendix B.2.
+
+The ResNet (He et al. 2015, arXiv:1512.03385) is changed in these ways, so that it trains and transfers with small
+batches (Kolesnikov et al. 2019, "Big Transfer", arXiv:1912.11370):
+
+    GroupNorm, of 32 groups, instead of BatchNorm
+    standardised convolutions: each filter gets mean 0 and variance 1 before use (Qiao et al. 2019, arXiv:1903.10520)
+    in R50+ViT-B/16, no stage 4; its three blocks go to stage 3, which then has nine: the map stays 14 x 14 at 224
+
+Every position of its last map is a patch, by a 1 x 1 convolution to D numbers. What follows is ViT as it is.
+
+Parameters have the names of timm's port. Convolutions pad as TensorFlow's "SAME" does, where the authors trained: with
+stride s the output has ⌈H / s⌉ rows, and an odd row of padding goes below.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from minigrad.nn import init
+from models.model import Size, image_size
+from models.registry import register
+from models.vit import VisionTransformer, check_images
+
+
+def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
+    """Images (B, C, H, W) with as much of a border that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
+    total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel_size - size, 0) for size in x.shape[2:])
+    if not (total_h or total_w):
+        return x
+    above, left = total_h // 2, total_w // 2
+    return F.pad(x, (left, total_w - left, above, total_h - above), value=value)
+
+
+class StdConv2d(nn.Conv2d):
+    """Convolution with standardised filters, ŵ = (w - μ) / √(σ² + 10⁻⁸), "SAME" padding and no bias.
+
+    (The authors' JAX code divides by σ + 10⁻⁵, which differs by about 10⁻⁴; timm's port, which runs their weights, is
+    followed here.)
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
+        self.kernel_size = kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_same(x, self.kernel_size, self.stride)  # type: ignore[arg-type]
+        return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride)
+
+
+class Stem(nn.Module):
+    """The first convolution. With stride 4, as in a ResNet: 7 x 7 of stride 2, then the largest of 3 x 3, again of
+    stride 2. With stride 1, for small images: 3 x 3, and no pooling."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
+        if stride not in (1, 4):
+            raise ValueError(f"hybrid: stem_stride must be 4, or 1 for small images, got {stride}")
+        self.pool = stride == 4
+        self.conv = StdConv2d(in_chans, out_chans, 7, stride=2) if self.pool else StdConv2d(in_chans, out_chans, 3)
+        self.norm = nn.GroupNorm(32, out_chans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        return F.max_pool2d(pad_same(x, 3, 2, value=-np.inf), 3, stride=2) if self.pool else x
+
+
+class Downsample(nn.Module):
+    """The shortcut of a stage's first block, where the channels change: a 1 x 1 convolution and GroupNorm."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
+        self.conv = StdConv2d(in_chans, out_chans, 1, stride)
+        self.norm = nn.GroupNorm(32, out_chans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    """Down to a quarter of the channels, look around, and up again, added to the input; the stride is in the middle."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int, first: bool) -> None:
+        mid_chans = out_chans // 4
+        self.downsample = Downsample(in_chans, out_chans, stride) if first else nn.Identity()
+        self.conv1 = StdConv2d(in_chans, mid_chans, 1)
+        self.norm1 = nn.GroupNorm(32, mid_chans)
+        self.conv2 = StdConv2d(mid_chans, mid_chans, 3, stride)
+        self.norm2 = nn.GroupNorm(32, mid_chans)
+        self.conv3 = StdConv2d(mid_chans, out_chans, 1)
+        self.norm3 = nn.GroupNorm(32, out_chans)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
+
+
+class Stage(nn.Module):
+    """Blocks on maps of one size; the first of them comes from the stage before."""
+
+    def __init__(self, in_chans: int, out_chans: int, depth: int, stride: int) -> None:
+        firsts = [True] + [False] * (depth - 1)
+        self.blocks = nn.Sequential(
+            *(
+                Bottleneck(in_chans if first else out_chans, out_chans, stride if first else 1, first)
+                for first in firsts[:depth]
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class ResNet(nn.Module):
+    """Images (B, in_chans, H, W) to features (B, channels[-1], ⌈H / s⌉, ⌈W / s⌉), s = stem_stride · 2^(stages - 1)."""
+
+    def __init__(
+        self, in_chans: int, layers: Sequence[int], channels: Sequence[int], stem_chs: int, stem_stride: int
+    ) -> None:
+        if len(layers) != len(channels):
+            raise ValueError(f"hybrid: layers and channels need one number a stage, got {layers} and {channels}")
+        if any(width % 128 for width in channels) or stem_chs % 32:
+            raise ValueError(
+                "hybrid: GroupNorm has 32 groups, so stem_chs must be a multiple of 32 and channels, of which a block "
+                f"uses a quarter inside, multiples of 128; got {stem_chs} and {channels}"
+            )
+        self.stem = Stem(in_chans, stem_chs, stem_stride)
+        widths = [stem_chs, *channels]
+        self.stages = nn.Sequential(
+            *(
+                Stage(before, after, depth, stride=2 if s else 1)
+                for s, ((before, after), depth) in enumerate(zip(pairwise(widths), layers, strict=True))
+            )
+        )
+        self.num_features = widths[-1]
+        self.stride = stem_stride * 2 ** max(len(layers) - 1, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(self.stem(x))
+
+
+class HybridEmbed(nn.Module):
+    """Images to tokens: the ResNet, then P x P patches of its map; P = 1 but for R+ViT-Ti/16, which is all stem."""
+
+    def __init__(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int, **resnet: Any) -> None:
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.backbone = ResNet(in_chans, **resnet)
+        self.set_input_size(img_size)
+        self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, patch_size, stride=patch_size)
+
+    def set_input_size(self, img_size: Size) -> None:
+        """Take images of this size from now on."""
+        P, (H, W) = self.patch_size, image_size(img_size)
+        map_size = -(-H // self.backbone.stride), -(-W // self.backbone.stride)
+        if map_size[0] % P or map_size[1] % P:
+            raise ValueError(f"hybrid: patch_size {P} must divide the ResNet's map {map_size} of an image {H} x {W}")
+        self.img_size, self.grid_size = (H, W), (map_size[0] // P, map_size[1] // P)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_images(x, self.in_chans, self.img_size)
+        x = self.proj(self.backbone(x))  # (B, C, H, W) -> (B, D, H', W')
+        return x.flatten(2).transpose(1, 2)  # -> (B, N, D)
+
+
+class HybridVisionTransformer(VisionTransformer):
+    """A Vision Transformer whose patches are positions of a ResNet's map.
+
+    Args:
+        layers: blocks in each stage of the ResNet.
+        channels: channels of each stage.
+        stem_chs: channels of the stem.
+        stem_stride: 4, as in a ResNet; or 1, for small images.
+        patch_size: of the ResNet's map, not of the image.
+        **vit: the other arguments of VisionTransformer.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (3, 4, 9),
+        channels: Sequence[int] = (256, 512, 1024),
+        stem_chs: int = 64,
+        stem_stride: int = 4,
+        patch_size: int = 1,
+        **vit: Any,
+    ) -> None:
+        resnet: dict[str, Any] = {
+            "layers": layers,
+            "channels": channels,
+            "stem_chs": stem_chs,
+            "stem_stride": stem_stride,
+        }
+        super().__init__(patch_size=patch_size, embed_layer=partial(HybridEmbed, **resnet), **vit)
+
+    def init_weights(self) -> None:
+        """ViT's, and for the ResNet LeCun normal; each block starts with its branch at zero."""
+        super().init_weights()
+        for module in self.patch_embed.backbone.modules():
+            if isinstance(module, StdConv2d):
+                init.lecun_normal_(module.weight)
+            if isinstance(module, Bottleneck):
+                init.zeros_(module.norm3.weight)
+
+    def sections(self) -> list[list[str]]:
+        (embedding, *blocks), backbone = super().sections(), "patch_embed.backbone"
+        stages = self.patch_embed.backbone.stages
+        bottlenecks = [
+            [f"{backbone}.stages.{s}.blocks.{b}"] for s, stage in enumerate(stages) for b in range(len(stage.blocks))
+        ]
+        blocks[0] = [*embedding, *blocks[0]]
+        return [[f"{backbone}.stem"], *bottlenecks, *blocks]
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The ResNet's are images already."""
+        return x if x.ndim == 4 else super().feature_map(x)
+
+
+# R50+ViT-B/16 is the paper's (appendix B.2). The others are from Steiner et al. 2021, arXiv:2106.10270; s16 and s32:
+# one position of the map stands for 16 or 32 pixels a side.
+_WIDTHS = (256, 512, 1024, 2048)
+_HYBRIDS: dict[str, dict[str, Any]] = {
+    "vit_tiny_r_s16_p8": {"layers": (), "channels": (), "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3},
+    "vit_small_r26_s32": {"layers": (2, 2, 2, 2), "channels": _WIDTHS, "embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base_r50_s16": {"layers": (3, 4, 9), "channels": _WIDTHS[:3], "embed_dim": 768, "depth": 12, "num_heads": 12},
+    "vit_large_r50_s32": {"layers": (3, 4, 6, 3), "channels": _WIDTHS, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+}
+
+for _name, _config in _HYBRIDS.items():
+    for _img_size in (224, 384):
+        register(f"{_name}_{_img_size}", HybridVisionTransformer, img_size=_img_size, **_config)
+register(
+    "vit_base_r50_s16_224_in21k", HybridVisionTransformer,
+    num_classes=21843, representation_size=768, **_HYBRIDS["vit_base_r50_s16"],
+)  # fmt: skip
+
+# For images of 32 x 32 in ten classes: no stride in the stem, so maps of 32, 16 and 8 pixels a side, and 64 tokens.
+_CIFAR: dict[str, dict[str, Any]] = {
+    "hybrid_nano_cifar": {"layers": (1, 1, 1), "embed_dim": 96, "depth": 4, "num_heads": 3},
+    "hybrid_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
+    "hybrid_wide_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
+    "hybrid_r50_cifar": {"layers": (3, 4, 9), "embed_dim": 192, "depth": 12, "num_heads": 3},
+}
+
+for _name, _config in _CIFAR.items():
+    _wide = _name in ("hybrid_wide_cifar", "hybrid_r50_cifar")
+    _backbone = {"channels": _WIDTHS[:3], "stem_chs": 64} if _wide else {"channels": (128, 256, 512), "stem_chs": 32}
+    register(_name, HybridVisionTransformer, img_size=32, stem_stride=1, num_classes=10, **_config, **_backbone)

@@ -1,0 +1,182 @@
+"""L6: what all the models share: images to features to logits, and the ways to look inside and to fine-tune.
+
+A model says in `sections` of which blocks it is made, in the order in which an image passes them. Everything here
+follows from that: intermediate outputs, attention maps, checkpointing, and a learning rate for each depth.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minigrad import Tensor, nn, no_grad
+
+Size = int | Sequence[int]
+"""Of images: (H, W), or one number for both."""
+
+
+class ImageModel(nn.Module):
+    """A model that takes images (B, in_chans, H, W), and its views from outside. The names are timm's.
+
+    A subclass defines `sections`, `forward_features`, `forward_head`, `make_head` and `feature_map`.
+    """
+
+    img_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+    num_features: int  # channels of what the head reads
+    head: nn.Module
+
+    def sections(self) -> list[list[str]]:
+        """Names of parameters and modules, in the order of the forward: first the stem, then one section for each
+        block, the block last in it, after what leads to it. What is not named comes after the last block."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images to features, before any pooling."""
+        raise NotImplementedError
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits (B, num_classes), or with `pre_logits` to what the last layer would take."""
+        raise NotImplementedError
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """A new last layer; with no classes, none."""
+        raise NotImplementedError
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """The output of a block as an image (B, C, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    # Looking inside -------------------------------------------------------------------------------------------------
+
+    def blocks_by_name(self) -> dict[str, nn.Module]:
+        """The residual blocks, in the order of the forward."""
+        modules = dict(self.named_modules())
+        return {section[-1]: modules[section[-1]] for section in self.sections()[1:]}
+
+    def forward_intermediates(self, x: Tensor, indices: Sequence[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """`forward_features(x)`, and the outputs of blocks as images (B, C, H, W).
+
+        Args:
+            x: images.
+            indices: which blocks, counted from 0, or from -1 at the end; None: all.
+        """
+        seen: list[Tensor] = []
+        blocks = _chosen(list(self.blocks_by_name().values()), indices)
+        features = self._watched(x, blocks, lambda block, inputs, output: seen.append(output))
+        return features, [self.feature_map(output) for output in seen]
+
+    def attention_maps(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        """For blocks with attention, how much each position looks at each other one: (B, heads, L, L), L positions
+        row by row over the image (in ViT the class token is before them). Rows sum to 1.
+
+        Args:
+            x: images.
+            indices: which of these blocks, counted from 0, or from -1 at the end; None: all.
+
+        Raises:
+            TypeError: the model has no attention.
+        """
+        attending = [block for block in self.blocks_by_name().values() if hasattr(block, "attention_map")]
+        if not attending:
+            raise TypeError(
+                f"{type(self).__name__} has no attention; forward_intermediates(x) shows what its blocks make"
+            )
+        maps: list[Tensor] = []
+        with no_grad():
+            blocks = _chosen(attending, indices)
+            self._watched(x, blocks, lambda block, inputs, output: maps.append(block.attention_map(*inputs)))
+        return maps
+
+    def _watched(self, x: Tensor, blocks: list[nn.Module], look: Callable[[Any, Any, Any], None]) -> Tensor:
+        """`forward_features(x)` with a look at each of these blocks when it has run."""
+        removals = [block.register_forward_hook(look) for block in blocks]
+        try:
+            return self.forward_features(x)
+        finally:
+            for remove in removals:
+                remove()
+
+    # Fine-tuning ----------------------------------------------------------------------------------------------------
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new, untrained head for another number of classes; 0: none, so that the model returns features."""
+        self.num_classes, self.head = num_classes, self.make_head(num_classes)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that weight decay should leave alone, besides biases and norms."""
+        return set()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations inside the blocks, and make them again in backward: less memory, a forward more."""
+        for block in self.blocks_by_name().values():
+            block.checkpointing = enable
+
+    def layer_ids(self) -> dict[str, int]:
+        """The depth of each parameter: 0 in the stem, i in the i-th of n blocks, n + 1 after them."""
+        sections = self.sections()
+        depths = {name: depth for depth, section in enumerate(sections) for name in section}
+
+        def depth(parameter: str) -> int:
+            parts = parameter.split(".")
+            prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+            return next((depths[prefix] for prefix in prefixes if prefix in depths), len(sections))
+
+        return {name: depth(name) for name, _ in self.named_parameters()}
+
+
+def param_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """Parameters in groups for an optimiser, each with its `lr` and `weight_decay`.
+
+    Biases, norms, and what `model.no_weight_decay()` names do not decay: decay keeps products of weights small, an
+    offset or a scale has nothing to gain from it. With `layer_decay` γ below 1, the rate at depth i of n + 1 is
+    lr · γⁿ⁺¹⁻ⁱ: in fine-tuning, early layers, which are general, move less.  Clark et al. 2020, arXiv:2003.10555.
+
+    Raises:
+        TypeError: a layer decay for a model that is no `ImageModel`, so that depths are not known.
+    """
+    if layer_decay != 1 and not isinstance(model, ImageModel):
+        raise TypeError(f"layer_decay needs the depths of the layers, which {type(model).__name__} does not tell")
+    spared = model.no_weight_decay() if isinstance(model, ImageModel) else set()
+    depths = model.layer_ids() if isinstance(model, ImageModel) else {}
+    deepest = max(depths.values(), default=0)
+    groups: dict[tuple[int, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        decays = parameter.ndim > 1 and name not in spared
+        depth = depths.get(name, 0) if layer_decay != 1 else deepest
+        groups.setdefault((depth, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr * layer_decay ** (deepest - depth),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (depth, decays), parameters in sorted(groups.items())
+    ]
+
+
+def image_size(size: Size) -> tuple[int, int]:
+    """(H, W), given as a pair, or as one number for both."""
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ValueError(f"img_size: must be a size, or a pair (height, width), of whole numbers above 0; got {size!r}")
+    return pair
+
+
+def drop_path_rates(highest: float, blocks: int) -> list[float]:
+    """Stochastic depth for each block: from 0 at the first in equal steps to `highest` at the last.
+
+    Huang et al. 2016, arXiv:1603.09382.
+    """
+    return [highest * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+def _chosen(blocks: list[nn.Module], indices: Sequence[int] | None) -> list[nn.Module]:
+    if indices is None:
+        return blocks
+    wrong = [i for i in indices if not -len(blocks) <= i < len(blocks)]
+    if wrong:
+        raise IndexError(f"there are {len(blocks)} blocks, from 0 to {len(blocks) - 1}; got {wrong[0]}")
+    return [blocks[i] for i in sorted({i % len(blocks) for i in indices})]

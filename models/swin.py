@@ -1,0 +1,404 @@
+"""L6: the Swin Transformer.  Liu, Lin, Cao, Hu, Wei, Zhang, Lin, Guo 2021, "Swin Transformer: Hierarchical Vision
+Transformer using Shifted Windows", arXiv:2103.14030.
+
+The file follows section 3, from the image to the class. Attention between all hw tokens of an image costs (hw)², so
+here a token looks only at the M x M window it is in, and from one block to the next the windows move by half their
+size, so that what was a border lies inside:
+
+    ẑ_l   = W-MSA(LN(z_{l-1})) + z_{l-1}           attention within windows
+    z_l   = MLP(LN(ẑ_l)) + ẑ_l
+    ẑ_l+1 = SW-MSA(LN(z_l)) + z_l                  attention within shifted windows           (3)
+    z_l+1 = MLP(LN(ẑ_l+1)) + ẑ_l+1
+
+Between stages, patch merging halves the map and doubles the channels, as in a convolutional network.
+
+Parameters have the names of the authors' code, https://github.com/microsoft/Swin-Transformer, whose checkpoints load as
+they are. Axes: B images; a map of H x W tokens, each of C numbers; windows of N = M·M tokens.
+
+Any size of image works. Where the windows do not cover the map exactly it is padded, below and to the right, with
+zeros, as in torchvision's port; the padding takes part in attention. (Other ports differ there: timm shifts before it
+pads, the authors' code refuses. On sizes that fit, all agree.)
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+import minigrad
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from minigrad.backend import array_module
+from minigrad.nn import init
+from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.registry import register
+from models.vit import Mlp
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into P x P patches, map each to C numbers, and normalise these (section 3.1)."""
+
+    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+        self.patch_size, self.in_chans = patch_size, in_chans
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"Swin: this model takes images of shape (B, {self.in_chans}, H, W), got {x.shape}")
+        P, (H, W) = self.patch_size, x.shape[2:]
+        x = self.proj(pad_below_right(x, -H % P, -W % P, axes_after=0))  # (B, in_chans, H, W) -> (B, C, H/P, W/P)
+        return self.norm(x.permute(0, 2, 3, 1))  # -> (B, H/P, W/P, C)
+
+
+class PatchMerging(nn.Module):
+    """Each 2 x 2 tokens into one: their 4C numbers side by side, normalised, and mapped to 2C (section 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _, H, W, _ = x.shape
+        x = pad_below_right(x, H % 2, W % 2)
+        quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # the row changes fastest
+        x = minigrad.cat(quarters, dim=-1)  # 4 x (B, H/2, W/2, C) -> (B, H/2, W/2, 4C)
+        return self.reduction(self.norm(x))
+
+
+class WindowAttention(nn.Module):
+    """W-MSA, and with a shift SW-MSA: multi-head self-attention within windows (sections 3.2 and 3.3).
+
+    Attention(Q, K, V) = softmax(Q Kᵀ / √d + B) V                                                                  (4)
+
+    B is a learned number for each head and each offset between two tokens of a window, kept in a table of
+    (2M - 1)² rows. The map is shifted by rolling it: what leaves at the top comes back at the bottom, beside tokens
+    it has nothing to do with, and a mask of -100 keeps those apart (figure 4).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        shifted: bool,
+        qkv_bias: bool,
+        attn_drop: float,
+        proj_drop: float,
+    ) -> None:
+        if dim % num_heads:
+            raise ValueError(f"Swin: num_heads must divide the channels of its stage, got {num_heads} and {dim}")
+        self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
+        self.relative_position_bias_table = nn.Parameter(np.empty(((2 * window_size - 1) ** 2, num_heads), np.float32))
+        self.attn_drop = attn_drop
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        M, (Hp, Wp), shift = self.window_size, *self.layout(H, W)
+        q, k, v = self.heads(x)
+        y = F.scaled_dot_product_attention(q, k, v, self.bias(H, W), self.attn_drop if self.training else 0.0)
+        # (B, windows, heads, N, d) -> (B, windows, N, heads, d) -> (B, windows, N, C) -> (B, Hp, Wp, C)
+        y = self.proj(y.transpose(2, 3).reshape(B, -1, M * M, C))
+        y = cyclic_shift(window_reverse(y, M, Hp, Wp), *shift)
+        return self.proj_drop(y[:, :H, :W])
+
+    def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the padded map, and its shift: ⌊M / 2⌋, but none along an axis that one window covers."""
+        M = self.window_size
+        Hp, Wp = H + -H % M, W + -W % M
+        return (Hp, Wp), (M // 2 if self.shifted and Hp > M else 0, M // 2 if self.shifted and Wp > M else 0)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v of the shifted windows, each (B, windows, heads, N, d)."""
+        B, H, W, C = x.shape
+        M, (Hp, Wp), shift = self.window_size, *self.layout(H, W)
+        x = cyclic_shift(pad_below_right(x, Hp - H, Wp - W), -shift[0], -shift[1])
+        qkv = self.qkv(window_partition(x, M))  # (B, Hp, Wp, C) -> (B, windows, N, C) -> (B, windows, N, 3C)
+        qkv = qkv.reshape(B, -1, M * M, 3, self.num_heads, C // self.num_heads)
+        return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # -> 3 x (B, windows, heads, N, d)
+
+    def bias(self, H: int, W: int) -> Tensor:
+        """What is added to the scores: B, (heads, N, N), or with a shift B and the mask, (windows, heads, N, N)."""
+        M, table = self.window_size, self.relative_position_bias_table
+        index = relative_position_index(M, table.device)
+        bias = table.index_select(0, index).reshape(M * M, M * M, self.num_heads).permute(2, 0, 1)
+        padded, shift = self.layout(H, W)
+        if not any(shift):
+            return bias
+        return bias + shift_mask(padded, M, shift, table.device).to(dtype=table.dtype)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """softmax(Q Kᵀ / √d + B), which the forward does not keep, put back into the image: (B, heads, H·W, H·W).
+
+        Row i is what token i looks at: zero outside its window. Attention to the padding is left out.
+        """
+        B, H, W, _ = x.shape
+        q, k, _ = self.heads(x)
+        windowed = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(H, W)).softmax(-1)
+        place = window_places(H, W, *self.layout(H, W), self.window_size)
+        xp = array_module(windowed.data)
+        stitched = xp.zeros((B, self.num_heads, place.size, place.size), windowed.dtype)
+        # (B, windows, heads, N, N) -> (B, heads, windows, N, N), each number to its query's row and its key's column
+        stitched[:, :, place[:, :, None], place[:, None, :]] = windowed.data.swapaxes(1, 2)
+        return Tensor(stitched[:, :, : H * W, : H * W])
+
+
+def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> Tensor:
+    """Zeros below and to the right of a map; after H and W come `axes_after` axes that stay as they are."""
+    if not (bottom or right):
+        return x
+    return F.pad(x, (0, 0) * axes_after + (0, right, 0, bottom))
+
+
+def cyclic_shift(x: Tensor, down: int, right: int) -> Tensor:
+    """A map (B, H, W, C) rolled along H and W."""
+    return x.roll((down, right), (1, 2)) if down or right else x
+
+
+def window_partition(x: Tensor, M: int) -> Tensor:
+    """The M x M windows of a map, row by row: (B, H, W, C) -> (B, windows, M·M, C)."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // M, M, W // M, M, C)
+    return x.transpose(2, 3).reshape(B, -1, M * M, C)  # (B, H/M, M, W/M, M, C) -> (B, H/M, W/M, M, M, C) -> ...
+
+
+def window_reverse(windows: Tensor, M: int, H: int, W: int) -> Tensor:
+    """The map that the windows are from: (B, windows, M·M, C) -> (B, H, W, C)."""
+    B, _, _, C = windows.shape
+    x = windows.reshape(B, H // M, W // M, M, M, C)
+    return x.transpose(2, 3).reshape(B, H, W, C)  # (B, H/M, W/M, M, M, C) -> (B, H/M, M, W/M, M, C) -> ...
+
+
+@lru_cache(maxsize=64)
+def relative_position_index(M: int, device: str = "cpu") -> Tensor:
+    """For query i and key j of a window, the row of the table that their offset has: (N·N,), i the slower axis.
+
+    row = (h_i - h_j + M - 1) · (2M - 1) + (w_i - w_j + M - 1),   h = i // M,  w = i mod M
+    """
+    h, w = np.divmod(np.arange(M * M), M)
+    rows = (h[:, None] - h + M - 1) * (2 * M - 1) + (w[:, None] - w + M - 1)
+    return Tensor(rows.reshape(-1), device=device)
+
+
+@lru_cache(maxsize=64)
+def shift_mask(size: tuple[int, int], M: int, shift: tuple[int, int], device: str = "cpu") -> Tensor:
+    """0 for tokens of one region, -100 for two that only the roll made neighbours: (windows, 1, N, N).
+
+    Along each axis the rolled map has up to three regions: what fills whole windows, and the two parts of the last
+    window, before and after the seam.
+    """
+    rows, columns = (
+        (np.arange(length) >= length - M).astype(int) + (np.arange(length) >= length - offset) if offset else
+        np.zeros(length, int)
+        for length, offset in zip(size, shift, strict=True)
+    )  # fmt: skip
+    regions = Tensor((3 * rows[:, None] + columns)[None, :, :, None])
+    region = window_partition(regions, M).numpy()[0]  # (1, H, W, 1) -> (1, windows, N, 1) -> (windows, N, 1)
+    apart = region != region.swapaxes(1, 2)
+    return Tensor(np.where(apart, -100.0, 0.0).astype(np.float32)[:, None], device=device)
+
+
+def window_places(H: int, W: int, size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
+    """Which token of the map each token of the shifted windows is, (windows, N); those of the padding come last."""
+    inside = np.zeros(size, bool)
+    inside[:H, :W] = True
+    place = np.where(inside, inside.cumsum().reshape(size) - 1, H * W + (~inside).cumsum().reshape(size) - 1)
+    rolled = np.roll(place, (-shift[0], -shift[1]), (0, 1))
+    return window_partition(Tensor(rolled[None, :, :, None]), M).numpy()[0, :, :, 0]
+
+
+class SwinTransformerBlock(nn.Module):
+    """Two lines of equation (3): attention within windows, then MLP, each on normalised input and added."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        shifted: bool,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        drop: float,
+        attn_drop: float,
+        drop_path: float,
+    ) -> None:
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, shifted, qkv_bias, attn_drop, drop)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = nn.DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """How much each token of this block's input looks at each other one: (B, heads, H·W, H·W)."""
+        return self.attn.probabilities(self.norm1(x))
+
+
+class BasicLayer(nn.Module):
+    """A stage: blocks without and with shift in turn, then patch merging (none after the last stage)."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.downsample(x)
+
+
+class SwinTransformer(ImageModel):
+    """Swin.
+
+    Args:
+        img_size: the size of image it is meant for; any other works too.
+        patch_size: P.
+        in_chans: channels of the images.
+        num_classes: outputs of the head; 0: no head, the model returns the mean token.
+        embed_dim: C in the first stage; it doubles from stage to stage.
+        depths: blocks in each stage.
+        num_heads: heads of attention in each stage.
+        window_size: M.
+        mlp_ratio: hidden width of the MLP over the channels.
+        qkv_bias: whether queries, keys and values have a bias.
+        drop_rate: dropout after the patch embedding and after every dense layer but qkv.
+        attn_drop_rate: dropout on the attention probabilities.
+        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        if len(depths) != len(num_heads):
+            raise ValueError(f"Swin: depths and num_heads need one number for each stage, got {depths} and {num_heads}")
+        self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
+        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.layers = nn.ModuleList()
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+            dim, last = embed_dim * 2**stage, stage == len(depths) - 1
+            blocks = [
+                SwinTransformerBlock(
+                    dim, heads, window_size, i % 2 == 1, mlp_ratio, qkv_bias,
+                    drop_rate, attn_drop_rate, next(rates),
+                )
+                for i in range(depth)
+            ]  # fmt: skip
+            self.layers.append(BasicLayer(blocks, nn.Identity() if last else PatchMerging(dim)))
+        self.norm = nn.LayerNorm(self.num_features)
+        self.init_weights()
+        self.head = self.make_head(num_classes)
+
+    def init_weights(self) -> None:
+        """As the authors' code: linear weights and bias tables N(0, 0.02), biases 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init.trunc_normal_(module.weight, std=0.02)
+                init.zeros_(module.bias)
+            if isinstance(module, WindowAttention):
+                init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        if not num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, num_classes)
+        init.trunc_normal_(head.weight, std=0.02)
+        init.zeros_(head.bias)
+        return head
+
+    def set_window_size(self, window_size: int) -> None:
+        """Use windows of another size from now on, as for larger images: the bias tables are resized."""
+        for block in self.blocks_by_name().values():
+            attn: Any = block.attn  # type: ignore[attr-defined]
+            table = resample_relative_position_bias_table(attn.relative_position_bias_table.detach(), window_size)
+            attn.relative_position_bias_table = nn.Parameter(table.data)
+            attn.window_size = window_size
+
+    def no_weight_decay(self) -> set[str]:
+        """The bias tables: they are offsets, though their shapes are those of matrices."""
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def sections(self) -> list[list[str]]:
+        sections = [["patch_embed"]]
+        for s, stage in enumerate(self.layers):
+            blocks = [[f"layers.{s}.blocks.{b}"] for b in range(len(stage.blocks))]
+            if s and blocks:
+                blocks[0].insert(0, f"layers.{s - 1}.downsample")
+            sections += blocks
+        return sections
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to normalised tokens (B, H', W', C')."""
+        x = self.pos_drop(self.patch_embed(x))
+        for stage in self.layers:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (B, H, W, C) to logits (B, num_classes): their mean, then the head."""
+        x = x.mean((1, 2))
+        return x if pre_logits else self.head(x)
+
+
+def resample_relative_position_bias_table(table: Tensor, window_size: int) -> Tensor:
+    """A bias table ((2M - 1)², heads) for another window, by bicubic interpolation over the offsets, as the authors
+    do it when they fine-tune at a higher resolution."""
+    old, new = round(table.shape[0] ** 0.5), 2 * window_size - 1
+    if old * old != table.shape[0]:
+        raise ValueError(f"a bias table has (2M - 1)² rows, for square windows; got shape {table.shape}")
+    if old == new:
+        return table
+    grid = table.reshape(1, old, old, -1).permute(0, 3, 1, 2)  # ((2M-1)², heads) -> (1, heads, 2M-1, 2M-1)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(new * new, -1)
+
+
+# Section 3.3, with L's heads from the authors' code. The larger window goes with images of 384.
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
+    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
+    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
+}
+
+for _size, _config in _SIZES.items():
+    for _img_size, _window in ((224, 7), (384, 12)) if _size in ("base", "large") else ((224, 7),):
+        _name = f"swin_{_size}_patch4_window{_window}_{_img_size}"
+        _config = _config | {"img_size": _img_size, "window_size": _window}
+        register(_name, SwinTransformer, **_config)
+        register(f"{_name}_in22k", SwinTransformer, num_classes=21841, **_config)
+
+# For images of 32 x 32 in ten classes: 2 x 2 patches, so maps of 16, 8 and 4 tokens a side, in windows of 4.
+_CIFAR: dict[str, dict[str, Any]] = {
+    "swin_nano_cifar": {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
+    "swin_mini_cifar": {"embed_dim": 48, "depths": (2, 2, 4), "num_heads": (3, 6, 12)},
+    "swin_tiny_cifar": {"embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12), "mlp_ratio": 2.0},
+}
+
+for _name, _config in _CIFAR.items():
+    register(_name, SwinTransformer, img_size=32, patch_size=2, window_size=4, num_classes=10, **_config)
