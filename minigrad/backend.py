@@ -13,12 +13,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from minigrad import meta
+
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
 
 
 def array_module(x: Array) -> ModuleType:
-    """The module whose functions take `x`: numpy or cupy."""
+    """The module whose functions take `x`: numpy or cupy, or for an array without numbers `minigrad.meta`."""
+    if isinstance(x, meta.MetaArray):
+        return meta
     return np if isinstance(x, np.ndarray | np.generic) else _cupy()
 
 

@@ -1,4 +1,4 @@
-"""L1: the tape. How gradients walk back through a graph of Functions; the per-thread modes; the NaN guard.
+"""L1: the tape. How gradients walk back through a graph of Functions; the per-thread modes; observers.
 
 A graph is nothing but nodes: each `Function` knows, for every input, the node that made it. The edges join Functions
 and not Tensors, so an activation lives only as long as some op has saved it. There is no cycle: an output points to
@@ -8,7 +8,7 @@ its node, a node to the nodes before it, never back.
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ContextDecorator, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -24,11 +24,11 @@ class _Mode(threading.local):
     """What each thread decides for itself; a new thread starts with these defaults."""
 
     grad_enabled: bool = True
-    guard: "NonFiniteGuard | None" = None
+    observer: "Observer | None" = None
 
 
 mode = _Mode()
-guards = 0  # how many threads have the NaN guard on: a look at this is cheaper than one at `mode`
+observers = 0  # how many there are in all threads: a look at this is cheaper than one at `mode`
 _lock = threading.Lock()
 
 
@@ -58,7 +58,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
     Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients for
     one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
     """
-    gradients, owned, guard = {root: grad_output}, set(), mode.guard
+    gradients, owned, observer = {root: grad_output}, set(), mode.observer
     for node in _youngest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
@@ -74,8 +74,8 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         results = node.backward(grad)
         if type(results) is not tuple:
             results = (results,)
-        if guard is not None:
-            guard.check_backward(node, grad, results)
+        if observer is not None:
+            observer.backward(node, grad, results)
         edges = node.edges or ()
         if len(results) != len(edges):
             raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
@@ -174,36 +174,17 @@ def is_grad_enabled() -> bool:
     return mode.grad_enabled
 
 
-class NonFiniteError(FloatingPointError):
-    """A NaN or an infinity appeared while `detect_anomaly` was on."""
-
-
-class NonFiniteGuard:
-    """Looks at every array an op makes. `path` is the stack of modules now running, kept by `nn.Module`."""
+class Observer:
+    """Sees every op of a thread, within `observing(...)`. `path` holds the modules now running, outermost first."""
 
     def __init__(self) -> None:
-        self.path: list[Any] = []
+        self.path: list[Any] = []  # kept by `nn.Module`
 
-    def check_forward(self, node: Function, arrays: list[Any], output: Array) -> None:
-        node.where = self.module_path()
-        if _finite(output):
-            return
-        culprit = [i for i, x in enumerate(arrays) if not _finite(x)]
-        origin = f"input {culprit[0]} already had some" if culprit else "all its inputs were finite: it starts here"
-        raise NonFiniteError(
-            f"{_name(node)} made {_count(output)} in its output of shape {output.shape}; {origin}. "
-            f"Inputs: {describe(arrays)}"
-        )
+    def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
+        """`node.forward` took these arrays, and made `output`."""
 
-    def check_backward(self, node: Function, grad_output: Array, results: tuple[Any, ...]) -> None:
-        for i, result in enumerate(results):
-            values = result.values if type(result) is Partial else result
-            if not _finite(values):
-                origin = "finite: it starts here" if _finite(grad_output) else "already not finite"
-                raise NonFiniteError(
-                    f"{_name(node)}.backward made {_count(values)} in the gradient of input {i}, shape {values.shape}; "
-                    f"grad_output, shape {grad_output.shape}, was {origin}"
-                )
+    def backward(self, node: Function, grad_output: Array, results: tuple[Any, ...]) -> None:
+        """`node.backward` took `grad_output`, and made a gradient for each input."""
 
     def module_path(self) -> str:
         """The dotted name of the running module, seen from the outermost one: `blocks.3.attn.qkv`."""
@@ -214,23 +195,57 @@ class NonFiniteGuard:
 
 
 @contextmanager
-def detect_anomaly() -> Iterator[NonFiniteGuard]:
+def observing(observer: Observer) -> Iterator[Observer]:
+    """Within the block, show `observer` what this thread does; of nested blocks, the inner one's observer sees it."""
+    global observers
+    previous, mode.observer = mode.observer, observer
+    with _lock:
+        observers += 1
+    try:
+        yield observer
+    finally:
+        with _lock:
+            observers -= 1
+        mode.observer = previous
+
+
+class NonFiniteError(FloatingPointError):
+    """A NaN or an infinity appeared while `detect_anomaly` was on."""
+
+
+class NonFiniteGuard(Observer):
+    """Looks for NaN and infinity in every array an op makes."""
+
+    def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
+        node.where = self.module_path()
+        if _finite(output):
+            return
+        culprit = [i for i, x in enumerate(arrays) if not _finite(x)]
+        origin = f"input {culprit[0]} already had some" if culprit else "all its inputs were finite: it starts here"
+        raise NonFiniteError(
+            f"{_name(node)} made {_count(output)} in its output of shape {output.shape}; {origin}. "
+            f"Inputs: {describe(arrays)}"
+        )
+
+    def backward(self, node: Function, grad_output: Array, results: tuple[Any, ...]) -> None:
+        for i, result in enumerate(results):
+            values = result.values if type(result) is Partial else result
+            if not _finite(values):
+                origin = "finite: it starts here" if _finite(grad_output) else "already not finite"
+                raise NonFiniteError(
+                    f"{_name(node)}.backward made {_count(values)} in the gradient of input {i}, shape {values.shape}; "
+                    f"grad_output, shape {grad_output.shape}, was {origin}"
+                )
+
+
+def detect_anomaly() -> AbstractContextManager[Observer]:
     """Within the block, the first op that makes a NaN or an infinity raises an error that names it, its shapes, and
     the module it runs in.
 
     Every array is read once more, so a step takes two to three times as long. An infinity that is meant, as in
     `masked_fill(mask, -inf)`, is reported too: use a large number there.
     """
-    global guards
-    previous, mode.guard = mode.guard, NonFiniteGuard()
-    with _lock:
-        guards += 1
-    try:
-        yield mode.guard
-    finally:
-        with _lock:
-            guards -= 1
-        mode.guard = previous
+    return observing(NonFiniteGuard())
 
 
 def describe(arrays: list[Any]) -> str:

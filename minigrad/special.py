@@ -77,7 +77,7 @@ def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
     """`function(x)`, a part of x at a time on the CPU; float16 by way of float32."""
     if x.dtype == np.float16:
         return _in_blocks(function, x.astype(np.float32)).astype(np.float16)
-    if not isinstance(x, np.ndarray) or x.size <= _BLOCK:
+    if type(x) is not np.ndarray or x.size <= _BLOCK:
         return function(x)
     y, flat = np.empty(x.size, x.dtype), x.reshape(-1)
     for start in range(0, x.size, _BLOCK):

@@ -92,8 +92,8 @@ class Tensor(Methods):
         except Exception as error:
             _explain(error, op, arrays)
             raise
-        if engine.guards and mode.guard is not None:
-            mode.guard.check_forward(op, arrays, output)
+        if engine.observers and mode.observer is not None:
+            mode.observer.forward(op, arrays, output)
         result = _new(Tensor)
         result.data = output if type(output) is _ndarray else _checked(output, op)
         result._retained = None

@@ -1,7 +1,19 @@
 """L6: the models, each in one file that reads in its paper's order."""
 
-from models import convnext, hybrid, swin, vit
+from models import convnext, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups
 from models.registry import create_model, list_models
+from models.weights import load_weights
 
-__all__ = ["ImageModel", "convnext", "create_model", "hybrid", "list_models", "param_groups", "swin", "vit"]
+__all__ = [
+    "ImageModel",
+    "convnext",
+    "create_model",
+    "hybrid",
+    "list_models",
+    "load_weights",
+    "param_groups",
+    "roadmap",
+    "swin",
+    "vit",
+]

@@ -22,6 +22,11 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
 
+def registered() -> list[str]:
+    """All names, in the order of the files that say them: small models first, those for CIFAR last."""
+    return list(_MODELS)
+
+
 def create_model(name: str, **overrides: Any) -> ImageModel:
     """A freshly initialised model; `num_classes`, `img_size`, `in_chans`, `drop_path_rate` and the other arguments of
     its class may be given to override the named configuration.

@@ -1,147 +1,280 @@
 """L6: the road from ResNet-50 to ConvNeXt.  Liu et al. 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
 
-The file follows section 2 of the paper, which changes a ResNet (He et al. 2015, arXiv:1512.03385) one decision at a
-time into a network that keeps up with Swin: `Design` has a field for each decision, `STEPS` takes them in the paper's
-order, and `Block` and `RoadmapNet` can be built at every step.
+Section 2 of the paper changes a ResNet (He et al. 2015, arXiv:1512.03385), one decision at a time, until it is as good
+as a Swin Transformer of its size. This file follows it: `Design` has a field for each decision, `STEPS` takes them in
+the paper's order, and `RoadmapNet` is the network at any of them, so that each can be trained and taken apart.
 
-Parameters have the names of torchvision's ResNet, all the way: `bn1` stays `bn1` when it is a LayerNorm. What ResNet
-lacks (`ds1`, `norm`) is named as in the authors' code: https://github.com/anonymous20222022/convnext, of which the
-steps follow every detail. Axes: B images of C H W; C is `width` in the first stage and doubles from stage to stage.
+Parameters have the names of torchvision's ResNet all the way: `bn1` stays `bn1` when it is a LayerNorm. Where the paper
+leaves a detail open, the authors' code decides: https://github.com/anonymous20222022/convnext. Axes: B images; C
+channels of H x W pixels.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
 from models.convnext import LayerNorm2d
-from models.model import ImageModel, drop_path_rates, image_size
+from models.model import ImageModel, Size, drop_path_rates, image_size
 from models.registry import register
 
 
 @dataclass(frozen=True)
 class Design:
-    """The decisions on the road, in its order. The defaults make ResNet-50."""
+    """The decisions, in the order of the road, and the parts that follow from them. The defaults make ResNet-50."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks in each of the four stages
-    patchify: bool = False  # the stem cuts the image into patches; False: a 7 × 7 convolution and a pooling
-    depthwise: bool = False  # the k × k convolution has a filter for each channel; False: dense
-    width: int = 64  # C in the first stage
-    inverted: bool = False  # a block is wide inside, C -> 4C -> C; False: wide at its ends, 4C -> C -> 4C
-    moved_up: bool = False  # the k × k convolution comes first in a block; False: between the two 1 × 1
+    patchify: bool = False  # the stem cuts the image into patches; else 7 x 7 convolution and pooling, which overlap
+    depthwise: bool = False  # the k x k convolution has a filter for each channel; else it is dense
+    width: int = 64  # C in the first stage, doubled in each one after it
+    inverted: bool = False  # a block is wide inside, C → 4C → C; else wide at its ends, 4C → C → 4C
+    moved_up: bool = False  # the k x k convolution is a block's first; else it is between the two 1 x 1
     kernel_size: int = 3  # k
-    gelu: bool = False  # the activation of the blocks; False: ReLU
-    fewer_activations: bool = False  # one in a block, before the last 1 × 1; False: also after the others, and the sum
-    fewer_norms: bool = False  # one in a block, after the first convolution; False: after each
-    layer_norm: bool = False  # over the channels of each pixel; False: BatchNorm
-    final_norm: bool = False  # a LayerNorm between the pooling and the classifier
-    separate_downsampling: bool = False  # a convolution between stages; False: a stride in a stage's first block
-    downsampling_norm: bool = False  # a norm after each of these convolutions: in the authors' code, on no step
+    gelu: bool = False  # a block's activation; else ReLU
+    fewer_activations: bool = False  # one in a block, between the last two convolutions; else three
+    fewer_norms: bool = False  # one in a block, after the first convolution; else after each
+    layer_norm: bool = False  # over the channels of a pixel; else BatchNorm
+    final_norm: bool = False  # a LayerNorm between the mean over the image and the classifier
+    separate_downsampling: bool = False  # by a convolution between two stages; else by the first block's stride
+    downsampling_norm: bool = False  # a norm after each of those convolutions: a variant in the authors' code, no step
 
     def __post_init__(self) -> None:
         if len(self.depths) != 4 or min(self.depths) < 1:
-            raise ValueError(f"depths: there are four stages, each of at least one block; got {self.depths}")
+            raise ValueError(f"roadmap: depths must be of four stages, each of at least one block, got {self.depths}")
         if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: must be odd, to be centred on a pixel; got {self.kernel_size}")
+            raise ValueError(f"roadmap: kernel_size must be odd, so that a block keeps H and W; got {self.kernel_size}")
+
+    def pointwise(self, in_chans: int, out_chans: int) -> nn.Conv2d:
+        """A 1 x 1 convolution of a block. BatchNorm would take a bias away again: there is one from LayerNorm on."""
+        return nn.Conv2d(in_chans, out_chans, 1, bias=self.layer_norm)
+
+    def spatial(self, channels: int, stride: int) -> nn.Conv2d:
+        """The k x k convolution of a block, where pixels meet."""
+        k, groups = self.kernel_size, channels if self.depthwise else 1
+        return nn.Conv2d(channels, channels, k, stride, padding=k // 2, groups=groups, bias=self.layer_norm)
 
     def norm(self, channels: int) -> nn.Module:
-        """The normalisation of this design."""
+        """The normalisation, of a block or the stem."""
         return LayerNorm2d(channels, eps=1e-6) if self.layer_norm else nn.BatchNorm2d(channels)
 
     def activation(self) -> nn.Module:
-        """The activation of this design."""
+        """The activation of a block."""
         return nn.GELU() if self.gelu else nn.ReLU()
+
+    def downsampling(self, channels: int) -> nn.Module:
+        """What is between two stages: from C channels to 2C, on half of H and of W."""
+        if not self.separate_downsampling:
+            return nn.Identity()
+        halve = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+        return nn.Sequential(halve, self.norm(2 * channels)) if self.downsampling_norm else nn.Sequential(halve)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A change of the design, and what table 10 of the paper reports: the top-1 accuracy on ImageNet at 224, the mean
-    of three runs, and their standard deviation. None: the paper does not say."""
+    """A change of the design, and what it made of the accuracy."""
 
     name: str
-    change: dict[str, Any] = field(default_factory=dict)
-    top1: float | None = None
-    deviation: float | None = None
-    kept: bool = True  # whether the road goes on from here; False: it goes on from the step before
+    change: dict[str, Any]
+    top1: float | None  # % on ImageNet at 224: table 10 of the paper, the mean of three runs; None: not in the paper
+    spread: float | None  # their standard deviation
+    kept: bool = True  # the next step starts from here; else from where this one did
 
 
 STEPS = (
-    # 2.1 Training. The network is as it was, with 76.13 %. Trained as transformers are (300 epochs of AdamW; mixup,
-    # CutMix, RandAugment, erasing, stochastic depth, label smoothing) it gains 2.7 points: no step to come gains more.
+    # 2.1 Training. The network of He et al., which had 76.13 %. Trained as transformers are (300 epochs of AdamW, with
+    # mixup, CutMix, RandAugment, erasing, stochastic depth, label smoothing) it gains more than by any step to come.
     Step("resnet50", {}, 78.82, 0.07),
-    # 2.2 Macro design. Swin-T spends its blocks in the ratio 1 : 1 : 3 : 1, most of them on 14 × 14 maps.
+    # 2.2 Macro design. Blocks in the ratio of Swin-T, 1 : 1 : 3 : 1, so that most work is done on 14 x 14 maps.
     Step("stage_ratio", {"depths": (3, 3, 9, 3)}, 79.36, 0.07),
-    # A stem of one convolution whose windows do not overlap, as in ViT and Swin, does as well as 7 × 7 and pooling.
+    # The stem of ViT and Swin, one convolution whose windows do not overlap, does as well as 7 x 7 and pooling.
     Step("patchify", {"patchify": True}, 79.51, 0.18),
-    # 2.3 ResNeXt-ify. As in attention, one operation now mixes pixels and another one channels. That halves the cost,
-    # and loses 1.2 points ...
+    # 2.3 ResNeXt-ify. As in attention, one operation mixes pixels and another one channels. That almost halves the cost
+    # and loses accuracy ...
     Step("depthwise", {"depthwise": True}, 78.28, 0.08),
-    # ... which are won back twice over when what was saved is spent on Swin-T's width.
+    # ... and more comes back when what was saved is spent on width, Swin-T's.
     Step("width", {"width": 96}, 80.50, 0.02),
-    # 2.4 Inverted bottleneck. Wide inside, as the MLP of a transformer is. It even costs less: the shortcuts that
-    # change the resolution are narrow now.
+    # 2.4 Inverted bottleneck. Wide inside, as a transformer's MLP is. It costs less: where the map is halved, the 1 x 1
+    # convolution on the shortcut is narrow now.
     Step("inverted", {"inverted": True}, 80.64, 0.03),
-    # 2.5 Large kernels. The k × k convolution comes first, as attention comes before the MLP, and there are only C
-    # channels for it. A step back, to make large kernels cheap.
+    # 2.5 Large kernels. The depthwise convolution goes first, as attention goes before the MLP. There it has C channels
+    # and not 4C: a step back, which makes room for large kernels.
     Step("moved_up", {"moved_up": True}, 79.92, 0.08),
-    # Swin's windows are at least 7 × 7. For a kernel too, 7 is where the gain ends; 9 and 11 were tried.
+    # Swin's windows are 7 x 7 or larger. With kernels too, accuracy rises up to 7, and no further.
     Step("kernel_5", {"kernel_size": 5}, 80.35, 0.08),
     Step("kernel_7", {"kernel_size": 7}, 80.57, 0.14),
     Step("kernel_9", {"kernel_size": 9}, 80.57, 0.06, kept=False),
     Step("kernel_11", {"kernel_size": 11}, 80.47, 0.11, kept=False),
-    # 2.6 Micro design. The activation of transformers: it makes no difference here.
+    # 2.6 Micro design. The activation of transformers: no difference, within the spread.
     Step("gelu", {"gelu": True}, 80.62, 0.14),
-    # A transformer's block has one activation, inside its MLP. So has this one now, between the two 1 × 1: +0.7.
+    # A transformer's block has one activation, inside its MLP. Now this one has too, between the two 1 x 1: +0.7.
     Step("fewer_activations", {"fewer_activations": True}, 81.27, 0.06),
-    # One norm, before the 1 × 1 convolutions: fewer than a transformer's block has. Swin-T, with 81.3 %, is passed.
+    # One norm, before the two 1 x 1, where a transformer's block has two. Here Swin-T, with 81.3 %, is overtaken.
     Step("fewer_norms", {"fewer_norms": True}, 81.41, 0.09),
-    # In a ResNet as it was, LayerNorm in place of BatchNorm costs accuracy; in this one it does not.
+    # The paper says that a plain ResNet gets worse by LayerNorm in place of BatchNorm. This one no longer does.
     Step("layer_norm", {"layer_norm": True}, 81.47, 0.09),
-    # The paper counts this norm to the next step; its code has it as a step.
-    Step("final_norm", {"final_norm": True}),
-    # Swin halves the resolution between stages, and not in a block. In the paper this step also has a LayerNorm wherever
-    # the resolution changes, without which training diverged: with these and layer scale, it is `models.convnext`.
+    # A step in the authors' code; the paper counts it to the next one.
+    Step("final_norm", {"final_norm": True}, None, None),
+    # As Swin does. Training diverged until the paper put a LayerNorm wherever the map changes its size: with the one
+    # after the stem, those before each halving, and a layer scale in each block, this is `models/convnext.py`.
     Step("separate_downsampling", {"separate_downsampling": True}, 81.97, 0.06),
 )
 
 
 def designs() -> Iterator[tuple[str, Design]]:
-    """Each step's name, and the design when it has been taken."""
-    so_far = Design()
+    """The name of each step, and the design when it has been taken."""
+    kept = Design()
     for step in STEPS:
-        design = replace(so_far, **step.change)
+        design = replace(kept, **step.change)
         yield step.name, design
-        if step.kept:
-            so_far = design
+        kept = design if step.kept else kept
 
 
 class Block(nn.Module):
-    """Three convolutions around which the input is carried past, and added.
+    """Three convolutions, added to their input. On their way from `in_chans` to `dim` channels there are `hidden` ones:
 
-    in_chans -> dim channels, and `hidden` between them:
+        at first      1 x 1  in_chans → hidden      k x k  hidden → hidden        1 x 1  hidden → dim
+        moved up      k x k  in_chans → in_chans    1 x 1  in_chans → hidden      1 x 1  hidden → dim
 
-        bottleneck    1 × 1 (in_chans -> hidden)    k × k (hidden)                1 × 1 (hidden -> dim)
-        moved up      k × k (in_chans)              1 × 1 (in_chans -> hidden)    1 × 1 (hidden -> dim)
+    The k x k has the stride. An input that does not have the sum's shape gets it from a 1 x 1 convolution and a norm.
     """
 
     def __init__(self, design: Design, in_chans: int, dim: int, hidden: int, stride: int, drop_path: float) -> None:
-        bias = design.layer_norm  # a BatchNorm would take it away again
-        one, k = 1, design.kernel_size
-
-        def spatial(channels: int) -> nn.Conv2d:
-            groups = channels if design.depthwise else 1
-            return nn.Conv2d(channels, channels, k, stride=stride, padding=k // 2, groups=groups, bias=bias)
-
         if design.moved_up:
-            self.conv1 = spatial(in_chans)
-            self.bn1 = design.norm(in_chans)
-            self.conv2 = nn.Conv2d(in_chans, hidden, one, bias=bias)
+            self.conv1, self.bn1 = design.spatial(in_chans, stride), design.norm(in_chans)
+            self.conv2 = design.pointwise(in_chans, hidden)
         else:
-            self.conv1 = nn.Conv2d(in_chans, hidden, one, bias=bias)
-            self.bn1 = design.norm(hidden)
-            self.conv2 = spatial(hidden)
+            self.conv1, self.bn1 = design.pointwise(in_chans, hidden), design.norm(hidden)
+            self.conv2 = design.spatial(hidden, stride)
         self.bn2 = nn.Identity() if design.fewer_norms else design.norm(hidden)
-        self.conv3 = nn.Conv2d(hidden, dim, one, bias=bias)
+        self.conv3 = design.pointwise(hidden, dim)
         self.bn3 = nn.Identity() if design.fewer_norms else design.norm(dim)
+        self.act1 = nn.Identity() if design.fewer_activations else design.activation()
+        self.act2 = design.activation()
+        self.act3 = nn.Identity() if design.fewer_activations else design.activation()
+        self.drop_path = nn.DropPath(drop_path)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_chans != dim:
+            self.downsample = nn.Sequential(nn.Conv2d(in_chans, dim, 1, stride, bias=False), design.norm(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.act2(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return self.act3(self.downsample(x) + self.drop_path(y))
+
+
+class RoadmapNet(ImageModel):
+    """The network at any place on the road; `RoadmapNet()` is ResNet-50.
+
+    Args:
+        img_size: the size of image it is meant for; larger and other ones work too.
+        in_chans: channels of the images.
+        num_classes: outputs of the head; 0: no head, the model returns means of the channels.
+        stem_stride: what the stem, of either kind, divides H and W by; 4, or 2 for small images.
+        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+        **decisions: fields of `Design`; what is not given is as in ResNet-50.
+    """
+
+    def __init__(
+        self,
+        img_size: Size = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        stem_stride: int = 4,
+        drop_path_rate: float = 0.0,
+        **decisions: Any,
+    ) -> None:
+        if stem_stride < 2 or stem_stride % 2:
+            raise ValueError(f"roadmap: stem_stride must be even, as a ResNet's pooling halves; got {stem_stride}")
+        self.design = design = Design(**decisions)
+        self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
+        self.smallest = 8 * stem_stride if design.separate_downsampling else stem_stride
+
+        if design.patchify:
+            self.conv1 = nn.Conv2d(in_chans, design.width, stem_stride, stride=stem_stride)
+        else:
+            self.conv1 = nn.Conv2d(in_chans, design.width, 7, stride=stem_stride // 2, padding=3, bias=False)
+            self.bn1 = design.norm(design.width)
+
+        stages, halvings = [], []
+        C, rates = design.width, iter(drop_path_rates(drop_path_rate, sum(design.depths)))  # C: as it is so far
+        for s, depth in enumerate(design.depths):
+            narrow, stride = design.width * 2**s, 2 if s else 1
+            dim, hidden = (narrow, 4 * narrow) if design.inverted else (4 * narrow, narrow)
+            if s:
+                halvings.append(design.downsampling(C))
+            if s and design.separate_downsampling:
+                C, stride = 2 * C, 1
+            blocks = []
+            for _ in range(depth):
+                blocks.append(Block(design, C, dim, hidden, stride, next(rates)))
+                C, stride = dim, 1
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.ds1, self.ds2, self.ds3 = halvings
+
+        self.num_features = C
+        self.norm = nn.LayerNorm(C, eps=1e-6) if design.final_norm else nn.Identity()
+        self.head = self.make_head(num_classes)
+
+    def make_head(self, num_classes: int) -> nn.Module:
+        """The authors leave convolutions and norms as they come, and draw this layer from N(0, 0.02)."""
+        if not num_classes:
+            return nn.Identity()
+        head = nn.Linear(self.num_features, num_classes)
+        init.trunc_normal_(head.weight, std=0.02)
+        init.zeros_(head.bias)
+        return head
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier, which ResNet calls fc."""
+        return self.fc
+
+    @head.setter
+    def head(self, layer: nn.Module) -> None:
+        self.fc = layer
+
+    def sections(self) -> list[list[str]]:
+        sections = [["conv1", "bn1"]]
+        for s, depth in enumerate(self.design.depths, start=1):
+            blocks = [[f"layer{s}.{b}"] for b in range(depth)]
+            blocks[0].insert(0, f"ds{s - 1}")
+            sections += blocks
+        return sections
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of stride 4."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < self.smallest:
+            raise ValueError(
+                f"roadmap: this model takes images (B, {self.in_chans}, H, W) of at least {self.smallest} x "
+                f"{self.smallest} pixels, got {x.shape}: enlarge them, or create the model with a smaller stem_stride"
+            )
+        x = self.conv1(x)
+        if not self.design.patchify:
+            x = F.max_pool2d(F.relu(self.bn1(x)), 3, stride=2, padding=1)
+        x = self.layer1(x)
+        x = self.layer2(self.ds1(x))
+        x = self.layer3(self.ds2(x))
+        return self.layer4(self.ds3(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (B, C, H, W) to logits (B, num_classes)."""
+        x = self.norm(x.mean((2, 3)))
+        return x if pre_logits else self.head(x)
+
+
+# For images of 32 x 32, a third of the blocks and a quarter of the channels. With a stem of stride 2, the maps have 16,
+# 8, 4 and 2 pixels a side; with stride 4, most blocks would see 2 x 2 pixels, on which no kernel is large.
+for _number, (_name, _design) in enumerate(designs()):
+    _small = replace(_design, depths=tuple(depth // 3 for depth in _design.depths), width=_design.width // 4)
+    register(f"roadmap_{_number:02}_{_name}", RoadmapNet, **asdict(_design))
+    register(
+        f"roadmap_{_number:02}_{_name}_cifar", RoadmapNet,
+        img_size=32, num_classes=10, stem_stride=2, **asdict(_small),
+    )  # fmt: skip

@@ -138,7 +138,7 @@ class WindowAttention(nn.Module):
         """
         B, H, W, _ = x.shape
         q, k, _ = self.heads(x)
-        windowed = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(H, W)).softmax(-1)
+        windowed = F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(H, W), dim=-1)
         place = window_places(H, W, *self.layout(H, W), self.window_size)
         xp = array_module(windowed.data)
         stitched = xp.zeros((B, self.num_heads, place.size, place.size), windowed.dtype)

@@ -86,7 +86,7 @@ class Attention(nn.Module):
     def probabilities(self, x: Tensor) -> Tensor:
         """A, which the forward does not keep: (B, heads, L, L)."""
         q, k, _ = self.heads(x)
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+        return F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
 
 
 class Mlp(nn.Module):

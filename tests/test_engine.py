@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Function, Tensor, nn
+from minigrad import Function, Tensor, engine, nn
 from minigrad import functional as F
 from minigrad.engine import NonFiniteError
 from minigrad.function import Partial
@@ -328,6 +328,53 @@ class TestGuard:
         model = nn.Linear(2, 3)
         with minigrad.detect_anomaly():
             model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+
+
+class TestObserver:
+    class Diary(engine.Observer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[str, str, str, tuple[int, ...]]] = []
+
+        def forward(self, node, arrays, output):
+            self.seen.append(("forward", type(node).__name__, self.module_path(), output.shape))
+
+        def backward(self, node, grad_output, results):
+            self.seen.append(("backward", type(node).__name__, self.module_path(), grad_output.shape))
+
+    def test_sees_every_op_and_where_it_runs(self):
+        model, diary = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())), self.Diary()
+        with engine.observing(diary):
+            model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+        assert diary.seen == [
+            ("forward", "Linear", "0", (5, 3)),
+            ("forward", "ReLU", "1.0", (5, 3)),
+            ("forward", "Sum", "", ()),
+            ("backward", "Sum", "", ()),
+            ("backward", "ReLU", "", (5, 3)),
+            ("backward", "Linear", "", (5, 3)),
+        ]
+        assert diary.path == []
+
+    def test_the_inner_one_sees_and_none_is_left(self):
+        outer, inner, x = self.Diary(), self.Diary(), leaf(1.0)
+        with engine.observing(outer):
+            with pytest.raises(ValueError, match="broadcast"), engine.observing(inner):
+                leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
+            with engine.observing(inner):
+                x + 1
+            x * 2
+        x / 2
+        assert [entry[1] for entry in inner.seen] == ["Add"] and [entry[1] for entry in outer.seen] == ["Mul"]
+        assert engine.observers == 0 and engine.mode.observer is None
+
+    def test_sees_its_own_thread_alone(self):
+        diary = self.Diary()
+        with engine.observing(diary):
+            thread = threading.Thread(target=lambda: leaf(1.0) + 1)
+            thread.start()
+            thread.join()
+        assert diary.seen == []
 
 
 def test_errors_from_an_op_say_what_it_was_given():

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from minigrad.backend import Array, to_device
+from minigrad.meta import MetaArray
 from minigrad.random import default_generator
 from minigrad.tensor import Tensor
 
@@ -92,10 +93,7 @@ def torch_default_(weight: Tensor, bias: Tensor | None) -> None:
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Within the block, initialisers do nothing: for a model whose weights will be loaded, or only counted.
-
-    The memory of `numpy.empty` that nobody writes to costs nothing, so even the largest model can be built this way.
-    """
+    """Within the block, initialisers do nothing: for a model whose weights will be loaded."""
     previous, _state.skip = _state.skip, True
     try:
         yield
@@ -103,14 +101,33 @@ def skip_init() -> Iterator[None]:
         _state.skip = previous
 
 
+@contextmanager
+def meta_init() -> Iterator[None]:
+    """Within the block, parameters are made without numbers (`minigrad/meta.py`): for a model that is only looked at.
+
+    It takes no memory. Given a `MetaArray` it runs, and what comes out has a shape and a dtype.
+    """
+    previous, _state.meta = _state.meta, True
+    try:
+        yield
+    finally:
+        _state.meta = previous
+
+
+def is_meta() -> bool:
+    """Whether parameters are made without numbers now, in this thread."""
+    return _state.meta
+
+
 class _State(threading.local):
     skip: bool = False
+    meta: bool = False
 
 
 _state = _State()
 
 
 def _fill(tensor: Tensor, draw: Callable[[], Array]) -> Tensor:
-    if not _state.skip:
+    if not (_state.skip or isinstance(tensor.data, MetaArray)):
         tensor.data[...] = to_device(draw().astype(tensor.dtype), tensor.device)
     return tensor

@@ -8,7 +8,9 @@ import numpy as np
 
 from minigrad.backend import to_device
 from minigrad.engine import mode
+from minigrad.meta import MetaArray
 from minigrad.methods import target
+from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.tensor import Tensor
 
@@ -18,6 +20,8 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
+        if init.is_meta():
+            self.data = MetaArray(self.shape, self.dtype)
 
 
 class Buffer(Tensor):
@@ -43,14 +47,14 @@ class Module:
     def __call__(self, *inputs: Any, **choices: Any) -> Any:
         """Run `forward`, then the hooks on it."""
         forward = self._checkpointed if self.checkpointing and mode.grad_enabled else self.forward
-        if mode.guard is None:
+        if mode.observer is None:
             output = forward(*inputs, **choices)
         else:
-            mode.guard.path.append(self)
+            mode.observer.path.append(self)
             try:
                 output = forward(*inputs, **choices)
             finally:
-                mode.guard.path.pop()
+                mode.observer.path.pop()
         for hook in self.__dict__.get("_forward_hooks", ()):
             replaced = hook(self, inputs, output)
             output = output if replaced is None else replaced

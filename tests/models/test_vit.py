@@ -1,4 +1,4 @@
-"""ViT: sizes, numbers from a reference implementation, gradients, and what its arguments do."""
+"""ViT: numbers from a reference implementation, gradients, and what its arguments do."""
 
 import numpy as np
 import pytest
@@ -8,46 +8,8 @@ import minigrad.optim
 import models
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.nn import init
+from models.compare import formula
 from models.vit import VisionTransformer
-from tests.models import formula
-
-# Counted on timm's and torchvision's models with 1000 classes; the in21k rows, with pre-logits, by their closed form.
-PARAMETERS = {
-    "vit_tiny_patch16_224": 5_717_416, "vit_tiny_patch16_384": 5_790_376,
-    "vit_small_patch16_224": 22_050_664, "vit_small_patch16_384": 22_196_584,
-    "vit_small_patch32_224": 22_878_952, "vit_small_patch32_384": 22_915_432,
-    "vit_base_patch16_224": 86_567_656, "vit_base_patch16_384": 86_859_496,
-    "vit_base_patch32_224": 88_224_232, "vit_base_patch32_384": 88_297_192,
-    "vit_large_patch16_224": 304_326_632, "vit_large_patch16_384": 304_715_752,
-    "vit_large_patch32_224": 306_535_400, "vit_large_patch32_384": 306_632_680,
-    "vit_huge_patch14_224": 632_045_800, "vit_huge_patch14_392": 632_721_640,
-    "vit_tiny_patch16_224_in21k": 9_777_171,
-    "vit_small_patch16_224_in21k": 30_223_059, "vit_small_patch32_224_in21k": 31_051_347,
-    "vit_base_patch16_224_in21k": 103_186_515, "vit_base_patch32_224_in21k": 104_843_091,
-    "vit_large_patch16_224_in21k": 326_740_307, "vit_large_patch32_224_in21k": 328_949_075,
-    "vit_huge_patch14_224_in21k": 660_385_363,
-    "vit_nano_cifar": 142_026, "vit_micro_cifar": 683_242, "vit_tiny_cifar": 4_028_170,
-    "vit_tiny_cifar_slvit": 2_697_610, "vit_ti12_cifar": 5_362_762, "vit_small_cifar": 12_470_026,
-}  # fmt: skip
-
-
-def count(model) -> int:
-    return sum(p.data.size for p in model.parameters())
-
-
-@pytest.mark.parametrize("name", models.list_models("vit_*"))
-def test_parameter_counts(name):
-    with init.skip_init():  # the memory is reserved, never touched
-        assert count(models.create_model(name)) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", models.list_models("vit_*_in21k"))
-def test_the_in21k_counts_follow_from_the_sizes(name):
-    features = PARAMETERS[name.removesuffix("_in21k")]
-    with init.skip_init():
-        D = models.create_model(name).cls_token.shape[-1]
-    assert PARAMETERS[name] == features - (D * 1000 + 1000) + (D * D + D) + (D * 21843 + 21843)
 
 
 def small(**overrides) -> VisionTransformer:

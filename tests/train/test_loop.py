@@ -14,7 +14,7 @@ from train.batches import augment, batches, normalize
 from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics
-from train.loop import Trainer, param_groups
+from train.loop import Trainer
 from train.shards import Shards
 
 
@@ -87,23 +87,6 @@ def test_augment_is_a_flip_and_a_shift():
     flips, tops, lefts = zip(*seen, strict=True)
     assert set(tops) == set(lefts) == set(range(9))
     assert 0.4 < np.mean(flips) < 0.6
-
-
-def test_groups_spare_what_must_not_decay():
-    model = Small()
-    decay, spared = param_groups(model, 0.05)
-    assert decay["weight_decay"] == 0.05 and spared["weight_decay"] == 0
-    assert {id(p) for p in decay["params"]} == {id(model.conv.weight), id(model.head.weight)}
-    assert len(spared["params"]) == 5
-
-
-def test_groups_of_a_vision_transformer():
-    model = models.create_model("vit_nano_cifar", num_classes=10)
-    names = {id(p): name for name, p in model.named_parameters()}
-    decay, spared = ([names[id(p)] for p in group["params"]] for group in param_groups(model, 0.05))
-    assert all(name.endswith("weight") and "norm" not in name for name in decay)
-    assert {"pos_embed", "cls_token", "norm.weight", "blocks.0.attn.qkv.bias"} <= set(spared)
-    assert len(decay) + len(spared) == len(names)
 
 
 def test_a_seed_repeats_a_run_bit_for_bit(dataset):

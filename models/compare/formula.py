@@ -1,13 +1,17 @@
-"""Weights and inputs computed from their names: the same numbers here and in any other framework, none of them stored.
+"""L6: weights and inputs computed from their names: the same numbers here and in any other framework, none of them
+stored.
 
 SplitMix64 (Steele, Lea, Flood 2014), seeded with the FNV-1a hash of the name; uint64 arithmetic is exact everywhere.
 """
 
 from math import prod
+from typing import TypeVar
 
 import numpy as np
 
 from minigrad import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def stream(name: str, *shape: int) -> np.ndarray:
@@ -36,9 +40,9 @@ def weight(name: str, *shape: int) -> np.ndarray:
     return 1 + 0.3 * v if len(shape) == 1 else v * (3 / prod(shape[1:])) ** 0.5
 
 
-def fill(model: nn.Module) -> nn.Module:
+def fill(model: Model) -> Model:
     """Give a model its formula weights, in float64."""
-    model.to(dtype=np.float64)
     for name, parameter in model.named_parameters():
-        parameter.data[...] = weight(name, *parameter.shape)
+        parameter.data = weight(name, *parameter.shape)
+    model.to(dtype=np.float64)
     return model

@@ -1,0 +1,174 @@
+"""L6: what the models cost, and how good they have been found to be.
+
+python -m models                    all of them
+python -m models 'swin_*'           those whose names fit; several names or patterns may be given
+python -m models convnext_tiny      one, with what is inside
+python -m models --csv              for a program
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from fnmatch import fnmatch
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from minigrad.nn import init
+from models.convnext import ConvNeXt
+from models.hybrid import HybridVisionTransformer
+from models.model import ImageModel
+from models.published import PUBLISHED, SOURCES, Result
+from models.registry import create_model, model_arguments, model_class, registered
+from models.roadmap import RoadmapNet
+from models.summary import Part, attention_costs, macs, parameters, parts
+from models.swin import SwinTransformer
+from models.vit import VisionTransformer
+
+FAMILIES = {
+    VisionTransformer: "Vision Transformer",
+    HybridVisionTransformer: "Hybrid: a Vision Transformer on the features of a ResNet",
+    SwinTransformer: "Swin Transformer",
+    ConvNeXt: "ConvNeXt",
+    RoadmapNet: "The road from ResNet-50 to ConvNeXt",
+}
+LEGEND = """\
+GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
+and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
+ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k is the authors' name for the same images; "IN-1k" saw
+no others. More figures for a model, and its inside: python -m models NAME."""
+
+ATTENTION = """\
+Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
+  between all tokens, as in ViT     MSA   = 4hwC² + 2(hw)²C
+  within windows                    W-MSA = 4hwC² + 2M²hwC"""
+
+
+class Row(NamedTuple):
+    """A line of the table."""
+
+    name: str
+    parameters: int
+    macs: dict[int, int]  # by the height of the image; first at the model's own size
+    results: Sequence[Result]
+
+
+def row(name: str) -> Row:
+    """A model's line. It is counted at 224 and 384 and its own size, where these make sense."""
+    own = without_weights(name)
+    counted = {own.img_size[0]: macs(own)}
+    if own.img_size[0] >= 224 and not isinstance(own, SwinTransformer):  # its windows fit the maps of one size
+        for size in {224, 384} - set(counted):
+            with suppress(ValueError):  # the patches do not fit
+                counted[size] = macs(without_weights(name, img_size=size))
+    return Row(name, parameters(own), counted, PUBLISHED.get(name, ()))
+
+
+def without_weights(name: str, **overrides: Any) -> ImageModel:
+    """A model that takes no memory."""
+    with init.meta_init():
+        return create_model(name, **overrides)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m models", description="Cost and accuracy of the models.")
+    parser.add_argument("pattern", nargs="*", default=["*"], help="names, or patterns such as 'swin_*'; default: all")
+    parser.add_argument("--csv", action="store_true", help="the table for a program, as comma-separated values")
+    options = parser.parse_args(arguments)
+    for pattern in options.pattern:
+        if not any(fnmatch(name, pattern) for name in registered()):
+            parser.error(f"no model is called {pattern!r}; `python -m models` lists all")
+    names = [name for name in registered() if any(fnmatch(name, pattern) for pattern in options.pattern)]
+    names.sort(key=lambda name: (list(FAMILIES).index(model_class(name)), is_small(name)))
+    if options.csv:
+        print_csv(map(row, names))
+        return
+    for (family, small), members in groupby(names, key=lambda name: (model_class(name), is_small(name))):
+        print(FAMILIES[family] + (", for images of 32 x 32 in ten classes" if small else ""))
+        print_rows([row(name) for name in members], small)
+    if len(names) == 1:
+        print_inside(names[0])
+    print(LEGEND)
+    for source in dict.fromkeys(result.source for name in names for result in PUBLISHED.get(name, ())):
+        if source in SOURCES:
+            print(f"{source}: {SOURCES[source]}.")
+    swins = [name for name in names if model_class(name) is SwinTransformer]
+    if swins:
+        print_attention(swins)
+
+
+def is_small(name: str) -> bool:
+    """Whether a model is one for CIFAR."""
+    return model_arguments(name)["img_size"] == 32
+
+
+def print_rows(rows: Sequence[Row], small: bool) -> None:
+    """The table of models of one family."""
+    unit, scale, digits = ("M", 1e6, 1) if small else ("G", 1e9, 3)
+    sizes = sorted({size for row in rows for size in row.macs})
+    first, *others = (f"@{size}" for size in sizes)
+    lines = [["name", "parameters", f"{unit}MACs{first}", *others, "top-1", "trained on", "source"]]
+    for name, count, counted, results in rows:
+        costs = [f"{counted[size] / scale:,.{digits}f}" if size in counted else "" for size in sizes]
+        lines.append([name, f"{count:,}", *costs, *(described(results[0]) if results else [""] * 3)])
+    print_table(lines, left=(0, -3, -2, -1))
+
+
+def described(result: Result) -> list[str]:
+    """Accuracy, data and source."""
+    return [str(result.top1), f"{result.data} @{result.img_size}", result.source]
+
+
+def print_inside(name: str) -> None:
+    """One model, block by block, and all that was published of it."""
+    results = PUBLISHED.get(name, ())
+    if results:
+        print_table([["top-1", "trained on", "source"], *map(described, results)], left=(0, 1, 2))
+    model = without_weights(name)
+    inside = parts(model)
+    inside.append(Part("together", None, sum(part.parameters for part in inside), sum(part.macs for part in inside)))
+    lines = [["part", "output", "parameters", "MMACs"]]
+    for part in inside:
+        output = " x ".join(map(str, part.output or ()))
+        lines.append([part.name, output, f"{part.parameters:,}", f"{part.macs / 1e6:,.1f}"])
+    print("Inside, for one image of {} x {}".format(*model.img_size))
+    print_table(lines, left=(0, 1))
+
+
+def print_attention(names: Sequence[str]) -> None:
+    """The Swin paper's formulas beside what is counted; of models whose blocks are alike, the first."""
+    lines = [["model", "h x w", "C", "M", "MSA formula", "counted", "W-MSA formula", "counted"]]
+    costs = {tuple(attention_costs(without_weights(name))): name for name in reversed(names)}
+    for stages, name in reversed(costs.items()):
+        for h, w, C, M, *figures in stages:
+            lines.append([name, f"{h} x {w}", str(C), str(M), *(f"{figure / 1e6:,.1f}" for figure in figures)])
+    print(f"\n{ATTENTION}\n")
+    print_table(lines, left=(0,))
+
+
+def print_csv(rows: Iterable[Row]) -> None:
+    """The table in whole numbers."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["name", "parameters", "img_size", "macs", "macs_224", "macs_384", "top1", "data", "at", "source"])
+    for name, count, counted, results in rows:
+        size = next(iter(counted))
+        figures = count, size, counted[size], counted.get(224), counted.get(384)
+        writer.writerow([name, *figures, *(results[0] if results else [""] * 4)])
+
+
+def print_table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> None:
+    """Columns as wide as they must be; those in `left` begin alike, the others, of numbers, end alike."""
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    aligned_left = {i % len(columns) for i in left}
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        columns[i] = [cell.ljust(width) if i in aligned_left else cell.rjust(width) for cell in column]
+    for line in zip(*columns, strict=True):
+        print("  ".join(line).rstrip())
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""L6: the command line: `python -m models.compare --help`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 if all agrees, 1 if not, 2 for a mistake in the input."""
+    options = parser().parse_args(arguments)
+    try:
+        return run(options)
+    except (ValueError, TypeError) as error:
+        print(f"python -m models.compare: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, and print what was found. NumPy and the models load here, not before `--help`."""
+    from models.compare import golden, table
+    from models.compare.differences import compare
+    from models.compare.formula import fill, stream
+    from models.compare.references import Reference
+    from models.compare.trace import trace
+    from models.registry import create_model
+
+    if options.against == "golden":
+        if options.img_size or options.batch:
+            raise ValueError("a golden has its own images: --img-size and --batch are for the libraries")
+        recorded = golden.load(options.model)
+        model, source = recorded.create(), f"a golden of {recorded.library} {recorded.version}"
+        model.to(options.dtype)
+        images = recorded.images()
+        comparison = recorded.compare(model)
+    else:
+        overrides: dict[str, Any] = {"img_size": options.img_size} if options.img_size else {}
+        reference = Reference(options.against, options.model, **overrides)
+        model, source = fill(create_model(options.model, **overrides)), f"{reference.library} {reference.version}"
+        model.to(options.dtype)
+        images = stream("images", options.batch or 1, model.in_chans, *model.img_size)
+        comparison = compare(trace(model, images), reference.trace(images), model)
+    B, C, H, W = images.shape
+    parameters = sum(parameter.data.size for parameter in model.parameters())
+    print(f"{options.model}, {parameters:,} parameters, in {options.dtype}, against {source} in float64")
+    print(f"{B} image{'s' * (B > 1)} of {C} x {H} x {W}")
+    print(f"\n{table.table(comparison, model)}\n\n{table.verdict(comparison)}")
+    return 1 if comparison.out_of_tolerance() else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.compare",
+        description="Run a model here and in another library, forward and backward, with the same weights on the same "
+        "images, and show how far apart the two are after each layer. Weights and images are computed from names: "
+        "nothing is downloaded. Differences are relative to the largest entry of an array. The exit code is 0 if all "
+        "agree, 1 if not, 2 for a mistake in the input.",
+        epilog="examples: python -m models.compare --model swin_tiny_patch4_window7_224 --against timm;  "
+        "python -m models.compare --model vit_tiny_cifar --against golden  (needs no torch)",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="as models.list_models() gives it; or the name of a golden")
+    add(
+        "--against", required=True, choices=["torchvision", "timm", "transformers", "golden"],
+        help="the library, which must be installed; or golden: what a library answered when it was recorded",
+    )  # fmt: skip
+    add(
+        "--dtype", default="float64", choices=["float64", "float32"],
+        help="in which the model here runs; the reference is in float64 always (default float64)",
+    )  # fmt: skip
+    add("--img-size", type=_size, metavar="N or HxW", help="size of the images (default: the model's)")
+    add("--batch", type=_count, metavar="N", help="number of images (default 1)")
+    return parser
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    H, times, W = text.partition("x")
+    return (_count(H), _count(W)) if times else _count(H)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number above 0, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

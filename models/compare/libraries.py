@@ -1,0 +1,274 @@
+"""L6: our configurations as networks of other libraries: torchvision, timm, Hugging Face's transformers.
+
+Each is made of the library's own classes, reduced sizes included. What a library does not have is refused: its answer
+would be to another question. PyTorch and the libraries are imported when they are asked for, and not before.
+"""
+
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from models.convnext import ConvNeXt
+from models.hybrid import HybridVisionTransformer
+from models.model import image_size
+from models.registry import model_arguments, model_class
+from models.swin import SwinTransformer
+from models.vit import VisionTransformer
+
+LIBRARIES = ("torchvision", "timm", "transformers")
+
+
+class UnsupportedError(ValueError):
+    """The library is not installed, or has no such network."""
+
+
+def build(library: str, model: str, **overrides: Any) -> Any:
+    """A model, given as to `create_model`, as another library has it: a torch.nn.Module, freshly initialised.
+
+    Raises:
+        UnsupportedError: the library is not installed, or has no such network.
+    """
+    cls, config = model_class(model), SimpleNamespace(**(model_arguments(model) | overrides))
+    config.img_size = image_size(config.img_size)
+    builder = _BUILDERS.get((library, cls))
+    if builder is None:
+        others = " or ".join(name for name, built in _BUILDERS if built is cls) or "no library"
+        raise UnsupportedError(f"{library} has no {cls.__name__}; try {others}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the libraries' own affairs
+        load(library)
+        return builder(config)
+
+
+def load(library: str) -> Any:
+    """Import a library.
+
+    Raises:
+        UnsupportedError: it is not installed.
+    """
+    for name in ("torch", library):
+        if find_spec(name) is None:
+            raise UnsupportedError(f"{name} is not installed: pip install 'minigrad[reference]'")
+    if find_spec("torchvision") is not None:  # the others import it
+        _load_torchvision()
+    return import_module(library)
+
+
+def _load_torchvision() -> None:
+    """Import torchvision, beside a PyTorch that its compiled operators are not made for too.
+
+    The import then fails when it describes operators that are not there. No model needs them: they are declared.
+    """
+    try:
+        import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torch
+
+        library, spec = torch.library.Library("torchvision", "DEF"), find_spec("torchvision")
+        source = Path(str(spec and spec.origin)).with_name("_meta_registrations.py").read_text()
+        for name in re.findall(r'register_fake\("torchvision::(\w+)"\)', source):
+            library.define(f"{name}(Tensor x) -> Tensor")
+        _DECLARED.append(library)
+        import_module("torchvision")
+
+
+_DECLARED: list[Any] = []  # a declaration ends with its Library
+
+
+def _require(library: str, conditions: dict[str, bool]) -> None:
+    """Refuse a configuration of which something is not so."""
+    unmet = [condition for condition, met in conditions.items() if not met]
+    if unmet:
+        raise UnsupportedError(f"{library} cannot build this model: it has only {', '.join(unmet)}")
+
+
+# ViT ----------------------------------------------------------------------------------------------------------------
+
+
+def _torchvision_vit(config: SimpleNamespace) -> Any:
+    from torchvision.models.vision_transformer import VisionTransformer as Theirs
+
+    H, W = config.img_size
+    of_token = config.global_pool == "token"
+    conditions = {"square images": H == W, "3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias}
+    _require("torchvision", conditions | {"a head on the class token": of_token})
+    return Theirs(
+        H, config.patch_size, config.depth, config.num_heads, config.embed_dim,
+        int(config.embed_dim * config.mlp_ratio), num_classes=config.num_classes,
+        representation_size=config.representation_size,
+    )  # fmt: skip
+
+
+def _timm_vit(config: SimpleNamespace, **embedding: Any) -> Any:
+    from timm.models.vision_transformer import VisionTransformer as Theirs
+
+    _require("timm", {"heads without a pre-logits layer": config.representation_size is None})
+    return Theirs(
+        config.img_size, config.patch_size, config.in_chans, config.num_classes, config.global_pool, config.embed_dim,
+        config.depth, config.num_heads, config.mlp_ratio, config.qkv_bias, **embedding,
+    )  # fmt: skip
+
+
+def _transformers_vit(config: SimpleNamespace) -> Any:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    simple = config.representation_size is None and config.global_pool == "token"
+    _require("transformers", {"a head on the class token, without a pre-logits layer": simple})
+    return ViTForImageClassification(
+        ViTConfig(
+            image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
+            num_labels=config.num_classes, hidden_size=config.embed_dim, num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads, intermediate_size=int(config.embed_dim * config.mlp_ratio),
+            qkv_bias=config.qkv_bias, layer_norm_eps=1e-6, attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+# The hybrid ---------------------------------------------------------------------------------------------------------
+
+
+def _timm_hybrid(config: SimpleNamespace) -> Any:
+    from timm.layers import HybridEmbed, StdConv2dSame
+    from timm.models import resnetv2
+    from torch import nn
+
+    conv = partial(StdConv2dSame, eps=1e-8)
+    stem = resnetv2.create_resnetv2_stem(config.in_chans, config.stem_chs, "same", preact=False, conv_layer=conv)
+    if config.stem_stride == 1:
+        stem.conv = conv(config.in_chans, config.stem_chs, 3)
+        stem.pool = nn.Identity()
+    if config.layers:
+        backbone = resnetv2.ResNetV2(
+            config.layers, config.channels, num_classes=0, in_chans=config.in_chans, global_pool="",
+            stem_chs=config.stem_chs, stem_type="same", preact=False, conv_layer=conv,
+        )  # fmt: skip
+        backbone.stem = stem
+    else:
+        backbone = stem
+    return _timm_vit(config, embed_layer=partial(HybridEmbed, backbone))
+
+
+# Swin ---------------------------------------------------------------------------------------------------------------
+
+
+def _maps(config: SimpleNamespace) -> list[tuple[int, int]]:
+    """Height and width of the map in each stage."""
+    (H, W), P = config.img_size, config.patch_size
+    return [(-(-H // (P << stage)), -(-W // (P << stage))) for stage in range(len(config.depths))]
+
+
+def _torchvision_swin(config: SimpleNamespace) -> Any:
+    from torch import nn
+    from torchvision.models.swin_transformer import SwinTransformer as Theirs
+
+    _require("torchvision", {"3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias})
+    P, M, (H, W) = config.patch_size, config.window_size, config.img_size
+    network = Theirs(
+        [P, P], config.embed_dim, config.depths, config.num_heads, [M, M], config.mlp_ratio,
+        stochastic_depth_prob=0.0, num_classes=config.num_classes,
+    )  # fmt: skip
+    if H % P or W % P:  # it would cut off what fills no patch
+        pad = nn.ZeroPad2d((0, -W % P, 0, -H % P))
+        network.register_forward_pre_hook(lambda network, images: (pad(*images),))
+    return network
+
+
+def _timm_swin(config: SimpleNamespace) -> Any:
+    from timm.models.swin_transformer import SwinTransformer as Theirs
+
+    M, maps = config.window_size, _maps(config)
+    covered = all(H % M == W % M == 0 for H, W in maps)  # otherwise it pads after the shift, or shrinks the window
+    _require("timm", {f"maps of whole {M} x {M} windows, and here they are {_times(maps)}": covered})
+    return Theirs(
+        config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
+        depths=config.depths, num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio,
+        qkv_bias=config.qkv_bias,
+    )  # fmt: skip
+
+
+def _transformers_swin(config: SimpleNamespace) -> Any:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    M, maps = config.window_size, _maps(config)
+    alike = all(min(H, W) > M or H == W == M for H, W in maps)  # otherwise it shrinks the window, or shifts one way
+    needed = f"maps that are one {M} x {M} window, or larger on both sides, and here they are {_times(maps)}"
+    _require("transformers", {needed: alike})
+    return SwinForImageClassification(
+        SwinConfig(
+            image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
+            num_labels=config.num_classes, embed_dim=config.embed_dim, depths=config.depths,
+            num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio, qkv_bias=config.qkv_bias,
+            attn_implementation="sdpa",
+        )
+    )  # fmt: skip
+
+
+def _times(maps: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{H} x {W}" for H, W in maps)
+
+
+# ConvNeXt -----------------------------------------------------------------------------------------------------------
+
+
+def _torchvision_convnext(config: SimpleNamespace) -> Any:
+    from torch import nn
+    from torchvision.models.convnext import CNBlockConfig
+    from torchvision.models.convnext import ConvNeXt as Theirs
+
+    conditions = {"7 x 7 kernels": config.kernel_size == 7, "an mlp_ratio of 4": config.mlp_ratio == 4}
+    _require("torchvision", conditions | {"3 channels": config.in_chans == 3})
+    stages = zip(config.dims, [*config.dims[1:], None], config.depths, strict=True)
+    network = Theirs([CNBlockConfig(*stage) for stage in stages], num_classes=config.num_classes)
+    network.features[0][0] = nn.Conv2d(3, config.dims[0], config.stem_size, config.stem_size)
+    return network
+
+
+def _timm_convnext(config: SimpleNamespace) -> Any:
+    from timm.models.convnext import ConvNeXt as Theirs
+    from torch import nn
+
+    _require("timm", {"an mlp_ratio of 4": config.mlp_ratio == 4, "four stages": len(config.depths) == 4})
+    network = Theirs(
+        config.in_chans, config.num_classes, depths=config.depths, dims=config.dims, kernel_sizes=config.kernel_size
+    )
+    network.stem[0] = nn.Conv2d(config.in_chans, config.dims[0], config.stem_size, config.stem_size)
+    return network
+
+
+def _transformers_convnext(config: SimpleNamespace) -> Any:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    conditions = {"7 x 7 kernels": config.kernel_size == 7, "an mlp_ratio of 4": config.mlp_ratio == 4}
+    _require("transformers", conditions)
+    return ConvNextForImageClassification(
+        ConvNextConfig(
+            num_channels=config.in_chans, patch_size=config.stem_size, num_stages=len(config.depths),
+            hidden_sizes=list(config.dims), depths=list(config.depths), num_labels=config.num_classes,
+            layer_norm_eps=1e-6,
+        )
+    )  # fmt: skip
+
+
+_BUILDERS: dict[tuple[str, type], Callable[[SimpleNamespace], Any]] = {
+    ("torchvision", VisionTransformer): _torchvision_vit,
+    ("timm", VisionTransformer): _timm_vit,
+    ("transformers", VisionTransformer): _transformers_vit,
+    ("timm", HybridVisionTransformer): _timm_hybrid,
+    ("torchvision", SwinTransformer): _torchvision_swin,
+    ("timm", SwinTransformer): _timm_swin,
+    ("transformers", SwinTransformer): _transformers_swin,
+    ("torchvision", ConvNeXt): _torchvision_convnext,
+    ("timm", ConvNeXt): _timm_convnext,
+    ("transformers", ConvNeXt): _transformers_convnext,
+}

@@ -1,0 +1,116 @@
+"""L6: accuracy on ImageNet-1k as published, by the names of the models here, each figure with its source.
+
+These are their authors' figures, for weights that were trained elsewhere. "IN-1k" is ImageNet-1k alone; anything else
+is what a model was trained on first, before it was fine-tuned on ImageNet-1k at `img_size`. Where there are several,
+the first is the one that the table of `python -m models` shows.
+"""
+
+from typing import NamedTuple
+
+from models import roadmap
+
+
+class Result(NamedTuple):
+    """One published figure."""
+
+    top1: float  # in %
+    data: str
+    img_size: int
+    source: str
+
+
+_PAPER, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README"
+_SWIN, _CONVNEXT, _TORCHVISION = "Swin-Transformer README", "ConvNeXt README", "torchvision weights"
+SOURCES = {  # where a source is found, if it does not say so itself
+    _AUGREG: "github.com/google-research/vision_transformer, models of arXiv:2106.10270",
+    _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030",
+    _CONVNEXT: "github.com/facebookresearch/ConvNeXt, models of arXiv:2201.03545",
+    _TORCHVISION: "the metadata in torchvision.models, such as ViT_B_16_Weights.IMAGENET1K_V1.meta",
+}
+
+PUBLISHED = {
+    "vit_tiny_patch16_384": [Result(78.22, "IN-21k", 384, _AUGREG)],
+    "vit_small_patch16_384": [Result(83.73, "IN-21k", 384, _AUGREG)],
+    "vit_small_patch32_384": [Result(79.58, "IN-21k", 384, _AUGREG)],
+    "vit_base_patch16_224": [Result(81.072, "IN-1k", 224, _TORCHVISION)],
+    "vit_base_patch16_384": [
+        Result(83.97, "IN-21k", 384, _PAPER),
+        Result(85.49, "IN-21k", 384, _AUGREG),
+        Result(77.91, "IN-1k", 384, _PAPER),
+        Result(84.15, "JFT-300M", 384, _PAPER),
+    ],
+    "vit_base_patch32_224": [Result(75.912, "IN-1k", 224, _TORCHVISION)],
+    "vit_base_patch32_384": [
+        Result(81.28, "IN-21k", 384, _PAPER),
+        Result(83.59, "IN-21k", 384, _AUGREG),
+        Result(73.38, "IN-1k", 384, _PAPER),
+        Result(80.73, "JFT-300M", 384, _PAPER),
+    ],
+    "vit_large_patch16_224": [Result(79.662, "IN-1k", 224, _TORCHVISION)],
+    "vit_large_patch16_384": [
+        Result(85.15, "IN-21k", 384, _PAPER),
+        Result(85.59, "IN-21k", 384, _AUGREG),
+        Result(76.53, "IN-1k", 384, _PAPER),
+        Result(87.12, "JFT-300M", 384, _PAPER),
+    ],
+    "vit_large_patch32_224": [Result(76.972, "IN-1k", 224, _TORCHVISION)],
+    "vit_large_patch32_384": [
+        Result(80.99, "IN-21k", 384, _PAPER),
+        Result(71.16, "IN-1k", 384, _PAPER),
+        Result(84.37, "JFT-300M", 384, _PAPER),
+    ],
+    "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags (arXiv:2201.08371); only the head
+    "vit_tiny_r_s16_p8_384": [Result(75.40, "IN-21k", 384, _AUGREG)],
+    "vit_small_r26_s32_384": [Result(83.85, "IN-21k", 384, _AUGREG)],
+    "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _AUGREG)],
+    "vit_large_r50_s32_384": [Result(85.99, "IN-21k", 384, _AUGREG)],
+    "swin_tiny_patch4_window7_224": [
+        Result(81.2, "IN-1k", 224, _SWIN),
+        Result(80.9, "IN-22k", 224, _SWIN),
+        Result(81.474, "IN-1k", 224, _TORCHVISION),
+    ],
+    "swin_small_patch4_window7_224": [
+        Result(83.2, "IN-1k", 224, _SWIN),
+        Result(83.2, "IN-22k", 224, _SWIN),
+        Result(83.196, "IN-1k", 224, _TORCHVISION),
+    ],
+    "swin_base_patch4_window7_224": [
+        Result(83.5, "IN-1k", 224, _SWIN),
+        Result(85.2, "IN-22k", 224, _SWIN),
+        Result(83.582, "IN-1k", 224, _TORCHVISION),
+    ],
+    "swin_base_patch4_window12_384": [Result(84.5, "IN-1k", 384, _SWIN), Result(86.4, "IN-22k", 384, _SWIN)],
+    "swin_large_patch4_window7_224": [Result(86.3, "IN-22k", 224, _SWIN)],
+    "swin_large_patch4_window12_384": [Result(87.3, "IN-22k", 384, _SWIN)],
+    "convnext_tiny": [
+        Result(82.1, "IN-1k", 224, _CONVNEXT),
+        Result(82.9, "IN-22k", 224, _CONVNEXT),
+        Result(84.1, "IN-22k", 384, _CONVNEXT),
+        Result(82.520, "IN-1k", 224, _TORCHVISION),
+    ],
+    "convnext_small": [
+        Result(83.1, "IN-1k", 224, _CONVNEXT),
+        Result(84.6, "IN-22k", 224, _CONVNEXT),
+        Result(85.8, "IN-22k", 384, _CONVNEXT),
+        Result(83.616, "IN-1k", 224, _TORCHVISION),
+    ],
+    "convnext_base": [
+        Result(83.8, "IN-1k", 224, _CONVNEXT),
+        Result(85.1, "IN-1k", 384, _CONVNEXT),
+        Result(85.8, "IN-22k", 224, _CONVNEXT),
+        Result(86.8, "IN-22k", 384, _CONVNEXT),
+        Result(84.062, "IN-1k", 224, _TORCHVISION),
+    ],
+    "convnext_large": [
+        Result(84.3, "IN-1k", 224, _CONVNEXT),
+        Result(85.5, "IN-1k", 384, _CONVNEXT),
+        Result(86.6, "IN-22k", 224, _CONVNEXT),
+        Result(87.5, "IN-22k", 384, _CONVNEXT),
+        Result(84.414, "IN-1k", 224, _TORCHVISION),
+    ],
+    "convnext_xlarge": [Result(87.0, "IN-22k", 224, _CONVNEXT), Result(87.8, "IN-22k", 384, _CONVNEXT)],
+} | {
+    f"roadmap_{number:02}_{step.name}": [Result(step.top1, "IN-1k", 224, "arXiv:2201.03545, table 10")]
+    for number, step in enumerate(roadmap.STEPS)
+    if step.top1 is not None
+}

@@ -1,0 +1,213 @@
+"""L6: what a model costs: parameters, and multiply-accumulates (MACs), counted by watching its own ops.
+
+A trace runs the model on arrays without numbers (`minigrad/meta.py`), so it takes milliseconds and no memory, even for
+a model that would not fit into this machine. It counts the products of matrices and convolutions, as papers do (many
+call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pooling.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad import Tensor, nn, no_grad
+from minigrad.backend import Array
+from minigrad.engine import Observer, observing
+from minigrad.function import Function
+from minigrad.meta import MetaArray
+from minigrad.ops.attention import ScaledDotProductAttention
+from minigrad.ops.conv import Conv2d
+from minigrad.ops.einsum import Einsum, make_plan
+from minigrad.ops.matmul import Linear, MatMul
+from models.model import ImageModel, Size, image_size
+from models.vit import Attention
+
+Shape = tuple[int, ...]
+
+
+class Call(NamedTuple):
+    """One op of a trace."""
+
+    module: str  # the dotted name of the innermost module that it ran in; "" is the model itself
+    op: str
+    inputs: tuple[Shape, ...]
+    output: Shape
+    macs: int
+
+
+def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
+    """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode.
+
+    The module is as it was, afterwards.
+    """
+    tracer = _Tracer(module)
+    with _without_numbers(module), no_grad(), observing(tracer):
+        module(Tensor(MetaArray(shape, np.float32)))
+    return tracer.calls
+
+
+def macs(model: ImageModel, img_size: Size | None = None) -> int:
+    """Multiply-accumulates for one image, of the size that the model is made for, or of `img_size`.
+
+    Raises:
+        ValueError: the model does not take images of this size (a ViT: create it with `img_size=...`).
+    """
+    return sum(call.macs for call in trace(model, _one_image(model, img_size)))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(parameter.data.size for parameter in model.parameters())
+
+
+class Part(NamedTuple):
+    """A line of a model's table: a block, or what is between blocks."""
+
+    name: str
+    output: Shape | None  # of its last op; None for a parameter by itself
+    parameters: int
+    macs: int
+
+
+def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
+    """The model cut into its blocks and what is around them, in the order of the forward. Together they are all of it:
+    the columns sum to `parameters(model)` and `macs(model, img_size)`."""
+    listed = {name: None for section in model.sections() for name in section}
+
+    def part_of(name: str) -> str:
+        """The part that a module or parameter of this name belongs to."""
+        prefixes = list(_prefixes(name))
+        return next((prefix for prefix in prefixes if prefix in listed), prefixes[-1])
+
+    calls = trace(model, _one_image(model, img_size))
+    outputs = {part_of(call.module): call.output for call in calls}
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.data.size
+    products: dict[str, int] = {}
+    for call in calls:
+        products[part_of(call.module)] = products.get(part_of(call.module), 0) + call.macs
+    names = dict.fromkeys([*listed, *counts, *outputs])
+    rows = [Part(name, outputs.get(name), counts.get(name, 0), products.get(name, 0)) for name in names]
+    return [row for row in rows if row.parameters or row.macs]
+
+
+# The cost of attention ------------------------------------------------------------------------------------------------
+
+
+def msa_macs(h: int, w: int, C: int) -> int:
+    """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of a map of h x w.
+
+    Three maps to q, k, v and one from the heads, C² for each token; and for each pair of tokens a score and a share of
+    v, C each:  Ω(MSA) = 4 hw C² + 2 (hw)² C
+    """
+    return 4 * h * w * C**2 + 2 * (h * w) ** 2 * C
+
+
+def w_msa_macs(h: int, w: int, C: int, M: int) -> int:
+    """Equation (2): the same within windows of M x M, so pairs are M² to a token:  Ω(W-MSA) = 4 hw C² + 2 M² hw C"""
+    return 4 * h * w * C**2 + 2 * M**2 * h * w * C
+
+
+class AttentionCost(NamedTuple):
+    """A block of a stage: its map, its windows, and MACs by both formulas beside those counted."""
+
+    h: int
+    w: int
+    C: int
+    M: int
+    msa: int
+    msa_counted: int
+    w_msa: int
+    w_msa_counted: int
+
+
+def attention_costs(model: ImageModel, img_size: Size | None = None) -> list[AttentionCost]:
+    """For each stage of a Swin Transformer, the attention of its first block, and ViT's if it were in its place."""
+    costs: list[AttentionCost] = []
+    calls = trace(model, _one_image(model, img_size))
+    outputs = {call.module: call.output for call in calls}
+    for name, block in model.blocks_by_name().items():
+        attn: Any = block.attn  # type: ignore[attr-defined]
+        (_, h, w, C), M = outputs[name], attn.window_size
+        if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage are alike
+            continue
+        everywhere = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))
+        within = (call for call in calls if call.module.startswith(f"{name}.attn"))
+        counted = sum(call.macs for call in everywhere), sum(call.macs for call in within)
+        costs.append(AttentionCost(h, w, C, M, msa_macs(h, w, C), counted[0], w_msa_macs(h, w, C, M), counted[1]))
+    return costs
+
+
+def _vit_attention(dim: int, num_heads: int) -> Attention:
+    with nn.init.meta_init():
+        return Attention(dim, num_heads, qkv_bias=True, attn_drop=0.0, proj_drop=0.0)
+
+
+# Watching -------------------------------------------------------------------------------------------------------------
+
+
+class _Tracer(Observer):
+    """Notes what runs where."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.names = {id(inner): name for name, inner in module.named_modules()}
+
+    def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
+        where = next(self.names[id(module)] for module in reversed(self.path) if id(module) in self.names)
+        shapes = tuple(x.shape for x in arrays if hasattr(x, "shape"))
+        count = _MACS.get(type(node))
+        products = count(node, output, *arrays) if count else 0
+        self.calls.append(Call(where, type(node).__name__, shapes, output.shape, products))
+
+
+def _einsum_macs(op: Any, y: Array, *operands: Array) -> int:
+    """Those of the matrix products that the equation is lowered to."""
+    terms, sizes = op.parsed.terms, op.parsed.sizes
+    plan = make_plan(terms, op.parsed.output, tuple(tuple(sizes[label] for label in term) for term in terms))
+    return sum(prod(pair.shape) * pair.a.shape[-2 if pair.a.swap else -1] for pair in plan.pairs if pair.contracts)
+
+
+_MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its output and its inputs
+    Linear: lambda op, y, x, weight, bias: y.size * weight.shape[1],
+    MatMul: lambda op, y, a, b: y.size * a.shape[-1],
+    Einsum: _einsum_macs,
+    Conv2d: lambda op, y, x, weight, bias: y.size * prod(weight.shape[1:]),  # (O, C / groups, KH, KW)
+    ScaledDotProductAttention: lambda op, y, q, k, v, mask: (
+        y.size // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])  # (..., L) by S pairs, E for q kᵀ, V for P v
+    ),
+}
+
+
+@contextmanager
+def _without_numbers(module: nn.Module) -> Iterator[None]:
+    """Within the block, parameters and buffers have no numbers, and the module is in evaluation mode."""
+    modules = list(module.modules())
+    training = [inner.training for inner in modules]
+    tensors = {value for inner in modules for value in vars(inner).values() if isinstance(value, Tensor)}
+    arrays = {tensor: tensor.data for tensor in tensors}
+    for inner in modules:
+        inner.training = False
+    for tensor in tensors:
+        tensor.data = MetaArray(tensor.shape, tensor.dtype)
+    try:
+        yield
+    finally:
+        for tensor, array in arrays.items():
+            tensor.data = array
+        for inner, was in zip(modules, training, strict=True):
+            inner.training = was
+
+
+def _one_image(model: ImageModel, img_size: Size | None) -> Shape:
+    return 1, model.in_chans, *image_size(model.img_size if img_size is None else img_size)
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    names = name.split(".")
+    return (".".join(names[:length]) for length in range(len(names), 0, -1))

@@ -1,0 +1,245 @@
+"""Formula weights as others write them: the inverse of what `models.load_weights` does, by other means."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from minigrad import nn
+from models.compare import formula
+
+Arrays = dict[str, np.ndarray]
+
+# Our names in the words of others. `{}` stands for q, k and v, which are arrays of their own there.
+
+
+def ours(name):
+    return name
+
+
+def torchvision_vit(name):
+    match name.split("."):
+        case ["cls_token"]:
+            return "class_token"
+        case ["pos_embed"]:
+            return "encoder.pos_embedding"
+        case ["patch_embed", "proj", kind]:
+            return f"conv_proj.{kind}"
+        case ["blocks", i, "attn", "qkv", kind]:
+            return f"encoder.layers.encoder_layer_{i}.self_attention.in_proj_{kind}"
+        case ["blocks", i, *layer, kind]:
+            twin = {"norm1": "ln_1", "norm2": "ln_2", "attn.proj": "self_attention.out_proj"}
+            twin |= {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"}
+            return f"encoder.layers.encoder_layer_{i}.{twin['.'.join(layer)]}.{kind}"
+        case ["norm", kind]:
+            return f"encoder.ln.{kind}"
+        case ["pre_logits", "fc", kind]:
+            return f"heads.pre_logits.{kind}"
+        case ["head", kind]:
+            return f"heads.head.{kind}"
+
+
+def torchvision_old_vit(name):
+    return torchvision_vit(name).replace("mlp.0", "mlp.linear_1").replace("mlp.3", "mlp.linear_2")
+
+
+def torchvision_swin(name):
+    match name.split("."):
+        case ["patch_embed", layer, kind]:
+            return f"features.0.{0 if layer == 'proj' else 2}.{kind}"
+        case ["layers", s, "downsample", *rest]:
+            return ".".join(["features", str(2 * int(s) + 2), *rest])
+        case ["layers", s, "blocks", b, *rest]:
+            rest = ".".join(rest).replace("fc1", "0").replace("fc2", "3")
+            return f"features.{2 * int(s) + 1}.{b}.{rest}"
+    return name
+
+
+def torchvision_convnext(name):
+    match name.split("."):
+        case ["downsample_layers", s, *rest]:
+            return ".".join(["features", str(2 * int(s)), *rest])
+        case ["stages", s, b, "gamma"]:
+            return f"features.{2 * int(s) + 1}.{b}.layer_scale"
+        case ["stages", s, b, layer, kind]:
+            place = {"dwconv": 0, "norm": 2, "pwconv1": 3, "pwconv2": 5}[layer]
+            return f"features.{2 * int(s) + 1}.{b}.block.{place}.{kind}"
+        case ["norm", kind]:
+            return f"classifier.0.{kind}"
+        case ["head", kind]:
+            return f"classifier.2.{kind}"
+
+
+def timm_stem(name):
+    return name.replace("backbone.stem", "backbone")
+
+
+def timm_swin(name):
+    match name.split("."):
+        case ["layers", s, "downsample", *rest]:
+            return ".".join(["layers", str(int(s) + 1), "downsample", *rest])
+        case ["head", kind]:
+            return f"head.fc.{kind}"
+    return name
+
+
+def timm_convnext(name):
+    match name.split("."):
+        case ["downsample_layers", "0", *rest]:
+            return ".".join(["stem", *rest])
+        case ["downsample_layers", s, *rest]:
+            return ".".join(["stages", s, "downsample", *rest])
+        case ["stages", s, b, layer, *rest]:
+            layer = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"}.get(layer, layer)
+            return ".".join(["stages", s, "blocks", b, layer, *rest])
+        case [layer, kind]:
+            return f"head.{'norm' if layer == 'norm' else 'fc'}.{kind}"
+
+
+def hugging_face_block(layer, version):
+    """The layer of a transformer block, as versions 4 and 5 of transformers call it."""
+    return {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.qkv": {4: "attention.attention.{}", 5: "attention.{}_proj"}[version],
+        "attn.proj": {4: "attention.output.dense", 5: "attention.o_proj"}[version],
+        "mlp.fc1": {4: "intermediate.dense", 5: "mlp.fc1"}[version],
+        "mlp.fc2": {4: "output.dense", 5: "mlp.fc2"}[version],
+    }[layer]
+
+
+def hugging_face_vit(name, version=5):
+    match name.split("."):
+        case ["cls_token"]:
+            return "vit.embeddings.cls_token"
+        case ["pos_embed"]:
+            return "vit.embeddings.position_embeddings"
+        case ["patch_embed", "proj", kind]:
+            return f"vit.embeddings.patch_embeddings.projection.{kind}"
+        case ["blocks", i, *layer, kind]:
+            blocks = {4: "vit.encoder.layer", 5: "vit.layers"}[version]
+            return f"{blocks}.{i}.{hugging_face_block('.'.join(layer), version)}.{kind}"
+        case ["norm", kind]:
+            return f"vit.layernorm.{kind}"
+        case ["head", kind]:
+            return f"classifier.{kind}"
+
+
+def hugging_face_4_vit(name):
+    return hugging_face_vit(name, version=4)
+
+
+def hugging_face_vit_model(name):
+    """ViTModel, which has no head, but the pre-logits layer."""
+    return f"pooler.dense.{name.split('.')[-1]}" if "pre_logits" in name else hugging_face_vit(name)[len("vit.") :]
+
+
+def hugging_face_swin(name, version=5):
+    match name.split("."):
+        case ["patch_embed", layer, kind]:
+            return f"swin.embeddings.{'patch_embeddings.projection' if layer == 'proj' else 'norm'}.{kind}"
+        case ["layers", s, "blocks", b, "attn", "relative_position_bias_table"]:
+            middle = {4: "self", 5: "relative_position_bias"}[version]
+            return f"swin.encoder.layers.{s}.blocks.{b}.attention.{middle}.relative_position_bias_table"
+        case ["layers", s, "blocks", b, *layer, kind]:
+            layer = hugging_face_block(".".join(layer), version).replace("attention.attention", "attention.self")
+            return f"swin.encoder.layers.{s}.blocks.{b}.{layer}.{kind}"
+        case ["layers", s, "downsample", *rest]:
+            return ".".join(["swin.encoder.layers", s, "downsample", *rest])
+        case ["norm", kind]:
+            return f"swin.layernorm.{kind}"
+        case ["head", kind]:
+            return f"classifier.{kind}"
+
+
+def hugging_face_4_swin(name):
+    return hugging_face_swin(name, version=4)
+
+
+def hugging_face_convnext(name):
+    match name.split("."):
+        case ["downsample_layers", "0", i, kind]:
+            return f"convnext.embeddings.{('patch_embeddings', 'layernorm')[int(i)]}.{kind}"
+        case ["downsample_layers", s, *rest]:
+            return ".".join(["convnext.encoder.stages", s, "downsampling_layer", *rest])
+        case ["stages", s, b, layer, *rest]:
+            layer = {"gamma": "layer_scale_parameter", "norm": "layernorm"}.get(layer, layer)
+            return ".".join(["convnext.encoder.stages", s, "layers", b, layer, *rest])
+        case ["norm", kind]:
+            return f"convnext.layernorm.{kind}"
+        case ["head", kind]:
+            return f"classifier.{kind}"
+
+
+def written(model: nn.Module, rename: Callable[[str], str], words: Sequence[str] = ("q", "k", "v")) -> Arrays:
+    """The formula weights of a model, as a library writes them that calls its arrays so."""
+    entries: Arrays = {}
+    for name, tensor in formula.fill(model).state_dict().items():
+        theirs, x = rename(name), tensor.numpy().copy()
+        thirds = zip(words, np.split(x, 3), strict=True) if "{}" in theirs else [("", x)]
+        entries |= {theirs.format(word): array for word, array in thirds}
+    return entries
+
+
+def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3) -> Arrays:
+    """As Google's JAX code writes them: outputs are the last axis, heads have an axis of their own."""
+    entries: Arrays = {}
+    heads = model.blocks[0].attn.num_heads
+
+    def put(path: str, kind: str, x: np.ndarray) -> None:
+        leaf = "bias" if kind == "bias" else "scale" if x.ndim == 1 else "kernel"
+        x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T  # OIHW -> HWIO, (out, in) -> (in, out)
+        entries[f"{path}/{leaf}"] = x.reshape(1, 1, 1, -1) if "/gn" in path else x
+
+    for name, tensor in formula.fill(model).state_dict().items():
+        *layer, kind = name.split(".")
+        x = tensor.numpy().copy()
+        match layer:
+            case []:
+                entries[{"cls_token": "cls", "pos_embed": "Transformer/posembed_input/pos_embedding"}[kind]] = x
+            case ["patch_embed", "proj"]:
+                put("embedding", kind, x)
+            case ["patch_embed", "backbone", "stem", part]:
+                put({"conv": "conv_root", "norm": "gn_root"}[part], kind, x)
+            case ["patch_embed", "backbone", "stages", s, "blocks", b, *part]:
+                twin = {"downsample.conv": "conv_proj", "downsample.norm": "gn_proj"}
+                part = twin.get(".".join(part), part[0].replace("norm", "gn"))
+                put(f"block{int(s) + 1}/unit{int(b) + 1}/{part}", kind, x)
+            case ["blocks", i, "attn", "qkv"]:
+                path = f"Transformer/encoderblock_{i}/MultiHeadDotProductAttention_{attention}"
+                for word, third in zip(("query", "key", "value"), np.split(x, 3), strict=True):
+                    if kind == "bias":
+                        entries[f"{path}/{word}/bias"] = third.reshape(heads, -1)
+                    else:
+                        entries[f"{path}/{word}/kernel"] = third.T.reshape(len(third), heads, -1)
+            case ["blocks", i, "attn", "proj"]:
+                path = f"Transformer/encoderblock_{i}/MultiHeadDotProductAttention_{attention}/out"
+                put(path, kind, x)
+                if kind == "weight":
+                    entries[f"{path}/kernel"] = x.T.reshape(heads, -1, len(x))
+            case ["blocks", i, "mlp", part]:
+                put(f"Transformer/encoderblock_{i}/MlpBlock_{mlp}/Dense_{int(part[-1]) - 1}", kind, x)
+            case ["blocks", i, part]:
+                number = 0 if part == "norm1" else second_norm
+                put(f"Transformer/encoderblock_{i}/LayerNorm_{number}", kind, x)
+            case ["norm"]:
+                put("Transformer/encoder_norm", kind, x)
+            case ["pre_logits", "fc"] | ["head"]:
+                put(layer[0], kind, x)
+            case _:
+                raise AssertionError(name)
+    return entries
+
+
+def big_vision(model: nn.Module) -> Arrays:
+    """Its newer form: other numbers, no position for the class token, all blocks in one array."""
+    blocks: dict[str, list[np.ndarray]] = {}
+    entries: Arrays = {}
+    for name, x in jax(model, attention=0, second_norm=1, mlp=0).items():
+        if "encoderblock_" in name:
+            blocks.setdefault(re.sub(r"encoderblock_\d+", "encoderblock", name), []).append(x)
+        else:
+            entries[name] = x
+    entries["pos_embedding"] = entries.pop("Transformer/posembed_input/pos_embedding")[:, 1:]
+    entries |= {name: np.stack(each) for name, each in blocks.items()}
+    return {f"params/{name}": x for name, x in entries.items()}

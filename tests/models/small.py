@@ -1,0 +1,21 @@
+"""One small model of each family, made as the large ones are."""
+
+from models.convnext import ConvNeXt
+from models.hybrid import HybridVisionTransformer
+from models.model import ImageModel
+from models.swin import SwinTransformer
+from models.vit import VisionTransformer
+
+_VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3}
+_FAMILIES = {
+    "vit": (VisionTransformer, {"patch_size": 8, **_VIT}),
+    "hybrid": (HybridVisionTransformer, {"layers": (1, 1), "channels": (128, 128), "stem_chs": 32, **_VIT}),
+    "swin": (SwinTransformer, {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}),
+    "convnext": (ConvNeXt, {"depths": (1, 2, 1), "dims": (8, 12, 16)}),
+}
+FAMILIES = list(_FAMILIES)
+
+
+def small(family: str, **overrides) -> ImageModel:
+    cls, config = _FAMILIES[family]
+    return cls(**({"img_size": 32, "num_classes": 7} | config | overrides))

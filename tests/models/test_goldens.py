@@ -1,0 +1,208 @@
+"""Every model against what torchvision, timm and transformers answered, with no torch; and mistakes that this sees."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from models import convnext, hybrid, swin, vit
+from models.compare import formula, golden
+from models.compare.differences import compare
+from models.compare.record import CASES
+from models.compare.trace import loss_weights, trace
+
+
+def test_the_formula_gives_known_numbers():
+    known = [0.7278347454202369, 0.7813568787542086, 0.4991072145164014]
+    np.testing.assert_array_equal((formula.stream("head.weight", 3) + 1) / 2, known)
+
+
+@pytest.mark.parametrize(
+    ("name", "logits"),
+    [
+        ("vit_pre_logits", [0.422513427336379, -0.3246980217075758, 0.22463752588336716, -0.1862015140159777]),
+        ("swin_map_is_window", [0.9907251957422031, -1.5106145167419633, -1.446385986693757, -1.920866952909971]),
+        ("swin_36x44", [0.5871596994700816, 0.16688986266173103, -0.9184769034590493, -0.8621476502176242]),
+        ("swin_24x24_window_7", [0.795589325645124, 0.25912458826338547, -0.8528701486412257, -0.4523603945582221]),
+        ("convnext_64x64", [-0.032702707064, 0.812494489301, -0.420134125729]),
+        ("hybrid_63x33", [0.214805774808, -1.350806581169, -1.749036075954]),
+    ],
+)
+def test_the_goldens_agree_with_an_earlier_recording(name, logits):
+    """Of the same libraries, by another program."""
+    recorded = golden.load(name).outputs["logits"].entries
+    np.testing.assert_allclose(recorded[: len(logits)], logits, rtol=0, atol=1e-12)
+
+
+def test_the_goldens_are_those_of_the_cases():
+    assert golden.list_goldens() == sorted(CASES)
+    for name, case in CASES.items():
+        recorded = golden.load(name)
+        assert (recorded.library, recorded.model, recorded.stream) == (case.library, case.model, case.stream)
+        assert json.dumps([recorded.overrides, recorded.shape]) == json.dumps([case.overrides, case.shape])
+
+
+@pytest.mark.parametrize("name", golden.list_goldens())
+def test_values_and_gradients(name):
+    recorded = golden.load(name)
+    model = recorded.create()
+    found = trace(model, recorded.images())
+    comparison = compare(found, recorded, model, golden.distance)
+    assert not comparison.out_of_tolerance()
+
+    blocks = set(model.blocks_by_name())
+    assert blocks | {"logits"} <= {row.name for row in comparison.outputs}
+    assert blocks | {"images"} <= {row.name for row in comparison.gradients}
+    assert {row.name for row in comparison.parameters} == {parameter for parameter, _ in model.named_parameters()}
+
+    logits = found.outputs["logits"]
+    loss = float((logits * loss_weights(logits.shape)).sum())
+    assert loss == pytest.approx(recorded.loss, rel=0, abs=1e-12 * abs(logits).sum())
+
+    for parameter, gradient in found.parameters.items():
+        if parameter.endswith("qkv.bias"):  # softmax does not see what a key's bias adds to all scores of a query
+            q, k, v = np.split(gradient, 3)
+            assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
+
+
+def with_eps(kind: type, eps: float):
+    """All layers of this kind with another epsilon."""
+
+    def change(monkeypatch, model):
+        for module in model.modules():
+            if isinstance(module, kind):
+                module.eps = eps
+
+    return change
+
+
+def instead(owner, name: str, other):
+    """`owner.name` replaced by what `other` makes of it."""
+    return lambda monkeypatch, model: monkeypatch.setattr(owner, name, other(getattr(owner, name)))
+
+
+def keys_first(heads):
+    def changed(self, x):
+        q, k, v = heads(self, x)
+        return k, q, v
+
+    return changed
+
+
+def columns_first(merge):
+    def changed(self, x):
+        quarters = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        return self.reduction(self.norm(minigrad.cat(quarters, dim=-1)))
+
+    return changed
+
+
+def always_shifted(layout):
+    def changed(self, H, W):
+        padded, _ = layout(self, H, W)
+        return padded, (self.window_size // 2 * self.shifted,) * 2
+
+    return changed
+
+
+def shifted_before_padding(heads):
+    def changed(self, x):
+        _, (down, right) = self.layout(*x.shape[1:3])
+        padded, self.layout = self.layout, lambda H, W: (padded(H, W)[0], (0, 0))
+        try:
+            return heads(self, swin.cyclic_shift(x, -down, -right))
+        finally:
+            self.layout = padded
+
+    return changed
+
+
+def norm_before_mean(head):
+    def changed(self, x, pre_logits=False):
+        return self.head(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+    return changed
+
+
+def relu_before_the_addition(forward):
+    def changed(self, x):
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = F.relu(self.norm2(self.conv2(y)))
+        return F.relu(F.relu(self.norm3(self.conv3(y))) + self.downsample(x))
+
+    return changed
+
+
+def border_above(pad):
+    def changed(x, kernel_size, stride, value=0.0):
+        return pad(x.flip(2, 3), kernel_size, stride, value).flip(2, 3)
+
+    return changed
+
+
+def unbiased(standardize):
+    return lambda weight: standardize(weight) * (1 - 1 / np.prod(weight.shape[1:])) ** 0.5
+
+
+def gammas_of_one(monkeypatch, model):
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            parameter.data[...] = 1
+
+
+WRONG = {
+    "ViT's eps 1e-5": ("vit", with_eps(nn.LayerNorm, 1e-5), "blocks.0"),
+    "ViT's eps 1e-12": ("vit", with_eps(nn.LayerNorm, 1e-12), "blocks.0"),
+    "GELU by tanh": ("vit", instead(F, "gelu", lambda gelu: partial(gelu, approximate="tanh")), "blocks.0"),
+    "keys before queries": ("vit", instead(vit.Attention, "heads", keys_first), "blocks.0"),
+    "Swin's eps 1e-6": ("swin_36x44", with_eps(nn.LayerNorm, 1e-6), "patch_embed"),
+    "a shift where one window covers the map": (
+        "swin_map_is_window", instead(swin.WindowAttention, "layout", always_shifted), "layers.1.blocks.1",
+    ),
+    "a shift before the padding": (
+        "swin_36x44", instead(swin.WindowAttention, "heads", shifted_before_padding), "layers.0.blocks.1",
+    ),
+    "a shift the other way": (
+        "swin_64x64", instead(swin, "cyclic_shift", lambda roll: lambda x, h, w: roll(x, -h, -w)), "layers.0.blocks.1",
+    ),
+    "no mask": (
+        "swin_64x64", instead(swin, "shift_mask", lambda mask: lambda *where: Tensor([0.0])), "layers.0.blocks.1",
+    ),
+    "queries and keys of the bias swapped": (
+        "swin_64x64",
+        instead(swin, "relative_position_index", lambda index: lambda M, on: index(M, on).flip(0)),
+        "layers.0.blocks.0",
+    ),
+    "merging column by column": (
+        "swin_64x64", instead(swin.PatchMerging, "forward", columns_first), "layers.0.downsample",
+    ),
+    "ConvNeXt's eps 1e-5": ("convnext_64x64", with_eps(nn.LayerNorm, 1e-5), "downsample_layers.0"),
+    "LayerNorm before the mean": (
+        "convnext_64x64", instead(convnext.ConvNeXt, "forward_head", norm_before_mean), "norm",
+    ),
+    "no layer scale": ("convnext_64x64", gammas_of_one, "stages.0.0"),
+    "the odd border above": ("hybrid_64x64", instead(hybrid, "pad_same", border_above), "stem"),
+    "GroupNorm's eps 1e-6": ("hybrid_64x64", with_eps(nn.GroupNorm, 1e-6), "stem"),
+    "filters with eps 1e-6": (
+        "hybrid_64x64", instead(F, "standardize_weight", lambda standardize: partial(standardize, eps=1e-6)), "stem",
+    ),
+    "filters with the unbiased variance": ("hybrid_64x64", instead(F, "standardize_weight", unbiased), "stem"),
+    "a ReLU before the addition": (
+        "hybrid_64x64", instead(hybrid.Bottleneck, "forward", relu_before_the_addition), "stages.0.blocks.0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_seen_and_found(mistake, monkeypatch):
+    """What implementations have got wrong, each in turn: the layer it is in is the first that is out of tolerance."""
+    name, change, layer = WRONG[mistake]
+    recorded = golden.load(name)
+    model = recorded.create()
+    change(monkeypatch, model)
+    first = recorded.compare(model).out_of_tolerance()[0]
+    assert first.name.removeprefix("patch_embed.backbone.") == layer

@@ -1,0 +1,86 @@
+"""The hybrid: SAME padding, standardised convolutions, and the ResNet's shape."""
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor
+from models import hybrid
+from models.compare import formula
+from tests.models.small import small
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "before", "after"),
+    [
+        (224, 7, 2, 2, 3), (112, 3, 2, 0, 1), (56, 3, 1, 1, 1), (56, 1, 2, 0, 0),
+        (63, 3, 2, 1, 1), (25, 7, 2, 3, 3), (2, 7, 2, 2, 3),
+    ],
+)  # fmt: skip
+def test_same_padding(size, kernel, stride, before, after):
+    ones = Tensor(np.ones((1, 1, size, size)))
+    padded = hybrid.pad_same(ones, kernel, stride, value=-1.0).numpy()[0, 0]
+    assert padded.shape == (before + size + after,) * 2
+    inside = padded[before : before + size, before : before + size]
+    assert (inside == 1).all() and (padded == 1).sum() == size * size
+    assert (len(padded) - kernel) // stride + 1 == -(-size // stride)
+
+
+def test_scale_and_offset_of_a_filter_do_not_matter():
+    conv, x = hybrid.StdConv2d(3, 4, 3, stride=2), minigrad.randn(2, 3, 9, 9)
+    before = conv(x).numpy()
+    conv.weight.data[...] = 5 * conv.weight.data - 2
+    np.testing.assert_allclose(conv(x).numpy(), before, atol=1e-5)
+
+
+def test_blocks_start_as_their_shortcut():
+    stage = hybrid.HybridVisionTransformer(
+        img_size=16, layers=(2,), channels=(128,), stem_chs=32, embed_dim=24, depth=1, num_heads=3
+    ).patch_embed.backbone.stages[0]
+    x = minigrad.randn(1, 32, 4, 4)
+    first, second = stage.blocks
+    np.testing.assert_array_equal(first(x).numpy(), np.maximum(first.downsample(x).numpy(), 0))
+    y = first(x)
+    np.testing.assert_array_equal(second(y).numpy(), y.numpy())
+
+
+@pytest.mark.parametrize(("size", "grid"), [((64, 64), (8, 8)), ((50, 70), (7, 9)), ((63, 33), (8, 5))])
+def test_maps_are_rounded_up(size, grid):
+    model = small("hybrid", img_size=size)
+    assert model.patch_embed.grid_size == grid
+    assert model.forward_features(minigrad.randn(1, 3, *size)).shape == (1, 1 + grid[0] * grid[1], 24)
+
+
+def test_small_images_keep_their_size_in_the_stem():
+    model = small("hybrid", stem_stride=1)
+    assert model.patch_embed.grid_size == (16, 16) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
+
+
+def test_patches_of_the_map():
+    model = small("hybrid", layers=(), channels=(), patch_size=2)
+    assert model.patch_embed.grid_size == (4, 4) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
+    assert list(model.blocks_by_name()) == ["blocks.0", "blocks.1"]
+
+
+def test_other_image_sizes_resize_the_position_embedding():
+    model = formula.fill(small("hybrid"))
+    model.pos_embed.data[...] = 0.5
+    model.set_input_size((40, 64))
+    assert model.pos_embed.shape == (1, 1 + 5 * 8, 24)
+    np.testing.assert_allclose(model.pos_embed.numpy(), 0.5)
+    assert model(Tensor(formula.stream("x", 1, 3, 40, 64))).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"channels": (128, 100)}, "multiples of 128"),
+        ({"stem_chs": 40}, "multiple of 32"),
+        ({"layers": (1,)}, "one number a stage"),
+        ({"stem_stride": 2}, "must be 4, or 1 for small images, got 2"),
+        ({"patch_size": 3}, "must divide the ResNet's map"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_explained(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small("hybrid", **overrides)

@@ -1,0 +1,264 @@
+"""What every family can do: look inside, be fine-tuned, be checkpointed, learn."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import minigrad
+import models
+from minigrad import Tensor, nn, optim
+from minigrad import functional as F
+from models.compare import formula
+from models.model import param_groups
+from tests.models.small import FAMILIES, small
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    return Tensor(formula.stream("images", count, 3, size, size))
+
+
+@each_family
+def test_gradients_agree_with_finite_differences(family):
+    model, x, h = formula.fill(small(family)), images().data, 1e-7  # small: ReLU and max pooling have kinks
+    probe = formula.stream("loss", 2, 7)
+
+    def loss() -> Tensor:
+        return (model(Tensor(x)) * Tensor(probe)).sum()
+
+    loss().backward()
+    for name, parameter in model.named_parameters():
+        direction, value = formula.stream("probe." + name, *parameter.shape), parameter.data.copy()
+        with minigrad.no_grad():
+            parameter.data[...] = value + h * direction
+            above = loss().item()
+            parameter.data[...] = value - h * direction
+            below = loss().item()
+        parameter.data[...] = value
+        analytic = float((parameter.grad.data * direction).sum())
+        assert analytic == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-6), name
+
+
+# Looking inside -------------------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_intermediates_are_images(family):
+    model = formula.fill(small(family))
+    blocks = model.blocks_by_name()
+    features, maps = model.forward_intermediates(images())
+    np.testing.assert_array_equal(features.numpy(), model.forward_features(images()).numpy())
+    assert len(maps) == len(blocks) and all(m.ndim == 4 for m in maps)
+    _, last = model.forward_intermediates(images(), [-1])
+    np.testing.assert_array_equal(last[0].numpy(), maps[-1].numpy())
+    _, some = model.forward_intermediates(images(), [-1, 0])
+    assert [m.shape for m in some] == [maps[0].shape, maps[-1].shape]
+    with pytest.raises(IndexError, match=f"there are {len(blocks)} blocks"):
+        model.forward_intermediates(images(), [len(blocks)])
+    assert not any("_forward_hooks" in vars(m) and m._forward_hooks for m in model.modules())
+
+
+def test_the_last_intermediate_leads_to_the_features():
+    x = images()
+    swin = formula.fill(small("swin"))
+    features, maps = swin.forward_intermediates(x, [-1])
+    np.testing.assert_array_equal(swin.norm(maps[0].permute(0, 2, 3, 1)).numpy(), features.numpy())
+    vit = formula.fill(small("vit"))
+    features, maps = vit.forward_intermediates(x, [-1])
+    tokens = maps[0].flatten(2).transpose(1, 2)
+    np.testing.assert_array_equal(vit.norm(tokens).numpy(), features.numpy()[:, 1:])
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+def test_attention_maps_are_what_the_forward_uses(family):
+    """A v, with the whole image's A, is what the block's attention makes: for Swin through all its windows."""
+    model, x = formula.fill(small(family)), images()
+    maps = model.attention_maps(x)
+    attending = [block for block in model.blocks_by_name().values() if hasattr(block, "attn")]
+    assert len(maps) == len(attending)
+    inputs = []
+    removals = [block.attn.register_forward_hook(lambda m, i, o: inputs.append((*i, o))) for block in attending]
+    model(x)
+    for remove in removals:
+        remove()
+    for block, A, (z, expected) in zip(attending, maps, inputs, strict=True):
+        np.testing.assert_allclose(A.numpy().sum(-1), 1, rtol=1e-12)
+        B, *_, D = z.shape
+        qkv = block.attn.qkv(z.reshape(B, -1, D)).reshape(B, -1, 3, block.attn.num_heads, D // block.attn.num_heads)
+        v = qkv[:, :, 2].transpose(1, 2)  # (B, L, heads, d) -> (B, heads, L, d)
+        y = block.attn.proj((A @ v).transpose(1, 2).reshape(B, -1, D))
+        np.testing.assert_allclose(y.numpy(), expected.numpy().reshape(B, -1, D), atol=1e-13)
+
+
+def test_attention_maps_can_be_chosen_and_need_attention():
+    model = formula.fill(small("swin"))
+    first, last = model.attention_maps(images(), [0, -1])
+    assert first.shape == (2, 2, 64, 64) and last.shape == (2, 4, 16, 16)
+    assert not first.requires_grad
+    with pytest.raises(TypeError, match="ConvNeXt has no attention; forward_intermediates"):
+        small("convnext").attention_maps(images())
+
+
+def test_attention_to_padding_is_left_out():
+    model = formula.fill(small("swin"))
+    (A,) = model.attention_maps(images(1, 20), [0])  # 5 x 5 tokens in windows of 4: padded to 8 x 8
+    sums = A.numpy().sum(-1).reshape(2, 5, 5)
+    np.testing.assert_allclose(sums[:, :4, :4], 1, rtol=1e-12)
+    assert (sums[:, 4] < 0.9).all() and (sums[:, :, 4] < 0.9).all()
+
+
+# Fine-tuning ----------------------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_a_new_head(family):
+    model = formula.fill(small(family))
+    features = model.forward_head(model.forward_features(images()), pre_logits=True)
+    assert features.shape == (2, model.num_features)
+    model.reset_classifier(3)
+    assert model(images()).shape == (2, 3) and model.num_classes == 3
+    model.reset_classifier(0)
+    np.testing.assert_array_equal(model(images()).numpy(), features.numpy())
+    assert not any(name.startswith("head") for name, _ in model.named_parameters())
+
+
+@each_family
+def test_depths_rise_from_the_stem_to_the_head(family):
+    model = small(family)
+    depths, blocks = model.layer_ids(), list(model.blocks_by_name())
+    assert set(depths) == {name for name, _ in model.named_parameters()}
+    for number, block in enumerate(blocks, 1):
+        assert {depth for name, depth in depths.items() if name.startswith(block + ".")} == {number}
+    assert depths["head.weight"] == depths["norm.weight"] == len(blocks) + 1
+    assert min(depths.values()) == 0
+
+
+def test_what_leads_to_a_block_has_its_depth():
+    swin, convnext, hybrid = (small(family).layer_ids() for family in ("swin", "convnext", "hybrid"))
+    assert swin["layers.0.downsample.norm.weight"] == swin["layers.1.blocks.0.norm1.weight"] == 3
+    assert convnext["downsample_layers.2.1.weight"] == convnext["stages.2.0.gamma"] == 4
+    assert convnext["downsample_layers.0.1.weight"] == 0
+    assert hybrid["patch_embed.backbone.stem.conv.weight"] == 0
+    assert hybrid["patch_embed.proj.weight"] == hybrid["pos_embed"] == hybrid["blocks.0.attn.qkv.weight"] == 3
+
+
+@each_family
+def test_groups_decay_weights_alone(family):
+    model = small(family)
+    names = {id(p): name for name, p in model.named_parameters()}
+    spared, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
+    assert (spared["weight_decay"], decaying["weight_decay"]) == (0, 0.05) and spared["lr"] == decaying["lr"] == 0.1
+    decaying, spared = ([names[id(p)] for p in group["params"]] for group in (decaying, spared))
+    assert all(name.endswith("weight") and "norm" not in name for name in decaying)
+    assert {"norm.weight", "head.bias"} <= set(spared) and len(decaying) + len(spared) == len(names)
+    offsets = [name for name in names.values() if name.endswith(("pos_embed", "cls_token", "bias_table", "gamma"))]
+    assert set(offsets) <= set(spared)
+
+
+@each_family
+def test_early_layers_move_less(family):
+    model = small(family)
+    depths, n = model.layer_ids(), len(model.blocks_by_name())
+    groups = param_groups(model, lr=0.1, weight_decay=0.05, layer_decay=0.5)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(0.1 * 0.5 ** (n + 1 - depths[name])), name
+    optimizer = optim.AdamW(groups)
+    F.cross_entropy(model(images().float()), Tensor([0, 1])).backward()
+    optimizer.step()
+
+
+def test_groups_of_other_modules():
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    spared, decaying = param_groups(model, 0.1, 0.05)
+    assert decaying["params"] == [model[0].weight] and len(spared["params"]) == 3
+    with pytest.raises(TypeError, match="depths of the layers, which Sequential"):
+        param_groups(model, 0.1, 0.05, layer_decay=0.9)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+@each_family
+def test_checkpointing_changes_nothing(family):
+    """Bit for bit, with dropout and stochastic depth."""
+    drops = {"drop_path_rate": 0.4} | ({} if family == "convnext" else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
+
+    def step(checkpointing: bool) -> list[np.ndarray]:
+        minigrad.manual_seed(0)
+        model = formula.fill(small(family, **drops))
+        model.set_grad_checkpointing(checkpointing)
+        loss = F.cross_entropy(model(images()), Tensor([1, 5]))
+        loss.backward()
+        assert minigrad.rand(1).shape == (1,)
+        return [loss.numpy(), minigrad.rand(3).numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    for plain, recomputed in zip(step(False), step(True), strict=True):
+        np.testing.assert_array_equal(plain, recomputed)
+
+
+def test_checkpointing_saves_memory():
+    model, x = models.create_model("vit_nano_cifar", depth=8), minigrad.randn(16, 3, 32, 32)
+
+    def peak() -> int:
+        tracemalloc.start()
+        model(x).sum().backward()
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    peak()  # the gradients have their memory now
+    everything = peak()
+    model.set_grad_checkpointing()
+    assert peak() < everything / 3
+
+
+@each_family
+def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only(family):
+    minigrad.manual_seed(0)
+    model = formula.fill(small(family, drop_path_rate=0.5))
+    rates = [block.drop_path.p for block in model.blocks_by_name().values() if hasattr(block, "drop_path")]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.5, len(rates)))
+    model.train()
+    assert not np.array_equal(model(images()).numpy(), model(images()).numpy())
+    np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
+
+
+@each_family
+def test_it_learns_a_batch_by_heart(family):
+    minigrad.manual_seed(0)
+    model, x, y = small(family), minigrad.randn(7, 3, 32, 32), Tensor(np.arange(7))
+    optimizer = optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.1 and (model(x).argmax(1) == y).numpy().all()
+
+
+@each_family
+def test_float32_stays_float32(family):
+    model = small(family)
+    x = Tensor(images().numpy().astype(np.float32), requires_grad=True)
+    y = model(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == np.float32
+    assert {p.grad.dtype for p in model.parameters()} == {np.dtype(np.float32)}
+
+
+@each_family
+def test_other_channels_and_classes(family):
+    model = small(family, in_chans=1, num_classes=3)
+    assert model(minigrad.randn(2, 1, 32, 32)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"takes images.*1, .*got \(2, 3, 32, 32\)"):
+        model(minigrad.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(32,), (32, 32, 32), 0, (32, -1), 32.0])
+@each_family
+def test_image_sizes_that_are_none(family, size):
+    with pytest.raises(ValueError, match="img_size: must be a size, or a pair"):
+        small(family, img_size=size)

@@ -1,0 +1,112 @@
+"""Swin: windows, shift, mask and bias against their definitions."""
+
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from models import swin
+from models.compare import formula
+from tests.models.small import small
+
+
+def test_relative_position_index_by_hand():
+    np.testing.assert_array_equal(
+        swin.relative_position_index(2).numpy().reshape(4, 4), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    )
+    index = swin.relative_position_index(7).numpy().reshape(49, 49)
+    assert (index[0, 0], index[0, 48], index[48, 0]) == (84, 0, 168)
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.booleans(), st.booleans())
+
+
+@given(sizes)
+def test_the_mask_parts_what_was_not_close_before_the_roll(drawn):
+    """Two tokens of one shifted window belong together if, in the image, they are less than a window apart."""
+    rows, columns, M, down, right = drawn
+    size = rows * M, columns * M
+    shift = (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
+    place = swin.window_places(*size, size, shift, M)
+    mask = swin.shift_mask(size, M, shift).numpy()
+    assert mask.shape == (rows * columns, 1, M * M, M * M)
+    h, w = np.divmod(place, size[1])
+    close = (abs(h[:, :, None] - h[:, None]) < M) & (abs(w[:, :, None] - w[:, None]) < M)
+    np.testing.assert_array_equal(mask[:, 0], np.where(close, 0.0, -100.0))
+
+
+@given(sizes)
+def test_windows_go_back_where_they_came_from(drawn):
+    rows, columns, M, *_ = drawn
+    x = Tensor(formula.stream("x", 2, rows * M, columns * M, 3))
+    windows = swin.window_partition(x, M)
+    assert windows.shape == (2, rows * columns, M * M, 3)
+    np.testing.assert_array_equal(windows.numpy()[1, 0].reshape(M, M, 3), x.numpy()[1, :M, :M])
+    np.testing.assert_array_equal(windows.numpy()[0, -1].reshape(M, M, 3), x.numpy()[0, -M:, -M:])
+    np.testing.assert_array_equal(swin.window_reverse(windows, M, *x.shape[1:3]).numpy(), x.numpy())
+
+
+def test_a_shifted_window_begins_half_a_window_further():
+    place = swin.window_places(8, 8, (8, 8), (2, 2), 4)
+    assert place[0, 0] == 2 * 8 + 2 and place[3, -1] == 1 * 8 + 1
+
+
+def test_nothing_is_shifted_where_one_window_covers_the_map():
+    attn = small("swin").layers[0].blocks[1].attn
+    assert attn.layout(8, 8) == ((8, 8), (2, 2))
+    assert attn.layout(4, 9) == ((4, 12), (0, 2))
+    assert attn.layout(3, 3) == ((4, 4), (0, 0))
+
+
+@given(st.integers(1, 44), st.integers(1, 44), st.integers(1, 6))
+def test_any_size_of_image(H, W, M):
+    model = small("swin", window_size=M)
+    with minigrad.no_grad():
+        features = model.forward_features(minigrad.randn(1, 3, H, W))
+    assert features.shape == (1, ceil(ceil(H / 4) / 2), ceil(ceil(W / 4) / 2), 16)
+    assert np.isfinite(features.numpy()).all()
+
+
+def test_merging_takes_rows_first():
+    merging = swin.PatchMerging(1)
+    seen = []
+    merging.norm.register_forward_hook(lambda m, inputs, y: seen.append(inputs[0]))
+    merging(Tensor(np.arange(6.0, dtype=np.float32).reshape(1, 3, 2, 1)))  # padded to 4 rows
+    np.testing.assert_array_equal(seen[0].numpy().reshape(2, 4), [[0, 2, 1, 3], [4, 0, 5, 0]])
+
+
+def test_windows_can_be_made_larger():
+    model = formula.fill(small("swin"))
+    x = Tensor(formula.stream("x", 1, 3, 48, 48))
+    before = model(x).numpy()
+    model.set_window_size(4)
+    np.testing.assert_array_equal(model(x).numpy(), before)
+    for block in model.blocks_by_name().values():
+        block.attn.relative_position_bias_table.data[...] = 0.25
+    model.set_window_size(6)
+    table = model.layers[1].blocks[1].attn.relative_position_bias_table
+    assert table.shape == (121, 4) and table.requires_grad and table.dtype == np.float64
+    np.testing.assert_allclose(table.numpy(), 0.25)
+    assert model.layers[0].blocks[1].attn.layout(12, 12) == ((12, 12), (3, 3))
+    fresh = formula.fill(small("swin", window_size=6))
+    for block in fresh.blocks_by_name().values():
+        block.attn.relative_position_bias_table.data[...] = 0.25
+    np.testing.assert_allclose(model(x).numpy(), fresh(x).numpy(), rtol=1e-12)
+
+
+def test_a_table_that_is_not_square_is_explained():
+    with pytest.raises(ValueError, match="has \\(2M - 1\\)² rows"):
+        swin.resample_relative_position_bias_table(Tensor(np.zeros((10, 2))), 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"num_heads": (3, 4)}, "num_heads must divide"), ({"depths": (2, 2, 2)}, "one number for each stage")],
+)
+def test_configurations_that_do_not_fit_are_explained(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small("swin", **overrides)

@@ -1,0 +1,166 @@
+"""Every model against torchvision, timm and transformers: all activations and all gradients, layer by layer."""
+
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+import models
+from minigrad.nn import init
+from models.compare import formula, libraries
+from models.compare.__main__ import main
+from models.compare.differences import compare
+from models.compare.record import CASES
+from models.compare.references import Reference
+from models.compare.trace import Trace, trace, within
+from models.model import ImageModel
+
+torch = pytest.importorskip("torch")
+
+# Which libraries can build which case; torchvision alone has all of Swin's sizes, timm alone the hybrid.
+ALL = ("torchvision", "timm", "transformers")
+BUILT = {
+    "vit": ALL,
+    "vit_pre_logits": ("torchvision",),
+    "vit_avg": ("timm",),
+    "vit_oblong": ("timm", "transformers"),
+    "hybrid_64x64": ("timm",),
+    "hybrid_50x70": ("timm",),
+    "hybrid_63x33": ("timm",),
+    "convnext_64x64": ALL,
+    "convnext_70x45": ALL,
+    "convnext_stem_2": ALL,
+    "swin_64x64": ALL,
+    "swin_map_is_window": ALL,
+    "swin_36x44": ("torchvision", "transformers"),
+    "swin_40x40": ("torchvision", "transformers"),
+    "swin_28x28": ("torchvision", "transformers"),
+    "swin_30x50": ("torchvision",),
+    "swin_34x54": ("torchvision", "transformers"),
+    "swin_map_below_window": ("torchvision",),
+    "swin_24x24_window_7": ("torchvision",),
+}
+# Larger ones, each by another library than the one that recorded its golden.
+LARGER = [("vit_tiny_cifar", "transformers"), ("swin_tiny_cifar", "timm"), ("convnext_atto_cifar", "timm")]
+PAIRS = [(name, library) for name, built in BUILT.items() for library in built]
+
+
+@cache
+def theirs(name: str, library: str) -> tuple[Reference, Trace]:
+    """A case as a library runs it, in float64."""
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    case = CASES[name]
+    reference = Reference(library, case.model, **case.overrides)
+    return reference, reference.trace(formula.stream(case.stream, *case.shape))
+
+
+def ours(name: str) -> tuple[ImageModel, np.ndarray]:
+    """The model of a case and its images."""
+    case = CASES[name]
+    with init.skip_init():
+        model = formula.fill(models.create_model(case.model, **case.overrides))
+    return model, formula.stream(case.stream, *case.shape)
+
+
+@pytest.mark.parametrize(("name", "library"), PAIRS + LARGER)
+def test_values_and_gradients(name, library):
+    (_, expected), (model, images) = theirs(name, library), ours(name)
+    comparison = compare(trace(model, images), expected, model)
+    assert comparison.tolerances == (1e-12, 1e-11)
+    assert not comparison.out_of_tolerance()
+
+    blocks, rows = set(model.blocks_by_name()), {row.name for row in comparison.outputs}
+    assert blocks | {"fc_norm" if name == "vit_avg" else "norm", "logits"} <= rows
+    assert {row.name for row in comparison.gradients} == rows | {"images"}
+    assert {row.name for row in comparison.parameters} == {parameter for parameter, _ in model.named_parameters()}
+    inside = [row for row in rows if any(within(row, block) for block in blocks)]
+    assert len(inside) >= 4 * len(blocks)  # of the layers in a block
+
+
+@pytest.mark.parametrize(("name", "library"), PAIRS)
+def test_values_and_gradients_in_float32(name, library):
+    (_, expected), (model, images) = theirs(name, library), ours(name)
+    model.to("float32")
+    comparison = compare(trace(model, images), expected, model)
+    assert comparison.tolerances == ((2e-5, 1e-4) if name.startswith("hybrid") else (1e-5, 5e-5))
+    assert not comparison.out_of_tolerance()
+
+
+@pytest.mark.parametrize(
+    ("name", "library"), [(name, library) for name in BUILT for library in ALL if library not in BUILT[name]]
+)
+def test_what_a_library_does_not_have_is_refused(name, library):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    with pytest.raises(libraries.UnsupportedError, match=rf"{library} (has no \w+; try |cannot build this model: )"):
+        libraries.build(library, CASES[name].model, **CASES[name].overrides)
+
+
+@pytest.mark.parametrize(
+    ("library", "model", "overrides", "reason"),
+    [
+        ("torchvision", "vit_nano_cifar", {"in_chans": 1}, "3 channels"),
+        ("torchvision", "swin_nano_cifar", {"qkv_bias": False}, "qkv with a bias"),
+        ("timm", "convnext_atto_cifar", {"depths": (1, 1), "dims": (8, 16)}, "four stages"),
+        ("transformers", "convnext_atto_cifar", {"kernel_size": 5}, "7 x 7 kernels"),
+    ],
+)
+def test_refusals_give_the_reason(library, model, overrides, reason):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    with pytest.raises(libraries.UnsupportedError, match=reason):
+        libraries.build(library, model, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("library", "model", "overrides"),
+    [
+        ("timm", "swin_nano_cifar", {"qkv_bias": False, "in_chans": 1}),
+        ("timm", "convnext_atto_cifar", {"kernel_size": 5, "in_chans": 4}),
+        ("timm", "vit_tiny_r_s16_p8_224", {"img_size": 64, "depth": 1, "in_chans": 1}),
+        ("transformers", "vit_nano_cifar", {"qkv_bias": False, "in_chans": 1}),
+        ("torchvision", "convnext_atto_cifar", {"depths": (1, 1), "dims": (8, 16)}),
+    ],
+)
+def test_other_arguments(library, model, overrides):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    reference, own = Reference(library, model, **overrides), formula.fill(models.create_model(model, **overrides))
+    images = formula.stream("images", 2, own.in_chans, *own.img_size)
+    assert not compare(trace(own, images), reference.trace(images), own).out_of_tolerance()
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "layer"),
+    [
+        ("vit", "transformers", "blocks.1.norm2"),
+        ("swin_36x44", "torchvision", "layers.1.blocks.0.norm1"),
+        ("convnext_64x64", "timm", "stages.2.1.norm"),
+        ("hybrid_64x64", "timm", "patch_embed.backbone.stages.1.blocks.0.norm1"),
+    ],
+)
+def test_a_wrong_layer_is_the_first_that_is_out_of_tolerance(name, library, layer):
+    (_, expected), (model, images) = theirs(name, library), ours(name)
+    dict(model.named_modules())[layer].eps *= 2
+    assert compare(trace(model, images), expected, model).out_of_tolerance()[0].name == layer
+
+
+def test_the_command_line(capsys):
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    arguments = ["--model", "swin_nano_cifar", "--against", "torchvision", "--img-size", "33x40", "--batch", "2"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "against torchvision" in out and "2 images of 3 x 33 x 40" in out and out.endswith("arrays agree\n")
+
+
+def test_the_same_module_has_the_same_name():
+    reference, _ = theirs("swin_36x44", "torchvision")
+    pairs = reference.corresponding_modules()
+    assert pairs["features.1.0"] == "layers.0.blocks.0" and pairs["features.2.norm"] == "layers.0.downsample.norm"
+    assert pairs["features.3.1.mlp.3"] == "layers.1.blocks.1.mlp.fc2" and pairs["features.0"] == "patch_embed"
+    np.testing.assert_array_equal(
+        reference.network.head.weight.detach().numpy(), formula.weight("head.weight", 7, reference.model.num_features)
+    )

@@ -1,0 +1,88 @@
+"""Parameters and multiply-accumulates against PyTorch's own counter, on other people's models; and published figures
+against the metadata of the weights."""
+
+from importlib.util import find_spec
+
+import pytest
+
+import models
+from minigrad.nn import init
+from models import summary
+from models.compare import libraries
+from models.published import PUBLISHED
+from models.registry import model_arguments
+
+torch = pytest.importorskip("torch")
+needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
+
+WEIGHTS = {  # those of torchvision
+    "vit_base_patch16_224": "ViT_B_16_Weights.IMAGENET1K_V1",
+    "vit_base_patch32_224": "ViT_B_32_Weights.IMAGENET1K_V1",
+    "vit_large_patch16_224": "ViT_L_16_Weights.IMAGENET1K_V1",
+    "vit_large_patch32_224": "ViT_L_32_Weights.IMAGENET1K_V1",
+    "vit_huge_patch14_224": "ViT_H_14_Weights.IMAGENET1K_SWAG_LINEAR_V1",
+    "swin_tiny_patch4_window7_224": "Swin_T_Weights.IMAGENET1K_V1",
+    "swin_small_patch4_window7_224": "Swin_S_Weights.IMAGENET1K_V1",
+    "swin_base_patch4_window7_224": "Swin_B_Weights.IMAGENET1K_V1",
+    "convnext_tiny": "ConvNeXt_Tiny_Weights.IMAGENET1K_V1",
+    "convnext_small": "ConvNeXt_Small_Weights.IMAGENET1K_V1",
+    "convnext_base": "ConvNeXt_Base_Weights.IMAGENET1K_V1",
+    "convnext_large": "ConvNeXt_Large_Weights.IMAGENET1K_V1",
+}
+
+
+def counted_by_torch(network, size: int) -> tuple[int, int]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.device("meta"):
+        network.eval()(torch.empty(1, 3, size, size))
+    flops = counter.get_total_flops()  # a multiply-accumulate is two
+    assert flops % 2 == 0
+    return sum(parameter.numel() for parameter in network.parameters()), flops // 2
+
+
+def counted_here(name: str) -> tuple[int, int]:
+    with init.meta_init():
+        model = models.create_model(name)
+    return summary.parameters(model), summary.macs(model)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("timm", "vit_tiny_patch16_224"),
+        ("timm", "vit_huge_patch14_392"),
+        ("torchvision", "vit_base_patch16_224_in21k"),
+        ("timm", "vit_tiny_r_s16_p8_224"),
+        ("timm", "vit_base_r50_s16_384"),
+        ("timm", "hybrid_cifar"),
+        ("timm", "swin_tiny_patch4_window7_224"),
+        ("timm", "swin_large_patch4_window12_384_in22k"),
+        ("torchvision", "swin_mini_cifar"),
+        ("timm", "convnext_atto"),
+        ("timm", "convnext_xlarge_in22k"),
+        ("torchvision", "convnext_base"),
+    ],
+)
+def test_counts(library, name):
+    if find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    with torch.device("meta"):
+        network = libraries.build(library, name)
+    assert counted_here(name) == counted_by_torch(network, model_arguments(name)["img_size"])
+
+
+@needs_torchvision
+def test_counts_of_resnet50():
+    with torch.device("meta"):
+        network = libraries.load("torchvision").models.resnet50()
+    assert counted_here("roadmap_00_resnet50") == counted_by_torch(network, 224)
+
+
+@needs_torchvision
+def test_figures_of_torchvision():
+    get_weight = libraries.load("torchvision").models.get_weight
+    published = {name: get_weight(weight).meta["_metrics"]["ImageNet-1K"]["acc@1"] for name, weight in WEIGHTS.items()}
+    shown = [(name, result) for name, results in PUBLISHED.items() for result in results]
+    assert {name: result.top1 for name, result in shown if result.source == "torchvision weights"} == published

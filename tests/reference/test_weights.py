@@ -1,0 +1,214 @@
+"""Weights of real networks of timm, torchvision and transformers, loaded under their own names: the same logits."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import Tensor, no_grad
+from minigrad.nn import init
+from models.compare import formula, libraries
+from models.convnext import ConvNeXt
+from models.layouts import places
+from models.roadmap import RoadmapNet
+from models.swin import SwinTransformer
+from models.vit import VisionTransformer
+from tests.models.foreign import timm_convnext, written
+
+torch = pytest.importorskip("torch")
+
+_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+_SWIN = {"embed_dim": 12, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 3, 6), "window_size": 4}
+_CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
+
+
+def from_timm(name, **overrides):
+    """One of timm's models, smaller, and ours of the same name."""
+    theirs = libraries.load("timm").create_model(name, num_classes=7, **overrides)
+    return theirs, models.create_model(name, num_classes=7, **overrides)
+
+
+def torchvision_vit():
+    libraries.load("torchvision")
+    from torchvision.models.vision_transformer import VisionTransformer as Theirs
+
+    ours = VisionTransformer(**_VIT, num_classes=7, representation_size=20)
+    return Theirs(32, 8, 2, 3, 24, 96, num_classes=7, representation_size=20), ours
+
+
+def torchvision_swin():
+    libraries.load("torchvision")
+    from torchvision.models.swin_transformer import SwinTransformer as Theirs
+
+    theirs = Theirs([4, 4], 12, [2, 1, 1, 1], [1, 2, 3, 6], [4, 4], num_classes=7, stochastic_depth_prob=0.0)
+    return theirs, SwinTransformer(**_SWIN, img_size=96, num_classes=7)
+
+
+def torchvision_convnext():
+    libraries.load("torchvision")
+    from torchvision.models.convnext import CNBlockConfig
+    from torchvision.models.convnext import ConvNeXt as Theirs
+
+    stages = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 2), CNBlockConfig(24, None, 1)]
+    return Theirs(stages, num_classes=7), ConvNeXt(64, depths=(1, 2, 1), dims=(8, 16, 24), num_classes=7)
+
+
+def torchvision_resnet():
+    """With buffers, of which ours lack some."""
+    libraries.load("torchvision")
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [1, 2, 1, 1], num_classes=7), RoadmapNet(64, num_classes=7, depths=(1, 2, 1, 1))
+
+
+def transformers_vit():
+    transformers = libraries.load("transformers")
+    config = transformers.ViTConfig(
+        image_size=32, patch_size=8, num_labels=7, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96, layer_norm_eps=1e-6,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config), VisionTransformer(**_VIT, num_classes=7)
+
+
+def transformers_swin():
+    transformers = libraries.load("transformers")
+    config = transformers.SwinConfig(image_size=128, num_labels=7, **_SWIN)
+    return transformers.SwinForImageClassification(config), SwinTransformer(**_SWIN, img_size=128, num_classes=7)
+
+
+def transformers_convnext():
+    transformers = libraries.load("transformers")
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 40], depths=[1, 1, 2, 1], num_labels=7, layer_norm_eps=1e-6
+    )
+    return transformers.ConvNextForImageClassification(config), ConvNeXt(64, **_CONVNEXT, num_classes=7)
+
+
+PAIRS = {
+    "timm vit": lambda: from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
+    "timm hybrid": lambda: from_timm("vit_base_r50_s16_224", img_size=64, depth=1, embed_dim=96, num_heads=3),
+    "timm hybrid, all stem": lambda: from_timm("vit_tiny_r_s16_p8_224", img_size=64, depth=1),
+    "timm swin": lambda: from_timm("swin_tiny_patch4_window7_224", img_size=128, **_SWIN),
+    "timm convnext_atto": lambda: from_timm("convnext_atto", **_CONVNEXT),
+    "timm convnext_tiny": lambda: from_timm("convnext_tiny", **_CONVNEXT),
+    "torchvision vit": torchvision_vit,
+    "torchvision swin": torchvision_swin,
+    "torchvision convnext": torchvision_convnext,
+    "torchvision resnet": torchvision_resnet,
+    "transformers vit": transformers_vit,
+    "transformers swin": transformers_swin,
+    "transformers convnext": transformers_convnext,
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # the libraries' own affairs
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_state_dict(pair):
+    """Logits equal in float64, with weights that leave nothing at zero; none of theirs is passed over."""
+    try:
+        with init.skip_init():
+            theirs, ours = PAIRS[pair]()
+    except libraries.UnsupportedError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    theirs, ours = theirs.double().eval(), ours.to(dtype=np.float64).eval()
+    models.load_weights(ours, theirs.state_dict())
+    images = formula.stream("x.weights", 2, 3, *ours.img_size)
+    with torch.no_grad(), no_grad():
+        expected = theirs(torch.from_numpy(images))
+        expected = getattr(expected, "logits", expected).numpy()
+        logits = ours(Tensor(images)).numpy()
+    assert abs(expected).max() > 1e-3
+    assert abs(logits - expected).max() < 1e-12 * abs(expected).max()
+    assert None not in places(dict(theirs.named_parameters()), ours).values()
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def block() -> tuple[dict[str, torch.Tensor], ConvNeXt]:
+    """A state dict of torch's, with the names of timm, and a model for it."""
+    ours = ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7)
+    entries = written(ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7), timm_convnext)
+    return {name: torch.from_numpy(x) for name, x in entries.items()}, ours.to(dtype=np.float64)
+
+
+def assert_has_weights(ours, rounded=lambda x: x):
+    for name, parameter in ours.named_parameters():
+        expected = rounded(torch.from_numpy(formula.weight(name, *parameter.shape))).double().numpy()
+        np.testing.assert_array_equal(parameter.numpy(), expected, err_msg=name)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_torch(tmp_path, suffix, zipped):
+    entries, ours = block()
+    checkpoint = {
+        "model": {f"module.{name}": x for name, x in entries.items()},
+        "epoch": 3,
+        "lr_scheduler": {"step": 7},
+    }
+    torch.save(checkpoint, tmp_path / f"w{suffix}", _use_new_zipfile_serialization=zipped)
+    models.load_weights(ours, tmp_path / f"w{suffix}")
+    assert_has_weights(ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_files_of_lower_precision(tmp_path, dtype):
+    entries, ours = block()
+    entries = {name: x.to(dtype) for name, x in entries.items()}
+    torch.save(entries, tmp_path / "w.pth")
+    pytest.importorskip("safetensors.torch").save_file(entries, tmp_path / "w.safetensors")
+    for file in ("w.pth", "w.safetensors"):
+        formula.fill(ours).zero_grad()
+        models.load_weights(ours, tmp_path / file)
+        assert_has_weights(ours, lambda x: x.to(dtype))
+
+
+def test_parameters_of_a_network_in_training():
+    entries, ours = block()
+    models.load_weights(ours, {name: torch.nn.Parameter(x) for name, x in entries.items()})
+    assert_has_weights(ours)
+
+
+def refusal(ours, path) -> str:
+    before = {name: x.numpy().copy() for name, x in ours.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        models.load_weights(ours, path)
+    assert all(np.array_equal(x.numpy(), before[name]) for name, x in ours.state_dict().items())
+    return str(error.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("stranger", [Bomb(), argparse.Namespace(lr=0.1)])
+def test_a_file_with_python_objects(tmp_path, stranger, zipped):
+    entries, ours = block()
+    torch.save({"model": entries, "args": stranger}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert "holds more than tensors, which is not loaded as it could run code" in refusal(ours, tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_truncated_files(tmp_path, kept):
+    entries, ours = block()
+    torch.save(entries, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(content[: int(kept * len(content))])
+    assert "is damaged" in refusal(ours, tmp_path / "w.pth")
+
+
+def test_what_is_no_dict_of_tensors(tmp_path):
+    entries, ours = block()
+    torch.save([torch.zeros(3)], tmp_path / "w.pth")
+    with pytest.raises(TypeError, match="a file with a dict of arrays by name, or such a dict, got list"):
+        models.load_weights(ours, tmp_path / "w.pth")
+    torch.save(entries | {"norm.weight": torch.zeros(8, 8).to_sparse()}, tmp_path / "w.pth")
+    assert "'norm.weight' is no array that NumPy can hold" in refusal(ours, tmp_path / "w.pth")
