@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", required=True, metavar="NAME", help="as models.list_models() gives it; or the name of a golden")
     add(
-        "--against", required=True, choices=["torchvision", "timm", "transformers", "golden"],
-        help="the library, which must be installed; or golden: what a library answered when it was recorded",
+        "--against", required=True, choices=["torchvision", "timm", "transformers", "golden"], metavar="LIBRARY",
+        help="torchvision, timm or transformers, which must be installed; or golden: what one of them once answered",
     )  # fmt: skip
     add(
         "--dtype", default="float64", choices=["float64", "float32"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from models.compare.trace import Trace, channels, readings
+from models.compare.trace import Trace, channels, holders, readings
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
 
@@ -30,7 +30,7 @@ class Comparison:
     """What two runs of a model have in common.
 
     Attributes:
-        outputs: of the modules, in the order of the forward; last the logits.
+        outputs: of the modules, but for those that hold blocks, in the order of the forward; last the logits.
         gradients: with respect to these, in the order of the backward; last of the images.
         parameters: their gradients, the worst first.
         tolerances: for the outputs, and for all gradients.
@@ -63,17 +63,18 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
 
     Args:
         ours: a run of `model`.
-        theirs: a Trace, or what else has its three dicts, with values that `distance` understands.
+        theirs: a Trace, or what has the same three dicts, with values that `distance` understands.
         model: the model.
-        distance: (name, our array, their value) to relative differences. Of the ways in which an output can be read
-            as (positions, channels), the closest counts.
+        distance: (name, our array, their value) to relative differences.
+
+    Where an output can be read as (positions, channels) in more than one way, the closest counts.
     """
-    width = channels(model)
+    width, skipped = channels(model), holders(model)
 
     def rows(mine: Mapping[str, np.ndarray], others: Mapping[str, Any]) -> list[Row]:
         found = []
         for name in mine:
-            if name not in others:
+            if name not in others or name in skipped:
                 continue
             x, y = [mine[name]], [others[name]]
             if name in width:

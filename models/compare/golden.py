@@ -59,7 +59,8 @@ class Golden:
         version: of the library.
         model: the name of the model here.
         overrides: its arguments that differ from the named configuration.
-        images: the shape of the images, and the name of the stream that they are.
+        stream: the images are the stream of this name,
+        shape: in this shape.
         loss: the sum of the logits' products with `stream("loss")`.
         outputs: of the blocks and of the layers between them, as (positions, channels); last the logits.
         gradients: of the loss, with respect to the same and to the images.
@@ -116,7 +117,7 @@ def save(name: str, golden: Golden) -> None:
     """Write a golden, a line for each fingerprint."""
     head, lines = vars(golden) | {"fingerprint": ", ".join(Fingerprint._fields)}, []
     for kind in _KINDS:
-        rows = [f"{json.dumps(key)}: {json.dumps(print)}" for key, print in head.pop(kind).items()]
+        rows = [f"{json.dumps(key)}: {json.dumps(values)}" for key, values in head.pop(kind).items()]
         lines.append(f"{json.dumps(kind)}: {{\n" + ",\n".join(rows) + "\n}")
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()] + lines
     (FOLDER / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

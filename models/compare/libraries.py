@@ -23,6 +23,7 @@ from models.swin import SwinTransformer
 from models.vit import VisionTransformer
 
 LIBRARIES = ("torchvision", "timm", "transformers")
+_ATTENTION = "sdpa"  # of transformers; its own, "eager", takes softmax in float32 whatever the dtype
 
 
 class UnsupportedError(ValueError):
@@ -62,9 +63,9 @@ def load(library: str) -> Any:
 
 
 def _load_torchvision() -> None:
-    """Import torchvision, beside a PyTorch that its compiled operators are not made for too.
+    """Import torchvision, also beside a PyTorch for which its compiled operators were not made.
 
-    The import then fails when it describes operators that are not there. No model needs them: they are declared.
+    There the import fails, as it describes operators that do not exist. No model needs these, so they are declared.
     """
     try:
         import_module("torchvision")
@@ -130,7 +131,7 @@ def _transformers_vit(config: SimpleNamespace) -> Any:
             image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
             num_labels=config.num_classes, hidden_size=config.embed_dim, num_hidden_layers=config.depth,
             num_attention_heads=config.num_heads, intermediate_size=int(config.embed_dim * config.mlp_ratio),
-            qkv_bias=config.qkv_bias, layer_norm_eps=1e-6, attn_implementation="sdpa",
+            qkv_bias=config.qkv_bias, layer_norm_eps=1e-6, attn_implementation=_ATTENTION,
         )
     )  # fmt: skip
 
@@ -189,7 +190,7 @@ def _timm_swin(config: SimpleNamespace) -> Any:
 
     M, maps = config.window_size, _maps(config)
     covered = all(H % M == W % M == 0 for H, W in maps)  # otherwise it pads after the shift, or shrinks the window
-    _require("timm", {f"maps of whole {M} x {M} windows, and here they are {_times(maps)}": covered})
+    _require("timm", {f"maps of whole {M} x {M} windows, and here they are {_listed(maps)}": covered})
     return Theirs(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio,
@@ -202,19 +203,19 @@ def _transformers_swin(config: SimpleNamespace) -> Any:
 
     M, maps = config.window_size, _maps(config)
     alike = all(min(H, W) > M or H == W == M for H, W in maps)  # otherwise it shrinks the window, or shifts one way
-    needed = f"maps that are one {M} x {M} window, or larger on both sides, and here they are {_times(maps)}"
+    needed = f"maps that are one {M} x {M} window, or larger on both sides, and here they are {_listed(maps)}"
     _require("transformers", {needed: alike})
     return SwinForImageClassification(
         SwinConfig(
             image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
             num_labels=config.num_classes, embed_dim=config.embed_dim, depths=config.depths,
             num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio, qkv_bias=config.qkv_bias,
-            attn_implementation="sdpa",
+            attn_implementation=_ATTENTION,
         )
     )  # fmt: skip
 
 
-def _times(maps: list[tuple[int, int]]) -> str:
+def _listed(maps: list[tuple[int, int]]) -> str:
     return ", ".join(f"{H} x {W}" for H, W in maps)
 
 

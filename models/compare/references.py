@@ -22,10 +22,11 @@ class Reference:
     """A model, given as to `create_model`, as another library has it.
 
     Attributes:
-        library: its name, one of `libraries.LIBRARIES`.
-        version: and version.
+        library: the name of the library, one of `libraries.LIBRARIES`.
+        version: its version.
         model: ours, whose weights were never set: it is here for its names and shapes.
-        network: theirs, a torch.nn.Module.
+        network: theirs, a torch.nn.Module with the formula weights.
+        places: where each parameter of theirs belongs in ours.
 
     Raises:
         UnsupportedError: the library is not installed, or has no such network.

@@ -44,9 +44,11 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
 
     dtype = next(model.parameters()).dtype
     pixels = Tensor(images.astype(dtype), requires_grad=True)
-    watched = {name: module for name, module in model.named_modules() if [*module.parameters()]}
-    del watched[""], watched["head"]  # what these return are the logits
-    removals = [module.register_forward_hook(hook(name)) for name, module in watched.items()]
+    removals = [
+        module.register_forward_hook(hook(name))
+        for name, module in model.named_modules()
+        if [*module.parameters()] and name not in ("", "head")  # what these return is the logits
+    ]
     was_training = model.training
     try:
         logits = model.eval()(pixels)
@@ -90,9 +92,15 @@ def readings(x: np.ndarray, channels: int) -> list[np.ndarray]:
 
 def landmarks(model: ImageModel, names: Iterable[str]) -> list[str]:
     """Of these modules, the blocks and what lies between them; not what is within one of these, or holds a block."""
-    blocks = list(model.blocks_by_name())
-    found = [name for name in names if not any(within(block, name) for block in blocks)]
+    holding = holders(model)
+    found = [name for name in names if name not in holding]
     return [name for name in found if not any(within(name, other) for other in found)]
+
+
+def holders(model: ImageModel) -> set[str]:
+    """The modules that hold blocks, as a stage does: what they return, the last layer in them has returned."""
+    blocks = list(model.blocks_by_name())
+    return {name for name, _ in model.named_modules() if any(within(block, name) for block in blocks)}
 
 
 def within(name: str, other: str) -> bool:

@@ -1,12 +1,18 @@
-"""Formula weights as others write them: the inverse of what `models.load_weights` does, by other means."""
+"""Formula weights as others write them: the inverse of what `models.load_weights` does, by other means.
+
+With it, what its tests share.
+"""
 
 import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 
+import models
 from minigrad import nn
 from models.compare import formula
+from tests.models.small import small
 
 Arrays = dict[str, np.ndarray]
 
@@ -243,3 +249,57 @@ def big_vision(model: nn.Module) -> Arrays:
     entries["pos_embedding"] = entries.pop("Transformer/posembed_input/pos_embedding")[:, 1:]
     entries |= {name: np.stack(each) for name, each in blocks.items()}
     return {f"params/{name}": x for name, x in entries.items()}
+
+
+# In three stages of Swin, the second has a merging at both of its ends: whose it is depends on the layout.
+_SWIN = {"depths": (2, 1, 1), "num_heads": (2, 2, 4)}
+_NAMES_OF_4 = ("query", "key", "value")
+FILES = {
+    "minigrad": ("vit", {"representation_size": 20}, lambda m: written(m, ours)),
+    "timm's hybrid": ("hybrid", {}, lambda m: written(m, ours)),
+    "timm's stem": ("hybrid", {"layers": (), "channels": ()}, lambda m: written(m, timm_stem)),
+    "Microsoft": ("swin", _SWIN, lambda m: written(m, ours)),
+    "Facebook": ("convnext", {}, lambda m: written(m, ours)),
+    "timm's Swin": ("swin", _SWIN, lambda m: written(m, timm_swin)),
+    "timm's ConvNeXt": ("convnext", {}, lambda m: written(m, timm_convnext)),
+    "torchvision's ViT": ("vit", {"representation_size": 20}, lambda m: written(m, torchvision_vit)),
+    "torchvision's old ViT": ("vit", {}, lambda m: written(m, torchvision_old_vit)),
+    "torchvision's Swin": ("swin", _SWIN, lambda m: written(m, torchvision_swin)),
+    "torchvision's ConvNeXt": ("convnext", {}, lambda m: written(m, torchvision_convnext)),
+    "HF 5 ViT": ("vit", {}, lambda m: written(m, hugging_face_vit)),
+    "HF 4 ViT": ("vit", {}, lambda m: written(m, hugging_face_4_vit, _NAMES_OF_4)),
+    "HF 5 ViTModel": (
+        "vit", {"num_classes": 0, "representation_size": 24}, lambda m: written(m, hugging_face_vit_model)
+    ),
+    "HF 5 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_swin)),
+    "HF 4 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_4_swin, _NAMES_OF_4)),
+    "HF ConvNeXt": ("convnext", {}, lambda m: written(m, hugging_face_convnext)),
+    "JAX ViT": ("vit", {"representation_size": 20}, jax),
+    "JAX hybrid": ("hybrid", {"layers": (2, 1)}, jax),
+}  # fmt: skip
+
+
+def file_of(layout: str) -> tuple[models.ImageModel, Arrays]:
+    """A model with its first weights, in float64, and the arrays of a file for it."""
+    family, overrides, write = FILES[layout]
+    return small(family, **overrides).to(dtype=np.float64), write(small(family, **overrides))
+
+
+def assert_has_formula_weights(model, except_for=()):
+    for name, parameter in model.named_parameters():
+        if name not in except_for:
+            np.testing.assert_array_equal(parameter.numpy(), formula.weight(name, *parameter.shape), err_msg=name)
+
+
+def values(model) -> Arrays:
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def refusal(model, weights, **choices) -> str:
+    """What the error says. The model is as it was."""
+    before = values(model)
+    with pytest.raises(ValueError) as error:
+        models.load_weights(model, weights, **choices)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    return str(error.value)

@@ -194,7 +194,8 @@ def test_parts_are_all_of_the_model(name):
     assert sum(part.parameters for part in parts) == summary.parameters(model)
     assert sum(part.macs for part in parts) == summary.macs(model)
     assert set(model.blocks_by_name()) <= {part.name for part in parts}
-    assert parts[-1].output == (1, model.num_classes)
+    head = (model.num_features + 1) * model.num_classes, model.num_features * model.num_classes
+    assert parts[-1][1:] == ((1, model.num_classes), *head)
 
 
 # Attention ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""ViT: numbers from a reference implementation, gradients, and what its arguments do."""
+"""ViT: gradients, and what its arguments do."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,6 @@ from models.vit import VisionTransformer
 def small(**overrides) -> VisionTransformer:
     config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
     return VisionTransformer(**(config | overrides))
-
-
-def test_logits_equal_the_reference_implementation():
-    """The numbers were made with PyTorch in float64 (tests/reference/test_vit.py), on the same weights and images."""
-    model = formula.fill(small(representation_size=20))
-    logits = model(Tensor(formula.stream("x.vit", 2, 3, 32, 32)))
-    reference = [0.422513427336379, -0.3246980217075758, 0.22463752588336716, -0.1862015140159777]
-    np.testing.assert_allclose(logits.numpy()[0, :4], reference, rtol=0, atol=1e-13)
 
 
 def test_gradients_agree_with_finite_differences():

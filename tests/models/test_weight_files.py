@@ -1,0 +1,132 @@
+"""Weights in files: formats and types of numbers, and files that are damaged, hostile, or not what they say."""
+
+import json
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import serialize
+from models.compare import formula
+from tests.models import foreign
+from tests.models.foreign import assert_has_formula_weights, file_of, refusal, written
+from tests.models.small import small
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_files(tmp_path, suffix, dtype):
+    model, entries = file_of("HF 5 ViT")
+    serialize.save(tmp_path / f"w{suffix}", {name: x.astype(dtype) for name, x in entries.items()})
+    models.load_weights(model, tmp_path / f"w{suffix}")
+    for name, parameter in model.named_parameters():
+        expected = formula.weight(name, *parameter.shape).astype(dtype)
+        np.testing.assert_array_equal(parameter.numpy(), expected, err_msg=name)
+
+
+def bfloat16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of float32, with NumPy's name for bytes that it knows nothing about."""
+    return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view("V2")
+
+
+def write_safetensors(path, arrays, dtype: str) -> None:
+    """The format by hand: the length of the header, the header, the numbers."""
+    header, end = {}, 0
+    for name, x in arrays.items():
+        header[name] = {"dtype": dtype, "shape": x.shape, "data_offsets": [end, end := end + x.nbytes]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(x.tobytes() for x in arrays.values()))
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_bfloat16_files(tmp_path, suffix):
+    model, entries = file_of("JAX ViT")
+    halves, path = {name: bfloat16(x) for name, x in entries.items()}, tmp_path / f"w{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **halves)
+    else:
+        write_safetensors(path, halves, "BF16")
+    models.load_weights(model, str(path))
+    for name, parameter in model.named_parameters():
+        expected = formula.weight(name, *parameter.shape)
+        assert (abs(parameter.numpy() - expected) <= abs(expected) * 2.0**-7).all(), name
+        assert not (parameter.numpy().astype(np.float32).view(np.uint32) & 0xFFFF).any(), name
+
+
+def test_the_model_keeps_its_dtype_and_device(device):
+    model = small("swin").to(device)
+    models.load_weights(model, written(small("swin"), foreign.timm_swin))
+    assert {(p.dtype, p.device.split(":")[0]) for p in model.parameters()} == {(np.dtype(np.float32), device)}
+    expected = formula.weight("norm.weight", *model.norm.weight.shape)
+    np.testing.assert_array_equal(model.norm.weight.numpy(), expected.astype(np.float32))
+
+
+def test_a_checkpoint_of_our_own(tmp_path):
+    state_dict = formula.fill(small("convnext")).state_dict()
+    serialize.save(tmp_path / "best.npz", state_dict, {"epoch": 7, "settings": {"model": "convnext"}})
+    model = small("convnext").to(dtype=np.float64)
+    models.load_weights(model, tmp_path / "best.npz")
+    assert_has_formula_weights(model)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.999])
+def test_truncated_files(tmp_path, suffix, kept):
+    model, entries = file_of("Facebook")
+    path = tmp_path / f"w{suffix}"
+    serialize.save(path, entries)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    assert re.search(r"is no complete (npz|safetensors) file", refusal(model, path))
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+def test_python_objects_in_an_npz_file_are_refused(tmp_path):
+    np.savez(tmp_path / "w.npz", **{"head.weight": np.array([Bomb()], dtype=object)}, allow_pickle=True)
+    assert "Object arrays cannot be loaded" in refusal(small("vit"), tmp_path / "w.npz")
+
+
+def test_a_file_that_is_another_kind_than_it_says(tmp_path):
+    for suffix in (".npz", ".safetensors"):
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(pickle.dumps(Bomb()) * 100)
+        assert "is no complete" in refusal(small("vit"), path)
+
+
+def test_types_that_are_no_numbers_here(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", {"head.weight": np.zeros((7, 24), np.uint8)}, "F8_E4M3")
+    assert "head.weight is stored as F8_E4M3" in refusal(small("vit"), tmp_path / "w.safetensors")
+
+
+def test_files_of_other_names(tmp_path):
+    (tmp_path / "w.h5").touch()
+    assert "end in .safetensors, .npz, .pth, .pt or .bin, got 'w.h5'" in refusal(small("vit"), tmp_path / "w.h5")
+    with pytest.raises(FileNotFoundError, match=r"no file .*absent.npz"):
+        models.load_weights(small("vit"), tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    ("file", "library", "fix"),
+    [("w.pth", "torch", "pip install torch; or convert it"), ("w.safetensors", "safetensors", "pip install 'minigrad")],
+)
+def test_without_the_library(tmp_path, monkeypatch, file, library, fix):
+    monkeypatch.setitem(sys.modules, library, None)
+    (tmp_path / file).touch()
+    with pytest.raises(RuntimeError, match=re.escape(fix)):
+        models.load_weights(small("vit"), tmp_path / file)
+
+
+def test_what_is_no_dict_of_arrays():
+    with pytest.raises(TypeError, match=r"got Linear; pass its state_dict\(\)"):
+        models.load_weights(small("vit"), small("vit").head)
+    with pytest.raises(TypeError, match="or such a dict, got list"):
+        models.load_weights(small("vit"), [np.zeros(3)])
+    assert "'net' is no array of numbers by name but dict" in refusal(small("vit"), {"epoch": 3, "net": {}})
+    assert "3 is no array of numbers by name" in refusal(small("vit"), {3: np.zeros(3)})
+    assert "'x' is no array that NumPy can hold" in refusal(small("vit"), {"x": [[1], [2, 3]]})
