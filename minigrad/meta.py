@@ -11,7 +11,7 @@ This module is also the `xp` of such arrays: `array_module(x)` returns it, so th
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -128,7 +128,7 @@ def _operand(x: Any) -> Operand:
     return (x.shape, x.dtype) if hasattr(x, "dtype") else ((), type(x))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _result(
     ufunc: np.ufunc, method: str, *operands: Operand, axis: Any = 0, keepdims: bool = False, dtype: Any = None, **_: Any
 ) -> tuple[Shape, np.dtype]:

@@ -5,6 +5,7 @@ a model that would not fit into this machine. It counts the products of matrices
 call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pooling.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -40,7 +41,7 @@ class Call(NamedTuple):
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
     """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode.
 
-    The module is as it was, afterwards.
+    Meanwhile its parameters have no numbers, so no other thread should use it; afterwards it is as it was.
     """
     tracer = _Tracer(module)
     with _without_numbers(module), no_grad(), observing(tracer):
@@ -74,24 +75,23 @@ class Part(NamedTuple):
 def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
     """The model cut into its blocks and what is around them, in the order of the forward. Together they are all of it:
     the columns sum to `parameters(model)` and `macs(model, img_size)`."""
-    listed = {name: None for section in model.sections() for name in section}
+    listed = dict.fromkeys(name for section in model.sections() for name in section)
 
     def part_of(name: str) -> str:
         """The part that a module or parameter of this name belongs to."""
         prefixes = list(_prefixes(name))
         return next((prefix for prefix in prefixes if prefix in listed), prefixes[-1])
 
-    calls = trace(model, _one_image(model, img_size))
-    outputs = {part_of(call.module): call.output for call in calls}
-    counts: dict[str, int] = {}
+    outputs: dict[str, Shape] = {}
+    learned, products = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.data.size
-    products: dict[str, int] = {}
-    for call in calls:
-        products[part_of(call.module)] = products.get(part_of(call.module), 0) + call.macs
-    names = dict.fromkeys([*listed, *counts, *outputs])
-    rows = [Part(name, outputs.get(name), counts.get(name, 0), products.get(name, 0)) for name in names]
-    return [row for row in rows if row.parameters or row.macs]
+        learned[part_of(name)] += parameter.data.size
+    for call in trace(model, _one_image(model, img_size)):
+        outputs[part_of(call.module)] = call.output
+        products[part_of(call.module)] += call.macs
+    names = dict.fromkeys([*listed, *learned, *outputs])
+    found = [Part(name, outputs.get(name), learned[name], products[name]) for name in names]
+    return [part for part in found if part.parameters or part.macs]
 
 
 # The cost of attention ------------------------------------------------------------------------------------------------

@@ -91,6 +91,12 @@ def is_float(x) -> bool:
     return x is not None and x.dtype.kind == "f"
 
 
+def test_meta_init_ends_with_its_block():
+    with init.meta_init():
+        assert isinstance(nn.Linear(2, 3).weight.data, MetaArray)
+    assert type(nn.Linear(2, 3).weight.data) is np.ndarray
+
+
 def test_a_model_runs_forward_without_memory():
     tracemalloc.start()
     with init.meta_init(), minigrad.no_grad():
@@ -100,12 +106,6 @@ def test_a_model_runs_forward_without_memory():
     tracemalloc.stop()
     assert logits.shape == (8, 1000) and logits.dtype == np.float32
     assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB, where the weights would be 2400 and one hidden layer 40"
-
-
-def test_meta_init_ends_with_its_block():
-    with init.meta_init():
-        assert isinstance(nn.Linear(2, 3).weight.data, MetaArray)
-    assert type(nn.Linear(2, 3).weight.data) is np.ndarray
 
 
 def test_scratch_is_meta_too_and_writes_go_nowhere():

@@ -1,95 +1,87 @@
-"""ViT: gradients, and what its arguments do."""
+"""ViT: facts about its gradients, and what its arguments do."""
 
 import numpy as np
 import pytest
 
 import minigrad
-import minigrad.optim
 import models
 from minigrad import Tensor
-from minigrad import functional as F
 from models.compare import formula
-from models.vit import VisionTransformer
+from models.vit import resample_pos_embed
+from tests.models.small import small
 
 
-def small(**overrides) -> VisionTransformer:
-    config = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 7}
-    return VisionTransformer(**(config | overrides))
-
-
-def test_gradients_agree_with_finite_differences():
-    model = formula.fill(small(representation_size=20))
-    x, h = formula.stream("x.vit", 2, 3, 32, 32), 1e-6
-    probe = formula.stream("loss", 2, 7)
-
-    def loss(images) -> Tensor:
-        return (model(Tensor(images)) * Tensor(probe)).sum()
-
-    loss(x).backward()
-    for name, parameter in model.named_parameters():
-        direction, value = formula.stream("probe." + name, *parameter.shape), parameter.data.copy()
-        with minigrad.no_grad():
-            parameter.data[...] = value + h * direction
-            above = loss(x).item()
-            parameter.data[...] = value - h * direction
-            below = loss(x).item()
-        parameter.data[...] = value
-        analytic = float((parameter.grad.data * direction).sum())
-        assert analytic == pytest.approx((above - below) / (2 * h), rel=1e-6, abs=1e-7), name
+def images() -> Tensor:
+    return Tensor(formula.stream("x", 2, 3, 32, 32))
 
 
 def test_facts_about_the_gradient():
     """Position 0's embedding and the class token are added, so they share a gradient; a key's bias shifts all scores of
     a query alike, which softmax does not see."""
-    model = formula.fill(small())
-    model(Tensor(formula.stream("x", 2, 3, 32, 32))).sum().backward()
+    model = formula.fill(small("vit"))
+    model(images()).sum().backward()
     np.testing.assert_allclose(model.cls_token.grad.numpy(), model.pos_embed.grad.numpy()[:, :1], rtol=1e-13)
     for block in model.blocks:
         q, k, v = np.split(block.attn.qkv.bias.grad.numpy(), 3)
         assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
 
 
-def test_the_head_can_be_left_out():
-    model = small(num_classes=0)
-    x = Tensor(np.ones((2, 3, 32, 32), np.float32))
-    assert model(x).shape == (2, 24) and model.forward_features(x).shape == (2, 17, 24)
-    assert small(num_classes=0, representation_size=20)(x).shape == (2, 20)
+def test_what_the_head_reads():
+    """The class token, or the mean of the patches normalised after it, or every token."""
+    token, average, all_tokens = (formula.fill(small("vit", global_pool=pool)) for pool in ("token", "avg", ""))
+    tokens = token.forward_features(images())
+    np.testing.assert_array_equal(token(images()).numpy(), token.head(tokens[:, 0]).numpy())
+    np.testing.assert_array_equal(all_tokens(images()).numpy(), token.head(tokens).numpy())
+    unnormalised = average.forward_features(images())
+    np.testing.assert_array_equal(token.norm(unnormalised).numpy(), tokens.numpy())
+    mean = average.fc_norm(unnormalised[:, 1:].mean(1))
+    np.testing.assert_array_equal(average(images()).numpy(), average.head(mean).numpy())
 
 
-def test_dropout_and_stochastic_depth_act_in_training_only():
-    minigrad.manual_seed(0)
-    model = formula.fill(small(drop_rate=0.2, attn_drop_rate=0.2, drop_path_rate=0.5))
-    assert [block.drop_path.p for block in model.blocks] == [0.0, 0.5]
-    x = Tensor(formula.stream("x", 2, 3, 32, 32))
-    assert not np.array_equal(model(x).numpy(), model(x).numpy())
-    np.testing.assert_array_equal(model.eval()(x).numpy(), formula.fill(small()).eval()(x).numpy())
+def test_the_pre_training_head_goes_as_a_whole():
+    model = formula.fill(small("vit", representation_size=20))
+    assert model.num_features == 20
+    assert model.forward_head(model.forward_features(images()), pre_logits=True).shape == (2, 20)
+    model.reset_classifier(3)
+    assert model.num_features == 24 and model.head.weight.shape == (3, 24)
+    assert (model(images()).numpy() == 0).all()  # every class is as likely
+    assert small("vit", num_classes=0, representation_size=20)(minigrad.randn(2, 3, 32, 32)).shape == (2, 20)
 
 
-def test_it_learns_one_batch_by_heart():
-    minigrad.manual_seed(0)
-    model = models.create_model("vit_nano_cifar", depth=1)
-    optimizer = minigrad.optim.AdamW(model.parameters(), lr=3e-3)
-    x, y = minigrad.randn(8, 3, 32, 32), Tensor(np.arange(8))
-    for _ in range(40):
-        loss = F.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss.item() < 0.05 and (model(x).argmax(1) == y).numpy().all()
+def test_another_size_of_image():
+    model = formula.fill(small("vit"))
+    before = model(images()).numpy()
+    model.set_input_size(32)
+    np.testing.assert_array_equal(model(images()).numpy(), before)
+    cls_position = model.pos_embed.numpy()[:, 0]
+    model.set_input_size((48, 24))
+    assert model.img_size == (48, 24) and model.pos_embed.shape == (1, 1 + 6 * 3, 24) and model.pos_embed.requires_grad
+    np.testing.assert_array_equal(model.pos_embed.numpy()[:, 0], cls_position)
+    assert model(Tensor(formula.stream("x", 1, 3, 48, 24))).shape == (1, 7)
+
+
+def test_a_grid_that_is_not_that_of_the_positions_is_explained():
+    with pytest.raises(ValueError, match="a 3 x 4 grid has 13 positions, got"):
+        resample_pos_embed(Tensor(np.zeros((1, 17, 8))), (3, 4), (4, 4))
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"patch_size": 7}, "next size that fits is 35"), ({"num_heads": 5}, "num_heads must divide")],
+    [
+        ({"patch_size": 7}, "next size that fits is 35 x 35"),
+        ({"img_size": (32, 20)}, "must divide img_size, got 8 and 32 x 20; the next size that fits is 32 x 24"),
+        ({"num_heads": 5}, "num_heads must divide"),
+        ({"global_pool": "max"}, 'must be "token", "avg" or ""'),
+    ],
 )
-def test_sizes_that_do_not_divide_are_explained(overrides, message):
+def test_configurations_that_do_not_fit_are_explained(overrides, message):
     with pytest.raises(ValueError, match=message):
-        small(**overrides)
+        small("vit", **overrides)
 
 
 def test_images_of_another_size_are_explained():
     with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\), got \(1, 3, 40, 40\)"):
-        small()(Tensor(np.zeros((1, 3, 40, 40), np.float32)))
+        small("vit")(minigrad.randn(1, 3, 40, 40))
 
 
 def test_names_that_are_not_there_are_explained():
@@ -97,3 +89,5 @@ def test_names_that_are_not_there_are_explained():
         models.create_model("vit_nano_cifr")
     with pytest.raises(TypeError, match="no argument dept; it has img_size"):
         models.create_model("vit_nano_cifar", dept=3)
+    with pytest.raises(TypeError, match=r"no argument layer; it has img_size, .*, layers, channels, stem_chs, stem_stride"):
+        models.create_model("hybrid_cifar", layer=3)
