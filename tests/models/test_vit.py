@@ -89,5 +89,7 @@ def test_names_that_are_not_there_are_explained():
         models.create_model("vit_nano_cifr")
     with pytest.raises(TypeError, match="no argument dept; it has img_size"):
         models.create_model("vit_nano_cifar", dept=3)
-    with pytest.raises(TypeError, match=r"no argument layer; it has img_size, .*, layers, channels, stem_chs, stem_stride"):
+    with pytest.raises(
+        TypeError, match=r"no argument layer; it has img_size, .*, layers, channels, stem_chs, stem_stride"
+    ):
         models.create_model("hybrid_cifar", layer=3)
