@@ -46,7 +46,10 @@ def integer_arrays(draw):
     if draw(st.booleans()):
         parts.insert(draw(st.integers(0, len(parts))), None)
     if draw(st.booleans()):
-        parts.insert(draw(st.integers(0, len(parts))), ...)
+        # For an axis. One between two arrays that stands for none parts them in NumPy's eyes, and not in PyTorch's.
+        whole = [i for i, part in enumerate(parts) if part == WHOLE]
+        at = draw(st.sampled_from(whole or [len(parts)]))
+        parts[at : at + 1] = [...]
     return Call((x, *places), {"index": tuple(parts)})
 
 

@@ -14,14 +14,13 @@ torch = pytest.importorskip("torch")
 @pytest.mark.parametrize(("old", "new"), [((4, 4), (7, 7)), ((6, 4), (3, 8)), ((14, 14), (24, 24)), ((24, 24), (7, 7))])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_position_embeddings(old, new, antialias):
-    pytest.importorskip("timm")
-    libraries.load("torchvision")
+    libraries.load("torchvision")  # timm imports it
     from timm import layers
 
     x = np.random.default_rng(0).standard_normal((1, 1 + old[0] * old[1], 6)).astype(np.float32)
     theirs = layers.resample_abs_pos_embed(torch.from_numpy(x), new_size=new, old_size=old, antialias=antialias)
     ours = resample_pos_embed(Tensor(x), old, new, antialias)
-    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-5)  # timm computes in float32
 
 
 @pytest.mark.parametrize(("old", "new"), [(7, 12), (12, 7), (4, 8)])
