@@ -57,6 +57,11 @@ class Generator:
         self.seed, self.draws = int(seed), draws
         self._lock = threading.Lock()
 
+    def skip(self, draws: int) -> None:
+        """Go on as if so many arrays had been drawn."""
+        with self._lock:
+            self.draws += draws
+
     def words(self, count: int) -> np.ndarray:
         """`count` words of 32 random bits, (count,) uint32."""
         with self._lock:

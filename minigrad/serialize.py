@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from minigrad.backend import Array, to_device
+from minigrad.meta import MetaArray
 from minigrad.tensor import Tensor
 
 _METADATA = "__metadata__"
@@ -24,13 +25,16 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
 
     Raises:
         ValueError: another suffix.
-        TypeError: an array of Python objects.
+        TypeError: an array of Python objects, or one without numbers.
         OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
     """
     path, kind = Path(path), _kind(Path(path))
     plain = {}
     for name, x in arrays.items():
-        plain[name] = np.asarray(to_device(x.data if isinstance(x, Tensor) else x, "cpu"), order="C")
+        x = x.data if isinstance(x, Tensor) else x
+        if isinstance(x, MetaArray):
+            raise TypeError(f"cannot save {name!r}: it has no numbers, as its model was made under meta_init()")
+        plain[name] = np.asarray(to_device(x, "cpu"), order="C")
         if plain[name].dtype.hasobject:
             raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
     text = json.dumps(dict(metadata or {}))

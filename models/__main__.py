@@ -8,6 +8,7 @@ python -m models --csv              for a program
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -36,8 +37,8 @@ FAMILIES = {
 LEGEND = """\
 GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
 and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
-ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k is the authors' name for the same images; "IN-1k" saw
-no others. More figures for a model, and its inside: python -m models NAME."""
+ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k is the authors' name for the same images; SWAG are
+photos with hashtags, arXiv:2201.08371; "IN-1k" saw no others. More on a model, and its inside: `... models NAME`."""
 
 ATTENTION = """\
 Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
@@ -171,4 +172,7 @@ def print_table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

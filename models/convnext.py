@@ -24,7 +24,7 @@ import numpy as np
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
-from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
 from models.registry import register
 
 
@@ -40,19 +40,21 @@ class Block(nn.Module):
     """y = x + γ ⊙ MLP(LN(dwconv(x))), with γ a scale for each channel that starts near zero (Touvron et al. 2021,
     arXiv:2103.17239): at first the block is almost the identity, and a deep stack of them trains."""
 
-    def __init__(self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: float) -> None:
+    def __init__(
+        self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
+    ) -> None:
         self.dwconv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, int(mlp_ratio * dim))  # a 1 x 1 ("pointwise") convolution, channels-last
         self.pwconv2 = nn.Linear(int(mlp_ratio * dim), dim)
-        self.gamma = nn.Parameter(np.full(dim, layer_scale, np.float32))
+        self.gamma = None if layer_scale is None else nn.Parameter(np.full(dim, layer_scale, np.float32))
         self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
-        y = (self.gamma * y).permute(0, 3, 1, 2)  # -> (B, C, H, W)
-        return x + self.drop_path(y)
+        y = y if self.gamma is None else self.gamma * y
+        return x + self.drop_path(y.permute(0, 3, 1, 2))  # (B, H, W, C) -> (B, C, H, W)
 
 
 class ConvNeXt(ImageModel):
@@ -68,7 +70,7 @@ class ConvNeXt(ImageModel):
         kernel_size: of the depthwise convolutions, an odd number.
         mlp_ratio: hidden width of a block over its channels.
         drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
-        layer_scale_init_value: where γ starts.
+        layer_scale_init_value: where γ starts; None: there is no γ.
         head_init_scale: factor on the head's first weights; the authors fine-tune with 0.001.
     """
 
@@ -83,10 +85,12 @@ class ConvNeXt(ImageModel):
         kernel_size: int = 7,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
+        layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
     ) -> None:
-        if len(depths) != len(dims):
+        check_sizes("ConvNeXt", in_chans=in_chans, depths=depths, dims=dims, stem_size=stem_size)
+        check_sizes("ConvNeXt", least=0, num_classes=num_classes)
+        if not dims or len(depths) != len(dims):
             raise ValueError(f"ConvNeXt: depths and dims need one number for each stage, got {depths} and {dims}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvNeXt: kernel_size must be odd, so that a block keeps H and W; got {kernel_size}")
@@ -115,7 +119,7 @@ class ConvNeXt(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """Every weight N(0, 0.02), every bias 0."""
+        """The weights of convolutions and linear layers N(0, 0.02), their biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)
@@ -143,11 +147,7 @@ class ConvNeXt(ImageModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of 4."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"ConvNeXt: this model takes images (B, {self.in_chans}, H, W) of at least {self.smallest} x "
-                f"{self.smallest} pixels, got {x.shape}: enlarge them, or create the model with a smaller stem_size"
-            )
+        check_images("ConvNeXt", x, self.in_chans, self.smallest)
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return x
@@ -158,7 +158,7 @@ class ConvNeXt(ImageModel):
         return x if pre_logits else self.head(x)
 
 
-# T to XL are the paper's (section 3.1 and appendix); those below T are timm's.
+# T to XL are the paper's (section 3); those below T are timm's.
 _SIZES: dict[str, dict[str, Any]] = {
     "atto": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
     "femto": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},

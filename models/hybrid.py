@@ -1,5 +1,5 @@
 """L6: the hybrid, a Vision Transformer on the features of a ResNet.  Dosovitskiy et al. 2020, arXiv:2010.11929,
-section 3.1, "Hybrid architecture", and appendix B.2.
+section 3.1, "Hybrid architecture", and section 4.1, "Model variants".
 
 The ResNet (He et al. 2015, arXiv:1512.03385) is changed in these ways, so that it trains and transfers with small
 batches (Kolesnikov et al. 2019, "Big Transfer", arXiv:1912.11370):
@@ -15,27 +15,24 @@ stride s the output has ⌈H / s⌉ rows, and an odd row of padding goes below.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
-from models.model import Size, image_size
+from models.model import Size, check_sizes, image_size
 from models.registry import register
-from models.vit import VisionTransformer, check_images
+from models.vit import VisionTransformer, check_size
 
 
-def pad_same(x: Tensor, kernel_size: int, stride: int, value: float = 0.0) -> Tensor:
-    """Images (B, C, H, W) with as much of a border that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
+def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Images (B, C, H, W) with as much of a border of zeros that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
     total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel_size - size, 0) for size in x.shape[2:])
     if not (total_h or total_w):
         return x
     above, left = total_h // 2, total_w // 2
-    return F.pad(x, (left, total_w - left, above, total_h - above), value=value)
+    return F.pad(x, (left, total_w - left, above, total_h - above))
 
 
 class StdConv2d(nn.Conv2d):
@@ -67,7 +64,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return F.max_pool2d(pad_same(x, 3, 2, value=-np.inf), 3, stride=2) if self.pool else x
+        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x  # after a ReLU, 0 does for -∞
 
 
 class Downsample(nn.Module):
@@ -122,6 +119,7 @@ class ResNet(nn.Module):
     def __init__(
         self, in_chans: int, layers: Sequence[int], channels: Sequence[int], stem_chs: int, stem_stride: int
     ) -> None:
+        check_sizes("hybrid", layers=layers, channels=channels, stem_chs=stem_chs)
         if len(layers) != len(channels):
             raise ValueError(f"hybrid: layers and channels need one number a stage, got {layers} and {channels}")
         if any(width % 128 for width in channels) or stem_chs % 32:
@@ -162,7 +160,7 @@ class HybridEmbed(nn.Module):
         self.img_size, self.grid_size = (H, W), (map_size[0] // P, map_size[1] // P)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(x, self.in_chans, self.img_size)
+        check_size(x, self.in_chans, self.img_size)
         x = self.proj(self.backbone(x))  # (B, C, H, W) -> (B, D, H', W')
         return x.flatten(2).transpose(1, 2)  # -> (B, N, D)
 
@@ -188,13 +186,13 @@ class HybridVisionTransformer(VisionTransformer):
         patch_size: int = 1,
         **vit: Any,
     ) -> None:
-        resnet: dict[str, Any] = {
-            "layers": layers,
-            "channels": channels,
-            "stem_chs": stem_chs,
-            "stem_stride": stem_stride,
-        }
-        super().__init__(patch_size=patch_size, embed_layer=partial(HybridEmbed, **resnet), **vit)
+        self.resnet: dict[str, Any] = {
+            "layers": layers, "channels": channels, "stem_chs": stem_chs, "stem_stride": stem_stride,
+        }  # fmt: skip
+        super().__init__(patch_size=patch_size, **vit)
+
+    def make_patch_embed(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> Any:
+        return HybridEmbed(img_size, patch_size, in_chans, embed_dim, **self.resnet)
 
     def init_weights(self) -> None:
         """ViT's, and for the ResNet LeCun normal; each block starts with its branch at zero."""
@@ -211,7 +209,7 @@ class HybridVisionTransformer(VisionTransformer):
         bottlenecks = [
             [f"{backbone}.stages.{s}.blocks.{b}"] for s, stage in enumerate(stages) for b in range(len(stage.blocks))
         ]
-        blocks[0] = [*embedding, *blocks[0]]
+        blocks = [[*embedding, *block] if i == 0 else block for i, block in enumerate(blocks)]
         return [[f"{backbone}.stem"], *bottlenecks, *blocks]
 
     def feature_map(self, x: Tensor) -> Tensor:
@@ -219,7 +217,7 @@ class HybridVisionTransformer(VisionTransformer):
         return x if x.ndim == 4 else super().feature_map(x)
 
 
-# R50+ViT-B/16 is the paper's (appendix B.2). The others are from Steiner et al. 2021, arXiv:2106.10270; s16 and s32:
+# R50+ViT-B/16 is the paper's (section 4.1). The others are from Steiner et al. 2021, arXiv:2106.10270; s16 and s32:
 # one position of the map stands for 16 or 32 pixels a side.
 _WIDTHS = (256, 512, 1024, 2048)
 _HYBRIDS: dict[str, dict[str, Any]] = {

@@ -4,10 +4,12 @@ A model says in `sections` of which blocks it is made, in the order in which an 
 follows from that: intermediate outputs, attention maps, checkpointing, and a learning rate for each depth.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import index
+from threading import get_ident
 from typing import Any
 
-from minigrad import Tensor, nn, no_grad
+from minigrad import Tensor, checks, nn, no_grad
 
 Size = int | Sequence[int]
 """Of images: (H, W), or one number for both."""
@@ -56,25 +58,30 @@ class ImageModel(nn.Module):
         modules = dict(self.named_modules())
         return {section[-1]: modules[section[-1]] for section in self.sections()[1:]}
 
-    def forward_intermediates(self, x: Tensor, indices: Sequence[int] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """`forward_features(x)`, and the outputs of blocks as images (B, C, H, W).
+    def forward_intermediates(
+        self, x: Tensor, indices: Iterable[int] | int | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`forward_features(x)`, and the outputs of blocks (each, not each stage) as images (B, C, H, W).
 
         Args:
             x: images.
-            indices: which blocks, counted from 0, or from -1 at the end; None: all.
+            indices: which of `blocks_by_name()`, from 0, or from -1 at the end; they come in the order of the forward,
+                whatever the order here. A number n: the last n. None: all.
         """
         seen: list[Tensor] = []
         blocks = _chosen(list(self.blocks_by_name().values()), indices)
         features = self._watched(x, blocks, lambda block, inputs, output: seen.append(output))
         return features, [self.feature_map(output) for output in seen]
 
-    def attention_maps(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+    def attention_maps(self, x: Tensor, indices: Iterable[int] | int | None = None) -> list[Tensor]:
         """For blocks with attention, how much each position looks at each other one: (B, heads, L, L), L positions
-        row by row over the image (in ViT the class token is before them). Rows sum to 1.
+        row by row over the image (in ViT the class token is before them). Rows sum to 1, but for what Swin's look at
+        in the padding of a map that its windows do not fit. In training mode dropout acts on what the blocks see, so
+        call `eval()` first.
 
         Args:
             x: images.
-            indices: which of these blocks, counted from 0, or from -1 at the end; None: all.
+            indices: which of the blocks with attention, as for `forward_intermediates`.
 
         Raises:
             TypeError: the model has no attention.
@@ -91,8 +98,14 @@ class ImageModel(nn.Module):
         return maps
 
     def _watched(self, x: Tensor, blocks: list[nn.Module], look: Callable[[Any, Any, Any], None]) -> Tensor:
-        """`forward_features(x)` with a look at each of these blocks when it has run."""
-        removals = [block.register_forward_hook(look) for block in blocks]
+        """`forward_features(x)` with a look at each of these blocks when it has run, in this thread."""
+        thread = get_ident()
+
+        def hook(block: nn.Module, inputs: Any, output: Any) -> None:
+            if get_ident() == thread:
+                look(block, inputs, output)
+
+        removals = [block.register_forward_hook(hook) for block in blocks]
         try:
             return self.forward_features(x)
         finally:
@@ -102,8 +115,14 @@ class ImageModel(nn.Module):
     # Fine-tuning ----------------------------------------------------------------------------------------------------
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A new, untrained head for another number of classes; 0: none, so that the model returns features."""
-        self.num_classes, self.head = num_classes, self.make_head(num_classes)
+        """A new, untrained head for another number of classes; 0: none, so that the model returns features.
+
+        Make the optimiser afterwards: it would go on with the old one.
+        """
+        check_sizes(type(self).__name__, least=0, num_classes=num_classes)
+        like = next(self.parameters())
+        head = self.make_head(num_classes).to(dtype=like.dtype, device=like.device)
+        self.num_classes, self.head = num_classes, head
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that weight decay should leave alone, besides biases and norms."""
@@ -120,9 +139,7 @@ class ImageModel(nn.Module):
         depths = {name: depth for depth, section in enumerate(sections) for name in section}
 
         def depth(parameter: str) -> int:
-            parts = parameter.split(".")
-            prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-            return next((depths[prefix] for prefix in prefixes if prefix in depths), len(sections))
+            return next((depths[prefix] for prefix in prefixes(parameter) if prefix in depths), len(sections))
 
         return {name: depth(name) for name, _ in self.named_parameters()}
 
@@ -135,13 +152,16 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: 
     lr · γⁿ⁺¹⁻ⁱ: in fine-tuning, early layers, which are general, move less.  Clark et al. 2020, arXiv:2003.10555.
 
     Raises:
+        ValueError: a layer decay that is not above 0, and at most 1.
         TypeError: a layer decay for a model that is no `ImageModel`, so that depths are not known.
     """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0, and at most 1, which is none; got {layer_decay}")
     if layer_decay != 1 and not isinstance(model, ImageModel):
         raise TypeError(f"layer_decay needs the depths of the layers, which {type(model).__name__} does not tell")
-    spared = model.no_weight_decay() if isinstance(model, ImageModel) else set()
+    spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     depths = model.layer_ids() if isinstance(model, ImageModel) else {}
-    deepest = max(depths.values(), default=0)
+    deepest = len(model.sections()) if isinstance(model, ImageModel) else 0
     groups: dict[tuple[int, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         decays = parameter.ndim > 1 and name not in spared
@@ -160,9 +180,33 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: 
 def image_size(size: Size) -> tuple[int, int]:
     """(H, W), given as a pair, or as one number for both."""
     pair = tuple(size) if isinstance(size, Sequence) else (size, size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    if len(pair) != 2 or not all(is_whole(side) and side > 0 for side in pair):
         raise ValueError(f"img_size: must be a size, or a pair (height, width), of whole numbers above 0; got {size!r}")
-    return pair
+    return index(pair[0]), index(pair[1])
+
+
+def check_sizes(model: str, least: int = 1, **sizes: int | Sequence[int]) -> None:
+    """Refuse arguments that are to be whole numbers, or sequences of such, of at least `least`, and are not."""
+    for name, value in sizes.items():
+        values = value if isinstance(value, Sequence) else (value,)
+        if not all(is_whole(size) and size >= least for size in values):
+            raise ValueError(f"{model}: {name} must be made of whole numbers, each at least {least}; got {value!r}")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is an integer, Python's or NumPy's."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def check_images(model: str, x: Tensor, in_chans: int, smallest: int = 1) -> None:
+    """Refuse what is no batch of images with these channels, or is too small for the model's strides."""
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"{model}: this model takes images of shape (B, {in_chans}, H, W), got {x.shape}")
+    if min(x.shape[2:]) < smallest:
+        raise ValueError(
+            f"{model}: this model halves images until {smallest} pixels are one, so they must be at least "
+            f"{smallest} x {smallest}; got {x.shape}: enlarge them, or create the model with a smaller stem"
+        )
 
 
 def drop_path_rates(highest: float, blocks: int) -> list[float]:
@@ -170,12 +214,20 @@ def drop_path_rates(highest: float, blocks: int) -> list[float]:
 
     Huang et al. 2016, arXiv:1603.09382.
     """
+    checks.probability(highest, "drop_path_rate")
     return [highest * i / max(blocks - 1, 1) for i in range(blocks)]
 
 
-def _chosen(blocks: list[nn.Module], indices: Sequence[int] | None) -> list[nn.Module]:
+def prefixes(name: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`: a name, and those that it is within, the nearest first."""
+    parts = name.split(".")
+    return (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+
+
+def _chosen(blocks: list[nn.Module], indices: Iterable[int] | int | None) -> list[nn.Module]:
     if indices is None:
         return blocks
+    indices = range(-indices, 0) if isinstance(indices, int) else list(indices)
     wrong = [i for i in indices if not -len(blocks) <= i < len(blocks)]
     if wrong:
         raise IndexError(f"there are {len(blocks)} blocks, from 0 to {len(blocks) - 1}; got {wrong[0]}")

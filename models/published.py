@@ -1,7 +1,8 @@
 """L6: accuracy on ImageNet-1k as published, by the names of the models here, each figure with its source.
 
 These are their authors' figures, for weights that were trained elsewhere. "IN-1k" is ImageNet-1k alone; anything else
-is what a model was trained on first, before it was fine-tuned on ImageNet-1k at `img_size`. Where there are several,
+is what a model was trained on first, before it (with SWAG only its head) was fine-tuned on ImageNet-1k at `img_size`.
+Where there are several,
 the first is the one that the table of `python -m models` shows.
 """
 
@@ -19,9 +20,10 @@ class Result(NamedTuple):
     source: str
 
 
-_PAPER, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README"
+_PAPER, _GOOGLE, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README", "AugReg README"
 _SWIN, _CONVNEXT, _TORCHVISION = "Swin-Transformer README", "ConvNeXt README", "torchvision weights"
 SOURCES = {  # where a source is found, if it does not say so itself
+    _GOOGLE: "github.com/google-research/vision_transformer, models of arXiv:2010.11929",
     _AUGREG: "github.com/google-research/vision_transformer, models of arXiv:2106.10270",
     _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030",
     _CONVNEXT: "github.com/facebookresearch/ConvNeXt, models of arXiv:2201.03545",
@@ -62,7 +64,7 @@ PUBLISHED = {
     "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags (arXiv:2201.08371); only the head
     "vit_tiny_r_s16_p8_384": [Result(75.40, "IN-21k", 384, _AUGREG)],
     "vit_small_r26_s32_384": [Result(83.85, "IN-21k", 384, _AUGREG)],
-    "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _AUGREG)],
+    "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _GOOGLE)],
     "vit_large_r50_s32_384": [Result(85.99, "IN-21k", 384, _AUGREG)],
     "swin_tiny_patch4_window7_224": [
         Result(81.2, "IN-1k", 224, _SWIN),

@@ -17,7 +17,7 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
 from models.convnext import LayerNorm2d
-from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.model import ImageModel, Size, check_images, drop_path_rates, image_size
 from models.registry import register
 
 
@@ -250,11 +250,7 @@ class RoadmapNet(ImageModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of stride 4."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"roadmap: this model takes images (B, {self.in_chans}, H, W) of at least {self.smallest} x "
-                f"{self.smallest} pixels, got {x.shape}: enlarge them, or create the model with a smaller stem_stride"
-            )
+        check_images("roadmap", x, self.in_chans, self.smallest)
         x = self.conv1(x)
         if not self.design.patchify:
             x = F.max_pool2d(F.relu(self.bn1(x)), 3, stride=2, padding=1)

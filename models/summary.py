@@ -6,8 +6,8 @@ call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pool
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from copy import copy
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.conv import Conv2d
 from minigrad.ops.einsum import Einsum, make_plan
 from minigrad.ops.matmul import Linear, MatMul
-from models.model import ImageModel, Size, image_size
+from models.model import ImageModel, Size, image_size, prefixes
 from models.vit import Attention
 
 Shape = tuple[int, ...]
@@ -39,13 +39,11 @@ class Call(NamedTuple):
 
 
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
-    """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode.
-
-    Meanwhile its parameters have no numbers, so no other thread should use it; afterwards it is as it was.
-    """
-    tracer = _Tracer(module)
-    with _without_numbers(module), no_grad(), observing(tracer):
-        module(Tensor(MetaArray(shape, np.float32)))
+    """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode."""
+    twin = _without_numbers(module, {})
+    tracer = _Tracer(twin)
+    with no_grad(), observing(tracer):
+        twin(Tensor(MetaArray(shape, np.float32)))
     return tracer.calls
 
 
@@ -79,8 +77,8 @@ def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
 
     def part_of(name: str) -> str:
         """The part that a module or parameter of this name belongs to."""
-        prefixes = list(_prefixes(name))
-        return next((prefix for prefix in prefixes if prefix in listed), prefixes[-1])
+        around = list(prefixes(name))
+        return next((prefix for prefix in around if prefix in listed), around[-1])
 
     outputs: dict[str, Shape] = {}
     learned, products = Counter[str](), Counter[str]()
@@ -183,31 +181,19 @@ _MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its o
 }
 
 
-@contextmanager
-def _without_numbers(module: nn.Module) -> Iterator[None]:
-    """Within the block, parameters and buffers have no numbers, and the module is in evaluation mode."""
-    modules = list(module.modules())
-    training = [inner.training for inner in modules]
-    tensors = {value for inner in modules for value in vars(inner).values() if isinstance(value, Tensor)}
-    arrays = {tensor: tensor.data for tensor in tensors}
-    for inner in modules:
-        inner.training = False
-    for tensor in tensors:
-        tensor.data = MetaArray(tensor.shape, tensor.dtype)
-    try:
-        yield
-    finally:
-        for tensor, array in arrays.items():
-            tensor.data = array
-        for inner, was in zip(modules, training, strict=True):
-            inner.training = was
+def _without_numbers(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of the module and all within it, in evaluation mode, whose parameters and buffers have no numbers."""
+    if module not in copies:
+        twin = copies[module] = copy(module)
+        twin.training = twin.checkpointing = False
+        vars(twin).pop("_forward_hooks", None)
+        for name, value in list(vars(twin).items()):
+            if isinstance(value, nn.Module):
+                setattr(twin, name, _without_numbers(value, copies))
+            elif isinstance(value, Tensor):
+                setattr(twin, name, Tensor(MetaArray(value.shape, value.dtype)))
+    return copies[module]
 
 
 def _one_image(model: ImageModel, img_size: Size | None) -> Shape:
     return 1, model.in_chans, *image_size(model.img_size if img_size is None else img_size)
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`."""
-    names = name.split(".")
-    return (".".join(names[:length]) for length in range(len(names), 0, -1))

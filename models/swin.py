@@ -31,13 +31,13 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
 from minigrad.nn import init
-from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
 from models.registry import register
 from models.vit import Mlp
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into P x P patches, map each to C numbers, and normalise these (section 3.1)."""
+    """Cut the image into P x P patches, and map each to C numbers (section 3.1); the authors' code normalises these."""
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
@@ -45,15 +45,15 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"Swin: this model takes images of shape (B, {self.in_chans}, H, W), got {x.shape}")
+        check_images("Swin", x, self.in_chans)
         P, (H, W) = self.patch_size, x.shape[2:]
         x = self.proj(pad_below_right(x, -H % P, -W % P, axes_after=0))  # (B, in_chans, H, W) -> (B, C, H/P, W/P)
         return self.norm(x.permute(0, 2, 3, 1))  # -> (B, H/P, W/P, C)
 
 
 class PatchMerging(nn.Module):
-    """Each 2 x 2 tokens into one: their 4C numbers side by side, normalised, and mapped to 2C (section 3.1)."""
+    """Each 2 x 2 tokens into one: their 4C numbers side by side, and mapped to 2C (section 3.1); the authors' code
+    normalises between."""
 
     def __init__(self, dim: int) -> None:
         self.norm = nn.LayerNorm(4 * dim)
@@ -68,7 +68,7 @@ class PatchMerging(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """W-MSA, and with a shift SW-MSA: multi-head self-attention within windows (sections 3.2 and 3.3).
+    """W-MSA, and with a shift SW-MSA: multi-head self-attention within windows (section 3.2).
 
     Attention(Q, K, V) = softmax(Q Kᵀ / √d + B) V                                                                  (4)
 
@@ -102,7 +102,7 @@ class WindowAttention(nn.Module):
         q, k, v = self.heads(x)
         y = F.scaled_dot_product_attention(q, k, v, self.bias(H, W), self.attn_drop if self.training else 0.0)
         # (B, windows, heads, N, d) -> (B, windows, N, heads, d) -> (B, windows, N, C) -> (B, Hp, Wp, C)
-        y = self.proj(y.transpose(2, 3).reshape(B, -1, M * M, C))
+        y = self.proj(y.transpose(2, 3).reshape(B, y.shape[1], M * M, C))
         y = cyclic_shift(window_reverse(y, M, Hp, Wp), *shift)
         return self.proj_drop(y[:, :H, :W])
 
@@ -114,11 +114,11 @@ class WindowAttention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """q, k and v of the shifted windows, each (B, windows, heads, N, d)."""
-        B, H, W, C = x.shape
+        _, H, W, C = x.shape
         M, (Hp, Wp), shift = self.window_size, *self.layout(H, W)
         x = cyclic_shift(pad_below_right(x, Hp - H, Wp - W), -shift[0], -shift[1])
         qkv = self.qkv(window_partition(x, M))  # (B, Hp, Wp, C) -> (B, windows, N, C) -> (B, windows, N, 3C)
-        qkv = qkv.reshape(B, -1, M * M, 3, self.num_heads, C // self.num_heads)
+        qkv = qkv.reshape(*qkv.shape[:3], 3, self.num_heads, C // self.num_heads)
         return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # -> 3 x (B, windows, heads, N, d)
 
     def bias(self, H: int, W: int) -> Tensor:
@@ -162,15 +162,21 @@ def cyclic_shift(x: Tensor, down: int, right: int) -> Tensor:
 def window_partition(x: Tensor, M: int) -> Tensor:
     """The M x M windows of a map, row by row: (B, H, W, C) -> (B, windows, M·M, C)."""
     B, H, W, C = x.shape
-    x = x.reshape(B, H // M, M, W // M, M, C)
-    return x.transpose(2, 3).reshape(B, -1, M * M, C)  # (B, H/M, M, W/M, M, C) -> (B, H/M, W/M, M, M, C) -> ...
+    x = x.reshape(B, H // M, M, W // M, M, C).transpose(2, 3)  # (B, H/M, M, W/M, M, C) -> (B, H/M, W/M, M, M, C)
+    return x.reshape(B, (H // M) * (W // M), M * M, C)
 
 
 def window_reverse(windows: Tensor, M: int, H: int, W: int) -> Tensor:
     """The map that the windows are from: (B, windows, M·M, C) -> (B, H, W, C)."""
     B, _, _, C = windows.shape
-    x = windows.reshape(B, H // M, W // M, M, M, C)
-    return x.transpose(2, 3).reshape(B, H, W, C)  # (B, H/M, W/M, M, M, C) -> (B, H/M, M, W/M, M, C) -> ...
+    x = windows.reshape(B, H // M, W // M, M, M, C).transpose(2, 3)  # -> (B, H/M, M, W/M, M, C)
+    return x.reshape(B, H, W, C)
+
+
+def cut(grid: np.ndarray, M: int) -> np.ndarray:
+    """The same for an array with one number for each position: (H, W) -> (windows, M·M)."""
+    H, W = grid.shape
+    return grid.reshape(H // M, M, W // M, M).swapaxes(1, 2).reshape(-1, M * M)
 
 
 @lru_cache(maxsize=64)
@@ -196,9 +202,8 @@ def shift_mask(size: tuple[int, int], M: int, shift: tuple[int, int], device: st
         np.zeros(length, int)
         for length, offset in zip(size, shift, strict=True)
     )  # fmt: skip
-    regions = Tensor((3 * rows[:, None] + columns)[None, :, :, None])
-    region = window_partition(regions, M).numpy()[0]  # (1, H, W, 1) -> (1, windows, N, 1) -> (windows, N, 1)
-    apart = region != region.swapaxes(1, 2)
+    region = cut(3 * rows[:, None] + columns, M)
+    apart = region[:, :, None] != region[:, None, :]  # (windows, N, N)
     return Tensor(np.where(apart, -100.0, 0.0).astype(np.float32)[:, None], device=device)
 
 
@@ -207,8 +212,7 @@ def window_places(H: int, W: int, size: tuple[int, int], shift: tuple[int, int],
     inside = np.zeros(size, bool)
     inside[:H, :W] = True
     place = np.where(inside, inside.cumsum().reshape(size) - 1, H * W + (~inside).cumsum().reshape(size) - 1)
-    rolled = np.roll(place, (-shift[0], -shift[1]), (0, 1))
-    return window_partition(Tensor(rolled[None, :, :, None]), M).numpy()[0, :, :, 0]
+    return cut(np.roll(place, (-shift[0], -shift[1]), (0, 1)), M)
 
 
 class SwinTransformerBlock(nn.Module):
@@ -289,7 +293,10 @@ class SwinTransformer(ImageModel):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        if len(depths) != len(num_heads):
+        check_sizes("Swin", patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, window_size=window_size)
+        check_sizes("Swin", depths=depths, num_heads=num_heads)
+        check_sizes("Swin", least=0, num_classes=num_classes)
+        if not depths or len(depths) != len(num_heads):
             raise ValueError(f"Swin: depths and num_heads need one number for each stage, got {depths} and {num_heads}")
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
@@ -329,12 +336,18 @@ class SwinTransformer(ImageModel):
         return head
 
     def set_window_size(self, window_size: int) -> None:
-        """Use windows of another size from now on, as for larger images: the bias tables are resized."""
+        """Use windows of another size from now on, as for larger images: the bias tables are resized.
+
+        Make the optimiser afterwards: it would go on with the old ones.
+        """
+        check_sizes("Swin", window_size=window_size)
         for block in self.blocks_by_name().values():
             attn: Any = block.attn  # type: ignore[attr-defined]
-            table = resample_relative_position_bias_table(attn.relative_position_bias_table.detach(), window_size)
-            attn.relative_position_bias_table = nn.Parameter(table.data)
-            attn.window_size = window_size
+            if window_size != attn.window_size:
+                table = attn.relative_position_bias_table
+                resized = resample_relative_position_bias_table(table.detach(), window_size)
+                attn.relative_position_bias_table = nn.Parameter(resized.data, table.requires_grad)
+                attn.window_size = window_size
 
     def no_weight_decay(self) -> set[str]:
         """The bias tables: they are offsets, though their shapes are those of matrices."""

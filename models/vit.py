@@ -11,7 +11,6 @@ Parameters have the names of timm's port, so that its checkpoints load as they a
 N patches; L = N + 1 tokens; D numbers a token.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
-from models.model import ImageModel, Size, drop_path_rates, image_size
+from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
 from models.registry import register
 
 
@@ -43,14 +42,15 @@ class PatchEmbed(nn.Module):
         self.img_size, self.grid_size = (H, W), (H // P, W // P)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_images(x, self.in_chans, self.img_size)
+        check_size(x, self.in_chans, self.img_size)
         x = self.proj(x)  # (B, C, H, W) -> (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)  # -> (B, N, D), the patches row by row
 
 
-def check_images(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
+def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
     """Refuse images that the position embedding was not made for."""
-    if x.shape[1:] != (in_chans, *img_size):
+    check_images("ViT", x, in_chans)
+    if x.shape[2:] != img_size:
         raise ValueError(
             f"ViT: this model takes images of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {x.shape}: "
             "resize them, create the model with img_size=..., or call model.set_input_size(...)"
@@ -130,7 +130,7 @@ class Block(nn.Module):
 
 
 class PreLogits(nn.Module):
-    """tanh(y W + b), between the encoder and the head: the paper has it in pre-training (section 3.2)."""
+    """tanh(y W + b), between the encoder and the head: the paper has it in pre-training (sections 3.1 and D.3)."""
 
     def __init__(self, dim: int, representation_size: int) -> None:
         self.fc = nn.Linear(dim, representation_size)
@@ -158,7 +158,6 @@ class VisionTransformer(ImageModel):
         drop_rate: dropout after the position embedding and after every dense layer but qkv.
         attn_drop_rate: dropout on the attention probabilities.
         drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
-        embed_layer: makes the module that turns images into N tokens.
     """
 
     def __init__(
@@ -177,13 +176,14 @@ class VisionTransformer(ImageModel):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        embed_layer: Callable[..., Any] = PatchEmbed,
     ) -> None:
+        check_sizes("ViT", patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
+        check_sizes("ViT", least=0, depth=depth, num_classes=num_classes)
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f'ViT: global_pool must be "token", "avg" or "", got {global_pool!r}')
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = representation_size or embed_dim
-        self.patch_embed = embed_layer(img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = self.make_patch_embed(img_size, patch_size, in_chans, embed_dim)
         self.img_size = self.patch_embed.img_size
         tokens = 1 + self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
         self.cls_token = nn.Parameter(np.zeros((1, 1, embed_dim), np.float32))
@@ -201,6 +201,10 @@ class VisionTransformer(ImageModel):
         self.pre_logits = PreLogits(embed_dim, representation_size) if representation_size else nn.Identity()
         self.head = self.make_head(num_classes)
         self.init_weights()
+
+    def make_patch_embed(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> Any:
+        """What turns images into N tokens."""
+        return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
 
     def init_weights(self) -> None:
         """As the authors' code: https://github.com/google-research/vision_transformer, models_vit.py.
@@ -237,12 +241,16 @@ class VisionTransformer(ImageModel):
         super().reset_classifier(num_classes)
 
     def set_input_size(self, img_size: Size) -> None:
-        """Take images of another size from now on: the position embedding is resized to the new grid (section 3.2)."""
+        """Take images of another size from now on: the position embedding is resized to the new grid (section 3.2).
+
+        Make the optimiser afterwards: it would go on with the old one.
+        """
         old = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size)
-        self.img_size = self.patch_embed.img_size
-        pos_embed = resample_pos_embed(self.pos_embed.detach(), old, self.patch_embed.grid_size)
-        self.pos_embed = nn.Parameter(pos_embed.data)
+        self.img_size, new = self.patch_embed.img_size, self.patch_embed.grid_size
+        if new != old:
+            pos_embed = resample_pos_embed(self.pos_embed.detach(), old, new)
+            self.pos_embed = nn.Parameter(pos_embed.data, self.pos_embed.requires_grad)
 
     def no_weight_decay(self) -> set[str]:
         """The embeddings: they are offsets, though their shapes are those of matrices."""
@@ -258,7 +266,8 @@ class VisionTransformer(ImageModel):
         return x[:, 1:].transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to normalised tokens (B, L, D), the class token first: equations (1) to (3)."""
+        """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the norm of (4),
+        unless that comes after the mean."""
         x = self.patch_embed(x)
         cls_token = self.cls_token.expand(x.shape[0], -1, -1)  # (1, 1, D) -> (B, 1, D)
         x = minigrad.cat([cls_token, x], dim=1)  # -> (B, L, D), L = N + 1

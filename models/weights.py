@@ -212,7 +212,7 @@ class Misfit(NamedTuple):
 
 
 def _misfits(arrays: Arrays, found: Mapping[str, Place | None], layout: Layout, model: ImageModel) -> list[Misfit]:
-    own = model.state_dict()
+    own, modules = model.state_dict(), dict(model.named_modules())
     misfits = []
     for name, place in found.items():
         shape = arrays[name].shape
@@ -224,6 +224,11 @@ def _misfits(arrays: Arrays, found: Mapping[str, Place | None], layout: Layout, 
             misfits.append(Misfit("misshapen", name, place.name, shape, place.shape(target.shape)))
         elif target.dtype.kind == "f" and arrays[name].dtype.kind != "f":
             misfits.append(Misfit(f"{arrays[name].dtype}", name, place.name, shape, target.shape))
+        elif ".attn." in place.name and len(shape) > target.ndim:  # JAX's: the heads are an axis
+            axes = tuple(shape[axis] for axis in place.axes or range(len(shape)))
+            attn: Any = modules[place.name.rpartition(".attn.")[0] + ".attn"]
+            if axes[".attn.proj." in place.name] != attn.num_heads:
+                misfits.append(Misfit(f"not {attn.num_heads} heads", name, place.name, shape, target.shape))
     filled = {(place.name, place.part) for place in found.values() if place is not None}
     for name, tensor in own.items():
         apart = any((name, part) in filled for part in range(3))
@@ -235,6 +240,8 @@ def _misfits(arrays: Arrays, found: Mapping[str, Place | None], layout: Layout, 
 
 
 def _report(misfits: list[Misfit], arrays: Arrays, layout: Layout, model: ImageModel, resize: bool) -> str:
+    if not arrays:
+        return "there are no weights to load: none at all, or only a classifier, which head=False passes over"
     unknown = sum(misfit.kind == "unexpected" for misfit in misfits)
     if unknown == len(arrays):
         some = ", ".join(list(arrays)[:3]) + (", ..." if len(arrays) > 3 else "")
@@ -274,7 +281,7 @@ def _likely_fixes(misfits: list[Misfit], arrays: Arrays, model: ImageModel, resi
         else:
             others.append(misfit)
     if others and (name := _lookalike(arrays, model)):
-        return [f"They look like those of create_model({name!r})."]
+        return [f"They look like those of create_model({name!r}), without other arguments."]
     fixes = []
     if heads:
         classes = [misfit.shape_there[0] for misfit in heads if misfit.shape_there and len(misfit.shape_there) == 1]
@@ -288,7 +295,9 @@ def _likely_fixes(misfits: list[Misfit], arrays: Arrays, model: ImageModel, resi
         fixes.append("The positions are those of another size of image or window: resize=True resamples them.")
     elif positions:
         fixes.append("Positions are resampled from a square grid or window only, and their channels must be the same.")
-    if any(misfit.kind not in ("missing", "unexpected", "misshapen") for misfit in others):
+    if any(misfit.kind.endswith("heads") for misfit in others):
+        fixes.append("The heads of attention differ: create_model(..., num_heads=...) sets them.")
+    elif any(misfit.kind not in ("missing", "unexpected", "misshapen") for misfit in others):
         fixes.append("Weights are floating-point numbers: where they were quantised, undo it first.")
     if others:
         fixes.append("Was the model created with the same arguments as theirs?")
@@ -316,8 +325,8 @@ def _lookalike(arrays: Arrays, model: ImageModel) -> str | None:
 
 @cache
 def _named_shapes() -> dict[str, dict[str, Shape]]:
-    """The shapes of all models that have a name. Their memory is reserved, and never touched."""
-    with init.skip_init():
+    """The shapes of all models that have a name."""
+    with init.meta_init():
         return {
             name: {key: tensor.shape for key, tensor in create_model(name).state_dict().items()}
             for name in list_models()

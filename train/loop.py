@@ -36,7 +36,9 @@ class Trainer:
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
-        self.shards = Shards(settings.threads, self.generator.seed + 1)
+        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
+        threads = 1 if any(model.named_buffers()) else settings.threads
+        self.shards = Shards(threads, self.generator.seed + 1)
 
     def fit(self) -> Iterator[Metrics]:
         """Train; yields the metrics after each epoch.

@@ -3,7 +3,8 @@
 NumPy lets go of Python's lock while it computes, so two threads keep two cores busy all the way, where threads inside
 the BLAS library keep the second core busy in matrix products only. The parameters are shared, and the gradients of the
 shards add up in them. Two shards give the same sum in either order, a + b = b + a, so a run repeats bit for bit; with
-three or more, the last bits depend on which thread comes first. Batch normalisation would see its shard alone.
+three or more, the last bits depend on which thread comes first. Batch normalisation would see its shard alone, so a
+model that has it is given whole batches.
 """
 
 import os

@@ -14,23 +14,29 @@ class Checkpoint(Function):
     back through that: one more forward in time, and the activations of one module at a time in memory.
 
     It is the one op that knows Tensors, as it holds a graph of its own. The parameters are inputs so that the op is
-    recorded even where x wants no gradient; theirs arrive through the inner graph. Random numbers are drawn again from
-    the same place in the stream, so dropout drops the same numbers. (A running mean would be moved twice.)
+    recorded even where x wants no gradient; theirs arrive through the inner graph. Both times random numbers come from
+    a generator of the op's own, set to the same place in the stream, so dropout drops the same numbers. The second time
+    buffers stay as they are: a running mean has been moved already.
 
     Saves x, and the state of the generator.
     """
 
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
-        generator = default_generator()
-        self.x, self.module, self.state = x, module, (generator.seed, generator.draws)
-        with no_grad():
+        shared = default_generator()
+        self.x, self.module, self.state = x, module, (shared.seed, shared.draws)
+        own = Generator(*self.state)
+        with no_grad(), use_generator(own):
             y: Tensor = module.forward(Tensor(x))
+        shared.skip(own.draws - self.state[1])
         return y.data
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         want_x, *others = self.needs_input_grad
         x = Tensor(self.x, requires_grad=want_x is not None)
+        buffers = [(buffer, buffer.data.copy()) for _, buffer in self.module.named_buffers()]
         with enable_grad(), use_generator(Generator(*self.state)):
             y = self.module.forward(x)
+        for buffer, values in buffers:
+            buffer.data[...] = values
         y.backward(Tensor(grad_output))
         return None if x.grad is None else x.grad.data, *(None for _ in others)

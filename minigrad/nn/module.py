@@ -1,5 +1,6 @@
 """L5: Module, a tree of layers with parameters."""
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.tensor import Tensor
 
+_hooks_lock = threading.Lock()
+
 
 class Parameter(Tensor):
     """A Tensor that is learned: assigned to an attribute of a Module, it is one of its parameters."""
@@ -26,6 +29,11 @@ class Parameter(Tensor):
 
 class Buffer(Tensor):
     """A Tensor that belongs to a Module's state but is not learned, such as a running mean."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__(data)
+        if init.is_meta():
+            self.data = MetaArray(self.shape, self.dtype)
 
 
 class Module:
@@ -69,10 +77,12 @@ class Module:
         Returns:
             A function that removes the hook.
         """
-        self.__dict__["_forward_hooks"] = [*self.__dict__.get("_forward_hooks", []), hook]
+        with _hooks_lock:
+            self.__dict__["_forward_hooks"] = [*self.__dict__.get("_forward_hooks", []), hook]
 
         def remove() -> None:
-            self.__dict__["_forward_hooks"] = [h for h in self.__dict__["_forward_hooks"] if h is not hook]
+            with _hooks_lock:
+                self.__dict__["_forward_hooks"] = [h for h in self.__dict__["_forward_hooks"] if h is not hook]
 
         return remove
 
@@ -80,7 +90,7 @@ class Module:
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """The sub-modules directly below this one."""
-        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+        return ((name, value) for name, value in list(vars(self).items()) if isinstance(value, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """This module, named `prefix`, and all below it, parents first."""
@@ -107,7 +117,7 @@ class Module:
     def _named(self, kind: type) -> Iterator[tuple[str, Any]]:
         seen = set()
         for prefix, module in self.named_modules():
-            for name, value in vars(module).items():
+            for name, value in list(vars(module).items()):  # a copy, as another thread may add its first hook
                 if isinstance(value, kind) and id(value) not in seen:
                     seen.add(id(value))
                     yield f"{prefix}.{name}" if prefix else name, value
@@ -127,12 +137,17 @@ class Module:
             strict: refuse a missing or an unexpected name; otherwise these are passed over.
 
         Raises:
-            ValueError: a name is missing or unexpected, or a shape differs. Nothing has been loaded then.
+            ValueError: a name is missing or unexpected, or a shape differs; or one side has no numbers, as in a model
+                made under `init.meta_init()`. Nothing has been loaded then.
         """
         own = dict([*self.named_parameters(), *self.named_buffers()])
         arrays = {
             name: value.data if isinstance(value, Tensor) else np.asarray(value) for name, value in state_dict.items()
         }
+        if any(isinstance(x, MetaArray) for x in [*arrays.values(), *(tensor.data for tensor in own.values())]):
+            raise ValueError(
+                f"{type(self).__name__}, or what is to be loaded, has no numbers: it was made under meta_init()"
+            )
         complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
         if strict:

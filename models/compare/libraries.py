@@ -40,8 +40,10 @@ def build(library: str, model: str, **overrides: Any) -> Any:
     config.img_size = image_size(config.img_size)
     builder = _BUILDERS.get((library, cls))
     if builder is None:
-        others = " or ".join(name for name, built in _BUILDERS if built is cls) or "no library"
-        raise UnsupportedError(f"{library} has no {cls.__name__}; try {others}")
+        others = " or ".join(name for name, built in _BUILDERS if built is cls)
+        raise UnsupportedError(
+            f"{library} has no {cls.__name__}; " + (f"try {others}" if others else "no library here has one")
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the libraries' own affairs
         load(library)

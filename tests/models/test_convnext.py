@@ -25,6 +25,15 @@ def test_a_new_block_is_almost_the_identity():
     assert 0 < abs(block(x).numpy() - x.numpy()).max() < 1e-5
 
 
+def test_blocks_without_layer_scale():
+    model = small("convnext", layer_scale_init_value=None)
+    assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
+    ones = small("convnext", layer_scale_init_value=1.0)
+    ones.load_state_dict(model.state_dict(), strict=False)
+    x = minigrad.randn(1, 3, 32, 32)
+    np.testing.assert_array_equal(model(x).numpy(), ones(x).numpy())
+
+
 def test_the_head_can_start_small():
     minigrad.manual_seed(0)
     assert abs(small("convnext", head_init_scale=0.001).head.weight.numpy()).max() < 1e-4
@@ -40,5 +49,5 @@ def test_configurations_that_do_not_fit_are_explained(overrides, message):
 
 
 def test_images_that_are_too_small_are_explained():
-    with pytest.raises(ValueError, match="at least 16 x 16 pixels, got \\(1, 3, 15, 40\\)"):
+    with pytest.raises(ValueError, match="at least 16 x 16; got \\(1, 3, 15, 40\\)"):
         small("convnext")(minigrad.randn(1, 3, 15, 40))

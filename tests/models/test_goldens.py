@@ -138,8 +138,8 @@ def relu_before_the_addition(forward):
 
 
 def border_above(pad):
-    def changed(x, kernel_size, stride, value=0.0):
-        return pad(x.flip(2, 3), kernel_size, stride, value).flip(2, 3)
+    def changed(x, kernel_size, stride):
+        return pad(x.flip(2, 3), kernel_size, stride).flip(2, 3)
 
     return changed
 

@@ -19,7 +19,7 @@ from tests.models.small import small
 )  # fmt: skip
 def test_same_padding(size, kernel, stride, before, after):
     ones = Tensor(np.ones((1, 1, size, size)))
-    padded = hybrid.pad_same(ones, kernel, stride, value=-1.0).numpy()[0, 0]
+    padded = hybrid.pad_same(ones, kernel, stride).numpy()[0, 0]
     assert padded.shape == (before + size + after,) * 2
     inside = padded[before : before + size, before : before + size]
     assert (inside == 1).all() and (padded == 1).sum() == size * size
@@ -79,8 +79,19 @@ def test_other_image_sizes_resize_the_position_embedding():
         ({"layers": (1,)}, "one number a stage"),
         ({"stem_stride": 2}, "must be 4, or 1 for small images, got 2"),
         ({"patch_size": 3}, "must divide the ResNet's map"),
+        ({"layers": (1, 0)}, "layers must be made of whole numbers, each at least 1"),
     ],
 )
 def test_configurations_that_do_not_fit_are_explained(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("hybrid", **overrides)
+
+
+def test_without_transformer_blocks():
+    model = small("hybrid", depth=0)
+    assert model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7) and len(model.blocks_by_name()) == 2
+
+
+def test_the_nan_guard_finds_nothing():
+    with minigrad.detect_anomaly():
+        small("hybrid")(minigrad.randn(1, 3, 32, 32)).sum().backward()

@@ -1,6 +1,7 @@
 """What every family can do: look inside, be fine-tuned, be checkpointed, learn."""
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -58,6 +59,28 @@ def test_intermediates_are_images(family):
     with pytest.raises(IndexError, match=f"there are {len(blocks)} blocks"):
         model.forward_intermediates(images(), [len(blocks)])
     assert not any("_forward_hooks" in vars(m) and m._forward_hooks for m in model.modules())
+
+
+def test_indices_may_be_a_number_or_any_iterable():
+    model = formula.fill(small("swin"))
+    _, every = model.forward_intermediates(images())
+    for indices, expected in [(2, [2, 3]), (0, []), (iter([3, 0, 3]), [0, 3]), ((-4,), [0])]:
+        _, some = model.forward_intermediates(images(), indices)
+        assert len(some) == len(expected)
+        for found, i in zip(some, expected, strict=True):
+            np.testing.assert_array_equal(found.numpy(), every[i].numpy())
+
+
+def test_threads_do_not_see_each_other():
+    model = formula.fill(small("vit"))
+    batches = [Tensor(formula.stream(f"images {i}", 2, 3, 32, 32)) for i in range(4)]
+    alone = [model.forward_intermediates(x)[1][-1].numpy() for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(model.forward_intermediates, batches))
+            for (_, maps), expected in zip(together, alone, strict=True):
+                assert len(maps) == 2
+                np.testing.assert_array_equal(maps[-1].numpy(), expected)
 
 
 def test_the_last_intermediate_leads_to_the_features():
@@ -119,6 +142,7 @@ def test_a_new_head(family):
     assert features.shape == (2, model.num_features)
     model.reset_classifier(3)
     assert model(images()).shape == (2, 3) and model.num_classes == 3
+    assert {p.dtype for p in model.parameters()} == {np.dtype(np.float64)}
     model.reset_classifier(0)
     np.testing.assert_array_equal(model(images()).numpy(), features.numpy())
     assert not any(name.startswith("head") for name, _ in model.named_parameters())
@@ -174,6 +198,9 @@ def test_groups_of_other_modules():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     spared, decaying = param_groups(model, 0.1, 0.05)
     assert decaying["params"] == [model[0].weight] and len(spared["params"]) == 3
+    for layer_decay in (0, -0.5, 1.5):
+        with pytest.raises(ValueError, match="layer_decay must be above 0"):
+            param_groups(model, 0.1, 0.05, layer_decay)
     with pytest.raises(TypeError, match="depths of the layers, which Sequential"):
         param_groups(model, 0.1, 0.05, layer_decay=0.9)
 
@@ -197,6 +224,35 @@ def test_checkpointing_changes_nothing(family):
 
     for plain, recomputed in zip(step(False), step(True), strict=True):
         np.testing.assert_array_equal(plain, recomputed)
+
+
+def test_checkpointing_moves_running_statistics_once():
+    x = minigrad.randn(4, 3, 16, 16)
+
+    def buffers(checkpointing: bool) -> list[np.ndarray]:
+        minigrad.manual_seed(0)
+        model = models.create_model("roadmap_00_resnet50_cifar", img_size=16)
+        model.set_grad_checkpointing(checkpointing)
+        model(x).sum().backward()
+        return [buffer.numpy() for _, buffer in model.named_buffers()]
+
+    for plain, recomputed in zip(buffers(False), buffers(True), strict=True):
+        np.testing.assert_array_equal(plain, recomputed)
+
+
+def test_checkpointing_drops_the_same_in_threads_with_one_generator():
+    """What a block drops in backward must be what it dropped in forward, whoever draws in between."""
+    layer = nn.Dropout(0.5)
+    layer.checkpointing = True
+
+    def gradients_follow_outputs(_: int) -> bool:
+        x = Tensor(np.ones((64, 8)), requires_grad=True)
+        y = layer(x)
+        y.sum().backward()
+        return np.array_equal(y.numpy() > 0, x.grad.numpy() > 0)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(gradients_follow_outputs, range(200)))
 
 
 def test_checkpointing_saves_memory():
@@ -240,6 +296,22 @@ def test_it_learns_a_batch_by_heart(family):
 
 
 @each_family
+def test_batches_may_be_empty(family):
+    assert small(family)(Tensor(np.empty((0, 3, 32, 32), np.float32))).shape == (0, 7)
+
+
+@each_family
+def test_arguments_that_are_no_sizes(family):
+    for overrides in ({"num_classes": -3}, {"num_classes": None}, {"in_chans": 0}, {"in_chans": 1.5}):
+        with pytest.raises(ValueError, match=f"{next(iter(overrides))} must be made of whole numbers"):
+            small(family, **overrides)
+    for rate in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=f"drop_path_rate: a probability must be from 0 to 1, got {rate}"):
+            small(family, drop_path_rate=rate)
+    assert small(family, img_size=np.int64(32)).img_size == (32, 32)
+
+
+@each_family
 def test_float32_stays_float32(family):
     model = small(family)
     x = Tensor(images().numpy().astype(np.float32), requires_grad=True)
@@ -257,7 +329,7 @@ def test_other_channels_and_classes(family):
         model(minigrad.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("size", [(32,), (32, 32, 32), 0, (32, -1), 32.0])
+@pytest.mark.parametrize("size", [(32,), (32, 32, 32), 0, (32, -1), 32.0, True])
 @each_family
 def test_image_sizes_that_are_none(family, size):
     with pytest.raises(ValueError, match="img_size: must be a size, or a pair"):

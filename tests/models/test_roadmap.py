@@ -269,10 +269,8 @@ def test_decisions_that_do_not_fit_are_explained(overrides, message):
 
 
 def test_images_that_do_not_fit_are_explained():
-    with pytest.raises(
-        ValueError, match=r"takes images \(B, 3, H, W\) of at least 16 x 16 pixels, got \(1, 3, 15, 40\)"
-    ):
+    with pytest.raises(ValueError, match=r"at least 16 x 16; got \(1, 3, 15, 40\)"):
         small("separate_downsampling")(minigrad.randn(1, 3, 15, 40))
-    with pytest.raises(ValueError, match=r"takes images \(B, 3, H, W\) .* got \(1, 1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
         small("resnet50")(minigrad.randn(1, 1, 32, 32))
     assert small("resnet50")(minigrad.randn(2, 3, 7, 9)).shape == (2, 5)

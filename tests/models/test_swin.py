@@ -83,11 +83,18 @@ def test_windows_can_be_made_larger():
     model = formula.fill(small("swin"))
     x = Tensor(formula.stream("x", 1, 3, 48, 48))
     before = model(x).numpy()
-    model.set_window_size(4)
+    tables = [block.attn.relative_position_bias_table for block in model.blocks_by_name().values()]
+    model.set_window_size(4)  # which they are: an optimiser goes on with the same tables
+    assert all(
+        a.relative_position_bias_table is b
+        for a, b in zip([b.attn for b in model.blocks_by_name().values()], tables, strict=True)
+    )
     np.testing.assert_array_equal(model(x).numpy(), before)
+    tables[0].requires_grad = False
     for block in model.blocks_by_name().values():
         block.attn.relative_position_bias_table.data[...] = 0.25
     model.set_window_size(6)
+    assert not model.layers[0].blocks[0].attn.relative_position_bias_table.requires_grad
     table = model.layers[1].blocks[1].attn.relative_position_bias_table
     assert table.shape == (121, 4) and table.requires_grad and table.dtype == np.float64
     np.testing.assert_allclose(table.numpy(), 0.25)

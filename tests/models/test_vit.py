@@ -51,7 +51,9 @@ def test_the_pre_training_head_goes_as_a_whole():
 def test_another_size_of_image():
     model = formula.fill(small("vit"))
     before = model(images()).numpy()
-    model.set_input_size(32)
+    positions = model.pos_embed
+    model.set_input_size(32)  # which it is: an optimiser goes on with the same positions
+    assert model.pos_embed is positions
     np.testing.assert_array_equal(model(images()).numpy(), before)
     cls_position = model.pos_embed.numpy()[:, 0]
     model.set_input_size((48, 24))
@@ -87,6 +89,8 @@ def test_images_of_another_size_are_explained():
 def test_names_that_are_not_there_are_explained():
     with pytest.raises(ValueError, match="did you mean vit_nano_cifar"):
         models.create_model("vit_nano_cifr")
+    with pytest.raises(TypeError, match=r"no argument pretrained; .*; weights come by models.load_weights"):
+        models.create_model("vit_nano_cifar", pretrained=True)
     with pytest.raises(TypeError, match="no argument dept; it has img_size"):
         models.create_model("vit_nano_cifar", dept=3)
     with pytest.raises(

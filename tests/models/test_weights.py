@@ -167,6 +167,17 @@ def test_a_pre_logits_layer_here_or_there():
         assert_has_formula_weights(model, except_for=head)
 
 
+def test_another_number_of_heads():
+    """In most files the heads cannot be seen; in JAX's they are an axis, and 8 of 3 numbers are not 3 of 8."""
+    message = refusal(small("vit", num_heads=8), foreign.jax(small("vit", num_heads=3)))
+    assert "not 8 heads" in message and "num_heads=" in message and "and 4 more" in message
+
+
+def test_nothing_to_load():
+    assert "no weights to load" in refusal(small("vit"), {})
+    assert "head=False passes over" in refusal(small("vit"), {"head.weight": np.zeros((7, 24))}, head=False)
+
+
 @pytest.mark.parametrize("write", [foreign.jax, foreign.big_vision])
 def test_another_size_of_image(write):
     file, model = small("vit"), small("vit", img_size=(48, 32)).to(dtype=np.float64)
@@ -207,7 +218,7 @@ def test_positions_that_cannot_be_resized():
 def test_the_wrong_model():
     """Whose they are is told from names and shapes."""
     entries = written(models.create_model("vit_nano_cifar"), foreign.hugging_face_vit)
-    look = "They look like those of create_model('{}')."
+    look = "They look like those of create_model('{}'), without other arguments."
     assert look.format("vit_nano_cifar") in refusal(models.create_model("vit_micro_cifar"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)
@@ -229,7 +240,7 @@ def test_names_that_nobody_knows():
     text = refusal(small("vit"), {"encoder.embed.w": np.zeros(3), "epoch": 4})
     assert "none of these 2 names (encoder.embed.w, epoch) is known here" in text
     assert all(name in text for name in ("minigrad", "timm", "torchvision", "Hugging Face", "Google"))
-    assert "none of these 0 names" in refusal(small("vit"), {})
+    assert "no weights to load" in refusal(small("vit"), {})
 
 
 def test_quantised_weights():

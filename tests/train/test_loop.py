@@ -118,6 +118,20 @@ def test_shards_change_nothing_but_rounding(dataset):
         assert run.test_loss == pytest.approx(runs[0].test_loss, rel=1e-4)
 
 
+def test_batch_normalisation_sees_whole_batches(dataset):
+    settings = replace(parse(["--epochs", "1", "--batch-size", "20"]), threads=2)
+
+    def trained():
+        manual_seed(0)
+        model = models.create_model("roadmap_00_resnet50_cifar")
+        list(Trainer(model, dataset, settings).fit())
+        return model.state_dict()
+
+    first, again = trained(), trained()
+    for name, value in first.items():
+        np.testing.assert_array_equal(value.numpy(), again[name].numpy(), err_msg=name)
+
+
 def test_shards_may_outnumber_the_images():
     with Shards(4, 0) as shards:
         assert shards.run(len, np.arange(3)) == [1, 1, 1]
