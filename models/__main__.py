@@ -38,7 +38,7 @@ LEGEND = """\
 GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
 and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
 ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k is the authors' name for the same images; SWAG are
-photos with hashtags, arXiv:2201.08371; "IN-1k" saw no others. More on a model, and its inside: `... models NAME`."""
+photos with hashtags, arXiv:2201.08371; "IN-1k" saw no others. One model, with its inside: python -m models NAME."""
 
 ATTENTION = """\
 Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
