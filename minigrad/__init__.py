@@ -9,8 +9,10 @@ from minigrad.creation import arange, full, full_like, ones, ones_like, rand, ra
 from minigrad.engine import detect_anomaly, enable_grad, is_grad_enabled, no_grad
 from minigrad.function import Function
 from minigrad.functional import cat, einsum, stack, where
+from minigrad.kernels import without_twins
 from minigrad.random import Generator, manual_seed, use_generator
 from minigrad.tensor import Tensor, from_dlpack
+from minigrad.tune import tune_cpu
 
 __all__ = [
     "Function", "Generator", "Tensor",
@@ -18,8 +20,8 @@ __all__ = [
     "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like", "functional",
     "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill", "matmul", "maximum",
     "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod", "rand", "randn", "reshape",
-    "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh", "transpose", "unbind", "unsqueeze",
-    "use_generator", "var", "where", "zeros", "zeros_like",
+    "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh", "transpose", "tune_cpu", "unbind",
+    "unsqueeze", "use_generator", "var", "where", "without_twins", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # A method of Tensor is also a function of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.

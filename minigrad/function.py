@@ -30,11 +30,18 @@ class Function:
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
     promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
 
+    twin: ClassVar["type[Function] | None"] = None  # the same op, faster for what it `takes` (minigrad/kernels/)
+
     needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
     age: int = 0  # a node is younger than its inputs, so falling age is a topological order
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     where: str = ""  # the module path, noted while the NaN guard is on
+
+    @staticmethod
+    def takes(*arrays: Any, **choices: Any) -> bool:
+        """Of a twin: whether it is for these inputs."""
+        return True
 
     def forward(self, *arrays: Any, **choices: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} has no forward")

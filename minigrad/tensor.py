@@ -85,7 +85,8 @@ class Tensor(Methods):
             arrays = function.promote(arrays)
         if choices:
             choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
-        op = function()
+        twin = function.twin
+        op = function() if twin is None or not twin.takes(*arrays, **choices) else twin()
         op.needs_input_grad = edges
         try:
             output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 from train.errors import InputError
 from train.settings import BY_DATASET, COMMON, Settings
-from train.shards import limit_blas
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(settings: Settings) -> None:
     """Train, and leave everything in the output folder. NumPy and the models load here, not before `--help`."""
-    limit_blas(settings.threads)
     import models
-    from minigrad import manual_seed
+    from minigrad import manual_seed, tune_cpu
     from train import checkpoint, datasets, loop, plots
     from train.log import Metrics, MetricsFile
 
@@ -45,6 +43,8 @@ def run(settings: Settings) -> None:
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
     trainer = loop.Trainer(model, dataset, settings)
+    if settings.tune_cpu:
+        tune_cpu(trainer.threads)
     folder = Path(settings.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -152,6 +152,8 @@ def parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where, and what comes out")
     add(where, "--device", "cpu, or cuda or cuda:N with the extra minigrad[cuda13]", metavar="NAME")
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
+    tuning = "settings of the process that make NumPy faster, see minigrad/tune.py"
+    add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
     add(where, "--output", "folder for the results", metavar="DIR")
     add(where, "--checkpoint-format", "of the files best and last", choices=["npz", "safetensors"])

@@ -11,6 +11,7 @@ from minigrad import Tensor, no_grad
 from minigrad.backend import Array
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
+from minigrad.parallel import Shards
 from minigrad.random import Generator
 from models.model import param_groups
 from train.batches import augment, batches, normalize
@@ -18,7 +19,6 @@ from train.dataset import Dataset
 from train.errors import InputError
 from train.log import Metrics, Progress
 from train.settings import Settings
-from train.shards import Shards
 
 _STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
 _unwarned = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported once, and in full
@@ -37,8 +37,8 @@ class Trainer:
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
         # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
-        threads = 1 if any(model.named_buffers()) else settings.threads
-        self.shards = Shards(threads, self.generator.seed + 1)
+        self.threads = 1 if any(model.named_buffers()) else settings.threads
+        self.shards = Shards(self.threads, self.generator.seed + 1)
 
     def fit(self) -> Iterator[Metrics]:
         """Train; yields the metrics after each epoch.

@@ -30,6 +30,7 @@ class Settings:
     seed: int
     device: str
     threads: int
+    tune_cpu: bool
     output: str
     checkpoint_format: str
 
@@ -52,6 +53,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
     "threads": min(2, os.cpu_count() or 1),
+    "tune_cpu": True,
     "checkpoint_format": "npz",
 }
 _CIFAR = {"epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "aug": True}

@@ -37,11 +37,15 @@ class Conv2d(Function):
     ) -> Array:
         windows = _windows(x, weight, bias, stride, padding, dilation, groups)
         self.x, self.weight = x.transpose(0, 2, 3, 1), weight  # (N, C, H, W) -> (N, H, W, C)
-        self.method = Depthwise(windows) if groups == x.shape[1] > 1 else Columns(windows, groups)
+        self.method = self.method_for(windows, groups, x.shape[1])
         y = self.method.correlate(self.x, weight)
         if bias is not None:
             y += bias
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
+
+    def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
+        """How the sums are to be taken."""
+        return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
         want_x, want_weight, want_bias = self.needs_input_grad

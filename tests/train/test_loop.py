@@ -7,6 +7,7 @@ import pytest
 
 import models
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
+from minigrad.parallel import Shards
 from minigrad.random import Generator
 from train import checkpoint, shapes
 from train.__main__ import parse
@@ -15,7 +16,6 @@ from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics
 from train.loop import Trainer
-from train.shards import Shards
 
 
 @pytest.fixture(scope="module")

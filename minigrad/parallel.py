@@ -1,37 +1,36 @@
-"""L7: data parallel in one process: a batch is cut into shards, and each goes forward and backward in its own thread.
+"""L1: data parallel in one process: a batch is cut into shards, and each goes forward and backward in its own thread.
 
 NumPy lets go of Python's lock while it computes, so two threads keep two cores busy all the way, where threads inside
 the BLAS library keep the second core busy in matrix products only. The parameters are shared, and the gradients of the
 shards add up in them. Two shards give the same sum in either order, a + b = b + a, so a run repeats bit for bit; with
-three or more, the last bits depend on which thread comes first. Batch normalisation would see its shard alone, so a
-model that has it is given whole batches.
+three or more, the last bits depend on which thread comes first.
+
+In training, batch normalisation has the mean and variance of its own shard, not of the whole batch (as PyTorch's has
+in DataParallel), and its running statistics move once for each shard, in the order in which these end: a model that has
+it is better given whole batches.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
 
+from minigrad.random import Generator, use_generator
+
 Result = TypeVar("Result")
 
 
-def limit_blas(threads: int) -> None:
-    """Share the cores out between `threads` and BLAS. Heard only before NumPy is first imported.
-
-    Whoever has set one of these variables knows better, and is left alone.
-    """
-    cores = os.cpu_count() or 1
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, cores // threads)))
-
-
 class Shards:
-    """A pool of threads, each with a random stream of its own for dropout."""
+    """A pool of threads, each with a random stream of its own for dropout.
 
-    def __init__(self, threads: int, first_seed: int) -> None:
-        from minigrad.random import Generator  # here, so that `limit_blas` can be imported before NumPy
+    Args:
+        threads: into how many shards a batch is cut.
+        first_seed: of the streams; the i-th thread has seed first_seed + i.
+    """
 
+    def __init__(self, threads: int, first_seed: int = 0) -> None:
+        if threads < 1:
+            raise ValueError(f"Shards: needs at least one thread, got {threads}")
         self.generators = [Generator(first_seed + i) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
@@ -46,17 +45,19 @@ class Shards:
         ]
         return [job.result() for job in jobs]
 
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown()
+
     def __enter__(self) -> "Shards":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.pool.shutdown()
+        self.close()
 
 
-def _with_generator(generator: Any, work: Callable[..., Result], *parts: Any) -> Result:
-    from minigrad.random import use_generator
-
+def _with_generator(generator: Generator, work: Callable[..., Result], *parts: Any) -> Result:
     with use_generator(generator):
         return work(*parts)

@@ -1,0 +1,139 @@
+"""L2: normalisation, with sums by BLAS."""
+
+import numpy as np
+
+from minigrad.backend import Array
+from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import norm
+
+
+@twin_of(norm.LayerNorm)
+class LayerNorm(norm.LayerNorm):
+    """The same formula, a few tokens at a time.
+
+    Shapes: x, x̂ and y as (tokens, C), with C numbers in each; r (tokens, 1).  Saves x̂, r, weight.
+    """
+
+    @staticmethod
+    def takes(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
+        whole = is_float32(x) and x.flags.c_contiguous and x.ndim > len(shape) == 1 and x.size and x.shape[-1:] == shape
+        return bool(whole) and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
+
+    def forward(
+        self, x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float
+    ) -> Array:
+        (C,) = shape
+        tokens = x.reshape(-1, C)
+        y, self.x_hat = np.empty_like(tokens), np.empty_like(tokens)
+        self.rstd, self.weight, self.shape = np.empty((len(tokens), 1), np.float32), weight, x.shape
+        for some in some_rows(*tokens.shape):
+            x_hat, rstd = self.x_hat[some], self.rstd[some]
+            mean = tokens[some] @ ones(C)
+            mean *= 1 / C
+            np.subtract(tokens[some], mean[:, None], out=x_hat)
+            var = np.einsum("ij,ij->i", x_hat, x_hat)
+            var *= 1 / C
+            var += eps
+            np.sqrt(var, out=var)
+            np.divide(1, var, out=rstd[:, 0])
+            x_hat *= rstd
+            if weight is None:
+                y[some] = x_hat
+            else:
+                np.multiply(x_hat, weight, out=y[some])
+            if bias is not None:
+                y[some] += bias
+        return y.reshape(x.shape)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        want_x, want_weight, want_bias = self.needs_input_grad
+        C = self.shape[-1]
+        grad_y = grad_output.reshape(-1, C)
+        grad_x = np.empty_like(self.x_hat) if want_x else None
+        grad_weight = np.zeros(C, np.float32) if want_weight else None
+        grad_bias = np.zeros(C, np.float32) if want_bias else None
+        for some in some_rows(*grad_y.shape):
+            g, x_hat = grad_y[some], self.x_hat[some]
+            if grad_bias is not None:
+                grad_bias += ones(len(g)) @ g
+            if grad_weight is not None:
+                grad_weight += ones(len(g)) @ (g * x_hat)
+            if grad_x is not None:
+                g = g if self.weight is None else g * self.weight
+                mean, along_x_hat = g @ ones(C), np.einsum("ij,ij->i", g, x_hat)
+                mean *= 1 / C
+                along_x_hat *= 1 / C
+                np.multiply(x_hat, along_x_hat[:, None], out=grad_x[some])
+                np.subtract(g, grad_x[some], out=grad_x[some])
+                grad_x[some] -= mean[:, None]
+                grad_x[some] *= self.rstd[some]
+        return None if grad_x is None else grad_x.reshape(self.shape), grad_weight, grad_bias
+
+
+@twin_of(norm.GroupNorm)
+class GroupNorm(norm.GroupNorm):
+    """The same formula on images that are channels-last in memory, as those that a convolution has made.
+
+    Seen so, an image is (P, C): P places of C channels. In it, mean and variance come from sums for each channel,
+    which are then summed over a group; and x̂, y and ∂x are x and ∂y with a factor and an offset for each channel:
+
+        y  = a x̃ + bias,                          a = r · weight,   x̃ = x - μ
+        ∂x = a ∂y - r ⟨ĝ⟩ - r² ⟨ĝ ⊙ x̂⟩ x̃           ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · Σ (∂y ⊙ x̃) / n
+
+    the inner sums over places, the outer over a group's channels, of n numbers.
+
+    Shapes: x, y (N, C, H, W).  Saves x̃ as (N, P, C), r and r · weight as (N, C).
+    """
+
+    @staticmethod
+    def takes(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
+        if not (is_float32(x) and x.ndim == 4 and x.size and num_groups > 0 and x.shape[1] % num_groups == 0):
+            return False
+        affine = all(p is not None and is_float32(p) and p.shape == x.shape[1:2] for p in (weight, bias))
+        return affine and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
+
+    def forward(self, x: Array, weight: Array, bias: Array, *, num_groups: int, eps: float) -> Array:
+        N, C, H, W = x.shape
+        images = x.transpose(0, 2, 3, 1).reshape(N, H * W, C)  # a view
+        self.n, self.groups = H * W * C // num_groups, num_groups
+        self.weight, self.centred = weight, np.empty_like(images)
+        self.rstd, self.scale = np.empty((2, N, C), np.float32)
+        y = np.empty_like(images)
+        for i, image in enumerate(images):
+            mean = self._over_groups(ones(H * W) @ image)
+            np.subtract(image, mean, out=self.centred[i])
+            np.multiply(self.centred[i], self.centred[i], out=y[i])
+            np.divide(1, np.sqrt(self._over_groups(ones(H * W) @ y[i]) + eps), out=self.rstd[i])
+            np.multiply(self.rstd[i], weight, out=self.scale[i])
+            np.multiply(self.centred[i], self.scale[i], out=y[i])
+            y[i] += bias
+        return y.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        N, C, H, W = grad_output.shape
+        grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
+        grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
+        grad_weight, grad_bias = np.zeros((2, C), np.float32)
+        scratch = np.empty_like(self.centred[0])
+        for i, (g, centred, rstd) in enumerate(zip(grads, self.centred, self.rstd, strict=True)):
+            np.multiply(g, centred, out=scratch)
+            total, along = ones(H * W) @ g, ones(H * W) @ scratch
+            grad_bias += total
+            grad_weight += rstd * along
+            if grad_x is not None:
+                mean, along = self._over_groups(self.weight * total), self._over_groups(self.weight * along)
+                np.multiply(g, self.scale[i], out=grad_x[i])
+                grad_x[i] -= rstd * mean
+                np.multiply(centred, rstd**3 * along, out=scratch)
+                grad_x[i] -= scratch
+        return (
+            None if grad_x is None else grad_x.reshape(N, H, W, C).transpose(0, 3, 1, 2),
+            grad_weight if self.needs_input_grad[1] else None,
+            grad_bias if self.needs_input_grad[2] else None,
+        )
+
+    def _over_groups(self, sums: Array) -> Array:
+        """Sums for each channel to means over its group, again for each channel: (C,) -> (C,)."""
+        means = sums.reshape(self.groups, -1).sum(axis=1) / self.n
+        return np.repeat(means, len(sums) // self.groups)

@@ -1,0 +1,35 @@
+"""L2: pieces of arrays that stay in the cache, and sums by BLAS."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from minigrad.backend import Array
+
+PIECE = 1 << 15  # numbers: 128 KiB, a few of which are in a core's cache at once
+
+
+def is_float32(x: Array) -> bool:
+    """Whether the twins are for this array: one of no axes is not worth it."""
+    return type(x) is np.ndarray and x.dtype == np.float32 and x.ndim > 0
+
+
+def pieces(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
+    """The same pieces of arrays that have one shape and one order of axes in memory, flattened; None stays None."""
+    flat = [None if x is None else x.ravel(order="K") for x in arrays]
+    size = next(x.size for x in flat if x is not None)
+    for start in range(0, size, PIECE):
+        yield tuple(None if x is None else x[start : start + PIECE] for x in flat)
+
+
+def some_rows(count: int, width: int) -> Iterator[slice]:
+    """Slices of `count` rows of `width` numbers."""
+    step = max(1, PIECE // max(width, 1))
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+@lru_cache(maxsize=64)
+def ones(count: int) -> np.ndarray:
+    """A row of ones: `x @ ones(x.shape[1])` are sums of rows, `ones(len(x)) @ x` sums of columns."""
+    return np.ones(count, np.float32)

@@ -1,0 +1,146 @@
+"""Twins: each equals the op whose place it takes, in value and in gradient, on drawn inputs and on large ones."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor, nn
+from minigrad import functional as F
+from minigrad.function import Function
+from minigrad.kernels import TWINS
+from minigrad.ops.activation import GELU, ReLU
+from minigrad.ops.conv import Conv2d
+from minigrad.ops.norm import GroupNorm, LayerNorm
+
+SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
+
+
+def drawn(seed, *shape, offset=0.0):
+    return (np.random.default_rng(seed).standard_normal(shape) * 3 + offset).astype(np.float32)
+
+
+def outcome(run, *arrays, wanted):
+    """Output and gradients, and which classes ran."""
+    tensors = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip(arrays, wanted, strict=True)]
+    y = run(*tensors)
+    kind = type(y.grad_fn)
+    y.backward(Tensor(drawn(9, *y.shape)))
+    return kind, [y.numpy(), *(t.grad.numpy() for t in tensors if t is not None and t.requires_grad)]
+
+
+def assert_twin_equals(op, run, *arrays, wanted=None, tolerance=2e-5):
+    wanted = wanted or [x is not None for x in arrays]
+    kind, found = outcome(run, *arrays, wanted=wanted)
+    with minigrad.without_twins():
+        plain, expected = outcome(run, *arrays, wanted=wanted)
+    assert kind is TWINS[op] and plain is op
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert abs(ours - theirs).max(initial=0) <= tolerance * max(abs(theirs).max(initial=0), 1)
+
+
+@given(SIZES, SIZES, st.sampled_from(["C", "F", "reversed", "strided"]), st.integers(0, 99))
+def test_activations(rows, columns, layout, seed):
+    x = drawn(seed, rows, columns * (2 if layout == "strided" else 1))
+    x = {"C": x, "F": np.asfortranarray(x), "reversed": x[::-1], "strided": x[:, ::2]}[layout]
+    assert_twin_equals(GELU, F.gelu, x, tolerance=1e-6)
+    assert_twin_equals(ReLU, F.relu, x, tolerance=0)
+
+
+def test_gelu_over_several_pieces_and_far_out():
+    x = np.linspace(-40, 40, 200_001, dtype=np.float32)
+    exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x.astype(np.float64)])
+    y = F.gelu(Tensor(x)).numpy()
+    assert (abs(y - exact) <= 6e-7 * np.maximum(abs(exact), 1)).all()
+    assert_twin_equals(GELU, F.gelu, x, tolerance=1e-6)
+    special = F.gelu(Tensor(np.array([np.inf, 0.0, np.nan], np.float32))).numpy()
+    assert special[0] == np.inf and special[1] == 0 and np.isnan(special[2])
+
+
+def test_relu_stops_what_is_not_finite():
+    x = Tensor(np.array([-1.0, 0.0, 2.0, np.nan], np.float32), requires_grad=True)
+    F.relu(x).backward(Tensor(np.array([np.inf, np.nan, np.inf, 1.0], np.float32)))
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 0, np.inf, 0])
+
+
+@given(SIZES, SIZES, st.booleans(), st.booleans(), st.sampled_from([1e-5, 0.1]), st.integers(0, 99))
+def test_layer_norm(tokens, C, weight, bias, eps, seed):
+    x = drawn(seed, 2, tokens, C, offset=seed % 3)
+    weight, bias = drawn(1, C) if weight else None, drawn(2, C) if bias else None
+    # One number is its own mean: what is left of it is rounding, which 1 / √eps magnifies.
+    tolerance = 2e-5 if C > 2 else 2e-3
+    assert_twin_equals(LayerNorm, lambda x, w, b: F.layer_norm(x, C, w, b, eps), x, weight, bias, tolerance=tolerance)
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.integers(2, 5), st.integers(0, 99))
+def test_group_norm(N, groups, width, H, W, seed):
+    """On images as convolutions leave them: channels-last in memory."""
+    C = groups * width
+    x = drawn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
+    run = lambda x, w, b: F.group_norm(x, groups, w, b)  # noqa: E731
+    assert_twin_equals(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
+
+
+@given(
+    st.integers(1, 3), st.integers(2, 5), st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 8, 9, 30, 31, 57]),
+    st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
+    """Tiles that are the whole image, two rows of it, one, or a part of the width."""
+    N = N + (16 if H * W <= 64 else 0)  # fewer tiles are not worth it
+    if N * (H * W) < 16 * 2 * W or (H * W > 64 and W in (31, 57)):
+        N += 16
+    x = drawn(seed, N, C, H, W)
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    run = lambda x, w, b: F.conv2d(x, w, b, padding=padding, groups=C)  # noqa: E731
+    assert_twin_equals(Conv2d, run, x, drawn(1, C, 1, *kernel), drawn(2, C) if bias else None, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_gradients_that_nobody_wants_are_left_out(frozen):
+    wanted = [i != frozen for i in range(3)]
+    x = drawn(0, 2, 5, 3, 8)
+    assert_twin_equals(LayerNorm, lambda x, w, b: F.layer_norm(x, 8, w, b), x, drawn(1, 8), drawn(2, 8), wanted=wanted)
+    images = x.transpose(0, 3, 1, 2)
+    assert_twin_equals(
+        GroupNorm, lambda x, w, b: F.group_norm(x, 2, w, b), images, drawn(1, 8), drawn(2, 8), wanted=wanted
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "x"),
+    [
+        (F.gelu, drawn(0, 3, 4).astype(np.float64)),
+        (F.relu, drawn(0, 3, 4).astype(np.float64)),
+        (lambda x: F.layer_norm(x, 4), drawn(0, 3, 8)[:, ::2]),
+        (lambda x: F.layer_norm(x, (3, 4)), drawn(0, 2, 3, 4)),
+        (lambda x: F.group_norm(x, 2), drawn(0, 2, 4, 3, 3)),
+        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), groups=4), drawn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 2, 3)), padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(drawn(1, 8, 1, 3, 3)), padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), stride=2, padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), padding="same", groups=4), drawn(0, 20, 4, 9, 9)),
+    ],
+)
+def test_other_arrays_go_the_plain_way(run, x):
+    y = run(Tensor(x, requires_grad=True))
+    assert type(y.grad_fn) in TWINS
+
+
+def test_errors_are_those_of_the_specification():
+    with pytest.raises(ValueError, match="normalized_shape must be how the input's shape ends"):
+        F.layer_norm(Tensor(drawn(0, 3, 4)), 5)
+    with pytest.raises(ValueError, match="num_groups must divide"):
+        nn.GroupNorm(3, 4)(Tensor(drawn(0, 1, 4, 2, 2)))
+
+
+def test_without_twins_ends_with_its_block():
+    with pytest.raises(RuntimeError), minigrad.without_twins():
+        assert all(op.twin is None for op in TWINS)
+        raise RuntimeError
+    assert TWINS and all(op.twin is twin for op, twin in TWINS.items())
+    assert all(issubclass(twin, op) and issubclass(op, Function) for op, twin in TWINS.items())
