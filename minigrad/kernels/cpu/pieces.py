@@ -7,7 +7,7 @@ import numpy as np
 
 from minigrad.backend import Array
 
-PIECE = 1 << 15  # numbers: 128 KiB, a few of which are in a core's cache at once
+PIECE = 1 << 17  # numbers: 512 KiB
 
 
 def is_float32(x: Array) -> bool:
