@@ -32,7 +32,7 @@ class GELU(activation.GELU):
 
         y ≈ f(c) + f'(c) (x - c),   slope ≈ f'(c) + f''(c) (x - c),   f = c Φ(c), f' = Φ + c φ, f'' = φ (2 - c²)
 
-    As |x - c| ≤ 2⁻¹¹ |x|, y is within 2.5e-7 of its value, or of |x| times that where it is larger than 1, and the
+    As |x - c| ≤ 2⁻¹¹ |x|, y is within 1.6e-7 of its value, or of |x| times that where it is larger than 1, and the
     slope within 3e-7. The upper 19 bits of x, rounded, are the index.
     """
 
