@@ -38,6 +38,9 @@ class Function:
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     where: str = ""  # the module path, noted while the NaN guard is on
 
+    def __init_subclass__(cls) -> None:
+        cls.twin = None  # a twin is of one class, and not of those derived from it
+
     @staticmethod
     def takes(*arrays: Any, **choices: Any) -> bool:
         """Of a twin: whether it is for these inputs."""

@@ -147,6 +147,15 @@ def test_errors_are_those_of_the_specification():
         nn.GroupNorm(3, 4)(Tensor(drawn(0, 1, 4, 2, 2)))
 
 
+def test_a_class_derived_from_an_op_runs_itself():
+    class Doubled(GELU):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    x = drawn(0, 3, 4)
+    np.testing.assert_allclose(Tensor.apply(Doubled, x).numpy(), 2 * F.gelu(Tensor(x)).numpy(), rtol=1e-5)
+
+
 def test_without_twins_ends_with_its_block():
     with pytest.raises(RuntimeError), minigrad.without_twins():
         assert all(op.twin is None for op in TWINS)
