@@ -236,14 +236,13 @@ register(
 )  # fmt: skip
 
 # For images of 32 x 32 in ten classes: no stride in the stem, so maps of 32, 16 and 8 pixels a side, and 64 tokens.
+_NARROW: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32}
 _CIFAR: dict[str, dict[str, Any]] = {
-    "hybrid_nano_cifar": {"layers": (1, 1, 1), "embed_dim": 96, "depth": 4, "num_heads": 3},
-    "hybrid_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
+    "hybrid_nano_cifar": {"layers": (1, 1, 1), **_NARROW, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    "hybrid_cifar": {"layers": (2, 2, 2), **_NARROW, "embed_dim": 192, "depth": 6, "num_heads": 3},
     "hybrid_wide_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
     "hybrid_r50_cifar": {"layers": (3, 4, 9), "embed_dim": 192, "depth": 12, "num_heads": 3},
 }
 
 for _name, _config in _CIFAR.items():
-    _wide = _name in ("hybrid_wide_cifar", "hybrid_r50_cifar")
-    _backbone = {"channels": _WIDTHS[:3], "stem_chs": 64} if _wide else {"channels": (128, 256, 512), "stem_chs": 32}
-    register(_name, HybridVisionTransformer, img_size=32, stem_stride=1, num_classes=10, **_config, **_backbone)
+    register(_name, HybridVisionTransformer, img_size=32, stem_stride=1, num_classes=10, **_config)

@@ -237,6 +237,7 @@ class VisionTransformer(ImageModel):
 
     def reset_classifier(self, num_classes: int) -> None:
         """As the paper fine-tunes (section 3.2): the whole pre-training head goes, and one linear layer comes."""
+        check_sizes("ViT", least=0, num_classes=num_classes)  # before anything goes
         self.pre_logits, self.num_features = nn.Identity(), self.pos_embed.shape[-1]
         super().reset_classifier(num_classes)
 

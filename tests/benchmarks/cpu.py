@@ -3,7 +3,7 @@
 Both run the same model with the same weights on the same batch, in float32, on two threads: here as a user writes it,
 with `create_model`, autograd and `optim.AdamW`. Each contender is a process of its own, as two BLAS libraries in one
 process disturb each other; they take turns, one step at a time, and the medians are compared. Before that, their
-logits and their losses must agree.
+first loss, or the sum of their logits, must agree.
 """
 
 import argparse

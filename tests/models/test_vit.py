@@ -42,6 +42,9 @@ def test_the_pre_training_head_goes_as_a_whole():
     model = formula.fill(small("vit", representation_size=20))
     assert model.num_features == 20
     assert model.forward_head(model.forward_features(images()), pre_logits=True).shape == (2, 20)
+    with pytest.raises(ValueError, match="num_classes must be made of"):
+        model.reset_classifier(-1)
+    assert model.num_features == 20 and "pre_logits.fc.weight" in model.state_dict()
     model.reset_classifier(3)
     assert model.num_features == 24 and model.head.weight.shape == (3, 24)
     assert (model(images()).numpy() == 0).all()  # every class is as likely

@@ -3,7 +3,7 @@
 Most of an op's time on a CPU is memory: NumPy walks through a whole array for every operation, and the beginning of an
 array of a million numbers has left the cache before the next operation begins. So here arrays are worked on in pieces,
 which stay in the cache for all the passes over them; but in large ones, as a second thread gets Python's lock only
-between two calls of NumPy. Sums go through BLAS, as products with ones: several times as fast as NumPy's.
+between two calls of NumPy. Sums go through BLAS, as products with ones.
 """
 
 from minigrad.kernels.cpu import activation, conv, norm
