@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import minigrad
 import models
-from minigrad import Tensor, nn
+from minigrad import Tensor, nn, serialize
 from minigrad.backend import array_module
 from minigrad.meta import MetaArray
 from minigrad.nn import init
@@ -148,3 +148,16 @@ def test_what_would_be_wrong_is_refused():
         x @ MetaArray((2,))
     with pytest.raises(ValueError, match="broadcast"):
         x + MetaArray((2,))
+
+
+def test_what_has_no_numbers_is_not_saved_or_loaded(tmp_path):
+    with nn.init.meta_init():
+        meta = nn.Linear(2, 3)
+    real = nn.Linear(2, 3)
+    before = real.weight.numpy().copy()
+    for target, source in ((meta, real), (real, meta)):
+        with pytest.raises(ValueError, match="has no numbers"):
+            target.load_state_dict(source.state_dict())
+    np.testing.assert_array_equal(real.weight.numpy(), before)
+    with pytest.raises(TypeError, match="cannot save 'weight': it has no numbers"):
+        serialize.save(tmp_path / "meta.npz", meta.state_dict())

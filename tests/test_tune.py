@@ -63,7 +63,7 @@ def test_freed_memory_is_kept():
 import resource
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.ones(8 << 20, np.uint8)
+    np.ones(64 << 20, np.uint8)  # above what glibc keeps by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def settled():
     faults()
@@ -75,7 +75,7 @@ else:
     print(plain, settled())
 """).split()
     plain, tuned = map(int, faults)
-    assert tuned <= plain / 4
+    assert tuned < plain / 4
 
 
 @pytest.mark.skipif(not HAS_OPENBLAS, reason="NumPy has another BLAS")

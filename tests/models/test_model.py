@@ -240,19 +240,20 @@ def test_checkpointing_moves_running_statistics_once():
         np.testing.assert_array_equal(plain, recomputed)
 
 
-def test_checkpointing_drops_the_same_in_threads_with_one_generator():
-    """What a block drops in backward must be what it dropped in forward, whoever draws in between."""
-    layer = nn.Dropout(0.5)
+def test_checkpointing_drops_the_same_whoever_else_draws():
+    """As another thread may, from the generator that all share, between a block's start and its dropout."""
+    shared = minigrad.manual_seed(0)
+
+    class Busy(nn.Module):
+        def forward(self, x):
+            shared.uniform((1,))
+            return F.dropout(x, 0.5)
+
+    layer, x = Busy(), Tensor(np.ones((8, 8)), requires_grad=True)
     layer.checkpointing = True
-
-    def gradients_follow_outputs(_: int) -> bool:
-        x = Tensor(np.ones((64, 8)), requires_grad=True)
-        y = layer(x)
-        y.sum().backward()
-        return np.array_equal(y.numpy() > 0, x.grad.numpy() > 0)
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(gradients_follow_outputs, range(200)))
+    y = layer(x)
+    y.sum().backward()
+    np.testing.assert_array_equal(y.numpy() > 0, x.grad.numpy() > 0)
 
 
 def test_checkpointing_saves_memory():
