@@ -30,7 +30,7 @@ class Function:
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
     promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
 
-    twin: ClassVar["type[Function] | None"] = None  # the same op, faster for what it `takes` (minigrad/kernels/)
+    twins: ClassVar["tuple[type[Function], ...]"] = ()  # the same op, faster for what each `takes` (minigrad/kernels/)
 
     needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
@@ -39,7 +39,7 @@ class Function:
     where: str = ""  # the module path, noted while the NaN guard is on
 
     def __init_subclass__(cls) -> None:
-        cls.twin = None  # a twin is of one class, and not of those derived from it
+        cls.twins = ()  # a twin is of one class, and not of those derived from it
 
     @staticmethod
     def takes(*arrays: Any, **choices: Any) -> bool:

@@ -85,8 +85,12 @@ class Tensor(Methods):
             arrays = function.promote(arrays)
         if choices:
             choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
-        twin = function.twin
-        op = function() if twin is None or not twin.takes(*arrays, **choices) else twin()
+        for twin in function.twins:
+            if twin.takes(*arrays, **choices):
+                op = twin()
+                break
+        else:
+            op = function()
         op.needs_input_grad = edges
         try:
             output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)

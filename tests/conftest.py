@@ -1,6 +1,7 @@
 """What every test shares: how much hypothesis draws, the devices, and a clean state before each test."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +26,17 @@ def pytest_report_header():
 def device(request):
     """Each test that asks for it runs on the CPU and, where there is one, on the GPU."""
     return request.param
+
+
+def pytest_addoption(parser):
+    parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def twins(pytestconfig):
+    """On, as for users, or off throughout."""
+    with minigrad.without_twins() if pytestconfig.getoption("--without-twins") else nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_imports_point_downwards(path):
     own = level(path)
     higher = [p for p in imported(path) if level(p) > own]
     assert not higher, f"L{own} imports from above: {[str(p.relative_to(ROOT)) for p in higher]}"
+
+
+def test_every_package_is_installed():
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
+    assert set(named) == found
 
 
 def test_there_are_no_cycles():

@@ -8,14 +8,14 @@ from minigrad.function import Function
 
 Twin = TypeVar("Twin", bound=type[Function])
 
-TWINS: dict[type[Function], type[Function]] = {}
+TWINS: dict[type[Function], tuple[type[Function], ...]] = {}
 
 
 def twin_of(op: type[Function]) -> Callable[[Twin], Twin]:
-    """Decorates the class that is to run in the place of `op`."""
+    """Decorates a class that is to run in the place of `op`. Of several, the first that `takes` the arrays does."""
 
     def register(twin: Twin) -> Twin:
-        op.twin = TWINS[op] = twin
+        op.twins = TWINS[op] = (*op.twins, twin)
         return twin
 
     return register
@@ -25,9 +25,9 @@ def twin_of(op: type[Function]) -> Callable[[Twin], Twin]:
 def without_twins() -> Iterator[None]:
     """Within the block, and in all threads, every op runs as it is written in `minigrad/ops/`."""
     for op in TWINS:
-        op.twin = None
+        op.twins = ()
     try:
         yield
     finally:
-        for op, twin in TWINS.items():
-            op.twin = twin
+        for op, twins in TWINS.items():
+            op.twins = twins

@@ -44,7 +44,7 @@ class ScaledDotProductAttention(Function):
                 scores = scores + mask.astype(scores.dtype, copy=False)
             else:
                 raise TypeError(f"attention: a mask holds booleans, or floats to be added, got {mask.dtype}")
-        self.probs = _softmax(scores)
+        self.probs = softmax_(scores)
         self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
         if dropout_p:
             kept = default_generator().uniform(scores.shape, device=device_of(q)) >= dropout_p
@@ -74,7 +74,7 @@ class ScaledDotProductAttention(Function):
         return grad_q, grad_k, grad_v, grad_scores
 
 
-def _softmax(scores: Array) -> Array:
+def softmax_(scores: Array) -> Array:
     """Softmax over the last axis, written into `scores`; a row of nothing but -∞ gives zeros."""
     xp = array_module(scores)
     if not scores.size:

@@ -37,6 +37,16 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=3, groups=x.shape[1])
 
 
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=weight.shape[2] // 2)
+
+
+def heads(*shape: int) -> np.ndarray:
+    """(..., heads, L, E), as a linear layer leaves them: (..., L, heads, E) in memory."""
+    *lead, count, L, E = shape
+    return drawn(*lead, L, count, E).swapaxes(-2, -3)
+
+
 CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
     ("gelu", F.gelu, [drawn(2080, 768)]),
     ("relu", F.relu, [images(16, 128, 32)]),
@@ -46,8 +56,17 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
     ),
     *(("group_norm", group_norm, [images(*s), drawn(s[1]), drawn(s[1])]) for s in ((8, 128, 32), (8, 512, 8))),
     *(
+        ("attention", F.scaled_dot_product_attention, [heads(*s)] * 3)
+        for s in ((32, 3, 65, 64), (4, 12, 197, 64), (32, 16, 3, 16, 32), (4, 64, 3, 49, 32))
+    ),
+    *(
+        ("conv2d, 3 x 3", convolution, [images(*s), drawn(s[1], s[1], 3, 3)])
+        for s in ((32, 32, 32), (32, 64, 16), (32, 128, 8), (4, 128, 28))
+    ),
+    ("conv2d, 1 x 1", convolution, [images(32, 256, 16), drawn(64, 256, 1, 1)]),
+    *(
         ("conv2d, depthwise 7 x 7", depthwise, [images(*s), drawn(s[1], 1, 7, 7)])
-        for s in ((32, 40, 16), (32, 80, 8), (32, 160, 4), (4, 96, 56), (4, 192, 28), (4, 384, 14))
+        for s in ((32, 40, 16), (32, 80, 8), (32, 160, 4), (4, 96, 56), (4, 192, 28), (4, 384, 14), (4, 768, 7))
     ),
 ]
 

@@ -1,142 +1,73 @@
-"""L2: depthwise convolution by matrix products.
+"""L2: convolutions that have a way of their own: depthwise, 3 x 3, and 1 x 1."""
 
-A depthwise convolution does little with each number, so what costs is to walk through memory: tap by tap, 49 times for
-a 7 x 7 kernel. But a convolution is linear. From a patch of the image, written as a row of K numbers, to the tile of N
-outputs in its middle it is a matrix T (K, N), with weight[i, j] where input a and output o are i, j apart, and 0
-elsewhere (a Toeplitz matrix, but for the edges). Most of what is then multiplied is zeros, and BLAS is still faster.
-
-    Y = X T,    ∂weight[i, j] = Σ (Xᵀ ∂Y)[a, o] over all a, o that are i, j apart,    ∂X as Y, with the flipped weight
-
-for each channel, X having a row for each tile of each image. Where a tile is as wide or high as the image, the patch
-is too; else it reaches over the tile by half a kernel.
-"""
-
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from minigrad.backend import Array
+from minigrad.kernels.cpu.depthwise import Tiles, plan_for
 from minigrad.kernels.cpu.pieces import is_float32
+from minigrad.kernels.cpu.winograd import Winograd
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
+from minigrad.ops.matmul import rows
 from minigrad.windows import Pair, Windows
 
-WHOLE = 64  # an image of up to so many pixels is one tile
-WIDEST = 28  # of a tile
-FEWEST = 16  # tiles in a batch: to make T would cost more than it saves
-SCRATCH = 1 << 18  # numbers in the patches that are worked on at once
+DEAREST = 700  # multiply-adds for an output: tap by tap, an output costs as much
+FEWEST_CHANNELS = 16  # below, 3 x 3 is not held up by its products
 
 
 @twin_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
-    """Depthwise, with stride 1 and as many pixels out as in: by `Tiles`. Everything else as in the specification."""
+    """Depthwise, with stride 1 and as many pixels out as in: by `Tiles`. 3 x 3 of stride 1: by `Winograd`. 1 x 1: as a
+    linear layer. Everything else as in the specification."""
 
     @staticmethod
-    def takes(x: Array, weight: Array, bias: Array | None, **choices: Any) -> bool:
+    def takes(
+        x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> bool:
         if not (is_float32(x) and is_float32(weight) and x.ndim == weight.ndim == 4 and x.size):
             return False
-        (O, _, KH, KW), padding = weight.shape, choices["padding"]  # noqa: E741 (the output channels' axis)
-        depthwise = choices["groups"] == x.shape[1] == O > 1
-        plain = choices["stride"] in (1, (1, 1)) and choices["dilation"] in (1, (1, 1))
+        if isinstance(padding, str) or dilation not in (1, (1, 1)):
+            return False
+        (N, C, H, W), (O, _, *kernel) = x.shape, weight.shape  # noqa: E741 (the output channels' axis)
         padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
-        same = KH % 2 == KW % 2 == 1 and padding == (KH // 2, KW // 2)
-        return depthwise and plain and same and len(x) * plan_for(*x.shape[2:], (KH, KW)).tiles >= FEWEST
+        if groups == 1 and kernel == [1, 1]:
+            return padding == (0, 0)
+        if stride not in (1, (1, 1)):
+            return False
+        if groups == 1:
+            return kernel == [3, 3] and max(padding) <= 2 and min(H, W) >= 3 and min(C, O) >= FEWEST_CHANNELS
+        same = kernel[0] % 2 == kernel[1] % 2 == 1 and padding == (kernel[0] // 2, kernel[1] // 2)
+        return groups == C == O and same and plan_for(N, H, W, (kernel[0], kernel[1])).cost < DEAREST
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
-        return Tiles(windows.kernel)
+        if groups == channels > 1:
+            return Tiles(windows.kernel)
+        return Winograd(windows) if windows.kernel == (3, 3) else Pointwise(windows.stride)
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Y, ∂X and ∂weight for images (N, H, W, C) and weights (C, 1, KH, KW)."""
+class Pointwise:
+    """1 x 1: Y = X Wᵀ, ∂X = ∂Y W, ∂W = ∂Yᵀ X, with a row in X for each pixel that the stride does not leave out."""
 
-    kernel: Pair
+    stride: Pair
 
     def correlate(self, x: Array, weight: Array) -> Array:
-        N, H, W, C = x.shape
-        plan = plan_for(H, W, self.kernel)
-        taps = np.zeros((C, self.kernel[0] * self.kernel[1] + 1), np.float32)  # the last is 0, for "too far apart"
-        taps[:, :-1] = weight.reshape(C, -1)
-        y = np.empty(x.shape, np.float32)
-        # (N, H, W, C) -> (N, rows, tile height, columns, tile width, C): a view
-        tiles = y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
-        for some, X in plan.patches(x):
-            Y = X @ taps[some][:, plan.tap]  # (c, tiles, K) (c, K, N) -> (c, tiles, N)
-            Y = Y.reshape(len(Y), N, tiles.shape[1], tiles.shape[3], *plan.tile)
-            tiles[..., some] = Y.transpose(1, 2, 4, 3, 5, 0)
-        return y
+        seen = self._seen(x)
+        return (rows(seen) @ weight[:, :, 0, 0].T).reshape(*seen.shape[:3], -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        return self.correlate(grad_y, weight[:, :, ::-1, ::-1])
+        grad_seen = (rows(grad_y) @ weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
+        if self.stride == (1, 1):
+            return grad_seen
+        grad_x = np.zeros(shape, np.float32)
+        self._seen(grad_x)[...] = grad_seen
+        return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        N, H, W, C = x.shape
-        plan = plan_for(H, W, self.kernel)
-        grad_taps = np.empty((C, self.kernel[0] * self.kernel[1]), np.float32)
-        tiles = grad_y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
-        for some, X in plan.patches(x):
-            # (N, rows, tile height, columns, tile width, c) -> (c, N, rows, columns, tile) -> (c, tiles, N)
-            Y = np.ascontiguousarray(tiles[..., some].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
-            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, N) -> (c, K, N)
-            grad_taps[some] = pairs.reshape(len(X), -1) @ plan.one_hot
-        return grad_taps.reshape(shape)
+        return (rows(grad_y).T @ rows(self._seen(x))).reshape(shape)
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How an image is cut.
-
-    Attributes:
-        tiles: how many.
-        tile: height and width of a tile; N is their product.
-        patch: those of the patch it is computed from; K is their product.
-        border: rows above and below, and columns on both sides, by which patches reach over the image.
-        tap: (K, N), the number of the tap between an input and an output; KH·KW where they are too far apart.
-        one_hot: (K·N, KH·KW), 1 where `tap` is this tap.
-    """
-
-    tiles: int
-    tile: Pair
-    patch: Pair
-    border: Pair
-    tap: np.ndarray
-    one_hot: np.ndarray
-
-    def patches(self, x: Array) -> Iterator[tuple[slice, Array]]:
-        """For a few channels after another, which they are, and X: (N, H, W, C) -> (c, tiles, K)."""
-        N, H, W, C = x.shape
-        (TH, TW), (PH, PW), (BH, BW) = self.tile, self.patch, self.border
-        rows, columns = H // TH, W // TW
-        step = max(1, SCRATCH // (N * rows * columns * PH * PW))
-        padded = np.zeros((min(step, C), N, H + 2 * BH, W + 2 * BW), np.float32)
-        for start in range(0, C, step):
-            some = slice(start, min(start + step, C))
-            inside = padded[: some.stop - start]
-            inside[:, :, BH : BH + H, BW : BW + W] = x[..., some].transpose(3, 0, 1, 2)
-            c, n, h, w = inside.strides
-            view = as_strided(inside, (len(inside), N, rows, columns, PH, PW), (c, n, h * TH, w * TW, h, w))
-            yield some, view.reshape(len(inside), N * rows * columns, PH * PW)
-
-
-@lru_cache(maxsize=64)
-def plan_for(H: int, W: int, kernel: Pair) -> Plan:
-    """Tiles for images of H x W: all of it if that is small, else two rows (or one), as wide as divides the width."""
-    whole = H * W <= WHOLE
-    tile = (H, W) if whole else (2 - H % 2, next(width for width in range(min(W, WIDEST), 0, -1) if W % width == 0))
-    border = tuple(0 if part == size else k // 2 for part, size, k in zip(tile, (H, W), kernel, strict=True))
-    patch = tuple(part + 2 * reach for part, reach in zip(tile, border, strict=True))
-    # Input a of a patch and output o of its tile are a - o + k // 2 - border apart along an axis.
-    apart = [
-        np.arange(inputs)[:, None] - np.arange(outputs) + k // 2 - reach
-        for inputs, outputs, k, reach in zip(patch, tile, kernel, border, strict=True)
-    ]
-    i, j = apart[0][:, None, :, None], apart[1][None, :, None, :]  # (PH, PW, TH, TW)
-    near = (i >= 0) & (i < kernel[0]) & (j >= 0) & (j < kernel[1])
-    taps = kernel[0] * kernel[1]
-    tap = np.where(near, i * kernel[1] + j, taps).reshape(patch[0] * patch[1], tile[0] * tile[1])
-    one_hot = (tap.reshape(-1, 1) == np.arange(taps)).astype(np.float32)
-    return Plan(H * W // (tile[0] * tile[1]), tile, (patch[0], patch[1]), (border[0], border[1]), tap, one_hot)
+    def _seen(self, x: Array) -> Array:
+        return x[:, :: self.stride[0], :: self.stride[1]]

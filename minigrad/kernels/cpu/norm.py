@@ -83,7 +83,7 @@ class GroupNorm(norm.GroupNorm):
 
     the inner sums over places, the outer over a group's channels, of n numbers.
 
-    Shapes: x, y (N, C, H, W).  Saves x̃ as (N, P, C), r and r · weight as (N, C).
+    Shapes: x, y (N, C, H, W).  Saves x̃ as (N, P, C), r and r · weight as (N, 1, C).
     """
 
     @staticmethod
@@ -98,16 +98,16 @@ class GroupNorm(norm.GroupNorm):
         images = x.transpose(0, 2, 3, 1).reshape(N, H * W, C)  # a view
         self.n, self.groups = H * W * C // num_groups, num_groups
         self.weight, self.centred = weight, np.empty_like(images)
-        self.rstd, self.scale = np.empty((2, N, C), np.float32)
+        self.rstd, self.scale = np.empty((2, N, 1, C), np.float32)
         y = np.empty_like(images)
-        for i, image in enumerate(images):
-            mean = self._over_groups(ones(H * W) @ image)
-            np.subtract(image, mean, out=self.centred[i])
-            np.multiply(self.centred[i], self.centred[i], out=y[i])
-            np.divide(1, np.sqrt(self._over_groups(ones(H * W) @ y[i]) + eps), out=self.rstd[i])
-            np.multiply(self.rstd[i], weight, out=self.scale[i])
-            np.multiply(self.centred[i], self.scale[i], out=y[i])
-            y[i] += bias
+        for some in some_rows(N, H * W * C):
+            centred, rstd, scale, y_some = self.centred[some], self.rstd[some], self.scale[some], y[some]
+            np.subtract(images[some], self._over_groups(ones(H * W) @ images[some]), out=centred)
+            np.multiply(centred, centred, out=y_some)
+            np.divide(1, np.sqrt(self._over_groups(ones(H * W) @ y_some) + eps), out=rstd)
+            np.multiply(rstd, weight, out=scale)
+            np.multiply(centred, scale, out=y_some)
+            y_some += bias
         return y.reshape(N, H, W, C).transpose(0, 3, 1, 2)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
@@ -115,18 +115,18 @@ class GroupNorm(norm.GroupNorm):
         grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
         grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
         grad_weight, grad_bias = np.zeros((2, C), np.float32)
-        scratch = np.empty_like(self.centred[0])
-        for i, (g, centred, rstd) in enumerate(zip(grads, self.centred, self.rstd, strict=True)):
-            np.multiply(g, centred, out=scratch)
-            total, along = ones(H * W) @ g, ones(H * W) @ scratch
-            grad_bias += total
-            grad_weight += rstd * along
+        for some in some_rows(N, H * W * C):
+            g, centred, rstd = grads[some], self.centred[some], self.rstd[some]
+            along_x = g * centred
+            total, along = ones(H * W) @ g, ones(H * W) @ along_x  # (n, C)
+            grad_bias += total.sum(axis=0)
+            grad_weight += (rstd[:, 0] * along).sum(axis=0)
             if grad_x is not None:
                 mean, along = self._over_groups(self.weight * total), self._over_groups(self.weight * along)
-                np.multiply(g, self.scale[i], out=grad_x[i])
-                grad_x[i] -= rstd * mean
-                np.multiply(centred, rstd**3 * along, out=scratch)
-                grad_x[i] -= scratch
+                np.multiply(g, self.scale[some], out=grad_x[some])
+                grad_x[some] -= rstd * mean
+                np.multiply(centred, rstd**3 * along, out=along_x)
+                grad_x[some] -= along_x
         return (
             None if grad_x is None else grad_x.reshape(N, H, W, C).transpose(0, 3, 1, 2),
             grad_weight if self.needs_input_grad[1] else None,
@@ -134,6 +134,6 @@ class GroupNorm(norm.GroupNorm):
         )
 
     def _over_groups(self, sums: Array) -> Array:
-        """Sums for each channel to means over its group, again for each channel: (C,) -> (C,)."""
-        means = sums.reshape(self.groups, -1).sum(axis=1) / self.n
-        return np.repeat(means, len(sums) // self.groups)
+        """Sums for each channel to means over its group, again for each channel: (n, C) -> (n, 1, C)."""
+        means = sums.reshape(len(sums), self.groups, -1).sum(axis=2) / self.n
+        return np.repeat(means, sums.shape[1] // self.groups, axis=1)[:, None]

@@ -7,7 +7,7 @@ import numpy as np
 
 from minigrad.backend import Array
 
-PIECE = 1 << 17  # numbers: 512 KiB
+PIECE = 1 << 18  # numbers: 1 MiB
 
 
 def is_float32(x: Array) -> bool:

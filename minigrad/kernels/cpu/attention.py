@@ -1,0 +1,87 @@
+"""L2: attention, a few images at a time."""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Array
+from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import attention
+
+
+SMALL, LARGE = 1e-20, 1e30  # a sum of exponentials between them has lost nothing
+
+
+@twin_of(attention.ScaledDotProductAttention)
+class ScaledDotProductAttention(attention.ScaledDotProductAttention):
+    """The same formula, on as many entries of the first axis at a time as keep their scores in the cache.
+
+    The largest score of a row, subtracted against overflow, is the slowest step of a softmax, and seldom needed: it
+    is left out, and where a row's sum then comes out too large or too small, that piece is done again by the
+    specification's formula. Without dropout, and without the causal mask.
+
+    Shapes: q (B, ..., L, E), k (B, ..., S, E), v (B, ..., S, V); the mask broadcasts to (B, ..., L, S).
+    Saves q, k, v, P.
+    """
+
+    @staticmethod
+    def takes(
+        q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
+    ) -> bool:
+        plain = all(is_float32(x) for x in (q, k, v)) and not is_causal and not dropout_p and q.ndim > 2 and q.size
+        alike = (
+            q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+        )
+        return plain and alike and k.size and (mask is None or (is_float32(mask) and mask.ndim <= q.ndim))
+
+    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
+        self.q, self.k, self.v, self.scale = q, k, v, choices["scale"]
+        self.probs = np.empty((*q.shape[:-1], k.shape[-2]), np.float32)
+        y = np.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))  # in memory, axes in the order of q's
+        for some in self._pieces():
+            P = self._scores(some, mask)
+            with np.errstate(over="ignore"):
+                np.exp(P, out=P)
+            total = P.reshape(-1, P.shape[-1]) @ ones(P.shape[-1])
+            if SMALL < total.min() and total.max() < LARGE:
+                P /= total.reshape(*P.shape[:-1], 1)
+            else:
+                P = attention.softmax_(self._scores(some, mask))
+            np.matmul(P, v[some], out=y[some])
+        return y
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        q, k, v = self.q, self.k, self.v
+        want_q, want_k, want_v, want_mask = self.needs_input_grad
+        grad_q = np.empty_like(q) if want_q else None
+        grad_k = np.empty_like(k) if want_k else None
+        grad_v = np.empty_like(v) if want_v else None
+        grad_scores = np.empty_like(self.probs)
+        for some in self._pieces():
+            P, grad_y = self.probs[some], grad_output[some]
+            if grad_v is not None:
+                np.matmul(P.swapaxes(-1, -2), grad_y, out=grad_v[some])
+            S = np.matmul(grad_y, v[some].swapaxes(-1, -2), out=grad_scores[some])
+            S -= np.vecdot(S, P)[..., None]
+            S *= P
+            if grad_q is not None:
+                np.matmul(S, k[some], out=grad_q[some])
+                grad_q[some] *= self.scale
+            if grad_k is not None:
+                np.matmul(S.swapaxes(-1, -2), q[some], out=grad_k[some])
+                grad_k[some] *= self.scale
+        return grad_q, grad_k, grad_v, grad_scores if want_mask else None
+
+    def _scores(self, some: slice, mask: Array | None) -> Array:
+        """scale · q kᵀ + mask of these pieces, written where P will be."""
+        scores = np.matmul(self.q[some], self.k[some].swapaxes(-1, -2), out=self.probs[some])
+        scores *= self.scale
+        if mask is not None:
+            scores += mask[some] if mask.ndim == self.q.ndim and len(mask) > 1 else mask
+        return scores
+
+    def _pieces(self) -> Iterator[slice]:
+        return some_rows(len(self.probs), prod(self.probs.shape[1:]))
