@@ -11,7 +11,6 @@ from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention
 
-
 SMALL, LARGE = 1e-20, 1e30  # a sum of exponentials between them has lost nothing
 
 
@@ -31,11 +30,11 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     def takes(
         q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> bool:
-        plain = all(is_float32(x) for x in (q, k, v)) and not is_causal and not dropout_p and q.ndim > 2 and q.size
-        alike = (
-            q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
-        )
-        return plain and alike and k.size and (mask is None or (is_float32(mask) and mask.ndim <= q.ndim))
+        if is_causal or dropout_p or q.ndim < 3 or not all(is_float32(x) and x.size for x in (q, k, v)):
+            return False
+        alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
+        fitting = q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+        return alike and fitting and (mask is None or (is_float32(mask) and mask.ndim <= q.ndim))
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
         self.q, self.k, self.v, self.scale = q, k, v, choices["scale"]
@@ -46,7 +45,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
             with np.errstate(over="ignore"):
                 np.exp(P, out=P)
             total = P.reshape(-1, P.shape[-1]) @ ones(P.shape[-1])
-            if SMALL < total.min() and total.max() < LARGE:
+            if total.min() > SMALL and total.max() < LARGE:
                 P /= total.reshape(*P.shape[:-1], 1)
             else:
                 P = attention.softmax_(self._scores(some, mask))

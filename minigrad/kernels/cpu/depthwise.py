@@ -103,13 +103,18 @@ class Plan:
 def plan_for(N: int, H: int, W: int, kernel: Pair) -> Plan:
     """The cheapest way to cut N images of H x W.
 
-    An output costs K multiply-adds; its share of a row of X, K numbers copied in runs; and its share of T, which is made
-    and which BLAS rearranges. The weights are fitted to times of 4 to 32 images of 7 to 56 pixels a side.
+    An output costs K multiply-adds; its share of a row of X, K numbers copied in runs; and its share of T, which is
+    made and which BLAS rearranges. The weights are fitted to times of 4 to 32 images of 7 to 56 pixels a side.
     """
 
+    def along(part: int, size: int, k: int) -> Pair:
+        """Border and patch along an axis."""
+        border = 0 if part == size else k // 2
+        return border, part + 2 * border
+
     def parts(tile: Pair) -> tuple[Pair, Pair]:
-        border = tuple(0 if part == size else k // 2 for part, size, k in zip(tile, (H, W), kernel, strict=True))
-        return border, tuple(part + 2 * reach for part, reach in zip(tile, border, strict=True))
+        (BH, PH), (BW, PW) = along(tile[0], H, kernel[0]), along(tile[1], W, kernel[1])
+        return (BH, BW), (PH, PW)
 
     def cost(tile: Pair) -> float:
         (PH, PW), outputs = parts(tile)[1], prod(tile)

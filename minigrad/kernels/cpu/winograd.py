@@ -1,5 +1,5 @@
-"""L2: 3 x 3 convolution in fewer multiplications.  Winograd 1980, "Arithmetic complexity of computations"; for networks:
-Lavin and Gray 2015, arXiv:1509.09308.
+"""L2: 3 x 3 convolution in fewer multiplications.  Winograd 1980, "Arithmetic complexity of computations"; for
+networks: Lavin and Gray 2015, arXiv:1509.09308.
 
 Two outputs of a filter with three taps take four products instead of six,
 
@@ -86,10 +86,10 @@ def _data(x: Array, before: Pair, tiles: Pair) -> Array:
 
 
 def _even(x: Array, before: Pair, pairs: Pair) -> Array:
-    """x within zeros, as pairs of rows and columns: (n, H, W, C) -> (2, 2, n, *pairs, C), a view if nothing is added."""
+    """x within zeros, as pairs of rows and columns: (n, H, W, C) -> (2, 2, n, *pairs, C); x itself if it fits."""
     n, H, W, C = x.shape
-    if (H, W) != (2 * pairs[0], 2 * pairs[1]):
-        above, left = before
+    above, left = before
+    if 2 * pairs[0] != H or 2 * pairs[1] != W:
         padded = np.zeros((n, 2 * pairs[0], 2 * pairs[1], C), np.float32)
         inside = padded[:, above : above + H, left : left + W]
         inside[...] = x[:, : inside.shape[1], : inside.shape[2]]
