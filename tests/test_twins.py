@@ -62,11 +62,12 @@ def test_gelu_over_several_pieces_and_far_out():
     y = F.gelu(Tensor(x)).numpy()
     assert (abs(y - exact) <= 1.6e-7 * np.maximum(abs(exact), 1)).all()
     assert_twin_equals(GELU, F.gelu, x, tolerance=6e-7)
-    x = Tensor(np.array([np.inf, 0.0, np.nan], np.float32), requires_grad=True)
-    y = F.gelu(x)
-    np.testing.assert_array_equal(y.numpy(), [np.inf, 0, np.nan])
-    y.backward(Tensor(np.ones(3, np.float32)))
-    assert x.grad.numpy()[1] == 0.5 and np.isnan(x.grad.numpy()[2])
+    np.testing.assert_array_equal(
+        F.gelu(Tensor(np.array([np.inf, 0, np.nan], np.float32))).numpy(), [np.inf, 0, np.nan]
+    )
+    x = Tensor(np.array([0, np.nan], np.float32), requires_grad=True)
+    F.gelu(x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [0.5, np.nan])
 
 
 def test_relu_stops_what_is_not_finite():

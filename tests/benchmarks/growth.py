@@ -9,8 +9,9 @@ S/16 (D = 384) with images of 768 x 768, in the middle of the sizes here. Smalle
 images, but then the three would not begin equal. Swin's L is that of a window and ConvNeXt has no attention: p = 1.
 
 Each point is a process of its own, so that its peak memory is its own too: what a forward takes beyond the weights and
-all that was there before it. One thread computes (as each thread of `Shards` does, here on a batch of one image), and
-the clock is CPU time, so that other work on the machine disturbs little; the median of at least three runs counts.
+all that was there before it. One thread computes, as each thread of `Shards` does, and the clock is CPU time, so that
+other work on the machine disturbs little; the median of at least three runs counts. On one core all of it takes about
+four minutes, --quick half a minute.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from math import log
+from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,8 @@ def serve(model: str, side: int, budget: float) -> None:
     tune_cpu(os.cpu_count() or 1)  # leaves BLAS one thread
     rng = np.random.default_rng(0)
     with init.skip_init():
-        network = models.create_model(model, img_size=side).eval()
+        network = models.create_model(model, img_size=side)
+    network.eval()
     for parameter in network.parameters():  # in place, as what an initialiser takes would hide what the forward takes
         if parameter.data.ndim > 1:
             rng.standard_normal(out=parameter.data, dtype=np.float32)
@@ -107,10 +109,8 @@ def measure(model: str, side: int, budget: float) -> Point:
         raise SystemExit(f"{model} at {side} x {side} has failed")
     seconds, before, peak = json.loads(result.stdout)
     middle = statistics.median(seconds)
-    memory = peak - before
-    return Point(
-        model, side, side**2, count(model, side), len(seconds), middle, min(seconds), max(seconds), memory, peak
-    )
+    times = len(seconds), middle, min(seconds), max(seconds)
+    return Point(model, side, side**2, count(model, side), *times, peak - before, peak)
 
 
 def count(model: str, side: int) -> int:
@@ -165,47 +165,49 @@ def write(points: Sequence[Point], path: Path) -> None:
 def draw(points: Sequence[Point], path: Path) -> None:
     """Time and memory over the number of pixels."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(11, 5.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.06)
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     families = by_family(points)
+    pixels = [point.pixels for point in next(iter(families.values()))]
     rate = statistics.median(point.macs / point.seconds for point in points)
     for axes, field in ((left, "seconds"), (right, "memory")):
-        ends = []
+        axes.set(xscale="log", yscale="log", xlabel="pixels")
         for model, found in families.items():
             _, colour, marker = FAMILIES[model]
-            pixels, values = [p.pixels for p in found], [getattr(p, field) for p in found]
             if axes is left:
-                axes.plot(pixels, [p.macs / rate for p in found], "--", color=colour, linewidth=0.9, alpha=0.8)
-            axes.plot(pixels, values, marker=marker, color=colour, linewidth=2, markersize=6, markeredgecolor="white")
-            ends.append(values[-1])
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.xaxis.set_major_locator(FixedLocator([p.pixels for p in found]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x**0.5:.0f}²"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("pixels")
-        axes.grid(color="0.9", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(length=0, labelcolor="0.3")
-        low, high = (log(v) for v in axes.get_ylim())
-        for (model, found), end, place in zip(
-            families.items(), ends, apart([log(v) for v in ends], 0.11 * (high - low)), strict=True
-        ):
+                axes.plot(pixels, [p.macs / rate for p in found], "--", color=colour, linewidth=1)
+            values = [getattr(p, field) for p in found]
+            axes.plot(pixels, values, marker=marker, color=colour, linewidth=2, markersize=6.5, markeredgecolor="white")
+        low, high = (log(limit) for limit in axes.get_ylim())
+        ends = apart([log(getattr(found[-1], field)) for found in families.values()], 0.115 * (high - low))
+        for (model, found), end in zip(families.items(), ends, strict=True):
             name, colour, _ = FAMILIES[model]
-            text = f"{name}\nslope {slope_of(found[-END:], field):.2f}"
-            axes.annotate(
-                text, (found[-1].pixels, end), (10, (place - log(end)) / (high - low) * 280), color=colour,
-                textcoords="offset points", va="center", fontsize=10, linespacing=1.3, annotation_clip=False,
-            )  # fmt: skip
-    left.set_title("seconds", loc="left")
-    right.set_title("memory beyond the weights", loc="left")
+            text, place = f"{name}\nslope {slope_of(found[-END:], field):.2f}", (pixels[-1], exp(end))
+            axes.annotate(text, place, (9, 0), textcoords="offset points", va="center", color=colour, linespacing=1.3)
+        axes.xaxis.set_major_locator(FixedLocator(pixels))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x**0.5:.0f}²"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+        axes.grid(color="0.92")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color("0.7")
+        axes.tick_params(length=0, labelcolor="0.35", labelsize=8.5)
+        axes.xaxis.label.set_color("0.35")
+    left.set_title("CPU time of one image", loc="left", fontsize=11)
+    right.set_title("Peak memory beyond the weights", loc="left", fontsize=11)
     left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
     right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 1e6:g} MB" if y < 1e9 else f"{y / 1e9:g} GB"))
+    note = f"dashed: multiply-adds,\nat {rate / 1e9:.0f} billion a second"
+    left.text(0.97, 0.04, note, transform=left.transAxes, ha="right", color="0.35", fontsize=9, linespacing=1.3)
+    ratios = (f"{FAMILIES[model][0]} {found[-1].seconds / found[0].seconds:.0f}" for model, found in families.items())
+    title = f"{pixels[-1] / pixels[0]:.0f} times the pixels take how many times as long? {', '.join(ratios)}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    under = f"Inference in float32, one image, one thread. Slope p over the {END} largest sizes: cost grows as pixelsᵖ."
+    figure.supxlabel(under, x=0.01, ha="left", fontsize=9, color="0.35")
     figure.savefig(path, dpi=150)
 
 
@@ -243,13 +245,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     points = []
     for side in QUICK_SIDES if options.quick else SIDES:
         for model in FAMILIES:
+            progress(f"{FAMILIES[model][0]} at {side} x {side} ...")
             points.append(measure(model, side, QUICK_SECONDS if options.quick else SECONDS))
-            print(f"\r{FAMILIES[model][0]} at {side} x {side}    ", end="", file=sys.stderr, flush=True)
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr, flush=True)
+    progress("")
     print(table(points))
     write(points, options.output / "growth.csv")
     if ready:
         draw(points, options.output / "growth.png")
+    print(f"\nin {options.output}: growth.csv" + (" and growth.png" if ready else ""))
+
+
+def progress(text: str) -> None:
+    """In place of the last, where somebody watches."""
+    if sys.stderr.isatty():
+        print(f"\r{text:30}\r", end="", file=sys.stderr, flush=True)
 
 
 def has_matplotlib() -> bool:
