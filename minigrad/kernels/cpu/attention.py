@@ -38,17 +38,18 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
         self.q, self.k, self.v, self.scale = q, k, v, choices["scale"]
-        self.probs = np.empty((*q.shape[:-1], k.shape[-2]), np.float32)
+        self.shape = *q.shape[:-1], k.shape[-2]
+        self.probs = np.empty(self.shape, np.float32) if any(self.needs_input_grad) else None
         y = np.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))  # in memory, axes in the order of q's
-        for some in self._pieces():
-            P = self._scores(some, mask)
+        for some, P in self._pieces_of(self.probs):
+            self._scores(some, mask, P)
             with np.errstate(over="ignore"):
                 np.exp(P, out=P)
             total = P.reshape(-1, P.shape[-1]) @ ones(P.shape[-1])
             if total.min() > SMALL and total.max() < LARGE:
                 P /= total.reshape(*P.shape[:-1], 1)
             else:
-                P = attention.softmax_(self._scores(some, mask))
+                attention.softmax_(self._scores(some, mask, P))
             np.matmul(P, v[some], out=y[some])
         return y
 
@@ -58,12 +59,12 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         grad_q = np.empty_like(q) if want_q else None
         grad_k = np.empty_like(k) if want_k else None
         grad_v = np.empty_like(v) if want_v else None
-        grad_scores = np.empty_like(self.probs)
-        for some in self._pieces():
+        grad_scores = np.empty_like(self.probs) if want_mask else None
+        for some, S in self._pieces_of(grad_scores):
             P, grad_y = self.probs[some], grad_output[some]
             if grad_v is not None:
                 np.matmul(P.swapaxes(-1, -2), grad_y, out=grad_v[some])
-            S = np.matmul(grad_y, v[some].swapaxes(-1, -2), out=grad_scores[some])
+            np.matmul(grad_y, v[some].swapaxes(-1, -2), out=S)
             S -= np.vecdot(S, P)[..., None]
             S *= P
             if grad_q is not None:
@@ -72,15 +73,21 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
             if grad_k is not None:
                 np.matmul(S.swapaxes(-1, -2), q[some], out=grad_k[some])
                 grad_k[some] *= self.scale
-        return grad_q, grad_k, grad_v, grad_scores if want_mask else None
+        return grad_q, grad_k, grad_v, grad_scores
 
-    def _scores(self, some: slice, mask: Array | None) -> Array:
-        """scale · q kᵀ + mask of these pieces, written where P will be."""
-        scores = np.matmul(self.q[some], self.k[some].swapaxes(-1, -2), out=self.probs[some])
-        scores *= self.scale
+    def _scores(self, some: slice, mask: Array | None, out: Array) -> Array:
+        """scale · q kᵀ + mask of a piece."""
+        np.matmul(self.q[some], self.k[some].swapaxes(-1, -2), out=out)
+        out *= self.scale
         if mask is not None:
-            scores += mask[some] if mask.ndim == self.q.ndim and len(mask) > 1 else mask
-        return scores
+            out += mask[some] if mask.ndim == self.q.ndim and len(mask) > 1 else mask
+        return out
 
-    def _pieces(self) -> Iterator[slice]:
-        return some_rows(len(self.probs), prod(self.probs.shape[1:]))
+    def _pieces_of(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
+        """Which entries of the first axis, and room for their scores: a part of x, or the same memory every time."""
+        B, *rest = self.shape
+        room = None
+        for some in some_rows(B, prod(rest)):
+            if x is None and room is None:
+                room = np.empty((min(some.stop, B), *rest), np.float32)
+            yield some, x[some] if room is None else room[: B - some.start]
