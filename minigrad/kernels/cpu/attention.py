@@ -86,8 +86,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     def _pieces_of(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
         """Which entries of the first axis, and room for their scores: a part of x, or the same memory every time."""
         B, *rest = self.shape
-        room = None
-        for some in some_rows(B, prod(rest)):
-            if x is None and room is None:
-                room = np.empty((min(some.stop, B), *rest), np.float32)
-            yield some, x[some] if room is None else room[: B - some.start]
+        pieces = list(some_rows(B, prod(rest)))
+        room: Array = np.empty((min(pieces[0].stop, B), *rest), np.float32) if x is None else x
+        for some in pieces:
+            yield some, room[: B - some.start] if x is None else room[some]
