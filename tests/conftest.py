@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 
 import minigrad
 from minigrad.backend import cuda_is_available
+from tests.cupy_on_cpu import in_place_of_cupy
 
 # HYPOTHESIS_PROFILE=ci|deep draws more. A slow or shared machine is no defect: no deadline, no health check on speed.
 settings.register_profile("quick", max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -15,17 +16,19 @@ settings.register_profile("ci", settings.get_profile("quick"), max_examples=40, 
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
-DEVICES = ["cpu", "cuda"] if cuda_is_available() else ["cpu"]
-
 
 def pytest_report_header():
-    return f"devices: {', '.join(DEVICES)}" + (" (no CuPy or no GPU for cuda)" if len(DEVICES) == 1 else "")
+    return (
+        "cuda: CuPy" if cuda_is_available() else "cuda: a stand-in for CuPy (tests/cupy_on_cpu.py), as there is no GPU"
+    )
 
 
-@pytest.fixture(scope="session", params=DEVICES)
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
 def device(request):
-    """Each test that asks for it runs on the CPU and, where there is one, on the GPU."""
-    return request.param
+    """Each test that asks for it runs on the CPU and on the GPU or, where there is none, on arrays as strict."""
+    stand_in = request.param == "cuda" and not cuda_is_available()
+    with in_place_of_cupy() if stand_in else nullcontext():
+        yield request.param
 
 
 def pytest_addoption(parser):

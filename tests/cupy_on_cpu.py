@@ -1,0 +1,300 @@
+"""CuPy, as far as it is used here, on a machine without a GPU: a NumPy array in a wrapper that is as strict as CuPy.
+
+An array of CuPy is no array of NumPy: it refuses to become one by accident, to be mixed with one, and arguments and
+functions that CuPy lacks. `in_place_of_cupy()` makes `tensor.to("cuda")` work, and every test that takes the fixture
+`device` runs on it. What it cannot show: speed, races, and CuPy's own mistakes.
+
+The tables below are what CuPy 14.2 has, by the signatures in its wheel; a function that is missing here was never
+looked up there.
+"""
+
+import ctypes
+import operator
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from minigrad import cublas
+
+FUNCTIONS = {  # and the names of their parameters beyond the arrays
+    "absolute": "out dtype", "add": "out dtype", "divide": "out dtype", "exp": "out dtype", "log": "out dtype",
+    "maximum": "out dtype", "minimum": "out dtype", "multiply": "out dtype", "sign": "out dtype", "sqrt": "out dtype",
+    "subtract": "out dtype", "tanh": "out dtype", "copysign": "out dtype", "negative": "out dtype", "cos": "out dtype",
+    "isfinite": "out dtype", "isinf": "out dtype", "isnan": "out dtype", "isneginf": "out", "clip": "a_min a_max out",
+    "sin": "out dtype", "square": "out dtype", "power": "out dtype", "logaddexp": "out dtype",
+    "matmul": "out dtype", "where": "", "allclose": "rtol atol equal_nan", "array_equal": "",
+    "arange": "start stop step dtype", "empty": "shape dtype order", "zeros": "shape dtype order",
+    "ones": "shape dtype order", "full": "shape fill_value dtype order", "empty_like": "dtype order shape",
+    "zeros_like": "dtype order shape", "ones_like": "dtype order shape", "full_like": "fill_value dtype order shape",
+    "tri": "N M k dtype",
+    "ascontiguousarray": "dtype", "broadcast_to": "shape", "concatenate": "axis out dtype casting", "stack": "axis out",
+    "expand_dims": "axis", "flip": "axis", "moveaxis": "source destination", "pad": "pad_width mode constant_values",
+    "roll": "shift axis", "take": "indices axis out", "shares_memory": "max_work",
+    "take_along_axis": "indices axis", "argmax": "axis dtype out keepdims", "argsort": "axis kind",
+}  # fmt: skip
+METHODS = {
+    "all": "axis out keepdims", "any": "axis out keepdims", "argmax": "axis out dtype keepdims",
+    "argmin": "axis out dtype keepdims", "astype": "dtype order casting subok copy", "clip": "min max out",
+    "copy": "order", "cumprod": "axis dtype out", "cumsum": "axis dtype out", "fill": "value", "flatten": "order",
+    "max": "axis out keepdims", "mean": "axis dtype out keepdims", "min": "axis out keepdims", "nonzero": "",
+    "prod": "axis dtype out keepdims", "ravel": "order", "repeat": "repeats axis", "reshape": "order copy",
+    "round": "decimals out", "squeeze": "axis", "std": "axis dtype out ddof keepdims", "sum": "axis dtype out keepdims",
+    "swapaxes": "axis1 axis2", "transpose": "", "var": "axis dtype out ddof keepdims", "view": "dtype", "dot": "",
+}  # fmt: skip
+OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
+COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
+
+
+class ndarray:  # noqa: N801 (CuPy's name)
+    """An array on the device."""
+
+    __hash__ = None  # type: ignore[assignment]
+    __array_priority__ = 100
+
+    def __init__(self, host: np.ndarray, device: int = 0) -> None:
+        self._host, self.device = host, SimpleNamespace(id=device)
+
+    shape, dtype, ndim, size, strides, nbytes, itemsize, flags = (
+        property(operator.attrgetter(f"_host.{name}"))
+        for name in ("shape", "dtype", "ndim", "size", "strides", "nbytes", "itemsize", "flags")
+    )
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self._host.ctypes.data)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return self._host.__array_interface__
+
+    @property
+    def T(self) -> "ndarray":
+        return wrap(self._host.T)
+
+    @property
+    def base(self) -> "ndarray | None":
+        return None if self._host.base is None else wrap(self._host.base)
+
+    def get(self) -> np.ndarray:
+        return self._host.copy()
+
+    def item(self) -> Any:
+        return self._host.item()
+
+    def tolist(self) -> Any:
+        return self._host.tolist()
+
+    def __array__(self, *arguments: Any, **choices: Any) -> None:
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **choices: Any) -> Any:
+        if method != "__call__":
+            return NotImplemented
+        return _strict(ufunc, "out dtype", ufunc.__name__)(*inputs, **choices)
+
+    def __dlpack__(self, **choices: Any) -> Any:
+        return self._host.__dlpack__(**choices)
+
+    def __dlpack_device__(self) -> Any:
+        return self._host.__dlpack_device__()
+
+    def __getitem__(self, index: Any) -> "ndarray":
+        return wrap(self._host[_index(index)])
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self._host[_index(index)] = unwrap(value)
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    def __iter__(self) -> Any:
+        return (wrap(row) for row in self._host)
+
+    def __bool__(self) -> bool:
+        return bool(self._host)
+
+    def __float__(self) -> float:
+        return float(self._host)
+
+    def __int__(self) -> int:
+        return int(self._host)
+
+    def __index__(self) -> int:
+        return operator.index(self._host)
+
+    def __abs__(self) -> "ndarray":
+        return wrap(abs(self._host))
+
+    def __neg__(self) -> "ndarray":
+        return wrap(-self._host)
+
+    def __invert__(self) -> "ndarray":
+        return wrap(~self._host)
+
+    def __repr__(self) -> str:
+        return repr(self._host)
+
+
+def wrap(x: Any) -> Any:
+    """Results of NumPy as arrays on the device; a scalar is one of no axes."""
+    if isinstance(x, np.ndarray | np.generic):
+        return ndarray(np.asarray(x))
+    return type(x)(map(wrap, x)) if isinstance(x, list | tuple) else x
+
+
+def unwrap(x: Any) -> Any:
+    """Arrays on the device as NumPy's; NumPy's own are refused, as CuPy does."""
+    if isinstance(x, ndarray):
+        return x._host
+    if isinstance(x, np.ndarray):
+        raise TypeError(f"Unsupported type {type(x)}: CuPy takes no arrays of NumPy")
+    return type(x)(map(unwrap, x)) if isinstance(x, list | tuple) else x
+
+
+def _index(index: Any) -> Any:
+    return tuple(map(unwrap, index)) if isinstance(index, tuple) else unwrap(index)
+
+
+def _strict(function: Callable[..., Any], parameters: str, name: str, arrays: bool = True) -> Callable[..., Any]:
+    allowed = set(parameters.split())
+
+    def call(*inputs: Any, **choices: Any) -> Any:
+        unknown = set(choices) - allowed
+        if unknown:
+            raise TypeError(f"cupy: {name}() has no argument {', '.join(sorted(unknown))}")
+        out = choices.get("out")
+        if isinstance(out, tuple):
+            (out,) = out
+        result = function(*map(unwrap, inputs), **{key: unwrap(value) for key, value in choices.items()})
+        return out if out is not None else wrap(result)
+
+    return call
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name + "_" if name in ("and", "or") else name)
+
+    def forward(self: ndarray, other: Any) -> Any:
+        return wrap(function(self._host, unwrap(other)))
+
+    return forward
+
+
+def _reflected(name: str) -> Callable[..., Any]:
+    function = getattr(operator, name + "_" if name in ("and", "or") else name)
+
+    def forward(self: ndarray, other: Any) -> Any:
+        return wrap(function(unwrap(other), self._host))
+
+    return forward
+
+
+def _in_place(name: str) -> Callable[..., Any]:
+    function = getattr(operator, f"i{name}")
+
+    def forward(self: ndarray, other: Any) -> Any:
+        function(self._host, unwrap(other))
+        return self
+
+    return forward
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(self: ndarray, *arguments: Any, **choices: Any) -> Any:
+        return _strict(getattr(self._host, name), METHODS[name], name)(*arguments, **choices)
+
+    return call
+
+
+for _name in OPERATORS:
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+    setattr(ndarray, f"__r{_name}__", _reflected(_name))
+    setattr(ndarray, f"__i{_name}__", _in_place(_name))
+for _name in COMPARISONS:
+    setattr(ndarray, f"__{_name}__", _operator(_name))
+for _name in METHODS:
+    setattr(ndarray, _name, _method(_name))
+
+
+class Device:
+    """Which GPU is current, within a block."""
+
+    def __init__(self, number: int = 0) -> None:
+        if number:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.id = number
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+
+class HostBlas:
+    """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/cublas.py."""
+
+    TYPES = (np.float32, np.float64, np.float16)  # as cuBLAS numbers them
+
+    def gemm(self, m: int, n: int, k: int, A: Any, B: Any, C: Any, batch: int, data: int, compute: int) -> None:
+        columns = [
+            self._matrices(x, data, batch, *(size[::-1] if x.op else size))
+            for x, size in ((A, (m, k)), (B, (k, n)), (C, (m, n)))
+        ]
+        a, b = (x.swapaxes(1, 2) if operand.op else x for x, operand in zip(columns, (A, B), strict=False))
+        exact = np.float64 if data == 1 else np.float32
+        columns[2][...] = a.astype(exact) @ b.astype(exact)
+
+    def _matrices(self, x: Any, data: int, batch: int, rows: int, columns: int) -> np.ndarray:
+        """(batch, rows, columns), each a matrix in columns."""
+        dtype = np.dtype(self.TYPES[data])
+        assert x.leading >= rows, "the leading dimension is at least the number of rows"
+        numbers = (batch - 1) * x.stride + (columns - 1) * x.leading + rows
+        memory = (ctypes.c_char * (numbers * dtype.itemsize)).from_address(x.array.data.ptr)
+        strides = (x.stride * dtype.itemsize, dtype.itemsize, x.leading * dtype.itemsize)
+        return np.ndarray((batch, rows, columns), dtype, memory, strides=strides)
+
+
+def asarray(x: Any, dtype: Any = None) -> ndarray:
+    """To the device: the one place where NumPy's arrays may come in."""
+    if isinstance(x, ndarray):
+        return x if dtype in (None, x.dtype) else x.astype(dtype)
+    return ndarray(np.array(x, dtype))
+
+
+def scatter_add(target: ndarray, index: Any, source: Any) -> None:
+    np.add.at(target._host, _index(index), unwrap(source))
+
+
+def module() -> ModuleType:
+    """The stand-in for `import cupy`."""
+    cupy: Any = ModuleType("cupy")
+    cupy.__version__, cupy.ndarray, cupy.asarray, cupy.inf = "14.2.0", ndarray, asarray, np.inf
+    for name, parameters in FUNCTIONS.items():
+        setattr(cupy, name, _strict(getattr(np, name), parameters, name))
+    cupy.from_dlpack = lambda x: wrap(np.from_dlpack(x))
+    tricks = np.lib.stride_tricks
+    cupy.lib = SimpleNamespace(
+        stride_tricks=SimpleNamespace(
+            as_strided=_strict(tricks.as_strided, "shape strides", "as_strided"),
+            sliding_window_view=_strict(
+                lambda *a, **k: tricks.sliding_window_view(*a, writeable=True, **k), "axis", "sliding_window_view"
+            ),
+        )
+    )
+    cupy.cuda = SimpleNamespace(is_available=lambda: True, Device=Device)
+    return cupy
+
+
+@contextmanager
+def in_place_of_cupy() -> Iterator[None]:
+    """Within the block, this is CuPy, and `HostBlas` is cuBLAS."""
+    cupyx: Any = ModuleType("cupyx")
+    cupyx.scatter_add = scatter_add
+    with patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}), cublas.use_blas(HostBlas()):
+        yield
