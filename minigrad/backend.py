@@ -64,15 +64,33 @@ def to_device(x: Array, device: str) -> Array:
         ValueError: `device` is not one of these names.
         RuntimeError: a CUDA device is asked for, and CuPy or the GPU is missing.
     """
-    kind, _, number = device.partition(":")
-    if kind == "cpu" and not number:
+    number = _gpu_number(device)
+    if number is None:
         return x if isinstance(x, np.ndarray | np.generic) else x.get()
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
     cupy = _cupy()
     _require_gpu(cupy)
-    with cupy.cuda.Device(int(number or 0)):
+    with cupy.cuda.Device(number):
         return cupy.asarray(x)
+
+
+def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
+    """An array on `device` whose numbers are whatever was there."""
+    number = _gpu_number(device)
+    if number is None:
+        return np.empty(shape, dtype)
+    cupy = _cupy()
+    with cupy.cuda.Device(number):
+        return cupy.empty(shape, dtype)
+
+
+def _gpu_number(device: str) -> int | None:
+    """N of "cuda:N", 0 of "cuda", None of "cpu"."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu" and not number:
+        return None
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
+    return int(number or 0)
 
 
 def cuda_is_available() -> bool:

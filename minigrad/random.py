@@ -3,13 +3,14 @@
 An ordinary generator walks through a hidden state, one number after another. A counter-based one is a pure function:
 the k-th number of draw d under seed s is `philox(counter=(k, d), key=s)`, whoever computes it, in whatever order. So
 a dropout mask need not be stored to be seen again, a GPU thread could make its own numbers, and the state to save in
-a checkpoint is two integers. Here they are made on the CPU and copied where they are wanted.
+a checkpoint is two integers. Uniform float32 numbers for a GPU are made there (`minigrad/kernels/cuda/random.py`), all
+others here on the CPU, and copied where they are wanted.
 
 Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -45,11 +46,27 @@ def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rou
     return c0, c1, c2, c3
 
 
+DeviceUniform = Callable[[int, int, Sequence[int], str, Array | None], Array]
+_uniform_on_device: DeviceUniform | None = None
+
+
+def on_device(function: DeviceUniform) -> DeviceUniform:
+    """Decorates what makes uniform float32 numbers on a GPU, from seed, draw number, shape, device and `captured`."""
+    global _uniform_on_device
+    _uniform_on_device = function
+    return function
+
+
 class Generator:
     """A stream of random arrays under one seed. `seed` and `draws` are its whole state.
 
     Every call uses up one draw number, so the values depend on the order of the calls and on nothing else.
+
+    While a CUDA graph is captured, `captured` is its own memory for (seed, draws), (2,) uint64 on the device, and draws
+    are counted from there: see minigrad/graph.py.
     """
+
+    captured: Array | None = None
 
     def __init__(self, seed: int = 0, draws: int = 0) -> None:
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
@@ -62,10 +79,14 @@ class Generator:
         with self._lock:
             self.draws += draws
 
-    def words(self, count: int) -> np.ndarray:
-        """`count` words of 32 random bits, (count,) uint32."""
+    def _next_draw(self) -> int:
         with self._lock:
             draw, self.draws = self.draws, self.draws + 1
+        return draw
+
+    def words(self, count: int) -> np.ndarray:
+        """`count` words of 32 random bits, (count,) uint32."""
+        draw = self._next_draw()
         words = np.empty((-(-count // 4), 4), np.uint32)
         for start in range(0, len(words), 1 << 14):  # pieces that stay in the cache through the ten rounds
             block = np.arange(start, min(start + (1 << 14), len(words)), dtype=np.uint64)
@@ -77,6 +98,8 @@ class Generator:
     def uniform(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
         """Uniform in [0, 1): as many random bits as the dtype holds, 11 in float16, 24 in float32, 53 in float64."""
         count = _count(shape, dtype)
+        if device != "cpu" and np.dtype(dtype) == np.float32 and _uniform_on_device is not None:
+            return _uniform_on_device(self.seed, self._next_draw(), shape, device, self.captured)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53

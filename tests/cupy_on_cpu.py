@@ -2,7 +2,7 @@
 
 An array of CuPy is no array of NumPy: it refuses to become one by accident, to be mixed with one, and arguments and
 functions that CuPy lacks. `in_place_of_cupy()` makes `tensor.to("cuda")` work, and every test that takes the fixture
-`device` runs on it. What it cannot show: speed, races, and CuPy's own mistakes.
+`device` runs on it; kernels are run by `tests/cuda/runner.py`. What it cannot show: speed, and CuPy's own mistakes.
 
 The tables below are what CuPy 14.2 has, by the signatures in its wheel; a function that is missing here was never
 looked up there.
@@ -11,8 +11,9 @@ looked up there.
 import ctypes
 import operator
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +21,8 @@ from unittest.mock import patch
 import numpy as np
 
 from minigrad import cublas
+from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
+from tests.cuda.runner import CpuDevice
 
 FUNCTIONS = {  # and the names of their parameters beyond the arrays
     "absolute": "out dtype", "add": "out dtype", "divide": "out dtype", "exp": "out dtype", "log": "out dtype",
@@ -50,6 +53,98 @@ OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
+# Capture: what is done is noted, so that a graph can do it again into the same memory. A GPU does not do it while it is
+# captured; so afterwards all memory that was there before is as it was.
+
+_tape: list[Callable[[], Any]] | None = None
+_alive: dict[int, Any] = {}  # every array there is
+
+
+def _do(function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
+    result = function(*inputs, **choices)
+    if isinstance(result, np.generic):
+        result = np.asarray(result)
+    if _tape is not None:
+        into = result if isinstance(result, np.ndarray) and choices.get("out") is None else None
+
+        def again() -> None:
+            value = function(*inputs, **choices)
+            if into is not None and not np.may_share_memory(into, value):
+                into[...] = value
+
+        _tape.append(again)
+    return result
+
+
+def _refuse_in_capture(what: str) -> None:
+    if _tape is not None:
+        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}, while a stream is captured")
+
+
+def _reads(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a method that waits for the device."""
+
+    def call(self: "ndarray") -> Any:
+        _refuse_in_capture(f"{method.__name__}, which waits for the device")
+        return method(self)
+
+    return call
+
+
+def _memory(x: np.ndarray) -> np.ndarray:
+    """The whole array that x is a part of."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x
+
+
+class Graph:
+    """What was done between `begin_capture` and `end_capture`."""
+
+    def __init__(self, tape: list[Callable[[], Any]]) -> None:
+        self.tape = tape
+
+    def launch(self, stream: Any = None) -> None:
+        for again in self.tape:
+            again()
+
+
+class Stream:
+    """Everything is done at once, whatever the stream."""
+
+    ptr = 1 << 40
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        global _tape
+        arrays = [reference() for reference in list(_alive.values())]
+        memory = {id(root): root for x in arrays if x is not None for root in [_memory(x._host)]}
+        self.before = [(root, root.copy()) for root in memory.values() if root.flags.writeable]
+        _tape = []
+
+    def end_capture(self) -> Graph:
+        global _tape
+        assert _tape is not None
+        graph, _tape = Graph(_tape), None
+        for root, content in self.before:
+            root[...] = content
+        del self.before
+        return graph
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None:
+        _refuse_in_capture("synchronize")
+
+
 class ndarray:  # noqa: N801 (CuPy's name)
     """An array on the device."""
 
@@ -58,6 +153,8 @@ class ndarray:  # noqa: N801 (CuPy's name)
 
     def __init__(self, host: np.ndarray, device: int = 0) -> None:
         self._host, self.device = host, SimpleNamespace(id=device)
+        key = id(self)
+        _alive[key] = weakref.ref(self, lambda _: _alive.pop(key, None))
 
     shape, dtype, ndim, size, strides, nbytes, itemsize, flags = (
         property(operator.attrgetter(f"_host.{name}"))
@@ -80,12 +177,15 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def base(self) -> "ndarray | None":
         return None if self._host.base is None else wrap(self._host.base)
 
+    @_reads
     def get(self) -> np.ndarray:
         return self._host.copy()
 
+    @_reads
     def item(self) -> Any:
         return self._host.item()
 
+    @_reads
     def tolist(self) -> Any:
         return self._host.tolist()
 
@@ -104,10 +204,14 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return self._host.__dlpack_device__()
 
     def __getitem__(self, index: Any) -> "ndarray":
-        return wrap(self._host[_index(index)])
+        return wrap(_do(operator.getitem, self._host, _index(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._host[_index(index)] = unwrap(value)
+        _do(operator.setitem, self._host, _index(index), unwrap(value))
+
+    def set(self, host: np.ndarray) -> None:
+        _refuse_in_capture("a copy from the host")
+        self._host[...] = host
 
     def __len__(self) -> int:
         return len(self._host)
@@ -115,26 +219,30 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __iter__(self) -> Any:
         return (wrap(row) for row in self._host)
 
+    @_reads
     def __bool__(self) -> bool:
         return bool(self._host)
 
+    @_reads
     def __float__(self) -> float:
         return float(self._host)
 
+    @_reads
     def __int__(self) -> int:
         return int(self._host)
 
+    @_reads
     def __index__(self) -> int:
         return operator.index(self._host)
 
     def __abs__(self) -> "ndarray":
-        return wrap(abs(self._host))
+        return wrap(_do(abs, self._host))
 
     def __neg__(self) -> "ndarray":
-        return wrap(-self._host)
+        return wrap(_do(operator.neg, self._host))
 
     def __invert__(self) -> "ndarray":
-        return wrap(~self._host)
+        return wrap(_do(operator.invert, self._host))
 
     def __repr__(self) -> str:
         return repr(self._host)
@@ -170,7 +278,7 @@ def _strict(function: Callable[..., Any], parameters: str, name: str, arrays: bo
         out = choices.get("out")
         if isinstance(out, tuple):
             (out,) = out
-        result = function(*map(unwrap, inputs), **{key: unwrap(value) for key, value in choices.items()})
+        result = _do(function, *map(unwrap, inputs), **{key: unwrap(value) for key, value in choices.items()})
         return out if out is not None else wrap(result)
 
     return call
@@ -180,7 +288,7 @@ def _operator(name: str) -> Callable[..., Any]:
     function = getattr(operator, name + "_" if name in ("and", "or") else name)
 
     def forward(self: ndarray, other: Any) -> Any:
-        return wrap(function(self._host, unwrap(other)))
+        return wrap(_do(function, self._host, unwrap(other)))
 
     return forward
 
@@ -189,7 +297,7 @@ def _reflected(name: str) -> Callable[..., Any]:
     function = getattr(operator, name + "_" if name in ("and", "or") else name)
 
     def forward(self: ndarray, other: Any) -> Any:
-        return wrap(function(unwrap(other), self._host))
+        return wrap(_do(function, unwrap(other), self._host))
 
     return forward
 
@@ -198,7 +306,7 @@ def _in_place(name: str) -> Callable[..., Any]:
     function = getattr(operator, f"i{name}")
 
     def forward(self: ndarray, other: Any) -> Any:
-        function(self._host, unwrap(other))
+        _do(function, self._host, unwrap(other))
         return self
 
     return forward
@@ -248,7 +356,11 @@ class HostBlas:
         ]
         a, b = (x.swapaxes(1, 2) if operand.op else x for x, operand in zip(columns, (A, B), strict=False))
         exact = np.float64 if data == 1 else np.float32
-        columns[2][...] = a.astype(exact) @ b.astype(exact)
+
+        def product() -> None:
+            columns[2][...] = a.astype(exact) @ b.astype(exact)
+
+        _do(product)
 
     def _matrices(self, x: Any, data: int, batch: int, rows: int, columns: int) -> np.ndarray:
         """(batch, rows, columns), each a matrix in columns."""
@@ -264,11 +376,19 @@ def asarray(x: Any, dtype: Any = None) -> ndarray:
     """To the device: the one place where NumPy's arrays may come in."""
     if isinstance(x, ndarray):
         return x if dtype in (None, x.dtype) else x.astype(dtype)
+    _refuse_in_capture("a copy from the host")
     return ndarray(np.array(x, dtype))
 
 
 def scatter_add(target: ndarray, index: Any, source: Any) -> None:
-    np.add.at(target._host, _index(index), unwrap(source))
+    _do(np.add.at, target._host, _index(index), unwrap(source))
+
+
+class Kernels(CpuDevice):
+    """Runs kernels, and notes them while a stream is captured."""
+
+    def launch(self, kernel: Kernel, grid: Dim3, block: Dim3, args: Sequence[Any], shared: int) -> None:
+        _do(super().launch, kernel, grid, block, args, shared)
 
 
 def module() -> ModuleType:
@@ -287,7 +407,11 @@ def module() -> ModuleType:
             ),
         )
     )
-    cupy.cuda = SimpleNamespace(is_available=lambda: True, Device=Device)
+    cupy.cuda = SimpleNamespace(
+        is_available=lambda: True, Device=Device, Stream=Stream, get_current_stream=Stream,
+        Event=lambda **choices: SimpleNamespace(record=lambda stream=None: None),
+        MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=lambda malloc: nullcontext(),
+    )  # fmt: skip
     return cupy
 
 
@@ -296,5 +420,11 @@ def in_place_of_cupy() -> Iterator[None]:
     """Within the block, this is CuPy, and `HostBlas` is cuBLAS."""
     cupyx: Any = ModuleType("cupyx")
     cupyx.scatter_add = scatter_add
-    with patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}), cublas.use_blas(HostBlas()):
+    blas = HostBlas()
+    with (
+        patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}),
+        cublas.use_blas(blas),
+        use_device(Kernels(array=ndarray)),
+        patch("minigrad.graph.direct_blas", lambda device, stream: blas),
+    ):
         yield

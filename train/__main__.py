@@ -84,6 +84,8 @@ def check(settings: Settings) -> None:
         to_device(np.zeros(1), settings.device)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--device {settings.device}: {error}") from None
+    if settings.graph and settings.device == "cpu":
+        raise InputError("--graph needs --device cuda: CUDA graphs are for a GPU")
     if settings.checkpoint_format == "safetensors":
         try:
             import safetensors.numpy  # noqa: F401
@@ -152,6 +154,8 @@ def parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where, and what comes out")
     add(where, "--device", "cpu, or cuda or cuda:N with the extra minigrad[cuda13]", metavar="NAME")
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
+    graph = "on a GPU, a training step as one CUDA graph, see minigrad/graph.py"
+    add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)
     tuning = "settings of the process that make NumPy faster, see minigrad/tune.py"
     add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)

@@ -9,10 +9,11 @@ import numpy as np
 import minigrad.functional as F
 from minigrad import Tensor, no_grad
 from minigrad.backend import Array
+from minigrad.graph import GraphedStep
 from minigrad.nn import Module
 from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
 from minigrad.parallel import Shards
-from minigrad.random import Generator
+from minigrad.random import Generator, use_generator
 from models.model import param_groups
 from train.batches import augment, batches, normalize
 from train.dataset import Dataset
@@ -39,6 +40,7 @@ class Trainer:
         # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
         self.threads = 1 if any(model.named_buffers()) else settings.threads
         self.shards = Shards(self.threads, self.generator.seed + 1)
+        self.graphed = GraphedStep(self.compute, self.optimizer) if settings.graph else None
 
     def fit(self) -> Iterator[Metrics]:
         """Train; yields the metrics after each epoch.
@@ -76,6 +78,18 @@ class Trainer:
         if self.settings.aug:
             images = augment(images, self.generator)
 
+        if self.graphed is None:
+            loss, correct = self.sharded(images, labels)
+        else:
+            with use_generator(self.shards.generators[0]):
+                loss, correct = (x.item() for x in self.graphed(self.inputs(images).data, labels))
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.schedule.step()
+        return loss, correct
+
+    def sharded(self, images: Array, labels: Array) -> tuple[float, int]:
+        """The step on shards of the batch, each in a thread of its own."""
+
         @_unwarned  # each thread decides for itself
         def work(images: Array, part: Array) -> tuple[float, int]:
             logits = self.model(self.inputs(images))
@@ -83,16 +97,27 @@ class Trainer:
             loss = F.cross_entropy(logits, Tensor(part), label_smoothing=self.settings.smoothing)
             loss = loss * (len(part) / len(labels))
             loss.backward()
-            return loss.item(), _correct(logits, part)
+            return loss.item(), int(_correct(logits, part))
 
         self.optimizer.zero_grad()
         losses, correct = zip(*self.shards.run(work, images, labels), strict=True)
+        self.move()
+        return sum(losses), sum(correct)
+
+    def compute(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        """The step on the whole batch, without waiting for the device: for a graph."""
+        self.optimizer.zero_grad()
+        logits = self.model(Tensor(images))
+        loss = F.cross_entropy(logits, Tensor(labels), label_smoothing=self.settings.smoothing)
+        loss.backward()
+        self.move()
+        return loss.data, _correct(logits, labels)
+
+    def move(self) -> None:
+        """The parameters against their gradients."""
         if self.settings.clip_grad:
             clip_grad_norm_(self.parameters, self.settings.clip_grad)
         self.optimizer.step()
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        self.schedule.step()
-        return sum(losses), sum(correct)
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
@@ -102,7 +127,7 @@ class Trainer:
         def work(images: Array, labels: Array) -> tuple[float, int, int]:
             with no_grad():
                 logits = self.model(self.inputs(images))
-            return F.cross_entropy(logits, Tensor(labels)).item(), _correct(logits, labels), len(labels)
+            return F.cross_entropy(logits, Tensor(labels)).item(), int(_correct(logits, labels)), len(labels)
 
         for images, labels in batches(self.dataset.test, self.settings.validation_batch_size, self.settings.device):
             for result in self.shards.run(work, images, labels):
@@ -114,8 +139,9 @@ class Trainer:
         return Tensor(normalize(images, self.dataset.mean, self.dataset.std))
 
 
-def _correct(logits: Tensor, labels: Array) -> int:
-    return int((logits.data.argmax(axis=1) == labels).sum())
+def _correct(logits: Tensor, labels: Array) -> Array:
+    """How many images are right."""
+    return (logits.data.argmax(axis=1) == labels).sum()
 
 
 class _Tally:

@@ -30,6 +30,7 @@ class Settings:
     seed: int
     device: str
     threads: int
+    graph: bool
     tune_cpu: bool
     output: str
     checkpoint_format: str
@@ -53,6 +54,7 @@ COMMON: dict[str, Any] = {
     "seed": 0,
     "device": "cpu",
     "threads": min(2, os.cpu_count() or 1),
+    "graph": False,
     "tune_cpu": True,
     "checkpoint_format": "npz",
 }

@@ -5,7 +5,7 @@ its place for the arrays that it `takes`. It comes with a test that both agree, 
 `python -m tests.benchmarks.twins`.
 """
 
-from minigrad.kernels import cpu
+from minigrad.kernels import cpu, cuda
 from minigrad.kernels.twins import TWINS, without_twins
 
-__all__ = ["TWINS", "cpu", "without_twins"]
+__all__ = ["TWINS", "cpu", "cuda", "without_twins"]

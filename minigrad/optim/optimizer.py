@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad.backend import Array, array_module, to_device
+from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
 
 
@@ -143,6 +144,7 @@ class AdamW(Optimizer):
     """
 
     memory = ("step", "m", "v")
+    captured: cuda.optim.CapturedScalars | None = None  # while a CUDA graph is captured: see minigrad/graph.py
 
     def __init__(
         self,
@@ -160,9 +162,17 @@ class AdamW(Optimizer):
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         xp = array_module(x)
         if not state:
+            if self.captured is not None:
+                raise RuntimeError(
+                    "AdamW: a parameter has its first gradient in a step that is captured: warm up longer"
+                )
             state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
-        state["step"] += 1
-        (beta1, beta2), t, m, v = group["betas"], state["step"], state["m"], state["v"]
+        (beta1, beta2), m, v = group["betas"], state["m"], state["v"]
+        if cuda.optim.takes(x, grad):
+            step = cuda.optim.next_scalars(state, group) if self.captured is None else self.captured.add(state, group)
+            cuda.optim.adamw(x, grad, m, v, betas=group["betas"], eps=group["eps"], step=step)
+            return
+        state["step"] = t = state["step"] + 1
         m *= beta1
         m += (1 - beta1) * grad
         v *= beta2
@@ -178,21 +188,26 @@ class AdamW(Optimizer):
         x -= denominator
 
 
-def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> float:
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients, in place, so that their common Euclidean norm is at most `max_norm`.
 
+    Nothing waits for a GPU in this, so a step that is captured can have it.
+
     Returns:
-        The norm before. If it is not finite, the gradients are left as they are.
+        The norm before, a Tensor without axes. If it is not finite, the gradients are left as they are.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     grads = [p.grad.data for p in parameters if p.grad is not None]
-    total = sqrt(sum(float((g * g).sum(dtype=np.float64)) for g in grads))
-    if np.isfinite(total) and total > max_norm:
-        for g in grads:
-            g *= max_norm / (total + 1e-6)
-    return total
+    if not grads:
+        return Tensor(0.0)
+    xp = array_module(grads[0])
+    total = xp.sqrt(sum((g * g).sum(dtype=np.float64) for g in grads))
+    factor = xp.where(xp.isfinite(total), xp.minimum(max_norm / (total + 1e-6), 1), 1)
+    for g in grads:
+        g *= factor.astype(g.dtype)
+    return Tensor(total)
 
 
 def _not_negative(name: str, **settings: float) -> None:

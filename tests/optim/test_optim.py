@@ -111,12 +111,12 @@ def test_clipping_scales_all_gradients_by_one_factor():
     for p in params:
         p.grad = Tensor(np.full(p.shape, 3.0))
     count = sum(p.data.size for p in params)
-    assert optim.clip_grad_norm_(params, 1.0) == pytest.approx(3 * count**0.5)
+    assert optim.clip_grad_norm_(params, 1.0).item() == pytest.approx(3 * count**0.5)
     assert sum(float((p.grad.data**2).sum()) for p in params) == pytest.approx(1, rel=1e-5)
-    assert optim.clip_grad_norm_(params, 100.0) == pytest.approx(1, rel=1e-5)
+    assert optim.clip_grad_norm_(params, 100.0).item() == pytest.approx(1, rel=1e-5)
     params[0].grad.data[0, 0] = np.nan
     before = params[1].grad.numpy().copy()
-    assert np.isnan(optim.clip_grad_norm_(params, 0.1))
+    assert np.isnan(optim.clip_grad_norm_(params, 0.1).item())
     np.testing.assert_array_equal(params[1].grad.numpy(), before)
 
 

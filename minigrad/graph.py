@@ -1,0 +1,114 @@
+"""L5: a training step as one CUDA graph.
+
+On a GPU, a step of a small model is hundreds of kernels of a few microseconds, and to launch each from Python takes as
+long as it runs. A graph is a recording of them: CUDA notes the kernels, their arguments and their order once, and
+afterwards the whole step is one launch.
+
+What is recorded stays as it is: the kernels read and write the same memory every time. So
+
+    inputs      are copied into memory that the graph reads
+    memory      of everything in between comes from a pool that belongs to the graph alone
+    lr and t    of the optimiser, and the state of the generator, are in device memory; before each launch the host
+                writes the next ones there
+    products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/cublas.py)
+    results     are in the same memory after each launch: use or copy them before the next
+
+and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
+CPU. (CUDA refuses such calls while it records.)
+"""
+
+import gc
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minigrad import cublas
+from minigrad.backend import Array, device_of, empty
+from minigrad.kernels.cuda.optim import CapturedScalars
+from minigrad.optim import AdamW
+from minigrad.random import default_generator
+
+
+class GraphedStep:
+    """`step` as a graph: a call with arrays like those before replays it, any other call runs it as it is.
+
+        step = GraphedStep(step, optimizer)
+        for images, labels in batches:
+            loss = step(images, labels)
+
+    Args:
+        step: takes arrays on a GPU and returns an array or a tuple of them, on the GPU too. It goes all the way:
+            `zero_grad`, forward, backward, `optimizer.step`.
+        optimizer: whose `step` is called in it, once.
+        warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
+            longer than a step.
+    """
+
+    def __init__(self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3) -> None:
+        if warmup < 1:
+            raise ValueError(f"GraphedStep: needs at least one call to warm up, got {warmup}")
+        self.step, self.optimizer, self.warmup = step, optimizer, warmup
+        self.graph: Any = None
+
+    def __call__(self, *inputs: Array) -> Any:
+        if self.warmup:
+            self.warmup -= 1
+            return self.step(*inputs)
+        if self.graph is None:
+            self._capture(inputs)
+        if [(x.shape, x.dtype) for x in inputs] != [(x.shape, x.dtype) for x in self.inputs]:
+            return self.step(*inputs)
+        cuda = importlib.import_module("cupy").cuda
+        outside = cuda.get_current_stream()
+        _wait(self.stream, outside)
+        with self.stream:
+            for mine, x in zip(self.inputs, inputs, strict=True):
+                mine[...] = x
+            self.scalars.upload()
+            self.random.set(np.array([self.generator.seed, self.generator.draws], np.uint64))
+            self.generator.skip(self.draws)
+            self.graph.launch()
+        _wait(outside, self.stream)
+        return self.outputs
+
+    def _capture(self, inputs: tuple[Array, ...]) -> None:
+        cuda = importlib.import_module("cupy").cuda
+        device = device_of(inputs[0])
+        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        self.blas = direct_blas(device, self.stream.ptr)
+        self.inputs = [x.copy() for x in inputs]
+        self.scalars = CapturedScalars(sum(len(group["params"]) for group in self.optimizer.param_groups), device)
+        self.generator, self.random = default_generator(), empty((2,), np.uint64, device)
+        _wait(self.stream, cuda.get_current_stream())
+        before, self.generator.draws = self.generator.draws, 0
+        self.generator.captured, self.optimizer.captured = self.random, self.scalars
+        gc.collect()
+        gc.disable()  # what is freed while a graph is recorded is not to be another's memory
+        try:
+            with self.stream, cuda.using_allocator(self.pool.malloc), cublas.use_blas(self.blas):
+                self.stream.begin_capture()
+                try:
+                    self.outputs = self.step(*self.inputs)
+                finally:
+                    graph = self.stream.end_capture()
+        finally:
+            gc.enable()
+            self.draws, self.generator.draws = self.generator.draws, before
+            self.generator.captured = self.optimizer.captured = None
+        self.graph = graph
+
+
+def direct_blas(device: str, stream: int) -> cublas.Blas:
+    """cuBLAS without CuPy, on this stream."""
+    blas = cublas.CtypesBlas(cublas.load_library(), empty((cublas.WORKSPACE,), np.uint8, device))
+    blas.use_stream(stream)
+    return blas
+
+
+def _wait(stream: Any, other: Any) -> None:
+    """What comes on `stream` waits for all that is on `other` now."""
+    event = importlib.import_module("cupy").cuda.Event(disable_timing=True)
+    event.record(other)
+    stream.wait_event(event)

@@ -1,0 +1,9 @@
+"""L2: twins for NVIDIA's GPUs, written in CUDA. Importing this package puts them in place; it imports no CuPy.
+
+A twin here is two files: `norm.cu`, the kernels, and `norm.py`, which launches them through `launch.py`. To read the
+kernels begin with `common.cuh`.
+"""
+
+from minigrad.kernels.cuda import activation, attention, conv, group_norm, loss, norm, optim, random
+
+__all__ = ["activation", "attention", "conv", "group_norm", "loss", "norm", "optim", "random"]

@@ -1,0 +1,307 @@
+// Attention for short rows: scores stay in registers, and are made a second time in the backward pass instead of kept.
+//
+//   S = scale · q kᵀ + mask,   P = exp(S - lse),   lse_i = log Σ_j exp(S_ij)              y = P v
+//
+//   ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - D),   D_i = Σ_j ∂P_ij P_ij                 ∂mask = ∂S
+//   ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
+//
+//   q, ∂q (L, E)      k, ∂k (S, E)      v, ∂v (S, V)      y, ∂y (L, V)      mask, ∂S (L, S)      lse, D (L,)
+//
+// for each of `heads` heads of each of the entries of an outer axis: images, or windows. A block has one of them, and
+// blockIdx.x is entry · heads + head. It brings the rows that all its warps need into shared memory, and each of its
+// warps then has ROWS other rows at a time, of its own:
+//
+//   kernel                   in shared memory for all      rows of a warp      what a warp finds
+//   attention_forward        k, v                          q                   y, lse
+//   attention_backward_q     k, v                          q, ∂y               ∂q, D, ∂S
+//   attention_backward_kv    scale · q, ∂y                 k, v                ∂k, ∂v
+//
+// "Own" and "other" below are these two. A warp's work is two products. In the first, a lane has the products of all
+// own rows with other rows lane, lane + 32, ...: scores. In the second, it has columns lane, lane + 32, ... of sums of
+// other rows, whose weights the lanes have left for each other in shared memory. What a lane reads serves ROWS times.
+//
+// Arrays are read where they lie, within the packed qkv of a linear layer: of each, a pointer and three strides, from
+// one entry of the outer axis to the next, one head, one row. Rows begin at multiples of 16 bytes; those of lse, D and
+// ∂S follow each other without gaps.
+//
+// Constants: QK_WIDTH (E) and V_WIDTH (V), multiples of 4; SLOTS, how many scores of a row a lane holds: L and S are at
+// most 32 · SLOTS. Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
+//
+// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
+// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 168, attention_backward_kv 168
+// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 128, attention_backward_kv 128
+// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 216, attention_backward_kv 168
+#include "common.cuh"
+
+typedef float Stored;  // what q, k, v, y and their gradients are kept in
+
+constexpr int E = QK_WIDTH, V = V_WIDTH, ROWS = 4, WEIGHTS = 32 * SLOTS;
+constexpr int AT_ONCE = SLOTS <= 2 && E + V <= 128 ? 3 : 1;  // blocks that the registers must be enough for, at least
+#define INF __int_as_float(0x7f800000)
+
+// From one row to the next in shared memory: an odd number of float4, so that in eight rows, which eight lanes read at
+// once, the same column lies in different banks.
+static inline __device__ constexpr int spaced(int width) { return width / 4 % 2 ? width : width + 4; }
+static inline __device__ constexpr int rounded_up(int count) { return (count + 3) / 4 * 4; }
+
+static inline __device__ float warp_max(float value) {
+#pragma unroll
+    for (int apart = 1; apart < WARP; apart *= 2) value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, apart));
+    return value;
+}
+
+// Rows first, first + 1, ... of an array of `rows` rows into shared memory, times a factor; zeros past its end.
+// `count` is how many, and the work of `threads` threads, of which this is number `thread`.
+template <int WIDTH>
+static inline __device__ void stage(float* to, const Stored* from, long long step, int first, int count, int rows,
+                                    float factor, int thread, int threads) {
+    for (int i = thread; i < count * (WIDTH / 4); i += threads) {
+        const int row = i / (WIDTH / 4), column = i % (WIDTH / 4) * 4;
+        float4 x = make_float4(0, 0, 0, 0);
+        if (first + row < rows) x = *reinterpret_cast<const float4*>(from + (first + row) * step + column);
+        *reinterpret_cast<float4*>(to + row * spaced(WIDTH) + column) =
+            make_float4(factor * x.x, factor * x.y, factor * x.z, factor * x.w);
+    }
+}
+
+// The first product: products[r][t] = ⟨own_r, other_j⟩,  j = lane + 32 t. Where there is no row j, the last one's.
+template <int WIDTH>
+static inline __device__ void multiply(float (&products)[ROWS][SLOTS], const float* own, const float* other,
+                                       int count) {
+    const int lane = threadIdx.x;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int t = 0; t < SLOTS; ++t) products[r][t] = 0;
+#pragma unroll 1
+    for (int column = 0; column < WIDTH; column += 4) {
+        float4 a[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) a[r] = *reinterpret_cast<const float4*>(own + r * spaced(WIDTH) + column);
+#pragma unroll
+        for (int t = 0; t < SLOTS; ++t) {
+            const int j = min(lane + 32 * t, count - 1);
+            const float4 b = *reinterpret_cast<const float4*>(other + j * spaced(WIDTH) + column);
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                products[r][t] += a[r].x * b.x;
+                products[r][t] += a[r].y * b.y;
+                products[r][t] += a[r].z * b.z;
+                products[r][t] += a[r].w * b.w;
+            }
+        }
+    }
+}
+
+// The second product, straight to where it belongs: rows first, first + 1, ... of the `rows` rows of an array become
+//
+//   to_rc = Σ_j weights_rj other_jc,   c = lane, lane + 32, ...
+//
+// weights (ROWS, WEIGHTS) and other (count, WIDTH) are in shared memory, and zero up to the next multiple of 4 in j.
+template <int WIDTH>
+static inline __device__ void add_up(Stored* to, long long step, int first, int rows, const float* weights,
+                                     const float* other, int count) {
+    constexpr int COLUMNS = (WIDTH + 31) / 32;
+    const int lane = threadIdx.x;
+    float sums[ROWS][COLUMNS] = {};
+#pragma unroll 1
+    for (int j = 0; j < count; j += 4) {
+        float4 w[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) w[r] = *reinterpret_cast<const float4*>(weights + r * WEIGHTS + j);
+#pragma unroll
+        for (int i = 0; i < COLUMNS; ++i) {
+            const int c = min(lane + 32 * i, WIDTH - 1);
+            const float* x = other + j * spaced(WIDTH) + c;
+            const float x0 = x[0], x1 = x[spaced(WIDTH)], x2 = x[2 * spaced(WIDTH)], x3 = x[3 * spaced(WIDTH)];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                sums[r][i] += w[r].x * x0;
+                sums[r][i] += w[r].y * x1;
+                sums[r][i] += w[r].z * x2;
+                sums[r][i] += w[r].w * x3;
+            }
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+        for (int i = 0; i < COLUMNS; ++i) {
+            const int c = lane + 32 * i;
+            if (first + r < rows && c < WIDTH) to[(first + r) * step + c] = sums[r][i];
+        }
+}
+
+// An array as a parameter: where it begins, and its strides. And where the rows of this block's entry and head begin.
+#define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, long long name##_row
+#define HERE(name) (name + entry * name##_outer + head * name##_head)
+
+// The mask as a parameter: strides of 0 where it is broadcast, and null if there is none. Entries take one of `masks`
+// masks after the other, and begin again. And what it adds to the scores of this block's entry and head.
+#define MASK ARRAY(const float, mask), long long mask_key, int masks
+#define MASK_HERE {mask ? mask + entry % masks * mask_outer + head * mask_head : mask, mask_row, mask_key}
+
+struct Mask {
+    const float* first;
+    long long row, key;
+    __device__ float at(int i, int j) const { return first ? first[i * row + j * key] : 0.0f; }
+};
+
+// y, and lse unless it is null. A query that sees no key has weights of 0 here, and by lse = ∞ in the backward pass too.
+extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK, ARRAY(Stored, y),
+                  float* lse, int heads, int L, int S, float scale) {
+    const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
+    const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
+    const Mask bias = MASK_HERE;
+    DYNAMIC_SHARED(float, shared);
+    float* const keys = shared;                              // (S, E), and of zeros up to 3 rows more
+    float* const values = keys + rounded_up(S) * spaced(E);  // (S, V), likewise
+    float* const queries = values + rounded_up(S) * spaced(V) + warp * ROWS * (spaced(E) + WEIGHTS);  // (ROWS, E)
+    float* const weights = queries + ROWS * spaced(E);       // (ROWS, WEIGHTS)
+
+    stage<E>(keys, HERE(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    stage<V>(values, HERE(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every warp needs all of them
+
+    for (int first = warp * ROWS; first < L; first += warps * ROWS) {
+        stage<E>(queries, HERE(q), q_row, first, ROWS, L, scale, lane, WARP);
+        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+
+        float scores[ROWS][SLOTS];
+        multiply<E>(scores, queries, keys, S);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            const int i = first + r;
+            float largest = -INF, total = 0;
+#pragma unroll
+            for (int t = 0; t < SLOTS; ++t) {
+                const int j = lane + 32 * t;
+                scores[r][t] = i < L && j < S ? scores[r][t] + bias.at(i, j) : -INF;
+                largest = fmaxf(largest, scores[r][t]);
+            }
+            largest = warp_max(largest);
+            const float shift = largest == -INF ? 0.0f : largest;
+#pragma unroll
+            for (int t = 0; t < SLOTS; ++t) {
+                scores[r][t] = expf(scores[r][t] - shift);
+                total += scores[r][t];
+            }
+            total = warp_sum(total);
+            const float inverse = total == 0 ? 0.0f : 1 / total;
+#pragma unroll
+            for (int t = 0; t < SLOTS; ++t) weights[r * WEIGHTS + lane + 32 * t] = scores[r][t] * inverse;
+            if (lse && lane == 0 && i < L) lse[(long long)blockIdx.x * L + i] = total == 0 ? INF : shift + logf(total);
+        }
+        __syncwarp();  // a lane reads the weights that others have found, and all have done with the queries
+        add_up<V>(HERE(y), y_row, first, L, weights, values, S);
+    }
+}
+
+// ∂q, D and ∂S (entries, heads, L, S), each unless it is null.
+extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
+                     ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), const float* lse, float* D, float* grad_scores,
+                     int heads, int L, int S, float scale) {
+    const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
+    const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
+    const Mask bias = MASK_HERE;
+    DYNAMIC_SHARED(float, shared);
+    float* const keys = shared;
+    float* const values = keys + rounded_up(S) * spaced(E);
+    float* const queries = values + rounded_up(S) * spaced(V) + warp * ROWS * (spaced(E) + spaced(V) + WEIGHTS);
+    float* const grads = queries + ROWS * spaced(E);
+    float* const weights = grads + ROWS * spaced(V);
+
+    stage<E>(keys, HERE(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    stage<V>(values, HERE(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every warp needs all of them
+
+    for (int first = warp * ROWS; first < L; first += warps * ROWS) {
+        stage<E>(queries, HERE(q), q_row, first, ROWS, L, scale, lane, WARP);
+        stage<V>(grads, HERE(grad_y), grad_y_row, first, ROWS, L, 1, lane, WARP);
+        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+
+        float probs[ROWS][SLOTS], grad_probs[ROWS][SLOTS];
+        multiply<E>(probs, queries, keys, S);
+        multiply<V>(grad_probs, grads, values, S);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            const int i = first + r;
+            const long long row = (long long)blockIdx.x * L + i;
+            float along = 0;
+#pragma unroll
+            for (int t = 0; t < SLOTS; ++t) {
+                const int j = lane + 32 * t;
+                probs[r][t] = i < L && j < S ? expf(probs[r][t] + bias.at(i, j) - lse[row]) : 0.0f;
+                along += probs[r][t] * grad_probs[r][t];
+            }
+            along = warp_sum(along);
+            if (D && lane == 0 && i < L) D[row] = along;
+#pragma unroll
+            for (int t = 0; t < SLOTS; ++t) {
+                const int j = lane + 32 * t;
+                const float grad_score = probs[r][t] * (grad_probs[r][t] - along);
+                weights[r * WEIGHTS + j] = scale * grad_score;
+                if (grad_scores && i < L && j < S) grad_scores[row * S + j] = grad_score;
+            }
+        }
+        __syncwarp();  // a lane reads the weights that others have found, and all have done with queries and ∂y
+        if (grad_q) add_up<E>(HERE(grad_q), grad_q_row, first, L, weights, keys, S);
+    }
+}
+
+// ∂k and ∂v, each unless it is null; ∂k needs D. Here a lane has columns of S: key j with queries lane, lane + 32, ...
+extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+attention_backward_kv(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
+                      ARRAY(const Stored, grad_y), ARRAY(Stored, grad_k), ARRAY(Stored, grad_v), const float* lse,
+                      const float* D, int heads, int L, int S, float scale) {
+    const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
+    const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
+    const Mask bias = MASK_HERE;
+    DYNAMIC_SHARED(float, shared);
+    float* const queries = shared;
+    float* const grads = queries + rounded_up(L) * spaced(E);
+    float* const keys = grads + rounded_up(L) * spaced(V) + warp * ROWS * (spaced(E) + spaced(V) + WEIGHTS);
+    float* const values = keys + ROWS * spaced(E);
+    float* const weights = values + ROWS * spaced(V);
+
+    stage<E>(queries, HERE(q), q_row, 0, rounded_up(L), L, scale, warp * WARP + lane, warps * WARP);
+    stage<V>(grads, HERE(grad_y), grad_y_row, 0, rounded_up(L), L, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every warp needs all of them
+
+    for (int first = warp * ROWS; first < S; first += warps * ROWS) {
+        stage<E>(keys, HERE(k), k_row, first, ROWS, S, 1, lane, WARP);
+        stage<V>(values, HERE(v), v_row, first, ROWS, S, 1, lane, WARP);
+        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+
+        float probs[ROWS][SLOTS], grad_probs[ROWS][SLOTS];
+        multiply<E>(probs, keys, queries, L);
+        multiply<V>(grad_probs, values, grads, L);
+#pragma unroll
+        for (int t = 0; t < SLOTS; ++t) {
+            const int i = lane + 32 * t;
+            const float lse_of_i = i < L ? lse[(long long)blockIdx.x * L + i] : INF;
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                const int j = first + r;
+                probs[r][t] = i < L && j < S ? expf(probs[r][t] + bias.at(i, j) - lse_of_i) : 0.0f;
+                weights[r * WEIGHTS + i] = probs[r][t];
+            }
+        }
+        __syncwarp();  // a lane reads the weights that others have found, and all have done with keys and values
+        if (grad_v) add_up<V>(HERE(grad_v), grad_v_row, first, S, weights, grads, L);
+        if (!grad_k) continue;
+
+        __syncwarp();  // all have done with P, and its place is for ∂S
+#pragma unroll
+        for (int t = 0; t < SLOTS; ++t) {
+            const int i = lane + 32 * t;
+            const float along = i < L ? D[(long long)blockIdx.x * L + i] : 0.0f;
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) weights[r * WEIGHTS + i] = probs[r][t] * (grad_probs[r][t] - along);
+        }
+        __syncwarp();  // a lane reads the weights that others have found
+        add_up<E>(HERE(grad_k), grad_k_row, first, S, weights, queries, L);
+    }
+}

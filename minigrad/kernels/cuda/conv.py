@@ -1,0 +1,188 @@
+"""L2: convolution on a GPU: depthwise, 1 x 1, and every other in one group as a matrix product."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from math import prod
+from operator import add
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, gemm
+from minigrad.cublas import pointer
+from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import conv
+from minigrad.ops.matmul import rows
+from minigrad.windows import Pair, Windows, blocks
+
+# Depthwise; see depthwise.cu.
+LARGEST = 9  # kernel along either axis: the sums of all its taps must find room in registers
+ROWS, RUNS = 2, (8, 7, 4)  # pixels in a tile: 2 x 8 is best, but a map 28 wide is four times 7
+WARPS = 8  # of a block
+STRIPS = 32  # warps of a block of sum_rows; see common.cuh
+BLOCKS = 512  # of partial sums: enough to keep a large GPU busy, and the same on all, so that the result is too
+
+
+@twin_of(conv.Conv2d)
+class Conv2d(conv.Conv2d):
+    """Depthwise, with stride 1 and as many channels out as in: by `Depthwise`. In one group, 1 x 1: by `Pointwise`, and
+    everything else: by `Columns`."""
+
+    @staticmethod
+    def takes(
+        x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> bool:
+        if not (on_gpu(x) and on_gpu(weight) and x.dtype == weight.dtype == np.float32):
+            return False
+        if not (x.ndim == weight.ndim == 4 and x.size and weight.size):
+            return False
+        if groups == 1:
+            return True
+        plain = stride in (1, (1, 1)) and dilation in (1, (1, 1))
+        return plain and groups == x.shape[1] == len(weight) and max(weight.shape[2:]) <= LARGEST
+
+    def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
+        if groups > 1:
+            return Depthwise(windows)
+        one_by_one = windows.kernel == windows.stride == (1, 1) and not any(windows.before + windows.after)
+        return Pointwise() if one_by_one else Columns(windows)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """1 x 1: Y = X Wᵀ, ∂X = ∂Y W, ∂W = ∂Yᵀ X, with a row in X for each pixel."""
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        return gemm(rows(x), weight[:, :, 0, 0].T).reshape(*x.shape[:3], -1)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        return gemm(rows(grad_y), weight[:, :, 0, 0]).reshape(shape)
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        return gemm(rows(grad_y).T, rows(x)).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """As `Columns` of the specification, in one group, and with kernels that write X from x and ∂x from ∂X:
+
+        Y = X Wᵀ,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X
+
+    Shapes: X (N·OH·OW, KH·KW·C); W (O, KH·KW·C); Y (N·OH·OW, O).
+    """
+
+    windows: Windows
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        W = _matrix(weight)
+        parts = [gemm(self.unfold(x[some]), W.T) for some in self._blocks(x, weight.shape)]
+        y = parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
+        return y.reshape(len(x), *self.windows.out, -1)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        grad_x, W = array_module(grad_y).empty(shape, np.float32), _matrix(weight)
+        for some in self._blocks(grad_y, weight.shape):
+            self.fold(gemm(rows(grad_y[some]), W), grad_x[some])
+        return grad_x
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        O, C, KH, KW = shape  # noqa: E741 (the output channels' axis)
+        parts = (gemm(rows(grad_y[some]).T, self.unfold(x[some])) for some in self._blocks(x, shape))
+        return reduce(add, parts).reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
+
+    def unfold(self, x: Array) -> Array:
+        """X: the one copy that is made of x, whatever its layout."""
+        N, C = len(x), x.shape[3]
+        X = array_module(x).empty((N * prod(self.windows.out), prod(self.windows.kernel) * C), np.float32)
+        pack = _pack(C, x, X) if x.flags.c_contiguous else 1
+        *strides, last = (np.int64(step // (pack * x.itemsize)) for step in x.strides)
+        last = last if pack == 1 else np.int64(1)
+        self._launch("unfold", len(X), X.shape[1] // pack, pack, x.shape, x, X, *strides, last)
+        return X
+
+    def fold(self, grad_X: Array, grad_x: Array) -> None:
+        """∂x, which is written to `grad_x`, from ∂X."""
+        N, H, W, C = grad_x.shape
+        pack = _pack(C, grad_X, grad_x)
+        self._launch("fold", N * H * W, C // pack, pack, grad_x.shape, grad_X, grad_x)
+
+    def _launch(
+        self, name: str, count: int, length: int, pack: int, shape: tuple[int, ...], source: Array, to: Array,
+        *strides: np.int64,
+    ) -> None:  # fmt: skip
+        """For `count` rows of `to`, each of `length` numbers of so many channels."""
+        windows, (_, H, W, C) = self.windows, shape
+        (KH, KW), (SH, SW), (DH, DW) = windows.kernel, windows.stride, windows.dilation
+        kernel = Kernel("im2col.cu", name, KH=KH, KW=KW, SH=SH, SW=SW, DH=DH, DW=DW, PACK=pack)
+        across = min(32, 1 << (length - 1).bit_length())
+        down = 256 // across
+        sizes = (np.int32(n) for n in (count, H, W, C // pack, *windows.out, *windows.before))
+        kernel(_ceil(count, down), (across, down), source, to, *sizes, *strides)
+
+    def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
+        """Images taken at once, by the size of X."""
+        return blocks(x, prod(self.windows.out) * prod(weight_shape[1:]))
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Stride 1: ∂x is y once more, with the weight turned around, and ∂weight a sum over blocks of partial sums."""
+
+    windows: Windows
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        return self._correlate(x, weight, self.windows.out, self.windows.before, turned=False)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
+        return self._correlate(grad_y, weight, (H, W), (KH - 1 - top, KW - 1 - left), turned=True)
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
+        (OH, OW), groups = self.windows.out, _ceil(C, WARP)
+        run, tiles = _tiles(N, OH, OW)
+        count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
+        shares, grad_weight = xp.empty((count, C, taps), np.float32), xp.empty(shape, np.float32)
+        sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, C, *self.windows.before))
+        arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
+        self._kernel("depthwise_grad_weight", run)((groups, count), (WARP, WARPS), *arrays, shares, *sizes)
+        add_up = self._kernel("sum_rows", run)
+        add_up(_ceil(C * taps, WARP), (WARP, STRIPS), shares, grad_weight, np.int32(count), np.int32(C * taps))
+        return grad_weight
+
+    def _correlate(self, x: Array, weight: Array, out: Pair, before: Pair, *, turned: bool) -> Array:
+        xp, (N, H, W, C) = array_module(x), x.shape
+        y = xp.empty((N, *out, C), np.float32)
+        run, tiles = _tiles(N, *out)
+        sizes = (np.int32(n) for n in (turned, tiles, H, W, *out, C, *before))
+        arrays = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
+        grid = _ceil(C, WARP) * _ceil(tiles, WARPS)
+        self._kernel("depthwise_correlate", run)(grid, (WARP, WARPS), *arrays, y, *sizes)
+        return y
+
+    def _kernel(self, name: str, run: int) -> Kernel:
+        KH, KW = self.windows.kernel
+        return Kernel("depthwise.cu", name, KH=KH, KW=KW, ROWS=ROWS, RUN=run, WARPS=WARPS)
+
+
+def _pack(C: int, *arrays: Array) -> int:
+    """How many channels a thread may read or write at once."""
+    return 4 if C % 4 == 0 and all(pointer(x) % 16 == 0 for x in arrays) else 1
+
+
+def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
+    """How many pixels of a row a tile has, such that few lie beyond the edge, and how many tiles there are."""
+    run = min(RUNS, key=lambda run: _ceil(OW, run) * run)
+    return run, N * _ceil(OH, ROWS) * _ceil(OW, run)
+
+
+def _matrix(weight: Array) -> Array:
+    """W: (O, C, KH, KW) -> (O, KH, KW, C) -> (O, KH·KW·C)."""
+    return weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _ceil(count: int, size: int) -> int:
+    """How many pieces of this size hold so many."""
+    return -(-count // size)

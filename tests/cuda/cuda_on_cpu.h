@@ -1,0 +1,569 @@
+// CUDA C++ on a CPU: with this header in front, g++ compiles a kernel as an ordinary function.
+//
+// What makes a kernel a kernel is that many threads run it at once. Here each thread of a block is a fiber: a function
+// call with a stack of its own, which can stop in the middle and go on later. One fiber runs at a time, until it must
+// wait for others: at a barrier for its block, at a shuffle for its warp. Then the scheduler below picks the next. When
+// all have returned, the next block begins. Whatever order the scheduler picks could happen on a GPU, where threads run
+// as they please between two barriers; so a result that depends on the order is a mistake in the kernel.
+//
+// What comes to light:
+//
+//   a missing barrier        results that change with the order of the threads (see Order)
+//   a barrier not all reach  reported with who waits where
+//   memory never written     shared memory is full of NaN when a block begins
+//   a wrong index            the address is reported, where memory beside the array is protected
+//   a misaligned access      reported; a GPU refuses to read 16 bytes from an address that is no multiple of 16
+//
+// What does not: speed, memory bank conflicts, a GPU's rounding of exp and its like, and races between blocks.
+#pragma once
+
+#include <cmath>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <sys/mman.h>
+#include <type_traits>
+#include <unistd.h>
+#include <utility>
+
+struct uint3 { unsigned x, y, z; };
+using dim3 = uint3;
+
+// ---- Fibers: two ways to leave one stack and go on with another -----------------------------------------------------
+
+namespace cuda_on_cpu {
+
+#if defined(__x86_64__) && !defined(CUDA_ON_CPU_UCONTEXT)
+
+using Context = void*;  // the stack's top, where the registers lie that a function call must preserve
+
+}  // namespace cuda_on_cpu
+
+// void cuda_on_cpu_switch(Context* from, const Context* to): put the registers away, change stacks, fetch the others.
+asm(R"(
+    .text
+    .hidden cuda_on_cpu_switch
+    .globl cuda_on_cpu_switch
+cuda_on_cpu_switch:
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, (%rdi)
+    mov (%rsi), %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
+)");
+extern "C" void cuda_on_cpu_switch(void** from, void* const* to);
+
+namespace cuda_on_cpu {
+
+inline void switch_context(Context& from, const Context& to) { cuda_on_cpu_switch(&from, &to); }
+
+// A context that begins in `entry`: as if `entry` had once put six registers away. The empty place above is where a
+// call would have left its return address, which is what the alignment of a stack is counted from.
+inline void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+    void** top = reinterpret_cast<void**>(stack + size) - 2;
+    *top = reinterpret_cast<void*>(entry);
+    context = top - 6;
+}
+
+#else
+
+}  // namespace cuda_on_cpu
+
+#include <ucontext.h>
+
+namespace cuda_on_cpu {
+
+using Context = ucontext_t;
+
+inline void switch_context(Context& from, const Context& to) { swapcontext(&from, &to); }
+
+inline void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = size;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+}
+
+#endif
+
+// ---- A launch, and the threads of the block that is running ---------------------------------------------------------
+
+constexpr int WARP_SIZE = 32, MOST_THREADS = 1024, LANE_BYTES = 32;
+constexpr size_t STACK = 64 << 10;
+constexpr int POISON = 0xff;  // every byte of memory not yet written: NaN as a floating-point number, -1 as an integer
+
+enum Order { ROUND_ROBIN, FIRST_WARP_AHEAD, LAST_WARP_AHEAD, SHUFFLED };
+
+struct Launch {
+    uint3 grid, block;
+    size_t shared;            // bytes of dynamic shared memory
+    int order;
+    const char* left_out_in;  // the barrier to be left out: its file, or null
+    int left_out_at;          // and line
+};
+
+enum Waiting { FOR_NOTHING, FOR_WARP, FOR_BLOCK, RETURNED };
+
+struct Place {
+    const char* operation;
+    const char* file;
+    int line;
+    bool operator==(const Place& other) const {
+        return line == other.line && (file == other.file || !std::strcmp(file, other.file));
+    }
+};
+
+struct Fiber {
+    Context context;
+    uint3 thread;  // threadIdx
+    int warp, lane;
+    Waiting waiting;
+    Place place;    // where it waits,
+    unsigned mask;  // and for which lanes of its warp
+    unsigned met;   // the lanes that were there
+};
+
+// What the lanes of a warp bring to a shuffle, and what they find when all are there.
+struct Warp { unsigned char brought[WARP_SIZE][LANE_BYTES], found[WARP_SIZE][LANE_BYTES]; };
+
+inline Launch launch;
+inline void (*kernel)(void** arguments);
+inline void** arguments;
+inline Fiber fibers[MOST_THREADS];
+inline Warp warps[MOST_THREADS / WARP_SIZE];
+inline int threads;
+inline Fiber* running;
+inline uint3 block_index;
+inline Context scheduler;
+inline char* dynamic_shared;
+inline char message[1000];  // what went wrong, if not empty
+inline void* fault_address;
+
+// Stop this thread, and with it the launch.
+[[noreturn]] inline void fail() {
+    switch_context(running->context, scheduler);
+    __builtin_unreachable();
+}
+
+#define CUDA_ON_CPU_FAIL(format, ...) \
+    (std::snprintf(cuda_on_cpu::message, sizeof cuda_on_cpu::message, \
+                   "thread (%u, %u, %u) of block (%u, %u, %u): " format, \
+                   cuda_on_cpu::running->thread.x, cuda_on_cpu::running->thread.y, cuda_on_cpu::running->thread.z, \
+                   cuda_on_cpu::block_index.x, cuda_on_cpu::block_index.y, cuda_on_cpu::block_index.z, __VA_ARGS__), \
+     cuda_on_cpu::fail())
+
+inline void wait(Waiting waiting, Place place, unsigned mask = 0) {
+    running->waiting = waiting;
+    running->place = place;
+    running->mask = mask;
+    switch_context(running->context, scheduler);
+}
+
+inline bool left_out(const Place& place) {
+    return launch.left_out_in && place.line == launch.left_out_at && std::strstr(place.file, launch.left_out_in);
+}
+
+// Wait for all lanes of the mask, each with a value of its own.
+inline void meet(unsigned mask, const void* value, size_t size, Place place) {
+    if (!(mask >> running->lane & 1))
+        CUDA_ON_CPU_FAIL("%s at %s:%d with the mask 0x%x, in which its own lane, %d, is not", place.operation,
+                         place.file, place.line, mask, running->lane);
+    std::memcpy(warps[running->warp].brought[running->lane], value, size);
+    wait(FOR_WARP, place, mask);
+}
+
+// After a meeting: the value that a lane brought. Of a lane that was not there a GPU promises nothing.
+template <class T> T found(int lane) {
+    static_assert(sizeof(T) <= LANE_BYTES);
+    T value;
+    std::memset(&value, POISON, sizeof value);
+    if (running->met >> lane & 1) std::memcpy(&value, warps[running->warp].found[lane], sizeof value);
+    return value;
+}
+
+// ---- The scheduler --------------------------------------------------------------------------------------------------
+
+// If everyone has come that a lane of this warp waits for, let them go on.
+inline bool release_warp(int warp) {
+    bool released = false;
+    Fiber* lanes = fibers + warp * WARP_SIZE;
+    const int count = threads - warp * WARP_SIZE < WARP_SIZE ? threads - warp * WARP_SIZE : WARP_SIZE;
+    for (int first = 0; first < count; ++first) {
+        if (lanes[first].waiting != FOR_WARP) continue;
+        const unsigned mask = lanes[first].mask;
+        unsigned here = 0, missing = 0;
+        for (int lane = 0; lane < count; ++lane) {
+            const Fiber& fiber = lanes[lane];
+            if (!(mask >> lane & 1) || fiber.waiting == RETURNED) continue;
+            const bool same = fiber.waiting == FOR_WARP && fiber.mask == mask && fiber.place == lanes[first].place;
+            (same ? here : missing) |= 1u << lane;
+        }
+        if (missing) continue;
+        for (int lane = 0; lane < count; ++lane) {
+            if (!(here >> lane & 1)) continue;
+            std::memcpy(warps[warp].found[lane], warps[warp].brought[lane], LANE_BYTES);
+            lanes[lane].met = here;
+            lanes[lane].waiting = FOR_NOTHING;
+        }
+        released = true;
+    }
+    return released;
+}
+
+// Every thread from `first` on that can, up to where it must wait. Whether any could.
+inline bool step(int first, int count) {
+    static uint32_t random = 1;
+    int turn[MOST_THREADS];
+    for (int i = 0; i < count; ++i) turn[i] = first + (launch.order == LAST_WARP_AHEAD ? count - 1 - i : i);
+    if (launch.order == SHUFFLED)
+        for (int i = count - 1; i > 0; --i) {
+            random = random * 1664525 + 1013904223;
+            std::swap(turn[i], turn[(random >> 8) % (i + 1)]);
+        }
+    bool moved = false;
+    for (int i = 0; i < count; ++i) {
+        running = &fibers[turn[i]];
+        if (running->waiting != FOR_NOTHING) continue;
+        moved = true;
+        switch_context(scheduler, running->context);
+        if (*message) return false;
+    }
+    for (int warp = first / WARP_SIZE; warp * WARP_SIZE < first + count; ++warp) moved |= release_warp(warp);
+    return moved;
+}
+
+// Nobody can go on: say who waits where.
+inline void explain_deadlock() {
+    int used = std::snprintf(message, sizeof message, "block (%u, %u, %u): deadlock:", block_index.x, block_index.y,
+                             block_index.z);
+    bool told[MOST_THREADS] = {};
+    const char* separator = "";
+    for (int i = 0; i < threads; ++i) {
+        if (told[i]) continue;
+        const Fiber& fiber = fibers[i];
+        int count = 0;
+        for (int j = i; j < threads; ++j) {
+            const bool same = fibers[j].waiting == fiber.waiting &&
+                              (fiber.waiting == RETURNED ||
+                               (fibers[j].mask == fiber.mask && fibers[j].place == fiber.place));
+            told[j] |= same;
+            count += same;
+        }
+        const size_t room = sizeof message - used;
+        if (fiber.waiting == RETURNED)
+            used += std::snprintf(message + used, room, "%s %d returned", separator, count);
+        else
+            used += std::snprintf(message + used, room, "%s %d of %d threads wait in %s at %s:%d", separator, count,
+                                  threads, fiber.place.operation, fiber.place.file, fiber.place.line);
+        if (used >= (int)sizeof message) return;
+        separator = ",";
+    }
+}
+
+// If all threads that have not returned wait at one barrier, let them go on. Whether there are any.
+inline bool release_block() {
+    const Fiber* waiting = nullptr;
+    for (int i = 0; i < threads; ++i) {
+        if (fibers[i].waiting == RETURNED) continue;
+        if (!waiting) waiting = &fibers[i];
+        if (fibers[i].waiting != FOR_BLOCK || !(fibers[i].place == waiting->place)) {
+            explain_deadlock();
+            return false;
+        }
+    }
+    for (int i = 0; i < threads; ++i)
+        if (fibers[i].waiting == FOR_BLOCK) fibers[i].waiting = FOR_NOTHING;
+    return waiting;
+}
+
+inline void thread_main() {
+    kernel(arguments);
+    running->waiting = RETURNED;
+    switch_context(running->context, scheduler);
+}
+
+// Static shared memory: variables in a section of their own, the ends of which the linker knows.
+extern "C" {
+extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
+extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
+}
+
+inline void run_block(char* stacks) {
+    std::memset(__start_cuda_shared, POISON, __stop_cuda_shared - __start_cuda_shared);
+    const size_t rounded = (launch.shared + 15) / 16 * 16;
+    std::memset(dynamic_shared, POISON, rounded);
+    const uint3 block = launch.block;
+    for (int i = 0; i < threads; ++i) {
+        Fiber& fiber = fibers[i];
+        fiber.thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+        fiber.warp = i / WARP_SIZE;
+        fiber.lane = i % WARP_SIZE;
+        fiber.waiting = FOR_NOTHING;
+        fiber.mask = 0;
+        prepare(fiber.context, stacks + i * STACK, STACK, thread_main);
+    }
+    // Round robin and shuffled, all threads take steps in turn. Else one warp runs as far as it can before the next
+    // begins: to a barrier of the block, or to the end.
+    const bool ahead = launch.order == FIRST_WARP_AHEAD || launch.order == LAST_WARP_AHEAD;
+    const int size = ahead ? WARP_SIZE : threads, groups = (threads + size - 1) / size;
+    do {
+        for (int i = 0; i < groups && !*message; ++i) {
+            const int first = size * (launch.order == LAST_WARP_AHEAD ? groups - 1 - i : i);
+            while (step(first, threads - first < size ? threads - first : size)) {}
+        }
+    } while (!*message && release_block());
+    for (size_t i = launch.shared; i < rounded && !*message; ++i)  // between its end and the protected page
+        if ((unsigned char)dynamic_shared[i] != POISON)
+            std::snprintf(message, sizeof message, "block (%u, %u, %u): wrote past the end of its %zu bytes of dynamic "
+                          "shared memory", block_index.x, block_index.y, block_index.z, launch.shared);
+}
+
+inline void on_signal(int signal, siginfo_t* information, void*) {
+    if (!running) {  // not in a kernel: as if we had never been here
+        std::signal(signal, SIG_DFL);
+        return;
+    }
+    if (signal == SIGILL)  // what g++ puts where -fsanitize=undefined finds something
+        CUDA_ON_CPU_FAIL("%s", "a misaligned address, an index outside an array, a division by zero, or an overflow of "
+                         "a signed integer");
+    fault_address = information->si_addr;
+    CUDA_ON_CPU_FAIL("%s", "touched memory that is not its own");
+}
+
+// Run all blocks of a kernel. Null, or what went wrong.
+inline const char* run(void (*function)(void**), const Launch& how, void** values) {
+    kernel = function;
+    arguments = values;
+    launch = how;
+    threads = how.block.x * how.block.y * how.block.z;
+    *message = 0;
+    fault_address = nullptr;
+
+    static char* stacks = (char*)mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const size_t page = sysconf(_SC_PAGESIZE), room = (how.shared + page - 1) / page * page;
+    char* pages = (char*)mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(pages + room, page, PROT_NONE);  // dynamic shared memory ends where a protected page begins
+    dynamic_shared = pages + room - (how.shared + 15) / 16 * 16;
+
+    const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+    struct sigaction ours = {}, theirs[4];
+    ours.sa_sigaction = on_signal;
+    ours.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return: it changes stacks
+    for (int i = 0; i < 4; ++i) sigaction(signals[i], &ours, &theirs[i]);
+
+    for (unsigned z = 0; z < how.grid.z && !*message; ++z)
+        for (unsigned y = 0; y < how.grid.y && !*message; ++y)
+            for (unsigned x = 0; x < how.grid.x && !*message; ++x) {
+                block_index = {x, y, z};
+                run_block(stacks);
+            }
+
+    running = nullptr;
+    for (int i = 0; i < 4; ++i) sigaction(signals[i], &theirs[i], nullptr);
+    munmap(pages, room + page);
+    return *message ? message : nullptr;
+}
+
+}  // namespace cuda_on_cpu
+
+// ---- The language ---------------------------------------------------------------------------------------------------
+
+#define CUDA_ON_CPU
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static __attribute__((section("cuda_shared")))
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(cuda_on_cpu::dynamic_shared)
+
+#define threadIdx (cuda_on_cpu::running->thread)
+#define blockIdx (cuda_on_cpu::block_index)
+#define blockDim (cuda_on_cpu::launch.block)
+#define gridDim (cuda_on_cpu::launch.grid)
+constexpr int warpSize = cuda_on_cpu::WARP_SIZE;
+
+// __builtin_FILE and __builtin_LINE, as default arguments, are where the call is written.
+#define CUDA_ON_CPU_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+inline void __syncthreads(CUDA_ON_CPU_CALLER) {
+    const cuda_on_cpu::Place place = {"__syncthreads", file, line};
+    if (!cuda_on_cpu::left_out(place)) cuda_on_cpu::wait(cuda_on_cpu::FOR_BLOCK, place);
+}
+
+inline void __syncwarp(unsigned mask = ~0u, CUDA_ON_CPU_CALLER) {
+    const cuda_on_cpu::Place place = {"__syncwarp", file, line};
+    if (!cuda_on_cpu::left_out(place)) cuda_on_cpu::meet(mask, "", 0, place);
+}
+
+// Shuffles: a lane reads the value of another, within groups of `width` lanes; beyond its group, its own.
+template <class T> T __shfl_sync(unsigned mask, T value, int lane, int width = 32, CUDA_ON_CPU_CALLER) {
+    cuda_on_cpu::meet(mask, &value, sizeof value, {"__shfl_sync", file, line});
+    return cuda_on_cpu::found<T>((cuda_on_cpu::running->lane & ~(width - 1)) + (lane & (width - 1)));
+}
+
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, CUDA_ON_CPU_CALLER) {
+    cuda_on_cpu::meet(mask, &value, sizeof value, {"__shfl_xor_sync", file, line});
+    const int own = cuda_on_cpu::running->lane, lane = own ^ bits;
+    return cuda_on_cpu::found<T>(lane / width <= own / width ? lane : own);
+}
+
+template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned distance, int width = 32, CUDA_ON_CPU_CALLER) {
+    cuda_on_cpu::meet(mask, &value, sizeof value, {"__shfl_down_sync", file, line});
+    const int own = cuda_on_cpu::running->lane;
+    return cuda_on_cpu::found<T>(own % width + distance < (unsigned)width ? own + distance : own);
+}
+
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32, CUDA_ON_CPU_CALLER) {
+    cuda_on_cpu::meet(mask, &value, sizeof value, {"__shfl_up_sync", file, line});
+    const int own = cuda_on_cpu::running->lane;
+    return cuda_on_cpu::found<T>((unsigned)(own % width) >= distance ? own - distance : own);
+}
+
+template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
+    const T before = *address;
+    *address = before + value;
+    return before;
+}
+
+template <class T> T __ldg(const T* address) { return *address; }
+
+using std::max;
+using std::min;
+inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+inline float __logf(float x) { return std::log(x); }
+inline float __fdividef(float x, float y) { return x / y; }
+
+template <class To, class From> To cuda_on_cpu_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+inline unsigned __float_as_uint(float x) { return cuda_on_cpu_bits<unsigned>(x); }
+inline float __uint_as_float(unsigned x) { return cuda_on_cpu_bits<float>(x); }
+inline int __float_as_int(float x) { return cuda_on_cpu_bits<int>(x); }
+inline float __int_as_float(int x) { return cuda_on_cpu_bits<float>(x); }
+
+// Vectors, aligned as a GPU wants them.
+#define CUDA_ON_CPU_VECTORS(type, name) \
+    struct alignas(2 * sizeof(type)) name##2 { type x, y; }; \
+    struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; }; \
+    inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
+    inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+CUDA_ON_CPU_VECTORS(float, float)
+CUDA_ON_CPU_VECTORS(int, int)
+CUDA_ON_CPU_VECTORS(unsigned, uint)
+
+// bfloat16: the upper half of a float. Rounded to the nearest, and between two to the one whose last bit is 0.
+struct __nv_bfloat16 { uint16_t bits; };
+inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
+inline __nv_bfloat16 __float2bfloat16(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    if (x != x) return {0x7fff};
+    return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+// float16: 5 bits of exponent, 10 of fraction; below 2⁻¹⁴ whole multiples of 2⁻²⁴.
+struct __half { uint16_t bits; };
+inline float __half2float(__half x) {
+    const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+    const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                       : exponent     ? std::ldexp(float(1024 + fraction), exponent - 25)
+                                      : std::ldexp(float(fraction), -24);
+    return x.bits >> 15 ? -size : size;
+}
+inline __half __float2half(float x) {
+    const uint16_t sign = __float_as_uint(x) >> 31 << 15;
+    const float size = std::fabs(x);
+    if (x != x) return {0x7fff};
+    if (size >= 65536) return {(uint16_t)(sign | 0x7c00)};  // infinity; from 65520 on, rounding leads there by itself
+    int exponent = -13;
+    if (size >= 0x1p-14f) std::frexp(size, &exponent);
+    const int units = (int)std::nearbyint(std::ldexp(size, 11 - exponent));  // 11 bits, the first of them hidden
+    return {(uint16_t)(sign | ((exponent + 13) * 1024 + units))};
+}
+
+// C += A B on a warp's tensor core: A (16, 16) and B (16, 8) in bfloat16, C (16, 8) in float. Each lane holds a few
+// entries, two bfloat16 in a register, as the PTX manual has it for mma.m16n8k16. With g = lane / 4 and t = lane % 4:
+//
+//   a[0], a[1]   rows g and g + 8, columns 2t and 2t + 1          a[2], a[3]   the same rows, columns 2t + 8, 2t + 9
+//   b[0], b[1]   rows 2t, 2t + 1 and 2t + 8, 2t + 9, column g
+//   c[0], c[1]   row g, columns 2t and 2t + 1                     c[2], c[3]   row g + 8, the same columns
+inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDA_ON_CPU_CALLER) {
+    struct Registers { uint32_t a[4], b[2]; } mine;
+    std::memcpy(mine.a, a, sizeof a);
+    std::memcpy(mine.b, b, sizeof b);
+    cuda_on_cpu::meet(~0u, &mine, sizeof mine, {"mma_m16n8k16", file, line});
+    const int g = cuda_on_cpu::running->lane / 4, t = cuda_on_cpu::running->lane % 4;
+    for (int k = 0; k < 16; ++k) {
+        const int holder = k % 8 / 2, half = k / 8;  // t of the lane that has column k of A, and row k of B
+        const auto number = [k](uint32_t pair) { return __uint_as_float(k % 2 ? pair & 0xffff0000 : pair << 16); };
+        const auto rows = cuda_on_cpu::found<Registers>(4 * g + holder);
+        for (int j = 0; j < 2; ++j) {
+            const auto column = cuda_on_cpu::found<Registers>(4 * (2 * t + j) + holder);
+            c[j] += number(rows.a[2 * half]) * number(column.b[half]);
+            c[2 + j] += number(rows.a[2 * half + 1]) * number(column.b[half]);
+        }
+    }
+}
+
+// ---- For the runner: a kernel's parameters in words, and a function that unpacks them -------------------------------
+
+namespace cuda_on_cpu {
+
+// "f4" for float, "*f4" for float*, "*cf4" for const float*; B is bfloat16, V anything else.
+template <class T> void describe(char*& text) {
+    using Plain = std::remove_cv_t<std::remove_pointer_t<T>>;
+    if constexpr (std::is_pointer_v<T>) *text++ = '*';
+    if (std::is_const_v<std::remove_pointer_t<T>>) *text++ = 'c';
+    *text++ = std::is_same_v<Plain, __nv_bfloat16> ? 'B'
+              : std::is_floating_point_v<Plain> || std::is_same_v<Plain, __half> ? 'f'
+              : std::is_same_v<Plain, bool>     ? 'b'
+              : !std::is_integral_v<Plain>      ? 'V'
+              : std::is_signed_v<Plain>         ? 'i'
+                                                : 'u';
+    if constexpr (std::is_void_v<Plain>) text += std::sprintf(text, "0 ");
+    else text += std::sprintf(text, "%zu ", sizeof(Plain));
+}
+
+template <class... P> const char* signature(void (*)(P...)) {
+    static char text[8 * sizeof...(P) + 1];
+    char* end = text;
+    (describe<P>(end), ...);
+    return text;
+}
+
+template <auto function, class... P, size_t... I>
+void unpack(void (*)(P...), void** values, std::index_sequence<I...>) {
+    function(*static_cast<P*>(values[I])...);
+}
+
+template <auto function, class... P> constexpr auto unpacking(void (*)(P...)) {
+    return [](void** values) { unpack<function>(function, values, std::index_sequence_for<P...>()); };
+}
+
+}  // namespace cuda_on_cpu
+
+#define CUDA_ON_CPU_EXPORT extern "C" __attribute__((visibility("default")))
+#define EXPORT_KERNEL(name) \
+    CUDA_ON_CPU_EXPORT const char* signature_##name() { return cuda_on_cpu::signature(name); } \
+    CUDA_ON_CPU_EXPORT const char* run_##name(const cuda_on_cpu::Launch* how, void** values) { \
+        return cuda_on_cpu::run(cuda_on_cpu::unpacking<name>(name), *how, values); \
+    }
+CUDA_ON_CPU_EXPORT void* cuda_on_cpu_fault() { return cuda_on_cpu::fault_address; }

@@ -1,0 +1,265 @@
+"""CUDA kernels on NumPy arrays: compiled by g++ behind `cuda_on_cpu.h`, called through ctypes.
+
+    with emulated(order="shuffled"):
+        y = F.layer_norm(Tensor(x), C)  # float32: runs the twin for CUDA, and its kernels
+
+`CpuDevice` is a device for `minigrad.kernels.cuda.launch`; `emulated` puts it in place, with the twins for CUDA before
+those for the CPU, and fills what `numpy.empty` returns with NaN.
+"""
+
+import ctypes
+import mmap
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from hashlib import sha256
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from minigrad.cublas import pointer
+from minigrad.kernels import TWINS
+from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, use_device
+
+ORDERS = ("round robin", "first warp ahead", "last warp ahead", "shuffled")
+HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+CACHE = Path(tempfile.gettempdir()) / f"minigrad-cuda-on-cpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
+CHECKS = "alignment,bounds,integer-divide-by-zero,shift,signed-integer-overflow"
+OPTIONS = [
+    "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-fno-strict-aliasing",
+    "-ffp-contract=off", f"-fsanitize={CHECKS}", "-fsanitize-undefined-trap-on-error", "-Wno-unknown-pragmas",
+]  # fmt: skip
+
+needs_compiler = pytest.mark.skipif(
+    not (sys.platform.startswith("linux") and shutil.which("g++")),
+    reason="kernels run on the CPU need Linux and g++",
+)
+
+
+class KernelError(RuntimeError):
+    """What a kernel did wrong: touched memory that is not its own, or waited for threads that never came."""
+
+
+class CpuDevice:
+    """A device whose memory is that of NumPy arrays.
+
+    Args:
+        order: in which order a block's threads run, one of `ORDERS`. A right kernel gives the same in all of them.
+        barrier: leave out this one of `barriers(file)`, such as "norm.cu:120": a test should fail then.
+        array: the class of its arrays: numpy.ndarray, or one with such an array's `data.ptr`, `dtype` and `flags`.
+        macros: further options of the compiler.
+    """
+
+    def __init__(
+        self, order: str = ORDERS[0], *,
+        barrier: str | None = None, array: type = np.ndarray, macros: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        if order not in ORDERS:
+            raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
+        self.order, self.barrier, self.array, self.macros = ORDERS.index(order), barrier, array, tuple(macros)
+
+    def owns(self, x: Any) -> bool:
+        return isinstance(x, self.array)
+
+    def launch(self, kernel: Kernel, grid: Dim3, block: Dim3, args: Sequence[Any], shared: int) -> None:
+        library = _library(kernel.path, (*kernel.macros, *self.macros))
+        try:
+            run, signature = library[f"run_{kernel.name}"], library[f"signature_{kernel.name}"]
+        except AttributeError:
+            raise KernelError(f'{kernel.file} has no kernel `extern "C" __global__ void {kernel.name}(`') from None
+        signature.restype = run.restype = ctypes.c_char_p
+        values = _checked(kernel, signature().decode().split(), args)
+        where = _Launch((*grid,), (*block,), shared, self.order, None, 0)
+        if self.barrier is not None:
+            file, line = self.barrier.rsplit(":", 1)
+            where.left_out_in, where.left_out_at = file.encode(), int(line)
+        pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
+        with _one_at_a_time:
+            wrong = run(ctypes.byref(where), pointers)
+            if wrong:
+                library.cuda_on_cpu_fault.restype = ctypes.c_size_t
+                where_to = _neighbour(library.cuda_on_cpu_fault(), args) if b"not its own" in wrong else ""
+                raise KernelError(f"{kernel.name}: {wrong.decode()}{where_to}")
+
+
+_one_at_a_time = Lock()  # a library has one set of fibers
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_size_t), ("order", ctypes.c_int),
+        ("left_out_in", ctypes.c_char_p), ("left_out_at", ctypes.c_int),
+    )  # fmt: skip
+
+
+def _checked(kernel: Kernel, parameters: Sequence[str], args: Sequence[Any]) -> list[np.ndarray]:
+    """The arguments as arrays of one number, a pointer's being the address, once they are known to fit."""
+    if len(parameters) != len(args):
+        raise TypeError(f"{kernel.name} has {len(parameters)} parameters, got {len(args)} arguments")
+    values = []
+    for i, (parameter, arg) in enumerate(zip(parameters, args, strict=True)):
+        wanted, constant = parameter.lstrip("*c"), "c" in parameter
+        kind = "" if arg is None else f"{'B' if arg.dtype.name == 'bfloat16' else arg.dtype.kind}{arg.dtype.itemsize}"
+        scalar = isinstance(arg, np.generic)
+        if scalar == ("*" in parameter) or (arg is None and scalar) or not (arg is None or _fits(kind, wanted, scalar)):
+            raise TypeError(
+                f"{kernel.name}: parameter {i} is {parameter!r} (a kind and its bytes; * is a pointer), "
+                f"got {type(arg).__name__} {kind!r}"
+            )
+        if not (arg is None or scalar or constant or arg.flags.writeable):
+            raise TypeError(f"{kernel.name}: parameter {i} is no pointer to const, got an array that is read-only")
+        values.append(np.array(arg) if scalar else np.array(0 if arg is None else pointer(arg), np.uint64))
+    return values
+
+
+def _fits(kind: str, wanted: str, scalar: bool) -> bool:
+    """Vectors and void point to whatever is there; memory of bfloat16 may be seen as uint16."""
+    return kind == wanted or (not scalar and (wanted[0] == "V" or (wanted, kind) == ("B2", "u2")))
+
+
+def _neighbour(address: int, args: Sequence[Any]) -> str:
+    """Which array an address is beside."""
+    for i, arg in enumerate(args):
+        if arg is None or isinstance(arg, np.generic):
+            continue
+        start = pointer(arg)
+        end, near = start + arg.nbytes, mmap.PAGESIZE
+        if end <= address < end + near:
+            return f", {address - end} bytes past the end of argument {i}"
+        if start - near <= address < start:
+            return f", {start - address} bytes before argument {i}"
+    return f", address {address:#x}"
+
+
+# Compiling ----------------------------------------------------------------------------------------------------------
+
+
+def _texts(path: Path) -> dict[Path, str]:
+    """A source file and what it includes with quotation marks, the included first."""
+    text = path.read_text(encoding="utf-8")
+    found: dict[Path, str] = {}
+    for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
+        beside = path.with_name(name)
+        found |= _texts(beside if beside.exists() else FOLDER / name)
+    return {**found, path: text}
+
+
+def kernels(path: Path) -> list[str]:
+    """The names of the kernels in one source file."""
+    pattern = r'extern "C" __global__ void(?:\s+__launch_bounds__\(.*\))?\s+(\w+)\('
+    return re.findall(pattern, path.read_text(encoding="utf-8"))
+
+
+def barriers(file: str) -> list[str]:
+    """Where a kernel's source, and what it includes, has barriers, of a block or of a warp: ["common.cuh:34", ...]."""
+    return [
+        f"{path.name}:{number}"
+        for path, text in _texts(FOLDER / file).items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(r"__sync(threads|warp)\(", line.split("//")[0])
+    ]
+
+
+@cache
+def _library(path: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
+    """The source as a shared library, compiled unless the same was compiled before."""
+    texts = _texts(path)
+    exports = [f"EXPORT_KERNEL({name})" for text in texts for name in kernels(text)]
+    unit = "\n".join([f'#include "{HEADER}"', f'#include "{path}"', *exports, ""])
+    command = ["g++", *OPTIONS, f"-I{FOLDER}", *macros]
+    key = sha256("\0".join([*command, _compiler(), unit, HEADER.read_text(), *texts.values()]).encode()).hexdigest()
+    CACHE.mkdir(mode=0o700, exist_ok=True)
+    if CACHE.stat().st_uid != os.getuid():
+        raise PermissionError(f"{CACHE} belongs to somebody else: libraries in it are not to be trusted")
+    library = CACHE / f"{key[:32]}.so"
+    if not library.exists():
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        done = subprocess.run(
+            [*command, "-x", "c++", "-", "-o", unfinished], input=unit, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise KernelError(f"g++ refuses {path.name}:\n{done.stderr}")
+        unfinished.replace(library)
+    return ctypes.CDLL(str(library))
+
+
+@cache
+def _compiler() -> str:
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+# Arrays that show mistakes ------------------------------------------------------------------------------------------
+
+
+def poisoned(shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray:
+    """An array of NaN (of integers: -1): what a kernel does not write stays so."""
+    array = np.zeros(shape, dtype)
+    array.reshape(-1).view(np.uint8)[...] = 0xFF
+    return array
+
+
+def guarded(
+    shape: int | Sequence[int], dtype: Any = np.float32, side: str = "after", *, aligned: int = 1
+) -> np.ndarray:
+    """The same beside memory that cannot be touched: after its end, or before its beginning.
+
+    To begin at a multiple of `aligned` bytes, it leaves room for less than as many after its end.
+    """
+    if side not in ("after", "before"):
+        raise ValueError(f'side must be "after" or "before", got {side!r}')
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    size, page = prod(shape) * np.dtype(dtype).itemsize, mmap.PAGESIZE
+    room = max(-(-size // page), 1) * page
+    memory = mmap.mmap(-1, room + page)
+    start = np.frombuffer(memory, np.uint8).ctypes.data
+    guard, first = (room, room - -(-size // aligned) * aligned) if side == "after" else (0, page)
+    _protect(start + guard, page)
+    array = np.frombuffer(memory, dtype, prod(shape), first).reshape(shape)
+    array.reshape(-1).view(np.uint8)[...] = 0xFF
+    return array
+
+
+def _protect(address: int, size: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+@contextmanager
+def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str | None = None) -> Iterator[CpuDevice]:
+    """Within the block, twins for CUDA run on NumPy arrays.
+
+    Args:
+        order, barrier: as for `CpuDevice`.
+        guard: which side of arrays from `numpy.empty` and `empty_like` is protected to the byte, "after" or "before".
+            By default they begin at multiples of 16, as a GPU's do, and are protected from less than 16 bytes after
+            their end: a kernel that writes there cannot spoil what belongs to Python.
+    """
+    device = CpuDevice(order, barrier=barrier)
+
+    def empty(shape: Any, dtype: Any = np.float64, **choices: Any) -> np.ndarray:
+        return guarded(shape, dtype, aligned=16) if guard is None else guarded(shape, dtype, guard)
+
+    def empty_like(x: Any, dtype: Any = None, *, shape: Any = None, **choices: Any) -> np.ndarray:
+        return empty(np.shape(x) if shape is None else shape, np.asarray(x).dtype if dtype is None else dtype)
+
+    before = {op: op.twins for op in TWINS}
+    for op, twins in TWINS.items():
+        op.twins = tuple(sorted(twins, key=lambda twin: not twin.__module__.startswith("minigrad.kernels.cuda.")))
+    try:
+        with use_device(device), patch.object(np, "empty", empty), patch.object(np, "empty_like", empty_like):
+            yield device
+    finally:
+        for op, twins in before.items():
+            op.twins = twins

@@ -1,0 +1,145 @@
+"""Activations in CUDA, run on the CPU through Tensor's ordinary functions, against the specification in float64."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.kernels.cuda import activation
+from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.ops.activation import GELU, ReLU
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
+
+pytestmark = needs_compiler
+
+TWINS = {F.gelu: activation.GELU, F.relu: activation.ReLU}
+SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
+
+
+def drawn(seed, *shape):
+    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(np.float32)
+
+
+def outcome(run, x, grad_y):
+    """The node, the output, and the gradient."""
+    x = Tensor(x, requires_grad=True)
+    y = run(x)
+    node = y.grad_fn
+    y.backward(Tensor(grad_y))
+    return node, y.numpy(), x.grad.numpy()
+
+
+def assert_equals_specification(run, x, grad_y, **choices):
+    with emulated(**choices):
+        node, *found = outcome(run, x, grad_y)
+    assert type(node) is TWINS[run]
+    with minigrad.without_twins():
+        _, *exact = outcome(run, x.astype(np.float64), grad_y.astype(np.float64))
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == np.float32
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=6e-7 * max(1, abs(theirs).max()))
+
+
+@pytest.mark.parametrize("run", TWINS)
+@given(SIZES, SIZES, st.sampled_from(["C", "F", "channels last"]), st.sampled_from(ORDERS), st.integers(0, 99))
+def test_activations(run, rows, columns, layout, order, seed):
+    x = drawn(seed, 2, rows, columns)
+    x = {"C": x, "F": np.asfortranarray(x), "channels last": x.transpose(0, 2, 1)}[layout]
+    assert_equals_specification(run, x, drawn(seed + 1, *x.shape), order=order)
+
+
+@pytest.mark.parametrize("run", TWINS)
+def test_the_output_lies_in_memory_as_the_input(run):
+    x = Tensor(drawn(0, 2, 3, 5, 4).transpose(0, 3, 1, 2), requires_grad=True)
+    with emulated():
+        y = run(x)
+        grad_x = y.grad_fn.backward(y.numpy())
+    assert y.numpy().strides == grad_x.strides == x.numpy().strides
+
+
+@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
+def test_a_gradient_of_another_layout(run, axes):
+    x, grad_y = drawn(0, 33, 5).transpose(axes), np.ascontiguousarray(drawn(1, 5, 33).T).transpose(axes)
+    assert_equals_specification(run, x, np.asfortranarray(grad_y))
+    assert_equals_specification(run, x, np.broadcast_to(grad_y[:1], grad_y.shape))
+
+
+@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("side", ["after", "before"])
+@pytest.mark.parametrize("count", [1, 3, 1023, 1024, 1025])
+def test_nothing_outside_the_arrays_is_touched(run, side, count):
+    """A block has 1024 numbers."""
+    x, grad_y = guarded(count, side=side), guarded(count, side=side)
+    x[...], grad_y[...] = drawn(0, count), drawn(1, count)
+    assert_equals_specification(run, x, grad_y, guard=side)
+
+
+@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize(("x_shift", "grad_shift"), [(0, 0), (1, 0), (0, 1), (2, 2), (3, 1)])
+def test_arrays_that_cannot_be_read_four_at_a_time(run, x_shift, grad_shift):
+    """16 bytes are read only from an address that is a multiple of 16: else, or beside another that is none, one."""
+    x, grad_y = drawn(0, 1200), drawn(1, 1200)
+    aligned = [-a.ctypes.data % 16 // 4 for a in (x, grad_y)]
+    x, grad_y = x[aligned[0] + x_shift :][:1100], grad_y[aligned[1] + grad_shift :][:1100]
+    recorder = Recorder()
+    with emulated() as device:
+        recorder.device = device
+        with use_device(recorder):
+            outcome(run, x, grad_y)
+    packs = [dict(launch.kernel.constants)["PACK"] for launch in recorder.launches]
+    read_by_backward = grad_shift if run is F.relu else x_shift or grad_shift  # ReLU keeps y, which is aligned
+    assert packs == [1 if x_shift else 4, 1 if read_by_backward else 4]
+    assert recorder.launches[0].grid[0] == (5 if x_shift else 2)
+    assert_equals_specification(run, x, grad_y)
+
+
+def test_gelu_far_out_and_where_it_is_not_finite():
+    x = np.linspace(-40, 40, 4001, dtype=np.float32)
+    exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x.astype(np.float64)])
+    with emulated():
+        y = F.gelu(Tensor(x)).numpy()
+        assert (abs(y - exact) <= 2e-7 * np.maximum(abs(exact), 1)).all()
+        odd = F.gelu(Tensor(np.array([np.inf, 0, np.nan, 3e38, -3e38], np.float32))).numpy()
+        np.testing.assert_array_equal(odd, np.array([np.inf, 0, np.nan, 3e38, 0], np.float32))
+        _, _, slope = outcome(F.gelu, np.array([0, np.nan, 3e38, -3e38], np.float32), np.ones(4, np.float32))
+        np.testing.assert_array_equal(slope, [0.5, np.nan, 1, 0])
+
+
+def test_relu_stops_what_is_not_finite():
+    grad_y = np.array([np.inf, np.nan, np.inf, 1.0, -1.0], np.float32)
+    with emulated():
+        _, y, grad_x = outcome(F.relu, np.array([-1.0, 0.0, 2.0, np.nan, np.inf], np.float32), grad_y)
+    np.testing.assert_array_equal(y, [0, 0, 2, np.nan, np.inf])
+    np.testing.assert_array_equal(grad_x, [0, 0, np.inf, 0, -1])
+
+
+@pytest.mark.parametrize("run", TWINS)
+def test_nothing_is_kept_that_backward_does_not_need(run):
+    with emulated():
+        x = Tensor(drawn(0, 300), requires_grad=True)
+        node = run(x).grad_fn
+        kept = [value for value in vars(node).values() if isinstance(value, np.ndarray)]
+        assert len(kept) == 1 and (kept[0] is x.data or run is F.relu)
+        op = TWINS[run]()
+        op.forward(drawn(0, 300))
+        assert not vars(op)
+
+
+def test_there_are_no_barriers():
+    assert barriers("activation.cu") == []
+
+
+@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize(
+    "x", [drawn(0, 3, 4).astype(np.float64), drawn(0, 3, 8)[:, ::2], drawn(0, 4)[::-1], drawn(0, 0, 3)]
+)
+def test_other_arrays_go_another_way(run, x):
+    with emulated():
+        node = run(Tensor(x, requires_grad=True)).grad_fn
+    assert isinstance(node, GELU | ReLU) and type(node) is not TWINS[run]

@@ -1,0 +1,247 @@
+"""Convolution for CUDA, run on the CPU: equal to the specification in float64, whatever the order of the threads."""
+
+from itertools import product
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.backend import Array
+from minigrad.cublas import pointer
+from minigrad.kernels.cuda import conv
+from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.ops.conv import Conv2d
+from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
+
+pytestmark = needs_compiler
+
+FORMS = [  # kernel, stride, dilation
+    ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (1, 1)), ((3, 2), (1, 2), (2, 3)), ((1, 1), (2, 1), (1, 1)),
+]  # fmt: skip
+LAYOUTS = ["channels-last", "channels-first", "turned", "strided"]
+
+
+def drawn(seed: int, *shape: int, layout: str = "channels-first") -> Array:
+    """Images (N, C, H, W) that lie in memory in one of these ways."""
+    N, C, H, W = shape
+    numbers = np.random.default_rng(seed).standard_normal((N, C, H, 2 * W)).astype(np.float32)
+    x = numbers if layout == "strided" else np.ascontiguousarray(numbers[..., :W])
+    if layout == "channels-last":
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    return {"channels-first": x, "turned": x[:, :, ::-1, ::-1], "strided": x[..., ::2]}[layout]
+
+
+def outcome(x, weight, bias, grad_y, wanted=(True, True, True), **choices):
+    """Which class ran, its output, and the gradients."""
+    inputs = [Tensor(a, requires_grad=want) for a, want in zip((x, weight, bias), wanted, strict=True) if a is not None]
+    y = F.conv2d(*inputs, **choices)
+    y.backward(Tensor(grad_y))
+    return type(y.grad_fn), [y.numpy(), *(a.grad.numpy() for a in inputs if a.requires_grad)]
+
+
+def assert_twin_equals(
+    x, weight, bias=None, wanted=(True, True, True), order=ORDERS[0], guard="after", layout="channels-last", **choices
+):
+    """Run both; return what the twin found, and its launches."""
+    exact = [None if a is None else a.astype(np.float64) for a in (x, weight, bias)]
+    shape = F.conv2d(*(Tensor(a) for a in exact if a is not None), **choices).shape
+    grad_y = drawn(9, *shape, layout=layout)
+    kind, expected = outcome(*exact, grad_y.astype(np.float64), wanted, **choices)
+    assert kind is Conv2d
+    with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
+        kind, found = outcome(x, weight, bias, grad_y, wanted, **choices)
+    assert kind is conv.Conv2d
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == np.float32
+        assert abs(ours - theirs).max() <= 2e-6 * max(abs(theirs).max(), 1)
+    return found, recorder.launches
+
+
+def names(launches):
+    return [launch.kernel.name for launch in launches]
+
+
+@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0])
+@example(3, 2, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 1, "after", ORDERS[1])
+@given(
+    st.integers(1, 3), st.sampled_from([2, 3, 32, 40]), st.tuples(st.integers(1, 6), st.integers(1, 17)),
+    st.sampled_from([(7, 7), (2, 3)]), st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(),
+    st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from([1, 512]),
+    st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order):
+    """Tiles beyond the edge, channels that fill no warp, padding wider than the kernel, more tiles than warps."""
+    H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
+    x, weight = drawn(0, N, C, H, W, layout=layout), drawn(1, C, 1, *kernel)
+    with patch.object(conv, "BLOCKS", blocks):
+        bias = drawn(2, C, 1, 1, 1).reshape(C) if bias else None
+        _, launches = assert_twin_equals(
+            x, weight, bias, (1, 1, 1), order, guard, grad_layout, padding=padding, groups=C
+        )
+    assert names(launches) == ["depthwise_correlate", "depthwise_correlate", "depthwise_grad_weight", "sum_rows"]
+
+
+@example(3, 132, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0])
+@example(3, 36, 2, 9, 8, FORMS[1], (0, 0), False, *LAYOUTS[:2], 1, "after", ORDERS[1])
+@example(3, 36, 4, 9, 7, FORMS[2], (4, 3), True, *LAYOUTS[2:], 9, "before", ORDERS[2])
+@given(
+    st.integers(1, 3), st.sampled_from([1, 3, 4, 8, 36, 132]), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9),
+    st.sampled_from(FORMS), st.tuples(st.integers(0, 4), st.integers(0, 3)), st.booleans(),
+    st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
+    st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order):  # noqa: E741
+    """One channel or four at a time, pixels that no window reads, windows in the padding, a few images at a time."""
+    kernel, stride, dilation = form
+    spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
+    H, W = map(max, (H, W), spans)
+    x, weight = drawn(0, N, C, H, W, layout=layout), drawn(1, O, C, *kernel)
+    bias = drawn(2, O, 1, 1, 1).reshape(O) if bias else None
+    some = lambda x, _: (slice(n, n + images) for n in range(0, len(x), images))  # noqa: E731
+    choices = {"stride": stride, "padding": padding, "dilation": dilation}
+    with patch.object(conv, "blocks", some):
+        _, launches = assert_twin_equals(x, weight, bias, (1, 1, 1), order, guard, grad_layout, **choices)
+    assert names(launches) == [name for name in ("unfold", "fold", "unfold") for _ in range(0, N, images)]
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(), st.sampled_from(LAYOUTS)
+)
+def test_pointwise(N, C, O, H, bias, layout):  # noqa: E741
+    bias = drawn(2, O, 1, 1, 1).reshape(O) if bias else None
+    _, launches = assert_twin_equals(drawn(0, N, C, H, 4, layout=layout), drawn(1, O, C, 1, 1), bias, layout=layout)
+    assert not launches
+
+
+def test_a_kernel_of_one_pixel_with_padding():
+    _, launches = assert_twin_equals(drawn(0, 2, 3, 4, 4), drawn(1, 5, 3, 1, 1), padding=(1, 0))
+    assert names(launches) == ["unfold", "fold", "unfold"]
+
+
+def test_memory_that_does_not_begin_at_16_bytes():
+    memory = drawn(0, 1, 1, 1, 2 * 8 * 7 * 9 + 1).reshape(-1)
+    x = memory[1:].reshape(2, 7, 9, 8).transpose(0, 3, 1, 2)
+    assert pointer(x) % 16
+    assert_twin_equals(x, drawn(1, 5, 8, 3, 3), stride=2)
+
+
+CASES = {
+    "depthwise": (drawn(0, 2, 40, 9, 9, layout="channels-last"), drawn(1, 40, 1, 7, 7), {"padding": 3, "groups": 40}),
+    "columns": (drawn(0, 2, 8, 7, 9, layout="channels-last"), drawn(1, 5, 8, 3, 3), {"stride": 2, "padding": 1}),
+    "columns, one channel at a time": (drawn(0, 2, 3, 7, 9), drawn(1, 5, 3, 3, 3), {"stride": 2, "padding": 1}),
+    "pointwise": (drawn(0, 2, 3, 4, 5), drawn(1, 6, 3, 1, 1), {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_order_gives_the_same_bits(case):
+    x, weight, choices = CASES[case]
+    runs = [assert_twin_equals(x, weight, order=order, **choices)[0] for order in (*ORDERS, ORDERS[0])]
+    for run in runs:
+        for ours, first in zip(run, runs[0], strict=True):
+            np.testing.assert_array_equal(ours, first)
+
+
+@pytest.mark.parametrize("barrier", [b for b in barriers("depthwise.cu") if b.startswith("depthwise.cu")])
+def test_every_barrier_is_needed(barrier):
+    x, weight, choices = CASES["depthwise"]
+    grad_y = drawn(9, *x.shape)
+    with emulated():
+        _, expected = outcome(x, weight, None, grad_y, **choices)
+    wrong = []
+    for order in ORDERS:
+        with emulated(order, barrier=barrier, guard="after"):
+            try:
+                _, found = outcome(x, weight, None, grad_y, **choices)
+            except KernelError:
+                wrong.append(order)
+            else:
+                if any((ours != theirs).any() for ours, theirs in zip(found, expected, strict=True)):
+                    wrong.append(order)
+    assert wrong
+
+
+@pytest.mark.parametrize("side", ["after", "before"])
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_touched_beyond_the_arrays(case, side):
+    def beside_the_guard(a):
+        memory = guarded(a.shape, np.float32, side)
+        memory[...] = a
+        return memory
+
+    x, weight, choices = CASES[case]
+    images = beside_the_guard(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    with emulated(guard=side):
+        weight = beside_the_guard(weight)
+        shape = F.conv2d(Tensor(images), Tensor(weight), **choices).shape
+        grad_y = beside_the_guard(drawn(9, shape[0], *shape[2:], shape[1])).transpose(0, 3, 1, 2)
+        outcome(images, weight, None, grad_y, **choices)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("wanted", [w for w in product([True, False], repeat=3) if any(w)])
+def test_gradients_that_nobody_wants_are_left_out(case, wanted):
+    x, weight, choices = CASES[case]
+    bias = np.ones(len(weight), np.float32)
+    _, launches = assert_twin_equals(x, weight, bias, wanted=wanted, **choices)
+    forward, for_x, for_weight = {
+        "depthwise": (["depthwise_correlate"], ["depthwise_correlate"], ["depthwise_grad_weight", "sum_rows"]),
+        "pointwise": ([], [], []),
+    }.get(case, (["unfold"], ["fold"], ["unfold"]))
+    assert names(launches) == forward + for_x * wanted[0] + for_weight * wanted[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_patches_are_copied_once(layout):
+    """Where windows do not overlap, unfold reads the image itself, and fold writes its gradient."""
+    x = Tensor(drawn(0, 2, 3, 8, 8, layout=layout), requires_grad=True)
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        y = F.conv2d(x, Tensor(drawn(1, 5, 3, 2, 2)), stride=2)
+        grad_x, _, _ = y.grad_fn.backward(drawn(9, *y.shape, layout="channels-last"))
+    unfold, fold = recorder.launches
+    assert unfold.args[0] == pointer(x.numpy()) and fold.args[1] == pointer(grad_x)
+
+
+def test_two_runs_make_the_same_launches():
+    for x, weight, choices in CASES.values():
+        runs = [assert_twin_equals(x, weight, **choices)[1] for _ in range(2)]
+        first, second = ([launch._replace(args=launch.args[3:]) for launch in run] for run in runs)
+        assert first == second
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "choices"),
+    [
+        (drawn(0, 2, 4, 9, 9).astype(np.float64), drawn(1, 5, 4, 3, 3).astype(np.float64), {}),
+        (drawn(0, 2, 4, 9, 9), drawn(1, 4, 1, 3, 3), {"groups": 4, "stride": 2}),
+        (drawn(0, 2, 4, 9, 9), drawn(1, 4, 1, 3, 3), {"groups": 4, "dilation": (1, 2)}),
+        (drawn(0, 2, 4, 9, 9), drawn(1, 8, 1, 3, 3), {"groups": 4}),
+        (drawn(0, 2, 4, 9, 9), drawn(1, 4, 2, 3, 3), {"groups": 2}),
+        (drawn(0, 1, 4, 9, 11), drawn(1, 4, 1, 9, 11), {"groups": 4}),
+        (drawn(0, 0, 4, 9, 9), drawn(1, 5, 4, 3, 3), {}),
+    ],
+)
+def test_other_arrays_go_the_plain_way(x, weight, choices):
+    with emulated():
+        y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight), **choices)
+    assert not isinstance(y.grad_fn, conv.Conv2d)
+
+
+def test_without_the_device_nothing_changes():
+    y = F.conv2d(Tensor(drawn(0, 2, 4, 9, 9), requires_grad=True), Tensor(drawn(1, 5, 4, 3, 3)))
+    assert not isinstance(y.grad_fn, conv.Conv2d)
+
+
+def test_errors_are_those_of_the_specification():
+    x = Tensor(drawn(0, 2, 4, 9, 9))
+    with emulated():
+        with pytest.raises(ValueError, match="takes 3 input channels"):
+            F.conv2d(x, Tensor(drawn(1, 5, 3, 3, 3)))
+        with pytest.raises(ValueError, match="the kernel spans"):
+            F.conv2d(x, Tensor(drawn(1, 4, 1, 9, 9)), padding=(0, 3), dilation=2, groups=4)
+        with pytest.raises(ValueError, match="stride"):
+            F.conv2d(x, Tensor(drawn(1, 5, 4, 3, 3)), stride=0)

@@ -1,0 +1,315 @@
+"""The stages of `python -m tests.gpu`. Each yields rows: what, value, unit; `wrong` where a limit is broken."""
+
+import argparse
+import importlib
+import importlib.metadata
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Row = dict[str, Any]
+Options = argparse.Namespace
+
+
+class Stage(NamedTuple):
+    run: Callable[[Options], Iterator[Row]]
+    seconds: int  # its limit
+    without_gpu: bool
+
+
+def environment(options: Options) -> Iterator[Row]:
+    """Versions, the card, and whether cuBLAS can be called directly."""
+    yield {"what": "python, numpy", "value": f"{platform.python_version()}, {np.__version__}"}
+    for package in ("torch", "timm", "ml_dtypes"):
+        try:
+            yield {"what": package, "value": importlib.metadata.version(package)}
+        except importlib.metadata.PackageNotFoundError:
+            yield {"what": package, "value": "not installed"}
+    if options.cpu:
+        return
+    import cupy
+
+    from minigrad import cublas
+
+    runtime = cupy.cuda.runtime
+    card = runtime.getDeviceProperties(0)
+    yield {"what": "cupy", "value": cupy.__version__}
+    yield {"what": "CUDA runtime, driver", "value": f"{runtime.runtimeGetVersion()}, {runtime.driverGetVersion()}"}
+    yield {"what": "NVRTC", "value": ".".join(map(str, cupy.cuda.nvrtc.getVersion()))}
+    yield {"what": "card", "value": card["name"].decode(), "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB"}
+    try:
+        yield {"what": "cuBLAS for ctypes", "value": cublas.load_library()._name}
+    except RuntimeError as error:
+        yield {"what": "cuBLAS for ctypes", "value": str(error), "wrong": True}
+
+
+def ceilings(options: Options) -> Iterator[Row]:
+    """What the card can do at best: copying, and large matrix products."""
+    import cupy
+
+    from minigrad import cublas
+
+    x = cupy.empty(1 << 28, np.float32)
+    y = cupy.empty_like(x)
+    seconds = on_device(partial(cupy.copyto, y, x))
+    yield {"what": "copy, 1 GiB", "value": 2 * x.nbytes / seconds / 1e12, "unit": "TB/s"}
+    n = 8192
+    for name, tf32 in (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False)):
+        dtype = np.dtype(name) if name != "bfloat16" else np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+        a = cupy.zeros((n, n), dtype)
+        cublas.allow_tf32(tf32)
+        seconds = on_device(lambda a=a: cublas.matmul(a, a))
+        yield {
+            "what": f"gemm {n}, {name}{', TF32' if tf32 else ''}",
+            "value": 2 * n**3 / seconds / 1e12,
+            "unit": "TFLOP/s",
+        }
+    cublas.allow_tf32(False)
+
+
+def launches(options: Options) -> Iterator[Row]:
+    """What a call costs the host, on arrays so small that the card has nothing to do."""
+    import cupy
+
+    from minigrad import Tensor, cublas
+    from minigrad import functional as F
+
+    x = cupy.zeros((8, 8), np.float32)
+    t = Tensor(x, requires_grad=True)
+    direct = cublas.CtypesBlas(cublas.load_library(), cupy.empty(cublas.WORKSPACE, np.uint8))
+    direct.use_stream(cupy.cuda.get_current_stream().ptr)
+
+    def by_ctypes() -> None:
+        with cublas.use_blas(direct):
+            cublas.matmul(x, x)
+
+    calls = {
+        "cupy: x + x": lambda: x + x,
+        "cupy: empty": lambda: cupy.empty((8, 8), np.float32),
+        "gemm through CuPy": lambda: cublas.matmul(x, x),
+        "gemm through ctypes": by_ctypes,
+        "Tensor add": lambda: t + t,
+        "gelu, a kernel of ours": lambda: F.gelu(t),
+    }
+    for name, call in calls.items():
+        times = []
+        for _ in range(5):
+            call()
+            cupy.cuda.Device().synchronize()
+            start = time.perf_counter()
+            for _ in range(300):
+                call()
+            cupy.cuda.Device().synchronize()
+            times.append((time.perf_counter() - start) / 300)
+        yield {"what": name, "value": statistics.median(times) * 1e6, "unit": "us"}
+
+
+def kernels(options: Options) -> Iterator[Row]:
+    """Every twin against the op as it is written, in float64 on the CPU; and its time, and its share of a copy's."""
+    from minigrad import Tensor, without_twins
+    from tests.cupy_on_cpu import in_place_of_cupy
+    from tests.gpu.cases import CASES
+
+    bandwidth = None if options.cpu else next(ceilings(options))["value"] * 1e12
+    for case in CASES:
+        arrays = case.arrays(small=options.cpu)
+        with without_twins():
+            exact, _ = outcome(case, [x.astype(np.float64) for x in arrays], "cpu")
+        with in_place_of_cupy() if options.cpu else nullcontext():
+            found, kind = outcome(case, arrays, "cuda")
+        error = max(abs(a - b).max() / max(abs(b).max(), 1e-3) for a, b in zip(found, exact, strict=True))
+        twin = ".cuda." in kind.__module__
+        row: Row = {"what": case.name, "value": float(error), "unit": "error", "by": kind.__module__}
+        if not (twin and error < case.limit):
+            row["wrong"] = True
+        if bandwidth:
+            tensors = [Tensor(x, requires_grad=True, device="cuda") for x in arrays]
+            y = case.run(*tensors)
+            grad = Tensor(np.ones(y.shape, np.float32), device="cuda")
+            moved = sum(t.data.nbytes for t in tensors) + y.data.nbytes
+            run = partial(case.run, *tensors)
+            forward, both = on_device(run), on_device(lambda run=run, grad=grad: run().backward(grad))
+            row |= {"forward_us": forward * 1e6, "backward_us": (both - forward) * 1e6}
+            row["share_of_copy"] = moved / bandwidth / forward
+        yield row
+
+
+def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[np.ndarray], type]:
+    """Value and gradients on the CPU, and the class that computed them."""
+    from minigrad import Tensor
+
+    tensors = [Tensor(x, requires_grad=True, device=device) for x in arrays]
+    y = case.run(*tensors)
+    kind = type(y.grad_fn)
+    y.backward(Tensor(np.cos(np.arange(y.data.size)).reshape(y.shape).astype(arrays[0].dtype), device=device))
+    return [x.detach().cpu().numpy() for x in (y, *(t.grad for t in tensors))], kind
+
+
+def properties(options: Options) -> Iterator[Row]:
+    """The tests of ops and models that run on a device."""
+    folder = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", "tests/ops", "tests/test_cuda.py"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    for line in lines:
+        yield {"what": line[:110], "value": "failed", "wrong": True}
+    yield {
+        "what": "pytest -k cuda tests/ops tests/test_cuda.py",
+        "value": "passed" if not result.returncode else "failed",
+    }
+
+
+MODELS = (  # and their batches
+    ("vit_tiny_cifar", 128), ("vit_tiny_cifar", 512), ("swin_tiny_cifar", 512), ("convnext_atto_cifar", 512),
+    ("vit_base_patch16_224", 128), ("swin_tiny_patch4_window7_224", 128), ("convnext_tiny", 128),
+)  # fmt: skip
+
+
+def steps(options: Options) -> Iterator[Row]:
+    """A training step, ours and PyTorch's, on the same weights and batch."""
+    for model, batch in MODELS:
+        row: Row = {"what": f"{model}, batch {batch}", "unit": "ms"}
+        losses = {}
+        for contender in (ours, torch_tf32, torch_amp):
+            try:
+                step = contender(model, batch)
+                losses[contender.__name__] = step()
+                step()
+                times = [timed(step) for _ in range(7)]
+            except Exception as error:  # out of memory, or a missing package: the others go on
+                row[contender.__name__] = f"{type(error).__name__}: {error}"[:200]
+                continue
+            row["value" if contender is ours else contender.__name__] = statistics.median(times) * 1e3
+        row.setdefault("value", "failed")
+        row["losses"] = " ".join(f"{loss:.4f}" for loss in losses.values())
+        yield row
+
+
+def ours(model: str, batch: int) -> Callable[[], float]:
+    import cupy
+
+    import models
+    from minigrad import Tensor, cublas, optim
+    from minigrad import functional as F
+    from minigrad.nn import init
+    from models.compare import formula
+
+    cublas.allow_tf32(True)
+    with init.skip_init():
+        network = formula.fill(models.create_model(model)).to(dtype=np.float32).to("cuda")
+    images, labels = inputs(batch, network.img_size, network.num_classes)
+    x, y = Tensor(images, device="cuda"), Tensor(labels, device="cuda")
+    optimizer = optim.AdamW(network.parameters(), lr=1e-4)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        cupy.cuda.Device().synchronize()
+        return loss.item()
+
+    return step
+
+
+def torch_tf32(model: str, batch: int, amp: bool = False) -> Callable[[], float]:
+    import torch
+
+    from models.compare.references import Reference
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    reference = Reference("timm", model)
+    network = reference.network.float().cuda().to(memory_format=torch.channels_last).train()
+    for module in network.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    images, labels = inputs(batch, reference.model.img_size, reference.model.num_classes)
+    x = torch.from_numpy(images).cuda().to(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels).cuda()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=amp):
+            loss = torch.nn.functional.cross_entropy(network(x), y)
+        loss.backward()
+        optimizer.step()
+        torch.cuda.synchronize()
+        return loss.item()
+
+    return step
+
+
+def torch_amp(model: str, batch: int) -> Callable[[], float]:
+    return torch_tf32(model, batch, amp=True)
+
+
+def inputs(batch: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    images = np.random.default_rng(0).standard_normal((batch, 3, *size), np.float32)
+    return images, np.arange(batch) * 7919 % classes
+
+
+def training(options: Options) -> Iterator[Row]:
+    """The training program, to an accuracy."""
+    flags = ["--epochs", "2"]
+    if options.data_dir:
+        flags = ["--dataset", "cifar10", "--data-dir", options.data_dir, "--model", "vit_tiny_cifar", "--epochs", "3"]
+        flags += ["--batch-size", "512", "--lr", "2e-3", "--warmup-epochs", "1"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "train", "--device", "cuda", *flags, "--output", f"{folder}/run"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise RuntimeError(result.stderr[-2000:])
+        header, *epochs = (Path(folder) / "run" / "metrics.csv").read_text().splitlines()
+    for line in epochs:
+        metrics = dict(zip(header.split(","), line.split(","), strict=True))
+        yield {
+            "what": f"epoch {metrics.pop('epoch')}",
+            "value": float(metrics.pop("test_acc")),
+            "unit": "accuracy",
+            **metrics,
+        }
+
+
+def on_device(work: Callable[[], Any], rounds: int = 5, repeats: int = 10) -> float:
+    """Seconds that the card works on it: the median of several rounds."""
+    import cupy
+
+    work()
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    times = []
+    for _ in range(rounds):
+        start.record()
+        for _ in range(repeats):
+            work()
+        end.record()
+        end.synchronize()
+        times.append(cupy.cuda.get_elapsed_time(start, end) / 1e3 / repeats)
+    return statistics.median(times)
+
+
+def timed(step: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+STAGES = {
+    "environment": Stage(environment, 30, without_gpu=True),
+    "ceilings": Stage(ceilings, 60, without_gpu=False),
+    "launches": Stage(launches, 60, without_gpu=False),
+    "kernels": Stage(kernels, 120, without_gpu=True),
+    "properties": Stage(properties, 150, without_gpu=False),
+    "steps": Stage(steps, 150, without_gpu=False),
+    "training": Stage(training, 90, without_gpu=False),
+}

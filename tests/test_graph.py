@@ -1,0 +1,143 @@
+"""A captured training step does what the step does, bit for bit (on a stand-in for CuPy where there is no GPU)."""
+
+import numpy as np
+import pytest
+
+import minigrad
+import models
+from minigrad import Tensor, nn, optim
+from minigrad import functional as F
+from minigrad.backend import to_device
+from minigrad.graph import GraphedStep
+from models.compare import formula
+from tests.test_cuda import SMALL
+
+
+@pytest.fixture(autouse=True)
+def only_on_a_gpu(device):
+    if device == "cpu":
+        pytest.skip("graphs are CUDA's")
+
+
+class Flatten(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def train(build, batches, graphed, warmup=2):
+    """The losses, the parameters at the end, and the wrapped step."""
+    minigrad.manual_seed(7)
+    model = build().to(dtype=np.float32).to("cuda")
+    optimizer = optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    schedule = optim.WarmupCosine(optimizer, 2, 10)
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(Tensor(images)), Tensor(labels))
+        loss.backward()
+        optimizer.step()
+        return loss.data
+
+    run = GraphedStep(step, optimizer, warmup) if graphed else step
+    losses = []
+    for images, labels in batches:
+        losses.append(run(to_device(images, "cuda"), to_device(labels, "cuda")).item())
+        schedule.step()
+    state = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
+    return losses, state | {key: np.asarray(value) for key, value in optimizer.state_dict().items()}, run
+
+
+def made(sizes, shape):
+    rng = np.random.default_rng(0)
+    return [(rng.standard_normal((n, *shape)).astype(np.float32), rng.integers(0, 10, n)) for n in sizes]
+
+
+def assert_same(build, batches, **choices):
+    losses, state, _ = train(build, batches, graphed=False)
+    found_losses, found, run = train(build, batches, graphed=True, **choices)
+    assert run.graph is not None
+    assert found_losses == losses
+    for key, value in state.items():
+        np.testing.assert_array_equal(found[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_models(name):
+    size = SMALL[name]["img_size"]
+    assert_same(lambda: formula.fill(models.create_model(name, **SMALL[name])), made([4] * 5, (3, size, size)))
+
+
+def test_dropout_goes_on_where_it_was():
+    """Every replay has masks of its own, the same as without a graph."""
+
+    def build():
+        return nn.Sequential(Flatten(), nn.Linear(48, 20), nn.Dropout(0.5), nn.Linear(20, 10), nn.Dropout(0.1))
+
+    assert_same(build, made([4] * 6, (3, 4, 4)))
+
+
+def test_batch_normalisation():
+    assert_same(
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Flatten(), nn.Linear(16, 10)),
+        made([4] * 5, (3, 4, 4)),
+    )
+
+
+def test_a_smaller_batch_runs_as_it_is():
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
+    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)))
+
+
+def test_a_replay_launches_the_same_with_the_same_arguments(device):
+    """And allocates nothing: what is new since the capture would show in the addresses."""
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
+    _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True)
+    before = run.outputs.data.ptr
+    run(*run.inputs)
+    assert run.outputs.data.ptr == before
+
+
+def test_what_waits_for_the_device_is_refused():
+    model = nn.Sequential(Flatten(), nn.Linear(48, 10)).to("cuda")
+    optimizer = optim.AdamW(model.parameters())
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(Tensor(images)), Tensor(labels))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    batch = [to_device(x, "cuda") for x in made([4], (3, 4, 4))[0]]
+    run(*batch)
+    draws = minigrad.random.default_generator().draws
+    with pytest.raises(RuntimeError, match="capture"):
+        run(*batch)
+    assert run.graph is None and optimizer.captured is None
+    assert minigrad.random.default_generator().draws == draws
+
+
+def test_a_first_gradient_must_not_come_in_the_capture():
+    model = nn.Sequential(Flatten(), nn.Linear(48, 10)).to("cuda")
+    optimizer = optim.AdamW(model.parameters())
+    calls = []
+
+    def step(images, labels):
+        optimizer.zero_grad()
+        calls.append(images)
+        if len(calls) > 1:
+            F.cross_entropy(model(Tensor(images)), Tensor(labels)).backward()
+        optimizer.step()
+        return images
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    batch = [to_device(x, "cuda") for x in made([4], (3, 4, 4))[0]]
+    run(*batch)
+    with pytest.raises(RuntimeError, match="warm up longer"):
+        run(*batch)
+
+
+def test_there_is_always_a_warm_up():
+    with pytest.raises(ValueError, match="at least one"):
+        GraphedStep(lambda: None, None, warmup=0)
