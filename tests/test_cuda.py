@@ -109,19 +109,8 @@ def test_a_module_goes_there_and_back(device, tmp_path):
 
 def test_the_training_program(tmp_path, capsys, device):
     """On the CPU, on the device, and there as a graph."""
-    flags = [
-        "--epochs",
-        "2",
-        "--train-num-samples",
-        "20",
-        "--val-num-samples",
-        "8",
-        "--batch-size",
-        "4",
-        "--model",
-        "vit_nano_cifar",
-    ]
-    flags += ["--threads", "1", "--no-tune-cpu", "--drop-path", "0.2", "--aug"]
+    flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "20", "--val-num-samples", "8"]
+    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2", "--aug"]
     outputs = []
     for i, where in enumerate((["--device", "cpu"], ["--device", device], ["--device", device, "--graph"])):
         if device == "cpu" and i:
