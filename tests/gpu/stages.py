@@ -158,15 +158,14 @@ def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[np.n
 def properties(options: Options) -> Iterator[Row]:
     """The tests of ops and models that run on a device."""
     folder = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", "tests/ops", "tests/test_cuda.py"]
+    tests = ["tests/test_graph.py", "tests/test_cuda.py", "tests/ops"]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda", *tests]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    lines = [line for line in result.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    for line in lines:
-        yield {"what": line[:110], "value": "failed", "wrong": True}
-    yield {
-        "what": "pytest -k cuda tests/ops tests/test_cuda.py",
-        "value": "passed" if not result.returncode else "failed",
-    }
+    for line in result.stdout.splitlines():
+        if line.startswith(("FAILED", "ERROR")):
+            yield {"what": line[:110], "value": "failed", "wrong": True}
+    row: Row = {"what": f"pytest -k cuda {' '.join(tests)}", "value": "failed" if result.returncode else "passed"}
+    yield row | ({"wrong": True} if result.returncode else {})
 
 
 MODELS = (  # and their batches
@@ -180,11 +179,12 @@ def steps(options: Options) -> Iterator[Row]:
     for model, batch in MODELS:
         row: Row = {"what": f"{model}, batch {batch}", "unit": "ms"}
         losses = {}
-        for contender in (ours, torch_tf32, torch_amp):
+        for contender in (ours, ours_as_graph, torch_tf32, torch_amp):
             try:
                 step = contender(model, batch)
                 losses[contender.__name__] = step()
                 step()
+                step()  # by now a graph is there
                 times = [timed(step) for _ in range(7)]
             except Exception as error:  # out of memory, or a missing package: the others go on
                 row[contender.__name__] = f"{type(error).__name__}: {error}"[:200]
@@ -195,12 +195,13 @@ def steps(options: Options) -> Iterator[Row]:
         yield row
 
 
-def ours(model: str, batch: int) -> Callable[[], float]:
+def ours(model: str, batch: int, as_graph: bool = False) -> Callable[[], float]:
     import cupy
 
     import models
     from minigrad import Tensor, cublas, optim
     from minigrad import functional as F
+    from minigrad.graph import GraphedStep
     from minigrad.nn import init
     from models.compare import formula
 
@@ -208,18 +209,28 @@ def ours(model: str, batch: int) -> Callable[[], float]:
     with init.skip_init():
         network = formula.fill(models.create_model(model)).to(dtype=np.float32).to("cuda")
     images, labels = inputs(batch, network.img_size, network.num_classes)
-    x, y = Tensor(images, device="cuda"), Tensor(labels, device="cuda")
     optimizer = optim.AdamW(network.parameters(), lr=1e-4)
 
-    def step() -> float:
+    def compute(images: Any, labels: Any) -> Any:
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(x), y)
+        loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
         loss.backward()
         optimizer.step()
+        return loss.data
+
+    run = GraphedStep(compute, optimizer, warmup=2) if as_graph else compute
+    x, y = cupy.asarray(images), cupy.asarray(labels)
+
+    def step() -> float:
+        loss = run(x, y)
         cupy.cuda.Device().synchronize()
-        return loss.item()
+        return float(loss.item())
 
     return step
+
+
+def ours_as_graph(model: str, batch: int) -> Callable[[], float]:
+    return ours(model, batch, as_graph=True)
 
 
 def torch_tf32(model: str, batch: int, amp: bool = False) -> Callable[[], float]:
