@@ -23,7 +23,7 @@ def array_module(x: Array) -> ModuleType:
     """The module whose functions take `x`: numpy or cupy, or for an array without numbers `minigrad.meta`."""
     if isinstance(x, meta.MetaArray):
         return meta
-    return np if isinstance(x, np.ndarray | np.generic) else _cupy()
+    return np if isinstance(x, np.ndarray | np.generic) else cupy_module()
 
 
 def device_of(x: Array) -> str:
@@ -67,8 +67,8 @@ def to_device(x: Array, device: str) -> Array:
     number = _gpu_number(device)
     if number is None:
         return x if isinstance(x, np.ndarray | np.generic) else x.get()
-    cupy = _cupy()
-    _require_gpu(cupy)
+    cupy = cupy_module()
+    require_gpu(cupy)
     with cupy.cuda.Device(number):
         return cupy.asarray(x)
 
@@ -78,7 +78,7 @@ def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
     number = _gpu_number(device)
     if number is None:
         return np.empty(shape, dtype)
-    cupy = _cupy()
+    cupy = cupy_module()
     with cupy.cuda.Device(number):
         return cupy.empty(shape, dtype)
 
@@ -96,7 +96,7 @@ def _gpu_number(device: str) -> int | None:
 def cuda_is_available() -> bool:
     """Whether `.to("cuda")` can work here: CuPy is installed and it sees a GPU."""
     try:
-        _require_gpu(_cupy())
+        require_gpu(cupy_module())
     except RuntimeError:
         return False
     return True
@@ -119,7 +119,12 @@ def scatter_add(target: Array, index: Any, source: Array) -> None:
         importlib.import_module("cupyx").scatter_add(target, index, source)
 
 
-def _cupy() -> ModuleType:
+def cupy_module() -> ModuleType:
+    """CuPy.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
     try:
         return importlib.import_module("cupy")
     except ImportError as error:
@@ -129,7 +134,8 @@ def _cupy() -> ModuleType:
         ) from error
 
 
-def _require_gpu(cupy: ModuleType) -> None:
+def require_gpu(cupy: ModuleType) -> None:
+    """Raises a RuntimeError where CuPy is installed but finds no GPU."""
     if not cupy.cuda.is_available():
         raise RuntimeError(
             "CuPy is installed but finds no usable GPU: check `nvidia-smi` and the driver's CUDA version"

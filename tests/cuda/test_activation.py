@@ -11,9 +11,9 @@ import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import activation
-from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.kernels.cuda.launch import FOLDER, Kernel, Recorder, use_device
 from minigrad.ops.activation import GELU, ReLU
-from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, kernels, needs_compiler
 
 pytestmark = needs_compiler
 
@@ -78,6 +78,19 @@ def test_nothing_outside_the_arrays_is_touched(run, side, count):
     x, grad_y = guarded(count, side=side), guarded(count, side=side)
     x[...], grad_y[...] = drawn(0, count), drawn(1, count)
     assert_equals_specification(run, x, grad_y, guard=side)
+
+
+@pytest.mark.parametrize("name", kernels(FOLDER / "activation.cu"))
+@pytest.mark.parametrize("count", [1, 2, 3, 1022, 1023, 1025])
+def test_the_last_numbers_are_less_than_a_pack(name, count):
+    """Where the array ends inside of 16 bytes that could be read at once, what follows it is not written."""
+    memory = [guarded(1028, side="before") for _ in range(3 if "backward" in name else 2)]
+    *inputs, result = (x[:count] for x in memory)
+    for i, x in enumerate(inputs):
+        x[...] = drawn(i, count)
+    with emulated():
+        Kernel("activation.cu", name, PACK=4)(2, 256, *inputs, result, np.int64(count))
+    assert np.isfinite(result).all() and np.isnan(memory[-1][count:]).all()
 
 
 @pytest.mark.parametrize("run", TWINS)

@@ -147,7 +147,7 @@ struct Mask {
     __device__ float at(int i, int j) const { return first ? first[i * row + j * key] : 0.0f; }
 };
 
-// y, and lse unless it is null. A query that sees no key has weights of 0 here, and by lse = ∞ in the backward pass too.
+// y, and lse unless it is null. A query that sees no key has weights of 0: here, and by lse = ∞ in the backward pass.
 extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
 attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK, ARRAY(Stored, y),
                   float* lse, int heads, int L, int S, float scale) {

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-from minigrad.backend import Array, _cupy, _require_gpu
+from minigrad.backend import Array, cupy_module, require_gpu
 from minigrad.cublas import pointer
 
 FOLDER = Path(__file__).parent
@@ -102,10 +102,9 @@ class Kernel:
             device.launch(self, grid, block, args, shared)
 
     def _dim3(self, size: Size, most: Dim3, what: str) -> Dim3:
-        sizes = (size,) if isinstance(size, int) else size
-        if not 1 <= len(sizes) <= 3 or not all(0 <= n <= top for n, top in zip(sizes, most, strict=False)):
+        x, y, z = (size, 1, 1) if isinstance(size, int) else (*size, 1, 1)[:3] if 1 <= len(size) <= 3 else (-1, -1, -1)
+        if not (0 <= x <= most[0] and 0 <= y <= most[1] and 0 <= z <= most[2]):
             raise ValueError(f"{self.name}: a {what} is one to three numbers of at most {most}, got {size}")
-        x, y, z = (*sizes, 1, 1)[:3]
         return x, y, z
 
     def _refusal(self, i: int, arg: Any) -> str:
@@ -140,13 +139,13 @@ class CuPyDevice:
     def _compiled(self, kernel: Kernel) -> Any:
         module = self._modules.get((kernel.file, kernel.constants))
         if module is None:
-            cupy = _cupy()
+            cupy = cupy_module()
             if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
                 raise RuntimeError(
                     f"kernels need CuPy {OLDEST_CUPY} or newer, this is {cupy.__version__}: "
                     "pip install -U 'minigrad[cuda13]' (or 'minigrad[cuda12]')"
                 )
-            _require_gpu(cupy)
+            require_gpu(cupy)
             options = ("--std=c++17", f"-I{FOLDER}", *kernel.macros)
             module = cupy.RawModule(code=_source(kernel), options=options)
             self._modules[kernel.file, kernel.constants] = module

@@ -8,6 +8,7 @@
 // What is the same for all numbers comes computed: decay = 1 - lr · weight_decay, rate = lr / (1 - β₁ᵗ),
 // scale = 1 / √(1 - β₂ᵗ). In a captured graph, whose arguments stay what they were, the three are read from `step`, which
 // is null elsewhere.
+// registers[]: adamw 40
 #include "common.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -2,6 +2,7 @@
 //
 // The k-th four words of draw d under a seed are philox(counter = (k, d), key = seed): see minigrad/random.py, which
 // makes the same numbers, bit for bit, on the CPU. So a thread needs no state, and any thread can make any number.
+// registers[]: uniform 32
 #include "common.cuh"
 
 struct Words {
