@@ -45,7 +45,7 @@ extern "C" int cublasGemmStridedBatchedEx(
     Handle* h, int ta, int tb, int m, int n, int k, const void* one, const void* A, int At, int lda, long long sa,
     const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
     int compute, int algorithm) {
-  if (!h || At != Bt || Bt != Ct || algorithm != -1 || !batch) return 7;
+  if (!h || At != Bt || Bt != Ct || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
   if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // the manual's conditions
   if (At == 0 && (compute == 68 || compute == 77))
     gemm(ta, tb, m, n, k, *(float*)one, (float*)A, lda, sa, (float*)B, ldb, sb, *(float*)zero, (float*)C, ldc, sc,
@@ -138,6 +138,26 @@ def test_rows_and_columns(blas, a, b):
     a, b = rng.standard_normal(a), rng.standard_normal(b)
     with cublas.use_blas(blas):
         np.testing.assert_allclose(cublas.matmul(a, b), a @ b)
+
+
+AWKWARD = {
+    "heads": laid_out(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"),  # two distances in a batch
+    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),  # beside (1, 3, ...)
+    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),  # a row begins within the one before
+    "gaps": laid_out(np.random.default_rng(2).standard_normal((3, 4, 5)), "gaps"),
+    "backwards": np.random.default_rng(4).standard_normal((3, 4, 5))[::-1],
+    "upside down": np.random.default_rng(3).standard_normal((3, 4, 5))[::-1, ::-1],
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_what_lies_badly_is_copied(blas, name):
+    a, b = AWKWARD[name], np.random.default_rng(9).standard_normal((1, 3, 5, 2))
+    with cublas.use_blas(blas):
+        np.testing.assert_allclose(cublas.matmul(a, b), a @ b, rtol=1e-12)
+        np.testing.assert_allclose(
+            cublas.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2)), b.swapaxes(-1, -2) @ a.swapaxes(-1, -2), rtol=1e-12
+        )
 
 
 def test_what_lies_well_is_not_copied(blas):

@@ -1,5 +1,7 @@
 """A captured training step does what the step does, bit for bit (on a stand-in for CuPy where there is no GPU)."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -92,9 +94,30 @@ def test_a_replay_launches_the_same_with_the_same_arguments(device):
     """And allocates nothing: what is new since the capture would show in the addresses."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
     _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True)
+    assert gc.isenabled()
     before = run.outputs.data.ptr
     run(*run.inputs)
     assert run.outputs.data.ptr == before
+
+
+def test_inputs_are_copied_in():
+    """What was captured with is the caller's, and free to change."""
+    model = nn.Linear(4, 4).to("cuda")
+    optimizer = optim.AdamW(model.parameters(), lr=0.0)
+
+    def step(x):
+        optimizer.zero_grad()
+        loss = model(Tensor(x)).sum()
+        loss.backward()
+        optimizer.step()
+        return loss.data
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    first, second = (to_device(np.full((2, 4), value, np.float32), "cuda") for value in (1.0, 2.0))
+    run(first)
+    run(first)
+    run(second)
+    np.testing.assert_array_equal(first.get(), 1)
 
 
 def test_what_waits_for_the_device_is_refused():
@@ -114,7 +137,7 @@ def test_what_waits_for_the_device_is_refused():
     draws = minigrad.random.default_generator().draws
     with pytest.raises(RuntimeError, match="capture"):
         run(*batch)
-    assert run.graph is None and optimizer.captured is None
+    assert run.graph is None and optimizer.captured is None and gc.isenabled()
     assert minigrad.random.default_generator().draws == draws
 
 

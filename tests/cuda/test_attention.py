@@ -163,7 +163,7 @@ def test_a_touch_beside_an_array_is_seen():
     q, k, v = (guarded((1, 1, rows, 8)) for rows in (5, 5, 6))
     op = attention.ScaledDotProductAttention()
     op.needs_input_grad = (None,) * 4
-    with emulated(), pytest.raises(KernelError, match="attention_forward: .* touched memory that is not its own"):
+    with emulated(), pytest.raises(KernelError, match=r"attention_forward: .* touched memory that is not its own"):
         op.forward(q, np.lib.stride_tricks.as_strided(k, (1, 1, 6, 8)), v, None, scale=1.0)
 
 
@@ -174,6 +174,9 @@ def test_gradients_that_nobody_wants_are_left_out(wanted):
     queries, keys = want_q or want_k or want_mask, want_k or want_v
     expected = ["attention_backward_q"] * queries + ["attention_backward_kv"] * keys
     assert [launch.kernel.name for launch in launches[1:]] == expected
+    if queries:
+        *_, D, grad_scores = launches[1].args[:-4]
+        assert [D is not None, grad_scores is not None] == [want_k, want_mask]
 
 
 def test_without_a_gradient_nothing_is_kept():
@@ -234,6 +237,11 @@ def test_a_gradient_that_is_one_number():
         found.append([x.grad.numpy() for x in tensors])
     for ours, theirs in zip(*found, strict=True):
         assert abs(ours - theirs).max() <= 2e-6 * max(abs(theirs).max(), 1)
+
+
+def test_an_axis_of_length_1_has_no_stride():
+    """It may be anything, 40 bytes here."""
+    assert_twin_equals(*(drawn(i, 1, 1, 10)[..., :8] for i in range(3)))
 
 
 def shifted(*shape):

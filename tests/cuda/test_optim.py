@@ -58,6 +58,14 @@ def test_it_stays_within_its_arrays(side):
     np.testing.assert_allclose(parameter.numpy(), 0.9, rtol=1e-5)
 
 
+def test_a_gradient_in_another_order_of_memory():
+    x, grad = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
+    expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])
+    with emulated():
+        found, _ = steps(x, [np.asfortranarray(grad)])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_one_launch_for_a_parameter():
     recorder = Recorder()
     with use_device(recorder):

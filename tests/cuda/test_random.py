@@ -32,6 +32,7 @@ def test_on_the_device():
             assert device == "cpu" or not isinstance(found, np.ndarray)
             found = found if device == "cpu" else found.get()
             np.testing.assert_array_equal(found, theirs.uniform((1100,), dtype))
+    assert ours.draws == theirs.draws
 
 
 @pytest.mark.parametrize("side", ["before", "after"])

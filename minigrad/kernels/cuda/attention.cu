@@ -29,14 +29,14 @@
 //
 // registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
 // registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 168, attention_backward_kv 168
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 128, attention_backward_kv 128
+// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 168, attention_backward_kv 168
 // registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 216, attention_backward_kv 168
 #include "common.cuh"
 
 typedef float Stored;  // what q, k, v, y and their gradients are kept in
 
 constexpr int E = QK_WIDTH, V = V_WIDTH, ROWS = 4, WEIGHTS = 32 * SLOTS;
-constexpr int AT_ONCE = SLOTS <= 2 && E + V <= 128 ? 3 : 1;  // blocks that the registers must be enough for, at least
+constexpr int AT_ONCE = SLOTS <= 2 && E + V <= 64 ? 3 : 1;  // blocks that the registers must be enough for, at least
 #define INF __int_as_float(0x7f800000)
 
 // From one row to the next in shared memory: an odd number of float4, so that in eight rows, which eight lanes read at
