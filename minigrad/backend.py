@@ -27,7 +27,7 @@ def array_module(x: Array) -> ModuleType:
 
 
 def device_of(x: Array) -> str:
-    """Where `x` lives: `"cpu"` or `"cuda:N"`."""
+    """Where `x` lives: `"cpu"` or `"cuda:0"`."""
     return "cpu" if isinstance(x, np.ndarray | np.generic) else f"cuda:{x.device.id}"
 
 
@@ -58,7 +58,7 @@ def promote_to_float(xs: Sequence[Any]) -> list[Any]:
 
 
 def to_device(x: Array, device: str) -> Array:
-    """`x` on `device` (`"cpu"`, `"cuda"`, `"cuda:N"`); the same array when it is there already.
+    """`x` on `device` (`"cpu"`, `"cuda"` or `"cuda:0"`); the same array when it is there already.
 
     Raises:
         ValueError: `device` is not one of these names.
@@ -69,8 +69,19 @@ def to_device(x: Array, device: str) -> Array:
         return x if isinstance(x, np.ndarray | np.generic) else x.get()
     cupy = cupy_module()
     require_gpu(cupy)
-    with cupy.cuda.Device(number):
-        return cupy.asarray(x)
+    if isinstance(x, np.ndarray | np.generic) and cupy.cuda.get_current_stream().is_capturing():
+        raise RuntimeError(
+            "a copy from the host while a CUDA graph is captured: it would be of memory that is long gone at a replay; "
+            "make the array before, or keep it on the device"
+        )
+    return cupy.asarray(x)
+
+
+def beside(x: Array, host: np.ndarray) -> Array:
+    """`host` where x is, such as a table that an op has computed on the CPU."""
+    if isinstance(x, np.ndarray | meta.MetaArray):
+        return array_module(x).asarray(host)
+    return to_device(host, device_of(x))
 
 
 def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
@@ -78,19 +89,19 @@ def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
     number = _gpu_number(device)
     if number is None:
         return np.empty(shape, dtype)
-    cupy = cupy_module()
-    with cupy.cuda.Device(number):
-        return cupy.empty(shape, dtype)
+    return cupy_module().empty(shape, dtype)
 
 
 def _gpu_number(device: str) -> int | None:
-    """N of "cuda:N", 0 of "cuda", None of "cpu"."""
+    """0 for "cuda" and "cuda:0", None for "cpu"; there is no more than one GPU at work."""
     kind, _, number = device.partition(":")
     if kind == "cpu" and not number:
         return None
     if kind != "cuda" or (number and not number.isdigit()):
-        raise ValueError(f'device must be "cpu", "cuda" or "cuda:N", got {device!r}')
-    return int(number or 0)
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:0", got {device!r}')
+    if int(number or 0):
+        raise ValueError(f'one GPU is used, "cuda" or "cuda:0", got {device!r}: CUDA_VISIBLE_DEVICES chooses it')
+    return 0
 
 
 def cuda_is_available() -> bool:

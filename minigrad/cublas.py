@@ -19,8 +19,10 @@ Products of float16 and bfloat16 are summed in float32. Those of float32 are exa
 
 import ctypes
 import importlib
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple, Protocol
@@ -123,18 +125,23 @@ def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
     return step if even and step >= 0 else None
 
 
+@cache
+def _cupy_blas() -> tuple[Any, Any]:
+    """CuPy's binding of cuBLAS (taken from its package, which finds the library first), and where its handle is."""
+    return importlib.import_module("cupy_backends.cuda.libs").cublas, importlib.import_module("cupy.cuda.device")
+
+
 class CupyBlas:
     """The call as CuPy makes it, on its own handle and the current stream."""
 
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None:
-        cublas = importlib.import_module("cupy_backends.cuda.libs.cublas")
-        handle = importlib.import_module("cupy.cuda.device").get_cublas_handle()
+        cublas, device = _cupy_blas()
         one, zero = SCALARS[compute]
         cublas.gemmStridedBatchedEx(
-            handle, A.op, B.op, m, n, k, one.ctypes.data,
-            pointer(A.array), data, A.leading, A.stride, pointer(B.array), data, B.leading, B.stride, zero.ctypes.data,
+            device.get_cublas_handle(), A.op, B.op, m, n, k, one,
+            pointer(A.array), data, A.leading, A.stride, pointer(B.array), data, B.leading, B.stride, zero,
             pointer(C.array), data, C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
@@ -150,6 +157,7 @@ class CtypesBlas:
     def __init__(self, library: Any, workspace: Array) -> None:
         self.library, self.workspace, self.handle = library, workspace, ctypes.c_void_p()
         self._call("cublasCreate_v2", ctypes.byref(self.handle))
+        self.close = weakref.finalize(self, library.cublasDestroy_v2, self.handle)  # at the latest with this object
 
     def use_stream(self, stream: int) -> None:
         """Make the products that follow on this stream (a pointer). Giving it a stream takes the workspace away."""
@@ -160,17 +168,13 @@ class CtypesBlas:
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None:
-        one, zero = (ctypes.c_void_p(scalar.ctypes.data) for scalar in SCALARS[compute])
+        one, zero = map(ctypes.c_void_p, SCALARS[compute])
         self._call(
             "cublasGemmStridedBatchedEx",
             self.handle, A.op, B.op, m, n, k, one,
             *_matrix(A, data), *_matrix(B, data), zero, *_matrix(C, data),
             batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
-
-    def close(self) -> None:
-        """Give the handle back."""
-        self._call("cublasDestroy_v2", self.handle)
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self.library, name)(*arguments)
@@ -217,8 +221,9 @@ def use_blas(blas: Blas) -> Iterator[None]:
         _blas = previous
 
 
-SCALARS = {  # 1 and 0, in the type that is computed in
-    compute: (np.ones((), dtype), np.zeros((), dtype))
+_ONE_ZERO = {dtype: np.array([1, 0], dtype) for dtype in (np.float32, np.float64)}
+SCALARS = {  # where 1 and 0 are, in the type that is computed in
+    compute: (_ONE_ZERO[dtype].ctypes.data, _ONE_ZERO[dtype][1:].ctypes.data)
     for compute, dtype in ((COMPUTE_32F, np.float32), (COMPUTE_32F_FAST_TF32, np.float32), (COMPUTE_64F, np.float64))
 }
 STATUS = {  # cublasStatus_t

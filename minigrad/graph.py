@@ -14,12 +14,13 @@ What is recorded stays as it is: the kernels read and write the same memory ever
     results     are in the same memory after each launch: use or copy them before the next
 
 and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
-CPU. (CUDA refuses such calls while it records.)
+CPU. Such calls are refused while a step is recorded.
 """
 
 import gc
 import importlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,10 @@ class GraphedStep:
     def __init__(self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3) -> None:
         if warmup < 1:
             raise ValueError(f"GraphedStep: needs at least one call to warm up, got {warmup}")
+        if not isinstance(optimizer, AdamW):
+            raise TypeError(
+                f"GraphedStep: is for AdamW, whose rate a graph can read anew, got {type(optimizer).__name__}"
+            )
         self.step, self.optimizer, self.warmup = step, optimizer, warmup
         self.graph: Any = None
 
@@ -56,7 +61,7 @@ class GraphedStep:
         if self.warmup:
             self.warmup -= 1
             return self.step(*inputs)
-        if self.graph is None:
+        if self.graph is None or self.state is not self.optimizer.state:  # another was loaded
             self._capture(inputs)
         if [(x.shape, x.dtype) for x in inputs] != [(x.shape, x.dtype) for x in self.inputs]:
             return self.step(*inputs)
@@ -78,7 +83,7 @@ class GraphedStep:
         device = device_of(inputs[0])
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
-        self.inputs = [x.copy() for x in inputs]
+        self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
         self.scalars = CapturedScalars(sum(len(group["params"]) for group in self.optimizer.param_groups), device)
         self.generator, self.random = default_generator(), empty((2,), np.uint64, device)
         _wait(self.stream, cuda.get_current_stream())
@@ -91,13 +96,15 @@ class GraphedStep:
                 self.stream.begin_capture()
                 try:
                     self.outputs = self.step(*self.inputs)
-                finally:
-                    graph = self.stream.end_capture()
+                except BaseException:
+                    with suppress(Exception):  # which says only that something went wrong before
+                        self.stream.end_capture()
+                    raise
+                self.graph = self.stream.end_capture()
         finally:
             gc.enable()
             self.draws, self.generator.draws = self.generator.draws, before
             self.generator.captured = self.optimizer.captured = None
-        self.graph = graph
 
 
 def direct_blas(device: str, stream: int) -> cublas.Blas:

@@ -382,7 +382,7 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
     try:
         return None if dtype is None else np.dtype(dtype), device
     except TypeError:
-        raise ValueError(f'to: takes a dtype, or a device "cpu", "cuda" or "cuda:N", got {dtype!r}') from None
+        raise ValueError(f'to: takes a dtype, or a device "cpu" or "cuda", got {dtype!r}') from None
 
 
 def raw(x: Any) -> Any:

@@ -30,7 +30,7 @@ class Tensor(Methods):
         requires_grad: collect ∂loss/∂self in `grad` when `backward` is called on a loss made from it.
         dtype: float16, float32, float64, bool or an integer type. By default an array keeps its own, and Python
             floats become float32.
-        device: "cpu" or "cuda" ("cuda:N"); by default where the data is.
+        device: "cpu" or "cuda"; by default where the data is.
 
     A Tensor is a value: writing `x[i] = v` never shows through another Tensor, and is refused where a graph could
     depend on the old numbers.

@@ -139,6 +139,9 @@ class Stream:
         del self.before
         return graph
 
+    def is_capturing(self) -> bool:
+        return _tape is not None
+
     def wait_event(self, event: Any) -> None: ...
 
     def synchronize(self) -> None:

@@ -211,10 +211,13 @@ def test_through_cupy(monkeypatch, blas):
     """CuPy's binding takes the same arguments, with pointers as numbers."""
     calls = []
     module = SimpleNamespace(gemmStridedBatchedEx=lambda *arguments: calls.append(arguments))
-    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs.cublas", module)
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=module))
     monkeypatch.setitem(sys.modules, "cupy.cuda.device", SimpleNamespace(get_cublas_handle=lambda: 77))
     a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
-    y = cublas.matmul(a, b)
+    cublas._cupy_blas.cache_clear()
+    with cublas.use_blas(cublas.CupyBlas()):
+        y = cublas.matmul(a, b)
+    cublas._cupy_blas.cache_clear()
     (arguments,) = calls
     assert arguments[:6] == (77, cublas.OP_N, cublas.OP_N, 4, 2, 3)
     assert arguments[7:15] == (b.ctypes.data, 0, 4, 0, a.ctypes.data, 0, 3, 0)

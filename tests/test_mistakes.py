@@ -116,7 +116,7 @@ class _Returns(Function):
         (lambda: X32 * [1.0, 2.0, 3.0], TypeError, r"wrap it in Tensor\(\.\.\.\)"),
         (lambda: X32 + 1j, TypeError, "real numbers, got complex"),
         (lambda: INTS**-1, ValueError, "negative integer powers"),
-        (lambda: X32.to("gpu"), ValueError, 'a device "cpu", "cuda"'),
+        (lambda: X32.to("gpu"), ValueError, 'a device "cpu" or "cuda"'),
         (lambda: F.pad(X32, 1), ValueError, "pad: needs a pair"),
         (lambda: Tensor(1.0).unbind(), ValueError, "no slices"),
         (lambda: nn.Sequential([nn.Linear(2, 3)]), TypeError, "Sequential: holds Modules, got list"),

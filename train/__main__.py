@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
 
     where = parser.add_argument_group("where, and what comes out")
-    add(where, "--device", "cpu, or cuda or cuda:N with the extra minigrad[cuda13]", metavar="NAME")
+    add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
     graph = "on a GPU, a training step as one CUDA graph, see minigrad/graph.py"
     add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)

@@ -98,7 +98,7 @@ class MaskedFill(Function):
             raise TypeError(f"masked_fill: the mask must be boolean, got {mask.dtype}; compare first, as in x > 0")
         self.mask = mask
         xp = array_module(x)
-        return xp.where(mask, xp.asarray(value, x.dtype), x)
+        return xp.where(mask, xp.full((), value, x.dtype), x)
 
     def backward(self, grad_output: Array) -> Array:
         return array_module(grad_output).where(self.mask, grad_output.dtype.type(0), grad_output)

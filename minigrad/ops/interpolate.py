@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import Array, array_module, gemm
+from minigrad.backend import Array, beside, gemm
 from minigrad.function import Function
 
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
@@ -34,7 +34,8 @@ class Interpolate(Function):
     ) -> Array:
         out = _check(x, size, scales, mode, align_corners, antialias)
         self.rows, self.columns = (
-            array_module(x).asarray(
+            beside(
+                x,
                 weights(
                     x.shape[2 + axis],
                     out[axis],
@@ -42,8 +43,7 @@ class Interpolate(Function):
                     align_corners=bool(align_corners),
                     antialias=antialias,
                     scale=None if scales is None else scales[axis],
-                ),
-                x.dtype,
+                ).astype(x.dtype),
             )
             for axis in (0, 1)
         )

@@ -56,7 +56,7 @@ class CrossEntropy(Function):
 
         self.share = 1.0
         if reduction == "mean":
-            total = (self.class_weight * q).sum() if indices else xp.asarray(prod(x.shape) // C, x.dtype)
+            total = (self.class_weight * q).sum() if indices else xp.full((), prod(x.shape) // C, x.dtype)
             self.share = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
             return loss.sum() * self.share
         return loss.sum() if checks.reduction(reduction, "cross_entropy") == "sum" else loss

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, beside
 from minigrad.function import Function
 from minigrad.windows import Pair, Windows, span
 
@@ -33,7 +33,7 @@ class MaxPool2d(Function):
         self.shape, padded, xp = x.shape, windows.pad(x, -np.inf), array_module(x)
         y = xp.full((x.shape[0], *windows.out, x.shape[3]), -np.inf, x.dtype)
         self.taken = xp.empty(y.shape, np.min_scalar_type(windows.kernel[0] * windows.kernel[1] - 1))
-        self.taken[...] = xp.asarray(_first_tap(windows))[:, :, None]  # it stays where a window sees nothing but -∞
+        self.taken[...] = beside(x, _first_tap(windows))[:, :, None]  # it stays where a window sees nothing but -∞
         for number, (_, where) in enumerate(windows.taps()):
             seen = padded[where]
             self.taken[(seen > y) | xp.isnan(seen)] = number
@@ -78,9 +78,9 @@ class AvgPool2d(Function):
         self.shape, padded, xp = x.shape, windows.pad(x), array_module(x)
         if divisor_override is None:
             rows, columns = _counts(windows, x.shape[1:3], count_include_pad)
-            self.divisor = xp.asarray(rows[:, None, None] * columns[:, None], x.dtype)
+            self.divisor = beside(x, (rows[:, None, None] * columns[:, None]).astype(x.dtype))
         else:
-            self.divisor = xp.asarray(divisor_override, x.dtype)
+            self.divisor = xp.full((), divisor_override, x.dtype)
         y = xp.zeros((x.shape[0], *windows.out, x.shape[3]), x.dtype)
         for _, where in windows.taps():
             y += padded[where]

@@ -172,6 +172,11 @@ class AdamW(Optimizer):
             step = cuda.optim.next_scalars(state, group) if self.captured is None else self.captured.add(state, group)
             cuda.optim.adamw(x, grad, m, v, betas=group["betas"], eps=group["eps"], step=step)
             return
+        if self.captured is not None:
+            raise RuntimeError(
+                f"AdamW: a captured step takes float32 parameters and gradients without gaps, got {x.dtype} {x.shape}: "
+                "the rate of any other would stay as it is now"
+            )
         state["step"] = t = state["step"] + 1
         m *= beta1
         m += (1 - beta1) * grad

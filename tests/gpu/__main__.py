@@ -7,6 +7,7 @@ limit counts. At the end there is a table, and all of it as JSON in --output. Wi
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -53,8 +54,10 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command += ["--cpu"] if options.cpu else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    timer = threading.Timer(STAGES[name].seconds, process.kill)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    timer = threading.Timer(STAGES[name].seconds, os.killpg, (process.pid, signal.SIGKILL))  # and what it has started
     timer.start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # type: ignore[union-attr]

@@ -59,7 +59,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--drop-path", "-0.1"], "--drop-path: must be a number at least 0 and below 1, got '-0.1'"),
         (["--seed", "2147483648"], "--seed: must be from 0 to 2147483646"),
         (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
-        (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:N"'),
+        (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["--epochs"], "--epochs: expected one argument"),

@@ -31,7 +31,7 @@ def adamw(
     """
     blocks = min(-(-x.size // THREADS), MOST_BLOCKS)
     captured = None if isinstance(step, tuple) else step
-    scalars = (*betas, eps, *(step if isinstance(step, tuple) else (0.0, 0.0, 0.0)))
+    scalars = (*betas, 1 - betas[0], 1 - betas[1], eps, *(step if isinstance(step, tuple) else (0.0, 0.0, 0.0)))
     ADAMW(blocks, THREADS, x, grad, m, v, np.int64(x.size), *map(np.float32, scalars), captured)
 
 

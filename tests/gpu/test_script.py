@@ -1,0 +1,41 @@
+"""`python -m tests.gpu` without a GPU: what can run does, and a stage that hangs or fails does not stop the others."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+from tests.cuda.runner import needs_compiler
+from tests.gpu import __main__ as script
+from tests.gpu.stages import STAGES, Stage
+
+
+@needs_compiler
+def test_without_a_gpu(tmp_path):
+    command = [sys.executable, "-m", "tests.gpu", "--cpu", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == [name for name, stage in STAGES.items() if stage.without_gpu]
+    assert all(result["end"] == "done" for result in results.values())
+    assert all(".cuda." in row["by"] and 0 < row["value"] < 2e-5 for row in results["kernels"]["rows"])
+
+
+def test_a_stage_has_a_time_limit(monkeypatch):
+    monkeypatch.setitem(STAGES, "environment", Stage(None, 0.2, without_gpu=True))
+    result = script.run("environment", SimpleNamespace(cpu=True, data_dir=None))
+    assert result["end"] == "stopped after 0.2 s" and result["seconds"] < 5
+
+
+def test_what_is_wrong_is_said(capsys):
+    rows = [{"what": "a", "value": 1.0, "unit": "us"}, {"what": "b", "value": "failed", "wrong": True}]
+    results = {
+        "first": {"end": "done", "seconds": 1, "rows": rows},
+        "second": {"end": "failed", "seconds": 2, "rows": []},
+    }
+    assert script.report(results) == ["first: b", "second"]
+    assert "<-- WRONG" in capsys.readouterr().out
+
+
+def test_all_stages_together_take_ten_minutes():
+    assert sum(stage.seconds for stage in STAGES.values()) <= 600
