@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -53,27 +54,27 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.gpu", "--stage", name]
     command += ["--cpu"] if options.cpu else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    timer = threading.Timer(STAGES[name].seconds, os.killpg, (process.pid, signal.SIGKILL))  # and what it has started
-    timer.start()
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.append(process.stderr.read()))  # type: ignore[union-attr]
-    reader.start()
-    rows = []
-    for line in process.stdout:  # type: ignore[union-attr]
-        rows.append(json.loads(line))
-        print(f"  {describe(rows[-1])}", flush=True)
-    code = process.wait()
-    in_time = timer.is_alive()
-    timer.cancel()
-    reader.join()
-    end = "done" if not code else "failed" if in_time else f"stopped after {STAGES[name].seconds} s"
+    start, limit, rows = time.perf_counter(), STAGES[name].seconds, []
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True) as process,
+    ):
+        timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))  # and all that it has started
+        timer.start()
+        for line in process.stdout:  # type: ignore[union-attr]
+            if line.startswith("{"):
+                rows.append(json.loads(line))
+                line = describe(rows[-1]) + "\n"
+            print(f"  {line}", end="", flush=True)
+        code = process.wait()
+        in_time = timer.is_alive()
+        timer.cancel()
+        said.seek(0)
+        errors = said.read()
+    end = "done" if not code else "failed" if in_time else f"stopped after {limit} s"
     if code:
-        print(f"  {end}\n{errors[0][-2000:]}", flush=True)
-    return {"end": end, "seconds": round(time.perf_counter() - start, 1), "rows": rows, "errors": errors[0][-4000:]}
+        print(f"  {end}\n{errors[-2000:]}", flush=True)
+    return {"end": end, "seconds": round(time.perf_counter() - start, 1), "rows": rows, "errors": errors[-4000:]}
 
 
 def report(results: dict[str, Any]) -> list[str]:

@@ -22,8 +22,8 @@ def test_without_a_gpu(tmp_path):
 
 
 def test_a_stage_has_a_time_limit(monkeypatch):
-    monkeypatch.setitem(STAGES, "environment", Stage(None, 0.2, without_gpu=True))
-    result = script.run("environment", SimpleNamespace(cpu=True, data_dir=None))
+    monkeypatch.setitem(STAGES, "kernels", Stage(None, 0.2, without_gpu=True))
+    result = script.run("kernels", SimpleNamespace(cpu=True, data_dir=None))
     assert result["end"] == "stopped after 0.2 s" and result["seconds"] < 5
 
 
