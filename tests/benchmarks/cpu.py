@@ -34,13 +34,13 @@ class Row(NamedTuple):
 
 
 ROWS = [
-    Row("vit_tiny_cifar", 64, 15, 5),
+    Row("vit_tiny_cifar", 64, 15, 4),
     Row("vit_base_patch16_224", 8, 5, 0),
     Row("convnext_atto_cifar", 64, 15, 5),
     Row("convnext_tiny", 8, 5, 0),
-    Row("swin_tiny_cifar", 64, 15, 5),
+    Row("swin_tiny_cifar", 64, 15, 4),
     Row("swin_tiny_patch4_window7_224", 8, 5, 0),
-    Row("hybrid_cifar", 64, 9, 3),
+    Row("hybrid_cifar", 64, 9, 2),
 ]
 WORK = ("train", "infer")
 
