@@ -11,6 +11,7 @@ from minigrad.backend import to_device
 from minigrad.kernels.cuda import launch
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from models.compare import formula
+from tests.cuda.runner import needs_compiler
 from train.__main__ import main
 
 SMALL = {
@@ -77,6 +78,7 @@ KERNELS = {
 }
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", SMALL)
 def test_kernels_are_used(name, device):
     if device == "cpu":

@@ -13,7 +13,10 @@ from minigrad import functional as F
 from minigrad.backend import to_device
 from minigrad.graph import GraphedStep
 from models.compare import formula
+from tests.cuda.runner import needs_compiler
 from tests.test_cuda import SMALL
+
+pytestmark = needs_compiler  # AdamW in a graph is a kernel
 
 
 @pytest.fixture(autouse=True)

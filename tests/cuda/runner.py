@@ -41,10 +41,8 @@ OPTIONS = [
     "-ffp-contract=off", f"-fsanitize={CHECKS}", "-fsanitize-undefined-trap-on-error", "-Wno-unknown-pragmas",
 ]  # fmt: skip
 
-needs_compiler = pytest.mark.skipif(
-    not (sys.platform.startswith("linux") and shutil.which("g++")),
-    reason="kernels run on the CPU need Linux and g++",
-)
+HAS_COMPILER = sys.platform.startswith("linux") and shutil.which("g++") is not None
+needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="kernels run on the CPU need Linux and g++")
 
 
 class KernelError(RuntimeError):
