@@ -332,21 +332,6 @@ for _name in METHODS:
     setattr(ndarray, _name, _method(_name))
 
 
-class Device:
-    """Which GPU is current, within a block."""
-
-    def __init__(self, number: int = 0) -> None:
-        if number:
-            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
-        self.id = number
-
-    def __enter__(self) -> "Device":
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        pass
-
-
 class HostBlas:
     """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/cublas.py."""
 
@@ -415,7 +400,7 @@ def module() -> ModuleType:
         )
     )
     cupy.cuda = SimpleNamespace(
-        is_available=lambda: True, Device=Device, Stream=Stream, get_current_stream=Stream,
+        is_available=lambda: True, Stream=Stream, get_current_stream=Stream,
         Event=lambda **choices: SimpleNamespace(record=lambda stream=None: None),
         MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=lambda malloc: nullcontext(),
     )  # fmt: skip

@@ -147,6 +147,23 @@ def test_what_waits_for_the_device_is_refused():
     assert minigrad.random.default_generator().draws == draws
 
 
+def test_a_copy_from_the_host_is_refused():
+    parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
+    optimizer = optim.AdamW([parameter])
+
+    def step(x):
+        optimizer.zero_grad()
+        (parameter * Tensor(to_device(np.ones(3, np.float32), "cuda"))).sum().backward()
+        optimizer.step()
+        return x
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    x = to_device(np.ones(3, np.float32), "cuda")
+    run(x)
+    with pytest.raises(RuntimeError, match="memory that is long gone"):
+        run(x)
+
+
 def test_a_first_gradient_must_not_come_in_the_capture():
     model = nn.Sequential(Flatten(), nn.Linear(48, 10)).to("cuda")
     optimizer = optim.AdamW(model.parameters())

@@ -234,6 +234,17 @@ def _protect(address: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
+def worst(found: Sequence[Any], exact: Sequence[Any]) -> float:
+    """The largest difference, relative to the largest entry (at least 1)."""
+    differences = [0.0]
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.shape == theirs.shape and ours.dtype == np.float32
+            differences.append(float(abs(ours - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1)))
+    return max(differences) if np.isfinite(differences).all() else np.inf
+
+
 @contextmanager
 def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str | None = None) -> Iterator[CpuDevice]:
     """Within the block, twins for CUDA run on NumPy arrays.

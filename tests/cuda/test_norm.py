@@ -13,7 +13,7 @@ from minigrad import functional as F
 from minigrad.kernels.cuda import norm
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.norm import LayerNorm
-from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
+from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler, worst
 
 pytestmark = needs_compiler
 
@@ -44,17 +44,6 @@ def outcome(arrays, wanted, shape, eps=1e-5):
 def expected(arrays, *rest):
     with minigrad.without_twins():
         return outcome([None if x is None else x.astype(np.float64) for x in arrays], *rest)[1]
-
-
-def worst(found, exact):
-    """The largest difference, relative to the largest entry (at least 1)."""
-    differences = [0.0]
-    for ours, theirs in zip(found, exact, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == np.float32
-            differences.append(float(abs(ours - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1)))
-    return max(differences) if np.isfinite(differences).all() else np.inf
 
 
 def assert_equals_specification(arrays, wanted=None, shape=None, eps=1e-5, tolerance=1e-5, **choices):

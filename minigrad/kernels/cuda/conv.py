@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
 from minigrad.cublas import pointer
-from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
+from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows
@@ -21,7 +21,6 @@ from minigrad.windows import Pair, Windows, blocks
 LARGEST = 9  # kernel along either axis: the sums of all its taps must find room in registers
 ROWS, RUNS = 2, (8, 7, 4)  # pixels in a tile: 2 x 8 is best, but a map 28 wide is four times 7
 WARPS = 8  # of a block
-STRIPS = 32  # warps of a block of sum_rows; see common.cuh
 BLOCKS = 512  # of partial sums: enough to keep a large GPU busy, and the same on all, so that the result is too
 
 
@@ -147,9 +146,9 @@ class Depthwise:
         shares, grad_weight = xp.empty((count, C, taps), np.float32), xp.empty(shape, np.float32)
         sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, C, *self.windows.before))
         arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
-        self._kernel("depthwise_grad_weight", run)((groups, count), (WARP, WARPS), *arrays, shares, *sizes)
-        add_up = self._kernel("sum_rows", run)
-        add_up(_ceil(C * taps, WARP), (WARP, STRIPS), shares, grad_weight, np.int32(count), np.int32(C * taps))
+        kernel = self._kernel("depthwise_grad_weight", run)
+        kernel((groups, count), (WARP, WARPS), *arrays, shares, *sizes)
+        sum_rows(kernel, shares, grad_weight)
         return grad_weight
 
     def _correlate(self, x: Array, weight: Array, out: Pair, before: Pair, *, turned: bool) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 
 from minigrad.backend import Array, array_module
 from minigrad.cublas import pointer
-from minigrad.kernels.cuda.launch import MOST_GRID, WARP, Kernel, on_gpu
+from minigrad.kernels.cuda.launch import MOST_GRID, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
 
@@ -58,8 +58,7 @@ class GroupNorm(norm.GroupNorm):
         if shares is None:
             return grad_x, None, None
         sums = xp.empty((2, C), np.float32)
-        sum_rows = Kernel(kernel.file, "sum_rows", **dict(kernel.constants))
-        sum_rows(-(-2 * C // WARP), (WARP, WARP), shares, sums, np.int32(N), np.int32(2 * C))
+        sum_rows(kernel, shares, sums)
         grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
         return grad_x, grad_weight, grad_bias
 

@@ -27,6 +27,7 @@ from minigrad.cublas import pointer
 
 FOLDER = Path(__file__).parent
 WARP = 32  # threads that run in step, on every GPU so far
+STRIPS = 32  # warps of a block of sum_rows, in common.cuh
 MOST_GRID, MOST_BLOCK, MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
 SHARED_AT_FIRST = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
 OLDEST_CUPY = 13
@@ -117,6 +118,12 @@ class Kernel:
             f"{self.name}: argument {i} must be an array on the device, None or a NumPy scalar, "
             f"got {type(arg).__module__}.{type(arg).__name__}"
         )
+
+
+def sum_rows(beside: Kernel, parts: Array, sums: Array) -> None:
+    """sums = Σ over the first axis of `parts`, in a fixed order: the kernel of common.cuh, compiled with `beside`."""
+    kernel = Kernel(beside.file, "sum_rows", **dict(beside.constants))
+    kernel(-(-sums.size // WARP), (WARP, STRIPS), parts, sums, np.int32(len(parts)), np.int32(sums.size))
 
 
 class CuPyDevice:

@@ -7,11 +7,11 @@ import numpy as np
 
 from minigrad.backend import Array, array_module
 from minigrad.cublas import pointer
-from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
+from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
 
-THREADS, STRIPS = 256, 32  # of a block, in norm.cu; and in sum_rows
+THREADS = 256  # of a block, in norm.cu
 WIDEST_FOR_A_WARP, WIDEST = 1024, 8192  # columns: 32 in each thread's registers
 MOST_ROWS = 1 << 30
 BLOCKS = 256  # that share ∂weight and ∂bias: enough to keep a GPU busy; always as many, whatever the GPU, so that sums
@@ -63,8 +63,7 @@ class LayerNorm(norm.LayerNorm):
         if shares is None:
             return grad_x, None, None
         sums = xp.empty((2, *self.shape), np.float32)
-        sum_rows = Kernel(kernel.file, "sum_rows", **dict(kernel.constants))
-        sum_rows(-(-2 * C // WARP), (WARP, STRIPS), shares, sums, np.int32(blocks), np.int32(2 * C))
+        sum_rows(kernel, shares, sums)
         grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
         return grad_x, grad_weight, grad_bias
 
