@@ -470,16 +470,8 @@ CUDA_ON_CPU_VECTORS(float, float)
 CUDA_ON_CPU_VECTORS(int, int)
 CUDA_ON_CPU_VECTORS(unsigned, uint)
 
-// bfloat16: the upper half of a float. Rounded to the nearest, and between two to the one whose last bit is 0.
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float((uint32_t)x.bits << 16); }
-inline __nv_bfloat16 __float2bfloat16(float x) {
-    const uint32_t bits = __float_as_uint(x);
-    if (x != x) return {0x7fff};
-    return {(uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
-
-// float16: 5 bits of exponent, 10 of fraction; below 2⁻¹⁴ whole multiples of 2⁻²⁴.
+// float16: 5 bits of exponent, 10 of fraction; below 2⁻¹⁴ whole multiples of 2⁻²⁴. (A GPU has instructions for it; all
+// else that is narrow is in minigrad/kernels/cuda/stored.cuh.)
 struct __half { uint16_t bits; };
 inline float __half2float(__half x) {
     const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
@@ -525,6 +517,9 @@ inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
 
 // ---- For the runner: a kernel's parameters in words, and a function that unpacks them -------------------------------
 
+struct BFloat16;  // of minigrad/kernels/cuda/stored.cuh
+struct Half;
+
 namespace cuda_on_cpu {
 
 // "f4" for float, "*f4" for float*, "*cf4" for const float*; B is bfloat16, V anything else.
@@ -532,8 +527,8 @@ template <class T> void describe(char*& text) {
     using Plain = std::remove_cv_t<std::remove_pointer_t<T>>;
     if constexpr (std::is_pointer_v<T>) *text++ = '*';
     if (std::is_const_v<std::remove_pointer_t<T>>) *text++ = 'c';
-    *text++ = std::is_same_v<Plain, __nv_bfloat16> ? 'B'
-              : std::is_floating_point_v<Plain> || std::is_same_v<Plain, __half> ? 'f'
+    *text++ = std::is_same_v<Plain, BFloat16> ? 'B'
+              : std::is_floating_point_v<Plain> || std::is_same_v<Plain, Half> ? 'f'
               : std::is_same_v<Plain, bool>     ? 'b'
               : !std::is_integral_v<Plain>      ? 'V'
               : std::is_signed_v<Plain>         ? 'i'

@@ -234,14 +234,14 @@ def _protect(address: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
-def worst(found: Sequence[Any], exact: Sequence[Any]) -> float:
-    """The largest difference, relative to the largest entry (at least 1)."""
+def worst(found: Sequence[Any], exact: Sequence[Any], dtype: Any = np.float32) -> float:
+    """The largest difference, relative to the largest entry (at least 1), of arrays that are all of this dtype."""
     differences = [0.0]
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours is None) == (theirs is None)
         if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == np.float32
-            differences.append(float(abs(ours - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1)))
+            assert ours.shape == theirs.shape and ours.dtype == dtype
+            differences.append(float(abs(ours.astype(np.float64) - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1)))
     return max(differences) if np.isfinite(differences).all() else np.inf
 
 

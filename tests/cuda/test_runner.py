@@ -20,6 +20,8 @@ from tests.cuda.runner import ORDERS, CpuDevice, KernelError, barriers, emulated
 pytestmark = needs_compiler
 
 SOURCE = r"""
+#include "stored.cuh"
+
 extern "C" __global__ void indices(int* out) {
     int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
@@ -123,15 +125,15 @@ extern "C" __global__ void functions(const float* x, float* y, bool twice) {
     y[6] = ints.w, y[7] = twice ? 2 : 1, y[8] = __logf(v), y[9] = __fdividef(v, 4);
 }
 
-extern "C" __global__ void narrow(const float* x, __nv_bfloat16* b, __half* h, float* from_b, float* from_h) {
+extern "C" __global__ void narrow(const float* x, BFloat16* b, Half* h, float* from_b, float* from_h) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    b[i] = __float2bfloat16(x[i]);
-    h[i] = __float2half(x[i]);
-    from_b[i] = __bfloat162float(b[i]);
-    from_h[i] = __half2float(h[i]);
+    b[i] = x[i];
+    h[i] = x[i];
+    from_b[i] = b[i];
+    from_h[i] = h[i];
 }
 
-extern "C" __global__ void product(const __nv_bfloat16* A, const __nv_bfloat16* B, float* C) {
+extern "C" __global__ void product(const BFloat16* A, const BFloat16* B, float* C) {
     // A (16, 16) by rows, B (16, 8) by columns, C (16, 8) by rows: one warp
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
     const unsigned *rows = reinterpret_cast<const unsigned*>(A), *columns = reinterpret_cast<const unsigned*>(B);

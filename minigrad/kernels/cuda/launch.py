@@ -31,6 +31,8 @@ STRIPS = 32  # warps of a block of sum_rows, in common.cuh
 MOST_GRID, MOST_BLOCK, MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
 SHARED_AT_FIRST = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
 OLDEST_CUPY = 13
+STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # the types of stored.cuh, by dtype
+PACK = 16  # bytes that a thread reads at once, at most
 NULL = np.uint64(0)  # as CuPy takes it: for None it would pass no argument at all
 
 Size: TypeAlias = int | tuple[int, ...]
@@ -61,9 +63,9 @@ class Kernel:
 
     file: str
     name: str
-    constants: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, int | str], ...]
 
-    def __init__(self, file: str, name: str, **constants: int) -> None:
+    def __init__(self, file: str, name: str, **constants: int | str) -> None:
         object.__setattr__(self, "file", file)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "constants", tuple(sorted(constants.items())))
@@ -124,6 +126,14 @@ def sum_rows(beside: Kernel, parts: Array, sums: Array) -> None:
     """sums = Σ over the first axis of `parts`, in a fixed order: the kernel of common.cuh, compiled with `beside`."""
     kernel = Kernel(beside.file, "sum_rows", **dict(beside.constants))
     kernel(-(-sums.size // WARP), (WARP, STRIPS), parts, sums, np.int32(len(parts)), np.int32(sums.size))
+
+
+def pack_of(x: Array, length: int, *arrays: Array | None) -> int:
+    """How many numbers a thread may read at once from rows of `length` numbers of x's dtype: as many as make 16 bytes, if
+    they fill the rows and x and the other arrays begin at multiples of that; else 1. Arrays may have other dtypes."""
+    pack = PACK // x.dtype.itemsize
+    fits = all(a is None or pointer(a) % (pack * a.dtype.itemsize) == 0 for a in (x, *arrays))
+    return pack if length % pack == 0 and fits else 1
 
 
 class CuPyDevice:
