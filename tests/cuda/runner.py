@@ -241,7 +241,9 @@ def worst(found: Sequence[Any], exact: Sequence[Any], dtype: Any = np.float32) -
         assert (ours is None) == (theirs is None)
         if ours is not None:
             assert ours.shape == theirs.shape and ours.dtype == dtype
-            differences.append(float(abs(ours.astype(np.float64) - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1)))
+            differences.append(
+                float(abs(ours.astype(np.float64) - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1))
+            )
     return max(differences) if np.isfinite(differences).all() else np.inf
 
 
