@@ -4,6 +4,7 @@ Read the files in the order of their levels, L0 to L5: each says its own in its 
 """
 
 from minigrad import functional
+from minigrad.autocast import autocast
 from minigrad.backend import cuda_is_available
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.engine import detect_anomaly, enable_grad, is_grad_enabled, no_grad
@@ -16,10 +17,10 @@ from minigrad.tune import tune_cpu
 
 __all__ = [
     "Function", "Generator", "Tensor",
-    "abs", "amax", "amin", "arange", "argmax", "cat", "chunk", "clamp", "cuda_is_available", "cumsum", "detect_anomaly",
-    "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like", "functional",
-    "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill", "matmul", "maximum",
-    "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod", "rand", "randn", "reshape",
+    "abs", "amax", "amin", "arange", "argmax", "autocast", "cat", "chunk", "clamp", "cuda_is_available", "cumsum",
+    "detect_anomaly", "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like",
+    "functional", "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill",
+    "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod", "rand", "randn", "reshape",
     "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh", "transpose", "tune_cpu", "unbind",
     "unsqueeze", "use_generator", "var", "where", "without_twins", "zeros", "zeros_like",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minigrad import meta
+from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
@@ -43,12 +44,14 @@ def promote(xs: Sequence[Any]) -> list[Any]:
     Python float alone, integers become float32. Python numbers and None are passed on.
     """
     dtypes = [(x.dtype, x.ndim) for x in xs if hasattr(x, "dtype")]
-    floats = [dtype for dtype, ndim in dtypes if dtype.kind == "f" and ndim]
-    floats = floats or [dtype for dtype, _ in dtypes if dtype.kind == "f"]
+    floats = [dtype for dtype, ndim in dtypes if is_floating(dtype) and ndim]
+    floats = floats or [dtype for dtype, _ in dtypes if is_floating(dtype)]
     if not floats and not any(isinstance(x, float) for x in xs):
         return list(xs)
-    dtype = np.result_type(*floats) if floats else np.dtype(np.float32)
-    return [x.astype(dtype, copy=False) if hasattr(x, "dtype") else x for x in xs]
+    if len(set(floats)) > 1:  # NumPy knows no type for both of the narrow ones: it is float32
+        floats = [FLOAT32 if is_narrow(dtype) else dtype for dtype in floats]
+    dtype = np.result_type(*floats) if floats else FLOAT32
+    return [cast(x, dtype) if hasattr(x, "dtype") else x for x in xs]
 
 
 def promote_to_float(xs: Sequence[Any]) -> list[Any]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.dtypes import is_floating
+
 
 def one_axis(axis: Any, ndim: int, op: str) -> int:
     """`axis` as a number from 0 to ndim - 1 (a 0-d array counts as 1-d, as in PyTorch)."""
@@ -49,7 +51,7 @@ def rank(x: Any, ndim: int, layout: str, op: str) -> None:
 
 def floating(x: Any, op: str) -> None:
     """`x` holds floating-point numbers."""
-    if x.dtype.kind != "f":
+    if not is_floating(x.dtype):
         raise TypeError(f"{op}: needs floating-point numbers, got {x.dtype}; convert first with x.float()")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from numpy import ndarray
 
 from minigrad.backend import Array, array_module, whole
+from minigrad.dtypes import FLOAT32, cast, is_floating
 from minigrad.function import Function, Partial, unbroadcast
 
 next_age = itertools.count(1).__next__
@@ -25,11 +26,13 @@ class _Mode(threading.local):
 
     grad_enabled: bool = True
     observer: "Observer | None" = None
+    autocast: Any = None  # minigrad/autocast.py
 
 
 mode = _Mode()
+autocasts = 0  # in all threads, as `observers`
 observers = 0  # how many there are in all threads: a look at this is cheaper than one at `mode`
-_lock = threading.Lock()
+lock = threading.Lock()
 
 
 class Leaf(Function):
@@ -45,7 +48,7 @@ class Leaf(Function):
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
-        with _lock:
+        with lock:
             if self.grad is None:
                 self.grad = grad if owned else grad.copy()
             else:
@@ -71,6 +74,8 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
+        if node.rounded is not None:  # as its inputs were in forward
+            grad = cast(grad, FLOAT32)
         results = node.backward(grad)
         if type(results) is not tuple:
             results = (results,)
@@ -87,6 +92,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             held = gradients.get(target)
             if type(result) is not ndarray:
                 if type(result) is Partial:
+                    result.values = cast(result.values, dtype)
                     if target not in owned:
                         held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
                         owned.add(target)
@@ -99,7 +105,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             if result.shape != shape:  # the input was broadcast; here, and nowhere else, that is undone
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
-                result, fresh = result.astype(dtype), True
+                result, fresh = cast(result, dtype), True
             if held is None:
                 gradients[target] = result
                 if fresh:
@@ -199,12 +205,12 @@ def observing(observer: Observer) -> Iterator[Observer]:
     """Within the block, show `observer` what this thread does; of nested blocks, the inner one's observer sees it."""
     global observers
     previous, mode.observer = mode.observer, observer
-    with _lock:
+    with lock:
         observers += 1
     try:
         yield observer
     finally:
-        with _lock:
+        with lock:
             observers -= 1
         mode.observer = previous
 
@@ -258,11 +264,11 @@ def _name(node: Function) -> str:
 
 
 def _finite(x: Any) -> bool:
-    if x is None or not hasattr(x, "dtype") or x.dtype.kind != "f":
+    if x is None or not hasattr(x, "dtype") or not is_floating(x.dtype):
         return True
-    return bool(array_module(x).isfinite(x).all())
+    return bool(array_module(x).isfinite(cast(x, FLOAT32) if x.dtype.kind == "V" else x).all())
 
 
 def _count(x: Array) -> str:
-    xp = array_module(x)
+    xp, x = array_module(x), cast(x, FLOAT32) if x.dtype.kind == "V" else x
     return f"{int(xp.isnan(x).sum())} NaN and {int(xp.isinf(x).sum())} Inf"

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad.backend import Array, scatter_add
+from minigrad.backend import Array, array_module, scatter_add
+from minigrad.dtypes import FLOAT32, cast, is_narrow
 
 Edge = tuple["Function", tuple[int, ...], np.dtype]
 """Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
@@ -29,12 +30,15 @@ class Function:
 
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
     promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
+    narrow: ClassVar[bool] = False  # takes float16 and bfloat16 as they are; else they are widened (Tensor.apply)
+    autocast: ClassVar[int | str] = "follow"  # what that does with its inputs: see minigrad/autocast.py
 
     twins: ClassVar["tuple[type[Function], ...]"] = ()  # the same op, faster for what each `takes` (minigrad/kernels/)
 
     needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
     age: int = 0  # a node is younger than its inputs, so falling age is a topological order
+    rounded: np.dtype | None = None  # its inputs were widened for it, and its output was rounded to this
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     where: str = ""  # the module path, noted while the NaN guard is on
 
@@ -51,6 +55,12 @@ class Function:
 
     def backward(self, grad_output: Array) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def grad_dtype(self, i: int, default: np.dtype) -> np.dtype:
+        """The dtype that the gradient of input i should have: in autocast, an op sees a narrow copy of a parameter, and
+        the parameter itself is float32."""
+        edge = self.needs_input_grad[i]
+        return edge[2] if isinstance(edge, tuple) else default
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
@@ -69,7 +79,11 @@ class Partial:
 
     def add_to(self, buffer: Array) -> Array:
         """Add the values to `buffer`, an array of the shape of x, in place; return it."""
-        if self.repeats:
+        if self.repeats and is_narrow(buffer.dtype):  # sums are in float32
+            total = array_module(buffer).zeros(buffer.shape, FLOAT32)
+            scatter_add(total, self.index, cast(self.values, FLOAT32))
+            buffer += cast(total, buffer.dtype)
+        elif self.repeats:
             scatter_add(buffer, self.index, self.values)
         else:
             buffer[self.index] += self.values

@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad import checks
 from minigrad.backend import to_device
+from minigrad.dtypes import as_dtype, is_floating
 from minigrad.ops import elementwise as pointwise
 from minigrad.ops import indexing, matmul, reduction
 from minigrad.ops import shape as shapes
@@ -347,7 +348,7 @@ class Methods:
         device = self.device if device is None else device
         if dtype == self.dtype and device == self.device:
             return self  # type: ignore[return-value]
-        if dtype.kind != "f":
+        if not is_floating(dtype):
             return self.constant(to_device(self.data, device).astype(dtype, copy=False))  # integers have no gradient
         return self.apply(pointwise.Cast, self, dtype=dtype, device=device)
 
@@ -362,6 +363,10 @@ class Methods:
     def half(self) -> "Tensor":
         """As float16."""
         return self.to(dtype=np.float16)
+
+    def bfloat16(self) -> "Tensor":
+        """As bfloat16."""
+        return self.to(dtype="bfloat16")
 
     def cpu(self) -> "Tensor":
         """In the computer's own memory."""
@@ -380,7 +385,7 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
         else:
             dtype = given
     try:
-        return None if dtype is None else np.dtype(dtype), device
+        return None if dtype is None else as_dtype(dtype), device
     except TypeError:
         raise ValueError(f'to: takes a dtype, or a device "cpu" or "cuda", got {dtype!r}') from None
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad import engine
 from minigrad.backend import Array, array_module, device_of, to_device, whole
+from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
 from minigrad.engine import Leaf, mode, next_age
 from minigrad.function import Function
 from minigrad.methods import Methods, raw_index
@@ -19,7 +20,6 @@ from minigrad.ops.indexing import steps
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
-_default_dtype = np.dtype(np.float32)
 
 
 class Tensor(Methods):
@@ -28,8 +28,8 @@ class Tensor(Methods):
     Args:
         data: numbers, nested lists, an array (which is not copied) or another Tensor (which is detached).
         requires_grad: collect ∂loss/∂self in `grad` when `backward` is called on a loss made from it.
-        dtype: float16, float32, float64, bool or an integer type. By default an array keeps its own, and Python
-            floats become float32.
+        dtype: float16, bfloat16, float32, float64, bool or an integer type. By default an array keeps its own, and
+            Python floats become float32.
         device: "cpu" or "cuda"; by default where the data is.
 
     A Tensor is a value: writing `x[i] = v` never shows through another Tensor, and is refused where a graph could
@@ -70,7 +70,7 @@ class Tensor(Methods):
                 data, node = x.data, x._node
                 arrays.append(data)
                 dtype = data.dtype
-                if dtype is not _default_dtype:
+                if dtype is not FLOAT32:
                     plain = False
                 if node is not None and recording:
                     edges.append((node, data.shape, dtype))
@@ -81,22 +81,30 @@ class Tensor(Methods):
                     plain, x = False, _operand(x, function)
                 arrays.append(x)
             edges.append(None)
+        if engine.autocasts and mode.autocast is not None:
+            arrays, plain = mode.autocast.inputs(function, edges, arrays), False
         if not plain and function.promote is not None:
             arrays = function.promote(arrays)
         if choices:
             choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
-        for twin in function.twins:
-            if twin.takes(*arrays, **choices):
-                op = twin()
-                break
-        else:
-            op = function()
+        rounded = None
+        op = _first_that_takes(function, arrays, choices) if function.twins else None
+        if op is None:
+            if not (plain or function.narrow):
+                rounded = narrow_dtype(arrays)
+            if rounded is not None:
+                arrays = widened(arrays)
+                op = _first_that_takes(function, arrays, choices)
+            if op is None:
+                op = function()
         op.needs_input_grad = edges
         try:
             output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)
         except Exception as error:
             _explain(error, op, arrays)
             raise
+        if rounded is not None and output.dtype == FLOAT32:
+            op.rounded, output = rounded, cast(output, rounded)
         if engine.observers and mode.observer is not None:
             mode.observer.forward(op, arrays, output)
         result = _new(Tensor)
@@ -129,7 +137,7 @@ class Tensor(Methods):
             raise RuntimeError(
                 "requires_grad can be switched off only on a leaf; x.detach() is the value without history"
             )
-        if wanted and self.data.dtype.kind != "f":
+        if wanted and not is_floating(self.data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, this one holds {self.data.dtype}")
         if wanted != self.requires_grad:
             self._node = Leaf() if wanted else None
@@ -225,7 +233,7 @@ class Tensor(Methods):
             grad = gradient.data if isinstance(gradient, Tensor) else _to_array(gradient, self.dtype, self.device)
             if grad.shape != self.shape:
                 raise ValueError(f"backward: gradient must have this tensor's shape {self.shape}, got {grad.shape}")
-            grad = grad.astype(self.data.dtype, copy=False)
+            grad = cast(grad, self.data.dtype)
         engine.backward(self._node, grad, retain_graph)
 
     def detach(self) -> "Tensor":
@@ -280,7 +288,8 @@ class Tensor(Methods):
         """The one number in this Tensor, as a Python number."""
         if self.data.size != 1:
             raise ValueError(f"item: needs a tensor of exactly one number, this one has shape {self.shape}")
-        return self.data.item()
+        number = self.data.item()
+        return number if isinstance(number, int | float) else float(number)  # of bfloat16
 
     def tolist(self) -> Any:
         """The numbers as nested lists."""
@@ -314,7 +323,7 @@ class Tensor(Methods):
 
     def __repr__(self) -> str:
         numbers = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")
-        notes = "" if self.dtype in (_default_dtype, np.int64, np.bool_) else f", dtype={self.dtype}"
+        notes = "" if self.dtype in (FLOAT32, np.int64, np.bool_) else f", dtype={self.dtype}"
         notes += "" if self.device == "cpu" else f", device={self.device!r}"
         notes += f", grad_fn={self._node!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({numbers}{notes})"
@@ -338,6 +347,14 @@ def _operand(x: Any, function: type[Function]) -> Any:
     )
 
 
+def _first_that_takes(function: type[Function], arrays: list[Any], choices: dict[str, Any]) -> Function | None:
+    """The op's twin that is for these arrays, if there is one."""
+    for twin in function.twins:
+        if twin.takes(*arrays, **choices):
+            return twin()
+    return None
+
+
 def _checked(output: Any, op: Function) -> Array:
     """What an op's forward returned, as an array."""
     if not hasattr(output, "dtype"):
@@ -351,16 +368,16 @@ def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
     if not hasattr(data, "dtype"):
         data = np.asarray(data)
         if data.dtype == np.float64 and dtype is None:
-            data = data.astype(_default_dtype)
+            data = data.astype(FLOAT32)
     elif not hasattr(data, "__array_interface__") and not hasattr(data, "__cuda_array_interface__"):
         raise TypeError(f"a Tensor holds NumPy or CuPy arrays, got {type(data).__name__}; from_dlpack() takes others")
     if isinstance(data, np.generic):
         data = np.asarray(data)
     if dtype is not None:
-        data = data.astype(dtype, copy=False)
-    if data.dtype not in _DTYPES:
+        data = cast(data, as_dtype(dtype))
+    if data.dtype not in _DTYPES and data.dtype.name != "bfloat16":
         raise TypeError(
-            f"a Tensor holds float16, float32, float64, bool or integers, got {data.dtype}"
+            f"a Tensor holds float16, bfloat16, float32, float64, bool or integers, got {data.dtype}"
             + ("; are the nested lists all of one length?" if data.dtype == object else "")
         )
     return data if device is None else to_device(data, device)

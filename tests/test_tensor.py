@@ -20,7 +20,7 @@ def test_dtypes_of_new_tensors():
 
 @pytest.mark.parametrize("data", [["a"], np.array([1j]), np.array([{}], object), np.array(["2026-01-01"], "M8[D]")])
 def test_other_dtypes_are_refused(data):
-    with pytest.raises(TypeError, match="a Tensor holds float16, float32"):
+    with pytest.raises(TypeError, match="a Tensor holds float16, bfloat16, float32"):
         Tensor(data)
 
 

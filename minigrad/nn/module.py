@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import to_device
+from minigrad.dtypes import cast, is_floating
 from minigrad.engine import mode
 from minigrad.meta import MetaArray
 from minigrad.methods import target
@@ -194,7 +195,7 @@ class Module:
         dtype, device = target(*targets, dtype=dtype, device=device)
         for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
             data = tensor.data if device is None else to_device(tensor.data, device)
-            data = data if dtype is None or data.dtype.kind != "f" else data.astype(dtype, copy=False)
+            data = data if dtype is None or not is_floating(data.dtype) else cast(data, dtype)
             if data is not tensor.data:
                 tensor.data, tensor.grad = data, None
         return self

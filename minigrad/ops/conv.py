@@ -32,6 +32,8 @@ class Conv2d(Function):
     Shapes: x (N, C, H, W); weight (O, C', KH, KW); bias (O,) or None; y (N, O, OH, OW).  Saves x and weight.
     """
 
+    autocast = 3
+
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Array:

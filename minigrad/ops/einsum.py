@@ -36,6 +36,8 @@ class Einsum(Function):
     Saves:  the operands, each one only if the gradient of another is wanted.
     """
 
+    autocast = 100  # all
+
     def forward(self, *operands: Array, equation: str) -> Array:
         parsed = self.parsed = parse(equation, tuple(x.shape for x in operands))
         arrays = [distinct(x, *labels) for x, *labels in zip(operands, parsed.inputs, parsed.terms, strict=True)]

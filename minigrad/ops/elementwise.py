@@ -7,6 +7,7 @@ import numpy as np
 
 from minigrad import special
 from minigrad.backend import Array, array_module, device_of, promote, promote_to_float, to_device
+from minigrad.dtypes import cast
 from minigrad.function import Function
 
 
@@ -95,6 +96,8 @@ class Pow(_Binary):
     Saves a and b, and y if ∂b is wanted.
     """
 
+    autocast = "widen"
+
     def forward(self, a: Array, b: Array) -> Array:
         y = a**b
         self.a, self.b, self.y = a, b, y if self.needs_input_grad[1] else None
@@ -117,6 +120,8 @@ class Pow(_Binary):
 class Exp(_Analytic):
     """y = eˣ;  ∂x = ∂y · y.  Saves y."""
 
+    autocast = "widen"
+
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).exp(x)
         return self.y
@@ -127,6 +132,8 @@ class Exp(_Analytic):
 
 class Log(_Analytic):
     """y = ln x;  ∂x = ∂y / x.  Saves x."""
+
+    autocast = "widen"
 
     def forward(self, x: Array) -> Array:
         self.x = x
@@ -261,9 +268,11 @@ class Where(Function):
 class Cast(Function):
     """y = x in another dtype or on another device;  ∂x = ∂y, converted back.  Saves the device of x."""
 
+    narrow = True
+
     def forward(self, x: Array, *, dtype: np.dtype, device: str) -> Array:
         self.device = device_of(x)
-        return to_device(x, device).astype(dtype, copy=False)
+        return cast(to_device(x, device), dtype)
 
     def backward(self, grad_output: Array) -> Array:
         return to_device(grad_output, self.device)

@@ -16,6 +16,8 @@ class GetItem(Function):
     the op's own: arrays, not lists, and written to by nobody.
     """
 
+    narrow = True
+
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index = index
         return x[index]

@@ -24,6 +24,8 @@ class CrossEntropy(Function):
     Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
     """
 
+    autocast = "widen"
+
     def forward(
         self, x: Array, target: Array, weight: Array | None, *,
         ignore_index: int, reduction: str, label_smoothing: float,
@@ -93,6 +95,7 @@ class CrossEntropy(Function):
 class MSELoss(Function):
     """lossᵢ = (xᵢ - tᵢ)², or its mean or sum over all n;  ∂x = 2 (x - t) · ∂loss (/ n),  ∂t = -∂x.  Saves x - t."""
 
+    autocast = "widen"
     promote = staticmethod(promote)
 
     def forward(self, x: Array, target: Array, *, reduction: str) -> Array:

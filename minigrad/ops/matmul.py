@@ -14,6 +14,8 @@ class MatMul(Function):
     Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves a and b, each only if the other's gradient is wanted.
     """
 
+    narrow = True
+    autocast = 2
     promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -53,6 +55,9 @@ class Linear(Function):
 
     Shapes: x (..., D), W (O, D), b (O,), y (..., O).  Saves W if ∂x is wanted, x if ∂W is.
     """
+
+    narrow = True
+    autocast = 3
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:

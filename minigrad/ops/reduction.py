@@ -15,6 +15,8 @@ Axis = int | Sequence[int] | None
 class _Reduction(Function):
     """What the ops here share: which axes go, and how a reduced array is stretched over them again."""
 
+    autocast = "widen"
+
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     keepdims: bool
@@ -170,6 +172,8 @@ class Prod(_Reduction):
 
 class CumSum(Function):
     """yᵢ = Σ_{j≤i} xⱼ along one axis;  ∂xⱼ = Σ_{i≥j} ∂yᵢ, a running sum from the end.  Saves nothing."""
+
+    autocast = "widen"
 
     def forward(self, x: Array, *, axis: int) -> Array:
         self.axis = checks.one_axis(axis, x.ndim, "cumsum")

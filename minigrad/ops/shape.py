@@ -13,6 +13,8 @@ from minigrad.function import Function
 class Reshape(Function):
     """The same numbers, in the same order, in another shape; one size may be -1, for what is left.  Saves the shape."""
 
+    narrow = True
+
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         self.shape = x.shape
         known = prod(size for size in shape if size != -1)
@@ -32,6 +34,8 @@ class Reshape(Function):
 class Permute(Function):
     """y's axis i is x's axis `axes[i]`; the gradient takes the inverse order.  Saves the order."""
 
+    narrow = True
+
     def forward(self, x: Array, *, axes: Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "permute")
         if len(self.axes) != x.ndim:
@@ -46,6 +50,8 @@ class Permute(Function):
 
 class Expand(Function):
     """Broadcast to `shape`, as a view; -1 keeps a size. The engine sums the gradient back.  Saves nothing."""
+
+    narrow = True
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         added = len(shape) - x.ndim
@@ -66,6 +72,7 @@ class Expand(Function):
 class Cat(Function):
     """Join arrays end to end along `axis`; each takes its own stretch of the gradient.  Saves the ends."""
 
+    narrow = True
     promote = staticmethod(promote)
 
     def forward(self, *xs: Array, axis: int) -> Array:
@@ -90,6 +97,8 @@ class Cat(Function):
 class Roll(Function):
     """yᵢ = x₍ᵢ₋ₛ₎ mod n along each named axis; the gradient rolls back by -s.  `axes` None: over the flat array."""
 
+    narrow = True
+
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
         self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
         self.axes = None if axes is None else tuple(
@@ -113,6 +122,8 @@ class Roll(Function):
 class Flip(Function):
     """Reverse the order along `axes`; the gradient is reversed back.  Saves the axes."""
 
+    narrow = True
+
     def forward(self, x: Array, *, axes: int | Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "flip")
         return array_module(x).flip(x, self.axes)
@@ -126,6 +137,8 @@ class Pad(Function):
 
     Saves the widths and the shape.
     """
+
+    narrow = True
 
     def forward(self, x: Array, *, widths: Sequence[tuple[int, int]], value: float) -> Array:
         self.shape, self.widths = x.shape, widths

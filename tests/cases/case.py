@@ -30,6 +30,7 @@ class Case:
         oracle: `oracle(*arrays, **choices)`: naive loops or textbook NumPy in float64.
         torch: `torch(torch_module, *torch_tensors, **choices)`; None where PyTorch has no such function.
         differentiable: which inputs; None means every float one.
+        ops: how many are applied one after another: so often a narrow number is rounded.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Case:
     oracle: Callable[..., Any]
     torch: Callable[..., Any] | None
     differentiable: tuple[int, ...] | None = None
+    ops: int = 1
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(f"<case {self.name}>")  # in the report of a failing example

@@ -76,6 +76,7 @@ CASES = [
     ),
     Case(
         name="scalar_operators",
+        ops=2,
         run=lambda x: combined(scalar_forms(x), minigrad.cat),
         calls=calls(arrays(SMALL, low=0.5)),
         oracle=lambda x: combined(scalar_forms(x), np.concatenate),

@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +13,8 @@ from minigrad import Tensor, no_grad
 from minigrad.backend import to_device
 from minigrad.testing import gradcheck, graph, watch
 from tests.cases import ALL_CASES
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 every_case = pytest.mark.parametrize("case", ALL_CASES, ids=[case.name for case in ALL_CASES])
 
@@ -35,9 +38,9 @@ def assert_near(actual, expected, tolerance):
 
 
 def cotangent(y):
-    """An upstream gradient in the dtype of y, the same for the same shape."""
-    u = np.random.default_rng(1).standard_normal(y.shape).astype(y.dtype)
-    return Tensor(to_device(u, y.device))
+    """An upstream gradient in the dtype of y, the same for the same shape, of numbers that every dtype has."""
+    u = (np.random.default_rng(1).standard_normal(y.shape) * 16).round() / 16
+    return Tensor(to_device(np.asarray(u).astype(y.dtype), y.device))
 
 
 def gradients(case, call, device, dtype=np.float64, wanted=()):
@@ -83,6 +86,22 @@ def test_dtype_is_kept(case, device, data):
         assert_near(gradient, to_device(expected, "cpu"), 1e-3)
     with np.errstate(all="ignore"), no_grad():  # float16 overflows early; here only the dtype matters
         assert case.run(*tensors_of(call, device, np.float16), **call.choices).dtype == np.float16
+
+
+@every_case
+@given(data=st.data())
+def test_bfloat16(case, device, data):
+    """Numbers are rounded where they are kept, and nowhere between: to 8 bits, so by 1 in 512 at most."""
+    call = data.draw(case.calls)
+    wanted = case.wanted(call)
+    kept = [x if x is None or x.dtype.kind != "f" else x.astype(BFLOAT16).astype(np.float64) for x in call.inputs]
+    exact, exact_gradients = gradients(case, type(call)(tuple(kept), call.choices), device, np.float64, wanted)
+    y, found = gradients(case, call, device, BFLOAT16, wanted)
+    assert y.dtype == BFLOAT16
+    assert_near(y.data, to_device(exact.data, "cpu"), case.ops * 2**-8)
+    for gradient, expected in zip(found, exact_gradients, strict=True):
+        assert gradient.dtype == BFLOAT16
+        assert_near(gradient, to_device(expected, "cpu"), case.ops * 2**-7)
 
 
 @every_case

@@ -1,0 +1,105 @@
+"""L1: mixed precision: ops on narrow numbers, parameters in float32.
+
+A product of two matrices in bfloat16 takes a GPU a small part of the time that it takes in float32, and everything else
+reads and writes half as much. What must not be narrow is what small changes are added to for a long time: parameters,
+their gradients, the optimiser's memory, and sums. So within `autocast`
+
+    matrix products       take narrow copies of their inputs, parameters too, and sum in float32      ("the first n")
+    what follows them     goes on in what it is given: narrow where any input is                       ("follow")
+    norms                 have a narrow input, statistics and parameters in float32                    (0)
+    losses, softmax, sums are in float32                                                               ("widen")
+
+and each op says by `Function.autocast` which it is: a number for how many of its first inputs are rounded, the others
+being left as they are, or one of the two words. A gradient has the type of what it belongs to: of activations narrow,
+of parameters float32.
+
+Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar et al. 2019, "A Study of BFLOAT16 for
+Deep Learning Training", arXiv:1905.12322.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ContextDecorator
+from typing import Any
+
+from minigrad import engine
+from minigrad.backend import Array
+from minigrad.dtypes import FLOAT32, NARROW, as_dtype, cast, is_narrow, narrow_dtype, widened
+from minigrad.engine import Leaf, mode
+from minigrad.function import Function
+
+
+class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
+    """Within the block, this thread's ops work on numbers of a narrow dtype.
+
+        with minigrad.autocast("bfloat16", model.parameters()):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+
+    A parameter is rounded once in a block, however often it is used; so the optimiser's step comes after the block.
+
+    Args:
+        dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
+            vanish in it: scale the loss by `optim.GradScaler`.
+        parameters: those that will be used: their copies are made all at once, which on a GPU is one kernel.
+        enabled: False: the block does nothing.
+
+    Raises:
+        ValueError: another dtype.
+        RuntimeError: bfloat16 without the package ml_dtypes.
+    """
+
+    def __init__(self, dtype: Any = "bfloat16", parameters: Iterable[Any] = (), enabled: bool = True) -> None:
+        self.dtype, self.parameters, self.enabled = as_dtype(dtype), list(parameters), enabled
+        if not is_narrow(self.dtype):
+            raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype!r}")
+
+    def __enter__(self) -> "autocast":
+        self.before = mode.autocast
+        mode.autocast = self if self.enabled else None
+        with engine.lock:
+            engine.autocasts += 1
+        self.copies: dict[Leaf, Array] = {}  # of parameters
+        if self.enabled and self.parameters:
+            masters = [p for p in self.parameters if p.data.dtype == FLOAT32]
+            copies = narrow_copies([p.data for p in masters], self.dtype)
+            self.copies = {p._node: copy for p, copy in zip(masters, copies, strict=True) if p._node is not None}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.copies = {}
+        with engine.lock:
+            engine.autocasts -= 1
+        mode.autocast = self.before
+
+    def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
+        """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""
+        if op.autocast == "widen":
+            return widened(arrays)
+        count = op.autocast if isinstance(op.autocast, int) else len(arrays) if narrow_dtype(arrays) else 0
+        return [self._rounded(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
+
+    def _rounded(self, x: Any, edge: Any) -> Any:
+        if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_narrow(x.dtype)):
+            return x  # float64 is meant to be exact, and stays so, as in PyTorch
+        if edge is None or type(edge[0]) is not Leaf:
+            return cast(x, self.dtype)
+        copy = self.copies.get(edge[0])
+        if copy is None:
+            copy = self.copies[edge[0]] = cast(x, self.dtype)
+        return copy
+
+
+def narrow_copies(arrays: Sequence[Array], dtype: Any) -> list[Array]:
+    """The arrays in another dtype: on a GPU by one kernel for all."""
+    return _all_at_once(arrays, dtype) or [cast(x, dtype) for x in arrays]
+
+
+Narrow = Callable[[Sequence[Array], Any], list[Array] | None]
+_all_at_once: Narrow = lambda arrays, dtype: None  # noqa: E731
+
+
+def on_device(function: Narrow) -> Narrow:
+    """Decorates what makes the copies on a GPU: None where it cannot."""
+    global _all_at_once
+    _all_at_once = function
+    return function

@@ -1,0 +1,71 @@
+"""L0: the types of numbers that arrays hold, bfloat16 among them, and the gate through which arrays change theirs.
+
+float16 and bfloat16 are narrow: numbers are kept in them, at half the memory, and computed with in float32. NumPy has
+no bfloat16, which is the upper half of a float32; the package ml_dtypes gives it one.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+NARROW = ("float16", "bfloat16")
+FLOAT32 = np.dtype(np.float32)
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """A dtype from whatever names one: `np.float32`, `"float16"`, `"bfloat16"`.
+
+    Raises:
+        TypeError: it names none.
+        RuntimeError: bfloat16 is asked for, and ml_dtypes is not installed.
+    """
+    if not (isinstance(dtype, str) and dtype == "bfloat16"):
+        return np.dtype(dtype)
+    try:
+        return np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ImportError as error:
+        raise RuntimeError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from error
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether numbers of this type are floating-point: `dtype.kind` alone does not tell for bfloat16."""
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
+
+
+def is_narrow(dtype: np.dtype) -> bool:
+    """Whether this is float16 or bfloat16."""
+    return dtype.itemsize == 2 and is_floating(dtype)
+
+
+def narrow_dtype(xs: Sequence[Any]) -> np.dtype | None:
+    """The narrow type among the arrays: of several the first; None if there is none."""
+    return next((x.dtype for x in xs if hasattr(x, "dtype") and is_narrow(x.dtype)), None)
+
+
+def cast(x: Any, dtype: np.dtype) -> Any:
+    """x in another type, rounded to the nearest; beyond the largest number it is infinite. x itself if it is of it."""
+    if x.dtype == dtype:
+        return x
+    if _on_device is not None and not isinstance(x, np.ndarray | np.generic):
+        return _on_device(x, dtype)
+    if dtype != np.float16:
+        return x.astype(dtype)
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def widened(xs: Sequence[Any]) -> list[Any]:
+    """The narrow arrays among xs as float32; the rest as it is."""
+    return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_narrow(x.dtype) else x for x in xs]
+
+
+_on_device: Callable[[Any, np.dtype], Any] | None = None
+
+
+def on_device(function: Callable[[Any, np.dtype], Any]) -> Callable[[Any, np.dtype], Any]:
+    """Decorates what `cast` is for arrays on a GPU."""
+    global _on_device
+    _on_device = function
+    return function
