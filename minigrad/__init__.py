@@ -4,13 +4,13 @@ Read the files in the order of their levels, L0 to L5: each says its own in its 
 """
 
 from minigrad import functional
-from minigrad.autocast import autocast
 from minigrad.backend import cuda_is_available
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.engine import detect_anomaly, enable_grad, is_grad_enabled, no_grad
 from minigrad.function import Function
 from minigrad.functional import cat, einsum, stack, where
 from minigrad.kernels import without_twins
+from minigrad.precision import autocast
 from minigrad.random import Generator, manual_seed, use_generator
 from minigrad.tensor import Tensor, from_dlpack
 from minigrad.tune import tune_cpu
@@ -20,9 +20,10 @@ __all__ = [
     "abs", "amax", "amin", "arange", "argmax", "autocast", "cat", "chunk", "clamp", "cuda_is_available", "cumsum",
     "detect_anomaly", "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like",
     "functional", "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill",
-    "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod", "rand", "randn", "reshape",
-    "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh", "transpose", "tune_cpu", "unbind",
-    "unsqueeze", "use_generator", "var", "where", "without_twins", "zeros", "zeros_like",
+    "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod",
+    "rand", "randn", "reshape", "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh",
+    "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_twins", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 # A method of Tensor is also a function of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.

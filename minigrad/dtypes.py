@@ -50,9 +50,9 @@ def cast(x: Any, dtype: np.dtype) -> Any:
         return x
     if _on_device is not None and not isinstance(x, np.ndarray | np.generic):
         return _on_device(x, dtype)
-    if dtype != np.float16:
+    if not is_narrow(dtype):
         return x.astype(dtype)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return x.astype(dtype)
 
 

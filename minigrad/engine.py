@@ -26,7 +26,7 @@ class _Mode(threading.local):
 
     grad_enabled: bool = True
     observer: "Observer | None" = None
-    autocast: Any = None  # minigrad/autocast.py
+    autocast: Any = None  # minigrad/precision.py
 
 
 mode = _Mode()

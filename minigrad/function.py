@@ -31,7 +31,7 @@ class Function:
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
     promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
     narrow: ClassVar[bool] = False  # takes float16 and bfloat16 as they are; else they are widened (Tensor.apply)
-    autocast: ClassVar[int | str] = "follow"  # what that does with its inputs: see minigrad/autocast.py
+    autocast: ClassVar[int | str] = "follow"  # what that does with its inputs: see minigrad/precision.py
 
     twins: ClassVar["tuple[type[Function], ...]"] = ()  # the same op, faster for what each `takes` (minigrad/kernels/)
 

@@ -76,7 +76,7 @@ CASES = [
     ),
     Case(
         name="scalar_operators",
-        ops=2,
+        ops=13,  # whose gradients are added up
         run=lambda x: combined(scalar_forms(x), minigrad.cat),
         calls=calls(arrays(SMALL, low=0.5)),
         oracle=lambda x: combined(scalar_forms(x), np.concatenate),

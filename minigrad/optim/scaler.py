@@ -1,0 +1,109 @@
+"""L5: scaling the loss, so that gradients in float16 neither vanish nor overflow."""
+
+from collections.abc import Mapping
+from math import isfinite
+
+import numpy as np
+
+from minigrad.backend import array_module
+from minigrad.optim.optimizer import Optimizer
+from minigrad.tensor import Tensor
+
+
+class GradScaler:
+    """The loss times a factor S, and the gradients of the parameters divided by it before they are used.
+
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    float16 has nothing between 0 and 6e-8, where many gradients are; times S they are in its range. S is tried out:
+    where a gradient overflows, the step is left out and S falls; after `growth_interval` steps in which none did, S
+    rises. All its values are powers of two if the factors are, so that scaling rounds nothing. (bfloat16 has float32's
+    range, and needs none of this.)
+
+    `step` waits for the device, to see whether all is finite.  Micikevicius et al. 2017, arXiv:1710.03740, section 3.2.
+
+    Args:
+        init_scale: the first S.
+        growth_factor, backoff_factor: what S is multiplied by when it rises and when it falls.
+        growth_interval: so many steps without an overflow make it rise.
+        enabled: False: S is 1, and nothing is looked at.
+    """
+
+    def __init__(
+        self,
+        init_scale: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+        enabled: bool = True,
+    ) -> None:
+        if not (isfinite(init_scale) and init_scale > 0 and growth_factor > 1 and 0 < backoff_factor < 1):
+            raise ValueError(
+                "GradScaler: needs init_scale > 0, growth_factor > 1 and 0 < backoff_factor < 1, got "
+                f"{init_scale}, {growth_factor} and {backoff_factor}"
+            )
+        if growth_interval < 1:
+            raise ValueError(f"GradScaler: growth_interval must be at least 1, got {growth_interval}")
+        self.factor, self.growth_factor, self.backoff_factor = float(init_scale), growth_factor, backoff_factor
+        self.growth_interval, self.enabled = growth_interval, enabled
+        self.good_steps = 0  # since S last changed
+        self._finite: dict[int, bool] = {}  # of the optimisers whose gradients are unscaled: whether all are finite
+
+    def get_scale(self) -> float:
+        """S."""
+        return self.factor if self.enabled else 1.0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """S · loss, to call `backward` on."""
+        return loss * self.factor if self.enabled else loss
+
+    def unscale_(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by S now, in place: before they are clipped, say. `step` does it otherwise.
+
+        Raises:
+            RuntimeError: it has been done since the last `update`.
+        """
+        if not self.enabled:
+            return
+        if id(optimizer) in self._finite:
+            raise RuntimeError("unscale_: these gradients are unscaled already; call update() after each step")
+        grads = [p.grad.data for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = np.True_
+        for grad in grads:
+            grad *= 1 / self.factor
+            finite = array_module(grad).isfinite(grad).all() & finite
+        self._finite[id(optimizer)] = bool(finite)
+
+    def step(self, optimizer: Optimizer) -> bool:
+        """`optimizer.step()` if all gradients are finite. Returns whether they are."""
+        if self.enabled and id(optimizer) not in self._finite:
+            self.unscale_(optimizer)
+        finite = self._finite.get(id(optimizer), True)
+        if finite:
+            optimizer.step()
+        return finite
+
+    def update(self) -> None:
+        """After the step: S for the next one."""
+        if not self._finite:
+            return
+        if all(self._finite.values()):
+            self.good_steps += 1
+            if self.good_steps == self.growth_interval:
+                self.factor, self.good_steps = self.factor * self.growth_factor, 0
+        else:
+            self.factor, self.good_steps = self.factor * self.backoff_factor, 0
+        self._finite = {}
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """S, and how many steps went well since it changed."""
+        return {"scale": np.asarray(self.factor), "good_steps": np.asarray(self.good_steps)}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state_dict` gave."""
+        missing = {"scale", "good_steps"} - set(state_dict)
+        if missing:
+            raise ValueError(f"GradScaler: this state lacks {', '.join(sorted(missing))}")
+        self.factor, self.good_steps = float(state_dict["scale"]), int(state_dict["good_steps"])
