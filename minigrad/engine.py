@@ -10,12 +10,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy import ndarray
 
 from minigrad.backend import Array, array_module, whole
-from minigrad.dtypes import FLOAT32, cast, is_floating
+from minigrad.dtypes import FLOAT32, cast, is_floating, widened
 from minigrad.function import Function, Partial, unbroadcast
 
 next_age = itertools.count(1).__next__
@@ -55,13 +55,34 @@ class Leaf(Function):
                 self.grad += grad
 
 
+class Output(Function):
+    """One of several outputs of an op. It hands its gradient on to the op, whose `backward` gets a list: the gradient
+    of each output, or None for one that the loss does not depend on."""
+
+    def __init__(self, op: Function, place: int, count: int) -> None:
+        self.place, self.count, self.age = place, count, next_age()
+        self.edges = [(op, (), FLOAT32)]
+
+    def backward(self, grad_output: Array) -> "Share":
+        return Share(grad_output, self.place, self.count)
+
+
+class Share(NamedTuple):
+    """What an `Output` hands on."""
+
+    grad: Array
+    place: int
+    outputs: int  # how many the op has
+
+
 def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> None:
     """Send `grad_output`, the gradient of the loss with respect to root's output, back to every leaf.
 
     Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients for
     one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
     """
-    gradients, owned, observer = {root: grad_output}, set(), mode.observer
+    gradients: dict[Function, Any] = {root: grad_output}
+    owned, observer = set(), mode.observer
     for node in _youngest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
@@ -74,13 +95,14 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
+        several = type(grad) is list
         if node.rounded is not None:  # as its inputs were in forward
-            grad = cast(grad, FLOAT32)
+            grad = widened(grad) if several else cast(grad, FLOAT32)
         results = node.backward(grad)
         if type(results) is not tuple:
             results = (results,)
         if observer is not None:
-            observer.backward(node, grad, results)
+            observer.backward(node, next(g for g in grad if g is not None) if several else grad, results)
         edges = node.edges or ()
         if len(results) != len(edges):
             raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
@@ -91,6 +113,9 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             target, shape, dtype = edge
             held = gradients.get(target)
             if type(result) is not ndarray:
+                if type(result) is Share:
+                    gradients.setdefault(target, [None] * result.outputs)[result.place] = result.grad
+                    continue
                 if type(result) is Partial:
                     result.values = cast(result.values, dtype)
                     if target not in owned:
@@ -101,7 +126,8 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 if not hasattr(result, "dtype"):
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = whole(result)
-            fresh = result is not grad and result.base is None  # by the contract of Function, nobody else has it
+            # By the contract of Function, nobody else has it, but for what came.
+            fresh = result is not grad and result.base is None and not several
             if result.shape != shape:  # the input was broadcast; here, and nowhere else, that is undone
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
@@ -187,7 +213,7 @@ class Observer:
         self.path: list[Any] = []  # kept by `nn.Module`
 
     def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
-        """`node.forward` took these arrays, and made `output`."""
+        """`node.forward` took these arrays, and made `output`: of several outputs, the last."""
 
     def backward(self, node: Function, grad_output: Array, results: tuple[Any, ...]) -> None:
         """`node.backward` took `grad_output`, and made a gradient for each input."""

@@ -21,10 +21,11 @@ class Function:
     The contract:
       * arrays come positionally, choices by keyword; an input that is not there (no bias) is None;
       * inputs and `grad_output` are never written to;
+      * `forward` may return a tuple: several outputs. Then `backward` gets a list, with None for one that was not used;
       * `backward` returns one gradient for each array, or None; a single one need not be in a tuple;
       * a gradient may have the shape of the output where the input was broadcast: the engine sums it back;
       * a returned array is new, or `grad_output` or a view of it: never one that was saved, and none twice but
-        `grad_output`, so that the engine may add to it in place;
+        `grad_output`, so that the engine may add to it in place (what an op of several outputs returns, it never does);
       * first order only: `backward` works on raw arrays, in place where it can, and is not itself differentiable.
     """
 

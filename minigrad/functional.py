@@ -24,6 +24,7 @@ from minigrad.ops.loss import CrossEntropy, MSELoss
 from minigrad.ops.matmul import Linear
 from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
 from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Pad
 from minigrad.tensor import Tensor
 
@@ -233,6 +234,32 @@ def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     checks.probability(p, "drop_path")
     mask_shape = input.shape[:1] + (1,) * (input.ndim - 1)
     return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input
+
+
+def residual(
+    x: Tensor, branch: Tensor, scale: Tensor | None = None, drop_path: float = 0.0, training: bool = True
+) -> Tensor:
+    """x + m · scale ⊙ branch: a residual connection, with layer scale and stochastic depth.
+
+    In training, m is 0 for an image (of axis 0) with probability `drop_path`, and 1 / (1 - drop_path) otherwise.
+    Shapes: x, branch (N, ..., C); scale (C,).
+    """
+    p = checks.probability(drop_path, "residual") if training else 0.0
+    return Tensor.apply(Residual, x, branch, scale, p=p)
+
+
+def residual_layer_norm(
+    x: Tensor,
+    branch: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    drop_path: float = 0.0,
+    training: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`s = residual(x, branch, drop_path=...)`, and `layer_norm(s, C, weight, bias, eps)`: both, in one op."""
+    p = checks.probability(drop_path, "residual") if training else 0.0
+    return Tensor.apply(ResidualLayerNorm, x, branch, weight, bias, p=p, eps=eps)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------

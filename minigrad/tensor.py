@@ -13,7 +13,7 @@ import numpy as np
 from minigrad import engine
 from minigrad.backend import Array, array_module, device_of, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
-from minigrad.engine import Leaf, mode, next_age
+from minigrad.engine import Leaf, Output, mode, next_age
 from minigrad.function import Function
 from minigrad.methods import Methods, raw_index
 from minigrad.ops.indexing import steps
@@ -51,7 +51,7 @@ class Tensor(Methods):
             self.requires_grad = True
 
     @staticmethod
-    def apply(function: type[Function], *inputs: Any, **choices: Any) -> "Tensor":
+    def apply(function: type[Function], *inputs: Any, **choices: Any) -> Any:
         """Run an op and record it.
 
         Args:
@@ -60,7 +60,7 @@ class Tensor(Methods):
             **choices: what its `forward` takes by keyword.
 
         Returns:
-            The output. It requires a gradient if any input does and recording is on.
+            The output, a Tensor, or a tuple of them. It requires a gradient if any input does and recording is on.
         """
         arrays: list[Any] = []
         edges: list[Any] = []
@@ -90,10 +90,8 @@ class Tensor(Methods):
         rounded = None
         op = _first_that_takes(function, arrays, choices) if function.twins else None
         if op is None:
-            if not (plain or function.narrow):
-                rounded = narrow_dtype(arrays)
-            if rounded is not None:
-                arrays = widened(arrays)
+            if not (plain or function.narrow) and narrow_dtype(arrays) is not None:
+                rounded, arrays = _first_floating(arrays), widened(arrays)
                 op = _first_that_takes(function, arrays, choices)
             if op is None:
                 op = function()
@@ -103,10 +101,12 @@ class Tensor(Methods):
         except Exception as error:
             _explain(error, op, arrays)
             raise
-        if rounded is not None and output.dtype == FLOAT32:
-            op.rounded, output = rounded, cast(output, rounded)
+        if rounded is not None:
+            op.rounded, output = rounded, _rounded(output, rounded)
         if engine.observers and mode.observer is not None:
-            mode.observer.forward(op, arrays, output)
+            mode.observer.forward(op, arrays, output[-1] if type(output) is tuple else output)
+        if type(output) is tuple:
+            return _several(op, output, edges if recorded else None)
         result = _new(Tensor)
         result.data = output if type(output) is _ndarray else _checked(output, op)
         result._retained = None
@@ -353,6 +353,28 @@ def _first_that_takes(function: type[Function], arrays: list[Any], choices: dict
         if twin.takes(*arrays, **choices):
             return twin()
     return None
+
+
+def _first_floating(arrays: list[Any]) -> np.dtype:
+    """The dtype that a result has."""
+    return next(x.dtype for x in arrays if hasattr(x, "dtype") and is_floating(x.dtype))
+
+
+def _rounded(output: Any, dtype: np.dtype) -> Any:
+    """What an op made of widened inputs: float32 numbers are rounded, and others (as of a comparison) left."""
+    if type(output) is tuple:
+        return tuple(_rounded(part, dtype) for part in output)
+    return cast(output, dtype) if output.dtype == FLOAT32 else output
+
+
+def _several(op: Function, outputs: tuple[Array, ...], edges: list[Any] | None) -> Any:
+    """A Tensor for each output of an op, which is recorded if it is given edges."""
+    results = tuple(Tensor(_checked(output, op)) for output in outputs)
+    if edges is not None:
+        op.edges, op.age = edges, next_age()
+        for place, result in enumerate(results):
+            result._node = Output(op, place, len(results))
+    return results
 
 
 def _checked(output: Any, op: Function) -> Array:

@@ -116,13 +116,13 @@ class Block(nn.Module):
     ) -> None:
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.ResidualLayerNorm(dim, eps=1e-6, drop_path=drop_path)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
-        self.drop_path = nn.DropPath(drop_path)
+        self.residual = nn.Residual(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x, y = self.norm2(x, self.attn(self.norm1(x)))  # z'_l = MSA(LN(z_{l-1})) + z_{l-1}, and LN(z'_l)
+        return self.residual(x, self.mlp(y))  # z_l = MLP(LN(z'_l)) + z'_l
 
     def attention_map(self, x: Tensor) -> Tensor:
         """How much each token of this block's input looks at each other one: (B, heads, L, L)."""

@@ -1,10 +1,12 @@
 """L5: gradient checkpointing: memory for time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from minigrad.backend import Array
-from minigrad.engine import enable_grad, no_grad
+from minigrad.engine import enable_grad, mode, no_grad
 from minigrad.function import Function
+from minigrad.precision import autocast
 from minigrad.random import Generator, default_generator, use_generator
 from minigrad.tensor import Tensor
 
@@ -18,12 +20,16 @@ class Checkpoint(Function):
     a generator of the op's own, set to the same place in the stream, so dropout drops the same numbers. The second time
     buffers stay as they are: a running mean has been moved already.
 
-    Saves x, and the state of the generator.
+    Saves x, the state of the generator, and in autocast its dtype.
     """
+
+    narrow = True
+    autocast = 0
 
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
         self.x, self.module, self.state = x, module, (shared.seed, shared.draws)
+        self.dtype = mode.autocast.dtype if mode.autocast is not None else None
         own = Generator(*self.state)
         with no_grad(), use_generator(own):
             y: Tensor = module.forward(Tensor(x))
@@ -34,7 +40,8 @@ class Checkpoint(Function):
         want_x, *others = self.needs_input_grad
         x = Tensor(self.x, requires_grad=want_x is not None)
         buffers = [(buffer, buffer.data.copy()) for _, buffer in self.module.named_buffers()]
-        with enable_grad(), use_generator(Generator(*self.state)):
+        precision = nullcontext() if self.dtype is None else autocast(self.dtype)
+        with enable_grad(), precision, use_generator(Generator(*self.state)):
             y = self.module.forward(x)
         for buffer, values in buffers:
             buffer.data[...] = values

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, to_device
-from minigrad.engine import Leaf, no_grad
+from minigrad.engine import Leaf, Output, no_grad
 from minigrad.function import Function, Partial
 from minigrad.tensor import Tensor
 
@@ -115,7 +115,7 @@ def watch(output: Tensor, *arrays: Any) -> None:
         GradcheckError: later, in `output.backward()`, naming the op and the rule.
     """
     for node in graph(output):
-        if not isinstance(node, Leaf):
+        if not isinstance(node, Leaf | Output):
             node.backward = _watched(node, arrays)  # type: ignore[method-assign,assignment]
 
 
@@ -131,11 +131,13 @@ def graph(output: Tensor) -> Iterator[Function]:
         stack.extend(fresh)
 
 
-def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Array], Any]:
+def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Any], Any]:
     unwatched = node.backward
 
-    def backward(grad_output: Array) -> Any:
-        edges, upstream = list(node.edges or ()), grad_output.copy()
+    def backward(grad_output: Any) -> Any:
+        several = type(grad_output) is list  # one for each output; the engine then adds to no result
+        upstream = [grad for grad in (grad_output if several else [grad_output]) if grad is not None]
+        edges, before = list(node.edges or ()), [grad.copy() for grad in upstream]
         saved = [*_arrays_in(list(vars(node).values())), *_arrays_in(arrays)]
         results = unwatched(grad_output)
         saved += _arrays_in(list(vars(node).values()))
@@ -145,7 +147,7 @@ def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Array], Any]:
             if not holds:
                 raise GradcheckError(f"{type(node).__name__}.backward: {rule}")
 
-        demand(_equal(grad_output, upstream), "wrote into grad_output, which others may still read")
+        demand(all(map(_equal, upstream, before)), "wrote into grad_output, which others may still read")
         count = f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
         demand(len(gradients) == len(edges), count)
         for i, (edge, gradient) in enumerate(zip(edges, gradients, strict=True)):
@@ -160,13 +162,14 @@ def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Array], Any]:
                 partial or _broadcasts_to(shape, values.shape),
                 f"gradient {i} must have the input's shape {shape}, or one this broadcasts to, got {values.shape}",
             )
-            demand(values.dtype in (dtype, grad_output.dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
+            demand(values.dtype in (dtype, upstream[0].dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
             demand(
-                _overlap(values, grad_output) or not any(_overlap(values, other) for other in saved),
+                any(_overlap(values, grad) for grad in upstream) or not any(_overlap(values, other) for other in saved),
                 f"gradient {i} shares memory with an input, a saved array or another gradient, and the engine may "
                 "add to it: return a copy",
             )
-            saved.append(values)
+            if not several:
+                saved.append(values)
         return results
 
     return backward

@@ -11,9 +11,9 @@ from tests.cases.case import Case, calls
 
 
 def seeded(drop):
-    def run(x, **choices):
+    def run(*xs, **choices):
         minigrad.manual_seed(7)
-        return drop(x, **choices)
+        return drop(*xs, **choices)
 
     return run
 

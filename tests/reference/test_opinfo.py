@@ -289,8 +289,8 @@ SMALL_SETS = {
 }  # PyTorch fails to make the larger set for `where`, and rounds it to half precision twice
 NOT_THERE = {
     "clamp",  # in the table as hardtanh and relu6
-    "cpu", "cuda", "to",  # moves; PyTorch's samples for `to` are about memory formats
-    "drop_path", "standardize_weight",  # unknown to PyTorch
+    "bfloat16", "cpu", "cuda", "to",  # moves; PyTorch's samples for `to` are about memory formats
+    "drop_path", "residual", "residual_layer_norm", "standardize_weight",  # unknown to PyTorch
 }  # fmt: skip
 OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 

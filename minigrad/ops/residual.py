@@ -1,0 +1,96 @@
+"""L2: the residual connection, with what stands in its branch: layer scale, stochastic depth, and the next norm.
+
+    s = x + m · γ ⊙ b,    m = M / (1 - p),  M = 1 with probability 1 - p, else 0, once for each image
+
+He et al. 2015, arXiv:1512.03385; γ, a factor for each channel: Touvron et al. 2021, arXiv:2103.17239; M: Huang et al.
+2016, arXiv:1603.09382. Written as an op of its own because on a GPU it is all memory, and so should be read once.
+"""
+
+from typing import Any
+
+from minigrad import checks
+from minigrad.backend import Array, device_of
+from minigrad.function import Function
+from minigrad.ops.norm import normalize, normalize_backward
+from minigrad.random import default_generator
+
+
+class Residual(Function):
+    """s = x + m · γ ⊙ b;  ∂x = ∂s,  ∂b = ∂s · m ⊙ γ,  ∂γ = Σ ∂s · m ⊙ b over all axes but the last.
+
+    Shapes: x, b, s (N, ..., C); γ (C,) or None; m (N, 1, .., 1).  Saves m, γ, and b if ∂γ is wanted.
+    """
+
+    autocast = 2  # and not γ
+
+    def forward(self, x: Array, branch: Array, scale: Array | None, *, p: float) -> Array:
+        check(x, branch, scale)
+        self.m, self.scale = kept(x, p), scale
+        self.branch = branch if scale is not None and self.needs_input_grad[2] else None
+        return x + self.scaled(branch)
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array, Array | None]:
+        grad_scale = None
+        if self.branch is not None:
+            grad = grad_output if self.m is None else grad_output * self.m
+            grad_scale = (grad * self.branch).sum(axis=tuple(range(grad.ndim - 1)))
+        return grad_output, self.scaled(grad_output), grad_scale
+
+    def scaled(self, b: Array) -> Array:
+        """m · γ ⊙ b"""
+        b = b if self.scale is None else b * self.scale
+        return b if self.m is None else b * self.m
+
+
+class ResidualLayerNorm(Function):
+    """s = x + m · b, and y = x̂ ⊙ weight + bias, x̂ = (s - μ) · r, each token normalised: both are outputs.
+
+        ∂s' = ∂s + r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),  ĝ = ∂y ⊙ weight        the whole gradient of s: see ops/norm.py
+        ∂x = ∂s',   ∂b = m · ∂s',   ∂weight = Σ ∂y ⊙ x̂,   ∂bias = Σ ∂y
+
+    Shapes: x, b, s, y (N, ..., C); weight, bias (C,); m (N, 1, .., 1); r (N, ..., 1).  Saves m, x̂, r, weight.
+    """
+
+    autocast = 2
+
+    def forward(
+        self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
+    ) -> tuple[Array, Array]:
+        check(x, branch, weight)
+        check(x, branch, bias)
+        self.m, self.weight = kept(x, p), weight
+        s = x + (branch if self.m is None else branch * self.m)
+        self.x_hat, self.rstd, _, _ = normalize(s, -1, eps)
+        return s, self.x_hat * weight + bias
+
+    def backward(self, grad_outputs: list[Array | None]) -> tuple[Array | None, ...]:
+        grad, grad_y = grad_outputs
+        if grad_y is None:
+            return grad, self.times_m(grad), None, None
+        grad_normed = normalize_backward(grad_y * self.weight, self.x_hat, self.rstd, -1)
+        grad = grad_normed if grad is None else grad + grad_normed
+        _, _, want_weight, _ = self.needs_input_grad
+        return grad, self.times_m(grad), grad_y * self.x_hat if want_weight else None, grad_y
+
+    def times_m(self, grad: Any) -> Array:
+        return grad if self.m is None else grad * self.m
+
+
+def kept(x: Array, p: float) -> Array | None:
+    """m, (N, 1, .., 1) in the dtype of x; None where nothing is dropped."""
+    if not p:
+        return None
+    shape = (len(x),) + (1,) * (x.ndim - 1)
+    m = (default_generator().uniform(shape, device=device_of(x)) >= p).astype(x.dtype)
+    m *= 1 / (1 - p) if p < 1 else 0.0
+    return m
+
+
+def check(x: Array, branch: Array, param: Array | None) -> None:
+    """Refuse a branch that is not added number by number, and a parameter that has not one number a channel."""
+    checks.floating(x, "residual")
+    if not x.ndim or x.shape != branch.shape:
+        raise ValueError(
+            f"residual: x and the branch must have one shape (N, ..., C), got {x.shape} and {branch.shape}"
+        )
+    checks.affine(param, x.shape[-1:], "the parameter", "residual")
