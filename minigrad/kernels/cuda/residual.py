@@ -1,0 +1,86 @@
+"""L2: the residual connection, in one pass over memory."""
+
+from functools import cache
+from math import prod
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, device_of
+from minigrad.dtypes import FLOAT32
+from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import residual
+from minigrad.random import default_generator
+
+THREADS = 256  # of a block
+MOST_ROWS = 1 << 30
+MOST_BLOCKS = 65535  # along y
+BLOCKS = 128  # that share ∂γ: always as many, whatever the GPU, so that sums have the same order on all
+
+
+@twin_of(residual.Residual)
+class Residual(residual.Residual):
+    """The same formula by `residual.cu`: one kernel forward, one backward, and a short one that ends the sums of ∂γ.
+
+    With nothing in the branch, ∂b is ∂s, and there is no kernel backward.  Saves what m is made of, γ, and b if ∂γ is
+    wanted.
+    """
+
+    @staticmethod
+    def takes(x: Array, branch: Array, scale: Array | None, *, p: float) -> bool:
+        if not (on_gpu(x) and on_gpu(branch) and x.ndim and x.size and x.shape == branch.shape):
+            return False
+        if not (x.dtype.name in STORED and x.dtype == branch.dtype and x.size < MOST_ROWS * x.shape[-1]):
+            return False
+        fits = scale is None or (on_gpu(scale) and scale.dtype == FLOAT32 and scale.shape == x.shape[-1:])
+        return bool(fits and all(a is None or a.flags.c_contiguous for a in (x, branch, scale)))
+
+    def forward(self, x: Array, branch: Array, scale: Array | None, *, p: float) -> Array:
+        self.dropped, self.scale = dropped(x, p), scale
+        self.branch = branch if scale is not None and self.needs_input_grad[2] else None
+        s = array_module(x).empty(x.shape, x.dtype)
+        kernel, columns, block, _ = _compiled("residual_forward", x, branch, s)
+        rows = x.size // x.shape[-1]
+        blocks = min(-(-rows // block[1]), MOST_BLOCKS)
+        kernel((columns, blocks), block, x, branch, scale, s, np.int32(rows), *self.dropped)
+        return s
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array, Array | None]:
+        if self.dropped[0] is None and self.scale is None:
+            return grad_output, grad_output, None
+        want_branch, want_scale = self.needs_input_grad[1], self.branch is not None
+        if not (want_branch or want_scale):
+            return grad_output, None, None
+        xp, C, rows = array_module(grad_output), grad_output.shape[-1], grad_output.size // grad_output.shape[-1]
+        grad_s = xp.ascontiguousarray(grad_output)
+        grad_branch = xp.empty(grad_s.shape, grad_s.dtype) if want_branch else None
+        kernel, columns, block, pack = _compiled("residual_backward", grad_s, self.branch, grad_branch)
+        blocks = min(-(-rows // block[1]), BLOCKS)
+        shares, grad_scale = (xp.empty((blocks, C), FLOAT32), xp.empty(C, FLOAT32)) if want_scale else (None, None)
+        kernel(
+            (columns, blocks), block,
+            grad_s, self.branch, self.scale, grad_branch, shares, np.int32(rows), *self.dropped,
+            shared=THREADS * pack * 4 if want_scale else 0,
+        )  # fmt: skip
+        if shares is not None:
+            sum_rows(kernel, shares, grad_scale)
+        return grad_output, grad_branch, grad_scale
+
+
+def dropped(x: Array, p: float) -> tuple[Array | None, np.float32, np.float32, np.int32]:
+    """What a kernel makes m of: u (N,) or None, p, 1 / (1 - p), and how many rows of x an image has."""
+    u = default_generator().uniform(x.shape[:1], device=device_of(x)) if p else None
+    return u, np.float32(p), np.float32(1 / (1 - p) if p < 1 else 0), np.int32(prod(x.shape[1:-1]))
+
+
+def _compiled(name: str, x: Array, *arrays: Array | None) -> tuple[Kernel, int, tuple[int, int], int]:
+    """The kernel for rows like those of x, how many blocks stand side by side, the block, and PACK."""
+    C = x.shape[-1]
+    pack = pack_of(x, C, *arrays)
+    across = min(WARP, 1 << (-(-C // pack) - 1).bit_length())
+    return _kernel(name, C, pack, STORED[x.dtype.name]), -(-C // (pack * across)), (across, THREADS // across), pack
+
+
+@cache
+def _kernel(name: str, C: int, pack: int, stored: str) -> Kernel:
+    return Kernel("residual.cu", name, C=C, PACK=pack, STORED=stored)

@@ -1,0 +1,144 @@
+"""Residual connections in CUDA, run on the CPU through the ordinary functions, against the specification in float64."""
+
+from itertools import product
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.kernels.cuda import residual
+from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.ops.residual import Residual
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, worst
+
+pytestmark = needs_compiler
+
+ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(ml_dtypes.bfloat16): 2**-8, np.dtype(np.float16): 2**-11}  # of 1
+DTYPES = list(ROUNDING)
+WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; several blocks across
+
+
+def drawn(seed, *shape, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def outcome(x, branch, scale, p, wanted=(True, True, True)):
+    """The node, the output, and the gradients."""
+    arrays = [
+        None if a is None else Tensor(a, requires_grad=w) for a, w in zip((x, branch, scale), wanted, strict=True)
+    ]
+    minigrad.manual_seed(3)
+    s = F.residual(*arrays, drop_path=p)
+    node = s.grad_fn
+    s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(s.dtype)))
+    return node, [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in arrays)]
+
+
+def assert_equals_specification(x, branch, scale=None, p=0.0, wanted=(True, True, True), **choices):
+    exact = [None if a is None else a.astype(np.float64) for a in (x, branch, scale)]
+    tensors = [None if a is None else Tensor(a, requires_grad=w) for a, w in zip(exact, wanted, strict=True)]
+    minigrad.manual_seed(3)
+    with minigrad.without_twins():
+        s = F.residual(*tensors, drop_path=p)
+        assert type(s.grad_fn) is Residual
+        s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(np.float64)))
+    expected = [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in tensors)]
+    with emulated(**choices):
+        node, found = outcome(x, branch, scale, p, wanted)
+    assert type(node) is residual.Residual
+    *found, grad_scale = found
+    *expected, exact_scale = expected
+    assert worst(found, expected, x.dtype) <= ROUNDING[x.dtype]
+    assert worst([grad_scale], [exact_scale]) <= 1e-5  # in float32, whatever is added up
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(WIDTHS), st.booleans(),
+    st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_residual(lead, C, scaled, p, dtype, order, seed):
+    x, branch = drawn(seed, *lead, C, dtype=dtype), drawn(seed + 1, *lead, C, dtype=dtype)
+    assert_equals_specification(x, branch, drawn(2, C) if scaled else None, p, order=order)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_rows_than_blocks(dtype, monkeypatch):
+    monkeypatch.setattr(residual, "BLOCKS", 2)
+    monkeypatch.setattr(residual, "MOST_BLOCKS", 3)
+    assert_equals_specification(drawn(0, 3, 60, 24, dtype=dtype), drawn(1, 3, 60, 24, dtype=dtype), drawn(2, 24), 0.5)
+
+
+@pytest.mark.parametrize(("dtype", "C"), list(product(DTYPES, [24, 31])), ids=str)
+def test_nothing_outside_the_arrays_is_touched(dtype, C):
+    for side in ("after", "before"):
+        arrays = [guarded((2, 5, C), dtype, side), guarded((2, 5, C), dtype, side), guarded(C, side=side)]
+        for i, array in enumerate(arrays):
+            array[...] = drawn(i, *array.shape)
+        assert_equals_specification(*arrays, p=0.4, guard=side)
+
+
+@pytest.mark.parametrize("which", range(2))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_arrays_that_cannot_be_read_in_packs(dtype, which):
+    room = [drawn(i, 9 * 32 + 16, dtype=dtype) for i in range(2)]
+    starts = [(-a.ctypes.data % 16) // dtype.itemsize + (i == which) for i, a in enumerate(room)]
+    x, branch = (a[start : start + 9 * 32].reshape(9, 32) for a, start in zip(room, starts, strict=True))
+    assert_equals_specification(x, branch, drawn(2, 32))
+
+
+@pytest.mark.parametrize("barrier", barriers("residual.cu"))
+def test_every_barrier_is_needed(barrier):
+    arrays = drawn(0, 700, 40), drawn(1, 700, 40), drawn(2, 40)
+    with emulated():
+        _, right = outcome(*arrays, 0.4)
+    differences = 0
+    for order in ORDERS:
+        with emulated(order, barrier=barrier):
+            _, found = outcome(*arrays, 0.4)
+        differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
+    assert differences or barrier.startswith("common.cuh")  # of block_sum, which is not used here
+
+
+@pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=3) if any(w)])
+def test_gradients_that_nobody_wants_are_left_out(wanted):
+    arrays = drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8)
+    assert_equals_specification(*arrays, p=0.5, wanted=wanted)
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        outcome(*arrays, 0.5, wanted)
+    _, want_branch, want_scale = wanted
+    names = ["residual_backward"] * (want_branch or want_scale) + ["sum_rows"] * want_scale
+    assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward", *names]
+    if want_branch or want_scale:
+        grad_branch, shares = recorder.launches[1].args[3:5]
+        assert (grad_branch is not None) == want_branch and (shares is not None) == want_scale
+
+
+def test_a_plain_branch_has_no_kernel_backward():
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        outcome(drawn(0, 4, 8), drawn(1, 4, 8), None, 0.0)
+    assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward"]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        (drawn(0, 4, 8).astype(np.float64), drawn(1, 4, 8).astype(np.float64), None),
+        (drawn(0, 4, 8), drawn(1, 4, 8, dtype=np.float16), None),
+        (drawn(0, 8, 4).T, drawn(1, 4, 8), None),
+        (drawn(0, 4, 8), drawn(1, 8, 4).T, None),
+        (drawn(0, 0, 8), drawn(1, 0, 8), None),
+        (drawn(0, 4, 8), drawn(1, 1, 8), None),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float64)),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 16)[::2]),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 7)),
+    ],
+)
+def test_everything_else_is_for_the_specification(arrays):
+    with emulated():
+        assert residual.Residual.takes(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
+        assert not residual.Residual.takes(*arrays, p=0.0)
