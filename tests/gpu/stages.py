@@ -1,7 +1,6 @@
 """The stages of `python -m tests.gpu`. Each yields rows: what, value, unit; `wrong` where a limit is broken."""
 
 import argparse
-import importlib
 import importlib.metadata
 import platform
 import statistics
@@ -58,6 +57,7 @@ def ceilings(options: Options) -> Iterator[Row]:
     import cupy
 
     from minigrad import cublas
+    from minigrad.dtypes import as_dtype, cast
 
     x = cupy.empty(1 << 28, np.float32)
     y = cupy.empty_like(x)
@@ -65,8 +65,7 @@ def ceilings(options: Options) -> Iterator[Row]:
     yield {"what": "copy, 1 GiB", "value": 2 * x.nbytes / seconds / 1e12, "unit": "TB/s"}
     n = 8192
     for name, tf32 in (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False)):
-        dtype = np.dtype(name) if name != "bfloat16" else np.dtype(importlib.import_module("ml_dtypes").bfloat16)
-        a = cupy.random.standard_normal((n, n), np.float32).astype(dtype)  # zeros would take less power
+        a = cast(cupy.random.standard_normal((n, n), np.float32), as_dtype(name))  # zeros would take less power
         cublas.allow_tf32(tf32)
         seconds = on_device(lambda a=a: cublas.matmul(a, a))
         yield {
@@ -174,38 +173,84 @@ def properties(options: Options) -> Iterator[Row]:
         raise SystemExit("pytest failed")
 
 
-MODELS = (  # and their batches
-    ("vit_tiny_cifar", 128), ("vit_tiny_cifar", 512), ("swin_tiny_cifar", 512), ("convnext_atto_cifar", 512),
-    ("vit_base_patch16_224", 128), ("swin_tiny_patch4_window7_224", 128), ("convnext_tiny", 128),
+class Workload(NamedTuple):
+    """A training step to compare; and how many times as fast as PyTorch's in eager mode, and with its CUDA graphs, ours
+    is to be, both in mixed precision."""
+
+    model: str
+    batch: int
+    eager: float
+    graphs: float
+
+
+WORKLOADS = (
+    Workload("vit_tiny_cifar", 128, 3.5, 1.0), Workload("vit_tiny_cifar", 512, 1.5, 1.0),
+    Workload("swin_tiny_cifar", 512, 2.0, 1.1), Workload("convnext_atto_cifar", 512, 2.0, 1.1),
+    Workload("vit_base_patch16_224", 128, 1.25, 1.0), Workload("swin_tiny_patch4_window7_224", 128, 2.0, 1.0),
+    Workload("convnext_tiny", 128, 1.6, 1.0),
 )  # fmt: skip
+ROUNDS, STEPS = 3, 5  # in turn; of each contender in a round
+LOSSES = 0.02  # how far losses in mixed precision may be apart, relative
 
 
 def steps(options: Options) -> Iterator[Row]:
-    """A training step, ours and PyTorch's, on the same weights and batch."""
-    for model, batch in MODELS:
-        row: Row = {"what": f"{model}, batch {batch}", "unit": "ms"}
-        losses = {}
-        for contender in (ours, ours_as_graph, torch_tf32, torch_amp):
-            try:
-                step = contender(model, batch)
-                losses[contender.__name__] = step()
-                step()
-                step()  # by now a graph is there
-                times = [timed(step) for _ in range(7)]
-            except Exception as error:  # out of memory, or a missing package: the others go on
-                row[contender.__name__] = f"{type(error).__name__}: {error}"[:200]
-                continue
-            row["value" if contender is ours else contender.__name__] = statistics.median(times) * 1e3
-        row.setdefault("value", "failed")
-        row["losses"] = " ".join(f"{loss:.4f}" for loss in losses.values())
-        yield row
+    """A training step, ours and PyTorch's in eager mode, on the same weights and batch."""
+    contenders = {
+        "amp graph": partial(ours, amp=True, graphed=True),
+        "amp": partial(ours, amp=True, graphed=False),
+        "tf32": partial(ours, amp=False, graphed=False),
+        "torch amp": partial(torchs, amp=True),
+        "torch tf32": partial(torchs, amp=False),
+    }
+    for workload in WORKLOADS:
+        yield compared(workload, contenders, "torch amp", workload.eager)
 
 
-def ours(model: str, batch: int, as_graph: bool = False) -> Callable[[], float]:
+def compiled(options: Options) -> Iterator[Row]:
+    """The same beside `torch.compile`, as it is and with CUDA graphs of its own."""
+    contenders = {
+        "amp graph": partial(ours, amp=True, graphed=True),
+        "torch compile": partial(torchs, amp=True, mode="default"),
+        "torch reduce-overhead": partial(torchs, amp=True, mode="reduce-overhead"),
+    }
+    for workload in WORKLOADS:
+        yield compared(workload, contenders, "torch reduce-overhead", workload.graphs)
+
+
+Step = Callable[[], float]
+
+
+def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step]], rival: str, goal: float) -> Row:
+    """Milliseconds a step of each contender, all in turn; and how many times as fast as the rival the first is."""
+    row: Row = {"what": f"{workload.model}, batch {workload.batch}", "value": "failed", "unit": "x", "goal": goal}
+    ready: dict[str, Step] = {}
+    losses: dict[str, float] = {}
+    for name, prepare in contenders.items():
+        try:
+            ready[name] = prepare(workload)
+            losses[name] = [ready[name]() for _ in range(4)][0]  # by the fourth, a graph is there
+        except Exception as error:  # out of memory, or a missing package: the others go on
+            ready.pop(name, None)
+            row[name] = f"{type(error).__name__}: {error}"[:200]
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(ROUNDS):
+        for name, step in ready.items():
+            times[name] += [timed(step) for _ in range(STEPS)]
+    row |= {f"{name}, ms": statistics.median(seconds) * 1e3 for name, seconds in times.items()}
+    first = next(iter(contenders))
+    if first in ready and rival in ready:
+        row["value"] = statistics.median(times[rival]) / statistics.median(times[first])
+    row["losses"] = " ".join(f"{loss:.4f}" for loss in losses.values())
+    if losses and max(losses.values()) - min(losses.values()) > LOSSES * abs(min(losses.values())):
+        row["wrong"] = True
+    return row
+
+
+def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
     import cupy
 
     import models
-    from minigrad import Tensor, cublas, optim
+    from minigrad import Tensor, autocast, cublas, optim
     from minigrad import functional as F
     from minigrad.graph import GraphedStep
     from minigrad.nn import init
@@ -213,18 +258,20 @@ def ours(model: str, batch: int, as_graph: bool = False) -> Callable[[], float]:
 
     cublas.allow_tf32(True)
     with init.skip_init():
-        network = formula.fill(models.create_model(model)).to(dtype=np.float32).to("cuda")
-    images, labels = inputs(batch, network.img_size, network.num_classes)
-    optimizer = optim.AdamW(network.parameters(), lr=1e-4)
+        network = formula.fill(models.create_model(workload.model)).to(dtype=np.float32).to("cuda")
+    parameters = list(network.parameters())
+    images, labels = inputs(workload.batch, network.img_size, network.num_classes)
+    optimizer = optim.AdamW(parameters, lr=1e-4)
 
     def compute(images: Any, labels: Any) -> Any:
         optimizer.zero_grad()
-        loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
+        with autocast("bfloat16", parameters, enabled=amp):
+            loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
         loss.backward()
         optimizer.step()
         return loss.data
 
-    run = GraphedStep(compute, optimizer, warmup=2) if as_graph else compute
+    run = GraphedStep(compute, optimizer, warmup=2) if graphed else compute
     x, y = cupy.asarray(images), cupy.asarray(labels)
 
     def step() -> float:
@@ -235,40 +282,34 @@ def ours(model: str, batch: int, as_graph: bool = False) -> Callable[[], float]:
     return step
 
 
-def ours_as_graph(model: str, batch: int) -> Callable[[], float]:
-    return ours(model, batch, as_graph=True)
-
-
-def torch_tf32(model: str, batch: int, amp: bool = False) -> Callable[[], float]:
+def torchs(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
     import torch
 
     from models.compare.references import Reference
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    reference = Reference("timm", model)
+    torch.backends.cudnn.benchmark = True
+    reference = Reference("timm", workload.model)
     network = reference.network.float().cuda().to(memory_format=torch.channels_last).train()
     for module in network.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    images, labels = inputs(batch, reference.model.img_size, reference.model.num_classes)
+    images, labels = inputs(workload.batch, reference.model.img_size, reference.model.num_classes)
     x = torch.from_numpy(images).cuda().to(memory_format=torch.channels_last)
     y = torch.from_numpy(labels).cuda()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    run = network if mode is None else torch.compile(network, mode=mode)
 
     def step() -> float:
         optimizer.zero_grad()
         with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-            loss = torch.nn.functional.cross_entropy(network(x), y)
+            loss = torch.nn.functional.cross_entropy(run(x), y)
         loss.backward()
         optimizer.step()
         torch.cuda.synchronize()
         return loss.item()
 
     return step
-
-
-def torch_amp(model: str, batch: int) -> Callable[[], float]:
-    return torch_tf32(model, batch, amp=True)
 
 
 def inputs(batch: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -323,10 +364,11 @@ def timed(step: Callable[[], Any]) -> float:
 
 STAGES = {
     "environment": Stage(environment, 30, without_gpu=True),
-    "ceilings": Stage(ceilings, 60, without_gpu=False),
-    "launches": Stage(launches, 40, without_gpu=False),
-    "kernels": Stage(kernels, 120, without_gpu=True),
-    "steps": Stage(steps, 150, without_gpu=False),
-    "training": Stage(training, 70, without_gpu=False),
-    "properties": Stage(properties, 130, without_gpu=False),
+    "ceilings": Stage(ceilings, 40, without_gpu=False),
+    "launches": Stage(launches, 25, without_gpu=False),
+    "kernels": Stage(kernels, 100, without_gpu=True),
+    "steps": Stage(steps, 110, without_gpu=False),
+    "compiled": Stage(compiled, 150, without_gpu=False),
+    "training": Stage(training, 65, without_gpu=False),
+    "properties": Stage(properties, 80, without_gpu=False),
 }
