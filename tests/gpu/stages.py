@@ -228,7 +228,7 @@ def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step
     for name, prepare in contenders.items():
         try:
             ready[name] = prepare(workload)
-            losses[name] = [ready[name]() for _ in range(4)][0]  # by the fourth, a graph is there
+            losses[name], *_ = (ready[name]() for _ in range(4))  # by the fourth, a graph is there
         except Exception as error:  # out of memory, or a missing package: the others go on
             ready.pop(name, None)
             row[name] = f"{type(error).__name__}: {error}"[:200]

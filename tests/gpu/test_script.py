@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from tests.cuda.runner import needs_compiler
 from tests.gpu import __main__ as script
-from tests.gpu.stages import STAGES, Stage
+from tests.gpu.stages import ROUNDS, STAGES, STEPS, Stage, Workload, compared
 
 
 @needs_compiler
@@ -39,3 +39,20 @@ def test_what_is_wrong_is_said(capsys):
 
 def test_all_stages_together_take_ten_minutes():
     assert sum(stage.seconds for stage in STAGES.values()) <= 600
+
+
+def test_contenders_take_turns():
+    called = []
+
+    def contender(name, loss):
+        return lambda workload: lambda: called.append(name) or loss
+
+    def missing(workload):
+        raise ImportError("no such package")
+
+    workload = Workload("vit_nano_cifar", 2, 1.0, 1.0)
+    row = compared(workload, {"a": contender("a", 1.0), "b": missing, "c": contender("c", 1.01)}, "c", 2.0)
+    assert row["b"] == "ImportError: no such package" and row["value"] > 0 and "wrong" not in row
+    assert called == ["a"] * 4 + ["c"] * 4 + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
+    assert compared(workload, {"a": contender("a", 1.0), "c": contender("c", 2.0)}, "c", 2.0)["wrong"]
+    assert compared(workload, {"a": missing}, "a", 2.0)["value"] == "failed"
