@@ -310,7 +310,8 @@ class Methods:
         dim = checks.one_axis(dim, self.ndim, "unbind")
         if not self.ndim:
             raise ValueError("unbind: a tensor with no axes has no slices")
-        return tuple(self[(slice(None),) * dim + (i,)] for i in range(self.shape[dim]))
+        slices: tuple[Tensor, ...] = self.apply(shapes.Unbind, self, axis=dim)  # type: ignore[assignment]
+        return slices
 
     def roll(self, shifts: int | Sequence[int], dims: Dim = None) -> "Tensor":
         """Entries moved by `shifts` along `dims`, those pushed out coming in at the other end."""

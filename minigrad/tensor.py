@@ -104,7 +104,7 @@ class Tensor(Methods):
         if rounded is not None:
             op.rounded, output = rounded, _rounded(output, rounded)
         if engine.observers and mode.observer is not None:
-            mode.observer.forward(op, arrays, output[-1] if type(output) is tuple else output)
+            mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
         if type(output) is tuple:
             return _several(op, output, edges if recorded else None)
         result = _new(Tensor)

@@ -1,8 +1,11 @@
 """L2: attention."""
 
+from collections.abc import Sequence
+
 from minigrad import checks
 from minigrad.backend import Array, array_module, device_of, gemm
 from minigrad.function import Function
+from minigrad.ops.shape import side_by_side
 from minigrad.random import default_generator
 
 
@@ -74,6 +77,14 @@ class ScaledDotProductAttention(Function):
                 grad_k = gemm(grad_scores.swapaxes(-1, -2), self.q)
                 grad_k *= self.scale
         return grad_q, grad_k, grad_v, grad_scores
+
+
+def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> list[Array | None]:
+    """Room for ∂q, ∂k and ∂v, those wanted, in the memory order of q, k and v; side by side if these are."""
+    packed = side_by_side((q, k, v)) if all(wanted) else None
+    if packed is not None:
+        return list(array_module(q).empty_like(packed))
+    return [array_module(q).empty_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]
 
 
 def softmax_(scores: Array) -> Array:

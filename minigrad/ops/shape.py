@@ -7,6 +7,7 @@ from operator import index
 
 from minigrad import checks
 from minigrad.backend import Array, array_module, promote
+from minigrad.cublas import pointer
 from minigrad.function import Function
 
 
@@ -92,6 +93,50 @@ class Cat(Function):
     def backward(self, grad_output: Array) -> tuple[Array, ...]:
         before = (slice(None),) * self.axis
         return tuple(grad_output[(*before, slice(start, stop))] for start, stop in pairwise(self.ends))
+
+
+class Unbind(Function):
+    """The slices along `axis`, as views, each an output; ∂x has the gradient of each at its place.  Saves x's shape.
+
+    Where these gradients lie in memory as the slices do in x, as attention leaves those of a packed q, k, v, they
+    already are ∂x.
+    """
+
+    narrow = True
+
+    def forward(self, x: Array, *, axis: int) -> tuple[Array, ...]:
+        self.shape, self.axis = x.shape, axis
+        before = (slice(None),) * axis
+        return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+
+    def backward(self, grad_outputs: list[Array | None]) -> Array:
+        some = next(grad for grad in grad_outputs if grad is not None)
+        xp, whole = array_module(some), side_by_side(grad_outputs)
+        if whole is None:
+            absent = xp.zeros(self.shape[: self.axis] + self.shape[self.axis + 1 :], some.dtype)
+            whole = xp.stack([absent if grad is None else grad for grad in grad_outputs])
+        return xp.moveaxis(whole, 0, self.axis)
+
+
+def side_by_side(parts: Sequence[Array | None]) -> Array | None:
+    """The array of which the parts are the entries along a first axis: a view, if they lie so in one array's memory."""
+    arrays = [part for part in parts if part is not None]
+    first = arrays[0]
+    if len(arrays) < max(len(parts), 2) or any((x.shape, x.strides) != (first.shape, first.strides) for x in arrays):
+        return None
+    roots, places = {_memory(x) for x in arrays}, [pointer(x) for x in arrays]
+    steps = {after - before for before, after in pairwise(places)}
+    if len(roots) > 1 or len(steps) > 1 or not first.size:
+        return None
+    strided = array_module(first).lib.stride_tricks.as_strided
+    return strided(first, (len(arrays), *first.shape), (*steps, *first.strides))
+
+
+def _memory(x: Array) -> tuple[int, int]:
+    """Where the array begins that x is a view of, and how long it is."""
+    while getattr(x.base, "shape", None) is not None:
+        x = x.base
+    return pointer(x), x.nbytes
 
 
 class Roll(Function):

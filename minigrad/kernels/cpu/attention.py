@@ -56,9 +56,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         q, k, v = self.q, self.k, self.v
         want_q, want_k, want_v, want_mask = self.needs_input_grad
-        grad_q = np.empty_like(q) if want_q else None
-        grad_k = np.empty_like(k) if want_k else None
-        grad_v = np.empty_like(v) if want_v else None
+        grad_q, grad_k, grad_v = attention.gradients_like(q, k, v, wanted=(want_q, want_k, want_v))
         grad_scores = np.empty_like(self.probs) if want_mask else None
         for some, S in self._pieces_of(grad_scores):
             P, grad_y = self.probs[some], grad_output[some]
