@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minigrad import meta
-from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, is_narrow, widened
 
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
@@ -116,13 +116,24 @@ def cuda_is_available() -> bool:
     return True
 
 
-def gemm(a: Array, b: Array) -> Array:
-    """The one gate for matrix products: `a @ b` over the last two axes, broadcasting the others."""
+def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) -> Array:
+    """The one gate for matrix products: `a @ b + bias` over the last two axes, broadcasting the others.
+
+    Args:
+        a, b: of one dtype; products of narrow numbers are summed in float32.
+        bias: a vector along the last axis, added before the result is rounded.
+        dtype: of the result; by default that of a.
+    """
+    dtype = a.dtype if dtype is None else as_dtype(dtype)
     if isinstance(a, np.ndarray):
-        return np.matmul(a, b)
-    if isinstance(a, meta.MetaArray) or a.dtype.kind in "biu":
-        return array_module(a).matmul(a, b)
-    return importlib.import_module("minigrad.cublas").matmul(a, b)
+        y = np.matmul(*widened([a, b]))
+    elif isinstance(a, meta.MetaArray) or a.dtype.kind in "biu":
+        y = array_module(a).matmul(a, b)
+    else:
+        y = importlib.import_module("minigrad.cublas").matmul(a, b)
+    if bias is not None:
+        y = y + widened([bias])[0]
+    return cast(y, dtype) if is_narrow(dtype) or is_narrow(a.dtype) else y
 
 
 def scatter_add(target: Array, index: Any, source: Array) -> None:

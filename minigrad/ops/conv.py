@@ -40,24 +40,30 @@ class Conv2d(Function):
         windows = _windows(x, weight, bias, stride, padding, dilation, groups)
         self.x, self.weight = x.transpose(0, 2, 3, 1), weight  # (N, C, H, W) -> (N, H, W, C)
         self.method = self.method_for(windows, groups, x.shape[1])
-        y = self.method.correlate(self.x, weight)
-        if bias is not None:
-            y += bias
-        return y.transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
+        return self.correlate(bias).transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         """How the sums are to be taken."""
         return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
 
+    def correlate(self, bias: Array | None) -> Array:
+        """y, (N, OH, OW, O)."""
+        y = self.method.correlate(self.x, self.weight)
+        if bias is not None:
+            y += bias
+        return y
+
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
-        want_x, want_weight, want_bias = self.needs_input_grad
-        grad_x = grad_weight = None
-        grad_y = grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
-        if want_x:  # (N, H, W, C) -> (N, C, H, W)
+        grad_x, grad_y = None, grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
+        if self.needs_input_grad[0]:  # (N, H, W, C) -> (N, C, H, W)
             grad_x = self.method.grad_x(grad_y, self.weight, self.x.shape).transpose(0, 3, 1, 2)
-        if want_weight:
-            grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape)
-        return grad_x, grad_weight, grad_output.sum(axis=(0, 2, 3)) if want_bias else None
+        return grad_x, *self.grad_parameters(grad_y)
+
+    def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
+        """∂weight and ∂bias, if they are wanted, from ∂y (N, OH, OW, O)."""
+        _, want_weight, want_bias = self.needs_input_grad
+        grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape) if want_weight else None
+        return grad_weight, grad_y.sum(axis=(0, 1, 2)) if want_bias else None
 
 
 @dataclass(frozen=True)

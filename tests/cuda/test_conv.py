@@ -1,5 +1,14 @@
-"""Convolution for CUDA, run on the CPU: equal to the specification in float64, whatever the order of the threads."""
+"""Convolution for CUDA, run on the CPU: equal to the specification in float64, whatever the order of the threads.
 
+How near: sums of float32 are allowed 2e-6 of the largest entry. A narrow type has p binary digits, and what is rounded
+to it is at most u = 2⁻ᵖ of itself away. The specification is given the same narrow numbers, so what can differ is
+
+    y, ∂x              rounded once: u |y|, at each entry
+    ∂x, by `Columns`   each number of ∂X is rounded, and then their sum: u Σ |∂X| more, and Σ |∂X| ≤ Σ |∂y| |weight|
+    ∂weight, ∂bias     of parameters in float32: not rounded, though the sums may be over several blocks of images
+"""
+
+from contextlib import nullcontext
 from itertools import product
 from unittest.mock import patch
 
@@ -8,10 +17,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend import Array
 from minigrad.cublas import pointer
+from minigrad.dtypes import as_dtype, is_narrow
 from minigrad.kernels.cuda import conv
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.conv import Conv2d
@@ -23,12 +34,14 @@ FORMS = [  # kernel, stride, dilation
     ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (1, 1)), ((3, 2), (1, 2), (2, 3)), ((1, 1), (2, 1), (1, 1)),
 ]  # fmt: skip
 LAYOUTS = ["channels-last", "channels-first", "turned", "strided"]
+DTYPES = ["float32", "bfloat16", "float16"]
+DIGITS = {"bfloat16": 8, "float16": 11}
 
 
-def drawn(seed: int, *shape: int, layout: str = "channels-first") -> Array:
+def drawn(seed: int, *shape: int, layout: str = "channels-first", dtype: str = "float32") -> Array:
     """Images (N, C, H, W) that lie in memory in one of these ways."""
     N, C, H, W = shape
-    numbers = np.random.default_rng(seed).standard_normal((N, C, H, 2 * W)).astype(np.float32)
+    numbers = np.random.default_rng(seed).standard_normal((N, C, H, 2 * W)).astype(as_dtype(dtype))
     x = numbers if layout == "strided" else np.ascontiguousarray(numbers[..., :W])
     if layout == "channels-last":
         return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
@@ -36,9 +49,13 @@ def drawn(seed: int, *shape: int, layout: str = "channels-first") -> Array:
 
 
 def outcome(x, weight, bias, grad_y, wanted=(True, True, True), **choices):
-    """Which class ran, its output, and the gradients."""
-    inputs = [Tensor(a, requires_grad=want) for a, want in zip((x, weight, bias), wanted, strict=True) if a is not None]
-    y = F.conv2d(*inputs, **choices)
+    """Which class ran, its output, and the gradients. Parameters are float32 beside a narrow x, which they fit in."""
+    inputs = [Tensor(x, requires_grad=wanted[0])]
+    for parameter, want in zip((weight, bias), wanted[1:], strict=True):
+        if parameter is not None:
+            inputs.append(Tensor(parameter.astype(np.promote_types(x.dtype, np.float32)), requires_grad=want))
+    with minigrad.autocast(x.dtype) if is_narrow(x.dtype) else nullcontext():
+        y = F.conv2d(*inputs, **choices)
     y.backward(Tensor(grad_y))
     return type(y.grad_fn), [y.numpy(), *(a.grad.numpy() for a in inputs if a.requires_grad)]
 
@@ -49,15 +66,20 @@ def assert_twin_equals(
     """Run both; return what the twin found, and its launches."""
     exact = [None if a is None else a.astype(np.float64) for a in (x, weight, bias)]
     shape = F.conv2d(*(Tensor(a) for a in exact if a is not None), **choices).shape
-    grad_y = drawn(9, *shape, layout=layout)
+    grad_y = drawn(9, *shape, layout=layout, dtype=x.dtype)
     kind, expected = outcome(*exact, grad_y.astype(np.float64), wanted, **choices)
     assert kind is Conv2d
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
         kind, found = outcome(x, weight, bias, grad_y, wanted, **choices)
     assert kind is conv.Conv2d
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == np.float32
-        assert abs(ours - theirs).max() <= 2e-6 * max(abs(theirs).max(), 1)
+    u = 2.0 ** -DIGITS[x.dtype.name] if is_narrow(x.dtype) else 0
+    rounded = [u * abs(theirs) for theirs in expected[: 1 + wanted[0]]] + [0] * 3
+    if wanted[0] and "fold" in names(recorder.launches):
+        _, (_, columns) = outcome(*map(abs, exact[:2]), None, abs(grad_y).astype(np.float64), (1, 0, 0), **choices)
+        rounded[1] += u * (1 + u) * columns
+    for i, (ours, theirs, rounding) in enumerate(zip(found, expected, rounded, strict=False)):
+        assert ours.shape == theirs.shape and ours.dtype == (x.dtype if i <= wanted[0] else np.float32)
+        assert (abs(ours.astype(np.float64) - theirs) <= rounding + 2e-6 * max(abs(theirs).max(), 1)).all()
     return found, recorder.launches
 
 
@@ -65,42 +87,44 @@ def names(launches):
     return [launch.kernel.name for launch in launches]
 
 
-@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0])
-@example(3, 2, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 1, "after", ORDERS[1])
+@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], "float32")
+@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], "bfloat16")
+@example(3, 3, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 1, "after", ORDERS[1], "float16")
 @given(
-    st.integers(1, 3), st.sampled_from([2, 3, 32, 40]), st.tuples(st.integers(1, 6), st.integers(1, 17)),
+    st.integers(1, 3), st.sampled_from([3, 40]), st.tuples(st.integers(1, 6), st.integers(1, 17)),
     st.sampled_from([(7, 7), (2, 3)]), st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(),
     st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from([1, 512]),
-    st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
+    st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order):
+def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype):
     """Tiles beyond the edge, channels that fill no warp, padding wider than the kernel, more tiles than warps."""
     H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
-    x, weight = drawn(0, N, C, H, W, layout=layout), drawn(1, C, 1, *kernel)
+    x, weight = drawn(0, N, C, H, W, layout=layout, dtype=dtype), drawn(1, C, 1, *kernel, dtype=dtype)
     with patch.object(conv, "BLOCKS", blocks):
-        bias = drawn(2, C, 1, 1, 1).reshape(C) if bias else None
+        bias = drawn(2, C, 1, 1, 1, dtype=dtype).reshape(C) if bias else None
         _, launches = assert_twin_equals(
             x, weight, bias, (1, 1, 1), order, guard, grad_layout, padding=padding, groups=C
         )
     assert names(launches) == ["depthwise_correlate", "depthwise_correlate", "depthwise_grad_weight", "sum_rows"]
 
 
-@example(3, 132, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0])
-@example(3, 36, 2, 9, 8, FORMS[1], (0, 0), False, *LAYOUTS[:2], 1, "after", ORDERS[1])
-@example(3, 36, 4, 9, 7, FORMS[2], (4, 3), True, *LAYOUTS[2:], 9, "before", ORDERS[2])
+@example(3, 132, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0], "float32")
+@example(3, 136, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0], "bfloat16")
+@example(3, 36, 2, 9, 8, FORMS[1], (0, 0), False, *LAYOUTS[:2], 1, "after", ORDERS[1], "float16")
+@example(3, 36, 4, 9, 7, FORMS[2], (4, 3), True, *LAYOUTS[2:], 9, "before", ORDERS[2], "float32")
 @given(
-    st.integers(1, 3), st.sampled_from([1, 3, 4, 8, 36, 132]), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9),
+    st.integers(1, 3), st.sampled_from([1, 3, 4, 8, 36, 136]), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9),
     st.sampled_from(FORMS), st.tuples(st.integers(0, 4), st.integers(0, 3)), st.booleans(),
     st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
-    st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
+    st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order):  # noqa: E741
-    """One channel or four at a time, pixels that no window reads, windows in the padding, a few images at a time."""
+def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
+    """One channel at a time or 16 bytes of them, pixels that no window reads, windows in the padding, a few images at a time."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
     H, W = map(max, (H, W), spans)
-    x, weight = drawn(0, N, C, H, W, layout=layout), drawn(1, O, C, *kernel)
-    bias = drawn(2, O, 1, 1, 1).reshape(O) if bias else None
+    x, weight = drawn(0, N, C, H, W, layout=layout, dtype=dtype), drawn(1, O, C, *kernel, dtype=dtype)
+    bias = drawn(2, O, 1, 1, 1, dtype=dtype).reshape(O) if bias else None
     some = lambda x, _: (slice(n, n + images) for n in range(0, len(x), images))  # noqa: E731
     choices = {"stride": stride, "padding": padding, "dilation": dilation}
     with patch.object(conv, "blocks", some):
@@ -109,11 +133,13 @@ def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images
 
 
 @given(
-    st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(), st.sampled_from(LAYOUTS)
-)
-def test_pointwise(N, C, O, H, bias, layout):  # noqa: E741
-    bias = drawn(2, O, 1, 1, 1).reshape(O) if bias else None
-    _, launches = assert_twin_equals(drawn(0, N, C, H, 4, layout=layout), drawn(1, O, C, 1, 1), bias, layout=layout)
+    st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(),
+    st.sampled_from(LAYOUTS), st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_pointwise(N, C, O, H, bias, layout, dtype):  # noqa: E741
+    x, weight = drawn(0, N, C, H, 4, layout=layout, dtype=dtype), drawn(1, O, C, 1, 1, dtype=dtype)
+    bias = drawn(2, O, 1, 1, 1, dtype=dtype).reshape(O) if bias else None
+    _, launches = assert_twin_equals(x, weight, bias, layout=layout)
     assert not launches
 
 
@@ -122,11 +148,39 @@ def test_a_kernel_of_one_pixel_with_padding():
     assert names(launches) == ["unfold", "fold", "unfold"]
 
 
-def test_memory_that_does_not_begin_at_16_bytes():
-    memory = drawn(0, 1, 1, 1, 2 * 8 * 7 * 9 + 1).reshape(-1)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_memory_that_does_not_begin_at_16_bytes(dtype):
+    memory = drawn(0, 1, 1, 1, 2 * 8 * 7 * 9 + 1, dtype=dtype).reshape(-1)
     x = memory[1:].reshape(2, 7, 9, 8).transpose(0, 3, 1, 2)
     assert pointer(x) % 16
-    assert_twin_equals(x, drawn(1, 5, 8, 3, 3), stride=2)
+    assert_twin_equals(x, drawn(1, 5, 8, 3, 3, dtype=dtype), stride=2)
+    assert_twin_equals(x, drawn(1, 8, 1, 3, 3, dtype=dtype), groups=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+def test_narrow_parameters_have_narrow_gradients(dtype):
+    x, weight = drawn(0, 2, 8, 5, 5, dtype=dtype), drawn(1, 8, 1, 3, 3, dtype=dtype)
+    bias = drawn(2, 8, 1, 1, 1, dtype=dtype).reshape(8)
+    with emulated():
+        tensors = [Tensor(a, requires_grad=True) for a in (x, weight, bias)]
+        y = F.conv2d(*tensors, groups=8)
+        y.backward(y)
+    assert type(y.grad_fn) is conv.Conv2d and {a.dtype for a in (y, *(t.grad for t in tensors))} == {x.dtype}
+
+
+def test_two_dtypes_are_widened_to_float32():
+    """Outside `autocast` a narrow image meets a weight that no narrow type holds; the output is narrow."""
+    x, weight = drawn(0, 2, 8, 5, 5, dtype="bfloat16"), drawn(1, 4, 8, 3, 3)
+    with emulated():
+        y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight))
+    exact = F.conv2d(Tensor(x.astype(np.float64)), Tensor(weight.astype(np.float64))).numpy()
+    assert type(y.grad_fn) is conv.Conv2d and y.dtype == x.dtype
+    assert (abs(y.numpy().astype(np.float64) - exact) <= 2.0**-8 * abs(exact) + 1e-5).all()
+
+
+def narrow(dtype, case):
+    x, weight, choices = case
+    return x.astype(as_dtype(dtype)), weight.astype(as_dtype(dtype)), choices
 
 
 CASES = {
@@ -135,6 +189,7 @@ CASES = {
     "columns, one channel at a time": (drawn(0, 2, 3, 7, 9), drawn(1, 5, 3, 3, 3), {"stride": 2, "padding": 1}),
     "pointwise": (drawn(0, 2, 3, 4, 5), drawn(1, 6, 3, 1, 1), {}),
 }
+CASES |= {f"{case}, {dtype}": narrow(dtype, CASES[case]) for case in list(CASES) for dtype in DTYPES[1:]}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -169,29 +224,30 @@ def test_every_barrier_is_needed(barrier):
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_is_touched_beyond_the_arrays(case, side):
     def beside_the_guard(a):
-        memory = guarded(a.shape, np.float32, side)
+        memory = guarded(a.shape, a.dtype, side)
         memory[...] = a
         return memory
 
     x, weight, choices = CASES[case]
     images = beside_the_guard(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    inputs = [images, beside_the_guard(weight), beside_the_guard(np.ones(len(weight), x.dtype))]
     with emulated(guard=side):
-        weight = beside_the_guard(weight)
-        shape = F.conv2d(Tensor(images), Tensor(weight), **choices).shape
-        grad_y = beside_the_guard(drawn(9, shape[0], *shape[2:], shape[1])).transpose(0, 3, 1, 2)
-        outcome(images, weight, None, grad_y, **choices)
+        y = F.conv2d(*(Tensor(a, requires_grad=True) for a in inputs), **choices)
+        grad_y = drawn(9, y.shape[0], *y.shape[2:], y.shape[1], dtype=x.dtype)
+        y.backward(Tensor(beside_the_guard(grad_y).transpose(0, 3, 1, 2)))
+    assert type(y.grad_fn) is conv.Conv2d
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("wanted", [w for w in product([True, False], repeat=3) if any(w)])
 def test_gradients_that_nobody_wants_are_left_out(case, wanted):
     x, weight, choices = CASES[case]
-    bias = np.ones(len(weight), np.float32)
+    bias = np.ones(len(weight), x.dtype)
     _, launches = assert_twin_equals(x, weight, bias, wanted=wanted, **choices)
     forward, for_x, for_weight = {
         "depthwise": (["depthwise_correlate"], ["depthwise_correlate"], ["depthwise_grad_weight", "sum_rows"]),
         "pointwise": ([], [], []),
-    }.get(case, (["unfold"], ["fold"], ["unfold"]))
+    }.get(case.split(",")[0], (["unfold"], ["fold"], ["unfold"]))
     assert names(launches) == forward + for_x * wanted[0] + for_weight * wanted[1]
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
-from minigrad.cublas import pointer
-from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu, sum_rows
+from minigrad.dtypes import FLOAT32
+from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows
@@ -27,13 +27,20 @@ BLOCKS = 512  # of partial sums: enough to keep a large GPU busy, and the same o
 @twin_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
     """Depthwise, with stride 1 and as many channels out as in: by `Depthwise`. In one group, 1 x 1: by `Pointwise`, and
-    everything else: by `Columns`."""
+    everything else: by `Columns`.
+
+    Each of them adds the bias to sums that are not rounded yet, and gives ∂weight and ∂bias in float32: what is narrow
+    may be the copy of a parameter, and the parameter itself float32.
+
+    Dtypes: x, weight and bias of one, float32, bfloat16 or float16; sums in float32.
+    """
 
     @staticmethod
     def takes(
         x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> bool:
-        if not (on_gpu(x) and on_gpu(weight) and x.dtype == weight.dtype == np.float32):
+        given = [x, weight] if bias is None else [x, weight, bias]
+        if not all(on_gpu(a) and a.dtype == x.dtype and a.dtype.name in STORED for a in given):
             return False
         if not (x.ndim == weight.ndim == 4 and x.size and weight.size):
             return False
@@ -48,54 +55,71 @@ class Conv2d(conv.Conv2d):
         one_by_one = windows.kernel == windows.stride == (1, 1) and not any(windows.before + windows.after)
         return Pointwise() if one_by_one else Columns(windows)
 
+    def correlate(self, bias: Array | None) -> Array:
+        return self.method.correlate(self.x, self.weight, bias)
+
+    def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
+        _, want_weight, want_bias = map(bool, self.needs_input_grad)
+        return self.method.grad_parameters(grad_y, self.x, self.weight.shape, want_weight, want_bias)
+
 
 @dataclass(frozen=True)
 class Pointwise:
-    """1 x 1: Y = X Wᵀ, ∂X = ∂Y W, ∂W = ∂Yᵀ X, with a row in X for each pixel."""
+    """1 x 1: Y = X Wᵀ + bias, ∂X = ∂Y W, ∂W = ∂Yᵀ X, ∂bias = ∂Yᵀ 1, with a row in X for each pixel."""
 
-    def correlate(self, x: Array, weight: Array) -> Array:
-        return gemm(rows(x), weight[:, :, 0, 0].T).reshape(*x.shape[:3], -1)
+    def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return gemm(rows(x), weight[:, :, 0, 0].T, bias=bias).reshape(*x.shape[:3], -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         return gemm(rows(grad_y), weight[:, :, 0, 0]).reshape(shape)
 
-    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        return gemm(rows(grad_y).T, rows(x)).reshape(shape)
+    def grad_parameters(
+        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
+    ) -> tuple[Array | None, Array | None]:
+        grad_weight = gemm(rows(grad_y).T, rows(x), dtype=FLOAT32).reshape(shape) if want_weight else None
+        return grad_weight, _column_sums(rows(grad_y)) if want_bias else None
 
 
 @dataclass(frozen=True)
 class Columns:
     """As `Columns` of the specification, in one group, and with kernels that write X from x and ∂x from ∂X:
 
-        Y = X Wᵀ,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X
+        Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X,   ∂bias = ∂Yᵀ 1
 
     Shapes: X (N·OH·OW, KH·KW·C); W (O, KH·KW·C); Y (N·OH·OW, O).
     """
 
     windows: Windows
 
-    def correlate(self, x: Array, weight: Array) -> Array:
+    def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         W = _matrix(weight)
-        parts = [gemm(self.unfold(x[some]), W.T) for some in self._blocks(x, weight.shape)]
+        parts = [gemm(self.unfold(x[some]), W.T, bias=bias) for some in self._blocks(x, weight.shape)]
         y = parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
         return y.reshape(len(x), *self.windows.out, -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        grad_x, W = array_module(grad_y).empty(shape, np.float32), _matrix(weight)
+        grad_x, W = array_module(grad_y).empty(shape, grad_y.dtype), _matrix(weight)
         for some in self._blocks(grad_y, weight.shape):
             self.fold(gemm(rows(grad_y[some]), W), grad_x[some])
         return grad_x
 
-    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+    def grad_parameters(
+        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
+    ) -> tuple[Array | None, Array | None]:
+        grad_weight = self._grad_weight(grad_y, x, shape) if want_weight else None
+        return grad_weight, _column_sums(rows(grad_y)) if want_bias else None
+
+    def _grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         O, C, KH, KW = shape  # noqa: E741 (the output channels' axis)
-        parts = (gemm(rows(grad_y[some]).T, self.unfold(x[some])) for some in self._blocks(x, shape))
+        some_images = self._blocks(x, shape)
+        parts = (gemm(rows(grad_y[some]).T, self.unfold(x[some]), dtype=FLOAT32) for some in some_images)
         return reduce(add, parts).reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
 
     def unfold(self, x: Array) -> Array:
         """X: the one copy that is made of x, whatever its layout."""
         N, C = len(x), x.shape[3]
-        X = array_module(x).empty((N * prod(self.windows.out), prod(self.windows.kernel) * C), np.float32)
-        pack = _pack(C, x, X) if x.flags.c_contiguous else 1
+        X = array_module(x).empty((N * prod(self.windows.out), prod(self.windows.kernel) * C), x.dtype)
+        pack = pack_of(x, C, X) if x.flags.c_contiguous else 1
         *strides, last = (np.int64(step // (pack * x.itemsize)) for step in x.strides)
         last = last if pack == 1 else np.int64(1)
         self._launch("unfold", len(X), X.shape[1] // pack, pack, x.shape, x, X, *strides, last)
@@ -104,7 +128,7 @@ class Columns:
     def fold(self, grad_X: Array, grad_x: Array) -> None:
         """∂x, which is written to `grad_x`, from ∂X."""
         N, H, W, C = grad_x.shape
-        pack = _pack(C, grad_X, grad_x)
+        pack = pack_of(grad_X, C, grad_x)
         self._launch("fold", N * H * W, C // pack, pack, grad_x.shape, grad_X, grad_x)
 
     def _launch(
@@ -114,7 +138,8 @@ class Columns:
         """For `count` rows of `to`, each of `length` numbers of so many channels."""
         windows, (_, H, W, C) = self.windows, shape
         (KH, KW), (SH, SW), (DH, DW) = windows.kernel, windows.stride, windows.dilation
-        kernel = Kernel("im2col.cu", name, KH=KH, KW=KW, SH=SH, SW=SW, DH=DH, DW=DW, PACK=pack)
+        constants = {"KH": KH, "KW": KW, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "PACK": pack}
+        kernel = Kernel("im2col.cu", name, STORED=STORED[to.dtype.name], **constants)
         across = min(32, 1 << (length - 1).bit_length())
         down = 256 // across
         sizes = (np.int32(n) for n in (count, H, W, C // pack, *windows.out, *windows.before))
@@ -127,48 +152,57 @@ class Columns:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Stride 1: ∂x is y once more, with the weight turned around, and ∂weight a sum over blocks of partial sums."""
+    """Stride 1: ∂x is y once more, with the weight turned around. ∂weight is a sum over blocks of partial sums, and ∂bias
+    is found with it: one more sum, beside those of all taps."""
 
     windows: Windows
 
-    def correlate(self, x: Array, weight: Array) -> Array:
-        return self._correlate(x, weight, self.windows.out, self.windows.before, turned=False)
+    def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        return self._correlate(x, weight, bias, self.windows.out, self.windows.before, turned=False)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
-        return self._correlate(grad_y, weight, (H, W), (KH - 1 - top, KW - 1 - left), turned=True)
+        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), turned=True)
 
-    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+    def grad_parameters(
+        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
+    ) -> tuple[Array | None, Array | None]:
+        if not want_weight:
+            return None, _column_sums(rows(grad_y)) if want_bias else None
         xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
         (OH, OW), groups = self.windows.out, _ceil(C, WARP)
         run, tiles = _tiles(N, OH, OW)
         count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
-        shares, grad_weight = xp.empty((count, C, taps), np.float32), xp.empty(shape, np.float32)
-        sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, C, *self.windows.before))
+        shares, sums = xp.empty((count, C * taps + C), FLOAT32), xp.empty(C * taps + C, FLOAT32)
+        sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
         arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
-        kernel = self._kernel("depthwise_grad_weight", run)
+        kernel = self._kernel("depthwise_grad_weight", x, run)
         kernel((groups, count), (WARP, WARPS), *arrays, shares, *sizes)
-        sum_rows(kernel, shares, grad_weight)
-        return grad_weight
+        sum_rows(kernel, shares, sums)
+        grad_weight, grad_bias = sums[: C * taps].reshape(shape), sums[C * taps :]
+        return grad_weight, grad_bias if want_bias else None
 
-    def _correlate(self, x: Array, weight: Array, out: Pair, before: Pair, *, turned: bool) -> Array:
+    def _correlate(
+        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, *, turned: bool
+    ) -> Array:
         xp, (N, H, W, C) = array_module(x), x.shape
-        y = xp.empty((N, *out, C), np.float32)
+        y = xp.empty((N, *out, C), x.dtype)
         run, tiles = _tiles(N, *out)
-        sizes = (np.int32(n) for n in (turned, tiles, H, W, *out, C, *before))
-        arrays = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
+        sizes = (np.int32(n) for n in (turned, tiles, H, W, *out, *before))
+        arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
         grid = _ceil(C, WARP) * _ceil(tiles, WARPS)
-        self._kernel("depthwise_correlate", run)(grid, (WARP, WARPS), *arrays, y, *sizes)
+        self._kernel("depthwise_correlate", x, run)(grid, (WARP, WARPS), *arrays, y, *sizes)
         return y
 
-    def _kernel(self, name: str, run: int) -> Kernel:
-        KH, KW = self.windows.kernel
-        return Kernel("depthwise.cu", name, KH=KH, KW=KW, ROWS=ROWS, RUN=run, WARPS=WARPS)
+    def _kernel(self, name: str, x: Array, run: int) -> Kernel:
+        (KH, KW), stored, C = self.windows.kernel, STORED[x.dtype.name], x.shape[3]
+        constants = {"CHANNELS": C, "KH": KH, "KW": KW, "ROWS": ROWS, "RUN": run, "WARPS": WARPS}
+        return Kernel("depthwise.cu", name, STORED=stored, **constants)
 
 
-def _pack(C: int, *arrays: Array) -> int:
-    """How many channels a thread may read or write at once."""
-    return 4 if C % 4 == 0 and all(pointer(x) % 16 == 0 for x in arrays) else 1
+def _column_sums(x: Array) -> Array:
+    """Σ over the rows, in float32: 1ᵀ x."""
+    return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=FLOAT32)[0]
 
 
 def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
