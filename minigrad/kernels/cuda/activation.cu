@@ -8,21 +8,24 @@
 // Memory is what they cost: the arithmetic fits into the time that reading and writing takes. So ∂x is computed from x
 // once more, and nothing that forward found is kept.
 //
-//   x, y, ∂y, ∂x   `count` numbers, in one order in memory, whatever that is
+//   x, y, ∂y, ∂x   `count` numbers, Stored, in one order in memory, whatever that is
 //
-// A thread has PACK neighbouring numbers, which it reads at once: 4, which is 16 bytes, the most there is, where the
-// pointers allow it, else 1. Neighbouring threads have neighbouring packs, so that a warp reads 512 bytes in a row.
+// A thread has PACK neighbouring numbers, which it reads at once: 4 floats or 8 narrow numbers, which is 16 bytes, the most
+// there is, where the pointers allow it, else 1. Neighbouring threads have neighbouring packs, so that a warp reads 512
+// bytes in a row.
 //
 //   grid   count / (256 PACK), rounded up        block   256
 //
-// registers[PACK=1]: gelu_forward 24, gelu_backward 24, relu_forward 24, relu_backward 24
-// registers[PACK=4]: gelu_forward 40, gelu_backward 40, relu_forward 32, relu_backward 32
+// Constants: STORED and PACK.
+//
+// registers[STORED=float PACK=1]: gelu_forward 24, gelu_backward 24, relu_forward 24, relu_backward 24
+// registers[STORED=float PACK=4]: gelu_forward 40, gelu_backward 40, relu_forward 32, relu_backward 32
+// registers[STORED=BFloat16 PACK=8]: gelu_forward 40, gelu_backward 48, relu_forward 32, relu_backward 32
+// registers[STORED=Half PACK=8]: gelu_forward 40, gelu_backward 48, relu_forward 32, relu_backward 32
+// registers[STORED=Half PACK=1]: gelu_forward 24, gelu_backward 24, relu_forward 24, relu_backward 24
+#include "stored.cuh"
 
-typedef float Stored;  // what numbers are kept in; arithmetic is in float
-
-struct alignas(sizeof(Stored) * PACK) Pack {
-    Stored at[PACK];
-};
+using Pack = Packed<Stored, PACK>;
 
 // The first number of this thread: beyond the end of the array, in the last block.
 static inline __device__ long long first_number() {

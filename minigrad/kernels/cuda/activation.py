@@ -3,8 +3,8 @@
 import numpy as np
 
 from minigrad.backend import Array, array_module
-from minigrad.cublas import pointer
-from minigrad.kernels.cuda.launch import MOST_GRID, Kernel, on_gpu
+from minigrad.dtypes import cast
+from minigrad.kernels.cuda.launch import MOST_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation
 
@@ -12,9 +12,7 @@ THREADS = 256  # of a block
 
 
 def _takes(x: Array) -> bool:
-    if not (on_gpu(x) and x.dtype == np.float32 and 0 < x.size <= THREADS * MOST_GRID[0]):
-        return False
-    return bool(x.flags.c_contiguous or x.transpose(_axes(x)).flags.c_contiguous)  # without gaps
+    return bool(on_gpu(x) and x.dtype.name in STORED and 0 < x.size <= THREADS * MOST_GRID[0] and without_gaps(x))
 
 
 @twin_of(activation.ReLU)
@@ -50,12 +48,16 @@ class GELU(activation.GELU):
 
 def _map(name: str, x: Array, *others: Array) -> Array:
     """What a kernel makes of x and others like it: an array of x's shape and order in memory."""
-    result = _empty(x)
-    arrays = (x, *others, result)
-    pack = 4 if all(pointer(a) % 16 == 0 for a in arrays) else 1
-    kernel = Kernel("activation.cu", name, PACK=pack)
-    kernel(-(-x.size // (THREADS * pack)), THREADS, *arrays, np.int64(x.size))
+    result = empty_like(x, x.dtype)
+    pack = pack_of(x, PACK, *others, result)  # the rows are as long as one likes: the last pack may be less than one
+    kernel = Kernel("activation.cu", name, STORED=STORED[x.dtype.name], PACK=pack)
+    kernel(-(-x.size // (THREADS * pack)), THREADS, x, *others, result, np.int64(x.size))
     return result
+
+
+def without_gaps(x: Array) -> bool:
+    """Whether the numbers of x lie side by side in memory, in whatever order."""
+    return bool(x.flags.c_contiguous or x.transpose(_axes(x)).flags.c_contiguous)
 
 
 def _axes(x: Array) -> tuple[int, ...]:
@@ -63,19 +65,20 @@ def _axes(x: Array) -> tuple[int, ...]:
     return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
 
 
-def _empty(x: Array) -> Array:
+def empty_like(x: Array, dtype: np.dtype) -> Array:
     """An array of the shape of x, its axes in the same order in memory."""
     if x.flags.c_contiguous:
-        return array_module(x).empty(x.shape, np.float32)
+        return array_module(x).empty(x.shape, dtype)
     axes = _axes(x)
-    in_memory = array_module(x).empty(tuple(x.shape[axis] for axis in axes), np.float32)
+    in_memory = array_module(x).empty(tuple(x.shape[axis] for axis in axes), dtype)
     return in_memory.transpose(tuple(sorted(range(x.ndim), key=lambda i: axes[i])))
 
 
 def _laid_out_as(x: Array, grad: Array) -> Array:
     """`grad`, copied if its order in memory is not that of x."""
-    if grad.strides == x.strides and grad.dtype == np.float32:
+    grad = cast(grad, x.dtype)
+    if grad.strides == x.strides:
         return grad
-    copy = _empty(x)
+    copy = empty_like(x, x.dtype)
     copy[...] = grad
     return copy

@@ -7,7 +7,7 @@
 //   ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂y ⊙ weight,   ⟨·⟩ the mean over those n numbers
 //   ∂weight = Σ ∂y ⊙ x̂,   ∂bias = Σ ∂y,   both over images and places
 //
-//   x, y, ∂x, ∂y   (N, P, C): N images of P = H · W places, and in each the C channels, WIDTH for each group
+//   x, y, ∂x, ∂y   (N, P, C), Stored: N images of P = H · W places, and in each the C channels, WIDTH for each group
 //   weight, bias   (C,), or null                   μ, r   (N, C / WIDTH)
 //
 // Who computes what: a block has one group of one image, and goes over it several times. The first reads memory, and the
@@ -20,22 +20,23 @@
 //
 //   grid   C / WIDTH groups, N images              block   THREADS
 //
-// Constants: WIDTH, THREADS, PACK: 4, or less where WIDTH or the pointers do not allow it.
+// Constants: STORED; WIDTH; THREADS; PACK: 4 floats or 8 narrow numbers, or less where WIDTH or the pointers do not allow
+// it.
 //
-// registers[WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 32, group_norm_backward 32
-// registers[WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 32, group_norm_backward 32
-// registers[WIDTH=4 THREADS=256 PACK=4]: group_norm_forward 32, group_norm_backward 48
-// registers[WIDTH=64 THREADS=1024 PACK=4]: group_norm_forward 32, group_norm_backward 48
+// registers[STORED=float WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 32, group_norm_backward 32
+// registers[STORED=float WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 32, group_norm_backward 32
+// registers[STORED=float WIDTH=4 THREADS=256 PACK=4]: group_norm_forward 32, group_norm_backward 48
+// registers[STORED=float WIDTH=64 THREADS=1024 PACK=4]: group_norm_forward 32, group_norm_backward 48
+// registers[STORED=BFloat16 WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 32, group_norm_backward 32
+// registers[STORED=BFloat16 WIDTH=8 THREADS=256 PACK=8]: group_norm_forward 48, group_norm_backward 64
+// registers[STORED=Half WIDTH=64 THREADS=1024 PACK=8]: group_norm_forward 48, group_norm_backward 64
 #include "common.cuh"
-
-typedef float Stored;  // what images are kept in; weight, bias, sums and all arithmetic are float
+#include "stored.cuh"
 
 constexpr int SLOTS = WIDTH / PACK, STEP = THREADS / SLOTS;
 
 template <class Number>
-struct alignas(sizeof(Number) * PACK) Pack {
-    Number at[PACK];
-};
+using Pack = Packed<Number, PACK>;
 
 // This thread's share of the work.
 struct Part {
@@ -72,7 +73,7 @@ group_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weigh
     for (int place = part.place; place < P; place += STEP, at += part.step) {
         const Pack<Stored> pack = load(x, at);
 #pragma unroll
-        for (int i = 0; i < PACK; ++i) sum += pack.at[i];
+        for (int i = 0; i < PACK; ++i) sum += (float)pack.at[i];
     }
     const float mu = block_sum(sum) / n;
 
@@ -82,7 +83,10 @@ group_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weigh
     for (int place = part.place; place < P; place += STEP, at += part.step) {
         const Pack<Stored> pack = load(x, at);
 #pragma unroll
-        for (int i = 0; i < PACK; ++i) squares += (pack.at[i] - mu) * (pack.at[i] - mu);
+        for (int i = 0; i < PACK; ++i) {
+            const float centred = (float)pack.at[i] - mu;
+            squares += centred * centred;
+        }
     }
     const float r = rsqrtf(block_sum(squares) / n + eps);
 
@@ -97,7 +101,7 @@ group_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weigh
     for (int place = part.place; place < P; place += STEP, at += part.step) {
         Pack<Stored> pack = load(x, at);
 #pragma unroll
-        for (int i = 0; i < PACK; ++i) pack.at[i] = (pack.at[i] - mu) * factor[i] + offset[i];
+        for (int i = 0; i < PACK; ++i) pack.at[i] = ((float)pack.at[i] - mu) * factor[i] + offset[i];
         store(y, at, pack);
     }
     if (threadIdx.x == 0) {
@@ -145,8 +149,8 @@ group_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict_
         const Pack<Stored> g = load(grad_y, at), pack = load(x, at);
 #pragma unroll
         for (int i = 0; i < PACK; ++i) {
-            grad_weight.at[i] += g.at[i] * ((pack.at[i] - mu) * r);
-            grad_bias.at[i] += g.at[i];
+            grad_weight.at[i] += (float)g.at[i] * (((float)pack.at[i] - mu) * r);
+            grad_bias.at[i] += (float)g.at[i];
         }
     }
     if (grad_x) {
@@ -166,7 +170,7 @@ group_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict_
             const Pack<Stored> pack = load(x, at);
 #pragma unroll
             for (int i = 0; i < PACK; ++i)
-                g.at[i] = r * (g.at[i] * factor[i] - sum - (pack.at[i] - mu) * r * along);
+                g.at[i] = r * ((float)g.at[i] * factor[i] - sum - ((float)pack.at[i] - mu) * r * along);
             store(grad_x, at, g);
         }
     }

@@ -5,32 +5,40 @@
 //   ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂y ⊙ weight,   ⟨·⟩ the mean over the row
 //   ∂weight = Σ ∂y ⊙ x̂,   ∂bias = Σ ∂y,   both over the rows
 //
-//   x, y, ∂x, ∂y   (rows, COLUMNS)          weight, bias   (COLUMNS,), or null          μ, r   (rows,)
+//   x, y, ∂x, ∂y   (rows, COLUMNS), Stored; all else is float
+//   weight, bias   (COLUMNS,), or null                   μ, r   (rows,)
 //
 // Memory is what all this costs, so a row is read once and then kept in registers, spread over the threads of its team:
 //
 //   COLUMNS ≤ 1024    a team is one warp, and a block has TEAMS = 8 rows at a time: block (32, 8)
 //   more              a team is the whole block, with one row at a time:            block (256, 1)
 //
-// Constants: COLUMNS; TEAM, the threads of a team; PACK, how many neighbours a thread reads at once: 4, which is 16
-// bytes, the most there is, where rows and pointers allow it, else 1. With PACK = 4, thread t of a warp holds
+// Constants: STORED; COLUMNS; TEAM, the threads of a team; PACK, how many neighbours a thread reads at once: 4 floats or 8
+// narrow numbers, which is 16 bytes, the most there is, where rows and pointers allow it, else 1. With PACK = 4, thread t
+// of a warp holds
 //
 //   columns 4t, 4t + 1, 4t + 2, 4t + 3,    then 4 (t + 32), ...
 //
 // How many registers a thread takes; a multiprocessor has 65,536, and with them room for so many threads at a time:
 //
-// registers[COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 40, layer_norm_backward 64
-// registers[COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 96, layer_norm_backward 160
-// registers[COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
-// registers[COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 128, layer_norm_backward 224
+// registers[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 40, layer_norm_backward 64
+// registers[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 80, layer_norm_backward 128
+// registers[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
+// registers[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 128, layer_norm_backward 224
+// registers[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
+// registers[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
+// registers[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 64, layer_norm_backward 128
+// registers[STORED=BFloat16 COLUMNS=768 TEAM=32 PACK=8]: layer_norm_forward 80, layer_norm_backward 128
+// registers[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
+// registers[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 128, layer_norm_backward 232
 #include "common.cuh"
+#include "stored.cuh"
 
 constexpr int TEAMS = 256 / TEAM;
 constexpr int MINE = (COLUMNS + TEAM * PACK - 1) / (TEAM * PACK) * PACK;  // numbers of a row that one thread holds
-
-struct alignas(sizeof(float) * PACK) Pack {
-    float at[PACK];
-};
+// How many blocks a multiprocessor is to have room for, backward. The compiler left alone may make room for one more, and
+// keep in memory what then finds no register.
+constexpr int AT_ONCE = MINE <= 8 ? 4 : MINE <= 24 ? 2 : 1;
 
 // Which column of the row is the j-th of this thread. Only in the team's last round can there be none.
 static inline __device__ int column(int j) { return (threadIdx.x + j / PACK * TEAM) * PACK + j % PACK; }
@@ -39,24 +47,28 @@ static inline __device__ bool exists(int j) {
 }
 
 // This thread's part of a row; `otherwise` where there is no column, and everywhere if there is no row.
-static inline __device__ void load(const float* row, float (&part)[MINE], float otherwise) {
+template <class Number>
+static inline __device__ void load(const Number* row, float (&part)[MINE], float otherwise) {
 #pragma unroll
     for (int j = 0; j < MINE; j += PACK) {
-        const bool there = row && exists(j);
-        Pack pack;
-        if (there) pack = *reinterpret_cast<const Pack*>(row + column(j));
+        if (row && exists(j)) {
+            const Packed<Number, PACK> pack = *reinterpret_cast<const Packed<Number, PACK>*>(row + column(j));
 #pragma unroll
-        for (int i = 0; i < PACK; ++i) part[j + i] = there ? pack.at[i] : otherwise;
+            for (int i = 0; i < PACK; ++i) part[j + i] = pack.at[i];
+        } else {
+#pragma unroll
+            for (int i = 0; i < PACK; ++i) part[j + i] = otherwise;
+        }
     }
 }
 
-static inline __device__ void store(float* row, const float (&part)[MINE]) {
+static inline __device__ void store(Stored* row, const float (&part)[MINE]) {
 #pragma unroll
     for (int j = 0; j < MINE; j += PACK) {
-        Pack pack;
+        Packed<Stored, PACK> pack;
 #pragma unroll
         for (int i = 0; i < PACK; ++i) pack.at[i] = part[j + i];
-        if (exists(j)) *reinterpret_cast<Pack*>(row + column(j)) = pack;
+        if (exists(j)) *reinterpret_cast<Packed<Stored, PACK>*>(row + column(j)) = pack;
     }
 }
 
@@ -67,8 +79,8 @@ static inline __device__ float row_mean(float sum) {
 
 // y, and μ and r for the backward pass. Grid: rows / TEAMS, rounded up.
 extern "C" __global__ void __launch_bounds__(256)
-layer_norm_forward(const float* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                   float* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int rows, float eps) {
+layer_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+                   Stored* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int rows, float eps) {
     const int row = blockIdx.x * TEAMS + threadIdx.y;
     if (row >= rows) return;  // the whole team: nobody waits for it
 
@@ -105,9 +117,9 @@ layer_norm_forward(const float* __restrict__ x, const float* __restrict__ weight
 //
 // Any grid: the teams take rows in turn, and add up ∂weight and ∂bias of their rows in registers, so that there are few
 // shares. Shared memory: 2 COLUMNS floats, if there is more than one team.
-extern "C" __global__ void __launch_bounds__(256)
-layer_norm_backward(const float* __restrict__ grad_y, const float* __restrict__ x, const float* __restrict__ weight,
-                    const float* __restrict__ mean, const float* __restrict__ rstd, float* __restrict__ grad_x,
+extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+layer_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict__ x, const float* __restrict__ weight,
+                    const float* __restrict__ mean, const float* __restrict__ rstd, Stored* __restrict__ grad_x,
                     float* __restrict__ shares, int rows) {
     float grad_weight[MINE] = {}, grad_bias[MINE] = {};
     for (int row = blockIdx.x * TEAMS + threadIdx.y; row < rows; row += gridDim.x * TEAMS) {
