@@ -125,15 +125,14 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
         dtype: of the result; by default that of a.
     """
     dtype = a.dtype if dtype is None else as_dtype(dtype)
-    if isinstance(a, np.ndarray):
-        y = np.matmul(*widened([a, b]))
-    elif isinstance(a, meta.MetaArray) or a.dtype.kind in "biu":
-        y = array_module(a).matmul(a, b)
+    if isinstance(a, np.ndarray) or a.dtype.kind in "biu":
+        y = array_module(a).matmul(*widened([a, b]))
     else:
-        y = importlib.import_module("minigrad.cublas").matmul(a, b)
+        exact = dtype if bias is None else None  # so far: it is rounded with the bias in it
+        y = importlib.import_module("minigrad.cublas").matmul(a, b, exact or (FLOAT32 if is_narrow(dtype) else dtype))
     if bias is not None:
-        y = y + widened([bias])[0]
-    return cast(y, dtype) if is_narrow(dtype) or is_narrow(a.dtype) else y
+        y += widened([bias])[0]
+    return cast(y, dtype)
 
 
 def scatter_add(target: Array, index: Any, source: Array) -> None:

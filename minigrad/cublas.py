@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minigrad.backend import Array, array_module
+from minigrad.dtypes import FLOAT32, is_narrow
 
 # library_types.h (cudaDataType) and cublas_api.h (cublasComputeType_t, cublasOperation_t)
 DATA_TYPES = {"float16": 2, "float32": 0, "float64": 1, "bfloat16": 14}
@@ -56,20 +57,29 @@ class Operand(NamedTuple):
     stride: int  # elements from one matrix of the batch to the next; 0: the same one for all
 
 
+def data_type(x: Operand) -> int:
+    """The type of its numbers, as cuBLAS counts types."""
+    return DATA_TYPES[x.array.dtype.name]
+
+
 class Blas(Protocol):
-    """One product for each matrix of a batch, in cuBLAS's terms: C = op(A) op(B), (m, k) (k, n), in columns."""
+    """One product for each matrix of a batch, in cuBLAS's terms: C = op(A) op(B), (m, k) (k, n), in columns.
+
+    `data` is the type of A and B; that of C may be wider.
+    """
 
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None: ...
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     """`a @ b` over the last two axes, the others broadcasting; a of one axis is a row, b of one axis a column.
 
     Args:
         a: (..., M, K), float16, bfloat16, float32 or float64.
         b: (..., K, N), of the same dtype.
+        dtype: of the result: that of a and b, or float32 if they are narrow.
 
     Raises:
         TypeError: another dtype, or two.
@@ -87,7 +97,9 @@ def matmul(a: Array, b: Array) -> Array:
             f"matmul: the last axis of a must be as long as the last but one of b, got {a.shape} and {b.shape}"
         )
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    out = array_module(a).empty((*lead, M, N), a.dtype)
+    out = array_module(a).empty((*lead, M, N), a.dtype if dtype is None else dtype)
+    if out.dtype != a.dtype and not (is_narrow(a.dtype) and out.dtype == FLOAT32):
+        raise TypeError(f"cuBLAS makes {a.dtype}, or float32 of narrow numbers, of {a.dtype}: not {out.dtype}")
     if not out.size or not K:
         out[...] = 0
     else:
@@ -142,7 +154,7 @@ class CupyBlas:
         cublas.gemmStridedBatchedEx(
             device.get_cublas_handle(), A.op, B.op, m, n, k, one,
             pointer(A.array), data, A.leading, A.stride, pointer(B.array), data, B.leading, B.stride, zero,
-            pointer(C.array), data, C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
+            pointer(C.array), data_type(C), C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
 
@@ -172,7 +184,7 @@ class CtypesBlas:
         self._call(
             "cublasGemmStridedBatchedEx",
             self.handle, A.op, B.op, m, n, k, one,
-            *_matrix(A, data), *_matrix(B, data), zero, *_matrix(C, data),
+            *_matrix(A, data), *_matrix(B, data), zero, *_matrix(C, data_type(C)),
             batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 

@@ -21,6 +21,7 @@ from unittest.mock import patch
 import numpy as np
 
 from minigrad import cublas, random
+from minigrad.dtypes import as_dtype
 from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
 from tests.cuda.runner import HAS_COMPILER, CpuDevice
 
@@ -335,12 +336,10 @@ for _name in METHODS:
 class HostBlas:
     """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/cublas.py."""
 
-    TYPES = (np.float32, np.float64, np.float16)  # as cuBLAS numbers them
-
     def gemm(self, m: int, n: int, k: int, A: Any, B: Any, C: Any, batch: int, data: int, compute: int) -> None:
         columns = [
-            self._matrices(x, data, batch, *(size[::-1] if x.op else size))
-            for x, size in ((A, (m, k)), (B, (k, n)), (C, (m, n)))
+            self._matrices(x, number, batch, *(size[::-1] if x.op else size))
+            for x, number, size in ((A, data, (m, k)), (B, data, (k, n)), (C, cublas.data_type(C), (m, n)))
         ]
         a, b = (x.swapaxes(1, 2) if operand.op else x for x, operand in zip(columns, (A, B), strict=False))
         exact = np.float64 if data == 1 else np.float32
@@ -352,7 +351,7 @@ class HostBlas:
 
     def _matrices(self, x: Any, data: int, batch: int, rows: int, columns: int) -> np.ndarray:
         """(batch, rows, columns), each a matrix in columns."""
-        dtype = np.dtype(self.TYPES[data])
+        dtype = next(as_dtype(name) for name, number in cublas.DATA_TYPES.items() if number == data)
         assert x.leading >= rows, "the leading dimension is at least the number of rows"
         numbers = (batch - 1) * x.stride + (columns - 1) * x.leading + rows
         memory = (ctypes.c_char * (numbers * dtype.itemsize)).from_address(x.array.data.ptr)

@@ -2,7 +2,8 @@
 
 from math import prod
 
-from minigrad.backend import Array, gemm, promote
+from minigrad.backend import Array, array_module, gemm, promote
+from minigrad.dtypes import FLOAT32, is_narrow
 from minigrad.function import Function
 
 
@@ -44,7 +45,7 @@ class MatMul(Function):
             a = self.a if self.a_ndim > 1 else self.a[None]
             if self.b_ndim <= 2 < a.ndim:  # one b for all the batch: one product sums over it
                 a, grad_output = rows(a), rows(grad_output)
-            grad_b = gemm(a.swapaxes(-1, -2), grad_output)
+            grad_b = gemm(a.swapaxes(-1, -2), grad_output, dtype=self.grad_dtype(1, a.dtype))
             if self.b_ndim == 1:
                 grad_b = grad_b[..., 0]
         return grad_a, grad_b
@@ -69,9 +70,7 @@ class Linear(Function):
             raise ValueError(f"linear: the bias must have shape {weight.shape[:1]} to fit the weight, got {bias.shape}")
         want_x, want_weight, *_ = self.needs_input_grad
         self.x, self.weight = x if want_weight else None, weight if want_x else None
-        y = gemm(rows(x), weight.T)
-        if bias is not None:
-            y += bias
+        y = gemm(rows(x), weight.T, bias=bias)
         return y.reshape(*x.shape[:-1], weight.shape[0])
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
@@ -80,10 +79,18 @@ class Linear(Function):
         if self.weight is not None:
             grad_x = gemm(grad_rows, self.weight).reshape(*grad_output.shape[:-1], self.weight.shape[1])
         if self.x is not None:
-            grad_weight = gemm(grad_rows.T, rows(self.x))
+            grad_weight = gemm(grad_rows.T, rows(self.x), dtype=self.grad_dtype(1, self.x.dtype))
         if self.needs_input_grad[2]:
-            grad_bias = grad_rows.sum(axis=0)
+            grad_bias = sum_of_rows(grad_rows)
         return grad_x, grad_weight, grad_bias
+
+
+def sum_of_rows(x: Array) -> Array:
+    """Σ over the rows of a matrix, as float32 if it is narrow: on a GPU a product with ones, which CuPy's sum is not
+    needed for, nor an array as large as x in float32."""
+    if not is_narrow(x.dtype):
+        return x.sum(axis=0)
+    return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=FLOAT32)[0]
 
 
 def rows(x: Array) -> Array:

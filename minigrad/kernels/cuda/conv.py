@@ -152,8 +152,8 @@ class Columns:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Stride 1: ∂x is y once more, with the weight turned around. ∂weight is a sum over blocks of partial sums, and ∂bias
-    is found with it: one more sum, beside those of all taps."""
+    """Stride 1: ∂x is y once more, with the weight turned around. ∂weight is a sum over blocks of partial sums, and
+    ∂bias is found with it: one more sum, beside those of all taps."""
 
     windows: Windows
 

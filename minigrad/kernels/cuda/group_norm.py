@@ -72,7 +72,7 @@ class GroupNorm(norm.GroupNorm):
         pack = gcd(PACK // self.x.dtype.itemsize, width) if aligned else 1
         threads = MORE_THREADS if H * W * width > MANY else THREADS
         kernel = _kernel(name, STORED[self.x.dtype.name], width, threads, pack)
-        kernel((self.groups, N), dict(kernel.constants)["THREADS"], *args)
+        kernel((self.groups, N), threads, *args)
         return kernel
 
     def _sizes(self) -> tuple[np.int32, np.int32]:

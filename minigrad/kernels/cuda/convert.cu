@@ -1,0 +1,30 @@
+// An array in another type: y = x, number by number, rounded where y has fewer digits.
+//
+//   x   `count` numbers, FROM, in whatever order they lie in memory           y   as many, TO, in the same order
+//
+// A thread has PACK neighbouring numbers: 16 bytes of the wider type where the pointers allow it, else one number.
+//
+//   grid   count / (256 PACK), rounded up        block   256
+//
+// Constants: FROM and TO, each one of the types of stored.cuh; and PACK.
+//
+// registers[FROM=float TO=BFloat16 PACK=4]: convert 16
+// registers[FROM=BFloat16 TO=float PACK=4]: convert 16
+// registers[FROM=BFloat16 TO=Half PACK=8]: convert 24
+// registers[FROM=float TO=Half PACK=1]: convert 16
+#include "stored.cuh"
+
+extern "C" __global__ void __launch_bounds__(256)
+convert(const FROM* __restrict__ x, TO* __restrict__ y, long long count) {
+    const long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
+    if (first + PACK <= count) {
+        const Packed<FROM, PACK> from = *reinterpret_cast<const Packed<FROM, PACK>*>(x + first);
+        Packed<TO, PACK> to;
+#pragma unroll
+        for (int i = 0; i < PACK; ++i) to.at[i] = (float)from.at[i];
+        *reinterpret_cast<Packed<TO, PACK>*>(y + first) = to;
+    } else {  // the thread at the end of the array has less than a pack
+#pragma unroll 1
+        for (long long i = first; i < count; ++i) y[i] = (float)x[i];
+    }
+}
