@@ -119,7 +119,7 @@ def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, block
     st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
-    """One channel at a time or 16 bytes of them, pixels that no window reads, windows in the padding, few images at once."""
+    """Channels one by one or 16 bytes at once, pixels that no window reads, windows in the padding, few images."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
     H, W = map(max, (H, W), spans)

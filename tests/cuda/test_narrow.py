@@ -1,0 +1,163 @@
+"""Norms, activations and casts in CUDA on narrow numbers, run on the CPU, against the specification in float64.
+
+The specification is given the same narrow numbers, so what may differ is one rounding of each result, by half a unit in
+its last place, u = 2⁻⁸ of it in bfloat16 and 2⁻¹¹ in float16, beside float32's own errors inside. The gradients of
+parameters, which are float32, are not rounded.
+"""
+
+from itertools import product
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from minigrad import functional as F
+from minigrad.dtypes import cast
+from minigrad.kernels.cuda import activation, group_norm, norm
+from minigrad.kernels.cuda.launch import Recorder, use_device
+from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler, worst
+
+pytestmark = needs_compiler
+
+ROUNDING = {np.dtype(ml_dtypes.bfloat16): 2**-8, np.dtype(np.float16): 2**-11}
+DTYPES = list(ROUNDING)
+
+
+def drawn(seed, *shape, dtype=np.float32):
+    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
+
+
+def layer_norm(x, weight, bias):
+    return F.layer_norm(x, x.shape[-1], weight, bias)
+
+
+def group_norm_2(x, weight, bias):
+    return F.group_norm(x, 2, weight, bias)
+
+
+TWINS = {
+    layer_norm: norm.LayerNorm, group_norm_2: group_norm.GroupNorm, F.gelu: activation.GELU, F.relu: activation.ReLU,
+}  # fmt: skip
+
+
+def outcome(run, x, *params):
+    """The class that ran, and the output and all gradients."""
+    tensors = [Tensor(a, requires_grad=True) for a in (x, *params)]
+    y = run(*tensors)
+    grad_y = drawn(9, *y.shape, dtype=np.float16)  # numbers that float64 has too
+    y.backward(Tensor(grad_y.astype(ml_dtypes.bfloat16).astype(y.dtype)))
+    return type(y.grad_fn), [t.numpy() for t in (y.detach(), *(t.grad for t in tensors))]
+
+
+def assert_equals_specification(run, x, *params, **choices):
+    with emulated(**choices):
+        kind, (y, grad_x, *grads) = outcome(run, x, *params)
+    assert kind is TWINS[run]
+    with minigrad.without_twins():
+        _, (exact, exact_x, *exact_grads) = outcome(run, *(a.astype(np.float64) for a in (x, *params)))
+    assert worst([y, grad_x], [exact, exact_x], x.dtype) <= ROUNDING[x.dtype] + 1e-5
+    assert worst(grads, exact_grads) <= 1e-5
+
+
+def images(x):
+    """(N, H, W, C) in memory, seen as (N, C, H, W)."""
+    return x.transpose(0, 3, 1, 2)
+
+
+@given(
+    st.integers(1, 9), st.sampled_from([1, 6, 8, 32, 192, 1028, 1032]), st.sampled_from(DTYPES),
+    st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_layer_norm(rows, C, dtype, order, seed):
+    assert_equals_specification(layer_norm, drawn(seed, rows, C, dtype=dtype), drawn(1, C), drawn(2, C), order=order)
+
+
+@given(
+    st.integers(1, 3), st.sampled_from([2, 6, 16, 48, 128]), st.integers(2, 5), st.integers(2, 9),
+    st.sampled_from(DTYPES), st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_group_norm(N, C, H, W, dtype, order, seed):
+    x = images(drawn(seed, N, H, W, C, dtype=dtype))
+    assert_equals_specification(group_norm_2, x, drawn(1, C), drawn(2, C), order=order)
+
+
+@pytest.mark.parametrize("run", [F.gelu, F.relu])
+@given(st.integers(1, 300), st.integers(1, 40), st.booleans(), st.sampled_from(DTYPES), st.sampled_from(ORDERS))
+def test_activations(run, rows, columns, turned, dtype, order):
+    x = drawn(0, rows, columns, dtype=dtype)
+    assert_equals_specification(run, x.T if turned else x, order=order)
+
+
+@pytest.mark.parametrize(("run", "side", "dtype"), list(product(TWINS, ["after", "before"], DTYPES)))
+def test_nothing_outside_the_arrays_is_touched(run, side, dtype):
+    for C in (32, 34):
+        shape = (2, 3, 3, C) if run is group_norm_2 else (9, C)
+        x, params = guarded(shape, dtype, side), [guarded(C, side=side) for _ in range(2)]
+        for i, array in enumerate((x, *params)):
+            array[...] = drawn(i, *array.shape)
+        if run is group_norm_2:
+            x = images(x)
+        assert_equals_specification(run, x, *(params if run in (layer_norm, group_norm_2) else ()), guard=side)
+
+
+@pytest.mark.parametrize(("run", "dtype"), list(product(TWINS, DTYPES)))
+def test_arrays_that_cannot_be_read_in_packs(run, dtype):
+    room = drawn(0, 2 * 9 * 32 + 16, dtype=dtype)
+    start = (-room.ctypes.data % 16) // 2 + 1
+    x = room[start : start + 2 * 9 * 32].reshape(2, 3, 3, 32)
+    params = () if run in (F.gelu, F.relu) else (drawn(1, 32), drawn(2, 32))
+    assert_equals_specification(run, images(x) if run is group_norm_2 else x, *params)
+
+
+@pytest.mark.parametrize("run", [layer_norm, group_norm_2])
+def test_narrow_parameters_are_for_the_specification(run):
+    x = images(drawn(0, 2, 3, 3, 8, dtype=np.float16)) if run is group_norm_2 else drawn(0, 4, 8, dtype=np.float16)
+    with emulated():
+        kind, _ = outcome(run, x, drawn(1, 8, dtype=np.float16), drawn(2, 8, dtype=np.float16))
+        y = run(Tensor(x), Tensor(drawn(1, 8, dtype=np.float16)), Tensor(drawn(2, 8, dtype=np.float16)))
+    assert y.dtype == np.float16 and kind is TWINS[run]  # by way of float32
+
+
+# Casts ----------------------------------------------------------------------------------------------------------------
+
+
+def through_the_kernel(x, dtype, **choices):
+    from minigrad.kernels.cuda.convert import convert
+
+    with emulated(**choices) as device, use_device(recorder := Recorder(device)):
+        y = convert(x, np.dtype(dtype))
+    return y, [launch.kernel.name for launch in recorder.launches]
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([np.float32, *DTYPES]),
+    st.sampled_from([np.float32, *DTYPES]), st.booleans(), st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_casts(shape, old, new, turned, order, seed):
+    x = drawn(seed, *shape, dtype=old)
+    x = x.T if turned else x
+    y, names = through_the_kernel(x, new, order=order)
+    assert (
+        names == ["convert"] and y.dtype == new and y.strides == tuple(s // x.itemsize * y.itemsize for s in x.strides)
+    )
+    np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
+
+
+@pytest.mark.parametrize(("side", "shift"), list(product(["after", "before"], [0, 1])))
+def test_casts_stay_within_their_arrays(side, shift):
+    for old, new in ((np.float32, DTYPES[0]), (DTYPES[0], np.float32), (DTYPES[1], DTYPES[0])):
+        x = guarded(77, old, side)
+        x[...] = drawn(0, 77)
+        part = x[: 77 - shift] if side == "before" else x[shift:]
+        y, _ = through_the_kernel(part, new, guard=side)
+        np.testing.assert_array_equal(y, cast(part, np.dtype(new)))
+
+
+def test_other_casts_are_the_librarys():
+    for x, dtype in ((np.arange(4), np.float32), (drawn(0, 4), np.float64), (drawn(0, 8)[::2], DTYPES[0])):
+        y, names = through_the_kernel(x, dtype)
+        assert names == [] and y.dtype == dtype
