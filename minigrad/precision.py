@@ -17,7 +17,7 @@ Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar
 Deep Learning Training", arXiv:1905.12322.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any
 
@@ -31,7 +31,7 @@ from minigrad.function import Function
 class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
     """Within the block, this thread's ops work on numbers of a narrow dtype.
 
-        with minigrad.autocast("bfloat16", model.parameters()):
+        with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
 
@@ -40,7 +40,6 @@ class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
     Args:
         dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
             vanish in it: scale the loss by `optim.GradScaler`.
-        parameters: those that will be used: their copies are made all at once, which on a GPU is one kernel.
         enabled: False: the block does nothing.
 
     Raises:
@@ -48,8 +47,11 @@ class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
         RuntimeError: bfloat16 without the package ml_dtypes.
     """
 
-    def __init__(self, dtype: Any = "bfloat16", parameters: Iterable[Any] = (), enabled: bool = True) -> None:
-        self.dtype, self.parameters, self.enabled = as_dtype(dtype), list(parameters), enabled
+    def __init__(self, dtype: Any = "bfloat16", enabled: bool = True) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.dtype = as_dtype(dtype)
         if not is_narrow(self.dtype):
             raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype!r}")
 
@@ -59,10 +61,6 @@ class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
         with engine.lock:
             engine.autocasts += 1
         self.copies: dict[Leaf, Array] = {}  # of parameters
-        if self.enabled and self.parameters:
-            masters = [p for p in self.parameters if p.data.dtype == FLOAT32]
-            copies = narrow_copies([p.data for p in masters], self.dtype)
-            self.copies = {p._node: copy for p, copy in zip(masters, copies, strict=True) if p._node is not None}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -87,19 +85,3 @@ class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
         if copy is None:
             copy = self.copies[edge[0]] = cast(x, self.dtype)
         return copy
-
-
-def narrow_copies(arrays: Sequence[Array], dtype: Any) -> list[Array]:
-    """The arrays in another dtype: on a GPU by one kernel for all."""
-    return _all_at_once(arrays, dtype) or [cast(x, dtype) for x in arrays]
-
-
-Narrow = Callable[[Sequence[Array], Any], list[Array] | None]
-_all_at_once: Narrow = lambda arrays, dtype: None  # noqa: E731
-
-
-def on_device(function: Narrow) -> Narrow:
-    """Decorates what makes the copies on a GPU: None where it cannot."""
-    global _all_at_once
-    _all_at_once = function
-    return function

@@ -124,3 +124,26 @@ def test_the_training_program(tmp_path, capsys, device):
     for found in outputs[1:]:
         np.testing.assert_allclose(found, outputs[0], rtol=1e-3)
     assert outputs[2:] in ([], outputs[1:2])  # bit for bit
+
+
+def test_the_training_program_in_mixed_precision(tmp_path, capsys, device):
+    flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "20", "--val-num-samples", "8"]
+    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
+    outputs = []
+    for i, more in enumerate((["--device", "cpu"], ["--amp"], ["--amp", "--graph"])):
+        if i == 2 and (device == "cpu" or not HAS_COMPILER):
+            break
+        assert main([*flags, "--device", device, *more, "--output", str(tmp_path / str(i))]) == 0
+        rows = (tmp_path / str(i) / "metrics.csv").read_text().splitlines()[1:]
+        outputs.append([[float(x) for x in row.split(",")[:6]] for row in rows])
+    capsys.readouterr()
+    exact, found, *graphed = outputs
+    np.testing.assert_allclose([row[2] for row in found], [row[2] for row in exact], rtol=0.03)
+    assert found != exact and graphed in ([], [found])  # bit for bit
+
+
+def test_a_graph_cannot_scale_the_loss(tmp_path, capsys, device):
+    flags = ["--amp", "--amp-dtype", "float16", "--graph", "--output", str(tmp_path)]
+    assert main([*flags, "--device", device]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("bfloat16 needs no scale" in said or device == "cpu")

@@ -31,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> None:
     """Train, and leave everything in the output folder. NumPy and the models load here, not before `--help`."""
     import models
-    from minigrad import manual_seed, tune_cpu
+    from minigrad import cublas, manual_seed, tune_cpu
     from train import checkpoint, datasets, loop, plots
     from train.log import Metrics, MetricsFile
 
     check(settings)
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
+    cublas.allow_tf32(settings.tf32)
     try:
         model = models.create_model(**checkpoint.model_arguments(dataset, settings)).to(settings.device)
     except (ValueError, TypeError) as error:
@@ -79,6 +80,7 @@ def check(settings: Settings) -> None:
     import numpy as np
 
     from minigrad.backend import to_device
+    from minigrad.dtypes import as_dtype
 
     try:
         to_device(np.zeros(1), settings.device)
@@ -86,6 +88,15 @@ def check(settings: Settings) -> None:
         raise InputError(f"--device {settings.device}: {error}") from None
     if settings.graph and settings.device == "cpu":
         raise InputError("--graph needs --device cuda: CUDA graphs are for a GPU")
+    if settings.graph and settings.amp and settings.amp_dtype == "float16":
+        raise InputError(
+            "--graph cannot scale the loss for --amp-dtype float16: leave one out; bfloat16 needs no scale"
+        )
+    if settings.amp:
+        try:
+            as_dtype(settings.amp_dtype)
+        except RuntimeError as error:
+            raise InputError(f"--amp: {error}") from None
     if settings.checkpoint_format == "safetensors":
         try:
             import safetensors.numpy  # noqa: F401
@@ -156,6 +167,12 @@ def parser() -> argparse.ArgumentParser:
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
     graph = "on a GPU, a training step as one CUDA graph, see minigrad/graph.py"
     add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)
+    amp = "mixed precision: activations narrow, parameters in float32, see minigrad/precision.py"
+    add(where, "--amp", amp, action=argparse.BooleanOptionalAction, default=None)
+    narrow = "what narrow means; float16 has the loss scaled"
+    add(where, "--amp-dtype", narrow, choices=["bfloat16", "float16"])
+    tf32 = "on a GPU, products of float32 by tensor cores, of numbers rounded to 10 bits of fraction"
+    add(where, "--tf32", tf32, action=argparse.BooleanOptionalAction, default=None)
     tuning = "settings of the process that make NumPy faster, see minigrad/tune.py"
     add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)

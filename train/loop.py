@@ -7,11 +7,11 @@ from math import isfinite
 import numpy as np
 
 import minigrad.functional as F
-from minigrad import Tensor, no_grad
+from minigrad import Tensor, autocast, no_grad
 from minigrad.backend import Array
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
-from minigrad.optim import AdamW, WarmupCosine, clip_grad_norm_
+from minigrad.optim import AdamW, GradScaler, WarmupCosine, clip_grad_norm_
 from minigrad.parallel import Shards
 from minigrad.random import Generator, use_generator
 from models.model import param_groups
@@ -32,6 +32,7 @@ class Trainer:
         self.model, self.dataset, self.settings = model, dataset, settings
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
+        self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
         self.lr = 0.0  # of the last step
         self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
@@ -92,11 +93,10 @@ class Trainer:
 
         @_unwarned  # each thread decides for itself
         def work(images: Array, part: Array) -> tuple[float, int]:
-            logits = self.model(self.inputs(images))
+            logits, loss = self.forward(self.inputs(images), part)
             # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the batch.
-            loss = F.cross_entropy(logits, Tensor(part), label_smoothing=self.settings.smoothing)
             loss = loss * (len(part) / len(labels))
-            loss.backward()
+            self.scaler.scale(loss).backward()
             return loss.item(), int(_correct(logits, part))
 
         self.optimizer.zero_grad()
@@ -107,17 +107,28 @@ class Trainer:
     def compute(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """The step on the whole batch, without waiting for the device: for a graph."""
         self.optimizer.zero_grad()
-        logits = self.model(Tensor(images))
-        loss = F.cross_entropy(logits, Tensor(labels), label_smoothing=self.settings.smoothing)
+        logits, loss = self.forward(Tensor(images), labels)
         loss.backward()
         self.move()
         return loss.data, _correct(logits, labels)
 
+    def forward(self, images: Tensor, labels: Array) -> tuple[Tensor, Tensor]:
+        """Logits, and the loss."""
+        with self.precision():
+            logits = self.model(images).float()
+            return logits, F.cross_entropy(logits, Tensor(labels), label_smoothing=self.settings.smoothing)
+
+    def precision(self) -> autocast:
+        """What numbers the model works on: for a block."""
+        return autocast(self.settings.amp_dtype, self.settings.amp)
+
     def move(self) -> None:
         """The parameters against their gradients."""
+        self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad:
             clip_grad_norm_(self.parameters, self.settings.clip_grad)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
@@ -125,8 +136,8 @@ class Trainer:
         tally = _Tally()
 
         def work(images: Array, labels: Array) -> tuple[float, int, int]:
-            with no_grad():
-                logits = self.model(self.inputs(images))
+            with no_grad(), self.precision():
+                logits = self.model(self.inputs(images)).float()
             return F.cross_entropy(logits, Tensor(labels)).item(), int(_correct(logits, labels)), len(labels)
 
         for images, labels in batches(self.dataset.test, self.settings.validation_batch_size, self.settings.device):

@@ -31,6 +31,9 @@ class Settings:
     device: str
     threads: int
     graph: bool
+    amp: bool
+    amp_dtype: str
+    tf32: bool
     tune_cpu: bool
     output: str
     checkpoint_format: str
@@ -55,6 +58,9 @@ COMMON: dict[str, Any] = {
     "device": "cpu",
     "threads": min(2, os.cpu_count() or 1),
     "graph": False,
+    "amp": False,
+    "amp_dtype": "bfloat16",
+    "tf32": True,
     "tune_cpu": True,
     "checkpoint_format": "npz",
 }

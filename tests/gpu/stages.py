@@ -259,13 +259,12 @@ def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
     cublas.allow_tf32(True)
     with init.skip_init():
         network = formula.fill(models.create_model(workload.model)).to(dtype=np.float32).to("cuda")
-    parameters = list(network.parameters())
     images, labels = inputs(workload.batch, network.img_size, network.num_classes)
-    optimizer = optim.AdamW(parameters, lr=1e-4)
+    optimizer = optim.AdamW(network.parameters(), lr=1e-4)
 
     def compute(images: Any, labels: Any) -> Any:
         optimizer.zero_grad()
-        with autocast("bfloat16", parameters, enabled=amp):
+        with autocast("bfloat16", amp):
             loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
         loss.backward()
         optimizer.step()

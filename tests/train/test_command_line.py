@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.train.hostile import write_cifar10
+from train.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--train-num-samples", "200", "--val-num-samples", "50", "--batch-size", "20"]
@@ -170,3 +171,10 @@ def test_a_diverging_run_stops_with_advice(tmp_path):
     result = train(*TINY, "--epochs", 2, "--lr", "1e30", "--warmup-epochs", "0", "--clip-grad", "0", cwd=tmp_path)
     assert result.returncode == 2
     assert "try a lower --lr" in result.stderr.splitlines()[-1]
+
+
+def test_mixed_precision_says_what_it_needs(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert main(["--amp", "--output", str(tmp_path)]) == 2
+    said = "python -m train: --amp: bfloat16 needs the package ml_dtypes: pip install ml_dtypes\n"
+    assert capsys.readouterr().err == said

@@ -210,3 +210,29 @@ def test_checkpoint(dataset, suffix, tmp_path):
     images = Tensor(normalize(dataset.test.images, metadata["mean"], metadata["std"]))
     with no_grad():
         np.testing.assert_array_equal(loaded(images).numpy(), model.eval()(images).numpy())
+
+
+# Mixed precision ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_learns_as_float32_does(dtype):
+    dataset = shapes.load(200, 20)
+    losses = [
+        [epoch.train_loss for epoch in fit(dataset, epochs=4, lr=3e-3, threads=1, **choices)[0]]
+        for choices in ({}, {"amp": True, "amp_dtype": dtype})
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
+    assert losses[0] != losses[1] and losses[1][-1] < 0.95 * losses[1][0]
+
+
+def test_what_overflows_is_left_out(dataset):
+    """The first scale of a loss may be too large: then nothing moves, and the next one is smaller."""
+    settings = replace(parse(["--batch-size", "16"]), amp=True, amp_dtype="float16", threads=1)
+    trainer = Trainer(Small(), dataset, settings)
+    trainer.scaler.factor = 2.0**40
+    before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
+    loss, _ = trainer.step(dataset.train.images[:16], dataset.train.labels[:16])
+    assert np.isfinite(loss) and trainer.scaler.get_scale() == 2.0**39
+    for name, p in trainer.model.named_parameters():
+        np.testing.assert_array_equal(p.numpy(), before[name])

@@ -130,9 +130,10 @@ def sum_rows(beside: Kernel, parts: Array, sums: Array) -> None:
 
 def pack_of(x: Array, length: int, *arrays: Array | None) -> int:
     """How many numbers a thread may read at once from rows of `length` numbers of x's dtype: as many as make 16 bytes,
-    if they fill the rows, and x and the other arrays, of whatever dtype, begin at multiples of so many; else 1."""
+    if they fill the rows, and x and the other arrays, of whatever dtype, begin at multiples of 16 bytes (or of as many
+    as so many of theirs are); else 1."""
     pack = PACK // x.dtype.itemsize
-    fits = all(a is None or pointer(a) % (pack * a.dtype.itemsize) == 0 for a in (x, *arrays))
+    fits = all(a is None or pointer(a) % min(pack * a.dtype.itemsize, PACK) == 0 for a in (x, *arrays))
     return pack if length % pack == 0 and fits else 1
 
 

@@ -44,9 +44,10 @@ struct Half {
 #endif
 };
 
-// So many numbers side by side, which a thread reads or writes at once: at most 16 bytes.
+// So many numbers side by side, which a thread reads or writes 16 bytes at a time, the most there is: eight of a narrow
+// type at once, eight floats in two halves. They begin at a multiple of that.
 template <class T, int COUNT>
-struct alignas(sizeof(T) * COUNT) Packed {
+struct alignas(sizeof(T) * COUNT < 16 ? sizeof(T) * COUNT : 16) Packed {
     T at[COUNT];
 };
 
