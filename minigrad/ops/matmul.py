@@ -2,8 +2,10 @@
 
 from math import prod
 
+import numpy as np
+
 from minigrad.backend import Array, array_module, gemm, promote
-from minigrad.dtypes import FLOAT32, is_narrow
+from minigrad.dtypes import is_narrow
 from minigrad.function import Function
 
 
@@ -81,16 +83,16 @@ class Linear(Function):
         if self.x is not None:
             grad_weight = gemm(grad_rows.T, rows(self.x), dtype=self.grad_dtype(1, self.x.dtype))
         if self.needs_input_grad[2]:
-            grad_bias = sum_of_rows(grad_rows)
+            grad_bias = sum_of_rows(grad_rows, self.grad_dtype(2, grad_rows.dtype))
         return grad_x, grad_weight, grad_bias
 
 
-def sum_of_rows(x: Array) -> Array:
-    """Σ over the rows of a matrix, as float32 if it is narrow: on a GPU a product with ones, which CuPy's sum is not
-    needed for, nor an array as large as x in float32."""
+def sum_of_rows(x: Array, dtype: np.dtype) -> Array:
+    """Σ over the rows of a matrix, in another dtype if it is narrow: then as a product with ones, summed in float32
+    without an array as large as x in float32."""
     if not is_narrow(x.dtype):
         return x.sum(axis=0)
-    return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=FLOAT32)[0]
+    return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=dtype)[0]
 
 
 def rows(x: Array) -> Array:

@@ -134,7 +134,7 @@ def test_cupy_compiles_a_source_once_for_each_set_of_constants(cupy):
     assert len(cupy.compiled) == 2
     code, options = cupy.compiled[0]
     assert options == ("--std=c++17", f"-I{launch.FOLDER}", "-DCOLUMNS=4", "-DTEAM=32")
-    assert "layer_norm_forward(const float* __restrict__ x" in code and code.isascii()
+    assert "layer_norm_forward(const Stored* __restrict__ x" in code and code.isascii()
     assert [call[0] for call in cupy.calls] == ["layer_norm_forward", "layer_norm_forward", "sum_rows", "sum_rows"]
     name, grid, block, args, choices = cupy.calls[0]
     assert (grid, block, choices) == ((2, 1, 1), (32, 8, 1), {"shared_mem": 16})

@@ -141,9 +141,8 @@ def test_casts(shape, old, new, turned, order, seed):
     x = drawn(seed, *shape, dtype=old)
     x = x.T if turned else x
     y, names = through_the_kernel(x, new, order=order)
-    assert (
-        names == ["convert"] and y.dtype == new and y.strides == tuple(s // x.itemsize * y.itemsize for s in x.strides)
-    )
+    assert names == ["convert"] and y.dtype == new
+    assert (y.T if turned else y).flags.c_contiguous
     np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
 
 

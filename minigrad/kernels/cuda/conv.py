@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
-from minigrad.dtypes import FLOAT32
+from minigrad.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
@@ -60,7 +60,11 @@ class Conv2d(conv.Conv2d):
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         _, want_weight, want_bias = map(bool, self.needs_input_grad)
-        return self.method.grad_parameters(grad_y, self.x, self.weight.shape, want_weight, want_bias)
+        sums = self.method.grad_parameters(grad_y, self.x, self.weight.shape, want_weight, want_bias)  # in float32
+        grad_weight, grad_bias = (
+            None if grad is None else cast(grad, self.grad_dtype(i, FLOAT32)) for i, grad in enumerate(sums, 1)
+        )
+        return grad_weight, grad_bias
 
 
 @dataclass(frozen=True)
