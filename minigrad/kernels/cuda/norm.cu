@@ -38,7 +38,7 @@ constexpr int TEAMS = 256 / TEAM;
 constexpr int MINE = (COLUMNS + TEAM * PACK - 1) / (TEAM * PACK) * PACK;  // numbers of a row that one thread holds
 // How many blocks a multiprocessor is to have room for, backward. The compiler left alone may make room for one more, and
 // keep in memory what then finds no register.
-constexpr int AT_ONCE = MINE <= 8 ? 4 : MINE <= 24 ? 2 : 1;
+constexpr int AT_ONCE = MINE <= 8 ? 4 : MINE <= 24 && PACK > 1 ? 2 : 1;
 
 // Which column of the row is the j-th of this thread. Only in the team's last round can there be none.
 static inline __device__ int column(int j) { return (threadIdx.x + j / PACK * TEAM) * PACK + j % PACK; }
