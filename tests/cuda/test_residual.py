@@ -13,7 +13,7 @@ from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import residual
 from minigrad.kernels.cuda.launch import Recorder, use_device
-from minigrad.ops.residual import Residual
+from minigrad.ops.residual import Residual, ResidualLayerNorm
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, worst
 
 pytestmark = needs_compiler
@@ -143,3 +143,47 @@ def test_everything_else_is_for_the_specification(arrays):
     with emulated():
         assert residual.Residual.takes(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
         assert not residual.Residual.takes(*arrays, p=0.0)
+
+
+# With the norm that follows -------------------------------------------------------------------------------------------
+
+
+def normed(arrays, p, wanted, used):
+    """The node, and the outputs and gradients. `used`: which of the outputs the loss depends on."""
+    tensors = [Tensor(a, requires_grad=w) for a, w in zip(arrays, wanted, strict=True)]
+    minigrad.manual_seed(3)
+    outputs = F.residual_layer_norm(*tensors, drop_path=p)
+    loss = sum(
+        (y.float() if y.dtype.itemsize == 2 else y)
+        .mul(Tensor(drawn(9 + i, *y.shape).round().astype(arrays[2].dtype)))
+        .sum()
+        for i, y in enumerate(outputs)
+        if used[i]
+    )
+    node = outputs[0]._node.edges[0][0]
+    loss.backward()
+    return node, [
+        *(y.detach().numpy() for y in outputs),
+        *(None if t.grad is None else t.grad.numpy() for t in tensors),
+    ]
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.sampled_from([6, 8, 96]), st.sampled_from([0.0, 0.4]),
+    st.sampled_from(DTYPES), st.lists(st.booleans(), min_size=4, max_size=4).filter(any),
+    st.sampled_from([(True, True), (True, False), (False, True)]), st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_residual_layer_norm(N, L, C, p, dtype, wanted, used, order):
+    if used == (True, False) and not any(wanted[:2]):
+        return  # s depends on x and the branch alone
+    arrays = drawn(0, N, L, C, dtype=dtype), drawn(1, N, L, C, dtype=dtype), drawn(2, C), drawn(3, C)
+    with minigrad.without_twins():
+        kind, expected = normed([a.astype(np.float64) for a in arrays], p, wanted, used)
+    assert type(kind) is ResidualLayerNorm
+    with emulated(order):
+        kind, found = normed(arrays, p, wanted, used)
+    assert type(kind) is residual.ResidualLayerNorm
+    u = ROUNDING[np.dtype(dtype)]
+    # y is the norm of s, which is rounded, and gradients are of both: a few roundings, of what r = 1 / σ makes larger.
+    assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)
+    assert worst(found[4:], expected[4:]) <= (16 * u if u > 1e-5 else 2e-5)
