@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import minigrad
+from minigrad import cublas
 from minigrad.backend import cuda_is_available
 from tests.cupy_on_cpu import in_place_of_cupy
 
@@ -44,8 +45,9 @@ def twins(pytestconfig):
 
 @pytest.fixture(autouse=True)
 def clean_state():
-    """Recording on, seed 0, and no test leaves it otherwise."""
+    """Recording on, seed 0, no TF32, and no test leaves it otherwise."""
     minigrad.manual_seed(0)
+    cublas.allow_tf32(False)
     with minigrad.enable_grad():
         yield
 
