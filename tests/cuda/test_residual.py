@@ -133,6 +133,7 @@ def test_a_plain_branch_has_no_kernel_backward():
         (drawn(0, 8, 4).T, drawn(1, 4, 8), None),
         (drawn(0, 4, 8), drawn(1, 8, 4).T, None),
         (drawn(0, 0, 8), drawn(1, 0, 8), None),
+        (drawn(0, 8), drawn(1, 8), None),  # an m for each number
         (drawn(0, 4, 8), drawn(1, 1, 8), None),
         (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float64)),
         (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 16)[::2]),

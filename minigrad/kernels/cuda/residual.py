@@ -29,8 +29,8 @@ class Residual(residual.Residual):
 
     @staticmethod
     def takes(x: Array, branch: Array, scale: Array | None, *, p: float) -> bool:
-        if not (on_gpu(x) and on_gpu(branch) and x.ndim and x.size and x.shape == branch.shape):
-            return False
+        if not (on_gpu(x) and on_gpu(branch) and x.ndim > 1 and x.size and x.shape == branch.shape):
+            return False  # (of one axis, the images would be the columns)
         if not (x.dtype.name in STORED and x.dtype == branch.dtype and x.size < MOST_ROWS * x.shape[-1]):
             return False
         fits = scale is None or (on_gpu(scale) and scale.dtype == FLOAT32 and scale.shape == x.shape[-1:])
