@@ -168,14 +168,16 @@ def test_narrow_parameters_have_narrow_gradients(dtype):
     assert type(y.grad_fn) is conv.Conv2d and {a.dtype for a in (y, *(t.grad for t in tensors))} == {x.dtype}
 
 
-def test_two_dtypes_are_widened_to_float32():
+@pytest.mark.parametrize("groups", [1, 8])
+def test_two_dtypes_are_widened_to_float32(groups):
     """Outside `autocast` a narrow image meets a weight that no narrow type holds; the output is narrow."""
-    x, weight = drawn(0, 2, 8, 5, 5, dtype="bfloat16"), drawn(1, 4, 8, 3, 3)
-    with emulated():
-        y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight))
-    exact = F.conv2d(Tensor(x.astype(np.float64)), Tensor(weight.astype(np.float64))).numpy()
-    assert type(y.grad_fn) is conv.Conv2d and y.dtype == x.dtype
-    assert (abs(y.numpy().astype(np.float64) - exact) <= 2.0**-8 * abs(exact) + 1e-5).all()
+    x, weight, bias = drawn(0, 2, 8, 5, 5, dtype="bfloat16"), drawn(1, 8, 8 // groups, 3, 3), np.ones(8, np.float32)
+    for inputs in ([x, weight], [x, weight.astype(x.dtype), bias]):
+        with emulated():
+            y = F.conv2d(Tensor(x, requires_grad=True), *map(Tensor, inputs[1:]), groups=groups)
+        exact = F.conv2d(*(Tensor(a.astype(np.float64)) for a in inputs), groups=groups).numpy()
+        assert type(y.grad_fn) is conv.Conv2d and y.dtype == x.dtype and y.grad_fn.rounded == x.dtype
+        assert (abs(y.numpy().astype(np.float64) - exact) <= 2.0**-8 * abs(exact) + 1e-5).all()
 
 
 def narrow(dtype, case):

@@ -1,16 +1,21 @@
 """Calls for which there are CUDA twins, in sizes of the models: for `python -m tests.gpu`, stage `kernels`."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad import Tensor
+from minigrad import Tensor, autocast
 from minigrad import functional as F
+from minigrad.dtypes import as_dtype
 
 
 class Case(NamedTuple):
-    """An op, the shapes of its float32 inputs, and smaller ones for a machine without a GPU."""
+    """An op, the shapes of its inputs, and smaller ones for a machine without a GPU.
+
+    In a narrow dtype it runs within `autocast`: the first input is narrow, the others are float32 of so few digits.
+    """
 
     name: str
     run: Callable[..., Tensor]
@@ -18,10 +23,21 @@ class Case(NamedTuple):
     small: tuple[tuple[int, ...], ...]
     limit: float = 2e-5  # of the error, relative to the largest entry
     images: bool = False  # the first is channels-last in memory, as a convolution leaves it
+    dtype: str = "float32"
+
+    def call(self, *inputs: Tensor) -> Tensor:
+        with nullcontext() if self.dtype == "float32" else autocast(self.dtype):
+            return self.run(*inputs)
+
+    def rounded(self, x: np.ndarray) -> np.ndarray:
+        """x, in its own dtype; if the case's is narrow, only what has room there."""
+        return x if self.dtype == "float32" else x.astype(as_dtype(self.dtype)).astype(x.dtype)
 
     def arrays(self, *, small: bool) -> list[np.ndarray]:
         rng = np.random.default_rng(0)
-        arrays = [rng.standard_normal(shape, np.float32) for shape in (self.small if small else self.shapes)]
+        shapes = self.small if small else self.shapes
+        arrays = [self.rounded(rng.standard_normal(shape, np.float32)) for shape in shapes]
+        arrays[0] = arrays[0].astype(as_dtype(self.dtype))
         if self.images:
             arrays[0] = np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         return arrays
@@ -41,6 +57,10 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
+
+
+def patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, stride=weight.shape[2])
 
 
 def cross_entropy(logits: Tensor) -> Tensor:
@@ -68,4 +88,17 @@ CASES = [
     Case("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7)), images=True),
     Case("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7)), images=True),
     Case("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3)), images=True),
+    Case("standardize_weight", F.standardize_weight, ((512, 256, 3, 3),), ((8, 16, 3, 3),)),
+]  # fmt: skip
+
+NARROW = 1e-2  # what a number of bfloat16 may be away from itself, 2⁻⁸, twice, and what sums add
+CASES += [
+    Case(f"{name}, bfloat16", run, shapes, small, NARROW, images=shapes[0][1] > 3, dtype="bfloat16")
+    for name, run, shapes, small in [
+        ("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7))),
+        ("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7))),
+        ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
+        ("patches 2 x 2", patches, ((128, 96, 56, 56), (192, 96, 2, 2), (192,)), ((2, 8, 4, 4), (6, 8, 2, 2), (6,))),
+        ("patches 4 x 4", patches, ((128, 3, 224, 224), (96, 3, 4, 4), (96,)), ((2, 3, 8, 8), (6, 3, 4, 4), (6,))),
+    ]
 ]  # fmt: skip

@@ -4,6 +4,30 @@ A twin here is two files: `norm.cu`, the kernels, and `norm.py`, which launches 
 kernels begin with `common.cuh`.
 """
 
-from minigrad.kernels.cuda import activation, attention, conv, convert, group_norm, loss, norm, optim, random, residual
+from minigrad.kernels.cuda import (
+    activation,
+    attention,
+    conv,
+    convert,
+    group_norm,
+    loss,
+    norm,
+    optim,
+    random,
+    residual,
+    standardize,
+)
 
-__all__ = ["activation", "attention", "conv", "convert", "group_norm", "loss", "norm", "optim", "random", "residual"]
+__all__ = [
+    "activation",
+    "attention",
+    "conv",
+    "convert",
+    "group_norm",
+    "loss",
+    "norm",
+    "optim",
+    "random",
+    "residual",
+    "standardize",
+]

@@ -14,7 +14,7 @@ from minigrad.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
-from minigrad.ops.matmul import rows
+from minigrad.ops.matmul import rows, sum_of_rows
 from minigrad.windows import Pair, Windows, blocks
 
 # Depthwise; see depthwise.cu.
@@ -81,7 +81,7 @@ class Pointwise:
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
     ) -> tuple[Array | None, Array | None]:
         grad_weight = gemm(rows(grad_y).T, rows(x), dtype=FLOAT32).reshape(shape) if want_weight else None
-        return grad_weight, _column_sums(rows(grad_y)) if want_bias else None
+        return grad_weight, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Columns:
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
     ) -> tuple[Array | None, Array | None]:
         grad_weight = self._grad_weight(grad_y, x, shape) if want_weight else None
-        return grad_weight, _column_sums(rows(grad_y)) if want_bias else None
+        return grad_weight, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
 
     def _grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         O, C, KH, KW = shape  # noqa: E741 (the output channels' axis)
@@ -172,7 +172,7 @@ class Depthwise:
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
     ) -> tuple[Array | None, Array | None]:
         if not want_weight:
-            return None, _column_sums(rows(grad_y)) if want_bias else None
+            return None, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
         xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
         (OH, OW), groups = self.windows.out, _ceil(C, WARP)
         run, tiles = _tiles(N, OH, OW)
@@ -202,11 +202,6 @@ class Depthwise:
         (KH, KW), stored, C = self.windows.kernel, STORED[x.dtype.name], x.shape[3]
         constants = {"CHANNELS": C, "KH": KH, "KW": KW, "ROWS": ROWS, "RUN": run, "WARPS": WARPS}
         return Kernel("depthwise.cu", name, STORED=stored, **constants)
-
-
-def _column_sums(x: Array) -> Array:
-    """Σ over the rows, in float32: 1ᵀ x."""
-    return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=FLOAT32)[0]
 
 
 def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:

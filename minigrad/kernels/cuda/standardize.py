@@ -1,0 +1,26 @@
+"""L2: the standardised weight of a convolution: LayerNorm of its filters."""
+
+from minigrad.backend import Array
+from minigrad.kernels.cuda.norm import LayerNorm
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import norm
+
+
+@twin_of(norm.StandardizeWeight)
+class StandardizeWeight(norm.StandardizeWeight):
+    """Each filter is a row to `norm.cu`, without weight and bias: one kernel forward, one backward.
+
+    Shapes: w, ŵ (O, ...), as (O, ·).  Saves what `LayerNorm` does: w, μ, r.
+    """
+
+    @staticmethod
+    def takes(weight: Array, *, eps: float) -> bool:
+        return LayerNorm.takes(weight, None, None, shape=weight.shape[1:], eps=eps)
+
+    def forward(self, weight: Array, *, eps: float) -> Array:
+        self.filters = LayerNorm()
+        self.filters.needs_input_grad = (*self.needs_input_grad, None, None)
+        return self.filters.forward(weight, None, None, shape=weight.shape[1:], eps=eps)
+
+    def backward(self, grad_output: Array) -> Array | None:
+        return self.filters.backward(grad_output)[0]
