@@ -1,0 +1,51 @@
+"""Casts in CUDA, run on the CPU: where an array ends inside of a pack; and beyond what a type can hold."""
+
+from itertools import permutations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from minigrad.dtypes import cast
+from minigrad.kernels.cuda.convert import convert
+from minigrad.kernels.cuda.launch import STORED, Kernel
+from tests.cuda.runner import barriers, emulated, guarded, needs_compiler
+
+pytestmark = needs_compiler
+
+DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
+PAIRS = list(permutations(DTYPES, 2))
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)
+@pytest.mark.parametrize("count", [1, 7, 1023, 2047, 2049])
+def test_the_last_numbers_are_less_than_a_pack(old, new, count):
+    """Where the array ends inside of 16 bytes that could be read at once, what follows it is not written."""
+    x, y = guarded(2056, old, "before"), guarded(2056, new, "before")
+    x[...] = np.random.default_rng(0).standard_normal(2056).astype(old)
+    pack = 16 // max(old.itemsize, new.itemsize)
+    with emulated():
+        Kernel("convert.cu", "convert", FROM=STORED[old.name], TO=STORED[new.name], PACK=pack)(
+            -(-count // (256 * pack)), 256, x[:count], y[:count], np.int64(count)
+        )
+    np.testing.assert_array_equal(y[:count], cast(x[:count], new))
+    assert (y[count:].view(np.uint8) == 0xFF).all()
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)
+def test_numbers_at_the_ends_of_a_type(old, new):
+    """Halfway between two numbers, below the least, beyond the largest, and what is no number."""
+    odd = [0.0, -0.0, np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0]
+    x = np.array([*odd, 2.0**-24, 2.0**-25, 3 * 2.0**-26, 3e38, 3.4e38, -7e4], np.float32)
+    no_numbers = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)  # by their last bits, or by all
+    x = cast(np.concatenate([x, no_numbers]), old)
+    with emulated():
+        y = convert(x, new)
+    assert y.dtype == new
+    exact = cast(x, new).astype(np.float32)  # in bfloat16, NumPy takes no NaN for another
+    np.testing.assert_array_equal(y.astype(np.float32), exact)
+    np.testing.assert_array_equal(np.signbit(y[:4]), np.signbit(x[:4]))
+
+
+def test_there_are_no_barriers():
+    assert barriers("convert.cu") == []
