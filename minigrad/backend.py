@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minigrad import meta
-from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, is_narrow, widened
+from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow, widened
 
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
@@ -122,17 +122,26 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
     Args:
         a, b: of one dtype; products of narrow numbers are summed in float32.
         bias: a vector along the last axis, added before the result is rounded.
-        dtype: of the result; by default that of a.
+        dtype: of the result, where a and b are narrow; by default theirs.
     """
-    dtype = a.dtype if dtype is None else as_dtype(dtype)
-    if isinstance(a, np.ndarray) or a.dtype.kind in "biu":
-        y = array_module(a).matmul(*widened([a, b]))
-    else:
-        exact = dtype if bias is None else None  # so far: it is rounded with the bias in it
-        y = importlib.import_module("minigrad.cublas").matmul(a, b, exact or (FLOAT32 if is_narrow(dtype) else dtype))
-    if bias is not None:
-        y += widened([bias])[0]
-    return cast(y, dtype)
+    if not is_narrow(a.dtype):
+        y = _product(a, b, a.dtype)
+        if bias is not None:
+            y += bias
+        return y
+    dtype = a.dtype if dtype is None else dtype
+    if bias is None:
+        return cast(_product(a, b, dtype), dtype)
+    return cast(_product(a, b, FLOAT32) + cast(bias, FLOAT32), dtype)
+
+
+def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
+    """`a @ b`; of narrow numbers on the CPU in float32, whatever `dtype`: NumPy multiplies them no faster."""
+    if isinstance(a, np.ndarray):
+        return np.matmul(*widened([a, b])) if is_narrow(a.dtype) else np.matmul(a, b)
+    if a.dtype.kind in "biu":
+        return array_module(a).matmul(a, b)
+    return importlib.import_module("minigrad.cublas").matmul(a, b, dtype)
 
 
 def scatter_add(target: Array, index: Any, source: Array) -> None:

@@ -13,7 +13,7 @@ asked for Cᵀ = Bᵀ Aᵀ, and no number moves:
     columns one after another           "T"       elements from one column to the next
     anything else                       copied first
 
-Products of float16 and bfloat16 are summed in float32. Those of float32 are exact to float32, or with
+Products of float16 and bfloat16 are summed in float32, and may stay so. Those of float32 are exact to float32, or with
 `allow_tf32(True)` are made of numbers rounded to 10 bits of fraction, on tensor cores.
 """
 

@@ -292,9 +292,10 @@ def _name(node: Function) -> str:
 def _finite(x: Any) -> bool:
     if x is None or not hasattr(x, "dtype") or not is_floating(x.dtype):
         return True
-    return bool(array_module(x).isfinite(cast(x, FLOAT32) if x.dtype.kind == "V" else x).all())
+    (x,) = widened([x])
+    return bool(array_module(x).isfinite(x).all())
 
 
 def _count(x: Array) -> str:
-    xp, x = array_module(x), cast(x, FLOAT32) if x.dtype.kind == "V" else x
+    xp, (x,) = array_module(x), widened([x])
     return f"{int(xp.isnan(x).sum())} NaN and {int(xp.isinf(x).sum())} Inf"

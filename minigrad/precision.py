@@ -17,9 +17,11 @@ Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar
 Deep Learning Training", arXiv:1905.12322.
 """
 
-from collections.abc import Sequence
-from contextlib import ContextDecorator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from minigrad import engine
 from minigrad.backend import Array
@@ -28,8 +30,9 @@ from minigrad.engine import Leaf, mode
 from minigrad.function import Function
 
 
-class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
-    """Within the block, this thread's ops work on numbers of a narrow dtype.
+@contextmanager
+def autocast(dtype: Any = "bfloat16", enabled: bool = True) -> Iterator["Autocast | None"]:
+    """Within the block, this thread's ops work on numbers of a narrow dtype. Also a decorator.
 
         with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)
@@ -40,34 +43,31 @@ class autocast(ContextDecorator):  # noqa: N801 (PyTorch's name)
     Args:
         dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
             vanish in it: scale the loss by `optim.GradScaler`.
-        enabled: False: the block does nothing.
+        enabled: False: ops work on what they are given, within another such block too.
 
     Raises:
         ValueError: another dtype.
         RuntimeError: bfloat16 without the package ml_dtypes.
     """
-
-    def __init__(self, dtype: Any = "bfloat16", enabled: bool = True) -> None:
-        self.enabled = enabled
-        if not enabled:
-            return
-        self.dtype = as_dtype(dtype)
-        if not is_narrow(self.dtype):
-            raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype!r}")
-
-    def __enter__(self) -> "autocast":
-        self.before = mode.autocast
-        mode.autocast = self if self.enabled else None
-        with engine.lock:
-            engine.autocasts += 1
-        self.copies: dict[Leaf, Array] = {}  # of parameters
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.copies = {}
+    before, mode.autocast = mode.autocast, Autocast(as_dtype(dtype)) if enabled else None
+    with engine.lock:
+        engine.autocasts += 1
+    try:
+        yield mode.autocast
+    finally:
         with engine.lock:
             engine.autocasts -= 1
-        mode.autocast = self.before
+        mode.autocast = before
+
+
+class Autocast:
+    """What `Tensor.apply` asks within such a block: the inputs of an op as it is to see them."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        if not is_narrow(dtype):
+            raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype}")
+        self.dtype = dtype
+        self.copies: dict[Leaf, Array] = {}  # of parameters
 
     def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
         """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""

@@ -9,16 +9,24 @@ import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import cublas
+from minigrad import backend, cublas
+from minigrad.dtypes import as_dtype
 
 SOURCE = r"""
 #include <cstring>
+
+struct BFloat16 {  // the upper half of a float
+  unsigned short bits;
+  operator float() const { unsigned all = bits << 16; float x; std::memcpy(&x, &all, 4); return x; }
+  BFloat16(float x) { unsigned all; std::memcpy(&all, &x, 4); bits = (all + 0x7fff + (all >> 16 & 1)) >> 16; }
+};
 
 struct Handle { void* stream; void* workspace; size_t size; };
 
@@ -27,9 +35,11 @@ extern "C" int cublasDestroy_v2(Handle* h) { delete h; return 0; }
 extern "C" int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; h->workspace = nullptr; return 0; }
 extern "C" int cublasSetWorkspace_v2(Handle* h, void* w, size_t n) { h->workspace = w; h->size = n; return n ? 0 : 7; }
 
-template <class T>
-void gemm(int ta, int tb, int m, int n, int k, T one, const T* A, int lda, long long sa, const T* B, int ldb,
-          long long sb, T zero, T* C, int ldc, long long sc, int batch) {
+template <class T, class S, class R>  // of A and B, of the scalars, of C
+void gemm(int ta, int tb, int m, int n, int k, const void* one, const void* a, int lda, long long sa, const void* b,
+          int ldb, long long sb, const void* zero, void* c, int ldc, long long sc, int batch) {
+  const T *A = (T*)a, *B = (T*)b;
+  R* C = (R*)c;
   for (int i = 0; i < batch; ++i, A += sa, B += sb, C += sc)
     for (int row = 0; row < m; ++row)
       for (int column = 0; column < n; ++column) {  // element (row, column) of a matrix in columns: row + column ld
@@ -37,7 +47,7 @@ void gemm(int ta, int tb, int m, int n, int k, T one, const T* A, int lda, long 
         for (int l = 0; l < k; ++l)
           sum += double(A[ta ? l + (long long)row * lda : row + (long long)l * lda]) *
                  B[tb ? column + (long long)l * ldb : l + (long long)column * ldb];
-        C[row + (long long)column * ldc] = T(one * sum) + zero;
+        C[row + (long long)column * ldc] = R(S(*(S*)one * sum + *(S*)zero));
       }
 }
 
@@ -45,16 +55,17 @@ extern "C" int cublasGemmStridedBatchedEx(
     Handle* h, int ta, int tb, int m, int n, int k, const void* one, const void* A, int At, int lda, long long sa,
     const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
     int compute, int algorithm) {
-  if (!h || At != Bt || Bt != Ct || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
+  if (!h || At != Bt || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
   if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // the manual's conditions
-  if (At == 0 && (compute == 68 || compute == 77))
-    gemm(ta, tb, m, n, k, *(float*)one, (float*)A, lda, sa, (float*)B, ldb, sb, *(float*)zero, (float*)C, ldc, sc,
-         batch);
-  else if (At == 1 && compute == 70)
-    gemm(ta, tb, m, n, k, *(double*)one, (double*)A, lda, sa, (double*)B, ldb, sb, *(double*)zero, (double*)C, ldc, sc,
-         batch);
-  else
-    return 15;
+  const auto product = At == 0 && Ct == 0 && (compute == 68 || compute == 77) ? gemm<float, float, float>
+                       : At == 1 && Ct == 1 && compute == 70                  ? gemm<double, double, double>
+                       : At == 2 && Ct == 2 && compute == 68                  ? gemm<_Float16, float, _Float16>
+                       : At == 2 && Ct == 0 && compute == 68                  ? gemm<_Float16, float, float>
+                       : At == 14 && Ct == 14 && compute == 68                ? gemm<BFloat16, float, BFloat16>
+                       : At == 14 && Ct == 0 && compute == 68                 ? gemm<BFloat16, float, float>
+                                                                              : nullptr;
+  if (!product) return 15;
+  product(ta, tb, m, n, k, one, A, lda, sa, B, ldb, sb, zero, C, ldc, sc, batch);
   return 0;
 }
 """
@@ -217,17 +228,40 @@ def test_through_cupy(monkeypatch, blas):
     cublas._cupy_blas.cache_clear()
     with cublas.use_blas(cublas.CupyBlas()):
         y = cublas.matmul(a, b)
-    cublas._cupy_blas.cache_clear()
     (arguments,) = calls
     assert arguments[:6] == (77, cublas.OP_N, cublas.OP_N, 4, 2, 3)
     assert arguments[7:15] == (b.ctypes.data, 0, 4, 0, a.ctypes.data, 0, 3, 0)
     assert arguments[16:] == (y.ctypes.data, 0, 4, 8, 1, cublas.COMPUTE_32F, -1)
+    half = np.ones((2, 2), np.float16)
+    with cublas.use_blas(cublas.CupyBlas()):
+        cublas.matmul(half, half, np.float32)
+    cublas._cupy_blas.cache_clear()
+    assert [calls[1][i] for i in (8, 12, 17)] == [2, 2, 0]  # the types of A, B and C
     assert (
         ctypes.c_float.from_address(arguments[6]).value == 1 and ctypes.c_float.from_address(arguments[15]).value == 0
     )
 
 
-def test_errors(blas):
+@given(
+    st.integers(0, 3), st.tuples(*[st.integers(1, 5)] * 3), LAYOUTS, LAYOUTS,
+    st.sampled_from(["float16", "bfloat16"]), st.booleans(), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_narrow_products(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
+    """Rounded once, the bias in it, or left in float32."""
+    M, K, N = sizes
+    rng = np.random.default_rng(seed)
+    a = laid_out(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
+    b = laid_out(rng.standard_normal((batch, K, N)).astype(a.dtype), layout_b)
+    bias = rng.standard_normal(N).astype(a.dtype) if biased else None
+    with cublas.use_blas(blas), patch.object(backend, "_product", cublas.matmul):
+        y = backend.gemm(a, b, bias=bias, dtype=np.dtype(np.float32) if wide else None)
+    exact = a.astype(np.float64) @ b.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+    u = 1e-6 if wide else 2**-8 if dtype == "bfloat16" else 2**-11
+    assert y.dtype == (np.float32 if wide else a.dtype)
+    assert (abs(y.astype(np.float64) - exact) <= u * abs(exact) + 1e-5).all()
+
+
+def test_errors(blas, monkeypatch):
     x = np.ones((2, 3), np.float32)
     with pytest.raises(TypeError, match="got float32 and float64"):
         cublas.matmul(x, x.T.astype(np.float64))
@@ -235,7 +269,10 @@ def test_errors(blas):
         cublas.matmul(x.astype(int), x.T.astype(int))
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 3\)"):
         cublas.matmul(x, x)
+    with pytest.raises(TypeError, match=r"cuBLAS makes float32.*not float16"):
+        cublas.matmul(x, x.T, np.float16)
     half = x.astype(np.float16)
+    monkeypatch.setattr(cublas, "COMPUTE_32F", cublas.COMPUTE_64F)
     with cublas.use_blas(blas), pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed: not supported"):
         cublas.matmul(half, half.T)
 

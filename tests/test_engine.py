@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Function, Tensor, engine, nn
+from minigrad import Function, Tensor, engine, nn, no_grad
 from minigrad import functional as F
 from minigrad.engine import NonFiniteError
 from minigrad.function import Partial
@@ -383,3 +383,50 @@ def test_errors_from_an_op_say_what_it_was_given():
     with pytest.raises(ValueError, match="matmul") as caught:
         Tensor(np.ones((2, 3), np.float32)) @ Tensor(np.ones((2, 3), np.float32))
     assert any("MatMul was given (2, 3) float32, (2, 3) float32" in note for note in caught.value.__notes__)
+
+
+# Ops of several outputs -----------------------------------------------------------------------------------------------
+
+
+class Twice(Function):
+    """y = x, z = 2x;  ∂x = ∂y + 2 ∂z, and where z is not used ∂y itself."""
+
+    def forward(self, x):
+        return x.copy(), 2 * x
+
+    def backward(self, grad_outputs):
+        grad_y, grad_z = grad_outputs
+        if grad_z is None:
+            return grad_y
+        return 2 * grad_z if grad_y is None else grad_y + 2 * grad_z
+
+
+@pytest.mark.parametrize(("use_y", "use_z"), [(True, True), (True, False), (False, True)])
+def test_several_outputs(use_y, use_z):
+    x = Tensor(np.ones(3), requires_grad=True)
+    y, z = Tensor.apply(Twice, x * 1.0)
+    used = [part * factor for part, factor, use in ((y, 3.0, use_y), (z, 5.0, use_z)) if use]
+    sum(used).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 3.0 * use_y + 10.0 * use_z)
+
+
+def test_what_an_op_of_several_outputs_returns_is_not_added_to():
+    """∂y is also ∂b, whose turn comes later; another gradient of a must not be added into it."""
+    leaf, other = Tensor(np.ones(2), requires_grad=True), Tensor(np.ones(2), requires_grad=True)
+    b = other * 1.0
+    a = leaf * 1.0
+    c = a * 7.0
+    y, _ = Tensor.apply(Twice, a)
+    (y + b + c).sum().backward()
+    np.testing.assert_array_equal(other.grad.numpy(), 1)
+    np.testing.assert_array_equal(leaf.grad.numpy(), 8)
+
+
+def test_several_outputs_are_recorded_as_one():
+    x = Tensor(np.ones(3), requires_grad=True)
+    with no_grad():
+        assert [part.grad_fn for part in Tensor.apply(Twice, x)] == [None, None]
+    y, z = Tensor.apply(Twice, x)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="graph that is gone"):
+        z.sum().backward()

@@ -111,6 +111,7 @@ def test_the_copies_of_a_block_end_with_it():
             layer(x)
             copies = [weakref.ref(copy) for copy in block.copies.values()]
             assert len(copies) == 2 and all(copy().dtype == BFLOAT16 for copy in copies)
+        del block
         assert [copy() for copy in copies] == [None, None]
     finally:
         gc.enable()
@@ -132,6 +133,27 @@ def test_blocks_within_blocks_and_threads():
     assert (a @ a).dtype == np.float32
 
 
+def test_checkpointed_blocks_run_again_as_they_ran():
+    """Backward comes after the block, and has its forward within another."""
+
+    def gradients(checkpointing):
+        layer = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+        for seed, p in enumerate(layer.parameters()):
+            p.data[...] = normal(*p.shape, seed=seed)
+        layer.checkpointing = checkpointing
+        x = Tensor(normal(3, 4), requires_grad=True)
+        with autocast("bfloat16"):
+            y = layer(x)
+        y.float().sum().backward()
+        return y, [p.grad.numpy() for p in (x, *layer.parameters())]
+
+    y, expected = gradients(False)
+    again, found = gradients(True)
+    assert y.dtype == again.dtype == BFLOAT16
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_it_ends_where_an_error_leaves_it():
     a = Tensor(normal(2, 2))
     with pytest.raises(ZeroDivisionError), autocast("bfloat16"):
@@ -144,12 +166,19 @@ def test_as_a_decorator():
     def product(a):
         return a @ a
 
-    assert product(Tensor(normal(2, 2))).dtype == BFLOAT16
+    @autocast("bfloat16")
+    def power(a, n):
+        return a if n == 1 else power(a, n - 1) @ a
+
+    a = Tensor(normal(2, 2))
+    assert product(a).dtype == power(a, 4).dtype == BFLOAT16
+    assert (a @ a).dtype == np.float32  # each call has a block of its own, and all have ended
 
 
 def test_wide_dtypes_are_refused():
-    with pytest.raises(ValueError, match=r"float16 or bfloat16, got 'float32'"):
-        autocast("float32")
+    with pytest.raises(ValueError, match=r"float16 or bfloat16, got float32"), autocast("float32"):
+        pass
+    assert minigrad.engine.autocasts == 0
 
 
 @both

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from math import isfinite
+from typing import Any
 
 import numpy as np
 
@@ -118,7 +120,7 @@ class Trainer:
             logits = self.model(images).float()
             return logits, F.cross_entropy(logits, Tensor(labels), label_smoothing=self.settings.smoothing)
 
-    def precision(self) -> autocast:
+    def precision(self) -> AbstractContextManager[Any]:
         """What numbers the model works on: for a block."""
         return autocast(self.settings.amp_dtype, self.settings.amp)
 

@@ -56,8 +56,7 @@ class ResidualLayerNorm(Function):
     def forward(
         self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
     ) -> tuple[Array, Array]:
-        check(x, branch, weight)
-        check(x, branch, bias)
+        check(x, branch, weight, bias)
         self.m, self.weight = kept(x, p), weight
         s = x + (branch if self.m is None else branch * self.m)
         self.x_hat, self.rstd, _, _ = normalize(s, -1, eps)
@@ -86,11 +85,12 @@ def kept(x: Array, p: float) -> Array | None:
     return m
 
 
-def check(x: Array, branch: Array, param: Array | None) -> None:
-    """Refuse a branch that is not added number by number, and a parameter that has not one number a channel."""
+def check(x: Array, branch: Array, *params: Array | None) -> None:
+    """Refuse a branch that is not added number by number, and parameters that have not one number a channel."""
     checks.floating(x, "residual")
     if not x.ndim or x.shape != branch.shape:
         raise ValueError(
             f"residual: x and the branch must have one shape (N, ..., C), got {x.shape} and {branch.shape}"
         )
-    checks.affine(param, x.shape[-1:], "the parameter", "residual")
+    for param in params:
+        checks.affine(param, x.shape[-1:], "a parameter", "residual")

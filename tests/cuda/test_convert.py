@@ -1,20 +1,61 @@
-"""Casts in CUDA, run on the CPU: where an array ends inside of a pack; and beyond what a type can hold."""
+"""Casts in CUDA, run on the CPU, against NumPy's: any layout, the end of an array, and beyond what a type can hold."""
 
-from itertools import permutations
+from itertools import permutations, product
 
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minigrad.dtypes import cast
 from minigrad.kernels.cuda.convert import convert
-from minigrad.kernels.cuda.launch import STORED, Kernel
-from tests.cuda.runner import barriers, emulated, guarded, needs_compiler
+from minigrad.kernels.cuda.launch import STORED, Kernel, Recorder, use_device
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
 
 pytestmark = needs_compiler
 
 DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 PAIRS = list(permutations(DTYPES, 2))
+
+
+def drawn(seed, *shape, dtype=np.float32):
+    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
+
+
+def through_the_kernel(x, dtype, **choices):
+    with emulated(**choices) as device, use_device(recorder := Recorder(device)):
+        y = convert(x, np.dtype(dtype))
+    return y, [launch.kernel.name for launch in recorder.launches]
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from(DTYPES),
+    st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_casts(shape, old, new, turned, order, seed):
+    x = drawn(seed, *shape, dtype=old)
+    x = x.T if turned else x
+    y, names = through_the_kernel(x, new, order=order)
+    assert names == ["convert"] and y.dtype == new
+    assert (y.T if turned else y).flags.c_contiguous
+    np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
+
+
+@pytest.mark.parametrize(("side", "shift"), list(product(["after", "before"], [0, 1])))
+def test_casts_stay_within_their_arrays(side, shift):
+    for old, new in PAIRS:
+        x = guarded(77, old, side)
+        x[...] = drawn(0, 77)
+        part = x[: 77 - shift] if side == "before" else x[shift:]
+        y, _ = through_the_kernel(part, new, guard=side)
+        np.testing.assert_array_equal(y, cast(part, np.dtype(new)))
+
+
+def test_other_casts_are_the_librarys():
+    for x, dtype in ((np.arange(4), np.float32), (drawn(0, 4), np.float64), (drawn(0, 8)[::2], DTYPES[1])):
+        y, names = through_the_kernel(x, dtype)
+        assert names == [] and y.dtype == dtype
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)

@@ -1,4 +1,4 @@
-"""Norms, activations and casts in CUDA on narrow numbers, run on the CPU, against the specification in float64.
+"""Norms and activations in CUDA on narrow numbers, run on the CPU, against the specification in float64.
 
 The specification is given the same narrow numbers, so what may differ is one rounding of each result, by half a unit in
 its last place, u = 2⁻⁸ of it in bfloat16 and 2⁻¹¹ in float16, beside float32's own errors inside. The gradients of
@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.dtypes import cast
 from minigrad.kernels.cuda import activation, group_norm, norm
-from minigrad.kernels.cuda.launch import Recorder, use_device
 from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler, worst
 
 pytestmark = needs_compiler
@@ -120,43 +118,3 @@ def test_narrow_parameters_are_for_the_specification(run):
         kind, _ = outcome(run, x, drawn(1, 8, dtype=np.float16), drawn(2, 8, dtype=np.float16))
         y = run(Tensor(x), Tensor(drawn(1, 8, dtype=np.float16)), Tensor(drawn(2, 8, dtype=np.float16)))
     assert y.dtype == np.float16 and kind is TWINS[run]  # by way of float32
-
-
-# Casts ----------------------------------------------------------------------------------------------------------------
-
-
-def through_the_kernel(x, dtype, **choices):
-    from minigrad.kernels.cuda.convert import convert
-
-    with emulated(**choices) as device, use_device(recorder := Recorder(device)):
-        y = convert(x, np.dtype(dtype))
-    return y, [launch.kernel.name for launch in recorder.launches]
-
-
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from([np.float32, *DTYPES]),
-    st.sampled_from([np.float32, *DTYPES]), st.booleans(), st.sampled_from(ORDERS), st.integers(0, 99),
-)  # fmt: skip
-def test_casts(shape, old, new, turned, order, seed):
-    x = drawn(seed, *shape, dtype=old)
-    x = x.T if turned else x
-    y, names = through_the_kernel(x, new, order=order)
-    assert names == ["convert"] and y.dtype == new
-    assert (y.T if turned else y).flags.c_contiguous
-    np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
-
-
-@pytest.mark.parametrize(("side", "shift"), list(product(["after", "before"], [0, 1])))
-def test_casts_stay_within_their_arrays(side, shift):
-    for old, new in ((np.float32, DTYPES[0]), (DTYPES[0], np.float32), (DTYPES[1], DTYPES[0])):
-        x = guarded(77, old, side)
-        x[...] = drawn(0, 77)
-        part = x[: 77 - shift] if side == "before" else x[shift:]
-        y, _ = through_the_kernel(part, new, guard=side)
-        np.testing.assert_array_equal(y, cast(part, np.dtype(new)))
-
-
-def test_other_casts_are_the_librarys():
-    for x, dtype in ((np.arange(4), np.float32), (drawn(0, 4), np.float64), (drawn(0, 8)[::2], DTYPES[0])):
-        y, names = through_the_kernel(x, dtype)
-        assert names == [] and y.dtype == dtype

@@ -20,6 +20,19 @@ def test_numpy_arrays_on_either_side():
     assert isinstance(Tensor(x) @ x, Tensor)
 
 
+def test_integers_keep_the_wider_type():
+    """As in NumPy: 100 · 100 has no room in int8."""
+    y = Tensor(np.full((1, 1), 100, np.int8)) @ Tensor(np.full((1, 1), 100))
+    assert y.dtype == np.int64 and y.item() == 10000
+
+
+def test_a_bias_is_added_before_rounding():
+    """1 + 2⁻⁹ is 1 in bfloat16, and so is half of that more; together they are not."""
+    one, small = Tensor(np.array([[1.0, 2**-5]])).bfloat16(), Tensor(np.array([[1.0, 3 * 2**-5]])).bfloat16()
+    assert (one @ small.transpose(0, 1)).item() == 1.0  # 1 + 3 · 2⁻¹⁰
+    assert F.linear(one, small, Tensor(np.array([2**-9])).bfloat16()).item() == 1 + 2**-7
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

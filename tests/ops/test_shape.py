@@ -1,11 +1,15 @@
 """What the shape ops share with their input, and what they say when used wrongly."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
+from minigrad.cublas import pointer
+from minigrad.ops.shape import side_by_side
 
 X = Tensor(np.arange(6.0).reshape(2, 3))
 
@@ -105,3 +109,29 @@ def test_split_pieces_join_again():
 def test_errors_teach(call, error, message):
     with pytest.raises(error, match=message):
         call(X)
+
+
+def test_side_by_side():
+    """Parts are one array where they lie in one, at equal distances and in this order; else they are put together."""
+    whole = np.arange(24.0).reshape(2, 3, 4)
+    for axis in range(3):
+        parts = list(np.moveaxis(whole, axis, 0))
+        found = side_by_side(parts)
+        np.testing.assert_array_equal(found, parts)
+        assert np.shares_memory(found, whole)
+    first, second, third = np.moveaxis(whole, 1, 0)
+    np.testing.assert_array_equal(side_by_side([third, second, first]), [third, second, first])
+    for parts in ([first, third, second], [first, second.copy()], [first, None, third], [first], [first, second[:1]]):
+        assert side_by_side(parts) is None
+    # What lies beside each other by chance, as of two arrays that an allocator gave one after the other, does not stay.
+    memory = (ctypes.c_double * 8)()
+    apart = [np.frombuffer((ctypes.c_double * 4).from_address(ctypes.addressof(memory) + 32 * i)) for i in range(2)]
+    assert pointer(apart[1]) - pointer(apart[0]) == 32 and side_by_side(apart) is None
+
+
+def test_unbind_of_parts_that_share_a_gradient():
+    """Addition hands one array to all three."""
+    x = Tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
+    a, b, c = x.unbind(0)
+    ((a + b + c) * Tensor(np.array([1.0, 2.0]))).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[1, 2]] * 3)

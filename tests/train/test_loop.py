@@ -236,3 +236,11 @@ def test_what_overflows_is_left_out(dataset):
     assert np.isfinite(loss) and trainer.scaler.get_scale() == 2.0**39
     for name, p in trainer.model.named_parameters():
         np.testing.assert_array_equal(p.numpy(), before[name])
+
+
+def test_evaluation_is_in_mixed_precision_too(dataset):
+    trainer = Trainer(Small(), dataset, replace(parse([]), amp=True, threads=1))
+    seen = []
+    trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype.name))
+    trainer.evaluate()
+    assert set(seen) == {"bfloat16"}

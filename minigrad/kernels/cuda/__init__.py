@@ -16,18 +16,9 @@ from minigrad.kernels.cuda import (
     random,
     residual,
     standardize,
-)
+)  # fmt: skip
 
 __all__ = [
-    "activation",
-    "attention",
-    "conv",
-    "convert",
-    "group_norm",
-    "loss",
-    "norm",
-    "optim",
-    "random",
-    "residual",
+    "activation", "attention", "conv", "convert", "group_norm", "loss", "norm", "optim", "random", "residual",
     "standardize",
-]
+]  # fmt: skip
