@@ -51,6 +51,14 @@ class Function:
         """Of a twin: whether it is for these inputs."""
         return True
 
+    @classmethod
+    def twin_for(cls, *arrays: Any, **choices: Any) -> "Function | None":
+        """A new instance of the first twin that takes these inputs, if there is one."""
+        for twin in cls.twins:
+            if twin.takes(*arrays, **choices):
+                return twin()
+        return None
+
     def forward(self, *arrays: Any, **choices: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 

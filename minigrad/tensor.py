@@ -88,11 +88,11 @@ class Tensor(Methods):
         if choices:
             choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
         rounded = None
-        op = _first_that_takes(function, arrays, choices) if function.twins else None
+        op = function.twin_for(*arrays, **choices) if function.twins else None
         if op is None:
             if not (plain or function.narrow) and narrow_dtype(arrays) is not None:
                 rounded, arrays = _first_floating(arrays), widened(arrays)
-                op = _first_that_takes(function, arrays, choices)
+                op = function.twin_for(*arrays, **choices)
             if op is None:
                 op = function()
         op.needs_input_grad = edges
@@ -345,14 +345,6 @@ def _operand(x: Any, function: type[Function]) -> Any:
     raise TypeError(
         f"{function.__name__}: takes Tensors, arrays and real numbers, got {type(x).__name__}; wrap it in Tensor(...)"
     )
-
-
-def _first_that_takes(function: type[Function], arrays: list[Any], choices: dict[str, Any]) -> Function | None:
-    """The op's twin that is for these arrays, if there is one."""
-    for twin in function.twins:
-        if twin.takes(*arrays, **choices):
-            return twin()
-    return None
 
 
 def _first_floating(arrays: list[Any]) -> np.dtype:

@@ -6,12 +6,10 @@ He et al. 2015, arXiv:1512.03385; γ, a factor for each channel: Touvron et al. 
 2016, arXiv:1603.09382. Written as an op of its own because on a GPU it is all memory, and so should be read once.
 """
 
-from typing import Any
-
 from minigrad import checks
 from minigrad.backend import Array, device_of
 from minigrad.function import Function
-from minigrad.ops.norm import normalize, normalize_backward
+from minigrad.ops.norm import LayerNorm
 from minigrad.random import default_generator
 
 
@@ -43,12 +41,12 @@ class Residual(Function):
 
 
 class ResidualLayerNorm(Function):
-    """s = x + m · b, and y = x̂ ⊙ weight + bias, x̂ = (s - μ) · r, each token normalised: both are outputs.
+    """s = x + m · b, and y = LayerNorm(s): both are outputs.
 
-        ∂s' = ∂s + r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),  ĝ = ∂y ⊙ weight        the whole gradient of s: see ops/norm.py
-        ∂x = ∂s',   ∂b = m · ∂s',   ∂weight = Σ ∂y ⊙ x̂,   ∂bias = Σ ∂y
+        ∂s' = ∂s + the gradient that LayerNorm has for s, from ∂y         the whole gradient of s
+        ∂x = ∂s',   ∂b = m · ∂s',   ∂weight and ∂bias as LayerNorm's
 
-    Shapes: x, b, s, y (N, ..., C); weight, bias (C,); m (N, 1, .., 1); r (N, ..., 1).  Saves m, x̂, r, weight.
+    Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves what `Residual` and `LayerNorm`, which it is made of, do.
     """
 
     autocast = 2
@@ -57,22 +55,30 @@ class ResidualLayerNorm(Function):
         self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
     ) -> tuple[Array, Array]:
         check(x, branch, weight, bias)
-        self.m, self.weight = kept(x, p), weight
-        s = x + (branch if self.m is None else branch * self.m)
-        self.x_hat, self.rstd, _, _ = normalize(s, -1, eps)
-        return s, self.x_hat * weight + bias
+        want_x, want_branch, *want_params = self.needs_input_grad
+        self.residual = Residual.twin_for(x, branch, None, p=p) or Residual()
+        self.residual.needs_input_grad = want_x, want_branch, None
+        s = self.residual.forward(x, branch, None, p=p)
+        choices = {"shape": s.shape[-1:], "eps": eps}
+        self.norm = LayerNorm.twin_for(s, weight, bias, **choices) or LayerNorm()
+        self.norm.needs_input_grad = want_x or want_branch, *want_params
+        return s, self.norm.forward(s, weight, bias, **choices)
 
     def backward(self, grad_outputs: list[Array | None]) -> tuple[Array | None, ...]:
         grad, grad_y = grad_outputs
-        if grad_y is None:
-            return grad, self.times_m(grad), None, None
-        grad_normed = normalize_backward(grad_y * self.weight, self.x_hat, self.rstd, -1)
-        grad = grad_normed if grad is None else grad + grad_normed
-        _, _, want_weight, _ = self.needs_input_grad
-        return grad, self.times_m(grad), grad_y * self.x_hat if want_weight else None, grad_y
+        grad_params = None, None
+        if grad_y is not None:
+            grad_normed, *grad_params = self.norm.backward(grad_y)
+            if grad is None:
+                grad = grad_normed
+            elif grad_normed is not None:
+                grad = self.add(grad, grad_normed)
+        grad_x, grad_branch, _ = (None, None, None) if grad is None else self.residual.backward(grad)
+        return grad_x, grad_branch, *grad_params
 
-    def times_m(self, grad: Any) -> Array:
-        return grad if self.m is None else grad * self.m
+    def add(self, a: Array, b: Array) -> Array:
+        """a + b"""
+        return a + b
 
 
 def kept(x: Array, p: float) -> Array | None:

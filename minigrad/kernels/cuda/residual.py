@@ -70,37 +70,17 @@ class Residual(residual.Residual):
 
 @twin_of(residual.ResidualLayerNorm)
 class ResidualLayerNorm(residual.ResidualLayerNorm):
-    """The same formula by the kernels of its two parts, `Residual` and `LayerNorm`.  Saves what these save."""
+    """The same by the kernels of its two parts; ∂s and what LayerNorm adds to it, which may be narrow, by one too."""
 
     @staticmethod
     def takes(x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float) -> bool:
         normed = LayerNorm.takes(x, weight, bias, shape=x.shape[-1:], eps=eps)
         return normed and Residual.takes(x, branch, None, p=p)
 
-    def forward(
-        self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
-    ) -> tuple[Array, Array]:
-        want_x, want_branch, *want_params = self.needs_input_grad
-        self.residual, self.norm = Residual(), LayerNorm()
-        self.residual.needs_input_grad, self.norm.needs_input_grad = (want_x, want_branch, None), (True, *want_params)
-        s = self.residual.forward(x, branch, None, p=p)
-        return s, self.norm.forward(s, weight, bias, shape=s.shape[-1:], eps=eps)
-
-    def backward(self, grad_outputs: list[Array | None]) -> tuple[Array | None, ...]:
-        grad_s, grad_y = grad_outputs
-        grad_weight = grad_bias = None
-        if grad_y is not None:
-            grad_normed, grad_weight, grad_bias = self.norm.backward(grad_y)
-            grad_s = grad_normed if grad_s is None else _sum(grad_s, grad_normed)
-        grad_x, grad_branch, _ = self.residual.backward(grad_s)
-        return grad_x, grad_branch, grad_weight, grad_bias
-
-
-def _sum(a: Array, b: Array) -> Array:
-    """a + b, which is a residual connection too."""
-    plain = Residual()
-    plain.needs_input_grad = (None, None, None)
-    return plain.forward(array_module(a).ascontiguousarray(a), b, None, p=0.0)
+    def add(self, a: Array, b: Array) -> Array:
+        plain = Residual()
+        plain.needs_input_grad = None, None, None
+        return plain.forward(array_module(a).ascontiguousarray(a), b, None, p=0.0)
 
 
 def dropped(x: Array, p: float) -> tuple[Array | None, np.float32, np.float32, np.int32]:
