@@ -3,8 +3,8 @@
 An ordinary generator walks through a hidden state, one number after another. A counter-based one is a pure function:
 the k-th number of draw d under seed s is `philox(counter=(k, d), key=s)`, whoever computes it, in whatever order. So
 a dropout mask need not be stored to be seen again, a GPU thread could make its own numbers, and the state to save in
-a checkpoint is two integers. Uniform float32 numbers for a GPU are made there (`minigrad/kernels/cuda/random.py`), all
-others here on the CPU, and copied where they are wanted.
+a checkpoint is two integers. Words and uniform float32 numbers for a GPU are made there
+(`minigrad/kernels/cuda/random.py`), all others here on the CPU, and copied where they are wanted.
 
 Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, to_device
+from minigrad.backend import Array, array_module, to_device
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 - 1, as 32-bit fractions
@@ -46,14 +46,16 @@ def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rou
     return c0, c1, c2, c3
 
 
-DeviceUniform = Callable[[int, int, Sequence[int], str, Array | None], Array]
-_uniform_on_device: DeviceUniform | None = None
+DeviceDraw = Callable[[int, int, Sequence[int], str, Array | None], Array]
+_on_device: dict[str, DeviceDraw] = {}  # by the method of Generator that it is for
 
 
-def on_device(function: DeviceUniform) -> DeviceUniform:
-    """Decorates what makes uniform float32 numbers on a GPU, from seed, draw number, shape, device and `captured`."""
-    global _uniform_on_device
-    _uniform_on_device = function
+def on_device(function: DeviceDraw) -> DeviceDraw:
+    """Decorates what makes `words`, or float32 numbers for `uniform`, on a GPU: the method of that name calls it.
+
+    It takes seed, draw number, shape, device and the generator's `captured`.
+    """
+    _on_device[function.__name__] = function
     return function
 
 
@@ -84,8 +86,13 @@ class Generator:
             draw, self.draws = self.draws, self.draws + 1
         return draw
 
-    def words(self, count: int) -> np.ndarray:
+    def words(self, count: int, device: str = "cpu") -> Array:
         """`count` words of 32 random bits, (count,) uint32."""
+        if device != "cpu" and "words" in _on_device:
+            return _on_device["words"](self.seed, self._next_draw(), (count,), device, self.captured)
+        return to_device(self._words(count), device)
+
+    def _words(self, count: int) -> np.ndarray:
         draw = self._next_draw()
         words = np.empty((-(-count // 4), 4), np.uint32)
         for start in range(0, len(words), 1 << 14):  # pieces that stay in the cache through the ten rounds
@@ -98,8 +105,8 @@ class Generator:
     def uniform(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
         """Uniform in [0, 1): as many random bits as the dtype holds, 11 in float16, 24 in float32, 53 in float64."""
         count = _count(shape, dtype)
-        if device != "cpu" and np.dtype(dtype) == np.float32 and _uniform_on_device is not None:
-            return _uniform_on_device(self.seed, self._next_draw(), shape, device, self.captured)
+        if device != "cpu" and np.dtype(dtype) == np.float32 and "uniform" in _on_device:
+            return _on_device["uniform"](self.seed, self._next_draw(), shape, device, self.captured)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
@@ -116,10 +123,10 @@ class Generator:
         values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
         return to_device(values.reshape(shape).astype(dtype), device)
 
-    def permutation(self, count: int) -> np.ndarray:
+    def permutation(self, count: int, device: str = "cpu") -> Array:
         """The numbers 0 to count - 1 in random order, (count,) int64."""
-        keys = self.words(2 * count).view(np.uint64)  # 64-bit keys: a tie among n of them has odds of n² / 2⁶⁵
-        return np.argsort(keys, kind="stable")
+        keys = self.words(2 * count, device).view(np.uint64)  # 64-bit: a tie among n of them has odds of n² / 2⁶⁵
+        return array_module(keys).argsort(keys, kind="stable")
 
 
 def _count(shape: Sequence[int], dtype: Any) -> int:

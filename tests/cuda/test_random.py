@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.kernels.cuda.random import uniform as make
+from minigrad.kernels.cuda.random import uniform, words
 from minigrad.random import Generator
 from tests.cuda.runner import ORDERS, emulated, needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
@@ -18,20 +18,43 @@ pytestmark = needs_compiler
     st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_the_same_numbers(shape, seed, draws, order):
-    expected = Generator(seed, draws).uniform(shape)
+    expected = Generator(seed, draws).uniform(shape), Generator(seed, draws).words(np.prod(shape, dtype=int))
     with emulated(order):
-        np.testing.assert_array_equal(make(seed, draws, shape, "cpu"), expected)
+        np.testing.assert_array_equal(uniform(seed, draws, shape, "cpu"), expected[0])
+        found = words(seed, draws, shape, "cpu")
+    assert found.dtype == np.uint32
+    np.testing.assert_array_equal(found.ravel(), expected[1])
 
 
-def test_on_the_device():
-    """A generator that draws for the CPU, for the GPU and in float64 in turn goes on as one that draws for the CPU."""
+@given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1001), st.integers(0, 1000))
+def test_in_a_graph_the_state_is_read_from_memory(count, seed, before, draw):
+    """And what was the generator's when it was captured counts no more."""
+    state = np.array([seed, before], np.uint64)
+    with emulated():
+        found = uniform(1, draw, (count,), "cpu", state), words(1, draw, (count,), "cpu", state)
+    np.testing.assert_array_equal(found[0], Generator(seed, before + draw).uniform((count,)))
+    np.testing.assert_array_equal(found[1], Generator(seed, before + draw).words(count))
+
+
+DRAWS = {
+    "uniform": lambda generator, device: generator.uniform((1100,), device=device),
+    "uniform in float64": lambda generator, device: generator.uniform((1100,), np.float64, device=device),
+    "words": lambda generator, device: generator.words(1100, device),
+    "permutation": lambda generator, device: generator.permutation(1100, device),
+}
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(DRAWS)), st.sampled_from(["cpu", "cuda"])), max_size=6))
+def test_on_the_device(calls):
+    """A generator that draws for the CPU and for the GPU in turn goes on as one that draws for the CPU."""
     ours, theirs = Generator(5), Generator(5)
     with in_place_of_cupy():
-        for device, dtype in (("cuda", np.float32), ("cpu", np.float32), ("cuda", np.float64), ("cuda", np.float32)):
-            found = ours.uniform((1100,), dtype, device)
-            assert device == "cpu" or not isinstance(found, np.ndarray)
-            found = found if device == "cpu" else found.get()
-            np.testing.assert_array_equal(found, theirs.uniform((1100,), dtype))
+        for name, device in calls:
+            found = DRAWS[name](ours, device)
+            assert isinstance(found, np.ndarray) == (device == "cpu")
+            found, expected = found if device == "cpu" else found.get(), DRAWS[name](theirs, "cpu")
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
     assert ours.draws == theirs.draws
 
 
@@ -39,4 +62,5 @@ def test_on_the_device():
 @pytest.mark.parametrize("count", [1, 3, 4, 1023])
 def test_it_stays_within_its_array(side, count):
     with emulated(guard=side):
-        assert np.isfinite(make(1, 2, (count,), "cpu")).all()
+        assert np.isfinite(uniform(1, 2, (count,), "cpu")).all()
+        words(1, 2, (count,), "cpu")

@@ -2,7 +2,7 @@
 //
 // The k-th four words of draw d under a seed are philox(counter = (k, d), key = seed): see minigrad/random.py, which
 // makes the same numbers, bit for bit, on the CPU. So a thread needs no state, and any thread can make any number.
-// registers[]: uniform 32
+// registers[]: uniform 32, words 32
 #include "common.cuh"
 
 struct Words {
@@ -26,15 +26,30 @@ static inline __device__ Words philox(unsigned long long place, unsigned long lo
     return {{c0, c1, c2, c3}};
 }
 
-// y_i uniform in [0, 1), of 24 random bits; four neighbours a thread.   y (count,)   grid: count / (4 * 256), rounded up
-//
 // In a captured graph the arguments stay what they were: there `state` (seed, draw) is read from memory and `draw` counts
 // from it. Elsewhere it is null.
+static inline __device__ Words four_words(long long place, unsigned long long draw, unsigned long long seed,
+                                          const unsigned long long* __restrict__ state) {
+    return state ? philox(place, state[1] + draw, state[0]) : philox(place, draw, seed);
+}
+
+// y_i of 32 random bits; four neighbours a thread.   y (count,)   grid: count / (4 * 256), rounded up
+extern "C" __global__ void __launch_bounds__(256)
+words(unsigned* __restrict__ y, long long count, unsigned long long draw, unsigned long long seed,
+      const unsigned long long* __restrict__ state) {
+    const long long place = (long long)blockIdx.x * 256 + threadIdx.x;
+    const Words words = four_words(place, draw, seed, state);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (place * 4 + i < count) y[place * 4 + i] = words.at[i];
+}
+
+// y_i uniform in [0, 1), of 24 random bits, else as above.
 extern "C" __global__ void __launch_bounds__(256)
 uniform(float* __restrict__ y, long long count, unsigned long long draw, unsigned long long seed,
         const unsigned long long* __restrict__ state) {
     const long long place = (long long)blockIdx.x * 256 + threadIdx.x;
-    const Words words = state ? philox(place, state[1] + draw, state[0]) : philox(place, draw, seed);
+    const Words words = four_words(place, draw, seed, state);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
         if (place * 4 + i < count) y[place * 4 + i] = (words.at[i] >> 8) * 0x1p-24f;

@@ -8,7 +8,7 @@ from minigrad import random
 from minigrad.backend import Array, empty
 from minigrad.kernels.cuda.launch import Kernel
 
-UNIFORM = Kernel("random.cu", "uniform")
+UNIFORM, WORDS = Kernel("random.cu", "uniform"), Kernel("random.cu", "words")
 THREADS, EACH = 256, 4  # of a block; numbers that a thread makes
 
 
@@ -21,6 +21,15 @@ def uniform(seed: int, draw: int, shape: Sequence[int], device: str, state: Arra
         shape, device: of the array.
         state: (2,) uint64 on the device: a seed that is used instead, and what is added to `draw`.
     """
-    y = empty(shape, np.float32, device)
-    UNIFORM(-(-y.size // (THREADS * EACH)), THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), state)
+    return _drawn(UNIFORM, empty(shape, np.float32, device), seed, draw, state)
+
+
+@random.on_device
+def words(seed: int, draw: int, shape: Sequence[int], device: str, state: Array | None = None) -> Array:
+    """The same as words of 32 random bits, uint32."""
+    return _drawn(WORDS, empty(shape, np.uint32, device), seed, draw, state)
+
+
+def _drawn(kernel: Kernel, y: Array, seed: int, draw: int, state: Array | None) -> Array:
+    kernel(-(-y.size // (THREADS * EACH)), THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), state)
     return y
