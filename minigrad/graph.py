@@ -8,7 +8,7 @@ What is recorded stays as it is: the kernels read and write the same memory ever
 
     inputs      are copied into memory that the graph reads
     memory      of everything in between comes from a pool that belongs to the graph alone
-    lr and t    of the optimiser, and the state of the generator, are in device memory; before each launch the host
+    lr and t    of the optimiser, and the state of the generators, are in device memory; before each launch the host
                 writes the next ones there
     products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/cublas.py)
     results     are in the same memory after each launch: use or copy them before the next
@@ -19,7 +19,7 @@ CPU. Such calls are refused while a step is recorded.
 
 import gc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +29,7 @@ from minigrad import cublas
 from minigrad.backend import Array, device_of, empty
 from minigrad.kernels.cuda.optim import CapturedScalars
 from minigrad.optim import AdamW
-from minigrad.random import default_generator
+from minigrad.random import Generator, default_generator
 
 
 class GraphedStep:
@@ -43,18 +43,21 @@ class GraphedStep:
         step: takes arrays on a GPU and returns an array or a tuple of them, on the GPU too. It goes all the way:
             `zero_grad`, forward, backward, `optimizer.step`.
         optimizer: whose `step` is called in it, once.
+        generators: those that it draws from; by default the current one when it is recorded.
         warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
             longer than a step.
     """
 
-    def __init__(self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3) -> None:
+    def __init__(
+        self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3, generators: Sequence[Generator] = ()
+    ) -> None:
         if warmup < 1:
             raise ValueError(f"GraphedStep: needs at least one call to warm up, got {warmup}")
         if not isinstance(optimizer, AdamW):
             raise TypeError(
                 f"GraphedStep: is for AdamW, whose rate a graph can read anew, got {type(optimizer).__name__}"
             )
-        self.step, self.optimizer, self.warmup = step, optimizer, warmup
+        self.step, self.optimizer, self.warmup, self.generators = step, optimizer, warmup, list(generators)
         self.graph: Any = None
 
     def __call__(self, *inputs: Array) -> Any:
@@ -72,8 +75,9 @@ class GraphedStep:
             for mine, x in zip(self.inputs, inputs, strict=True):
                 mine[...] = x
             self.scalars.upload()
-            self.random.set(np.array([self.generator.seed, self.generator.draws], np.uint64))
-            self.generator.skip(self.draws)
+            self.random.set(np.array([[g.seed, g.draws] for g in self.drawn_from], np.uint64))
+            for generator, draws in zip(self.drawn_from, self.draws, strict=True):
+                generator.skip(draws)
             self.graph.launch()
         _wait(outside, self.stream)
         return self.outputs
@@ -85,10 +89,12 @@ class GraphedStep:
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
         self.scalars = CapturedScalars(sum(len(group["params"]) for group in self.optimizer.param_groups), device)
-        self.generator, self.random = default_generator(), empty((2,), np.uint64, device)
+        self.drawn_from = self.generators or [default_generator()]
+        self.random = empty((len(self.drawn_from), 2), np.uint64, device)
         _wait(self.stream, cuda.get_current_stream())
-        before, self.generator.draws = self.generator.draws, 0
-        self.generator.captured, self.optimizer.captured = self.random, self.scalars
+        before, self.optimizer.captured = [generator.draws for generator in self.drawn_from], self.scalars
+        for generator, state in zip(self.drawn_from, self.random, strict=True):
+            generator.draws, generator.captured = 0, state
         gc.collect()
         gc.disable()  # what is freed while a graph is recorded is not to be another's memory
         try:
@@ -103,8 +109,9 @@ class GraphedStep:
                 self.graph = self.stream.end_capture()
         finally:
             gc.enable()
-            self.draws, self.generator.draws = self.generator.draws, before
-            self.generator.captured = self.optimizer.captured = None
+            self.draws, self.optimizer.captured = [generator.draws for generator in self.drawn_from], None
+            for generator, draws in zip(self.drawn_from, before, strict=True):
+                generator.draws, generator.captured = draws, None
 
 
 def direct_blas(device: str, stream: int) -> cublas.Blas:

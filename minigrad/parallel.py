@@ -24,7 +24,7 @@ class Shards:
     """A pool of threads, each with a random stream of its own for dropout.
 
     Args:
-        threads: into how many shards a batch is cut.
+        threads: into how many shards a batch is cut; 1 is the thread that there is.
         first_seed: of the streams; the i-th thread has seed first_seed + i.
     """
 
@@ -35,8 +35,13 @@ class Shards:
         self.pool = ThreadPoolExecutor(threads)
 
     def run(self, work: Callable[..., Result], *arrays: Any) -> list[Result]:
-        """`work(*parts)` for every part of the arrays, cut along their first axis, all at the same time."""
+        """`work(*parts)` for every part of the arrays, cut along their first axis, all at the same time.
+
+        Where there is one part only, it is worked on in the thread that asks: a CUDA graph is captured in one thread.
+        """
         count, length = len(self.generators), len(arrays[0])
+        if count == 1:
+            return [_with_generator(self.generators[0], work, *arrays)] if length else []
         bounds = [length * i // count for i in range(count + 1)]
         jobs = [
             self.pool.submit(_with_generator, generator, work, *(array[start:end] for array in arrays))

@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
+from minigrad.backend import Array, to_device
+from train.errors import InputError
 
 
 @dataclass(frozen=True)
 class Split:
     """Images (N, C, H, W) uint8 with their labels (N,) int64, numbers from 0 to classes - 1."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Array
+    labels: Array
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -18,6 +19,24 @@ class Split:
     def first(self, count: int | None) -> "Split":
         """The first `count` images; None means all of them."""
         return Split(self.images[:count], self.labels[:count])
+
+    def to(self, device: str) -> "Split":
+        """All of it on `device`, to stay there.
+
+        Raises:
+            InputError: it does not fit.
+        """
+        try:
+            return Split(to_device(self.images, device), to_device(self.labels, device))
+        except MemoryError:
+            raise InputError(
+                f"the data stays on {device}, and {len(self):,} images of {self.images.nbytes / 2**30:.2f} GiB do not "
+                "fit there: --train-num-samples and --val-num-samples take fewer"
+            ) from None
+
+    def take(self, index: Array) -> tuple[Array, Array]:
+        """The images (B, C, H, W) and labels (B,) of these numbers, (B,) int64 on the same device."""
+        return self.images[index], self.labels[index]
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,10 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of the training images, one for each of red, green, blue; white is 1
     std: tuple[float, float, float]
+
+    def to(self, device: str) -> "Dataset":
+        """The same with both splits on `device`."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def first(self, train: int | None, test: int | None) -> "Dataset":
         """The same dataset cut down to its first images: for quick trials."""

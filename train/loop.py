@@ -1,4 +1,8 @@
-"""L7: the training loop: epochs of forward, backward and step, each followed by a look at the test images."""
+"""L7: the training loop: epochs of forward, backward and step, each followed by a look at the test images.
+
+On a GPU the images are there from the beginning, and all of a step happens there, from the numbers of its images to the
+sums of loss and right answers: the host only launches, and reads the sums now and then.
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,12 +14,12 @@ import numpy as np
 
 import minigrad.functional as F
 from minigrad import Tensor, autocast, no_grad
-from minigrad.backend import Array
+from minigrad.backend import Array, to_device
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
 from minigrad.optim import AdamW, GradScaler, WarmupCosine, clip_grad_norm_
 from minigrad.parallel import Shards
-from minigrad.random import Generator, use_generator
+from minigrad.random import Generator
 from models.model import param_groups
 from train.batches import augment, batches, normalize
 from train.dataset import Dataset
@@ -25,13 +29,17 @@ from train.settings import Settings
 
 _STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
 _unwarned = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported once, and in full
+_UNREAD = 20  # steps of a GPU from one look at the loss to the next: each look waits for it
 
 
 class Trainer:
     """A model in training: all that changes from step to step is here."""
 
     def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
-        self.model, self.dataset, self.settings = model, dataset, settings
+        self.model, self.dataset, self.settings = model, dataset.to(settings.device), settings
+        self.mean, self.std = (
+            to_device(np.asarray(values, np.float32), settings.device) for values in (dataset.mean, dataset.std)
+        )
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
@@ -40,10 +48,14 @@ class Trainer:
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
-        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
-        self.threads = 1 if any(model.named_buffers()) else settings.threads
+        self.graph = settings.graph and not self.scaler.enabled  # to scale the loss is to wait for the gradients
+        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it. Nor is
+        # a graph, which is captured in one thread.
+        self.threads = 1 if self.graph or any(model.named_buffers()) else settings.threads
         self.shards = Shards(self.threads, self.generator.seed + 1)
-        self.graphed = GraphedStep(self.compute, self.optimizer) if settings.graph else None
+        self.sums = _Sums(settings.device)  # of the epoch
+        generators = [self.generator, *self.shards.generators]
+        self.run = GraphedStep(self.compute, self.optimizer, generators=generators) if self.graph else self.compute
 
     def fit(self) -> Iterator[Metrics]:
         """Train; yields the metrics after each epoch.
@@ -64,55 +76,50 @@ class Trainer:
     def train_epoch(self, title: str) -> tuple[float, float]:
         """Every training image once, in random order. Returns mean loss and accuracy while the model changes."""
         self.model.train()
-        tally = _Tally()
-        order = self.generator.permutation(len(self.dataset.train))
-        with Progress(len(self.dataset.train), " images", title) as progress:
-            for images, labels in batches(self.dataset.train, self.settings.batch_size, self.settings.device, order):
-                loss, correct = self.step(images, labels)
+        self.sums.clear()
+        count, done, unread = len(self.dataset.train), 0, 1 if self.settings.device == "cpu" else _UNREAD
+        order = self.generator.permutation(count, self.settings.device)
+        loss = acc = 0.0
+        with Progress(count, " images", title) as progress:
+            for step, part in enumerate(batches(count, self.settings.batch_size), 1):
+                self.step(order[part])
+                if step % unread and part.stop < count:
+                    continue
+                loss, acc = self.sums.means(part.stop)
                 if not isfinite(loss):
                     raise InputError(f"the loss became {loss} in {title}: try a lower --lr or more --warmup-epochs")
-                tally.add(loss, correct, len(labels))
-                progress.update(len(labels), f"loss {tally.loss:.3f} acc {tally.acc:.1%}")
-        return tally.loss, tally.acc
+                progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
+                done = part.stop
+        return loss, acc
 
     @_unwarned
-    def step(self, images: Array, labels: Array) -> tuple[float, int]:
-        """One step of the optimiser. Returns the mean loss of the batch and how many images were right before it."""
+    def step(self, index: Array) -> None:
+        """One step of the optimiser, on the training images of these numbers, (B,) int64."""
+        self.run(index)
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.schedule.step()
+
+    def compute(self, index: Array) -> None:
+        """All of a step that is arithmetic; without a scaled loss it does not wait for a GPU, and can be a graph.
+
+        The batch goes through the model in shards, each in a thread of its own.
+        """
+        images, labels = self.dataset.train.take(index)
         if self.settings.aug:
             images = augment(images, self.generator)
 
-        if self.graphed is None:
-            loss, correct = self.sharded(images, labels)
-        else:
-            with use_generator(self.shards.generators[0]):
-                loss, correct = (x.item() for x in self.graphed(self.inputs(images).data, labels))
-        self.lr = self.optimizer.param_groups[0]["lr"]
-        self.schedule.step()
-        return loss, correct
-
-    def sharded(self, images: Array, labels: Array) -> tuple[float, int]:
-        """The step on shards of the batch, each in a thread of its own."""
-
         @_unwarned  # each thread decides for itself
-        def work(images: Array, part: Array) -> tuple[float, int]:
+        def work(images: Array, part: Array) -> tuple[Array, Array]:
             logits, loss = self.forward(self.inputs(images), part)
             # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the batch.
             loss = loss * (len(part) / len(labels))
             self.scaler.scale(loss).backward()
-            return loss.item(), int(_correct(logits, part))
+            return loss.data.astype(np.float64), _correct(logits, part)
 
         self.optimizer.zero_grad()
         losses, correct = zip(*self.shards.run(work, images, labels), strict=True)
+        self.sums.add(sum(losses), sum(correct), len(labels))
         self.move()
-        return sum(losses), sum(correct)
-
-    def compute(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """The step on the whole batch, without waiting for the device: for a graph."""
-        self.optimizer.zero_grad()
-        logits, loss = self.forward(Tensor(images), labels)
-        loss.backward()
-        self.move()
-        return loss.data, _correct(logits, labels)
 
     def forward(self, images: Tensor, labels: Array) -> tuple[Tensor, Tensor]:
         """Logits, and the loss."""
@@ -135,21 +142,22 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
         self.model.eval()
-        tally = _Tally()
+        test, sums = self.dataset.test, _Sums(self.settings.device)
 
-        def work(images: Array, labels: Array) -> tuple[float, int, int]:
+        def work(images: Array, labels: Array) -> tuple[Array, Array, int]:
             with no_grad(), self.precision():
                 logits = self.model(self.inputs(images)).float()
-            return F.cross_entropy(logits, Tensor(labels)).item(), int(_correct(logits, labels)), len(labels)
+            loss = F.cross_entropy(logits, Tensor(labels))
+            return loss.data.astype(np.float64), _correct(logits, labels), len(labels)
 
-        for images, labels in batches(self.dataset.test, self.settings.validation_batch_size, self.settings.device):
-            for result in self.shards.run(work, images, labels):
-                tally.add(*result)
-        return tally.loss, tally.acc
+        for part in batches(len(test), self.settings.validation_batch_size):
+            for result in self.shards.run(work, test.images[part], test.labels[part]):
+                sums.add(*result)
+        return sums.means(len(test))
 
     def inputs(self, images: Array) -> Tensor:
         """What the model takes."""
-        return Tensor(normalize(images, self.dataset.mean, self.dataset.std))
+        return Tensor(normalize(images, self.mean, self.std))
 
 
 def _correct(logits: Tensor, labels: Array) -> Array:
@@ -157,22 +165,21 @@ def _correct(logits: Tensor, labels: Array) -> Array:
     return (logits.data.argmax(axis=1) == labels).sum()
 
 
-class _Tally:
-    """Running means of loss and accuracy over batches of different sizes."""
+class _Sums:
+    """Loss and right answers, added up over images on the device. To read them is to wait for it."""
 
-    def __init__(self) -> None:
-        self.images = self.correct = 0
-        self.total_loss = 0.0
+    def __init__(self, device: str) -> None:
+        self.sums = to_device(np.zeros(2), device)
 
-    def add(self, loss: float, correct: int, images: int) -> None:
-        self.images += images
-        self.correct += correct
-        self.total_loss += loss * images
+    def clear(self) -> None:
+        self.sums[...] = 0
 
-    @property
-    def loss(self) -> float:
-        return self.total_loss / self.images
+    def add(self, loss: Array, correct: Array, images: int) -> None:
+        """A batch: its mean loss in float64, and how many of its images were right."""
+        self.sums[0] += loss * images
+        self.sums[1] += correct
 
-    @property
-    def acc(self) -> float:
-        return self.correct / self.images
+    def means(self, images: int) -> tuple[float, float]:
+        """Mean loss and accuracy over so many images."""
+        loss, correct = to_device(self.sums, "cpu").tolist()
+        return loss / images, correct / images
