@@ -56,17 +56,21 @@ def run(settings: Settings) -> None:
             f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
             f"{len(dataset.classes)} classes\n"
             f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
-            f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}\n"
-            f"output   {folder}",
-            flush=True,
+            f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
         )
+        if settings.model_ema:
+            print(f"average  tested and kept: the average of the weights, decay {settings.model_ema_decay:g}")
+        if settings.graph and not trainer.graph:
+            print("graph    off: it cannot scale the loss for --amp-dtype float16; bfloat16 needs no scale")
+        print(f"output   {folder}", flush=True)
         history: list[Metrics] = []
         for metrics in trainer.fit():
             better = all(metrics.test_acc > earlier.test_acc for earlier in history)
             history.append(metrics)
             table.append(metrics)
-            for name in ("last", "best") if better else ("last",):
-                checkpoint.save(folder / f"{name}.{settings.checkpoint_format}", model, dataset, settings, metrics)
+            with trainer.tested():
+                for name in ("last", "best") if better else ("last",):
+                    checkpoint.save(folder / f"{name}.{settings.checkpoint_format}", model, dataset, settings, metrics)
             print(metrics.line(settings.epochs), flush=True)
         plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
     except OSError as error:
@@ -88,10 +92,6 @@ def check(settings: Settings) -> None:
         raise InputError(f"--device {settings.device}: {error}") from None
     if settings.graph and settings.device == "cpu":
         raise InputError("--graph needs --device cuda: CUDA graphs are for a GPU")
-    if settings.graph and settings.amp and settings.amp_dtype == "float16":
-        raise InputError(
-            "--graph cannot scale the loss for --amp-dtype float16: leave one out; bfloat16 needs no scale"
-        )
     if settings.amp:
         try:
             as_dtype(settings.amp_dtype)
@@ -119,6 +119,8 @@ def parse(arguments: Sequence[str] | None) -> Settings:
         settings["warmup_epochs"] = epochs / 10
     if settings["device"] != "cpu" and "threads" not in given:
         settings["threads"] = 1
+    scaled = settings["amp"] and settings["amp_dtype"] == "float16"
+    settings.setdefault("graph", settings["device"] != "cpu" and settings["threads"] == 1 and not scaled)
     settings.setdefault("output", _unused_folder(f"runs/{settings['model']}-{dataset}"))
     return Settings(**settings)
 
@@ -160,12 +162,16 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
     add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
     add(how, "--aug", "random flips and shifted crops", action=argparse.BooleanOptionalAction, default=None)
+    ema = "test and keep the moving average of the weights"
+    add(how, "--model-ema", ema, action=argparse.BooleanOptionalAction, default=None)
+    decay = "of that average: it is over about the last 1 / (1 - D) steps"
+    add(how, "--model-ema-decay", decay, metavar="D", type=share)
     add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
 
     where = parser.add_argument_group("where, and what comes out")
     add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
-    graph = "on a GPU, a training step as one CUDA graph, see minigrad/graph.py"
+    graph = "a training step as one CUDA graph, see minigrad/graph.py"
     add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)
     amp = "mixed precision: activations narrow, parameters in float32, see minigrad/precision.py"
     add(where, "--amp", amp, action=argparse.BooleanOptionalAction, default=None)
@@ -191,6 +197,8 @@ def _default(name: str) -> str:
     """How the help shows a default, e.g. `shapes: 6, cifar10: 50`."""
     if name == "output":
         return "runs/MODEL-DATASET, numbered if taken"
+    if name == "graph":
+        return "default yes on a GPU, if no loss is scaled"
     if name in COMMON:
         return f"default {_show(COMMON[name])}"
     datasets: dict[str, list[str]] = {}  # with the same default

@@ -6,7 +6,7 @@ sums of loss and right answers: the host only launches, and reads the sums now a
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any
 
@@ -17,7 +17,7 @@ from minigrad import Tensor, autocast, no_grad
 from minigrad.backend import Array, to_device
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
-from minigrad.optim import AdamW, GradScaler, WarmupCosine, clip_grad_norm_
+from minigrad.optim import EMA, AdamW, GradScaler, WarmupCosine, clip_grad_norm_
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from models.model import param_groups
@@ -43,6 +43,7 @@ class Trainer:
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
+        self.ema = EMA(model, settings.model_ema_decay) if settings.model_ema else None
         self.lr = 0.0  # of the last step
         self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
@@ -96,6 +97,8 @@ class Trainer:
     def step(self, index: Array) -> None:
         """One step of the optimiser, on the training images of these numbers, (B,) int64."""
         self.run(index)
+        if self.ema is not None:
+            self.ema.update()
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.schedule.step()
 
@@ -139,6 +142,10 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def tested(self) -> AbstractContextManager[None]:
+        """Within the block, the model is what is tested and kept: with --model-ema, its average."""
+        return nullcontext() if self.ema is None else self.ema.applied()
+
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
         self.model.eval()
@@ -150,9 +157,10 @@ class Trainer:
             loss = F.cross_entropy(logits, Tensor(labels))
             return loss.data.astype(np.float64), _correct(logits, labels), len(labels)
 
-        for part in batches(len(test), self.settings.validation_batch_size):
-            for result in self.shards.run(work, test.images[part], test.labels[part]):
-                sums.add(*result)
+        with self.tested():
+            for part in batches(len(test), self.settings.validation_batch_size):
+                for result in self.shards.run(work, test.images[part], test.labels[part]):
+                    sums.add(*result)
         return sums.means(len(test))
 
     def inputs(self, images: Array) -> Tensor:

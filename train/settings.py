@@ -27,6 +27,8 @@ class Settings:
     smoothing: float
     drop_path: float
     aug: bool
+    model_ema: bool
+    model_ema_decay: float
     seed: int
     device: str
     threads: int
@@ -54,10 +56,11 @@ COMMON: dict[str, Any] = {
     "weight_decay": 0.05,
     "clip_grad": 1.0,
     "drop_path": 0.0,
+    "model_ema": False,
+    "model_ema_decay": 0.9998,
     "seed": 0,
     "device": "cpu",
     "threads": min(2, os.cpu_count() or 1),
-    "graph": False,
     "amp": False,
     "amp_dtype": "bfloat16",
     "tf32": True,
