@@ -5,6 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad
 import models
@@ -12,6 +14,7 @@ from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import to_device
 from minigrad.graph import GraphedStep
+from minigrad.random import Generator
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
 from tests.test_cuda import SMALL
@@ -82,6 +85,28 @@ def test_dropout_goes_on_where_it_was():
         return nn.Sequential(Flatten(), nn.Linear(48, 20), nn.Dropout(0.5), nn.Linear(20, 10), nn.Dropout(0.1))
 
     assert_same(build, made([4] * 6, (3, 4, 4)))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=4), st.integers(0, 5), st.integers(1, 4))
+def test_several_generators_go_on_where_they_were(draws, before, steps):
+    """Whichever of two is drawn from in which order, each replay gives the next words of each."""
+    parameter = Tensor(to_device(np.ones(2, np.float32), "cuda"), requires_grad=True)
+    optimizer = optim.AdamW([parameter])
+    ours, theirs = [Generator(1, before), Generator(2)], [Generator(1, before), Generator(2)]
+
+    def step(x):
+        optimizer.zero_grad()
+        (parameter * Tensor(x)).sum().backward()
+        optimizer.step()
+        return tuple(ours[second].words(3, "cuda") for second in draws)
+
+    run = GraphedStep(step, optimizer, warmup=1, generators=ours)
+    x = to_device(np.ones(2, np.float32), "cuda")
+    for _ in range(1 + steps):
+        for found, second in zip(run(x), draws, strict=True):
+            np.testing.assert_array_equal(to_device(found, "cpu"), theirs[second].words(3))
+        assert [g.draws for g in ours] == [g.draws for g in theirs]
+    assert run.graph is not None and all(g.captured is None for g in ours)
 
 
 def test_batch_normalisation():

@@ -59,7 +59,7 @@ def run(settings: Settings) -> None:
             f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
         )
         if settings.model_ema:
-            print(f"average  tested and kept: the average of the weights, decay {settings.model_ema_decay:g}")
+            print(f"average  of the weights over steps, decay {settings.model_ema_decay:g}: it is tested and kept")
         if settings.graph and not trainer.graph:
             print("graph    off: it cannot scale the loss for --amp-dtype float16; bfloat16 needs no scale")
         print(f"output   {folder}", flush=True)
@@ -71,7 +71,7 @@ def run(settings: Settings) -> None:
             with trainer.tested():
                 for name in ("last", "best") if better else ("last",):
                     checkpoint.save(folder / f"{name}.{settings.checkpoint_format}", model, dataset, settings, metrics)
-            print(metrics.line(settings.epochs), flush=True)
+            print(metrics.line(settings.epochs, "average's test" if settings.model_ema else "test"), flush=True)
         plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
@@ -166,6 +166,8 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--model-ema", ema, action=argparse.BooleanOptionalAction, default=None)
     decay = "of that average: it is over about the last 1 / (1 - D) steps"
     add(how, "--model-ema-decay", decay, metavar="D", type=share)
+    rise = "the decay rises to that, as (1 + step) / (10 + step)"
+    add(how, "--model-ema-warmup", rise, action=argparse.BooleanOptionalAction, default=None)
     add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
 
     where = parser.add_argument_group("where, and what comes out")

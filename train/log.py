@@ -57,12 +57,12 @@ class Metrics:
     seconds: float
     images_per_second: float  # in training
 
-    def line(self, epochs: int) -> str:
+    def line(self, epochs: int, tested: str = "test") -> str:
         """The row for people."""
         return (
             f"epoch {self.epoch:{len(str(epochs))}}/{epochs}   "
             f"train loss {self.train_loss:.4f} acc {self.train_acc:6.2%}   "
-            f"test loss {self.test_loss:.4f} acc {self.test_acc:6.2%}   "
+            f"{tested} loss {self.test_loss:.4f} acc {self.test_acc:6.2%}   "
             f"lr {self.lr:.1e}   {self.seconds:.1f} s   {self.images_per_second:.0f} images/s"
         )
 

@@ -43,7 +43,8 @@ class Trainer:
         self.parameters = list(model.parameters())
         self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
-        self.ema = EMA(model, settings.model_ema_decay) if settings.model_ema else None
+        decay, rises = settings.model_ema_decay, settings.model_ema_warmup
+        self.ema = EMA(model, decay, warmup=rises) if settings.model_ema else None
         self.lr = 0.0  # of the last step
         self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)

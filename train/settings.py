@@ -29,6 +29,7 @@ class Settings:
     aug: bool
     model_ema: bool
     model_ema_decay: float
+    model_ema_warmup: bool
     seed: int
     device: str
     threads: int
@@ -58,6 +59,7 @@ COMMON: dict[str, Any] = {
     "drop_path": 0.0,
     "model_ema": False,
     "model_ema_decay": 0.9998,
+    "model_ema_warmup": True,
     "seed": 0,
     "device": "cpu",
     "threads": min(2, os.cpu_count() or 1),

@@ -60,6 +60,8 @@ def test_help_needs_no_numpy(tmp_path):
         (["--drop-path", "-0.1"], "--drop-path: must be a number at least 0 and below 1, got '-0.1'"),
         (["--seed", "2147483648"], "--seed: must be from 0 to 2147483646"),
         (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
+        (["--model-ema-decay", "1"], "--model-ema-decay: must be a number at least 0 and below 1, got '1'"),
+        (["--graph"], "--graph needs --device cuda"),
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
@@ -105,9 +107,24 @@ def test_a_run_leaves_everything(tmp_path):
         "vit_nano_cifar, 142,026 parameters",
         "200 training and 50 test images",
         "epoch 3/3",
+        "   test loss",
         "best     ",
     ):
         assert part in result.stdout
+
+
+def test_the_average_is_kept(tmp_path):
+    """An average that forgets at once is the model; the line of an epoch says what was tested."""
+    kept = []
+    for flags in ([], ["--model-ema", "--model-ema-decay", 0], ["--model-ema"]):
+        folder = tmp_path / str(len(kept))
+        result = train(*TINY, "--epochs", 1, "--threads", 1, *flags, "--output", folder, cwd=tmp_path)
+        assert result.returncode == 0 and result.stderr == ""
+        assert ("average's test loss" in result.stdout) == ("average  of the weights" in result.stdout) == bool(flags)
+        kept.append([dict(np.load(folder / f"{name}.npz")) for name in ("best", "last")])
+    for plain, forgetful, average in zip(*kept, strict=True):
+        np.testing.assert_allclose(forgetful["head.weight"], plain["head.weight"], rtol=1e-5, atol=1e-7)
+        assert abs(average["head.weight"] - plain["head.weight"]).max() > 1e-4
 
 
 def test_cifar_and_safetensors(tmp_path):

@@ -1,21 +1,27 @@
 """Batches, shards, one step after another, checkpoints."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import models
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
+from minigrad.backend import cuda_is_available, device_of, to_device
 from minigrad.parallel import Shards
 from minigrad.random import Generator
+from tests.cuda.runner import HAS_COMPILER
+from tests.cupy_on_cpu import in_place_of_cupy
 from train import checkpoint, shapes
 from train.__main__ import parse
 from train.batches import augment, batches, normalize
 from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics
-from train.loop import Trainer
+from train.loop import Trainer, _Sums
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +53,35 @@ def fit(dataset, **overrides):
     return list(Trainer(model, dataset, settings).fit()), model
 
 
-def test_batches_cover_everything_once():
-    split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10))
-    for order in (None, Generator(0).permutation(10)):
-        found = list(batches(split, 4, "cpu", order))
-        assert [len(labels) for _, labels in found] == [4, 4, 2]
-        labels = np.concatenate([labels for _, labels in found])
-        np.testing.assert_array_equal(np.concatenate([images for images, _ in found]).ravel(), labels)
-        np.testing.assert_array_equal(labels, np.arange(10) if order is None else order)
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_batches_cover_everything_once(count, size):
+    parts = list(batches(count, size))
+    assert [i for part in parts for i in range(count)[part]] == list(range(count))
+    assert all(part.stop - part.start == size for part in parts[:-1]) and all(part.stop <= count for part in parts)
+
+
+def test_a_split_lives_on_the_device(device):
+    split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10) * 2)
+    there = split.to(device)
+    index = Generator(0).permutation(10, device)[3:7]
+    images, labels = there.take(index)
+    assert device_of(images) == device_of(labels) == device_of(index)
+    index = to_device(index, "cpu")
+    np.testing.assert_array_equal(to_device(images, "cpu").ravel(), index)
+    np.testing.assert_array_equal(to_device(labels, "cpu"), index * 2)
+
+
+def test_data_that_do_not_fit_are_refused(monkeypatch):
+    class OutOfMemoryError(MemoryError):  # CuPy's
+        pass
+
+    def full(x, device):
+        raise OutOfMemoryError("out of memory allocating 30,720 bytes")
+
+    monkeypatch.setattr("train.dataset.to_device", full)
+    split = Split(np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int))
+    with pytest.raises(InputError, match=r"stays on cuda, and 10 images of 0\.00 GiB do not fit"):
+        split.to("cuda")
 
 
 def test_normalize():
@@ -87,6 +114,17 @@ def test_augment_is_a_flip_and_a_shift():
     flips, tops, lefts = zip(*seen, strict=True)
     assert set(tops) == set(lefts) == set(range(9))
     assert 0.4 < np.mean(flips) < 0.6
+
+
+@given(st.integers(0, 12), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**40))
+def test_augment_chooses_the_same_on_every_device(N, C, H, W, seed):
+    images = np.random.default_rng(N).integers(0, 256, (N, C, H, W), dtype=np.uint8)
+    ours, theirs = Generator(seed), Generator(seed)
+    expected = [augment(images, theirs) for _ in range(2)]
+    with nullcontext() if cuda_is_available() else in_place_of_cupy():
+        found = [augment(to_device(images, "cuda"), ours).get() for _ in range(2)]
+    np.testing.assert_array_equal(found, expected)
+    assert ours.draws == theirs.draws == 2
 
 
 def test_a_seed_repeats_a_run_bit_for_bit(dataset):
@@ -194,6 +232,70 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset):
         list(Trainer(model, dataset, parse([])).fit())
 
 
+def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
+    """On the CPU the sums are read after each step, on a GPU after every twentieth; what is shown counts images read."""
+    seen, read = [], _Sums.means
+
+    class Bar:
+        __init__ = __exit__ = lambda self, *arguments: None
+        __enter__ = lambda self: self  # noqa: E731
+        update = lambda self, count, note: seen.append(count)  # noqa: E731
+
+    read_at = []
+    monkeypatch.setattr("train.loop.Progress", Bar)
+    monkeypatch.setattr(_Sums, "means", lambda self, images: read_at.append(images) or read(self, images))
+    settings = parse(["--epochs", "1", "--batch-size", "2", "--device", device, "--no-graph", "--threads", "1"])
+    Trainer(Small().to(device), shapes.load(101, 2), settings).train_epoch("epoch 1/1")
+    assert read_at == ([*range(2, 102, 2), 101] if device == "cpu" else [40, 80, 101])
+    assert sum(seen) == 101 and seen == list(np.diff([0, *read_at]))
+
+
+@pytest.mark.parametrize("graph", ["--graph", "--no-graph"])
+def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device):
+    if device == "cpu" or not HAS_COMPILER:
+        pytest.skip("of a GPU")
+    model = models.create_model("vit_nano_cifar", depth=1).to(device)
+    settings = parse(["--epochs", "2", "--batch-size", "2", "--device", device, graph])
+    trainer = Trainer(model, shapes.load(20, 2), settings)
+    epochs = trainer.fit()
+    next(epochs)
+    assert trainer.graph == (graph == "--graph")
+    model.head.bias.data[0] = np.inf
+    with pytest.raises(InputError, match=r"the loss became nan in epoch 2/2: try a lower --lr"):
+        next(epochs)
+
+
+# The moving average ---------------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_tested_and_the_model_trained(dataset):
+    """What trains is what trains without it; what is tested is the average, by its formula."""
+    plain, model = fit(dataset, threads=1)
+    settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), threads=1, model_ema=True, model_ema_decay=0.6)
+    manual_seed(0)
+    averaged = Small()
+    trainer = Trainer(averaged, dataset, settings)
+    expected = {name: p.numpy().copy() for name, p in averaged.named_parameters()}
+    step = trainer.step
+
+    def watched(index):
+        step(index)
+        t = trainer.ema.updates - 1
+        for name, p in averaged.named_parameters():
+            expected[name] += (1 - min(0.6, (1 + t) / (10 + t))) * (p.numpy() - expected[name])
+
+    trainer.step = watched
+    epochs = list(trainer.fit())
+    assert trainer.ema.updates == 8
+    for ours, theirs in zip(epochs, plain, strict=True):
+        assert ours.train_loss == theirs.train_loss and ours.test_loss != theirs.test_loss
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(averaged.state_dict()[name].numpy(), p.numpy())
+    averaged.load_state_dict(expected)
+    loss, _ = Trainer(averaged, dataset, parse([])).evaluate()
+    assert epochs[-1].test_loss == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_checkpoint(dataset, suffix, tmp_path):
     if suffix == "safetensors":
@@ -232,8 +334,8 @@ def test_what_overflows_is_left_out(dataset):
     trainer = Trainer(Small(), dataset, settings)
     trainer.scaler.factor = 2.0**40
     before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
-    loss, _ = trainer.step(dataset.train.images[:16], dataset.train.labels[:16])
-    assert np.isfinite(loss) and trainer.scaler.get_scale() == 2.0**39
+    trainer.step(np.arange(16))
+    assert np.isfinite(trainer.sums.means(16)).all() and trainer.scaler.get_scale() == 2.0**39
     for name, p in trainer.model.named_parameters():
         np.testing.assert_array_equal(p.numpy(), before[name])
 
