@@ -233,7 +233,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset):
 
 
 def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
-    """On the CPU the sums are read after each step, on a GPU after every twentieth; what is shown counts images read."""
+    """On the CPU the sums are read after each step, on a GPU after every twentieth, and the bar moves then."""
     seen, read = [], _Sums.means
 
     class Bar:
