@@ -59,7 +59,7 @@ def run(settings: Settings) -> None:
             f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
         )
         if settings.model_ema:
-            print(f"average  of the weights over steps, decay {settings.model_ema_decay:g}: it is tested and kept")
+            print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
         if settings.graph and not trainer.graph:
             print("graph    off: it cannot scale the loss for --amp-dtype float16; bfloat16 needs no scale")
         print(f"output   {folder}", flush=True)
