@@ -223,3 +223,22 @@ def test_a_state_that_is_loaded_is_captured_anew():
 def test_there_is_always_a_warm_up():
     with pytest.raises(ValueError, match="at least one"):
         GraphedStep(lambda: None, optim.AdamW([Tensor(1.0, requires_grad=True)]), warmup=0)
+
+
+def test_an_average_is_updated_beside_the_graph():
+    model = nn.Linear(4, 4).to("cuda")
+    optimizer, ema = optim.AdamW(model.parameters(), lr=0.1), optim.EMA(model)
+
+    def step(x):
+        optimizer.zero_grad()
+        model(Tensor(x)).sum().backward()
+        optimizer.step()
+        ema.update()
+        return x
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    x = to_device(np.ones((2, 4), np.float32), "cuda")
+    run(x)
+    with pytest.raises(RuntimeError, match="call it after the step"):
+        run(x)
+    assert ema.updates == 1

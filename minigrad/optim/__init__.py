@@ -1,7 +1,8 @@
-"""L5: optimisers, learning-rate schedules, gradient clipping."""
+"""L5: optimisers, learning-rate schedules, gradient clipping, the moving average of a model."""
 
+from minigrad.optim.ema import EMA
 from minigrad.optim.optimizer import SGD, AdamW, Optimizer, clip_grad_norm_
 from minigrad.optim.scaler import GradScaler
 from minigrad.optim.schedule import WarmupCosine
 
-__all__ = ["SGD", "AdamW", "GradScaler", "Optimizer", "WarmupCosine", "clip_grad_norm_"]
+__all__ = ["EMA", "SGD", "AdamW", "GradScaler", "Optimizer", "WarmupCosine", "clip_grad_norm_"]
