@@ -11,6 +11,8 @@ What is recorded stays as it is: the kernels read and write the same memory ever
     lr and t    of the optimiser, and the state of the generator, are in device memory; before each launch the host
                 writes the next ones there
     products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/cublas.py)
+    addresses   of the parameters and gradients, for kernels that are for all at once, are in tables, which are filled
+                when the recording ends
     results     are in the same memory after each launch: use or copy them before the next
 
 and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
@@ -27,7 +29,8 @@ import numpy as np
 
 from minigrad import cublas
 from minigrad.backend import Array, device_of, empty
-from minigrad.kernels.cuda.optim import CapturedScalars
+from minigrad.kernels.cuda.optim import CapturedMoves
+from minigrad.kernels.cuda.table import Tables, capturing
 from minigrad.optim import AdamW
 from minigrad.random import default_generator
 
@@ -71,7 +74,7 @@ class GraphedStep:
         with self.stream:
             for mine, x in zip(self.inputs, inputs, strict=True):
                 mine[...] = x
-            self.scalars.upload()
+            self.moves.upload()
             self.random.set(np.array([self.generator.seed, self.generator.draws], np.uint64))
             self.generator.skip(self.draws)
             self.graph.launch()
@@ -84,23 +87,25 @@ class GraphedStep:
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
-        self.scalars = CapturedScalars(sum(len(group["params"]) for group in self.optimizer.param_groups), device)
+        self.moves, self.tables = CapturedMoves(), Tables()
         self.generator, self.random = default_generator(), empty((2,), np.uint64, device)
         _wait(self.stream, cuda.get_current_stream())
         before, self.generator.draws = self.generator.draws, 0
-        self.generator.captured, self.optimizer.captured = self.random, self.scalars
+        self.generator.captured, self.optimizer.captured = self.random, self.moves
         gc.collect()
         gc.disable()  # what is freed while a graph is recorded is not to be another's memory
         try:
             with self.stream, cuda.using_allocator(self.pool.malloc), cublas.use_blas(self.blas):
                 self.stream.begin_capture()
                 try:
-                    self.outputs = self.step(*self.inputs)
+                    with capturing(self.tables):
+                        self.outputs = self.step(*self.inputs)
                 except BaseException:
                     with suppress(Exception):  # which says only that something went wrong before
                         self.stream.end_capture()
                     raise
                 self.graph = self.stream.end_capture()
+                self.tables.upload()
         finally:
             gc.enable()
             self.draws, self.generator.draws = self.generator.draws, before
