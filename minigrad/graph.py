@@ -83,7 +83,7 @@ class GraphedStep:
 
     def _capture(self, inputs: tuple[Array, ...]) -> None:
         cuda = importlib.import_module("cupy").cuda
-        device = device_of(inputs[0])
+        device, self.graph = device_of(inputs[0]), None  # an older one is not launched again, whatever happens
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
