@@ -13,7 +13,7 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -374,6 +374,19 @@ def scatter_add(target: ndarray, index: Any, source: Any) -> None:
     _do(np.add.at, target._host, _index(index), unwrap(source))
 
 
+_allocators: list[Any] = [None]
+
+
+@contextmanager
+def using_allocator(malloc: Any) -> Iterator[None]:
+    """All memory is NumPy's; this is noted for who asks."""
+    _allocators.append(malloc)
+    try:
+        yield
+    finally:
+        _allocators.pop()
+
+
 class Kernels(CpuDevice):
     """Runs kernels, and notes them while a stream is captured."""
 
@@ -410,7 +423,8 @@ def module() -> ModuleType:
     cupy.cuda = SimpleNamespace(
         is_available=lambda: True, Stream=Stream, get_current_stream=Stream,
         Event=lambda **choices: SimpleNamespace(record=lambda stream=None: None),
-        MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=lambda malloc: nullcontext(),
+        MemoryPool=lambda: SimpleNamespace(malloc=object()), using_allocator=using_allocator,
+        get_allocator=lambda: _allocators[-1],
     )  # fmt: skip
     return cupy
 

@@ -10,7 +10,7 @@ import minigrad
 import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
-from minigrad.backend import to_device
+from minigrad.backend import empty, to_device
 from minigrad.graph import GraphedStep
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
@@ -104,6 +104,21 @@ def test_tables_of_a_graph_are_its_own(choices):
     """Of clipping, rounding and AdamW: those of a step in between, on a smaller batch, are others."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 20), nn.LayerNorm(20), nn.Linear(20, 10))  # noqa: E731
     assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **choices)
+
+
+def test_tables_are_in_memory_that_the_graph_does_not_use_again(monkeypatch):
+    """What is freed while it is captured is another's memory in it, before the table is read and after it is filled."""
+    allocators = []
+
+    def noting(*arguments):
+        allocators.append(sys.modules["cupy"].cuda.get_allocator())
+        return empty(*arguments)
+
+    monkeypatch.setattr("minigrad.kernels.cuda.table.empty", noting)
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
+    _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True, clip=1.0, amp=True)
+    assert len(run.tables.tables) == 3
+    assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
 
 
 def test_one_step_of_the_optimizer_in_a_graph():

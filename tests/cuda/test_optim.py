@@ -180,6 +180,19 @@ def test_a_memory_of_another_dtype_is_not_read_as_floats():
     np.testing.assert_allclose(two[0].numpy(), one[0].numpy(), rtol=1e-2)
 
 
+def test_a_parameter_that_has_grown_is_not_moved_with_its_old_memory():
+    (parameter,) = parameters([np.ones(5, np.float32)], [np.ones(5, np.float32)])
+    optimizer = optim.AdamW([parameter])
+    with recorded() as launches:
+        optimizer.step()
+        parameter.grad = None
+        parameter.data = np.ones(9, np.float32)
+        parameter.grad = Tensor(np.ones(9, np.float32))
+        with pytest.raises(ValueError, match="broadcast"):
+            optimizer.step()
+    assert len(launches) == 1
+
+
 # Clipping -----------------------------------------------------------------------------------------------------------
 
 
