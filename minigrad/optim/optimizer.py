@@ -193,6 +193,7 @@ class AdamW(Optimizer):
         super().update_all(others)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Move one parameter, in place. `state` is its memory, which `update_all` has begun."""
         xp, (beta1, beta2), m, v = array_module(x), group["betas"], state["m"], state["v"]
         state["step"] = t = state["step"] + 1
         m *= beta1
