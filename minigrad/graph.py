@@ -11,6 +11,8 @@ What is recorded stays as it is: the kernels read and write the same memory ever
     lr and t    of the optimiser, and the state of the generators, are in device memory; before each launch the host
                 writes the next ones there
     products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/cublas.py)
+    addresses   of the parameters and gradients, for kernels that are for all at once, are in tables, which are filled
+                when the recording ends
     results     are in the same memory after each launch: use or copy them before the next
 
 and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
@@ -27,7 +29,8 @@ import numpy as np
 
 from minigrad import cublas
 from minigrad.backend import Array, device_of, empty
-from minigrad.kernels.cuda.optim import CapturedScalars
+from minigrad.kernels.cuda.optim import CapturedMoves
+from minigrad.kernels.cuda.table import Tables, capturing
 from minigrad.optim import AdamW
 from minigrad.random import Generator, default_generator
 
@@ -74,7 +77,7 @@ class GraphedStep:
         with self.stream:
             for mine, x in zip(self.inputs, inputs, strict=True):
                 mine[...] = x
-            self.scalars.upload()
+            self.moves.upload()
             self.random.set(np.array([[g.seed, g.draws] for g in self.drawn_from], np.uint64))
             for generator, draws in zip(self.drawn_from, self.draws, strict=True):
                 generator.skip(draws)
@@ -84,15 +87,15 @@ class GraphedStep:
 
     def _capture(self, inputs: tuple[Array, ...]) -> None:
         cuda = importlib.import_module("cupy").cuda
-        device = device_of(inputs[0])
+        device, self.graph = device_of(inputs[0]), None  # an older one is not launched again, whatever happens
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
-        self.scalars = CapturedScalars(sum(len(group["params"]) for group in self.optimizer.param_groups), device)
+        self.moves, self.tables = CapturedMoves(), Tables()
         self.drawn_from = self.generators or [default_generator()]
         self.random = empty((len(self.drawn_from), 2), np.uint64, device)
         _wait(self.stream, cuda.get_current_stream())
-        before, self.optimizer.captured = [generator.draws for generator in self.drawn_from], self.scalars
+        before, self.optimizer.captured = [generator.draws for generator in self.drawn_from], self.moves
         for generator, state in zip(self.drawn_from, self.random, strict=True):
             generator.draws, generator.captured = 0, state
         gc.collect()
@@ -101,12 +104,14 @@ class GraphedStep:
             with self.stream, cuda.using_allocator(self.pool.malloc), cublas.use_blas(self.blas):
                 self.stream.begin_capture()
                 try:
-                    self.outputs = self.step(*self.inputs)
+                    with capturing(self.tables):
+                        self.outputs = self.step(*self.inputs)
                 except BaseException:
                     with suppress(Exception):  # which says only that something went wrong before
                         self.stream.end_capture()
                     raise
                 self.graph = self.stream.end_capture()
+                self.tables.upload()
         finally:
             gc.enable()
             self.draws, self.optimizer.captured = [generator.draws for generator in self.drawn_from], None

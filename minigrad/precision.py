@@ -17,7 +17,7 @@ Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar
 Deep Learning Training", arXiv:1905.12322.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,13 +25,15 @@ import numpy as np
 
 from minigrad import engine
 from minigrad.backend import Array
-from minigrad.dtypes import FLOAT32, NARROW, as_dtype, cast, is_narrow, narrow_dtype, widened
+from minigrad.dtypes import FLOAT32, NARROW, as_dtype, cast, cast_all, is_narrow, narrow_dtype, widened
 from minigrad.engine import Leaf, mode
 from minigrad.function import Function
 
 
 @contextmanager
-def autocast(dtype: Any = "bfloat16", enabled: bool = True) -> Iterator["Autocast | None"]:
+def autocast(
+    dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
+) -> Iterator["Autocast | None"]:
     """Within the block, this thread's ops work on numbers of a narrow dtype. Also a decorator.
 
         with minigrad.autocast("bfloat16"):
@@ -44,12 +46,14 @@ def autocast(dtype: Any = "bfloat16", enabled: bool = True) -> Iterator["Autocas
         dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
             vanish in it: scale the loss by `optim.GradScaler`.
         enabled: False: ops work on what they are given, within another such block too.
+        parameters: Tensors that ops will round. Those on a GPU are rounded at once, where the block begins: in one
+            launch, and not in one for each when it is first used. Too many do no harm.
 
     Raises:
         ValueError: another dtype.
         RuntimeError: bfloat16 without the package ml_dtypes.
     """
-    before, mode.autocast = mode.autocast, Autocast(as_dtype(dtype)) if enabled else None
+    before, mode.autocast = mode.autocast, Autocast(as_dtype(dtype), parameters) if enabled else None
     with engine.lock:
         engine.autocasts += 1
     try:
@@ -63,11 +67,14 @@ def autocast(dtype: Any = "bfloat16", enabled: bool = True) -> Iterator["Autocas
 class Autocast:
     """What `Tensor.apply` asks within such a block: the inputs of an op as it is to see them."""
 
-    def __init__(self, dtype: np.dtype) -> None:
+    def __init__(self, dtype: np.dtype, parameters: Iterable[Any] = ()) -> None:
         if not is_narrow(dtype):
             raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype}")
         self.dtype = dtype
         self.copies: dict[Leaf, Array] = {}  # of parameters
+        arrays = [p.data for p in parameters if p.dtype == FLOAT32 and not isinstance(p.data, np.ndarray)]
+        copies = zip(arrays, cast_all(arrays, dtype), strict=True)
+        self.at_once = {id(x): (x, copy) for x, copy in copies}  # x too, as only its id is no other's
 
     def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
         """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""
@@ -79,6 +86,8 @@ class Autocast:
     def _rounded(self, x: Any, edge: Any) -> Any:
         if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_narrow(x.dtype)):
             return x  # float64 is meant to be exact, and stays so, as in PyTorch
+        if id(x) in self.at_once:
+            return self.at_once[id(x)][1]
         if edge is None or type(edge[0]) is not Leaf:
             return cast(x, self.dtype)
         copy = self.copies.get(edge[0])

@@ -12,7 +12,7 @@ import minigrad
 import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
-from minigrad.backend import to_device
+from minigrad.backend import empty, to_device
 from minigrad.graph import GraphedStep
 from minigrad.random import Generator
 from models.compare import formula
@@ -33,7 +33,7 @@ class Flatten(nn.Module):
         return x.flatten(1)
 
 
-def train(build, batches, graphed, warmup=2):
+def train(build, batches, graphed, warmup=2, clip=0.0, amp=False):
     """The losses, the parameters at the end, and the wrapped step."""
     minigrad.manual_seed(7)
     model = build().to(dtype=np.float32).to("cuda")
@@ -42,8 +42,11 @@ def train(build, batches, graphed, warmup=2):
 
     def step(images, labels):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(Tensor(images)), Tensor(labels))
+        with minigrad.autocast("bfloat16", amp, model.parameters()):
+            loss = F.cross_entropy(model(Tensor(images)).float(), Tensor(labels))
         loss.backward()
+        if clip:
+            optim.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         return loss.data
 
@@ -62,7 +65,7 @@ def made(sizes, shape):
 
 
 def assert_same(build, batches, rtol=0.0, **choices):
-    losses, state, _ = train(build, batches, graphed=False)
+    losses, state, _ = train(build, batches, graphed=False, **choices)
     found_losses, found, run = train(build, batches, graphed=True, **choices)
     assert run.graph is not None
     np.testing.assert_allclose(found_losses, losses, rtol=rtol)
@@ -119,6 +122,46 @@ def test_batch_normalisation():
 def test_a_smaller_batch_runs_as_it_is():
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
     assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)))
+
+
+@pytest.mark.parametrize("choices", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
+def test_tables_of_a_graph_are_its_own(choices):
+    """Of clipping, rounding and AdamW: those of a step in between, on a smaller batch, are others."""
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 20), nn.LayerNorm(20), nn.Linear(20, 10))  # noqa: E731
+    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **choices)
+
+
+def test_tables_are_in_memory_that_the_graph_does_not_use_again(monkeypatch):
+    """What is freed while it is captured is another's memory in it, before the table is read and after it is filled."""
+    allocators = []
+
+    def noting(*arguments):
+        allocators.append(sys.modules["cupy"].cuda.get_allocator())
+        return empty(*arguments)
+
+    monkeypatch.setattr("minigrad.kernels.cuda.table.empty", noting)
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
+    _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True, clip=1.0, amp=True)
+    assert len(run.tables.tables) == 3
+    assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
+
+
+def test_one_step_of_the_optimizer_in_a_graph():
+    parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
+    optimizer = optim.AdamW([parameter])
+
+    def step(x):
+        optimizer.zero_grad()
+        (parameter * Tensor(x)).sum().backward()
+        optimizer.step()
+        optimizer.step()
+        return x
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    x = to_device(np.ones(3, np.float32), "cuda")
+    run(x)
+    with pytest.raises(RuntimeError, match=r"call optimizer\.step\(\) once"):
+        run(x)
 
 
 def test_a_replay_launches_the_same_with_the_same_arguments(device):

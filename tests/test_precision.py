@@ -16,8 +16,12 @@ import models
 from minigrad import Tensor, autocast, nn, optim
 from minigrad import functional as F
 from minigrad.backend import to_device
+from minigrad.cublas import pointer
 from minigrad.dtypes import as_dtype, cast, is_floating, is_narrow
+from minigrad.kernels.cuda import launch
+from minigrad.kernels.cuda.launch import Recorder, use_device
 from models.compare import formula
+from tests.cuda.runner import HAS_COMPILER
 from tests.test_cuda import SMALL
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -101,6 +105,48 @@ def test_a_parameter_is_rounded_once_in_a_block(monkeypatch):
     layer.weight.data[...] = 0
     with autocast("bfloat16"):
         assert (layer(x) - layer.bias).data.astype(np.float32).any() == 0
+
+
+@both
+def test_parameters_that_are_given_are_rounded_where_the_block_begins(dtype, device):
+    """On a GPU in one launch, for blocks without gradients too; what else there is as without."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 3).to(dtype=np.float64))
+    model.to(device)
+    frozen = Tensor(normal(4, 4), device=device)
+    x = Tensor(normal(2, 4), device=device)
+
+    def outcome(given):
+        with autocast(dtype, parameters=given) as block, minigrad.enable_grad():
+            y = model[2](model[1](model[0](x @ frozen)))
+            other = {id(copy) for copy in block.copies.values()}
+        y.float().sum().backward()
+        return y.float().numpy(), [p.grad.cpu().numpy() for p in model.parameters() if p.grad is not None], other
+
+    expected, gradients, lazily = outcome(())
+    model.zero_grad()
+    found, ours, remaining = outcome(iter([*model.parameters(), frozen]))
+    np.testing.assert_array_equal(found, expected)
+    for a, b in zip(ours, gradients, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len(lazily) == 4 and len(remaining) == (4 if device == "cpu" else 0)
+
+
+def test_one_launch_rounds_them(device):
+    if device == "cpu":
+        pytest.skip("on the CPU each is rounded when it is first used")
+    if not HAS_COMPILER and not hasattr(sys.modules["cupy"], "__file__"):
+        pytest.skip("needs kernels")
+    model, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))).to(device), Tensor(normal(2, 8), device=device)
+    for context in (minigrad.enable_grad(), minigrad.no_grad()):
+        with context, use_device(recorder := Recorder(launch._device)):
+            with autocast("bfloat16", parameters=model.parameters()):
+                model(x)
+            with autocast("bfloat16", enabled=False, parameters=model.parameters()):
+                model(x)
+        casts = [note for note in recorder.launches if note.kernel.file == "convert.cu"]
+        assert [note.kernel.name for note in casts].count("convert_all") == 1
+        addresses = {pointer(p.data) for p in model.parameters()}
+        assert not [note for note in casts if note.kernel.name == "convert" and note.args[0] in addresses]
 
 
 def test_the_copies_of_a_block_end_with_it():

@@ -133,7 +133,7 @@ class Trainer:
 
     def precision(self) -> AbstractContextManager[Any]:
         """What numbers the model works on: for a block."""
-        return autocast(self.settings.amp_dtype, self.settings.amp)
+        return autocast(self.settings.amp_dtype, self.settings.amp, self.parameters)
 
     def move(self) -> None:
         """The parameters against their gradients."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.kernels import cuda
 from minigrad.nn import Module
 from minigrad.tensor import Tensor
 
@@ -60,23 +62,29 @@ class EMA:
                 count its updates. Call it after the graph's step.
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        for name, average in self.averages.items():
-            x = self.tensors[name].data
+        pairs = [(average, self.tensors[name].data) for name, average in self.averages.items()]
+        for name, (average, x) in zip(self.averages, pairs, strict=True):
             if device_of(x) != device_of(average):
                 raise RuntimeError(
                     f"EMA: {name} is on {device_of(x)}, its average on {device_of(average)}: "
                     "make the EMA when the model is where it stays"
                 )
-            if not isinstance(x, np.ndarray) and array_module(x).cuda.get_current_stream().is_capturing():
-                raise RuntimeError("EMA: update must not be a part of a captured step: call it after the step")
-            if is_floating(average.dtype):
+        x = pairs[0][1]
+        if device_of(x) != "cpu" and array_module(x).cuda.get_current_stream().is_capturing():
+            raise RuntimeError("EMA: update must not be a part of a captured step: call it after the step")
+        fused = [cuda.table.takes(*pair) for pair in pairs]
+        for is_fused, (average, x) in zip(fused, pairs, strict=True):
+            if not is_floating(average.dtype):
+                average[...] = x
+            elif not is_fused:
                 # The same as decay · ema + (1 - decay) · x, but these two factors rounded to float32 do not sum to 1:
                 # at 0.9999 the average of a constant would end 0.02 % beside it.
                 change = cast(x, average.dtype) - average
                 change *= 1 - decay
                 average += change
-            else:
-                average[...] = x
+        if any(fused):
+            averages, values = zip(*compress(pairs, fused), strict=True)
+            cuda.optim.average(averages, values, 1 - decay)
         self.updates += 1
 
     @contextmanager

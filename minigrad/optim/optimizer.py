@@ -47,10 +47,19 @@ class Optimizer:
 
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        for group, states in zip(self.param_groups, self.state, strict=True):
-            for parameter, state in zip(group["params"], states, strict=True):
-                if parameter.grad is not None:
-                    self.update(parameter.data, parameter.grad.data, state, group)
+        self.update_all(
+            [
+                (parameter.data, grad.data, state, group)
+                for group, states in zip(self.param_groups, self.state, strict=True)
+                for parameter, state in zip(group["params"], states, strict=True)
+                if (grad := parameter.grad) is not None
+            ]
+        )
+
+    def update_all(self, moves: list[cuda.optim.Move]) -> None:
+        """Move all these parameters: what `update` takes, of each."""
+        for x, grad, state, group in moves:
+            self.update(x, grad, state, group)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Move one parameter, in place. `state` is its memory, empty at first."""
@@ -144,7 +153,7 @@ class AdamW(Optimizer):
     """
 
     memory = ("step", "m", "v")
-    captured: cuda.optim.CapturedScalars | None = None  # while a CUDA graph is captured: see minigrad/graph.py
+    captured: cuda.optim.CapturedMoves | None = None  # while a CUDA graph is captured: see minigrad/graph.py
 
     def __init__(
         self,
@@ -159,24 +168,33 @@ class AdamW(Optimizer):
             raise ValueError(f"AdamW: betas must be from 0 to below 1, got {betas}")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        xp = array_module(x)
-        if not state:
-            if self.captured is not None:
-                raise RuntimeError(
-                    "AdamW: a parameter has its first gradient in a step that is captured: warm up longer"
-                )
-            state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
-        (beta1, beta2), m, v = group["betas"], state["m"], state["v"]
-        if cuda.optim.takes(x, grad):
-            step = cuda.optim.next_scalars(state, group) if self.captured is None else self.captured.add(state, group)
-            cuda.optim.adamw(x, grad, m, v, betas=group["betas"], eps=group["eps"], step=step)
-            return
-        if self.captured is not None:
+    def update_all(self, moves: list[cuda.optim.Move]) -> None:
+        """On a GPU in one launch, those that it is for."""
+        fused: list[cuda.optim.Move] = []
+        others: list[cuda.optim.Move] = []
+        for move in moves:
+            x, grad, state, _ = move
+            if not state:
+                if self.captured is not None:
+                    raise RuntimeError(
+                        "AdamW: a parameter has its first gradient in a step that is captured: warm up longer"
+                    )
+                xp = array_module(x)
+                state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
+            (fused if cuda.table.takes(x, grad, state["m"], state["v"]) else others).append(move)
+        if others and self.captured is not None:
+            x = others[0][0]
             raise RuntimeError(
                 f"AdamW: a captured step takes float32 parameters and gradients without gaps, got {x.dtype} {x.shape}: "
                 "the rate of any other would stay as it is now"
             )
+        if fused:
+            cuda.optim.adamw(fused, self.captured)
+        super().update_all(others)
+
+    def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """Move one parameter, in place. `state` is its memory, which `update_all` has begun."""
+        xp, (beta1, beta2), m, v = array_module(x), group["betas"], state["m"], state["v"]
         state["step"] = t = state["step"] + 1
         m *= beta1
         m += (1 - beta1) * grad
@@ -207,6 +225,8 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     grads = [p.grad.data for p in parameters if p.grad is not None]
     if not grads:
         return Tensor(0.0)
+    if cuda.table.takes_each(grads):
+        return Tensor(cuda.optim.clip(grads, max_norm))
     xp = array_module(grads[0])
     total = xp.sqrt(sum((g * g).sum(dtype=np.float64) for g in grads))
     factor = xp.where(xp.isfinite(total), xp.minimum(max_norm / (total + 1e-6), 1), 1)

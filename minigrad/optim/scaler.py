@@ -6,6 +6,7 @@ from math import isfinite
 import numpy as np
 
 from minigrad.backend import array_module
+from minigrad.kernels import cuda
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
 
@@ -71,6 +72,8 @@ class GradScaler:
             raise RuntimeError("unscale_: these gradients are unscaled already; call update() after each step")
         grads = [p.grad.data for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = np.True_
+        if grads and cuda.table.takes_each(grads):
+            finite, grads = cuda.optim.unscale(grads, 1 / self.factor), []
         for grad in grads:
             grad *= 1 / self.factor
             finite = array_module(grad).isfinite(grad).all() & finite

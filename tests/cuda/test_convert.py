@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.dtypes import cast
+from minigrad.dtypes import cast, cast_all
 from minigrad.kernels.cuda.convert import convert
-from minigrad.kernels.cuda.launch import STORED, Kernel, Recorder, use_device
+from minigrad.kernels.cuda.launch import PACK, STORED, Kernel, Recorder, use_device
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
 
 pytestmark = needs_compiler
@@ -90,3 +90,36 @@ def test_numbers_at_the_ends_of_a_type(old, new):
 
 def test_there_are_no_barriers():
     assert barriers("convert.cu") == []
+
+
+# Many at once -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0, 1, 3, 8, 65, 4099]), max_size=2), max_size=8),
+    st.sampled_from(DTYPES[1:]), st.sampled_from([None, "before", "after"]),
+    st.sampled_from(ORDERS), st.integers(0, 99),
+)  # fmt: skip
+def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
+    """Of views that begin anywhere; what is in another order or of another type is beside it."""
+    rng = np.random.default_rng(seed)
+    xs = [guarded(shape[:1] + [min(n, 70) for n in shape[1:]], side=guard or "after") for shape in shapes]
+    for x in xs:
+        x[...] = rng.standard_normal(x.shape) * 1e5  # some are beyond float16
+    xs += [x.reshape(-1)[1:] for x in xs]
+    xs += [drawn(seed, 3, 5).T, drawn(seed, 3, dtype=new), drawn(seed, 3, dtype=np.float64)]
+    with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
+        found = cast_all(xs, new)
+    names = [launch.kernel.name for launch in recorder.launches]
+    assert names == ["convert_all"] * any(x.size for x in xs[:-3])
+    for x, y in zip(xs, found, strict=True):
+        assert y.dtype == new and y.shape == x.shape
+        np.testing.assert_array_equal(y, cast(x, new))
+        if guard is None and x.flags.c_contiguous and x.dtype == np.float32:
+            assert y.ctypes.data % PACK == 0  # so that kernels may read it in packs
+
+
+def test_wider_ones_are_the_librarys():
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        (y,) = cast_all([drawn(0, 4)], np.dtype(np.float64))
+    assert y.dtype == np.float64 and not recorder.launches

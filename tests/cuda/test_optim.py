@@ -1,15 +1,53 @@
-"""AdamW as a kernel: the same steps as the formula in minigrad/optim/optimizer.py."""
+"""The optimiser's kernels, each for all parameters at once: the same as the formulas in minigrad/optim/."""
+
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import Tensor, optim
+from minigrad import Tensor, nn, optim
 from minigrad.kernels.cuda.launch import Recorder, use_device
-from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler
+from minigrad.kernels.cuda.table import CHUNK, Table
+from minigrad.nn.module import Buffer
+from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
 
 pytestmark = needs_compiler
+
+# Nothing, one, less than a warp, around a block's threads and a chunk, and two chunks and a bit
+SIZES = st.lists(st.sampled_from([0, 1, 5, 31, 255, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77]), max_size=12)
+SIDES = pytest.mark.parametrize("side", ["before", "after"])
+
+
+def drawn(rng, size):
+    """At an address that is a multiple of 4 bytes, and only sometimes of 16."""
+    shift = int(rng.integers(4))
+    return rng.standard_normal(size + shift).astype(np.float32)[shift:]
+
+
+def filled(size, side, rng):
+    """The same beside memory that cannot be touched."""
+    x = guarded(size, side=side)
+    x[...] = rng.standard_normal(size)
+    return x
+
+
+def parameters(arrays, grads):
+    tensors = [Tensor(x, requires_grad=True) for x in arrays]
+    for tensor, grad in zip(tensors, grads, strict=True):
+        tensor.grad = Tensor(grad)
+    return tensors
+
+
+@contextmanager
+def recorded(order=ORDERS[0]):
+    """Within the block kernels run, and are noted."""
+    with emulated(order) as device, use_device(recorder := Recorder(device)):
+        yield recorder.launches
+
+
+# AdamW --------------------------------------------------------------------------------------------------------------
 
 
 def steps(x, grads, **choices):
@@ -37,41 +75,88 @@ def test_steps(shape, lr, beta1, beta2, eps, weight_decay, order, seed):
     assert state["0.0.step"] == 3
 
 
-def test_many_numbers_take_turns(monkeypatch):
-    """More numbers than threads."""
-    monkeypatch.setattr("minigrad.kernels.cuda.optim.MOST_BLOCKS", 2)
-    x, grad = np.random.default_rng(0).standard_normal((2, 1500)).astype(np.float32)
-    expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])
-    with emulated():
-        found, _ = steps(x, [grad])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+def step_in_float32(x, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
+    """The kernel's own arithmetic, number by number: every operation rounds to float32."""
+    single = np.float32
+    m[...] = single(beta1) * m + single(1 - beta1) * grad
+    v[...] = single(beta2) * v + single(1 - beta2) * grad * grad
+    denominator = np.sqrt(v) * single(1 / np.sqrt(1 - beta2**t)) + single(eps)
+    x[...] = single(1 - lr * weight_decay) * x - single(lr / (1 - beta1**t)) * m / denominator
 
 
-@pytest.mark.parametrize("side", ["before", "after"])
-def test_it_stays_within_its_arrays(side):
+@given(SIZES, SIZES, st.sampled_from(ORDERS), st.integers(0, 99))
+def test_all_parameters_in_one_launch(first, second, order, seed):
+    """Of two groups; some have no gradient in some steps, and so are at different t."""
+    rng = np.random.default_rng(seed)
+    arrays = [drawn(rng, size) for size in (*first, *second)]
+    expected = [(x.copy(), np.zeros_like(x), np.zeros_like(x)) for x in arrays]
+    tensors = [Tensor(x, requires_grad=True) for x in arrays]
+    settings = [
+        {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.2},
+        {"lr": 0.03, "betas": (0.5, 0.9), "eps": 1e-8, "weight_decay": 0.0},
+    ]
+    extra = Tensor(np.ones(1, np.float32), requires_grad=True)  # has no gradient: it stays
+    groups = [tensors[: len(first)], [*tensors[len(first) :], extra]]
+    optimizer = optim.AdamW([{"params": group, **choices} for group, choices in zip(groups, settings, strict=True)])
+    count = [0] * len(tensors)
+    with recorded(order) as launches:
+        for _ in range(3):
+            moved = 0
+            for i, tensor in enumerate(tensors):
+                tensor.grad = None if rng.random() < 0.3 else Tensor(drawn(rng, tensor.shape[0]))
+                if tensor.grad is not None:
+                    count[i] += 1
+                    moved += tensor.shape[0]
+                    choices = settings[i >= len(first)]
+                    rest = choices["eps"], choices["weight_decay"]
+                    step_in_float32(
+                        expected[i][0],
+                        tensor.grad.data,
+                        *expected[i][1:],
+                        count[i],
+                        choices["lr"],
+                        *choices["betas"],
+                        *rest,
+                    )
+            before = len(launches)
+            optimizer.step()
+            assert [launch.kernel.name for launch in launches[before:]] == ["adamw"] * bool(moved)
+    states = [state for group in optimizer.state for state in group]
+    assert extra.item() == 1 and states.pop() == {}
+    for tensor, state, (x, m, v), t in zip(tensors, states, expected, count, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), x)
+        assert state.get("step", 0) == t
+        if t:
+            np.testing.assert_array_equal(state["m"], m)
+            np.testing.assert_array_equal(state["v"], v)
+
+
+@SIDES
+def test_adamw_stays_within_its_arrays(side):
+    rng = np.random.default_rng(0)
+    sizes = (300, 1, CHUNK + 3)
     with emulated(guard=side):
-        parameter = Tensor(guarded(300, side=side), requires_grad=True)
-        parameter.data[...] = 1
-        parameter.grad = Tensor(guarded(300, side=side))
-        parameter.grad.data[...] = 1
-        optim.AdamW([parameter], lr=0.1, weight_decay=0.0).step()
-    np.testing.assert_allclose(parameter.numpy(), 0.9, rtol=1e-5)
+        x, grads, m, v = ([filled(size, side, rng) for size in sizes] for _ in range(4))
+        tensors = parameters(x, grads)
+        optimizer = optim.AdamW(tensors)
+        for i, state in enumerate(optimizer.state[0]):
+            v[i] **= 2
+            state.update(step=0, m=m[i], v=v[i])
+        before = [a.copy() for a in x]
+        optimizer.step()
+    assert all((a != b).all() for a, b in zip(x, before, strict=True))
 
 
 def test_a_gradient_in_another_order_of_memory():
+    """Goes by the formula, and the others are one launch."""
     x, grad = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
     expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])
-    with emulated():
-        found, _ = steps(x, [np.asfortranarray(grad)])
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_one_launch_for_a_parameter():
-    recorder = Recorder()
-    with use_device(recorder):
-        steps(np.ones(10, np.float32), [np.ones(10, np.float32)])
-    (launch,) = recorder.launches
-    assert launch.kernel.name == "adamw" and launch.args[4] == 10
+    tensors = parameters([x.copy() for _ in range(3)], [grad, np.asfortranarray(grad), grad])
+    with recorded() as launches:
+        optim.AdamW(tensors).step()
+    assert [launch.kernel.name for launch in launches] == ["adamw"] and launches[0].args[1] == 2
+    for tensor in tensors:
+        np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_other_dtypes_go_by_the_formula():
@@ -79,3 +164,209 @@ def test_other_dtypes_go_by_the_formula():
     with use_device(recorder):
         steps(np.ones(10), [np.ones(10)])
     assert not recorder.launches
+
+
+def test_a_memory_of_another_dtype_is_not_read_as_floats():
+    one, two = (parameters([np.ones(5, np.float32)], [np.ones(5, np.float32)]) for _ in range(2))
+    expected, found = optim.AdamW(one), optim.AdamW(two)
+    expected.step()
+    narrow = {key: np.float16(x) if key[-1] in "mv" else np.array(x) for key, x in expected.state_dict().items()}
+    found.load_state_dict(narrow)
+    two[0].data[...] = one[0].data
+    expected.step()
+    with recorded() as launches:
+        found.step()
+    assert not launches
+    np.testing.assert_allclose(two[0].numpy(), one[0].numpy(), rtol=1e-2)
+
+
+def test_a_parameter_that_has_grown_is_not_moved_with_its_old_memory():
+    (parameter,) = parameters([np.ones(5, np.float32)], [np.ones(5, np.float32)])
+    optimizer = optim.AdamW([parameter])
+    with recorded() as launches:
+        optimizer.step()
+        parameter.grad = None
+        parameter.data = np.ones(9, np.float32)
+        parameter.grad = Tensor(np.ones(9, np.float32))
+        with pytest.raises(ValueError, match="broadcast"):
+            optimizer.step()
+    assert len(launches) == 1
+
+
+# Clipping -----------------------------------------------------------------------------------------------------------
+
+
+@given(SIZES, st.sampled_from([1e-3, 1.0, 1e6]), st.integers(0, 99))
+def test_clipping(sizes, max_norm, seed):
+    rng = np.random.default_rng(seed)
+    grads = [drawn(rng, size) for size in sizes]
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads))
+    factor = np.float32(min(max_norm / (norm + 1e-6), 1))
+    results = []
+    for order in ORDERS:
+        copies = [g.copy() for g in grads]
+        with recorded(order) as launches:
+            total = optim.clip_grad_norm_(parameters(copies, copies), max_norm)
+        if sum(sizes):
+            assert [launch.kernel.name for launch in launches] == ["squares", "clip_factor", "scale"]
+            assert total.shape == () and total.dtype == np.float64
+        np.testing.assert_allclose(total.item(), norm, rtol=1e-14)
+        for found, grad in zip(copies, grads, strict=True):
+            np.testing.assert_array_equal(found, grad * factor)
+        results.append(total.item())
+    assert len(set(results)) == 1  # a fixed order of addition
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_squares_beyond_float32(size):
+    grads = [np.full(5, size, np.float32), np.full(3, 2 * size, np.float32)]
+    with emulated():
+        total = optim.clip_grad_norm_(parameters(grads, grads), 1e20)
+    np.testing.assert_allclose(total.item(), size * 17**0.5, rtol=1e-6)
+    np.testing.assert_allclose(grads[0], min(size, 1e20 / 17**0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_left_as_it_is(value):
+    rng = np.random.default_rng(0)
+    grads = [drawn(rng, 7), drawn(rng, CHUNK + 9)]
+    grads[1][CHUNK + 5] = value
+    copies = [g.copy() for g in grads]
+    with emulated():
+        total = optim.clip_grad_norm_(parameters(copies, copies), 0.1)
+    assert not np.isfinite(total.item())
+    for found, grad in zip(copies, grads, strict=True):
+        np.testing.assert_array_equal(found, grad)
+
+
+def test_gradients_in_any_order_of_memory_but_not_twice():
+    rng = np.random.default_rng(0)
+    grad = rng.standard_normal((4, 6, 5)).astype(np.float32)
+    for turned in (grad.transpose(2, 0, 1), np.asfortranarray(grad)):
+        found = turned.copy("K")
+        with recorded() as launches:
+            total = optim.clip_grad_norm_(parameters([found], [found]), 1.0)
+        assert len(launches) == 3
+        np.testing.assert_allclose(found, turned / total.item(), rtol=1e-6)
+    for other in ([grad[::2].copy(), grad[:, ::2]], [grad, grad.astype(np.float64)], [grad, grad]):
+        copies = [other[0].copy(), other[1]] if other[1] is not grad else [grad.copy()] * 2
+        with recorded() as launches:
+            optim.clip_grad_norm_(parameters(copies, copies), 1.0)
+        assert not launches
+
+
+@SIDES
+def test_clipping_stays_within_its_arrays(side):
+    rng = np.random.default_rng(0)
+    with emulated(guard=side):
+        grads = [filled(size, side, rng) for size in (300, 1, CHUNK + 3)]
+        total = optim.clip_grad_norm_(parameters(grads, grads), 1.0)
+    assert total.item() > 1
+    np.testing.assert_allclose(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads)), 1, rtol=1e-5)
+
+
+def test_the_barrier_between_warps_is_needed():
+    (first, *_) = [b for b in barriers("optim.cu") if b.startswith("common.cuh")]
+    grads = [np.random.default_rng(0).standard_normal(CHUNK * 3).astype(np.float32)]
+    grads[0] *= np.arange(CHUNK * 3)
+    norm, differences = np.linalg.norm(grads[0].astype(np.float64)), []
+    for order in ORDERS:
+        with emulated(order, barrier=first):
+            try:
+                differences.append(abs(optim.clip_grad_norm_(parameters(grads, grads), 1e9).item() / norm - 1))
+            except KernelError:
+                differences.append(np.inf)
+    assert max(differences) > 1e-3
+
+
+# Unscaling ----------------------------------------------------------------------------------------------------------
+
+
+@given(SIZES, st.sampled_from([None, np.nan, np.inf]), st.sampled_from(ORDERS), st.integers(0, 99))
+def test_unscaling(sizes, value, order, seed):
+    rng = np.random.default_rng(seed)
+    grads = [drawn(rng, size) for size in (*sizes, 3)]
+    if value is not None:
+        i = rng.choice([i for i, grad in enumerate(grads) if grad.size])
+        grads[i][rng.integers(grads[i].size)] = value
+    copies = [g.copy() for g in grads]
+    optimizer, scaler = optim.SGD(parameters(copies, copies)), optim.GradScaler(3.0)
+    with recorded(order) as launches:
+        scaler.unscale_(optimizer)
+    assert [launch.kernel.name for launch in launches] == ["unscale"]
+    for found, grad in zip(copies, grads, strict=True):
+        np.testing.assert_array_equal(found, grad * np.float32(1 / 3))
+    assert scaler.step(optimizer) == (value is None)
+
+
+def test_an_overflow_of_the_scale_itself():
+    grads = [np.full(3, 1e38, np.float32)]
+    optimizer, scaler = optim.SGD(parameters(grads, grads)), optim.GradScaler(2.0**-10)
+    with emulated():
+        assert not scaler.step(optimizer)
+
+
+@SIDES
+def test_unscaling_stays_within_its_arrays(side):
+    rng = np.random.default_rng(0)
+    with emulated(guard=side):
+        grads = [filled(size, side, rng) for size in (300, 1, CHUNK + 3)]
+        before = [grad.copy() for grad in grads]
+        optim.GradScaler(2.0).unscale_(optim.SGD(parameters(grads, grads)))
+    for grad, old in zip(grads, before, strict=True):
+        np.testing.assert_array_equal(grad, old / 2)
+
+
+# Averages -----------------------------------------------------------------------------------------------------------
+
+
+class Arrays(nn.Module):
+    """A parameter of each size, and buffers: one that is averaged, one that is counted."""
+
+    def __init__(self, arrays):
+        for i, x in enumerate(arrays):
+            setattr(self, f"p{i}", nn.Parameter(x))
+        self.mean, self.count = Buffer(np.ones(3, np.float32)), Buffer(np.array(5))
+
+
+@given(SIZES, st.sampled_from([0.0, 0.9, 0.9999]), st.sampled_from(ORDERS), st.integers(0, 99))
+def test_averages(sizes, decay, order, seed):
+    rng = np.random.default_rng(seed)
+    model = Arrays([drawn(rng, size) for size in sizes])
+    ema, expected = optim.EMA(model, decay, warmup=True), optim.EMA(model, decay, warmup=True)
+    for _ in range(2):
+        for tensor in model.state_dict().values():
+            tensor.data[...] = rng.standard_normal(tensor.shape) * 9
+        expected.update()
+        with recorded(order) as launches:
+            ema.update()
+        assert [launch.kernel.name for launch in launches] == ["average"]
+    assert ema.averages["count"] == model.count.data
+    for name, average in expected.averages.items():
+        np.testing.assert_array_equal(ema.averages[name], average)
+
+
+@SIDES
+def test_averages_stay_within_their_arrays(side):
+    rng = np.random.default_rng(0)
+    model = Arrays([filled(size, side, rng) for size in (300, 1, CHUNK + 3)])
+    ema = optim.EMA(model, 0.5)
+    for name, average in ema.averages.items():
+        if name.startswith("p"):
+            ema.averages[name] = filled(average.size, side, rng)
+    before = {name: average.copy() for name, average in ema.averages.items()}
+    with emulated():
+        ema.update()
+    for name, tensor in model.named_parameters():
+        np.testing.assert_allclose(ema.averages[name], (before[name] + tensor.numpy()) / 2, rtol=1e-5, atol=1e-6)
+
+
+# The table ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_nothing_launches_nothing():
+    with recorded() as launches:
+        for columns in ([], [np.ones(0, np.float32)]):
+            Table(columns).launch(None)
+        optim.clip_grad_norm_([], 1.0)
+    assert not launches

@@ -267,7 +267,7 @@ def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
 
     def compute(images: Any, labels: Any) -> Any:
         optimizer.zero_grad()
-        with autocast("bfloat16", amp):
+        with autocast("bfloat16", amp, network.parameters()):
             loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
         loss.backward()
         optimizer.step()

@@ -16,9 +16,10 @@ from minigrad.kernels.cuda import (
     random,
     residual,
     standardize,
+    table,
 )  # fmt: skip
 
 __all__ = [
     "activation", "attention", "conv", "convert", "group_norm", "loss", "norm", "optim", "random", "residual",
-    "standardize",
+    "standardize", "table",
 ]  # fmt: skip

@@ -14,7 +14,7 @@
 
 // The sum over the 32 threads of a warp, the same in all of them: after the step with `apart`, a thread holds the sum
 // of its group of 2 · apart numbers.
-static inline __device__ float warp_sum(float value) {
+template <class Number> static inline __device__ Number warp_sum(Number value) {
 #pragma unroll
     for (int apart = 1; apart < WARP; apart *= 2) value += __shfl_xor_sync(0xffffffff, value, apart);
     return value;
@@ -22,13 +22,13 @@ static inline __device__ float warp_sum(float value) {
 
 // The sum over the threads of a block of one dimension, the same in all of them. All must call it, and there must be a
 // multiple of 32.
-static inline __device__ float block_sum(float value) {
-    __shared__ float of_warp[WARP];
+template <class Number> static inline __device__ Number block_sum(Number value) {
+    __shared__ Number of_warp[WARP];
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     value = warp_sum(value);
     if (lane == 0) of_warp[warp] = value;
     __syncthreads();  // all warps have written before any reads
-    value = warp_sum(lane < blockDim.x / WARP ? of_warp[lane] : 0.0f);
+    value = warp_sum(lane < blockDim.x / WARP ? of_warp[lane] : Number(0));
     __syncthreads();  // all have read before the next call writes
     return value;
 }

@@ -6,13 +6,16 @@
 //
 //   grid   count / (256 PACK), rounded up        block   256
 //
+// convert_all does the same to many arrays in one launch (see table.cuh): a row has x and y.
+//
 // Constants: FROM and TO, each one of the types of stored.cuh; and PACK.
 //
-// registers[FROM=float TO=BFloat16 PACK=4]: convert 16
-// registers[FROM=BFloat16 TO=float PACK=4]: convert 16
-// registers[FROM=BFloat16 TO=Half PACK=8]: convert 24
-// registers[FROM=float TO=Half PACK=1]: convert 16
+// registers[FROM=float TO=BFloat16 PACK=4]: convert 16, convert_all 32
+// registers[FROM=BFloat16 TO=float PACK=4]: convert 16, convert_all 32
+// registers[FROM=BFloat16 TO=Half PACK=8]: convert 24, convert_all 32
+// registers[FROM=float TO=Half PACK=1]: convert 16, convert_all 32
 #include "stored.cuh"
+#include "table.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
 convert(const FROM* __restrict__ x, TO* __restrict__ y, long long count) {
@@ -27,4 +30,12 @@ convert(const FROM* __restrict__ x, TO* __restrict__ y, long long count) {
 #pragma unroll 1
         for (long long i = first; i < count; ++i) y[i] = (float)x[i];
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+convert_all(const Row* __restrict__ rows, int count) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    const FROM* __restrict__ x = chunk.array<FROM>(0);
+    TO* __restrict__ y = chunk.array<TO>(1);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) y[i] = (float)x[i];
 }

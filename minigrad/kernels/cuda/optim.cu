@@ -1,25 +1,97 @@
-// AdamW, all of it in one pass over a parameter: each number is read and written once.
+// What an optimiser does between two passes, for all parameters in one launch each: see table.cuh. Letters as in
+// minigrad/optim/.
+//
+// AdamW, all of it in one pass: each number is read and written once.    A row: x, grad, m, v
 //
 //   m <- β₁ m + (1 - β₁) g,    v <- β₂ v + (1 - β₂) g²
 //   x <- (1 - lr · weight_decay) x - lr · m̂ / (√v̂ + eps),    m̂ = m / (1 - β₁ᵗ),   v̂ = v / (1 - β₂ᵗ)
 //
-// See minigrad/optim/optimizer.py.   x, g, m, v (count,)     grid: any, the threads take numbers in turn     block: 256
+// The row's numbers are what is the same for all of it: rest = 1 - β, which float32 would round; decay = 1 - lr ·
+// weight_decay, rate = lr / (1 - β₁ᵗ), scale = 1 / √(1 - β₂ᵗ). They are in memory, and not arguments, as those of a
+// captured graph stay what they were.
 //
-// What is the same for all numbers comes computed: rest = 1 - β, which float32 would round; decay = 1 - lr · weight_decay, rate = lr / (1 - β₁ᵗ),
-// scale = 1 / √(1 - β₂ᵗ). In a captured graph, whose arguments stay what they were, the three are read from `step`, which
-// is null elsewhere.
-// registers[]: adamw 40
+// Clipping, in three launches.    A row: grad
+//
+//   squares      parts_b = Σ g²  over the chunk of block b            doubles, in which no square of a float overflows
+//   clip_factor  norm = √Σ_b parts_b,    factor = min(max_norm / (norm + 1e-6), 1), or 1 if the norm is not finite
+//   scale        g <- factor · g
+//
+// unscale: g <- g / S, and whether any is not finite.    A row: grad
+// average: ema <- ema + (1 - decay) (x - ema).           A row: ema, x
+//
+// registers[]: adamw 40, squares 40, clip_factor 40, scale 32, unscale 32, average 32
 #include "common.cuh"
+#include "table.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
-adamw(float* __restrict__ x, const float* __restrict__ grad, float* __restrict__ m, float* __restrict__ v,
-      long long count, float beta1, float beta2, float rest1, float rest2, float eps, float decay, float rate, float scale,
-      const float* __restrict__ step) {
-    if (step) decay = step[0], rate = step[1], scale = step[2];
-    for (long long i = (long long)blockIdx.x * 256 + threadIdx.x; i < count; i += (long long)gridDim.x * 256) {
-        const float g = grad[i];
-        const float m_i = m[i] = beta1 * m[i] + rest1 * g;
-        const float v_i = v[i] = beta2 * v[i] + rest2 * g * g;
-        x[i] = decay * x[i] - rate * m_i / (sqrtf(v_i) * scale + eps);
+adamw(const Row* __restrict__ rows, int count) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    const float* numbers = chunk.row->numbers;
+    const float beta1 = numbers[0], beta2 = numbers[1], rest1 = numbers[2], rest2 = numbers[3], eps = numbers[4],
+                decay = numbers[5], rate = numbers[6], scale = numbers[7];
+    float* __restrict__ x = chunk.array<float>(0);
+    const float* __restrict__ grad = chunk.array<float>(1);
+    float* __restrict__ m = chunk.array<float>(2);
+    float* __restrict__ v = chunk.array<float>(3);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) {
+        const float g = grad[i], x_i = x[i];
+        const float m_i = beta1 * m[i] + rest1 * g;
+        const float v_i = beta2 * v[i] + rest2 * g * g;
+        m[i] = m_i;
+        v[i] = v_i;
+        x[i] = decay * x_i - rate * m_i / (sqrtf(v_i) * scale + eps);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+squares(const Row* __restrict__ rows, int count, double* __restrict__ parts) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    const float* grad = chunk.array<float>(0);
+    double sum = 0;
+    for (int i = threadIdx.x; i < chunk.count; i += 256) sum += (double)grad[i] * grad[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+}
+
+// One block of 1024 threads.
+extern "C" __global__ void __launch_bounds__(1024)
+clip_factor(const double* __restrict__ parts, int count, double max_norm, double* __restrict__ norm,
+            float* __restrict__ factor) {
+    double sum = 0;
+    for (int i = threadIdx.x; i < count; i += 1024) sum += parts[i];
+    sum = block_sum(sum);
+    if (threadIdx.x > 0) return;
+    const double root = sqrt(sum), wanted = max_norm / (root + 1e-6);
+    const bool finite = sum * 0 == 0;
+    *norm = root;
+    *factor = finite && wanted < 1 ? wanted : 1;
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+scale(const Row* __restrict__ rows, int count, const float* __restrict__ factor) {
+    const float by = *factor;
+    if (by == 1) return;  // most steps are short enough
+    const Chunk chunk = chunk_of_block(rows, count);
+    float* grad = chunk.array<float>(0);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) grad[i] *= by;
+}
+
+// `overflow` is false before; all who write to it write the same.
+extern "C" __global__ void __launch_bounds__(256)
+unscale(const Row* __restrict__ rows, int count, float by, bool* overflow) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    float* grad = chunk.array<float>(0);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) {
+        const float g = grad[i] * by;
+        grad[i] = g;
+        if (!(g * 0 == 0)) *overflow = true;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+average(const Row* __restrict__ rows, int count, float rest) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    float* __restrict__ ema = chunk.array<float>(0);
+    const float* __restrict__ x = chunk.array<float>(1);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) ema[i] += rest * (x[i] - ema[i]);
 }

@@ -1,67 +1,94 @@
-"""L2: AdamW in one kernel."""
+"""L2: what an optimiser does between two passes, for all parameters in one launch each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from minigrad.backend import Array, empty
-from minigrad.kernels.cuda.launch import Kernel, on_gpu
+from minigrad.backend import Array, array_module, device_of, empty
+from minigrad.kernels.cuda.launch import Kernel
+from minigrad.kernels.cuda.table import Table
 
-ADAMW = Kernel("optim.cu", "adamw")
-THREADS, MOST_BLOCKS = 256, 1024
+ADAMW, AVERAGE = Kernel("optim.cu", "adamw"), Kernel("optim.cu", "average")
+SQUARES, CLIP_FACTOR, SCALE = (Kernel("optim.cu", name) for name in ("squares", "clip_factor", "scale"))
+UNSCALE = Kernel("optim.cu", "unscale")
+ONE_BLOCK = 1024  # threads
 
-
-def takes(x: Array, grad: Array) -> bool:
-    """Whether `adamw` is for this parameter and gradient."""
-    return all(on_gpu(a) and a.dtype == np.float32 and a.flags.c_contiguous for a in (x, grad))
-
-
-def adamw(
-    x: Array, grad: Array, m: Array, v: Array, *, betas: tuple[float, float], eps: float,
-    step: tuple[float, float, float] | Array,
-) -> None:  # fmt: skip
-    """One step of AdamW on x, m and v, in place.
-
-    Args:
-        x, grad, m, v: float32, of one shape.
-        betas, eps: as in minigrad/optim/optimizer.py.
-        step: what `next_scalars` gives; in a step that is captured, the same three as float32 on the device.
-    """
-    blocks = min(-(-x.size // THREADS), MOST_BLOCKS)
-    captured = None if isinstance(step, tuple) else step
-    scalars = (*betas, 1 - betas[0], 1 - betas[1], eps, *(step if isinstance(step, tuple) else (0.0, 0.0, 0.0)))
-    ADAMW(blocks, THREADS, x, grad, m, v, np.int64(x.size), *map(np.float32, scalars), captured)
+Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
+"""What an optimiser does to one parameter: x, grad, the state with `step`, `m` and `v`, and the group's settings."""
 
 
-def next_scalars(state: dict[str, Any], group: Mapping[str, Any]) -> tuple[float, float, float]:
-    """1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ) of the next step t, which is counted in `state`."""
-    state["step"] = t = state["step"] + 1
-    lr, (beta1, beta2) = group["lr"], group["betas"]
-    return 1 - lr * group["weight_decay"], lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
+class CapturedMoves:
+    """The step of AdamW in a graph, whose rates are to be those of the step that it is launched for."""
 
+    def __init__(self) -> None:
+        self.moves: list[Move] = []
 
-class CapturedScalars:
-    """These three for every parameter, in device memory: there a captured step reads them.
-
-    Args:
-        count: how many parameters there are.
-        device: where they are.
-    """
-
-    def __init__(self, count: int, device: str) -> None:
-        self.rows = empty((count, 3), np.float32, device)
-        self.parameters: list[tuple[dict[str, Any], Mapping[str, Any]]] = []
-
-    def add(self, state: dict[str, Any], group: Mapping[str, Any]) -> Array:
-        """While it is captured: room for the scalars of one more parameter."""
-        self.parameters.append((state, group))
-        return self.rows[len(self.parameters) - 1]
+    def add(self, table: Table, moves: Sequence[Move]) -> None:
+        """While it is captured: what is moved, and the table that the kernel reads."""
+        if self.moves:
+            raise RuntimeError("AdamW: one step is captured, this is the second: call optimizer.step() once")
+        self.table, self.moves = table, list(moves)
 
     def upload(self) -> None:
-        """Before the graph is launched: those of the next step."""
-        values = np.zeros(self.rows.shape, np.float32)
-        for i, (state, group) in enumerate(self.parameters):
-            values[i] = next_scalars(state, group)
-        self.rows.set(values)
+        """Before the graph is launched: the numbers of the next step."""
+        if self.moves:
+            self.table.rows["numbers"] = next_numbers(self.moves)
+            self.table.upload()
+
+
+def adamw(moves: Sequence[Move], captured: CapturedMoves | None = None) -> None:
+    """One step of AdamW, in place, on parameters that `table.takes` with their gradients, m and v.
+
+    Args:
+        captured: None: a step is counted in every state. In a step that is captured: where it is noted, to be counted
+            each time the graph is launched.
+    """
+    columns = [[x for x, *_ in moves], [grad for _, grad, *_ in moves]]
+    columns += [[state[name] for _, _, state, _ in moves] for name in ("m", "v")]
+    table = Table(*columns, numbers=next_numbers(moves) if captured is None else 0)
+    if captured is not None:
+        captured.add(table, moves)
+    table.launch(ADAMW)
+
+
+def next_numbers(moves: Sequence[Move]) -> list[tuple[float, ...]]:
+    """For every parameter what the kernel asks, of the next step t, which is counted in its state:
+
+    β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
+    """
+    known: dict[tuple[int, int], tuple[float, ...]] = {}  # a group has few different t
+    numbers = []
+    for _, _, state, group in moves:
+        state["step"] = t = state["step"] + 1
+        key = id(group), t
+        if key not in known:
+            lr, (beta1, beta2) = group["lr"], group["betas"]
+            step = 1 - lr * group["weight_decay"], lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
+            known[key] = (beta1, beta2, 1 - beta1, 1 - beta2, group["eps"], *step)
+        numbers.append(known[key])
+    return numbers
+
+
+def clip(grads: Sequence[Array], max_norm: float) -> Array:
+    """Scale gradients that `table.takes_each`, in place, as `optim.clip_grad_norm_` says. Returns the norm before."""
+    table, device = Table(grads), device_of(grads[0])
+    parts, norm = empty((table.chunks,), np.float64, device), empty((), np.float64, device)
+    factor = empty((), np.float32, device)
+    table.launch(SQUARES, parts)
+    CLIP_FACTOR(1, ONE_BLOCK, parts, np.int32(table.chunks), np.float64(max_norm), norm, factor)
+    table.launch(SCALE, factor)
+    return norm
+
+
+def unscale(grads: Sequence[Array], factor: float) -> Array:
+    """Multiply gradients that `table.takes_each`, in place. Returns whether all are finite then, without axes."""
+    overflow = array_module(grads[0]).zeros((), np.bool_)
+    Table(grads).launch(UNSCALE, np.float32(factor), overflow)
+    return ~overflow
+
+
+def average(averages: Sequence[Array], values: Sequence[Array], rest: float) -> None:
+    """ema <- ema + rest · (x - ema) for pairs that `table.takes`, in place."""
+    Table(averages, values).launch(AVERAGE, np.float32(rest))
