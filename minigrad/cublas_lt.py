@@ -213,9 +213,9 @@ class Lt:
         call(self.library, f"cublasLt{kind}SetAttribute", descriptor, number, ctypes.byref(held), size)
 
 
-def _aligned(pointer: int) -> int:
+def _aligned(place: int) -> int:
     """The power of two, of bytes, that a place in memory is a multiple of."""
-    return min(pointer & -pointer, ALIGNED)
+    return min(place & -place, ALIGNED)
 
 
 @cache
