@@ -308,6 +308,11 @@ def test_the_library_is_asked_once(library, lt):
     first = make()
     assert first == {"lt_made": 5, "lt_asked": 1, "lt_products": 1}  # an operation, three layouts, a preference
     assert make() == make(ones(4, 8), ones(8, 6), ones(6)) == {"lt_products": 1}
+    twos = [ones(*shape) for shape in ((4, 8), (8, 6), (6,))]
+    for x in twos:
+        x *= 2
+    assert make(*twos) == {"lt_products": 1}
+    np.testing.assert_array_equal(y, np.full((4, 6), 4 * 8 + 2))  # of the numbers that are meant now
     others = [
         {"a": ones(4, 8, aligned=4)}, {"b": ones(8, 6, aligned=8)}, {"bias": ones(6, aligned=4)},
         {"a": ones(4, 10)[:, :8]}, {"a": ones(8, 4).T}, {"b": ones(6, 8).T},
@@ -415,6 +420,7 @@ def test_what_is_not_for_it(lt):
         (a, b[:7], bias, f32),
         (a[:0], b, bias, f32),
         (a[:, :0], b[:0], bias, f32),
+        (a, b[:, :0], bias[:0], f32),
         (a.astype(int), b.astype(int), bias.astype(int), np.dtype(int)),
         (a, b, bias[:1], f32),
         (a.astype(half), b.astype(half), bias, half),  # the bias would be rounded first
@@ -479,11 +485,42 @@ def test_a_linear_layer(device, monkeypatch, dtype):
     assert [x.dtype for x in found[2:]] == [np.float32] * 2
 
 
-def test_gradients_of_different_types(device, monkeypatch):
+def test_the_gates(device):
+    """Narrow products stay in float32 where that is asked for, and sums with them; on the CPU these are not made."""
+    a = np.array([[1, 2048, 0], [1, 2, 3]], np.float16)
+    b, bias = np.array([[1], [1], [0.5]], np.float16), np.ones(1, np.float16)
+    a, b, bias = (to_device(x, device) for x in (a, b, bias))
+    wide = np.dtype(np.float32)
+    for dtype, exact in ((None, [[2048], [4.5]]), (wide, [[2049], [4.5]])):
+        y, sums = backend.gemm_and_sums(a, b, dtype=dtype)
+        assert y.dtype == (dtype or np.float16)
+        np.testing.assert_array_equal(to_device(y, "cpu"), exact)
+        if device == "cpu":
+            assert sums is None
+        else:
+            assert sums.dtype == y.dtype
+            np.testing.assert_array_equal(to_device(sums, "cpu"), [exact[0][0], 6])
+        y = backend.gemm(a, b, bias=bias, dtype=dtype)
+        assert y.dtype == (dtype or np.float16)
+        np.testing.assert_array_equal(to_device(y, "cpu"), [[2050], [5.5]])  # rounded with the bias in it
+
+
+def test_gradients_of_different_types(device):
     """Sums come in the dtype of the product: where ∂bias has another, they are a product of their own."""
-    x, weight = (np.ones(shape, np.float16) for shape in ((4, 8), (6, 8)))
+    x, weight = (np.ones(shape, np.float16) for shape in ((2049, 8), (6, 8)))
     tensors = [Tensor(n, requires_grad=True, device=device) for n in (x, weight)]
     bias = Tensor(np.ones(6, np.float32), requires_grad=True, device=device)
     F.linear(*tensors, bias).sum().backward()
     assert tensors[1].grad.dtype == np.float16 and bias.grad.dtype == np.float32
-    np.testing.assert_array_equal(bias.grad.cpu().numpy(), 4)
+    np.testing.assert_array_equal(bias.grad.cpu().numpy(), 2049)  # no number of float16
+
+
+def test_sums_nobody_asked_for(device, monkeypatch):
+    def unwanted(*_, **__):
+        raise AssertionError("sums for a bias that is not trained")
+
+    monkeypatch.setattr("minigrad.ops.matmul.sum_of_rows", unwanted)
+    monkeypatch.setattr("minigrad.ops.matmul.gemm_and_sums", unwanted)
+    x, weight = (Tensor(np.ones((4, 4)), requires_grad=True, device=device) for _ in range(2))
+    F.linear(x, weight, Tensor(np.ones(4), device=device)).sum().backward()
+    np.testing.assert_array_equal(weight.grad.cpu().numpy(), 4)
