@@ -100,7 +100,7 @@ def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] 
     if not _fit(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
         return None
     xp = array_module(a)
-    y, sums = xp.empty((len(a), b.shape[1]), dtype), xp.empty(len(a), dtype)
+    y, sums = xp.empty((len(a), b.shape[1]), dtype), xp.empty((len(a),), dtype)
     return (y, sums) if _product(BGRADB, a, b, y, sums) else None
 
 

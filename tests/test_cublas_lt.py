@@ -25,7 +25,7 @@ from minigrad.backend import to_device
 from minigrad.cublas_lt import Lt, matmul_and_sums, matmul_with_bias
 from minigrad.dtypes import as_dtype
 from minigrad.graph import direct_blas
-from tests.cupy_on_cpu import in_place_of_cupy
+from tests.cupy_on_cpu import in_place_of_cupy, wrap
 from tests.test_cublas import LAYOUTS, SOURCE, STREAM, laid_out
 
 LT_SOURCE = r"""
@@ -397,6 +397,40 @@ def test_where_products_are_made(library, lt, blas, monkeypatch):
     (memory,) = taken
     assert (stream.value, workspace.value) == (STREAM + 16, memory.ctypes.data)
     assert memory.dtype == np.uint8 and memory.size == next(iter(lt.plans.values())).workspace
+
+
+def test_in_a_capture_it_only_multiplies(library, lt):
+    """What a step before has planned is used: nothing is made or asked, and no memory is taken but for the results."""
+    taken = []
+
+    def empty(shape, dtype):
+        taken.append(shape)
+        return wrap(ones(*shape, dtype=dtype))  # at 256 bytes, as CuPy's memory is
+
+    with in_place_of_cupy(), patch.object(cublas_lt, "shared", lambda: lt):
+        cupy = sys.modules["cupy"]
+        a, b, bias = (wrap(ones(*shape)) for shape in ((4, 8), (8, 6), (6,)))
+        direct = cublas.CtypesBlas(library, cupy.empty((cublas.WORKSPACE,), np.uint8))
+        cupy.empty = empty
+        stream = cupy.cuda.Stream()
+        direct.use_stream(stream.ptr)
+
+        def step():
+            return backend.gemm(a, b, bias=bias), *backend.gemm_and_sums(a, b)
+
+        with cublas.use_blas(cublas.CupyBlas()):
+            eager = step()
+        results, before, taken[:] = [shape for shape in taken if len(shape) > 1 or shape == (4,)], counts(library), []
+        with cublas.use_blas(direct):
+            stream.begin_capture()
+            captured = step()
+            stream.end_capture()
+        assert taken == results == [(4, 6), (4, 6), (4,)]
+        assert counts(library) - before == {"lt_products": 2}
+        assert ctypes.c_void_p.in_dll(library, "lt_workspace").value == direct.workspace.data.ptr
+        for x, y in zip(eager, captured, strict=True):
+            assert x.shape == y.shape and x.dtype == y.dtype
+        direct.close()
 
 
 def test_the_stream_of_a_graph(library, monkeypatch):
