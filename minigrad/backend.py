@@ -2,8 +2,8 @@
 
 Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
 and on the GPU. Two kinds of work must not be called on `xp` directly but through the gates here, because the two
-libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`) and scattered sums
-(`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
+libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`) and
+scattered sums (`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
 """
 
 import importlib

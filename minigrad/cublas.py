@@ -3,7 +3,7 @@
 CuPy's own `matmul` turns batches of float16 into float32 and back, has no batches of bfloat16, and ignores TF32 there;
 and CuPy refuses every cuBLAS call while a stream is captured into a CUDA graph, which cuBLAS itself does not. So all
 products are one call of `cublasGemmStridedBatchedEx`, made either by CuPy (`CupyBlas`) or, for capture, directly by
-ctypes on the same library (`CtypesBlas`).
+ctypes on the same library (`CtypesBlas`). Those with a bias go another way: minigrad/cublas_lt.py.
 
 cuBLAS thinks in columns. A matrix with rows one after another, as NumPy keeps it, is to cuBLAS the transpose; so it is
 asked for Cᵀ = Bᵀ Aᵀ, and no number moves:

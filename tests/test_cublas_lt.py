@@ -7,10 +7,13 @@ types, what an algorithm was promised of alignment and workspace. And they count
 
 import ctypes
 import gc
+import importlib.util
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -397,6 +400,31 @@ def test_where_products_are_made(library, lt, blas, monkeypatch):
     (memory,) = taken
     assert (stream.value, workspace.value) == (STREAM + 16, memory.ctypes.data)
     assert memory.dtype == np.uint8 and memory.size == next(iter(lt.plans.values())).workspace
+
+
+def test_the_library_itself_knows_these_attributes():
+    """Descriptors need no GPU: what is set is read again, at the size that the library keeps it in."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    found = [path for folder in folders for path in sorted(Path(folder).glob("*/lib/libcublasLt.so.*"))]
+    if not found:
+        pytest.skip("no cublasLt: pip install nvidia-cublas")
+    lt = SimpleNamespace(library=ctypes.CDLL(str(found[-1])))
+    layout = [14, *map(ctypes.c_uint64, (5, 7)), ctypes.c_int64(8)]
+    attributes = {
+        "MatmulDesc": [cublas_lt.TRANSPOSE_A, cublas_lt.TRANSPOSE_B, cublas_lt.EPILOGUE, cublas_lt.VECTOR],
+        "MatmulPreference": [cublas_lt.MAX_WORKSPACE, cublas_lt.REDUCTIONS, *cublas_lt.ALIGNMENTS],
+        "MatrixLayout": [],
+    }
+    with ExitStack() as made:
+        for kind, arguments in (("MatmulDesc", [68, 0]), ("MatrixLayout", layout), ("MatmulPreference", [])):
+            descriptor = Lt._make(lt, made, kind, *arguments)
+            for attribute, ctype in attributes[kind]:
+                value, size = ctype(), ctypes.c_size_t()
+                Lt._set(lt, kind, descriptor, (attribute, ctype), 1)
+                read = getattr(lt.library, f"cublasLt{kind}GetAttribute")
+                assert not read(descriptor, attribute, ctypes.byref(value), ctypes.sizeof(value), ctypes.byref(size))
+                assert value.value == 1 and size.value == ctypes.sizeof(ctype)
 
 
 def test_in_a_capture_it_only_multiplies(library, lt):
