@@ -187,26 +187,17 @@ def warp(images: Array, matrix: Array, fill: tuple[int, ...]) -> Array:
     x, y = (x - 0.5).clip(0, W - 1), (y - 0.5).clip(0, H - 1)  # between the centres of pixels
     left, top = x.astype(np.int64), y.astype(np.int64)
     right, bottom = xp.minimum(left + 1, W - 1), xp.minimum(top + 1, H - 1)
-    dx, dy = (x - left)[:, None], (y - top)[:, None]  # (N, 1, H, W)
+    dx, dy = x - left, y - top
+    image = xp.arange(N)[:, None, None] * (H * W)
+    corners = [image + (row * W + column) for row in (top, bottom) for column in (left, right)]
 
-    channel = xp.arange(N * C).reshape(N, C, 1, 1)
-    flat = images.reshape(-1)
-
-    def pixels(row: Array, column: Array) -> Array:
-        return xp.take(flat, channel * (H * W) + (row * W + column)[:, None]).astype(np.float64)  # (N, C, H, W)
-
-    v00, v01, v10, v11 = (pixels(row, column) for row in (top, bottom) for column in (left, right))
-    above, below = v00 + (v01 - v00) * dx, v10 + (v11 - v10) * dx
-    moved = (above + (below - above) * dy).astype(np.uint8)
-    return xp.where(inside[:, None], moved, _colour(xp, fill))
-
-
-def _colour(xp: Any, levels: tuple[int, ...]) -> Array:
-    """(C, 1, 1) uint8, without a copy from the host, which a graph could not contain."""
-    colour = xp.empty((len(levels), 1, 1), np.uint8)
-    for c, level in enumerate(levels):
-        colour[c] = level
-    return colour
+    moved = xp.empty(images.shape, np.uint8)
+    for c in range(C):  # a plane at a time stays in the cache of a CPU
+        plane = images[:, c].reshape(-1).astype(np.float64)
+        v00, v01, v10, v11 = (xp.take(plane, corner) for corner in corners)
+        above, below = v00 + (v01 - v00) * dx, v10 + (v11 - v10) * dx
+        moved[:, c] = xp.where(inside, (above + (below - above) * dy).astype(np.uint8), np.uint8(fill[c]))
+    return moved
 
 
 def _matrix(like: Array, *entries: Any) -> Array:
