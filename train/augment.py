@@ -51,7 +51,7 @@ class ShiftedCrop:
         """
         xp, P = array_module(images), self.padding
         N, _, H, W = images.shape
-        if self.padding_mode == "reflect" and P >= min(H, W):
+        if self.padding_mode == "reflect" and min(H, W) <= P:
             raise ValueError(f"a reflection by {P} pixels needs images larger than that, got {H} x {W}; pad with less")
         top, left = _integers(generator.uniform((2, N), device=device_of(images)), 2 * P + 1)
         padded = xp.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=self.padding_mode)
@@ -101,30 +101,28 @@ class RandomErasing:
     def __call__(self, images: Array, generator: Generator) -> Array:
         """Normalised images (N, C, H, W) floating-point -> new images."""
         xp, device = array_module(images), device_of(images)
-        N, C, H, W = images.shape
+        N, _, H, W = images.shape
         deal = Deal(N, generator, device)
         places, mine = deal.slots(0, self.prob)
         u = generator.uniform((4, N), device=device)[:, places]
         area = H * W * (self.area[0] + (self.area[1] - self.area[0]) * u[0])
         ratio = xp.exp(log(self.aspect[0]) + (log(self.aspect[1]) - log(self.aspect[0])) * u[1])
-        height, width = (
-            xp.minimum(xp.sqrt(side) + 0.5, most).astype(np.int64) for side, most in ((area * ratio, H), (area / ratio, W))
-        )
+        height = xp.minimum(xp.sqrt(area * ratio) + 0.5, H).astype(np.int64)
+        width = xp.minimum(xp.sqrt(area / ratio) + 0.5, W).astype(np.int64)
         top, left = _integers(u[2], H - height + 1), _integers(u[3], W - width + 1)
         erased = _boxes(top, left, top + height, left + width, H, W) & over_pixels(mine)
 
         dealt = deal.put(images)
-        noise = self._noise((len(mine), C, H, W), generator, device).astype(images.dtype)
-        dealt[places] = xp.where(erased, noise, dealt[places])
+        dealt[places] = xp.where(erased, self._noise(dealt[places], generator), dealt[places])
         return deal.back(dealt)
 
-    def _noise(self, shape: tuple[int, ...], generator: Generator, device: str) -> Array:
-        """What the rectangles are filled with; it broadcasts to `shape`."""
+    def _noise(self, images: Array, generator: Generator) -> Array:
+        """What the rectangles are filled with; it broadcasts to the images and has their dtype."""
+        N, C, H, W = images.shape
         if self.mode == "const":
-            return generator.uniform((1, 1, 1, 1), device=device) * 0
-        if self.mode == "rand":
-            shape = (*shape[:2], 1, 1)
-        return normal(generator.uniform((2, *shape), device=device))
+            return array_module(images).zeros((1, 1, 1, 1), images.dtype)
+        shape = (2, N, C, 1, 1) if self.mode == "rand" else (2, N, C, H, W)
+        return normal(generator.uniform(shape, device=device_of(images))).astype(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class Mix:
         return blend(images, weight), blend(targets, share)
 
     def weights(self, H: int, W: int, generator: Generator, device: str) -> tuple[Array, Array]:
-        """w (H, W) and λ (), float32. They are drawn and kept on the device: the host knows neither, nor which it is."""
+        """w (H, W) and λ (), float32. They are drawn and stay on the device: the host does not know them."""
         u = generator.uniform((8,), device=device).astype(np.float64)
         xp = array_module(u)
         cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(bool(self.cutmix)))
@@ -167,10 +165,12 @@ class Mix:
         y, x = _integers(u[5], H), _integers(u[6], W)
         top, left = (y - height // 2).clip(0, H), (x - width // 2).clip(0, W)
         bottom, right = (y + (height + 1) // 2).clip(0, H), (x + (width + 1) // 2).clip(0, W)
-        outside = ~_boxes(*(side.reshape(1) for side in (top, left, bottom, right)), H, W)[0, 0]
+        row, column = xp.arange(H)[:, None], xp.arange(W)
+        box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        outside = 1 - (bottom - top) * (right - left) / (H * W)
 
-        weight, share = xp.where(cut, outside, kept), xp.where(cut, 1 - (bottom - top) * (right - left) / (H * W), kept)
         mixed = u[7] < self.prob
+        weight, share = xp.where(cut, ~box, kept), xp.where(cut, outside, kept)
         return xp.where(mixed, weight, 1).astype(np.float32), xp.where(mixed, share, 1).astype(np.float32)
 
 
@@ -180,7 +180,7 @@ def blend(x: Array, weight: Array) -> Array:
 
 
 def beta(alpha: Array, u: Array) -> Array:
-    """A number of the distribution Beta(α, α), α > 0, from four uniform ones, u (4, ...) in [0, 1): no draw is rejected.
+    """A number of the distribution Beta(α, α), α > 0, from four uniform ones, u (4, ...) in [0, 1). None is rejected.
 
         B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  a point in a disc, seen from one side
         λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
