@@ -227,9 +227,9 @@ def translate_y(share: Array, H: int, W: int) -> Array:
 
 
 def rotate(degrees: Array, H: int, W: int) -> Array:
-    """Counter-clockwise about the centre. Sine and cosine have 15 decimals, so that sin 30° is ½ on every machine."""
+    """Counter-clockwise about the centre. As in Pillow the angle is from 0° to 360°, and sin 30° exactly ½."""
     xp = array_module(degrees)
-    cos, sin = (f(degrees * (pi / 180)).round(15) for f in (xp.cos, xp.sin))
+    cos, sin = (f(degrees % 360 * (pi / 180)).round(15) for f in (xp.cos, xp.sin))
     cx, cy = W / 2, H / 2
     return _matrix(degrees, cos, -sin, -cos * cx + sin * cy + cx, sin, cos, -sin * cx - cos * cy + cy)
 
