@@ -68,6 +68,8 @@ def test_an_op_equals_timms(op, increasing, images, magnitude, sign):
     transform = auto_augment.AugmentOp(name, prob=1, magnitude=magnitude, hparams=chosen)
     if op == "Posterize":
         assume(0 < arguments(op, np.float64(magnitude / 10), 1, increasing)[0] <= 8)  # what Pillow accepts
+    if op == "Rotate":
+        assume(magnitude != 15)  # the 16th decimal of sin 45° is a tie, which NumPy and Python round differently
     with patch.object(random, "random", lambda: 0.9 if sign < 0 else 0.1):
         expected = one_by_one(transform, images)
     np.testing.assert_array_equal(ours(op, images, magnitude / 10, sign, increasing), expected)
