@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise, product
 from math import ceil, floor, inf
 
 import numpy as np
@@ -71,7 +72,7 @@ def host(x):
 
 
 @pytest.mark.parametrize("name", ALL)
-@given(N=st.integers(1, 7), H=st.integers(3, 9), W=st.integers(3, 9), seed=SEEDS)
+@given(N=st.integers(1, 7), H=st.integers(3, 24), W=st.integers(3, 24), seed=SEEDS)
 def test_it_is_the_same_on_every_device_and_leaves_its_input(device, name, N, H, W, seed):
     images = made(name, N, H, W, seed)
     expected = ALL[name](images, Generator(seed))
@@ -216,7 +217,7 @@ def test_every_place_is_in_one_part(N, seed, cuts):
     images = np.arange(N).reshape(N, 1, 1, 1)
     np.testing.assert_array_equal(deal.back(deal.put(images)), images)
     bounds, owners = [0, *sorted(cuts), 1], np.zeros(N, int)
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         places, mine = deal.slots(start, stop)
         assert mine.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
         owners[places] += mine
@@ -253,7 +254,7 @@ def outcomes(images, m, increasing, fill):
 @pytest.mark.parametrize("increasing", [False, True])
 def test_each_image_has_one_op_done_and_each_op_its_share(prob, increasing):
     N = 150
-    images = made("RandAugment", N, 8, 7)
+    images = made("RandAugment", N, 24, 17)  # of some hundred pixels, or there is nothing to equalise
     augment = RandAugment(8, 1, prob, increasing=increasing, fill=(1, 2, 3))
     result = augment(images, Generator(4))
     counts, signs = Counter(), Counter()
@@ -343,10 +344,10 @@ def test_beta(alpha):
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.2, 1.0, 1e4])
-@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-24])
-def test_beta_at_the_ends(alpha, u):
-    for edge in np.eye(4) * (1 - u) + u - (1 - 2 * u > 0) * np.eye(4) * 2.0**-24:
-        assert 0 <= beta(np.float64(alpha), edge) <= 1
+def test_beta_at_the_ends(alpha):
+    u = np.array(list(product([0, 0.5, 1 - 2.0**-24], repeat=4))).T
+    found = beta(np.float64(alpha), u)
+    assert ((found >= 0) & (found <= 1)).all()
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])
