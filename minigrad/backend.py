@@ -2,8 +2,8 @@
 
 Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
 and on the GPU. Two kinds of work must not be called on `xp` directly but through the gates here, because the two
-libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`) and scattered sums
-(`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
+libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`) and
+scattered sums (`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
 """
 
 import importlib
@@ -124,15 +124,33 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
         bias: a vector along the last axis, added before the result is rounded.
         dtype: of the result, where a and b are narrow; by default theirs.
     """
+    dtype = a.dtype if dtype is None or not is_narrow(a.dtype) else dtype
+    if bias is not None and not isinstance(a, np.ndarray):
+        y = importlib.import_module("minigrad.cublas_lt").matmul_with_bias(a, b, bias, dtype)
+        if y is not None:
+            return y
     if not is_narrow(a.dtype):
         y = _product(a, b, a.dtype)
         if bias is not None:
             y += bias
         return y
-    dtype = a.dtype if dtype is None else dtype
     if bias is None:
         return cast(_product(a, b, dtype), dtype)
     return cast(_product(a, b, FLOAT32) + cast(bias, FLOAT32), dtype)
+
+
+def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Array | None]:
+    """`gemm(a, b, dtype=dtype)` of two matrices, and `a.sum(axis=1)` in the dtype of the product.
+
+    The sums are None where nothing makes both in one pass over a: then they are a call of their own.
+    """
+    if not isinstance(a, np.ndarray):
+        both = importlib.import_module("minigrad.cublas_lt").matmul_and_sums(
+            a, b, a.dtype if dtype is None or not is_narrow(a.dtype) else dtype
+        )
+        if both is not None:
+            return both
+    return gemm(a, b, dtype=dtype), None
 
 
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:

@@ -3,7 +3,7 @@
 CuPy's own `matmul` turns batches of float16 into float32 and back, has no batches of bfloat16, and ignores TF32 there;
 and CuPy refuses every cuBLAS call while a stream is captured into a CUDA graph, which cuBLAS itself does not. So all
 products are one call of `cublasGemmStridedBatchedEx`, made either by CuPy (`CupyBlas`) or, for capture, directly by
-ctypes on the same library (`CtypesBlas`).
+ctypes on the same library (`CtypesBlas`). Those with a bias go another way: minigrad/cublas_lt.py.
 
 cuBLAS thinks in columns. A matrix with rows one after another, as NumPy keeps it, is to cuBLAS the transpose; so it is
 asked for Cᵀ = Bᵀ Aᵀ, and no number moves:
@@ -29,7 +29,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, cupy_module
 from minigrad.dtypes import FLOAT32, is_narrow
 
 # library_types.h (cudaDataType) and cublas_api.h (cublasComputeType_t, cublasOperation_t)
@@ -72,6 +72,11 @@ class Blas(Protocol):
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None: ...
 
+    def place(self, size: int) -> tuple[int, Array]:
+        """Where products are made that another library makes (minigrad/cublas_lt.py): the stream, a pointer, and
+        `size` bytes of device memory or more, which nothing else on this stream uses meanwhile."""
+        ...
+
 
 def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     """`a @ b` over the last two axes, the others broadcasting; a of one axis is a row, b of one axis a column.
@@ -105,16 +110,20 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     else:
         if b.ndim == 2:  # one b for all: the batch is but more rows
             a, lead = a.reshape(prod(lead) * M, K), ()
-        compute = COMPUTE_64F if a.dtype == np.float64 else COMPUTE_32F
-        if _tf32 and a.dtype == np.float32:
-            compute = COMPUTE_32F_FAST_TF32
-        A, B, C = _operand(a, lead), _operand(b, lead), Operand(out, OP_N, N, M * N)
-        _blas.gemm(N, a.shape[-2], K, B, A, C, prod(lead), DATA_TYPES[a.dtype.name], compute)
+        A, B, C = operand(a, lead), operand(b, lead), Operand(out, OP_N, N, M * N)
+        _blas.gemm(N, a.shape[-2], K, B, A, C, prod(lead), DATA_TYPES[a.dtype.name], compute_type(a.dtype))
     out = out[..., 0, :] if row else out
     return out[..., 0] if column else out
 
 
-def _operand(x: Array, batch: Sequence[int]) -> Operand:
+def compute_type(dtype: np.dtype) -> int:
+    """What products of such numbers are summed in."""
+    if dtype == np.float64:
+        return COMPUTE_64F
+    return COMPUTE_32F_FAST_TF32 if _tf32 and dtype == FLOAT32 else COMPUTE_32F
+
+
+def operand(x: Array, batch: Sequence[int]) -> Operand:
     """x as a batch of matrices, copied if its strides are not those of one."""
     stride = _batch_stride(x, batch)
     if stride is not None:
@@ -124,7 +133,7 @@ def _operand(x: Array, batch: Sequence[int]) -> Operand:
         if (down == 1 or rows == 1) and (across >= rows or columns == 1):
             return Operand(x, OP_T, max(across, rows), stride // x.dtype.itemsize)
     xp = array_module(x)
-    return _operand(xp.ascontiguousarray(xp.broadcast_to(x, (*batch, *x.shape[-2:]))), batch)
+    return operand(xp.ascontiguousarray(xp.broadcast_to(x, (*batch, *x.shape[-2:]))), batch)
 
 
 def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
@@ -157,6 +166,11 @@ class CupyBlas:
             pointer(C.array), data_type(C), C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
+    def place(self, size: int) -> tuple[int, Array]:
+        """CuPy's memory is a pool for each stream: what is let go may be used again only after the product."""
+        cupy = cupy_module()
+        return int(cupy.cuda.get_current_stream().ptr), cupy.empty((size,), np.uint8)
+
 
 class CtypesBlas:
     """The same call made directly, which a stream that is being captured allows.
@@ -167,31 +181,42 @@ class CtypesBlas:
     """
 
     def __init__(self, library: Any, workspace: Array) -> None:
-        self.library, self.workspace, self.handle = library, workspace, ctypes.c_void_p()
-        self._call("cublasCreate_v2", ctypes.byref(self.handle))
+        self.library, self.workspace, self.handle, self.stream = library, workspace, ctypes.c_void_p(), 0
+        call(library, "cublasCreate_v2", ctypes.byref(self.handle))
         self.close = weakref.finalize(self, library.cublasDestroy_v2, self.handle)  # at the latest with this object
 
     def use_stream(self, stream: int) -> None:
         """Make the products that follow on this stream (a pointer). Giving it a stream takes the workspace away."""
-        self._call("cublasSetStream_v2", self.handle, ctypes.c_void_p(stream))
+        self.stream = stream
+        call(self.library, "cublasSetStream_v2", self.handle, ctypes.c_void_p(stream))
         size = ctypes.c_size_t(self.workspace.nbytes)
-        self._call("cublasSetWorkspace_v2", self.handle, ctypes.c_void_p(pointer(self.workspace)), size)
+        call(self.library, "cublasSetWorkspace_v2", self.handle, ctypes.c_void_p(pointer(self.workspace)), size)
 
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None:
         one, zero = map(ctypes.c_void_p, SCALARS[compute])
-        self._call(
-            "cublasGemmStridedBatchedEx",
-            self.handle, A.op, B.op, m, n, k, one,
+        call(
+            self.library, "cublasGemmStridedBatchedEx", self.handle, A.op, B.op, m, n, k, one,
             *_matrix(A, data), *_matrix(B, data), zero, *_matrix(C, data_type(C)),
             batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self.library, name)(*arguments)
-        if status:
-            raise RuntimeError(f"{name} failed: {STATUS.get(status, 'unknown error')} (status {status})")
+    def place(self, size: int) -> tuple[int, Array]:
+        """Its own workspace, whatever the size: products on one stream follow each other."""
+        return self.stream, self.workspace
+
+
+def call(library: Any, name: str, *arguments: Any, allowed: Sequence[int] = ()) -> int:
+    """The status that a function of the library returns: 0, success, or one of those allowed.
+
+    Raises:
+        RuntimeError: another.
+    """
+    status: int = getattr(library, name)(*arguments)
+    if status and status not in allowed:
+        raise RuntimeError(f"{name} failed: {STATUS.get(status, 'unknown error')} (status {status})")
+    return status
 
 
 def _matrix(x: Operand, data: int) -> tuple[Any, ...]:
@@ -204,22 +229,27 @@ def pointer(x: Array) -> int:
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
-def load_library() -> ctypes.CDLL:
-    """The libcublas that CuPy uses.
+def load_library(name: str = "cublas") -> ctypes.CDLL:
+    """The libcublas that CuPy uses, or its sibling "cublasLt".
 
     Raises:
         RuntimeError: there is none.
     """
     try:
-        path = importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path
+        path = importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(name).abs_path
     except Exception as error:
         raise RuntimeError(
-            "found no libcublas; CuPy's wheels with [ctk] bring it: pip install 'cupy-cuda13x[ctk]'"
+            f"found no lib{name}; CuPy's wheels with [ctk] bring it: pip install 'cupy-cuda13x[ctk]'"
         ) from error
     return ctypes.CDLL(path)
 
 
 _blas: Blas = CupyBlas()
+
+
+def current() -> Blas:
+    """What makes products now."""
+    return _blas
 
 
 @contextmanager

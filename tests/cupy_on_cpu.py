@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minigrad import cublas, random
+from minigrad import cublas, cublas_lt, random
 from minigrad.dtypes import as_dtype
 from minigrad.kernels.cuda import table
 from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
@@ -340,17 +340,21 @@ class HostBlas:
     """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/cublas.py."""
 
     def gemm(self, m: int, n: int, k: int, A: Any, B: Any, C: Any, batch: int, data: int, compute: int) -> None:
-        columns = [
-            self._matrices(x, number, batch, *(size[::-1] if x.op else size))
-            for x, number, size in ((A, data, (m, k)), (B, data, (k, n)), (C, cublas.data_type(C), (m, n)))
-        ]
-        a, b = (x.swapaxes(1, 2) if operand.op else x for x, operand in zip(columns, (A, B), strict=False))
+        a, b, c = self.columns(m, n, k, A, B, C, batch, data)
         exact = np.float64 if data == 1 else np.float32
 
         def product() -> None:
-            columns[2][...] = a.astype(exact) @ b.astype(exact)
+            c[...] = a.astype(exact) @ b.astype(exact)
 
         _do(product)
+
+    def columns(self, m: int, n: int, k: int, A: Any, B: Any, C: Any, batch: int, data: int) -> list[np.ndarray]:
+        """op(A) (batch, m, k), op(B) (batch, k, n) and C (batch, m, n), where they are in memory."""
+        parts = [
+            self._matrices(x, number, batch, *(size[::-1] if x.op else size))
+            for x, number, size in ((A, data, (m, k)), (B, data, (k, n)), (C, cublas.data_type(C), (m, n)))
+        ]
+        return [x.swapaxes(1, 2) if operand.op else x for x, operand in zip(parts, (A, B, C), strict=True)]
 
     def _matrices(self, x: Any, data: int, batch: int, rows: int, columns: int) -> np.ndarray:
         """(batch, rows, columns), each a matrix in columns."""
@@ -360,6 +364,28 @@ class HostBlas:
         memory = (ctypes.c_char * (numbers * dtype.itemsize)).from_address(x.array.data.ptr)
         strides = (x.stride * dtype.itemsize, dtype.itemsize, x.leading * dtype.itemsize)
         return np.ndarray((batch, rows, columns), dtype, memory, strides=strides)
+
+
+class HostLt(HostBlas):
+    """cublasLt's product and its epilogue, likewise; see minigrad/cublas_lt.py."""
+
+    def matmul(
+        self, epilogue: int, m: int, n: int, k: int, A: Any, B: Any, C: Any, vector: ndarray, compute: int
+    ) -> bool:
+        ((a,), (b,), (c,)), v = self.columns(m, n, k, A, B, C, 1, cublas.data_type(A)), vector._host
+        assert v.shape == ((m,) if epilogue == cublas_lt.BIAS else (n,)) and v.dtype == C.array.dtype
+
+        def product() -> None:
+            exact = a.astype(np.float32) @ b.astype(np.float32)
+            if epilogue == cublas_lt.BIAS:
+                exact += v.astype(np.float32)[:, None]
+            else:
+                assert epilogue == cublas_lt.BGRADB
+                v[...] = b.astype(np.float32).sum(axis=0)
+            c[...] = exact
+
+        _do(product)
+        return True
 
 
 def asarray(x: Any, dtype: Any = None) -> ndarray:
@@ -431,15 +457,16 @@ def module() -> ModuleType:
 
 @contextmanager
 def in_place_of_cupy() -> Iterator[None]:
-    """Within the block, this is CuPy, and `HostBlas` is cuBLAS."""
+    """Within the block, this is CuPy, `HostBlas` is cuBLAS and `HostLt` cublasLt."""
     cupyx: Any = ModuleType("cupyx")
     cupyx.scatter_add = scatter_add
-    blas = HostBlas()
+    blas, lt = HostBlas(), HostLt()
     with (
         patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}),
         cublas.use_blas(blas),
         use_device(Kernels(array=ndarray)),
         patch("minigrad.graph.direct_blas", lambda device, stream: blas),
+        patch("minigrad.cublas_lt.shared", lambda: lt),
         patch.dict(random._on_device, clear=not HAS_COMPILER),
     ):
         yield

@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, gemm, promote
+from minigrad.backend import Array, array_module, gemm, gemm_and_sums, promote
 from minigrad.dtypes import is_narrow
 from minigrad.function import Function
 
@@ -80,10 +80,15 @@ class Linear(Function):
         grad_x = grad_weight = grad_bias = None
         if self.weight is not None:
             grad_x = gemm(grad_rows, self.weight).reshape(*grad_output.shape[:-1], self.weight.shape[1])
+        want_bias, bias_dtype = self.needs_input_grad[2], self.grad_dtype(2, grad_rows.dtype)
         if self.x is not None:
-            grad_weight = gemm(grad_rows.T, rows(self.x), dtype=self.grad_dtype(1, self.x.dtype))
-        if self.needs_input_grad[2]:
-            grad_bias = sum_of_rows(grad_rows, self.grad_dtype(2, grad_rows.dtype))
+            dtype = self.grad_dtype(1, self.x.dtype)
+            if want_bias and dtype == bias_dtype:
+                grad_weight, grad_bias = gemm_and_sums(grad_rows.T, rows(self.x), dtype=dtype)
+            else:
+                grad_weight = gemm(grad_rows.T, rows(self.x), dtype=dtype)
+        if want_bias and grad_bias is None:
+            grad_bias = sum_of_rows(grad_rows, bias_dtype)
         return grad_x, grad_weight, grad_bias
 
 

@@ -26,6 +26,7 @@ from minigrad.dtypes import as_dtype, is_narrow
 from minigrad.kernels.cuda import conv
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.conv import Conv2d
+from minigrad.windows import Windows
 from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
 
 pytestmark = needs_compiler
@@ -155,6 +156,18 @@ def test_memory_that_does_not_begin_at_16_bytes(dtype):
     assert pointer(x) % 16
     assert_twin_equals(x, drawn(1, 5, 8, 3, 3, dtype=dtype), stride=2)
     assert_twin_equals(x, drawn(1, 8, 1, 3, 3, dtype=dtype), groups=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_whole(dtype):
+    """Three channels make no 16 bytes, whatever the kernel; eight do, and nothing is added."""
+    for C, columns in ((3, {"float32": 28}.get(dtype, 32)), (8, 72)):
+        x = drawn(0, 2, C, 5, 6, dtype=dtype).transpose(0, 2, 3, 1)
+        windows = Windows((3, 3), (2, 2), (1, 1), (1, 1), (1, 1), (3, 3))
+        with emulated():
+            X = conv.Columns(windows).unfold(x)
+        assert X.shape == (18, columns) and not X[:, 9 * C :].any()
+        np.testing.assert_array_equal(X[:, : 9 * C], windows.view(windows.pad(x)).reshape(18, 9 * C))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
@@ -46,10 +47,11 @@ def environment(options: Options) -> Iterator[Row]:
     yield {"what": "CUDA runtime, driver", "value": f"{runtime.runtimeGetVersion()}, {runtime.driverGetVersion()}"}
     yield {"what": "NVRTC", "value": ".".join(map(str, cupy.cuda.nvrtc.getVersion()))}
     yield {"what": "card", "value": card["name"].decode(), "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB"}
-    try:
-        yield {"what": "cuBLAS for ctypes", "value": cublas.load_library()._name}
-    except RuntimeError as error:
-        yield {"what": "cuBLAS for ctypes", "value": str(error), "wrong": True}
+    for name in ("cublas", "cublasLt"):
+        try:
+            yield {"what": f"{name} for ctypes", "value": cublas.load_library(name)._name}
+        except RuntimeError as error:
+            yield {"what": f"{name} for ctypes", "value": str(error), "wrong": True}
 
 
 def ceilings(options: Options) -> Iterator[Row]:
@@ -74,6 +76,43 @@ def ceilings(options: Options) -> Iterator[Row]:
             "unit": "TFLOP/s",
         }
     cublas.allow_tf32(False)
+    yield from epilogues()
+
+
+def epilogues(B: int = 25216, D: int = 768, O: int = 3072) -> Iterator[Row]:  # noqa: E741
+    """The products of a layer of B rows, D features in and O out (ViT-Base's widest, 128 images), with an epilogue and
+    one by one: how many times as fast; `wrong` where cublasLt has no such product, or another answer."""
+    import cupy
+
+    from minigrad import cublas_lt
+    from minigrad.backend import gemm
+    from minigrad.dtypes import FLOAT32, as_dtype, cast
+    from minigrad.ops.matmul import sum_of_rows
+
+    rng = np.random.default_rng(0)
+    numbers = [cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in ((B, D), (O, D), (O,), (B, O))]
+    for dtype in map(as_dtype, ("bfloat16", "float16", "float32")):
+        x, weight, bias, grad_y = (cast(a, dtype) for a in numbers)
+        with_bias = partial(cublas_lt.matmul_with_bias, x, weight.T, bias, dtype)
+        and_sums = partial(cublas_lt.matmul_and_sums, grad_y.T, x, FLOAT32)
+
+        def bias_apart(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
+            return gemm(x, weight.T, bias=bias)
+
+        def sums_apart(x: Any = x, grad_y: Any = grad_y) -> Any:
+            return gemm(grad_y.T, x, dtype=FLOAT32), sum_of_rows(grad_y, FLOAT32)
+
+        for what, together, apart in (("bias", with_bias, bias_apart), ("sums", and_sums, sums_apart)):
+            row: Row = {"what": f"product with {what}, {dtype.name}", "value": "no such product", "wrong": True}
+            found, fused = together(), on_device(together)
+            with patch("minigrad.cublas_lt.shared", lambda: None):
+                exact, alone = apart(), on_device(apart)
+            if found is not None:
+                pairs = [(found, exact)] if what == "bias" else zip(found, exact, strict=True)
+                pairs = [(cast(a, FLOAT32), cast(b, FLOAT32)) for a, b in pairs]
+                row["error"] = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+                row |= {"value": alone / fused, "unit": "x", "wrong": row["error"] > 1e-2}
+            yield row
 
 
 def launches(options: Options) -> Iterator[Row]:

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+from minigrad import cublas_lt
 from tests.cuda.runner import needs_compiler
+from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
+from tests.gpu import stages
 from tests.gpu.cases import NARROW
 from tests.gpu.stages import ROUNDS, STAGES, STEPS, Stage, Workload, compared
 
@@ -42,6 +45,18 @@ def test_what_is_wrong_is_said(capsys):
 
 def test_all_stages_together_take_ten_minutes():
     assert sum(stage.seconds for stage in STAGES.values()) <= 600
+
+
+def test_epilogues_are_compared(monkeypatch):
+    monkeypatch.setattr(stages, "on_device", lambda work: 1.0)
+    with in_place_of_cupy():
+        rows = list(stages.epilogues(9, 4, 6))
+        assert len(rows) == 6 and all(row["value"] == 1 and not row["wrong"] for row in rows)
+        monkeypatch.setattr(cublas_lt.shared(), "matmul", lambda *_: True)  # whatever was in that memory
+        monkeypatch.setattr(sys.modules["cupy"], "empty", sys.modules["cupy"].zeros)
+        assert all(row["wrong"] and row["error"] > 0.1 for row in stages.epilogues(9, 4, 6))
+        monkeypatch.setattr(cublas_lt, "shared", lambda: None)
+        assert all(row["wrong"] and row["value"] == "no such product" for row in stages.epilogues(9, 4, 6))
 
 
 def test_contenders_take_turns():

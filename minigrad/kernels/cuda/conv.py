@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
 from minigrad.dtypes import FLOAT32, cast
-from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
+from minigrad.kernels.cuda.launch import PACK, STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows, sum_of_rows
@@ -90,13 +90,17 @@ class Columns:
 
         Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X,   ∂bias = ∂Yᵀ 1
 
-    Shapes: X (N·OH·OW, KH·KW·C); W (O, KH·KW·C); Y (N·OH·OW, O).
+    Tensor cores read 16 bytes at once, and 3 x 3 pixels of 3 narrow channels are 54: so in Y and ∂W the rows of X and W
+    end with zeros that make them whole.
+
+    Shapes: X (N·OH·OW, KH·KW·C + zeros); W (O, KH·KW·C + zeros); Y (N·OH·OW, O).
     """
 
     windows: Windows
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        W = _matrix(weight)
+        W = array_module(x).zeros((len(weight), self._columns(x)), weight.dtype)
+        W[:, : prod(weight.shape[1:])] = _matrix(weight)
         parts = [gemm(self.unfold(x[some]), W.T, bias=bias) for some in self._blocks(x, weight.shape)]
         y = parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
         return y.reshape(len(x), *self.windows.out, -1)
@@ -117,16 +121,17 @@ class Columns:
         O, C, KH, KW = shape  # noqa: E741 (the output channels' axis)
         some_images = self._blocks(x, shape)
         parts = (gemm(rows(grad_y[some]).T, self.unfold(x[some]), dtype=FLOAT32) for some in some_images)
-        return reduce(add, parts).reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
+        return reduce(add, parts)[:, : KH * KW * C].reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
 
     def unfold(self, x: Array) -> Array:
         """X: the one copy that is made of x, whatever its layout."""
         N, C = len(x), x.shape[3]
-        X = array_module(x).empty((N * prod(self.windows.out), prod(self.windows.kernel) * C), x.dtype)
+        X = array_module(x).empty((N * prod(self.windows.out), self._columns(x)), x.dtype)
         pack = pack_of(x, C, X) if x.flags.c_contiguous else 1
         *strides, last = (np.int64(step // (pack * x.itemsize)) for step in x.strides)
         last = last if pack == 1 else np.int64(1)
-        self._launch("unfold", len(X), X.shape[1] // pack, pack, x.shape, x, X, *strides, last)
+        length = X.shape[1] // pack
+        self._launch("unfold", len(X), length, pack, x.shape, x, X, *strides, last, np.int32(length))
         return X
 
     def fold(self, grad_X: Array, grad_x: Array) -> None:
@@ -137,7 +142,7 @@ class Columns:
 
     def _launch(
         self, name: str, count: int, length: int, pack: int, shape: tuple[int, ...], source: Array, to: Array,
-        *strides: np.int64,
+        *more: np.generic,
     ) -> None:  # fmt: skip
         """For `count` rows of `to`, each of `length` numbers of so many channels."""
         windows, (_, H, W, C) = self.windows, shape
@@ -147,7 +152,12 @@ class Columns:
         across = min(32, 1 << (length - 1).bit_length())
         down = 256 // across
         sizes = (np.int32(n) for n in (count, H, W, C // pack, *windows.out, *windows.before))
-        kernel(_ceil(count, down), (across, down), source, to, *sizes, *strides)
+        kernel(_ceil(count, down), (across, down), source, to, *sizes, *more)
+
+    def _columns(self, x: Array) -> int:
+        """Of X."""
+        whole = PACK // x.itemsize
+        return _ceil(prod(self.windows.kernel) * x.shape[3], whole) * whole
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
         """Images taken at once, by the size of X."""

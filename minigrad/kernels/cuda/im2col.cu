@@ -2,7 +2,7 @@
 // which convolution is a matrix product. Letters as in minigrad/ops/conv.py:
 //
 //     unfold (im2col)    X[(n,i,j), (k,l,c)] = x[n,h,w,c],   h = i · SH + k · DH - top,  w = j · SW + l · DW - left,
-//                                              0 beyond the edge
+//                                              0 beyond the edge; and 0 in columns beyond the last tap
 //     fold   (col2im)    ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over the i, j, k, l that read this h and w
 //
 // In both a thread makes numbers of the result, looking for where they come from; so no two threads write to the same
@@ -36,15 +36,16 @@ typedef Packed<Stored, PACK> Numbers;
 //   grid   rows / blockDim.y, rounded up          block   (threads along a row, rows)
 extern "C" __global__ void __launch_bounds__(256)
 unfold(const Numbers* __restrict__ x, Numbers* __restrict__ X, int rows, int H, int W, int C, int OH, int OW,
-       int top, int left, long long stride_n, long long stride_h, long long stride_w, long long stride_c) {
+       int top, int left, long long stride_n, long long stride_h, long long stride_w, long long stride_c,
+       int columns) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
     if (row >= rows) return;
     const int n = row / (OH * OW), i = row / OW % OH, j = row % OW;
-    for (int column = threadIdx.x; column < KH * KW * C; column += blockDim.x) {
+    for (int column = threadIdx.x; column < columns; column += blockDim.x) {
         const int tap = column / C, c = column % C;
         const int h = i * SH + tap / KW * DH - top, w = j * SW + tap % KW * DW - left;
-        const bool inside = 0 <= h && h < H && 0 <= w && w < W;
-        X[(long long)row * KH * KW * C + column] =
+        const bool inside = tap < KH * KW && 0 <= h && h < H && 0 <= w && w < W;
+        X[(long long)row * columns + column] =
             inside ? x[n * stride_n + h * stride_h + w * stride_w + c * stride_c] : Numbers();
     }
 }

@@ -1,0 +1,176 @@
+"""Augmentation against Pillow, timm and torchvision: every op at drawn magnitudes, mixtures, and the notation."""
+
+import random
+import warnings
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from minigrad.random import Generator
+from models.compare import libraries
+from train.augment import Augment, Mix, blend, one_hot
+from train.randaugment import COLOURS, MATRICES, arguments, rand_augment, warp
+
+torch = pytest.importorskip("torch")
+Image = pytest.importorskip("PIL.Image")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    libraries.load("timm")
+    from timm.data import Mixup, auto_augment
+    from timm.data.mixup import cutmix_bbox_and_lam
+    from torchvision.transforms.v2 import functional as tv
+
+FILL = (17, 130, 250)
+SIZES = st.integers(1, 40)
+
+
+@st.composite
+def pictures(draw):
+    """Images (N, 3, H, W): noise, ramps, few levels, a narrow range, one level."""
+    N, H, W = draw(st.integers(1, 3)), draw(SIZES), draw(SIZES)
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    low = draw(st.integers(0, 255))
+    high = draw(st.integers(low, 255))
+    images = generator.integers(low, high + 1, (N, 3, H, W))
+    if draw(st.booleans()):
+        images = (images + np.arange(H)[:, None] + np.arange(W)) % 256
+    if draw(st.booleans()):
+        images[generator.random(images.shape) < 0.5] = low
+    return images.astype(np.uint8)
+
+
+def one_by_one(function, images):
+    """A function of Pillow's on each image by itself."""
+    results = (np.asarray(function(Image.fromarray(x.transpose(1, 2, 0)))) for x in images)
+    return np.stack([result.transpose(2, 0, 1) for result in results])
+
+
+def ours(op, images, m, sign, increasing):
+    """An op on images of which each has its own magnitude, here the same."""
+    N, _, H, W = images.shape
+    values = arguments(op, np.full(N, m), np.full(N, float(sign)), increasing)
+    if op in MATRICES:
+        return warp(images, MATRICES[op](*values, H, W), FILL)
+    return COLOURS[op](images, *values)
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+@pytest.mark.parametrize("op", [*MATRICES, *COLOURS])
+@given(images=pictures(), magnitude=st.integers(0, 10) | st.floats(0, 30), sign=st.sampled_from([-1, 1]))
+def test_an_op_equals_timms(op, increasing, images, magnitude, sign):
+    """Arguments and all, to the last bit."""
+    theirs = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
+    name = next(name for name in theirs if name.removesuffix("Increasing") == op)
+    chosen = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR, "magnitude_max": 30}
+    transform = auto_augment.AugmentOp(name, prob=1, magnitude=magnitude, hparams=chosen)
+    if op == "Posterize":
+        assume(0 < arguments(op, np.float64(magnitude / 10), 1, increasing)[0] <= 8)  # what Pillow accepts
+    if op == "Rotate":
+        assume(magnitude != 15)  # the 16th decimal of sin 45° is a tie, which NumPy and Python round differently
+    with patch.object(random, "random", lambda: 0.9 if sign < 0 else 0.1):
+        expected = one_by_one(transform, images)
+    np.testing.assert_array_equal(ours(op, images, magnitude / 10, sign, increasing), expected)
+
+
+@given(images=pictures(), factor=st.floats(0, 2), level=st.integers(0, 256), bits=st.integers(0, 8))
+def test_ops_equal_torchvisions(images, factor, level, bits):
+    """Its tensors: exactly, but where its gray is one of other weights, cut off instead of rounded."""
+    tensor, N = torch.from_numpy(images), len(images)
+    factors, thresholds = np.full(N, factor), np.full(N, level)
+    equal = np.testing.assert_array_equal
+    equal(COLOURS["Invert"](images), tv.invert(tensor))
+    equal(COLOURS["Equalize"](images), tv.equalize(tensor))
+    equal(COLOURS["Posterize"](images, np.full(N, bits)), tv.posterize(tensor, bits))
+    if level < 256:  # it takes thresholds that fit the dtype
+        equal(COLOURS["Solarize"](images, thresholds), tv.solarize(tensor, level))
+
+    def near(ours, theirs, levels=1):
+        assert abs(ours.astype(int) - theirs.numpy().astype(int)).max() <= levels
+
+    near(COLOURS["AutoContrast"](images), tv.autocontrast(tensor))  # float32 there
+    near(COLOURS["Brightness"](images, factors), tv.adjust_brightness(tensor, factor))
+    near(COLOURS["Contrast"](images, factors), tv.adjust_contrast(tensor, factor), 2)
+    near(COLOURS["Color"](images, factors), tv.adjust_saturation(tensor, factor), 2)
+    near(COLOURS["Sharpness"](images, factors), tv.adjust_sharpness(tensor, factor))
+
+
+@given(
+    text=st.builds(
+        "rand-m{}-n{}-p{}-mstd{}-mmax{}-inc{}".format,
+        st.integers(0, 10), st.integers(0, 4), st.sampled_from(["0", "0.25", "1", "1.0"]),
+        st.sampled_from(["0", "0.5", "1", "101"]), st.integers(10, 30), st.integers(0, 1),
+    )
+)  # fmt: skip
+def test_the_notation_is_timms(text):
+    theirs, mine = auto_augment.rand_augment_transform(text, {"img_mean": FILL}), rand_augment(text, FILL)
+    ops = theirs.ops
+    assert theirs.num_layers == mine.num_ops
+    assert {(op.prob, op.magnitude, op.magnitude_std, op.magnitude_max) for op in ops} == {
+        (mine.prob, mine.magnitude, mine.std, mine.highest)
+    }
+    assert any("Increasing" in op.name for op in ops) == mine.increasing
+    assert {op.name.removesuffix("Increasing") for op in ops} == {*MATRICES, *COLOURS}
+
+
+def test_what_is_left_out_of_the_notation():
+    theirs, mine = auto_augment.rand_augment_transform("rand", {"img_mean": FILL}), rand_augment("rand", FILL)
+    op = theirs.ops[0]
+    assert theirs.num_layers == mine.num_ops and mine.increasing is ("Increasing" in theirs.ops[4].name)
+    assert (op.prob, op.magnitude, op.magnitude_std) == (mine.prob, mine.magnitude, mine.std)
+    assert mine.highest == auto_augment._LEVEL_DENOM
+
+
+@given(seed=st.integers(0, 2**32), smoothing=st.sampled_from([0.0, 0.1]), N=st.sampled_from([2, 6]), H=SIZES, W=SIZES)
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_mixtures_equal_timms(mixup, cutmix, seed, smoothing, N, H, W):
+    """Given what was drawn here: the λ, and of cutmix the box."""
+    generator = np.random.default_rng(seed)
+    images, labels = generator.standard_normal((N, 3, H, W)).astype(np.float32), generator.integers(0, 5, N)
+    settings = Augment(mixup=mixup, cutmix=cutmix, smoothing=smoothing)
+    mine, targets = settings.mixed(images, labels, 5, Generator(seed))
+    weight, share = Mix(mixup, cutmix).weights(H, W, Generator(seed), "cpu")
+
+    theirs = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=5)
+    box = np.isin(weight, (0, 1)).all()
+    rows, columns = (np.flatnonzero((weight == 0).any(axis=axis)) for axis in (1, 0))
+    edges = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if len(rows) else (0, 0, 0, 0)
+    with (
+        patch.object(theirs, "_params_per_batch", lambda: (0.5 if box else float(share), box)),
+        patch("timm.data.mixup.rand_bbox", lambda *a, **k: edges),
+    ):
+        expected = theirs(torch.from_numpy(images.copy()), torch.from_numpy(labels))
+    np.testing.assert_allclose(mine, expected[0].numpy(), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(targets, expected[1].numpy(), rtol=1e-6, atol=1e-7)
+
+
+@given(seed=st.integers(0, 2**32), H=SIZES, W=SIZES, kept=st.floats(0.01, 0.99))
+def test_the_box_is_timms(seed, H, W, kept):
+    """From the same λ and centre: size, cuts at the border, and the λ that follows."""
+    u = np.random.default_rng(seed).random(2)
+    centre = iter([int(u[0] * H), int(u[1] * W)])
+    with patch("numpy.random.randint", lambda *a, **k: next(centre)):
+        (top, bottom, left, right), share = cutmix_bbox_and_lam((3, H, W), kept)
+    drawn = np.array([0, 0, 0, 0, 0, *u, 0])
+    with (
+        patch.object(Generator, "uniform", lambda *a, **k: drawn),
+        patch("train.augment.beta", lambda alpha, u: np.float64(kept)),
+    ):
+        weight, mine = Mix(cutmix=1.0).weights(H, W, Generator(), "cpu")
+    expected = np.ones((H, W))
+    expected[top:bottom, left:right] = 0
+    np.testing.assert_array_equal(weight, expected)
+    assert mine == pytest.approx(share, abs=1e-6)
+
+
+@given(seed=st.integers(0, 2**32), share=st.floats(0, 1, width=32), smoothing=st.floats(0, 1))
+def test_targets_equal_timms(seed, share, smoothing):
+    from timm.data.mixup import mixup_target
+
+    labels = np.random.default_rng(seed).integers(0, 7, 6)
+    expected = mixup_target(torch.from_numpy(labels), 7, share, smoothing).numpy()
+    mine = blend(one_hot(labels, 7, smoothing), np.float32(share))
+    assert mine.dtype == np.float32
+    np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)

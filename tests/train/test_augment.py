@@ -1,0 +1,541 @@
+"""Augmentation: what may become of an image, how often, and that it is the same on every device and in a graph."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise, product
+from math import ceil, floor, inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor, nn, optim
+from minigrad import functional as F
+from minigrad.backend import to_device
+from minigrad.graph import GraphedStep
+from minigrad.random import Generator
+from tests.cuda.runner import needs_compiler
+from train.augment import (
+    Augment,
+    Cutout,
+    Flip,
+    Mix,
+    RandomErasing,
+    ShiftedCrop,
+    beta,
+    one_hot,
+    repeated,
+)
+from train.randaugment import COLOURS, MATRICES, Deal, RandAugment, arguments, normal, rand_augment, warp
+
+SEEDS = st.integers(0, 2**32)
+ON_PIXELS = {
+    "flip": Flip(),
+    "crop": ShiftedCrop(3),
+    "reflecting crop": ShiftedCrop(2, "reflect"),
+    "RandAugment": RandAugment(9, std=0.5, prob=0.9),
+    "increasing RandAugment": RandAugment(7, 3, increasing=True, std=inf),
+}
+NORMALISED = {
+    "cutout": Cutout(4),
+    "erasing by pixels": RandomErasing(0.7),
+    "erasing by channels": RandomErasing(0.7, "rand"),
+    "erasing by zeros": RandomErasing(0.7, "const"),
+}
+ALL = ON_PIXELS | NORMALISED
+NEVER = {
+    "flip": Flip(0),
+    "crop": ShiftedCrop(0),
+    "RandAugment": RandAugment(prob=0),
+    "no ops": RandAugment(num_ops=0),
+    "cutout": Cutout(0),
+    "erasing": RandomErasing(0),
+}
+
+
+def made(name, N, H, W, seed=0):
+    """Images that the augmentation of this name takes: pixels neither black nor white, or normalised."""
+    rng = np.random.default_rng(seed)
+    if name in NORMALISED:
+        return rng.standard_normal((N, 3, H, W)).astype(np.float32)
+    return rng.integers(20, 220, (N, 3, H, W), dtype=np.uint8)
+
+
+def host(x):
+    return to_device(x, "cpu")
+
+
+# Of all -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(N=st.integers(1, 7), H=st.integers(3, 24), W=st.integers(3, 24), seed=SEEDS)
+def test_it_is_the_same_on_every_device_and_leaves_its_input(device, name, N, H, W, seed):
+    images = made(name, N, H, W, seed)
+    expected = ALL[name](images, Generator(seed))
+    given, before = to_device(images, device), images.copy()
+    result = ALL[name](given, Generator(seed))
+    np.testing.assert_array_equal(host(result), expected)
+    np.testing.assert_array_equal(host(given), before)
+    assert type(result) is type(given) and result.shape == images.shape and result.dtype == images.dtype
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(N=st.integers(2, 9), seed=SEEDS, data=st.data())
+def test_an_image_depends_on_no_other(name, N, seed, data):
+    images, others = made(name, N, 7, 6, seed), made(name, N, 7, 6, seed + 1)
+    i = data.draw(st.integers(0, N - 1))
+    others[i] = images[i]
+    first, second = (ALL[name](x, Generator(seed)) for x in (images, others))
+    np.testing.assert_array_equal(first[i], second[i])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_images_are_changed_each_in_its_own_way(name):
+    """The same image many times over becomes many; and another seed makes others of them."""
+    images = np.repeat(made(name, 1, 9, 9), 40, axis=0)
+    first, second = (ALL[name](images, Generator(seed)) for seed in (1, 2))
+    assert len({x.tobytes() for x in first}) > (1 if name == "flip" else 5)
+    assert first.tobytes() != second.tobytes()
+    view = np.asfortranarray(images)[::-1, :, ::-1, ::-1]  # the layout is of no matter
+    np.testing.assert_array_equal(ALL[name](view, Generator(1)), ALL[name](view.copy(), Generator(1)))
+
+
+@pytest.mark.parametrize("name", NEVER)
+@given(N=st.integers(1, 5), seed=SEEDS)
+def test_never_is_never(name, N, seed):
+    images = made(name, N, 5, 6, seed)
+    np.testing.assert_array_equal(NEVER[name](images, Generator(seed)), images)
+
+
+# One by one ---------------------------------------------------------------------------------------------------------
+
+
+def test_flip():
+    images = made("flip", 4000, 2, 3)
+    result = Flip(0.3)(images, Generator(0))
+    flipped = (result == images[..., ::-1]).all(axis=(1, 2, 3))
+    assert (flipped | (result == images).all(axis=(1, 2, 3))).all()
+    assert abs(flipped.mean() - 0.3) < 0.03
+    np.testing.assert_array_equal(Flip(1)(images, Generator(0)), images[..., ::-1])
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_every_shift_is_as_likely(mode):
+    P, N, H, W = 2, 2500, 6, 5
+    images = made("crop", N, H, W)
+    result = ShiftedCrop(P, mode)(images, Generator(0))
+    padded = np.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=mode)
+    seen = Counter()
+    for top in range(2 * P + 1):
+        for left in range(2 * P + 1):
+            crop = padded[..., top : top + H, left : left + W]
+            seen[top, left] = int((crop == result).all(axis=(1, 2, 3)).sum())
+    assert seen.total() == N
+    assert all(60 <= count <= 140 for count in seen.values())
+
+
+def test_a_reflection_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="a reflection by 4 pixels needs images larger than that, got 8 x 4"):
+        ShiftedCrop(4, "reflect")(made("crop", 1, 8, 4), Generator(0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+def test_cutout_is_a_square_around_any_pixel(size):
+    H, W, N = 5, 4, 2000
+    images = made("cutout", N, H, W)
+    result = Cutout(size)(images, Generator(0))
+    cut = result == 0
+    assert (cut == cut[:, :1]).all() and (result[~cut] == images[~cut]).all()
+    rows = [range(max(0, y - size // 2), min(H, y - size // 2 + size)) for y in range(H)]
+    columns = [range(max(0, x - size // 2), min(W, x - size // 2 + size)) for x in range(W)]
+    expected = Counter()
+    for row in rows:
+        for column in columns:
+            mask = np.zeros((H, W), bool)
+            mask[row.start : row.stop, column.start : column.stop] = True
+            expected[mask.tobytes()] += N / (H * W)
+    found = Counter(mask.tobytes() for mask in cut[:, 0])
+    assert set(found) == set(expected)
+    assert all(abs(found[mask] - count) < 5 * count**0.5 for mask, count in expected.items())
+
+
+@pytest.mark.parametrize("prob", [0.25, 1.0])
+@pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
+def test_erasing_is_one_rectangle(prob, mode):
+    N, H, W = 403, 40, 30
+    images = made("cutout", N, H, W)
+    erasing = RandomErasing(prob, mode)
+    result = erasing(images, Generator(0))
+    changed = (result != images).any(axis=1)
+    sizes = []
+    for i in np.flatnonzero(changed.any(axis=(1, 2))):
+        rows, columns = (np.flatnonzero(changed[i].any(axis=axis)) for axis in (1, 0))
+        box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        assert changed[i][box].all()
+        patch = result[i][:, *box]
+        if mode == "const":
+            assert not patch.any()
+        elif mode == "rand":
+            assert (patch == patch[:, :1, :1]).all() and patch[0, 0, 0] != patch[1, 0, 0]
+        sizes.append((len(rows), len(columns)))
+    assert floor(prob * N) <= len(sizes) <= ceil(prob * N)
+    heights, widths = np.array(sizes).T
+    whole = (heights < H) & (widths < W)  # the others are cut to the image
+    assert whole.mean() > 0.9
+    area, aspect = (heights * widths / (H * W))[whole], (heights / widths)[whole]
+    assert 0.01 < area.min() < 0.05 and 0.28 < area.max() < 0.36 and abs(area.mean() - 0.17) < 0.03
+    assert 0.2 < aspect.min() < 0.5 and 2 < aspect.max() < 4 and abs(np.log(aspect).mean()) < 0.2
+    if mode == "pixel":
+        noise = result.transpose(0, 2, 3, 1)[changed]
+        assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_an_image_by_itself_is_erased_as_often():
+    """Though it is a batch of one, with one place that may be erased."""
+    image = made("cutout", 1, 5, 5)
+    erased = [(RandomErasing(0.25)(image, Generator(seed)) != image).any() for seed in range(1000)]
+    assert abs(np.mean(erased) - 0.25) < 0.05
+
+
+def test_erasing_reaches_every_pixel():
+    images = made("cutout", 4000, 4, 5)
+    often = (RandomErasing(1.0, "const")(images, Generator(0)) == 0)[:, 0].mean(axis=0)
+    assert often.min() > 0.05
+    np.testing.assert_allclose(often, often[::-1, ::-1], atol=0.04)
+
+
+def test_normal_numbers():
+    z = normal(Generator(0).uniform((2, 200_000)))
+    assert z.dtype == np.float32
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.1
+
+
+# Dealing ------------------------------------------------------------------------------------------------------------
+
+
+@given(N=st.integers(1, 40), seed=SEEDS, cuts=st.lists(st.floats(0, 1), max_size=5))
+def test_every_place_is_in_one_part(N, seed, cuts):
+    deal = Deal(N, Generator(seed), "cpu")
+    np.testing.assert_array_equal(np.sort(deal.place), np.arange(N))
+    images = np.arange(N).reshape(N, 1, 1, 1)
+    np.testing.assert_array_equal(deal.back(deal.put(images)), images)
+    bounds, owners = [0, *sorted(cuts), 1], np.zeros(N, int)
+    for start, stop in pairwise(bounds):
+        places, mine = deal.slots(start, stop)
+        assert mine.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
+        owners[places] += mine
+    np.testing.assert_array_equal(owners, 1)
+
+
+def test_lots_that_are_alike():
+    class Even(Generator):
+        def uniform(self, shape, dtype=np.float32, device="cpu"):
+            return super().uniform(shape, dtype, device) // 0.5 / 2
+
+    np.testing.assert_array_equal(np.sort(Deal(30, Even(0), "cpu").place), np.arange(30))
+
+
+def test_every_image_has_the_same_chance():
+    N, hits = 3, np.zeros(3)
+    for seed in range(3000):
+        deal = Deal(N, Generator(seed), "cpu")
+        places, mine = deal.slots(0.3, 0.5)
+        given = np.zeros(N, bool)
+        given[places] = mine
+        hits += given[deal.place]
+    np.testing.assert_allclose(hits / 3000, 0.2, atol=0.03)
+
+
+# RandAugment --------------------------------------------------------------------------------------------------------
+
+
+def outcomes(images, m, increasing, fill):
+    """What each op makes of each image, for either sign: {op: two arrays}."""
+    N, _, H, W = images.shape
+    found = {}
+    for op in (*MATRICES, *COLOURS):
+        for sign in (-1.0, 1.0):
+            values = arguments(op, np.full(N, m), np.full(N, sign), increasing)
+            result = warp(images, MATRICES[op](*values, H, W), fill) if op in MATRICES else COLOURS[op](images, *values)
+            found.setdefault(op, []).append(result)
+    return found
+
+
+@pytest.mark.parametrize("prob", [0.5, 1.0])
+@pytest.mark.parametrize("increasing", [False, True])
+def test_each_image_has_one_op_done_and_each_op_its_share(prob, increasing):
+    N = 157  # shares of no whole number of images
+    images = made("RandAugment", N, 24, 17)  # of some hundred pixels, or there is nothing to equalise
+    augment = RandAugment(8, 1, prob, increasing=increasing, fill=(1, 2, 3))
+    expected = outcomes(images, 0.8, increasing, (1, 2, 3))
+    signs = Counter()
+    for seed in range(5):
+        result, counts = augment(images, Generator(seed)), Counter()
+        for op, made_of_it in expected.items():
+            negative, positive = ((result == x).all(axis=(1, 2, 3)) for x in made_of_it)
+            counts[op] = int((negative | positive).sum())
+            if (made_of_it[0] != made_of_it[1]).any():
+                signs.update(negative=int(negative.sum()), positive=int(positive.sum()))
+        unchanged = int((result == images).all(axis=(1, 2, 3)).sum())
+        assert counts.total() + unchanged == N
+        assert set(counts.values()) <= {floor(N * prob / 15), ceil(N * prob / 15)}
+        assert unchanged in (floor(N * (1 - prob)), ceil(N * (1 - prob)))
+    assert min(signs.values()) > 0.4 * signs.total()
+
+
+def test_ops_follow_one_another():
+    images, generator = made("RandAugment", 30, 8, 8), Generator(5)
+    once = RandAugment(9, 1, std=1.0)
+    expected = once(once(images, generator), generator)
+    np.testing.assert_array_equal(replace(once, num_ops=2)(images, Generator(5)), expected)
+    assert (once(images, Generator(5)) != expected).any()
+
+
+@pytest.mark.parametrize(
+    ("std", "mean", "deviation"),
+    [(0.0, 0.9, 0.0), (0.5, 0.9, 0.05), (inf, 0.45, 0.9 / 12**0.5)],
+)
+def test_noise_on_the_magnitude(std, mean, deviation):
+    m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
+    assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
+    assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
+    m, _ = RandAugment(9, std=20.0)._strength(1000, Generator(0), "cpu")
+    assert m.min() == 0 and m.max() == 1
+
+
+@pytest.mark.parametrize("op", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
+def test_of_magnitude_0_nothing_moves(op):
+    images, nothing = made("RandAugment", 4, 6, 9), np.zeros(4)
+    np.testing.assert_array_equal(warp(images, MATRICES[op](nothing, 6, 9), (0, 0, 0)), images)
+
+
+def test_no_bits_are_black():
+    assert not COLOURS["Posterize"](made("RandAugment", 2, 3, 3), np.array([0, 0])).any()
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 1, 4, 4), np.uint8), np.zeros((2, 3, 4, 4), np.float32)])
+def test_only_colours_in_bytes(images):
+    with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\) uint8.*before normalisation"):
+        RandAugment()(images, Generator(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", 'must begin with "rand", as in "rand-m9-mstd0.5-inc1", got ""'),
+        ("original", 'must begin with "rand"'),
+        ("rand-x3", '"x3" in "rand-x3": a part is one of m, n, p, mstd, mmax, inc with its number, as in "m9"'),
+        ("rand-tweights", "a part is one of m, n,"),
+        ("rand--m9", '"" in "rand--m9": a part is one of'),
+        ("rand-m", '"m" in "rand-m": after m comes a number'),
+        ("rand-n1.5", '"n1.5" in "rand-n1.5": after n comes a whole number'),
+        ("rand-inc2", "after inc comes 0 or 1"),
+        ("rand-m9-m8", '"rand-m9-m8" says m twice'),
+        ("rand-m11", "m, the magnitude, is from 0 to mmax, which is 10 if not given"),
+        ("rand-mmax1000", "mmax is from 0 to 100"),
+        ("rand-p1.5", "p is a probability, from 0 to 1"),
+        ("rand-n101", "n, ops for each image, is from 0 to 100"),
+    ],
+)
+def test_mistakes_in_the_notation(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rand_augment(text)
+
+
+# Mixtures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 2.0, 8.0])
+def test_beta(alpha):
+    """Its moments, and where it is known, its distribution function."""
+    found = np.sort(beta(np.float64(alpha), Generator(0).uniform((4, 100_000), np.float64)))
+    assert found[0] >= 0 and found[-1] <= 1
+    assert abs(found.mean() - 0.5) < 0.005
+    assert found.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.02)
+    assert ((found - 0.5) ** 4).mean() == pytest.approx(3 / (16 * (2 * alpha + 1) * (2 * alpha + 3)), rel=0.03)
+    known = {0.5: lambda x: 2 / np.pi * np.arcsin(np.sqrt(x)), 1.0: lambda x: x, 2.0: lambda x: x**2 * (3 - 2 * x)}
+    if alpha in known:
+        assert abs(known[alpha](found) - (np.arange(100_000) + 0.5) / 100_000).max() < 0.006
+
+
+@pytest.mark.parametrize("alpha", [1e-4, 0.2, 1.0, 1e4])
+def test_beta_at_the_ends(alpha):
+    u = np.array(list(product([0, 0.5, 1 - 2.0**-24], repeat=4))).T
+    found = beta(np.float64(alpha), u)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])
+@given(N=st.integers(1, 6), H=st.integers(1, 9), W=st.integers(1, 9), seed=SEEDS)
+def test_targets_are_mixed_as_pixels_are(device, mixup, cutmix, N, H, W, seed):
+    images, labels = made("cutout", N, H, W, seed), np.random.default_rng(seed).integers(0, 4, N)
+    given, before = to_device(images, device), images.copy()
+    settings = Augment(mixup=mixup, cutmix=cutmix)
+    mixed, targets = map(host, settings.mixed(given, to_device(labels, device), 4, Generator(seed)))
+    np.testing.assert_array_equal(host(given), before)
+    assert mixed.dtype == targets.dtype == np.float32
+
+    weight, share = Mix(mixup, cutmix).weights(H, W, Generator(seed), "cpu")
+    assert share == pytest.approx(weight.mean(), abs=1e-6)
+    np.testing.assert_array_equal(mixed, (weight * images + (1 - weight) * images[::-1]))
+    np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
+    for n in range(N):
+        own, other = labels[n], labels[N - 1 - n]
+        assert targets[n, own] == pytest.approx(share + (own == other) * (1 - share), abs=1e-6)
+        assert targets[n, other] == pytest.approx(1 - share + (own == other) * share, abs=1e-6)
+
+
+def kinds(mix, count=1500):
+    """How often each happens: nothing, mixup or cutmix, by what the weights are."""
+    seen = Counter()
+    for seed in range(count):
+        weight, share = mix.weights(8, 8, Generator(seed), "cpu")
+        if np.isin(weight, (0, 1)).all():
+            seen["nothing" if share == 1 else "cutmix"] += 1
+        else:
+            assert (weight == share).all()
+            seen["mixup"] += 1
+    return {kind: number / count for kind, number in seen.items()}
+
+
+def test_one_of_the_two_at_a_time():
+    found = kinds(Mix(1.0, 8.0, prob=0.6, switch_prob=0.25))
+    assert found == pytest.approx({"nothing": 0.4, "mixup": 0.45, "cutmix": 0.15}, abs=0.04)
+    assert kinds(Mix(mixup=1.0), 100) == {"mixup": 1}
+    assert kinds(Mix(cutmix=8.0), 100) == {"cutmix": 1}
+    assert kinds(Mix(1.0, 8.0, switch_prob=0.0), 100) == {"mixup": 1}
+    assert kinds(Mix(1.0, 8.0, prob=0.0), 100) == {"nothing": 1}
+
+
+def test_each_of_the_two_has_its_own_alpha():
+    drawn = [Mix(50.0, 0.01).weights(40, 40, Generator(seed), "cpu") for seed in range(300)]
+    for weight, share in drawn:
+        assert 0.3 < share < 0.7 or np.isin(weight, (0, 1)).all()
+    sides = [int((weight == 0).any(axis=0).sum()) for weight, _ in drawn]
+    assert sum(0 < side < 20 for side in sides) < 30, "boxes of about no or all of the image, some cut in half"
+
+
+def test_the_loss_takes_mixed_targets():
+    """Cross-entropy is linear in its targets: so it is the mixture of the losses, and smoothing may be its own."""
+    rng = np.random.default_rng(0)
+    logits, labels = Tensor(rng.standard_normal((6, 5)).astype(np.float32)), rng.integers(0, 5, 6)
+    images = made("cutout", 6, 3, 3)
+    _, plain = Augment(mixup=0.8).mixed(images, labels, 5, Generator(3))
+    _, smooth = Augment(mixup=0.8, smoothing=0.1).mixed(images, labels, 5, Generator(3))
+    _, share = Mix(0.8).weights(3, 3, Generator(3), "cpu")
+    first, second = (F.cross_entropy(logits, Tensor(x), label_smoothing=0.1).item() for x in (labels, labels[::-1]))
+    expected = pytest.approx(share * first + (1 - share) * second, rel=1e-5)
+    assert F.cross_entropy(logits, Tensor(plain), label_smoothing=0.1).item() == expected
+    assert F.cross_entropy(logits, Tensor(smooth)).item() == expected
+
+
+def test_one_hot():
+    np.testing.assert_array_equal(one_hot(np.array([2, 0]), 3), np.array([[0, 0, 1], [1, 0, 0]], np.float32))
+    np.testing.assert_allclose(one_hot(np.array([1]), 4, 0.2), [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
+
+
+# The order ----------------------------------------------------------------------------------------------------------
+
+
+@given(count=st.integers(0, 50), repeats=st.integers(1, 5))
+def test_repeated(count, repeats):
+    order = np.random.default_rng(0).permutation(count)
+    result = repeated(order, repeats)
+    assert len(result) == count and result.dtype == order.dtype
+    for start in range(0, count, repeats):  # a batch of a multiple of `repeats` has all of an image
+        assert set(result[start : start + repeats]) == {order[start // repeats]}
+
+
+def test_repeated_not_at_all_is_refused():
+    with pytest.raises(ValueError, match="at least once, got repeats = 0"):
+        repeated(np.arange(3), 0)
+
+
+# All of it ----------------------------------------------------------------------------------------------------------
+
+EVERYTHING = Augment(
+    crop_padding=2, aa="rand-m9-mstd0.5-inc1", cutout=3, reprob=0.4, mixup=0.8, cutmix=1.0, smoothing=0.1
+)
+
+
+def through(augment, images, labels, generator):
+    """As a training loop calls it."""
+    x = augment.pixels(images, generator).astype(np.float32) / 255 - 0.5
+    return augment.mixed(augment.normalized(x, generator), labels, 10, generator)
+
+
+def test_everything_in_its_order():
+    images, labels = made("flip", 20, 8, 8), np.arange(20) % 10
+    generator = Generator(1)
+    x = ShiftedCrop(2)(Flip()(images, generator), generator)
+    x = rand_augment("rand-m9-mstd0.5-inc1", (128, 128, 128))(x, generator).astype(np.float32) / 255 - 0.5
+    x = RandomErasing(0.4)(Cutout(3)(x, generator), generator)
+    expected = Mix(0.8, 1.0)(x, one_hot(labels, 10, 0.1), generator)
+    for mine, theirs in zip(through(EVERYTHING, images, labels, Generator(1)), expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_nothing_at_all():
+    augment, images, labels = Augment(0.0, 0), made("flip", 4, 6, 6), np.array([1, 0, 2, 2])
+    generator = Generator(0)
+    assert augment.pixels(images, generator) is images and augment.normalized(images, generator) is images
+    mixed, targets = augment.mixed(images, labels, 3, generator)
+    assert mixed is images and not augment.mixes and EVERYTHING.mixes
+    np.testing.assert_array_equal(targets, np.eye(3, dtype=np.float32)[labels])
+    assert generator.draws == 0
+
+
+def test_what_comes_in_has_the_mean_colour():
+    images = np.zeros((60, 3, 8, 8), np.uint8)
+    result = Augment(0.0, 0, aa="rand-m9-n1-p1-inc1", mean=(0.2, 0.502, 1.0)).pixels(images, Generator(0))
+    colours = {tuple(x[:, y, 0]) for x in result for y in range(8)}
+    assert (51, 128, 255) in colours
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hflip", 1.5, "hflip must be from 0 to 1, got 1.5"),
+        ("reprob", -0.1, "reprob must be from 0 to 1"),
+        ("mixup", -1.0, "mixup must be a number from 0, which switches it off, got -1"),
+        ("cutmix", inf, "cutmix must be a number from 0"),
+        ("cutout", -1, "cutout must be a number from 0"),
+        ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),
+        ("remode", "black", "remode must be one of pixel, rand, const, got 'black'"),
+        ("aa", "rand-q", '"q" in "rand-q"'),
+    ],
+)
+def test_mistakes_show_at_once(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Augment(**{field: value})
+
+
+@needs_compiler
+def test_a_graph_can_contain_it(device):
+    """Captured once and replayed, it draws anew each time, what it draws on the CPU."""
+    if device == "cpu":
+        pytest.skip("graphs are CUDA's")
+    model = nn.Linear(4, 2).to(device)
+    optimizer = optim.AdamW(model.parameters())
+    batches = [(made("flip", 12, 8, 8, seed), np.random.default_rng(seed).integers(0, 10, 12)) for seed in range(5)]
+
+    def step(images, labels):
+        mixed = through(EVERYTHING, images, labels, minigrad.random.default_generator())
+        optimizer.zero_grad()
+        model(ones).sum().backward()
+        optimizer.step()
+        return mixed
+
+    ones = Tensor(to_device(np.ones((1, 4), np.float32), device))
+    graphed = GraphedStep(step, optimizer, warmup=1)
+    minigrad.manual_seed(3)
+    found = [[host(x).copy() for x in graphed(*(to_device(x, device) for x in batch))] for batch in batches]
+    assert graphed.graph is not None
+    generator = Generator(3)
+    for mine, batch in zip(found, batches, strict=True):
+        for x, expected in zip(mine, through(EVERYTHING, *batch, generator), strict=True):
+            np.testing.assert_array_equal(x, expected)

@@ -1,0 +1,312 @@
+"""L7: augmentation: images changed at random, so that a model never sees the same one twice. For whole batches.
+
+In the order of timm and torchvision, each switched off by its own zero:
+
+    pixels, uint8           flip, shifted crop, RandAugment (train/randaugment.py)
+    normalised, float32     cutout, random erasing
+    with their targets      mixup or cutmix
+
+All is drawn from a Generator on the device where the images are, the same numbers on a CPU and on a GPU. Nothing waits
+for the device, no shape depends on what is drawn, and no input is written to: a CUDA graph can contain it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil, log
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, device_of
+from minigrad.random import Generator
+from train.randaugment import Deal, RandAugment, normal, over_pixels, rand_augment
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Each image left to right with probability `prob`."""
+
+    prob: float = 0.5
+
+    def __call__(self, images: Array, generator: Generator) -> Array:
+        """(N, C, H, W), any dtype -> new images."""
+        flipped = generator.uniform((len(images),), device=device_of(images)) < self.prob
+        return array_module(images).where(over_pixels(flipped), images[..., ::-1], images)
+
+
+@dataclass(frozen=True)
+class ShiftedCrop:
+    """Each image moved by up to `padding` pixels each way, every shift as likely; around it zeros or its reflection.
+
+    `padding_mode` is "constant" or "reflect", as in torchvision's RandomCrop.
+    """
+
+    padding: int = 4
+    padding_mode: str = "constant"
+
+    def __call__(self, images: Array, generator: Generator) -> Array:
+        """(N, C, H, W), any dtype -> new images.
+
+        Raises:
+            ValueError: a reflection needs more pixels than there are.
+        """
+        xp, P = array_module(images), self.padding
+        N, _, H, W = images.shape
+        if self.padding_mode == "reflect" and min(H, W) <= P:
+            raise ValueError(f"a reflection by {P} pixels needs images larger than that, got {H} x {W}; pad with less")
+        top, left = _integers(generator.uniform((2, N), device=device_of(images)), 2 * P + 1)
+        padded = xp.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=self.padding_mode)
+        # (N, C, H+2P, W+2P) -> every crop (N, C, 2P+1, 2P+1, H, W) -> one for each image (N, C, H, W)
+        crops = xp.lib.stride_tricks.sliding_window_view(padded, (H, W), axis=(2, 3))
+        return crops[xp.arange(N), :, top, left]
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A square of `size` x `size` zeros in each image, its centre at any pixel, so that part of it may lie outside.
+
+    In normalised images zero is the mean colour, as where the authors use it; in pixels it is black.
+
+    DeVries and Taylor 2017, arXiv:1708.04552.
+    """
+
+    size: int
+
+    def __call__(self, images: Array, generator: Generator) -> Array:
+        """(N, C, H, W), any dtype -> new images."""
+        _, _, H, W = images.shape
+        u = generator.uniform((2, len(images)), device=device_of(images))
+        top, left = _integers(u[0], H) - self.size // 2, _integers(u[1], W) - self.size // 2
+        cut = _boxes(top, left, top + self.size, left + self.size, H, W)
+        return array_module(images).where(cut, images.dtype.type(0), images)
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """A rectangle of noise, in each image with probability `prob`.
+
+    Its area is uniform in `area`, as shares of the image, and the logarithm of height / width in that of `aspect`. What
+    is larger than the image is cut to its height or width, where timm draws again up to ten times; then its place is
+    drawn from all where it fits. The images erased are dealt: see `Deal`.
+
+    `mode` is timm's: "pixel", normal noise in each number; "rand", a normal number for each channel; "const", zeros.
+
+    Zhong, Zheng, Kang, Li, Yang 2017, arXiv:1708.04896.
+    """
+
+    prob: float
+    mode: str = "pixel"
+    area: tuple[float, float] = (0.02, 1 / 3)
+    aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __call__(self, images: Array, generator: Generator) -> Array:
+        """Normalised images (N, C, H, W) floating-point -> new images."""
+        xp, device = array_module(images), device_of(images)
+        N, _, H, W = images.shape
+        deal = Deal(N, generator, device)
+        places, mine = deal.slots(0, self.prob)
+        u = generator.uniform((4, N), device=device)[:, places]
+        area = H * W * (self.area[0] + (self.area[1] - self.area[0]) * u[0])
+        ratio = xp.exp(log(self.aspect[0]) + (log(self.aspect[1]) - log(self.aspect[0])) * u[1])
+        height = xp.minimum(xp.sqrt(area * ratio) + 0.5, H).astype(np.int64)
+        width = xp.minimum(xp.sqrt(area / ratio) + 0.5, W).astype(np.int64)
+        top, left = _integers(u[2], H - height + 1), _integers(u[3], W - width + 1)
+        erased = _boxes(top, left, top + height, left + width, H, W) & over_pixels(mine)
+
+        dealt = deal.put(images)
+        dealt[places] = xp.where(erased, self._noise(dealt[places], generator), dealt[places])
+        return deal.back(dealt)
+
+    def _noise(self, images: Array, generator: Generator) -> Array:
+        """What the rectangles are filled with; it broadcasts to the images and has their dtype."""
+        N, C, H, W = images.shape
+        if self.mode == "const":
+            return array_module(images).zeros((1, 1, 1, 1), images.dtype)
+        shape = (2, N, C, 1, 1) if self.mode == "rand" else (2, N, C, H, W)
+        return normal(generator.uniform(shape, device=device_of(images))).astype(images.dtype)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Each image and its target mixed with those at the other end of the batch: the last with the first, and so on.
+
+    One λ ~ Beta(α, α) for the batch, with a weight w for each pixel, and x̄, t̄ the batch in reverse:
+
+        x' = w x + (1 - w) x̄           t' = λ t + (1 - λ) t̄
+
+        mixup    w = λ everywhere;  α is `mixup`
+        cutmix   w = 0 in a box of √(1 - λ) of the height and width, its centre at any pixel, and 1 elsewhere; what lies
+                 outside the image is cut off, and λ becomes 1 - (area of the box) / (area of the image);  α is `cutmix`
+
+    One of the two at a time: cutmix with probability `switch_prob` where neither α is 0. Nothing is mixed in a share of
+    1 - `prob` of the batches. This is timm's Mixup in its mode "batch".
+
+    Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+
+    def __call__(self, images: Array, targets: Array, generator: Generator) -> tuple[Array, Array]:
+        """Images (N, C, H, W) floating-point and targets (N, K), such as `one_hot` makes -> new ones."""
+        H, W = images.shape[2:]
+        weight, share = self.weights(H, W, generator, device_of(images))
+        return blend(images, weight), blend(targets, share)
+
+    def weights(self, H: int, W: int, generator: Generator, device: str) -> tuple[Array, Array]:
+        """w (H, W) and λ (), float32. They are drawn and stay on the device: the host does not know them."""
+        u = generator.uniform((8,), device=device).astype(np.float64)
+        xp = array_module(u)
+        cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(bool(self.cutmix)))
+        kept = beta(xp.where(cut, self.cutmix or 1.0, self.mixup or 1.0), u[1:5])
+        side = xp.sqrt(1 - kept)
+        height, width = (side * H).astype(np.int64), (side * W).astype(np.int64)
+        y, x = _integers(u[5], H), _integers(u[6], W)
+        top, left = (y - height // 2).clip(0, H), (x - width // 2).clip(0, W)
+        bottom, right = (y + (height + 1) // 2).clip(0, H), (x + (width + 1) // 2).clip(0, W)
+        row, column = xp.arange(H)[:, None], xp.arange(W)
+        box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        outside = 1 - (bottom - top) * (right - left) / (H * W)
+
+        mixed = u[7] < self.prob
+        weight, share = xp.where(cut, ~box, kept), xp.where(cut, outside, kept)
+        return xp.where(mixed, weight, 1).astype(np.float32), xp.where(mixed, share, 1).astype(np.float32)
+
+
+def blend(x: Array, weight: Array) -> Array:
+    """w x + (1 - w) x̄, with x̄ the batch in reverse and w whatever broadcasts to x."""
+    return (weight * x + (1 - weight) * x[::-1]).astype(x.dtype, copy=False)
+
+
+def beta(alpha: Array, u: Array) -> Array:
+    """A number of the distribution Beta(α, α), α > 0, from four uniform ones, u (4, ...) in [0, 1). None is rejected.
+
+        B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  a point in a disc, seen from one side
+        λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
+
+    The second step is Gamma(α) = Gamma(α+1) · v^{1/α} in both parts of a Beta, X / (X + Y); it is computed by
+    logarithms, as the powers underflow for small α. In float64.
+
+    Devroye 1986, "Non-Uniform Random Variate Generation", chapter IX; the disc is from Ulrich 1984.
+    """
+    xp = array_module(u)
+    v = 1 - u
+    B = 0.5 + 0.5 * xp.sqrt(1 - v[0] ** (1 / (alpha + 0.5))) * xp.cos(2 * np.pi * u[1])
+    log_odds = xp.log(B) - xp.log(1 - B) + (xp.log(v[2]) - xp.log(v[3])) / alpha
+    return 1 / (1 + xp.exp((-log_odds).clip(-700, 700)))
+
+
+def one_hot(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
+    """Labels (N,) as probabilities (N, K) float32, K = `classes`: 1 - s + s / K for the label and s / K for others."""
+    xp = array_module(labels)
+    return ((labels[:, None] == xp.arange(classes)) * (1 - smoothing) + smoothing / classes).astype(np.float32)
+
+
+def repeated(order: np.ndarray, repeats: int) -> np.ndarray:
+    """The start of `order`, each image `repeats` times in a row, and as long as before.
+
+    So a batch has several augmentations of each image, whose gradients are less noisy, and an epoch is as many steps
+    with fewer images (repeated augmentation: Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019,
+    arXiv:1902.05509).
+
+    Raises:
+        ValueError: `repeats` is less than 1.
+    """
+    if repeats < 1:
+        raise ValueError(f"each image is to be seen at least once, got repeats = {repeats}")
+    return order[: ceil(len(order) / repeats)].repeat(repeats)[: len(order)]
+
+
+def _integers(u: Array, stop: Array | int) -> Array:
+    """Uniform integers from 0 to `stop` - 1 out of uniform numbers, the shape of u, int64."""
+    xp = array_module(u)
+    return xp.minimum(u * stop, stop - 1).astype(np.int64)  # u · stop may round up to `stop`
+
+
+def _boxes(top: Array, left: Array, bottom: Array, right: Array, H: int, W: int) -> Array:
+    """Which pixels are inside: a box for each image, (N,) four times -> (N, 1, H, W) bool."""
+    xp = array_module(top)
+    y, x = xp.arange(H)[:, None], xp.arange(W)
+    top, left, bottom, right = map(over_pixels, (top, left, bottom, right))
+    return (y >= top) & (y < bottom) & (x >= left) & (x < right)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """All of it. The names are timm's flags where timm has the flag; 0 and None switch off.
+
+    Fields:
+        hflip: probability of a flip.
+        crop_padding, crop_padding_mode: of `ShiftedCrop`; "constant" is black, or "reflect".
+        aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
+        cutout: size of the square, in pixels.
+        reprob, remode: of `RandomErasing`.
+        mixup, cutmix, mixup_prob, mixup_switch_prob: of `Mix`.
+        smoothing: of labels, where `mixed` makes probabilities of them.
+        mean: of the training images, for each channel, white is 1: what RandAugment fills with.
+
+    Raises:
+        ValueError: a field is out of its range.
+    """
+
+    hflip: float = 0.5
+    crop_padding: int = 4
+    crop_padding_mode: str = "constant"
+    aa: str | None = None
+    cutout: int = 0
+    reprob: float = 0.0
+    remode: str = "pixel"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    smoothing: float = 0.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("crop_padding", "cutout", "mixup", "cutmix"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be a number from 0, which switches it off, got {getattr(self, name)}")
+        for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        _ = self._rand_augment  # a mistake in the notation shows now
+
+    @cached_property
+    def _rand_augment(self) -> RandAugment | None:
+        r, g, b = (min(255, round(255 * level)) for level in self.mean)
+        return rand_augment(self.aa, (r, g, b)) if self.aa else None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets become mixtures of two classes."""
+        return bool(self.mixup or self.cutmix)
+
+    def pixels(self, images: Array, generator: Generator) -> Array:
+        """Images (N, C, H, W) uint8 -> the same; `aa` needs C = 3."""
+        if self.hflip:
+            images = Flip(self.hflip)(images, generator)
+        if self.crop_padding:
+            images = ShiftedCrop(self.crop_padding, self.crop_padding_mode)(images, generator)
+        if self._rand_augment:
+            images = self._rand_augment(images, generator)
+        return images
+
+    def normalized(self, images: Array, generator: Generator) -> Array:
+        """Images (N, C, H, W) float32 of mean 0 and standard deviation 1 -> the same."""
+        if self.cutout:
+            images = Cutout(self.cutout)(images, generator)
+        if self.reprob:
+            images = RandomErasing(self.reprob, self.remode)(images, generator)
+        return images
+
+    def mixed(self, images: Array, labels: Array, classes: int, generator: Generator) -> tuple[Array, Array]:
+        """Images (N, C, H, W) float32 and labels (N,) int64 -> images, and probabilities (N, classes) float32."""
+        targets = one_hot(labels, classes, self.smoothing)
+        if not self.mixes:
+            return images, targets
+        return Mix(self.mixup, self.cutmix, self.mixup_prob, self.mixup_switch_prob)(images, targets, generator)
