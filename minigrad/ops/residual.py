@@ -69,16 +69,9 @@ class ResidualLayerNorm(Function):
         grad_params = None, None
         if grad_y is not None:
             grad_normed, *grad_params = self.norm.backward(grad_y)
-            if grad is None:
-                grad = grad_normed
-            elif grad_normed is not None:
-                grad = self.add(grad, grad_normed)
+            grad = grad_normed if grad is None or grad_normed is None else grad + grad_normed
         grad_x, grad_branch, _ = (None, None, None) if grad is None else self.residual.backward(grad)
         return grad_x, grad_branch, *grad_params
-
-    def add(self, a: Array, b: Array) -> Array:
-        """a + b"""
-        return a + b
 
 
 def kept(x: Array, p: float) -> Array | None:

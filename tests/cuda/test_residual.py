@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.kernels.cuda import residual
+from minigrad.kernels.cuda import norm, residual
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, worst
@@ -183,7 +183,7 @@ def test_residual_layer_norm(N, L, C, p, dtype, wanted, used, order):
     assert type(kind) is ResidualLayerNorm
     with emulated(order):
         kind, found = normed(arrays, p, wanted, used)
-    assert type(kind) is residual.ResidualLayerNorm
+    assert type(kind) is norm.ResidualLayerNorm
     u = ROUNDING[np.dtype(dtype)]
     # y is the norm of s, which is rounded, and gradients are of both: a few roundings, of what r = 1 / σ makes larger.
     assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)

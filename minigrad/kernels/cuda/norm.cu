@@ -1,4 +1,5 @@
-// LayerNorm: each row of a matrix is brought to mean 0 and variance 1, then scaled and shifted by column.
+// LayerNorm: each row of a matrix is brought to mean 0 and variance 1, then scaled and shifted by column. And the same with
+// a residual connection before it, whose sum is written, and is what is normalised.
 //
 //   x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² over the row              y = x̂ ⊙ weight + bias
 //
@@ -7,6 +8,11 @@
 //
 //   x, y, ∂x, ∂y   (rows, COLUMNS), Stored; all else is float
 //   weight, bias   (COLUMNS,), or null                   μ, r   (rows,)
+//
+// With a branch b, s = x + m · b (dropped.cuh has m) stands for x in all that is above, and its gradient has a second
+// part: ∂s, from where s itself is used. Letters as in minigrad/ops/residual.py:
+//
+//   ∂s' = ∂s + r · (ĝ - ⟨ĝ⟩ - ŝ ⟨ĝ ⊙ ŝ⟩),   ∂x = ∂s',   ∂b = m · ∂s'            b, s, ∂s, ∂b   as x, or null
 //
 // Memory is what all this costs, so a row is read once and then kept in registers, spread over the threads of its team:
 //
@@ -32,6 +38,7 @@
 // registers[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
 // registers[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 128, layer_norm_backward 232
 #include "common.cuh"
+#include "dropped.cuh"
 #include "stored.cuh"
 
 constexpr int TEAMS = 256 / TEAM;
@@ -77,15 +84,28 @@ static inline __device__ float row_mean(float sum) {
     return (TEAM == WARP ? warp_sum(sum) : block_sum(sum)) / COLUMNS;
 }
 
-// y, and μ and r for the backward pass. Grid: rows / TEAMS, rounded up.
+// y, and μ and r for the backward pass; if there is a branch, s too, and then they are those of s.
+//
+// Grid: rows / TEAMS, rounded up.
 extern "C" __global__ void __launch_bounds__(256)
 layer_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                   Stored* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int rows, float eps) {
+                   Stored* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int rows, float eps,
+                   const Stored* __restrict__ branch, Stored* __restrict__ s, const float* __restrict__ u, float p,
+                   float rescale, int together) {
     const int row = blockIdx.x * TEAMS + threadIdx.y;
     if (row >= rows) return;  // the whole team: nobody waits for it
 
+    const size_t at = (size_t)row * COLUMNS;
     float part[MINE];
-    load(x + (size_t)row * COLUMNS, part, 0);
+    load(x + at, part, 0);
+    if (branch) {
+        float b[MINE];
+        load(branch + at, b, 0);
+        const float m = Dropped{u, p, rescale, together}.m(row);
+#pragma unroll
+        for (int j = 0; j < MINE; ++j) part[j] = Stored(part[j] + m * b[j]);  // rounded: y is the norm of what s holds
+        store(s + at, part);
+    }
     float sum = 0;
 #pragma unroll
     for (int j = 0; j < MINE; ++j) sum += part[j];
@@ -104,14 +124,15 @@ layer_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weigh
     load(bias, offset, 0);
 #pragma unroll
     for (int j = 0; j < MINE; ++j) part[j] = part[j] * r * factor[j] + offset[j];
-    store(y + (size_t)row * COLUMNS, part);
+    store(y + at, part);
     if (threadIdx.x == 0) {
         mean[row] = mu;
         rstd[row] = r;
     }
 }
 
-// ∂x, unless it is null, and each block's share of ∂weight and ∂bias, unless `shares` is null.
+// ∂x and ∂b, unless they are null, and each block's share of ∂weight and ∂bias, unless `shares` is null. x is s, if there
+// was a branch, and ∂s null if nothing used it. Where nothing is dropped, ∂b is ∂x and not written a second time.
 //
 //   shares   (blocks, 2, COLUMNS): ∂weight, then ∂bias, for sum_rows to add up over the blocks
 //
@@ -120,12 +141,15 @@ layer_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weigh
 extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
 layer_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict__ x, const float* __restrict__ weight,
                     const float* __restrict__ mean, const float* __restrict__ rstd, Stored* __restrict__ grad_x,
-                    float* __restrict__ shares, int rows) {
+                    float* __restrict__ shares, int rows, const Stored* __restrict__ grad_s,
+                    Stored* __restrict__ grad_branch, const float* __restrict__ u, float p, float rescale,
+                    int together) {
     float grad_weight[MINE] = {}, grad_bias[MINE] = {};
     for (int row = blockIdx.x * TEAMS + threadIdx.y; row < rows; row += gridDim.x * TEAMS) {
+        const size_t at = (size_t)row * COLUMNS;
         float g[MINE], x_hat[MINE], factor[MINE];
-        load(grad_y + (size_t)row * COLUMNS, g, 0);
-        load(x + (size_t)row * COLUMNS, x_hat, 0);
+        load(grad_y + at, g, 0);
+        load(x + at, x_hat, 0);
         load(weight, factor, 1);
         const float mu = mean[row], r = rstd[row];
         float sum = 0, along = 0;
@@ -138,12 +162,24 @@ layer_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict_
             sum += g[j];
             along += g[j] * x_hat[j];
         }
-        if (!grad_x) continue;
+        if (!grad_x && !grad_branch) continue;
         sum = row_mean(sum);
         along = row_mean(along);
 #pragma unroll
         for (int j = 0; j < MINE; ++j) g[j] = r * (g[j] - sum - x_hat[j] * along);
-        store(grad_x + (size_t)row * COLUMNS, g);
+        if (grad_s) {  // read late: no register was free for it
+            float direct[MINE];
+            load(grad_s + at, direct, 0);
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) g[j] += direct[j];
+        }
+        if (grad_x) store(grad_x + at, g);
+        if (grad_branch) {
+            const float m = Dropped{u, p, rescale, together}.m(row);
+#pragma unroll
+            for (int j = 0; j < MINE; ++j) g[j] *= m;
+            store(grad_branch + at, g);
+        }
     }
     if (!shares) return;
 

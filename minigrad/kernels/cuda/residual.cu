@@ -4,8 +4,7 @@
 //
 //   x, b, s, ∂s, ∂b   (rows, C)          γ, ∂γ   (C,), or null
 //
-// and m = 1 / (1 - p) where u ≥ p, else 0, with u uniform in [0, 1): one for each image, which is `together` rows; or null,
-// where nothing is dropped.
+// with m from dropped.cuh, one for each image.
 //
 // Memory is what it costs. A thread has PACK neighbouring columns, which it reads at once, of rows that are
 // `blockDim.y · gridDim.y` apart, so that γ and the sums of ∂γ stay in its registers:
@@ -21,6 +20,7 @@
 // registers[C=384 PACK=8 STORED=BFloat16]: residual_forward 48, residual_backward 64
 // registers[C=385 PACK=1 STORED=Half]: residual_forward 32, residual_backward 32
 #include "common.cuh"
+#include "dropped.cuh"
 #include "stored.cuh"
 
 using Pack = Packed<Stored, PACK>;
@@ -33,13 +33,6 @@ static inline __device__ void load(const float* scale, float (&factor)[PACK]) {
 #pragma unroll
     for (int i = 0; i < PACK; ++i) factor[i] = scale && c < C ? scale[c + i] : 1.0f;
 }
-
-struct Dropped {
-    const float* u;
-    float p, rescale;  // 1 / (1 - p), or 0 if p is 1
-    int together;
-    __device__ float m(int row) const { return !u ? 1.0f : u[row / together] >= p ? rescale : 0.0f; }
-};
 
 extern "C" __global__ void __launch_bounds__(256)
 residual_forward(const Stored* __restrict__ x, const Stored* __restrict__ branch, const float* __restrict__ scale,

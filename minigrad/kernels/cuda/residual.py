@@ -2,13 +2,13 @@
 
 from functools import cache
 from math import prod
+from typing import TypeAlias
 
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
 from minigrad.dtypes import FLOAT32
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
-from minigrad.kernels.cuda.norm import LayerNorm
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import residual
 from minigrad.random import default_generator
@@ -17,6 +17,10 @@ THREADS = 256  # of a block
 MOST_ROWS = 1 << 30
 MOST_BLOCKS = 65535  # along y
 BLOCKS = 128  # that share ∂γ: always as many, whatever the GPU, so that sums have the same order on all
+
+Dropped: TypeAlias = tuple[Array | None, np.float32, np.float32, np.int32]
+"""What dropped.cuh makes m of: u (N,) or None, p, 1 / (1 - p), and how many rows an image has."""
+NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 
 
 @twin_of(residual.Residual)
@@ -68,24 +72,11 @@ class Residual(residual.Residual):
         return grad_output, grad_branch, grad_scale
 
 
-@twin_of(residual.ResidualLayerNorm)
-class ResidualLayerNorm(residual.ResidualLayerNorm):
-    """The same by the kernels of its two parts; ∂s and what LayerNorm adds to it, which may be narrow, by one too."""
-
-    @staticmethod
-    def takes(x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float) -> bool:
-        normed = LayerNorm.takes(x, weight, bias, shape=x.shape[-1:], eps=eps)
-        return normed and Residual.takes(x, branch, None, p=p)
-
-    def add(self, a: Array, b: Array) -> Array:
-        plain = Residual()
-        plain.needs_input_grad = None, None, None
-        return plain.forward(array_module(a).ascontiguousarray(a), b, None, p=0.0)
-
-
-def dropped(x: Array, p: float) -> tuple[Array | None, np.float32, np.float32, np.int32]:
-    """What a kernel makes m of: u (N,) or None, p, 1 / (1 - p), and how many rows of x an image has."""
-    u = default_generator().uniform(x.shape[:1], device=device_of(x)) if p else None
+def dropped(x: Array, p: float) -> Dropped:
+    """A draw for the images of x (N, ..., C)."""
+    if not p:
+        return NONE_DROPPED
+    u = default_generator().uniform(x.shape[:1], device=device_of(x))
     return u, np.float32(p), np.float32(1 / (1 - p) if p < 1 else 0), np.int32(prod(x.shape[1:-1]))
 
 
