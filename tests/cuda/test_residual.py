@@ -188,3 +188,139 @@ def test_residual_layer_norm(N, L, C, p, dtype, wanted, used, order):
     # y is the norm of s, which is rounded, and gradients are of both: a few roundings, of what r = 1 / σ makes larger.
     assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)
     assert worst(found[4:], expected[4:]) <= (16 * u if u > 1e-5 else 2e-5)
+
+
+def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
+    """Outputs and gradients of the kernels that do both at once."""
+    minigrad.manual_seed(3)
+    op = norm.ResidualLayerNorm()
+    assert op.takes(*arrays, p=p, eps=1e-5)
+    op.needs_input_grad = wanted
+    outputs = op.forward(*arrays, p=p, eps=1e-5)
+    return [*outputs, *op.backward(list(grads))]
+
+
+def two_passes(arrays, grads, p=0.4):
+    """The same by the kernels for each, and a sum."""
+    minigrad.manual_seed(3)
+    x, branch, *params = arrays
+    first, second = residual.Residual(), norm.LayerNorm()
+    first.needs_input_grad, second.needs_input_grad = (True, True, False), (True,) * 3
+    s = first.forward(x, branch, None, p=p)
+    y = second.forward(s, *params, shape=x.shape[-1:], eps=1e-5)
+    grad_normed, *grad_params = second.backward(grads[1])
+    grad_s = grad_normed if grads[0] is None else grads[0] + grad_normed
+    return [s, y, *first.backward(grad_s)[:2], *grad_params]
+
+
+def drawn_for_both(shape, dtype, make=np.empty):
+    """x, b, weight and bias; ∂s and ∂y."""
+    arrays = [make(shape, dtype), make(shape, dtype), make(shape[-1:], np.float32), make(shape[-1:], np.float32)]
+    grads = [make(shape, dtype), make(shape, dtype)]
+    for i, array in enumerate(arrays + grads):
+        array[...] = drawn(i, *array.shape) * 3 + (i == 0)
+    return arrays, grads
+
+
+def assert_as_two_passes(arrays, grads, p=0.4, **choices):
+    """Bit for bit, but for narrow ∂x and ∂b, which are rounded less often: tests/cuda/test_rounding.py has those."""
+    with emulated():
+        expected = two_passes(arrays, grads, p)
+    with emulated(**choices):
+        found = one_pass(arrays, grads, p)
+    for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        if i in (2, 3) and ours.dtype.itemsize == 2:
+            assert worst([ours], [theirs.astype(np.float64)], ours.dtype) <= 4 * ROUNDING[ours.dtype]
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=3), st.sampled_from([1, 6, 8, 96, 192, 1025, 1032]),
+    st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_one_pass_is_as_good_as_two(lead, C, p, dtype, s_is_used, order):
+    arrays, (grad_s, grad_y) = drawn_for_both((*lead, C), dtype)
+    assert_as_two_passes(arrays, (grad_s if s_is_used else None, grad_y), p, order=order)
+
+
+@pytest.mark.parametrize("C", [32, 1032])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_pass_over_more_rows_than_the_grid_has_teams(dtype, C, monkeypatch):
+    monkeypatch.setattr(norm, "BLOCKS", 3)
+    assert_as_two_passes(*drawn_for_both((13, 4, C), dtype))
+
+
+@pytest.mark.parametrize(("dtype", "C", "side"), list(product(DTYPES, [24, 31], ["after", "before"])), ids=str)
+def test_one_pass_touches_nothing_outside_the_arrays(dtype, C, side):
+    arrays, grads = drawn_for_both((2, 5, C), dtype, lambda shape, dtype: guarded(shape, dtype, side))
+    for p in (0.0, 0.4):
+        assert_as_two_passes(arrays, grads, p, guard=side)
+
+
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_pass_over_arrays_that_cannot_be_read_in_packs(dtype, which):
+    arrays, grads = drawn_for_both((9, 32), dtype)
+    every = arrays + grads
+    room = guarded(every[which].size + 1, every[which].dtype, aligned=16)[1:].reshape(every[which].shape)
+    room[...] = every[which]
+    with emulated():
+        expected = two_passes(arrays, grads)
+    every[which] = room
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        found = one_pass(every[:4], every[4:])
+    forward, backward = (dict(launch.kernel.constants)["PACK"] for launch in recorder.launches[:2])
+    assert (forward == 1) == (which < 4) and (backward == 1) == (which in (2, 4, 5))
+    for ours, theirs in zip(found, expected, strict=True):  # sums are made in another order
+        assert worst([ours], [theirs.astype(np.float64)], ours.dtype) <= 4 * ROUNDING[ours.dtype]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
+def test_one_pass_leaves_out_gradients_that_nobody_wants(wanted, p):
+    arrays, grads = drawn_for_both((4, 3, 8), np.float32)
+    with emulated() as device, use_device(recorder := Recorder(device)):
+        found = one_pass(arrays, grads, p, wanted)
+    want_x, want_branch, *want_params = wanted
+    names = ["layer_norm_forward", "layer_norm_backward", *["sum_rows"] * any(want_params)]
+    assert [launch.kernel.name for launch in recorder.launches] == names
+    grad_x, shares, _, _, grad_branch = recorder.launches[1].args[5:10]
+    assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m one array is both
+    assert (grad_branch is not None) == (want_branch and p > 0) and (shares is not None) == any(want_params)
+    with emulated():
+        expected = two_passes(arrays, grads, p)
+    for want, ours, theirs in zip((True, True, *wanted), found, expected, strict=True):
+        if want:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_norm_that_nobody_has_used(dtype):
+    """∂s' is ∂s, whatever the numbers of s."""
+    arrays, (grad_s, _) = drawn_for_both((4, 3, 8), dtype)
+    arrays[0][0] = np.inf
+    with emulated(), np.errstate(invalid="ignore"):
+        _, _, grad_x, grad_branch, *grad_params = one_pass(arrays, (grad_s, None))
+    m = (minigrad.manual_seed(3).uniform((4, 1, 1)) >= 0.4) / 0.6
+    np.testing.assert_array_equal(grad_x, grad_s)
+    np.testing.assert_allclose(grad_branch.astype(np.float64), grad_s * m, rtol=ROUNDING[np.dtype(dtype)])
+    assert grad_params == [None, None]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        (drawn(0, 4, 8), drawn(1, 4, 8, dtype=np.float16), drawn(2, 8), drawn(3, 8)),
+        (drawn(0, 4, 8), drawn(1, 8, 4).T, drawn(2, 8), drawn(3, 8)),
+        (drawn(0, 8), drawn(1, 8), drawn(2, 8), drawn(3, 8)),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float16), drawn(3, 8)),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), drawn(3, 16)[::2]),
+        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 7), drawn(3, 8)),
+        (drawn(0, 2, 8193), drawn(1, 2, 8193), drawn(2, 8193), drawn(3, 8193)),
+    ],
+)
+def test_everything_else_takes_two_passes(arrays):
+    with emulated():
+        assert not norm.ResidualLayerNorm.takes(*arrays, p=0.0, eps=1e-5)

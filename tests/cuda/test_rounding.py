@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
+from minigrad.kernels.cuda import norm
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler
 
@@ -90,3 +91,32 @@ def test_group_norm(dtype, width, pack, H, offset, order, seed):
 @given(st.integers(1, 5000), st.sampled_from(ORDERS), st.integers(0, 99))
 def test_activations(dtype, run, count, order, seed):
     assert_rounds_once(run, (drawn(seed, count, dtype),), drawn(seed + 1, count, dtype), 8, order)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@given(
+    st.integers(1, 5), st.integers(1, 9), st.sampled_from([(96, 8), (768, 8), (33, 1), (2056, 8)]),
+    st.sampled_from([0.0, 0.4]), st.sampled_from([0.0, -40.0]), st.booleans(), st.sampled_from(ORDERS),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_residual_layer_norm(dtype, N, L, width, p, offset, s_is_used, order, seed):
+    """s is rounded once; y is the norm of what s holds, rounded once; so are ∂x and ∂b, which are sums of two parts."""
+    (C, pack), shape = width, (N, L, width[0])
+    x, branch, grad_s, grad_y = (drawn(seed + i, shape, dtype, a) for i, a in enumerate((offset, 0.0, 0.0, 0.0)))
+    weight, bias = drawn(1, C, np.float32), drawn(2, C, np.float32)
+    with emulated(order) as device, use_device(recorder := Recorder(device)):
+        minigrad.manual_seed(seed)
+        op = norm.ResidualLayerNorm()
+        op.needs_input_grad = (True,) * 4
+        s, y = op.forward(x, branch, weight, bias, p=p, eps=1e-5)
+        found = op.backward([grad_s if s_is_used else None, grad_y])
+    assert all(dict(launch.kernel.constants)["PACK"] == pack for launch in recorder.launches)
+    wide = [a.astype(np.float64) for a in (x, branch, weight, bias, grad_s, grad_y)]
+    m = (minigrad.manual_seed(seed).uniform((N, 1, 1)) >= p) / (1 - p) if p else 1.0
+    assert beyond_rounding(s, wide[0] + m * wide[1]) <= 1e-5
+    with minigrad.without_twins():
+        inputs = s.astype(np.float64), wide[2], wide[3]
+        exact_y, exact, *exact_params = outcome(lambda s, *params: F.layer_norm(s, C, *params), inputs, wide[5])
+    exact = exact + wide[4] if s_is_used else exact
+    for ours, theirs in zip((y, *found), (exact_y, exact, m * exact, *exact_params), strict=True):
+        assert beyond_rounding(ours, theirs) <= 1e-5

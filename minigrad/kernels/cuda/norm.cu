@@ -30,7 +30,7 @@
 // registers[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 40, layer_norm_backward 64
 // registers[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 80, layer_norm_backward 128
 // registers[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
-// registers[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 128, layer_norm_backward 232
+// registers[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 128, layer_norm_backward 240
 // registers[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
 // registers[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
 // registers[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 64, layer_norm_backward 128
