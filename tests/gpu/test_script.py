@@ -6,11 +6,12 @@ import sys
 from types import SimpleNamespace
 
 from minigrad import cublas_lt
+from minigrad import functional as F
 from tests.cuda.runner import needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
 from tests.gpu import stages
-from tests.gpu.cases import NARROW
+from tests.gpu.cases import CASES
 from tests.gpu.stages import ROUNDS, STAGES, STEPS, Stage, Workload, compared
 
 
@@ -22,9 +23,9 @@ def test_without_a_gpu(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results) == [name for name, stage in STAGES.items() if stage.without_gpu]
     assert all(result["end"] == "done" for result in results.values())
-    for row in results["kernels"]["rows"]:
-        assert ".cuda." in row["by"] and "wrong" not in row
-        assert 0 < row["value"] < (NARROW if "bfloat16" in row["what"] else 2e-5)
+    for case, row in zip(CASES, results["kernels"]["rows"], strict=True):
+        assert row["what"] == case.name and ".cuda." in row["by"] and "wrong" not in row
+        assert row["value"] < case.limit and (row["value"] > 0 or case.run is F.relu)
 
 
 def test_a_stage_has_a_time_limit(monkeypatch):
