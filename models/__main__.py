@@ -25,6 +25,7 @@ from models.registry import create_model, model_arguments, model_class, register
 from models.roadmap import RoadmapNet
 from models.summary import Part, attention_costs, macs, parameters, parts
 from models.swin import SwinTransformer
+from models.table import table
 from models.vit import VisionTransformer
 
 FAMILIES = {
@@ -160,15 +161,8 @@ def print_csv(rows: Iterable[Row]) -> None:
 
 
 def print_table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> None:
-    """Columns as wide as they must be; those in `left` begin alike, the others, of numbers, end alike."""
-    columns = [list(column) for column in zip(*lines, strict=True)]
-    aligned_left = {i % len(columns) for i in left}
-    for i, column in enumerate(columns):
-        width = max(map(len, column))
-        columns[i] = [cell.ljust(width) if i in aligned_left else cell.rjust(width) for cell in column]
-    for line in zip(*columns, strict=True):
-        print("  ".join(line).rstrip())
-    print()
+    """A table, and an empty line."""
+    print(table(lines, left), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ from typing import Any
 
 from minigrad import serialize
 from minigrad.nn import Module
+from models.checkpoint import load
 from train.dataset import Dataset
 from train.log import Metrics
 from train.settings import Settings
+
+__all__ = ["load", "model_arguments", "save"]
 
 
 def save(path: Path, model: Module, dataset: Dataset, settings: Settings, metrics: Metrics) -> None:
@@ -23,16 +26,6 @@ def save(path: Path, model: Module, dataset: Dataset, settings: Settings, metric
         "settings": asdict(settings),
     }
     serialize.save(path, model.state_dict(), metadata)
-
-
-def load(path: Path) -> tuple[Module, dict[str, Any]]:
-    """The model, in evaluation mode, and the metadata."""
-    import models
-
-    arrays, metadata = serialize.load(path)
-    model = models.create_model(**metadata["model"])
-    model.load_state_dict(arrays)
-    return model.eval(), metadata
 
 
 def model_arguments(dataset: Dataset, settings: Settings) -> dict[str, Any]:

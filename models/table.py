@@ -1,0 +1,13 @@
+"""L6: tables as text."""
+
+from collections.abc import Sequence
+
+
+def table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Columns as wide as they must be; those in `left` begin alike, the others, of numbers, end alike."""
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    aligned_left = {i % len(columns) for i in left}
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        columns[i] = [cell.ljust(width) if i in aligned_left else cell.rjust(width) for cell in column]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
