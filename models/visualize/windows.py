@@ -1,0 +1,193 @@
+"""L6: the windows of a Swin Transformer, their shift and mask, and what is learned within them.
+
+Arrays here are NumPy's. Axes: windows of N = M·M tokens, on a map of H x W tokens, each of P x P pixels.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from models.swin import cut
+from models.visualize.draw import (
+    GREY, HEAT, PANEL, SIGNED, TALL, Picture, bare, channels_last, lay_over, new_figure,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+REGIONS = ("#ffffff", "#f28e2b", "#4e79a7", "#59a14f")  # stays; comes back at the right; at the bottom; at both
+LINES = "#e0245e"
+
+
+def regions(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
+    """For each token of the map before the roll, whether it leaves it: 0: no; 1: to the left; 2: above; 3: both."""
+    rows, columns = (np.arange(length) < offset for length, offset in zip(size, shift, strict=True))
+    return 2 * rows[:, None] + columns
+
+
+def masks(size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
+    """What the shift adds to the scores, derived from the regions: 0 within one, -100 between two: (windows, N, N)."""
+    rolled = cut(np.roll(regions(size, shift), (-shift[0], -shift[1]), (0, 1)), M)
+    return np.where(rolled[:, :, None] != rolled[:, None, :], -100.0, 0.0)
+
+
+def bias_maps(table: np.ndarray) -> np.ndarray:
+    """A bias table ((2M - 1)², heads) as seen from the query: (heads, 2M - 1, 2M - 1), where [h, M-1 + y, M-1 + x] is
+    what head h adds to its score for the key y rows below and x columns to the right. (The table counts from the key.)
+    """
+    side = round(len(table) ** 0.5)
+    return table.T.reshape(-1, side, side)[:, ::-1, ::-1]
+
+
+def window_of(place: np.ndarray, token: int, tokens: int) -> np.ndarray:
+    """The tokens in the window of one, without padding: `place` (windows, N) from `swin.window_places`."""
+    window = place[(place == token).any(1)][0]
+    return window[window < tokens]
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: tuple[int, int], M: int) -> "Figure":
+    """Windows, shifted windows, what the roll makes of them, and the masks; `size` is that of the padded map."""
+    pixels = np.full((3, size[0] * patch, size[1] * patch), 128, np.uint8)  # padding: grey
+    _, H, W = picture.pixels.shape
+    pixels[:, :H, :W] = picture.pixels
+    image, region = channels_last(pixels), regions(size, shift)
+    offset = tuple(-s * patch for s in shift)
+    title = f"Windows of {M} x {M} patches, and the same shifted by {max(shift)}"
+    note = (
+        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last. 3: so\n"
+        "that all are whole, the image is rolled; the parts that left it come back at the other side. 4: what is added\n"
+        "to the scores in a window with parts from two sides: -100, which softmax turns into 0, keeps them apart."
+    )
+    figure = new_figure(13.2, 5.4, title, note)
+    axes = figure.subplots(1, 4)
+    names = ["1. windows", "2. shifted windows", "3. rolled, to make them whole", "4. masks of the four corners"]
+    for panel, name in zip(axes, names, strict=True):
+        bare(panel, name, fontsize=11)
+    axes[0].imshow(image)
+    _draw_grid(axes[0], pixels.shape[1:], patch * M)
+    axes[1].imshow(image)
+    _tint(axes[1], region, patch)
+    _draw_grid(axes[1], pixels.shape[1:], patch * M, start=(shift[0] * patch, shift[1] * patch))
+    axes[2].imshow(np.roll(image, offset, (0, 1)))
+    _tint(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), patch)
+    _draw_grid(axes[2], pixels.shape[1:], patch * M)
+    _draw_masks(axes[3], masks(size, shift, M), size[1] // M, M)
+    return figure
+
+
+def _draw_grid(axes: "Axes", size: Sequence[int], side: int, start: tuple[int, int] = (0, 0)) -> None:
+    """Lines around windows of `side` pixels."""
+    H, W = size
+    for draw, first, length in ((axes.axhline, start[0], H), (axes.axvline, start[1], W)):
+        for place in range(first % side, length + 1, side):
+            draw(min(max(place, 0), length) - 0.5, color=LINES, linewidth=1.6)
+    axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
+
+
+def _tint(axes: "Axes", region: np.ndarray, patch: int) -> None:
+    """The parts that leave the image, each in its colour."""
+    from matplotlib.colors import to_rgba
+
+    colours = np.array([to_rgba(colour, 0.55 if i else 0.0) for i, colour in enumerate(REGIONS)])
+    H, W = (side * patch for side in region.shape)
+    axes.imshow(colours[region], extent=(-0.5, W - 0.5, H - 0.5, -0.5), interpolation="nearest")
+
+
+def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int, M: int) -> None:
+    """The masks of the windows in the corners, (N, N) each, where they are in the rolled image."""
+    corners = mask[[0, columns - 1, -columns, -1]]
+    for i, (corner, name) in enumerate(zip(corners, ("top left", "top right", "bottom left", "bottom right"), strict=True)):
+        inset = axes.inset_axes((0.52 * (i % 2), 0.54 - 0.54 * (i // 2), 0.46, 0.42))
+        inset.imshow(corner, cmap="gray", vmin=-100, vmax=0)
+        inset.set_xticks([])
+        inset.set_yticks([])
+        inset.set_title(name, fontsize=8, pad=2, color=GREY)
+    axes.set_aspect("equal")
+    axes.set_xlabel("key →   (query ↓)   white: 0, black: -100", fontsize=8.5, color=GREY)
+
+
+def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
+    """The bias maps (heads, 2M - 1, 2M - 1) of some blocks, a row or more for each, all on one scale."""
+    columns = min(12, max(len(maps) for _, maps in blocks))
+    rows = [(name, maps[i : i + columns], i) for name, maps in blocks for i in range(0, len(maps), columns)]
+    most = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
+    reach = blocks[0][1].shape[-1] // 2
+    note = (
+        "What a head adds to the score of a key, by where the key lies seen from the query (the dot): red draws attention\n"
+        f"there, blue away; from {reach} rows above to {reach} below, and so for columns."
+    )
+    figure = new_figure(max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL) + 4 * TALL, "Relative position bias", note)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    shown: Any = None
+    for line, (name, maps, first) in zip(grid, rows, strict=True):
+        for axes in line:
+            bare(axes)
+        for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
+            extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
+            shown = bare(axes, f"head {first + i + 1}").imshow(values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent)
+            axes.plot(0, 0, ".", color="black", markersize=4)
+        line[0].set_ylabel(name if first == 0 else "", fontsize=9)
+    figure.colorbar(shown, ax=grid, shrink=min(1.0, 2 / len(rows)), label="added to the score")
+    return figure
+
+
+def query_picture(
+    picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]
+) -> "Figure":
+    """How one token looks at its window, in each head.
+
+    Args:
+        picture: the image.
+        blocks: for each, its name; the attention of the token (heads, H, W), 0 outside the window; whether a token is
+            in the window (H, W); and where the token is, (row, column).
+    """
+    heads = max(len(attention) for _, attention, _, _ in blocks)
+    columns = min(9, 1 + heads)
+    depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
+    rows = sum(depth)
+    note = (
+        "Left: the window (outline) of one patch (cross). Right: how much that patch looks at each patch of its window,\n"
+        "for each head; over all of them a head's attention is 100 %."
+    )
+    title = f"How one patch of {picture.name} looks at its window"
+    figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL) + 4 * TALL, title, note)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        bare(axes)
+    most = max(float(100 * attention.max()) for _, attention, _, _ in blocks)
+    shown: Any = None
+    row = 0
+    for (name, attention, inside, query), lines in zip(blocks, depth, strict=True):
+        _, H, W = picture.pixels.shape
+        scale = H / inside.shape[0], W / inside.shape[1]
+        start = bare(grid[row, 0], name)
+        start.imshow(channels_last(picture.pixels))
+        _mark(start, inside, query, scale)
+        for i, head in enumerate(attention):
+            axes = bare(grid[row + i // (columns - 1), 1 + i % (columns - 1)], f"head {i + 1}")
+            shown = lay_over(axes, picture.pixels, np.where(inside, 100 * head, np.nan), most)
+            _mark(axes, inside, query, scale)
+            y, x = np.nonzero(inside)
+            axes.set_xlim((x.min() - 0.3) * scale[1] - 0.5, (x.max() + 1.3) * scale[1] - 0.5)
+            axes.set_ylim((y.max() + 1.3) * scale[0] - 0.5, (y.min() - 0.3) * scale[0] - 0.5)
+        row += lines
+    bar = figure.colorbar(shown, ax=grid, shrink=min(1.0, 2.5 / rows), aspect=15, label="share of the attention, %")
+    bar.solids.set_alpha(1)  # type: ignore[union-attr]
+    return figure
+
+
+def _mark(axes: "Axes", inside: np.ndarray, query: tuple[int, int], scale: tuple[float, float]) -> None:
+    """The outline of a window and a cross on one of its tokens, in the pixels of the image."""
+    from matplotlib.patches import Rectangle
+
+    y, x = np.nonzero(inside)
+    corner = x.min() * scale[1] - 0.5, y.min() * scale[0] - 0.5
+    size = (np.ptp(x) + 1) * scale[1], (np.ptp(y) + 1) * scale[0]
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=LINES, linewidth=1.6))
+    place = (query[1] + 0.5) * scale[1] - 0.5, (query[0] + 0.5) * scale[0] - 0.5
+    axes.plot(*place, "+", color="#39ff14", markersize=7, markeredgewidth=1.6)
