@@ -58,7 +58,7 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     if channels not in (1, 3):
         raise ValueError(f"image files have 3 channels, or 1 if they are grey; this model takes {channels}")
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise RuntimeError("reading image files needs Pillow: pip install 'minigrad[train]'") from None
     with open(path, "rb") as file, warnings.catch_warnings():
@@ -68,7 +68,7 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
             with Image.open(file, formats=list(FORMATS)) as image:
                 image = _flat(ImageOps.exif_transpose(image), "RGB" if channels == 3 else "L")
                 pixels = np.asarray(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
-        except Image.UnidentifiedImageError:
+        except UnidentifiedImageError:
             raise ValueError(f"{path} is no image that can be read here ({', '.join(FORMATS)})") from None
         except Exception as error:  # the readers stumble over a damaged file in a dozen ways
             raise ValueError(f"{path} is a damaged or too large image: {error}") from error

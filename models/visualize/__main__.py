@@ -143,7 +143,8 @@ def shifted_windows(
     shifted = next((i for i, (_, shift) in enumerate(layouts) if any(shift)), None)
     if shifted is not None:
         patch = model.patch_embed.patch_size * -(-sizes[0][0] // sizes[shifted][0])
-        figure = windows_picture(picture, patch, *layouts[shifted], blocks[shifted].attn.window_size)
+        size, shift = layouts[shifted]
+        figure = windows_picture(picture, patch, size, shift, blocks[shifted].attn.window_size)
         yield "windows.png", "its windows, their shift and the mask", figure
     biased = [
         (name, bias_maps(block.attn.relative_position_bias_table.detach().numpy()))
@@ -153,14 +154,14 @@ def shifted_windows(
     yield "bias.png", "what it adds to scores for where a key lies", bias_picture([biased[i] for i in stages])
     if pixels is None:
         return
-    chosen = [0, *([shifted] if shifted else []), *stages[1:]]
-    chosen = sorted(set(chosen))
+    chosen = sorted({*stages, 0 if shifted is None else shifted})
     looked = []
     for i, attention in zip(chosen, model.attention_maps(to_input(pixels[:1], model, metadata), chosen), strict=True):
         H, W = sizes[i]
         token = H // 2 * W + W // 2
+        (size, shift), M = layouts[i], blocks[i].attn.window_size
         inside = np.zeros(H * W, bool)
-        inside[window_of(window_places(H, W, *layouts[i], blocks[i].attn.window_size), token, H * W)] = True
+        inside[window_of(window_places(H, W, size, shift, M), token, H * W)] = True
         heads = attention.numpy()[0, :, token].reshape(-1, H, W)
         looked.append((names[i], heads, inside.reshape(H, W), divmod(token, W)))
     yield "window-attention.png", "how one patch looks at its window, head by head", query_picture(picture, looked)
@@ -187,7 +188,6 @@ def grad_cams(
 
     blocks = last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
-        blocks = last_of_each_size(model, map_sizes(model))
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]
     maps = grad_cam(model, to_input(pixels, model, metadata), best, [name for name, _ in blocks])
     named = [(f"{h} x {w} map", one) for (_, (h, w)), one in zip(blocks, maps, strict=True)]
@@ -204,7 +204,7 @@ def map_sizes(model: "ImageModel") -> list[tuple[int, int]]:
     like = next(model.parameters())
     with no_grad():
         blank = Tensor(np.zeros((1, model.in_chans, *model.img_size)), dtype=like.dtype, device=like.device)
-        return [output.shape[2:] for output in model.forward_intermediates(blank)[1]]
+        return [(output.shape[2], output.shape[3]) for output in model.forward_intermediates(blank)[1]]
 
 
 def block_names(model: "ImageModel") -> list[str]:

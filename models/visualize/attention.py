@@ -72,7 +72,7 @@ def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str) -
     """`flows` (blocks, B, h, w): what `readers` found in the rollout after each block."""
     names = [f"after block {block}" for block in range(1, len(flows) + 1)]
     note = (
-        "Attention rollout (arXiv:2005.00928): attention multiplied up through the blocks, each of which passes on\n"
+        "Attention rollout (arXiv:2005.00928): attention multiplied up through the blocks, each of which passes on "
         "half of what a token was. What is missing to 100 % is the class token's own."
     )
     heats = [[100 * flow[i] for flow in flows] for i in range(len(pictures))]
@@ -85,11 +85,10 @@ def position_picture(similarity: np.ndarray) -> "Figure":
     h, w = similarity.shape[:2]
     side = 5.2 / max(h, w)
     note = (
-        "One small map for each patch: cosine similarity of its position embedding\n"
-        "with those of all patches. Where rows and columns of the image show, the\n"
-        "model has learned which patches are neighbours (arXiv:2010.11929, figure 7)."
+        "A small map for each patch: how alike its position embedding is to that of each patch (cosine similarity). "
+        "That patches near each other are alike was learned, not built in (arXiv:2010.11929, figure 7)."
     )
-    figure = new_figure(w * side + 1.6, h * side + 6 * TALL, "What positions are alike", note)
+    figure = new_figure(w * side + 1.6, h * side + TALL, "What positions are alike", note)
     axes = figure.subplots()
     shown = axes.imshow(mosaic(similarity.reshape(h * w, h, w), w), cmap=SIGNED, vmin=-1, vmax=1)
     bare(axes)

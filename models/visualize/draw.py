@@ -3,6 +3,7 @@
 Images are (C, H, W) uint8, with one channel or three.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ class Picture:
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
-    """An empty figure, in inches, with a title, and under everything what a reader should know.
+    """An empty figure with a title, and under everything what a reader should know; in inches, without these two.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -37,9 +38,10 @@ def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("drawing needs matplotlib: pip install 'minigrad[train]'") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
+    lines = textwrap.wrap(note, int(15.5 * width))  # letters of 9 points in an inch
+    figure = Figure(figsize=(width, height + 1.5 * TALL + 0.65 * TALL * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.supxlabel(note, x=0.01, ha="left", fontsize=9, color=GREY)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, color=GREY)
     return figure
 
 
@@ -74,16 +76,33 @@ def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     return sheet
 
 
-def lay_over(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, most: float) -> Any:
-    """Heat (h, w) from 0 to `most` over an image, of which the grey is left; returns what a colour bar needs."""
+def lay_over(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, norm: Any) -> None:
+    """Heat (h, w), NaN where there is none, over an image, of which the grey is left."""
     _, H, W = pixels.shape
     axes.imshow(pixels.mean(0), cmap="gray", vmin=0, vmax=255)
-    return axes.imshow(heat, cmap=HEAT, vmin=0, vmax=most, alpha=0.65, extent=(-0.5, W - 0.5, H - 0.5, -0.5))
+    alpha = np.where(np.isnan(heat), 0, 0.25 + 0.6 * norm(np.nan_to_num(heat)))
+    extent = (-0.5, W - 0.5, H - 0.5, -0.5)
+    axes.imshow(heat, cmap=HEAT, norm=norm, alpha=alpha, extent=extent, interpolation="nearest")
+
+
+def scale(most: float, power: float) -> Any:
+    """Colours for heat from 0 to `most`, in steps of heat to this power: below 1, little can be told from nothing."""
+    from matplotlib.colors import PowerNorm
+
+    return PowerNorm(power, 0, most or 1.0)
+
+
+def heat_bar(figure: "Figure", norm: Any, axes: np.ndarray, label: str) -> None:
+    """What the colours of heat mean."""
+    from matplotlib.cm import ScalarMappable
+
+    shrink = min(1.0, 2.5 / len(axes))
+    figure.colorbar(ScalarMappable(norm, HEAT), ax=axes, shrink=shrink, aspect=15, label=label)
 
 
 def heat_sheet(
     title: str, note: str, label: str, pictures: Sequence[Picture], names: Sequence[str],
-    heats: Sequence[Sequence[np.ndarray]], columns: int = 8,
+    heats: Sequence[Sequence[np.ndarray]], power: float = 0.5, columns: int = 8,
 ) -> "Figure":  # fmt: skip
     """Each image, and beside it the same with each of its heats (h, w) laid over, all on one scale of colours.
 
@@ -94,24 +113,21 @@ def heat_sheet(
         pictures: the images.
         names: of the heats, the same for each image.
         heats: for each image, an array for each name.
+        power: see `scale`.
         columns: how many panels are side by side before a new row begins.
     """
     columns = min(columns, 1 + len(names))
     depth = -(-len(names) // (columns - 1))  # rows for an image
     rows = len(pictures) * depth
-    height = rows * (PANEL + TALL) + (3 + note.count("\n")) * TALL
-    figure = new_figure(columns * PANEL + 1.0, height, title, note)
+    figure = new_figure(columns * PANEL + 1.0, rows * (PANEL + TALL), title, note)
     grid = figure.subplots(rows, columns, squeeze=False)
-    most = max(float(heat.max()) for row in heats for heat in row) or 1.0
-    shown = None
     for axes in grid.flat:
         bare(axes)
+    norm = scale(max(float(heat.max()) for row in heats for heat in row), power)
     for i, (picture, row) in enumerate(zip(pictures, heats, strict=True)):
-        start = bare(grid[i * depth, 0], picture.name)
-        start.imshow(channels_last(picture.pixels))
+        bare(grid[i * depth, 0], picture.name).imshow(channels_last(picture.pixels))
         for j, (name, heat) in enumerate(zip(names, row, strict=True)):
             axes = bare(grid[i * depth + j // (columns - 1), 1 + j % (columns - 1)], name)
-            shown = lay_over(axes, picture.pixels, heat, most)
-    bar = figure.colorbar(shown, ax=grid, shrink=min(1.0, 2.5 / rows), aspect=15, label=label)  # type: ignore[arg-type]
-    bar.solids.set_alpha(1)  # type: ignore[union-attr]
+            lay_over(axes, picture.pixels, heat, norm)
+    heat_bar(figure, norm, grid, label)
     return figure

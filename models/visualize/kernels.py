@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.visualize.draw import SIGNED, TALL, bare, mosaic, new_figure
+from models.visualize.draw import SIGNED, bare, mosaic, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST = 64  # filters that are shown as they are
+MOST = 64  # kernels of a block that are shown
+MOST_FILTERS = 48  # that are shown as they are
 
 
 def principal_filters(weight: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,12 +35,12 @@ def principal_filters(weight: np.ndarray, count: int) -> tuple[np.ndarray, np.nd
 
 
 def filters_picture(weight: np.ndarray) -> "Figure":
-    """The filters (D, C, P, P) of the first layer, C = 1 or 3, or of more than 64 the first 28 principal components."""
+    """The filters (D, C, P, P) of the first layer, C = 1 or 3, or of more than 48 the first 28 principal components."""
     D, C, P, _ = weight.shape
-    if D > MOST:
+    if D > MOST_FILTERS:
         tiles, shares = principal_filters(weight, 28)
         columns, title = 7, f"First layer: how its {D} filters differ most"
-        more = f"\n{len(tiles)} principal components, {shares.sum():.0%} of the variance; the first {shares[0]:.0%}."
+        more = f"{len(tiles)} principal components, {shares.sum():.0%} of the variance; the first {shares[0]:.0%}."
     else:
         tiles, columns, title, more = weight, 8, f"First layer: its {D} filters", ""
     scale = abs(tiles).max((1, 2, 3), keepdims=True)
@@ -47,10 +48,8 @@ def filters_picture(weight: np.ndarray) -> "Figure":
     colours = np.broadcast_to(colours, (len(tiles), 3, P, P)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)
     sheet = np.nan_to_num(mosaic(colours, columns), nan=1.0)
     rows = -(-len(tiles) // columns)
-    note = (
-        f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself.{more}"
-    )
-    figure = new_figure(6.6, 6.0 * rows / columns + 4 * TALL, title, note)
+    note = f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. {more}"
+    figure = new_figure(6.6, 6.0 * rows / columns, title, note)
     bare(figure.subplots()).imshow(sheet, interpolation="nearest")
     return figure
 
@@ -60,13 +59,14 @@ def kernels_picture(stages: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     k = stages[0][1].shape[-1]
     most = float(np.quantile(np.concatenate([abs(kernels[:MOST]).ravel() for _, kernels in stages]), 0.995)) or 1.0
     note = (
-        "A kernel for each channel: it looks around in its own channel and at no other. Red pixels are added, blue ones\n"
+        "A kernel for each channel: it looks around in its own channel and at no other. Red: added, blue: "
         f"subtracted. Of each block the first {MOST} channels, if it has more; one scale for all."
     )
     title = f"Depthwise kernels of {k} x {k} in the first block of each stage"
-    figure = new_figure(3.1 * len(stages) + 1.0, 3.4 + 4 * TALL, title, note)
+    figure = new_figure(3.1 * len(stages) + 1.0, 3.4, title, note)
     grid = figure.subplots(1, len(stages), squeeze=False)
     for axes, (name, kernels) in zip(grid[0], stages, strict=True):
+        axes.set_anchor("N")
         sheet = mosaic(kernels[:MOST, 0], 8)
         shown = bare(axes, name).imshow(sheet, cmap=SIGNED, vmin=-most, vmax=most, interpolation="nearest")
     figure.colorbar(shown, ax=grid, shrink=0.8, label="weight", extend="both")

@@ -16,7 +16,7 @@ def prediction_picture(
     side_by_side = min(2, len(pictures))
     rows = -(-len(pictures) // side_by_side)
     note = "Images as the model gets them: scaled, and the middle cut out. Bars: softmax of the logits."
-    figure = new_figure(side_by_side * 4.6, rows * (PANEL + TALL) + 2 * TALL, f"What {model} sees", note)
+    figure = new_figure(side_by_side * 4.6, rows * (PANEL + TALL), f"What {model} sees", note)
     grid = figure.subplots(rows, 2 * side_by_side, squeeze=False, width_ratios=[1, 2] * side_by_side)
     for axes in grid.flat:
         bare(axes)

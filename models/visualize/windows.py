@@ -59,11 +59,12 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     offset = tuple(-s * patch for s in shift)
     title = f"Windows of {M} x {M} patches, and the same shifted by {max(shift)}"
     note = (
-        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last. 3: so\n"
-        "that all are whole, the image is rolled; the parts that left it come back at the other side. 4: what is added\n"
-        "to the scores in a window with parts from two sides: -100, which softmax turns into 0, keeps them apart."
+        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; those "
+        "at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the other "
+        "side. 4: in a window of parts that were not together in the image, a mask of -100, after softmax 0, keeps "
+        "attention within each part."
     )
-    figure = new_figure(13.2, 5.4, title, note)
+    figure = new_figure(13.2, 3.6, title, note)
     axes = figure.subplots(1, 4)
     names = ["1. windows", "2. shifted windows", "3. rolled, to make them whole", "4. masks of the four corners"]
     for panel, name in zip(axes, names, strict=True):
@@ -71,12 +72,12 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     axes[0].imshow(image)
     _draw_grid(axes[0], pixels.shape[1:], patch * M)
     axes[1].imshow(image)
-    _tint(axes[1], region, patch)
+    _draw_regions(axes[1], region, patch)
     _draw_grid(axes[1], pixels.shape[1:], patch * M, start=(shift[0] * patch, shift[1] * patch))
     axes[2].imshow(np.roll(image, offset, (0, 1)))
-    _tint(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), patch)
+    _draw_regions(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), patch)
     _draw_grid(axes[2], pixels.shape[1:], patch * M)
-    _draw_masks(axes[3], masks(size, shift, M), size[1] // M, M)
+    _draw_masks(axes[3], masks(size, shift, M), size[1] // M)
     return figure
 
 
@@ -89,26 +90,31 @@ def _draw_grid(axes: "Axes", size: Sequence[int], side: int, start: tuple[int, i
     axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
 
 
-def _tint(axes: "Axes", region: np.ndarray, patch: int) -> None:
-    """The parts that leave the image, each in its colour."""
+def _draw_regions(axes: "Axes", region: np.ndarray, patch: int) -> None:
+    """The parts that leave the image, each in its colour, and letters on all."""
     from matplotlib.colors import to_rgba
+    from matplotlib.patheffects import withStroke
 
-    colours = np.array([to_rgba(colour, 0.55 if i else 0.0) for i, colour in enumerate(REGIONS)])
+    colours = np.array([to_rgba(colour, 0.6 if i else 0.0) for i, colour in enumerate(REGIONS)])
     H, W = (side * patch for side in region.shape)
     axes.imshow(colours[region], extent=(-0.5, W - 0.5, H - 0.5, -0.5), interpolation="nearest")
+    for i, letter in enumerate("ABCD"):
+        place = np.argwhere(region == i)
+        if len(place):
+            y, x = (place.mean(0) + 0.5) * patch - 0.5
+            outline = [withStroke(linewidth=3, foreground="white")]
+            axes.text(x, y, letter, ha="center", va="center", fontsize=13, weight="bold", path_effects=outline)
 
 
-def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int, M: int) -> None:
+def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int) -> None:
     """The masks of the windows in the corners, (N, N) each, where they are in the rolled image."""
-    corners = mask[[0, columns - 1, -columns, -1]]
-    for i, (corner, name) in enumerate(zip(corners, ("top left", "top right", "bottom left", "bottom right"), strict=True)):
+    names = ("top left", "top right", "bottom left", "bottom right")
+    for i, (corner, name) in enumerate(zip(mask[[0, columns - 1, -columns, -1]], names, strict=True)):
         inset = axes.inset_axes((0.52 * (i % 2), 0.54 - 0.54 * (i // 2), 0.46, 0.42))
         inset.imshow(corner, cmap="gray", vmin=-100, vmax=0)
-        inset.set_xticks([])
-        inset.set_yticks([])
-        inset.set_title(name, fontsize=8, pad=2, color=GREY)
-    axes.set_aspect("equal")
-    axes.set_xlabel("key →   (query ↓)   white: 0, black: -100", fontsize=8.5, color=GREY)
+        bare(inset, name, fontsize=8, pad=2, color=GREY).spines[:].set_visible(True)
+    axes.set_box_aspect(1)
+    axes.set_xlabel("a row for each query, a column for each key; white: 0, black: -100", fontsize=8, color=GREY)
 
 
 def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
@@ -118,10 +124,12 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     most = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
     reach = blocks[0][1].shape[-1] // 2
     note = (
-        "What a head adds to the score of a key, by where the key lies seen from the query (the dot): red draws attention\n"
-        f"there, blue away; from {reach} rows above to {reach} below, and so for columns."
+        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {reach} rows and "
+        "columns away: red draws attention there, blue away."
     )
-    figure = new_figure(max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL) + 4 * TALL, "Relative position bias", note)
+    figure = new_figure(
+        max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL) + 4 * TALL, "Relative position bias", note
+    )
     grid = figure.subplots(len(rows), columns, squeeze=False)
     shown: Any = None
     for line, (name, maps, first) in zip(grid, rows, strict=True):
@@ -129,16 +137,16 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
             bare(axes)
         for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
             extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
-            shown = bare(axes, f"head {first + i + 1}").imshow(values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent)
+            shown = bare(axes, f"head {first + i + 1}").imshow(
+                values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent
+            )
             axes.plot(0, 0, ".", color="black", markersize=4)
         line[0].set_ylabel(name if first == 0 else "", fontsize=9)
     figure.colorbar(shown, ax=grid, shrink=min(1.0, 2 / len(rows)), label="added to the score")
     return figure
 
 
-def query_picture(
-    picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]
-) -> "Figure":
+def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]) -> "Figure":
     """How one token looks at its window, in each head.
 
     Args:
@@ -151,43 +159,41 @@ def query_picture(
     depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
     rows = sum(depth)
     note = (
-        "Left: the window (outline) of one patch (cross). Right: how much that patch looks at each patch of its window,\n"
-        "for each head; over all of them a head's attention is 100 %."
+        "Left: one patch (cross) and its window (outline), in some of the blocks; the second block's is shifted. Right: "
+        "how much that patch looks at each patch of its window, head by head; together 100 %."
     )
     title = f"How one patch of {picture.name} looks at its window"
-    figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL) + 4 * TALL, title, note)
+    figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL), title, note)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         bare(axes)
-    most = max(float(100 * attention.max()) for _, attention, _, _ in blocks)
-    shown: Any = None
+    norm = scale(max(float(100 * attention.max()) for _, attention, _, _ in blocks), 0.5)
     row = 0
     for (name, attention, inside, query), lines in zip(blocks, depth, strict=True):
         _, H, W = picture.pixels.shape
-        scale = H / inside.shape[0], W / inside.shape[1]
+        patch = H / inside.shape[0], W / inside.shape[1]
         start = bare(grid[row, 0], name)
         start.imshow(channels_last(picture.pixels))
-        _mark(start, inside, query, scale)
+        _mark(start, inside, query, patch)
         for i, head in enumerate(attention):
             axes = bare(grid[row + i // (columns - 1), 1 + i % (columns - 1)], f"head {i + 1}")
-            shown = lay_over(axes, picture.pixels, np.where(inside, 100 * head, np.nan), most)
-            _mark(axes, inside, query, scale)
+            lay_over(axes, picture.pixels, np.where(inside, 100 * head, np.nan), norm)
+            _mark(axes, inside, query, patch)
             y, x = np.nonzero(inside)
-            axes.set_xlim((x.min() - 0.3) * scale[1] - 0.5, (x.max() + 1.3) * scale[1] - 0.5)
-            axes.set_ylim((y.max() + 1.3) * scale[0] - 0.5, (y.min() - 0.3) * scale[0] - 0.5)
+            axes.set_xlim((x.min() - 0.3) * patch[1] - 0.5, (x.max() + 1.3) * patch[1] - 0.5)
+            axes.set_ylim((y.max() + 1.3) * patch[0] - 0.5, (y.min() - 0.3) * patch[0] - 0.5)
         row += lines
-    bar = figure.colorbar(shown, ax=grid, shrink=min(1.0, 2.5 / rows), aspect=15, label="share of the attention, %")
-    bar.solids.set_alpha(1)  # type: ignore[union-attr]
+    heat_bar(figure, norm, grid, "share of the attention, %")
     return figure
 
 
-def _mark(axes: "Axes", inside: np.ndarray, query: tuple[int, int], scale: tuple[float, float]) -> None:
-    """The outline of a window and a cross on one of its tokens, in the pixels of the image."""
+def _mark(axes: "Axes", inside: np.ndarray, query: tuple[int, int], patch: tuple[float, float]) -> None:
+    """The outline of a window and a cross on one of its tokens, in the pixels of the image, `patch` to a token."""
     from matplotlib.patches import Rectangle
 
     y, x = np.nonzero(inside)
-    corner = x.min() * scale[1] - 0.5, y.min() * scale[0] - 0.5
-    size = (np.ptp(x) + 1) * scale[1], (np.ptp(y) + 1) * scale[0]
+    corner = x.min() * patch[1] - 0.5, y.min() * patch[0] - 0.5
+    size = (np.ptp(x) + 1) * patch[1], (np.ptp(y) + 1) * patch[0]
     axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=LINES, linewidth=1.6))
-    place = (query[1] + 0.5) * scale[1] - 0.5, (query[0] + 0.5) * scale[0] - 0.5
+    place = (query[1] + 0.5) * patch[1] - 0.5, (query[0] + 0.5) * patch[0] - 0.5
     axes.plot(*place, "+", color="#39ff14", markersize=7, markeredgewidth=1.6)
