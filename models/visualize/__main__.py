@@ -108,7 +108,12 @@ def transformer(
 
     from models.images import to_input
     from models.visualize.attention import (
-        attention_picture, position_picture, position_similarity, readers, rollout, rollout_picture,
+        attention_picture,
+        position_picture,
+        position_similarity,
+        readers,
+        rollout,
+        rollout_picture,
     )  # fmt: skip
 
     grid, pool = model.patch_embed.grid_size, model.global_pool

@@ -48,7 +48,9 @@ def filters_picture(weight: np.ndarray) -> "Figure":
     colours = np.broadcast_to(colours, (len(tiles), 3, P, P)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)
     sheet = np.nan_to_num(mosaic(colours, columns), nan=1.0)
     rows = -(-len(tiles) // columns)
-    note = f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. {more}"
+    note = (
+        f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. {more}"
+    )
     figure = new_figure(6.6, 6.0 * rows / columns, title, note)
     bare(figure.subplots()).imshow(sheet, interpolation="nearest")
     return figure

@@ -10,7 +10,15 @@ import numpy as np
 
 from models.swin import cut
 from models.visualize.draw import (
-    GREY, HEAT, PANEL, SIGNED, TALL, Picture, bare, channels_last, lay_over, new_figure,
+    GREY,
+    PANEL,
+    SIGNED,
+    TALL,
+    Picture,
+    bare,
+    channels_last,
+    lay_over,
+    new_figure,
 )  # fmt: skip
 
 if TYPE_CHECKING:
