@@ -77,7 +77,7 @@ def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str) -
     )
     heats = [[100 * flow[i] for flow in flows] for i in range(len(pictures))]
     title, label = f"What has reached {READERS[pool]}", "share of the patch in it, %"
-    return heat_sheet(title, note, label, pictures, names, heats)
+    return heat_sheet(title, note, label, pictures, names, heats, power=1.0)
 
 
 def position_picture(similarity: np.ndarray) -> "Figure":

@@ -36,13 +36,15 @@ def principal_filters(weight: np.ndarray, count: int) -> tuple[np.ndarray, np.nd
 
 def filters_picture(weight: np.ndarray) -> "Figure":
     """The filters (D, C, P, P) of the first layer, C = 1 or 3, or of more than 48 the first 28 principal components."""
-    D, C, P, _ = weight.shape
+    D, P = weight.shape[0], weight.shape[-1]
+    note = f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. "
     if D > MOST_FILTERS:
         tiles, shares = principal_filters(weight, 28)
         columns, title = 7, f"First layer: how its {D} filters differ most"
-        more = f"{len(tiles)} principal components, {shares.sum():.0%} of the variance; the first {shares[0]:.0%}."
+        note += f"{len(tiles)} principal components, {100 * shares.sum():.0f} % of the variance. "
     else:
-        tiles, columns, title, more = weight, 8, f"First layer: its {D} filters", ""
+        tiles, columns, title = weight, 8, f"First layer: its {D} filters"
+    note += "Even areas, edges and stripes were learned; noise is left from before training."
     scale = abs(tiles).max((1, 2, 3), keepdims=True)
     colours = 0.5 + 0.5 * tiles / np.maximum(scale, np.finfo(tiles.dtype).tiny)
     colours = np.broadcast_to(colours, (len(tiles), 3, P, P)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)

@@ -17,8 +17,10 @@ from models.visualize.draw import (
     Picture,
     bare,
     channels_last,
+    heat_bar,
     lay_over,
     new_figure,
+    scale,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -67,8 +69,8 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     offset = tuple(-s * patch for s in shift)
     title = f"Windows of {M} x {M} patches, and the same shifted by {max(shift)}"
     note = (
-        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; those "
-        "at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the other "
+        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; "
+        "those at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the other "
         "side. 4: in a window of parts that were not together in the image, a mask of -100, after softmax 0, keeps "
         "attention within each part."
     )
@@ -122,7 +124,7 @@ def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int) -> None:
         inset.imshow(corner, cmap="gray", vmin=-100, vmax=0)
         bare(inset, name, fontsize=8, pad=2, color=GREY).spines[:].set_visible(True)
     axes.set_box_aspect(1)
-    axes.set_xlabel("a row for each query, a column for each key; white: 0, black: -100", fontsize=8, color=GREY)
+    axes.set_xlabel("rows: queries, columns: keys;  white: 0, black: -100", fontsize=8, color=GREY)
 
 
 def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
@@ -132,8 +134,8 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     most = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
     reach = blocks[0][1].shape[-1] // 2
     note = (
-        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {reach} rows and "
-        "columns away: red draws attention there, blue away."
+        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {reach} "
+        "rows and columns away: red draws attention there, blue away."
     )
     figure = new_figure(
         max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL) + 4 * TALL, "Relative position bias", note
@@ -167,8 +169,8 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
     depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
     rows = sum(depth)
     note = (
-        "Left: one patch (cross) and its window (outline), in some of the blocks; the second block's is shifted. Right: "
-        "how much that patch looks at each patch of its window, head by head; together 100 %."
+        "Left: one patch (cross) and its window (outline), in some of the blocks; the second block's is shifted. "
+        "Right: how much that patch looks at each patch of its window, head by head; together 100 %."
     )
     title = f"How one patch of {picture.name} looks at its window"
     figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL), title, note)
