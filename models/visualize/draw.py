@@ -38,7 +38,7 @@ def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("drawing needs matplotlib: pip install 'minigrad[train]'") from None
-    lines = textwrap.wrap(note, int(15.5 * width))  # letters of 9 points in an inch
+    lines = textwrap.wrap(note, int(14 * width))  # letters of 9 points in an inch
     figure = Figure(figsize=(width, height + 1.5 * TALL + 0.65 * TALL * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, color=GREY)

@@ -50,9 +50,6 @@ def filters_picture(weight: np.ndarray) -> "Figure":
     colours = np.broadcast_to(colours, (len(tiles), 3, P, P)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)
     sheet = np.nan_to_num(mosaic(colours, columns), nan=1.0)
     rows = -(-len(tiles) // columns)
-    note = (
-        f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. {more}"
-    )
     figure = new_figure(6.6, 6.0 * rows / columns, title, note)
     bare(figure.subplots()).imshow(sheet, interpolation="nearest")
     return figure
@@ -70,8 +67,8 @@ def kernels_picture(stages: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     figure = new_figure(3.1 * len(stages) + 1.0, 3.4, title, note)
     grid = figure.subplots(1, len(stages), squeeze=False)
     for axes, (name, kernels) in zip(grid[0], stages, strict=True):
-        axes.set_anchor("N")
         sheet = mosaic(kernels[:MOST, 0], 8)
         shown = bare(axes, name).imshow(sheet, cmap=SIGNED, vmin=-most, vmax=most, interpolation="nearest")
+        axes.set_ylim(8 * (k + 1) - 1.5, -0.5)  # as high as the others, if there are fewer
     figure.colorbar(shown, ax=grid, shrink=0.8, label="weight", extend="both")
     return figure
