@@ -22,10 +22,10 @@ def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
     arrays, metadata = serialize.load(path)
     try:
         arguments = _arguments(metadata)
-        with init.meta_init():  # without memory: the sizes are what a file says
+        with init.meta_init():  # without touching memory: the sizes are what a file says
             expected = create_model(**arguments)
         _check_statistics(metadata, expected)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(
             f"{path} is no checkpoint of `python -m train`: {error}; weights that others have trained load with "
             "models.load_weights(model, file)"

@@ -50,7 +50,7 @@ def probabilities(model: "ImageModel", metadata: dict[str, Any], pixels: "np.nda
     """softmax of the logits for images (B, C, H, W) uint8: (B, classes).
 
     Raises:
-        ValueError: they are not finite.
+        ValueError: they are not finite; or the model answers for each token.
     """
     import numpy as np
 
@@ -60,6 +60,8 @@ def probabilities(model: "ImageModel", metadata: dict[str, Any], pixels: "np.nda
 
     with no_grad(), np.errstate(all="ignore"):
         answers = F.softmax(model(to_input(pixels, model, metadata)), dim=-1).to(device="cpu").numpy()
+    if answers.ndim != 2:
+        raise ValueError("the model has an answer for each token and none for the image: its global_pool is empty")
     if not np.isfinite(answers).all():
         raise ValueError("the model's answer is not a number: its training must have diverged")
     return answers

@@ -117,7 +117,7 @@ def transformer(
     )  # fmt: skip
 
     grid, pool = model.patch_embed.grid_size, model.global_pool
-    if pixels is not None:
+    if pixels is not None and len(model.blocks):
         maps = [attention.numpy() for attention in model.attention_maps(to_input(pixels, model, metadata))]
         last = readers(maps[-1], pool)  # (B, heads, N)
         figure = attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool)
@@ -194,6 +194,8 @@ def grad_cams(
     blocks = last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]
+    if not blocks:  # a ResNet that is all stem
+        return
     maps = grad_cam(model, to_input(pixels, model, metadata), best, [name for name, _ in blocks])
     named = [(f"{h} x {w} map", one) for (_, (h, w)), one in zip(blocks, maps, strict=True)]
     classes = [metadata["classes"][i] for i in best]

@@ -71,8 +71,8 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     note = (
         "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; "
         "those at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the "
-        "other side. 4: in a window of parts that were not together in the image, a mask of -100, after softmax 0, keeps "
-        "attention within each part."
+        "other side. 4: in a window of parts that were not together in the image, a mask of -100, after softmax 0, "
+        "keeps attention within each part."
     )
     figure = new_figure(13.2, 3.6, title, note)
     axes = figure.subplots(1, 4)
