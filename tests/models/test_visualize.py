@@ -1,0 +1,367 @@
+"""`python -m models.visualize`: the numbers in the pictures against their definitions, and the files."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minigrad
+from minigrad import Tensor
+from models import swin
+from models.compare import formula
+from models.visualize import attention, draw, gradcam, kernels, windows
+from models.visualize.__main__ import main
+from tests.models.checkpoints import CLASSES, FAMILIES, write, write_image
+from tests.models.small import small
+
+ROOT = Path(__file__).parents[2]
+
+# The numbers ----------------------------------------------------------------------------------------------------------
+
+
+def drawn(name, *shape):
+    return formula.stream(name, *shape)
+
+
+def attention_of(name, *shape):
+    """Rows that sum to 1."""
+    values = drawn(name, *shape) + 1
+    return values / values.sum(-1, keepdims=True)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 6), st.integers(1, 4))
+def test_rollout_follows_every_path(B, heads, L, blocks):
+    """Element by element: what token i has of token k is half of what it had, and half of what it looked at had."""
+    maps = [attention_of(f"A{block}", B, heads, L, L) for block in range(blocks)]
+    flows = attention.rollout(maps)
+    assert len(flows) == blocks
+    for b in range(B):
+        had = [[float(i == k) for k in range(L)] for i in range(L)]
+        for A, flow in zip(maps, flows, strict=True):
+            had = [
+                [
+                    0.5 * had[i][k]
+                    + 0.5 * sum(sum(A[b, h, i, j] for h in range(heads)) / heads * had[j][k] for j in range(L))
+                    for k in range(L)
+                ]
+                for i in range(L)
+            ]
+            np.testing.assert_allclose(flow[b], had, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(flow.sum(-1), 1, rtol=1e-12)
+
+
+def test_rollout_keeps_the_dtype_and_its_inputs():
+    A = attention_of("A", 2, 3, 5, 5).astype(np.float32)
+    before = A.copy()
+    assert {flow.dtype for flow in attention.rollout([A, A])} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(A, before)
+
+
+def test_who_reads():
+    A = attention_of("A", 2, 3, 5, 5)
+    np.testing.assert_array_equal(attention.readers(A), A[:, :, 0, 1:])
+    np.testing.assert_allclose(attention.readers(A, "avg"), sum(A[:, :, i, 1:] for i in range(1, 5)) / 4, rtol=1e-13)
+    assert attention.readers(A[:, 0]).shape == (2, 4)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
+def test_similarity_of_positions(h, w, D):
+    embedding = drawn("E", h * w, D)
+    similarity = attention.position_similarity(embedding, (h, w))
+    for y, x, v, u in np.ndindex(h, w, h, w):
+        a, b = embedding[y * w + x], embedding[v * w + u]
+        assert similarity[y, x, v, u] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-12)
+
+
+def test_a_position_that_is_zero_is_like_no_other():
+    similarity = attention.position_similarity(np.array([[0.0, 0.0], [1.0, 2.0]]), (1, 2))
+    np.testing.assert_allclose(similarity.reshape(2, 2), [[0, 0], [0, 1]])
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.booleans(), st.booleans())
+
+
+@given(sizes)
+def test_the_masks_are_those_of_the_model(drawn_sizes):
+    rows, columns, M, down, right = drawn_sizes
+    size = rows * M, columns * M
+    shift = (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
+    np.testing.assert_array_equal(windows.masks(size, shift, M), swin.shift_mask(size, M, shift).numpy()[:, 0])
+
+
+def test_the_regions_by_hand():
+    np.testing.assert_array_equal(windows.regions((4, 3), (2, 1)), [[3, 2, 2], [3, 2, 2], [1, 0, 0], [1, 0, 0]])
+
+
+@pytest.mark.parametrize("M", [2, 3, 4])
+def test_bias_is_shown_where_the_key_lies(M):
+    attn = formula.fill(small("swin", window_size=M)).layers[1].blocks[0].attn
+    bias = attn.bias(M, M).numpy()  # (heads, N, N): what query i adds for key j
+    maps = windows.bias_maps(attn.relative_position_bias_table.detach().numpy())
+    assert maps.shape == (4, 2 * M - 1, 2 * M - 1)
+    for i, j in np.ndindex(M * M, M * M):
+        down, right = j // M - i // M, j % M - i % M
+        np.testing.assert_array_equal(maps[:, M - 1 + down, M - 1 + right], bias[:, i, j])
+
+
+def test_the_window_of_a_token_is_what_it_can_look_at():
+    model = formula.fill(small("swin", img_size=(36, 44)))
+    x = Tensor(drawn("x", 1, 3, 36, 44))
+    for index, attn in enumerate(block.attn for block in model.blocks_by_name().values()):
+        maps = model.attention_maps(x, [index])[0].numpy()[0]
+        H, W = [(9, 11), (9, 11), (5, 6), (5, 6)][index]
+        place = swin.window_places(H, W, *attn.layout(H, W), attn.window_size)
+        for token in (0, 3, H * W // 2, H * W - 1):
+            seen = np.flatnonzero(maps[:, token].max(0) > 0)
+            window = windows.window_of(place, token, H * W)
+            assert set(seen) <= set(window) and token in seen
+            if not any(attn.layout(H, W)[1]):
+                assert set(seen) == set(window)
+
+
+def test_principal_filters():
+    """Eigenvectors of the covariance, in falling order of the eigenvalues."""
+    weight = drawn("W", 60, 2, 3, 3) * np.arange(1, 4)
+    found, shares = kernels.principal_filters(weight, 5)
+    assert found.shape == (5, 2, 3, 3) and shares.shape == (5,)
+    values, vectors = np.linalg.eigh(np.cov(weight.reshape(60, -1).T))
+    np.testing.assert_allclose(shares, values[::-1][:5] / values.sum(), rtol=1e-10)
+    for direction, expected in zip(found.reshape(5, -1), vectors.T[::-1], strict=False):
+        assert direction[abs(direction).argmax()] > 0
+        np.testing.assert_allclose(direction, expected * np.sign(expected @ direction), atol=1e-8)
+    assert len(kernels.principal_filters(weight, 99)[0]) == 18
+    alike, shares = kernels.principal_filters(np.ones((3, 1, 2, 2)), 2)
+    assert np.isfinite(alike).all() and (shares == 0).all()
+
+
+# Grad-CAM -------------------------------------------------------------------------------------------------------------
+
+LAST = {
+    "convnext": ["stages.0.0", "stages.2.0"],
+    "swin": ["layers.0.blocks.1", "layers.1.blocks.1"],
+    "hybrid": ["patch_embed.backbone.stages.1.blocks.0"],
+    "vit": ["blocks.0"],
+}
+
+
+@pytest.mark.parametrize("family", LAST)
+def test_grad_cam_against_finite_differences(family):
+    """α_k is how fast the logit grows if the whole channel k of the block's output is raised, over its area."""
+    model, x = formula.fill(small(family)).eval(), drawn("x", 2, 3, 32, 32)
+    classes, eps = [2, 5], 1e-5
+    found = gradcam.grad_cam(model, Tensor(x), classes, LAST[family])
+    for name, maps in zip(LAST[family], found, strict=True):
+        block = model.blocks_by_name()[name]
+        outputs = []
+
+        def logits(channel, step, block=block, outputs=outputs):
+            def hook(module, inputs, output):
+                outputs.append(model.feature_map(output).numpy())
+                raised = output.numpy().copy()
+                patches = raised[:, 1:] if raised.ndim == 3 else raised  # without the class token
+                last = family == "swin" or raised.ndim == 3
+                patches[(..., channel) if last else (slice(None), channel)] += step
+                return Tensor(raised)
+
+            remove = block.register_forward_hook(hook)
+            with minigrad.no_grad():
+                answer = model(Tensor(x)).numpy()
+            remove()
+            return answer[[0, 1], classes]
+
+        logits(0, 0.0)
+        A = outputs[0]
+        area = A.shape[2] * A.shape[3]
+        alpha = np.stack([(logits(k, eps) - logits(k, -eps)) / (2 * eps * area) for k in range(A.shape[1])], 1)
+        expected = np.maximum((alpha[:, :, None, None] * A).sum(1), 0)
+        assert maps.shape == A.shape[:1] + A.shape[2:]
+        np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6 * abs(A).max() * abs(alpha).max())
+        assert maps.max() > 0
+
+
+def test_grad_cam_leaves_gradients_hooks_and_recording_alone():
+    model, x = formula.fill(small("convnext")).eval(), Tensor(drawn("x", 2, 3, 32, 32))
+    model(x).sum().backward()
+    before = {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
+    with minigrad.no_grad():
+        first = gradcam.grad_cam(model, x, [0, 1], ["stages.2.0"])
+    for name, parameter in model.named_parameters():
+        np.testing.assert_array_equal(parameter.grad.numpy(), before[name])
+    assert x.grad is None
+    assert all(not module.__dict__.get("_forward_hooks") for module in model.modules())
+    model.requires_grad_(False)
+    np.testing.assert_array_equal(gradcam.grad_cam(model, x, [0, 1], ["stages.2.0"])[0], first[0])
+
+
+def test_grad_cam_of_what_is_not_there_is_explained():
+    model, x = small("convnext"), Tensor(drawn("x", 2, 3, 32, 32).astype(np.float32))
+    with pytest.raises(ValueError, match=r"no block 'stages\.3\.0'; blocks are stages\.0\.0, "):
+        gradcam.grad_cam(model, x, [0, 1], ["stages.3.0"])
+    with pytest.raises(ValueError, match="a class for each of 2 images, got 1"):
+        gradcam.grad_cam(model, x, [0], ["stages.2.0"])
+
+
+def test_the_last_block_of_each_size():
+    model = small("swin")
+    found = gradcam.last_of_each_size(model, [(8, 8), (8, 8), (4, 4), (4, 4)])
+    assert found == [("layers.0.blocks.1", (8, 8)), ("layers.1.blocks.1", (4, 4))]
+
+
+# Drawing --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mosaic():
+    sheet = draw.mosaic(np.arange(1.0, 13).reshape(3, 2, 2), 2)
+    gap = np.nan
+    np.testing.assert_array_equal(
+        sheet,
+        [[1, 2, gap, 5, 6], [3, 4, gap, 7, 8], [gap] * 5, [9, 10, gap, gap, gap], [11, 12, gap, gap, gap]],
+    )
+
+
+def test_short_names():
+    assert draw.short("horse") == "horse" and draw.short("a-rather-long-name.png", 8) == "a-rathe…"
+    assert draw.short("a\nb") == "a\\nb"
+
+
+def test_the_same_scale_for_all_panels():
+    pytest.importorskip("matplotlib")
+    pictures = [draw.Picture(f"{i}", np.full((3, 8, 8), 100, np.uint8)) for i in range(2)]
+    heats = [[np.full((2, 2), 1.0), np.full((4, 4), 9.0)], [np.full((2, 2), 2.0), np.full((4, 4), 3.0)]]
+    figure = draw.heat_sheet("title", "a note", "label", pictures, ["a", "b"], heats)
+    shown = [axes.images[1] for axes in figure.axes if len(axes.images) == 2]
+    assert [float(image.get_array().max()) for image in shown] == [1, 9, 2, 3]
+    assert {(image.norm.vmin, image.norm.vmax) for image in shown} == {(0, 9)}
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "label" and bar.get_ylim() == (0, 9)
+    assert figure.get_suptitle() == "title" and figure.get_supxlabel() == "a note"
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+WITHOUT = {
+    "vit": {"filters.png", "positions.png"},
+    "vit_avg": {"filters.png", "positions.png"},
+    "hybrid": {"filters.png", "positions.png"},
+    "swin": {"filters.png", "windows.png", "bias.png"},
+    "convnext": {"filters.png", "kernels.png"},
+    "roadmap": {"filters.png"},
+}
+MORE = {
+    "vit": {"attention.png", "rollout.png"},
+    "vit_avg": {"attention.png", "rollout.png"},
+    "hybrid": {"attention.png", "rollout.png", "grad-cam.png"},
+    "swin": {"window-attention.png", "grad-cam.png"},
+    "convnext": {"grad-cam.png"},
+    "roadmap": {"grad-cam.png"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files(family, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    image_module = pytest.importorskip("PIL.Image")
+    write(tmp_path / "best.npz", family)
+    names = ["one.png", "a $name$ that is rather long.png"]
+    for seed, name in enumerate(names):
+        write_image(tmp_path / name, (40, 60), seed)
+    for given_images, expected in (([], WITHOUT[family]), (names, WITHOUT[family] | MORE[family] | {"prediction.png"})):
+        folder = tmp_path / "new" / f"{len(given_images)}"
+        arguments = [tmp_path / "best.npz", *(tmp_path / name for name in given_images), "--output", folder]
+        assert main([str(argument) for argument in arguments]) == 0
+        out, err = capsys.readouterr()
+        assert {file.name for file in folder.iterdir()} == expected and err == ""
+        assert set(re.findall(r"[\w-]+\.png(?=  )", out)) == expected
+        assert ("with images" in out) == (not given_images)
+        for file in folder.iterdir():
+            with image_module.open(file) as picture:
+                assert picture.format == "PNG" and 300 < picture.width < 2500 and 150 < picture.height < 2500
+                colours = picture.convert("L").getextrema()
+                assert colours[1] - colours[0] > 100  # something is on it
+
+
+def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
+    """From the file to the axes: the classes, their bars, and the class that Grad-CAM explains."""
+    pytest.importorskip("matplotlib")
+    from models.visualize import __main__ as program
+
+    write(tmp_path / "best.npz", "convnext")
+    write_image(tmp_path / "x.png")
+    figures = {}
+    draw_all = program.draw
+
+    def keep(*arguments):
+        for name, text, figure in draw_all(*arguments):
+            figures[name] = figure
+            yield name, text, figure
+
+    monkeypatch.setattr(program, "draw", keep)
+    assert main([str(tmp_path / "best.npz"), str(tmp_path / "x.png"), "--output", str(tmp_path / "out")]) == 0
+    image, bars = figures["prediction.png"].axes[:2]
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    widths = [bar.get_width() for bar in bars.patches]
+    assert len(labels) == 5 and set(labels) <= set(CLASSES) and widths == sorted(widths, reverse=True)
+    assert image.get_title() == "x" and image.images[0].get_array().shape == (32, 32, 3)
+    cam = [axes for axes in figures["grad-cam.png"].axes if axes.images]
+    assert cam[0].get_title() == f"x:\n{labels[0]}?"
+    assert [axes.get_title() for axes in cam[1:]] == ["16 x 16 map", "8 x 8 map"]
+
+
+def test_one_window_that_covers_all_has_no_shift(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = FAMILIES["swin"] | {"window_size": 16, "num_classes": len(CLASSES)}
+    FAMILIES["wide"] = arguments
+    try:
+        write(tmp_path / "best.npz", "wide")
+    finally:
+        del FAMILIES["wide"]
+    write_image(tmp_path / "x.png")
+    assert main([str(tmp_path / "best.npz"), str(tmp_path / "x.png"), "--output", str(tmp_path / "out")]) == 0
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert "windows.png" not in files and {"bias.png", "window-attention.png"} <= files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.npz"], "there is no file no.npz"),
+        (["vit.npz", "no.png"], "there is no file or folder no.png"),
+        (["vit.npz", "vit.npz"], "vit.npz is no image"),
+        (["vit.npz", *["x.png"] * 9], "room for 8 images, got 9"),
+        (["vit.npz", "--device", "tpu"], 'device must be "cpu"'),
+        (["vit.npz", "--output", "x.png/below"], "x.png/below: Not a directory"),
+        (["vit.npz", "--output", "x.png"], "x.png: File exists"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "vit.npz", "vit")
+    write_image(tmp_path / "x.png")
+    assert main([*arguments, *([] if "--output" in arguments else ["--output", "out"])]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and re.search(f"^python -m models.visualize: .*{message}", err), err
+    assert not Path("out").exists()
+
+
+def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "vit.npz", "vit")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([str(tmp_path / "vit.npz"), "--output", str(tmp_path / "out")]) == 2
+    assert "drawing needs matplotlib: pip install 'minigrad[train]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_a_program(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(tmp_path / "vit.npz", "vit")
+    command = [sys.executable, "-W", "error", "-m", "models.visualize", "vit.npz", "--output", "out"]
+    result = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == "" and (tmp_path / "out" / "positions.png").exists()
+    code = "import sys, models.visualize.__main__ as m; m.parser().format_help(); sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
