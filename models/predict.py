@@ -17,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
     try:
         run(parser().parse_args(arguments))
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except INPUT_ERRORS as error:
         print(f"python -m models.predict: {one_line(error)}", file=sys.stderr)
         return 2
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     for file, answer in zip(files, answers, strict=True):
         best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(answer, metadata["classes"], len(ranks))]
         lines.append([printable(str(file)), *(cell for pair in best for cell in pair)])
-    print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]))
+    print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
 
 
 def probabilities(model: "ImageModel", metadata: dict[str, Any], pixels: "np.ndarray") -> "np.ndarray":
@@ -110,7 +112,8 @@ INPUT_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)
 
 def one_line(error: BaseException) -> str:
     """What an error says, as one line that a terminal can show."""
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
+    named = isinstance(error, OSError) and error.filename
+    text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
     return printable(" ".join(text.split()) or type(error).__name__)
 
 
@@ -120,7 +123,4 @@ def printable(text: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(main())

@@ -1,12 +1,13 @@
 """L6: the command line: `python -m models.visualize --help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.predict import INPUT_ERRORS, add_inputs, one_line
+from models.predict import INPUT_ERRORS, add_inputs, one_line, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
     try:
         run(parser().parse_args(arguments))
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except INPUT_ERRORS as error:
         print(f"python -m models.visualize: {one_line(error)}", file=sys.stderr)
         return 2
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):
         path = options.output / name
         figure.savefig(path, dpi=120)
-        print(f"{path}  {text}", flush=True)
+        print(f"{printable(str(path))}  {text}", flush=True)
     if not pictures:
         print("with images, python -m models.visualize CHECKPOINT IMAGE..., there is more to see")
 

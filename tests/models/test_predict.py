@@ -1,6 +1,7 @@
 """`python -m models.predict`: checkpoints and image files, good and bad, and the table."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -138,6 +139,18 @@ def test_as_a_program(folder):
     result = predict("vit.npz", "no.png", cwd=folder)
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
     assert predict("vit.npz", "images", "--top-k", "0", cwd=folder).returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["models.predict", "images"], ["models.visualize", "--output", "out"]])
+def test_a_reader_may_stop(arguments, folder):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-W", "error", "-m", arguments[0], "vit.npz", *arguments[1:]]
+    read, write_end = os.pipe()
+    os.close(read)
+    environment = {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=folder, env=environment, stdout=write_end, stderr=subprocess.PIPE, timeout=100)
+    os.close(write_end)
+    assert result.returncode == 0 and result.stderr == b""
 
 
 def test_without_pillow(folder, monkeypatch, capsys):
