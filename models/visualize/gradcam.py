@@ -99,7 +99,7 @@ def grad_cam_picture(
     heats = [[one / (one.max() or 1.0) for one in (values[i] for _, values in maps)] for i in range(len(pictures))]
     note = (
         "Grad-CAM (arXiv:1610.02391): where the output of a block speaks for the class under the name of the image, "
-        "the one found most probable. Each map is scaled to its own largest value; one that is dark all over has none."
+        "the one found most probable. Each map is scaled to its own largest value; one that stays grey has none."
     )
     names, label = [name for name, _ in maps], "share of the largest value"
     return heat_sheet("What speaks for the class", note, label, named, names, heats, power=1.0)
