@@ -29,7 +29,7 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.backend import array_module
+from minigrad.backend import array_module, to_device
 from minigrad.nn import init
 from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
 from models.registry import register
@@ -139,7 +139,7 @@ class WindowAttention(nn.Module):
         B, H, W, _ = x.shape
         q, k, _ = self.heads(x)
         windowed = F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(H, W), dim=-1)
-        place = window_places(H, W, *self.layout(H, W), self.window_size)
+        place = to_device(window_places(H, W, *self.layout(H, W), self.window_size), windowed.device)
         xp = array_module(windowed.data)
         stitched = xp.zeros((B, self.num_heads, place.size, place.size), windowed.dtype)
         # (B, windows, heads, N, N) -> (B, heads, windows, N, N), each number to its query's row and its key's column

@@ -72,6 +72,13 @@ def test_a_folder_is_its_images_by_name(folder, capsys):
     assert header.split() == ["image", *map(str, range(1, 1 + len(CLASSES)))]
 
 
+def test_on_every_device(folder, device, capsys):
+    assert main([str(folder / "vit.npz"), str(folder / "images")]) == 0
+    expected = capsys.readouterr().out
+    assert main([str(folder / "vit.npz"), str(folder / "images"), "--device", device]) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_safetensors_too(folder, capsys):
     pytest.importorskip("safetensors")
     write(folder / "vit.safetensors", "vit")

@@ -197,6 +197,17 @@ def test_grad_cam_leaves_gradients_hooks_and_recording_alone():
     np.testing.assert_array_equal(gradcam.grad_cam(model, x, [0, 1], ["stages.2.0"])[0], first[0])
 
 
+@pytest.mark.parametrize("family", LAST)
+def test_grad_cam_on_every_device(family, device):
+    x, answers = drawn("x", 2, 3, 32, 32), []
+    for place in ("cpu", device):
+        model = formula.fill(small(family)).eval().to(device=place)
+        answers.append(gradcam.grad_cam(model, Tensor(x, device=place), [2, 5], LAST[family]))
+    for here, there in zip(*answers, strict=True):
+        assert isinstance(there, np.ndarray)
+        np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-12)
+
+
 def test_grad_cam_of_what_is_not_there_is_explained():
     model, x = small("convnext"), Tensor(drawn("x", 2, 3, 32, 32).astype(np.float32))
     with pytest.raises(ValueError, match=r"no block 'stages\.3\.0'; blocks are stages\.0\.0, "):
@@ -281,6 +292,16 @@ def test_files(family, tmp_path, capsys):
                 assert picture.format == "PNG" and 300 < picture.width < 2500 and 150 < picture.height < 2500
                 colours = picture.convert("L").getextrema()
                 assert colours[1] - colours[0] > 100  # something is on it
+
+
+@pytest.mark.parametrize("family", ["hybrid", "swin"])
+def test_on_every_device(family, tmp_path, device):
+    pytest.importorskip("matplotlib")
+    write(tmp_path / "best.npz", family)
+    write_image(tmp_path / "x.png")
+    files = [str(tmp_path / "best.npz"), str(tmp_path / "x.png")]
+    assert main([*files, "--device", device, "--output", str(tmp_path / "out")]) == 0
+    assert len(list((tmp_path / "out").iterdir())) == len(WITHOUT[family] | MORE[family]) + 1
 
 
 def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
