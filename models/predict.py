@@ -5,12 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-    from models.model import ImageModel
+from minigrad import functional as F
+from minigrad import no_grad
+from models import checkpoint, images
+from models.model import ImageModel
+from models.table import table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,12 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table. NumPy and the models load here, not before `--help`."""
-    import numpy as np
-
-    from models import checkpoint, images
-    from models.table import table
-
+    """Print the table."""
     model, metadata = checkpoint.load(options.checkpoint)
     model.to(device=options.device)
     files = images.find(options.image)
@@ -48,20 +46,14 @@ def run(options: argparse.Namespace) -> None:
     print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
 
 
-def probabilities(model: "ImageModel", metadata: dict[str, Any], pixels: "np.ndarray") -> "np.ndarray":
+def probabilities(model: ImageModel, metadata: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
     """softmax of the logits for images (B, C, H, W) uint8: (B, classes).
 
     Raises:
         ValueError: they are not finite; or the model answers for each token.
     """
-    import numpy as np
-
-    from minigrad import functional as F
-    from minigrad import no_grad
-    from models.images import to_input
-
     with no_grad(), np.errstate(all="ignore"):
-        answers = F.softmax(model(to_input(pixels, model, metadata)), dim=-1).to(device="cpu").numpy()
+        answers = F.softmax(model(images.to_input(pixels, model, metadata)), dim=-1).to(device="cpu").numpy()
     if answers.ndim != 2:
         raise ValueError("the model has an answer for each token and none for the image: its global_pool is empty")
     if not np.isfinite(answers).all():
@@ -69,7 +61,7 @@ def probabilities(model: "ImageModel", metadata: dict[str, Any], pixels: "np.nda
     return answers
 
 
-def top(answer: "np.ndarray", classes: Sequence[str], count: int) -> list[tuple[str, float]]:
+def top(answer: np.ndarray, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
     """The most probable classes with their probabilities, the first first."""
     return [(classes[i], float(answer[i])) for i in (-answer).argsort(kind="stable")[:count]]
 

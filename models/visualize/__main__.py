@@ -7,17 +7,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.predict import INPUT_ERRORS, add_inputs, one_line, printable
+import numpy as np
+
+from minigrad import Tensor, no_grad
+from minigrad import functional as F
+from minigrad.nn import Conv2d
+from models import checkpoint, images
+from models.convnext import ConvNeXt
+from models.hybrid import HybridVisionTransformer, StdConv2d
+from models.images import to_input
+from models.model import ImageModel
+from models.predict import INPUT_ERRORS, add_inputs, one_line, printable, probabilities, top
+from models.swin import SwinTransformer, window_places
+from models.visualize import attention, gradcam, kernels, windows
+from models.visualize.draw import Picture, new_figure, short
+from models.visualize.prediction import prediction_picture
+from models.vit import VisionTransformer
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
-
-    from models.convnext import ConvNeXt
-    from models.model import ImageModel
-    from models.swin import SwinTransformer
-    from models.visualize.draw import Picture
-    from models.vit import VisionTransformer
 
     Drawn = Iterator[tuple[str, str, Figure]]
     """Names of files, what they show, and the figures."""
@@ -38,12 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw, and print which files there are. NumPy and the models load here, not before `--help`."""
-    import numpy as np
-
-    from models import checkpoint, images
-    from models.visualize.draw import Picture, new_figure, short
-
+    """Draw, and print which files there are."""
     new_figure(1, 1, "", "")  # refuse before any work what would fail only after it
     model, metadata = checkpoint.load(options.checkpoint)
     model.to(device=options.device)
@@ -62,16 +65,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def draw(
-    model: "ImageModel", metadata: dict[str, Any], pictures: Sequence["Picture"], pixels: "np.ndarray | None"
+    model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
     """Every picture there is of this model; `pixels` are those of `pictures`, (B, C, H, W) uint8, if there are any."""
-    from models.convnext import ConvNeXt
-    from models.hybrid import HybridVisionTransformer
-    from models.predict import probabilities, top
-    from models.swin import SwinTransformer
-    from models.visualize.prediction import prediction_picture
-    from models.vit import VisionTransformer
-
     best: list[int] = []
     if pixels is not None:
         answers = probabilities(model, metadata, pixels)
@@ -90,59 +86,35 @@ def draw(
         yield from grad_cams(model, metadata, pictures, pixels, best)
 
 
-def first_layer(model: "ImageModel") -> "Drawn":
+def first_layer(model: ImageModel) -> "Drawn":
     """Its filters, as they are used."""
-    from minigrad import functional as F
-    from minigrad.nn import Conv2d
-    from models.hybrid import StdConv2d
-    from models.visualize.kernels import filters_picture
-
     layer = next(module for module in model.modules() if isinstance(module, Conv2d))
     weight = layer.weight.detach()
     weight = F.standardize_weight(weight) if isinstance(layer, StdConv2d) else weight
-    yield "filters.png", "what the first layer looks for", filters_picture(weight.numpy())
+    yield "filters.png", "what the first layer looks for", kernels.filters_picture(weight.numpy())
 
 
 def transformer(
-    model: "VisionTransformer", metadata: dict[str, Any], pictures: Sequence["Picture"], pixels: "np.ndarray | None"
+    model: VisionTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
     """Attention, its rollout, and the position embedding."""
-    import numpy as np
-
-    from models.images import to_input
-    from models.visualize.attention import (
-        attention_picture,
-        position_picture,
-        position_similarity,
-        readers,
-        rollout,
-        rollout_picture,
-    )  # fmt: skip
-
     grid, pool = model.patch_embed.grid_size, model.global_pool
     if pixels is not None and len(model.blocks):
-        maps = [attention.numpy() for attention in model.attention_maps(to_input(pixels, model, metadata))]
-        last = readers(maps[-1], pool)  # (B, heads, N)
-        figure = attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool)
+        maps = [one.numpy() for one in model.attention_maps(to_input(pixels, model, metadata))]
+        last = attention.readers(maps[-1], pool)  # (B, heads, N)
+        figure = attention.attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool)
         yield "attention.png", "where it looks in the last block, head by head", figure
-        flows = np.stack([readers(flow, pool) for flow in rollout(maps)])  # (blocks, B, N)
-        figure = rollout_picture(pictures, flows.reshape(*flows.shape[:2], *grid), pool)
+        flows = np.stack([attention.readers(flow, pool) for flow in attention.rollout(maps)])  # (blocks, B, N)
+        figure = attention.rollout_picture(pictures, flows.reshape(*flows.shape[:2], *grid), pool)
         yield "rollout.png", "what has reached the output, block by block", figure
-    similarity = position_similarity(model.pos_embed.detach().numpy()[0, 1:], grid)
-    yield "positions.png", "which positions it takes for alike", position_picture(similarity)
+    similarity = attention.position_similarity(model.pos_embed.detach().numpy()[0, 1:], grid)
+    yield "positions.png", "which positions it takes for alike", attention.position_picture(similarity)
 
 
 def shifted_windows(
-    model: "SwinTransformer", metadata: dict[str, Any], pictures: Sequence["Picture"], pixels: "np.ndarray | None"
+    model: SwinTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
     """Windows, the bias within them, and the attention of one token; of several images over the first."""
-    import numpy as np
-
-    from models.images import to_input
-    from models.swin import window_places
-    from models.visualize.draw import Picture
-    from models.visualize.windows import bias_maps, bias_picture, query_picture, window_of, windows_picture
-
     blank = Picture("blank", np.full((model.in_chans, *model.img_size), 235, np.uint8))
     picture, names = pictures[0] if pictures else blank, block_names(model)
     blocks: list[Any] = list(model.blocks_by_name().values())
@@ -152,72 +124,65 @@ def shifted_windows(
     if shifted is not None:
         patch = model.patch_embed.patch_size * -(-sizes[0][0] // sizes[shifted][0])
         size, shift = layouts[shifted]
-        figure = windows_picture(picture, patch, size, shift, blocks[shifted].attn.window_size)
+        figure = windows.windows_picture(picture, patch, size, shift, blocks[shifted].attn.window_size)
         yield "windows.png", "its windows, their shift and the mask", figure
     biased = [
-        (name, bias_maps(block.attn.relative_position_bias_table.detach().numpy()))
+        (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy()))
         for name, block in zip(names, blocks, strict=True)
     ]
     stages = [i for i in range(len(blocks)) if i == 0 or sizes[i] != sizes[i - 1]]
-    yield "bias.png", "what it adds to scores for where a key lies", bias_picture([biased[i] for i in stages])
+    yield "bias.png", "what it adds to scores for where a key lies", windows.bias_picture([biased[i] for i in stages])
     if pixels is None:
         return
     chosen = sorted({*stages, 0 if shifted is None else shifted})
+    maps = model.attention_maps(to_input(pixels[:1], model, metadata), chosen)
     looked = []
-    for i, attention in zip(chosen, model.attention_maps(to_input(pixels[:1], model, metadata), chosen), strict=True):
+    for i, one in zip(chosen, maps, strict=True):
         H, W = sizes[i]
         token = H // 2 * W + W // 2
         (size, shift), M = layouts[i], blocks[i].attn.window_size
         inside = np.zeros(H * W, bool)
-        inside[window_of(window_places(H, W, size, shift, M), token, H * W)] = True
-        heads = attention.numpy()[0, :, token].reshape(-1, H, W)
-        looked.append((names[i], heads, inside.reshape(H, W), divmod(token, W)))
-    yield "window-attention.png", "how one patch looks at its window, head by head", query_picture(picture, looked)
+        inside[windows.window_of(window_places(H, W, size, shift, M), token, H * W)] = True
+        heads = one.numpy()[0, :, token].reshape(-1, H, W)
+        name = names[i] + ("\n(shifted)" if any(shift) else "")
+        looked.append((name, heads, inside.reshape(H, W), divmod(token, W)))
+    figure = windows.query_picture(picture, looked)
+    yield "window-attention.png", "how one patch looks at its window, head by head", figure
 
 
-def depthwise_kernels(model: "ConvNeXt") -> "Drawn":
+def depthwise_kernels(model: ConvNeXt) -> "Drawn":
     """Of the first block of each stage."""
-    from models.visualize.kernels import kernels_picture
-
     stages = [
         (f"stage {s}, {stage[0].dwconv.weight.shape[0]} channels", stage[0].dwconv.weight.detach().numpy())
         for s, stage in enumerate(model.stages, start=1)
     ]
-    yield "kernels.png", "its depthwise kernels", kernels_picture(stages)
+    yield "kernels.png", "its depthwise kernels", kernels.kernels_picture(stages)
 
 
 def grad_cams(
-    model: "ImageModel", metadata: dict[str, Any], pictures: Sequence["Picture"], pixels: "np.ndarray", best: list[int]
+    model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray, best: list[int]
 ) -> "Drawn":
     """For the most probable class, in the last block on each size of map; of the hybrid, in those of its ResNet."""
-    from models.hybrid import HybridVisionTransformer
-    from models.images import to_input
-    from models.visualize.gradcam import grad_cam, grad_cam_picture, last_of_each_size
-
-    blocks = last_of_each_size(model, map_sizes(model))
+    blocks = gradcam.last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]
     if not blocks:  # a ResNet that is all stem
         return
-    maps = grad_cam(model, to_input(pixels, model, metadata), best, [name for name, _ in blocks])
+    maps = gradcam.grad_cam(model, to_input(pixels, model, metadata), best, [name for name, _ in blocks])
     named = [(f"{h} x {w} map", one) for (_, (h, w)), one in zip(blocks, maps, strict=True)]
     classes = [metadata["classes"][i] for i in best]
-    yield "grad-cam.png", "which parts speak for the class", grad_cam_picture(pictures, classes, named)
+    yield "grad-cam.png", "which parts speak for the class", gradcam.grad_cam_picture(pictures, classes, named)
 
 
-def map_sizes(model: "ImageModel") -> list[tuple[int, int]]:
+def map_sizes(model: ImageModel) -> list[tuple[int, int]]:
     """Height and width of what each block returns."""
-    import numpy as np
-
-    from minigrad import Tensor, no_grad
-
     like = next(model.parameters())
     with no_grad():
         blank = Tensor(np.zeros((1, model.in_chans, *model.img_size)), dtype=like.dtype, device=like.device)
         return [(output.shape[2], output.shape[3]) for output in model.forward_intermediates(blank)[1]]
 
 
-def block_names(model: "ImageModel") -> list[str]:
+def block_names(model: ImageModel) -> list[str]:
     """`layers.0.blocks.1` as people count: stage 1, block 2."""
     numbers = [[int(part) + 1 for part in name.split(".") if part.isdecimal()] for name in model.blocks_by_name()]
     return [f"stage {stage}, block {block}" for stage, block in numbers]

@@ -21,7 +21,7 @@ from models.visualize.draw import (
     lay_over,
     new_figure,
     scale,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,9 +137,8 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
         f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {reach} "
         "rows and columns away: red draws attention there, blue away."
     )
-    figure = new_figure(
-        max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL) + 4 * TALL, "Relative position bias", note
-    )
+    size = max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL)
+    figure = new_figure(*size, "Relative position bias", note)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     shown: Any = None
     for line, (name, maps, first) in zip(grid, rows, strict=True):
@@ -147,9 +146,8 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
             bare(axes)
         for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
             extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
-            shown = bare(axes, f"head {first + i + 1}").imshow(
-                values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent
-            )
+            bare(axes, f"head {first + i + 1}")
+            shown = axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent)
             axes.plot(0, 0, ".", color="black", markersize=4)
         line[0].set_ylabel(name if first == 0 else "", fontsize=9)
     figure.colorbar(shown, ax=grid, shrink=min(1.0, 2 / len(rows)), label="added to the score")
@@ -169,8 +167,8 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
     depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
     rows = sum(depth)
     note = (
-        "Left: one patch (cross) and its window (outline), in some of the blocks; the second block's is shifted. "
-        "Right: how much that patch looks at each patch of its window, head by head; together 100 %."
+        "Left: one patch (cross) and its window (outline), in some of the blocks. Right: how much that patch looks at "
+        "each patch of its window, head by head; together 100 %."
     )
     title = f"How one patch of {picture.name} looks at its window"
     figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL), title, note)

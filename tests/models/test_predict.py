@@ -106,7 +106,7 @@ def predict(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100)
 
 
-def test_help_needs_no_numpy():
+def test_help_needs_no_pillow():
     code = "import sys, models.predict as m; m.parser().format_help(); sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -206,6 +206,7 @@ def test_a_model_without_an_answer(folder):
         ({"mean": [0.5]}, "its mean is not one finite number for each of 3 channels"),
         ({"mean": [0.5, "x", 0.5]}, "its mean is not"),
         ({"mean": [0.5, float("nan"), 0.5]}, "its mean is not"),
+        ({"mean": [0.5, float("inf"), 0.5]}, "its mean is not"),
         ({"std": [0.5, 0.0, 0.5]}, "its std is not one finite number, above 0, for each"),
         ({"std": True}, "its std is not"),
     ],

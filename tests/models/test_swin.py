@@ -117,3 +117,12 @@ def test_a_table_that_is_not_square_is_explained():
 def test_configurations_that_do_not_fit_are_explained(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("swin", **overrides)
+
+
+def test_attention_maps_on_every_device(device):
+    x, maps = formula.stream("x", 2, 3, 36, 44), []
+    for place in ("cpu", device):
+        model = formula.fill(small("swin")).eval().to(device=place)
+        maps.append([attention.numpy() for attention in model.attention_maps(Tensor(x, device=place))])
+    for here, there in zip(*maps, strict=True):
+        np.testing.assert_allclose(there, here, rtol=1e-10, atol=1e-13)
