@@ -165,19 +165,19 @@ class CuPyDevice:
                 )
             require_gpu(cupy)
             options = ("--std=c++17", f"-I{FOLDER}", *kernel.macros)
-            module = cupy.RawModule(code=_source(kernel), options=options)
+            module = cupy.RawModule(code=source_for_cupy(kernel), options=options)
             self._modules[kernel.file, kernel.constants] = module
         function = self._functions[kernel] = module.get_function(kernel.name)
         return function
 
 
-def _source(kernel: Kernel) -> str:
+def source_for_cupy(kernel: Kernel) -> str:
     """The text for CuPy, which keeps what it compiled by its text and options, blind to a header that changed.
 
     It also writes the text in the locale's encoding, and comments here have letters that not every locale has.
     """
     headers = sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.cuh")))).hexdigest()
-    text = kernel.path.read_text(encoding="utf-8").encode("ascii", "replace").decode("ascii")
+    text = "".join(c if c.isascii() else "_" for c in kernel.path.read_text(encoding="utf-8"))  # "??" is an old escape
     return f"{text}\n// headers: {headers}\n"
 
 
