@@ -36,7 +36,7 @@ from minigrad.random import Generator, default_generator
 
 
 class GraphedStep:
-    """`step` as a graph: a call with arrays like those before replays it, any other call runs it as it is.
+    """`step` as a graph: a call with arrays like those of the first replays it, any other call runs it as it is.
 
         step = GraphedStep(step, optimizer)
         for images, labels in batches:
@@ -48,7 +48,8 @@ class GraphedStep:
         optimizer: whose `step` is called in it, once.
         generators: those that it draws from; by default the current one when it is recorded.
         warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
-            longer than a step.
+            longer than a step. The first is of the shapes that most are to have: it is the next of those that is
+            recorded, and never the smaller batch at the end of an epoch.
     """
 
     def __init__(
@@ -62,15 +63,16 @@ class GraphedStep:
             )
         self.step, self.optimizer, self.warmup, self.generators = step, optimizer, warmup, list(generators)
         self.graph: Any = None
+        self.kinds: list[tuple[tuple[int, ...], np.dtype]] | None = None  # of the inputs of the first call
 
     def __call__(self, *inputs: Array) -> Any:
-        if self.warmup:
-            self.warmup -= 1
+        kinds = [(x.shape, x.dtype) for x in inputs]
+        self.kinds = self.kinds or kinds
+        if self.warmup or kinds != self.kinds:
+            self.warmup = max(self.warmup - 1, 0)
             return self.step(*inputs)
         if self.graph is None or self.state is not self.optimizer.state:  # another was loaded
             self._capture(inputs)
-        if [(x.shape, x.dtype) for x in inputs] != [(x.shape, x.dtype) for x in self.inputs]:
-            return self.step(*inputs)
         cuda = importlib.import_module("cupy").cuda
         outside = cuda.get_current_stream()
         _wait(self.stream, outside)

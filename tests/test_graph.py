@@ -124,6 +124,15 @@ def test_a_smaller_batch_runs_as_it_is():
     assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)))
 
 
+@pytest.mark.parametrize("sizes", [[4, 4, 3, 4, 4, 3, 4], [4, 3, 3, 3, 4, 4]], ids=str)
+def test_what_is_recorded_is_a_batch_like_the_first(sizes):
+    """Also where the warm-up ends with an epoch, whose last batch is smaller: else whole batches would never replay."""
+    build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
+    assert_same(build, made(sizes, (3, 4, 4)))
+    _, _, run = train(build, made(sizes, (3, 4, 4)), graphed=True)
+    assert [len(x) for x in run.inputs] == [4, 4]
+
+
 @pytest.mark.parametrize("choices", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
 def test_tables_of_a_graph_are_its_own(choices):
     """Of clipping, rounding and AdamW: those of a step in between, on a smaller batch, are others."""
