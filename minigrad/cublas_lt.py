@@ -39,6 +39,7 @@ ALIGNMENTS = [(number, ctypes.c_uint32) for number in (5, 6, 7, 8)]  # bytes; of
 IN_COMPUTE_TYPE = 2  # parts of a sum over k that are made apart are added in float32, never as narrow numbers
 ALIGNED = 256  # bytes: all that the library asks for
 NO_ALGORITHM = (8, 15)  # this GPU lacks a feature; not supported
+MOST_PLANS = 4096  # kept, of about 1 KiB each: more are only where sizes never come again
 
 
 class Problem(NamedTuple):
@@ -134,8 +135,9 @@ class Lt:
         self.library, self.handle = library, ctypes.c_void_p()
         self.plans: dict[Problem, Plan | None] = {}  # None: there is no algorithm
         call(library, "cublasLtCreate", ctypes.byref(self.handle))
-        self.made = ExitStack()  # what the library made for us, to be given back, the handle last
+        self.made, self.described = ExitStack(), ExitStack()  # by the library for us, to be given back, the handle last
         self.made.callback(library.cublasLtDestroy, self.handle)
+        self.made.callback(self.described.close)
         self.close = weakref.finalize(self, self.made.close)
 
     def matmul(
@@ -148,6 +150,9 @@ class Lt:
             (A.leading, B.leading, C.leading), (_aligned(a), _aligned(b), _aligned(c), _aligned(end)),
         )  # fmt: skip
         if problem not in self.plans:
+            if len(self.plans) >= MOST_PLANS:  # a product that was asked for needs its plan no longer
+                self.described.close()
+                self.plans.clear()
             self.plans[problem] = self._plan(problem, end)
         plan = self.plans[problem]
         if plan is None:
@@ -181,7 +186,7 @@ class Lt:
             found = self._ask(operation, A, B, C, problem.aligned)
             if found is None:
                 return None
-            self.made.push(made.pop_all())
+            self.described.push(made.pop_all())
         return Plan(operation, A, B, C, found.algorithm, found.workspace)
 
     def _ask(self, operation: Any, A: Any, B: Any, C: Any, aligned: tuple[int, ...]) -> HeuristicResult | None:

@@ -345,6 +345,16 @@ def test_what_is_made_is_given_back(library, blas):
     assert alive(library) == before
 
 
+def test_sizes_without_end_are_not_kept(library, lt, monkeypatch):
+    monkeypatch.setattr(cublas_lt, "MOST_PLANS", 3)
+    before = alive(library)
+    for n in (*range(1, 9), *range(1, 9)):
+        y = matmul_with_bias(ones(2, 8), ones(8, n), ones(n), np.dtype(np.float32))
+        np.testing.assert_array_equal(y, np.full((2, n), 9))
+        operations = len(lt.plans)
+        assert operations <= 3 and np.subtract(alive(library), before).tolist() == [0, operations, 3 * operations, 0]
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(
     ("name", "value"),
