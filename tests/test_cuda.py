@@ -111,14 +111,40 @@ def test_a_module_goes_there_and_back(device, tmp_path):
         np.testing.assert_array_equal(value.numpy(), before[name] + 1)
 
 
-def test_the_training_program(tmp_path, capsys, device):
+@pytest.mark.parametrize("augmented", [False, True])
+def test_the_training_program(augmented, tmp_path, capsys, device):
     """On the CPU, on the device, and there as a graph, which is the default: from the images' numbers to the average.
 
     The fourth step is captured, the last two replay it, and the last batch of an epoch is smaller.
     """
     flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "19", "--val-num-samples", "8"]
-    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2", "--aug"]
-    flags += ["--smoothing", "0.1", "--model-ema", "--model-ema-decay", "0.5"]
+    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
+    flags += ["--smoothing", "0.1", "--model-ema", "--model-ema-decay", "0.5", "--layer-decay", "0.9"]
+    if augmented:
+        flags += [
+            "--hflip",
+            "0.5",
+            "--crop-padding",
+            "2",
+            "--aa",
+            "rand-m9-mstd0.5",
+            "--cutout",
+            "3",
+            "--reprob",
+            "0.5",
+        ]
+        flags += [
+            "--mixup",
+            "0.8",
+            "--cutmix",
+            "1",
+            "--aug-repeats",
+            "2",
+            "--batch-size",
+            "2",
+            "--grad-accum-steps",
+            "2",
+        ]
     outputs, weights = [], []
     for i, where in enumerate((["--device", "cpu"], ["--device", device, "--no-graph"], ["--device", device])):
         if i and (device == "cpu" or (i == 2 and not HAS_COMPILER)):  # on the CPU, a draw is not for a graph

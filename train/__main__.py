@@ -154,14 +154,15 @@ def parser() -> argparse.ArgumentParser:
         "how to train it (AdamW; the rate rises in a straight line, then falls as a cosine)"
     )
     add(how, "--epochs", "how often each image is seen", metavar="N", type=count)
-    add(how, "--batch-size", "images in a step", metavar="N", type=count)
+    add(how, "--batch-size", "images worked on at once", metavar="N", type=count)
+    add(how, "--grad-accum-steps", "so many batches make a step", metavar="N", type=count)
     add(how, "--lr", "learning rate at its highest", metavar="RATE", type=positive)
     add(how, "--warmup-epochs", "epochs until then, or a fraction of one", metavar="N", type=not_negative)
     add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)
+    add(how, "--layer-decay", "a block's rate over that of the next", metavar="RATIO", type=_number(above=0, most=1))
     add(how, "--clip-grad", "largest norm of all gradients together; 0: no limit", metavar="NORM", type=not_negative)
     add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
     add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
-    add(how, "--aug", "random flips and shifted crops", action=argparse.BooleanOptionalAction, default=None)
     ema = "test and keep the moving average of the weights"
     add(how, "--model-ema", ema, action=argparse.BooleanOptionalAction, default=None)
     decay = "of that average: it is over about the last 1 / (1 - D) steps"
@@ -169,6 +170,25 @@ def parser() -> argparse.ArgumentParser:
     rise = "the decay rises to that, as (1 + step) / (10 + step)"
     add(how, "--model-ema-warmup", rise, action=argparse.BooleanOptionalAction, default=None)
     add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
+
+    probability, size = _number(least=0, most=1), _whole(0)
+    images = parser.add_argument_group(
+        "how the images are changed, at random each time (train/augment.py); 0 switches off"
+    )
+    add(images, "--no-aug", "none of what follows", action="store_true", default=None)
+    add(images, "--hflip", "how often an image is flipped left to right", metavar="SHARE", type=probability)
+    add(images, "--crop-padding", "pixels by which it is moved, at most", metavar="N", type=size)
+    add(images, "--crop-padding-mode", "what is there then: zeros, or a mirror", choices=["constant", "reflect"])
+    add(images, "--aa", "RandAugment in timm's notation, such as rand-m9-n2-mstd0.5", metavar="TEXT")
+    add(images, "--cutout", "side of a square of the mean colour in each image", metavar="N", type=size)
+    add(images, "--reprob", "how often a rectangle is erased", metavar="SHARE", type=probability)
+    noise = "filled with noise, noise of one colour, or the mean colour"
+    add(images, "--remode", noise, choices=["pixel", "rand", "const"])
+    add(images, "--mixup", "mix images in pairs, with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
+    add(images, "--cutmix", "exchange a box of a share 1 - λ in pairs", metavar="ALPHA", type=not_negative)
+    add(images, "--mixup-prob", "how many batches are mixed", metavar="SHARE", type=probability)
+    add(images, "--mixup-switch-prob", "of these, by cutmix, if both are on", metavar="SHARE", type=probability)
+    add(images, "--aug-repeats", "N times the same image in a batch, and fewer images", metavar="N", type=count)
 
     where = parser.add_argument_group("where, and what comes out")
     add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
@@ -212,6 +232,8 @@ def _default(name: str) -> str:
 def _show(value: Any) -> str:
     if value is None:
         return "all"
+    if value == "":
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -233,9 +255,13 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def _number(
-    *, least: float | None = None, above: float | None = None, below: float | None = None
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> Callable[[str], float]:
-    limits = {"at least": least, "above": above, "below": below}
+    limits = {"at least": least, "above": above, "below": below, "at most": most}
     bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
 
     def read(text: str) -> float:
@@ -244,7 +270,8 @@ def _number(
         except ValueError:
             value = nan
         low = (least is None or value >= least) and (above is None or value > above)
-        if not (isfinite(value) and low and (below is None or value < below)):
+        high = (below is not None and value >= below) or (most is not None and value > most)
+        if not (isfinite(value) and low and not high):
             raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
         return value
 

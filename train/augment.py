@@ -10,15 +10,18 @@ All is drawn from a Generator on the device where the images are, the same numbe
 for the device, no shape depends on what is drawn, and no input is written to: a CUDA graph can contain it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import ceil, log
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of
+from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.random import Generator
+from train.dataset import Dataset
+from train.errors import InputError
 from train.randaugment import Deal, RandAugment, normal, over_pixels, rand_augment
+from train.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def one_hot(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
     return ((labels[:, None] == xp.arange(classes)) * (1 - smoothing) + smoothing / classes).astype(np.float32)
 
 
-def repeated(order: np.ndarray, repeats: int) -> np.ndarray:
+def repeated(order: Array, repeats: int) -> Array:
     """The start of `order`, each image `repeats` times in a row, and as long as before.
 
     So a batch has several augmentations of each image, whose gradients are less noisy, and an epoch is as many steps
@@ -310,3 +313,20 @@ class Augment:
         if not self.mixes:
             return images, targets
         return Mix(self.mixup, self.cutmix, self.mixup_prob, self.mixup_switch_prob)(images, targets, generator)
+
+
+def augmentation(settings: Settings, dataset: Dataset) -> Augment:
+    """What a run asks for, tried on an image, so that a mistake shows before the work begins.
+
+    Raises:
+        InputError: a setting is out of its range, or not for images like these.
+    """
+    chosen = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
+    if settings.no_aug:
+        chosen = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
+    try:
+        augment = Augment(**chosen, mean=dataset.mean)
+        augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())
+    except ValueError as error:
+        raise InputError(f"augmentation: {error}") from None
+    return augment

@@ -21,7 +21,8 @@ from minigrad.optim import EMA, AdamW, GradScaler, WarmupCosine, clip_grad_norm_
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from models.model import param_groups
-from train.batches import augment, batches, normalize
+from train.augment import augmentation, repeated
+from train.batches import batches, normalize
 from train.dataset import Dataset
 from train.errors import InputError
 from train.log import Metrics, Progress
@@ -40,13 +41,15 @@ class Trainer:
         self.mean, self.std = (
             to_device(np.asarray(values, np.float32), settings.device) for values in (dataset.mean, dataset.std)
         )
+        self.augment = augmentation(settings, dataset)
         self.parameters = list(model.parameters())
-        self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay))
+        self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay))
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
         decay, rises = settings.model_ema_decay, settings.model_ema_warmup
         self.ema = EMA(model, decay, warmup=rises) if settings.model_ema else None
         self.lr = 0.0  # of the last step
-        self.steps = -(-len(dataset.train) // settings.batch_size)  # in an epoch
+        self.images = settings.batch_size * settings.grad_accum_steps  # in a step
+        self.steps = -(-len(dataset.train) // self.images)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
@@ -76,14 +79,17 @@ class Trainer:
                 yield Metrics(epoch, self.lr, train_loss, train_acc, test_loss, test_acc, seconds, speed)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
-        """Every training image once, in random order. Returns mean loss and accuracy while the model changes."""
+        """Every training image once, in random order; with --aug-repeats R, one of R images, R times.
+
+        Returns mean loss and accuracy while the model changes.
+        """
         self.model.train()
         self.sums.clear()
         count, done, unread = len(self.dataset.train), 0, 1 if self.settings.device == "cpu" else _UNREAD
-        order = self.generator.permutation(count, self.settings.device)
+        order = repeated(self.generator.permutation(count, self.settings.device), self.settings.aug_repeats)
         loss = acc = 0.0
         with Progress(count, " images", title) as progress:
-            for step, part in enumerate(batches(count, self.settings.batch_size), 1):
+            for step, part in enumerate(batches(count, self.images), 1):
                 self.step(order[part])
                 if step % unread and part.stop < count:
                     continue
@@ -100,36 +106,49 @@ class Trainer:
         self.run(index)
         if self.ema is not None:
             self.ema.update()
-        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.lr = self.settings.lr * self.schedule.factor(self.schedule.t)
         self.schedule.step()
 
     def compute(self, index: Array) -> None:
         """All of a step that is arithmetic; without a scaled loss it does not wait for a GPU, and can be a graph.
 
-        The batch goes through the model in shards, each in a thread of its own.
+        The gradients of its batches, of which there are --grad-accum-steps, add up: they are those of one larger batch.
         """
+        self.optimizer.zero_grad()
+        for part in batches(len(index), self.settings.batch_size):
+            self.accumulate(index[part], len(index))
+        self.move()
+
+    def accumulate(self, index: Array, images_of_step: int) -> None:
+        """A batch forward and backward, in shards, each in a thread of its own."""
         images, labels = self.dataset.train.take(index)
-        if self.settings.aug:
-            images = augment(images, self.generator)
+        images, targets = self.augmented(images, labels)
 
         @_unwarned  # each thread decides for itself
-        def work(images: Array, part: Array) -> tuple[Array, Array]:
-            logits, loss = self.forward(self.inputs(images), part)
-            # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the batch.
-            loss = loss * (len(part) / len(labels))
+        def work(images: Array, targets: Array, part: Array) -> tuple[Array, Array]:
+            logits, loss = self.forward(Tensor(images), targets)
+            # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the step.
+            loss = loss * (len(part) / images_of_step)
             self.scaler.scale(loss).backward()
             return loss.data.astype(np.float64), _correct(logits, part)
 
-        self.optimizer.zero_grad()
-        losses, correct = zip(*self.shards.run(work, images, labels), strict=True)
-        self.sums.add(sum(losses), sum(correct), len(labels))
-        self.move()
+        losses, correct = zip(*self.shards.run(work, images, targets, labels), strict=True)
+        self.sums.add(sum(losses), sum(correct), images_of_step)
 
-    def forward(self, images: Tensor, labels: Array) -> tuple[Tensor, Tensor]:
+    def augmented(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        """What the model takes in training, and the targets: labels (B,), or probabilities (B, classes) if it mixes."""
+        images = self.augment.pixels(images, self.generator)
+        images = self.augment.normalized(normalize(images, self.mean, self.std), self.generator)
+        if not self.augment.mixes:
+            return images, labels
+        return self.augment.mixed(images, labels, len(self.dataset.classes), self.generator)
+
+    def forward(self, images: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
         """Logits, and the loss."""
+        smoothing = 0.0 if self.augment.mixes else self.settings.smoothing  # probabilities are made smooth
         with self.precision():
             logits = self.model(images).float()
-            return logits, F.cross_entropy(logits, Tensor(labels), label_smoothing=self.settings.smoothing)
+            return logits, F.cross_entropy(logits, Tensor(targets), label_smoothing=smoothing)
 
     def precision(self) -> AbstractContextManager[Any]:
         """What numbers the model works on: for a block."""
@@ -154,7 +173,7 @@ class Trainer:
 
         def work(images: Array, labels: Array) -> tuple[Array, Array, int]:
             with no_grad(), self.precision():
-                logits = self.model(self.inputs(images)).float()
+                logits = self.model(Tensor(normalize(images, self.mean, self.std))).float()
             loss = F.cross_entropy(logits, Tensor(labels))
             return loss.data.astype(np.float64), _correct(logits, labels), len(labels)
 
@@ -164,13 +183,9 @@ class Trainer:
                     sums.add(*result)
         return sums.means(len(test))
 
-    def inputs(self, images: Array) -> Tensor:
-        """What the model takes."""
-        return Tensor(normalize(images, self.mean, self.std))
-
 
 def _correct(logits: Tensor, labels: Array) -> Array:
-    """How many images are right."""
+    """How many images are right; of a mixed one, its own label counts."""
     return (logits.data.argmax(axis=1) == labels).sum()
 
 

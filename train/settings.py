@@ -22,11 +22,25 @@ class Settings:
     validation_batch_size: int
     lr: float
     weight_decay: float
+    layer_decay: float
     warmup_epochs: float
+    grad_accum_steps: int
     clip_grad: float  # 0: gradients are not clipped
     smoothing: float
     drop_path: float
-    aug: bool
+    no_aug: bool
+    hflip: float
+    crop_padding: int
+    crop_padding_mode: str
+    aa: str  # empty: none
+    cutout: int
+    reprob: float
+    remode: str
+    mixup: float
+    cutmix: float
+    mixup_prob: float
+    mixup_switch_prob: float
+    aug_repeats: int
     model_ema: bool
     model_ema_decay: float
     model_ema_warmup: bool
@@ -55,8 +69,21 @@ COMMON: dict[str, Any] = {
     "val_num_samples": None,
     "validation_batch_size": 500,
     "weight_decay": 0.05,
+    "layer_decay": 1.0,
+    "grad_accum_steps": 1,
     "clip_grad": 1.0,
     "drop_path": 0.0,
+    "no_aug": False,
+    "crop_padding_mode": "constant",
+    "aa": "",
+    "cutout": 0,
+    "reprob": 0.0,
+    "remode": "pixel",
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "mixup_prob": 1.0,
+    "mixup_switch_prob": 0.5,
+    "aug_repeats": 1,
     "model_ema": False,
     "model_ema_decay": 0.9998,
     "model_ema_warmup": True,
@@ -69,9 +96,20 @@ COMMON: dict[str, Any] = {
     "tune_cpu": True,
     "checkpoint_format": "npz",
 }
-_CIFAR = {"epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "aug": True}
+_CIFAR = {
+    "epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "hflip": 0.5,
+    "crop_padding": 4,
+}  # fmt: skip
 BY_DATASET: dict[str, dict[str, Any]] = {
-    "shapes": {"epochs": 4, "batch_size": 32, "lr": 3e-3, "warmup_epochs": 0.5, "smoothing": 0.0, "aug": False},
+    "shapes": {
+        "epochs": 4,
+        "batch_size": 32,
+        "lr": 3e-3,
+        "warmup_epochs": 0.5,
+        "smoothing": 0.0,
+        "hflip": 0.0,
+        "crop_padding": 0,
+    },
     "cifar10": _CIFAR,
     "cifar100": _CIFAR,
 }

@@ -1,6 +1,5 @@
 """Batches, shards, one step after another, checkpoints."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -10,18 +9,23 @@ from hypothesis import strategies as st
 
 import models
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
-from minigrad.backend import cuda_is_available, device_of, to_device
+from minigrad.backend import device_of, to_device
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from tests.cuda.runner import HAS_COMPILER
-from tests.cupy_on_cpu import in_place_of_cupy
 from train import checkpoint, shapes
 from train.__main__ import parse
-from train.batches import augment, batches, normalize
+from train.augment import augmentation
+from train.batches import batches, normalize
 from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics
 from train.loop import Trainer, _Sums
+
+EVERYTHING = {
+    "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
+    "aug_repeats": 2, "smoothing": 0.1,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,42 +97,8 @@ def test_normalize():
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_augment_is_a_flip_and_a_shift():
-    """Every image equals exactly one of the 2 · 9 · 9 it may become, and all flips and shifts occur."""
-    images = np.random.default_rng(0).integers(1, 256, (400, 3, 6, 5), dtype=np.uint8)
-    before = images.copy()
-    result = augment(images, Generator(3))
-    np.testing.assert_array_equal(images, before)
-    assert result.shape == images.shape and result.dtype == np.uint8
-    seen = []
-    for image, new in zip(images, result, strict=True):
-        matches = []
-        for flip in (False, True):
-            padded = np.pad(image[:, :, ::-1] if flip else image, ((0, 0), (4, 4), (4, 4)))
-            for top in range(9):
-                for left in range(9):
-                    if (padded[:, top : top + 6, left : left + 5] == new).all():
-                        matches.append((flip, top, left))
-        assert len(matches) == 1
-        seen += matches
-    flips, tops, lefts = zip(*seen, strict=True)
-    assert set(tops) == set(lefts) == set(range(9))
-    assert 0.4 < np.mean(flips) < 0.6
-
-
-@given(st.integers(0, 12), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**40))
-def test_augment_chooses_the_same_on_every_device(N, C, H, W, seed):
-    images = np.random.default_rng(N).integers(0, 256, (N, C, H, W), dtype=np.uint8)
-    ours, theirs = Generator(seed), Generator(seed)
-    expected = [augment(images, theirs) for _ in range(2)]
-    with nullcontext() if cuda_is_available() else in_place_of_cupy():
-        found = [augment(to_device(images, "cuda"), ours).get() for _ in range(2)]
-    np.testing.assert_array_equal(found, expected)
-    assert ours.draws == theirs.draws == 2
-
-
 def test_a_seed_repeats_a_run_bit_for_bit(dataset):
-    (first, model), (second, again) = fit(dataset, threads=2, aug=True), fit(dataset, threads=2, aug=True)
+    (first, model), (second, again) = fit(dataset, threads=2, **EVERYTHING), fit(dataset, threads=2, **EVERYTHING)
     for a, b in zip(first, second, strict=True):
         assert (a.train_loss, a.train_acc, a.test_loss, a.test_acc) == (
             b.train_loss,
@@ -138,7 +108,7 @@ def test_a_seed_repeats_a_run_bit_for_bit(dataset):
         )
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), again.state_dict()[name].numpy())
-    other, _ = fit(dataset, threads=2, aug=True, seed=1)
+    other, _ = fit(dataset, threads=2, **EVERYTHING, seed=1)
     assert other[-1].train_loss != first[-1].train_loss
 
 
@@ -200,6 +170,80 @@ def test_smoothing_is_for_training_alone(dataset):
     plain, smooth = (fit(dataset, smoothing=share, lr=1e-9)[0][0] for share in (0.0, 0.9))
     assert smooth.train_loss != pytest.approx(plain.train_loss, rel=1e-3)
     assert smooth.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@given(batch=st.integers(1, 20), parts=st.integers(1, 5), images=st.integers(1, 60))
+def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
+    """The same gradients, loss and right answers, also from batches that are not alike, as at the end of an epoch."""
+    images = min(images, batch * parts)
+    runs = []
+    for choices in ({"batch_size": batch, "grad_accum_steps": parts}, {"batch_size": batch * parts}):
+        settings = replace(parse(["--smoothing", "0.1"]), threads=threads, **choices)
+        manual_seed(0)
+        model = Small()
+        model.drop = nn.Dropout(0.0)
+        trainer = Trainer(model, dataset, settings)
+        trainer.move = lambda: None
+        sizes = []
+        model.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(output)))
+        assert trainer.steps == -(-60 // (batch * parts))
+        with trainer.shards:
+            trainer.compute(np.arange(images))
+        assert sum(sizes) == images and max(sizes) <= settings.batch_size
+        runs.append((trainer.sums.means(images), [p.grad.numpy() for p in model.parameters()]))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-6)
+    for found, expected in zip(runs[0][1], runs[1][1], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_model_is_given(dataset):
+    """The augmentation's own text, with the loop's generator, and targets that are mixed or labels that are not."""
+    images, labels = dataset.train.take(np.arange(20))
+    for choices in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
+        trainer = Trainer(Small(), dataset, replace(parse([]), **choices))
+        generator = Generator(trainer.generator.seed)
+        given, targets = trainer.augmented(images, labels)
+        augment = augmentation(trainer.settings, dataset)
+        expected = augment.pixels(images, generator)
+        expected = augment.normalized(normalize(expected, dataset.mean, dataset.std), generator)
+        wanted = labels
+        if choices is EVERYTHING:
+            expected, wanted = augment.mixed(expected, labels, 10, generator)
+        np.testing.assert_array_equal(given, expected)
+        np.testing.assert_array_equal(targets, wanted)
+        assert (given == normalize(images, dataset.mean, dataset.std)).all() == (not choices)
+
+
+def test_mixed_targets_are_made_smooth_once(dataset):
+    """Mixed with nothing, they are what smoothing makes of labels: the first loss is the same."""
+    plain = fit(dataset, smoothing=0.3, batch_size=60, epochs=1, threads=1)[0][0]
+    mixed = fit(dataset, smoothing=0.3, batch_size=60, epochs=1, threads=1, mixup=1.0, mixup_prob=0.0)[0][0]
+    assert mixed.train_loss == pytest.approx(plain.train_loss, rel=1e-6)
+
+
+def test_repeats_are_of_fewer_images(dataset):
+    trainer = Trainer(Small(), dataset, replace(parse(["--batch-size", "16"]), aug_repeats=3, threads=1))
+    seen = []
+    trainer.step = lambda index: seen.append(index)
+    trainer.train_epoch("epoch")
+    assert [len(index) for index in seen] == [16, 16, 16, 12]
+    images, counts = np.unique(np.concatenate(seen), return_counts=True)
+    assert len(images) == 20 and set(counts) == {3}
+
+
+def test_a_rate_for_each_depth(dataset):
+    """What is written down is the rate of the last layer; the stem's is the decay to the power of what lies between."""
+    settings = replace(
+        parse(["--batch-size", "60"]), layer_decay=0.5, threads=1, warmup_epochs=0.0, train_num_samples=60
+    )
+    model = models.create_model("vit_nano_cifar")
+    trainer = Trainer(model, dataset, settings)
+    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert rates[id(model.head.weight)] == settings.lr
+    assert rates[id(model.patch_embed.proj.weight)] == pytest.approx(settings.lr * 0.5**5)
+    trainer.step(np.arange(60))
+    assert trainer.lr == settings.lr
 
 
 def test_gradients_are_clipped(dataset, monkeypatch):
