@@ -121,30 +121,9 @@ def test_the_training_program(augmented, tmp_path, capsys, device):
     flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
     flags += ["--smoothing", "0.1", "--model-ema", "--model-ema-decay", "0.5", "--layer-decay", "0.9"]
     if augmented:
-        flags += [
-            "--hflip",
-            "0.5",
-            "--crop-padding",
-            "2",
-            "--aa",
-            "rand-m9-mstd0.5",
-            "--cutout",
-            "3",
-            "--reprob",
-            "0.5",
-        ]
-        flags += [
-            "--mixup",
-            "0.8",
-            "--cutmix",
-            "1",
-            "--aug-repeats",
-            "2",
-            "--batch-size",
-            "2",
-            "--grad-accum-steps",
-            "2",
-        ]
+        flags += ["--hflip", "0.5", "--crop-padding", "2", "--aa", "rand-m9-mstd0.5", "--reprob", "0.5"]
+        flags += ["--mixup", "0.8", "--cutmix", "1", "--cutout", "3", "--aug-repeats", "2"]
+        flags += ["--batch-size", "2", "--grad-accum-steps", "2"]
     outputs, weights = [], []
     for i, where in enumerate((["--device", "cpu"], ["--device", device, "--no-graph"], ["--device", device])):
         if i and (device == "cpu" or (i == 2 and not HAS_COMPILER)):  # on the CPU, a draw is not for a graph
