@@ -1,12 +1,14 @@
-"""The moving average of a model against timm's."""
+"""The moving average of a model, and a rate for each depth, against timm's."""
 
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
+import models
 from minigrad import Tensor, nn, optim
 from models.compare import libraries
+from models.layouts import places
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(find_spec("timm") is None, reason="needs timm")  # importing it may need help
@@ -40,3 +42,30 @@ def test_ema(decay):
             ours.eval()(Tensor(images)).numpy(),
             reference(torch.from_numpy(images)).detach().numpy(), rtol=1e-4, atol=1e-5,
         )  # fmt: skip
+
+
+FAMILIES = {
+    "vit_tiny_patch16_224": {"depth": 3, "embed_dim": 24, "num_heads": 3},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 1, 3, 1), "embed_dim": 12, "num_heads": (1, 2, 3, 6)},
+    "convnext_tiny": {"depths": (1, 2, 3, 1), "dims": (8, 16, 24, 40)},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("layer_decay", [1.0, 0.9, 0.5])
+def test_a_rate_for_each_depth_and_who_decays(name, layer_decay):
+    """timm's, but for a norm between the last block and the head: timm counts it to the block, BEiT to the head."""
+    theirs = libraries.load("timm").create_model(name, num_classes=7, **FAMILIES[name])
+    ours = models.create_model(name, num_classes=7, **FAMILIES[name])
+    from timm.optim import param_groups_layer_decay
+
+    spared = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=spared, layer_decay=layer_decay)
+    found = places([name for name, _ in theirs.named_parameters()], ours)
+    names = {id(p): found[name].name for name, p in theirs.named_parameters()}
+    expected = {names[id(p)]: (0.1 * g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    expected |= {name: (0.1, decay) for name, (_, decay) in expected.items() if name.startswith("norm.")}
+
+    names = {id(p): name for name, p in ours.named_parameters()}
+    groups = models.param_groups(ours, 0.1, 0.05, layer_decay)
+    assert {names[id(p)]: (pytest.approx(g["lr"]), g["weight_decay"]) for g in groups for p in g["params"]} == expected
