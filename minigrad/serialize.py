@@ -7,7 +7,8 @@ written beside its place and moved there when complete, so a crash leaves the ol
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,18 +39,38 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
         if plain[name].dtype.hasobject:
             raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
     text = json.dumps(dict(metadata or {}))
+    with replacing(path) as file:
+        if kind == "npz":
+            _write_npz(file, plain | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
+        else:
+            file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, that takes the place of `path` at the end of the block, whole and on the disk; if the block
+    fails, or the process is killed in it, the old one stays."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
-            if kind == "npz":
-                _write_npz(file, plain | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
-            else:
-                file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        _sync_folder(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring to the disk which file has which name, where a system can."""
+    with suppress(OSError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -80,6 +101,23 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, json.loads(text)
     except Exception as error:  # the readers stumble over a damaged file in a dozen ways
         raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+
+
+def load_metadata(path: str | Path) -> dict[str, Any]:
+    """The metadata of a `.npz` file alone, without reading the rest.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            return json.loads(file[_METADATA].tobytes().decode()) if _METADATA in file.files else {}
+    except Exception as error:  # as in `load`
+        raise ValueError(f"{path} is no complete npz file of arrays: {error}") from error
 
 
 def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

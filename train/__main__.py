@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from itertools import chain, count
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count, takewhile
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,25 +17,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(arguments)
         try:
-            run(settings)
+            return run(settings)
         except KeyboardInterrupt:
-            last = Path(settings.output) / f"last.{settings.checkpoint_format}"
-            print(f"\ninterrupted; {f'{last} is kept' if last.exists() else 'no epoch was finished'}", file=sys.stderr)
+            print("\ninterrupted at once; what was saved before is kept", file=sys.stderr)
             return 130
     except InputError as error:
         print(f"python -m train: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings) -> int:
     """Train, and leave everything in the output folder. NumPy and the models load here, not before `--help`."""
     import models
     from minigrad import cublas, manual_seed, tune_cpu
-    from train import checkpoint, datasets, loop, plots
-    from train.log import Metrics, MetricsFile
+    from train import checkpoint, datasets, loop, plots, resume, signals
+    from train.log import Metrics, write_table
 
     check(settings)
+    folder = Path(settings.output)
+    state, goes_on = folder / resume.NAME, settings.resume != "none"
+    if goes_on and resume.is_finished(Path(settings.resume)):
+        print(f"finished {folder} holds all {settings.epochs} epochs: there is nothing to go on with")
+        return 0
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
     cublas.allow_tf32(settings.tf32)
@@ -44,13 +47,34 @@ def run(settings: Settings) -> None:
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
     trainer = loop.Trainer(model, dataset, settings)
+    history: list[Metrics] = resume.load(Path(settings.resume), trainer) if goes_on else []
     if settings.tune_cpu:
         tune_cpu(trainer.threads)
-    folder = Path(settings.output)
+
+    def keep() -> None:
+        """After an epoch, or before the first: the state of the run, and then all that follows from it."""
+        resume.save(state, trainer, history)
+        publish()
+
+    def publish() -> None:
+        if history and not trainer.position:
+            better = all(history[-1].test_acc > earlier.test_acc for earlier in history[:-1])
+            with trainer.tested():
+                for name in ("last", "best") if better else ("last",):
+                    file = folder / f"{name}.{settings.checkpoint_format}"
+                    checkpoint.save(file, model, dataset, settings, history[-1])
+        for name in ("metrics.csv", "metrics.jsonl"):
+            write_table(folder / name, history)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        settings.write(folder / "args.json")
-        table = MetricsFile(folder / "metrics.csv")
+        if goes_on:
+            for left in folder.glob("*.[0-9]*.part"):  # by a process that was killed while it wrote
+                left.unlink()
+            publish()
+        else:
+            settings.write(folder / "args.json")
+            keep()
         print(
             f"model    {settings.model}, {sum(p.data.size for p in trainer.parameters):,} parameters\n"
             f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
@@ -63,20 +87,26 @@ def run(settings: Settings) -> None:
         if settings.graph and not trainer.graph:
             print("graph    off: it cannot scale the loss for --amp-dtype float16; bfloat16 needs no scale")
         print(f"output   {folder}", flush=True)
-        history: list[Metrics] = []
-        for metrics in trainer.fit():
-            better = all(metrics.test_acc > earlier.test_acc for earlier in history)
-            history.append(metrics)
-            table.append(metrics)
-            with trainer.tested():
-                for name in ("last", "best") if better else ("last",):
-                    checkpoint.save(folder / f"{name}.{settings.checkpoint_format}", model, dataset, settings, metrics)
-            print(metrics.line(settings.epochs, "average's test" if settings.model_ema else "test"), flush=True)
+        if goes_on:
+            print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
+        with signals.as_wish(trainer.stop) as received:
+            try:
+                for metrics in trainer.fit():
+                    history.append(metrics)
+                    keep()
+                    print(metrics.line(settings.epochs, "average's test" if settings.model_ema else "test"), flush=True)
+            except loop.Stopped:
+                resume.save(state, trainer, history)
+                place = f"epoch {trainer.epoch} and {trainer.position} of {trainer.steps} steps of the next"
+                print(f"stopped after {place}; --resume {folder} goes on from there", file=sys.stderr)
+                return 128 + received[0]
         plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
+        resume.finish(state, settings, history)
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
     best = max(history, key=lambda metrics: metrics.test_acc)
     print(f"best     {best.test_acc:.2%} of the test images, in epoch {best.epoch}; see {folder}")
+    return 0
 
 
 def check(settings: Settings) -> None:
@@ -103,14 +133,25 @@ def check(settings: Settings) -> None:
         except ImportError:
             fix = "needs its library: pip install 'minigrad[train]'"
             raise InputError(f"--checkpoint-format safetensors {fix}") from None
-    if (Path(settings.output) / "metrics.csv").exists():
-        raise InputError(f"--output {settings.output} holds the results of an earlier run; name another folder")
+    if settings.resume == "none" and _is_taken(settings.output):
+        raise InputError(
+            f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume auto "
+            "if it is to go on"
+        )
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
     """The settings of a run: what the flags say, and the defaults of the dataset for the rest."""
     given = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
     dataset = given.get("dataset", COMMON["dataset"])
+    runs = f"runs/{given.get('model', COMMON['model'])}-{dataset}"
+    if given.get("resume", "none") != "none":
+        from train import resume  # which needs NumPy, and `--help` none
+
+        state = resume.find(given, _newest_folder(runs))
+        if state is not None:
+            return resume.settings(state, given)
+        given["resume"] = "none"
     settings = {**COMMON, **BY_DATASET[dataset], **given}
     epochs, warmup = settings["epochs"], settings["warmup_epochs"]
     if warmup > epochs:
@@ -121,7 +162,7 @@ def parse(arguments: Sequence[str] | None) -> Settings:
         settings["threads"] = 1
     scaled = settings["amp"] and settings["amp_dtype"] == "float16"
     settings.setdefault("graph", settings["device"] != "cpu" and settings["threads"] == 1 and not scaled)
-    settings.setdefault("output", _unused_folder(f"runs/{settings['model']}-{dataset}"))
+    settings.setdefault("output", _unused_folder(runs))
     return Settings(**settings)
 
 
@@ -205,6 +246,8 @@ def parser() -> argparse.ArgumentParser:
     add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
     add(where, "--output", "folder for the results", metavar="DIR")
+    again = "auto: the run in --output, or its newest folder, goes on if there is one; or name its resume.npz"
+    add(where, "--resume", again, metavar="auto|FILE|none")
     add(where, "--checkpoint-format", "of the files best and last", choices=["npz", "safetensors"])
     return parser
 
@@ -280,8 +323,21 @@ def _number(
 
 def _unused_folder(name: str) -> str:
     """`name`, or `name-2`, `name-3` ...: the first that holds no results."""
-    candidates = chain([name], (f"{name}-{number}" for number in count(2)))
-    return next(folder for folder in candidates if not (Path(folder) / "metrics.csv").exists())
+    return next(folder for folder in _numbered(name) if not _is_taken(folder))
+
+
+def _newest_folder(name: str) -> Path:
+    """The last before that, or `name`."""
+    taken = list(takewhile(_is_taken, _numbered(name)))
+    return Path(taken[-1] if taken else name)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    return chain([name], (f"{name}-{number}" for number in count(2)))
+
+
+def _is_taken(folder: str) -> bool:
+    return any((Path(folder) / name).exists() for name in ("metrics.csv", "resume.npz"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""L7: what a person sees while a run goes on, and the table it leaves: a progress bar, lines, metrics.csv."""
+"""L7: what a person sees while a run goes on, a progress bar and lines, and the table it leaves."""
 
 import csv
+import io
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from minigrad.serialize import replacing
 
 
 class Progress:
@@ -67,14 +72,15 @@ class Metrics:
         )
 
 
-class MetricsFile:
-    """metrics.csv: a row is on the disk as soon as its epoch is over."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerow(field.name for field in fields(Metrics))
-
-    def append(self, metrics: Metrics) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(f"{v:.6g}" if isinstance(v, float) else v for v in asdict(metrics).values())
+def write_table(path: Path, history: Sequence[Metrics]) -> None:
+    """All epochs so far, as .csv or, with a JSON object in each line, as .jsonl, in the place of an earlier file."""
+    text = io.StringIO(newline="")
+    if path.suffix == ".jsonl":
+        text.writelines(f"{json.dumps(asdict(metrics))}\n" for metrics in history)
+    else:
+        table = csv.writer(text)
+        table.writerow(field.name for field in fields(Metrics))
+        for metrics in history:
+            table.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in asdict(metrics).values())
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())

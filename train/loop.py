@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,10 @@ from train.settings import Settings
 _STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
 _unwarned = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported once, and in full
 _UNREAD = 20  # steps of a GPU from one look at the loss to the next: each look waits for it
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """`fit` ends early, as `Trainer.stop` was set."""
 
 
 class Trainer:
@@ -59,24 +64,36 @@ class Trainer:
         self.threads = 1 if self.graph or any(model.named_buffers()) else settings.threads
         self.shards = Shards(self.threads, self.generator.seed + 1)
         self.sums = _Sums(settings.device)  # of the epoch
-        generators = [self.generator, *self.shards.generators]
-        self.run = GraphedStep(self.compute, self.optimizer, generators=generators) if self.graph else self.compute
+        self.generators = [self.generator, *self.shards.generators]
+        self.run = GraphedStep(self.compute, self.optimizer, generators=self.generators) if self.graph else self.compute
+        # The place in the run; train/resume.py brings a new trainer to that of an earlier one.
+        self.epoch = 0  # so many are done
+        self.position = 0  # so many steps of the next one are
+        self.order: Array | None = None  # of its images, from its first step on
+        self.seconds = 0.0  # that it took so far, before the process was started that goes on with it
+        self.stop = Event()  # once set, `fit` ends after the step that is running
 
     def fit(self) -> Iterator[Metrics]:
-        """Train; yields the metrics after each epoch.
+        """Train, from the place where the trainer is; yields the metrics after each epoch.
 
         Raises:
             InputError: the loss is no longer finite, so that going on is of no use.
+            Stopped: `stop` was set. The trainer is between two steps; what is saved now goes on from there.
         """
         with self.shards:
-            for epoch in range(1, self.settings.epochs + 1):
-                start = time.perf_counter()
-                train_loss, train_acc = self.train_epoch(f"epoch {epoch}/{self.settings.epochs}")
-                trained = time.perf_counter()
-                test_loss, test_acc = self.evaluate()
+            while self.epoch < self.settings.epochs:
+                start = time.perf_counter() - self.seconds
+                try:
+                    train_loss, train_acc = self.train_epoch(f"epoch {self.epoch + 1}/{self.settings.epochs}")
+                    trained = time.perf_counter()
+                    test_loss, test_acc = self.evaluate()
+                except Stopped:
+                    self.seconds = time.perf_counter() - start
+                    raise
                 seconds = time.perf_counter() - start
                 speed = len(self.dataset.train) / (trained - start)
-                yield Metrics(epoch, self.lr, train_loss, train_acc, test_loss, test_acc, seconds, speed)
+                self.epoch, self.position, self.order, self.seconds = self.epoch + 1, 0, None, 0.0
+                yield Metrics(self.epoch, self.lr, train_loss, train_acc, test_loss, test_acc, seconds, speed)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
         """Every training image once, in random order; with --aug-repeats R, one of R images, R times.
@@ -84,21 +101,38 @@ class Trainer:
         Returns mean loss and accuracy while the model changes.
         """
         self.model.train()
-        self.sums.clear()
-        count, done, unread = len(self.dataset.train), 0, 1 if self.settings.device == "cpu" else _UNREAD
-        order = repeated(self.generator.permutation(count, self.settings.device), self.settings.aug_repeats)
-        loss = acc = 0.0
-        with Progress(count, " images", title) as progress:
-            for step, part in enumerate(batches(count, self.images), 1):
-                self.step(order[part])
-                if step % unread and part.stop < count:
-                    continue
-                loss, acc = self.sums.means(part.stop)
-                if not isfinite(loss):
-                    raise InputError(f"the loss became {loss} in {title}: try a lower --lr or more --warmup-epochs")
-                progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
-                done = part.stop
+        self.check_stop()
+        count, unread = len(self.dataset.train), 1 if self.settings.device == "cpu" else _UNREAD
+        if self.order is None:
+            self.sums.clear()
+            order = self.generator.permutation(count, self.settings.device)
+            self.order = repeated(order, self.settings.aug_repeats)
+        parts = list(batches(count, self.images))
+        done = parts[self.position - 1].stop if self.position else 0
+        with Progress(count, " images", title, done=done) as progress:
+            for part in parts[self.position :]:
+                self.step(self.order[part])
+                self.position += 1
+                if self.stop.is_set() or (self.position % unread == 0 and part.stop < count):
+                    loss, acc = self.means(part.stop, title)
+                    progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
+                    done = part.stop
+                    self.check_stop()
+            loss, acc = self.means(count, title)
+            progress.update(count - done, f"loss {loss:.3f} acc {acc:.1%}")
         return loss, acc
+
+    def means(self, images: int, title: str) -> tuple[float, float]:
+        """Mean loss and accuracy over so many images of the epoch, if the loss is finite."""
+        loss, acc = self.sums.means(images)
+        if not isfinite(loss):
+            raise InputError(f"the loss became {loss} in {title}: try a lower --lr or more --warmup-epochs")
+        return loss, acc
+
+    def check_stop(self) -> None:
+        """End `fit` here, between two steps, if that is asked for."""
+        if self.stop.is_set():
+            raise Stopped
 
     @_unwarned
     def step(self, index: Array) -> None:
@@ -179,6 +213,7 @@ class Trainer:
 
         with self.tested():
             for part in batches(len(test), self.settings.validation_batch_size):
+                self.check_stop()
                 for result in self.shards.run(work, test.images[part], test.labels[part]):
                     sums.add(*result)
         return sums.means(len(test))

@@ -53,6 +53,7 @@ class Settings:
     tf32: bool
     tune_cpu: bool
     output: str
+    resume: str  # the state that the run goes on from; "none": it is a new one
     checkpoint_format: str
 
     def write(self, path: Path) -> None:
@@ -94,6 +95,7 @@ COMMON: dict[str, Any] = {
     "amp_dtype": "bfloat16",
     "tf32": True,
     "tune_cpu": True,
+    "resume": "none",
     "checkpoint_format": "npz",
 }
 _CIFAR = {

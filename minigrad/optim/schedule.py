@@ -1,6 +1,9 @@
 """L5: learning rates that change with the step."""
 
+from collections.abc import Mapping
 from math import cos, pi
+
+import numpy as np
 
 from minigrad.optim.optimizer import Optimizer
 
@@ -35,6 +38,17 @@ class WarmupCosine:
     def step(self) -> None:
         """Go on to the next step's rate."""
         self.t += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """t."""
+        return {"t": np.asarray(self.t)}
+
+    def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
+        """Take back what `state_dict` gave."""
+        if "t" not in state_dict:
+            raise ValueError("WarmupCosine: this state lacks t, the number of steps")
+        self.t = int(state_dict["t"])
         self._set()
 
     def _set(self) -> None:

@@ -95,7 +95,9 @@ def test_a_run_leaves_everything(tmp_path):
     result = train(*TINY, "--epochs", 3, "--lr", "2e-3", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     folder = tmp_path / "runs" / "vit_nano_cifar-shapes"
-    assert {"args.json", "best.npz", "last.npz", "metrics.csv"} <= {file.name for file in folder.iterdir()}
+    assert {"args.json", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl"} <= {
+        file.name for file in folder.iterdir()
+    }
     history = rows(folder)
     assert list(history[0]) == [
         "epoch",
@@ -161,14 +163,16 @@ def test_works_without_the_extras(tmp_path):
         [*command, "--output", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 0 and result.stderr == ""
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == ["args.json", "best.npz", "last.npz", "metrics.csv"]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
+        *("args.json", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl", "resume.npz")
+    ]
     result = subprocess.run(
         [*command, "--checkpoint-format", "safetensors"], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.returncode == 2 and "pip install 'minigrad[train]'" in result.stderr
 
 
-def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
+def test_ctrl_c_saves(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "train", *TINY, "--epochs", "1000", "--output", "out"]
     with subprocess.Popen(
@@ -187,7 +191,11 @@ def test_ctrl_c_keeps_the_last_checkpoint(tmp_path):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert stderr.strip() == "interrupted; out/last.npz is kept"
+    assert re.fullmatch(
+        r"\nstopping after this step; once more: at once\n"
+        r"stopped after epoch \d+ and \d+ of 10 steps of the next; --resume out goes on from there\n",
+        stderr,
+    )
     with np.load(tmp_path / "out" / "last.npz") as file:
         assert "head.weight" in file.files
 

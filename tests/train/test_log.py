@@ -2,13 +2,15 @@
 
 import csv
 import io
+import json
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from train import plots
-from train.log import Metrics, MetricsFile, Progress
+from train.log import Metrics, Progress, write_table
 
 ROW = Metrics(3, 1e-3, 1.23456789, 0.5, 1.5, 0.4375, 12.5, 800.0)
 
@@ -44,11 +46,16 @@ def test_silence_without_tqdm(monkeypatch):
 
 
 def test_table(tmp_path):
-    table = MetricsFile(tmp_path / "metrics.csv")
-    table.append(ROW)
-    with table.path.open() as file:
-        (row,) = csv.DictReader(file)
-    assert row["epoch"] == "3" and row["train_loss"] == "1.23457" and row["test_acc"] == "0.4375"
+    for history in ([], [ROW], [ROW, replace(ROW, epoch=4)]):
+        for name in ("metrics.csv", "metrics.jsonl"):
+            write_table(tmp_path / name, history)
+        with (tmp_path / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["epoch"] for row in rows] == ["3", "4"][: len(history)]
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert [Metrics(**json.loads(line)) for line in lines] == history
+    assert rows[0]["train_loss"] == "1.23457" and rows[0]["test_acc"] == "0.4375"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
 
 
 def test_line():

@@ -281,7 +281,7 @@ def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
     seen, read = [], _Sums.means
 
     class Bar:
-        __init__ = __exit__ = lambda self, *arguments: None
+        __init__ = __exit__ = lambda self, *arguments, **options: None
         __enter__ = lambda self: self  # noqa: E731
         update = lambda self, count, note: seen.append(count)  # noqa: E731
 

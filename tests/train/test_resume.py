@@ -1,0 +1,414 @@
+"""A run that was interrupted goes on as if it had not been."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import manual_seed, serialize
+from tests.train.test_loop import Small
+from train import resume, shapes
+from train.__main__ import parse
+from train.errors import InputError
+from train.loop import Stopped, Trainer
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"seconds", "images_per_second"}
+AUGMENTED = [
+    "--hflip",
+    "0.5",
+    "--crop-padding",
+    "4",
+    "--aa",
+    "rand-m9-mstd0.5",
+    "--reprob",
+    "0.25",
+    "--mixup",
+    "0.8",
+    "--cutmix",
+    "1",
+    "--aug-repeats",
+    "2",
+]
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return shapes.load(60, 20)
+
+
+def trainer_of(dataset, settings, model=Small):
+    manual_seed(settings.seed)
+    return Trainer(model().to(settings.device), dataset, settings)
+
+
+def finish(trainer, history=()):
+    history = [*history, *trainer.fit()]
+    return [{k: v for k, v in asdict(row).items() if k not in TIMES} for row in history], trainer.model.state_dict()
+
+
+def stop_after(trainer, steps):
+    """Have `fit` stop after so many steps of the whole run."""
+    step = trainer.step
+
+    def counted(index):
+        step(index)
+        if trainer.schedule.t == steps:
+            trainer.stop.set()
+
+    trainer.step = counted
+
+
+def interrupted(trainer, steps, path):
+    """Run until the stop, and save."""
+    stop_after(trainer, steps)
+    history = []
+    with pytest.raises(Stopped):
+        for metrics in trainer.fit():
+            history.append(metrics)
+    resume.save(path, trainer, history)
+
+
+def residual():
+    return models.create_model("roadmap_00_resnet50_cifar")
+
+
+@pytest.mark.parametrize(
+    ("flags", "model", "stops"),
+    [
+        (["--threads", "1"], Small, range(1, 8)),
+        (["--threads", "2", *AUGMENTED], Small, [1, 3, 4, 6]),
+        (["--model-ema", "--model-ema-decay", "0.7"], Small, [3, 4, 7]),
+        (["--batch-size", "8", "--grad-accum-steps", "2"], Small, [3]),
+        (["--amp", "--amp-dtype", "float16"], Small, [3]),
+        (["--batch-size", "20"], residual, [2]),
+    ],
+    ids=["plain", "random", "average", "accumulated", "scaled", "buffers"],
+)
+def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
+    settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
+    expected, weights = finish(trainer_of(dataset, settings, model))
+    for steps in stops:
+        path = tmp_path / resume.NAME
+        interrupted(trainer_of(dataset, settings, model), steps, path)
+        manual_seed(99)  # what a new process begins with is no part of it
+        again = trainer_of(dataset, settings, model)
+        history = resume.load(path, again)
+        assert (again.epoch, again.position) == divmod(steps, again.steps) or again.position == again.steps
+        found, weights_again = finish(again, history)
+        assert found == expected
+        for name, value in weights.items():
+            np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy(), err_msg=f"{name}, {steps}")
+
+
+def test_stops_may_follow_each_other(dataset, tmp_path):
+    """After every single step a new process."""
+    settings, path = (
+        parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED]),
+        tmp_path / resume.NAME,
+    )
+    expected, weights = finish(trainer_of(dataset, settings))
+    trainer = trainer_of(dataset, settings)
+    for step in range(1, 8):
+        interrupted_history = resume.load(path, trainer) if path.exists() else []
+        stop_after(trainer, step)
+        with pytest.raises(Stopped):
+            for metrics in trainer.fit():
+                interrupted_history.append(metrics)
+        resume.save(path, trainer, interrupted_history)
+        trainer = trainer_of(dataset, settings)
+    found, weights_again = finish(trainer, resume.load(path, trainer))
+    assert found == expected
+    for name, value in weights.items():
+        np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy())
+
+
+def test_a_stop_while_testing(dataset, tmp_path):
+    settings, path = parse(["--epochs", "1", "--batch-size", "30", "--validation-batch-size", "5"]), tmp_path / "r.npz"
+    expected, _ = finish(trainer_of(dataset, settings))
+    trainer, seen = trainer_of(dataset, settings), []
+
+    def look(model, inputs, output):
+        seen.append(model.training)
+        if seen.count(False) == 2:
+            trainer.stop.set()
+
+    trainer.model.register_forward_hook(look)
+    with pytest.raises(Stopped):
+        list(trainer.fit())
+    assert trainer.position == trainer.steps and seen.count(False) < 20
+    resume.save(path, trainer, [])
+    again = trainer_of(dataset, settings)
+    assert finish(again, resume.load(path, again))[0] == expected
+
+
+# A state that does not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(dataset, tmp_path):
+    settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--model-ema"])
+    interrupted(trainer_of(dataset, settings), 6, tmp_path / resume.NAME)
+    return settings, tmp_path / resume.NAME
+
+
+def changed(path, **changes):
+    arrays, metadata = serialize.load(path)
+    for name, change in changes.items():
+        table = arrays if name in arrays else metadata
+        table[name] = change(table.get(name))
+    serialize.save(path, {name: x for name, x in arrays.items() if x is not None}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model/head.bias": lambda x: x[:5]}, r"model/head.bias is \(5,\) float32 in it, and \(10,\) float32 in this"),
+        ({"model/head.bias": lambda x: x.astype(float)}, r"model/head.bias is \(10,\) float64 in it"),
+        ({"model/head.bias": lambda x: None}, r"model/head.bias is missing"),
+        ({"ema/updates": lambda x: None}, r"ema/updates is missing"),
+        ({"optimizer/0.0.m": lambda x: None}, r"optimizer/0.0.m is missing"),
+        ({"optimizer/0.0.step": lambda x: x * 1.5}, r"optimizer/0.0.step is \(\) float64 in it"),
+        ({"order": lambda x: x + 1}, r"order of the images has numbers of none"),
+        ({"order": lambda x: None}, r"not of the same step"),
+        ({"schedule/t": lambda x: x + 1}, r"not of the same step"),
+        ({"position": lambda x: 99}, r"it is at step 99 after 1 epochs, of 4 steps each"),
+        ({"position": lambda x: True}, r"it is at step True"),
+        ({"draws": lambda x: x[:-1]}, r"no count of draws for each of 2 random streams"),
+        ({"draws": lambda x: [-1, 0]}, r"no count of draws"),
+        ({"history": lambda x: []}, r"it is at step|not of the same step"),
+        ({"history": lambda x: [{}]}, r"its table of epochs is damaged"),
+        ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has what is no number"),
+        ({"lr": lambda x: None}, r"its rate or its time is no number"),
+        ({"data": lambda x: {**x, "images": [1, 2]}}, r"are no longer those it was trained on"),
+        ({"resume": lambda x: 2}, r"is something else, not the state of a run"),
+        ({"settings": lambda x: 7}, r"is something else, not the state of a run"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, message):
+    settings, path = saved
+    changed(path, **changes)
+    trainer = trainer_of(dataset, settings)
+    before = {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(InputError, match=message) as error:
+        resume.load(path, trainer)
+    assert "\n" not in str(error.value)
+    for name, value in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), before[name])
+    assert trainer.epoch == trainer.position == trainer.generator.draws == 0 and not trainer.optimizer.state[0][0]
+
+
+def test_every_cut_and_many_changes_are_noticed(dataset, saved):
+    """A changed byte gives an error of one line, or is where no array is."""
+    settings, path = saved
+    whole, chance = path.read_bytes(), random.Random(0)
+    for _ in range(30):
+        path.write_bytes(whole[: chance.randrange(len(whole))])
+        with pytest.raises(InputError, match="cannot go on with"):
+            resume.load(path, trainer_of(dataset, settings))
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            resume.load(path, trainer_of(dataset, settings))
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_settings_come_from_the_state(saved):
+    settings, path = saved
+    for flags in (["--resume", path], ["--resume", path.parent], ["--resume", "auto", "--output", path.parent]):
+        found = parse([*map(str, flags), "--batch-size", "16", "--data-dir", "elsewhere"])
+        expected = replace(settings, data_dir="elsewhere", output=str(path.parent), resume=str(path))
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: leave the flag out to go on with it"),
+        (["--model", "vit_tiny_cifar"], "is of a run with --model vit_nano_cifar, not vit_tiny_cifar"),
+        (["--output", "/elsewhere"], "a run goes on in the folder of its state; leave --output out"),
+    ],
+)
+def test_flags_must_agree_with_the_state(saved, flags, message):
+    with pytest.raises(InputError, match=message):
+        parse(["--resume", str(saved[1]), *flags])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: {k: v for k, v in x.items() if k != "seed"}, "of another version of this program, .*--seed"),
+        (lambda x: {**x, "epochs": "many"}, "its epochs is 'many'"),
+    ],
+)
+def test_settings_that_are_damaged(saved, change, message):
+    changed(saved[1], settings=change)
+    with pytest.raises(InputError, match=message):
+        parse(["--resume", str(saved[1])])
+
+
+def test_what_is_no_state(tmp_path):
+    with pytest.raises(InputError, match="there is no file"):
+        parse(["--resume", str(tmp_path / "none.npz")])
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(
+        InputError, match=r"is something else, not the state of a run, which is in its folder as resume"
+    ):
+        parse(["--resume", str(tmp_path / "other.npz")])
+    serialize.save(tmp_path / "best.npz", {}, {"model": {}})
+    with pytest.raises(InputError, match=r"is a trained model, not the state"):
+        parse(["--resume", str(tmp_path / "best.npz")])
+    (tmp_path / "metrics.csv").write_text("epoch\n")
+    with pytest.raises(InputError, match=r"holds the results of a run, but not its state"):
+        parse(["--resume", "auto", "--output", str(tmp_path)])
+
+
+def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--resume", "auto"]) == parse([])
+    for name in ("vit_nano_cifar-shapes", "vit_nano_cifar-shapes-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.csv").write_text("")
+    with pytest.raises(InputError, match="runs/vit_nano_cifar-shapes-2 holds"):
+        parse(["--resume", "auto"])
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--threads", "1"]
+FLAGS += ["--epochs", "12", "--model-ema", "--crop-padding", "4"]
+
+# As `python -m train`, but the process kills itself at the N-th of the moments when it opens, renames or removes a file
+# in the output folder.
+KILLED_AT_FILE = """
+import os, signal, sys
+from train.__main__ import main
+
+left, folder = int(sys.argv.pop(1)), sys.argv[2]
+
+def hook(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove") and str(arguments[0]).startswith(folder):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+sys.exit(main())
+"""
+
+
+def start(folder, *flags, how=("-m", "train")):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", *how, "--output", folder, "--resume", "auto", *flags]
+    return subprocess.Popen(
+        [*map(str, command)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+    )
+
+
+def to_the_end(folder, *flags):
+    process = start(folder, *flags)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    return out
+
+
+def table(folder):
+    """metrics.csv without the times, as text."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        lines = [line.rstrip("\r\n").split(",") for line in file]
+    kept = [i for i, name in enumerate(lines[0]) if name not in TIMES]
+    return [",".join(line[i] for i in kept) for line in lines]
+
+
+def same_results(folder, expected):
+    assert table(folder) == table(expected)
+    for name in ("best.npz", "last.npz"):
+        (found, told), (wanted, tells) = serialize.load(folder / name), serialize.load(expected / name)
+        assert told["epoch"] == tells["epoch"] and set(found) == set(wanted)
+        for key, value in wanted.items():
+            np.testing.assert_array_equal(found[key], value)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
+    assert not list(folder.glob("*.part"))
+    assert resume.is_finished(folder / resume.NAME)
+
+
+def loads(folder):
+    """What a killed process leaves is whole: every file in its place, and no row of the table twice or cut."""
+    for name in ("best.npz", "last.npz", resume.NAME):
+        if (folder / name).exists():
+            serialize.load(folder / name)
+    if (folder / "metrics.csv").exists():
+        assert (folder / resume.NAME).exists()
+        epochs = [line.split(",")[0] for line in table(folder)[1:]]
+        assert epochs == [str(epoch) for epoch in range(1, len(epochs) + 1)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    to_the_end(folder, *FLAGS)
+    return folder
+
+
+def test_killed_at_any_time_it_goes_on(uninterrupted, tmp_path):
+    chance, kills, run = random.Random(1), 0, 0
+    while kills < 12 or (tmp_path / str(run)).exists():
+        process = start(tmp_path / str(run), *FLAGS)
+        if kills < 12:
+            for line in process.stdout:
+                if line.startswith("output"):
+                    break
+            time.sleep(chance.uniform(0, 0.3))
+            process.kill()
+        process.communicate(timeout=100)
+        kills += process.returncode == -signal.SIGKILL
+        loads(tmp_path / str(run))
+        if process.returncode == 0:
+            same_results(tmp_path / str(run), uninterrupted)
+            run += 1
+
+
+def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
+    chance, kills, code = random.Random(2), 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        process = start(tmp_path / "run", *FLAGS, how=("-c", KILLED_AT_FILE, chance.randint(1, 60)))
+        _, err = process.communicate(timeout=100)
+        code, kills = process.returncode, kills + 1
+        loads(tmp_path / "run")
+    assert code == 0 and kills > 5, err
+    same_results(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, *FLAGS)
+    for line in process.stdout:
+        if line.startswith("epoch  3"):
+            break
+    time.sleep(0.03)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    said = err.split("\n")
+    assert said[1] == "stopping after this step; once more: at once" and said[2].startswith("stopped after epoch ")
+    assert said[2].endswith(f"--resume {folder} goes on from there")
+    assert "resume   after epoch " in to_the_end(folder)
+    same_results(folder, uninterrupted)
+    assert to_the_end(folder) == f"finished {folder} holds all 12 epochs: there is nothing to go on with\n"
