@@ -150,7 +150,14 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         for part in batches(len(index), self.settings.batch_size):
+            # The shards of a batch add up apart from earlier ones: a + b = b + a, but (c + a) + b is not (c + b) + a.
+            earlier = [p.grad for p in self.parameters] if self.threads > 1 else []
+            if earlier:
+                self.optimizer.zero_grad()
             self.accumulate(index[part], len(index))
+            for parameter, grad in zip(self.parameters, earlier, strict=False):
+                if grad is not None:
+                    parameter.grad = grad if parameter.grad is None else Tensor(grad.data + parameter.grad.data)
         self.move()
 
     def accumulate(self, index: Array, images_of_step: int) -> None:

@@ -22,22 +22,8 @@ from train.loop import Stopped, Trainer
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second"}
-AUGMENTED = [
-    "--hflip",
-    "0.5",
-    "--crop-padding",
-    "4",
-    "--aa",
-    "rand-m9-mstd0.5",
-    "--reprob",
-    "0.25",
-    "--mixup",
-    "0.8",
-    "--cutmix",
-    "1",
-    "--aug-repeats",
-    "2",
-]
+AUGMENTED = ["--hflip", "0.5", "--crop-padding", "4", "--aa", "rand-m9-mstd0.5", "--reprob", "0.25"]
+AUGMENTED += ["--mixup", "0.8", "--cutmix", "1", "--aug-repeats", "2"]
 
 
 @pytest.fixture(scope="module")
