@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, count, takewhile
 from math import isfinite, nan
 from pathlib import Path
@@ -34,9 +35,10 @@ def run(settings: Settings) -> int:
     from train.log import Metrics, write_table
 
     check(settings)
-    folder = Path(settings.output)
-    state, goes_on = folder / resume.NAME, settings.resume != "none"
-    if goes_on and resume.is_finished(Path(settings.resume)):
+    folder, goes_on = Path(settings.output), settings.resume != "none"
+    state = Path(settings.resume) if goes_on else folder / resume.NAME
+    settings = replace(settings, resume="none")  # what a run writes is the same however it came about
+    if goes_on and resume.is_finished(state):
         print(f"finished {folder} holds all {settings.epochs} epochs: there is nothing to go on with")
         return 0
     dataset = datasets.load(settings)
@@ -47,7 +49,7 @@ def run(settings: Settings) -> int:
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
     trainer = loop.Trainer(model, dataset, settings)
-    history: list[Metrics] = resume.load(Path(settings.resume), trainer) if goes_on else []
+    history: list[Metrics] = resume.load(state, trainer) if goes_on else []
     if settings.tune_cpu:
         tune_cpu(trainer.threads)
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -296,8 +297,13 @@ sys.exit(main())
 """
 
 
-def start(folder, *flags, how=("-m", "train")):
+def start(folder, *flags, how=("-m", "train"), largest_file=resource.RLIM_INFINITY):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
+
     command = [sys.executable, "-W", "error", *how, "--output", folder, "--resume", "auto", *flags]
     return subprocess.Popen(
         [*map(str, command)],
@@ -305,7 +311,7 @@ def start(folder, *flags, how=("-m", "train")):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+        preexec_fn=prepare,
     )
 
 
@@ -400,3 +406,31 @@ def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
     assert "resume   after epoch " in to_the_end(folder)
     same_results(folder, uninterrupted)
     assert to_the_end(folder) == f"finished {folder} holds all 12 epochs: there is nothing to go on with\n"
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):
+    """A limit on the size of a file stands for the end of the disk, which comes in the midst of one of them."""
+    folder = tmp_path / "run"
+    weights = (uninterrupted / "last.npz").stat().st_size
+
+    def fails(limit):
+        process = start(folder, *FLAGS, largest_file=limit)
+        _, err = process.communicate(timeout=100)
+        assert process.returncode == 2
+        assert err == f"python -m train: cannot write to --output {folder}: File too large\n"
+        assert not list(folder.glob("*.part"))
+        return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.json"}
+
+    assert fails(1000) == fails(weights) == {}
+    process = start(folder, *FLAGS)
+    for line in process.stdout:
+        if line.startswith("epoch  3"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    kept = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.json"}
+    for limit in (1000, weights // 2, weights + 10_000, 3 * weights):
+        assert fails(limit) == kept, limit
+    to_the_end(folder)
+    same_results(folder, uninterrupted)
