@@ -491,27 +491,46 @@ inline __half __float2half(float x) {
     return {(uint16_t)(sign | ((exponent + 13) * 1024 + units))};
 }
 
-// C += A B on a warp's tensor core: A (16, 16) and B (16, 8) in bfloat16, C (16, 8) in float. Each lane holds a few
-// entries, two bfloat16 in a register, as the PTX manual has it for mma.m16n8k16. With g = lane / 4 and t = lane % 4:
-//
-//   a[0], a[1]   rows g and g + 8, columns 2t and 2t + 1          a[2], a[3]   the same rows, columns 2t + 8, 2t + 9
-//   b[0], b[1]   rows 2t, 2t + 1 and 2t + 8, 2t + 9, column g
-//   c[0], c[1]   row g, columns 2t and 2t + 1                     c[2], c[3]   row g + 8, the same columns
-inline void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], CUDA_ON_CPU_CALLER) {
-    struct Registers { uint32_t a[4], b[2]; } mine;
-    std::memcpy(mine.a, a, sizeof a);
-    std::memcpy(mine.b, b, sizeof b);
-    cuda_on_cpu::meet(~0u, &mine, sizeof mine, {"mma_m16n8k16", file, line});
+// A warp's tensor core: what minigrad/kernels/cuda/mma.cuh does by instructions, and says who holds what. `Number` is one
+// of the narrow types.
+template <class Number>
+void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Number, CUDA_ON_CPU_CALLER) {
+    struct Registers { unsigned a[4], b[2]; };
+    const Registers mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+    cuda_on_cpu::meet(~0u, &mine, sizeof mine, {"multiply", file, line});
     const int g = cuda_on_cpu::running->lane / 4, t = cuda_on_cpu::running->lane % 4;
     for (int k = 0; k < 16; ++k) {
         const int holder = k % 8 / 2, half = k / 8;  // t of the lane that has column k of A, and row k of B
-        const auto number = [k](uint32_t pair) { return __uint_as_float(k % 2 ? pair & 0xffff0000 : pair << 16); };
+        const auto number = [k](unsigned pair) {
+            const uint16_t bits = pair >> k % 2 * 16;
+            Number number;
+            std::memcpy(&number, &bits, 2);
+            return (float)number;
+        };
         const auto rows = cuda_on_cpu::found<Registers>(4 * g + holder);
         for (int j = 0; j < 2; ++j) {
             const auto column = cuda_on_cpu::found<Registers>(4 * (2 * t + j) + holder);
             c[j] += number(rows.a[2 * half]) * number(column.b[half]);
             c[2 + j] += number(rows.a[2 * half + 1]) * number(column.b[half]);
         }
+    }
+}
+
+template <bool TRANSPOSED>
+void load_tiles(unsigned (&tiles)[4], const void* address, CUDA_ON_CPU_CALLER) {
+    struct Row { uint16_t at[8]; };
+    if ((uintptr_t)address % 16) CUDA_ON_CPU_FAIL("load_tiles at %s:%d of a row at a misaligned address", file, line);
+    Row mine;
+    std::memcpy(&mine, address, sizeof mine);
+    cuda_on_cpu::meet(~0u, &mine, sizeof mine, {"load_tiles", file, line});
+    const int g = cuda_on_cpu::running->lane / 4, t = cuda_on_cpu::running->lane % 4;
+    for (int tile = 0; tile < 4; ++tile) {
+        unsigned pair[2];
+        for (int i = 0; i < 2; ++i) {
+            const int row = TRANSPOSED ? 2 * t + i : g, column = TRANSPOSED ? g : 2 * t + i;
+            pair[i] = cuda_on_cpu::found<Row>(8 * tile + row).at[column];
+        }
+        tiles[tile] = pair[0] | pair[1] << 16;
     }
 }
 

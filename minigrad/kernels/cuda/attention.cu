@@ -28,9 +28,9 @@
 // most 32 · SLOTS. Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
 //
 // registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
-// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 168, attention_backward_kv 168
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 168, attention_backward_kv 168
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 216, attention_backward_kv 168
+// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 152, attention_backward_kv 128
+// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 128, attention_backward_kv 128
+// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 208, attention_backward_kv 160
 #include "common.cuh"
 
 typedef float Stored;  // what q, k, v, y and their gradients are kept in
@@ -133,7 +133,7 @@ static inline __device__ void add_up(Stored* to, long long step, int first, int 
 }
 
 // An array as a parameter: where it begins, and its strides. And where the rows of this block's entry and head begin.
-#define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, long long name##_row
+#define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, int name##_row
 #define HERE(name) (name + entry * name##_outer + head * name##_head)
 
 // The mask as a parameter: strides of 0 where it is broadcast, and null if there is none. Entries take one of `masks`

@@ -17,6 +17,7 @@ ROWS = 4  # that a warp works on at once, as in attention.cu
 MOST_WARPS = 8  # of a block
 WIDEST, LONGEST = 128, 256  # E and V; L and S: what finds room in a thread's registers
 FLOAT, PACK = 4, 16  # bytes of a number, and of what a thread reads at once
+FARTHEST = 2**31  # numbers from one row to the next are fewer: an int in the kernels
 SHARED = 227 << 10  # bytes of shared memory that a block may have on a Hopper GPU
 
 
@@ -46,36 +47,34 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         if mask is not None and not (on_gpu(mask) and mask.dtype == np.float32 and _fits(mask, (*q.shape[:-1], S))):
             return False
         shared = max(_block(rows, own, E, V, backward=True)[1] for rows, own in ((S, L), (L, S)))
-        return shared <= most_shared(q) and all(_readable(x) for x in (q, k, v))
+        return shared <= most_shared(q) and all(readable(x, np.float32) for x in (q, k, v))
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
         self.q, self.k, self.v, self.mask = q, k, v, _laid_out(mask, (*q.shape[:-1], k.shape[-2]))
         self.scale = choices["scale"]
-        y = _empty_like(q, v.shape[-1])
+        y = empty_like(q, v.shape[-1])
         self.lse = array_module(q).empty(q.shape[:-1], np.float32) if any(self.needs_input_grad) else None
-        self._launch("attention_forward", k, q, *_seen(y), self.lse)
+        self._launch("attention_forward", k, q, *seen(y), self.lse)
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         q, k, v = self.q, self.k, self.v
         want_q, want_k, want_v, want_mask = self.needs_input_grad
-        if not _readable(grad_output):
+        if not readable(grad_output, np.float32):
             grad_output = grad_output.astype(np.float32, order="C")
         empty = array_module(q).empty
-        grad_q, grad_k, grad_v = (
-            _empty_like(x, x.shape[-1]) if want else None for x, want in ((q, want_q), (k, want_k), (v, want_v))
-        )
+        grad_q, grad_k, grad_v = attention.gradients_like(q, k, v, wanted=(want_q, want_k, want_v))
         along = empty(q.shape[:-1], np.float32) if want_k else None
         grad_scores = empty((*q.shape[:-1], k.shape[-2]), np.float32) if want_mask else None
         if want_q or want_k or want_mask:
             self._launch(
                 "attention_backward_q", k, q,
-                *_seen(grad_output), *_seen(grad_q), self.lse, along, grad_scores,
+                *seen(grad_output), *seen(grad_q), self.lse, along, grad_scores,
             )  # fmt: skip
         if want_k or want_v:
             self._launch(
                 "attention_backward_kv", q, k,
-                *_seen(grad_output), *_seen(grad_k), *_seen(grad_v), self.lse, along,
+                *seen(grad_output), *seen(grad_k), *seen(grad_v), self.lse, along,
             )  # fmt: skip
         return grad_q, grad_k, grad_v, grad_scores
 
@@ -87,7 +86,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         warps, shared = _block(rows, own.shape[-2], E, V, backward=name != "attention_forward")
         _kernel(name, E, V, -(-rows // WARP))(
             prod(self.q.shape[:-2]), (WARP, warps),
-            *_seen(self.q), *_seen(self.k), *_seen(self.v), *self.mask, *args,
+            *seen(self.q), *seen(self.k), *seen(self.v), *self.mask, *args,
             np.int32(heads), np.int32(L), np.int32(S), np.float32(self.scale),
             shared=shared,
         )  # fmt: skip
@@ -129,13 +128,13 @@ def most_shared(x: Array) -> int:
     return _most_shared[device]
 
 
-def _readable(x: Array) -> bool:
+def readable(x: Array, dtype: Any) -> bool:
     """Whether the numbers of a row lie side by side, in packs, and the outer axes are as good as one."""
-    if x.dtype != np.float32 or x.shape[-1] % (PACK // FLOAT) or x.strides[-1] != FLOAT or pointer(x) % PACK:
+    if x.dtype != dtype or x.shape[-1] % (PACK // x.itemsize) or x.strides[-1] != x.itemsize or pointer(x) % PACK:
         return False
     steps = _steps(x)
     even = all(outer == count * inner for (_, outer), (count, inner) in pairwise(steps[:-2]))
-    return even and all(step % PACK == 0 for _, step in steps)
+    return even and all(step % PACK == 0 for _, step in steps) and abs(steps[-1][1]) < FARTHEST * x.itemsize
 
 
 def _steps(x: Array) -> list[tuple[int, int]]:
@@ -144,20 +143,21 @@ def _steps(x: Array) -> list[tuple[int, int]]:
     return [(count, step) for count, step in steps[:-2] if count > 1] + steps[-2:]
 
 
-def _seen(x: Array | None) -> tuple[Any, ...]:
+def seen(x: Array | None) -> tuple[Any, ...]:
     """A readable x as a kernel takes it: how many numbers there are to the next entry, head, and row comes after it."""
     if x is None:
-        return None, *[np.int64(0)] * 3
+        return None, np.int64(0), np.int64(0), np.int32(0)
     *outer, (_, head), (_, row) = _steps(x)
-    return x, *(np.int64(step // FLOAT) for step in (outer[-1][1] if outer else 0, head, row))
+    entry = outer[-1][1] if outer else 0
+    return x, np.int64(entry // x.itemsize), np.int64(head // x.itemsize), np.int32(row // x.itemsize)
 
 
-def _empty_like(x: Array, width: int) -> Array:
+def empty_like(x: Array, width: int) -> Array:
     """Room for rows of another width, with x's order of heads and rows in memory, and no gaps."""
     empty, (*outer, heads, rows, _) = array_module(x).empty, x.shape
     if abs(x.strides[-3]) < abs(x.strides[-2]):
-        return empty((*outer, rows, heads, width), np.float32).swapaxes(-2, -3)
-    return empty((*outer, heads, rows, width), np.float32)
+        return empty((*outer, rows, heads, width), x.dtype).swapaxes(-2, -3)
+    return empty((*outer, heads, rows, width), x.dtype)
 
 
 def _fits(mask: Array, shape: tuple[int, ...]) -> bool:
@@ -173,7 +173,7 @@ def _laid_out(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
     Every entry reads it, so it is copied if keys do not lie side by side, and if masks do not simply repeat.
     """
     if mask is None:
-        return None, *[np.int64(0)] * 4, np.int32(1)
+        return None, *[np.int64(0)] * 2, np.int32(0), np.int64(0), np.int32(1)
     xp, outer = array_module(mask), shape[:-3]
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
     masks = mask.shape[:-3]
@@ -183,4 +183,5 @@ def _laid_out(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
     mask = xp.ascontiguousarray(mask)
     steps = [0 if count == 1 else step // FLOAT for count, step in zip(mask.shape, mask.strides, strict=True)]
     count, step = prod(mask.shape[:-3]), prod(mask.shape[-3:])
-    return mask, *(np.int64(step) for step in (step, *steps[-3:])), np.int32(count)
+    head, row, key = steps[-3:]
+    return mask, np.int64(step), np.int64(head), np.int32(row), np.int64(key), np.int32(count)

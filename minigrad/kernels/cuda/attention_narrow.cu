@@ -1,0 +1,333 @@
+// Attention for short rows of narrow numbers, on tensor cores. The formulas are those of attention.cu:
+//
+//   S = scale · q kᵀ + B,   P = exp(S - lse),   lse_i = log Σ_j exp(S_ij)               y = P v
+//
+//   ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - D),   D_i = Σ_j ∂P_ij P_ij = ⟨∂y_i, y_i⟩          ∂B = Σ ∂S
+//   ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
+//
+//   q, ∂q (L, E)    k, ∂k (S, E)    v, ∂v (S, V)    y, ∂y (L, V)    all Stored        B (L, S)    lse, D (L,)    float
+//
+// for each of `heads` heads of each of `entries` entries of an outer axis: images, or windows. B is a head's, the same
+// for all entries. Block (chunk, head) has the entries chunk, chunk + chunks, ... of its head, one after another, so that
+// it can add up ∂B. It brings all rows of an entry into shared memory, and each of its warps takes 16 of them at a time:
+//
+//                                warp's rows    meets            finds
+//   attention_narrow_forward     q              k, v             y, lse
+//   attention_narrow_backward    q, ∂y          k, v             ∂q, ∂S
+//                         then   k, v           q, ∂y            ∂k, ∂v
+//
+// What they meet comes in spans of 16 rows. A warp then has 16 x 16 scores in the registers of its lanes, rounds the
+// weights that it makes of them, and multiplies these at once: see mma.cuh. So forward a softmax is finished before all
+// its scores are known, by Milakov and Gimelshein 2018, arXiv:1805.02867: with the largest score m so far, the sums of
+// exp(S - m) and of exp(S - m) v are kept, and when a larger m' comes, both are multiplied by exp(m - m').
+//
+// Swin: with WINDOW = M, an entry is one of the M x M windows of a map of `down` x `right` tokens, rolled up by
+// `shift_down` and to the left by `shift_right`. Nothing is rolled or cut: the rows of q, k, v, y are the tokens of the
+// map, and which of them is token i of window (a, b) is reckoned. Tokens that only the roll made neighbours are in
+// different regions, and APART is added to their score:
+//
+//   r = a M + i / M,   c = b M + i % M                                 in the rolled map
+//   place_i = ((r + shift_down) mod down) · right + (c + shift_right) mod right
+//   region_i = 3 · part(r) + part(c)     part: 0 before the last window, in it 1 before the seam, and 2 after it
+//
+// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0. Grid: heads · chunks. Block: (32,
+// warps). Shared memory: see attention_narrow.py.
+//
+// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 128
+// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_narrow_forward 80, attention_narrow_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_narrow_forward 80, attention_narrow_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_narrow_forward 80, attention_narrow_backward 128
+// registers[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12]: attention_narrow_forward 80, attention_narrow_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 255
+#include "common.cuh"
+#include "mma.cuh"
+
+constexpr int E = QK_WIDTH, V = V_WIDTH;
+constexpr bool WINDOWS = WINDOW > 0;
+constexpr int M = WINDOWS ? WINDOW : 1;
+constexpr float APART = -100;
+// How many blocks of 8 warps the registers must be enough for, at least.
+constexpr int FORWARD_AT_ONCE = E + V < 128 ? 3 : 2, BACKWARD_AT_ONCE = E + V <= 128 ? 2 : 1;
+#define INF __int_as_float(0x7f800000)
+
+static inline __device__ constexpr int rounded_up(int count) { return (count + 15) / 16 * 16; }
+
+// The map that windows are of; and of one of them the place and the region of each token, in shared memory.
+struct Map {
+    int down, right, shift_down, shift_right;
+    int *places, *regions;
+
+    __device__ int windows() const { return WINDOWS ? down / M * (right / M) : 1; }
+
+    static __device__ int part(int at, int length, int shift) {
+        return shift ? (at >= length - M) + (at >= length - shift) : 0;
+    }
+    // The tokens of a window, by all of `threads` threads, of which this is `thread`.
+    __device__ void look_at(int window, int thread, int threads) const {
+        for (int i = thread; i < M * M; i += threads) {
+            const int r = window / (right / M) * M + i / M, c = window % (right / M) * M + i % M;
+            places[i] = (r + shift_down) % down * right + (c + shift_right) % right;
+            regions[i] = 3 * part(r, down, shift_down) + part(c, right, shift_right);
+        }
+    }
+    __device__ bool apart(int i, int j) const { return WINDOWS && regions[i] != regions[j]; }
+};
+
+// An array as a parameter: where it begins, and its strides. And its rows for the entry and head of a block.
+#define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, int name##_row
+#define HERE(name) {name + entry / map.windows() * name##_outer + head * name##_head, name##_row, map.places}
+
+template <class Number>
+struct Rows {
+    Number* first;
+    int step;
+    const int* places;
+
+    __device__ Number* operator[](int i) const { return first + (long long)(WINDOWS ? places[i] : i) * step; }
+};
+
+// What is added to scaled scores: B unless it is null, and APART; -∞ where there is no score.
+struct Bias {
+    const float* first;
+    int L, S;
+    Map map;
+
+    __device__ float at(int i, int j) const {
+        if (i >= L || j >= S) return -INF;
+        return (first ? first[i * S + j] : 0) + (map.apart(i, j) ? APART : 0);
+    }
+};
+
+// The sum, and the largest, over the four lanes that share a row of a C.
+static inline __device__ float row_sum(float value) {
+    value += __shfl_xor_sync(0xffffffff, value, 1);
+    return value + __shfl_xor_sync(0xffffffff, value, 2);
+}
+static inline __device__ float row_max(float value) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffff, value, 1));
+    return fmaxf(value, __shfl_xor_sync(0xffffffff, value, 2));
+}
+
+// Which row and column of a warp's (16, 16) scores is number e of tile n of this lane.
+static inline __device__ int row_of(int e) { return threadIdx.x / 4 + e / 2 * 8; }
+static inline __device__ int column_of(int n, int e) { return 8 * n + threadIdx.x % 4 * 2 + e % 2; }
+
+// `count` rows into shared memory, and zeros up to a multiple of 16: by `threads` threads, of which this is `thread`.
+template <int WIDTH>
+static inline __device__ void stage(Stored* to, const Rows<const Stored>& from, int count, int thread, int threads) {
+#pragma unroll 1
+    for (int i = thread; i < rounded_up(count) * (WIDTH / 8); i += threads) {
+        const int row = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
+        Packed<Stored, 8> pack;
+        if (row < count) pack = *reinterpret_cast<const Packed<Stored, 8>*>(from[row] + column);
+        else
+#pragma unroll
+            for (int n = 0; n < 8; ++n) pack.at[n].bits = 0;
+        *reinterpret_cast<Packed<Stored, 8>*>(to + row * spaced(WIDTH) + column) = pack;
+    }
+}
+
+// Two C = own otherᵀ:   16 rows of each, in shared memory
+template <int WIDTH>
+static inline __device__ void products(Tile (&c)[2], const Stored* own, const Stored* other) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = 0;
+#pragma unroll
+    for (int part = 0; part < WIDTH / 16; ++part) {
+        Fragment a;
+        load<WIDTH>(a, own, part);
+        multiply_by_rows<WIDTH>(c, a, other, part);
+    }
+}
+
+// What a warp has found for rows first to first + 15, times a factor for each row, to where there are such rows.
+template <int WIDTH>
+static inline __device__ void store(const Rows<Stored>& to, int count, int first, const Tile (&c)[WIDTH / 8],
+                                    const float (&factor)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = first + row_of(2 * half);
+        if (row >= count) continue;
+        Stored* const numbers = to[row] + column_of(0, 0);
+#pragma unroll
+        for (int n = 0; n < WIDTH / 8; ++n)
+            *reinterpret_cast<unsigned*>(numbers + 8 * n) =
+                pair_of(factor[half] * c[n][2 * half], factor[half] * c[n][2 * half + 1]);
+    }
+}
+
+// y, and lse unless it is null. A query that sees no key has y = 0 and lse = ∞, from which its P is 0 backward.
+extern "C" __global__ void __launch_bounds__(256, FORWARD_AT_ONCE)
+attention_narrow_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(Stored, y),
+                         const float* bias, float* lse, int entries, int heads, int L, int S, float scale, int down,
+                         int right, int shift_down, int shift_right) {
+    const int thread = threadIdx.y * WARP + threadIdx.x, threads = blockDim.y * WARP;
+    const int head = blockIdx.x % heads;
+    DYNAMIC_SHARED(Stored, queries);                          // (L, E), and zeros up to a multiple of 16 rows
+    Stored* const keys = queries + rounded_up(L) * spaced(E);  // (S, E), likewise
+    Stored* const values = keys + rounded_up(S) * spaced(E);   // (S, V), likewise
+    int* const places = reinterpret_cast<int*>(values + rounded_up(S) * spaced(V));
+    const Map map = {down, right, shift_down, shift_right, places, places + L};
+    const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
+
+    for (int entry = blockIdx.x / heads; entry < entries; entry += gridDim.x / heads) {
+        if (WINDOWS) map.look_at(entry % map.windows(), thread, threads);
+        __syncthreads();  // the places are known, and all warps have done with the entry before
+        stage<E>(queries, HERE(q), L, thread, threads);
+        stage<E>(keys, HERE(k), S, thread, threads);
+        stage<V>(values, HERE(v), S, thread, threads);
+        __syncthreads();  // all is there
+
+        for (int i = threadIdx.y * 16; i < L; i += blockDim.y * 16) {
+            float largest[2] = {-INF, -INF}, total[2] = {}, factor[2];
+            Tile sums[V / 8] = {};
+#pragma unroll 1
+            for (int j = 0; j < S; j += 16) {
+                Tile scores[2];
+                products<E>(scores, queries + i * spaced(E), keys + j * spaced(E));
+                float before[2] = {largest[0], largest[1]};
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        scores[n][e] = scale * scores[n][e] + B.at(i + row_of(e), j + column_of(n, e));
+                        largest[e / 2] = fmaxf(largest[e / 2], scores[n][e]);
+                    }
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    largest[half] = row_max(largest[half]);
+                    factor[half] = largest[half] == -INF ? 1.0f : __expf(before[half] - largest[half]);
+                    total[half] *= factor[half];
+#pragma unroll
+                    for (int n = 0; n < V / 8; ++n) sums[n][2 * half] *= factor[half], sums[n][2 * half + 1] *= factor[half];
+                }
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const float shift = largest[e / 2] == -INF ? 0.0f : largest[e / 2];
+                        scores[n][e] = __expf(scores[n][e] - shift);
+                        total[e / 2] += scores[n][e];
+                    }
+                Fragment weights;
+                as_factor(weights, scores);
+                multiply_by_columns<V>(sums, weights, values + j * spaced(V));
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = i + row_of(2 * half);
+                total[half] = row_sum(total[half]);
+                factor[half] = total[half] == 0 ? 0.0f : 1 / total[half];
+                if (lse && threadIdx.x % 4 == 0 && row < L)
+                    lse[((long long)entry * heads + head) * L + row] =
+                        total[half] == 0 ? INF : largest[half] + __logf(total[half]);
+            }
+            store<V>(HERE(y), L, i, sums, factor);
+        }
+    }
+}
+
+// ∂q, ∂k and ∂v, each unless it is null, and the block's share of ∂B unless `shares`, (chunks, heads, L, S), is null.
+extern "C" __global__ void __launch_bounds__(256, BACKWARD_AT_ONCE)
+attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(const Stored, y),
+                          ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), ARRAY(Stored, grad_k),
+                          ARRAY(Stored, grad_v), const float* bias, const float* lse, float* shares, int entries,
+                          int heads, int L, int S, float scale, int down, int right, int shift_down, int shift_right) {
+    const int thread = threadIdx.y * WARP + threadIdx.x, threads = blockDim.y * WARP;
+    const int head = blockIdx.x % heads;
+    DYNAMIC_SHARED(Stored, queries);                           // all of them as in the forward pass
+    Stored* const keys = queries + rounded_up(L) * spaced(E);
+    Stored* const values = keys + rounded_up(S) * spaced(E);
+    Stored* const grads = values + rounded_up(S) * spaced(V);  // ∂y, (L, V)
+    float* const D = reinterpret_cast<float*>(grads + rounded_up(L) * spaced(V));  // and up to a multiple of 16
+    float* const lse_of = D + rounded_up(L);                                       // likewise
+    int* const places = reinterpret_cast<int*>(lse_of + rounded_up(L));
+    float* const sums = reinterpret_cast<float*>(places + (WINDOWS ? 2 * L : 0));  // ∂B; rows lie in different banks
+    const int row_of_sums = rounded_up(S) + 8;
+    const Map map = {down, right, shift_down, shift_right, places, places + L};
+    const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
+    if (shares)
+        for (int i = thread; i < rounded_up(L) * row_of_sums; i += threads) sums[i] = 0;
+
+    for (int entry = blockIdx.x / heads; entry < entries; entry += gridDim.x / heads) {
+        if (WINDOWS) map.look_at(entry % map.windows(), thread, threads);
+        __syncthreads();  // places and zeros are there, and all warps have done with the entry before
+        stage<E>(queries, HERE(q), L, thread, threads);
+        stage<E>(keys, HERE(k), S, thread, threads);
+        stage<V>(values, HERE(v), S, thread, threads);
+        stage<V>(grads, HERE(grad_y), L, thread, threads);
+        __syncthreads();  // all is there
+
+        const Rows<const Stored> y_rows = HERE(y);
+        for (int i = thread / 4; i < rounded_up(L); i += threads / 4) {  // four lanes for each row
+            float sum = 0;
+            for (int column = thread % 4 * 8; i < L && column < V; column += 32) {
+                const auto y_i = *reinterpret_cast<const Packed<Stored, 8>*>(y_rows[i] + column);
+                const auto grad_i = *reinterpret_cast<const Packed<Stored, 8>*>(grads + i * spaced(V) + column);
+#pragma unroll
+                for (int n = 0; n < 8; ++n) sum += (float)y_i.at[n] * (float)grad_i.at[n];
+            }
+            sum = row_sum(sum);
+            if (thread % 4 == 0) {
+                D[i] = sum;
+                lse_of[i] = i < L ? lse[((long long)entry * heads + head) * L + i] : INF;
+            }
+        }
+        __syncthreads();  // every warp needs D and lse
+
+        for (int i = threadIdx.y * 16; i < L; i += blockDim.y * 16) {
+            Tile sums_q[E / 8] = {};
+#pragma unroll 1
+            for (int j = 0; j < S; j += 16) {
+                Tile scores[2], grad_probs[2];
+                products<E>(scores, queries + i * spaced(E), keys + j * spaced(E));
+                products<V>(grad_probs, grads + i * spaced(V), values + j * spaced(V));
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const int row = i + row_of(e), column = j + column_of(n, e);
+                        const float p = __expf(scale * scores[n][e] + B.at(row, column) - lse_of[row]);
+                        scores[n][e] = p * (grad_probs[n][e] - D[row]);
+                        if (shares) sums[row * row_of_sums + column] += scores[n][e];  // always by this thread
+                    }
+                Fragment grad_scores;
+                as_factor(grad_scores, scores);
+                multiply_by_columns<E>(sums_q, grad_scores, keys + j * spaced(E));
+            }
+            if (grad_q) store<E>(HERE(grad_q), L, i, sums_q, {scale, scale});
+        }
+        for (int j = threadIdx.y * 16; j < S; j += blockDim.y * 16) {
+            if (!grad_k && !grad_v) break;
+            Tile sums_k[E / 8] = {}, sums_v[V / 8] = {};
+#pragma unroll 1
+            for (int i = 0; i < L; i += 16) {
+                Tile scores[2], grad_probs[2];  // Sᵀ and ∂Pᵀ, of keys by queries
+                products<E>(scores, keys + j * spaced(E), queries + i * spaced(E));
+                products<V>(grad_probs, values + j * spaced(V), grads + i * spaced(V));
+#pragma unroll
+                for (int n = 0; n < 2; ++n)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const int row = j + row_of(e), column = i + column_of(n, e);
+                        const float p = __expf(scale * scores[n][e] + B.at(column, row) - lse_of[column]);
+                        grad_probs[n][e] = p * (grad_probs[n][e] - D[column]);
+                        scores[n][e] = p;
+                    }
+                Fragment weights, grad_scores;
+                as_factor(weights, scores);
+                as_factor(grad_scores, grad_probs);
+                multiply_by_columns<V>(sums_v, weights, grads + i * spaced(V));
+                multiply_by_columns<E>(sums_k, grad_scores, queries + i * spaced(E));
+            }
+            if (grad_k) store<E>(HERE(grad_k), S, j, sums_k, {scale, scale});
+            if (grad_v) store<V>(HERE(grad_v), S, j, sums_v, {1, 1});
+        }
+    }
+    if (!shares) return;
+
+    __syncthreads();  // all have added to ∂B
+    for (int i = thread; i < L * S; i += threads)
+        shares[(long long)blockIdx.x * L * S + i] = sums[i / S * row_of_sums + i % S];
+}
