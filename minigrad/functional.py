@@ -26,6 +26,7 @@ from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
 from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Pad
+from minigrad.ops.window_attention import WindowAttention
 from minigrad.tensor import Tensor
 
 Pair = int | tuple[int, int]
@@ -221,6 +222,27 @@ def scaled_dot_product_attention(
     checks.probability(dropout_p, "scaled_dot_product_attention")
     choices = {"scale": scale, "is_causal": is_causal, "dropout_p": dropout_p}
     return Tensor.apply(ScaledDotProductAttention, query, key, value, attn_mask, **choices)
+
+
+def window_attention(
+    qkv: Tensor,
+    bias: Tensor | None,
+    num_heads: int,
+    window_size: int,
+    shift: int | Sequence[int] = 0,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Swin's attention: softmax(q kᵀ / √d + bias) v within each window of a map that has been rolled by `shift`.
+
+    A shift is how far the windows lie below and to the right of where they would be without. Tokens of a window that
+    are no neighbours in the map, because it goes on at the other side, do not look at each other (-100 is added).
+    Shapes: qkv (B, H, W, 3C), what a linear layer makes of a map; H and W multiples of the window's size M; bias
+    (num_heads, M·M, M·M); the result (B, H, W, C), in the map's order.
+    """
+    checks.probability(dropout_p, "window_attention")
+    shift = checks.pair(shift, "shift", "window_attention", least=0)
+    choices = {"num_heads": num_heads, "window_size": window_size, "shift": shift, "dropout_p": dropout_p}
+    return Tensor.apply(WindowAttention, qkv, bias, **choices)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:

@@ -22,6 +22,7 @@ from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.conv import Conv2d
 from minigrad.ops.einsum import Einsum, make_plan
 from minigrad.ops.matmul import Linear, MatMul
+from minigrad.ops.window_attention import WindowAttention
 from models.model import ImageModel, Size, image_size, prefixes
 from models.vit import Attention
 
@@ -178,6 +179,7 @@ _MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its o
     ScaledDotProductAttention: lambda op, y, q, k, v, mask: (
         y.size // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])  # (..., L) by S pairs, E for q kᵀ, V for P v
     ),
+    WindowAttention: lambda op, y, qkv, bias: 2 * y.size * op.windows[0] ** 2,  # M² keys for each token
 }
 
 

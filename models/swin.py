@@ -29,8 +29,9 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.backend import array_module, to_device
+from minigrad.backend import array_module
 from minigrad.nn import init
+from minigrad.ops.window_attention import shift_mask, window_places
 from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
 from models.registry import register
 from models.vit import Mlp
@@ -74,7 +75,8 @@ class WindowAttention(nn.Module):
 
     B is a learned number for each head and each offset between two tokens of a window, kept in a table of
     (2M - 1)² rows. The map is shifted by rolling it: what leaves at the top comes back at the bottom, beside tokens
-    it has nothing to do with, and a mask of -100 keeps those apart (figure 4).
+    it has nothing to do with, and a mask of -100 keeps those apart (figure 4). All this is an op of its own, in
+    minigrad/ops/window_attention.py.
     """
 
     def __init__(
@@ -97,14 +99,11 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        B, H, W, C = x.shape
-        M, (Hp, Wp), shift = self.window_size, *self.layout(H, W)
-        q, k, v = self.heads(x)
-        y = F.scaled_dot_product_attention(q, k, v, self.bias(H, W), self.attn_drop if self.training else 0.0)
-        # (B, windows, heads, N, d) -> (B, windows, N, heads, d) -> (B, windows, N, C) -> (B, Hp, Wp, C)
-        y = self.proj(y.transpose(2, 3).reshape(B, y.shape[1], M * M, C))
-        y = cyclic_shift(window_reverse(y, M, Hp, Wp), *shift)
-        return self.proj_drop(y[:, :H, :W])
+        _, H, W, _ = x.shape
+        _, shift = self.layout(H, W)
+        drop = self.attn_drop if self.training else 0.0
+        y = F.window_attention(self.packed(x), self.bias(), self.num_heads, self.window_size, shift, drop)
+        return self.proj_drop(self.proj(y)[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the padded map, and its shift: ⌊M / 2⌋, but none along an axis that one window covers."""
@@ -112,39 +111,40 @@ class WindowAttention(nn.Module):
         Hp, Wp = H + -H % M, W + -W % M
         return (Hp, Wp), (M // 2 if self.shifted and Hp > M else 0, M // 2 if self.shifted and Wp > M else 0)
 
-    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """q, k and v of the shifted windows, each (B, windows, heads, N, d)."""
-        _, H, W, C = x.shape
-        M, (Hp, Wp), shift = self.window_size, *self.layout(H, W)
-        x = cyclic_shift(pad_below_right(x, Hp - H, Wp - W), -shift[0], -shift[1])
-        qkv = self.qkv(window_partition(x, M))  # (B, Hp, Wp, C) -> (B, windows, N, C) -> (B, windows, N, 3C)
-        qkv = qkv.reshape(*qkv.shape[:3], 3, self.num_heads, C // self.num_heads)
-        return qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)  # -> 3 x (B, windows, heads, N, d)
+    def packed(self, x: Tensor) -> Tensor:
+        """q, k and v of every token of the padded map: (B, H, W, C) -> (B, Hp, Wp, 3C)."""
+        _, H, W, _ = x.shape
+        (Hp, Wp), _ = self.layout(H, W)
+        return self.qkv(pad_below_right(x, Hp - H, Wp - W))
 
-    def bias(self, H: int, W: int) -> Tensor:
-        """What is added to the scores: B, (heads, N, N), or with a shift B and the mask, (windows, heads, N, N)."""
+    def bias(self) -> Tensor:
+        """B, for each two tokens of a window: (heads, N, N)."""
         M, table = self.window_size, self.relative_position_bias_table
         index = relative_position_index(M, table.device)
-        bias = table.index_select(0, index).reshape(M * M, M * M, self.num_heads).permute(2, 0, 1)
-        padded, shift = self.layout(H, W)
-        if not any(shift):
-            return bias
-        return bias + shift_mask(padded, M, shift, table.device).to(dtype=table.dtype)
+        return table.index_select(0, index).reshape(M * M, M * M, self.num_heads).permute(2, 0, 1)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """softmax(Q Kᵀ / √d + B), which the forward does not keep, put back into the image: (B, heads, H·W, H·W).
 
         Row i is what token i looks at: zero outside its window. Attention to the padding is left out.
         """
-        B, H, W, _ = x.shape
-        q, k, _ = self.heads(x)
-        windowed = F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(H, W), dim=-1)
-        place = to_device(window_places(H, W, *self.layout(H, W), self.window_size), windowed.device)
-        xp = array_module(windowed.data)
-        stitched = xp.zeros((B, self.num_heads, place.size, place.size), windowed.dtype)
+        B, H, W, C = x.shape
+        (Hp, Wp), shift = self.layout(H, W)
+        places = window_places(Hp, Wp, self.window_size, shift, x.device)  # (windows, N)
+        windows, N = places.shape
+        # (B, Hp, Wp, 3C) -> (B, windows·N, 3C) -> (B, windows, N, 3, heads, d) -> 3 x (B, windows, heads, N, d)
+        qkv = self.packed(x).reshape(B, Hp * Wp, 3 * C).index_select(1, Tensor(places.reshape(-1)))
+        qkv = qkv.reshape(B, windows, N, 3, self.num_heads, C // self.num_heads)
+        q, k, _ = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias()
+        if any(shift):
+            scores = scores + Tensor(shift_mask(Hp, Wp, self.window_size, shift, x.device))
+        windowed = F.softmax(scores, dim=-1).data
+        stitched = array_module(windowed).zeros((B, self.num_heads, Hp * Wp, Hp * Wp), windowed.dtype)
         # (B, windows, heads, N, N) -> (B, heads, windows, N, N), each number to its query's row and its key's column
-        stitched[:, :, place[:, :, None], place[:, None, :]] = windowed.data.swapaxes(1, 2)
-        return Tensor(stitched[:, :, : H * W, : H * W])
+        stitched[:, :, places[:, :, None], places[:, None, :]] = windowed.swapaxes(1, 2)
+        stitched = stitched.reshape(B, self.num_heads, Hp, Wp, Hp, Wp)[:, :, :H, :W, :H, :W]
+        return Tensor(stitched.reshape(B, self.num_heads, H * W, H * W))
 
 
 def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> Tensor:
@@ -152,31 +152,6 @@ def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> 
     if not (bottom or right):
         return x
     return F.pad(x, (0, 0) * axes_after + (0, right, 0, bottom))
-
-
-def cyclic_shift(x: Tensor, down: int, right: int) -> Tensor:
-    """A map (B, H, W, C) rolled along H and W."""
-    return x.roll((down, right), (1, 2)) if down or right else x
-
-
-def window_partition(x: Tensor, M: int) -> Tensor:
-    """The M x M windows of a map, row by row: (B, H, W, C) -> (B, windows, M·M, C)."""
-    B, H, W, C = x.shape
-    x = x.reshape(B, H // M, M, W // M, M, C).transpose(2, 3)  # (B, H/M, M, W/M, M, C) -> (B, H/M, W/M, M, M, C)
-    return x.reshape(B, (H // M) * (W // M), M * M, C)
-
-
-def window_reverse(windows: Tensor, M: int, H: int, W: int) -> Tensor:
-    """The map that the windows are from: (B, windows, M·M, C) -> (B, H, W, C)."""
-    B, _, _, C = windows.shape
-    x = windows.reshape(B, H // M, W // M, M, M, C).transpose(2, 3)  # -> (B, H/M, M, W/M, M, C)
-    return x.reshape(B, H, W, C)
-
-
-def cut(grid: np.ndarray, M: int) -> np.ndarray:
-    """The same for an array with one number for each position: (H, W) -> (windows, M·M)."""
-    H, W = grid.shape
-    return grid.reshape(H // M, M, W // M, M).swapaxes(1, 2).reshape(-1, M * M)
 
 
 @lru_cache(maxsize=64)
@@ -188,31 +163,6 @@ def relative_position_index(M: int, device: str = "cpu") -> Tensor:
     h, w = np.divmod(np.arange(M * M), M)
     rows = (h[:, None] - h + M - 1) * (2 * M - 1) + (w[:, None] - w + M - 1)
     return Tensor(rows.reshape(-1), device=device)
-
-
-@lru_cache(maxsize=64)
-def shift_mask(size: tuple[int, int], M: int, shift: tuple[int, int], device: str = "cpu") -> Tensor:
-    """0 for tokens of one region, -100 for two that only the roll made neighbours: (windows, 1, N, N).
-
-    Along each axis the rolled map has up to three regions: what fills whole windows, and the two parts of the last
-    window, before and after the seam.
-    """
-    rows, columns = (
-        (np.arange(length) >= length - M).astype(int) + (np.arange(length) >= length - offset) if offset else
-        np.zeros(length, int)
-        for length, offset in zip(size, shift, strict=True)
-    )  # fmt: skip
-    region = cut(3 * rows[:, None] + columns, M)
-    apart = region[:, :, None] != region[:, None, :]  # (windows, N, N)
-    return Tensor(np.where(apart, -100.0, 0.0).astype(np.float32)[:, None], device=device)
-
-
-def window_places(H: int, W: int, size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
-    """Which token of the map each token of the shifted windows is, (windows, N); those of the padding come last."""
-    inside = np.zeros(size, bool)
-    inside[:H, :W] = True
-    place = np.where(inside, inside.cumsum().reshape(size) - 1, H * W + (~inside).cumsum().reshape(size) - 1)
-    return cut(np.roll(place, (-shift[0], -shift[1]), (0, 1)), M)
 
 
 class SwinTransformerBlock(nn.Module):

@@ -75,11 +75,9 @@ class Reference:
             for held, names in theirs.items()
             for name, own in zip(reversed(names), reversed(ours.get(held, [])), strict=False)
         }
-        # Outside torchvision, Swin's attention takes and returns windows. What the head returns is the logits.
+        # Elsewhere the layers of Swin's attention have tokens window by window. What the head returns is the logits.
         in_windows = isinstance(self.model, SwinTransformer) and self.library != "torchvision"
-        return {
-            name: own for name, own in pairs.items() if own != "head" and not (in_windows and own.endswith(".attn"))
-        }
+        return {name: own for name, own in pairs.items() if own != "head" and not (in_windows and ".attn" in own)}
 
     def trace(self, images: np.ndarray) -> Trace:
         """Run the network forward and backward."""

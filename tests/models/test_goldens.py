@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import minigrad
-from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad import nn
+from minigrad.ops import window_attention
 from models import convnext, hybrid, swin, vit
 from models.compare import formula, golden
 from models.compare.differences import compare
@@ -109,14 +110,20 @@ def always_shifted(layout):
     return changed
 
 
-def shifted_before_padding(heads):
+def shifted_before_padding(packed):
     def changed(self, x):
         _, (down, right) = self.layout(*x.shape[1:3])
-        padded, self.layout = self.layout, lambda H, W: (padded(H, W)[0], (0, 0))
-        try:
-            return heads(self, swin.cyclic_shift(x, -down, -right))
-        finally:
-            self.layout = padded
+        return packed(self, x.roll((-down, -right), (1, 2))).roll((down, right), (1, 2))
+
+    return changed
+
+
+def shifted_the_other_way(forward):
+    def changed(self, qkv, bias, *, shift, **choices):
+        twice = 2 * shift[0], 2 * shift[1]
+        return np.roll(
+            forward(self, np.roll(qkv, twice, (1, 2)), bias, shift=shift, **choices), (-twice[0], -twice[1]), (1, 2)
+        )
 
     return changed
 
@@ -164,13 +171,17 @@ WRONG = {
         "swin_map_is_window", instead(swin.WindowAttention, "layout", always_shifted), "layers.1.blocks.1",
     ),
     "a shift before the padding": (
-        "swin_36x44", instead(swin.WindowAttention, "heads", shifted_before_padding), "layers.0.blocks.1",
+        "swin_36x44", instead(swin.WindowAttention, "packed", shifted_before_padding), "layers.0.blocks.1",
     ),
     "a shift the other way": (
-        "swin_64x64", instead(swin, "cyclic_shift", lambda roll: lambda x, h, w: roll(x, -h, -w)), "layers.0.blocks.1",
+        "swin_64x64",
+        instead(window_attention.WindowAttention, "forward", shifted_the_other_way),
+        "layers.0.blocks.1",
     ),
     "no mask": (
-        "swin_64x64", instead(swin, "shift_mask", lambda mask: lambda *where: Tensor([0.0])), "layers.0.blocks.1",
+        "swin_64x64",
+        instead(window_attention, "shift_mask", lambda mask: lambda *where: np.zeros(1)),
+        "layers.0.blocks.1",
     ),
     "queries and keys of the bias swapped": (
         "swin_64x64",

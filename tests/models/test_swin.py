@@ -22,39 +22,6 @@ def test_relative_position_index_by_hand():
     assert (index[0, 0], index[0, 48], index[48, 0]) == (84, 0, 168)
 
 
-sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.booleans(), st.booleans())
-
-
-@given(sizes)
-def test_the_mask_parts_what_was_not_close_before_the_roll(drawn):
-    """Two tokens of one shifted window belong together if, in the image, they are less than a window apart."""
-    rows, columns, M, down, right = drawn
-    size = rows * M, columns * M
-    shift = (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
-    place = swin.window_places(*size, size, shift, M)
-    mask = swin.shift_mask(size, M, shift).numpy()
-    assert mask.shape == (rows * columns, 1, M * M, M * M)
-    h, w = np.divmod(place, size[1])
-    close = (abs(h[:, :, None] - h[:, None]) < M) & (abs(w[:, :, None] - w[:, None]) < M)
-    np.testing.assert_array_equal(mask[:, 0], np.where(close, 0.0, -100.0))
-
-
-@given(sizes)
-def test_windows_go_back_where_they_came_from(drawn):
-    rows, columns, M, *_ = drawn
-    x = Tensor(formula.stream("x", 2, rows * M, columns * M, 3))
-    windows = swin.window_partition(x, M)
-    assert windows.shape == (2, rows * columns, M * M, 3)
-    np.testing.assert_array_equal(windows.numpy()[1, 0].reshape(M, M, 3), x.numpy()[1, :M, :M])
-    np.testing.assert_array_equal(windows.numpy()[0, -1].reshape(M, M, 3), x.numpy()[0, -M:, -M:])
-    np.testing.assert_array_equal(swin.window_reverse(windows, M, *x.shape[1:3]).numpy(), x.numpy())
-
-
-def test_a_shifted_window_begins_half_a_window_further():
-    place = swin.window_places(8, 8, (8, 8), (2, 2), 4)
-    assert place[0, 0] == 2 * 8 + 2 and place[3, -1] == 1 * 8 + 1
-
-
 def test_nothing_is_shifted_where_one_window_covers_the_map():
     attn = small("swin").layers[0].blocks[1].attn
     assert attn.layout(8, 8) == ((8, 8), (2, 2))

@@ -7,6 +7,7 @@ kernels begin with `common.cuh`.
 from minigrad.kernels.cuda import (
     activation,
     attention,
+    attention_narrow,
     conv,
     convert,
     group_norm,
@@ -20,6 +21,6 @@ from minigrad.kernels.cuda import (
 )  # fmt: skip
 
 __all__ = [
-    "activation", "attention", "conv", "convert", "group_norm", "loss", "norm", "optim", "random", "residual",
-    "standardize", "table",
+    "activation", "attention", "attention_narrow", "conv", "convert", "group_norm", "loss", "norm", "optim", "random",
+    "residual", "standardize", "table",
 ]  # fmt: skip

@@ -1,0 +1,258 @@
+"""L2: attention on tensor cores, for narrow numbers: between all tokens, and within windows."""
+
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad.backend import Array, array_module, device_of
+from minigrad.dtypes import FLOAT32, cast
+from minigrad.kernels.cuda.attention import empty_like, most_shared, readable, seen
+from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, sum_rows
+from minigrad.kernels.twins import twin_of
+from minigrad.ops import attention, window_attention
+
+ROWS, MOST_WARPS = 16, 8  # rows that a warp works on at once, as in attention_narrow.cu, and warps of a block
+STEP, WIDEST = 16, 128  # E and V: multiples of the one, at most the other
+BLOCKS = 1024  # that share ∂B, all heads together: whatever the GPU, so that sums have the same order on all
+OLDEST = 80  # compute capability: the first with these products of bfloat16
+
+
+class Map(NamedTuple):
+    """What windows are of, as the kernels take it: see attention_narrow.cu. A window of 0: there are none."""
+
+    window: int = 0
+    down: int = 0
+    right: int = 0
+    shift_down: int = 0
+    shift_right: int = 0
+
+
+NO_WINDOWS = Map()
+
+
+@dataclass
+class Attention:
+    """Attention as the kernels see it. `forward` makes y and lse, and they are kept for `backward`.
+
+    Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S, V), bias (heads, L, S) or None. With windows,
+    the outer axes are images, the rows tokens of the map, and L = S the tokens of a window.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    bias: Array | None
+    scale: float
+    map: Map = NO_WINDOWS
+
+    def forward(self, keep_lse: bool) -> Array:
+        """y (..., heads, rows, V), the heads of a row side by side in memory if those of q are."""
+        heads, entries, L, S, E, V = self.sizes()
+        self.y = empty_like(self.q, V)
+        self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
+        self.kernel("attention_narrow_forward")(
+            entries * heads, (WARP, _warps(L)),
+            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.numbers(),
+            shared=shared_bytes(L, S, E, V, self.map.window),
+        )  # fmt: skip
+        return self.y
+
+    def backward(
+        self, grad_y: Array, grads: tuple[Array | None, Array | None, Array | None], want_bias: bool
+    ) -> Array | None:
+        """Fills ∂q, ∂k and ∂v, where there is an array for it. Returns ∂bias, (heads, L, S), if it is wanted."""
+        heads, entries, L, S, E, V = self.sizes()
+        empty = array_module(self.q).empty
+        chunks = min(entries, -(-BLOCKS // heads)) if want_bias else entries
+        shares = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
+        kernel = self.kernel("attention_narrow_backward")
+        kernel(
+            chunks * heads, (WARP, _warps(max(L, S))),
+            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), *seen(grad_y),
+            *(argument for grad in grads for argument in seen(grad)),
+            self.bias, self.lse, shares, *self.numbers(),
+            shared=shared_bytes(L, S, E, V, self.map.window, backward=True, with_bias=want_bias),
+        )  # fmt: skip
+        if shares is None:
+            return None
+        grad_bias = empty((heads, L, S), FLOAT32)
+        sum_rows(kernel, shares, grad_bias)
+        return grad_bias
+
+    def sizes(self) -> tuple[int, int, int, int, int, int]:
+        """heads, entries, L, S, E, V"""
+        *outer, heads, L, E = self.q.shape
+        S, V = self.v.shape[-2:]
+        if not self.map.window:
+            return heads, prod(outer), L, S, E, V
+        N = self.map.window**2
+        return heads, prod(outer) * (self.map.down * self.map.right // N), N, N, E, V
+
+    def numbers(self) -> tuple[Any, ...]:
+        """The sizes, the scale and the map, as the kernels take them."""
+        heads, entries, L, S, *_ = self.sizes()
+        return *map(np.int32, (entries, heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
+
+    def kernel(self, name: str) -> Kernel:
+        return _kernel(name, STORED[self.q.dtype.name], self.q.shape[-1], self.v.shape[-1], self.map.window)
+
+
+@twin_of(attention.ScaledDotProductAttention)
+class ScaledDotProductAttention(attention.ScaledDotProductAttention):
+    """The same formula by `attention_narrow.cu`: one kernel forward, and one backward, which makes the scores again.
+
+    Arrays are read where they lie, as by the twin for float32. Scores and sums are float32; P and ∂S are rounded for
+    the products that they are in.
+
+    Without dropout and the causal mask, and with a mask only if it is the same for all entries of the outer axes.
+    Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S, V); the mask float32, broadcasts to
+    (heads, L, S).  Saves q, k, v, the mask, y, and lse (entries, heads, L).
+    """
+
+    @staticmethod
+    def takes(
+        q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
+    ) -> bool:
+        if is_causal or dropout_p or q.ndim < 3 or not (q.size and v.size and _can(q, k, v)):
+            return False
+        (heads, L, E), (S, V) = q.shape[-3:], v.shape[-2:]
+        if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (S, E)):
+            return False
+        if mask is not None:
+            fits = on_gpu(mask) and mask.dtype == FLOAT32 and prod(mask.shape[:-3]) == 1
+            if not (fits and all(own in (1, n) for own, n in zip(mask.shape[::-1], (S, L, heads), strict=False))):
+                return False
+        return shared_bytes(L, S, E, V, backward=True, with_bias=mask is not None) <= most_shared(q)
+
+    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
+        xp, bias = array_module(q), None
+        if mask is not None:
+            self.mask_shape, bias = mask.shape, mask.reshape(mask.shape[-3:])
+            bias = xp.ascontiguousarray(xp.broadcast_to(bias, (*q.shape[-3:-1], k.shape[-2])))
+        self.attention = Attention(q, k, v, bias, choices["scale"])
+        return self.attention.forward(any(self.needs_input_grad))
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        q, k, v = self.attention.q, self.attention.k, self.attention.v
+        *wanted, want_mask = self.needs_input_grad
+        grad_y = cast(grad_output, q.dtype)
+        if not readable(grad_y, q.dtype):
+            grad_y = array_module(q).ascontiguousarray(grad_y)
+        grads = attention.gradients_like(q, k, v, wanted)
+        grad_mask = self.attention.backward(grad_y, grads, bool(want_mask))
+        if grad_mask is not None:  # with the outer axes of the mask, which have length 1
+            grad_mask = grad_mask.reshape(*self.mask_shape[:-3], *grad_mask.shape)
+        return *grads, grad_mask
+
+
+@twin_of(window_attention.WindowAttention)
+class WindowAttention(window_attention.WindowAttention):
+    """The same formula by the same kernels, which find the tokens of a window where they are in the map.
+
+    Nothing is rolled, cut or joined, and ∂bias is summed over images and windows where it is found.
+
+    Without dropout. Shapes: qkv (B, H, W, 3C), narrow; bias (heads, N, N), float32, or None; y (B, H, W, C).
+    Saves qkv, the bias, y, and lse (windows, heads, N).
+    """
+
+    @staticmethod
+    def takes(
+        qkv: Array, bias: Array | None, *, num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float
+    ) -> bool:
+        M = window_size
+        if (
+            dropout_p
+            or qkv.ndim != 4
+            or M < 1
+            or qkv.shape[1] % M
+            or qkv.shape[2] % M
+            or qkv.shape[3] % (3 * num_heads)
+        ):
+            return False
+        if not (qkv.size and on_gpu(qkv) and qkv.flags.c_contiguous and all(0 <= offset < M for offset in shift)):
+            return False
+        fits = bias is None or (on_gpu(bias) and bias.dtype == FLOAT32 and bias.shape == (num_heads, M**2, M**2))
+        if not (fits and _can(*_parts(qkv, num_heads))):
+            return False
+        d = qkv.shape[3] // (3 * num_heads)
+        return shared_bytes(M**2, M**2, d, d, M, backward=True, with_bias=bias is not None) <= most_shared(qkv)
+
+    def forward(
+        self, qkv: Array, bias: Array | None, *,
+        num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float,
+    ) -> Array:  # fmt: skip
+        B, H, W, _ = qkv.shape
+        q, k, v = _parts(qkv, num_heads)
+        bias = None if bias is None else array_module(qkv).ascontiguousarray(bias)
+        self.here = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
+        y = self.here.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
+        return y.swapaxes(1, 2).reshape(B, H, W, -1)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
+        (B, H, W, C), heads = grad_output.shape, self.here.q.shape[1]
+        xp, dtype = array_module(grad_output), self.here.q.dtype
+        want_qkv, want_bias = map(bool, self.needs_input_grad)
+        grad_y = xp.ascontiguousarray(cast(grad_output, dtype)).reshape(B, H * W, heads, -1).swapaxes(1, 2)
+        grad_qkv = xp.empty((B, H, W, 3 * C), dtype) if want_qkv else None
+        grads = _parts(grad_qkv, heads) if want_qkv else (None, None, None)
+        return grad_qkv, self.here.backward(grad_y, grads, want_bias)
+
+
+def _parts(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
+    """(B, H, W, 3C) -> q, k, v, each (B, heads, H·W, d), views."""
+    B, H, W, channels = qkv.shape
+    q, k, v = qkv.reshape(B, H * W, 3, heads, channels // (3 * heads)).transpose(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _can(q: Array, k: Array, v: Array) -> bool:
+    """Whether the kernels can read rows like these, and the GPU has what they need."""
+    if not (on_gpu(q) and on_gpu(k) and on_gpu(v)) or q.dtype.name not in STORED or q.dtype == FLOAT32:
+        return False
+    if q.shape[-1] % STEP or v.shape[-1] % STEP or max(q.shape[-1], v.shape[-1]) > WIDEST:
+        return False
+    return _capability(q) >= OLDEST and all(readable(x, q.dtype) for x in (q, k, v))
+
+
+@cache
+def _kernel(name: str, stored: str, E: int, V: int, window: int) -> Kernel:
+    return Kernel("attention_narrow.cu", name, STORED=stored, QK_WIDTH=E, V_WIDTH=V, WINDOW=window)
+
+
+def _warps(rows: int) -> int:
+    """Of a block, so that all have as much to do."""
+    tiles = -(-rows // ROWS)
+    turns = -(-tiles // MOST_WARPS)
+    return -(-tiles // turns)
+
+
+def shared_bytes(
+    L: int, S: int, E: int, V: int, window: int = 0, *, backward: bool = False, with_bias: bool = False
+) -> int:
+    """Bytes of shared memory that a block needs: see the kernels."""
+    L_up, S_up = (-(-rows // ROWS) * ROWS for rows in (L, S))
+    numbers = (L_up + S_up) * _spaced(E) + S_up * _spaced(V)  # q and k, v
+    words = 2 * L if window else 0  # places and regions
+    if backward:
+        numbers += L_up * _spaced(V)  # ∂y
+        words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂B
+    return 2 * numbers + 4 * words
+
+
+def _spaced(width: int) -> int:
+    """From one row to the next in shared memory, as in mma.cuh."""
+    return width if width // 8 % 2 else width + 8
+
+
+_capabilities: dict[str, int] = {}  # by device
+
+
+def _capability(x: Array) -> int:
+    """The compute capability of the GPU where x is: 90 is Hopper."""
+    device = device_of(x)
+    if device not in _capabilities:  # the CPU in its place has none
+        _capabilities[device] = int(getattr(getattr(x, "device", None), "compute_capability", OLDEST))
+    return _capabilities[device]

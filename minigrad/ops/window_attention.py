@@ -1,0 +1,156 @@
+"""L2: attention within the windows of a map, which may be shifted: the step that makes Swin what it is.
+
+Liu et al. 2021, "Swin Transformer", arXiv:2103.14030, section 3.2. Between all tokens of an H x W map attention costs
+(HW)²; here a token looks only at the M x M window that it is in. From one layer to the next the windows move by half
+their size, or nothing in one would ever reach another. To move them, the map is rolled: what leaves at the top comes
+back at the bottom, beside tokens that it has nothing to do with, and a mask keeps those apart (figure 4):
+
+     before                 rolled by half a window, up and left        regions
+     a a a a b b b b        the window at the bottom right has          0 0 0 0 1 1 2 2
+     a a a a b b b b        tokens of all four corners:                 0 0 0 0 1 1 2 2
+     a a a a b b b b                                                    0 0 0 0 1 1 2 2
+     a a a a b b b b           d d c c     d was at the bottom right    0 0 0 0 1 1 2 2
+     c c c c d d d d           d d c c     c                   left     3 3 3 3 4 4 5 5
+     c c c c d d d d           b b a a     b           top     right    3 3 3 3 4 4 5 5
+     c c c c d d d d           b b a a     a           top     left     6 6 6 6 7 7 8 8
+     c c c c d d d d                                                    6 6 6 6 7 7 8 8
+
+Rolling and cutting into windows only say where each token goes, which is a table of places. So both are one gather,
+and on a GPU not even that: the kernels read and write every token where it is.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from minigrad import checks
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.function import Function
+from minigrad.ops.attention import ScaledDotProductAttention
+from minigrad.ops.shape import side_by_side
+
+APART = -100.0  # added to the score of two tokens of different regions, as the authors do
+
+
+class WindowAttention(Function):
+    """y = attention of each head within each M x M window of a map that is rolled by `shift`, up and to the left.
+
+        P = softmax(q kᵀ / √d + B + mask),   y = P v          for the N = M·M tokens of a window
+
+    B is added for each pair of places in a window; the mask is APART for two tokens that only the roll made neighbours.
+    y is in the map's own order: as if it had been rolled back.
+
+    Shapes: qkv (B, H, W, 3C), in which of each token q, k and v lie side by side, and in each of them the heads, of d
+    numbers; bias (heads, N, N) or None; y (B, H, W, C).  Saves what attention does.
+    """
+
+    autocast = 1  # and not the bias
+
+    def forward(
+        self, qkv: Array, bias: Array | None, *,
+        num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float,
+    ) -> Array:  # fmt: skip
+        check(qkv, bias, num_heads, window_size, shift)
+        self.shape, self.num_heads = qkv.shape, num_heads
+        self.windows = window_size, shift
+        q, k, v = self.heads(qkv)  # each (B, windows, heads, N, d)
+        mask, want_bias = bias, bias is not None and self.needs_input_grad[1]
+        if any(shift):
+            apart = shift_mask(*qkv.shape[1:3], window_size, shift, device_of(qkv)).astype(qkv.dtype, copy=False)
+            mask = apart if bias is None else bias + apart
+        choices = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
+        self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **choices) or ScaledDotProductAttention()
+        self.attention.needs_input_grad = (*[self.needs_input_grad[0]] * 3, want_bias)
+        return self.joined(self.attention.forward(q, k, v, mask, **choices))
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
+        C = grad_output.shape[-1]
+        grad = self.cut(grad_output)  # (B, H, W, C) -> (B, windows, N, C)
+        grad = grad.reshape(*grad.shape[:-1], self.num_heads, C // self.num_heads).swapaxes(-2, -3)
+        *grads, grad_bias = self.attention.backward(grad)
+        if grad_bias is not None:
+            grad_bias = grad_bias.sum(axis=(0, 1))  # (B, windows, heads, N, N) -> (heads, N, N)
+        if not self.needs_input_grad[0]:
+            return None, grad_bias
+        packed = side_by_side(grads)
+        packed = array_module(grads[0]).stack(grads) if packed is None else packed
+        # (3, B, windows, heads, N, d) -> (B, windows, N, 3, heads, d) -> (B, H, W, 3C)
+        return self.uncut(packed.transpose(1, 2, 4, 0, 3, 5)), grad_bias
+
+    def heads(self, qkv: Array) -> Array:
+        """(B, H, W, 3C) -> q, k, v, (3, B, windows, heads, N, d)."""
+        cut = self.cut(qkv)  # (B, windows, N, 3C)
+        return cut.reshape(*cut.shape[:3], 3, self.num_heads, -1).transpose(3, 0, 1, 4, 2, 5)
+
+    def joined(self, y: Array) -> Array:
+        """(B, windows, heads, N, d) -> (B, H, W, C)."""
+        return self.uncut(y.swapaxes(2, 3))
+
+    def cut(self, x: Array) -> Array:
+        """A map as its windows: (B, H, W, C) -> (B, windows, N, C)."""
+        B, H, W, C = x.shape
+        return x.reshape(B, H * W, C)[:, window_places(H, W, *self.windows, device_of(x))]
+
+    def uncut(self, windows: Array) -> Array:
+        """The map that windows are of: (B, windows, N, ...) -> (B, H, W, C)."""
+        B, H, W, _ = self.shape
+        tokens = windows.reshape(B, H * W, -1)[:, map_places(H, W, *self.windows, device_of(windows))]
+        return tokens.reshape(B, H, W, -1)
+
+
+@lru_cache(maxsize=64)
+def window_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+    """Which token of the map each token of the windows is, (windows, N) int64; tokens are counted row by row."""
+    places = np.arange(H * W).reshape(H, W)
+    return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
+
+
+@lru_cache(maxsize=64)
+def map_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+    """The other way round: which token of all windows, one after another, each token of the map is, (H·W,) int64."""
+    return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
+
+
+@lru_cache(maxsize=64)
+def shift_mask(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+    """0 for tokens of one region, APART for two that only the roll made neighbours: (windows, 1, N, N) float32.
+
+    Along each axis the rolled map has up to three parts: all windows but the last, and of that what is before the seam
+    and what is after it.
+    """
+    rows, columns = (
+        (np.arange(length) >= length - M).astype(int) + (np.arange(length) >= length - offset) if offset else
+        np.zeros(length, int)
+        for length, offset in zip((H, W), shift, strict=True)
+    )  # fmt: skip
+    region = windows_of(3 * rows[:, None] + columns, M)
+    apart = region[:, :, None] != region[:, None, :]  # (windows, N, N)
+    return to_device(np.where(apart, np.float32(APART), np.float32(0))[:, None], device)
+
+
+def windows_of(grid: np.ndarray, M: int) -> np.ndarray:
+    """One number for each position, window by window: (H, W) -> (windows, N)."""
+    H, W = grid.shape
+    return grid.reshape(H // M, M, W // M, M).swapaxes(1, 2).reshape(-1, M * M)
+
+
+def check(qkv: Array, bias: Array | None, num_heads: int, M: int, shift: tuple[int, int]) -> None:
+    """Refuse a map that windows do not cover, channels that are not q, k, v of so many heads, and shifts and biases
+    that fit no window."""
+    checks.floating(qkv, "window_attention")
+    checks.rank(qkv, 4, "(B, H, W, 3C)", "window_attention")
+    _, H, W, channels = qkv.shape
+    if M < 1 or H % M or W % M:
+        raise ValueError(f"window_attention: windows of {M} x {M} do not cover a map of {H} x {W}: pad it first")
+    if num_heads < 1 or channels % (3 * num_heads):
+        raise ValueError(
+            f"window_attention: q, k and v of {num_heads} heads need a multiple of 3 x {num_heads} channels, got "
+            f"{channels}"
+        )
+    if not all(0 <= offset < M for offset in shift):
+        raise ValueError(f"window_attention: a shift is from 0 to below the window's size, {M}: got {shift}")
+    if bias is not None and bias.shape != (num_heads, M * M, M * M):
+        raise ValueError(
+            f"window_attention: the bias needs a number for each pair of the {M * M} tokens of a window, for each "
+            f"head: ({num_heads}, {M * M}, {M * M}), got {bias.shape}"
+        )
