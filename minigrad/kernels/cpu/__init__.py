@@ -6,6 +6,6 @@ which stay in the cache for all the passes over them; but in large ones, as a se
 between two calls of NumPy. Sums go through BLAS, as products with ones.
 """
 
-from minigrad.kernels.cpu import activation, attention, conv, norm
+from minigrad.kernels.cpu import activation, attention, conv, norm, window_attention
 
-__all__ = ["activation", "attention", "conv", "norm"]
+__all__ = ["activation", "attention", "conv", "norm", "window_attention"]

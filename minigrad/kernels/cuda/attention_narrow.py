@@ -1,5 +1,6 @@
 """L2: attention on tensor cores, for narrow numbers: between all tokens, and within windows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -60,9 +61,7 @@ class Attention:
         )  # fmt: skip
         return self.y
 
-    def backward(
-        self, grad_y: Array, grads: tuple[Array | None, Array | None, Array | None], want_bias: bool
-    ) -> Array | None:
+    def backward(self, grad_y: Array, grads: Sequence[Array | None], want_bias: bool) -> Array | None:
         """Fills ∂q, ∂k and ∂v, where there is an array for it. Returns ∂bias, (heads, L, S), if it is wanted."""
         heads, entries, L, S, E, V = self.sizes()
         empty = array_module(self.q).empty
