@@ -61,7 +61,8 @@ class WindowAttention(Function):
         choices = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
         self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **choices) or ScaledDotProductAttention()
         self.attention.needs_input_grad = (*[self.needs_input_grad[0]] * 3, want_bias)
-        return self.joined(self.attention.forward(q, k, v, mask, **choices))
+        y = self.attention.forward(q, k, v, mask, **choices)  # (B, windows, heads, N, d)
+        return self.uncut(y.swapaxes(2, 3), qkv.shape[-1] // 3)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
         C = grad_output.shape[-1]
@@ -75,27 +76,24 @@ class WindowAttention(Function):
         packed = side_by_side(grads)
         packed = array_module(grads[0]).stack(grads) if packed is None else packed
         # (3, B, windows, heads, N, d) -> (B, windows, N, 3, heads, d) -> (B, H, W, 3C)
-        return self.uncut(packed.transpose(1, 2, 4, 0, 3, 5)), grad_bias
+        return self.uncut(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
 
     def heads(self, qkv: Array) -> Array:
         """(B, H, W, 3C) -> q, k, v, (3, B, windows, heads, N, d)."""
         cut = self.cut(qkv)  # (B, windows, N, 3C)
-        return cut.reshape(*cut.shape[:3], 3, self.num_heads, -1).transpose(3, 0, 1, 4, 2, 5)
-
-    def joined(self, y: Array) -> Array:
-        """(B, windows, heads, N, d) -> (B, H, W, C)."""
-        return self.uncut(y.swapaxes(2, 3))
+        d = qkv.shape[-1] // (3 * self.num_heads)
+        return cut.reshape(*cut.shape[:3], 3, self.num_heads, d).transpose(3, 0, 1, 4, 2, 5)
 
     def cut(self, x: Array) -> Array:
         """A map as its windows: (B, H, W, C) -> (B, windows, N, C)."""
         B, H, W, C = x.shape
         return x.reshape(B, H * W, C)[:, window_places(H, W, *self.windows, device_of(x))]
 
-    def uncut(self, windows: Array) -> Array:
-        """The map that windows are of: (B, windows, N, ...) -> (B, H, W, C)."""
+    def uncut(self, windows: Array, C: int) -> Array:
+        """The map that windows are of: (B, windows, N, ...), the last axes C numbers -> (B, H, W, C)."""
         B, H, W, _ = self.shape
-        tokens = windows.reshape(B, H * W, -1)[:, map_places(H, W, *self.windows, device_of(windows))]
-        return tokens.reshape(B, H, W, -1)
+        tokens = windows.reshape(B, H * W, C)[:, map_places(H, W, *self.windows, device_of(windows))]
+        return tokens.reshape(B, H, W, C)
 
 
 @lru_cache(maxsize=64)

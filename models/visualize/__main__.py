@@ -18,7 +18,7 @@ from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
 from models.model import ImageModel
 from models.predict import INPUT_ERRORS, add_inputs, one_line, printable, probabilities, top
-from models.swin import SwinTransformer, window_places
+from models.swin import SwinTransformer
 from models.visualize import attention, gradcam, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.prediction import prediction_picture
@@ -141,11 +141,10 @@ def shifted_windows(
         H, W = sizes[i]
         token = H // 2 * W + W // 2
         (size, shift), M = layouts[i], blocks[i].attn.window_size
-        inside = np.zeros(H * W, bool)
-        inside[windows.window_of(window_places(H, W, size, shift, M), token, H * W)] = True
+        inside = windows.window_of(divmod(token, W), size, shift, M)[:H, :W]
         heads = one.numpy()[0, :, token].reshape(-1, H, W)
         name = names[i] + ("\n(shifted)" if any(shift) else "")
-        looked.append((name, heads, inside.reshape(H, W), divmod(token, W)))
+        looked.append((name, heads, inside, divmod(token, W)))
     figure = windows.query_picture(picture, looked)
     yield "window-attention.png", "how one patch looks at its window, head by head", figure
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.swin import cut
+from minigrad.ops.window_attention import shift_mask, window_places
 from models.visualize.draw import (
     GREY,
     PANEL,
@@ -37,12 +37,6 @@ def regions(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
     return 2 * rows[:, None] + columns
 
 
-def masks(size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
-    """What the shift adds to the scores, derived from the regions: 0 within one, -100 between two: (windows, N, N)."""
-    rolled = cut(np.roll(regions(size, shift), (-shift[0], -shift[1]), (0, 1)), M)
-    return np.where(rolled[:, :, None] != rolled[:, None, :], -100.0, 0.0)
-
-
 def bias_maps(table: np.ndarray) -> np.ndarray:
     """A bias table ((2M - 1)², heads) as seen from the query: (heads, 2M - 1, 2M - 1), where [h, M-1 + y, M-1 + x] is
     what head h adds to its score for the key y rows below and x columns to the right. (The table counts from the key.)
@@ -51,10 +45,11 @@ def bias_maps(table: np.ndarray) -> np.ndarray:
     return table.T.reshape(-1, side, side)[:, ::-1, ::-1]
 
 
-def window_of(place: np.ndarray, token: int, tokens: int) -> np.ndarray:
-    """The tokens in the window of one, without padding: `place` (windows, N) from `swin.window_places`."""
-    window = place[(place == token).any(1)][0]
-    return window[window < tokens]
+def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
+    """The tokens in the window of the one in this row and column, which it can look at: (H, W) bool, the padded map."""
+    (row, column), places = token, window_places(*size, M, shift)
+    window = places[(places == row * size[1] + column).any(1)]
+    return np.isin(np.arange(size[0] * size[1]), window).reshape(size)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -87,7 +82,7 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     axes[2].imshow(np.roll(image, offset, (0, 1)))
     _draw_regions(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), patch)
     _draw_grid(axes[2], pixels.shape[1:], patch * M)
-    _draw_masks(axes[3], masks(size, shift, M), size[1] // M)
+    _draw_masks(axes[3], shift_mask(*size, M, shift)[:, 0], size[1] // M)
     return figure
 
 

@@ -57,12 +57,55 @@ def attention_in_torch(torch, q, k, v, mask, **choices):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, **choices)
 
 
+@st.composite
+def window_attentions(draw):
+    M, heads, d = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    B, down, right = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    qkv = draw(arrays((B, down * M, right * M, 3 * heads * d)))
+    bias = draw(arrays((heads, M * M, M * M))) if draw(st.booleans()) else None
+    choices = {"num_heads": heads, "window_size": M}
+    if draw(st.booleans()):
+        choices["shift"] = draw(st.integers(0, M - 1)), draw(st.integers(0, M - 1))
+    return Call((qkv, bias), choices)
+
+
+def window_attention(qkv, bias, num_heads, window_size, shift=(0, 0)):
+    """Each token's mean of the values in its window. What the roll has moved against it counts for exp(-100) of it."""
+    B, H, W, channels = qkv.shape
+    M, tokens = window_size, list(np.ndindex(H, W))
+    qkv = qkv.reshape(B, H, W, 3, num_heads, channels // (3 * num_heads))
+    place = lambda at: ((at[0] - shift[0]) % H, (at[1] - shift[1]) % W)  # noqa: E731  in the rolled map
+    window = lambda at: tuple(i // M for i in place(at))  # noqa: E731
+    within = lambda at: place(at)[0] % M * M + place(at)[1] % M  # noqa: E731
+    y = np.zeros((B, H, W, num_heads, qkv.shape[-1]))
+    for image, head in np.ndindex(B, num_heads):
+        for i in tokens:
+            seen = [j for j in tokens if window(i) == window(j)]
+            scores = []
+            for j in seen:
+                apart = any(place(i)[axis] - place(j)[axis] != i[axis] - j[axis] for axis in (0, 1))
+                score = math.fsum(qkv[image, *i, 0, head] * qkv[image, *j, 1, head]) / math.sqrt(qkv.shape[-1])
+                score += 0 if bias is None else bias[head, within(i), within(j)]
+                scores.append(score - 100 * apart)
+            weights = np.exp(np.array(scores) - max(scores))
+            for j, weight in zip(seen, weights / weights.sum(), strict=True):
+                y[image, *i, head] += weight * qkv[image, *j, 2, head]
+    return y.reshape(B, H, W, channels // 3)
+
+
 CASES = [
+    Case(
+        name="window_attention",
+        run=F.window_attention,
+        calls=window_attentions(),
+        oracle=window_attention,
+        torch=None,  # torchvision's models are what it is compared with
+    ),
     Case(
         name="scaled_dot_product_attention",
         run=F.scaled_dot_product_attention,
         calls=attentions(),
         oracle=attention,
         torch=attention_in_torch,
-    )
+    ),
 ]

@@ -20,6 +20,7 @@ from tests.cuda.runner import ORDERS, CpuDevice, KernelError, barriers, emulated
 pytestmark = needs_compiler
 
 SOURCE = r"""
+#define STORED BFloat16
 #include "stored.cuh"
 
 extern "C" __global__ void indices(int* out) {
@@ -133,16 +134,26 @@ extern "C" __global__ void narrow(const float* x, BFloat16* b, Half* h, float* f
     from_h[i] = h[i];
 }
 
-extern "C" __global__ void product(const BFloat16* A, const BFloat16* B, float* C) {
-    // A (16, 16) by rows, B (16, 8) by columns, C (16, 8) by rows: one warp
+extern "C" __global__ void product(const Stored* A, const Stored* B, float* C, bool turned) {
+    // A (16, 16) by rows, B (16, 8) by rows, or turned by columns, C (16, 8) by rows: one warp
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
-    const unsigned *rows = reinterpret_cast<const unsigned*>(A), *columns = reinterpret_cast<const unsigned*>(B);
-    unsigned a[4] = {rows[g * 8 + t], rows[(g + 8) * 8 + t], rows[g * 8 + t + 4], rows[(g + 8) * 8 + t + 4]};
-    unsigned b[2] = {columns[g * 8 + t], columns[g * 8 + t + 4]};
+    __shared__ __align__(16) Stored shared[16 * 16];
+    for (int i = threadIdx.x; i < 128; i += 32) shared[i] = B[i];
+    __syncwarp();
+    const unsigned* rows = reinterpret_cast<const unsigned*>(A);
+    unsigned a[4] = {rows[g * 8 + t], rows[(g + 8) * 8 + t], rows[g * 8 + t + 4], rows[(g + 8) * 8 + t + 4]}, b[4];
     float c[4] = {C[g * 8 + 2 * t], C[g * 8 + 2 * t + 1], C[(g + 8) * 8 + 2 * t], C[(g + 8) * 8 + 2 * t + 1]};
-    mma_m16n8k16(c, a, b);
+    if (turned) load_tiles<false>(b, shared + threadIdx.x % 8 * 16 + threadIdx.x / 8 % 2 * 8);
+    else load_tiles<true>(b, shared + threadIdx.x % 16 * 8);
+    multiply(c, a, b[0], b[1], Stored());
     C[g * 8 + 2 * t] = c[0], C[g * 8 + 2 * t + 1] = c[1];
     C[(g + 8) * 8 + 2 * t] = c[2], C[(g + 8) * 8 + 2 * t + 1] = c[3];
+}
+
+extern "C" __global__ void misaligned_tile() {
+    __shared__ __align__(16) Stored shared[64];
+    unsigned b[4];
+    load_tiles<false>(b, shared + 1);
 }
 """
 
@@ -339,13 +350,20 @@ def test_narrow_floats(run):
     assert np.isnan(from_b[np.isnan(x)]).all()
 
 
-def test_tensor_core_product(run):
+@pytest.mark.parametrize("turned", [False, True])
+def test_tensor_core_product(run, turned):
     rng = np.random.default_rng(0)
     A, B, C = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
     out = C.copy()
-    narrow = [np.ascontiguousarray((M.view(np.uint32) >> 16).astype(np.uint16)) for M in (A, B.T.copy())]
-    run("product", 1, 32, *narrow, out)
+    B_there = np.ascontiguousarray(B.T if turned else B)
+    narrow = [(M.view(np.uint32) >> 16).astype(np.uint16) for M in (A, B_there)]
+    run("product", 1, 32, *narrow, out, np.bool_(turned))
     np.testing.assert_array_equal(out, A @ B + C)
+
+
+def test_tiles_have_rows_at_multiples_of_16_bytes(run):
+    with pytest.raises(KernelError, match=r"load_tiles at .* of a row at a misaligned address"):
+        run("misaligned_tile", 1, 32)
 
 
 def test_arguments_must_be_what_the_kernel_takes(run):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
-from models import swin
+from minigrad.ops.window_attention import shift_mask, windows_of
 from models.compare import formula
 from models.visualize import attention, draw, gradcam, kernels, windows
 from models.visualize.__main__ import main
@@ -87,11 +87,13 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.bo
 
 
 @given(sizes)
-def test_the_masks_are_those_of_the_model(drawn_sizes):
+def test_the_regions_are_those_of_the_mask(drawn_sizes):
     rows, columns, M, down, right = drawn_sizes
     size = rows * M, columns * M
     shift = (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
-    np.testing.assert_array_equal(windows.masks(size, shift, M), swin.shift_mask(size, M, shift).numpy()[:, 0])
+    region = windows_of(np.roll(windows.regions(size, shift), (-shift[0], -shift[1]), (0, 1)), M)
+    apart = region[:, :, None] != region[:, None, :]
+    np.testing.assert_array_equal(shift_mask(*size, M, shift)[:, 0], np.where(apart, -100, 0))
 
 
 def test_the_regions_by_hand():
@@ -115,12 +117,12 @@ def test_the_window_of_a_token_is_what_it_can_look_at():
     for index, attn in enumerate(block.attn for block in model.blocks_by_name().values()):
         maps = model.attention_maps(x, [index])[0].numpy()[0]
         H, W = [(9, 11), (9, 11), (5, 6), (5, 6)][index]
-        place = swin.window_places(H, W, *attn.layout(H, W), attn.window_size)
+        size, shift = attn.layout(H, W)
         for token in (0, 3, H * W // 2, H * W - 1):
             seen = np.flatnonzero(maps[:, token].max(0) > 0)
-            window = windows.window_of(place, token, H * W)
+            window = np.flatnonzero(windows.window_of(divmod(token, W), size, shift, attn.window_size)[:H, :W])
             assert set(seen) <= set(window) and token in seen
-            if not any(attn.layout(H, W)[1]):
+            if not any(shift):
                 assert set(seen) == set(window)
 
 

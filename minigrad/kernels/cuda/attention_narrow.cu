@@ -8,8 +8,8 @@
 //   q, ∂q (L, E)    k, ∂k (S, E)    v, ∂v (S, V)    y, ∂y (L, V)    all Stored        B (L, S)    lse, D (L,)    float
 //
 // for each of `heads` heads of each of `entries` entries of an outer axis: images, or windows. B is a head's, the same
-// for all entries. Block (chunk, head) has the entries chunk, chunk + chunks, ... of its head, one after another, so that
-// it can add up ∂B. It brings all rows of an entry into shared memory, and each of its warps takes 16 of them at a time:
+// for all entries. A block has a head of an entry; backward it may have that head of several entries, one after another,
+// so that it can add up ∂B. It brings all rows into shared memory, and each of its warps takes 16 of them at a time:
 //
 //                                warp's rows    meets            finds
 //   attention_narrow_forward     q              k, v             y, lse
@@ -30,11 +30,11 @@
 //   place_i = ((r + shift_down) mod down) · right + (c + shift_right) mod right
 //   region_i = 3 · part(r) + part(c)     part: 0 before the last window, in it 1 before the seam, and 2 after it
 //
-// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0. Grid: heads · chunks. Block: (32,
-// warps). Shared memory: see attention_narrow.py.
+// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0. Grid: heads · entries; backward
+// heads · chunks, any number of them. Block: (32, warps). Shared memory: see attention_narrow.py.
 //
-// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 128
-// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 96, attention_narrow_backward 128
+// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 96, attention_narrow_backward 128
 // registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_narrow_forward 80, attention_narrow_backward 128
 // registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_narrow_forward 80, attention_narrow_backward 128
 // registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_narrow_forward 80, attention_narrow_backward 128
@@ -160,71 +160,72 @@ static inline __device__ void store(const Rows<Stored>& to, int count, int first
 // y, and lse unless it is null. A query that sees no key has y = 0 and lse = ∞, from which its P is 0 backward.
 extern "C" __global__ void __launch_bounds__(256, FORWARD_AT_ONCE)
 attention_narrow_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(Stored, y),
-                         const float* bias, float* lse, int entries, int heads, int L, int S, float scale, int down,
+                         const float* bias, float* lse, int heads, int L, int S, float scale, int down,
                          int right, int shift_down, int shift_right) {
     const int thread = threadIdx.y * WARP + threadIdx.x, threads = blockDim.y * WARP;
-    const int head = blockIdx.x % heads;
-    DYNAMIC_SHARED(Stored, queries);                          // (L, E), and zeros up to a multiple of 16 rows
+    const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
+    DYNAMIC_SHARED(Stored, queries);                           // (L, E), and zeros up to a multiple of 16 rows
     Stored* const keys = queries + rounded_up(L) * spaced(E);  // (S, E), likewise
     Stored* const values = keys + rounded_up(S) * spaced(E);   // (S, V), likewise
     int* const places = reinterpret_cast<int*>(values + rounded_up(S) * spaced(V));
     const Map map = {down, right, shift_down, shift_right, places, places + L};
     const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
 
-    for (int entry = blockIdx.x / heads; entry < entries; entry += gridDim.x / heads) {
-        if (WINDOWS) map.look_at(entry % map.windows(), thread, threads);
-        __syncthreads();  // the places are known, and all warps have done with the entry before
-        stage<E>(queries, HERE(q), L, thread, threads);
-        stage<E>(keys, HERE(k), S, thread, threads);
-        stage<V>(values, HERE(v), S, thread, threads);
-        __syncthreads();  // all is there
+    if (WINDOWS) map.look_at(entry % map.windows(), thread, threads);
+    if (WINDOWS) __syncthreads();  // the places are known
+    stage<E>(queries, HERE(q), L, thread, threads);
+    stage<E>(keys, HERE(k), S, thread, threads);
+    stage<V>(values, HERE(v), S, thread, threads);
+    __syncthreads();  // all is there
 
-        for (int i = threadIdx.y * 16; i < L; i += blockDim.y * 16) {
-            float largest[2] = {-INF, -INF}, total[2] = {}, factor[2];
-            Tile sums[V / 8] = {};
+    for (int i = threadIdx.y * 16; i < L; i += blockDim.y * 16) {
+        float largest[2] = {-INF, -INF}, total[2] = {}, factor[2];
+        Tile sums[V / 8] = {};
 #pragma unroll 1
-            for (int j = 0; j < S; j += 16) {
-                Tile scores[2];
-                products<E>(scores, queries + i * spaced(E), keys + j * spaced(E));
-                float before[2] = {largest[0], largest[1]};
+        for (int j = 0; j < S; j += 16) {
+            Tile scores[2];
+            products<E>(scores, queries + i * spaced(E), keys + j * spaced(E));
+            float before[2] = {largest[0], largest[1]};
 #pragma unroll
-                for (int n = 0; n < 2; ++n)
+            for (int n = 0; n < 2; ++n)
 #pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        scores[n][e] = scale * scores[n][e] + B.at(i + row_of(e), j + column_of(n, e));
-                        largest[e / 2] = fmaxf(largest[e / 2], scores[n][e]);
-                    }
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    largest[half] = row_max(largest[half]);
-                    factor[half] = largest[half] == -INF ? 1.0f : __expf(before[half] - largest[half]);
-                    total[half] *= factor[half];
-#pragma unroll
-                    for (int n = 0; n < V / 8; ++n) sums[n][2 * half] *= factor[half], sums[n][2 * half + 1] *= factor[half];
+                for (int e = 0; e < 4; ++e) {
+                    scores[n][e] = scale * scores[n][e] + B.at(i + row_of(e), j + column_of(n, e));
+                    largest[e / 2] = fmaxf(largest[e / 2], scores[n][e]);
                 }
 #pragma unroll
-                for (int n = 0; n < 2; ++n)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) {
-                        const float shift = largest[e / 2] == -INF ? 0.0f : largest[e / 2];
-                        scores[n][e] = __expf(scores[n][e] - shift);
-                        total[e / 2] += scores[n][e];
-                    }
-                Fragment weights;
-                as_factor(weights, scores);
-                multiply_by_columns<V>(sums, weights, values + j * spaced(V));
-            }
-#pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const int row = i + row_of(2 * half);
-                total[half] = row_sum(total[half]);
-                factor[half] = total[half] == 0 ? 0.0f : 1 / total[half];
-                if (lse && threadIdx.x % 4 == 0 && row < L)
-                    lse[((long long)entry * heads + head) * L + row] =
-                        total[half] == 0 ? INF : largest[half] + __logf(total[half]);
+                largest[half] = row_max(largest[half]);
+                factor[half] = largest[half] == -INF ? 1.0f : __expf(before[half] - largest[half]);
+                total[half] *= factor[half];
+#pragma unroll
+                for (int n = 0; n < V / 8; ++n) {
+                    sums[n][2 * half] *= factor[half];
+                    sums[n][2 * half + 1] *= factor[half];
+                }
             }
-            store<V>(HERE(y), L, i, sums, factor);
+#pragma unroll
+            for (int n = 0; n < 2; ++n)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const float shift = largest[e / 2] == -INF ? 0.0f : largest[e / 2];
+                    scores[n][e] = __expf(scores[n][e] - shift);
+                    total[e / 2] += scores[n][e];
+                }
+            Fragment weights;
+            as_factor(weights, scores);
+            multiply_by_columns<V>(sums, weights, values + j * spaced(V));
         }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = i + row_of(2 * half);
+            total[half] = row_sum(total[half]);
+            factor[half] = total[half] == 0 ? 0.0f : 1 / total[half];
+            if (lse && threadIdx.x % 4 == 0 && row < L)
+                lse[((long long)entry * heads + head) * L + row] =
+                    total[half] == 0 ? INF : largest[half] + __logf(total[half]);
+        }
+        store<V>(HERE(y), L, i, sums, factor);
     }
 }
 
@@ -251,13 +252,14 @@ attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(
         for (int i = thread; i < rounded_up(L) * row_of_sums; i += threads) sums[i] = 0;
 
     for (int entry = blockIdx.x / heads; entry < entries; entry += gridDim.x / heads) {
+        __syncthreads();  // all warps have done with the entry before
         if (WINDOWS) map.look_at(entry % map.windows(), thread, threads);
-        __syncthreads();  // places and zeros are there, and all warps have done with the entry before
+        if (WINDOWS) __syncthreads();  // the places are known
         stage<E>(queries, HERE(q), L, thread, threads);
         stage<E>(keys, HERE(k), S, thread, threads);
         stage<V>(values, HERE(v), S, thread, threads);
         stage<V>(grads, HERE(grad_y), L, thread, threads);
-        __syncthreads();  // all is there
+        __syncthreads();  // all is there, zeros too
 
         const Rows<const Stored> y_rows = HERE(y);
         for (int i = thread / 4; i < rounded_up(L); i += threads / 4) {  // four lanes for each row

@@ -56,7 +56,7 @@ class Attention:
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
         self.kernel("attention_narrow_forward")(
             entries * heads, (WARP, _warps(L)),
-            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.numbers(),
+            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.numbers()[1:],
             shared=shared_bytes(L, S, E, V, self.map.window),
         )  # fmt: skip
         return self.y
@@ -91,7 +91,7 @@ class Attention:
         return heads, prod(outer) * (self.map.down * self.map.right // N), N, N, E, V
 
     def numbers(self) -> tuple[Any, ...]:
-        """The sizes, the scale and the map, as the kernels take them."""
+        """The sizes, the scale and the map, as the kernels take them; forward, all but the first."""
         heads, entries, L, S, *_ = self.sizes()
         return *map(np.int32, (entries, heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
 
