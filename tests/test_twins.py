@@ -20,6 +20,7 @@ from minigrad.ops.activation import GELU, ReLU
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.conv import Conv2d
 from minigrad.ops.norm import GroupNorm, LayerNorm
+from minigrad.ops.window_attention import WindowAttention
 
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
@@ -203,6 +204,18 @@ def test_attention_over_several_pieces():
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
     for images in (B, 1):
         assert_twin_equals(ScaledDotProductAttention, run, q, k, v, drawn(3, images, heads, L, L), tolerance=5e-5)
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_window_attention_over_several_pieces(wanted):
+    """The last of them is a single image."""
+    H, W, heads, d = 4, 6, 2, 3
+    images = 2 * (PIECE // (H * W * 3 * heads * d)) + 1
+    qkv, bias = drawn(0, images, H, W, 3 * heads * d), drawn(1, heads, 4, 4)
+    run = lambda qkv, bias: F.window_attention(qkv, bias, heads, window_size=2, shift=1)  # noqa: E731
+    assert_twin_equals(WindowAttention, run, qkv, bias, wanted=wanted, tolerance=5e-5)
+    for alone in (qkv[:1], qkv.astype(np.float64)):
+        assert outcome(run, alone, bias.astype(alone.dtype), wanted=(True, True))[0] is WindowAttention
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])

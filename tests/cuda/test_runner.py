@@ -137,14 +137,11 @@ extern "C" __global__ void narrow(const float* x, BFloat16* b, Half* h, float* f
 extern "C" __global__ void product(const Stored* A, const Stored* B, float* C, bool turned) {
     // A (16, 16) by rows, B (16, 8) by rows, or turned by columns, C (16, 8) by rows: one warp
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
-    __shared__ __align__(16) Stored shared[16 * 16];
-    for (int i = threadIdx.x; i < 128; i += 32) shared[i] = B[i];
-    __syncwarp();
     const unsigned* rows = reinterpret_cast<const unsigned*>(A);
     unsigned a[4] = {rows[g * 8 + t], rows[(g + 8) * 8 + t], rows[g * 8 + t + 4], rows[(g + 8) * 8 + t + 4]}, b[4];
     float c[4] = {C[g * 8 + 2 * t], C[g * 8 + 2 * t + 1], C[(g + 8) * 8 + 2 * t], C[(g + 8) * 8 + 2 * t + 1]};
-    if (turned) load_tiles<false>(b, shared + threadIdx.x % 8 * 16 + threadIdx.x / 8 % 2 * 8);
-    else load_tiles<true>(b, shared + threadIdx.x % 16 * 8);
+    if (turned) load_tiles<false>(b, B + threadIdx.x % 8 * 16 + threadIdx.x / 8 % 2 * 8);
+    else load_tiles<true>(b, B + threadIdx.x % 16 * 8);
     multiply(c, a, b[0], b[1], Stored());
     C[g * 8 + 2 * t] = c[0], C[g * 8 + 2 * t + 1] = c[1];
     C[(g + 8) * 8 + 2 * t] = c[2], C[(g + 8) * 8 + 2 * t + 1] = c[3];
