@@ -184,6 +184,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     np.concatenate: _concatenate,
     np.empty_like: _like,
     np.ones_like: _like,
+    np.take: lambda x, indices, axis: x[(slice(None),) * axis + (indices,)],
     np.where: _where,
     np.zeros_like: _like,
 }

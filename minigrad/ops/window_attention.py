@@ -87,13 +87,14 @@ class WindowAttention(Function):
     def cut(self, x: Array) -> Array:
         """A map as its windows: (B, H, W, C) -> (B, windows, N, C)."""
         B, H, W, C = x.shape
-        return x.reshape(B, H * W, C)[:, window_places(H, W, *self.windows, device_of(x))]
+        places = window_places(H, W, *self.windows, device_of(x))
+        return array_module(x).take(x.reshape(B, H * W, C), places, axis=1)
 
     def uncut(self, windows: Array, C: int) -> Array:
         """The map that windows are of: (B, windows, N, ...), the last axes C numbers -> (B, H, W, C)."""
         B, H, W, _ = self.shape
-        tokens = windows.reshape(B, H * W, C)[:, map_places(H, W, *self.windows, device_of(windows))]
-        return tokens.reshape(B, H, W, C)
+        places = map_places(H, W, *self.windows, device_of(windows))
+        return array_module(windows).take(windows.reshape(B, H * W, C), places, axis=1).reshape(B, H, W, C)
 
 
 @lru_cache(maxsize=64)

@@ -103,7 +103,7 @@ def test_the_regions_by_hand():
 @pytest.mark.parametrize("M", [2, 3, 4])
 def test_bias_is_shown_where_the_key_lies(M):
     attn = formula.fill(small("swin", window_size=M)).layers[1].blocks[0].attn
-    bias = attn.bias(M, M).numpy()  # (heads, N, N): what query i adds for key j
+    bias = attn.bias().numpy()  # (heads, N, N): what query i adds for key j
     maps = windows.bias_maps(attn.relative_position_bias_table.detach().numpy())
     assert maps.shape == (4, 2 * M - 1, 2 * M - 1)
     for i, j in np.ndindex(M * M, M * M):
