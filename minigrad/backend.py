@@ -1,9 +1,10 @@
 """L0: NumPy or CuPy. Which module an array belongs to, the moves between devices, and the gates.
 
 Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
-and on the GPU. Two kinds of work must not be called on `xp` directly but through the gates here, because the two
-libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`) and
-scattered sums (`scatter_add`). Random numbers have a gate of their own, `minigrad/random.py`.
+and on the GPU. Three kinds of work must not be called on `xp` directly but through the gates here, because the two
+libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`),
+scattered sums (`scatter_add`) and views of all windows (`sliding_windows`). Random numbers have a gate of their own,
+`minigrad/random.py`.
 """
 
 import importlib
@@ -168,6 +169,20 @@ def scatter_add(target: Array, index: Any, source: Array) -> None:
         np.add.at(target, index, source)
     else:
         importlib.import_module("cupyx").scatter_add(target, index, source)
+
+
+def sliding_windows(x: Array, sizes: Sequence[int], axes: Sequence[int]) -> Array:
+    """All windows of these sizes along these axes, as a view: (.., A, ..) -> (.., A - size + 1, .., *sizes).
+
+    CuPy's own function copies the sizes to the GPU and reads them back: it waits, and cannot be captured in a graph.
+    """
+    tricks = array_module(x).lib.stride_tricks
+    if isinstance(x, np.ndarray | meta.MetaArray):
+        return tricks.sliding_window_view(x, sizes, axis=axes)
+    shape = list(x.shape)
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] -= size - 1
+    return tricks.as_strided(x, (*shape, *sizes), (*x.strides, *(x.strides[axis] for axis in axes)))
 
 
 def cupy_module() -> ModuleType:

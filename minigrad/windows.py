@@ -17,7 +17,7 @@ from itertools import product
 
 import numpy as np
 
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, sliding_windows
 
 Pair = tuple[int, int]
 
@@ -54,8 +54,7 @@ class Windows:
     def view(self, padded: Array) -> Array:
         """All windows, (N, H, W, C) -> (N, OH, OW, KH, KW, C), where a pixel appears many times but is not copied."""
         (SH, SW), (DH, DW), (OH, OW) = self.stride, self.dilation, self.out
-        slide = array_module(padded).lib.stride_tricks.sliding_window_view
-        at_every_pixel = slide(padded, span(self.kernel, self.dilation), axis=(1, 2))
+        at_every_pixel = sliding_windows(padded, span(self.kernel, self.dilation), (1, 2))
         # (N, OH, OW, C, KH, KW) -> (N, OH, OW, KH, KW, C)
         return at_every_pixel[:, ::SH, ::SW, :, ::DH, ::DW][:, :OH, :OW].transpose(0, 1, 2, 4, 5, 3)
 

@@ -16,7 +16,7 @@ from math import ceil, log
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend import Array, array_module, device_of, sliding_windows, to_device
 from minigrad.random import Generator
 from train.dataset import Dataset
 from train.errors import InputError
@@ -59,7 +59,7 @@ class ShiftedCrop:
         top, left = _integers(generator.uniform((2, N), device=device_of(images)), 2 * P + 1)
         padded = xp.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=self.padding_mode)
         # (N, C, H+2P, W+2P) -> every crop (N, C, 2P+1, 2P+1, H, W) -> one for each image (N, C, H, W)
-        crops = xp.lib.stride_tricks.sliding_window_view(padded, (H, W), axis=(2, 3))
+        crops = sliding_windows(padded, (H, W), (2, 3))
         return crops[xp.arange(N), :, top, left]
 
 

@@ -1,7 +1,8 @@
 """Everything that only a GPU can tell, in one go:  python -m tests.gpu  (needs CuPy; torch and timm for comparison)
 
-The stages do not depend on each other. Each is a process of its own with a time limit, and what it found before the
-limit counts. At the end there is a table, and all of it as JSON in --output. With --cpu, what can be run without a GPU.
+The stages do not depend on each other, nor do the parts of a stage. A stage is a process of its own with a time limit;
+where a part kills it, or the card for it, another goes on with the next part. At the end there is a table, and whatever
+was found so far is as JSON in --output at any moment. With --cpu, what can be run without a GPU.
 """
 
 import argparse
@@ -13,10 +14,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.gpu.stages import STAGES
+from tests.gpu.stages import STAGES, alive, failed, release, synchronize
+
+COMMAND = [sys.executable, "-m", "tests.gpu"]
+LOST = 3  # the exit code of a process whose card does not work any more
 
 
 def main() -> int:
@@ -31,50 +37,123 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), metavar="FOLDER", help="for results.json")
     parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 is, for the stage `training`")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
-        for row in STAGES[options.stage].run(options):
-            print(json.dumps(row), flush=True)
-        return 0
+        return work(options)
     options.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
+
+    def keep() -> None:
+        (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
     for name in options.stages:
         if options.cpu and not STAGES[name].without_gpu:
             continue
         print(f"{name} ...", flush=True)
-        results[name] = run(name, options)
-        (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        results[name] = {"end": "unfinished", "seconds": 0.0, "rows": [], "errors": ""}
+        run(name, options, results[name], keep)
+        keep()
     wrong = report(results)
     print(f"\nin {options.output / 'results.json'}" + (f"; NOT AS IT SHOULD BE: {', '.join(wrong)}" if wrong else ""))
     return 1 if wrong else 0
 
 
-def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One stage, in a process of its own: its rows, its time, and how it ended."""
-    command = [sys.executable, "-m", "tests.gpu", "--stage", name]
+def work(options: argparse.Namespace) -> int:
+    """The process of a stage: its parts from `--first` on, as lines of JSON. A part that fails is a row."""
+    parts = STAGES[options.stage].parts(options)
+    for number, (name, part) in enumerate(parts.items()):
+        if number < options.first:
+            continue
+        say({"part": number, "of": len(parts), "name": name})
+        try:
+            for row in part():
+                say(row)
+            synchronize()  # else what goes wrong here would show in the next
+        except Exception as error:
+            say(failed(name, error))
+        if not alive():
+            return LOST
+        release()
+    return 0
+
+
+def say(row: dict[str, Any]) -> None:
+    print(json.dumps(row, default=float), flush=True)
+
+
+class Ended(NamedTuple):
+    code: int
+    part: dict[str, Any] | None  # the last that was begun
+    errors: str
+
+
+def run(name: str, options: argparse.Namespace, result: dict[str, Any], keep: Callable[[], None]) -> None:
+    """One stage, in processes of its own, into `result`: its rows, its time, and how it ended."""
+    stage, start, first, end = STAGES[name], time.perf_counter(), 0, "done"
+    while True:
+        left = stage.seconds - (time.perf_counter() - start)
+        ended = process(name, options, first, left, result["rows"], keep)
+        result["errors"] = (result["errors"] + ended.errors)[-4000:]
+        late = time.perf_counter() - start >= stage.seconds
+        if ended.code and ended.part is None:
+            end = "failed"
+        elif ended.code and not late and ended.code != LOST:
+            why = "took too long" if ended.code == -signal.SIGKILL else f"ended the process ({ended.code})"
+            result["rows"].append(failed(ended.part["name"], f"{why}: {ended.errors[-400:]}"))  # type: ignore[index]
+        if ended.code and late:
+            end = f"stopped after {stage.seconds} s"
+        if not ended.code or late or ended.part is None or ended.part["part"] + 1 == ended.part["of"]:
+            break
+        first = ended.part["part"] + 1
+    result |= {"end": end, "seconds": round(time.perf_counter() - start, 1)}
+    if end != "done":
+        print(f"  {end}\n{result['errors'][-2000:]}", flush=True)
+
+
+def process(
+    name: str,
+    options: argparse.Namespace,
+    first: int,
+    left: float,
+    rows: list[dict[str, Any]],
+    keep: Callable[[], None],
+) -> Ended:
+    """A process for the parts from `first` on: it is ended after `left` seconds, or if one part takes too many."""
+    command = [*COMMAND, "--stage", name, "--first", str(first)]
     command += ["--cpu"] if options.cpu else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []
-    start, limit, rows = time.perf_counter(), STAGES[name].seconds, []
+    deadline, part = time.perf_counter() + left, None
     with (
         tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True) as child,
     ):
-        timer = threading.Timer(limit, os.killpg, (process.pid, signal.SIGKILL))  # and all that it has started
+
+        def end() -> None:  # it and all that it has started
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+        timer = threading.Timer(left, end)
         timer.start()
-        for line in process.stdout:  # type: ignore[union-attr]
-            if line.startswith("{"):
-                rows.append(json.loads(line))
-                line = describe(rows[-1]) + "\n"
-            print(f"  {line}", end="", flush=True)
-        code = process.wait()
-        in_time = timer.is_alive()
+        for line in child.stdout:  # type: ignore[union-attr]
+            if not line.startswith("{"):
+                print(f"  {line}", end="", flush=True)
+                continue
+            row = json.loads(line)
+            if "part" in row:
+                part = row
+                timer.cancel()
+                timer = threading.Timer(min(STAGES[name].part_seconds, deadline - time.perf_counter()), end)
+                timer.start()
+                continue
+            rows.append(row)
+            print(f"  {describe(row)}", flush=True)
+            keep()
+        code = child.wait()
         timer.cancel()
+        end()
         said.seek(0)
-        errors = said.read()
-    end = "done" if not code else "failed" if in_time else f"stopped after {limit} s"
-    if code:
-        print(f"  {end}\n{errors[-2000:]}", flush=True)
-    return {"end": end, "seconds": round(time.perf_counter() - start, 1), "rows": rows, "errors": errors[-4000:]}
+        return Ended(code, part, said.read())
 
 
 def report(results: dict[str, Any]) -> list[str]:

@@ -1,7 +1,13 @@
-"""The stages of `python -m tests.gpu`. Each yields rows: what, value, unit; `wrong` where a limit is broken."""
+"""The stages of `python -m tests.gpu`, each of parts that do not depend on each other.
+
+A part yields rows: what, value, unit; `wrong` where a limit is broken.
+"""
 
 import argparse
+import gc
+import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import statistics
 import subprocess
@@ -10,7 +16,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
+from copy import deepcopy
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -19,34 +26,79 @@ import numpy as np
 
 Row = dict[str, Any]
 Options = argparse.Namespace
+Parts = dict[str, Callable[[], Iterator[Row]]]
 
 
 class Stage(NamedTuple):
-    run: Callable[[Options], Iterator[Row]]
-    seconds: int  # its limit
+    parts: Callable[[Options], Parts]  # most important first
+    seconds: int  # the limit of all, each process and its start counted in
+    part_seconds: int  # the limit of each part
     without_gpu: bool
 
 
-def environment(options: Options) -> Iterator[Row]:
+def failed(what: str, error: BaseException | str) -> Row:
+    """The row of what did not come to its end. A package that is not there is nothing wrong."""
+    row: Row = {"what": what, "value": "failed"}
+    message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    row["error"] = " ".join(message.split())[-600:]
+    if not isinstance(error, ImportError) and type(error).__name__ != "UnsupportedError":
+        row["wrong"] = True
+    return row
+
+
+def synchronize() -> None:
+    """Wait for the card, if it is in use; raises what went wrong on it meanwhile."""
+    if hasattr(sys.modules.get("cupy"), "__file__"):  # the stand-in has none
+        sys.modules["cupy"].cuda.Device().synchronize()
+
+
+def alive() -> bool:
+    """Whether the card still works for this process: after an illegal address, say, it never does again."""
+    try:
+        synchronize()
+    except Exception:
+        return False
+    return True
+
+
+def release() -> None:
+    """Give memory back that nothing needs."""
+    gc.collect()
+    if hasattr(sys.modules.get("cupy"), "__file__"):
+        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.empty_cache()
+
+
+def environment(options: Options) -> Parts:
     """Versions, the card, and whether cuBLAS can be called directly."""
+    return {"versions": versions} | ({} if options.cpu else {"card": card, "libraries": libraries})
+
+
+def versions() -> Iterator[Row]:
     yield {"what": "python, numpy", "value": f"{platform.python_version()}, {np.__version__}"}
     for package in ("torch", "timm", "ml_dtypes"):
         try:
             yield {"what": package, "value": importlib.metadata.version(package)}
         except importlib.metadata.PackageNotFoundError:
             yield {"what": package, "value": "not installed"}
-    if options.cpu:
-        return
+
+
+def card() -> Iterator[Row]:
     import cupy
 
-    from minigrad import cublas
-
     runtime = cupy.cuda.runtime
-    card = runtime.getDeviceProperties(0)
+    properties = runtime.getDeviceProperties(0)
     yield {"what": "cupy", "value": cupy.__version__}
     yield {"what": "CUDA runtime, driver", "value": f"{runtime.runtimeGetVersion()}, {runtime.driverGetVersion()}"}
     yield {"what": "NVRTC", "value": ".".join(map(str, cupy.cuda.nvrtc.getVersion()))}
-    yield {"what": "card", "value": card["name"].decode(), "memory": f"{card['totalGlobalMem'] / 2**30:.0f} GiB"}
+    memory = f"{properties['totalGlobalMem'] / 2**30:.0f} GiB"
+    yield {"what": "card", "value": properties["name"].decode(), "memory": memory}
+
+
+def libraries() -> Iterator[Row]:
+    from minigrad import cublas
+
     for name in ("cublas", "cublasLt"):
         try:
             yield {"what": f"{name} for ctypes", "value": cublas.load_library(name)._name}
@@ -54,32 +106,48 @@ def environment(options: Options) -> Iterator[Row]:
             yield {"what": f"{name} for ctypes", "value": str(error), "wrong": True}
 
 
-def ceilings(options: Options) -> Iterator[Row]:
-    """What the card can do at best: copying, and large matrix products."""
+def ceilings(options: Options) -> Parts:
+    """What the card can do at best: copying, and large matrix products; and what an epilogue of a product saves."""
+    products = {
+        f"gemm, {name}{', TF32' if tf32 else ''}": partial(product, name, tf32)
+        for name, tf32 in (("bfloat16", False), ("float16", False), ("float32", True), ("float32", False))
+    }
+    return {"copy": copy} | products | {f"epilogues, {name}": partial(epilogues, name) for name in EPILOGUES}
+
+
+@cache
+def bandwidth() -> float:
+    """Bytes that a copy reads and writes in a second."""
+    import cupy
+
+    x = cupy.empty(1 << 28, np.float32)
+    y = cupy.empty_like(x)
+    return 2 * x.nbytes / on_device(partial(cupy.copyto, y, x))
+
+
+def copy() -> Iterator[Row]:
+    yield {"what": "copy, 1 GiB", "value": bandwidth() / 1e12, "unit": "TB/s"}
+
+
+def product(name: str, tf32: bool, n: int = 8192) -> Iterator[Row]:
     import cupy
 
     from minigrad import cublas
     from minigrad.dtypes import as_dtype, cast
 
-    x = cupy.empty(1 << 28, np.float32)
-    y = cupy.empty_like(x)
-    seconds = on_device(partial(cupy.copyto, y, x))
-    yield {"what": "copy, 1 GiB", "value": 2 * x.nbytes / seconds / 1e12, "unit": "TB/s"}
-    n = 8192
-    for name, tf32 in (("float32", False), ("float32", True), ("float16", False), ("bfloat16", False)):
-        a = cast(cupy.random.standard_normal((n, n), np.float32), as_dtype(name))  # zeros would take less power
-        cublas.allow_tf32(tf32)
-        seconds = on_device(lambda a=a: cublas.matmul(a, a))
-        yield {
-            "what": f"gemm {n}, {name}{', TF32' if tf32 else ''}",
-            "value": 2 * n**3 / seconds / 1e12,
-            "unit": "TFLOP/s",
-        }
+    numbers = np.random.default_rng(0).standard_normal((n, n), np.float32)  # zeros would take less power
+    a = cast(cupy.asarray(numbers), as_dtype(name))
+    cublas.allow_tf32(tf32)
+    seconds = on_device(lambda: cublas.matmul(a, a))
     cublas.allow_tf32(False)
-    yield from epilogues()
+    what = f"gemm {n}, {name}{', TF32' if tf32 else ''}"
+    yield {"what": what, "value": 2 * n**3 / seconds / 1e12, "unit": "TFLOP/s"}
 
 
-def epilogues(B: int = 25216, D: int = 768, O: int = 3072) -> Iterator[Row]:  # noqa: E741
+EPILOGUES = ("bfloat16", "float16", "float32")
+
+
+def epilogues(name: str, B: int = 25216, D: int = 768, O: int = 3072) -> Iterator[Row]:  # noqa: E741
     """The products of a layer of B rows, D features in and O out (ViT-Base's widest, 128 images), with an epilogue and
     one by one: how many times as fast; `wrong` where cublasLt has no such product, or another answer."""
     import cupy
@@ -91,132 +159,207 @@ def epilogues(B: int = 25216, D: int = 768, O: int = 3072) -> Iterator[Row]:  # 
 
     rng = np.random.default_rng(0)
     numbers = [cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in ((B, D), (O, D), (O,), (B, O))]
-    for dtype in map(as_dtype, ("bfloat16", "float16", "float32")):
-        x, weight, bias, grad_y = (cast(a, dtype) for a in numbers)
-        with_bias = partial(cublas_lt.matmul_with_bias, x, weight.T, bias, dtype)
-        and_sums = partial(cublas_lt.matmul_and_sums, grad_y.T, x, FLOAT32)
+    dtype = as_dtype(name)
+    x, weight, bias, grad_y = (cast(a, dtype) for a in numbers)
+    with_bias = partial(cublas_lt.matmul_with_bias, x, weight.T, bias, dtype)
+    and_sums = partial(cublas_lt.matmul_and_sums, grad_y.T, x, FLOAT32)
 
-        def bias_apart(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
-            return gemm(x, weight.T, bias=bias)
+    def bias_apart(x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
+        return gemm(x, weight.T, bias=bias)
 
-        def sums_apart(x: Any = x, grad_y: Any = grad_y) -> Any:
-            return gemm(grad_y.T, x, dtype=FLOAT32), sum_of_rows(grad_y, FLOAT32)
+    def sums_apart(x: Any = x, grad_y: Any = grad_y) -> Any:
+        return gemm(grad_y.T, x, dtype=FLOAT32), sum_of_rows(grad_y, FLOAT32)
 
-        for what, together, apart in (("bias", with_bias, bias_apart), ("sums", and_sums, sums_apart)):
-            row: Row = {"what": f"product with {what}, {dtype.name}", "value": "no such product", "wrong": True}
-            found, fused = together(), on_device(together)
-            with patch("minigrad.cublas_lt.shared", lambda: None):
-                exact, alone = apart(), on_device(apart)
-            if found is not None:
-                pairs = [(found, exact)] if what == "bias" else zip(found, exact, strict=True)
-                pairs = [(cast(a, FLOAT32), cast(b, FLOAT32)) for a, b in pairs]
-                row["error"] = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
-                row |= {"value": alone / fused, "unit": "x", "wrong": row["error"] > 1e-2}
-            yield row
-
-
-def launches(options: Options) -> Iterator[Row]:
-    """What a call costs the host, on arrays so small that the card has nothing to do."""
-    import cupy
-
-    from minigrad import Tensor, cublas
-    from minigrad import functional as F
-
-    x = cupy.zeros((8, 8), np.float32)
-    t = Tensor(x, requires_grad=True)
-    direct = cublas.CtypesBlas(cublas.load_library(), cupy.empty(cublas.WORKSPACE, np.uint8))
-    direct.use_stream(cupy.cuda.get_current_stream().ptr)
-
-    def by_ctypes() -> None:
-        with cublas.use_blas(direct):
-            cublas.matmul(x, x)
-
-    calls = {
-        "cupy: x + x": lambda: x + x,
-        "cupy: empty": lambda: cupy.empty((8, 8), np.float32),
-        "gemm through CuPy": lambda: cublas.matmul(x, x),
-        "gemm through ctypes": by_ctypes,
-        "Tensor add": lambda: t + t,
-        "gelu, a kernel of ours": lambda: F.gelu(t),
-    }
-    for name, call in calls.items():
-        times = []
-        for _ in range(5):
-            call()
-            cupy.cuda.Device().synchronize()
-            start = time.perf_counter()
-            for _ in range(300):
-                call()
-            cupy.cuda.Device().synchronize()
-            times.append((time.perf_counter() - start) / 300)
-        yield {"what": name, "value": statistics.median(times) * 1e6, "unit": "us"}
-
-
-def kernels(options: Options) -> Iterator[Row]:
-    """Every twin against the op as it is written, in float64 on the CPU; and its time, and its share of a copy's."""
-    from minigrad import Tensor, without_twins
-    from tests.cupy_on_cpu import in_place_of_cupy
-    from tests.gpu.cases import CASES
-
-    bandwidth = None if options.cpu else next(ceilings(options))["value"] * 1e12
-    for case in CASES:
-        arrays = case.arrays(small=options.cpu)
-        with without_twins():
-            exact, _ = outcome(case, [x.astype(np.float64) for x in arrays], "cpu")
-        with in_place_of_cupy() if options.cpu else nullcontext():
-            found, kind = outcome(case, arrays, "cuda")
-        error = max(
-            abs(a.astype(np.float64) - b).max() / max(abs(b).max(), 1e-3) for a, b in zip(found, exact, strict=True)
-        )
-        twin = ".cuda." in kind.__module__
-        row: Row = {"what": case.name, "value": float(error), "unit": "error", "by": kind.__module__}
-        if not (twin and error < case.limit):
-            row["wrong"] = True
-        if bandwidth:
-            tensors = [Tensor(x, requires_grad=True, device="cuda") for x in arrays]
-            y = case.call(*tensors)
-            grad = Tensor(np.ones(y.shape, y.dtype), device="cuda")
-            moved = sum(t.data.nbytes for t in tensors) + case.activations * y.data.nbytes
-            run = partial(case.call, *tensors)
-            forward, both = on_device(run), on_device(lambda run=run, grad=grad: run().backward(grad))
-            row |= {"forward_us": forward * 1e6, "backward_us": (both - forward) * 1e6}
-            row["share_of_copy"] = moved / bandwidth / forward
+    for what, together, apart in (("bias", with_bias, bias_apart), ("sums", and_sums, sums_apart)):
+        row: Row = {"what": f"product with {what}, {dtype.name}", "value": "no such product", "wrong": True}
+        found, fused = together(), on_device(together)
+        with patch("minigrad.cublas_lt.shared", lambda: None):
+            exact, alone = apart(), on_device(apart)
+        if found is not None:
+            pairs = [(found, exact)] if what == "bias" else zip(found, exact, strict=True)
+            pairs = [(cast(a, FLOAT32), cast(b, FLOAT32)) for a, b in pairs]
+            row["error"] = max(float(abs(a - b).max() / abs(b).max()) for a, b in pairs)
+            row |= {"value": alone / fused, "unit": "x", "wrong": not row["error"] <= 1e-2}
         yield row
 
 
-def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[np.ndarray], type]:
-    """Value and gradients on the CPU, and the class that computed them."""
+def launches(options: Options) -> Parts:
+    """What a call costs the host, on arrays so small that the card has nothing to do."""
+    return {name: partial(launch, name, prepare) for name, prepare in LAUNCHES.items()}
+
+
+def launch(name: str, prepare: Callable[[Any], Callable[[], Any]], calls: int = 300) -> Iterator[Row]:
+    import cupy
+
+    call, times = prepare(cupy.zeros((8, 8), np.float32)), []
+    for _ in range(5):
+        call()
+        cupy.cuda.Device().synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        cupy.cuda.Device().synchronize()
+        times.append((time.perf_counter() - start) / calls)
+    yield {"what": name, "value": statistics.median(times) * 1e6, "unit": "us"}
+
+
+def by_cupy(x: Any) -> Callable[[], Any]:
+    from minigrad import cublas
+
+    return lambda: cublas.matmul(x, x)
+
+
+def by_ctypes(x: Any) -> Callable[[], Any]:
+    import cupy
+
+    from minigrad import cublas
+
+    direct = cublas.CtypesBlas(cublas.load_library(), cupy.empty(cublas.WORKSPACE, np.uint8))
+    direct.use_stream(cupy.cuda.get_current_stream().ptr)
+
+    def call() -> None:
+        with cublas.use_blas(direct):
+            cublas.matmul(x, x)
+
+    return call
+
+
+def recorded(op: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
+    from minigrad import Tensor
+
+    return partial(op, Tensor(x, requires_grad=True))
+
+
+def gelu(t: Any) -> Any:
+    from minigrad import functional as F
+
+    return F.gelu(t)
+
+
+LAUNCHES: dict[str, Callable[[Any], Callable[[], Any]]] = {
+    "cupy: x + x": lambda x: lambda: x + x,
+    "cupy: empty": lambda x: partial(importlib.import_module("cupy").empty, (8, 8), np.float32),
+    "gemm through CuPy": by_cupy,
+    "gemm through ctypes": by_ctypes,
+    "Tensor add": partial(recorded, lambda t: t + t),
+    "gelu, a kernel of ours": partial(recorded, gelu),
+}
+
+
+def kernels(options: Options) -> Parts:
+    """Every twin against the op as it is written, in float64; and its time, and its share of a copy's."""
+    from tests.gpu.cases import CASES
+
+    return {case.name: partial(kernel, case, options) for case in CASES}
+
+
+def kernel(case: Any, options: Options) -> Iterator[Row]:
+    """Small arrays against NumPy; on a GPU then whole ones, against the same text on the card: hours less, and NumPy
+    has seen it right where it is small."""
+    from tests.cupy_on_cpu import in_place_of_cupy
+
+    arrays = case.arrays(small=True)
+    with in_place_of_cupy() if options.cpu else nullcontext():
+        found, by = outcome(case, arrays, "cuda")
+        found = [to_float64(x).get() for x in found]
+    errors = {"small": error_of(found, exact(case, arrays, "cpu"))}
+    if not options.cpu:
+        arrays = case.arrays(small=False)
+        found, by = outcome(case, arrays, "cuda")
+        errors["large"] = error_of(map(to_float64, found), exact(case, arrays, "cuda"))
+    row: Row = {"what": case.name, "value": max(errors.values()), "unit": "error", **errors, "by": by.__module__}
+    if not (".cuda." in by.__module__ and all(error < case.limit for error in errors.values())):
+        row["wrong"] = True
+    yield row
+    if not options.cpu:
+        del found
+        yield from time_of(case, arrays)
+
+
+def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any], type]:
+    """Value and gradients where they are, and the class that computed them."""
     from minigrad import Tensor
     from minigrad.engine import Output
     from tests.gpu.cases import Last
 
-    tensors = [Tensor(x, requires_grad=True, device=device) for x in arrays]
+    tensors = case.tensors(arrays, device)
     y = case.call(*tensors)
     op = y.grad_fn
     while isinstance(op, Last | Output):  # of several outputs
         op = op.edges[0][0]
-    grad = case.rounded(np.cos(np.arange(y.data.size))).reshape(y.shape)
+    grad = np.resize(case.rounded(np.cos(np.arange(1009.0))), y.shape)
     y.backward(Tensor(grad.astype(arrays[0].dtype), device=device))
-    return [x.detach().cpu().numpy() for x in (y, *(t.grad for t in tensors))], type(op)
+    return [x.data for x in (y, *(t.grad for t in tensors))], type(op)
 
 
-def properties(options: Options) -> Iterator[Row]:
+def exact(case: Any, arrays: list[np.ndarray], device: str) -> list[Any]:
+    """The same in float64, by the op as it is written."""
+    from minigrad import without_twins
+
+    with without_twins():
+        return outcome(case, [x.astype(np.float64) for x in arrays], device)[0]
+
+
+def to_float64(x: Any) -> Any:
+    from minigrad.dtypes import FLOAT32, cast
+
+    return cast(x, FLOAT32).astype(np.float64)
+
+
+def error_of(found: Any, exact: list[Any]) -> float:
+    """The largest, relative to the largest entry of each array; not a number if one is none."""
+    return max(
+        (float(abs(a - b).max()) / max(float(abs(b).max()), 1e-3) for a, b in zip(found, exact, strict=True)),
+        key=lambda error: np.inf if np.isnan(error) else error,
+    )
+
+
+def time_of(case: Any, arrays: list[np.ndarray]) -> Iterator[Row]:
+    from minigrad import Tensor
+
+    tensors = case.tensors(arrays, "cuda")
+    y = case.call(*tensors)
+    grad = Tensor(np.ones(y.shape, y.dtype), device="cuda")
+    moved = sum(t.data.nbytes for t in tensors) + case.activations * y.data.nbytes
+    del y
+
+    def both() -> None:
+        for t in tensors:
+            t.grad = None  # else a sum would be timed, too
+        case.call(*tensors).backward(grad)
+
+    forward, all_of_it = on_device(partial(case.call, *tensors)), on_device(both)
+    row = {"what": f"{case.name}: time", "value": forward * 1e6, "unit": "us"}
+    row |= {"backward_us": (all_of_it - forward) * 1e6, "share_of_copy": moved / bandwidth() / forward}
+    yield row
+
+
+def properties(options: Options) -> Parts:
     """The tests of ops and models that run on a device."""
-    folder = Path(__file__).parents[2]
-    tests = ["tests/test_graph.py", "tests/test_cuda.py", "tests/ops"]
-    command = [sys.executable, "-m", "pytest", "-v", "-k", "cuda", *tests]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    return {"tests": tests}
+
+
+TESTS = ("tests/test_graph.py", "tests/test_cuda.py", "tests/test_precision.py", "tests/ops")
+
+
+def tests(chosen: tuple[str, ...] = TESTS) -> Iterator[Row]:
+    command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "-k", "cuda", *chosen]
+    if importlib.util.find_spec("xdist"):  # the first time CuPy compiles every kernel of its own
+        command += ["-n", "8"]
     passed = 0
-    for line in process.stdout:  # type: ignore[union-attr]
-        if " PASSED " in line:
-            passed += 1
-            if passed % 100 == 0:  # so that something is known if time runs out
-                yield {"what": "tests passed so far", "value": passed}
-        elif " FAILED " in line or " ERROR " in line:
-            yield {"what": line.split(" ")[0][-90:], "value": "failed", "wrong": True}
-    yield {"what": f"passed of pytest -k cuda {' '.join(tests)}", "value": passed}
-    if process.wait():
-        raise SystemExit("pytest failed")
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:  # type: ignore[union-attr]
+            words = line.split()
+            name = next((word for word in words if "::" in word), "")
+            if name and "PASSED" in words:
+                passed += 1
+                if passed % 100 == 0:  # so that something is known if time runs out
+                    yield {"what": "tests passed so far", "value": passed}
+            elif name and ("FAILED" in words or "ERROR" in words) and "-" not in words:  # not those of the summary
+                yield {"what": name[-90:], "value": "failed", "wrong": True}
+    yield {"what": f"passed of pytest -k cuda {' '.join(chosen)}", "value": passed}
+    if process.returncode:
+        raise RuntimeError(f"pytest ended with {process.returncode}")
 
 
 class Workload(NamedTuple):
@@ -229,67 +372,87 @@ class Workload(NamedTuple):
     graphs: float
 
 
-WORKLOADS = (
-    Workload("vit_tiny_cifar", 128, 3.5, 1.0), Workload("vit_tiny_cifar", 512, 1.5, 1.0),
-    Workload("swin_tiny_cifar", 512, 2.0, 1.1), Workload("convnext_atto_cifar", 512, 2.0, 1.1),
-    Workload("vit_base_patch16_224", 128, 1.25, 1.0), Workload("swin_tiny_patch4_window7_224", 128, 2.0, 1.0),
-    Workload("convnext_tiny", 128, 1.6, 1.0),
+WORKLOADS = (  # most important first
+    Workload("vit_tiny_cifar", 512, 1.5, 1.0), Workload("vit_base_patch16_224", 128, 1.25, 1.0),
+    Workload("swin_tiny_patch4_window7_224", 128, 2.0, 1.0), Workload("convnext_tiny", 128, 1.6, 1.0),
+    Workload("vit_tiny_cifar", 128, 3.5, 1.0), Workload("swin_tiny_cifar", 512, 2.0, 1.1),
+    Workload("convnext_atto_cifar", 512, 2.0, 1.1),
 )  # fmt: skip
-ROUNDS, STEPS = 3, 5  # in turn; of each contender in a round
+WARM, ROUNDS, STEPS = 4, 3, 5  # steps before (by the fourth, a graph is there); rounds in turn; steps of each in one
 LOSSES = 0.02  # how far losses in mixed precision may be apart, relative
 
 
-def steps(options: Options) -> Iterator[Row]:
+def steps(options: Options) -> Parts:
     """A training step, ours and PyTorch's in eager mode, on the same weights and batch."""
     contenders = {
-        "amp graph": partial(ours, amp=True, graphed=True),
-        "amp": partial(ours, amp=True, graphed=False),
-        "tf32": partial(ours, amp=False, graphed=False),
         "torch amp": partial(torchs, amp=True),
-        "torch tf32": partial(torchs, amp=False),
-    }
-    for workload in WORKLOADS:
-        yield compared(workload, contenders, "torch amp", workload.eager)
-
-
-def compiled(options: Options) -> Iterator[Row]:
-    """The same beside `torch.compile`, as it is and with CUDA graphs of its own."""
-    contenders = {
+        "tf32": partial(ours, amp=False, graphed=False),
+        "amp": partial(ours, amp=True, graphed=False),
         "amp graph": partial(ours, amp=True, graphed=True),
-        "torch compile": partial(torchs, amp=True, mode="default"),
-        "torch reduce-overhead": partial(torchs, amp=True, mode="reduce-overhead"),
     }
-    for workload in WORKLOADS:
-        yield compared(workload, contenders, "torch reduce-overhead", workload.graphs)
+    return {title(w): partial(compared, w, contenders, w.eager) for w in WORKLOADS}
+
+
+def compiled(options: Options) -> Parts:
+    """The same beside `torch.compile` with CUDA graphs of its own."""
+    contenders = {
+        "torch reduce-overhead": partial(torchs, amp=True, mode="reduce-overhead"),
+        "amp graph": partial(ours, amp=True, graphed=True),
+    }
+    return {title(w): partial(compared, w, contenders, w.graphs) for w in WORKLOADS}
 
 
 Step = Callable[[], float]
 
 
-def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step]], rival: str, goal: float) -> Row:
-    """Milliseconds a step of each contender, all in turn; and how many times as fast as the rival the first is."""
-    row: Row = {"what": f"{workload.model}, batch {workload.batch}", "value": "failed", "unit": "x", "goal": goal}
+def title(workload: Workload) -> str:
+    return f"{workload.model}, batch {workload.batch}"
+
+
+def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step]], goal: float) -> Iterator[Row]:
+    """Milliseconds a step of each contender, alone, so that what fails costs the others nothing. Then the first, the
+    rival, and the last take turns: how many times as fast the last is."""
+    rival, *_, last = contenders
     ready: dict[str, Step] = {}
     losses: dict[str, float] = {}
     for name, prepare in contenders.items():
+        what = f"{title(workload)}: {name}"
         try:
-            ready[name] = prepare(workload)
-            losses[name], *_ = (ready[name]() for _ in range(4))  # by the fourth, a graph is there
+            step = prepare(workload)
+            losses[name], *_ = (step() for _ in range(WARM))
+            seconds = statistics.median(timed(step) for _ in range(STEPS))
+            yield {"what": what, "value": seconds * 1e3, "unit": "ms", "images_s": workload.batch / seconds}
+            if name in (rival, last):  # all at once would be more than a card has memory for
+                ready[name] = step
         except Exception as error:  # out of memory, or a missing package: the others go on
-            ready.pop(name, None)
-            row[name] = f"{type(error).__name__}: {error}"[:200]
+            yield failed(what, error)
+            if not alive():
+                raise
+        step = None  # type: ignore[assignment]
+        release()
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(ROUNDS):
         for name, step in ready.items():
             times[name] += [timed(step) for _ in range(STEPS)]
-    row |= {f"{name}, ms": statistics.median(seconds) * 1e3 for name, seconds in times.items()}
-    first = next(iter(contenders))
-    if first in ready and rival in ready:
-        row["value"] = statistics.median(times[rival]) / statistics.median(times[first])
+    row: Row = {"what": f"{title(workload)}: {last} to {rival}", "value": "failed", "unit": "x", "goal": goal}
+    if len(ready) == 2:
+        row["value"] = statistics.median(times[rival]) / statistics.median(times[last])
     row["losses"] = " ".join(f"{loss:.4f}" for loss in losses.values())
-    if losses and max(losses.values()) - min(losses.values()) > LOSSES * abs(min(losses.values())):
+    if losses and not np.ptp(list(losses.values())) <= LOSSES * abs(min(losses.values())):
         row["wrong"] = True
-    return row
+    yield row
+
+
+@lru_cache(maxsize=1)
+def weights_of(model: str) -> dict[str, np.ndarray]:
+    """Those of the formula, in float32."""
+    import models
+    from minigrad.nn import init
+    from models.compare import formula
+
+    with init.skip_init():
+        network = formula.fill(models.create_model(model))
+    return {name: parameter.data.astype(np.float32) for name, parameter in network.named_parameters()}
 
 
 def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
@@ -300,11 +463,13 @@ def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
     from minigrad import functional as F
     from minigrad.graph import GraphedStep
     from minigrad.nn import init
-    from models.compare import formula
 
     cublas.allow_tf32(True)
     with init.skip_init():
-        network = formula.fill(models.create_model(workload.model)).to(dtype=np.float32).to("cuda")
+        network = models.create_model(workload.model)
+    for name, parameter in network.named_parameters():
+        parameter.data = weights_of(workload.model)[name]
+    network = network.to("cuda")
     images, labels = inputs(workload.batch, network.img_size, network.num_classes)
     optimizer = optim.AdamW(network.parameters(), lr=1e-4)
 
@@ -327,19 +492,24 @@ def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
     return step
 
 
+@lru_cache(maxsize=1)
+def reference(model: str) -> Any:
+    from models.compare.references import Reference
+
+    return Reference("timm", model)
+
+
 def torchs(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
     import torch
 
-    from models.compare.references import Reference
-
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    reference = Reference("timm", workload.model)
-    network = reference.network.float().cuda().to(memory_format=torch.channels_last).train()
+    theirs = reference(workload.model)
+    network = deepcopy(theirs.network).float().cuda().to(memory_format=torch.channels_last).train()
     for module in network.modules():
         if hasattr(module, "drop_prob"):
             module.drop_prob = 0.0
-    images, labels = inputs(workload.batch, reference.model.img_size, reference.model.num_classes)
+    images, labels = inputs(workload.batch, theirs.model.img_size, theirs.model.num_classes)
     x = torch.from_numpy(images).cuda().to(memory_format=torch.channels_last)
     y = torch.from_numpy(labels).cuda()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
@@ -352,7 +522,7 @@ def torchs(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
         loss.backward()
         optimizer.step()
         torch.cuda.synchronize()
-        return loss.item()
+        return float(loss.item())
 
     return step
 
@@ -362,27 +532,30 @@ def inputs(batch: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray,
     return images, np.arange(batch) * 7919 % classes
 
 
-def training(options: Options) -> Iterator[Row]:
+def training(options: Options) -> Parts:
     """The training program, to an accuracy: as a graph, then launch by launch."""
+    return {mode: partial(trained, mode, options) for mode in ("--graph", "--no-graph")}
+
+
+def trained(mode: str, options: Options, device: str = "cuda") -> Iterator[Row]:
     flags = ["--epochs", "2"]
     if options.data_dir:
         flags = ["--dataset", "cifar10", "--data-dir", options.data_dir, "--model", "vit_tiny_cifar", "--epochs", "3"]
         flags += ["--batch-size", "512", "--lr", "2e-3", "--warmup-epochs", "1"]
-    for mode in ("--graph", "--no-graph"):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "train", "--device", "cuda", *flags, mode, "--output", f"{folder}/run"]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                raise RuntimeError(result.stderr[-2000:])
-            header, *epochs = (Path(folder) / "run" / "metrics.csv").read_text().splitlines()
-        for line in epochs:
-            metrics = dict(zip(header.split(","), line.split(","), strict=True))
-            yield {
-                "what": f"{mode}, epoch {metrics.pop('epoch')}",
-                "value": float(metrics.pop("test_acc")),
-                "unit": "accuracy",
-                **metrics,
-            }
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "train", "--device", device, *flags, mode, "--output", f"{folder}/run"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+        if result.returncode:
+            raise RuntimeError(result.stderr[-2000:])
+        header, *epochs = (Path(folder) / "run" / "metrics.csv").read_text().splitlines()
+    for line in epochs:
+        metrics = dict(zip(header.split(","), line.split(","), strict=True))
+        yield {
+            "what": f"{mode}, epoch {metrics.pop('epoch')}",
+            "value": float(metrics.pop("test_acc")),
+            "unit": "accuracy",
+            **metrics,
+        }
 
 
 def on_device(work: Callable[[], Any], rounds: int = 5, repeats: int = 10) -> float:
@@ -408,13 +581,13 @@ def timed(step: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-STAGES = {
-    "environment": Stage(environment, 30, without_gpu=True),
-    "ceilings": Stage(ceilings, 40, without_gpu=False),
-    "launches": Stage(launches, 25, without_gpu=False),
-    "kernels": Stage(kernels, 100, without_gpu=True),
-    "steps": Stage(steps, 110, without_gpu=False),
-    "compiled": Stage(compiled, 150, without_gpu=False),
-    "training": Stage(training, 65, without_gpu=False),
-    "properties": Stage(properties, 80, without_gpu=False),
+STAGES = {  # most important first; the whole is done well within ten minutes
+    "environment": Stage(environment, 20, 20, without_gpu=True),
+    "kernels": Stage(kernels, 125, 25, without_gpu=True),
+    "steps": Stage(steps, 130, 60, without_gpu=False),
+    "training": Stage(training, 60, 30, without_gpu=False),
+    "ceilings": Stage(ceilings, 35, 15, without_gpu=False),
+    "launches": Stage(launches, 15, 10, without_gpu=False),
+    "properties": Stage(properties, 80, 80, without_gpu=False),
+    "compiled": Stage(compiled, 100, 100, without_gpu=False),
 }

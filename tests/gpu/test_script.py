@@ -3,7 +3,10 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from minigrad import cublas_lt
 from minigrad import functional as F
@@ -12,7 +15,7 @@ from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
 from tests.gpu import stages
 from tests.gpu.cases import CASES
-from tests.gpu.stages import ROUNDS, STAGES, STEPS, Stage, Workload, compared
+from tests.gpu.stages import ROUNDS, STAGES, STEPS, WARM, Stage, Workload, compared
 
 
 @needs_compiler
@@ -28,10 +31,83 @@ def test_without_a_gpu(tmp_path):
         assert row["value"] < case.limit and (row["value"] > 0 or case.run is F.relu)
 
 
-def test_a_stage_has_a_time_limit(monkeypatch):
-    monkeypatch.setitem(STAGES, "kernels", Stage(None, 0.2, without_gpu=True))
-    result = script.run("kernels", SimpleNamespace(cpu=True, data_dir=None))
-    assert result["end"] == "stopped after 0.2 s" and result["seconds"] < 5
+STAGE = """
+import os, sys, time
+from tests.gpu import __main__ as script
+from tests.gpu.stages import STAGES, Stage
+
+def good():
+    yield {"what": "good", "value": 1.5, "unit": "x"}
+
+def raises():
+    yield {"what": "half", "value": 1.0}
+    raise ValueError("it is broken")
+
+def loses_the_card():
+    script.alive = lambda: False
+    raise RuntimeError("illegal address")
+    yield
+
+def crashes():
+    print("what it says at last", file=sys.stderr, flush=True)
+    os.abort()
+    yield
+
+def hangs():
+    time.sleep(100)
+    yield
+
+PARTS = {name: globals()[name] for name in os.environ["PARTS"].split()}
+STAGES["kernels"] = Stage(lambda options: PARTS, 20, 20, without_gpu=True)
+sys.exit(script.main())
+"""
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    """A stage of these parts, run: what is known of it at its end, and how often it was kept."""
+
+    def run(parts, seconds=20.0, part_seconds=20.0):
+        (tmp_path / "stage.py").write_text(STAGE)
+        monkeypatch.setenv("PARTS", parts)
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        monkeypatch.setattr(script, "COMMAND", [sys.executable, str(tmp_path / "stage.py")])
+        monkeypatch.setitem(STAGES, "kernels", Stage(None, seconds, part_seconds, without_gpu=True))
+        result, kept = {"rows": [], "errors": ""}, []
+        script.run("kernels", SimpleNamespace(cpu=True, data_dir=None), result, lambda: kept.append(1))
+        assert len(kept) >= len([row for row in result["rows"] if row["value"] != "failed"])
+        return result
+
+    return run
+
+
+def test_what_fails_is_a_row_and_the_rest_goes_on(stage):
+    result = stage("raises loses_the_card good crashes")
+    assert result["end"] == "done"
+    assert [(row["what"], row["value"], row.get("wrong", False)) for row in result["rows"]] == [
+        ("half", 1.0, False), ("raises", "failed", True), ("loses_the_card", "failed", True), ("good", 1.5, False),
+        ("crashes", "failed", True),
+    ]  # fmt: skip
+    raised, lost, crashed = (row["error"] for row in result["rows"] if "error" in row)
+    assert (raised, lost) == ("ValueError: it is broken", "RuntimeError: illegal address")
+    assert "what it says at last" in crashed
+
+
+def test_a_part_has_a_time_limit(stage):
+    result = stage("hangs good", part_seconds=1.0)
+    assert result["end"] == "done" and [row["what"] for row in result["rows"]] == ["hangs", "good"]
+    assert "took too long" in result["rows"][0]["error"] and result["rows"][0]["wrong"]
+
+
+def test_a_stage_has_a_time_limit(stage):
+    result = stage("good hangs crashes", seconds=2.0)
+    assert result["end"] == "stopped after 2.0 s" and result["seconds"] < 10
+    assert [row["what"] for row in result["rows"]] == ["good"]
+
+
+def test_a_stage_that_does_not_begin_is_failed(stage):
+    result = stage("unknown")
+    assert result["end"] == "failed" and "KeyError" in result["errors"] and not result["rows"]
 
 
 def test_what_is_wrong_is_said(capsys):
@@ -45,33 +121,76 @@ def test_what_is_wrong_is_said(capsys):
 
 
 def test_all_stages_together_take_ten_minutes():
-    assert sum(stage.seconds for stage in STAGES.values()) <= 600
+    """With half a minute for what is around them."""
+    assert sum(stage.seconds for stage in STAGES.values()) <= 570
 
 
 def test_epilogues_are_compared(monkeypatch):
     monkeypatch.setattr(stages, "on_device", lambda work: 1.0)
+
+    def rows():
+        return [row for name in stages.EPILOGUES for row in stages.epilogues(name, 9, 4, 6)]
+
     with in_place_of_cupy():
-        rows = list(stages.epilogues(9, 4, 6))
-        assert len(rows) == 6 and all(row["value"] == 1 and not row["wrong"] for row in rows)
+        found = rows()
+        assert len(found) == 6 and all(row["value"] == 1 and not row["wrong"] for row in found)
         monkeypatch.setattr(cublas_lt.shared(), "matmul", lambda *_: True)  # whatever was in that memory
         monkeypatch.setattr(sys.modules["cupy"], "empty", sys.modules["cupy"].zeros)
-        assert all(row["wrong"] and row["error"] > 0.1 for row in stages.epilogues(9, 4, 6))
+        assert all(row["wrong"] and row["error"] > 0.1 for row in rows())
         monkeypatch.setattr(cublas_lt, "shared", lambda: None)
-        assert all(row["wrong"] and row["value"] == "no such product" for row in stages.epilogues(9, 4, 6))
+        assert all(row["wrong"] and row["value"] == "no such product" for row in rows())
 
 
-def test_contenders_take_turns():
+WORKLOAD = Workload("vit_nano_cifar", 2, 1.0, 1.0)
+
+
+def contender(called, name, loss):
+    return lambda workload: lambda: called.append(name) or loss
+
+
+def test_contenders_are_measured_alone_and_then_in_turn():
     called = []
+    names = {"a": 1.0, "b": 1.005, "c": 1.01}
+    rows = list(compared(WORKLOAD, {name: contender(called, name, loss) for name, loss in names.items()}, 2.0))
+    assert called == [name for name in names for _ in range(WARM + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
+    assert [row["what"].split(": ")[1] for row in rows] == ["a", "b", "c", "c to a"]
+    assert rows[-1]["value"] > 0 and not any("wrong" in row for row in rows)
+    assert all(row["images_s"] == pytest.approx(2 / row["value"] * 1e3) for row in rows[:3])
 
-    def contender(name, loss):
-        return lambda workload: lambda: called.append(name) or loss
+
+def test_a_contender_that_fails_costs_the_others_nothing(monkeypatch):
+    called = []
 
     def missing(workload):
         raise ImportError("no such package")
 
-    workload = Workload("vit_nano_cifar", 2, 1.0, 1.0)
-    row = compared(workload, {"a": contender("a", 1.0), "b": missing, "c": contender("c", 1.01)}, "c", 2.0)
-    assert row["b"] == "ImportError: no such package" and row["value"] > 0 and "wrong" not in row
-    assert called == ["a"] * 4 + ["c"] * 4 + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
-    assert compared(workload, {"a": contender("a", 1.0), "c": contender("c", 2.0)}, "c", 2.0)["wrong"]
-    assert compared(workload, {"a": missing}, "a", 2.0)["value"] == "failed"
+    def broken(workload):
+        raise ValueError("broken")
+
+    first, *rows, last = compared(WORKLOAD, {"a": missing, "b": broken, "c": contender(called, "c", 1.0)}, 2.0)
+    assert first["error"] == "ImportError: no such package" and "wrong" not in first
+    assert rows[0]["error"] == "ValueError: broken" and rows[0]["wrong"]
+    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARM + STEPS + ROUNDS * STEPS
+    monkeypatch.setattr(stages, "alive", lambda: False)  # then nothing that follows would work
+    with pytest.raises(ValueError, match="broken"):
+        list(compared(WORKLOAD, {"b": broken, "c": contender(called, "c", 1.0)}, 2.0))
+
+
+@pytest.mark.parametrize("loss", [1.1, float("nan")])
+def test_losses_that_differ_are_wrong(loss):
+    rows = list(compared(WORKLOAD, {"a": contender([], "a", 1.0), "c": contender([], "c", loss)}, 2.0))
+    assert rows[-1]["wrong"]
+
+
+def test_tests_are_counted():
+    """On the stand-in."""
+    *rows, last = stages.tests(("tests/test_precision.py",))
+    assert not rows and last["value"] >= 10
+
+
+def test_tests_that_fail_are_named(tmp_path):
+    (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
+    rows = stages.tests((str(tmp_path / "test_cuda.py"),))
+    assert next(rows)["what"].endswith("test_cuda.py::test_bad") and next(rows)["value"] == 1
+    with pytest.raises(RuntimeError, match="ended with 1"):
+        next(rows)
