@@ -1,6 +1,6 @@
 """Whole models and a training run on the GPU give what they give on the CPU (or on a stand-in: tests/conftest.py)."""
 
-import json
+import tomllib
 
 import numpy as np
 import pytest
@@ -132,7 +132,7 @@ def test_the_training_program(augmented, tmp_path, capsys, device):
         rows = (tmp_path / str(i) / "metrics.csv").read_text().splitlines()[1:]
         outputs.append([[float(x) for x in row.split(",")[:6]] for row in rows])
         weights.append(serialize.load(tmp_path / str(i) / "last.npz")[0])
-        assert json.loads((tmp_path / str(i) / "args.json").read_text())["graph"] == (i == 2)
+        assert tomllib.loads((tmp_path / str(i) / "args.toml").read_text())["graph"] == (i == 2)
     capsys.readouterr()
     for found in outputs[1:]:
         np.testing.assert_allclose(found, outputs[0], rtol=1e-3)

@@ -1,15 +1,15 @@
 """L7: the command line: `python -m train --help`."""
 
-import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from itertools import chain, count, takewhile
-from math import isfinite, nan
 from pathlib import Path
-from typing import Any, NoReturn
 
+from train import config
 from train.errors import InputError
+from train.flags import parser
+from train.recipes import recipe
 from train.settings import BY_DATASET, COMMON, Settings
 
 
@@ -75,7 +75,7 @@ def run(settings: Settings) -> int:
                 left.unlink()
             publish()
         else:
-            settings.write(folder / "args.json")
+            config.write(folder / "args.toml", asdict(settings))
             keep()
         print(
             f"model    {settings.model}, {sum(p.data.size for p in trainer.parameters):,} parameters\n"
@@ -143,18 +143,31 @@ def check(settings: Settings) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
-    """The settings of a run: what the flags say, and the defaults of the dataset for the rest."""
-    given = {name: value for name, value in vars(parser().parse_args(arguments)).items() if value is not None}
-    dataset = given.get("dataset", COMMON["dataset"])
-    runs = f"runs/{given.get('model', COMMON['model'])}-{dataset}"
+    """The settings of a run, from the last word to the first: flags, settings file, recipe, dataset, all runs.
+
+    A recipe named by a flag goes before the file, as the flag does. A run that goes on has the settings it had.
+    """
+    flags = parser()
+    said = {name: value for name, value in vars(flags.parse_args(arguments)).items() if value is not None}
+    file = config.read(Path(said.pop("config")), flags) if "config" in said else {}
+    given = {**file, **said}
+    dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
+    runs = f"runs/{model}-{dataset}"
     if given.get("resume", "none") != "none":
         from train import resume  # which needs NumPy, and `--help` none
 
         state = resume.find(given, _newest_folder(runs))
         if state is not None:
             return resume.settings(state, given)
-        given["resume"] = "none"
-    settings = {**COMMON, **BY_DATASET[dataset], **given}
+    chosen = recipe(name, model)
+    layers = (file, chosen, said) if "recipe" in said else (chosen, file, said)
+    settings = {**COMMON, **BY_DATASET[dataset]}
+    for layer in layers:
+        settings |= layer
+    settings["resume"] = "none"
+    for setting, value in settings.items():
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no UTF-8, as the files of a run are")
     epochs, warmup = settings["epochs"], settings["warmup_epochs"]
     if warmup > epochs:
         if "warmup_epochs" in given:
@@ -166,161 +179,6 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     settings.setdefault("graph", settings["device"] != "cpu" and settings["threads"] == 1 and not scaled)
     settings.setdefault("output", _unused_folder(runs))
     return Settings(**settings)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Every flag; its default is None here, which stands for the default of the dataset."""
-    parser = _Parser(
-        prog="python -m train",
-        description="Train an image classifier. Without any flag: a small vision transformer on drawn shapes, which "
-        "needs no download and takes about two minutes on two CPU cores.",
-        epilog="example: python -m train --model vit_tiny_cifar --dataset cifar10 --download --device cuda",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
-        allow_abbrev=False,
-    )
-
-    def add(group: Any, flag: str, text: str, **choices: Any) -> None:
-        name = flag[2:].replace("-", "_")
-        group.add_argument(flag, help=f"{text} ({_default(name)})", **choices)
-
-    count, share, positive, not_negative = _whole(1), _number(least=0, below=1), _number(above=0), _number(least=0)
-
-    what = parser.add_argument_group("what to train")
-    add(what, "--model", "a name that models.list_models() lists", metavar="NAME")
-    add(what, "--dataset", "what to train on", choices=list(BY_DATASET))
-    add(what, "--data-dir", "where its folder or archive is, or that folder or archive itself", metavar="DIR")
-    add(what, "--download", "fetch it into --data-dir if it is not there", action="store_true", default=None)
-    add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=count)
-    add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=count)
-
-    how = parser.add_argument_group(
-        "how to train it (AdamW; the rate rises in a straight line, then falls as a cosine)"
-    )
-    add(how, "--epochs", "how often each image is seen", metavar="N", type=count)
-    add(how, "--batch-size", "images worked on at once", metavar="N", type=count)
-    add(how, "--grad-accum-steps", "so many batches make a step", metavar="N", type=count)
-    add(how, "--lr", "learning rate at its highest", metavar="RATE", type=positive)
-    add(how, "--warmup-epochs", "epochs until then, or a fraction of one", metavar="N", type=not_negative)
-    add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)
-    add(how, "--layer-decay", "a block's rate over that of the next", metavar="RATIO", type=_number(above=0, most=1))
-    add(how, "--clip-grad", "largest norm of all gradients together; 0: no limit", metavar="NORM", type=not_negative)
-    add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
-    add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
-    ema = "test and keep the moving average of the weights"
-    add(how, "--model-ema", ema, action=argparse.BooleanOptionalAction, default=None)
-    decay = "of that average: it is over about the last 1 / (1 - D) steps"
-    add(how, "--model-ema-decay", decay, metavar="D", type=share)
-    rise = "the decay rises to that, as (1 + step) / (10 + step)"
-    add(how, "--model-ema-warmup", rise, action=argparse.BooleanOptionalAction, default=None)
-    add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
-
-    probability, size = _number(least=0, most=1), _whole(0)
-    images = parser.add_argument_group(
-        "how the images are changed, at random each time (train/augment.py); 0 switches off"
-    )
-    add(images, "--no-aug", "none of what follows", action="store_true", default=None)
-    add(images, "--hflip", "how often an image is flipped left to right", metavar="SHARE", type=probability)
-    add(images, "--crop-padding", "pixels by which it is moved, at most", metavar="N", type=size)
-    add(images, "--crop-padding-mode", "what is there then: zeros, or a mirror", choices=["constant", "reflect"])
-    add(images, "--aa", "RandAugment in timm's notation, such as rand-m9-n2-mstd0.5", metavar="TEXT")
-    add(images, "--cutout", "side of a square of the mean colour in each image", metavar="N", type=size)
-    add(images, "--reprob", "how often a rectangle is erased", metavar="SHARE", type=probability)
-    noise = "filled with noise, noise of one colour, or the mean colour"
-    add(images, "--remode", noise, choices=["pixel", "rand", "const"])
-    add(images, "--mixup", "mix images in pairs, with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
-    add(images, "--cutmix", "exchange a box of a share 1 - λ in pairs", metavar="ALPHA", type=not_negative)
-    add(images, "--mixup-prob", "how many batches are mixed", metavar="SHARE", type=probability)
-    add(images, "--mixup-switch-prob", "of these, by cutmix, if both are on", metavar="SHARE", type=probability)
-    add(images, "--aug-repeats", "N times the same image in a batch, and fewer images", metavar="N", type=count)
-
-    where = parser.add_argument_group("where, and what comes out")
-    add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
-    add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
-    graph = "a training step as one CUDA graph, see minigrad/graph.py"
-    add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)
-    amp = "mixed precision: activations narrow, parameters in float32, see minigrad/precision.py"
-    add(where, "--amp", amp, action=argparse.BooleanOptionalAction, default=None)
-    narrow = "what narrow means; float16 has the loss scaled"
-    add(where, "--amp-dtype", narrow, choices=["bfloat16", "float16"])
-    tf32 = "on a GPU, products of float32 by tensor cores, of numbers rounded to 10 bits of fraction"
-    add(where, "--tf32", tf32, action=argparse.BooleanOptionalAction, default=None)
-    tuning = "settings of the process that make NumPy faster, see minigrad/tune.py"
-    add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
-    add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
-    add(where, "--output", "folder for the results", metavar="DIR")
-    again = "auto: the run in --output, or its newest folder, goes on if there is one; or name its resume.npz"
-    add(where, "--resume", again, metavar="auto|FILE|none")
-    add(where, "--checkpoint-format", "of the files best and last", choices=["npz", "safetensors"])
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the list of all flags."""
-        raise InputError(f"{message} (--help lists all flags)")
-
-
-def _default(name: str) -> str:
-    """How the help shows a default, e.g. `shapes: 6, cifar10: 50`."""
-    if name == "output":
-        return "runs/MODEL-DATASET, numbered if taken"
-    if name == "graph":
-        return "default yes on a GPU, if no loss is scaled"
-    if name in COMMON:
-        return f"default {_show(COMMON[name])}"
-    datasets: dict[str, list[str]] = {}  # with the same default
-    for dataset, defaults in BY_DATASET.items():
-        datasets.setdefault(_show(defaults[name]), []).append(dataset)
-    return "default " + ", ".join(f"{value} for {' and '.join(names)}" for value, names in datasets.items())
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "all"
-    if value == "":
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}") from None
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
-        return value
-
-    return read
-
-
-def _number(
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
-) -> Callable[[str], float]:
-    limits = {"at least": least, "above": above, "below": below, "at most": most}
-    bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = nan
-        low = (least is None or value >= least) and (above is None or value > above)
-        high = (below is not None and value >= below) or (most is not None and value > most)
-        if not (isfinite(value) and low and not high):
-            raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
-        return value
-
-    return read
 
 
 def _unused_folder(name: str) -> str:

@@ -322,6 +322,7 @@ def augmentation(settings: Settings, dataset: Dataset) -> Augment:
         InputError: a setting is out of its range, or not for images like these.
     """
     chosen = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
+    chosen["aa"] = None if settings.aa == "none" else settings.aa
     if settings.no_aug:
         chosen = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
     try:

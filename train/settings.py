@@ -1,9 +1,7 @@
 """L7: everything that decides a run, in one frozen record. Light to import: `--help` is answered from here."""
 
-import json
 import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -11,6 +9,7 @@ from typing import Any
 class Settings:
     """A run. The names are the flags of the command line, which are timm's where timm has the flag."""
 
+    recipe: str
     model: str
     dataset: str
     data_dir: str
@@ -32,7 +31,7 @@ class Settings:
     hflip: float
     crop_padding: int
     crop_padding_mode: str
-    aa: str  # empty: none
+    aa: str  # or "none"
     cutout: int
     reprob: float
     remode: str
@@ -56,12 +55,9 @@ class Settings:
     resume: str  # the state that the run goes on from; "none": it is a new one
     checkpoint_format: str
 
-    def write(self, path: Path) -> None:
-        """Write the settings as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
-
 
 COMMON: dict[str, Any] = {
+    "recipe": "none",
     "model": "vit_nano_cifar",
     "dataset": "shapes",
     "data_dir": "data",
@@ -76,7 +72,7 @@ COMMON: dict[str, Any] = {
     "drop_path": 0.0,
     "no_aug": False,
     "crop_padding_mode": "constant",
-    "aa": "",
+    "aa": "none",
     "cutout": 0,
     "reprob": 0.0,
     "remode": "pixel",

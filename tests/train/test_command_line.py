@@ -1,13 +1,13 @@
 """`python -m train` as a user runs it, in its own process."""
 
 import csv
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,9 @@ def test_help_needs_no_numpy(tmp_path):
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--layer-decay", "1.1"], "--layer-decay: must be a number above 0 and at most 1, got '1.1'"),
         (["--grad-accum-steps", "0"], "--grad-accum-steps: must be at least 1, got 0"),
+        (["--recipe", "slow"], "--recipe: invalid choice: 'slow'"),
+        (["--config", "missing.toml"], "cannot read --config missing.toml: No such file"),
+        (["--config", "file", "--epochs", "0"], "--epochs: must be at least 1, got 0"),
         (["--hflip", "2"], "--hflip: must be a number at least 0 and at most 1, got '2'"),
         (["--aa", "rand-m9-x1"], 'augmentation: "x1" in "rand-m9-x1": a part is one of m, n, p'),
         (["--crop-padding", "32", "--crop-padding-mode", "reflect"], "augmentation: a reflection by 32 pixels needs"),
@@ -95,7 +98,7 @@ def test_a_run_leaves_everything(tmp_path):
     result = train(*TINY, "--epochs", 3, "--lr", "2e-3", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     folder = tmp_path / "runs" / "vit_nano_cifar-shapes"
-    assert {"args.json", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl"} <= {
+    assert {"args.toml", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl"} <= {
         file.name for file in folder.iterdir()
     }
     history = rows(folder)
@@ -111,7 +114,7 @@ def test_a_run_leaves_everything(tmp_path):
     ]
     losses = [float(row["train_loss"]) for row in history]
     assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
-    settings = json.loads((folder / "args.json").read_text())
+    settings = tomllib.loads((folder / "args.toml").read_text())
     assert settings["epochs"] == 3 and settings["lr"] == 2e-3 and settings["model"] == "vit_nano_cifar"
     for part in (
         "vit_nano_cifar, 142,026 parameters",
@@ -121,6 +124,19 @@ def test_a_run_leaves_everything(tmp_path):
         "best     ",
     ):
         assert part in result.stdout
+
+
+def test_the_settings_that_are_left_repeat_a_run(tmp_path):
+    (tmp_path / "run.toml").write_text("epochs = 2\nhflip = 0.5\ncutmix = 1.0\nmodel-ema = true\n")
+    first = train(*TINY, "--config", "run.toml", "--threads", 1, "--output", "first", cwd=tmp_path)
+    again = train("--config", "first/args.toml", "--output", "again", cwd=tmp_path)
+    assert first.returncode == again.returncode == 0
+    one, two = (
+        [{**row, "seconds": 0, "images_per_second": 0} for row in rows(tmp_path / name)] for name in ("first", "again")
+    )
+    assert len(one) == 2 and one == two
+    occupied = train("--config", "first/args.toml", cwd=tmp_path)
+    assert occupied.returncode == 2 and "--output first holds the results of an earlier run" in occupied.stderr
 
 
 def test_the_average_is_kept(tmp_path):
@@ -164,7 +180,7 @@ def test_works_without_the_extras(tmp_path):
     )
     assert result.returncode == 0 and result.stderr == ""
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
-        *("args.json", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl", "resume.npz")
+        *("args.toml", "best.npz", "last.npz", "metrics.csv", "metrics.jsonl", "resume.npz")
     ]
     result = subprocess.run(
         [*command, "--checkpoint-format", "safetensors"], cwd=tmp_path, env=environment, capture_output=True, text=True

@@ -1,0 +1,88 @@
+"""L7: settings files: TOML, a line for a flag. A run leaves one beside its results, from which it can be repeated.
+
+model = "vit_tiny_cifar"
+epochs = 100
+mixup = 0.8
+model-ema = true        # or model_ema
+"""
+
+import argparse
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from train.errors import InputError
+from train.settings import Settings
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    int | None: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text in quotation marks"),
+}
+"""What a setting of each type may be in the file."""
+
+
+def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings in a file, checked as `parser` checks the flags of the same names.
+
+    Raises:
+        InputError: there is no such file, it is no TOML, a name is unknown, a value of the wrong type or not allowed.
+    """
+    try:
+        table = tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        raise InputError(f"cannot read --config {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # of these are the errors of UTF-8 and TOML
+        raise InputError(f"--config {path} is no TOML: {' '.join(str(error).split())}") from None
+    types = {field.name: field.type for field in fields(Settings)}
+    actions = {action.dest: action for action in parser._actions if action.dest in types}
+    settings: dict[str, Any] = {}
+    for key, value in table.items():
+        name, where = key.replace("-", "_"), f"--config {path}: {_shown(key)}"
+        if name not in actions:
+            close = get_close_matches(name, actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else " (--help lists them)"
+            raise InputError(f"{where} is no setting{hint}")
+        if name in settings:
+            raise InputError(f"{where} is there twice, with - and with _")
+        settings[name] = _value(where, value, types[name], actions[name])
+    return settings
+
+
+def _value(where: str, value: Any, kind: Any, action: argparse.Action) -> Any:
+    """One setting, of its type and within its limits."""
+    accepted, must_be = _KINDS[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where} must be {must_be}, got {_shown(value)}")
+    if action.choices is not None and value not in action.choices:
+        raise InputError(f"{where} must be one of {', '.join(action.choices)}, got {_shown(value)}")
+    if action.type is None:
+        return value
+    try:
+        return action.type(str(value))  # type: ignore[operator]
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{where} {error}") from None
+
+
+def write(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings as TOML, those that are None left out: their default is None, too."""
+    lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None]
+    path.write_text("\n".join(["# again: python -m train --config THIS --output ELSEWHERE", *lines, ""]), "utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):  # JSON's strings are TOML's, but for the delete character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _shown(value: Any) -> str:
+    """What stands in a file, short, and on one line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
