@@ -101,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
     add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
     add(where, "--output", "folder for the results", metavar="DIR")
-    again = "go on: auto, with what --output holds, or the newest; or a folder"
+    again = "go on: auto, with what --output holds or the newest; or a folder"
     add(where, "--resume", again, metavar="WHICH")
     formats = ["npz", "safetensors"]
     add(where, "--checkpoint-format", "of the files best and last: npz or safetensors", choices=formats, metavar="F")
