@@ -8,11 +8,11 @@ What is recorded stays as it is: the kernels read and write the same memory ever
 
     inputs      are copied into memory that the graph reads
     memory      of everything in between comes from a pool that belongs to the graph alone
-    lr and t    of the optimiser, and the state of the generators, are in device memory; before each launch the host
-                writes the next ones there
+    lr and t    of the optimiser, the decay of an average, and the state of the generators are in device memory; before
+                each launch the host writes the next ones there
     products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/cublas.py)
     addresses   of the parameters and gradients, for kernels that are for all at once, are in tables, which are filled
-                when the recording ends
+                before the first launch
     results     are in the same memory after each launch: use or copy them before the next
 
 and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
@@ -29,7 +29,6 @@ import numpy as np
 
 from minigrad import cublas
 from minigrad.backend import Array, device_of, empty
-from minigrad.kernels.cuda.optim import CapturedMoves
 from minigrad.kernels.cuda.table import Tables, capturing
 from minigrad.optim import AdamW
 from minigrad.random import Generator, default_generator
@@ -45,7 +44,7 @@ class GraphedStep:
     Args:
         step: takes arrays on a GPU and returns an array or a tuple of them, on the GPU too. It goes all the way:
             `zero_grad`, forward, backward, `optimizer.step`.
-        optimizer: whose `step` is called in it, once.
+        optimizer: whose `step` is called in it.
         generators: those that it draws from; by default the current one when it is recorded.
         warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
             longer than a step. The first is of the shapes that most are to have: it is the next of those that is
@@ -79,7 +78,7 @@ class GraphedStep:
         with self.stream:
             for mine, x in zip(self.inputs, inputs, strict=True):
                 mine[...] = x
-            self.moves.upload()
+            self.tables.fill()
             self.random.set(np.array([[g.seed, g.draws] for g in self.drawn_from], np.uint64))
             for generator, draws in zip(self.drawn_from, self.draws, strict=True):
                 generator.skip(draws)
@@ -93,11 +92,11 @@ class GraphedStep:
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
-        self.moves, self.tables = CapturedMoves(), Tables()
+        self.tables = Tables()
         self.drawn_from = self.generators or [default_generator()]
         self.random = empty((len(self.drawn_from), 2), np.uint64, device)
         _wait(self.stream, cuda.get_current_stream())
-        before, self.optimizer.captured = [generator.draws for generator in self.drawn_from], self.moves
+        before = [generator.draws for generator in self.drawn_from]
         for generator, state in zip(self.drawn_from, self.random, strict=True):
             generator.draws, generator.captured = 0, state
         gc.collect()
@@ -113,10 +112,9 @@ class GraphedStep:
                         self.stream.end_capture()
                     raise
                 self.graph = self.stream.end_capture()
-                self.tables.upload()
         finally:
             gc.enable()
-            self.draws, self.optimizer.captured = [generator.draws for generator in self.drawn_from], None
+            self.draws = [generator.draws for generator in self.drawn_from]
             for generator, draws in zip(self.drawn_from, before, strict=True):
                 generator.draws, generator.captured = draws, None
 

@@ -14,6 +14,8 @@ from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import empty, to_device
 from minigrad.graph import GraphedStep
+from minigrad.kernels.cuda import table
+from minigrad.nn.module import Buffer
 from minigrad.random import Generator
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
@@ -155,22 +157,29 @@ def test_tables_are_in_memory_that_the_graph_does_not_use_again(monkeypatch):
     assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
 
 
-def test_one_step_of_the_optimizer_in_a_graph():
-    parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
-    optimizer = optim.AdamW([parameter])
+def test_two_steps_of_the_optimizer_in_a_graph():
+    """Each counts, and has the numbers of its own t."""
 
-    def step(x):
-        optimizer.zero_grad()
-        (parameter * Tensor(x)).sum().backward()
-        optimizer.step()
-        optimizer.step()
-        return x
+    def run(graphed):
+        parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
+        optimizer = optim.AdamW([parameter], lr=0.1)
 
-    run = GraphedStep(step, optimizer, warmup=1)
-    x = to_device(np.ones(3, np.float32), "cuda")
-    run(x)
-    with pytest.raises(RuntimeError, match=r"call optimizer\.step\(\) once"):
-        run(x)
+        def step(x):
+            optimizer.zero_grad()
+            (parameter * parameter * Tensor(x)).sum().backward()
+            optimizer.step()
+            optimizer.step()
+            return x
+
+        step = GraphedStep(step, optimizer, warmup=1) if graphed else step
+        for _ in range(4):
+            step(to_device(np.arange(3, dtype=np.float32), "cuda"))
+        return {**optimizer.state_dict(), "x": parameter.numpy()}
+
+    found, expected = run(True), run(False)
+    assert found["0.0.step"] == 8
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def test_a_replay_launches_the_same_with_the_same_arguments(device):
@@ -220,7 +229,7 @@ def test_what_waits_for_the_device_is_refused():
     draws = minigrad.random.default_generator().draws
     with pytest.raises(RuntimeError, match="capture"):
         run(*batch)
-    assert run.graph is None and optimizer.captured is None and gc.isenabled()
+    assert run.graph is None and not table.is_capturing() and gc.isenabled()
     assert minigrad.random.default_generator().draws == draws
 
 
@@ -302,20 +311,49 @@ def test_there_is_always_a_warm_up():
         GraphedStep(lambda: None, optim.AdamW([Tensor(1.0, requires_grad=True)]), warmup=0)
 
 
-def test_an_average_is_updated_beside_the_graph():
+@pytest.mark.parametrize("warmup", [False, True])
+def test_an_average_is_a_part_of_the_step(warmup):
+    """Each replay counts, and has the decay of its own number; a buffer that is counted is copied."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            self.layer = formula.fill(nn.Linear(4, 4)).to(dtype=np.float32)
+            self.count = Buffer(np.zeros((), np.int64))
+
+    def run(graphed):
+        model = Counting().to("cuda")
+        optimizer, ema = optim.AdamW(model.parameters(), lr=0.1), optim.EMA(model, 0.9, warmup=warmup)
+
+        def step(x):
+            optimizer.zero_grad()
+            model.layer(Tensor(x)).sum().backward()
+            optimizer.step()
+            model.count.data += 1
+            ema.update()
+            return x
+
+        step = GraphedStep(step, optimizer, warmup=1) if graphed else step
+        for _ in range(5):
+            step(to_device(np.ones((2, 4), np.float32), "cuda"))
+        return ema.state_dict()
+
+    found, expected = run(True), run(False)
+    assert found["updates"] == found["count"] == 5
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_an_average_of_another_type_is_not_captured():
     model = nn.Linear(4, 4).to("cuda")
-    optimizer, ema = optim.AdamW(model.parameters(), lr=0.1), optim.EMA(model)
+    optimizer, ema = optim.AdamW(model.parameters()), optim.EMA(model.to(dtype=np.float64))
 
     def step(x):
-        optimizer.zero_grad()
-        model(Tensor(x)).sum().backward()
-        optimizer.step()
         ema.update()
         return x
 
     run = GraphedStep(step, optimizer, warmup=1)
     x = to_device(np.ones((2, 4), np.float32), "cuda")
     run(x)
-    with pytest.raises(RuntimeError, match="call it after the step"):
+    with pytest.raises(RuntimeError, match="must be of float32"):
         run(x)
     assert ema.updates == 1

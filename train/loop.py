@@ -138,8 +138,6 @@ class Trainer:
     def step(self, index: Array) -> None:
         """One step of the optimiser, on the training images of these numbers, (B,) int64."""
         self.run(index)
-        if self.ema is not None:
-            self.ema.update()
         self.lr = self.settings.lr * self.schedule.factor(self.schedule.t)
         self.schedule.step()
 
@@ -196,12 +194,14 @@ class Trainer:
         return autocast(self.settings.amp_dtype, self.settings.amp, self.parameters)
 
     def move(self) -> None:
-        """The parameters against their gradients."""
+        """The parameters against their gradients, and their average after them."""
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad:
             clip_grad_norm_(self.parameters, self.settings.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.ema is not None:
+            self.ema.update()
 
     def tested(self) -> AbstractContextManager[None]:
         """Within the block, the model is what is tested and kept: with --model-ema, its average."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend import Array, device_of, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.nn import Module
@@ -55,13 +55,12 @@ class EMA:
         self.averages = {name: _kept(tensor.data).copy() for name, tensor in self.tensors.items()}
 
     def update(self) -> None:
-        """After a step of the optimiser. Waits for nothing.
+        """After a step of the optimiser. Waits for nothing, and may be a part of a captured step.
 
         Raises:
-            RuntimeError: the model has been moved to another device, or a CUDA graph is captured: a replay would not
-                count its updates. Call it after the graph's step.
+            RuntimeError: the model has been moved to another device, or a CUDA graph is captured and has an average
+                that is not float32, whose decay would stay as it is now.
         """
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         pairs = [(average, self.tensors[name].data) for name, average in self.averages.items()]
         for name, (average, x) in zip(self.averages, pairs, strict=True):
             if device_of(x) != device_of(average):
@@ -69,23 +68,34 @@ class EMA:
                     f"EMA: {name} is on {device_of(x)}, its average on {device_of(average)}: "
                     "make the EMA when the model is where it stays"
                 )
-        x = pairs[0][1]
-        if device_of(x) != "cpu" and array_module(x).cuda.get_current_stream().is_capturing():
-            raise RuntimeError("EMA: update must not be a part of a captured step: call it after the step")
         fused = [cuda.table.takes(*pair) for pair in pairs]
-        for is_fused, (average, x) in zip(fused, pairs, strict=True):
+        others = [pair for pair, is_fused in zip(pairs, fused, strict=True) if not is_fused]
+        if cuda.table.is_capturing():
+            if any(is_floating(average.dtype) for average, _ in others):
+                raise RuntimeError("EMA: in a captured step all averages must be of float32 arrays without gaps")
+            next_rest = self._next_rest  # for each launch of the graph
+        else:
+            rest = self._next_rest()
+            next_rest = lambda: rest  # noqa: E731
+
+        for average, x in others:
             if not is_floating(average.dtype):
                 average[...] = x
-            elif not is_fused:
+            else:
                 # The same as decay · ema + (1 - decay) · x, but these two factors rounded to float32 do not sum to 1:
                 # at 0.9999 the average of a constant would end 0.02 % beside it.
                 change = cast(x, average.dtype) - average
-                change *= 1 - decay
+                change *= rest
                 average += change
         if any(fused):
             averages, values = zip(*compress(pairs, fused), strict=True)
-            cuda.optim.average(averages, values, 1 - decay)
+            cuda.optim.average(averages, values, next_rest)
+
+    def _next_rest(self) -> float:
+        """1 - decay of this update, which is counted."""
+        t = self.updates
         self.updates += 1
+        return 1 - (min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

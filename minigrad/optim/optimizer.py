@@ -153,7 +153,6 @@ class AdamW(Optimizer):
     """
 
     memory = ("step", "m", "v")
-    captured: cuda.optim.CapturedMoves | None = None  # while a CUDA graph is captured: see minigrad/graph.py
 
     def __init__(
         self,
@@ -175,21 +174,21 @@ class AdamW(Optimizer):
         for move in moves:
             x, grad, state, _ = move
             if not state:
-                if self.captured is not None:
+                if cuda.table.is_capturing():
                     raise RuntimeError(
                         "AdamW: a parameter has its first gradient in a step that is captured: warm up longer"
                     )
                 xp = array_module(x)
                 state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
             (fused if cuda.table.takes(x, grad, state["m"], state["v"]) else others).append(move)
-        if others and self.captured is not None:
+        if others and cuda.table.is_capturing():
             x = others[0][0]
             raise RuntimeError(
                 f"AdamW: a captured step takes float32 parameters and gradients without gaps, got {x.dtype} {x.shape}: "
                 "the rate of any other would stay as it is now"
             )
         if fused:
-            cuda.optim.adamw(fused, self.captured)
+            cuda.optim.adamw(fused)
         super().update_all(others)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@
 //   scale        g <- factor · g
 //
 // unscale: g <- g / S, and whether any is not finite.    A row: grad
-// average: ema <- ema + (1 - decay) (x - ema).           A row: ema, x
+// average: ema <- ema + rest · (x - ema),  rest = 1 - decay, the row's number.    A row: ema, x
 //
 // registers[]: adamw 40, squares 40, clip_factor 40, scale 32, unscale 32, average 32
 #include "common.cuh"
@@ -89,8 +89,9 @@ unscale(const Row* __restrict__ rows, int count, float by, bool* overflow) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-average(const Row* __restrict__ rows, int count, float rest) {
+average(const Row* __restrict__ rows, int count) {
     const Chunk chunk = chunk_of_block(rows, count);
+    const float rest = chunk.row->numbers[0];
     float* __restrict__ ema = chunk.array<float>(0);
     const float* __restrict__ x = chunk.array<float>(1);
     for (int i = threadIdx.x; i < chunk.count; i += 256) ema[i] += rest * (x[i] - ema[i]);

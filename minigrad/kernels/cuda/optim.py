@@ -1,6 +1,6 @@
 """L2: what an optimiser does between two passes, for all parameters in one launch each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, TypeAlias
 
@@ -19,38 +19,11 @@ Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
 """What an optimiser does to one parameter: x, grad, the state with `step`, `m` and `v`, and the group's settings."""
 
 
-class CapturedMoves:
-    """The step of AdamW in a graph, whose rates are to be those of the step that it is launched for."""
-
-    def __init__(self) -> None:
-        self.moves: list[Move] = []
-
-    def add(self, table: Table, moves: Sequence[Move]) -> None:
-        """While it is captured: what is moved, and the table that the kernel reads."""
-        if self.moves:
-            raise RuntimeError("AdamW: one step is captured, this is the second: call optimizer.step() once")
-        self.table, self.moves = table, list(moves)
-
-    def upload(self) -> None:
-        """Before the graph is launched: the numbers of the next step."""
-        if self.moves:
-            self.table.rows["numbers"] = next_numbers(self.moves)
-            self.table.upload()
-
-
-def adamw(moves: Sequence[Move], captured: CapturedMoves | None = None) -> None:
-    """One step of AdamW, in place, on parameters that `table.takes` with their gradients, m and v.
-
-    Args:
-        captured: None: a step is counted in every state. In a step that is captured: where it is noted, to be counted
-            each time the graph is launched.
-    """
+def adamw(moves: Sequence[Move]) -> None:
+    """One step of AdamW, in place, on parameters that `table.takes` with their gradients, m and v."""
     columns = [[x for x, *_ in moves], [grad for _, grad, *_ in moves]]
     columns += [[state[name] for _, _, state, _ in moves] for name in ("m", "v")]
-    table = Table(*columns, numbers=next_numbers(moves) if captured is None else 0)
-    if captured is not None:
-        captured.add(table, moves)
-    table.launch(ADAMW)
+    Table(*columns, numbers=lambda: next_numbers(moves)).launch(ADAMW)
 
 
 def next_numbers(moves: Sequence[Move]) -> list[tuple[float, ...]]:
@@ -89,6 +62,6 @@ def unscale(grads: Sequence[Array], factor: float) -> Array:
     return ~overflow
 
 
-def average(averages: Sequence[Array], values: Sequence[Array], rest: float) -> None:
-    """ema <- ema + rest · (x - ema) for pairs that `table.takes`, in place."""
-    Table(averages, values).launch(AVERAGE, np.float32(rest))
+def average(averages: Sequence[Array], values: Sequence[Array], next_rest: Callable[[], float]) -> None:
+    """ema <- ema + rest · (x - ema) for pairs that `table.takes`, in place; `next_rest` is asked once for each step."""
+    Table(averages, values, numbers=next_rest).launch(AVERAGE)

@@ -1,6 +1,6 @@
 """L2: arrays of many parameters for one launch: the table of table.cuh."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,29 +22,32 @@ class Table:
         table.launch(EMA, np.float32(0.1))
 
     It takes one copy from the host, which waits for nothing. While a CUDA graph is captured nothing can be copied: the
-    table is then filled afterwards, before the graph is launched (see `capturing`).
+    table is then filled afterwards (see `capturing`), and its numbers anew for every launch of the graph, so that what
+    changes from step to step, such as a rate, does so there too.
 
     Args:
         *columns: the first array of every row, the second of every row, ...: up to four lists of one length.
-        numbers: up to eight for each row, (rows, 8), or 0.
+        numbers: gives up to eight for each row, (rows, 8), or for all alike. It is called once for every step.
     """
 
-    def __init__(self, *columns: Sequence[Array], numbers: Any = 0) -> None:
+    def __init__(self, *columns: Sequence[Array], numbers: Callable[[], Any] | None = None) -> None:
         self.rows = np.zeros(len(columns[0]), ROW)
         for place, arrays in enumerate(columns):
             self.rows["at"][:, place] = [pointer(x) for x in arrays]
         self.rows["count"] = [x.size for x in columns[0]]
         self.rows["end"] = np.cumsum(-(-self.rows["count"] // CHUNK))
-        self.rows["numbers"] = numbers
-        self.chunks = int(self.rows["end"][-1]) if len(self.rows) else 0
-        device = device_of(columns[0][0]) if self.chunks else "cpu"
-        if self.chunks and _captured is not None:
-            self.memory = _captured.room(self, device)
-        else:
-            self.memory = to_device(self.rows.view(np.uint64), device)
+        self.chunks, self.numbers = int(self.rows["end"][-1]) if len(self.rows) else 0, numbers
+        if len(self.rows) and _captured is not None:
+            self.memory = _captured.room(self, device_of(columns[0][0]))
+            return
+        if numbers is not None:
+            self.rows["numbers"] = numbers()
+        self.memory = to_device(self.rows.view(np.uint64), device_of(columns[0][0]) if self.chunks else "cpu")
 
-    def upload(self) -> None:
-        """Fill the memory anew, that of a table of a graph."""
+    def fill(self) -> None:
+        """Before a launch of the graph that it is of: the numbers of the next step."""
+        if self.numbers is not None:
+            self.rows["numbers"] = self.numbers()
         self.memory.set(self.rows.view(np.uint64))
 
     def launch(self, kernel: Kernel, *args: Any) -> None:
@@ -73,6 +76,7 @@ class Tables:
 
     def __init__(self) -> None:
         self.tables: list[Table] = []
+        self.filled = False
         self.pool = cupy_module().cuda.MemoryPool()
 
     def room(self, table: Table, device: str) -> Array:
@@ -81,13 +85,20 @@ class Tables:
         with cupy_module().cuda.using_allocator(self.pool.malloc):
             return empty((table.rows.nbytes // 8,), np.uint64, device)
 
-    def upload(self) -> None:
-        """Fill all of them: once the capture is over, before the graph is launched."""
+    def fill(self) -> None:
+        """Before each launch of the graph: all of them the first time, then those whose numbers change."""
         for table in self.tables:
-            table.upload()
+            if table.numbers is not None or not self.filled:
+                table.fill()
+        self.filled = True
 
 
 _captured: Tables | None = None
+
+
+def is_capturing() -> bool:
+    """Whether a step is captured now: what it computes on the host will stay as it is."""
+    return _captured is not None
 
 
 @contextmanager
