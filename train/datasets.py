@@ -2,15 +2,22 @@
 
 from pathlib import Path
 
-from train import cifar, shapes
+from train import cifar, folder, shapes
 from train.dataset import Dataset
 from train.download import download
+from train.errors import InputError
 from train.settings import Settings
 
 
 def load(settings: Settings) -> Dataset:
     """The dataset of a run, cut to the numbers of images it asks for."""
     train, test = settings.train_num_samples, settings.val_num_samples
+    if settings.dataset == "folder":
+        if settings.download:
+            raise InputError("--download is for CIFAR: there is no telling where other images would come from")
+        return folder.load(Path(settings.data_dir).expanduser(), settings.img_size, train, test)
+    if settings.img_size != 32:
+        raise InputError(f"--img-size is for --dataset folder: the images of {settings.dataset} are 32 x 32")
     if settings.dataset == "shapes":
         return shapes.load(min(train or shapes.TRAIN, shapes.TRAIN), min(test or shapes.TEST, shapes.TEST))
     source, data_dir = cifar.SOURCES[settings.dataset], Path(settings.data_dir).expanduser()

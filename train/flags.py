@@ -39,9 +39,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
     )
     add(what, "--model", "a name that models.list_models() lists", metavar="NAME")
-    add(what, "--dataset", f"what to train on: {', '.join(BY_DATASET)}", choices=list(BY_DATASET), metavar="NAME")
+    data = "shapes, cifar10, cifar100; folder: of train/CLASS, val/CLASS"
+    add(what, "--dataset", data, choices=list(BY_DATASET), metavar="NAME")
     add(what, "--data-dir", "where its folder or archive is, or that folder or archive itself", metavar="DIR")
     add(what, "--download", "fetch it into --data-dir if it is not there", action="store_true", default=None)
+    add(what, "--img-size", "height and width to which images of a folder are cut", metavar="N", type=count)
     add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=count)
     add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=count)
 

@@ -14,6 +14,7 @@ class Settings:
     dataset: str
     data_dir: str
     download: bool
+    img_size: int
     train_num_samples: int | None  # None: all
     val_num_samples: int | None
     epochs: int
@@ -62,6 +63,7 @@ COMMON: dict[str, Any] = {
     "dataset": "shapes",
     "data_dir": "data",
     "download": False,
+    "img_size": 32,
     "train_num_samples": None,
     "val_num_samples": None,
     "validation_batch_size": 500,
@@ -94,7 +96,7 @@ COMMON: dict[str, Any] = {
     "resume": "none",
     "checkpoint_format": "npz",
 }
-_CIFAR = {
+_PHOTOS = {
     "epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "hflip": 0.5,
     "crop_padding": 4,
 }  # fmt: skip
@@ -108,7 +110,8 @@ BY_DATASET: dict[str, dict[str, Any]] = {
         "hflip": 0.0,
         "crop_padding": 0,
     },
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
+    "cifar10": _PHOTOS,
+    "cifar100": _PHOTOS,
+    "folder": _PHOTOS,
 }
 """The defaults: those of every run, and those that suit one dataset."""

@@ -1,0 +1,145 @@
+"""Any images in folders by class: what is read, in which order, and what is refused."""
+
+import sys
+from zlib import crc32
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.train.test_command_line import train as run
+from train import datasets, folder
+from train.__main__ import parse
+from train.errors import InputError
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def paint(path, seed, size=(32, 32)):
+    """An image file of noise; returns its pixels (C, H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels.transpose(2, 0, 1)
+
+
+def album(root, counts, test="val"):
+    """counts[split][class] images; returns them by split and class."""
+
+    def painted(place, n):
+        return [paint(place / f"{i:03}.png", crc32(f"{place} {i}".encode())) for i in range(n)]
+
+    splits = {"train": counts[0], test: counts[1]}
+    return {s: {name: painted(root / s / name, n) for name, n in classes.items()} for s, classes in splits.items()}
+
+
+@pytest.mark.parametrize("test", ["val", "test"])
+@given(counts=st.lists(st.integers(1, 4), min_size=2, max_size=4), limit=st.none() | st.integers(1, 12))
+def test_images_come_in_turn(tmp_path_factory, test, counts, limit):
+    """Class by class, so that the first images are of all classes; then as they are, and all of them."""
+    root, names = tmp_path_factory.mktemp("album"), [f"class {i}" for i in range(len(counts))]
+    there = album(root, (dict(zip(names, counts, strict=True)), dict.fromkeys(names, 1)), test)
+    (root / "train" / ".hidden").mkdir()
+    (root / "train" / names[0] / "notes.txt").write_text("no image")
+    data = folder.load(root, 32, limit)
+    expected = [
+        (there["train"][name][i], label) for i in range(4) for label, name in enumerate(names) if i < counts[label]
+    ][:limit]
+    np.testing.assert_array_equal(data.train.images, [image for image, _ in expected])
+    assert data.train.labels.tolist() == [label for _, label in expected] and data.train.labels.dtype == np.int64
+    np.testing.assert_array_equal(data.test.images, [there[test][name][0] for name in names])
+    assert data.classes == tuple(names) and data.name == root.name
+    scaled = data.train.images / 255
+    np.testing.assert_allclose(data.mean, scaled.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, scaled.std(axis=(0, 2, 3)), rtol=1e-9)
+
+
+def test_val_is_tested_on_where_both_are_there(tmp_path):
+    there = album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}), "test")
+    np.testing.assert_array_equal(folder.load(tmp_path, 32).test.images[0], there["val"]["a"][0])
+
+
+def test_statistics_of_more_images_than_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(folder, "_CHUNK", 3)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 5), dtype=np.uint8)
+    mean, std = folder._statistics(pixels)
+    np.testing.assert_allclose(mean, (pixels / 255).mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(std, (pixels / 255).std(axis=(0, 2, 3)))
+    assert folder._statistics(np.full((2, 3, 4, 4), 7, np.uint8))[1] == (1 / 255,) * 3  # to divide by
+
+
+def test_images_are_brought_to_one_size(tmp_path):
+    for split in ("train", "val"):
+        for name in "ab":
+            paint(tmp_path / split / name / "1.png", 0, (20, 50))
+            paint(tmp_path / split / name / "2.jpg", 1, (70, 30))
+    data = datasets.load(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
+    assert data.train.images.shape == (4, 3, 24, 24)
+
+
+def damage(root):
+    (root / "val" / "b" / "000.png").write_bytes(b"no image at all")
+
+
+def empty(root):
+    (root / "train" / "b" / "000.png").unlink()
+
+
+def add(name):
+    return lambda root: paint(root / name / "000.png", 0)
+
+
+def remove(name):
+    return lambda root: (root / name).rename(root / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("train"), r"--data-dir .*album has no folder train; needed are train/CLASS"),
+        (remove("val"), r"--data-dir .*album has a folder train, but none named val or test"),
+        (add("train/c"), "the classes in .*train and val differ: c only in train"),
+        (add("val/c"), "the classes in .*train and val differ: c only in val"),
+        (empty, "there are no images in the folder .*train/b"),
+        (damage, r"val/b/000\.png is no image that can be read here"),
+        (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
+    ],
+)
+def test_what_is_refused(tmp_path, change, message):
+    root = tmp_path / "album"
+    album(root, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    change(root)
+    with pytest.raises(InputError, match=message) as caught:
+        folder.load(root, 32)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_pillow_is_missing(tmp_path, monkeypatch):
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(InputError, match=r"needs Pillow: pip install 'minigrad\[train\]'"):
+        folder.load(tmp_path, 32)
+
+
+def test_a_run(tmp_path):
+    album(tmp_path / "album", ({"a": 6, "b": 5, "c": 4}, {"a": 2, "b": 2, "c": 2}))
+    flags = ["--dataset", "folder", "--data-dir", "album", "--epochs", 1, "--batch-size", 4, "--img-size", 16]
+    result = run(*flags, "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "album: 15 training and 6 test images, 3 classes" in result.stdout
+    assert (tmp_path / "out" / "best.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset", "folder", "--download"], "--download is for CIFAR"),
+        (["--img-size", "64"], "--img-size is for --dataset folder: the images of shapes are 32 x 32"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere has no folder train"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, message):
+    with pytest.raises(InputError, match=message):
+        datasets.load(parse(flags))
