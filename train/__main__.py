@@ -102,6 +102,12 @@ def run(settings: Settings) -> int:
                 place = f"epoch {trainer.epoch} and {trainer.position} of {trainer.steps} steps of the next"
                 print(f"stopped after {place}; --resume {folder} goes on from there", file=sys.stderr)
                 return 128 + received[0]
+            except loop.DivergedError as error:
+                if trainer.watched:
+                    raise
+                print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
+                found = resume.first_op(state, trainer) or f"{error} (once more, with a look at each step, it did not)"
+                raise InputError(found) from None
         plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
         resume.finish(state, settings, history)
     except OSError as error:
@@ -124,6 +130,8 @@ def check(settings: Settings) -> None:
         raise InputError(f"--device {settings.device}: {error}") from None
     if settings.graph and settings.device == "cpu":
         raise InputError("--graph needs --device cuda: CUDA graphs are for a GPU")
+    if settings.graph and settings.skip_nonfinite:
+        raise InputError("--skip-nonfinite looks at the numbers of each step, and nobody sees into a graph: --no-graph")
     if settings.amp:
         try:
             as_dtype(settings.amp_dtype)
@@ -176,7 +184,8 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     if settings["device"] != "cpu" and "threads" not in given:
         settings["threads"] = 1
     scaled = settings["amp"] and settings["amp_dtype"] == "float16"
-    settings.setdefault("graph", settings["device"] != "cpu" and settings["threads"] == 1 and not scaled)
+    unseen = settings["threads"] == 1 and not scaled and not settings["skip_nonfinite"]
+    settings.setdefault("graph", settings["device"] != "cpu" and unseen)
     settings.setdefault("output", _unused_folder(runs))
     return Settings(**settings)
 

@@ -61,14 +61,16 @@ class Metrics:
     test_acc: float
     seconds: float
     images_per_second: float  # in training
+    skipped: int = 0  # steps that were left out, as a number was not finite
 
     def line(self, epochs: int, tested: str = "test") -> str:
         """The row for people."""
+        skipped = f"   {self.skipped} steps skipped" if self.skipped else ""
         return (
             f"epoch {self.epoch:{len(str(epochs))}}/{epochs}   "
             f"train loss {self.train_loss:.4f} acc {self.train_acc:6.2%}   "
             f"{tested} loss {self.test_loss:.4f} acc {self.test_acc:6.2%}   "
-            f"lr {self.lr:.1e}   {self.seconds:.1f} s   {self.images_per_second:.0f} images/s"
+            f"lr {self.lr:.1e}   {self.seconds:.1f} s   {self.images_per_second:.0f} images/s{skipped}"
         )
 
 

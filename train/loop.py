@@ -5,7 +5,7 @@ sums of loss and right answers: the host only launches, and reads the sums now a
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from threading import Event
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 import minigrad.functional as F
-from minigrad import Tensor, autocast, no_grad
+from minigrad import Tensor, autocast, detect_anomaly, no_grad
 from minigrad.backend import Array, to_device
+from minigrad.engine import NonFiniteError
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
-from minigrad.optim import EMA, AdamW, GradScaler, WarmupCosine, clip_grad_norm_
+from minigrad.optim import EMA, AdamW, GradScaler, WarmupCosine, clip_grad_norm_, scale_all
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from models.model import param_groups
@@ -30,8 +31,12 @@ from train.log import Metrics, Progress
 from train.settings import Settings
 
 _STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
-_unwarned = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is reported once, and in full
+_unwarned = np.errstate(all="ignore")  # a loss that is not finite is reported once, and in full
 _UNREAD = 20  # steps of a GPU from one look at the loss to the next: each look waits for it
+
+
+class DivergedError(InputError):
+    """A number is no longer finite, so that going on is of no use."""
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
@@ -71,13 +76,16 @@ class Trainer:
         self.position = 0  # so many steps of the next one are
         self.order: Array | None = None  # of its images, from its first step on
         self.seconds = 0.0  # that it took so far, before the process was started that goes on with it
+        self.skipped = self.images_skipped = 0  # steps of it that were left out, and their images
+        self.watched = settings.device == "cpu" or settings.skip_nonfinite  # each step, before anything moves
+        self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.stop = Event()  # once set, `fit` ends after the step that is running
 
     def fit(self) -> Iterator[Metrics]:
         """Train, from the place where the trainer is; yields the metrics after each epoch.
 
         Raises:
-            InputError: the loss is no longer finite, so that going on is of no use.
+            DivergedError: the loss or a gradient is no longer finite. On the CPU the model is as before that step.
             Stopped: `stop` was set. The trainer is between two steps; what is saved now goes on from there.
         """
         with self.shards:
@@ -93,7 +101,8 @@ class Trainer:
                 seconds = time.perf_counter() - start
                 speed = len(self.dataset.train) / (trained - start)
                 self.epoch, self.position, self.order, self.seconds = self.epoch + 1, 0, None, 0.0
-                yield Metrics(self.epoch, self.lr, train_loss, train_acc, test_loss, test_acc, seconds, speed)
+                results = train_loss, train_acc, test_loss, test_acc
+                yield Metrics(self.epoch, self.lr, *results, seconds, speed, self.skipped)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
         """Every training image once, in random order; with --aug-repeats R, one of R images, R times.
@@ -105,6 +114,7 @@ class Trainer:
         count, unread = len(self.dataset.train), 1 if self.settings.device == "cpu" else _UNREAD
         if self.order is None:
             self.sums.clear()
+            self.skipped = self.images_skipped = 0
             order = self.generator.permutation(count, self.settings.device)
             self.order = repeated(order, self.settings.aug_repeats)
         parts = list(batches(count, self.images))
@@ -114,19 +124,23 @@ class Trainer:
                 self.step(self.order[part])
                 self.position += 1
                 if self.stop.is_set() or (self.position % unread == 0 and part.stop < count):
-                    loss, acc = self.means(part.stop, title)
+                    loss, acc = self.means(part.stop)
                     progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
                     done = part.stop
                     self.check_stop()
-            loss, acc = self.means(count, title)
+            loss, acc = self.means(count)
             progress.update(count - done, f"loss {loss:.3f} acc {acc:.1%}")
         return loss, acc
 
-    def means(self, images: int, title: str) -> tuple[float, float]:
+    def means(self, images: int) -> tuple[float, float]:
         """Mean loss and accuracy over so many images of the epoch, if the loss is finite."""
-        loss, acc = self.sums.means(images)
+        if images == self.images_skipped < len(self.dataset.train):
+            return 0.0, 0.0
+        if images == self.images_skipped:
+            raise self.diverged("a loss or a gradient was not finite", "in every step")
+        loss, acc = self.sums.means(images - self.images_skipped)
         if not isfinite(loss):
-            raise InputError(f"the loss became {loss} in {title}: try a lower --lr or more --warmup-epochs")
+            raise self.diverged(f"the loss became {loss}", f"not later than in step {self.position}")
         return loss, acc
 
     def check_stop(self) -> None:
@@ -147,32 +161,49 @@ class Trainer:
         The gradients of its batches, of which there are --grad-accum-steps, add up: they are those of one larger batch.
         """
         self.optimizer.zero_grad()
+        draws = [generator.draws for generator in self.generators]
+        buffers = [x.data.copy() for _, x in self.model.named_buffers()] if self.settings.skip_nonfinite else []
+        loss, correct = self.backward(index)
+        if self.watched and (what := self.what_is_not_finite(loss)):
+            if not self.settings.skip_nonfinite:
+                raise self.diverged(what, f"in step {self.position + 1}", f": {self.first_op(index, draws)}")
+            for (_, x), before in zip(self.model.named_buffers(), buffers, strict=True):
+                x.data[...] = before
+            self.skipped, self.images_skipped = self.skipped + 1, self.images_skipped + len(index)
+            return
+        self.sums.add(loss, correct, len(index))
+        self.move()
+
+    def backward(self, index: Array) -> tuple[Array, Array]:
+        """The gradients of a step; its mean loss, and how many of its images are right."""
+        results = []
         for part in batches(len(index), self.settings.batch_size):
             # The shards of a batch add up apart from earlier ones: a + b = b + a, but (c + a) + b is not (c + b) + a.
             earlier = [p.grad for p in self.parameters] if self.threads > 1 else []
             if earlier:
                 self.optimizer.zero_grad()
-            self.accumulate(index[part], len(index))
+            results += self.accumulate(index[part], len(index))
             for parameter, grad in zip(self.parameters, earlier, strict=False):
                 if grad is not None:
                     parameter.grad = grad if parameter.grad is None else Tensor(grad.data + parameter.grad.data)
-        self.move()
+        losses, correct = zip(*results, strict=True)
+        return sum(losses), sum(correct)
 
-    def accumulate(self, index: Array, images_of_step: int) -> None:
-        """A batch forward and backward, in shards, each in a thread of its own."""
+    def accumulate(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
+        """A batch forward and backward, in shards, each in a thread of its own: loss and right answers of each."""
         images, labels = self.dataset.train.take(index)
         images, targets = self.augmented(images, labels)
 
         @_unwarned  # each thread decides for itself
         def work(images: Array, targets: Array, part: Array) -> tuple[Array, Array]:
-            logits, loss = self.forward(Tensor(images), targets)
-            # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the step.
-            loss = loss * (len(part) / images_of_step)
-            self.scaler.scale(loss).backward()
+            with self.guard():
+                logits, loss = self.forward(Tensor(images), targets)
+                # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the step.
+                loss = loss * (len(part) / images_of_step)
+                self.scaler.scale(loss).backward()
             return loss.data.astype(np.float64), _correct(logits, part)
 
-        losses, correct = zip(*self.shards.run(work, images, targets, labels), strict=True)
-        self.sums.add(sum(losses), sum(correct), images_of_step)
+        return self.shards.run(work, images, targets, labels)
 
     def augmented(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """What the model takes in training, and the targets: labels (B,), or probabilities (B, classes) if it mixes."""
@@ -202,6 +233,35 @@ class Trainer:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update()
+
+    def what_is_not_finite(self, loss: Array) -> str:
+        """Empty if all is. Waits for a GPU. Gradients of a scaled loss are the scaler's concern."""
+        if not isfinite(float(loss)):
+            return f"the loss became {float(loss)}"
+        grads = [p.grad.data for p in self.parameters if p.grad is not None]
+        return "" if self.scaler.enabled or scale_all(grads, 1.0) else "a gradient became infinite or NaN"
+
+    def first_op(self, index: Array, draws: Sequence[int]) -> str:
+        """A step once more, with a look at every array, until the first that is not finite: what made it, and where.
+
+        `draws`: of each generator, before the step.
+        """
+        for generator, count in zip(self.generators, draws, strict=True):
+            generator.draws = count
+        self.optimizer.zero_grad()
+        self.guard = detect_anomaly
+        try:
+            self.backward(index)
+        except NonFiniteError as error:
+            return str(error)
+        finally:
+            self.guard = nullcontext
+        return "each op by itself is finite, the sum of their gradients is not"
+
+    def diverged(self, what: str, where: str, why: str = "") -> "DivergedError":
+        """The error that says so."""
+        place = f"{where} of epoch {self.epoch + 1}/{self.settings.epochs}"
+        return DivergedError(f"{what} {place}{why}; try a lower --lr or more --warmup-epochs")
 
     def tested(self) -> AbstractContextManager[None]:
         """Within the block, the model is what is tested and kept: with --model-ema, its average."""

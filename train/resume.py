@@ -10,7 +10,7 @@ that the run is finished.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -21,7 +21,7 @@ from minigrad import Tensor, serialize
 from minigrad.backend import to_device
 from train.errors import InputError
 from train.log import Metrics
-from train.loop import Trainer
+from train.loop import DivergedError, Trainer
 from train.settings import COMMON, Settings
 
 NAME = "resume.npz"
@@ -88,6 +88,7 @@ def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
         "position": trainer.position,
         "lr": trainer.lr,
         "seconds": trainer.seconds,
+        "skipped": [trainer.skipped, trainer.images_skipped],
         "draws": [generator.draws for generator in trainer.generators],
         "data": _data(trainer),
     }
@@ -126,9 +127,23 @@ def load(path: Path, trainer: Trainer) -> list[Metrics]:
     trainer.order = to_device(arrays["order"], device) if "order" in arrays else None
     trainer.epoch, trainer.position = len(history), metadata["position"]
     trainer.lr, trainer.seconds = metadata["lr"], metadata["seconds"]
+    trainer.skipped, trainer.images_skipped = metadata["skipped"]
     for generator, draws in zip(trainer.generators, metadata["draws"], strict=True):
         generator.draws = draws
     return history
+
+
+def first_op(path: Path, trainer: Trainer) -> str:
+    """What went wrong where only the loss was looked at, now and then: from the state of the file on, up to an epoch
+    with a look at each step. Empty if it does not come again."""
+    again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
+    load(path, again)
+    again.watched = True
+    try:
+        next(again.fit())
+    except DivergedError as error:
+        return str(error)
+    return ""
 
 
 def _write(
@@ -196,15 +211,17 @@ def _check_numbers(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trai
     """The place in the run, and the images."""
     if metadata.get("data") != _data(trainer):
         raise ValueError("the images or classes of the dataset are no longer those it was trained on")
-    position, draws, count = metadata.get("position"), metadata.get("draws"), len(trainer.generators)
+    position = metadata.get("position")
     if type(position) is not int or not 0 <= position <= trainer.steps or epochs > trainer.settings.epochs:
         raise ValueError(f"it is at step {position!r} after {epochs} epochs, of {trainer.steps} steps each")
     if arrays["schedule/t"] != epochs * trainer.steps + position or ("order" in arrays) != (position > 0):
         raise ValueError("its schedule, its order of the images and its place in the run are not of the same step")
     if "order" in arrays and not (arrays["order"].min() >= 0 and arrays["order"].max() < len(arrays["order"])):
         raise ValueError("its order of the images has numbers of none")
-    if not isinstance(draws, list) or [type(n) is int and 0 <= n < 2**63 for n in draws] != [True] * count:
-        raise ValueError(f"it has no count of draws for each of {count} random streams")
+    for name, count in (("draws", len(trainer.generators)), ("skipped", 2)):
+        numbers = metadata.get(name)
+        if not isinstance(numbers, list) or [type(n) is int and 0 <= n < 2**63 for n in numbers] != [True] * count:
+            raise ValueError(f"{name} is not {count} whole numbers in it")
     if not (_finite(metadata.get("lr")) and _finite(metadata.get("seconds"))):
         raise ValueError("its rate or its time is no number")
 
@@ -213,7 +230,7 @@ def _history(metadata: dict[str, Any]) -> list[Metrics]:
     rows, names = metadata.get("history"), set(get_type_hints(Metrics))
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == names for row in rows):
         raise ValueError("its table of epochs is damaged")
-    if not all(_finite(value) for row in rows for value in row.values()):
+    if not all(type(value) in (int, float) for row in rows for value in row.values()):
         raise ValueError("its table of epochs has what is no number")
     if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
         raise ValueError("its table of epochs lacks one")

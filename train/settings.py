@@ -26,6 +26,7 @@ class Settings:
     warmup_epochs: float
     grad_accum_steps: int
     clip_grad: float  # 0: gradients are not clipped
+    skip_nonfinite: bool
     smoothing: float
     drop_path: float
     no_aug: bool
@@ -71,6 +72,7 @@ COMMON: dict[str, Any] = {
     "layer_decay": 1.0,
     "grad_accum_steps": 1,
     "clip_grad": 1.0,
+    "skip_nonfinite": False,
     "drop_path": 0.0,
     "no_aug": False,
     "crop_padding_mode": "constant",

@@ -2,7 +2,7 @@
 
 from minigrad.optim.ema import EMA
 from minigrad.optim.optimizer import SGD, AdamW, Optimizer, clip_grad_norm_
-from minigrad.optim.scaler import GradScaler
+from minigrad.optim.scaler import GradScaler, scale_all
 from minigrad.optim.schedule import WarmupCosine
 
-__all__ = ["EMA", "SGD", "AdamW", "GradScaler", "Optimizer", "WarmupCosine", "clip_grad_norm_"]
+__all__ = ["EMA", "SGD", "AdamW", "GradScaler", "Optimizer", "WarmupCosine", "clip_grad_norm_", "scale_all"]

@@ -1,11 +1,11 @@
 """L5: scaling the loss, so that gradients in float16 neither vanish nor overflow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import numpy as np
 
-from minigrad.backend import array_module
+from minigrad.backend import Array, array_module
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
@@ -71,13 +71,7 @@ class GradScaler:
         if id(optimizer) in self._finite:
             raise RuntimeError("unscale_: these gradients are unscaled already; call update() after each step")
         grads = [p.grad.data for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = np.True_
-        if grads and cuda.table.takes_each(grads):
-            finite, grads = cuda.optim.unscale(grads, 1 / self.factor), []
-        for grad in grads:
-            grad *= 1 / self.factor
-            finite = array_module(grad).isfinite(grad).all() & finite
-        self._finite[id(optimizer)] = bool(finite)
+        self._finite[id(optimizer)] = scale_all(grads, 1 / self.factor)
 
     def step(self, optimizer: Optimizer) -> bool:
         """`optimizer.step()` if all gradients are finite. Returns whether they are."""
@@ -110,3 +104,15 @@ class GradScaler:
         if missing:
             raise ValueError(f"GradScaler: this state lacks {', '.join(sorted(missing))}")
         self.factor, self.good_steps = float(state_dict["scale"]), int(state_dict["good_steps"])
+
+
+def scale_all(arrays: Sequence[Array], factor: float) -> bool:
+    """All arrays times a factor, in place. Returns whether all their numbers are finite, for which it waits."""
+    if arrays and cuda.table.takes_each(arrays):
+        return bool(cuda.optim.unscale(arrays, factor))
+    finite = np.True_
+    for x in arrays:
+        if factor != 1:
+            x *= factor
+        finite = array_module(x).isfinite(x).all() & finite
+    return bool(finite)

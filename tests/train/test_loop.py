@@ -1,6 +1,8 @@
 """Batches, shards, one step after another, checkpoints."""
 
+import re
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -13,14 +15,14 @@ from minigrad.backend import device_of, to_device
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from tests.cuda.runner import HAS_COMPILER
-from train import checkpoint, shapes
+from train import checkpoint, resume, shapes
 from train.__main__ import parse
 from train.augment import augmentation
 from train.batches import batches, normalize
 from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics
-from train.loop import Trainer, _Sums
+from train.loop import DivergedError, Trainer, _Sums
 
 EVERYTHING = {
     "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
@@ -269,11 +271,100 @@ def test_evaluation_is_the_mean_over_all_test_images(dataset):
     assert acc == (logits.numpy().argmax(1) == dataset.test.labels).mean()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(dataset):
+def poisoned(model, *calls, name="conv"):
+    """A module that gives NaN in these calls of it, counted from 1 and over all threads' shards."""
+    seen = count(1)
+
+    def poison(module, inputs, output):
+        if module.training and next(seen) in calls:
+            output.data[0] = np.nan
+
+    dict(model.named_modules())[name].register_forward_hook(poison)
+    return model
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_not_finite_stops_the_run_before_anything_moves(dataset, threads):
+    """The message names the step, the first op and its module."""
     model = Small()
     model.head.bias.data[0] = np.inf
-    with pytest.raises(InputError, match=r"the loss became nan in epoch 1/4: try a lower --lr"):
-        list(Trainer(model, dataset, parse([])).fit())
+    trainer = Trainer(model, dataset, parse(["--batch-size", "16", "--threads", str(threads)]))
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    message = (
+        r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) made 0 NaN and \d+ Inf in its output of shape "
+        r"\(\d+, 10\); input \d already had some.*; try a lower --lr or more --warmup-epochs$"
+    )
+    with pytest.raises(DivergedError, match=message):
+        list(trainer.fit())
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(p.numpy(), before[name])
+
+
+def test_the_first_op_is_found_with_the_same_random_numbers(dataset, monkeypatch):
+    """A step that goes wrong by what is drawn goes wrong in the same way when it is looked at."""
+    settings = parse(["--batch-size", "16", "--threads", "2", "--hflip", "0.5"])
+    trainer, seen = Trainer(Small(), dataset, settings), []
+
+    def look(module, inputs, output):
+        seen.append(inputs[0].data.copy())
+        if trainer.position == 1:
+            output.data[:] = np.inf
+
+    trainer.model.drop.register_forward_hook(look)
+    with pytest.raises(
+        DivergedError, match=r"in step 2 of epoch 1/4: Linear \(in head\) made .* input 0 already had some"
+    ):
+        list(trainer.fit())
+    first, again = ({x.tobytes() for x in part} for part in (seen[2:4], seen[4:6]))
+    assert len(seen) == 6 and first == again
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(dataset):
+    """The loss is finite, √0 is, its slope is not: the message names the backward."""
+
+    class Root(Small):
+        def forward(self, x):
+            return super().forward(x) + (self.head.bias * 0).sqrt().sum()
+
+    model = Root()
+    trainer = Trainer(model, dataset, parse(["--batch-size", "16"]))
+    before = {name: p.numpy().copy() for name, p in model.named_parameters()}
+    with pytest.raises(DivergedError, match=r"^a gradient became infinite or NaN in step 1 of epoch 1/4: Sqrt"):
+        list(trainer.fit())
+    for name, p in model.named_parameters():
+        np.testing.assert_array_equal(p.numpy(), before[name])
+
+
+@pytest.mark.parametrize("flags", [[], ["--model-ema"], ["--batch-size", "8", "--grad-accum-steps", "2"]])
+def test_steps_that_are_not_finite_are_skipped_and_counted(dataset, flags):
+    """Such a step changes neither weights nor optimiser nor average, and is no part of the mean loss."""
+    settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--skip-nonfinite", *flags])
+    trainer = Trainer(poisoned(Small(), 2, 3), dataset, settings)
+    step, moved = trainer.step, []
+
+    def watched(index):
+        state = {**trainer.model.state_dict(), **(trainer.ema.state_dict() if trainer.ema else {})}
+        before = {name: np.copy(x.numpy() if isinstance(x, Tensor) else x) for name, x in state.items()}
+        step(index)
+        state = {**trainer.model.state_dict(), **(trainer.ema.state_dict() if trainer.ema else {})}
+        moved.append(any((before[k] != (x.numpy() if isinstance(x, Tensor) else x)).any() for k, x in state.items()))
+
+    trainer.step = watched
+    first, second = trainer.fit()
+    left_out = [0, 1] if settings.grad_accum_steps > 1 else [1, 2]
+    assert (first.skipped, second.skipped) == (2, 0) and "2 steps skipped" in first.line(2)
+    assert moved == [i not in left_out for i in range(8)]
+    assert 1 < first.train_loss < 4 and trainer.optimizer.state[0][0]["step"] == 6
+
+
+def test_skipped_steps_leave_running_statistics_alone(dataset):
+    settings = parse(["--epochs", "1", "--batch-size", "60", "--skip-nonfinite"])
+    model = poisoned(models.create_model("roadmap_00_resnet50_cifar"), 1, name="conv1")
+    before = {name: x.numpy().copy() for name, x in model.state_dict().items()}
+    with pytest.raises(DivergedError, match="a loss or a gradient was not finite in every step of epoch 1/1"):
+        list(Trainer(model, dataset, settings).fit())
+    for name, x in model.state_dict().items():
+        np.testing.assert_array_equal(x.numpy(), before[name], err_msg=name)
 
 
 def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
@@ -295,18 +386,34 @@ def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
 
 
 @pytest.mark.parametrize("graph", ["--graph", "--no-graph"])
-def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device):
+def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
+    """It is seen at the next look at the loss; then the epoch, once more and step by step, tells why."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("of a GPU")
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
-    settings = parse(["--epochs", "2", "--batch-size", "2", "--device", device, graph])
+    settings = parse(["--epochs", "2", "--batch-size", "2", "--device", device, graph, "--model-ema"])
     trainer = Trainer(model, shapes.load(20, 2), settings)
     epochs = trainer.fit()
-    next(epochs)
+    history = [next(epochs)]
     assert trainer.graph == (graph == "--graph")
+    resume.save(tmp_path / "resume.npz", trainer, history)
     model.head.bias.data[0] = np.inf
-    with pytest.raises(InputError, match=r"the loss became nan in epoch 2/2: try a lower --lr"):
+    with pytest.raises(DivergedError, match=r"the loss became nan not later than in step 10 of epoch 2/2; try a lower"):
         next(epochs)
+    assert resume.first_op(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
+
+
+def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
+    if device == "cpu" or not HAS_COMPILER:
+        pytest.skip("of a GPU")
+    flags = ["--epochs", "2", "--batch-size", "2", "--device", device, "--lr", "1e20", "--clip-grad", "0"]
+    model = models.create_model("vit_nano_cifar", depth=1).to(device)
+    trainer = Trainer(model, shapes.load(20, 2), parse(flags))
+    resume.save(tmp_path / "resume.npz", trainer, [])
+    with pytest.raises(DivergedError, match="not later than in step 10 of epoch 1/2; try"):
+        next(trainer.fit())
+    found = resume.first_op(tmp_path / "resume.npz", trainer)
+    assert re.match(r"the loss became nan in step [2-9] of epoch 1/2: \w+ \(in .*\) made .*it starts here", found)
 
 
 # The moving average ---------------------------------------------------------------------------------------------------

@@ -70,6 +70,14 @@ def residual():
     return models.create_model("roadmap_00_resnet50_cifar")
 
 
+class Fragile(Small):
+    """Not finite where the brightest image is in the batch."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits * np.inf if self.training and x.data.mean((1, 2, 3)).max() > 0.6 else logits
+
+
 @pytest.mark.parametrize(
     ("flags", "model", "stops"),
     [
@@ -78,13 +86,15 @@ def residual():
         (["--model-ema", "--model-ema-decay", "0.7"], Small, [3, 4, 7]),
         (["--batch-size", "8", "--grad-accum-steps", "2"], Small, [3]),
         (["--amp", "--amp-dtype", "float16"], Small, [3]),
+        (["--skip-nonfinite", "--threads", "1"], Fragile, range(1, 8)),
         (["--batch-size", "20"], residual, [2]),
     ],
-    ids=["plain", "random", "average", "accumulated", "scaled", "buffers"],
+    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers"],
 )
 def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
     expected, weights = finish(trainer_of(dataset, settings, model))
+    assert [row["skipped"] for row in expected[:2]] == [model is Fragile] * 2
     for steps in stops:
         path = tmp_path / resume.NAME
         interrupted(trainer_of(dataset, settings, model), steps, path)
@@ -171,8 +181,9 @@ def changed(path, **changes):
         ({"schedule/t": lambda x: x + 1}, r"not of the same step"),
         ({"position": lambda x: 99}, r"it is at step 99 after 1 epochs, of 4 steps each"),
         ({"position": lambda x: True}, r"it is at step True"),
-        ({"draws": lambda x: x[:-1]}, r"no count of draws for each of 2 random streams"),
-        ({"draws": lambda x: [-1, 0]}, r"no count of draws"),
+        ({"draws": lambda x: x[:-1]}, r"draws is not 2 whole numbers"),
+        ({"draws": lambda x: [-1, 0]}, r"draws is not 2 whole numbers"),
+        ({"skipped": lambda x: [1.0, 0]}, r"skipped is not 2 whole numbers"),
         ({"history": lambda x: []}, r"it is at step|not of the same step"),
         ({"history": lambda x: [{}]}, r"its table of epochs is damaged"),
         ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has what is no number"),
