@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)
     add(how, "--layer-decay", "a block's rate over that of the next", metavar="RATIO", type=_number(above=0, most=1))
     add(how, "--clip-grad", "largest norm of all gradients together; 0: no limit", metavar="NORM", type=not_negative)
-    skip = "leave out a step whose loss or gradient is not finite, and count it"
+    skip = "leave out steps that are not finite, and count them"
     add(how, "--skip-nonfinite", skip, action=argparse.BooleanOptionalAction, default=None)
     add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
     add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)

@@ -430,7 +430,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):
         assert process.returncode == 2
         assert err == f"python -m train: cannot write to --output {folder}: File too large\n"
         assert not list(folder.glob("*.part"))
-        return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.json"}
+        return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.toml"}
 
     assert fails(1000) == fails(weights) == {}
     process = start(folder, *FLAGS)
@@ -440,7 +440,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
-    kept = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.json"}
+    kept = {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "args.toml"}
     for limit in (1000, weights // 2, weights + 10_000, 3 * weights):
         assert fails(limit) == kept, limit
     to_the_end(folder)
