@@ -185,6 +185,22 @@ def sliding_windows(x: Array, sizes: Sequence[int], axes: Sequence[int]) -> Arra
     return tricks.as_strided(x, (*shape, *sizes), (*x.strides, *(x.strides[axis] for axis in axes)))
 
 
+def plus(a: Array, b: Array) -> Array:
+    """a + b, in memory as both are if they are alike, such as images that are channels-last.
+
+    NumPy does so itself. What CuPy adds is in the order of C, whatever the inputs: kernels for channels-last images
+    would no longer take it.
+    """
+    if isinstance(a, np.ndarray) or not (hasattr(a, "flags") and hasattr(b, "flags")) or a.flags.c_contiguous:
+        return a + b
+    if (a.dtype, a.shape, a.strides) != (b.dtype, b.shape, b.strides):
+        return a + b
+    y = array_module(a).empty_like(a)
+    order = sorted(range(a.ndim), key=lambda axis: -a.strides[axis])  # seen so, all three are in the order of C
+    array_module(a).add(a.transpose(order), b.transpose(order), out=y.transpose(order))
+    return y
+
+
 def cupy_module() -> ModuleType:
     """CuPy.
 

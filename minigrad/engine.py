@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
-from minigrad.backend import Array, array_module, whole
+from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
 from minigrad.function import Function, Partial, unbroadcast
 
@@ -140,7 +140,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 held += result
                 gradients[target] = held
             else:
-                gradients[target] = whole(held + result)
+                gradients[target] = whole(plus(held, result))
                 owned.add(target)
         if not retain_graph:
             node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone

@@ -55,6 +55,30 @@ OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 
+# Results of NumPy are in memory as the inputs are; those of CuPy are in the order of C, but for a few.
+
+AS_THE_INPUT = {"astype", "empty_like", "full_like", "ones_like", "roll", "zeros_like"}
+TO_FLOAT32 = {"clip", "round", "where"}  # what it has no bfloat16 for: then it takes the next that has room
+NO_BFLOAT16 = {"argsort", "cumprod", "cumsum"}
+
+
+def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A function of NumPy whose result has CuPy's order and dtype."""
+
+    def call(*inputs: Any, **choices: Any) -> Any:
+        narrow = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
+        if narrow and name in NO_BFLOAT16:
+            raise TypeError(f"cupy: {name}() takes no bfloat16")
+        result = function(*inputs, **choices)
+        if not isinstance(result, np.ndarray) or result.base is not None or choices.get("out") is not None:
+            return result
+        if narrow and name in TO_FLOAT32:
+            result = result.astype(np.float32)
+        return result if name in AS_THE_INPUT else np.asarray(result, order="C")
+
+    return function if function in (np.empty, np.empty_like) else call
+
+
 # Capture: what is done is noted, so that a graph can do it again into the same memory. A GPU does not do it while it is
 # captured; so afterwards all memory that was there before is as it was.
 
@@ -211,7 +235,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return self._host.__dlpack_device__()
 
     def __getitem__(self, index: Any) -> "ndarray":
-        return wrap(_do(operator.getitem, self._host, _index(index)))
+        return wrap(_do(_as_cupy(operator.getitem, "getitem"), self._host, _index(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         _do(operator.setitem, self._host, _index(index), unwrap(value))
@@ -243,13 +267,13 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return operator.index(self._host)
 
     def __abs__(self) -> "ndarray":
-        return wrap(_do(abs, self._host))
+        return wrap(_do(_as_cupy(abs, "abs"), self._host))
 
     def __neg__(self) -> "ndarray":
-        return wrap(_do(operator.neg, self._host))
+        return wrap(_do(_as_cupy(operator.neg, "operator.neg"), self._host))
 
     def __invert__(self) -> "ndarray":
-        return wrap(_do(operator.invert, self._host))
+        return wrap(_do(_as_cupy(operator.invert, "operator.invert"), self._host))
 
     def __repr__(self) -> str:
         return repr(self._host)
@@ -277,6 +301,7 @@ def _index(index: Any) -> Any:
 
 def _strict(function: Callable[..., Any], parameters: str, name: str, arrays: bool = True) -> Callable[..., Any]:
     allowed = set(parameters.split())
+    function = _as_cupy(function, name)
 
     def call(*inputs: Any, **choices: Any) -> Any:
         unknown = set(choices) - allowed
@@ -292,7 +317,7 @@ def _strict(function: Callable[..., Any], parameters: str, name: str, arrays: bo
 
 
 def _operator(name: str) -> Callable[..., Any]:
-    function = getattr(operator, name + "_" if name in ("and", "or") else name)
+    function = _as_cupy(getattr(operator, name + "_" if name in ("and", "or") else name), name)
 
     def forward(self: ndarray, other: Any) -> Any:
         return wrap(_do(function, self._host, unwrap(other)))
@@ -301,7 +326,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 
 def _reflected(name: str) -> Callable[..., Any]:
-    function = getattr(operator, name + "_" if name in ("and", "or") else name)
+    function = _as_cupy(getattr(operator, name + "_" if name in ("and", "or") else name), name)
 
     def forward(self: ndarray, other: Any) -> Any:
         return wrap(_do(function, unwrap(other), self._host))
@@ -388,15 +413,21 @@ class HostLt(HostBlas):
         return True
 
 
+SCATTERED = ("int32", "int64", "float16", "float32", "float64", "uint32", "uint64")
+
+
 def asarray(x: Any, dtype: Any = None) -> ndarray:
     """To the device: the one place where NumPy's arrays may come in."""
     if isinstance(x, ndarray):
         return x if dtype in (None, x.dtype) else x.astype(dtype)
     _refuse_in_capture("a copy from the host")
-    return ndarray(np.array(x, dtype))
+    x = np.asarray(x, dtype)
+    return ndarray(x.copy("F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"))
 
 
 def scatter_add(target: ndarray, index: Any, source: Any) -> None:
+    if target.dtype.name not in SCATTERED:
+        raise TypeError(f"cupy.add.at only supports {', '.join(SCATTERED)} as data type, got {target.dtype}")
     _do(np.add.at, target._host, _index(index), unwrap(source))
 
 

@@ -170,3 +170,15 @@ def test_a_graph_cannot_scale_the_loss(tmp_path, capsys, device):
     assert code == 0 and "graph    off: it cannot scale the loss for --amp-dtype float16" in said.out
     assert main([*flags, "--output", str(tmp_path / "default")]) == 0
     assert "graph    off" not in capsys.readouterr().out
+
+
+def test_sums_stay_channels_last(device):
+    """Of a residual connection, and of the gradients of what is used twice: what CuPy adds itself would not."""
+    x = Tensor(to_device(np.ones((2, 4, 5, 3), np.float32), device).transpose(0, 3, 1, 2), requires_grad=True)
+    y = x + x
+    grads = []
+    y.register_hook(lambda grad: grads.append(grad.data.strides))
+    z = F.relu(y) + F.relu(y)
+    z.backward(Tensor(to_device(np.ones((2, 4, 5, 3), np.float32), device).transpose(0, 3, 1, 2)))
+    assert y.data.strides == z.data.strides == grads[0] == x.data.strides
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), np.full(x.shape, 4))
