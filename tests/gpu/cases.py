@@ -26,7 +26,8 @@ class Case(NamedTuple):
     limit: float = 2e-5  # of the error, relative to the largest entry
     images: bool = False  # the first is channels-last in memory, as a convolution leaves it
     dtype: str = "float32"
-    activations: int = 1  # the first inputs, which are narrow if dtype is; the op has as many outputs
+    activations: int = 1  # the first inputs, which are narrow if dtype is
+    outputs: int = 1  # of the shape of the first input
 
     def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
         """The inputs there. (CuPy keeps no order of axes in memory but C's and Fortran's when it takes an array in.)"""
@@ -100,12 +101,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *mask: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, *mask)
 
 
+def windows(window_size: int, shift: int) -> Callable[..., Tensor]:
+    """Swin's attention, 32 features for each head."""
+
+    def run(qkv: Tensor, bias: Tensor) -> Tensor:
+        return F.window_attention(qkv, bias, qkv.shape[-1] // 96, window_size, shift)
+
+    return run
+
+
 CASES = [
     Case("layer_norm, ViT CIFAR b512", layer_norm, ((512, 65, 192), (192,), (192,)), ((2, 5, 192), (192,), (192,))),
     Case("layer_norm, ViT-B b128", layer_norm, ((128, 197, 768), (768,), (768,)), ((1, 3, 768), (768,), (768,))),
     Case(
         "residual + layer_norm, ViT-B b128", residual_layer_norm,
-        (*((128, 197, 768),) * 2, (768,), (768,)), (*((3, 5, 768),) * 2, (768,), (768,)), activations=2,
+        (*((128, 197, 768),) * 2, (768,), (768,)), (*((3, 5, 768),) * 2, (768,), (768,)), activations=2, outputs=2,
     ),
     Case("gelu, ViT CIFAR b512", F.gelu, ((512, 65, 768),), ((2, 5, 768),)),
     Case("relu", F.relu, ((512, 64, 32, 32),), ((2, 8, 4, 4),)),
@@ -142,5 +152,14 @@ CASES += [
         ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
         ("patches 2 x 2", patches, ((128, 96, 56, 56), (192, 96, 2, 2), (192,)), ((2, 8, 4, 4), (6, 8, 2, 2), (6,))),
         ("patches 4 x 4", patches, ((128, 3, 224, 224), (96, 3, 4, 4), (96,)), ((2, 3, 8, 8), (6, 3, 4, 4), (6,))),
+    ]
+]  # fmt: skip
+CASES += [
+    Case(f"{name}, bfloat16", run, shapes, small, NARROW["bfloat16"], dtype="bfloat16", activations=activations)
+    for name, run, shapes, small, activations in [
+        ("attention, ViT CIFAR b512", attention, ((512, 3, 65, 64),) * 3, ((2, 3, 65, 64),) * 3, 3),
+        ("attention, ViT-B b128", attention, ((128, 12, 197, 64),) * 3, ((1, 2, 197, 64),) * 3, 3),
+        ("windows, Swin-T b128", windows(7, 3), ((128, 56, 56, 288), (3, 49, 49)), ((1, 14, 14, 96), (1, 49, 49)), 1),
+        ("windows, Swin CIFAR b512", windows(4, 2), ((512, 16, 16, 288), (3, 16, 16)), ((2, 8, 8, 96), (1, 16, 16)), 1),
     ]
 ]  # fmt: skip

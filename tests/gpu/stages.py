@@ -320,7 +320,7 @@ def time_of(case: Any, arrays: list[np.ndarray]) -> Iterator[Row]:
     tensors = case.tensors(arrays, "cuda")
     y = case.call(*tensors)
     grad = Tensor(np.ones(y.shape, y.dtype), device="cuda")
-    moved = sum(t.data.nbytes for t in tensors) + case.activations * y.data.nbytes
+    moved = sum(t.data.nbytes for t in tensors) + case.outputs * y.data.nbytes
     del y
 
     def both() -> None:
