@@ -172,6 +172,20 @@ def test_a_graph_cannot_scale_the_loss(tmp_path, capsys, device):
     assert "graph    off" not in capsys.readouterr().out
 
 
+def test_a_graph_cannot_move_matrices_by_muon(tmp_path, capsys, device):
+    """What it trains is what the CPU trains, launch by launch."""
+    flags = ["--epochs", "2", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--opt", "muon"]
+    losses = []
+    for i, more in enumerate((["--device", "cpu", "--threads", "1"], ["--device", device], ["--graph"])):
+        if device == "cpu" and i == 2:
+            break
+        code = main([*flags, "--batch-size", "4", "--device", device, *more, "--output", str(tmp_path / str(i))])
+        assert code == 0 and ("graph    off: it cannot move matrices by Muon" in capsys.readouterr().out) == (i == 2)
+        rows = (tmp_path / str(i) / "metrics.csv").read_text().splitlines()[1:]
+        losses.append([float(row.split(",")[2]) for row in rows])
+    np.testing.assert_allclose(losses[1:], [losses[0]] * (len(losses) - 1), rtol=1e-3)
+
+
 def test_sums_stay_channels_last(device):
     """Of a residual connection, and of the gradients of what is used twice: what CuPy adds itself would not."""
     x = Tensor(to_device(np.ones((2, 4, 5, 3), np.float32), device).transpose(0, 3, 1, 2), requires_grad=True)

@@ -87,7 +87,8 @@ def run(settings: Settings) -> int:
         if settings.model_ema:
             print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
         if settings.graph and not trainer.graph:
-            print("graph    off: it cannot scale the loss for --amp-dtype float16; bfloat16 needs no scale")
+            what = "move matrices by Muon" if settings.opt == "muon" else "scale the loss for --amp-dtype float16"
+            print(f"graph    off: it cannot {what}{'' if settings.opt == 'muon' else '; bfloat16 needs no scale'}")
         print(f"output   {folder}", flush=True)
         if goes_on:
             print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
@@ -184,7 +185,7 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     if settings["device"] != "cpu" and "threads" not in given:
         settings["threads"] = 1
     scaled = settings["amp"] and settings["amp_dtype"] == "float16"
-    unseen = settings["threads"] == 1 and not scaled and not settings["skip_nonfinite"]
+    unseen = settings["threads"] == 1 and not scaled and not settings["skip_nonfinite"] and settings["opt"] == "adamw"
     settings.setdefault("graph", settings["device"] != "cpu" and unseen)
     settings.setdefault("output", _unused_folder(runs))
     return Settings(**settings)

@@ -47,12 +47,12 @@ def parser() -> argparse.ArgumentParser:
     add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=count)
     add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=count)
 
-    how = parser.add_argument_group(
-        "how to train it (AdamW; the rate rises in a straight line, then falls as a cosine)"
-    )
+    how = parser.add_argument_group("how to train it (the rate rises in a straight line, then falls as a cosine)")
     add(how, "--epochs", "how often each image is seen", metavar="N", type=count)
     add(how, "--batch-size", "images worked on at once", metavar="N", type=count)
     add(how, "--grad-accum-steps", "so many batches make a step", metavar="N", type=count)
+    opts = ["adamw", "muon"]
+    add(how, "--opt", "adamw, or muon, for matrices alone (minigrad/optim/muon.py)", choices=opts, metavar="NAME")
     add(how, "--lr", "learning rate at its highest", metavar="RATE", type=positive)
     add(how, "--warmup-epochs", "epochs until then, or a fraction of one", metavar="N", type=not_negative)
     add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)

@@ -19,7 +19,7 @@ from minigrad.backend import Array, to_device
 from minigrad.engine import NonFiniteError
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
-from minigrad.optim import EMA, AdamW, GradScaler, WarmupCosine, clip_grad_norm_, scale_all
+from minigrad.optim import EMA, AdamW, GradScaler, Muon, WarmupCosine, clip_grad_norm_, matrices_apart, scale_all
 from minigrad.parallel import Shards
 from minigrad.random import Generator
 from models.model import param_groups
@@ -53,7 +53,7 @@ class Trainer:
         )
         self.augment = augmentation(settings, dataset)
         self.parameters = list(model.parameters())
-        self.optimizer = AdamW(param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay))
+        self.optimizer = self.optimizer_of(settings)
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
         decay, rises = settings.model_ema_decay, settings.model_ema_warmup
         self.ema = EMA(model, decay, warmup=rises) if settings.model_ema else None
@@ -63,7 +63,8 @@ class Trainer:
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
-        self.graph = settings.graph and not self.scaler.enabled  # to scale the loss is to wait for the gradients
+        # To scale the loss is to wait for the gradients; and the rates of Muon's matrices are of the host.
+        self.graph = settings.graph and not self.scaler.enabled and settings.opt == "adamw"
         # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it. Nor is
         # a graph, which is captured in one thread.
         self.threads = 1 if self.graph or any(model.named_buffers()) else settings.threads
@@ -80,6 +81,15 @@ class Trainer:
         self.watched = settings.device == "cpu" or settings.skip_nonfinite  # each step, before anything moves
         self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.stop = Event()  # once set, `fit` ends after the step that is running
+
+    def optimizer_of(self, settings: Settings) -> AdamW:
+        """The optimiser that --opt names. Muon is for the matrices of hidden layers: not for those that spare decay."""
+        groups = param_groups(self.model, settings.lr, settings.weight_decay, settings.layer_decay)
+        if settings.opt == "adamw":
+            return AdamW(groups)
+        head = getattr(self.model, "head", None)
+        outside = [p for group in groups if not group["weight_decay"] for p in group["params"]]
+        return Muon(matrices_apart(groups, outside + (list(head.parameters()) if head is not None else [])))
 
     def fit(self) -> Iterator[Metrics]:
         """Train, from the place where the trainer is; yields the metrics after each epoch.

@@ -20,6 +20,7 @@ class Settings:
     epochs: int
     batch_size: int
     validation_batch_size: int
+    opt: str
     lr: float
     weight_decay: float
     layer_decay: float
@@ -68,6 +69,7 @@ COMMON: dict[str, Any] = {
     "train_num_samples": None,
     "val_num_samples": None,
     "validation_batch_size": 500,
+    "opt": "adamw",
     "weight_decay": 0.05,
     "layer_decay": 1.0,
     "grad_accum_steps": 1,

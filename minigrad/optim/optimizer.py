@@ -162,10 +162,15 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        _not_negative("AdamW", lr=lr, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, self.checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    @classmethod
+    def checked(cls, *, betas: tuple[float, float], **settings: float) -> dict[str, Any]:
+        """The settings, by name, if they are in their ranges."""
+        _not_negative(cls.__name__, **settings)
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"AdamW: betas must be from 0 to below 1, got {betas}")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+            raise ValueError(f"{cls.__name__}: betas must be from 0 to below 1, got {betas}")
+        return {"betas": betas, **settings}
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """On a GPU in one launch, those that it is for."""

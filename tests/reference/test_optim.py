@@ -69,3 +69,23 @@ def test_a_rate_for_each_depth_and_who_decays(name, layer_decay):
     names = {id(p): name for name, p in ours.named_parameters()}
     groups = models.param_groups(ours, 0.1, 0.05, layer_decay)
     assert {names[id(p)]: (pytest.approx(g["lr"]), g["weight_decay"]) for g in groups for p in g["params"]} == expected
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+def test_muon(shape):
+    """torch multiplies in bfloat16, so that steps agree to two per cent of their length; their momentum agrees."""
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(shape).astype(np.float32)
+    ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
+    optimizer = optim.Muon([{"params": [ours], "muon": True}], **settings)
+    reference = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)
+    for _ in range(5):
+        grad = rng.standard_normal(shape).astype(np.float32)
+        ours.grad, theirs.grad = Tensor(grad), torch.tensor(grad)
+        optimizer.step()
+        reference.step()
+    found, expected = ours.numpy() - start, theirs.detach().numpy() - start
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+    momentum = reference.state[theirs]["momentum_buffer"].numpy()
+    np.testing.assert_allclose(optimizer.state[0][0]["m"], momentum, rtol=1e-5, atol=1e-6)

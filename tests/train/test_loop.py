@@ -234,6 +234,21 @@ def test_repeats_are_of_fewer_images(dataset):
     assert len(images) == 20 and set(counts) == {3}
 
 
+def test_muon_is_for_the_matrices_of_hidden_layers(dataset):
+    settings = replace(parse(["--batch-size", "60", "--opt", "muon"]), threads=1)
+    model = models.create_model("swin_nano_cifar")
+    trainer = Trainer(model, dataset, settings)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = trainer.optimizer.param_groups
+    moved = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
+    assert {n.rsplit(".", 2)[-2] for n in moved} == {"qkv", "proj", "fc1", "fc2", "reduction"}
+    assert sum(len(group["params"]) for group in groups) == len(names)
+    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "patch_embed")) for name in moved)
+    assert {group["weight_decay"] for group in groups if group["muon"]} == {settings.weight_decay}
+    losses = [m.train_loss for m in fit(dataset, epochs=4, opt="muon", lr=3e-3, threads=1)[0]]
+    assert losses[-1] < 0.95 * losses[0]
+
+
 def test_a_rate_for_each_depth(dataset):
     """What is written down is the rate of the last layer; the stem's is the decay to the power of what lies between."""
     settings = replace(

@@ -1,0 +1,100 @@
+"""Muon: what is orthogonal, what moves how, and that it learns."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigrad import Tensor, nn, optim
+from minigrad.backend import to_device
+from minigrad.kernels import cuda
+from minigrad.nn import Parameter
+
+
+@given(A=st.integers(1, 12), B=st.integers(1, 12), steps=st.integers(0, 6), seed=st.integers(0, 2**32))
+def test_singular_values_go_through_a_polynomial(A, B, steps, seed):
+    """And the singular vectors stay: G = U S Vᵀ becomes U p(p(... S / ‖G‖)) Vᵀ."""
+    G = np.random.default_rng(seed).standard_normal((A, B))
+    U, s, V = np.linalg.svd(G, full_matrices=False)
+    s = s / np.linalg.norm(s)
+    for _ in range(steps):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    np.testing.assert_allclose(optim.orthogonalize(G, steps), (U * s) @ V, rtol=1e-9, atol=1e-12)
+
+
+@given(A=st.integers(1, 64), B=st.integers(1, 64), seed=st.integers(0, 2**32), scale=st.sampled_from([1e-4, 1, 1e4]))
+def test_what_comes_out_is_about_orthogonal(A, B, seed, scale):
+    """In float32, for singular values that differ up to a hundredfold."""
+    rng = np.random.default_rng(seed)
+    U, V = (np.linalg.qr(rng.standard_normal((n, min(A, B))))[0] for n in (A, B))
+    s = np.geomspace(1, 0.01, min(A, B))
+    result = optim.orthogonalize((scale * (U * s) @ V.T).astype(np.float32))
+    assert result.dtype == np.float32 and result.shape == (A, B)
+    found = np.linalg.svd(result, compute_uv=False)
+    assert found.min() > 0.6 and found.max() < 1.25
+    assert np.trace(U.T @ result @ V) > 0.6 * min(A, B)  # in the directions of G
+
+
+def test_of_nothing_comes_nothing():
+    np.testing.assert_array_equal(optim.orthogonalize(np.zeros((3, 5), np.float32)), 0)
+
+
+def test_a_matrix_moves_by_its_formula_and_the_rest_as_adamw_moves_it(device):
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,), (3, 5), (2, 2, 2))]
+    ours, theirs = ([Parameter(to_device(x.copy(), device)) for x in start] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.8, 0.9)}
+    groups = optim.matrices_apart([{"params": ours}], others=[ours[2]])
+    assert [group["muon"] for group in groups] == [True, False] and groups[0]["params"] == [ours[0]]
+    muon, adamw = optim.Muon(groups, momentum=0.7, **settings), optim.AdamW(theirs, **settings)
+    W, m = start[0].astype(np.float64), np.zeros((6, 4))
+    for _ in range(4):
+        grads = [rng.standard_normal(x.shape).astype(np.float32) for x in start]
+        for parameters in (ours, theirs):
+            for p, g in zip(parameters, grads, strict=True):
+                p.grad = Tensor(to_device(g.copy(), device))
+        before = grads[0].copy()
+        muon.step()
+        adamw.step()
+        np.testing.assert_array_equal(ours[0].grad.numpy(), before)
+        m = 0.7 * m + 0.3 * grads[0]
+        W = W * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 6**0.5 * optim.orthogonalize(0.7 * m + 0.3 * grads[0])
+    np.testing.assert_allclose(ours[0].numpy(), W, rtol=1e-4, atol=1e-5)
+    for p, q in zip(ours[1:], theirs[1:], strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+def test_a_restored_muon_goes_on_bit_for_bit():
+    def made():
+        model = nn.Linear(3, 4)
+        return model, optim.Muon(optim.matrices_apart([{"params": model.parameters()}]))
+
+    def run(model, optimizer, seed):
+        rng = np.random.default_rng(seed)
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = Tensor(rng.standard_normal(p.shape).astype(np.float32))
+            optimizer.step()
+
+    (one, first), (two, second) = made(), made()
+    run(one, first, 0)
+    two.load_state_dict(one.state_dict())
+    second.load_state_dict({name: np.copy(value) for name, value in first.state_dict().items()})
+    run(one, first, 1)
+    run(two, second, 1)
+    for name, value in one.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), two.state_dict()[name].numpy())
+
+
+def test_what_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"a group with muon=True is of matrices, got a parameter of shape \(3,\)"):
+        optim.Muon([{"params": [Parameter(np.ones(3))], "muon": True}])
+    for settings, message in (({"momentum": 1}, "momentum"), ({"betas": (1, 0)}, "betas"), ({"lr": -1}, "lr")):
+        with pytest.raises(ValueError, match=f"Muon: {message}"):
+            optim.Muon([Parameter(np.ones((3, 3)))], **settings)
+    matrix = Parameter(np.ones((3, 3)))
+    optimizer = optim.Muon([{"params": [matrix], "muon": True}])
+    matrix.grad = Tensor(np.ones((3, 3)))
+    monkeypatch.setattr(cuda.table, "is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="cannot be a part of a CUDA graph"):
+        optimizer.step()
