@@ -325,6 +325,9 @@ def augmentation(settings: Settings, dataset: Dataset) -> Augment:
     chosen["aa"] = None if settings.aa == "none" else settings.aa
     if settings.no_aug:
         chosen = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
+    side = min(dataset.train.images.shape[2:])
+    if chosen["crop_padding"] > side:
+        raise InputError(f"--crop-padding {settings.crop_padding} moves images of {side} pixels out of sight")
     try:
         augment = Augment(**chosen, mean=dataset.mean)
         augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())

@@ -71,6 +71,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--config", "file", "--epochs", "0"], "--epochs: must be at least 1, got 0"),
         (["--hflip", "2"], "--hflip: must be a number at least 0 and at most 1, got '2'"),
         (["--aa", "rand-m9-x1"], 'augmentation: "x1" in "rand-m9-x1": a part is one of m, n, p'),
+        (["--crop-padding", "100000"], "--crop-padding 100000 moves images of 32 pixels out of sight"),
         (["--crop-padding", "32", "--crop-padding-mode", "reflect"], "augmentation: a reflection by 32 pixels needs"),
         (["--remode", "noise"], "--remode: invalid choice: 'noise'"),
         (["--cutout", "-1"], "--cutout: must be at least 0, got -1"),
