@@ -147,6 +147,8 @@ _DERIVED = {
 def _recipes() -> str:
     """The table of the recipes."""
     rows = {f"--{setting.replace('_', '-')}": map(_show, values) for setting, values in recipes.TABLE.items()}
+    for family, otherwise in recipes.BY_FAMILY.items():
+        rows |= {f"--{s.replace('_', '-')} of {family} models": map(_show, v) for s, v in otherwise.items()}
     lines = [("", *recipes.NAMES), *((flag, *values) for flag, values in rows.items())]
     return "\n".join(f"  {flag:30}{fast:10}{standard:28}{long}" for flag, fast, standard, long in lines)
 

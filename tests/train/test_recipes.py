@@ -51,6 +51,7 @@ def test_the_help_shows_the_table():
     shown = [line.split() for line in lines[start + 1 : start + 1 + len(recipes.TABLE)]]
     assert [flag for flag, *_ in shown] == [f"--{name.replace('_', '-')}" for name in recipes.TABLE]
     assert ["--epochs", "30", "200", "500"] in shown
+    assert "--lr of hybrid models 0.0015 0.0015 0.0015" in [" ".join(line.split()) for line in lines]
 
 
 def test_the_help_has_a_line_for_each_flag():
