@@ -1,9 +1,9 @@
 """L7: recipes: settings that go together, for images of 32 x 32 or little more, with no other data to learn from.
 
-    fast        30 epochs, meant for a minute on a large GPU (not measured yet). No image is seen often enough to be learnt
-                by heart, so little is changed in them: published runs as short have no mixing and no RandAugment.
-    standard    200 epochs, as in the table of CCT, meant for ten minutes. Each image is seen so often that it must never
-                look the same: this is what published recipes have in common, and half of the batches are mixed.
+    fast        30 epochs, meant for a minute on a large GPU (not measured yet). No image is seen often enough to be
+                learnt by heart, so little is changed in them: published runs as short have no mixing, no RandAugment.
+    standard    200 epochs, as in the table of CCT, meant for ten minutes. Each image is seen so often that it must
+                never look the same: this is what published recipes have in common, and half of the batches are mixed.
     long        500 epochs of the same, all batches mixed, as there is more time to learn by heart.
 
 A flag, or a line of a settings file, has the last word over each of them. Weight decay 0.05, clipping at a norm of 1
