@@ -5,9 +5,22 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_float32, some_rows
+from minigrad.kernels.cpu.pieces import PIECE, is_float32, some_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import window_attention
+
+
+class Piece(window_attention.WindowAttention):
+    """The specification on some images, which puts them where they belong: `to`, (images, H, W, C)."""
+
+    to: Array
+
+    def uncut(self, windows: Array, C: int) -> Array:
+        B, H, W, _ = self.shape
+        places = window_attention.map_places(H, W, *self.windows)
+        # (Without a mode, NumPy would make the result elsewhere and copy it.)
+        np.take(windows.reshape(B, H * W, C), places, axis=1, out=self.to.reshape(B, H * W, C), mode="clip")
+        return self.to
 
 
 @twin_of(window_attention.WindowAttention)
@@ -19,18 +32,16 @@ class WindowAttention(window_attention.WindowAttention):
 
     @staticmethod
     def takes(qkv: Array, bias: Array | None, *, dropout_p: float, **choices: Any) -> bool:
-        return is_float32(qkv) and qkv.ndim == 4 and len(list(some_rows(len(qkv), qkv[:1].size))) > 1 and not dropout_p
+        return is_float32(qkv) and qkv.ndim == 4 and qkv.size > PIECE and len(qkv) > 1 and not dropout_p
 
     def forward(self, qkv: Array, bias: Array | None, **choices: Any) -> Array:
+        y = np.empty((*qkv.shape[:3], qkv.shape[3] // 3), np.float32)
         self.pieces = []
-        y = None
         for some in some_rows(len(qkv), qkv[0].size):
-            op = window_attention.WindowAttention()
-            op.needs_input_grad = self.needs_input_grad
-            part = op.forward(qkv[some], bias, **choices)
-            y = np.empty((len(qkv), *part.shape[1:]), np.float32) if y is None else y
-            y[some] = part
-            self.pieces.append((some, op))
+            piece = Piece()
+            piece.needs_input_grad, piece.to = self.needs_input_grad, y[some]
+            piece.forward(qkv[some], bias, **choices)
+            self.pieces.append((some, piece))
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
@@ -38,10 +49,9 @@ class WindowAttention(window_attention.WindowAttention):
         B, H, W, C = grad_output.shape
         grad_qkv = np.empty((B, H, W, 3 * C), np.float32) if want_qkv else None
         grad_bias = None
-        for some, op in self.pieces:
-            part, of_bias = op.backward(grad_output[some])
-            if grad_qkv is not None:
-                grad_qkv[some] = part
+        for some, piece in self.pieces:
+            piece.to = None if grad_qkv is None else grad_qkv[some]
+            _, of_piece = piece.backward(grad_output[some])
             if want_bias:
-                grad_bias = of_bias if grad_bias is None else grad_bias + of_bias
+                grad_bias = of_piece if grad_bias is None else grad_bias + of_piece
         return grad_qkv, grad_bias
