@@ -99,6 +99,7 @@ class GraphedStep:
         before = [generator.draws for generator in self.drawn_from]
         for generator, state in zip(self.drawn_from, self.random, strict=True):
             generator.draws, generator.captured = 0, state
+        collecting = gc.isenabled()
         gc.collect()
         gc.disable()  # what is freed while a graph is recorded is not to be another's memory
         try:
@@ -113,7 +114,8 @@ class GraphedStep:
                     raise
                 self.graph = self.stream.end_capture()
         finally:
-            gc.enable()
+            if collecting:
+                gc.enable()
             self.draws = [generator.draws for generator in self.drawn_from]
             for generator, draws in zip(self.drawn_from, before, strict=True):
                 generator.draws, generator.captured = draws, None

@@ -21,7 +21,7 @@ pads, the authors' code refuses. On sizes that fit, all agree.)
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -154,7 +154,7 @@ def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> 
     return F.pad(x, (0, 0) * axes_after + (0, right, 0, bottom))
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a graph may read it
 def relative_position_index(M: int, device: str = "cpu") -> Tensor:
     """For query i and key j of a window, the row of the table that their offset has: (N·N,), i the slower axis.
 

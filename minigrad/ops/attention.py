@@ -82,9 +82,15 @@ class ScaledDotProductAttention(Function):
 def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> list[Array | None]:
     """Room for ∂q, ∂k and ∂v, those wanted, in the memory order of q, k and v; side by side if these are."""
     packed = side_by_side((q, k, v)) if all(wanted) else None
-    if packed is not None:
+    if packed is not None and 0 not in packed.strides:
         return list(array_module(q).empty_like(packed))
-    return [array_module(q).empty_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]
+    return [_room_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]
+
+
+def _room_like(x: Array) -> Array:
+    """In x's memory order; an axis along which x repeats itself has none."""
+    xp = array_module(x)
+    return xp.empty(x.shape, x.dtype) if 0 in x.strides else xp.empty_like(x)
 
 
 def softmax_(scores: Array) -> Array:

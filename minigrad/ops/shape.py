@@ -134,7 +134,7 @@ def side_by_side(parts: Sequence[Array | None]) -> Array | None:
 
 def _memory(x: Array) -> tuple[int, int]:
     """Where the array begins that x is a view of, and how long it is."""
-    while getattr(x.base, "shape", None) is not None:
+    while isinstance(x.base, type(x)):
         x = x.base
     return pointer(x), x.nbytes
 

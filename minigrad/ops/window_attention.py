@@ -16,10 +16,10 @@ back at the bottom, beside tokens that it has nothing to do with, and a mask kee
      c c c c d d d d                                                    6 6 6 6 7 7 8 8
 
 Rolling and cutting into windows only say where each token goes, which is a table of places. So both are one gather,
-and on a GPU not even that: the kernels read and write every token where it is.
+and for narrow numbers on a GPU not even that: the kernels read and write every token where it is.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class WindowAttention(Function):
     y is in the map's own order: as if it had been rolled back.
 
     Shapes: qkv (B, H, W, 3C), in which of each token q, k and v lie side by side, and in each of them the heads, of d
-    numbers; bias (heads, N, N) or None; y (B, H, W, C).  Saves what attention does.
+    numbers; bias (heads, N, N) or None; y (B, H, W, C).  Saves what attention does, and where the tokens are.
     """
 
     autocast = 1  # and not the bias
@@ -70,7 +70,8 @@ class WindowAttention(Function):
         grad = grad.reshape(*grad.shape[:-1], self.num_heads, C // self.num_heads).swapaxes(-2, -3)
         *grads, grad_bias = self.attention.backward(grad)
         if grad_bias is not None:
-            grad_bias = grad_bias.sum(axis=(0, 1))  # (B, windows, heads, N, N) -> (heads, N, N)
+            # (B, windows, heads, N, N) -> (heads, N, N)
+            grad_bias = grad_bias.sum(axis=tuple(range(grad_bias.ndim - 3)))
         if not self.needs_input_grad[0]:
             return None, grad_bias
         packed = side_by_side(grads)
@@ -97,20 +98,20 @@ class WindowAttention(Function):
         return array_module(windows).take(windows.reshape(B, H * W, C), places, axis=1).reshape(B, H, W, C)
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a graph may read it
 def window_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
     """Which token of the map each token of the windows is, (windows, N) int64; tokens are counted row by row."""
     places = np.arange(H * W).reshape(H, W)
     return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a graph may read it
 def map_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
     """The other way round: which token of all windows, one after another, each token of the map is, (H·W,) int64."""
     return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
 
 
-@lru_cache(maxsize=64)
+@cache  # for good: a graph may read it
 def shift_mask(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
     """0 for tokens of one region, APART for two that only the roll made neighbours: (windows, 1, N, N) float32.
 

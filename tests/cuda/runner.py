@@ -262,8 +262,13 @@ def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str |
     def empty(shape: Any, dtype: Any = np.float64, **choices: Any) -> np.ndarray:
         return guarded(shape, dtype, aligned=16) if guard is None else guarded(shape, dtype, guard)
 
+    as_numpy_does = np.empty_like
+
     def empty_like(x: Any, dtype: Any = None, *, shape: Any = None, **choices: Any) -> np.ndarray:
-        return empty(np.shape(x) if shape is None else shape, np.asarray(x).dtype if dtype is None else dtype)
+        like = as_numpy_does(x, dtype, shape=shape, **choices)
+        order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])  # of the axes in memory
+        made = empty([like.shape[axis] for axis in order], like.dtype)
+        return made.transpose([order.index(axis) for axis in range(like.ndim)])
 
     before = {op: op.twins for op in TWINS}
     for op, twins in TWINS.items():

@@ -126,6 +126,22 @@ def test_as_the_models_call_it(lead, N, d, mask):
     assert y.numpy().strides == F.scaled_dot_product_attention(*(Tensor(x) for x in (q, k, v))).numpy().strides
 
 
+def test_arrays_that_repeat_themselves():
+    """All three the same, and keys that all heads share: their gradients have room for each entry."""
+    q, k, v = qkv((2, 3), 5, 5, 8, 8)
+    for arrays in ((q, q, q), (q, np.broadcast_to(k[:, :1], k.shape), v)):
+        grad_y = drawn(9, *q.shape)
+        results = []
+        for x in (arrays, [x.astype(np.float64) for x in arrays]):
+            with emulated():
+                op = (attention.ScaledDotProductAttention if x is arrays else ScaledDotProductAttention)()
+                op.needs_input_grad = (True, True, True, None)
+                y = op.forward(*x, None, scale=0.2, is_causal=False, dropout_p=0.0)
+                results.append([y, *op.backward(grad_y.astype(y.dtype))[:3]])
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
 def test_the_order_of_threads_changes_no_bit():
     arrays = (*qkv((2, 2), 40, 37, 8, 12), drawn(3, 2, 40, 37))
     outcomes = [assert_twin_equals(*arrays, order=order) for order in (*ORDERS, ORDERS[0])]

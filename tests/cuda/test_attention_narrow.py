@@ -245,6 +245,46 @@ def test_gradients_that_nobody_wants_are_left_out(wanted):
             np.testing.assert_array_equal(ours, all_of_them)
 
 
+@pytest.mark.parametrize("alike", ["all three", "keys of all heads"])
+def test_arrays_that_repeat_themselves(alike):
+    """Their gradients do not: there is room for each entry."""
+    q, k, v = qkv((2, 3), 5, 5, 16, 16)
+    q, k, v = (q, q, q) if alike == "all three" else (q, np.broadcast_to(k[:, :1], k.shape), v)
+    with emulated():
+        op = attention_narrow.ScaledDotProductAttention()
+        op.needs_input_grad = (True, True, True, None)
+        y = op.forward(q, k, v, None, scale=0.2)
+        grad_y = drawn(9, 2, 3, 5, 16, dtype=DTYPES[0])
+        grads = op.backward(grad_y)
+    expected = exact(q, k, v, None, grad_y, 0.2)
+    for ours, name in zip((y, *grads), ("y", "grad_q", "grad_k", "grad_v"), strict=False):
+        assert_within(ours, expected[name], name)
+
+
+@pytest.mark.parametrize("run", ["attention", "windows"])
+def test_a_gradient_at_an_odd_address(run):
+    """It has no gaps, and yet cannot be read in packs."""
+    with emulated():
+        if run == "attention":
+            inputs = [Tensor(x, requires_grad=True) for x in qkv((1, 2), 5, 5, 16, 16)]
+            y = F.scaled_dot_product_attention(*inputs)
+        else:
+            inputs = [Tensor(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), requires_grad=True)]
+            y = F.window_attention(*inputs, None, num_heads=2, window_size=2)
+        grad_y = drawn(1, *y.shape, dtype=DTYPES[0])
+        y.backward(Tensor(grad_y), retain_graph=True)
+        expected = [x.grad.numpy().copy() for x in inputs]
+        odd = np.empty(y.numpy().size + 8, DTYPES[0])
+        start = (2 - odd.ctypes.data) % 16 // 2
+        odd = odd[start : start + grad_y.size].reshape(y.shape)
+        odd[...] = grad_y
+        for x in inputs:
+            x.grad = None
+        y.backward(Tensor(odd))
+    for x, right in zip(inputs, expected, strict=True):
+        np.testing.assert_array_equal(x.grad.numpy(), right)
+
+
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_windows_and_gradients_that_nobody_wants(wanted):
     packed, bias, grad_y = drawn(0, 1, 4, 4, 48, dtype=DTYPES[0]), drawn(1, 1, 4, 4), drawn(2, 1, 4, 4, 16)
@@ -315,6 +355,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4)), {}),
         (qkv((2,), 3, 1, 16, 16), np.ones((3, 4), np.float32), {}),
         (qkv((3, 2), 3, 4, 16, 16), np.ones((3, 1, 3, 4), np.float32), {}),  # a mask for each entry
+        (qkv((2,), 3, 4, 16, 16), np.ones((1, 2, 3, 4), np.float32), {}),  # of more axes than q
         (qkv((2,), 3, 4, 16, 16), None, {"is_causal": True}),
         (qkv((2,), 3, 4, 16, 16), None, {"dropout_p": 0.5}),
         (qkv((1,), 1000, 1000, 64, 64), None, {}),  # no room

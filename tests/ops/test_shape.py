@@ -135,3 +135,11 @@ def test_unbind_of_parts_that_share_a_gradient():
     a, b, c = x.unbind(0)
     ((a + b + c) * Tensor(np.array([1.0, 2.0]))).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [[1, 2]] * 3)
+
+
+def test_a_gradient_in_memory_that_is_no_array():
+    """Such as another library's: where it lies is looked at when parts are put together again."""
+    x = Tensor(np.ones((2, 3)), requires_grad=True)
+    gradient = np.asarray(memoryview(bytearray(np.arange(6.0).tobytes())).cast("d", (2, 3)))
+    minigrad.stack(list(x.unbind(0))).backward(Tensor(gradient))
+    np.testing.assert_array_equal(x.grad.numpy(), np.arange(6.0).reshape(2, 3))

@@ -78,6 +78,7 @@ def test_an_empty_batch():
         ((1, 5, 4, 12), None, {}, "windows of 2 x 2 do not cover a map of 5 x 4: pad it first"),
         ((1, 4, 4, 12), None, {"window_size": 0}, "do not cover"),
         ((1, 4, 4, 10), None, {}, "need a multiple of 3 x 2 channels, got 10"),
+        ((1, 4, 4, 12), None, {"num_heads": 0}, "of 0 heads"),
         ((1, 4, 4, 12), None, {"shift": 2}, "from 0 to below the window's size, 2"),
         ((1, 4, 4, 12), (2, 4, 5), {}, r"\(2, 4, 4\), got \(2, 4, 5\)"),
         ((1, 4, 4, 12), None, {"dropout_p": 1.5}, "window_attention"),

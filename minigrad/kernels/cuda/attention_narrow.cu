@@ -17,8 +17,8 @@
 //                         then   k, v           q, ∂y            ∂k, ∂v
 //
 // What they meet comes in spans of 16 rows. A warp then has 16 x 16 scores in the registers of its lanes, rounds the
-// weights that it makes of them, and multiplies these at once: see mma.cuh. So forward a softmax is finished before all
-// its scores are known, by Milakov and Gimelshein 2018, arXiv:1805.02867: with the largest score m so far, the sums of
+// weights that it makes of them, and multiplies these at once: see mma.cuh. So forward a softmax is begun before all its
+// scores are known, by Milakov and Gimelshein 2018, arXiv:1805.02867: with the largest score m so far, the sums of
 // exp(S - m) and of exp(S - m) v are kept, and when a larger m' comes, both are multiplied by exp(m - m').
 //
 // Swin: with WINDOW = M, an entry is one of the M x M windows of a map of `down` x `right` tokens, rolled up by
@@ -119,12 +119,9 @@ static inline __device__ void stage(Stored* to, const Rows<const Stored>& from, 
 #pragma unroll 1
     for (int i = thread; i < rounded_up(count) * (WIDTH / 8); i += threads) {
         const int row = i / (WIDTH / 8), column = i % (WIDTH / 8) * 8;
-        Packed<Stored, 8> pack;
-        if (row < count) pack = *reinterpret_cast<const Packed<Stored, 8>*>(from[row] + column);
-        else
-#pragma unroll
-            for (int n = 0; n < 8; ++n) pack.at[n].bits = 0;
-        *reinterpret_cast<Packed<Stored, 8>*>(to + row * spaced(WIDTH) + column) = pack;
+        uint4 pack = make_uint4(0, 0, 0, 0);  // 8 numbers
+        if (row < count) pack = *reinterpret_cast<const uint4*>(from[row] + column);
+        *reinterpret_cast<uint4*>(to + row * spaced(WIDTH) + column) = pack;
     }
 }
 
@@ -244,7 +241,7 @@ attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(
     float* const D = reinterpret_cast<float*>(grads + rounded_up(L) * spaced(V));  // and up to a multiple of 16
     float* const lse_of = D + rounded_up(L);                                       // likewise
     int* const places = reinterpret_cast<int*>(lse_of + rounded_up(L));
-    float* const sums = reinterpret_cast<float*>(places + (WINDOWS ? 2 * L : 0));  // ∂B; rows lie in different banks
+    float* const sums = reinterpret_cast<float*>(places + (WINDOWS ? 2 * L : 0));  // ∂B; four rows lie in different banks
     const int row_of_sums = rounded_up(S) + 8;
     const Map map = {down, right, shift_down, shift_right, places, places + L};
     const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
@@ -278,7 +275,9 @@ attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(
         }
         __syncthreads();  // every warp needs D and lse
 
-        for (int i = threadIdx.y * 16; i < L; i += blockDim.y * 16) {
+        for (int i = threadIdx.y * 16; i < L && (grad_q || shares); i += blockDim.y * 16) {
+            const float own_lse[2] = {lse_of[i + row_of(0)], lse_of[i + row_of(2)]};
+            const float own_D[2] = {D[i + row_of(0)], D[i + row_of(2)]};
             Tile sums_q[E / 8] = {};
 #pragma unroll 1
             for (int j = 0; j < S; j += 16) {
@@ -290,8 +289,8 @@ attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(
 #pragma unroll
                     for (int e = 0; e < 4; ++e) {
                         const int row = i + row_of(e), column = j + column_of(n, e);
-                        const float p = __expf(scale * scores[n][e] + B.at(row, column) - lse_of[row]);
-                        scores[n][e] = p * (grad_probs[n][e] - D[row]);
+                        const float p = __expf(scale * scores[n][e] + B.at(row, column) - own_lse[e / 2]);
+                        scores[n][e] = p * (grad_probs[n][e] - own_D[e / 2]);
                         if (shares) sums[row * row_of_sums + column] += scores[n][e];  // always by this thread
                     }
                 Fragment grad_scores;
@@ -300,8 +299,7 @@ attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(
             }
             if (grad_q) store<E>(HERE(grad_q), L, i, sums_q, {scale, scale});
         }
-        for (int j = threadIdx.y * 16; j < S; j += blockDim.y * 16) {
-            if (!grad_k && !grad_v) break;
+        for (int j = threadIdx.y * 16; j < S && (grad_k || grad_v); j += blockDim.y * 16) {
             Tile sums_k[E / 8] = {}, sums_v[V / 8] = {};
 #pragma unroll 1
             for (int i = 0; i < L; i += 16) {

@@ -17,6 +17,7 @@ from minigrad.ops import attention, window_attention
 
 ROWS, MOST_WARPS = 16, 8  # rows that a warp works on at once, as in attention_narrow.cu, and warps of a block
 STEP, WIDEST = 16, 128  # E and V: multiples of the one, at most the other
+APART = 8  # numbers between two rows in shared memory, as in mma.cuh
 BLOCKS = 1024  # that share ∂B, all heads together: whatever the GPU, so that sums have the same order on all
 OLDEST = 80  # compute capability: the first with these products of bfloat16
 
@@ -121,7 +122,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (S, E)):
             return False
         if mask is not None:
-            fits = on_gpu(mask) and mask.dtype == FLOAT32 and prod(mask.shape[:-3]) == 1
+            fits = on_gpu(mask) and mask.dtype == FLOAT32 and mask.ndim <= q.ndim and prod(mask.shape[:-3]) == 1
             if not (fits and all(own in (1, n) for own, n in zip(mask.shape[::-1], (S, L, heads), strict=False))):
                 return False
         return shared_bytes(L, S, E, V, backward=True, with_bias=mask is not None) <= most_shared(q)
@@ -131,17 +132,15 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         if mask is not None:
             self.mask_shape, bias = mask.shape, mask.reshape(mask.shape[-3:])
             bias = xp.ascontiguousarray(xp.broadcast_to(bias, (*q.shape[-3:-1], k.shape[-2])))
-        self.attention = Attention(q, k, v, bias, choices["scale"])
-        return self.attention.forward(any(self.needs_input_grad))
+        self.here = Attention(q, k, v, bias, choices["scale"])
+        return self.here.forward(any(self.needs_input_grad))
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
-        q, k, v = self.attention.q, self.attention.k, self.attention.v
+        q, k, v = self.here.q, self.here.k, self.here.v
         *wanted, want_mask = self.needs_input_grad
-        grad_y = cast(grad_output, q.dtype)
-        if not readable(grad_y, q.dtype):
-            grad_y = array_module(q).ascontiguousarray(grad_y)
+        grad_y = _readable(cast(grad_output, q.dtype))
         grads = attention.gradients_like(q, k, v, wanted)
-        grad_mask = self.attention.backward(grad_y, grads, bool(want_mask))
+        grad_mask = self.here.backward(grad_y, grads, bool(want_mask))
         if grad_mask is not None:  # with the outer axes of the mask, which have length 1
             grad_mask = grad_mask.reshape(*self.mask_shape[:-3], *grad_mask.shape)
         return *grads, grad_mask
@@ -162,14 +161,9 @@ class WindowAttention(window_attention.WindowAttention):
         qkv: Array, bias: Array | None, *, num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float
     ) -> bool:
         M = window_size
-        if (
-            dropout_p
-            or qkv.ndim != 4
-            or M < 1
-            or qkv.shape[1] % M
-            or qkv.shape[2] % M
-            or qkv.shape[3] % (3 * num_heads)
-        ):
+        if dropout_p or qkv.ndim != 4 or min(M, num_heads) < 1 or qkv.shape[3] % (3 * num_heads):
+            return False
+        if qkv.shape[1] % M or qkv.shape[2] % M:
             return False
         if not (qkv.size and on_gpu(qkv) and qkv.flags.c_contiguous and all(0 <= offset < M for offset in shift)):
             return False
@@ -192,10 +186,10 @@ class WindowAttention(window_attention.WindowAttention):
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
         (B, H, W, C), heads = grad_output.shape, self.here.q.shape[1]
-        xp, dtype = array_module(grad_output), self.here.q.dtype
+        dtype = self.here.q.dtype
         want_qkv, want_bias = map(bool, self.needs_input_grad)
-        grad_y = xp.ascontiguousarray(cast(grad_output, dtype)).reshape(B, H * W, heads, -1).swapaxes(1, 2)
-        grad_qkv = xp.empty((B, H, W, 3 * C), dtype) if want_qkv else None
+        grad_y = _readable(cast(grad_output, dtype).reshape(B, H * W, heads, C // heads).swapaxes(1, 2))
+        grad_qkv = array_module(grad_y).empty((B, H, W, 3 * C), dtype) if want_qkv else None
         grads = _parts(grad_qkv, heads) if want_qkv else (None, None, None)
         return grad_qkv, self.here.backward(grad_y, grads, want_bias)
 
@@ -205,6 +199,11 @@ def _parts(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
     B, H, W, channels = qkv.shape
     q, k, v = qkv.reshape(B, H * W, 3, heads, channels // (3 * heads)).transpose(2, 0, 3, 1, 4)
     return q, k, v
+
+
+def _readable(x: Array) -> Array:
+    """x, or a copy that the kernels can read."""
+    return x if readable(x, x.dtype) else x.copy(order="C")
 
 
 def _can(q: Array, k: Array, v: Array) -> bool:
@@ -233,17 +232,12 @@ def shared_bytes(
 ) -> int:
     """Bytes of shared memory that a block needs: see the kernels."""
     L_up, S_up = (-(-rows // ROWS) * ROWS for rows in (L, S))
-    numbers = (L_up + S_up) * _spaced(E) + S_up * _spaced(V)  # q and k, v
+    numbers = (L_up + S_up) * (E + APART) + S_up * (V + APART)  # q and k, v
     words = 2 * L if window else 0  # places and regions
     if backward:
-        numbers += L_up * _spaced(V)  # ∂y
+        numbers += L_up * (V + APART)  # ∂y
         words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂B
     return 2 * numbers + 4 * words
-
-
-def _spaced(width: int) -> int:
-    """From one row to the next in shared memory, as in mma.cuh."""
-    return width if width // 8 % 2 else width + 8
 
 
 _capabilities: dict[str, int] = {}  # by device

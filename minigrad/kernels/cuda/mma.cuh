@@ -48,9 +48,9 @@ static inline __device__ unsigned pair_of(float first, float second) {
     return Stored(first).bits | (unsigned)Stored(second).bits << 16;
 }
 
-// From one row to the next in shared memory: an odd number of times 16 bytes, so that 8 rows at once, which is what
-// load_tiles reads, lie in different banks.
-static inline __device__ constexpr int spaced(int width) { return width / 8 % 2 ? width : width + 8; }
+// From one row to the next in shared memory: an odd number of times 16 bytes, as width is a multiple of 16 numbers. So 8
+// rows at once, which is what load_tiles reads, lie in different banks.
+static inline __device__ constexpr int spaced(int width) { return width + 8; }
 
 // Rows of an array in shared memory, which has WIDTH columns, as A:   (16, WIDTH) in parts of 16 columns
 template <int WIDTH>
