@@ -4,7 +4,6 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-import torch
 
 import models
 from minigrad import Tensor
@@ -12,6 +11,8 @@ from models.compare import formula
 from models.compare.references import Reference
 from models.visualize.attention import position_similarity
 from models.visualize.gradcam import grad_cam
+
+torch = pytest.importorskip("torch")
 
 CASES = [
     ("convnext_atto_cifar", {"depths": (1, 1, 2, 1), "dims": (8, 12, 16, 20)}, "stages.2.1"),
