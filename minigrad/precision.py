@@ -46,7 +46,7 @@ def autocast(
         dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
             vanish in it: scale the loss by `optim.GradScaler`.
         enabled: False: ops work on what they are given, within another such block too.
-        parameters: a list of Tensors that ops will round. Those on a GPU are rounded at once, where the block begins: in one
+        parameters: a list of Tensors that ops will round. Those on a GPU are rounded where the block begins, in one
             launch, and not in one for each when it is first used. Too many do no harm.
 
     Raises:
