@@ -31,10 +31,13 @@ def run(settings: Settings) -> int:
     """Train, and leave everything in the output folder. NumPy and the models load here, not before `--help`."""
     import models
     from minigrad import cublas, manual_seed, tune_cpu
-    from train import checkpoint, datasets, loop, plots, resume, signals
+    from train import checkpoint, datasets, evaluate, loop, plots, resume, signals
     from train.log import Metrics, write_table
 
     check(settings)
+    if settings.eval != "none":
+        evaluate.run(settings)
+        return 0
     folder, goes_on = Path(settings.output), settings.resume != "none"
     state = Path(settings.resume) if goes_on else folder / resume.NAME
     settings = replace(settings, resume="none")  # what a run writes is the same however it came about
@@ -109,7 +112,9 @@ def run(settings: Settings) -> int:
                 print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
                 found = resume.first_op(state, trainer) or f"{error} (once more, with a look at each step, it did not)"
                 raise InputError(found) from None
-        plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png")
+        if plots.curves(history, f"{settings.model} on {dataset.name}", folder / "curves.png"):
+            best_file = folder / f"best.{settings.checkpoint_format}"
+            plots.mistakes(evaluate.answers(best_file, trainer.dataset, settings), trainer.dataset.test.images, folder)
         resume.finish(state, settings, history)
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
@@ -144,7 +149,7 @@ def check(settings: Settings) -> None:
         except ImportError:
             fix = "needs its library: pip install 'minigrad[train]'"
             raise InputError(f"--checkpoint-format safetensors {fix}") from None
-    if settings.resume == "none" and _is_taken(settings.output):
+    if settings.resume == settings.eval == "none" and _is_taken(settings.output):
         raise InputError(
             f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume auto "
             "if it is to go on"
@@ -161,6 +166,10 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     file = config.read(Path(said.pop("config")), flags) if "config" in said else {}
     given = {**file, **said}
     dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
+    if given.get("eval", "none") != "none":
+        from train import evaluate
+
+        return evaluate.settings(Path(given["eval"]), given)
     runs = f"runs/{model}-{dataset}"
     if given.get("resume", "none") != "none":
         from train import resume  # which needs NumPy, and `--help` none

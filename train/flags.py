@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     again = "go on: auto, with what --output holds or the newest; or a folder"
     add(where, "--resume", again, metavar="WHICH")
     formats = ["npz", "safetensors"]
+    add(where, "--eval", "train nothing, test a checkpoint on its dataset", metavar="CHECKPOINT")
     add(where, "--checkpoint-format", "of the files best and last: npz or safetensors", choices=formats, metavar="F")
     return parser
 

@@ -295,6 +295,20 @@ class Trainer:
                     sums.add(*result)
         return sums.means(len(test))
 
+    def probabilities(self) -> np.ndarray:
+        """Of each class, for each test image: (N, classes) float32, on the CPU."""
+        self.model.eval()
+        test = self.dataset.test
+
+        def work(images: Array) -> np.ndarray:
+            with no_grad(), self.precision():
+                logits = self.model(Tensor(normalize(images, self.mean, self.std))).float()
+            return to_device(F.softmax(logits, dim=-1).data, "cpu")
+
+        with self.tested():
+            parts = batches(len(test), self.settings.validation_batch_size)
+            return np.concatenate([answers for part in parts for answers in self.shards.run(work, test.images[part])])
+
 
 def _correct(logits: Tensor, labels: Array) -> Array:
     """How many images are right; of a mixed one, its own label counts."""

@@ -54,14 +54,7 @@ def find(given: dict[str, Any], newest: Path) -> Path | None:
 
 def settings(path: Path, given: dict[str, Any]) -> Settings:
     """Those of the run whose state this is. The flags `given` must agree with them."""
-    stored, types = _metadata(path)["settings"], get_type_hints(Settings)
-    if set(stored) != set(types):
-        odd = min(set(types) ^ set(stored))
-        raise InputError(f"{path} is of another version of this program, without --{odd.replace('_', '-')} or with it")
-    for name, value in stored.items():
-        wanted = types[name]
-        if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
-            raise InputError(f"{path} is damaged: its {name} is {value!r}")
+    stored = asdict(Settings.from_file(path, _metadata(path)["settings"]))
     for name, value in given.items():
         if name not in _FREE and value != stored[name]:
             flag = f"--{name.replace('_', '-')}"

@@ -2,7 +2,10 @@
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from train.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,26 @@ class Settings:
     tf32: bool
     tune_cpu: bool
     output: str
+    eval: str  # the checkpoint that is tested; "none": a model is trained
     resume: str  # the state that the run goes on from; "none": it is a new one
     checkpoint_format: str
+
+    @classmethod
+    def from_file(cls, path: Path, values: dict[str, Any]) -> "Settings":
+        """Those that a file of results holds.
+
+        Raises:
+            InputError: one is missing, unknown, or of a wrong type.
+        """
+        types = get_type_hints(cls)
+        if set(values) != set(types):
+            odd = min(set(types) ^ set(values)).replace("_", "-")
+            raise InputError(f"{path} is of another version of this program, without --{odd} or with it")
+        for name, value in values.items():
+            wanted = types[name]
+            if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
+                raise InputError(f"{path} is damaged: its {name} is {value!r}")
+        return cls(**values)
 
 
 COMMON: dict[str, Any] = {
@@ -97,6 +118,7 @@ COMMON: dict[str, Any] = {
     "amp_dtype": "bfloat16",
     "tf32": True,
     "tune_cpu": True,
+    "eval": "none",
     "resume": "none",
     "checkpoint_format": "npz",
 }

@@ -1,0 +1,149 @@
+"""A trained model on the test images: what is counted, printed and drawn."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import Tensor, functional, no_grad, serialize
+from models import checkpoint
+from tests.train.test_command_line import TINY, rows
+from tests.train.test_command_line import train as command
+from train import checkpoint as writing
+from train import datasets, evaluate, plots
+from train.__main__ import main, parse
+from train.batches import normalize
+from train.errors import InputError
+from train.evaluate import Answers
+from train.log import Metrics
+
+CLASSES = ("ant", "bee", "cat")
+PROBABILITIES = np.array([[8, 1, 1], [2, 7, 1], [1, 9, 0], [0, 4, 6], [5, 2, 3], [1, 8, 1]], np.float32) / 10
+LABELS = np.array([0, 0, 0, 2, 2, 1])
+ANSWERS = Answers(PROBABILITIES, LABELS, CLASSES, 0.75, 3 / 6)
+
+
+def test_what_is_counted():
+    np.testing.assert_array_equal(ANSWERS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
+    np.testing.assert_array_equal(ANSWERS.worst(9), [2, 1, 4])  # surest first
+    np.testing.assert_array_equal(ANSWERS.worst(1), [2])
+
+
+def test_the_report():
+    lines = [line.split() for line in evaluate.report(ANSWERS).splitlines()]
+    assert lines[0] == ["loss", "0.7500", "acc", "50.00%"]
+    assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
+    assert lines[4] == ["bee", "1", "100.0", "%", "33.3", "%"]
+    assert lines[5] == ["cat", "2", "50.0", "%", "100.0", "%", "ant", "(1)"]
+    strange = replace(ANSWERS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
+    assert "\x1b" not in evaluate.report(strange) and "\\x1b" in evaluate.report(strange)
+
+
+@pytest.mark.parametrize("K", [2, 10, 60])
+def test_the_pictures(K, tmp_path, monkeypatch):
+    """Any number of classes, names that mean something to matplotlib or are in no font, and no mistake at all."""
+    pytest.importorskip("matplotlib")
+    texts = []
+    from matplotlib.axes import Axes
+
+    for name in ("text", "set_title"):
+        original = getattr(Axes, name)
+        monkeypatch.setattr(
+            Axes, name, lambda self, *a, original=original, **b: texts.append(a) or original(self, *a, **b)
+        )
+    chance = np.random.default_rng(0)
+    p = chance.random((40, K)).astype(np.float32)
+    names = ("$x$ and a name that does not end", "蟻", *map(str, range(K - 2)))
+    images = chance.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    for labels in (chance.integers(0, K, 40), p.argmax(axis=1)):
+        answers = Answers(p / p.sum(1, keepdims=True), labels, names, 1.0, 0.5)
+        plots.mistakes(answers, images, tmp_path)
+        for name in ("confusion.png", "mistakes.png"):
+            assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+            (tmp_path / name).unlink()
+    first = replace(answers, labels=chance.integers(0, K, 40))
+    texts.clear()
+    plots.mistakes(first, images, tmp_path)
+    n = first.worst(1)[0]
+    said = [text for *_, text in texts]
+    assert any(text.endswith(f"{first.probabilities[n, first.named[n]]:.0%}") for text in said)
+    fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, what is written there)
+    assert fields == (np.count_nonzero(first.confusion) if K <= 25 else 0)
+
+
+def test_a_run_and_its_test_agree(tmp_path):
+    """--eval prints what the table says of the epoch, by flags or by the defaults of the run."""
+    result = command(*TINY, "--epochs", 2, "--model-ema", "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    left = {file.name for file in (tmp_path / "out").iterdir()}
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in left}
+    assert not pytest.importorskip("matplotlib") or {"confusion.png", "mistakes.png"} <= left
+    tested = command("--eval", "out/last.npz", cwd=tmp_path)
+    assert tested.returncode == 0 and tested.stderr == ""
+    row = rows(tmp_path / "out")[-1]
+    assert f"loss {float(row['test_loss']):.4f} acc {float(row['test_acc']):.2%}" in tested.stdout
+    assert "50 test images" in tested.stdout and "heart" in tested.stdout
+    more = command("--eval", "out/last.npz", "--val-num-samples", 90, "--device", "cpu", cwd=tmp_path)
+    assert "90 test images" in more.stdout
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in left} == before
+
+
+@pytest.fixture
+def kept(tmp_path):
+    path = tmp_path / "best.npz"
+    settings = parse(["--val-num-samples", "30", "--train-num-samples", "10", "--threads", "2"])
+    dataset = datasets.load(settings)
+    model = models.create_model(**writing.model_arguments(dataset, settings))
+    writing.save(path, model, dataset, settings, Metrics(1, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0))
+    return path, dataset
+
+
+def test_probabilities_are_the_models(kept):
+    path, dataset = kept
+    answers = evaluate.answers(path, dataset, evaluate.settings(path, {"validation_batch_size": 7}))
+    model, _ = checkpoint.load(path)
+    with no_grad():
+        logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
+    np.testing.assert_allclose(answers.probabilities, functional.softmax(logits, dim=-1).numpy(), rtol=1e-4, atol=1e-6)
+    assert answers.loss == pytest.approx(functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5)
+
+
+def test_a_checkpoint_of_earlier_times(kept):
+    """Settings that there were not yet are as without their flags; those that are no more do no harm."""
+    path, _ = kept
+    arrays, metadata = serialize.load(path)
+    del metadata["settings"]["skip_nonfinite"]
+    serialize.save(path, arrays, {**metadata, "settings": {**metadata["settings"], "aug": True}})
+    assert evaluate.settings(path, {}).val_num_samples == 30
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda metadata: {}, "no checkpoint of this program"),
+        (lambda metadata: {**metadata, "settings": 3}, "no checkpoint of this program"),
+        (lambda metadata: {**metadata, "settings": {"epochs": "x"}}, "is damaged|another version"),
+        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "of other classes than those of"),
+        (lambda metadata: {**metadata, "classes": ["dog"]}, "it names 1 classes for a model of 10"),
+    ],
+)
+def test_what_is_no_checkpoint(kept, change, message, capsys):
+    path, _ = kept
+    arrays, metadata = serialize.load(path)
+    serialize.save(path, arrays, change(metadata))
+    assert main(["--eval", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+
+
+def test_other_mistakes(kept, tmp_path):
+    path, _ = kept
+    with pytest.raises(InputError, match="leave one of them out"):
+        parse(["--eval", str(path), "--resume", "auto"])
+    with pytest.raises(InputError, match="there is no file"):
+        parse(["--eval", str(tmp_path / "none.npz")])
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match="no complete npz"):
+        parse(["--eval", str(path)])
