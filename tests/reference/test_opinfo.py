@@ -290,7 +290,7 @@ SMALL_SETS = {
 NOT_THERE = {
     "clamp",  # in the table as hardtanh and relu6
     "bfloat16", "cpu", "cuda", "to",  # moves; PyTorch's samples for `to` are about memory formats
-    "drop_path", "residual", "residual_layer_norm", "standardize_weight",  # unknown to PyTorch
+    "drop_path", "residual", "residual_layer_norm", "standardize_weight", "window_attention",  # unknown to PyTorch
 }  # fmt: skip
 OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 
