@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     count, share, positive, not_negative = _whole(1), _number(least=0, below=1), _number(above=0), _number(least=0)
 
     what = parser.add_argument_group("what to train")
-    add(what, "--config", "a settings file: TOML, a line for a flag; flags go before it", metavar="FILE")
+    add(what, "--config", "a settings file: TOML, a line for a flag; flags override it", metavar="FILE")
     add(
         what,
         "--recipe",
