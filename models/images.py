@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import Tensor
+from minigrad.backend import Array, array_module
 from models.model import ImageModel
 
 FORMATS = {  # others are not opened: Pillow hands some of them, such as EPS, to other programs
@@ -87,9 +88,13 @@ def _flat(image: Any, mode: str) -> Any:
     return image.convert(mode)
 
 
-def normalize(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """(B, C, H, W) uint8 -> float32, x ↦ (x/255 - mean) / std for each channel."""
-    mean_255, std_255 = (255 * np.asarray(values, np.float32)[:, None, None] for values in (mean, std))  # (C, 1, 1)
+def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:
+    """(B, C, H, W) uint8 -> float32, x ↦ (x/255 - mean) / std for each channel.
+
+    With mean and std where the images are, it may be a part of a captured step.
+    """
+    xp = array_module(images)
+    mean_255, std_255 = (255 * xp.asarray(values, np.float32)[:, None, None] for values in (mean, std))  # (C, 1, 1)
     return (images - mean_255) / std_255
 
 

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,19 @@ from models.table import table
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
+    return command(parser(), run, arguments)
+
+
+def command(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
+) -> int:
+    """`run` with the flags that `parser` finds; returns the exit code, and a mistake in the input is one line."""
     try:
-        run(parser().parse_args(arguments))
+        run(parser.parse_args(arguments))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except INPUT_ERRORS as error:
-        print(f"python -m models.predict: {one_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

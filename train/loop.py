@@ -22,9 +22,10 @@ from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, GradScaler, Muon, WarmupCosine, clip_grad_norm_, matrices_apart, scale_all
 from minigrad.parallel import Shards
 from minigrad.random import Generator
+from models.images import normalize
 from models.model import param_groups
 from train.augment import augmentation, repeated
-from train.batches import batches, normalize
+from train.batches import batches
 from train.dataset import Dataset
 from train.errors import InputError
 from train.log import Metrics, Progress
@@ -283,8 +284,7 @@ class Trainer:
         test, sums = self.dataset.test, _Sums(self.settings.device)
 
         def work(images: Array, labels: Array) -> tuple[Array, Array, int]:
-            with no_grad(), self.precision():
-                logits = self.model(Tensor(normalize(images, self.mean, self.std))).float()
+            logits = self.logits(images)
             loss = F.cross_entropy(logits, Tensor(labels))
             return loss.data.astype(np.float64), _correct(logits, labels), len(labels)
 
@@ -295,15 +295,18 @@ class Trainer:
                     sums.add(*result)
         return sums.means(len(test))
 
+    def logits(self, images: Array) -> Tensor:
+        """Of images (B, C, H, W) uint8, as they are, without a graph: (B, classes) float32."""
+        with no_grad(), self.precision():
+            return self.model(Tensor(normalize(images, self.mean, self.std))).float()
+
     def probabilities(self) -> np.ndarray:
         """Of each class, for each test image: (N, classes) float32, on the CPU."""
         self.model.eval()
         test = self.dataset.test
 
         def work(images: Array) -> np.ndarray:
-            with no_grad(), self.precision():
-                logits = self.model(Tensor(normalize(images, self.mean, self.std))).float()
-            return to_device(F.softmax(logits, dim=-1).data, "cpu")
+            return to_device(F.softmax(self.logits(images), dim=-1).data, "cpu")
 
         with self.tested():
             parts = batches(len(test), self.settings.validation_batch_size)

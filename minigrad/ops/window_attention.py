@@ -54,10 +54,7 @@ class WindowAttention(Function):
         self.shape, self.num_heads = qkv.shape, num_heads
         self.windows = window_size, shift
         q, k, v = self.heads(qkv)  # each (B, windows, heads, N, d)
-        mask, want_bias = bias, bias is not None and self.needs_input_grad[1]
-        if any(shift):
-            apart = shift_mask(*qkv.shape[1:3], window_size, shift, device_of(qkv)).astype(qkv.dtype, copy=False)
-            mask = apart if bias is None else bias + apart
+        mask, want_bias = self.mask(qkv, bias), bias is not None and self.needs_input_grad[1]
         choices = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
         self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **choices) or ScaledDotProductAttention()
         self.attention.needs_input_grad = (*[self.needs_input_grad[0]] * 3, want_bias)
@@ -78,6 +75,14 @@ class WindowAttention(Function):
         packed = array_module(grads[0]).stack(grads) if packed is None else packed
         # (3, B, windows, heads, N, d) -> (B, windows, N, 3, heads, d) -> (B, H, W, 3C)
         return self.uncut(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
+
+    def mask(self, qkv: Array, bias: Array | None) -> Array | None:
+        """What is added to the scores: B, and with a shift the mask: (heads, N, N), or (windows, heads, N, N)."""
+        M, shift = self.windows
+        if not any(shift):
+            return bias
+        apart = shift_mask(*qkv.shape[1:3], M, shift, device_of(qkv)).astype(qkv.dtype, copy=False)
+        return apart if bias is None else bias + apart
 
     def heads(self, qkv: Array) -> Array:
         """(B, H, W, 3C) -> q, k, v, (3, B, windows, heads, N, d)."""

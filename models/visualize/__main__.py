@@ -1,7 +1,6 @@
 """L6: the command line: `python -m models.visualize --help`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
 from models.model import ImageModel
-from models.predict import INPUT_ERRORS, add_inputs, one_line, printable, probabilities, top
+from models.predict import add_inputs, command, printable, probabilities, top
 from models.swin import SwinTransformer
 from models.visualize import attention, gradcam, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
@@ -35,14 +34,7 @@ MOST = 8  # images: more rows are not taken in at a glance
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
-    try:
-        run(parser().parse_args(arguments))
-    except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except INPUT_ERRORS as error:
-        print(f"python -m models.visualize: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return command(parser(), run, arguments)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -14,10 +14,10 @@ import pytest
 from minigrad import Tensor, no_grad, serialize
 from minigrad import functional as F
 from models import checkpoint, images
+from models.images import normalize
 from models.predict import main, one_line, probabilities
 from tests.models.checkpoints import CLASSES, FAMILIES, METADATA, write, write_image
 from train.__main__ import main as train
-from train.batches import normalize
 
 ROOT = Path(__file__).parents[2]
 Image = pytest.importorskip("PIL.Image")
@@ -334,12 +334,3 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
 def test_other_channels_are_explained(tmp_path):
     with pytest.raises(ValueError, match="this model takes 4"):
         images.read(tmp_path / "x.png", (4, 4), 4)
-
-
-def test_normalisation_is_that_of_training():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 5, 4), dtype=np.uint8)
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    expected = normalize(pixels, mean, std)
-    normalized = images.normalize(pixels, mean, std)
-    assert normalized.dtype == np.float32
-    np.testing.assert_array_equal(normalized, expected)

@@ -9,12 +9,12 @@ import pytest
 import models
 from minigrad import Tensor, functional, no_grad, serialize
 from models import checkpoint
+from models.images import normalize
 from tests.train.test_command_line import TINY, rows
 from tests.train.test_command_line import train as command
 from train import checkpoint as writing
 from train import datasets, evaluate, plots
 from train.__main__ import main, parse
-from train.batches import normalize
 from train.errors import InputError
 from train.evaluate import Answers
 from train.log import Metrics

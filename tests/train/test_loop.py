@@ -14,11 +14,12 @@ from minigrad import Tensor, functional, manual_seed, nn, no_grad
 from minigrad.backend import device_of, to_device
 from minigrad.parallel import Shards
 from minigrad.random import Generator
+from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
 from train import checkpoint, resume, shapes
 from train.__main__ import parse
 from train.augment import augmentation
-from train.batches import batches, normalize
+from train.batches import batches
 from train.dataset import Split
 from train.errors import InputError
 from train.log import Metrics

@@ -11,9 +11,18 @@ from minigrad.ops import window_attention
 
 
 class Piece(window_attention.WindowAttention):
-    """The specification on some images, which puts them where they belong: `to`, (images, H, W, C)."""
+    """The specification on some images, which puts them where they belong: `to`, (images, H, W, C).
+
+    What is added to the scores is the same for all pieces, and is made by the first.
+    """
 
     to: Array
+    added: list[Array | None]
+
+    def mask(self, qkv: Array, bias: Array | None) -> Array | None:
+        if not self.added:
+            self.added.append(super().mask(qkv, bias))
+        return self.added[0]
 
     def uncut(self, windows: Array, C: int) -> Array:
         B, H, W, _ = self.shape
@@ -37,9 +46,10 @@ class WindowAttention(window_attention.WindowAttention):
     def forward(self, qkv: Array, bias: Array | None, **choices: Any) -> Array:
         y = np.empty((*qkv.shape[:3], qkv.shape[3] // 3), np.float32)
         self.pieces = []
+        added: list[Array | None] = []
         for some in some_rows(len(qkv), qkv[0].size):
             piece = Piece()
-            piece.needs_input_grad, piece.to = self.needs_input_grad, y[some]
+            piece.needs_input_grad, piece.to, piece.added = self.needs_input_grad, y[some], added
             piece.forward(qkv[some], bias, **choices)
             self.pieces.append((some, piece))
         return y
