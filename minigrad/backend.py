@@ -1,10 +1,10 @@
 """L0: NumPy or CuPy. Which module an array belongs to, the moves between devices, and the gates.
 
 Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
-and on the GPU. Three kinds of work must not be called on `xp` directly but through the gates here, because the two
-libraries differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`),
-scattered sums (`scatter_add`) and views of all windows (`sliding_windows`). Random numbers have a gate of their own,
-`minigrad/random.py`.
+and on the GPU. Some work must not be called on `xp` directly but through the gates here, because the two libraries
+differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`), scattered sums
+(`scatter_add`), views of all windows (`sliding_windows`), and sums that are to keep their order in memory (`plus`).
+Random numbers have a gate of their own, `minigrad/random.py`.
 """
 
 import importlib
