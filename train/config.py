@@ -1,4 +1,4 @@
-"""L7: settings files: TOML, a line for a flag. A run leaves one beside its results, from which it can be repeated.
+"""L7: settings in files: TOML, a line for a flag. A run leaves one beside its results, from which it can be repeated.
 
 model = "vit_tiny_cifar"
 epochs = 100
@@ -40,8 +40,7 @@ def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         raise InputError(f"cannot read --config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of these are the errors of UTF-8 and TOML
         raise InputError(f"--config {path} is no TOML: {' '.join(str(error).split())}") from None
-    types = {field.name: field.type for field in fields(Settings)}
-    actions = {action.dest: action for action in parser._actions if action.dest in types}
+    actions = _actions(parser)
     settings: dict[str, Any] = {}
     for key, value in table.items():
         name, where = key.replace("-", "_"), f"--config {path}: {_shown(key)}"
@@ -51,12 +50,38 @@ def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             raise InputError(f"{where} is no setting{hint}")
         if name in settings:
             raise InputError(f"{where} is there twice, with - and with _")
-        settings[name] = _value(where, value, types[name], actions[name])
+        settings[name] = _value(where, value, actions[name])
     return settings
 
 
-def _value(where: str, value: Any, kind: Any, action: argparse.Action) -> Any:
+def complete(path: Path, values: Mapping[str, Any], parser: argparse.ArgumentParser) -> Settings:
+    """All settings of a run, which the file `path` of its results holds, checked as flags are.
+
+    Raises:
+        InputError: one is missing, unknown, of the wrong type or not allowed.
+    """
+    actions = _actions(parser)
+    if odd := set(values) ^ set(actions):
+        name = min(odd).replace("_", "-")
+        raise InputError(f"{path} is of another version of this program, without --{name} or with it")
+    where = f"{path} is damaged: its setting"
+    for name, value in values.items():
+        if not (value is None and _TYPES[name] == int | None):
+            _value(f"{where} {name}", value, actions[name])
+    return Settings(**values)
+
+
+_TYPES = {field.name: field.type for field in fields(Settings)}
+
+
+def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """The flag of each setting."""
+    return {action.dest: action for action in parser._actions if action.dest in _TYPES}
+
+
+def _value(where: str, value: Any, action: argparse.Action) -> Any:
     """One setting, of its type and within its limits."""
+    kind = _TYPES[action.dest]
     accepted, must_be = _KINDS[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where} must be {must_be}, got {_shown(value)}")

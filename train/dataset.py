@@ -1,8 +1,13 @@
 """L7: what every dataset looks like once it is in memory, however it came there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from minigrad.backend import Array, to_device
+import numpy as np
+
+from minigrad.backend import Array, beside, to_device
+from models.images import normalize
 from train.errors import InputError
 
 
@@ -53,6 +58,11 @@ class Dataset:
     def to(self, device: str) -> "Dataset":
         """The same with both splits on `device`."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def normalizer(self) -> Callable[[Array], Array]:
+        """The function from images (B, C, H, W) uint8 to what a model takes; its constants are where the images are."""
+        mean, std = (beside(self.train.labels, np.asarray(values, np.float32)) for values in (self.mean, self.std))
+        return partial(normalize, mean=mean, std=std)
 
     def first(self, train: int | None, test: int | None) -> "Dataset":
         """The same dataset cut down to its first images: for quick trials."""

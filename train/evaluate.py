@@ -1,37 +1,50 @@
-"""L7: a trained model on the test images: `python -m train --eval CHECKPOINT`, and the pictures at the end of a run."""
+"""L7: a model on the test images: how often it is right, and what it takes for what."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from minigrad import serialize
-from minigrad.backend import to_device
-from models.predict import printable
-from models.table import table
-from train import checkpoint, datasets
+import minigrad.functional as F
+from minigrad import Tensor, autocast, cat, no_grad
+from minigrad.backend import Array, to_device
+from minigrad.nn import Module
+from minigrad.parallel import Shards
+from train.batches import batches
 from train.dataset import Dataset
-from train.errors import InputError
-from train.loop import Trainer
-from train.settings import BY_DATASET, COMMON, Settings
+from train.settings import Settings
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model says of the test images, N images and K classes."""
+    """What a model says of N test images of K classes."""
 
-    probabilities: np.ndarray  # (N, K)
-    labels: np.ndarray  # (N,)
+    logits: np.ndarray  # (N, K) float32
+    labels: np.ndarray  # (N,) int64
     classes: tuple[str, ...]
-    loss: float
-    acc: float
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """softmax of the logits, (N, K)."""
+        return F.softmax(Tensor(self.logits), dim=-1).numpy()
 
     @cached_property
     def named(self) -> np.ndarray:
         """The most probable class of each image, (N,)."""
-        return self.probabilities.argmax(axis=1)
+        return self.logits.argmax(axis=1)
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy."""
+        return F.cross_entropy(Tensor(self.logits), Tensor(self.labels)).item()
+
+    @property
+    def acc(self) -> float:
+        """The share of the images that are named rightly."""
+        return float((self.named == self.labels).mean())
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -47,61 +60,71 @@ class Answers:
         return wrong[(-sure).argsort(kind="stable")[:count]]
 
 
-def answers(path: Path, dataset: Dataset, settings: Settings) -> Answers:
-    """Those of the model in a checkpoint.
+class Evaluation:
+    """A model, as it is at the moment, on the test images.
 
-    Raises:
-        InputError: there is none, or it is of other classes.
+    Args:
+        model, dataset: on the same device.
+        settings: say in which precision, and how many images at once.
+        shards: in which each batch is cut.
     """
-    try:
-        model, metadata = checkpoint.load(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{' '.join(str(error).split())}") from None
-    if tuple(metadata["classes"]) != dataset.classes:
-        raise InputError(f"{path} is of a model of other classes than those of {dataset.name}")
-    dataset = replace(dataset, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
-    trainer = Trainer(model.to(settings.device), dataset, replace(settings, graph=False, model_ema=False))
-    with trainer.shards:
-        loss, acc = trainer.evaluate()
-        probabilities = trainer.probabilities()
-    return Answers(probabilities, to_device(dataset.test.labels, "cpu"), dataset.classes, loss, acc)
+
+    def __init__(self, model: Module, dataset: Dataset, settings: Settings, shards: Shards) -> None:
+        self.model, self.dataset, self.settings, self.shards = model, dataset, settings, shards
+        self.normalize, self.parameters = dataset.normalizer(), list(model.parameters())
+
+    def means(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """Mean loss, without label smoothing, and accuracy. `between` is called before each batch, and may raise."""
+        sums = Sums(self.settings.device)
+        for logits, labels in self.batches(between):
+            loss = F.cross_entropy(logits, Tensor(labels))
+            sums.add(loss.data.astype(np.float64), count_right(logits, labels), len(labels))
+        return sums.means(len(self.dataset.test))
+
+    def answers(self) -> Answers:
+        """All of them, on the CPU."""
+        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.batches()])
+        return Answers(logits, to_device(self.dataset.test.labels, "cpu"), self.dataset.classes)
+
+    def batches(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
+        """Logits (B, K) float32, without a graph, and labels (B,), of one batch after the other."""
+        self.model.eval()
+        test = self.dataset.test
+        for part in batches(len(test), self.settings.validation_batch_size):
+            between()
+            yield cat(self.shards.run(self.logits, test.images[part])), test.labels[part]
+
+    def logits(self, images: Array) -> Tensor:
+        """Of images (B, C, H, W) uint8, as they are: (B, K) float32."""
+        with no_grad(), self.precision():
+            return self.model(Tensor(self.normalize(images))).float()
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """What numbers the model works on: for a block."""
+        return autocast(self.settings.amp_dtype, self.settings.amp, self.parameters)
 
 
-def settings(path: Path, given: dict[str, Any]) -> Settings:
-    """Those of the run that left the checkpoint, but for what the flags say."""
-    if given.get("resume", "none") != "none":
-        raise InputError("--eval tests a model, and --resume trains one: leave one of them out")
-    try:
-        _, metadata = serialize.load(path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"--eval {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
-        raise InputError(f"--eval {path}: it is no checkpoint of this program, best or last in the folder of a run")
-    kept = metadata["settings"]
-    defaults = {**COMMON, **BY_DATASET.get(str(kept.get("dataset")), {}), "output": ""}  # where it is of earlier times
-    kept = {name: value for name, value in kept.items() if name in get_type_hints(Settings)}
-    return Settings.from_file(path, {**defaults, **kept, **given, "graph": False, "eval": str(path), "resume": "none"})
+class Sums:
+    """Loss and right answers, added up over images on the device. To read them is to wait for it."""
+
+    def __init__(self, device: str) -> None:
+        self.sums = to_device(np.zeros(2), device)
+
+    def clear(self) -> None:
+        """Begin again."""
+        self.sums[...] = 0
+
+    def add(self, loss: Array, right: Array, images: int) -> None:
+        """A batch: its mean loss in float64, and how many of its images were right."""
+        self.sums[0] += loss * images
+        self.sums[1] += right
+
+    def means(self, images: int) -> tuple[float, float]:
+        """Mean loss and accuracy over so many images."""
+        loss, right = to_device(self.sums, "cpu").tolist()
+        return loss / images, right / images
 
 
-def report(found: Answers) -> str:
-    """Loss and accuracy, and a line for each class."""
-    lines = [["class", "images", "found", "right if named", "most often taken for"]]
-    for i, name in enumerate(found.classes):
-        row, images, named = found.confusion[i], found.confusion[i].sum(), found.confusion[:, i].sum()
-        others = np.where(np.arange(len(row)) == i, 0, row)
-        taken = f"{printable(found.classes[others.argmax()])} ({others.max()})" if others.any() else ""
-        lines.append([printable(name), f"{images}", _share(row[i], images), _share(row[i], named), taken])
-    return f"loss {found.loss:.4f} acc {found.acc:.2%}\n\n{table(lines, left=[0, 4])}"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def run(settings: Settings) -> None:
-    """Print the report on the checkpoint."""
-    dataset, path = datasets.load(settings), Path(settings.eval)
-    found = answers(path, dataset, settings)
-    print(f"model    {settings.model}, {path}")
-    print(f"data     {dataset.name}: {len(dataset.test):,} test images, {len(dataset.classes)} classes")
-    print(f"test     {report(found)}", flush=True)
+def count_right(logits: Tensor, labels: Array) -> Array:
+    """How many images are right; of a mixed one, its own label counts."""
+    return (logits.data.argmax(axis=1) == labels).sum()

@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 
 import minigrad.functional as F
-from minigrad import Tensor, autocast, detect_anomaly, no_grad
-from minigrad.backend import Array, to_device
+from minigrad import Tensor, detect_anomaly
+from minigrad.backend import Array
 from minigrad.engine import NonFiniteError
 from minigrad.graph import GraphedStep
 from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, GradScaler, Muon, WarmupCosine, clip_grad_norm_, matrices_apart, scale_all
 from minigrad.parallel import Shards
 from minigrad.random import Generator
-from models.images import normalize
 from models.model import param_groups
 from train.augment import augmentation, repeated
 from train.batches import batches
 from train.dataset import Dataset
 from train.errors import InputError
+from train.evaluate import Evaluation, Sums, count_right
 from train.log import Metrics, Progress
 from train.settings import Settings
 
@@ -49,9 +49,7 @@ class Trainer:
 
     def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
         self.model, self.dataset, self.settings = model, dataset.to(settings.device), settings
-        self.mean, self.std = (
-            to_device(np.asarray(values, np.float32), settings.device) for values in (dataset.mean, dataset.std)
-        )
+        self.normalize = self.dataset.normalizer()
         self.augment = augmentation(settings, dataset)
         self.parameters = list(model.parameters())
         self.optimizer = self.optimizer_of(settings)
@@ -64,15 +62,15 @@ class Trainer:
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.optimizer, warmup, self.steps * settings.epochs)
         self.generator = Generator(_STREAM * (settings.seed + 1))
-        # To scale the loss is to wait for the gradients; and the rates of Muon's matrices are of the host.
-        self.graph = settings.graph and not self.scaler.enabled and settings.opt == "adamw"
-        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it. Nor is
-        # a graph, which is captured in one thread.
-        self.threads = 1 if self.graph or any(model.named_buffers()) else settings.threads
+        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
+        self.threads = 1 if any(model.named_buffers()) else settings.threads
         self.shards = Shards(self.threads, self.generator.seed + 1)
-        self.sums = _Sums(settings.device)  # of the epoch
+        self.evaluation = Evaluation(model, self.dataset, settings, self.shards)
+        self.sums = Sums(settings.device)  # of the epoch
         self.generators = [self.generator, *self.shards.generators]
-        self.run = GraphedStep(self.compute, self.optimizer, generators=self.generators) if self.graph else self.compute
+        self.run: Callable[[Array], None] = self.compute
+        if settings.graph:
+            self.run = GraphedStep(self.compute, self.optimizer, generators=self.generators)
         # The place in the run; train/resume.py brings a new trainer to that of an earlier one.
         self.epoch = 0  # so many are done
         self.position = 0  # so many steps of the next one are
@@ -212,14 +210,14 @@ class Trainer:
                 # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the step.
                 loss = loss * (len(part) / images_of_step)
                 self.scaler.scale(loss).backward()
-            return loss.data.astype(np.float64), _correct(logits, part)
+            return loss.data.astype(np.float64), count_right(logits, part)
 
         return self.shards.run(work, images, targets, labels)
 
     def augmented(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """What the model takes in training, and the targets: labels (B,), or probabilities (B, classes) if it mixes."""
         images = self.augment.pixels(images, self.generator)
-        images = self.augment.normalized(normalize(images, self.mean, self.std), self.generator)
+        images = self.augment.normalized(self.normalize(images), self.generator)
         if not self.augment.mixes:
             return images, labels
         return self.augment.mixed(images, labels, len(self.dataset.classes), self.generator)
@@ -227,13 +225,9 @@ class Trainer:
     def forward(self, images: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
         """Logits, and the loss."""
         smoothing = 0.0 if self.augment.mixes else self.settings.smoothing  # probabilities are made smooth
-        with self.precision():
+        with self.evaluation.precision():
             logits = self.model(images).float()
             return logits, F.cross_entropy(logits, Tensor(targets), label_smoothing=smoothing)
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """What numbers the model works on: for a block."""
-        return autocast(self.settings.amp_dtype, self.settings.amp, self.parameters)
 
     def move(self) -> None:
         """The parameters against their gradients, and their average after them."""
@@ -280,59 +274,5 @@ class Trainer:
 
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
-        self.model.eval()
-        test, sums = self.dataset.test, _Sums(self.settings.device)
-
-        def work(images: Array, labels: Array) -> tuple[Array, Array, int]:
-            logits = self.logits(images)
-            loss = F.cross_entropy(logits, Tensor(labels))
-            return loss.data.astype(np.float64), _correct(logits, labels), len(labels)
-
         with self.tested():
-            for part in batches(len(test), self.settings.validation_batch_size):
-                self.check_stop()
-                for result in self.shards.run(work, test.images[part], test.labels[part]):
-                    sums.add(*result)
-        return sums.means(len(test))
-
-    def logits(self, images: Array) -> Tensor:
-        """Of images (B, C, H, W) uint8, as they are, without a graph: (B, classes) float32."""
-        with no_grad(), self.precision():
-            return self.model(Tensor(normalize(images, self.mean, self.std))).float()
-
-    def probabilities(self) -> np.ndarray:
-        """Of each class, for each test image: (N, classes) float32, on the CPU."""
-        self.model.eval()
-        test = self.dataset.test
-
-        def work(images: Array) -> np.ndarray:
-            return to_device(F.softmax(self.logits(images), dim=-1).data, "cpu")
-
-        with self.tested():
-            parts = batches(len(test), self.settings.validation_batch_size)
-            return np.concatenate([answers for part in parts for answers in self.shards.run(work, test.images[part])])
-
-
-def _correct(logits: Tensor, labels: Array) -> Array:
-    """How many images are right; of a mixed one, its own label counts."""
-    return (logits.data.argmax(axis=1) == labels).sum()
-
-
-class _Sums:
-    """Loss and right answers, added up over images on the device. To read them is to wait for it."""
-
-    def __init__(self, device: str) -> None:
-        self.sums = to_device(np.zeros(2), device)
-
-    def clear(self) -> None:
-        self.sums[...] = 0
-
-    def add(self, loss: Array, correct: Array, images: int) -> None:
-        """A batch: its mean loss in float64, and how many of its images were right."""
-        self.sums[0] += loss * images
-        self.sums[1] += correct
-
-    def means(self, images: int) -> tuple[float, float]:
-        """Mean loss and accuracy over so many images."""
-        loss, correct = to_device(self.sums, "cpu").tolist()
-        return loss / images, correct / images
+            return self.evaluation.means(between=self.check_stop)

@@ -19,7 +19,9 @@ import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import to_device
+from train import config
 from train.errors import InputError
+from train.flags import parser
 from train.log import Metrics
 from train.loop import DivergedError, Trainer
 from train.settings import COMMON, Settings
@@ -54,7 +56,7 @@ def find(given: dict[str, Any], newest: Path) -> Path | None:
 
 def settings(path: Path, given: dict[str, Any]) -> Settings:
     """Those of the run whose state this is. The flags `given` must agree with them."""
-    stored = asdict(Settings.from_file(path, _metadata(path)["settings"]))
+    stored = asdict(config.complete(path, _metadata(path)["settings"], parser()))
     for name, value in given.items():
         if name not in _FREE and value != stored[name]:
             flag = f"--{name.replace('_', '-')}"

@@ -2,10 +2,7 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_type_hints
-
-from train.errors import InputError
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,22 +59,18 @@ class Settings:
     resume: str  # the state that the run goes on from; "none": it is a new one
     checkpoint_format: str
 
-    @classmethod
-    def from_file(cls, path: Path, values: dict[str, Any]) -> "Settings":
-        """Those that a file of results holds.
-
-        Raises:
-            InputError: one is missing, unknown, or of a wrong type.
-        """
-        types = get_type_hints(cls)
-        if set(values) != set(types):
-            odd = min(set(types) ^ set(values)).replace("_", "-")
-            raise InputError(f"{path} is of another version of this program, without --{odd} or with it")
-        for name, value in values.items():
-            wanted = types[name]
-            if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
-                raise InputError(f"{path} is damaged: its {name} is {value!r}")
-        return cls(**values)
+    @property
+    def why_no_graph(self) -> str:
+        """Why a step cannot be a CUDA graph, and what to change; empty if it can."""
+        float16 = self.amp and self.amp_dtype == "float16"
+        reasons = {
+            "CUDA graphs are for a GPU: --device cuda": self.device == "cpu",
+            "a graph is captured in one thread: --threads 1": self.threads > 1,
+            "the rates of Muon's matrices are the host's: --opt adamw": self.opt == "muon",
+            "the scale of float16's loss is the host's: --amp-dtype bfloat16 needs none": float16,
+            "each step is looked at for --skip-nonfinite, and nobody sees into a graph": self.skip_nonfinite,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 COMMON: dict[str, Any] = {

@@ -13,7 +13,7 @@ from models.images import normalize
 from tests.train.test_command_line import TINY, rows
 from tests.train.test_command_line import train as command
 from train import checkpoint as writing
-from train import datasets, evaluate, plots
+from train import datasets, plots, report
 from train.__main__ import main, parse
 from train.errors import InputError
 from train.evaluate import Answers
@@ -22,23 +22,27 @@ from train.log import Metrics
 CLASSES = ("ant", "bee", "cat")
 PROBABILITIES = np.array([[8, 1, 1], [2, 7, 1], [1, 9, 0], [0, 4, 6], [5, 2, 3], [1, 8, 1]], np.float32) / 10
 LABELS = np.array([0, 0, 0, 2, 2, 1])
-ANSWERS = Answers(PROBABILITIES, LABELS, CLASSES, 0.75, 3 / 6)
+with np.errstate(divide="ignore"):
+    ANSWERS = Answers(np.log(PROBABILITIES), LABELS, CLASSES)
 
 
 def test_what_is_counted():
     np.testing.assert_array_equal(ANSWERS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
     np.testing.assert_array_equal(ANSWERS.worst(9), [2, 1, 4])  # surest first
     np.testing.assert_array_equal(ANSWERS.worst(1), [2])
+    np.testing.assert_allclose(ANSWERS.probabilities, PROBABILITIES, rtol=1e-6)
+    right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of what each image shows
+    assert ANSWERS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and ANSWERS.acc == 3 / 6
 
 
 def test_the_report():
-    lines = [line.split() for line in evaluate.report(ANSWERS).splitlines()]
-    assert lines[0] == ["loss", "0.7500", "acc", "50.00%"]
+    lines = [line.split() for line in report.report(ANSWERS).splitlines()]
+    assert lines[0] == ["loss", "1.0122", "acc", "50.00%"]
     assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
     assert lines[4] == ["bee", "1", "100.0", "%", "33.3", "%"]
     assert lines[5] == ["cat", "2", "50.0", "%", "100.0", "%", "ant", "(1)"]
     strange = replace(ANSWERS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
-    assert "\x1b" not in evaluate.report(strange) and "\\x1b" in evaluate.report(strange)
+    assert "\x1b" not in report.report(strange) and "\\x1b" in report.report(strange)
 
 
 @pytest.mark.parametrize("K", [2, 10, 60])
@@ -58,7 +62,7 @@ def test_the_pictures(K, tmp_path, monkeypatch):
     names = (r"$\bad$ and a name that does not end", "蟻", *map(str, range(K - 2)))
     images = chance.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     for labels in (chance.integers(0, K, 40), p.argmax(axis=1)):
-        answers = Answers(p / p.sum(1, keepdims=True), labels, names, 1.0, 0.5)
+        answers = Answers(np.log(p), labels, names)
         plots.mistakes(answers, images, tmp_path)
         for name in ("confusion.png", "mistakes.png"):
             assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -104,7 +108,7 @@ def kept(tmp_path):
 def test_probabilities_are_the_models(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
-    answers = evaluate.answers(path, other, evaluate.settings(path, {"validation_batch_size": 7}))
+    answers = report.answers(path, other, report.settings(path, {"validation_batch_size": 7}))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
@@ -118,7 +122,7 @@ def test_a_checkpoint_of_earlier_times(kept):
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
     serialize.save(path, arrays, {**metadata, "settings": {**metadata["settings"], "aug": True}})
-    assert evaluate.settings(path, {}).val_num_samples == 30
+    assert report.settings(path, {}).val_num_samples == 30
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ from train.augment import augmentation
 from train.batches import batches
 from train.dataset import Split
 from train.errors import InputError
+from train.evaluate import Sums
 from train.log import Metrics
-from train.loop import DivergedError, Trainer, _Sums
+from train.loop import DivergedError, Trainer
 
 EVERYTHING = {
     "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
@@ -388,7 +389,7 @@ def test_skipped_steps_leave_running_statistics_alone(dataset):
 
 def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
     """On the CPU the sums are read after each step, on a GPU after every twentieth, and the bar moves then."""
-    seen, read = [], _Sums.means
+    seen, read = [], Sums.means
 
     class Bar:
         __init__ = __exit__ = lambda self, *arguments, **options: None
@@ -397,11 +398,27 @@ def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
 
     read_at = []
     monkeypatch.setattr("train.loop.Progress", Bar)
-    monkeypatch.setattr(_Sums, "means", lambda self, images: read_at.append(images) or read(self, images))
+    monkeypatch.setattr(Sums, "means", lambda self, images: read_at.append(images) or read(self, images))
     settings = parse(["--epochs", "1", "--batch-size", "2", "--device", device, "--no-graph", "--threads", "1"])
     Trainer(Small().to(device), shapes.load(101, 2), settings).train_epoch("epoch 1/1")
     assert read_at == ([*range(2, 102, 2), 101] if device == "cpu" else [40, 80, 101])
     assert sum(seen) == 101 and seen == list(np.diff([0, *read_at]))
+
+
+def test_a_step_is_a_graph_if_it_can_be():
+    def settled(*flags):
+        settings = parse(["--device", "cuda", *flags])
+        return settings.graph, settings.why_no_graph
+
+    assert settled() == settled("--amp") == (True, "") and settled("--no-graph") == (False, "")
+    for flags, reason in (
+        (["--threads", "2"], "one thread"),
+        (["--opt", "muon"], "Muon's matrices"),
+        (["--amp", "--amp-dtype", "float16"], "float16's loss"),
+        (["--skip-nonfinite"], "nobody sees into"),
+    ):
+        graph, why = settled(*flags)
+        assert not graph and reason in why
 
 
 @pytest.mark.parametrize("graph", ["--graph", "--no-graph"])
@@ -414,7 +431,7 @@ def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
     trainer = Trainer(model, shapes.load(20, 2), settings)
     epochs = trainer.fit()
     history = [next(epochs)]
-    assert trainer.graph == (graph == "--graph")
+    assert trainer.settings.graph == (graph == "--graph")
     resume.save(tmp_path / "resume.npz", trainer, history)
     model.head.bias.data[0] = np.inf
     with pytest.raises(DivergedError, match=r"the loss became nan not later than in step 10 of epoch 2/2; try a lower"):

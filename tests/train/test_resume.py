@@ -248,7 +248,10 @@ def test_flags_must_agree_with_the_state(saved, flags, message):
     ("change", "message"),
     [
         (lambda x: {k: v for k, v in x.items() if k != "seed"}, "of another version of this program, .*--seed"),
-        (lambda x: {**x, "epochs": "many"}, "its epochs is 'many'"),
+        (lambda x: {**x, "epochs": "many"}, "its setting epochs must be a whole number, got 'many'"),
+        (lambda x: {**x, "batch_size": -5}, "its setting batch_size must be at least 1, got -5"),
+        (lambda x: {**x, "lr": None}, "its setting lr must be a number, got None"),
+        (lambda x: {**x, "opt": "sgd"}, "its setting opt must be one of adamw, muon, got 'sgd'"),
     ],
 )
 def test_settings_that_are_damaged(saved, change, message):
@@ -398,6 +401,24 @@ def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
         loads(tmp_path / "run")
     assert code == 0 and kills > 5, err
     same_results(tmp_path / "run", uninterrupted)
+
+
+def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "run"
+    first = start(folder, *FLAGS)
+    for line in first.stdout:
+        if line.startswith("output"):
+            break
+    first.send_signal(signal.SIGSTOP)
+    second = start(folder, *FLAGS)
+    _, err = second.communicate(timeout=100)
+    assert second.returncode == 2
+    assert err == f"python -m train: --output {folder}: another process is training there; wait for its end\n"
+    first.kill()  # and with it goes its lock
+    first.communicate(timeout=100)
+    to_the_end(folder, *FLAGS)
+    same_results(folder, uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

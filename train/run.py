@@ -1,0 +1,135 @@
+"""L7: a run from its settings to its results."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import models
+from minigrad import cublas, manual_seed, tune_cpu
+from minigrad.backend import to_device
+from minigrad.dtypes import as_dtype
+from train import checkpoint, datasets, naming, report, resume, signals
+from train.errors import InputError
+from train.loop import DivergedError, Stopped, Trainer
+from train.results import Results, alone
+from train.settings import Settings
+
+
+def run(settings: Settings) -> int:
+    """Train, or test a checkpoint. Returns the exit code: 0, or as a shell has it for the signal that stopped it.
+
+    Raises:
+        InputError: a setting cannot be, a file is missing or damaged, the folder cannot be written to, or the numbers
+            are no longer finite.
+    """
+    check(settings)
+    if settings.eval != "none":
+        report.run(settings)
+        return 0
+    folder, goes_on = Path(settings.output), settings.resume != "none"
+    state = Path(settings.resume) if goes_on else folder / resume.NAME
+    if goes_on and resume.is_finished(state):
+        print(f"finished {folder} holds all {settings.epochs} epochs: there is nothing to go on with")
+        return 0
+    trainer = prepare(replace(settings, resume="none"))  # what a run writes is the same however it came about
+    results = Results(state, trainer)
+    try:
+        with alone(folder):
+            if goes_on:
+                results.go_on()
+            else:
+                results.begin()
+            introduce(trainer, folder)
+            if goes_on:
+                print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
+            if code := fit(trainer, results):
+                return code
+            results.finish()
+    except OSError as error:
+        raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
+    best = results.best()
+    print(f"best     {best.test_acc:.2%} of the test images, in epoch {best.epoch}; see {folder}")
+    return 0
+
+
+def check(settings: Settings) -> None:
+    """Refuse, before any work, what would fail only after it."""
+    try:
+        to_device(np.zeros(1), settings.device)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--device {settings.device}: {error}") from None
+    if settings.graph and settings.why_no_graph:
+        raise InputError(f"--graph cannot be: {settings.why_no_graph}")
+    if settings.amp:
+        try:
+            as_dtype(settings.amp_dtype)
+        except RuntimeError as error:
+            raise InputError(f"--amp: {error}") from None
+    if settings.checkpoint_format == "safetensors":
+        try:
+            import safetensors.numpy  # noqa: F401
+        except ImportError:
+            fix = "needs its library: pip install 'minigrad[train]'"
+            raise InputError(f"--checkpoint-format safetensors {fix}") from None
+    if settings.resume == settings.eval == "none" and naming.is_taken(settings.output):
+        raise InputError(
+            f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume auto "
+            "if it is to go on"
+        )
+
+
+def prepare(settings: Settings) -> Trainer:
+    """The data, a new model, and their trainer."""
+    dataset = datasets.load(settings)
+    manual_seed(settings.seed)
+    cublas.allow_tf32(settings.tf32)
+    try:
+        model = models.create_model(**checkpoint.model_arguments(dataset, settings)).to(settings.device)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--model {settings.model}: {error}") from None
+    trainer = Trainer(model, dataset, settings)
+    if settings.tune_cpu:
+        tune_cpu(trainer.threads)
+    return trainer
+
+
+def introduce(trainer: Trainer, folder: Path) -> None:
+    """Print what is about to happen."""
+    settings, dataset = trainer.settings, trainer.dataset
+    print(
+        f"model    {settings.model}, {sum(p.data.size for p in trainer.parameters):,} parameters\n"
+        f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
+        f"{len(dataset.classes)} classes\n"
+        f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
+        f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
+    )
+    if settings.model_ema:
+        print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
+    if settings.device != "cpu" and settings.why_no_graph:
+        print(f"graph    none: {settings.why_no_graph}")
+    print(f"output   {folder}", flush=True)
+
+
+def fit(trainer: Trainer, results: Results) -> int:
+    """Train to the end, a line for each epoch, or until a signal comes; returns the exit code."""
+    settings = trainer.settings
+    tested = "average's test" if settings.model_ema else "test"
+    with signals.as_wish(trainer.stop) as received:
+        try:
+            for metrics in trainer.fit():
+                results.add(metrics)
+                print(metrics.line(settings.epochs, tested), flush=True)
+        except Stopped:
+            results.keep()
+            place = f"epoch {trainer.epoch} and {trainer.position} of {trainer.steps} steps of the next"
+            print(f"stopped after {place}; --resume {results.folder} goes on from there", file=sys.stderr)
+            return 128 + received[0]
+        except DivergedError as error:
+            if trainer.watched:
+                raise
+            print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
+            found = resume.first_op(results.state, trainer)
+            raise InputError(found or f"{error} (once more, with a look at each step, it did not)") from None
+    return 0
