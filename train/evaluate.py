@@ -1,6 +1,6 @@
 """L7: a model on the test images: how often it is right, and what it takes for what."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,12 +96,8 @@ class Evaluation:
 
     def logits(self, images: Array) -> Tensor:
         """Of images (B, C, H, W) uint8, as they are: (B, K) float32."""
-        with no_grad(), self.precision():
+        with no_grad(), precision(self.settings, self.parameters):
             return self.model(Tensor(self.normalize(images))).float()
-
-    def precision(self) -> AbstractContextManager[Any]:
-        """What numbers the model works on: for a block."""
-        return autocast(self.settings.amp_dtype, self.settings.amp, self.parameters)
 
 
 class Sums:
@@ -123,6 +119,11 @@ class Sums:
         """Mean loss and accuracy over so many images."""
         loss, right = to_device(self.sums, "cpu").tolist()
         return loss / images, right / images
+
+
+def precision(settings: Settings, parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """What numbers a model of these parameters works on: for a block."""
+    return autocast(settings.amp_dtype, settings.amp, parameters)
 
 
 def count_right(logits: Tensor, labels: Array) -> Array:

@@ -76,15 +76,15 @@ def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
     arrays: dict[str, Any] = {
         f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in owner.state_dict().items()
     }
-    arrays["sums"] = trainer.sums.sums
+    arrays["sums"] = trainer.step.sums.sums
     if trainer.order is not None:
         arrays["order"] = trainer.order
     numbers = {
         "position": trainer.position,
         "lr": trainer.lr,
         "seconds": trainer.seconds,
-        "skipped": [trainer.skipped, trainer.images_skipped],
-        "draws": [generator.draws for generator in trainer.generators],
+        "skipped": [trainer.step.skipped, trainer.step.images_skipped],
+        "draws": [generator.draws for generator in trainer.step.generators],
         "data": _data(trainer),
     }
     _write(path, arrays, trainer.settings, history, {"finished": False, **numbers})
@@ -118,12 +118,12 @@ def load(path: Path, trainer: Trainer) -> list[Metrics]:
         own = [name for name in arrays if name.startswith(f"{part}/")]
         owner.load_state_dict({name.removeprefix(f"{part}/"): arrays[name] for name in own})
     device = trainer.settings.device
-    trainer.sums.sums[...] = to_device(arrays["sums"], device)
+    trainer.step.sums.sums[...] = to_device(arrays["sums"], device)
     trainer.order = to_device(arrays["order"], device) if "order" in arrays else None
     trainer.epoch, trainer.position = len(history), metadata["position"]
     trainer.lr, trainer.seconds = metadata["lr"], metadata["seconds"]
-    trainer.skipped, trainer.images_skipped = metadata["skipped"]
-    for generator, draws in zip(trainer.generators, metadata["draws"], strict=True):
+    trainer.step.skipped, trainer.step.images_skipped = metadata["skipped"]
+    for generator, draws in zip(trainer.step.generators, metadata["draws"], strict=True):
         generator.draws = draws
     return history
 
@@ -133,7 +133,7 @@ def first_op(path: Path, trainer: Trainer) -> str:
     with a look at each step. Empty if it does not come again."""
     again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
     load(path, again)
-    again.watched = True
+    again.step.watched = True
     try:
         next(again.fit())
     except DivergedError as error:
@@ -152,11 +152,11 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
     """What has a `state_dict`, by the name under which it is in the file."""
     parts = {
         "model": trainer.model,
-        "optimizer": trainer.optimizer,
+        "optimizer": trainer.step.optimizer,
         "schedule": trainer.schedule,
-        "scaler": trainer.scaler,
+        "scaler": trainer.step.scaler,
     }
-    return parts if trainer.ema is None else {**parts, "ema": trainer.ema}
+    return parts if trainer.step.ema is None else {**parts, "ema": trainer.step.ema}
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:
@@ -183,14 +183,14 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
     """Names, shapes and dtypes."""
-    expected = {"sums": trainer.sums.sums, "order": np.empty(len(trainer.dataset.train), np.int64)}
+    expected = {"sums": trainer.step.sums.sums, "order": np.empty(len(trainer.dataset.train), np.int64)}
     optional = {"order"}  # there in the midst of an epoch
     for part, owner in _parts(trainer).items():
         for name, x in owner.state_dict().items():
             expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
-    for g, group in enumerate(trainer.optimizer.param_groups):
+    for g, group in enumerate(trainer.step.optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):  # its memory begins with its first gradient
-            own = {f"optimizer/{g}.{i}.{name}": name for name in trainer.optimizer.memory}
+            own = {f"optimizer/{g}.{i}.{name}": name for name in trainer.step.optimizer.memory}
             optional |= set() if any(name in arrays for name in own) else set(own)
             expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in own.items()}
     for name in [*expected, *arrays]:
@@ -213,7 +213,7 @@ def _check_numbers(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trai
         raise ValueError("its schedule, its order of the images and its place in the run are not of the same step")
     if "order" in arrays and not (arrays["order"].min() >= 0 and arrays["order"].max() < len(arrays["order"])):
         raise ValueError("its order of the images has numbers of none")
-    for name, count in (("draws", len(trainer.generators)), ("skipped", 2)):
+    for name, count in (("draws", len(trainer.step.generators)), ("skipped", 2)):
         numbers = metadata.get(name)
         if not isinstance(numbers, list) or [type(n) is int and 0 <= n < 2**63 for n in numbers] != [True] * count:
             raise ValueError(f"{name} is not {count} whole numbers in it")

@@ -99,7 +99,7 @@ def introduce(trainer: Trainer, folder: Path) -> None:
     """Print what is about to happen."""
     settings, dataset = trainer.settings, trainer.dataset
     print(
-        f"model    {settings.model}, {sum(p.data.size for p in trainer.parameters):,} parameters\n"
+        f"model    {settings.model}, {sum(p.data.size for p in trainer.step.parameters):,} parameters\n"
         f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
         f"{len(dataset.classes)} classes\n"
         f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
@@ -127,7 +127,7 @@ def fit(trainer: Trainer, results: Results) -> int:
             print(f"stopped after {place}; --resume {results.folder} goes on from there", file=sys.stderr)
             return 128 + received[0]
         except DivergedError as error:
-            if trainer.watched:
+            if trainer.step.watched:
                 raise
             print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
             found = resume.first_op(results.state, trainer)

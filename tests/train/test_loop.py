@@ -188,14 +188,14 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
         model = Small()
         model.drop = nn.Dropout(0.0)
         trainer = Trainer(model, dataset, settings)
-        trainer.move = lambda: None
+        trainer.step.move = lambda: None
         sizes = []
         model.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(output)))
         assert trainer.steps == -(-60 // (batch * parts))
         with trainer.shards:
-            trainer.compute(np.arange(images))
+            trainer.step.compute(np.arange(images))
         assert sum(sizes) == images and max(sizes) <= settings.batch_size
-        runs.append((trainer.sums.means(images), [p.grad.numpy() for p in model.parameters()]))
+        runs.append((trainer.step.sums.means(images), [p.grad.numpy() for p in model.parameters()]))
     np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-6)
     for found, expected in zip(runs[0][1], runs[1][1], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
@@ -207,7 +207,7 @@ def test_what_the_model_is_given(dataset):
     for choices in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
         trainer = Trainer(Small(), dataset, replace(parse([]), **choices))
         generator = Generator(trainer.generator.seed)
-        given, targets = trainer.augmented(images, labels)
+        given, targets = trainer.step.augmented(images, labels)
         augment = augmentation(trainer.settings, dataset)
         expected = augment.pixels(images, generator)
         expected = augment.normalized(normalize(expected, dataset.mean, dataset.std), generator)
@@ -229,7 +229,7 @@ def test_mixed_targets_are_made_smooth_once(dataset):
 def test_repeats_are_of_fewer_images(dataset):
     trainer = Trainer(Small(), dataset, replace(parse(["--batch-size", "16"]), aug_repeats=3, threads=1))
     seen = []
-    trainer.step = lambda index: seen.append(index)
+    trainer.advance = lambda index: seen.append(index)
     trainer.train_epoch("epoch")
     assert [len(index) for index in seen] == [16, 16, 16, 12]
     images, counts = np.unique(np.concatenate(seen), return_counts=True)
@@ -241,7 +241,7 @@ def test_muon_is_for_the_matrices_of_hidden_layers(dataset):
     model = models.create_model("swin_nano_cifar")
     trainer = Trainer(model, dataset, settings)
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = trainer.optimizer.param_groups
+    groups = trainer.step.optimizer.param_groups
     moved = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
     assert {n.rsplit(".", 2)[-2] for n in moved} == {"qkv", "proj", "fc1", "fc2", "reduction"}
     assert sum(len(group["params"]) for group in groups) == len(names)
@@ -258,16 +258,16 @@ def test_a_rate_for_each_depth(dataset):
     )
     model = models.create_model("vit_nano_cifar")
     trainer = Trainer(model, dataset, settings)
-    rates = {id(p): group["lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    rates = {id(p): group["lr"] for group in trainer.step.optimizer.param_groups for p in group["params"]}
     assert rates[id(model.head.weight)] == settings.lr
     assert rates[id(model.patch_embed.proj.weight)] == pytest.approx(settings.lr * 0.5**5)
-    trainer.step(np.arange(60))
+    trainer.advance(np.arange(60))
     assert trainer.lr == settings.lr
 
 
 def test_gradients_are_clipped(dataset, monkeypatch):
     norms = []
-    monkeypatch.setattr("train.loop.clip_grad_norm_", lambda parameters, limit: norms.append(limit))
+    monkeypatch.setattr("train.step.clip_grad_norm_", lambda parameters, limit: norms.append(limit))
     fit(dataset, clip_grad=0.5)
     assert norms == [0.5] * 8
     norms.clear()
@@ -357,24 +357,24 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(dataset, flags):
     """Such a step changes neither weights nor optimiser nor average, and is no part of the mean loss."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--skip-nonfinite", *flags])
     trainer = Trainer(poisoned(Small(), 2, 3), dataset, settings)
-    step, moved = trainer.step, []
+    step, moved = trainer.advance, []
 
     def watched(index):
-        state = {**trainer.model.state_dict(), **(trainer.ema.state_dict() if trainer.ema else {})}
+        state = {**trainer.model.state_dict(), **(trainer.step.ema.state_dict() if trainer.step.ema else {})}
         before = {name: np.copy(x.numpy() if isinstance(x, Tensor) else x) for name, x in state.items()}
         step(index)
-        state = {**trainer.model.state_dict(), **(trainer.ema.state_dict() if trainer.ema else {})}
+        state = {**trainer.model.state_dict(), **(trainer.step.ema.state_dict() if trainer.step.ema else {})}
         moved.append(any((before[k] != (x.numpy() if isinstance(x, Tensor) else x)).any() for k, x in state.items()))
 
-    trainer.step = watched
+    trainer.advance = watched
     epochs = trainer.fit()
     first = next(epochs)
-    assert first.train_loss == trainer.sums.sums[0] / (60 - 2 * 16)
+    assert first.train_loss == trainer.step.sums.sums[0] / (60 - 2 * 16)
     second = next(epochs)
     left_out = [0, 1] if settings.grad_accum_steps > 1 else [1, 2]
     assert (first.skipped, second.skipped) == (2, 0) and "2 steps skipped" in first.line(2)
     assert moved == [i not in left_out for i in range(8)]
-    assert 1 < first.train_loss < 4 and trainer.optimizer.state[0][0]["step"] == 6
+    assert 1 < first.train_loss < 4 and trainer.step.optimizer.state[0][0]["step"] == 6
 
 
 def test_skipped_steps_leave_running_statistics_alone(dataset):
@@ -466,17 +466,17 @@ def test_the_average_is_tested_and_the_model_trained(dataset):
     averaged = Small()
     trainer = Trainer(averaged, dataset, settings)
     expected = {name: p.numpy().copy() for name, p in averaged.named_parameters()}
-    step = trainer.step
+    step = trainer.advance
 
     def watched(index):
         step(index)
-        t = trainer.ema.updates - 1
+        t = trainer.step.ema.updates - 1
         for name, p in averaged.named_parameters():
             expected[name] += (1 - min(0.6, (1 + t) / (10 + t))) * (p.numpy() - expected[name])
 
-    trainer.step = watched
+    trainer.advance = watched
     epochs = list(trainer.fit())
-    assert trainer.ema.updates == 8
+    assert trainer.step.ema.updates == 8
     for ours, theirs in zip(epochs, plain, strict=True):
         assert ours.train_loss == theirs.train_loss and ours.test_loss != theirs.test_loss
     for name, p in model.named_parameters():
@@ -522,10 +522,10 @@ def test_what_overflows_is_left_out(dataset):
     """The first scale of a loss may be too large: then nothing moves, and the next one is smaller."""
     settings = replace(parse(["--batch-size", "16"]), amp=True, amp_dtype="float16", threads=1)
     trainer = Trainer(Small(), dataset, settings)
-    trainer.scaler.factor = 2.0**40
+    trainer.step.scaler.factor = 2.0**40
     before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
-    trainer.step(np.arange(16))
-    assert np.isfinite(trainer.sums.means(16)).all() and trainer.scaler.get_scale() == 2.0**39
+    trainer.advance(np.arange(16))
+    assert np.isfinite(trainer.step.sums.means(16)).all() and trainer.step.scaler.get_scale() == 2.0**39
     for name, p in trainer.model.named_parameters():
         np.testing.assert_array_equal(p.numpy(), before[name])
 

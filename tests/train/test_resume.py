@@ -41,19 +41,19 @@ def finish(trainer, history=()):
     """The rows but for the times, the last state of the scale, and the weights."""
     history = [*history, *trainer.fit()]
     rows = [{k: v for k, v in asdict(row).items() if k not in TIMES} for row in history]
-    return [*rows, trainer.scaler.state_dict()], trainer.model.state_dict()
+    return [*rows, trainer.step.scaler.state_dict()], trainer.model.state_dict()
 
 
 def stop_after(trainer, steps):
     """Have `fit` stop after so many steps of the whole run."""
-    step = trainer.step
+    step = trainer.advance
 
     def counted(index):
         step(index)
         if trainer.schedule.t == steps:
             trainer.stop.set()
 
-    trainer.step = counted
+    trainer.advance = counted
 
 
 def interrupted(trainer, steps, path):
@@ -203,7 +203,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, mes
     assert "\n" not in str(error.value)
     for name, value in trainer.model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
-    assert trainer.epoch == trainer.position == trainer.generator.draws == 0 and not trainer.optimizer.state[0][0]
+    assert trainer.epoch == trainer.position == trainer.generator.draws == 0 and not trainer.step.optimizer.state[0][0]
 
 
 def test_every_cut_and_many_changes_are_noticed(dataset, saved):
