@@ -1,5 +1,7 @@
 """L7: the command line: `python -m train --help`."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from train.settings import BY_DATASET, COMMON, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a mistake in the input, 130 after Ctrl-C."""
+    """Run the command line; returns the exit code: 0, 2 for a mistake in the input, 128 + its number after a signal."""
     try:
         settings = parse(arguments)
         from train.run import run  # NumPy and the models load here, not before `--help`
@@ -23,9 +25,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted at once; what was saved before is kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of the lines, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except InputError as error:
-        print(f"python -m train: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename or 'standard output'}: {error.strerror}"
+    print(f"python -m train: {message}", file=sys.stderr)
+    return 2
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
@@ -33,34 +41,38 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     flags = parser()
     said = {name: value for name, value in vars(flags.parse_args(arguments)).items() if value is not None}
     file = config.read(Path(said.pop("config")), flags) if "config" in said else {}
-    given = {**file, **said}
+    given = in_force(file, said)
     if given.get("eval", "none") != "none":
         from train import report  # which needs NumPy, and `--help` none
 
-        return report.settings(Path(given["eval"]), given)
+        return report.settings_of(Path(given["eval"]), given)
     if given.get("resume", "none") != "none":
         from train import resume  # likewise
 
         if (state := resume.find(given, naming.newest(_folder(given)))) is not None:
             return resume.settings(state, given)
-    return new_run(file, said)
+    return new_run(given)
 
 
-def new_run(file: dict[str, Any], said: dict[str, Any]) -> Settings:
-    """From the last word to the first: flags, settings file, recipe, dataset, all runs; and what follows from these.
+def in_force(file: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    """What the settings file and then the flags say, but for lines of the file that do not hold beside the flags.
 
-    A recipe named by a flag goes before the file, as the flag does.
+    A recipe named by a flag goes before the file, as the flag does; and how a step is computed suits one device.
     """
-    given = {**file, **said}
+    model = {**COMMON, **file, **said}["model"]
+    over = set(recipe(said["recipe"], model)) if "recipe" in said else set()
+    if said.get("device", file.get("device")) != file.get("device"):
+        over |= {"threads", "graph"}
+    return {**{name: value for name, value in file.items() if name not in over}, **said}
+
+
+def new_run(given: dict[str, Any]) -> Settings:
+    """From the last word to the first: what was given, recipe, dataset, all runs; and what follows from these."""
     dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
-    chosen = recipe(name, model)
-    layers = (file, chosen, said) if "recipe" in said else (chosen, file, said)
-    values = {**COMMON, **BY_DATASET[dataset]}
-    for layer in layers:
-        values |= layer
+    values = {**COMMON, **BY_DATASET[dataset], **recipe(name, model), **given}
     for setting, value in values.items():
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no UTF-8, as the files of a run are")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+            raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no text in UTF-8, as the files of a run are")
     epochs, warmup = values["epochs"], values["warmup_epochs"]
     if warmup > epochs:
         if "warmup_epochs" in given:

@@ -95,10 +95,10 @@ def _value(where: str, value: Any, action: argparse.Action) -> Any:
         raise InputError(f"{where} {error}") from None
 
 
-def write(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write settings as TOML, those that are None left out: their default is None, too."""
+def text(settings: Mapping[str, Any]) -> str:
+    """Settings as TOML, those that are None left out: their default is None, too."""
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None]
-    path.write_text("\n".join(["# again: python -m train --config THIS --output ELSEWHERE", *lines, ""]), "utf-8")
+    return "\n".join(["# again: python -m train --config THIS --output ELSEWHERE", *lines, ""])
 
 
 def _toml(value: Any) -> str:

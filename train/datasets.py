@@ -6,7 +6,7 @@ from train import cifar, folder, shapes
 from train.dataset import Dataset
 from train.download import download
 from train.errors import InputError
-from train.settings import Settings
+from train.settings import COMMON, Settings
 
 
 def load(settings: Settings) -> Dataset:
@@ -19,6 +19,9 @@ def load(settings: Settings) -> Dataset:
     if settings.img_size != 32:
         raise InputError(f"--img-size is for --dataset folder: the images of {settings.dataset} are 32 x 32")
     if settings.dataset == "shapes":
+        for flag, said in (("--download", settings.download), ("--data-dir", settings.data_dir != COMMON["data_dir"])):
+            if said:
+                raise InputError(f"{flag} is for other datasets: shapes are drawn; --dataset cifar10, for example")
         return shapes.load(min(train or shapes.TRAIN, shapes.TRAIN), min(test or shapes.TEST, shapes.TEST))
     source, data_dir = cifar.SOURCES[settings.dataset], Path(settings.data_dir).expanduser()
     if settings.download and cifar.find(source, data_dir) is None:

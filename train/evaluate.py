@@ -32,7 +32,7 @@ class Answers:
         return F.softmax(Tensor(self.logits), dim=-1).numpy()
 
     @cached_property
-    def named(self) -> np.ndarray:
+    def predicted(self) -> np.ndarray:
         """The most probable class of each image, (N,)."""
         return self.logits.argmax(axis=1)
 
@@ -44,19 +44,19 @@ class Answers:
     @property
     def acc(self) -> float:
         """The share of the images that are named rightly."""
-        return float((self.named == self.labels).mean())
+        return float((self.predicted == self.labels).mean())
 
     @cached_property
     def confusion(self) -> np.ndarray:
         """How many images of class i (row) were named j (column), (K, K)."""
         K = len(self.classes)
         # A pair (i, j) is the number K i + j; (K²,) -> (K, K)
-        return np.bincount(K * self.labels + self.named, minlength=K * K).reshape(K, K)
+        return np.bincount(K * self.labels + self.predicted, minlength=K * K).reshape(K, K)
 
     def worst(self, count: int) -> np.ndarray:
         """The images named wrongly, those first of which the model was surest: at most `count` numbers."""
-        wrong = np.flatnonzero(self.named != self.labels)
-        sure = self.probabilities[wrong, self.named[wrong]]
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        sure = self.probabilities[wrong, self.predicted[wrong]]
         return wrong[(-sure).argsort(kind="stable")[:count]]
 
 
@@ -76,17 +76,17 @@ class Evaluation:
     def means(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy. `between` is called before each batch, and may raise."""
         sums = Sums(self.settings.device)
-        for logits, labels in self.batches(between):
+        for logits, labels in self.answers_by_batch(between):
             loss = F.cross_entropy(logits, Tensor(labels))
             sums.add(loss.data.astype(np.float64), count_right(logits, labels), len(labels))
         return sums.means(len(self.dataset.test))
 
     def answers(self) -> Answers:
         """All of them, on the CPU."""
-        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.batches()])
+        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.answers_by_batch()])
         return Answers(logits, to_device(self.dataset.test.labels, "cpu"), self.dataset.classes)
 
-    def batches(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
+    def answers_by_batch(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
         """Logits (B, K) float32, without a graph, and labels (B,), of one batch after the other."""
         self.model.eval()
         test = self.dataset.test

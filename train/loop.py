@@ -43,8 +43,8 @@ class Trainer:
         self.shards = Shards(self.threads, self.generator.seed + 1)
         self.step = Step(model, self.dataset, settings, self.generator, self.shards)
         self.evaluation = Evaluation(model, self.dataset, settings, self.shards)
-        self.images = settings.batch_size * settings.grad_accum_steps  # in a step
-        self.steps = -(-len(dataset.train) // self.images)  # in an epoch
+        self.images_per_step = settings.batch_size * settings.grad_accum_steps  # in a step
+        self.steps = -(-len(dataset.train) // self.images_per_step)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.step.optimizer, warmup, self.steps * settings.epochs)
         # The place in the run; train/resume.py brings a new trainer to that of an earlier one.
@@ -69,6 +69,8 @@ class Trainer:
                     train_loss, train_acc = self.train_epoch(f"epoch {self.epoch + 1}/{self.settings.epochs}")
                     trained = time.perf_counter()
                     test_loss, test_acc = self.evaluate()
+                    if not isfinite(test_loss):  # a step that nobody looked at went wrong after the last look
+                        raise self.diverged(f"the loss on the test images became {test_loss}", "at the end")
                 except Stopped:
                     self.seconds = time.perf_counter() - start
                     raise
@@ -90,7 +92,7 @@ class Trainer:
             self.step.clear()
             order = self.generator.permutation(count, self.settings.device)
             self.order = repeated(order, self.settings.aug_repeats)
-        parts = list(batches(count, self.images))
+        parts = list(batches(count, self.images_per_step))
         done = parts[self.position - 1].stop if self.position else 0
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from itertools import chain, count, takewhile
 from pathlib import Path
 
+STATE, TABLE = "resume.npz", "metrics.csv"
+"""The files by which a folder with results is known: the state of the run, and its epochs."""
+
 
 def unused(name: str) -> str:
     """`name`, or `name-2`, `name-3` ...: the first that holds no results."""
@@ -18,7 +21,7 @@ def newest(name: str) -> Path:
 
 def is_taken(folder: str) -> bool:
     """Whether it holds the results of a run."""
-    return any((Path(folder) / name).exists() for name in ("metrics.csv", "resume.npz"))
+    return any((Path(folder) / name).exists() for name in (TABLE, STATE))
 
 
 def _numbered(name: str) -> Iterator[str]:

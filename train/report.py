@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import serialize
+from minigrad import serialize, tune_cpu
 from minigrad.parallel import Shards
-from models.predict import printable
+from models.predict import one_line, printable
 from models.table import table
 from train import checkpoint, config, datasets
 from train.dataset import Dataset
@@ -16,6 +16,12 @@ from train.errors import InputError
 from train.evaluate import Answers, Evaluation
 from train.flags import parser
 from train.settings import BY_DATASET, COMMON, Settings
+
+_HEARD = {
+    *("eval", "dataset", "data_dir", "download", "val_num_samples", "validation_batch_size"),
+    *("device", "threads", "amp", "amp_dtype", "tf32", "tune_cpu"),
+}
+"""Flags that --eval heeds."""
 
 
 def answers(path: Path, dataset: Dataset, settings: Settings) -> Answers:
@@ -27,7 +33,7 @@ def answers(path: Path, dataset: Dataset, settings: Settings) -> Answers:
     try:
         model, metadata = checkpoint.load(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{' '.join(str(error).split())}") from None
+        raise InputError(one_line(error)) from None
     if tuple(metadata["classes"]) != dataset.classes:
         raise InputError(f"{path} is of a model of other classes than those of {dataset.name}")
     dataset = replace(dataset, mean=tuple(metadata["mean"]), std=tuple(metadata["std"])).to(settings.device)
@@ -35,14 +41,15 @@ def answers(path: Path, dataset: Dataset, settings: Settings) -> Answers:
         return Evaluation(model.to(settings.device), dataset, settings, shards).answers()
 
 
-def settings(path: Path, given: dict[str, Any]) -> Settings:
+def settings_of(path: Path, given: dict[str, Any]) -> Settings:
     """Those of the run that left the checkpoint, but for what the flags say."""
-    if given.get("resume", "none") != "none":
-        raise InputError("--eval tests a model, and --resume trains one: leave one of them out")
+    if unheard := sorted(set(given) - _HEARD):
+        flag = f"--{unheard[0].replace('_', '-')}"
+        raise InputError(f"--eval tests a model as its run left it: {flag} is of no use there, leave it out")
     try:
         _, metadata = serialize.load(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"--eval {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"--eval {path}: {one_line(error)}") from None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
         raise InputError(f"--eval {path}: it is no checkpoint of this program, best or last in the folder of a run")
     kept = metadata["settings"]
@@ -52,7 +59,7 @@ def settings(path: Path, given: dict[str, Any]) -> Settings:
     return config.complete(path, {**defaults, **kept, **given, **fixed}, parser())
 
 
-def report(found: Answers) -> str:
+def text(found: Answers) -> str:
     """Loss and accuracy, and a line for each class."""
     lines = [["class", "images", "found", "right if named", "most often taken for"]]
     for i, name in enumerate(found.classes):
@@ -69,8 +76,10 @@ def _share(part: int, whole: int) -> str:
 
 def run(settings: Settings) -> None:
     """Print the report on the checkpoint."""
-    dataset, path = datasets.load(settings), Path(settings.eval)
+    if settings.tune_cpu:
+        tune_cpu(settings.threads)
+    dataset, path = datasets.load(replace(settings, train_num_samples=1)), Path(settings.eval)  # none is looked at
     found = answers(path, dataset, settings)
     print(f"model    {settings.model}, {path}")
     print(f"data     {dataset.name}: {len(dataset.test):,} test images, {len(dataset.classes)} classes")
-    print(f"test     {report(found)}", flush=True)
+    print(f"test     {text(found)}", flush=True)

@@ -19,16 +19,17 @@ import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import to_device
-from train import config
+from train import config, naming
 from train.errors import InputError
 from train.flags import parser
 from train.log import Metrics
 from train.loop import DivergedError, Trainer
 from train.settings import COMMON, Settings
 
-NAME = "resume.npz"
 _VERSION = 1
-_FREE = {"data_dir", "download", "output", "resume"}  # they may change; all other settings decide what a run computes
+# These may change (tests in other batches differ in the last bits of their loss). On the others depends what a run
+# computes or leaves.
+_FREE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
 
 
 # The command line -----------------------------------------------------------------------------------------------------
@@ -41,12 +42,12 @@ def find(given: dict[str, Any], newest: Path) -> Path | None:
         return None
     if asked == "auto":
         folder = Path(given.get("output", newest))
-        if (folder / NAME).exists():
-            return folder / NAME
-        if (folder / "metrics.csv").exists():
-            raise InputError(f"--resume auto: {folder} holds the results of a run, but not its state, {NAME}")
+        if (folder / naming.STATE).exists():
+            return folder / naming.STATE
+        if (folder / naming.TABLE).exists():
+            raise InputError(f"--resume auto: {folder} holds the results of a run, but not its state, {naming.STATE}")
         return None
-    path = Path(asked) / NAME if Path(asked).is_dir() else Path(asked)
+    path = Path(asked) / naming.STATE if Path(asked).is_dir() else Path(asked)
     if not path.exists():
         raise InputError(f"--resume {asked}: there is no file {path}")
     if "output" in given and Path(given["output"]).resolve() != path.parent.resolve():
@@ -128,12 +129,12 @@ def load(path: Path, trainer: Trainer) -> list[Metrics]:
     return history
 
 
-def first_op(path: Path, trainer: Trainer) -> str:
+def look_again(path: Path, trainer: Trainer) -> str:
     """What went wrong where only the loss was looked at, now and then: from the state of the file on, up to an epoch
     with a look at each step. Empty if it does not come again."""
     again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
     load(path, again)
-    again.step.watched = True
+    again.step.watched, again.stop = True, trainer.stop
     try:
         next(again.fit())
     except DivergedError as error:
@@ -177,7 +178,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not (state and isinstance(metadata.get("settings"), dict)):
         trained = isinstance(metadata, dict) and "model" in metadata
         what = "a trained model" if trained else "something else"
-        raise InputError(f"{path} is {what}, not the state of a run, which is in its folder as {NAME}")
+        raise InputError(f"{path} is {what}, not the state of a run, which is in its folder as {naming.STATE}")
     return metadata
 
 

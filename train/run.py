@@ -25,30 +25,29 @@ def run(settings: Settings) -> int:
             are no longer finite.
     """
     check(settings)
+    cublas.allow_tf32(settings.tf32)
     if settings.eval != "none":
         report.run(settings)
         return 0
     folder, goes_on = Path(settings.output), settings.resume != "none"
-    state = Path(settings.resume) if goes_on else folder / resume.NAME
-    if goes_on and resume.is_finished(state):
-        print(f"finished {folder} holds all {settings.epochs} epochs: there is nothing to go on with")
+    state = Path(settings.resume) if goes_on else folder / naming.STATE
+    if is_finished(settings):
         return 0
     trainer = prepare(replace(settings, resume="none"))  # what a run writes is the same however it came about
     results = Results(state, trainer)
-    try:
-        with alone(folder):
-            if goes_on:
-                results.go_on()
-            else:
-                results.begin()
-            introduce(trainer, folder)
-            if goes_on:
-                print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
-            if code := fit(trainer, results):
-                return code
-            results.finish()
-    except OSError as error:
-        raise InputError(f"cannot write to --output {folder}: {error.strerror}") from None
+    with alone(folder):
+        if is_finished(settings):  # by now: another process had the folder while the data were loaded
+            return 0
+        if goes_on:
+            results.go_on()
+        else:
+            results.begin()
+        introduce(trainer, folder)
+        if goes_on:
+            print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
+        if code := fit(trainer, results):
+            return code
+        results.finish()
     best = results.best()
     print(f"best     {best.test_acc:.2%} of the test images, in epoch {best.epoch}; see {folder}")
     return 0
@@ -73,18 +72,31 @@ def check(settings: Settings) -> None:
         except ImportError:
             fix = "needs its library: pip install 'minigrad[train]'"
             raise InputError(f"--checkpoint-format safetensors {fix}") from None
-    if settings.resume == settings.eval == "none" and naming.is_taken(settings.output):
-        raise InputError(
-            f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume auto "
-            "if it is to go on"
-        )
+
+
+def is_finished(settings: Settings) -> bool:
+    """Whether the run that is to go on has come to its end: then it says so.
+
+    Raises:
+        InputError: it is a new run, and its folder is another's.
+    """
+    if settings.resume == "none":
+        if naming.is_taken(settings.output):
+            raise InputError(
+                f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume "
+                "auto if it is to go on"
+            )
+        return False
+    finished = resume.is_finished(Path(settings.resume))
+    if finished:
+        print(f"finished {settings.output} holds all {settings.epochs} epochs: there is nothing to go on with")
+    return finished
 
 
 def prepare(settings: Settings) -> Trainer:
     """The data, a new model, and their trainer."""
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
-    cublas.allow_tf32(settings.tf32)
     try:
         model = models.create_model(**checkpoint.model_arguments(dataset, settings)).to(settings.device)
     except (ValueError, TypeError) as error:
@@ -130,6 +142,9 @@ def fit(trainer: Trainer, results: Results) -> int:
             if trainer.step.watched:
                 raise
             print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
-            found = resume.first_op(results.state, trainer)
+            try:
+                found = resume.look_again(results.state, trainer)
+            except Stopped:
+                return 128 + received[0]
             raise InputError(found or f"{error} (once more, with a look at each step, it did not)") from None
     return 0

@@ -36,13 +36,13 @@ def test_what_is_counted():
 
 
 def test_the_report():
-    lines = [line.split() for line in report.report(ANSWERS).splitlines()]
+    lines = [line.split() for line in report.text(ANSWERS).splitlines()]
     assert lines[0] == ["loss", "1.0122", "acc", "50.00%"]
     assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
     assert lines[4] == ["bee", "1", "100.0", "%", "33.3", "%"]
     assert lines[5] == ["cat", "2", "50.0", "%", "100.0", "%", "ant", "(1)"]
     strange = replace(ANSWERS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
-    assert "\x1b" not in report.report(strange) and "\\x1b" in report.report(strange)
+    assert "\x1b" not in report.text(strange) and "\\x1b" in report.text(strange)
 
 
 @pytest.mark.parametrize("K", [2, 10, 60])
@@ -72,7 +72,7 @@ def test_the_pictures(K, tmp_path, monkeypatch):
     plots.mistakes(first, images, tmp_path)
     n = first.worst(1)[0]
     said = [text for *_, text in texts]
-    assert any(text.endswith(f"{first.probabilities[n, first.named[n]]:.0%}") for text in said)
+    assert any(text.endswith(f"{first.probabilities[n, first.predicted[n]]:.0%}") for text in said)
     fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, what is written there)
     assert fields == (np.count_nonzero(first.confusion) if K <= 25 else 0)
 
@@ -108,7 +108,7 @@ def kept(tmp_path):
 def test_probabilities_are_the_models(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
-    answers = report.answers(path, other, report.settings(path, {"validation_batch_size": 7}))
+    answers = report.answers(path, other, report.settings_of(path, {"validation_batch_size": 7}))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_earlier_times(kept):
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
     serialize.save(path, arrays, {**metadata, "settings": {**metadata["settings"], "aug": True}})
-    assert report.settings(path, {}).val_num_samples == 30
+    assert report.settings_of(path, {}).val_num_samples == 30
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_what_is_no_checkpoint(kept, change, message, capsys):
 
 def test_other_mistakes(kept, tmp_path):
     path, _ = kept
-    with pytest.raises(InputError, match="leave one of them out"):
+    with pytest.raises(InputError, match="--resume is of no use there"):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])

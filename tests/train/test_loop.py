@@ -436,7 +436,7 @@ def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
     model.head.bias.data[0] = np.inf
     with pytest.raises(DivergedError, match=r"the loss became nan not later than in step 10 of epoch 2/2; try a lower"):
         next(epochs)
-    assert resume.first_op(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
+    assert resume.look_again(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
 
 
 def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
@@ -448,7 +448,7 @@ def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
     resume.save(tmp_path / "resume.npz", trainer, [])
     with pytest.raises(DivergedError, match="not later than in step 10 of epoch 1/2; try"):
         next(trainer.fit())
-    found = resume.first_op(tmp_path / "resume.npz", trainer)
+    found = resume.look_again(tmp_path / "resume.npz", trainer)
     said = (
         r"(the loss|a gradient) became .* in step [5-9] of epoch 1/2: \w+ \(in [\w.]+\) made .*it starts here.*; try a "
     )

@@ -35,7 +35,7 @@ def test_a_recipe_is_what_its_table_says(name, dataset):
 def test_a_recipe_holds_what_the_flags_would_take(name, model, tmp_path):
     """Its values have the types and lie within the limits of a settings file's, and the augmentation exists."""
     path = tmp_path / "args.toml"
-    config.write(path, recipes.recipe(name, model))
+    path.write_text(config.text(recipes.recipe(name, model)))
     assert config.read(path, parser()) == recipes.recipe(name, model)
     augmentation(parse(["--recipe", name, "--model", model]), shapes.load(10, 10))
 
@@ -115,7 +115,7 @@ def test_settings_come_back_as_they_were_written(tmp_path_factory, data):
             strategy = st.sampled_from(list(action.choices)) if action.choices else VALUES.get(kind, TEXTS)
             settings[action.dest] = data.draw(strategy)
     path = tmp_path_factory.mktemp("run") / "args.toml"
-    config.write(path, settings | {"train_num_samples": None})
+    path.write_text(config.text(settings | {"train_num_samples": None}))
     del settings["train_num_samples"]
     found = config.read(path, parser())
     assert found == settings and [type(v) for v in found.values()] == [type(v) for v in settings.values()]

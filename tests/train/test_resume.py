@@ -16,7 +16,7 @@ import pytest
 import models
 from minigrad import manual_seed, serialize
 from tests.train.test_loop import Small
-from train import resume, shapes
+from train import naming, resume, shapes
 from train.__main__ import parse
 from train.errors import InputError
 from train.loop import Stopped, Trainer
@@ -96,7 +96,7 @@ def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, 
     expected, weights = finish(trainer_of(dataset, settings, model))
     assert [row["skipped"] for row in expected[:2]] == [model is Fragile] * 2
     for steps in stops:
-        path = tmp_path / resume.NAME
+        path = tmp_path / naming.STATE
         interrupted(trainer_of(dataset, settings, model), steps, path)
         manual_seed(99)  # what a new process begins with is no part of it
         again = trainer_of(dataset, settings, model)
@@ -112,7 +112,7 @@ def test_stops_may_follow_each_other(dataset, tmp_path):
     """After every single step a new process."""
     settings, path = (
         parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED]),
-        tmp_path / resume.NAME,
+        tmp_path / naming.STATE,
     )
     expected, weights = finish(trainer_of(dataset, settings))
     trainer = trainer_of(dataset, settings)
@@ -155,8 +155,8 @@ def test_a_stop_while_testing(dataset, tmp_path):
 @pytest.fixture
 def saved(dataset, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--model-ema"])
-    interrupted(trainer_of(dataset, settings), 6, tmp_path / resume.NAME)
-    return settings, tmp_path / resume.NAME
+    interrupted(trainer_of(dataset, settings), 6, tmp_path / naming.STATE)
+    return settings, tmp_path / naming.STATE
 
 
 def changed(path, **changes):
@@ -353,16 +353,16 @@ def same_results(folder, expected):
             np.testing.assert_array_equal(found[key], value)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
     assert not list(folder.glob("*.part"))
-    assert resume.is_finished(folder / resume.NAME)
+    assert resume.is_finished(folder / naming.STATE)
 
 
 def loads(folder):
     """What a killed process leaves is whole: every file in its place, and no row of the table twice or cut."""
-    for name in ("best.npz", "last.npz", resume.NAME):
+    for name in ("best.npz", "last.npz", naming.STATE):
         if (folder / name).exists():
             serialize.load(folder / name)
     if (folder / "metrics.csv").exists():
-        rows = serialize.load_metadata(folder / resume.NAME)["history"]
+        rows = serialize.load_metadata(folder / naming.STATE)["history"]
         epochs = [line.split(",")[0] for line in table(folder)[1:]]
         assert epochs == [str(row["epoch"]) for row in rows][: len(epochs)] and len(rows) <= len(epochs) + 1
 
@@ -414,7 +414,10 @@ def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
     second = start(folder, *FLAGS)
     _, err = second.communicate(timeout=100)
     assert second.returncode == 2
-    assert err == f"python -m train: --output {folder}: another process is training there; wait for its end\n"
+    assert (
+        err
+        == f"python -m train: --output {folder}: another process is training there; wait for its end, or name another\n"
+    )
     first.kill()  # and with it goes its lock
     first.communicate(timeout=100)
     to_the_end(folder, *FLAGS)

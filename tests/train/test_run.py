@@ -1,0 +1,174 @@
+"""From settings to results: what comes between a run and its folder, its reader, or another process."""
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigrad import serialize
+from tests.train.test_command_line import TINY, rows, train
+from train import datasets, plots, resume
+from train.__main__ import main, parse
+from train.errors import InputError
+from train.run import run
+from train.step import Step
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--train-num-samples",
+    "60",
+    "--val-num-samples",
+    "20",
+    "--batch-size",
+    "20",
+    "--threads",
+    "1",
+    "--epochs",
+    "2",
+]
+
+
+def unwatched(monkeypatch, poisoned):
+    """Steps as on a GPU, where nobody looks at each; in that of this number, a gradient becomes infinite."""
+    initial, move, steps = Step.__init__, Step.move, []
+
+    def begin(self, *arguments):
+        initial(self, *arguments)
+        self.watched = False
+
+    def moved(self):
+        steps.append(1)
+        if len(steps) == poisoned:
+            self.parameters[-1].grad.data[...] = np.inf
+        move(self)
+
+    monkeypatch.setattr(Step, "__init__", begin)
+    monkeypatch.setattr(Step, "move", moved)
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_what_the_last_step_of_an_epoch_spoils_is_not_kept(step, tmp_path, monkeypatch):
+    unwatched(monkeypatch, step)
+    place = f"epoch {step // 3}/2"
+    with pytest.raises(InputError, match=f"the loss on the test images became nan at the end of {place}.*it did not"):
+        run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
+    arrays, metadata = serialize.load(tmp_path / "run" / "resume.npz")
+    assert len(metadata["history"]) == step // 3 - 1 and all(np.isfinite(x).all() for x in arrays.values())
+
+
+def test_the_second_look_can_be_stopped(tmp_path, monkeypatch, capsys):
+    unwatched(monkeypatch, 6)
+    look = resume.look_again
+
+    def signalled(state, trainer):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return look(state, trainer)
+
+    monkeypatch.setattr(resume, "look_again", signalled)
+    code = run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
+    assert code == 143 and "looking for the first op" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_another_process_has_come_first(goes_on, tmp_path, monkeypatch, capsys):
+    """While the data are loaded, another run begins in the folder, and ends."""
+    folder, flags = tmp_path / "run", [*FLAGS, "--output", str(tmp_path / "run")]
+    if goes_on:
+        state = parse(flags)
+        monkeypatch.setattr("train.loop.Trainer.train_epoch", lambda self, title: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(state)
+        monkeypatch.undo()
+    load, raced = datasets.load, []
+
+    def slow(settings):
+        if not raced:
+            raced.append(None)
+            raced[0] = main([*flags, "--resume", "auto"] if goes_on else flags)
+        return load(settings)
+
+    monkeypatch.setattr(datasets, "load", slow)
+    code = main([*flags, "--resume", "auto"] if goes_on else [*flags, "--seed", "7"])
+    out, err = capsys.readouterr()
+    assert raced == [0] and tomllib.loads((folder / "args.toml").read_text())["seed"] == 0
+    assert (code, f"finished {folder}" in out) == ((0, True) if goes_on else (2, False))
+    assert goes_on or "holds the results of an earlier run" in err
+
+
+def test_a_run_is_done_though_it_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "mistakes", lambda *arguments: 1 / 0)
+    folder = tmp_path / "run"
+    assert main([*FLAGS, "--output", str(folder)]) == 0
+    assert capsys.readouterr().err == "pictures not drawn: division by zero\n"
+    assert resume.is_finished(folder / "resume.npz") and not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "x" * 300], "File name too long"),
+        (["--resume", "x" * 300], "File name too long"),
+        (["--config", "nul.toml"], "--output: 'a\\x00b' is no text in UTF-8"),
+        (["--data-dir", "/my/cifar"], "--data-dir is for other datasets: shapes are drawn"),
+        (["--download"], "--download is for other datasets: shapes are drawn"),
+        (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--eval tests a model as its run left it: --model is of"),
+        (["--eval", "none.npz", "--resume", "auto"], "--eval tests a model as its run left it: --resume is of no use"),
+    ],
+)
+def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nul.toml").write_text('output = "a\\u0000b"')
+    assert main(flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m train: ") and message in line
+
+
+def test_a_reader_that_leaves(tmp_path):
+    """As in `python -m train | head -1`; and what cannot be printed is not what cannot be written."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-m", "train", *FLAGS, "--output", "out"]
+    options = {"cwd": tmp_path, "env": environment, "text": True, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=100) == 141
+    assert train("--resume", "out", cwd=tmp_path).returncode == 0 and len(rows(tmp_path / "out")) == 2
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run([*command[:-1], "other"], stdout=full, **options)
+        assert result.returncode == 2
+        assert result.stderr == "python -m train: standard output: No space left on device\n"
+
+
+def test_the_same_command_goes_on_though_its_recipe_overrides_its_file(tmp_path):
+    (tmp_path / "run.toml").write_text("lr = 0.01\nseed = 3\n")
+    command = [
+        *TINY,
+        "--config",
+        "run.toml",
+        "--recipe",
+        "fast",
+        "--epochs",
+        "1",
+        "--output",
+        "out",
+        "--resume",
+        "auto",
+    ]
+    assert train(*command, cwd=tmp_path).returncode == 0
+    again = train(*command, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.startswith("finished out"), again.stderr
+
+
+def test_a_settings_file_of_one_device_serves_another(tmp_path):
+    file = tmp_path / "args.toml"
+    file.write_text('device = "cpu"\nthreads = 2\ngraph = false\nseed = 3\n')
+    elsewhere, here = (parse(["--config", str(file), *flags]) for flags in (["--device", "cuda"], []))
+    assert (elsewhere.threads, elsewhere.graph, elsewhere.seed) == (1, True, 3)
+    assert (here.threads, here.graph) == (2, False)
