@@ -1,5 +1,6 @@
 """README is true: its examples run, and print what it says; the files it sends the reader to are there."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -33,3 +34,14 @@ def test_no_file_of_the_package_is_left_out_of_the_reading_list():
         path.name for path in (ROOT / "minigrad").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     assert present - {"__init__.py"} <= listed
+
+
+def test_accuracies_are_those_of_their_logs():
+    """Each row of the table of runs with a log: the accuracy after its last epoch, and the minutes that it took."""
+    rows = re.findall(r"^\|.*\| ([\d.]+) % \(\[log\]\((\S+)\)\) \| (\d+) min \|$", TEXT, re.MULTILINE)
+    assert rows
+    for accuracy, log, minutes in rows:
+        with (ROOT / log).open(newline="") as file:
+            epochs = list(csv.DictReader(file))
+        assert f"{100 * float(epochs[-1]['test_acc']):.1f}" == accuracy
+        assert round(sum(float(epoch["seconds"]) for epoch in epochs) / 60) == int(minutes)
