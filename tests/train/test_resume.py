@@ -70,6 +70,10 @@ def residual():
     return models.create_model("roadmap_00_resnet50_cifar")
 
 
+def hidden():
+    return models.create_model("vit_nano_cifar", depth=1)
+
+
 class Fragile(Small):
     """Not finite where the brightest image is in the batch."""
 
@@ -88,8 +92,10 @@ class Fragile(Small):
         (["--amp", "--amp-dtype", "float16"], Small, [3]),
         (["--skip-nonfinite", "--threads", "1"], Fragile, range(1, 8)),
         (["--batch-size", "20"], residual, [2]),
+        (["--opt", "muon", "--threads", "1"], hidden, range(1, 8)),
+        (["--opt", "muon", "--threads", "2", "--model-ema", *AUGMENTED], hidden, [3, 6]),
     ],
-    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers"],
+    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers", "muon", "muon and all"],
 )
 def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
