@@ -63,9 +63,10 @@ class Step:
         self.generators = [generator, *shards.generators]
         self.watched = settings.device == "cpu" or settings.skip_nonfinite  # before anything moves
         self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.run: Callable[[Array], None] = self.compute
+        self.images = min(settings.batch_size * settings.grad_accum_steps, len(dataset.train))  # of a whole step
+        self.whole: Callable[[Array], None] = self.compute
         if settings.graph:
-            self.run = GraphedStep(self.compute, self.optimizer, generators=self.generators)
+            self.whole = GraphedStep(self.compute, self.optimizer, generators=self.generators)
 
     def clear(self) -> None:
         """An epoch begins: sums and counts from 0 on."""
@@ -79,7 +80,9 @@ class Step:
         Raises:
             StepError: the step is watched, and the loss or a gradient is not finite. Nothing has moved.
         """
-        self.run(index)
+        # A graph is of one shape. A run may go on with the smaller step that ends an epoch: it is not to be of that.
+        step = self.whole if len(index) == self.images else self.compute
+        step(index)
 
     def compute(self, index: Array) -> None:
         """All of a step that is arithmetic; without a scaled loss it does not wait for a GPU, and can be a graph.

@@ -15,6 +15,7 @@ import pytest
 
 import models
 from minigrad import manual_seed, serialize
+from tests.cuda.runner import HAS_COMPILER
 from tests.train.test_loop import Small
 from train import naming, resume, shapes
 from train.__main__ import parse
@@ -134,6 +135,20 @@ def test_stops_may_follow_each_other(dataset, tmp_path):
     assert found == expected
     for name, value in weights.items():
         np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy())
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
+    """Wherever the run goes on: also where its first step is the smaller one that ends an epoch."""
+    if device == "cpu" or not HAS_COMPILER:
+        pytest.skip("graphs are CUDA's")
+    settings = parse(["--epochs", "2", "--batch-size", "4", "--device", device, "--graph"])
+    data, path = shapes.load(22, 2), tmp_path / naming.STATE
+    interrupted(trainer_of(data, settings), steps, path)
+    again = trainer_of(data, settings)
+    finish(again, resume.load(path, again))
+    graphed = again.step.whole
+    assert graphed.graph is not None and graphed.kinds == [((4,), np.int64)]
 
 
 def test_a_stop_while_testing(dataset, tmp_path):
