@@ -47,8 +47,8 @@ class GraphedStep:
         optimizer: whose `step` is called in it.
         generators: those that it draws from; by default the current one when it is recorded.
         warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
-            longer than a step. The first is of the shapes that most are to have: it is the next of those that is
-            recorded, and never the smaller batch at the end of an epoch.
+            longer than a step. What is recorded is of the shapes of the first: if that may be the smaller batch at the
+            end of an epoch, as where a run is resumed, call `step` itself with it.
     """
 
     def __init__(

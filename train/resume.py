@@ -189,9 +189,10 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
     for part, owner in _parts(trainer).items():
         for name, x in owner.state_dict().items():
             expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
-    for g, group in enumerate(trainer.step.optimizer.param_groups):
+    optimizer = trainer.step.optimizer
+    for g, group in enumerate(optimizer.param_groups):
         for i, parameter in enumerate(group["params"]):  # its memory begins with its first gradient
-            own = {f"optimizer/{g}.{i}.{name}": name for name in trainer.step.optimizer.memory}
+            own = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
             optional |= set() if any(name in arrays for name in own) else set(own)
             expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in own.items()}
     for name in [*expected, *arrays]:

@@ -59,13 +59,15 @@ class Step:
         decay, rises = settings.model_ema_decay, settings.model_ema_warmup
         self.ema = EMA(model, decay, warmup=rises) if settings.model_ema else None
         self.sums = Sums(settings.device)  # since `clear`
-        self.skipped = self.images_skipped = 0  # steps that were left out since then, and their images
+        self.skipped = self.images_skipped = 0  # steps that were left out since then; images whose loss is in no sum
         self.generators = [generator, *shards.generators]
-        self.watched = settings.device == "cpu" or settings.skip_nonfinite  # before anything moves
+        # Whether a step is looked at before anything moves. A scaled loss makes the host wait as it is.
+        self.watched = settings.device == "cpu" or settings.skip_nonfinite or self.scaler.enabled
         self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.run: Callable[[Array], None] = self.compute
+        self.images = min(settings.batch_size * settings.grad_accum_steps, len(dataset.train))  # of a whole step
+        self.whole: Callable[[Array], None] = self.compute
         if settings.graph:
-            self.run = GraphedStep(self.compute, self.optimizer, generators=self.generators)
+            self.whole = GraphedStep(self.compute, self.optimizer, generators=self.generators)
 
     def clear(self) -> None:
         """An epoch begins: sums and counts from 0 on."""
@@ -77,43 +79,54 @@ class Step:
         """Train on the images of these numbers, (B,) int64.
 
         Raises:
-            StepError: the step is watched, and the loss or a gradient is not finite. Nothing has moved.
+            StepError: the step is watched, and the loss or a gradient is not finite, with a scaled loss whatever the
+                scale. Parameters, buffers, the optimiser and the average are as they were.
         """
-        self.run(index)
+        # A graph is of one shape. A run may go on with the smaller step that ends an epoch: it is not to be of that.
+        step = self.whole if len(index) == self.images else self.compute
+        step(index)
 
     def compute(self, index: Array) -> None:
-        """All of a step that is arithmetic; without a scaled loss it does not wait for a GPU, and can be a graph.
+        """All of a step that is arithmetic; one that is not watched does not wait for a GPU, and can be a graph.
 
         The gradients of its batches, of which there are --grad-accum-steps, add up: they are those of one larger batch.
         """
         self.optimizer.zero_grad()
         draws = [generator.draws for generator in self.generators]
-        buffers = [x.data.copy() for _, x in self.model.named_buffers()] if self.settings.skip_nonfinite else []
+        buffers = [(x, x.data.copy()) for _, x in self.model.named_buffers()] if self.watched else []
         loss, correct = self.backward(index)
-        if self.watched and (what := self.what_is_not_finite(loss)):
-            if not self.settings.skip_nonfinite:
-                raise StepError(what, self.first_op(index, draws))
-            for (_, x), before in zip(self.model.named_buffers(), buffers, strict=True):
-                x.data[...] = before
-            self.skipped, self.images_skipped = self.skipped + 1, self.images_skipped + len(index)
-            return
-        self.sums.add(loss, correct, len(index))
-        self.move()
+        moved = False
+        try:
+            moved = self.move_if_finite(loss, correct, len(index))
+        except FloatingPointError as error:
+            raise StepError(str(error), self.first_op(index, draws)) from None
+        finally:
+            if not moved:
+                self.skipped += 1
+                for x, before in buffers:
+                    x.data[...] = before
 
     def backward(self, index: Array) -> tuple[Array, Array]:
         """The gradients of a step; its mean loss, and how many of its images are right."""
         results = []
+        accumulate = self.accumulate if len(self.shards.generators) == 1 else self.accumulate_apart
         for part in batches(len(index), self.settings.batch_size):
-            # The shards of a batch add up apart from earlier ones: a + b = b + a, but (c + a) + b is not (c + b) + a.
-            earlier = [p.grad for p in self.parameters] if len(self.shards.generators) > 1 else []
-            if earlier:
-                self.optimizer.zero_grad()
-            results += self.accumulate(index[part], len(index))
-            for parameter, grad in zip(self.parameters, earlier, strict=False):
-                if grad is not None:
-                    parameter.grad = grad if parameter.grad is None else Tensor(grad.data + parameter.grad.data)
+            results += accumulate(index[part], len(index))
         losses, correct = zip(*results, strict=True)
         return sum(losses), sum(correct)
+
+    def accumulate_apart(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
+        """As `accumulate`, for several shards: their gradients add up by themselves, and then to those of before.
+
+        So the sum is the same whichever shard ends first: a + b = b + a, but (c + a) + b is not (c + b) + a.
+        """
+        earlier = [parameter.grad for parameter in self.parameters]
+        self.optimizer.zero_grad()
+        results = self.accumulate(index, images_of_step)
+        for parameter, grad in zip(self.parameters, earlier, strict=True):
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else Tensor(grad.data + parameter.grad.data)
+        return results
 
     def accumulate(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
         """A batch forward and backward, in shards, each in a thread of its own: loss and right answers of each."""
@@ -146,18 +159,41 @@ class Step:
             logits = self.model(images).float()
             return logits, F.cross_entropy(logits, Tensor(targets), label_smoothing=smoothing)
 
-    def move(self) -> None:
-        """The parameters against their gradients, and their average after them."""
+    def move_if_finite(self, loss: Array, correct: Array, images: int) -> bool:
+        """`move`, unless the step is watched and not finite. Returns whether the parameters moved.
+
+        Raises:
+            FloatingPointError: what is not finite, where such a step is not to be left out.
+        """
+        what = self.what_is_not_finite(loss) if self.watched else ""
+        if not what:
+            self.sums.add(loss, correct, images)
+            return self.move()
+        if not self.settings.skip_nonfinite:
+            raise FloatingPointError(what)
+        self.images_skipped += images
+        return False
+
+    def move(self) -> bool:
+        """The parameters against their gradients, and their average after them.
+
+        Not if gradients of a scaled loss overflowed, for which this returns False: the next scale is smaller. The loss
+        itself is finite then.
+
+        Raises:
+            FloatingPointError: there is no smaller scale.
+        """
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad:
             clip_grad_norm_(self.parameters, self.settings.clip_grad)
-        self.scaler.step(self.optimizer)
+        moved = self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
+        if moved and self.ema is not None:
             self.ema.update()
+        return moved
 
     def what_is_not_finite(self, loss: Array) -> str:
-        """Empty if all is. Waits for a GPU. Gradients of a scaled loss are the scaler's concern."""
+        """Empty if all is. Waits for a GPU. Gradients of a scaled loss are looked at where they are unscaled."""
         if not isfinite(float(loss)):
             return f"the loss became {float(loss)}"
         grads = [p.grad.data for p in self.parameters if p.grad is not None]

@@ -71,6 +71,10 @@ class Muon(AdamW):
             if wrong:
                 raise ValueError(f"Muon: a group with muon=True is of matrices, got a parameter of shape {wrong[0]}")
 
+    def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Of a matrix m alone."""
+        return ("m",) if group["muon"] else super().memory_of(group)
+
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """Matrices one by one, the others as AdamW does."""
         matrices = [move for move in moves if move[3]["muon"]]
@@ -100,8 +104,9 @@ def matrices_apart(groups: Iterable[Mapping[str, Any]], others: Iterable[Tensor]
     rest = {id(p) for p in others}
     apart: list[dict[str, Any]] = []
     for group in groups:
+        every = list(group["params"])  # which may be read once only, as `model.parameters()`
         for muon in (True, False):
-            params = [p for p in group["params"] if (p.ndim == 2 and id(p) not in rest) == muon]
+            params = [p for p in every if (p.ndim == 2 and id(p) not in rest) == muon]
             if params:
                 apart.append({**group, "params": params, "muon": muon})
     return apart

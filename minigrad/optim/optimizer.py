@@ -19,7 +19,7 @@ class Optimizer:
         defaults: the settings, by name.
     """
 
-    memory: ClassVar[tuple[str, ...]] = ()  # the names of what `update` keeps for each parameter
+    memory: ClassVar[tuple[str, ...]] = ()  # the names of what is kept for each parameter, from its first gradient on
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         entries: list[Any] = list(params)
@@ -65,6 +65,10 @@ class Optimizer:
         """Move one parameter, in place. `state` is its memory, empty at first."""
         raise NotImplementedError
 
+    def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of what is kept for each parameter of this group: all, or none before its first gradient."""
+        return self.memory
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for group in self.param_groups:
@@ -99,9 +103,12 @@ class Optimizer:
                     rates[int(g)] = value.item()
                     continue
                 i, name = rest
-                parameter = self.param_groups[int(g)]["params"][int(i)]
-                if name not in self.memory:
-                    raise ValueError(f"{type(self).__name__} keeps {', '.join(self.memory)}")
+                group = self.param_groups[int(g)]
+                parameter, kept = group["params"][int(i)], self.memory_of(group)
+                if name not in kept:
+                    raise ValueError(f"{type(self).__name__} keeps {', '.join(kept)}")
+                if lacking := [other for other in kept if f"{g}.{i}.{other}" not in state_dict]:
+                    raise ValueError(f"with it belongs {', '.join(lacking)}, which is missing")
                 if value.dtype.kind != "i" and value.shape != parameter.shape:
                     raise ValueError(f"it has shape {value.shape}, the parameter {parameter.shape}")
             except (IndexError, ValueError) as error:

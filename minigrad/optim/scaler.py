@@ -10,6 +10,8 @@ from minigrad.kernels import cuda
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
 
+SMALLEST = 2.0**-14  # float16's smallest normal number: S is the first gradient of all, and below it loses digits
+
 
 class GradScaler:
     """The loss times a factor S, and the gradients of the parameters divided by it before they are used.
@@ -22,6 +24,9 @@ class GradScaler:
     where a gradient overflows, the step is left out and S falls; after `growth_interval` steps in which none did, S
     rises. All its values are powers of two if the factors are, so that scaling rounds nothing. (bfloat16 has float32's
     range, and needs none of this.)
+
+    S does not fall below 2^-14. A gradient that is not finite even so is above 2^30, or NaN whatever S is: to go on
+    would be to leave out step after step.
 
     `step` waits for the device, to see whether all is finite.  Micikevicius et al. 2017, arXiv:1710.03740, section 3.2.
 
@@ -83,16 +88,23 @@ class GradScaler:
         return finite
 
     def update(self) -> None:
-        """After the step: S for the next one."""
+        """After the step: S for the next one.
+
+        Raises:
+            FloatingPointError: a gradient was not finite, and S is as small as it may be. It stays as it is.
+        """
         if not self._finite:
             return
-        if all(self._finite.values()):
+        finite, self._finite = all(self._finite.values()), {}
+        smaller = self.factor * self.backoff_factor
+        if finite:
             self.good_steps += 1
             if self.good_steps == self.growth_interval:
                 self.factor, self.good_steps = self.factor * self.growth_factor, 0
+        elif smaller >= SMALLEST:
+            self.factor, self.good_steps = smaller, 0
         else:
-            self.factor, self.good_steps = self.factor * self.backoff_factor, 0
-        self._finite = {}
+            raise FloatingPointError(f"a gradient is infinite or NaN even with the smallest scale, {self.factor:g}")
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """S, and how many steps went well since it changed."""

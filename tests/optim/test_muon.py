@@ -86,6 +86,28 @@ def test_a_restored_muon_goes_on_bit_for_bit():
         np.testing.assert_array_equal(value.numpy(), two.state_dict()[name].numpy())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {**state, "0.0.v": state["0.0.m"]}, r"'0\.0\.v' does not fit .*: Muon keeps m$"),
+        (lambda state: {k: v for k, v in state.items() if k != "1.0.v"}, r"with it belongs v, which is missing"),
+        (lambda state: {k: v for k, v in state.items() if k not in {"1.0.v", "1.0.m"}}, r"with it belongs m, v"),
+    ],
+)
+def test_each_group_has_a_memory_of_its_own(change, message):
+    """Of a matrix m alone, of the rest all that AdamW keeps: a state with more or less is of another optimiser."""
+    model = nn.Linear(3, 4)
+    optimizer = optim.Muon(optim.matrices_apart([{"params": model.parameters()}]))
+    assert [optimizer.memory_of(group) for group in optimizer.param_groups] == [("m",), ("step", "m", "v")]
+    for p in model.parameters():
+        p.grad = Tensor(np.ones(p.shape, np.float32))
+    optimizer.step()
+    state, before = optimizer.state_dict(), optimizer.state
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(change(state))
+    assert optimizer.state is before
+
+
 def test_what_is_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"a group with muon=True is of matrices, got a parameter of shape \(3,\)"):
         optim.Muon([{"params": [Parameter(np.ones(3))], "muon": True}])

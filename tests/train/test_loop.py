@@ -1,6 +1,7 @@
 """Batches, shards, one step after another, checkpoints."""
 
 import re
+import time
 from dataclasses import replace
 from itertools import count
 
@@ -13,7 +14,7 @@ import models
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
 from minigrad.backend import device_of, to_device
 from minigrad.parallel import Shards
-from minigrad.random import Generator
+from minigrad.random import Generator, default_generator
 from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
 from train import checkpoint, resume, shapes
@@ -188,7 +189,7 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
         model = Small()
         model.drop = nn.Dropout(0.0)
         trainer = Trainer(model, dataset, settings)
-        trainer.step.move = lambda: None
+        trainer.step.move = lambda: True
         sizes = []
         model.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(output)))
         assert trainer.steps == -(-60 // (batch * parts))
@@ -199,6 +200,23 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
     np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=1e-6)
     for found, expected in zip(runs[0][1], runs[1][1], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_sum_over_batches_is_the_same_whichever_shard_ends_first(dataset):
+    """Bit for bit: the shards of a batch add up by themselves, then to the batches before."""
+    settings = parse(["--batch-size", "16", "--grad-accum-steps", "3", "--threads", "2"])
+    runs = []
+    for slow in (0, 1):
+        manual_seed(0)
+        trainer = Trainer(Small(), dataset, settings)
+        last = trainer.shards.generators[slow]
+        trainer.model.register_forward_hook(lambda *_, last=last: time.sleep(0.05 * (default_generator() is last)))
+        trainer.step.move = lambda: True
+        with trainer.shards:
+            trainer.step.compute(np.arange(48))
+        runs.append([p.grad.numpy() for p in trainer.step.parameters])
+    for found, expected in zip(*runs, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_what_the_model_is_given(dataset):
@@ -336,13 +354,15 @@ def test_the_first_op_is_found_with_the_same_random_numbers(dataset, monkeypatch
     assert len(seen) == 6 and first == again
 
 
+class Root(Small):
+    """Its loss is finite, as √0 is; its slope is not."""
+
+    def forward(self, x):
+        return super().forward(x) + (self.head.bias * 0).sqrt().sum()
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run(dataset):
-    """The loss is finite, √0 is, its slope is not: the message names the backward."""
-
-    class Root(Small):
-        def forward(self, x):
-            return super().forward(x) + (self.head.bias * 0).sqrt().sum()
-
+    """The message names the backward."""
     model = Root()
     trainer = Trainer(model, dataset, parse(["--batch-size", "16"]))
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
@@ -377,12 +397,20 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(dataset, flags):
     assert 1 < first.train_loss < 4 and trainer.step.optimizer.state[0][0]["step"] == 6
 
 
-def test_skipped_steps_leave_running_statistics_alone(dataset):
-    settings = parse(["--epochs", "1", "--batch-size", "60", "--skip-nonfinite"])
-    model = poisoned(models.create_model("roadmap_00_resnet50_cifar"), 1, name="conv1")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--skip-nonfinite"], "a loss or a gradient was not finite in every step of epoch 1/1"),
+        ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) made"),
+    ],
+)
+def test_a_step_that_is_not_finite_leaves_running_statistics_alone(dataset, flags, message):
+    model = models.create_model("roadmap_00_resnet50_cifar")
+    model.head.bias.data[0] = np.inf
+    trainer = Trainer(model, dataset, parse(["--epochs", "1", "--batch-size", "60", *flags]))
     before = {name: x.numpy().copy() for name, x in model.state_dict().items()}
-    with pytest.raises(DivergedError, match="a loss or a gradient was not finite in every step of epoch 1/1"):
-        list(Trainer(model, dataset, settings).fit())
+    with pytest.raises(DivergedError, match=message):
+        list(trainer.fit())
     for name, x in model.state_dict().items():
         np.testing.assert_array_equal(x.numpy(), before[name], err_msg=name)
 
@@ -518,16 +546,62 @@ def test_mixed_precision_learns_as_float32_does(dtype):
     assert losses[0] != losses[1] and losses[1][-1] < 0.95 * losses[1][0]
 
 
+HALF = ["--amp", "--amp-dtype", "float16", "--threads", "1"]
+
+
 def test_what_overflows_is_left_out(dataset):
-    """The first scale of a loss may be too large: then nothing moves, and the next one is smaller."""
-    settings = replace(parse(["--batch-size", "16"]), amp=True, amp_dtype="float16", threads=1)
-    trainer = Trainer(Small(), dataset, settings)
-    trainer.step.scaler.factor = 2.0**40
-    before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
+    """The first scale of a loss may be too large: then nothing moves, no buffer either, and the next one is smaller."""
+    model = models.create_model("roadmap_00_resnet50_cifar")
+    trainer = Trainer(model, dataset, parse(["--batch-size", "16", "--model-ema", *HALF]))
+    trainer.step.scaler.factor = 2.0**60
+    before = {name: x.numpy().copy() for name, x in model.state_dict().items()}
     trainer.advance(np.arange(16))
-    assert np.isfinite(trainer.step.sums.means(16)).all() and trainer.step.scaler.get_scale() == 2.0**39
+    assert trainer.step.scaler.get_scale() == 2.0**59 and trainer.step.skipped == 1
+    assert trainer.step.ema.updates == 0 and not trainer.step.optimizer.state[0][0]
+    for name, x in model.state_dict().items():
+        np.testing.assert_array_equal(x.numpy(), before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip-nonfinite"]])
+def test_an_overflow_is_counted_and_its_loss_is_in_the_mean(dataset, flags):
+    """The loss of such a step is finite. Even if all steps of an epoch are left out, the scale is still being found."""
+    settings = parse(["--epochs", "2", "--batch-size", "16", "--lr", "1e-9", *HALF, *flags])
+    runs = []
+    for scale in (2.0**16, 2.0**63):
+        manual_seed(0)
+        trainer = Trainer(Small(), dataset, settings)
+        trainer.step.scaler.factor = scale
+        runs.append(list(trainer.fit()))
+    for found, expected in zip(*reversed(runs), strict=True):
+        assert (
+            found.train_loss == pytest.approx(expected.train_loss, rel=1e-5) and found.train_acc == expected.train_acc
+        )
+        assert (found.skipped, expected.skipped) == (4, 0) and "4 steps skipped" in found.line(2)
+
+
+@pytest.mark.parametrize("flags", [[], ["--skip-nonfinite"]])
+def test_what_no_scale_makes_finite_stops_the_run(dataset, flags):
+    """From 2^16 on it is halved 30 times, to 2^-14. No step has moved anything."""
+    trainer = Trainer(Root(), dataset, parse(["--batch-size", "1", "--model-ema", *HALF, *flags]))
+    before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
+    message = r"^a gradient is infinite or NaN even with the smallest scale, 6.1\S*e-05 in step 31 of epoch 1/4: Sqrt"
+    with pytest.raises(DivergedError, match=message):
+        list(trainer.fit())
+    assert trainer.step.scaler.get_scale() == 2.0**-14 and trainer.step.ema.updates == 0
     for name, p in trainer.model.named_parameters():
         np.testing.assert_array_equal(p.numpy(), before[name])
+
+
+def test_a_scaled_loss_is_looked_at_on_a_gpu_too(device):
+    """The host waits for its gradients anyway."""
+    if device == "cpu" or not HAS_COMPILER:
+        pytest.skip("of a GPU")
+    model = Small().to(device)
+    model.head.bias.data[0] = np.inf
+    settings = parse(["--batch-size", "4", "--device", device, *HALF])
+    assert not settings.graph
+    with pytest.raises(DivergedError, match=r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) made"):
+        list(Trainer(model, shapes.load(8, 2), settings).fit())
 
 
 def test_evaluation_is_in_mixed_precision_too(dataset):

@@ -15,6 +15,7 @@ import pytest
 
 import models
 from minigrad import manual_seed, serialize
+from tests.cuda.runner import HAS_COMPILER
 from tests.train.test_loop import Small
 from train import naming, resume, shapes
 from train.__main__ import parse
@@ -70,6 +71,10 @@ def residual():
     return models.create_model("roadmap_00_resnet50_cifar")
 
 
+def hidden():
+    return models.create_model("vit_nano_cifar", depth=1)
+
+
 class Fragile(Small):
     """Not finite where the brightest image is in the batch."""
 
@@ -88,8 +93,10 @@ class Fragile(Small):
         (["--amp", "--amp-dtype", "float16"], Small, [3]),
         (["--skip-nonfinite", "--threads", "1"], Fragile, range(1, 8)),
         (["--batch-size", "20"], residual, [2]),
+        (["--opt", "muon", "--threads", "1"], hidden, range(1, 8)),
+        (["--opt", "muon", "--threads", "2", "--model-ema", *AUGMENTED], hidden, [3, 6]),
     ],
-    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers"],
+    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers", "muon", "muon and all"],
 )
 def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
@@ -128,6 +135,20 @@ def test_stops_may_follow_each_other(dataset, tmp_path):
     assert found == expected
     for name, value in weights.items():
         np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy())
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
+    """Wherever the run goes on: also where its first step is the smaller one that ends an epoch."""
+    if device == "cpu" or not HAS_COMPILER:
+        pytest.skip("graphs are CUDA's")
+    settings = parse(["--epochs", "2", "--batch-size", "4", "--device", device, "--graph"])
+    data, path = shapes.load(22, 2), tmp_path / naming.STATE
+    interrupted(trainer_of(data, settings), steps, path)
+    again = trainer_of(data, settings)
+    finish(again, resume.load(path, again))
+    graphed = again.step.whole
+    assert graphed.graph is not None and graphed.kinds == [((4,), np.int64)]
 
 
 def test_a_stop_while_testing(dataset, tmp_path):
