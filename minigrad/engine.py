@@ -5,7 +5,6 @@ and not Tensors, so an activation lives only as long as some op has saved it. Th
 its node, a node to the nodes before it, never back.
 """
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
@@ -16,10 +15,7 @@ from numpy import ndarray
 
 from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
-from minigrad.function import Function, Partial, unbroadcast
-
-next_age = itertools.count(1).__next__
-
+from minigrad.function import Function, Partial, next_age, unbroadcast
 
 class _Mode(threading.local):
     """What each thread decides for itself; a new thread starts with these defaults."""
@@ -39,12 +35,12 @@ class Leaf(Function):
     """The end of a path: gradients that arrive here are kept, summed, for the user.
 
     The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no cycle between them.
-    Two threads may run backward into the same parameters: the sum is taken under a lock.
+    Two threads may run backward into the same parameters: the sum is taken under a lock. Its age stays 0: older than
+    every op, a leaf comes last, whichever process it was made in.
     """
 
     def __init__(self) -> None:
         self.grad: Array | None = None
-        self.age = next_age()
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:

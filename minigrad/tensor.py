@@ -13,8 +13,8 @@ import numpy as np
 from minigrad import engine
 from minigrad.backend import Array, array_module, device_of, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
-from minigrad.engine import Leaf, Output, mode, next_age
-from minigrad.function import Function
+from minigrad.engine import Leaf, Output, mode
+from minigrad.function import Function, next_age
 from minigrad.methods import Methods, raw_index
 from minigrad.ops.indexing import steps
 
