@@ -17,6 +17,7 @@ from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
 from minigrad.function import Function, Partial, next_age, unbroadcast
 
+
 class _Mode(threading.local):
     """What each thread decides for itself; a new thread starts with these defaults."""
 

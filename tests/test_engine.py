@@ -98,8 +98,8 @@ def test_gradients_arrive_at_what_comes_from_another_process():
         "import pickle, sys; x, y = pickle.load(sys.stdin.buffer); (x * x + y).sum().backward(); "
         "sys.stdout.buffer.write(pickle.dumps(x.grad.numpy()))"
     )
-    output = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((x, y)), stdout=subprocess.PIPE, check=True)
-    np.testing.assert_array_equal(pickle.loads(output.stdout), 2 * x.data + 3)
+    there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((x, y)), capture_output=True, check=True)
+    np.testing.assert_array_equal(pickle.loads(there.stdout), 2 * x.data + 3)
 
 
 def test_gradients_arrive_when_the_count_of_ages_begins_anew(monkeypatch):
