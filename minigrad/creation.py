@@ -59,13 +59,13 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
         dtype = np.int64 if all(isinstance(bound, int | np.integer) for bound in bounds) else np.float32
     dtype = as_dtype(dtype)
     whole = not is_floating(dtype)
-    start, end, step = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)[:3]
+    start, end, step, *_ = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)
     if whole:
         start, end, step = int(start), int(end), int(step)
     if step == 0:
         raise ValueError(f"arange: the step must not be 0, as {dtype}")
     if whole:
-        return Tensor(np.arange(start, end, step, dtype), device=device)
+        return Tensor(np.arange(start, end, step, dtype=dtype), device=device)
     count = max(ceil((end - start) / step), 0)
     return Tensor(start + step * np.arange(count, dtype=np.float64), dtype=dtype, device=device)
 

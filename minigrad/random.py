@@ -103,7 +103,7 @@ class Generator:
                 words[start : start + len(block), column] = word
         return words.reshape(-1)[:count]
 
-    def uniform(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
+    def uniform(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Uniform in [0, 1): as many random bits as the dtype holds: 8 in bfloat16, 11 in float16, 24 in
         float32, 53 in float64."""
         count = _count(shape, dtype)
@@ -117,7 +117,7 @@ class Generator:
             values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
         return to_device(values.reshape(shape), device)
 
-    def normal(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
+    def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Standard normal, by Box and Muller 1958: √(-2 ln u₁) · cos 2πu₂ and · sin 2πu₂, with u₁ in (0, 1]."""
         count = _count(shape, dtype)
         u = self.uniform((2, -(-count // 2)), np.float64)

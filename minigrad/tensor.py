@@ -321,6 +321,19 @@ class Tensor(Methods):
     def __int__(self) -> int:
         return int(self.item())
 
+    def __index__(self) -> int:
+        if self.data.size != 1 or self.dtype.kind not in "iu":
+            raise TypeError(f"only a tensor of one integer is an index, this one is {self.shape} {self.dtype}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        """`f"{loss:.4f}"`: a tensor without axes is formatted as its number."""
+        if self.ndim and spec:
+            raise TypeError(
+                f"format {spec!r} is for one number, this tensor has shape {self.shape}: format x.item(), or x.tolist()"
+            )
+        return repr(self) if self.ndim else format(self.item(), spec)
+
     def __repr__(self) -> str:
         numbers = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")
         notes = "" if self.dtype in (FLOAT32, np.int64, np.bool_) else f", dtype={self.dtype}"

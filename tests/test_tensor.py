@@ -68,6 +68,14 @@ def test_numbers_out_of_tensors():
     x = Tensor([[1.5]])
     assert x.item() == 1.5 and float(x) == 1.5 and int(x) == 1 and bool(x) and len(x) == 1
     assert [row.tolist() for row in Tensor([[1, 2], [3, 4]])] == [[1, 2], [3, 4]]
+    assert f"{Tensor(1.25):.1f} {Tensor(3)} {Tensor([1, 2])}" == "1.2 3 Tensor([1, 2])"
+    assert [7, 8, 9][Tensor([1, 5, 2]).argmax()] == 8 and list(range(Tensor([2]))) == [0, 1]
+    assert 3.0 in Tensor([[1.0, 2.0], [3.0, 4.0]]) and 5 not in Tensor([1, 2]) and Tensor(2) in Tensor([1, 2])
+    for index in (Tensor(1.0), Tensor([1, 2]), Tensor(True)):
+        with pytest.raises(TypeError, match="only a tensor of one integer is an index"):
+            range(index)
+    with pytest.raises(TypeError, match=r"format '\.2f' is for one number, this tensor has shape \(2,\)"):
+        f"{Tensor([1.0, 2.0]):.2f}"
     with pytest.raises(ValueError, match="exactly one number"):
         Tensor([1.0, 2.0]).item()
     with pytest.raises(TypeError, match="no axes"):
@@ -82,6 +90,12 @@ def test_comparisons_are_boolean_and_keep_parameters_apart():
     assert type(Parameter(np.ones(1)) > 0) is Tensor
     assert len({x, y, x}) == 2
     assert x.argmax().item() == 2 and Tensor([[1, 5], [7, 0]]).argmax(1, keepdim=True).tolist() == [[1], [0]]
+    empty = Tensor(np.empty((0, 3)))
+    assert empty.argmax(1).shape == (0,) and empty.argmax(1, keepdim=True).shape == (0, 1)
+    assert Tensor([[1, 5], [7, 0]]).argmax(keepdim=True).tolist() == [[2]] and Tensor(1).argmax(0, True).shape == ()
+    for dim in (0, None):
+        with pytest.raises(ValueError, match=r"argmax: no largest value among none.*\(0, 3\)"):
+            empty.argmax(dim)
     assert Tensor([1.0, np.inf, np.nan]).isfinite().tolist() == [True, False, False]
 
 
