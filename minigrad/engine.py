@@ -8,6 +8,8 @@ its node, a node to the nodes before it, never back.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from functools import wraps
+from inspect import isgeneratorfunction
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -172,6 +174,28 @@ class _GradMode(ContextDecorator):
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
         return self if function is None else self(function)
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        """Decorate: of a generator, each step runs in this mode, and what is between the steps does not."""
+        if not isgeneratorfunction(function):
+            return super().__call__(function)
+
+        @wraps(function)
+        def in_steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            generator = function(*args, **kwargs)
+            resume, sent = generator.send, None
+            while True:
+                try:
+                    with self:
+                        value = resume(sent)
+                except StopIteration as end:
+                    return end.value
+                try:
+                    resume, sent = generator.send, (yield value)
+                except BaseException as error:  # thrown in, or the end: the generator's own `finally` is to run too
+                    resume, sent = generator.throw, error
+
+        return in_steps
 
     def __enter__(self) -> None:
         self._stack().append(mode.grad_enabled)

@@ -179,7 +179,8 @@ class Tensor(Methods):
         leaf.grad = None if value is None else value.data
 
     def retain_grad(self) -> None:
-        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph."""
+        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph. What is
+        kept is what the hooks have made of it."""
         if self._node is None:
             raise RuntimeError("retain_grad: this tensor requires no gradient")
         if not self.is_leaf and self._retained is None:
@@ -198,16 +199,19 @@ class Tensor(Methods):
 
         def on_arrays(grad: Array) -> Array | None:
             replaced = hook(Tensor(grad))
-            if replaced is not None and not (isinstance(replaced, Tensor) and replaced.shape == grad.shape):
+            if replaced is None:
+                return None
+            if not isinstance(replaced, Tensor) or (replaced.shape, replaced.dtype) != (grad.shape, grad.dtype):
                 raise TypeError(
-                    f"a hook returns None or a Tensor of the gradient's shape {grad.shape}, got {replaced!r}"
+                    f"a hook returns None or a Tensor like the gradient, {grad.shape} {grad.dtype}: got {replaced!r}"
                 )
-            return None if replaced is None else replaced.data
+            return replaced.data
 
         def remove() -> None:
             node.hooks = tuple(h for h in node.hooks if h is not on_arrays)
 
-        node.hooks += (on_arrays,)
+        last = len(node.hooks) - (self._retained is not None)  # retain_grad's own hook comes behind all others
+        node.hooks = (*node.hooks[:last], on_arrays, *node.hooks[last:])
         return remove
 
     def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
