@@ -41,17 +41,21 @@ def whole(x: Any) -> Array:
 def promote(xs: Sequence[Any]) -> list[Any]:
     """The arrays among `xs` in the one dtype that PyTorch computes in, so that float32 does not become float64.
 
-    Beside a floating-point array, integers take its dtype, and so does a floating-point array without axes; beside a
-    Python float alone, integers become float32. Python numbers and None are passed on.
+    Floating-point arrays decide, else those of integers, else booleans; the others take their dtype. Among those that
+    decide, one with axes comes before one without. Beside a Python float, integers become float32. Python numbers and
+    None are passed on.
     """
-    dtypes = [(x.dtype, x.ndim) for x in xs if hasattr(x, "dtype")]
-    floats = [dtype for dtype, ndim in dtypes if is_floating(dtype) and ndim]
-    floats = floats or [dtype for dtype, _ in dtypes if is_floating(dtype)]
-    if not floats and not any(isinstance(x, float) for x in xs):
+    arrays = [x for x in xs if hasattr(x, "dtype")]
+    deciding = [x for x in arrays if is_floating(x.dtype)]
+    if not deciding and any(isinstance(x, float) for x in xs):
+        return [cast(x, FLOAT32) if hasattr(x, "dtype") else x for x in xs]
+    deciding = deciding or [x for x in arrays if x.dtype.kind in "iu"]
+    dtypes = {x.dtype for x in deciding if x.ndim} or {x.dtype for x in deciding}
+    if not dtypes:
         return list(xs)
-    if len(set(floats)) > 1:  # NumPy knows no type for both of the narrow ones: it is float32
-        floats = [FLOAT32 if is_narrow(dtype) else dtype for dtype in floats]
-    dtype = np.result_type(*floats) if floats else FLOAT32
+    if len(dtypes) > 1:  # NumPy knows no type for both of the narrow ones: it is float32
+        dtypes = {FLOAT32 if is_narrow(dtype) else dtype for dtype in dtypes}
+    dtype = np.result_type(*dtypes)
     return [cast(x, dtype) if hasattr(x, "dtype") else x for x in xs]
 
 

@@ -1,10 +1,12 @@
 """L4: tensors from nothing, with PyTorch's names. The random ones draw from `minigrad.manual_seed`'s stream."""
 
 from collections.abc import Sequence
+from math import ceil, isfinite
 from typing import Any
 
 import numpy as np
 
+from minigrad.dtypes import as_dtype, is_floating
 from minigrad.methods import sequence
 from minigrad.random import default_generator
 from minigrad.tensor import Tensor
@@ -14,7 +16,8 @@ def full(
     size: Sequence[int], fill_value: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
 ) -> Tensor:
     """A tensor of one number, repeated. By default float32 for a float, int64 for an integer, bool for a boolean."""
-    return Tensor(np.full(size, fill_value, dtype or Tensor(fill_value).dtype), requires_grad, device=device)
+    dtype = Tensor(fill_value).dtype if dtype is None else as_dtype(dtype)
+    return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
 
 
 def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -45,18 +48,33 @@ def ones_like(input: Tensor, dtype: Any = None, device: str | None = None) -> Te
 def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tensor:
     """The numbers from start (0) to before end, by step (1): `arange(end)`, `arange(start, end, step)`.
 
-    By default int64 for whole bounds, else float32.
+    By default int64 for whole bounds, else float32. Each number is start + i · step, rounded once. For an integer type
+    start, end and step lose their fractions first, as in PyTorch.
     """
+    if not 1 <= len(bounds) <= 3:
+        raise TypeError(f"arange: takes end, or start and end, or start, end and step, got {bounds}")
+    if not all(isfinite(bound) for bound in bounds):
+        raise ValueError(f"arange: start, end and step must be finite, got {bounds}")
     if dtype is None:
         dtype = np.int64 if all(isinstance(bound, int | np.integer) for bound in bounds) else np.float32
-    return Tensor(np.arange(*bounds, dtype=dtype), device=device)
+    dtype = as_dtype(dtype)
+    whole = not is_floating(dtype)
+    start, end, step, *_ = (0, *bounds, 1) if len(bounds) == 1 else (*bounds, 1)
+    if whole:
+        start, end, step = int(start), int(end), int(step)
+    if step == 0:
+        raise ValueError(f"arange: the step must not be 0, as {dtype}")
+    if whole:
+        return Tensor(np.arange(start, end, step, dtype=dtype), device=device)
+    count = max(ceil((end - start) / step), 0)
+    return Tensor(start + step * np.arange(count, dtype=np.float64), dtype=dtype, device=device)
 
 
 def rand(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Uniform random numbers from 0 to 1, 1 excluded."""
-    return Tensor(default_generator().uniform(sequence(size), dtype, device), requires_grad)
+    return Tensor(default_generator().uniform(sequence(size), as_dtype(dtype), device), requires_grad)
 
 
 def randn(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Standard normal random numbers."""
-    return Tensor(default_generator().normal(sequence(size), dtype, device), requires_grad)
+    return Tensor(default_generator().normal(sequence(size), as_dtype(dtype), device), requires_grad)

@@ -5,10 +5,11 @@ and not Tensors, so an activation lives only as long as some op has saved it. Th
 its node, a node to the nodes before it, never back.
 """
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ContextDecorator, contextmanager
+from functools import wraps
+from inspect import isgeneratorfunction
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -16,9 +17,7 @@ from numpy import ndarray
 
 from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
-from minigrad.function import Function, Partial, unbroadcast
-
-next_age = itertools.count(1).__next__
+from minigrad.function import Function, Partial, next_age, unbroadcast
 
 
 class _Mode(threading.local):
@@ -39,12 +38,12 @@ class Leaf(Function):
     """The end of a path: gradients that arrive here are kept, summed, for the user.
 
     The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no cycle between them.
-    Two threads may run backward into the same parameters: the sum is taken under a lock.
+    Two threads may run backward into the same parameters: the sum is taken under a lock. Its age stays 0: older than
+    every op, a leaf comes last, whichever process it was made in.
     """
 
     def __init__(self) -> None:
         self.grad: Array | None = None
-        self.age = next_age()
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
@@ -175,6 +174,28 @@ class _GradMode(ContextDecorator):
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
         return self if function is None else self(function)
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        """Decorate: of a generator, each step runs in this mode, and what is between the steps does not."""
+        if not isgeneratorfunction(function):
+            return super().__call__(function)
+
+        @wraps(function)
+        def in_steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            generator = function(*args, **kwargs)
+            resume, sent = generator.send, None
+            while True:
+                try:
+                    with self:
+                        value = resume(sent)
+                except StopIteration as end:
+                    return end.value
+                try:
+                    resume, sent = generator.send, (yield value)
+                except BaseException as error:  # thrown in, or the end: the generator's own `finally` is to run too
+                    resume, sent = generator.throw, error
+
+        return in_steps
 
     def __enter__(self) -> None:
         self._stack().append(mode.grad_enabled)

@@ -1,5 +1,6 @@
 """L1: what an op is. It knows arrays, never Tensors: a graph of Functions holds only what their backwards need."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +11,9 @@ from minigrad.dtypes import FLOAT32, cast, is_narrow
 
 Edge = tuple["Function", tuple[int, ...], np.dtype]
 """Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
+
+
+next_age = itertools.count(1).__next__
 
 
 class Function:
@@ -64,6 +68,12 @@ class Function:
 
     def backward(self, grad_output: Array) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or a node from another process, is as young as the ops recorded here: its inputs were made first."""
+        self.__dict__.update(state)
+        if self.age:
+            self.age = next_age()
 
     def grad_dtype(self, i: int, default: np.dtype) -> np.dtype:
         """The dtype that the gradient of input i should have: in autocast, an op sees a narrow copy of a parameter, and

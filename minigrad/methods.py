@@ -4,6 +4,7 @@ The mathematics of each stands in `minigrad/ops/`. Most of these are also functi
 is `x.exp()`.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import to_device
+from minigrad.backend import promote, to_device
 from minigrad.dtypes import as_dtype, is_floating
 from minigrad.ops import elementwise as pointwise
 from minigrad.ops import indexing, matmul, reduction
@@ -88,43 +89,52 @@ class Methods:
     # Comparisons: booleans, through which no gradient flows ---------------------------------------------------------
 
     def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self.constant(self.data == raw(other))
+        return self._compared(operator.eq, other)
 
     def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self.constant(self.data != raw(other))
+        return self._compared(operator.ne, other)
 
     def __lt__(self, other: Any) -> "Tensor":
-        return self.constant(self.data < raw(other))
+        return self._compared(operator.lt, other)
 
     def __le__(self, other: Any) -> "Tensor":
-        return self.constant(self.data <= raw(other))
+        return self._compared(operator.le, other)
 
     def __gt__(self, other: Any) -> "Tensor":
-        return self.constant(self.data > raw(other))
+        return self._compared(operator.gt, other)
 
     def __ge__(self, other: Any) -> "Tensor":
-        return self.constant(self.data >= raw(other))
+        return self._compared(operator.ge, other)
 
     def __invert__(self) -> "Tensor":
         return self.constant(~self.data)
 
     def __and__(self, other: Any) -> "Tensor":
-        return self.constant(self.data & raw(other))
+        return self._compared(operator.and_, other)
 
     def __or__(self, other: Any) -> "Tensor":
-        return self.constant(self.data | raw(other))
+        return self._compared(operator.or_, other)
 
     def __xor__(self, other: Any) -> "Tensor":
-        return self.constant(self.data ^ raw(other))
+        return self._compared(operator.xor, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def _compared(self, compare: Callable[[Any, Any], Any], other: Any) -> "Tensor":
+        """`compare` of both in the one dtype that arithmetic with them has."""
+        return self.constant(compare(*promote([self.data, raw(other)])))
+
+    def __contains__(self, number: Any) -> bool:
+        return bool((self == number).data.any())
 
     __hash__ = object.__hash__  # a Tensor is a dictionary key by identity, though == compares numbers
 
     def argmax(self, dim: int | None = None, keepdim: bool = False) -> "Tensor":
         """Where the largest value is: the first of equals. Over the flat array if no dim is named."""
-        if self.data.size == 0:
-            raise ValueError(f"argmax: no largest value among none: the shape is {self.shape}")
-        axis = None if dim is None or not self.ndim else checks.one_axis(dim, self.ndim, "argmax")
-        return self.constant(self.data.argmax(axis=axis, keepdims=keepdim and axis is not None))
+        axis = None if dim is None else checks.one_axis(dim, self.ndim, "argmax")
+        if (self.data.size if axis is None or not self.ndim else self.shape[axis]) == 0:
+            raise ValueError(f"argmax: no largest value among none: dim is {dim}, the shape {self.shape}")
+        return self.constant(self.data.argmax(axis=axis if self.ndim else None, keepdims=keepdim))
 
     def isfinite(self) -> "Tensor":
         """True where a value is neither infinite nor NaN."""
@@ -397,11 +407,13 @@ def raw(x: Any) -> Any:
 
 
 def raw_index(index: Any) -> Any:
-    """An index with the arrays of Tensors in their place. Arrays, and what makes one, are copied for the graph."""
+    """An index with the arrays of Tensors in their place. Arrays, and what makes one, are copied for the graph; an
+    integer in an array without axes is an integer, as in PyTorch."""
     if isinstance(index, tuple):
         return tuple(raw_index(list(part) if isinstance(part, tuple) else part) for part in index)
     if isinstance(index, Methods | np.ndarray):
-        return raw(index).copy()
+        array = raw(index)
+        return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
     return np.array(index, dtype=None if index else np.intp) if isinstance(index, list) else index
 
 

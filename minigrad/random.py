@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, to_device
+from minigrad.dtypes import is_floating
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 - 1, as 32-bit fractions
@@ -102,8 +103,9 @@ class Generator:
                 words[start : start + len(block), column] = word
         return words.reshape(-1)[:count]
 
-    def uniform(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
-        """Uniform in [0, 1): as many random bits as the dtype holds, 11 in float16, 24 in float32, 53 in float64."""
+    def uniform(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
+        """Uniform in [0, 1): as many random bits as the dtype holds: 8 in bfloat16, 11 in float16, 24 in
+        float32, 53 in float64."""
         count = _count(shape, dtype)
         if device != "cpu" and np.dtype(dtype) == np.float32 and "uniform" in _on_device:
             return _on_device["uniform"](self.seed, self._next_draw(), shape, device, self.captured)
@@ -111,11 +113,11 @@ class Generator:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
         else:
-            bits = 11 if np.dtype(dtype) == np.float16 else 24
+            bits = {"bfloat16": 8, "float16": 11}.get(np.dtype(dtype).name, 24)
             values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
         return to_device(values.reshape(shape), device)
 
-    def normal(self, shape: Sequence[int] = (), dtype: type = np.float32, device: str = "cpu") -> Array:
+    def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Standard normal, by Box and Muller 1958: √(-2 ln u₁) · cos 2πu₂ and · sin 2πu₂, with u₁ in (0, 1]."""
         count = _count(shape, dtype)
         u = self.uniform((2, -(-count // 2)), np.float64)
@@ -132,7 +134,7 @@ class Generator:
 def _count(shape: Sequence[int], dtype: Any) -> int:
     if min(shape, default=0) < 0:
         raise ValueError(f"random numbers: sizes must not be negative, got {tuple(shape)}")
-    if np.dtype(dtype).kind != "f":
+    if not is_floating(np.dtype(dtype)):
         raise TypeError(f"random numbers are drawn as floating-point, got dtype {np.dtype(dtype)}")
     return prod(shape)
 

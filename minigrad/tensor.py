@@ -13,8 +13,8 @@ import numpy as np
 from minigrad import engine
 from minigrad.backend import Array, array_module, device_of, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
-from minigrad.engine import Leaf, Output, mode, next_age
-from minigrad.function import Function
+from minigrad.engine import Leaf, Output, mode
+from minigrad.function import Function, next_age
 from minigrad.methods import Methods, raw_index
 from minigrad.ops.indexing import steps
 
@@ -179,7 +179,8 @@ class Tensor(Methods):
         leaf.grad = None if value is None else value.data
 
     def retain_grad(self) -> None:
-        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph."""
+        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph. What is
+        kept is what the hooks have made of it."""
         if self._node is None:
             raise RuntimeError("retain_grad: this tensor requires no gradient")
         if not self.is_leaf and self._retained is None:
@@ -198,16 +199,19 @@ class Tensor(Methods):
 
         def on_arrays(grad: Array) -> Array | None:
             replaced = hook(Tensor(grad))
-            if replaced is not None and not (isinstance(replaced, Tensor) and replaced.shape == grad.shape):
+            if replaced is None:
+                return None
+            if not isinstance(replaced, Tensor) or (replaced.shape, replaced.dtype) != (grad.shape, grad.dtype):
                 raise TypeError(
-                    f"a hook returns None or a Tensor of the gradient's shape {grad.shape}, got {replaced!r}"
+                    f"a hook returns None or a Tensor like the gradient, {grad.shape} {grad.dtype}: got {replaced!r}"
                 )
-            return None if replaced is None else replaced.data
+            return replaced.data
 
         def remove() -> None:
             node.hooks = tuple(h for h in node.hooks if h is not on_arrays)
 
-        node.hooks += (on_arrays,)
+        last = len(node.hooks) - (self._retained is not None)  # retain_grad's own hook comes behind all others
+        node.hooks = (*node.hooks[:last], on_arrays, *node.hooks[last:])
         return remove
 
     def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
@@ -320,6 +324,19 @@ class Tensor(Methods):
 
     def __int__(self) -> int:
         return int(self.item())
+
+    def __index__(self) -> int:
+        if self.data.size != 1 or self.dtype.kind not in "iu":
+            raise TypeError(f"only a tensor of one integer is an index, this one is {self.shape} {self.dtype}")
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        """`f"{loss:.4f}"`: a tensor without axes is formatted as its number."""
+        if self.ndim and spec:
+            raise TypeError(
+                f"format {spec!r} is for one number, this tensor has shape {self.shape}: format x.item(), or x.tolist()"
+            )
+        return repr(self) if self.ndim else format(self.item(), spec)
 
     def __repr__(self) -> str:
         numbers = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")

@@ -1,6 +1,10 @@
 """The graph: what it holds, what it frees, in which order gradients come, and what it refuses."""
 
 import gc
+import itertools
+import pickle
+import subprocess
+import sys
 import threading
 import tracemalloc
 import weakref
@@ -83,6 +87,33 @@ def test_a_chain_of_ten_thousand_ops_works_and_dies_without_recursion():
     for _ in range(100_000):  # a graph that no backward frees must not overflow the stack when it is dropped
         y = y + x
     del y
+
+
+def test_gradients_arrive_at_what_comes_from_another_process():
+    for _ in range(100):
+        leaf(1.0) * 2
+    x = leaf(1.0, 2.0)
+    y = x * 3  # a graph that is begun here and goes on there
+    code = (
+        "import pickle, sys; x, y = pickle.load(sys.stdin.buffer); (x * x + y).sum().backward(); "
+        "sys.stdout.buffer.write(pickle.dumps(x.grad.numpy()))"
+    )
+    there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((x, y)), capture_output=True, check=True)
+    np.testing.assert_array_equal(pickle.loads(there.stdout), 2 * x.data + 3)
+
+
+def test_gradients_arrive_when_the_count_of_ages_begins_anew(monkeypatch):
+    layer = nn.Linear(2, 2)
+    y = layer(leaf(1.0, 2.0)) * 2
+    layer, y = pickle.loads(pickle.dumps((layer, y)))
+    for module in ("minigrad.tensor", "minigrad.function"):
+        monkeypatch.setattr(f"{module}.next_age", itertools.count(1).__next__)
+    layer(y.detach()).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), [1, 1])
+    layer.zero_grad()
+    layer, y = pickle.loads(pickle.dumps((layer, y)))
+    (y * 1 + layer.bias).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), [3, 3])
 
 
 def test_a_chain_of_adds_holds_no_activations():
@@ -210,6 +241,36 @@ def test_grad_mode_is_per_thread_and_nests():
     assert frozen(3) is False and minigrad.is_grad_enabled()
 
 
+def test_each_step_of_a_generator_runs_in_its_mode():
+    x, log = leaf(1.0), []
+
+    @no_grad()
+    def numbers(count):
+        """Counts."""
+        try:
+            for i in range(count):
+                log.append((yield (i, (x * 2).requires_grad)))
+        except KeyError:
+            log.append("caught")
+            yield "after", (x * 2).requires_grad
+        finally:
+            log.append(minigrad.is_grad_enabled())
+        return "end"
+
+    steps = numbers(2)
+    assert next(steps) == (0, False) and (x * 2).requires_grad
+    assert steps.send("sent") == (1, False) and minigrad.is_grad_enabled()
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value == "end" and log == ["sent", None, False] and minigrad.is_grad_enabled()
+    steps = numbers(2)
+    next(steps)
+    assert steps.throw(KeyError) == ("after", False)
+    steps.close()
+    assert log[3:] == ["caught", False] and minigrad.is_grad_enabled()
+    assert numbers.__name__ == "numbers" and numbers.__doc__ == "Counts."
+
+
 def test_two_threads_share_parameters_and_sum_their_gradients():
     minigrad.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).to(dtype=np.float64)
@@ -257,6 +318,29 @@ def test_retain_grad_keeps_the_gradient_of_an_inner_tensor():
     y.retain_grad()
     (y * 3).sum().backward()
     np.testing.assert_array_equal(y.grad.numpy(), [3, 3])
+
+
+def test_what_is_retained_is_what_the_hooks_made():
+    x, seen = leaf(1.0, 2.0), []
+    y = x * 3
+    y.register_hook(lambda grad: grad + 1)
+    y.retain_grad()
+    y.register_hook(lambda grad: grad * 2)
+    remove = y.register_hook(lambda grad: grad * 100)
+    y.register_hook(lambda grad: seen.append(grad.tolist()))
+    remove()
+    y.sum().backward()
+    assert y.grad.tolist() == seen[0] == [4, 4] and x.grad.tolist() == [12, 12]
+
+
+def test_a_hook_keeps_the_dtype():
+    x = Tensor([1.0], requires_grad=True)
+    x.register_hook(lambda grad: grad.double())
+    with pytest.raises(
+        TypeError, match=r"a Tensor like the gradient, \(1,\) float32: got Tensor\(\[2.\], dtype=float64"
+    ):
+        (x * 2).sum().backward()
+    assert x.grad is None
 
 
 def test_slices_of_one_tensor_add_into_one_gradient():

@@ -22,16 +22,43 @@ INTS = Tensor([1, 2, 3])
         lambda: F.layer_norm(X32, 3, eps=np.float64(1e-5)), lambda: nn.DropPath(np.linspace(0, 0.1, 3)[1])(X32),
         lambda: F.dropout(X32, np.float64(0.5)), lambda: X32.maximum(INTS), lambda: X32**INTS,
         lambda: X32 @ INTS, lambda: F.cross_entropy(X32, Tensor(np.array([0.2, 0.3, 0.5]))),
+        lambda: INTS.clamp(min=1.5), lambda: F.linear(INTS, X32[None]), lambda: F.linear(X32, INTS[None]),
+        lambda: minigrad.einsum("i,i->", INTS, X32), lambda: minigrad.einsum("i,i->i", X32, INTS),
     ],
 )  # fmt: skip
 def test_float32_never_becomes_float64_by_accident(result):
     assert result().dtype == np.float32
 
 
+def test_products_of_two_floating_types_are_of_the_wider():
+    x, wide = minigrad.rand(1, 2, 3, 3, requires_grad=True), Tensor(np.ones((4, 2, 3, 3)), requires_grad=True)
+    products = (
+        x.flatten() @ wide.flatten(1).T, F.linear(x.flatten(), wide.flatten(1)), F.conv2d(x, wide).flatten(),
+        minigrad.einsum("nchw,ochw->o", x, wide),
+    )  # fmt: skip
+    for y in products:
+        x.grad = wide.grad = None
+        np.testing.assert_allclose(y.numpy(), np.full(4, x.data.sum(dtype=np.float64)), rtol=1e-14)
+        y.sum().backward()
+        assert (y.dtype, x.grad.dtype, wide.grad.dtype) == (np.float64, np.float32, np.float64)
+    y = F.conv2d(x, Tensor(np.ones((4, 2, 3, 3), np.float32)), Tensor(np.full(4, 1e-12)))
+    assert y.dtype == np.float64
+
+
+def test_an_array_without_axes_does_not_widen():
+    assert (Tensor([0.1]) == Tensor(0.1, dtype=np.float64)).item() and (Tensor(np.float64(0.1)) <= Tensor([0.1])).item()
+    small = Tensor(np.uint8([1, 2]))
+    for y in (small + Tensor(1), Tensor(1) * small, small.maximum(Tensor(1)), small ^ Tensor(3)):
+        assert y.dtype == np.uint8
+    assert (Tensor(np.int32([1])) + Tensor(1)).dtype == np.int32 and (Tensor([True]) + Tensor(1)).dtype == np.int64
+    assert (Tensor(np.int32(1)) + Tensor(1)).dtype == np.int64 and (small + Tensor(np.int8([1]))).dtype == np.int16
+
+
 def test_values_of_promoted_integers():
     np.testing.assert_allclose(INTS.erf().numpy()[:2], [0.84270079, 0.99532227], rtol=1e-6)
     assert (INTS / INTS).tolist() == [1, 1, 1] and (INTS + INTS).dtype == np.int64
     assert Tensor(np.uint8([0, 5])).amin().item() == 0 and Tensor(np.int8([-128, 5])).amin().item() == -128
+    assert INTS.clamp(min=1.5, max=2).tolist() == [1.5, 2, 2] and INTS.clamp(min=2).dtype == np.int64
     assert not Tensor([True, False]).amin().item() and minigrad.full((2,), 7).dtype == np.int64
     (X32 * INTS).sum().backward()
     assert X32.grad.dtype == np.float32
@@ -91,6 +118,8 @@ def test_no_grad_may_be_written_without_brackets():
 
     assert not double(X32).requires_grad and (X32 * 2).requires_grad
     assert ((INTS > 1) & (INTS < 3) | (INTS == 1)).tolist() == [True, True, False]
+    assert (True & (INTS > 1)).tolist() == (False | (INTS > 1)).tolist() == [False, True, True]
+    assert (True ^ (INTS > 1)).tolist() == [True, False, False] and (6 & INTS).tolist() == [0, 2, 2]
 
 
 def test_a_model_takes_keywords_and_stays_where_it_is():
@@ -115,6 +144,7 @@ class _Returns(Function):
         (lambda: F.relu([1.0]), TypeError, "ReLU: takes Tensors, arrays and real numbers, got list"),
         (lambda: X32 * [1.0, 2.0, 3.0], TypeError, r"wrap it in Tensor\(\.\.\.\)"),
         (lambda: X32 + 1j, TypeError, "real numbers, got complex"),
+        (lambda: F.where(True, X32, 0.0), TypeError, "where: the condition must be a Tensor of bool, got bool"),
         (lambda: INTS**-1, ValueError, "negative integer powers"),
         (lambda: X32.to("gpu"), ValueError, 'a device "cpu" or "cuda"'),
         (lambda: F.pad(X32, 1), ValueError, "pad: needs a pair"),

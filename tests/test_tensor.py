@@ -68,6 +68,14 @@ def test_numbers_out_of_tensors():
     x = Tensor([[1.5]])
     assert x.item() == 1.5 and float(x) == 1.5 and int(x) == 1 and bool(x) and len(x) == 1
     assert [row.tolist() for row in Tensor([[1, 2], [3, 4]])] == [[1, 2], [3, 4]]
+    assert f"{Tensor(1.25):.1f} {Tensor(3)} {Tensor([1, 2])}" == "1.2 3 Tensor([1, 2])"
+    assert [7, 8, 9][Tensor([1, 5, 2]).argmax()] == 8 and list(range(Tensor([2]))) == [0, 1]
+    assert 3.0 in Tensor([[1.0, 2.0], [3.0, 4.0]]) and 5 not in Tensor([1, 2]) and Tensor(2) in Tensor([1, 2])
+    for index in (Tensor(1.0), Tensor([1, 2]), Tensor(True)):
+        with pytest.raises(TypeError, match="only a tensor of one integer is an index"):
+            range(index)
+    with pytest.raises(TypeError, match=r"format '\.2f' is for one number, this tensor has shape \(2,\)"):
+        f"{Tensor([1.0, 2.0]):.2f}"
     with pytest.raises(ValueError, match="exactly one number"):
         Tensor([1.0, 2.0]).item()
     with pytest.raises(TypeError, match="no axes"):
@@ -82,6 +90,12 @@ def test_comparisons_are_boolean_and_keep_parameters_apart():
     assert type(Parameter(np.ones(1)) > 0) is Tensor
     assert len({x, y, x}) == 2
     assert x.argmax().item() == 2 and Tensor([[1, 5], [7, 0]]).argmax(1, keepdim=True).tolist() == [[1], [0]]
+    empty = Tensor(np.empty((0, 3)))
+    assert empty.argmax(1).shape == (0,) and empty.argmax(1, keepdim=True).shape == (0, 1)
+    assert Tensor([[1, 5], [7, 0]]).argmax(keepdim=True).tolist() == [[2]] and Tensor(1).argmax(0, True).shape == ()
+    for dim in (0, None):
+        with pytest.raises(ValueError, match=r"argmax: no largest value among none.*\(0, 3\)"):
+            empty.argmax(dim)
     assert Tensor([1.0, np.inf, np.nan]).isfinite().tolist() == [True, False, False]
 
 
@@ -111,6 +125,42 @@ def test_creation():
     like = minigrad.ones_like(minigrad.zeros_like(Tensor(np.ones((2, 1), np.float16))))
     assert like.dtype == np.float16 and like.shape == (2, 1)
     assert minigrad.randn(4, requires_grad=True).requires_grad and minigrad.rand(()).shape == ()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "count", "last"),
+    [((10000, 20000, 0.1), 100_000, 19999.9), ((0, 1, 0.1), 10, 0.9), ((5, 1, -0.5), 8, 1.5), ((2, 1, 0.5), 0, None)],
+)
+def test_a_range_does_not_drift(bounds, count, last):
+    x = minigrad.arange(*bounds)
+    assert x.shape == (count,) and x.dtype == np.float32
+    assert last is None or x[-1].item() == np.float32(last)
+
+
+def test_a_range_of_integers():
+    assert minigrad.arange(0.7, 5.9, 1.5, dtype=np.int64).tolist() == [0, 1, 2, 3, 4]
+    assert minigrad.arange(2**60, 2**60 + 2).tolist() == [2**60, 2**60 + 1]
+    with pytest.raises(ValueError, match="arange: the step must not be 0, as int64"):
+        minigrad.arange(0, 5, 0.5, dtype=np.int64)
+    with pytest.raises(ValueError, match="must be finite"):
+        minigrad.arange(float("inf"))
+    with pytest.raises(TypeError, match="takes end, or start and end"):
+        minigrad.arange()
+
+
+def test_creation_in_bfloat16():
+    pytest.importorskip("ml_dtypes", reason="bfloat16 needs the package ml_dtypes")
+    ones = minigrad.ones(2, dtype="bfloat16")
+    for x in (
+        ones,
+        minigrad.full((2,), 3, "bfloat16"),
+        minigrad.arange(2, dtype="bfloat16"),
+        minigrad.zeros_like(ones),
+    ):
+        assert x.dtype.name == "bfloat16"
+    assert ones.tolist() == [1, 1] and minigrad.arange(2, 3, 0.25, dtype="bfloat16").tolist() == [2, 2.25, 2.5, 2.75]
+    x = minigrad.rand(10_000, dtype="bfloat16")
+    assert x.dtype == minigrad.randn(2, dtype="bfloat16").dtype == ones.dtype and x.float().amax().item() == 1 - 2**-8
 
 
 def test_repr_reads_like_pytorch():

@@ -184,6 +184,9 @@ def test_gradcheck_differentiates_float64_only_and_what_it_is_told():
     condition = X > 0
     gradcheck(lambda c, a, b: Tensor(c.data * 1.0) * a + b, condition, X, None or X + 1)
     gradcheck(lambda a, b: a * b.detach(), X, X + 1, wrt=[0])
+    gradcheck(lambda a, c: (a * a).masked_fill(c, 0.0), Tensor(X), Tensor(condition))
+    with pytest.raises(GradcheckError, match="gradient of input 0"):
+        gradcheck(op(WrongEntry), Tensor(X))
     with pytest.raises(GradcheckError, match="input 1: backward left no gradient"):
         gradcheck(lambda a, b: a * b.detach(), X, X + 1)
     with pytest.raises(GradcheckError, match="cut off"):

@@ -138,8 +138,9 @@ class Module:
             strict: refuse a missing or an unexpected name; otherwise these are passed over.
 
         Raises:
-            ValueError: a name is missing or unexpected, or a shape differs; or one side has no numbers, as in a model
-                made under `init.meta_init()`. Nothing has been loaded then.
+            ValueError: a name is missing or unexpected, a shape differs, or a value is not of real numbers that the
+                dtype here can hold; or one side has no numbers, as in a model made under `init.meta_init()`. Nothing
+                has been loaded then.
         """
         own = dict([*self.named_parameters(), *self.named_buffers()])
         arrays = {
@@ -151,6 +152,9 @@ class Module:
             )
         complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
+        fitting = {name: _fitting(arrays[name], own[name].dtype) for name in own if name in arrays}
+        complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
+                       for name, array in fitting.items() if array is None]  # fmt: skip
         if strict:
             complaints += [f"missing     {name} {own[name].shape}" for name in own if name not in arrays]
             complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays if name not in own]
@@ -160,9 +164,8 @@ class Module:
                 f"these weights do not fit {type(self).__name__}, and none was loaded:\n  " + "\n  ".join(shown) + "\n"
                 "Was the model created with the same name, num_classes and img_size?"
             )
-        for name, tensor in own.items():
-            if name in arrays:
-                tensor.data[...] = to_device(arrays[name], tensor.device)
+        for name, array in fitting.items():
+            own[name].data[...] = to_device(array, own[name].device)
 
     # Modes ----------------------------------------------------------------------------------------------------------
 
@@ -208,3 +211,12 @@ class Module:
     def extra_repr(self) -> str:
         """What a layer shows of itself between the brackets."""
         return ""
+
+
+def _fitting(array: Any, dtype: np.dtype) -> Any:
+    """The array in this dtype; None if it is not of real numbers, or if integers cannot hold them."""
+    if not is_floating(array.dtype) and array.dtype.kind not in "biu":
+        return None
+    with np.errstate(invalid="ignore"):
+        held = cast(array, dtype)
+    return held if is_floating(dtype) or bool((held == array).all()) else None

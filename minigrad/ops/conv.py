@@ -5,13 +5,14 @@ layer often wants tokens (N, OH·OW, O), and these then cost nothing. Letters: K
 G groups, each of C' = C / G input and O' = O / G output channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from minigrad import checks
-from minigrad.backend import Array, array_module, gemm
+from minigrad.backend import Array, array_module, gemm, promote
+from minigrad.dtypes import is_narrow
 from minigrad.function import Function
 from minigrad.windows import Pair, Windows, blocks, span
 
@@ -33,6 +34,13 @@ class Conv2d(Function):
     """
 
     autocast = 3
+
+    @staticmethod
+    def promote(xs: Sequence[Any]) -> list[Any]:
+        """All in one dtype, but what narrow images give is narrow, whatever the parameters. Images of integers are
+        refused: they are likely pixels that nobody has normalised."""
+        checks.floating(xs[0], "conv2d")
+        return list(xs) if is_narrow(xs[0].dtype) else promote(xs)
 
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
@@ -211,7 +219,6 @@ class Depthwise:
 def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Windows:
     """Check the arguments of conv2d, and lay out its windows."""
     checks.rank(x, 4, "(N, C, H, W)", "conv2d")
-    checks.floating(x, "conv2d")
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: weight must be (O, C / groups, KH, KW), each at least 1, got shape {weight.shape}")
     outputs, grouped, *kernel = weight.shape

@@ -8,7 +8,7 @@ from math import prod
 from string import ascii_letters
 from typing import NamedTuple
 
-from minigrad.backend import Array, array_module, gemm
+from minigrad.backend import Array, array_module, gemm, promote
 from minigrad.function import Function
 
 
@@ -37,6 +37,7 @@ class Einsum(Function):
     """
 
     autocast = 100  # all
+    promote = staticmethod(promote)
 
     def forward(self, *operands: Array, equation: str) -> Array:
         parsed = self.parsed = parse(equation, tuple(x.shape for x in operands))

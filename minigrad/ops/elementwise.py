@@ -235,6 +235,7 @@ class Clamp(Function):
     def forward(self, x: Array, *, min: Any, max: Any) -> Array:
         if min is None and max is None:
             raise ValueError("clamp: needs a min, a max, or both")
+        x = promote([x, min, max])[0]
         inside = True if min is None else x >= min
         self.inside = inside if max is None else inside & (x <= max)
         return array_module(x).clip(x, min, max)
@@ -252,8 +253,9 @@ class Where(Function):
     broadcasts = True
 
     def forward(self, condition: Array, a: Array, b: Array) -> Array:
-        kind = getattr(condition, "dtype", type(condition))
+        kind = getattr(condition, "dtype", None)
         if kind != np.dtype(bool):
+            kind = kind or type(condition).__name__
             raise TypeError(f"where: the condition must be a Tensor of bool, got {kind}; compare first, as in x > 0")
         self.condition = condition
         a, b = promote([a, b])

@@ -61,6 +61,7 @@ class Linear(Function):
 
     narrow = True
     autocast = 3
+    promote = staticmethod(promote)
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:

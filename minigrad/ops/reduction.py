@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from minigrad import checks
 from minigrad.backend import Array, array_module
+from minigrad.dtypes import is_floating
 from minigrad.function import Function
 
 Axis = int | Sequence[int] | None
+"""None and () both name all axes, as in PyTorch."""
 
 
 class _Reduction(Function):
@@ -23,7 +26,9 @@ class _Reduction(Function):
 
     def reduces(self, x: Array, axis: Axis, keepdims: bool) -> int:
         """Note the axes and the shape; the number of values that are folded into one."""
-        self.axes, self.shape, self.keepdims = checks.axes(axis, x.ndim, type(self).__name__.lower()), x.shape, keepdims
+        named = None if isinstance(axis, Sequence) and not axis else axis
+        self.axes = checks.axes(named, x.ndim, type(self).__name__.lower())
+        self.shape, self.keepdims = x.shape, keepdims
         return prod(x.shape[a] for a in self.axes)
 
     def lifted(self, reduced: Array) -> Array:
@@ -40,12 +45,17 @@ class _Reduction(Function):
         return array_module(reduced).broadcast_to(self.lifted(reduced), self.shape)
 
 
+def sum_dtype(x: Array) -> Any:
+    """What sums and products of x are held in: int64 for all integers and booleans (NumPy has uint64 for uint8)."""
+    return x.dtype if is_floating(x.dtype) else np.int64
+
+
 class Sum(_Reduction):
     """y = Σᵢ xᵢ;  ∂xᵢ = ∂y.  Saves nothing but the shape."""
 
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         self.reduces(x, axis, keepdims)
-        return x.sum(axis=self.axes, keepdims=keepdims)
+        return x.sum(axis=self.axes, dtype=sum_dtype(x), keepdims=keepdims)
 
     def backward(self, grad_output: Array) -> Array:
         return self.stretched(grad_output)
@@ -155,7 +165,7 @@ class Prod(_Reduction):
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         self.reduces(x, axis, keepdims)
         self.x = x
-        return x.prod(axis=self.axes, keepdims=keepdims)
+        return x.prod(axis=self.axes, dtype=sum_dtype(x), keepdims=keepdims)
 
     def backward(self, grad_output: Array) -> Array:
         xp = array_module(grad_output)
@@ -177,7 +187,7 @@ class CumSum(Function):
 
     def forward(self, x: Array, *, axis: int) -> Array:
         self.axis = checks.one_axis(axis, x.ndim, "cumsum")
-        return x.cumsum(axis=self.axis) if x.ndim else x.copy()
+        return x.cumsum(axis=self.axis, dtype=sum_dtype(x)) if x.ndim else x.astype(sum_dtype(x))
 
     def backward(self, grad_output: Array) -> Array:
         if not grad_output.ndim:

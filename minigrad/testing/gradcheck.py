@@ -43,7 +43,7 @@ def gradcheck(
 
     Args:
         function: maps Tensors to one Tensor; it must be smooth near the inputs, and give the same at each call.
-        arrays: its inputs; integer and boolean arrays, numbers and None are passed on and not differentiated.
+        arrays: its inputs, arrays or Tensors; integers, booleans, numbers and None are passed on, not differentiated.
         step: h above.
         wrt: which inputs to differentiate; None means every float64 array.
         seed: of the random directions.
@@ -52,6 +52,7 @@ def gradcheck(
     Raises:
         GradcheckError: the gradient is wrong; the message has the op, the input, and both numbers.
     """
+    arrays = tuple(x.data if isinstance(x, Tensor) else x for x in arrays)
     inputs = _differentiable(arrays, wrt)
     originals = [x.copy() if _is_array(x) else x for x in arrays]
     tensors = [Tensor(x, requires_grad=i in inputs) if _is_array(x) else x for i, x in enumerate(arrays)]

@@ -65,6 +65,31 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     np.testing.assert_array_equal(net.stem.weight.data, before["stem.weight"] + 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.array(["1", "2"]), r"unfit       last: <U1 with values that float32 cannot hold"),
+        (np.array([1j, 2]), "unfit       last: complex128"),
+        (np.array([{}, None]), "unfit       last: object"),
+        ({"count": np.array(np.nan)}, "unfit       count: float64 with values that int64 cannot hold"),
+        ({"count": np.array(1e30)}, "unfit       count"),
+        ({"count": np.array(1.5)}, "unfit       count"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_values_that_do_not_fit_are_refused_before_any_is_loaded(values, message):
+    net = nn.Module()
+    net.first, net.last = nn.Parameter(np.zeros(2, np.float32)), nn.Parameter(np.zeros(2, np.float32))
+    net.count = nn.Buffer(np.array(0))
+    state = {"first": np.ones(2), "last": np.ones(2), "count": np.array(3.0)}
+    net.load_state_dict(state)
+    assert net.count.item() == 3 and net.count.dtype == np.int64
+    state |= {"first": np.zeros(2)} | (values if isinstance(values, dict) else {"last": values})
+    with pytest.raises(ValueError, match=message):
+        net.load_state_dict(state)
+    assert net.first.tolist() == [1, 1] and net.last.tolist() == [1, 1] and net.count.item() == 3
+
+
 def test_modes_and_freezing():
     net = Net().eval()
     assert not any(module.training for module in net.modules())

@@ -6,6 +6,7 @@ import pytest
 from minigrad import Tensor
 from tests.compare import at
 
+INF = np.inf
 X = Tensor(np.arange(12.0).reshape(3, 4))
 
 
@@ -35,6 +36,14 @@ def test_masked_fill_hides_nan():
     y, grad_x = at(lambda x: x.masked_fill(Tensor(np.array([True, False])), 0.0), [np.nan, 1.0])
     np.testing.assert_array_equal(y, [0, 1])
     np.testing.assert_array_equal(grad_x, [0, 1])
+
+
+@pytest.mark.parametrize("value", [-INF, np.nan, 1.5, 256, -1])
+def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
+    x = Tensor(np.uint8([1, 2]))
+    with pytest.raises(ValueError, match=f"masked_fill: uint8 cannot hold {value}; convert first"):
+        x.masked_fill(x > 1, value)
+    assert x.masked_fill(x > 1, 255.0).tolist() == [1, 255] and (x > 1).masked_fill(x > 1, 0).tolist() == [False] * 2
 
 
 @pytest.mark.parametrize(
@@ -71,9 +80,15 @@ def test_errors_teach(call, error, message):
         ((..., [0, 1], -1), lambda x: x[..., -1][..., [0, 1]]),
         ((None, 0, [[0], [2]]), lambda x: x[0][[[0], [2]]][None]),
         ((np.array([True, False]), slice(1), 0), lambda x: x[:, :, 0][[0]][:, :1]),
+        ((Tensor(0), slice(None), Tensor([0, 1])), lambda x: x[0][:, [0, 1]]),
+        ((0, Tensor(1), Tensor([0, 1])), lambda x: x[0][1][[0, 1]]),
+        ((np.array(1), [0, 1], Tensor(np.uint8(1))), lambda x: x[1, :, 1][[0, 1]]),
     ],
-    ids=["int first", "int last", "ellipsis", "new axis", "mask"],
+    ids=["int first", "int last", "ellipsis", "new axis", "mask", "0-d first", "0-d second", "0-d around"],
 )
 def test_integers_pick_before_arrays_as_in_pytorch(index, in_two_steps):
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     np.testing.assert_array_equal(x[index].numpy(), in_two_steps(x).numpy())
+    written, places = Tensor(x.data), in_two_steps(x).numpy()
+    written[index] = -1
+    np.testing.assert_array_equal(written.numpy(), np.where(np.isin(x.data, places), -1, x.data))

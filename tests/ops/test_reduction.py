@@ -65,6 +65,24 @@ def test_integers_can_be_summed_but_not_averaged(dtype):
             reduce(x)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.int32, np.int64])
+def test_sums_and_products_of_integers_are_int64(dtype):
+    x = Tensor(np.array([[1, 0], [1, 1]], dtype))
+    for y in (x.sum(), x.sum(0), x.prod(1), x.cumsum(0), x[0, 0].cumsum(0), x.sum() + Tensor([1, 2])):
+        assert Tensor(y).dtype == np.int64
+    assert (Tensor(np.uint8([200, 100])).sum() - 301).item() == -1
+
+
+def test_no_axis_means_all_axes():
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    for name in ("sum", "mean", "var", "std", "amax", "amin"):
+        reduce = getattr(x, name)
+        np.testing.assert_array_equal(reduce(()).data, reduce().data)
+        assert reduce([], keepdim=True).shape == (1, 1)
+    assert x.flip(()).tolist() == x.tolist()
+    assert x[None].squeeze(()).shape == (1, 2, 3) and x.movedim((), ()).shape == (2, 3)
+
+
 def test_errors_teach():
     x = Tensor(np.ones((2, 3)))
     with pytest.raises(IndexError, match="sum: axis 2 does not exist: with 2 axes it must be from -2 to 1"):
