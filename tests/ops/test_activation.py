@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
 from tests.compare import at
@@ -24,7 +25,13 @@ def test_far_out_there_is_no_overflow():
 
 
 def test_relu_at_zero_and_nan():
-    assert_outcome(at(F.relu, [-1.0, 0.0, NAN]), [0, 0, NAN], [0, 0, 0])
+    assert_outcome(at(F.relu, [-1.0, 0.0, NAN]), [0, 0, NAN], [0, 0, 1])
+
+
+def test_gelu_of_the_largest_numbers():
+    largest = float(np.finfo(np.float32).max)
+    with minigrad.without_twins():
+        assert_outcome(at(F.gelu, [largest, 2.0, -largest], dtype=np.float32)[0][[0, 2]], largest, 0)
 
 
 def test_softmax_of_large_and_masked_scores():
