@@ -45,6 +45,15 @@ def test_normalize_of_zeros_is_pytorchs():
     assert_outcome((y, grad_x), np.zeros(3), np.full(3, 1e12))
 
 
+def test_normalize_of_numbers_whose_squares_float16_has_not():
+    for x in ([[300.0, 400.0]], [[3e-4, 4e-4]]):
+        y, grad_x = at(F.normalize, x, dtype=np.float16)
+        exact, exact_grad = at(F.normalize, np.array(x, np.float16), dtype=np.float64)
+        assert y.dtype == grad_x.dtype == np.float16
+        np.testing.assert_allclose(y, exact, rtol=1e-3)
+        np.testing.assert_allclose(grad_x, exact_grad, rtol=2e-3)
+
+
 def test_float16_keeps_its_range():
     for activation in (F.relu, F.silu, F.gelu):
         assert at(activation, [-4.0, 4.0], dtype=np.float16)[1].dtype == np.float16
