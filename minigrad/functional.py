@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad import checks
 from minigrad.backend import array_module
+from minigrad.dtypes import is_narrow
 from minigrad.methods import raw
 from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 from minigrad.ops.attention import ScaledDotProductAttention
@@ -167,7 +168,10 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
     """x / max(‖x‖₂, eps) along `dim`."""
     if p != 2:
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
-    return input / (input * input).sum(dim, keepdim=True).clamp(min=eps * eps).sqrt()  # √0 has no gradient
+    narrow = is_narrow(input.dtype)
+    x = input.float() if narrow else input  # float16 has no room for squares, nor for eps²
+    y = x / (x * x).sum(dim, keepdim=True).clamp(min=eps * eps).sqrt()  # √0 has no gradient
+    return y.to(dtype=input.dtype) if narrow else y
 
 
 # Activations ----------------------------------------------------------------------------------------------------------

@@ -40,7 +40,8 @@ def load_weights(
         head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise they
             stay as they are in the model, and the file's are passed over.
         resize: whether to resample position embeddings and tables of relative positions that were made for another
-            size of image or window.
+            size of image or window. Their grid is not in the file and is taken to be square: leave this out to load
+            as they are the positions of a model whose grid is oblong.
 
     Raises:
         ValueError: the weights do not fit the model, and the message shows where and what may help; or the file is
@@ -77,17 +78,21 @@ def _head(model: ImageModel) -> tuple[str, str]:
 
 def _resized(array: np.ndarray, name: str, shape: Shape, model: ImageModel) -> np.ndarray:
     """The array for a parameter of this name and shape: resampled, if it is of positions and was made for others."""
-    if array.shape == shape or array.ndim != len(shape) or array.shape[-1] != shape[-1]:
+    if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
-    floats = Tensor(array.astype(np.promote_types(array.dtype, np.float32)))
     if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D); h and w are not in the file
-        side = isqrt(max(array.shape[1] - 1, 0))
-        if array.shape[:2] == (1, 1 + side * side):
-            return resample_pos_embed(floats, (side, side), model.patch_embed.grid_size).numpy()
-    if name.endswith("relative_position_bias_table") and array.shape[0] == isqrt(array.shape[0]) ** 2:
+        side, grid = isqrt(max(array.shape[1] - 1, 0)), model.patch_embed.grid_size
+        if array.shape[:2] == (1, 1 + side * side) and grid != (side, side):  # of as many patches, too: 8 x 8, 4 x 16
+            return resample_pos_embed(_as_floats(array), (side, side), grid).numpy()
+    of_window = name.endswith("relative_position_bias_table") and array.shape != shape
+    if of_window and array.shape[0] == isqrt(array.shape[0]) ** 2:
         window_size = (isqrt(shape[0]) + 1) // 2  # ((2M - 1)², heads)
-        return resample_relative_position_bias_table(floats, window_size).numpy()
+        return resample_relative_position_bias_table(_as_floats(array), window_size).numpy()
     return array
+
+
+def _as_floats(array: np.ndarray) -> Tensor:
+    return Tensor(array.astype(np.promote_types(array.dtype, np.float32)))
 
 
 # Reading ------------------------------------------------------------------------------------------------------------

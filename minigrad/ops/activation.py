@@ -8,14 +8,14 @@ from minigrad.function import Function
 
 
 class ReLU(Function):
-    """y = max(x, 0);  ∂x = ∂y where x > 0, else 0.  Saves y, which is positive just where x is."""
+    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y, as where x is no number.  Saves y, which is ≤ 0 just where x is."""
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).maximum(x, 0)
         return self.y
 
     def backward(self, grad_output: Array) -> Array:
-        return array_module(grad_output).where(self.y > 0, grad_output, 0)
+        return array_module(grad_output).where(self.y <= 0, 0, grad_output)
 
 
 class GELU(Function):
@@ -31,7 +31,8 @@ class GELU(Function):
         checks.floating(x, "gelu")
         cdf = special.normal_cdf(x)
         if any(self.needs_input_grad):
-            self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
+            with np.errstate(over="ignore"):  # exp(-∞), far out
+                self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
         return x * cdf
 
     def backward(self, grad_output: Array) -> Array:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from minigrad import checks
 from minigrad.backend import Array, array_module, device_of, gemm
 from minigrad.function import Function
@@ -16,8 +18,9 @@ class ScaledDotProductAttention(Function):
         ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
 
     `mask` is boolean (True: this query may look at this key) or a float bias that is added to the scores, such as
-    Swin's relative position bias; it broadcasts to (..., L, S), and a float one has a gradient. A query that may look
-    at no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) takes its place in y and ∂v, ∂P ⊙ M / (1 - p) in ∂P.
+    Swin's relative position bias; it broadcasts to (..., L, S), and not they to it, and a float one has a gradient. A
+    query that may look at no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) takes its place in y and ∂v, and
+    ∂P ⊙ M / (1 - p) that of ∂P.
 
     Shapes: q (..., L, E), k (..., S, E), v (..., S, V), P, S (..., L, S), y (..., L, V), leading axes broadcast.
     Saves q, k, v, P, and the dropout's M / (1 - p).
@@ -43,6 +46,9 @@ class ScaledDotProductAttention(Function):
                 raise ValueError("attention: give a mask or is_causal=True, not both")
             mask = xp.tri(L, S, dtype=bool)
         if mask is not None:
+            whole = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]), L, S)
+            if not broadcasts_to(mask.shape, whole):
+                raise ValueError(f"attention: the mask must broadcast to (..., L, S), here {whole}, got {mask.shape}")
             if mask.dtype == bool:
                 scores = xp.where(mask, scores, -xp.inf)
             elif mask.dtype.kind == "f":
@@ -77,6 +83,12 @@ class ScaledDotProductAttention(Function):
                 grad_k = gemm(grad_scores.swapaxes(-1, -2), self.q)
                 grad_k *= self.scale
         return grad_q, grad_k, grad_v, grad_scores
+
+
+def broadcasts_to(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Whether an array of this shape broadcasts to `whole`, and nothing of `whole` to it."""
+    aligned = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(own in (1, count) for own, count in aligned)
 
 
 def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> list[Array | None]:

@@ -199,29 +199,30 @@ class Erf(_Analytic):
 
 
 class Maximum(_Binary):
-    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.
+    """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 where a < b;  ∂b likewise.
 
-    Saves where a is first, and where they tie.
+    Where one of them is no number, nor is y, and both have the gradient ∂y. Saves where a < b, where a > b, and where
+    they tie.
     """
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.first, self.tie = a > b, a == b
+        self.a_loses, self.b_loses, self.tie = a < b, a > b, a == b
         return _module(a, b).maximum(a, b)
 
     def backward(self, grad_output: Array) -> tuple[Array, Array]:
         xp = array_module(grad_output)
-        half = xp.where(self.tie, grad_output / 2, 0)
-        return xp.where(self.first, grad_output, half), xp.where(self.first | self.tie, half, grad_output)
+        share = xp.where(self.tie, grad_output / 2, grad_output)
+        return xp.where(self.a_loses, 0, share), xp.where(self.b_loses, 0, share)
 
 
 class Minimum(Maximum):
-    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 elsewhere;  ∂b = what is left.
+    """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 where a > b;  ∂b likewise.
 
-    Saves where a is first, and where they tie.
+    As in Maximum for what is no number, and in what is saved.
     """
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.first, self.tie = a < b, a == b
+        self.a_loses, self.b_loses, self.tie = a > b, a < b, a == b
         return _module(a, b).minimum(a, b)
 
 

@@ -1,11 +1,12 @@
 """L2: resizing images, by two small matrices."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import Array, beside, gemm
+from minigrad.backend import Array, array_module, beside, gemm
 from minigrad.function import Function
 
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
@@ -16,8 +17,10 @@ class Interpolate(Function):
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    R and C come from one function of the sizes along their axis, `weights`. `scales` are output over input sizes, along
-    H and W, where a caller gave these; None is the ratio of the whole sizes.
+    R and C come from one function of the sizes along their axis, `weights`. Most of their entries are 0 and are left
+    out, so that an x that is no number shows only in the pixels that are made of it: 0 · NaN would be in all others
+    too. `scales` are output over input sizes, along H and W, where a caller gave these; None is the ratio of the whole
+    sizes.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); R (OH, H); C (OW, W).  Saves R and C.
     """
@@ -34,23 +37,51 @@ class Interpolate(Function):
     ) -> Array:
         out = _check(x, size, scales, mode, align_corners, antialias)
         self.rows, self.columns = (
-            beside(
-                x,
-                weights(
-                    x.shape[2 + axis],
-                    out[axis],
-                    mode=mode,
-                    align_corners=bool(align_corners),
-                    antialias=antialias,
-                    scale=None if scales is None else scales[axis],
-                ).astype(x.dtype),
+            weights(
+                x.shape[2 + axis],
+                out[axis],
+                mode=mode,
+                align_corners=bool(align_corners),
+                antialias=antialias,
+                scale=None if scales is None else scales[axis],
             )
             for axis in (0, 1)
         )
-        return gemm(gemm(self.rows, x), self.columns.T)
+        return _mix(self.columns, _mix(self.rows, x, axis=2), axis=3)
 
     def backward(self, grad_output: Array) -> Array:
-        return gemm(gemm(self.rows.T, grad_output), self.columns)
+        return _mix(self.columns.T, _mix(self.rows.T, grad_output, axis=2), axis=3)
+
+
+def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
+    """M x along the rows (axis 2) or columns (axis 3) of images: y_r = Σ_j M_rj xⱼ over the j where M_rj is not 0."""
+    xp = array_module(x)
+    if xp is np and _is_finite(x):  # then 0 · xⱼ is 0, and a product the same, and faster
+        M = matrix.astype(x.dtype)
+        return gemm(M, x) if axis == 2 else gemm(x, M.T)
+    N, C, *sizes = x.shape
+    sizes[axis - 2] = len(matrix)
+    y = xp.zeros((N, C, *sizes), x.dtype)
+    for rows, columns, entries in _taps(matrix):
+        factors = entries.astype(x.dtype)[:, None] if axis == 2 else entries.astype(x.dtype)
+        place = (slice(None),) * axis + (beside(x, rows),)
+        y[place] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
+    return y
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    """Seen from the sum; a sum that is too large counts as not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(x.sum()))
+
+
+def _taps(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The first entries of the rows that are not 0, then the second ones, and so on: their rows, columns and values."""
+    rows, columns = np.nonzero(matrix)
+    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # so many stand before it in its row
+    for t in range(before.max() + 1):
+        at = before == t
+        yield rows[at], columns[at], matrix[rows[at], columns[at]]
 
 
 def weights(

@@ -17,11 +17,12 @@ class CrossEntropy(Function):
 
         Q_nc = w_c · ((1 - s) · q_nc + s / C)
 
-    and a row whose index is `ignore_index` is zero. The mean divides by Σ w over the targets named, or by the count
-    when targets are probabilities. For these, ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
+    and a row whose index is `ignore_index` is zero, and its gradient too, even where no row counts and the mean is not
+    a number. The mean divides by Σ w over the targets named, or by the count when targets are probabilities. For these,
+    ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
 
-    Shapes: x (N, C, ...) or (C,); index target (N, ...), probabilities like x; w (C,).  Saves ln p, Q, and s, w.
-    Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
+    Shapes: x (N, C, ...) or (C,); index target (N, ...), probabilities like x; w (C,).  Saves ln p, Q, s, w, and which
+    rows are ignored.  Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
     """
 
     autocast = "widen"
@@ -48,8 +49,9 @@ class CrossEntropy(Function):
         if q.shape != x.shape:
             raise ValueError(f"cross_entropy: probabilities must have the shape of the input {x.shape}, got {q.shape}")
         self.Q = self.class_weight * (self.kept * q + label_smoothing / C)
-        if indices:
-            self.Q *= xp.expand_dims(target != ignore_index, self.axis)
+        self.ignored = xp.expand_dims(target == ignore_index, self.axis) if indices else None
+        if self.ignored is not None:
+            self.Q *= ~self.ignored
 
         centred = x - x.max(axis=self.axis, keepdims=True) if x.size else x
         self.log_p = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
@@ -68,6 +70,8 @@ class CrossEntropy(Function):
         grad_loss = grad_output * self.share
         if grad_loss.ndim:
             grad_loss = xp.expand_dims(grad_loss, self.axis)
+        if self.ignored is not None:
+            grad_loss = xp.where(self.ignored, 0, grad_loss)
         grad_x = grad_loss * (xp.exp(self.log_p) * self.Q.sum(axis=self.axis, keepdims=True) - self.Q)
         grad_q = -grad_loss * self.kept * self.class_weight * self.log_p if self.needs_input_grad[1] else None
         return grad_x, grad_q, None

@@ -29,8 +29,11 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
         model: any whose blocks' outputs are read by more than a class token (in the last block of a ViT, the patches
             have no gradient).
         images: (B, C, H, W), as the model takes them.
-        classes: for each image, a class by its number.
+        classes: for each image, a class by its number, from 0.
         blocks: names from `model.blocks_by_name()`.
+
+    Raises:
+        ValueError: there is no such block or class; or the model has no logits (B, K), as without pooling.
     """
     modules = model.blocks_by_name()
     missing = [name for name in blocks if name not in modules]
@@ -51,6 +54,10 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
     try:
         with enable_grad(), _gradients_aside(model):
             logits = model(Tensor(images.data, requires_grad=True))
+            if logits.ndim != 2:
+                raise ValueError(f"grad_cam: needs a model that pools, with logits (B, K), got {logits.shape}")
+            if not all(0 <= c < logits.shape[1] for c in classes):
+                raise ValueError(f"grad_cam: classes must be from 0 to {logits.shape[1] - 1}, got {list(classes)}")
             chosen = np.zeros(logits.shape, logits.dtype)
             chosen[np.arange(len(images)), list(classes)] = 1
             logits.backward(Tensor(chosen, device=logits.device))  # of the sum of all y_c: images do not meet

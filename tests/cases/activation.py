@@ -69,7 +69,6 @@ CASES = [
     ),
     Case(
         name="normalize",
-        ops=5,
         run=F.normalize,
         calls=calls(arrays(shapes(min_dims=2, max_dims=3, max_side=4), gap=0.02))
         | along_an_axis(shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)),

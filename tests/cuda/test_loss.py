@@ -104,7 +104,10 @@ def test_rows_that_are_ignored(N, C, ignored, reduction, dtype, weighted, seed):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_where_no_row_counts(reduction):
-    """The mean of nothing is not a number, nor is that of classes that have no weight; nor are its gradients."""
+    """The mean of nothing is not a number, nor is that of classes that have no weight.
+
+    Nor are the gradients of these; what is ignored has none.
+    """
     choices = {"ignore_index": 3, "reduction": reduction}
     assert_equals_specification(drawn(0, 5, 7), np.full(5, 3), **choices)
     weight = (np.arange(7) != 2).astype(np.float32)

@@ -216,6 +216,11 @@ def test_grad_cam_of_what_is_not_there_is_explained():
         gradcam.grad_cam(model, x, [0, 1], ["stages.3.0"])
     with pytest.raises(ValueError, match="a class for each of 2 images, got 1"):
         gradcam.grad_cam(model, x, [0], ["stages.2.0"])
+    for classes in ([0, 7], [-1, 0]):
+        with pytest.raises(ValueError, match=r"classes must be from 0 to 6, got \["):
+            gradcam.grad_cam(model, x, classes, ["stages.2.0"])
+    with pytest.raises(ValueError, match=r"needs a model that pools, with logits \(B, K\), got \(2, 17, 7\)"):
+        gradcam.grad_cam(small("vit", global_pool=""), x, [0, 1], ["blocks.0"])
 
 
 def test_the_last_block_of_each_size():

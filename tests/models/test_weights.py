@@ -191,6 +191,17 @@ def test_another_size_of_image(write):
     assert_has_formula_weights(model, except_for=["pos_embed"])
 
 
+def test_another_grid_of_as_many_patches():
+    """The file's is square. Without resize=True its positions are taken as they come."""
+    file, model = small("vit"), small("vit", img_size=(16, 64)).to(dtype=np.float64)
+    entries = foreign.jax(file)
+    models.load_weights(model, entries)
+    np.testing.assert_array_equal(model.pos_embed.numpy(), file.pos_embed.numpy())
+    models.load_weights(model, entries, resize=True)
+    expected = resample_pos_embed(file.pos_embed, (4, 4), (2, 8))
+    np.testing.assert_array_equal(model.pos_embed.numpy(), expected.numpy())
+
+
 def test_another_window():
     file, model = small("swin"), small("swin", window_size=7).to(dtype=np.float64)
     entries = written(file, foreign.hugging_face_swin)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
 from tests.compare import at
@@ -24,7 +25,13 @@ def test_far_out_there_is_no_overflow():
 
 
 def test_relu_at_zero_and_nan():
-    assert_outcome(at(F.relu, [-1.0, 0.0, NAN]), [0, 0, NAN], [0, 0, 0])
+    assert_outcome(at(F.relu, [-1.0, 0.0, NAN]), [0, 0, NAN], [0, 0, 1])
+
+
+def test_gelu_of_the_largest_numbers():
+    largest = float(np.finfo(np.float32).max)
+    with minigrad.without_twins():
+        assert_outcome(at(F.gelu, [largest, 2.0, -largest], dtype=np.float32)[0][[0, 2]], largest, 0)
 
 
 def test_softmax_of_large_and_masked_scores():
@@ -36,6 +43,15 @@ def test_softmax_of_large_and_masked_scores():
 def test_normalize_of_zeros_is_pytorchs():
     y, grad_x = at(lambda x: F.normalize(x, dim=0), np.zeros(3))
     assert_outcome((y, grad_x), np.zeros(3), np.full(3, 1e12))
+
+
+def test_normalize_of_numbers_whose_squares_float16_has_not():
+    for x in ([[300.0, 400.0]], [[3e-4, 4e-4]]):
+        y, grad_x = at(F.normalize, x, dtype=np.float16)
+        exact, exact_grad = at(F.normalize, np.array(x, np.float16), dtype=np.float64)
+        assert y.dtype == grad_x.dtype == np.float16
+        np.testing.assert_allclose(y, exact, rtol=1e-3)
+        np.testing.assert_allclose(grad_x, exact_grad, rtol=2e-3)
 
 
 def test_float16_keeps_its_range():

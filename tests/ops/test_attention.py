@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.testing import gradcheck
+from tests.cases.attention import attention as one_by_one
 
 RANDOM = np.random.default_rng(0)
 attention = F.scaled_dot_product_attention
@@ -62,6 +65,35 @@ def test_dropout_keeps_the_mean():
     y = attention(q, k, v, dropout_p=0.25).data  # means of 8 values that are 0 or 4/3
     assert abs(y.mean() - 1) < 0.02
     assert abs(y.var() - 0.25 / 0.75 / 8) < 0.01
+
+
+@given(
+    st.lists(st.sampled_from([1, 2, 3]), min_size=0, max_size=2),
+    st.lists(st.sampled_from([1, 2, 3]), min_size=0, max_size=3),
+    st.sampled_from([(4, 4), (1, 4), (4, 1), (1, 1), (4, 5), (5, 4)]),
+    st.sampled_from([bool, np.float32, np.float64]),
+)
+def test_a_mask_broadcasts_to_the_scores_and_the_scores_not_to_it(lead, of_mask, rows_and_keys, dtype):
+    """In the specification (float64, boolean masks) and in its twin (float32)."""
+    narrow = np.float32 if dtype is np.float32 else np.float64
+    q, k, v = (draw(*lead, 4, 3).astype(narrow) for _ in range(3))
+    mask = (draw(*of_mask, *rows_and_keys) + (dtype is bool)).astype(dtype)
+    call = lambda: attention(*map(Tensor, (q, k, v, mask))).numpy()  # noqa: E731
+    try:
+        np.broadcast_to(mask, (*lead, 4, 4))
+    except ValueError:
+        with pytest.raises(ValueError, match=r"attention: the mask must broadcast to \(\.\.\., L, S\), here \("):
+            call()
+    else:
+        np.testing.assert_allclose(call(), one_by_one(q, k, v, mask), atol=1e-5)
+
+
+def test_a_mask_for_more_images_than_there_are_is_refused():
+    """Few enough numbers for one piece of the twin, and so many that it takes image by image."""
+    for images, masks, heads, tokens in ((1, 8, 12, 50), (2, 3, 1, 600)):
+        q = Tensor(np.zeros((images, heads, tokens, 8), np.float32))
+        with pytest.raises(ValueError, match="the mask must broadcast to"):
+            attention(q, q, q, Tensor(np.zeros((masks, 1, tokens, tokens), np.float32)))
 
 
 Q = Tensor(draw(2, 3))

@@ -24,7 +24,8 @@ def test_gradients_at_kinks_are_pytorchs():
 
 
 def test_nan_is_passed_on():
-    assert_outcome(at(Tensor.maximum, [NAN, 1.0], [1.0, NAN])[:1], [NAN, NAN])
+    for extremum in (Tensor.maximum, Tensor.minimum):
+        assert_outcome(at(extremum, [NAN, 1.0, NAN], [1.0, NAN, NAN]), [NAN] * 3, [1, 1, 1], [1, 1, 1])
     assert_outcome(at(Tensor.minimum, [NAN, 1.0], [1.0, NAN])[:1], [NAN, NAN])
 
 

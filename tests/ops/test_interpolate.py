@@ -104,6 +104,49 @@ def test_position_embeddings_of_a_vit():
     assert abs(back - x).max() < 0.02
 
 
+@pytest.mark.parametrize("size", [(16, 16), (5, 3), (3, 12)])
+@pytest.mark.parametrize(("mode", "antialias"), [*((mode, False) for mode in MODES), *((m, True) for m in MODES[2:])])
+def test_what_is_not_finite_stays_where_it_is_used(mode, antialias, size):
+    """Forward and backward: elsewhere all is as if it was not there."""
+    choices = {"size": size, "mode": mode, "antialias": antialias}
+    rng = np.random.default_rng(0)
+    x, grad_y = rng.standard_normal((1, 2, 8, 8)), rng.standard_normal((1, 2, *size))
+    R, C = (abs(matrix(8, out, mode, antialias=antialias)) > 0 for out in size)
+
+    def run(x, grad_y):
+        x = Tensor(x, requires_grad=True)
+        y = F.interpolate(x, **choices)
+        y.backward(Tensor(grad_y))
+        return y.numpy(), x.grad.numpy()
+
+    right_y, right_x = run(x, grad_y)
+    for value in (np.nan, -np.inf):
+        x_odd, grad_odd = x.copy(), grad_y.copy()
+        x_odd[0, 1, 0, 2] = grad_odd[0, 1, 1, 0] = value
+        found_y, found_x = run(x_odd, grad_odd)
+        for found, right, reached in (
+            (found_y, right_y, np.outer(R[:, 0], C[:, 2])),
+            (found_x, right_x, np.outer(R[1], C[0])),
+        ):
+            np.testing.assert_allclose(found[0, 0], right[0, 0], rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(found[0, 1][~reached], right[0, 1][~reached], rtol=1e-12, atol=1e-14)
+            assert not np.isfinite(found[0, 1][reached]).any()
+            if mode in MODES[:2]:
+                assert (found[0, 1][reached] == value).all() or np.isnan(value)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
+def test_as_many_are_not_finite_as_in_torch(mode):
+    """Of sizes where no bilinear weight is 0: PyTorch multiplies by that one."""
+    torch = pytest.importorskip("torch")
+    for value, place in ((np.nan, (3, 4)), (-np.inf, (0, 0))):
+        x = np.zeros((1, 1, 8, 8), np.float32)
+        x[(0, 0, *place)] = value
+        for size in ((16, 16), (11, 20)):
+            expected = torch.nn.functional.interpolate(torch.from_numpy(x), size, mode=mode).numpy()
+            np.testing.assert_array_equal(F.interpolate(Tensor(x), size, mode=mode).numpy(), expected)
+
+
 def test_only_the_matrices_are_saved():
     node = Interpolate()
     node.forward(np.ones((1, 1, 4, 5)), size=(2, 3), scales=None, mode="bilinear", align_corners=None, antialias=False)

@@ -41,6 +41,15 @@ def test_ignored_targets_have_no_gradient():
     assert abs(grad_x[0]).max() > 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_where_no_row_counts_the_gradient_is_zero_and_where_all_weigh_nothing_it_is_not_a_number(smoothing):
+    x, weight = np.zeros((2, 3)), Tensor(np.array([0.0, 1.0, 1.0]))
+    y, grad_x = at(entropy([-100, -100], label_smoothing=smoothing), x)
+    assert np.isnan(y) and not grad_x.any()
+    y, grad_x = at(entropy([0, -100], label_smoothing=smoothing, weight=weight), x)
+    assert np.isnan(y) and np.isnan(grad_x[0]).all() and not grad_x[1].any()
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
 def test_any_integers_name_classes(kind):
     assert at(entropy(np.array([1, 0], kind)), np.zeros((2, 3)), dtype=np.float32)[0].dtype == np.float32

@@ -6,14 +6,14 @@ import numpy as np
 
 from minigrad import special
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_float32, ones, pieces
+from minigrad.kernels.cpu.pieces import is_float32, pieces
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation
 
 
 @twin_of(activation.ReLU)
 class ReLU(activation.ReLU):
-    """∂x = ∂y & mask, with a mask of 32 ones where y > 0: branches that follow the signs would be guessed wrong."""
+    """∂x = ∂y & mask, a mask of 32 ones but where y ≤ 0: branches that follow the signs would be guessed wrong."""
 
     takes = staticmethod(is_float32)
 
@@ -25,8 +25,8 @@ class ReLU(activation.ReLU):
             grad_x[...] = grad_output
             grad_output = grad_x
         for y, grad_y, grad_x_i in pieces(self.y, grad_output, grad_x):
-            mask = (y > 0).astype(np.int32)
-            np.negative(mask, out=mask)  # 1 -> 0xffffffff
+            mask = (y <= 0).astype(np.int32)
+            mask -= 1  # 0 -> 0xffffffff, 1 -> 0
             np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x_i.view(np.int32))
         return grad_x
 
@@ -47,7 +47,9 @@ class GELU(activation.GELU):
         y = np.empty_like(x)
         self.slope = np.empty_like(x) if any(self.needs_input_grad) else None
         for x_i, y_i, slope in pieces(x, y, self.slope):
-            if not np.isfinite(ones(len(x_i)) @ x_i):  # x - c would not be a number
+            with np.errstate(over="ignore"):
+                moderate = np.isfinite(x_i @ x_i)
+            if not moderate:  # somewhere c, of fewer bits, may be infinite, or no number
                 y_i[...] = _plain(x_i, slope)
                 continue
             bits = x_i.view(np.uint32) + _HALF

@@ -1,6 +1,6 @@
 // ReLU and GELU, number by number. Letters as in minigrad/ops/activation.py:
 //
-//   ReLU   y = max(x, 0)                        ∂x = ∂y where y > 0, else 0
+//   ReLU   y = max(x, 0)                        ∂x = 0 where y ≤ 0, else ∂y
 //   GELU   y = x · Φ(x)                         ∂x = ∂y · (Φ(x) + x · φ(x))
 //
 //          Φ(x) = ½ (1 + erf(x / √2)),          φ(x) = exp(-x² / 2) / √(2π)
@@ -74,9 +74,9 @@ static inline __device__ float grad_gelu(float x, float grad_y) {
     return grad_y * (normal_cdf(x) + x * normal_density(x));
 }
 
-// (What is no number is not ≤ 0, and stays what it is.)
+// (What is no number is not ≤ 0, and stays what it is, and its gradient too.)
 static inline __device__ float relu(float x) { return x <= 0 ? 0 : x; }
-static inline __device__ float grad_relu(float y, float grad_y) { return y > 0 ? grad_y : 0; }
+static inline __device__ float grad_relu(float y, float grad_y) { return y <= 0 ? 0 : grad_y; }
 
 extern "C" __global__ void __launch_bounds__(256)
 gelu_forward(const Stored* x, Stored* y, long long count) { map<gelu>(x, y, count); }

@@ -44,8 +44,11 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         (L, E), (S, V) = q.shape[-2:], v.shape[-2:]
         if k.shape[-2:] != (S, E) or max(E, V) > WIDEST or max(L, S) > LONGEST:
             return False
-        if mask is not None and not (on_gpu(mask) and mask.dtype == np.float32 and _fits(mask, (*q.shape[:-1], S))):
-            return False
+        if mask is not None:
+            if not (on_gpu(mask) and mask.dtype == np.float32):
+                return False
+            if not attention.broadcasts_to(mask.shape, (*q.shape[:-1], S)):
+                return False
         shared = max(_block(rows, own, E, V, backward=True)[1] for rows, own in ((S, L), (L, S)))
         return shared <= most_shared(q) and all(readable(x, np.float32) for x in (q, k, v))
 
@@ -158,13 +161,6 @@ def empty_like(x: Array, width: int) -> Array:
     if abs(x.strides[-3]) < abs(x.strides[-2]):
         return empty((*outer, rows, heads, width), x.dtype).swapaxes(-2, -3)
     return empty((*outer, heads, rows, width), x.dtype)
-
-
-def _fits(mask: Array, shape: tuple[int, ...]) -> bool:
-    """Whether the mask broadcasts to `shape`, and nothing broadcasts to it."""
-    if mask.ndim > len(shape):
-        return False
-    return all(own in (1, count) for own, count in zip(mask.shape, shape[len(shape) - mask.ndim :], strict=True))
 
 
 def _laid_out(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:

@@ -118,12 +118,13 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     ) -> bool:
         if is_causal or dropout_p or q.ndim < 3 or not (q.size and v.size and _can(q, k, v)):
             return False
-        (heads, L, E), (S, V) = q.shape[-3:], v.shape[-2:]
+        (L, E), (S, V) = q.shape[-2:], v.shape[-2:]
         if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (S, E)):
             return False
         if mask is not None:
-            fits = on_gpu(mask) and mask.dtype == FLOAT32 and mask.ndim <= q.ndim and prod(mask.shape[:-3]) == 1
-            if not (fits and all(own in (1, n) for own, n in zip(mask.shape[::-1], (S, L, heads), strict=False))):
+            if not (on_gpu(mask) and mask.dtype == FLOAT32 and prod(mask.shape[:-3]) == 1):
+                return False
+            if not attention.broadcasts_to(mask.shape, (*q.shape[:-1], S)):
                 return False
         return shared_bytes(L, S, E, V, backward=True, with_bias=mask is not None) <= most_shared(q)
 

@@ -150,7 +150,7 @@ cross_entropy_backward(const float* __restrict__ grad_loss, int step, const floa
     for (int j = 0; j < MINE; ++j)
         if (exists(j)) sum += targets.Q(column(j));
     sum = row_sum(sum);
-    const float g = grad_loss[(size_t)row * step] * (scale ? *scale : 1.0f);
+    const float g = targets.ignored ? 0.0f : grad_loss[(size_t)row * step] * (scale ? *scale : 1.0f);
 #pragma unroll
     for (int j = 0; j < MINE; ++j) {
         if (!exists(j)) continue;
