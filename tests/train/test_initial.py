@@ -84,15 +84,20 @@ def test_other_classes(earlier, album, tmp_path, capsys):
     assert f'initial_checkpoint = "{earlier / "best.npz"}"' in (tmp_path / "out" / "args.toml").read_text()
 
 
-def test_as_many_classes_by_other_names(earlier):
-    settings = __main__.parse(["--initial-checkpoint", str(earlier / "best.npz")])
-    classes = serialize.load_metadata(earlier / "best.npz")["classes"]
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_as_many_classes_by_other_names(earlier, tmp_path, suffix):
+    """A checkpoint of this program names them."""
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    arrays, metadata = serialize.load(earlier / "best.npz")
+    serialize.save(file := tmp_path / f"file{suffix}", arrays, metadata)
+    settings, classes = __main__.parse(["--initial-checkpoint", str(file)]), metadata["classes"]
     model = models.create_model("vit_nano_cifar")
     drawn = model.head.weight.numpy().copy()
     said = initial.load(model, [*classes[:-1], "another"], settings)
     assert said.endswith("; the head begins anew: 10 classes there, 10 others here")
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
-    assert initial.load(model, classes, settings) == f"weights  {earlier / 'best.npz'}"
+    assert initial.load(model, classes, settings) == f"weights  {file}"
     assert (model.head.weight.numpy() != drawn).any()
 
 

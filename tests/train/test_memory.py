@@ -51,17 +51,17 @@ def test_an_error_that_says_nothing(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == f"python -m train: out of memory{ADVICE}"
 
 
-# One run that has the memory, so that all is loaded and the libraries have what they keep; then one with 300 MB more.
+# One run that has the memory, so that all is loaded and the libraries have what they keep; then one with 100 MB more.
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
 from train.__main__ import main
 
 small, large = sys.argv[1:3]
-flags = ["--train-num-samples", "2000", "--val-num-samples", "20", "--epochs", "1", "--threads", "1"]
+flags = ["--train-num-samples", "600", "--val-num-samples", "20", "--epochs", "1", "--threads", "1"]
 assert main([*flags, "--batch-size", small, "--output", "small"]) == 0
 size = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
-resource.setrlimit(resource.RLIMIT_AS, (size + (300 << 20), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), resource.RLIM_INFINITY))
 sys.exit(main([*flags, "--batch-size", large, "--output", "large"]))
 """
 
@@ -69,7 +69,7 @@ sys.exit(main([*flags, "--batch-size", large, "--output", "large"]))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
 def test_a_process_that_has_too_little(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-c", LIMITED, "500", "2000"]
+    command = [sys.executable, "-W", "error", "-c", LIMITED, "60", "600"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
     assert result.returncode == 2, result.stderr
     assert re.fullmatch(r"python -m train: out of memory( \(.*\))?" + re.escape(ADVICE), result.stderr)
