@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +30,12 @@ STILL = ["--lr", "1e-30", "--warmup-epochs", "0", "--weight-decay", "0"]
 
 def main(*flags):
     return __main__.main([*SMALL, *map(str, flags)])
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take longer than all else here."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
 
 
 @pytest.fixture(scope="module")
