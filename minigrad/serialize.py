@@ -104,20 +104,24 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of a `.npz` file alone, without reading the rest.
+    """The metadata of a file alone, without reading the rest.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another format.
     """
-    path = Path(path)
+    path, kind = Path(path), _kind(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    reader = _safetensors() if kind == "safetensors" else None
     try:
+        if reader is not None:
+            with reader.safe_open(path, framework="numpy") as file:
+                return json.loads((file.metadata() or {}).get("minigrad", "{}"))
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             return json.loads(file[_METADATA].tobytes().decode()) if _METADATA in file.files else {}
     except Exception as error:  # as in `load`
-        raise ValueError(f"{path} is no complete npz file of arrays: {error}") from error
+        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
 
 
 def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

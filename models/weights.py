@@ -26,9 +26,26 @@ from models.vit import VisionTransformer, resample_pos_embed
 Arrays = dict[str, np.ndarray]
 
 
+class Loaded(NamedTuple):
+    """What came of it."""
+
+    head: bool  # whether the classifier was loaded too
+    classes: int | None  # of the classifier in the file; None: there is none
+    resized: list[str]  # the parameters of the model whose positions were resampled
+
+
+class MisfitError(ValueError):
+    """Weights that are not those of the model; the message is a table of all that differs."""
+
+    def __init__(self, message: str, misfits: "list[Misfit]", lookalike: str | None) -> None:
+        super().__init__(message)
+        self.misfits = misfits
+        self.lookalike = lookalike  # the named model that they would fit
+
+
 def load_weights(
-    model: ImageModel, weights: str | Path | Mapping[str, Any], *, head: bool = True, resize: bool = False
-) -> None:
+    model: ImageModel, weights: str | Path | Mapping[str, Any], *, head: bool | None = True, resize: bool = False
+) -> Loaded:
     """Load weights in the names of timm, torchvision, Microsoft's Swin, Facebook's ConvNeXt, Hugging Face's
     transformers, Google's JAX code, or minigrad. They take the model's dtype, and go to its device.
 
@@ -38,33 +55,40 @@ def load_weights(
             or a dict of arrays, Tensors or torch tensors. What wraps them, such as `{"model": ...}`, is taken off;
             where there are averaged weights (EMA) beside the others, these are loaded.
         head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise they
-            stay as they are in the model, and the file's are passed over.
+            stay as they are in the model, and the file's are passed over. None: if they fit.
         resize: whether to resample position embeddings and tables of relative positions that were made for another
             size of image or window. Their grid is not in the file and is taken to be square: leave this out to load
             as they are the positions of a model whose grid is oblong.
 
     Raises:
-        ValueError: the weights do not fit the model, and the message shows where and what may help; or the file is
-            damaged, or holds anything but arrays. The model is as it was.
+        MisfitError: the weights do not fit the model; the message shows where, and what may help. The model is as it
+            was.
+        ValueError: the file is damaged, or holds anything but arrays.
         FileNotFoundError: there is no such file.
         RuntimeError: the library that reads such a file is not installed.
     """
     arrays = _arrays(weights)
     layout, own = layout_of(arrays, model), model.state_dict()
-    for name in list(arrays):
-        ours = layout.place(name).name
-        if (ours.startswith(_head(model)) and not head) or (_COMPUTED.search(ours) and ours not in own):
-            del arrays[name]
-    found = places(arrays, model)
+    ours = {name: layout.place(name).name for name in arrays}
+    arrays = {name: x for name, x in arrays.items() if ours[name] in own or not _COMPUTED.search(ours[name])}
+    classes = next((x.size for name, x in arrays.items() if ours[name] == f"{_head(model)[0]}bias"), None)
+    found, resized = places(arrays, model), []
     for name, place in found.items():
         if resize and place is not None:
-            arrays[name] = _resized(arrays[name], place.name, own[place.name].shape, model)
+            array = _resized(arrays[name], place.name, own[place.name].shape, model)
+            resized += [] if array is arrays[name] else [place.name]
+            arrays[name] = array
     misfits = _misfits(arrays, found, layout, model)
+    if head is None:
+        head = not any(misfit.ours.startswith(_head(model)) for misfit in misfits)
     if not head:
         misfits = [misfit for misfit in misfits if not misfit.ours.startswith(_head(model))]
+        arrays = {name: x for name, x in arrays.items() if not ours[name].startswith(_head(model))}
     if misfits:
-        raise ValueError(_report(misfits, arrays, layout, model, resize))
+        lookalike = _lookalike(arrays, model)
+        raise MisfitError(_report(misfits, arrays, layout, model, resize, lookalike), misfits, lookalike)
     model.load_state_dict(to_canonical(arrays, model), strict=False)
+    return Loaded(head, classes, resized)
 
 
 # What models compute for themselves, or do without.
@@ -244,7 +268,9 @@ def _misfits(arrays: Arrays, found: Mapping[str, Place | None], layout: Layout, 
     return misfits
 
 
-def _report(misfits: list[Misfit], arrays: Arrays, layout: Layout, model: ImageModel, resize: bool) -> str:
+def _report(
+    misfits: list[Misfit], arrays: Arrays, layout: Layout, model: ImageModel, resize: bool, lookalike: str | None
+) -> str:
     if not arrays:
         return "there are no weights to load: none at all, or only a classifier, which head=False passes over"
     unknown = sum(misfit.kind == "unexpected" for misfit in misfits)
@@ -265,14 +291,14 @@ def _report(misfits: list[Misfit], arrays: Arrays, layout: Layout, model: ImageM
     return (
         f"these weights (in the names of {layout.name}) do not fit this {type(model).__name__}, and none was loaded:"
         + "".join(f"\n  {line}" for line in table)
-        + "".join(f"\n{fix}" for fix in _likely_fixes(misfits, arrays, model, resize))
+        + "".join(f"\n{fix}" for fix in _likely_fixes(misfits, model, resize, lookalike))
     )
 
 
 _ROWS = 10  # of a kind
 
 
-def _likely_fixes(misfits: list[Misfit], arrays: Arrays, model: ImageModel, resize: bool) -> list[str]:
+def _likely_fixes(misfits: list[Misfit], model: ImageModel, resize: bool, lookalike: str | None) -> list[str]:
     """A sentence for each cause that the misfits may have."""
     classifier, pre_logits = _head(model)
     heads, layers, positions, others = [], [], [], []
@@ -285,8 +311,8 @@ def _likely_fixes(misfits: list[Misfit], arrays: Arrays, model: ImageModel, resi
             positions.append(misfit)
         else:
             others.append(misfit)
-    if others and (name := _lookalike(arrays, model)):
-        return [f"They look like those of create_model({name!r}), without other arguments."]
+    if others and lookalike:
+        return [f"They look like those of create_model({lookalike!r}), without other arguments."]
     fixes = []
     if heads:
         classes = [misfit.shape_there[0] for misfit in heads if misfit.shape_there and len(misfit.shape_there) == 1]

@@ -32,6 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except OSError as error:
         message = f"{error.filename or 'standard output'}: {error.strerror}"
+    except MemoryError as error:  # NumPy's, or CuPy's for a card; what was saved is whole
+        said = " ".join(str(error).split())
+        message = (
+            f"out of memory{f' ({said})' if said else ''}; a lower --batch-size, with more --grad-accum-steps for the "
+            "same step, takes less, and so does a lower --validation-batch-size"
+        )
     print(f"python -m train: {message}", file=sys.stderr)
     return 2
 

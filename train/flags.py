@@ -39,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
     )
     add(what, "--model", "a name that models.list_models() lists", metavar="NAME")
+    begin = "begin with the weights in it, trained here or by others"
+    add(what, "--initial-checkpoint", begin, metavar="FILE")
     data = "shapes, cifar10, cifar100; folder: of train/CLASS, val/CLASS"
     add(what, "--dataset", data, choices=list(BY_DATASET), metavar="NAME")
     add(what, "--data-dir", "where its folder or archive is, or that folder or archive itself", metavar="DIR")

@@ -53,6 +53,7 @@ class Trainer:
         self.order: Array | None = None  # of its images, from its first step on
         self.seconds = 0.0  # that it took so far, before the process was started that goes on with it
         self.lr = 0.0  # of the last step
+        self.initial = ""  # where the weights that it began with are from, in words; empty: they were drawn
         self.stop = Event()  # once set, `fit` ends after the step that is running
 
     def fit(self) -> Iterator[Metrics]:
@@ -91,7 +92,7 @@ class Trainer:
         if self.order is None:
             self.step.clear()
             order = self.generator.permutation(count, self.settings.device)
-            self.order = repeated(order, self.settings.aug_repeats)
+            self.order = repeated(order, 1 if self.settings.no_aug else self.settings.aug_repeats)
         parts = list(batches(count, self.images_per_step))
         done = parts[self.position - 1].stop if self.position else 0
         with Progress(count, " images", title, done=done) as progress:

@@ -10,7 +10,8 @@ import models
 from minigrad import cublas, manual_seed, tune_cpu
 from minigrad.backend import to_device
 from minigrad.dtypes import as_dtype
-from train import checkpoint, datasets, naming, report, resume, signals
+from models.summary import trace
+from train import checkpoint, datasets, initial, naming, report, resume, signals
 from train.errors import InputError
 from train.loop import DivergedError, Stopped, Trainer
 from train.results import Results, alone
@@ -33,7 +34,7 @@ def run(settings: Settings) -> int:
     state = Path(settings.resume) if goes_on else folder / naming.STATE
     if is_finished(settings):
         return 0
-    trainer = prepare(replace(settings, resume="none"))  # what a run writes is the same however it came about
+    trainer = prepare(replace(settings, resume="none"), goes_on)  # what a run writes is the same however it came about
     results = Results(state, trainer)
     with alone(folder):
         if is_finished(settings):  # by now: another process had the folder while the data were loaded
@@ -93,15 +94,19 @@ def is_finished(settings: Settings) -> bool:
     return finished
 
 
-def prepare(settings: Settings) -> Trainer:
-    """The data, a new model, and their trainer."""
+def prepare(settings: Settings, goes_on: bool) -> Trainer:
+    """The data, a new model, and their trainer. A run that goes on has its weights from its state."""
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
     try:
-        model = models.create_model(**checkpoint.model_arguments(dataset, settings)).to(settings.device)
+        model = models.create_model(**checkpoint.model_arguments(dataset, settings))
+        trace(model, (1, *dataset.train.images.shape[1:]))  # whether it takes images of their size
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
-    trainer = Trainer(model, dataset, settings)
+    begins = settings.initial_checkpoint != "none" and not goes_on
+    said = initial.load(model, dataset.classes, settings) if begins else ""
+    trainer = Trainer(model.to(settings.device), dataset, settings)
+    trainer.initial = said
     if settings.tune_cpu:
         tune_cpu(trainer.threads)
     return trainer
@@ -117,6 +122,8 @@ def introduce(trainer: Trainer, folder: Path) -> None:
         f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
         f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
     )
+    if trainer.initial:
+        print(trainer.initial)
     if settings.model_ema:
         print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
     if settings.device != "cpu" and settings.why_no_graph:

@@ -11,6 +11,7 @@ class Settings:
 
     recipe: str
     model: str
+    initial_checkpoint: str  # weights to begin with; "none": they are drawn
     dataset: str
     data_dir: str
     download: bool
@@ -76,6 +77,7 @@ class Settings:
 COMMON: dict[str, Any] = {
     "recipe": "none",
     "model": "vit_nano_cifar",
+    "initial_checkpoint": "none",
     "dataset": "shapes",
     "data_dir": "data",
     "download": False,

@@ -143,3 +143,20 @@ def test_a_run(tmp_path):
 def test_flags_that_do_not_go_together(flags, message):
     with pytest.raises(InputError, match=message):
         datasets.load(parse(flags))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "convnext_atto", "--img-size", "16"], "they must be at least 32 x 32; got (1, 3, 16, 16)"),
+        (["--model", "vit_tiny_patch16_224", "--img-size", "40"], "40 x 40"),
+    ],
+)
+def test_images_that_a_model_does_not_take(flags, message, tmp_path):
+    """Noticed before anything is written."""
+    album(tmp_path / "album", ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    result = run("--dataset", "folder", "--data-dir", "album", *flags, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"python -m train: --model {flags[1]}: ") and message in line
+    assert [file.name for file in tmp_path.iterdir()] == ["album"]

@@ -254,6 +254,14 @@ def test_repeats_are_of_fewer_images(dataset):
     assert len(images) == 20 and set(counts) == {3}
 
 
+def test_no_augmentation_is_no_repeats_either(dataset):
+    settings = replace(parse(["--no-aug", "--aug-repeats", "3"]), threads=1)
+    trainer, seen = Trainer(Small(), dataset, settings), []
+    trainer.advance = lambda index: seen.append(index)
+    trainer.train_epoch("epoch")
+    assert sorted(np.concatenate(seen)) == list(range(60))
+
+
 def test_muon_is_for_the_matrices_of_hidden_layers(dataset):
     settings = replace(parse(["--batch-size", "60", "--opt", "muon"]), threads=1)
     model = models.create_model("swin_nano_cifar")

@@ -1,0 +1,242 @@
+"""`--initial-checkpoint`: whose weights training begins with, and which files are refused."""
+
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+import models
+from minigrad import serialize
+from tests.models import foreign
+from tests.train.test_command_line import rows, train
+from train import __main__, initial, run
+
+SMALL = [
+    "--train-num-samples",
+    "60",
+    "--val-num-samples",
+    "20",
+    "--batch-size",
+    "20",
+    "--threads",
+    "1",
+    "--epochs",
+    "1",
+]
+STILL = ["--lr", "1e-30", "--warmup-epochs", "0", "--weight-decay", "0"]
+
+
+def main(*flags):
+    return __main__.main([*SMALL, *map(str, flags)])
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take longer than all else here."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """The folder of a run on drawn shapes."""
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    assert main("--output", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def album(tmp_path):
+    """A folder of images of three classes, 48 x 48."""
+    Image = pytest.importorskip("PIL.Image")
+    for i, name in enumerate(["blue", "green", "red"]):
+        for split in ("train", "val"):
+            (tmp_path / "album" / split / name).mkdir(parents=True)
+            for j in range(2):
+                pixels = np.full((48, 48, 3), 40 + 10 * j, np.uint8)
+                pixels[..., 2 - i] += 100
+                Image.fromarray(pixels).save(tmp_path / "album" / split / name / f"{j}.png")
+    return ["--dataset", "folder", "--data-dir", tmp_path / "album"]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_run_begins_where_another_ended(earlier, tmp_path, capsys, suffix):
+    """The same images, the same loss; and no step moved it."""
+    file = earlier / "last.npz"
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+        serialize.save(file := tmp_path / "last.safetensors", *serialize.load(earlier / "last.npz"))
+    assert main("--initial-checkpoint", file, *STILL, "--seed", 1, "--output", tmp_path / "out") == 0
+    (before,), (after,) = rows(earlier), rows(tmp_path / "out")
+    assert after["test_loss"] == before["test_loss"]
+    assert f"\nweights  {file}\n" in capsys.readouterr().out
+
+
+def test_the_average_begins_there_too(earlier, tmp_path):
+    flags = ["--initial-checkpoint", earlier / "last.npz", *STILL, "--model-ema", "--output", tmp_path / "out"]
+    assert main(*flags) == 0
+    assert rows(tmp_path / "out")[0]["test_loss"] == rows(earlier)[0]["test_loss"]
+
+
+def test_other_classes(earlier, album, tmp_path, capsys):
+    """All but the head are the file's; the head begins with zeros."""
+    assert main(*album, *STILL, "--initial-checkpoint", earlier / "best.npz", "--output", tmp_path / "out") == 0
+    said = f"weights  {earlier / 'best.npz'}; the head begins anew: 10 classes there, 3 here"
+    assert capsys.readouterr().out.splitlines().count(said) == 1
+    there, here = (serialize.load(folder / "best.npz")[0] for folder in (earlier, tmp_path / "out"))
+    assert here["head.weight"].shape == (3, 64) and abs(here["head.weight"]).max() < 1e-20
+    for name in here.keys() - {"head.weight", "head.bias"}:
+        np.testing.assert_array_equal(here[name], there[name], err_msg=name)
+    assert f'initial_checkpoint = "{earlier / "best.npz"}"' in (tmp_path / "out" / "args.toml").read_text()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_as_many_classes_by_other_names(earlier, tmp_path, suffix):
+    """A checkpoint of this program names them."""
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    arrays, metadata = serialize.load(earlier / "best.npz")
+    serialize.save(file := tmp_path / f"file{suffix}", arrays, metadata)
+    settings, classes = __main__.parse(["--initial-checkpoint", str(file)]), metadata["classes"]
+    model = models.create_model("vit_nano_cifar")
+    drawn = model.head.weight.numpy().copy()
+    said = initial.load(model, [*classes[:-1], "another"], settings)
+    assert said.endswith("; the head begins anew: 10 classes there, 10 others here")
+    np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
+    assert initial.load(model, classes, settings) == f"weights  {file}"
+    assert (model.head.weight.numpy() != drawn).any()
+
+
+def test_weights_of_others_at_another_size(album, tmp_path, capsys):
+    """In the names of torchvision and Hugging Face; positions for 32 x 32 become those for 48 x 48."""
+    source = models.create_model("vit_nano_cifar", num_classes=5)
+    for i, names in enumerate([foreign.torchvision_vit, foreign.hugging_face_vit]):
+        file, out = tmp_path / f"{i}.npz", tmp_path / f"out{i}"
+        serialize.save(file, foreign.written(source, names))
+        flags = [*album, "--img-size", 48, "--layer-decay", 0.5, *STILL, "--initial-checkpoint", file, "--output", out]
+        assert main(*flags) == 0
+        said = "the head begins anew: 5 classes there, 3 here; positions are resampled (pos_embed)"
+        assert f"\nweights  {file}; {said}\n" in capsys.readouterr().out
+        found, _ = serialize.load(out / "last.npz")
+        for name, x in source.state_dict().items():
+            if name != "pos_embed" and not name.startswith("head."):
+                np.testing.assert_array_equal(found[name], x.numpy().astype(np.float32), err_msg=name)
+        assert found["pos_embed"].shape == (1, 1 + 12 * 12, 64)
+
+
+def test_weights_of_timm_without_a_head(tmp_path):
+    """Swin's names are other ones there; without a classifier, the drawn one stays."""
+    source, model = (models.create_model("swin_nano_cifar") for _ in range(2))
+    entries = foreign.written(source, foreign.timm_swin)
+    serialize.save(tmp_path / "w.npz", {name: x for name, x in entries.items() if not name.startswith("head")})
+    drawn = model.head.weight.numpy().copy()
+    settings = __main__.parse(["--model", "swin_nano_cifar", "--initial-checkpoint", str(tmp_path / "w.npz")])
+    said = initial.load(model, "abcdefghij", settings)
+    assert said == f"weights  {tmp_path / 'w.npz'}; the head begins anew: none there, 10 here"
+    np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
+    for name in model.state_dict().keys() - {"head.weight", "head.bias"}:
+        np.testing.assert_array_equal(
+            model.state_dict()[name].numpy(), source.state_dict()[name].numpy().astype(np.float32)
+        )
+
+
+def test_a_run_that_goes_on_needs_no_file(earlier, tmp_path, capsys):
+    """Its weights are those of its state."""
+    shutil.copy(earlier / "best.npz", tmp_path / "file.npz")
+    flags = ["--initial-checkpoint", tmp_path / "file.npz", "--epochs", 2, "--output", tmp_path / "out"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "fit", interrupted)
+        assert main(*flags) == 130
+    (tmp_path / "file.npz").unlink()
+    assert main(*flags, "--resume", "auto") == 0
+    assert "weights" not in capsys.readouterr().out.partition("resume ")[2]
+    shutil.copy(earlier / "best.npz", tmp_path / "file.npz")
+    assert main(*flags[:-1], tmp_path / "whole") == 0
+    for name, x in serialize.load(tmp_path / "whole" / "last.npz")[0].items():
+        np.testing.assert_array_equal(serialize.load(tmp_path / "out" / "last.npz")[0][name], x)
+
+
+# Files that are refused -----------------------------------------------------------------------------------------------
+
+
+def refused(capsys, tmp_path, file, *flags):
+    """The line that says why; nothing else is said, and nothing written."""
+    before = sorted(tmp_path.rglob("*"))
+    assert main("--initial-checkpoint", file, *flags, "--output", tmp_path / "out") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and len(err) < 700
+    assert err.startswith(f"python -m train: --initial-checkpoint {file}"), err
+    assert sorted(tmp_path.rglob("*")) == before
+    return err
+
+
+def altered(earlier, file, change):
+    arrays, metadata = serialize.load(earlier / "best.npz")
+    change(arrays)
+    serialize.save(file, arrays, metadata)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.pop("norm.bias"), r"1 missing \(norm.bias\); it must be of the same arch"),
+        (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); it must"),
+        (lambda x: x.update({"norm.bias": np.ones(5)}), r"1 misshapen \(norm.bias, \(5,\) there and \(64,\) here\)"),
+        (lambda x: x.update({"norm.bias": np.ones(64, int)}), r"1 int64 \(norm.bias"),
+        (lambda x: x.update(pos_embed=np.ones((1, 8, 64))), r"resampled from a square grid or window only"),
+        (lambda x: x.clear(), r"\d+ missing \(cls_token, ...\)"),
+        (
+            lambda x: x.update({"norm.bias": np.full(64, np.nan)}),
+            "norm.bias has numbers that are not finite in float32",
+        ),
+        (lambda x: x.update({"norm.bias": np.full(64, 1e300)}), "norm.bias has numbers that are not finite in float32"),
+    ],
+)
+def test_weights_that_do_not_fit(earlier, tmp_path, capsys, change, message):
+    file = altered(earlier, tmp_path / "file.npz", change)
+    assert re.search(message, refused(capsys, tmp_path, file))
+
+
+def test_weights_of_another_model(earlier, tmp_path, capsys):
+    line = refused(capsys, tmp_path, earlier / "best.npz", "--model", "convnext_atto_cifar")
+    assert "does not fit --model convnext_atto_cifar: " in line
+    assert "unexpected" in line and "missing" in line and "look like those of --model vit_nano_cifar" in line
+
+
+def test_what_is_no_file_of_weights(earlier, tmp_path, capsys):
+    whole = (earlier / "best.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "pickle.pth").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "proof").encode() + b"'\ntR.")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    np.savez(tmp_path / "objects.npz", a=np.array([print], object))
+    for name, message in [
+        ("missing.npz", "there is no file"),
+        ("", "end in .safetensors, .npz, .pth|there is no file"),
+        ("cut.npz", "is no complete npz file"),
+        ("objects.npz", "Object arrays cannot be loaded"),
+        ("text.safetensors", "is no complete safetensors file|needs its library"),
+        ("pickle.pth", "is damaged, or holds more than tensors|only torch can read"),
+    ]:
+        assert re.search(message, refused(capsys, tmp_path, tmp_path / name)), name
+
+
+def test_the_state_of_a_run_is_no_model(earlier, tmp_path, capsys):
+    line = refused(capsys, tmp_path, earlier / "resume.npz")
+    assert "is the state of a run; the models it trained are best and last, beside it" in line
+
+
+def test_the_line_of_a_process(earlier, tmp_path):
+    """No warning, no traceback."""
+    result = train(*SMALL, "--initial-checkpoint", earlier / "best.npz", "--output", "out", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "") and "\nweights  " in result.stdout
+    result = train(*SMALL, "--initial-checkpoint", "none.npz", "--output", "no", cwd=tmp_path)
+    assert (
+        result.returncode == 2
+        and result.stderr == "python -m train: --initial-checkpoint none.npz: there is no file none.npz\n"
+    )

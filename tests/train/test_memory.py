@@ -1,0 +1,82 @@
+"""Out of memory: a line that says what takes less, and nothing lost."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import minigrad.functional as F
+from tests.train.test_command_line import ROOT, rows
+from train.__main__ import main
+
+SMALL = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--epochs", "2"]
+ADVICE = "; a lower --batch-size, with more --grad-accum-steps for the same step, takes less, and so does a lower "
+ADVICE += "--validation-batch-size\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """They take longer than all else here."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.parametrize(("threads", "calls", "epochs"), [(2, 0, 0), (1, 3, 0), (2, 5, 1), (2, 7, 1)])
+def test_training_and_testing(threads, calls, epochs, tmp_path, monkeypatch, capsys):
+    """After so many losses there is no memory: of three steps an epoch, each in so many shards, and one of testing."""
+    cross_entropy, left = F.cross_entropy, [calls // 4 * (3 * threads + 1) + calls % 4 * threads]
+
+    def greedy(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            np.empty((1 << 30, 1 << 26), np.uint8)
+        return cross_entropy(*args, **kwargs)
+
+    monkeypatch.setattr(F, "cross_entropy", greedy)
+    flags = [*SMALL, "--threads", str(threads), "--output", str(tmp_path / "out")]
+    assert main(flags) == 2
+    said = r"python -m train: out of memory \(Unable to allocate 64.0 PiB for an array with shape .*\)"
+    assert re.fullmatch(said + re.escape(ADVICE), capsys.readouterr().err)
+    assert len(rows(tmp_path / "out")) == epochs
+    monkeypatch.setattr(F, "cross_entropy", cross_entropy)
+    assert main([*flags, "--resume", "auto"]) == 0
+    assert len(rows(tmp_path / "out")) == 2
+
+
+def test_an_error_that_says_nothing(monkeypatch, tmp_path, capsys):
+    """As Python's own."""
+
+    def empty(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(F, "cross_entropy", empty)
+    assert main([*SMALL, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"python -m train: out of memory{ADVICE}"
+
+
+# One run that has the memory, so that all is loaded and the libraries have what they keep; then one with 100 MB more.
+LIMITED = """
+import re, resource, sys
+from pathlib import Path
+from train.__main__ import main
+
+small, large = sys.argv[1:3]
+flags = ["--train-num-samples", "600", "--val-num-samples", "20", "--epochs", "1", "--threads", "1"]
+assert main([*flags, "--batch-size", small, "--output", "small"]) == 0
+size = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), resource.RLIM_INFINITY))
+sys.exit(main([*flags, "--batch-size", large, "--output", "large"]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
+def test_a_process_that_has_too_little(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", "-c", LIMITED, "60", "600"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 2, result.stderr
+    assert re.fullmatch(r"python -m train: out of memory( \(.*\))?" + re.escape(ADVICE), result.stderr)
+    assert "best     " in result.stdout and result.stdout.endswith("\noutput   large\n")
+    assert not list(tmp_path.rglob("*.part"))
