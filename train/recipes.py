@@ -24,8 +24,9 @@ Where the numbers come from:
     rates: with AdamW, at 128 images a step, 1e-3 is what arXiv:2112.13492 takes for ViT and Swin. In one run each of 80
         steps of 128 images (CIFAR-10, JPEG-compressed; seed 0), in which the rate rose from 1e-5 to 1e-1, the loss
         stopped falling at 2.4e-3 for vit_micro_cifar, at 7.7e-3 for hybrid_nano_cifar, and at 7e-4 for swin_nano_cifar
-        and convnext_atto_cifar: so the first two have a higher one. Larger batches allow more: these are on the safe
-        side
+        and convnext_atto_cifar: so the first two have a higher one. Trained for 5 epochs on 8,000 of these images
+        (seeds 0 and 1), vit_nano_cifar ended with a loss of 1.80 at 1e-3, 1.75 at 2e-3 and 1.75 at 4e-3, the seeds
+        within 0.01. Larger batches allow more: these are on the safe side
     batch sizes and the length of `fast`: chosen here
 """
 
