@@ -122,7 +122,10 @@ class Methods:
 
     def _compared(self, compare: Callable[[Any, Any], Any], other: Any) -> "Tensor":
         """`compare` of both in the one dtype that arithmetic with them has."""
-        return self.constant(compare(*promote([self.data, raw(other)])))
+        x, y = self.data, raw(other)
+        if getattr(y, "dtype", None) != x.dtype:
+            x, y = promote([x, y])
+        return self.constant(compare(x, y))
 
     def __contains__(self, number: Any) -> bool:
         return bool((self == number).data.any())

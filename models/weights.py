@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
     """What came of it."""
 
     head: bool  # whether the classifier was loaded too
-    classes: int | None  # of the classifier in the file; None: there is none
+    classes: int | None  # of the classifier in the file; None: there is none with a bias
     resized: list[str]  # the parameters of the model whose positions were resampled
 
 

@@ -1,7 +1,6 @@
 """L7: the command line: `python -m train --help`."""
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of the lines, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 141  # 128 + SIGPIPE, which Windows has no name for
     except InputError as error:
         message = str(error)
     except OSError as error:
-        message = f"{error.filename or 'standard output'}: {error.strerror}"
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except MemoryError as error:  # NumPy's, or CuPy's for a card; what was saved is whole
         said = " ".join(str(error).split())
         message = (
@@ -51,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     if given.get("eval", "none") != "none":
         from train import report  # which needs NumPy, and `--help` none
 
-        return report.settings_of(Path(given["eval"]), given)
+        return report.settings_of(Path(given["eval"]), given, said)
     if given.get("resume", "none") != "none":
         from train import resume  # likewise
 
@@ -67,7 +66,8 @@ def in_force(file: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
     """
     model = {**COMMON, **file, **said}["model"]
     over = set(recipe(said["recipe"], model)) if "recipe" in said else set()
-    if said.get("device", file.get("device")) != file.get("device"):
+    device = file.get("device", COMMON["device"])
+    if said.get("device", device) != device:
         over |= {"threads", "graph"}
     return {**{name: value for name, value in file.items() if name not in over}, **said}
 
@@ -76,9 +76,7 @@ def new_run(given: dict[str, Any]) -> Settings:
     """From the last word to the first: what was given, recipe, dataset, all runs; and what follows from these."""
     dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
     values = {**COMMON, **BY_DATASET[dataset], **recipe(name, model), **given}
-    for setting, value in values.items():
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
-            raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no text in UTF-8, as the files of a run are")
+    config.check_texts(values)
     epochs, warmup = values["epochs"], values["warmup_epochs"]
     if warmup > epochs:
         if "warmup_epochs" in given:

@@ -95,6 +95,13 @@ def _value(where: str, value: Any, action: argparse.Action) -> Any:
         raise InputError(f"{where} {error}") from None
 
 
+def check_texts(values: Mapping[str, Any]) -> None:
+    """Refuse what could not be written into a file of settings: names of files may be anything else."""
+    for setting, value in values.items():
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+            raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no text in UTF-8, as the files of a run are")
+
+
 def text(settings: Mapping[str, Any]) -> str:
     """Settings as TOML, those that are None left out: their default is None, too."""
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None]

@@ -13,6 +13,7 @@ import numpy as np
 from minigrad import serialize
 from models import load_weights
 from models.model import ImageModel
+from models.predict import one_line
 from models.weights import MisfitError
 from train.errors import InputError
 from train.settings import Settings
@@ -34,12 +35,11 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
         if "resume" in metadata:
             raise InputError(f"{flag} is the state of a run; the models it trained are best and last, beside it")
         others = metadata.get("classes", list(classes)) != list(classes)
-        with np.errstate(over="ignore"):  # what is too large for the model's dtype is found below
-            loaded = load_weights(model, path, head=False if others else None, resize=True)
+        loaded = load_weights(model, path, head=False if others else None, resize=True)
     except MisfitError as error:
         raise InputError(f"{flag} does not fit --model {settings.model}: {_in_one_line(error)}") from None
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(f"{flag}: {' '.join(str(error).split())}") from None
+        raise InputError(f"{flag}: {one_line(error)}") from None
     for name, x in model.state_dict().items():
         if not np.isfinite(x.data).all():
             raise InputError(f"{flag}: {name} has numbers that are not finite in {x.dtype}")

@@ -41,13 +41,13 @@ def answers(path: Path, dataset: Dataset, settings: Settings) -> Answers:
         return Evaluation(model.to(settings.device), dataset, settings, shards).answers()
 
 
-def settings_of(path: Path, given: dict[str, Any]) -> Settings:
-    """Those of the run that left the checkpoint, but for what the flags say."""
-    if unheard := sorted(set(given) - _HEARD):
+def settings_of(path: Path, given: dict[str, Any], said: dict[str, Any]) -> Settings:
+    """Those of the run that left the checkpoint, but for what is `given`, of which the flags were `said`."""
+    if unheard := sorted(set(said) - _HEARD):
         flag = f"--{unheard[0].replace('_', '-')}"
         raise InputError(f"--eval tests a model as its run left it: {flag} is of no use there, leave it out")
     try:
-        _, metadata = serialize.load(path)
+        metadata = serialize.load_metadata(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--eval {path}: {one_line(error)}") from None
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
@@ -55,8 +55,9 @@ def settings_of(path: Path, given: dict[str, Any]) -> Settings:
     kept = metadata["settings"]
     defaults = {**COMMON, **BY_DATASET.get(str(kept.get("dataset")), {}), "output": ""}  # where it is of earlier times
     kept = {name: value for name, value in kept.items() if name in {field.name for field in fields(Settings)}}
+    heard = {name: value for name, value in given.items() if name in _HEARD}
     fixed = {"graph": False, "eval": str(path), "resume": "none"}
-    return config.complete(path, {**defaults, **kept, **given, **fixed}, parser())
+    return config.complete(path, {**defaults, **kept, **heard, **fixed}, parser())
 
 
 def text(found: Answers) -> str:

@@ -62,14 +62,16 @@ class Results:
 
     def finish(self) -> None:
         """All epochs are done: draw, and leave, of the state, that nothing is left to do."""
+        settings, dataset, best = self.trainer.settings, self.trainer.dataset, self.best()
+        answers = report.answers(self._checkpoint("best"), dataset, settings)
+        title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
         try:
-            self._draw()
-        except InputError:
-            raise
-        except Exception as error:  # whatever matplotlib finds in names of classes: the run is done all the same
-            print(f"pictures not drawn: {one_line(error)}", file=sys.stderr)
+            if plots.curves(self.history, title, self.folder / "curves.png"):
+                plots.mistakes(answers, dataset.test.images, self.folder)
+        except Exception as error:  # such as what matplotlib makes of a name: the run is done all the same
+            print(f"pictures not drawn: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         with writing(self.folder):
-            resume.finish(self.state, self.trainer.settings, self.history)
+            resume.finish(self.state, settings, self.history)
 
     def best(self) -> Metrics:
         """The epoch, the first of them, with the best accuracy on the test images."""
@@ -90,15 +92,6 @@ class Results:
     def _describe(self) -> None:
         with writing(self.folder), replacing(self.folder / "args.toml") as file:
             file.write(config.text(asdict(self.trainer.settings)).encode())
-
-    def _draw(self) -> None:
-        settings, dataset = self.trainer.settings, self.trainer.dataset
-        with writing(self.folder):
-            best = self.best()
-            title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
-            if plots.curves(self.history, title, self.folder / "curves.png"):
-                answers = report.answers(self._checkpoint("best"), dataset, settings)
-                plots.mistakes(answers, dataset.test.images, self.folder)
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.{self.trainer.settings.checkpoint_format}"

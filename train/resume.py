@@ -66,7 +66,9 @@ def settings(path: Path, given: dict[str, Any]) -> Settings:
                 "or name another --output"
             )
     free = {name: value for name, value in given.items() if name in _FREE}
-    return Settings(**{**stored, **free, "output": str(path.parent), "resume": str(path)})
+    free |= {"output": str(path.parent), "resume": str(path)}
+    config.check_texts(free)
+    return Settings(**{**stored, **free})
 
 
 # The file -------------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Step:
     def accumulate_apart(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
         """As `accumulate`, for several shards: their gradients add up by themselves, and then to those of before.
 
-        So the sum is the same whichever shard ends first: a + b = b + a, but (c + a) + b is not (c + b) + a.
+        So with two shards the sum is the same whichever ends first: a + b = b + a, but (c + a) + b is not (c + b) + a.
         """
         earlier = [parameter.grad for parameter in self.parameters]
         self.optimizer.zero_grad()

@@ -152,9 +152,8 @@ class Module:
             )
         complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
-        fitting = {name: _fitting(arrays[name], own[name].dtype) for name in own if name in arrays}
         complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
-                       for name, array in fitting.items() if array is None]  # fmt: skip
+                       for name in own if name in arrays and not _can_hold(own[name].dtype, arrays[name])]  # fmt: skip
         if strict:
             complaints += [f"missing     {name} {own[name].shape}" for name in own if name not in arrays]
             complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays if name not in own]
@@ -164,8 +163,9 @@ class Module:
                 f"these weights do not fit {type(self).__name__}, and none was loaded:\n  " + "\n  ".join(shown) + "\n"
                 "Was the model created with the same name, num_classes and img_size?"
             )
-        for name, array in fitting.items():
-            own[name].data[...] = to_device(array, own[name].device)
+        for name, tensor in own.items():
+            if name in arrays:
+                tensor.data[...] = to_device(cast(arrays[name], tensor.dtype), tensor.device)
 
     # Modes ----------------------------------------------------------------------------------------------------------
 
@@ -213,10 +213,12 @@ class Module:
         return ""
 
 
-def _fitting(array: Any, dtype: np.dtype) -> Any:
-    """The array in this dtype; None if it is not of real numbers, or if integers cannot hold them."""
+def _can_hold(dtype: np.dtype, array: Any) -> bool:
+    """Whether the numbers of an array are real, and in this dtype neither another one, if whole, nor infinite."""
     if not is_floating(array.dtype) and array.dtype.kind not in "biu":
-        return None
-    with np.errstate(invalid="ignore"):
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
         held = cast(array, dtype)
-    return held if is_floating(dtype) or bool((held == array).all()) else None
+    if held is array:
+        return True
+    return not bool((np.isinf(held) & ~np.isinf(array)).any() if is_floating(dtype) else (held != array).any())

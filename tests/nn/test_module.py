@@ -73,6 +73,7 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
         (np.array([{}, None]), "unfit       last: object"),
         ({"count": np.array(np.nan)}, "unfit       count: float64 with values that int64 cannot hold"),
         ({"count": np.array(1e30)}, "unfit       count"),
+        (np.array([1e300, 2]), "unfit       last: float64 with values that float32 cannot hold"),
         ({"count": np.array(1.5)}, "unfit       count"),
     ],
 )

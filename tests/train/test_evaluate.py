@@ -108,7 +108,7 @@ def kept(tmp_path):
 def test_probabilities_are_the_models(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
-    answers = report.answers(path, other, report.settings_of(path, {"validation_batch_size": 7}))
+    answers = report.answers(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
@@ -122,7 +122,7 @@ def test_a_checkpoint_of_earlier_times(kept):
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
     serialize.save(path, arrays, {**metadata, "settings": {**metadata["settings"], "aug": True}})
-    assert report.settings_of(path, {}).val_num_samples == 30
+    assert report.settings_of(path, {}, {}).val_num_samples == 30
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,17 @@ def test_another_process_has_come_first(goes_on, tmp_path, monkeypatch, capsys):
     assert goes_on or "holds the results of an earlier run" in err
 
 
-def test_a_run_is_done_though_it_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [ZeroDivisionError("a scale of 0"), OSError("cannot open resource")])
+def test_a_run_is_done_though_it_cannot_be_drawn(error, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(plots, "mistakes", lambda *arguments: 1 / 0)
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(plots, "mistakes", fail)
     folder = tmp_path / "run"
     assert main([*FLAGS, "--output", str(folder)]) == 0
-    assert capsys.readouterr().err == "pictures not drawn: division by zero\n"
+    assert capsys.readouterr().err == f"pictures not drawn: {type(error).__name__}: {error}\n"
     assert resume.is_finished(folder / "resume.npz") and not list(folder.glob("*.part"))
 
 
@@ -129,6 +134,34 @@ def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
     assert line.startswith("python -m train: ") and message in line
 
 
+def test_what_a_system_says_is_passed_on(monkeypatch, capsys):
+    def fail(settings):
+        raise OSError("libcublas.so: cannot open shared object file")
+
+    monkeypatch.setattr("train.run.run", fail)
+    assert main([]) == 2
+    assert capsys.readouterr().err == "python -m train: libcublas.so: cannot open shared object file\n"
+
+
+def test_a_folder_copied_under_a_name_that_is_no_text(tmp_path, capsys):
+    (tmp_path / "out\udcff").mkdir()
+    for start in (["--output"], ["--resume"]):
+        if start == ["--resume"]:
+            assert main([*FLAGS, "--output", str(tmp_path / "whole")]) == 0
+            (tmp_path / "whole" / "resume.npz").rename(tmp_path / "out\udcff" / "resume.npz")
+        capsys.readouterr()
+        assert main([*start, str(tmp_path / "out\udcff")]) == 2
+        assert "is no text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_test_heeds_of_a_settings_file_what_concerns_it(tmp_path, capsys):
+    assert main([*FLAGS, "--output", str(tmp_path / "run")]) == 0
+    (tmp_path / "again.toml").write_text((tmp_path / "run" / "args.toml").read_text().replace("= 20", "= 30"))
+    capsys.readouterr()
+    assert main(["--eval", str(tmp_path / "run" / "best.npz"), "--config", str(tmp_path / "again.toml")]) == 0
+    assert "30 test images" in capsys.readouterr().out
+
+
 def test_a_reader_that_leaves(tmp_path):
     """As in `python -m train | head -1`; and what cannot be printed is not what cannot be written."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
@@ -143,7 +176,7 @@ def test_a_reader_that_leaves(tmp_path):
         with Path("/dev/full").open("w") as full:
             result = subprocess.run([*command[:-1], "other"], stdout=full, **options)
         assert result.returncode == 2
-        assert result.stderr == "python -m train: standard output: No space left on device\n"
+        assert result.stderr == "python -m train: [Errno 28] No space left on device\n"
 
 
 def test_the_same_command_goes_on_though_its_recipe_overrides_its_file(tmp_path):
@@ -170,5 +203,7 @@ def test_a_settings_file_of_one_device_serves_another(tmp_path):
     file = tmp_path / "args.toml"
     file.write_text('device = "cpu"\nthreads = 2\ngraph = false\nseed = 3\n')
     elsewhere, here = (parse(["--config", str(file), *flags]) for flags in (["--device", "cuda"], []))
+    file.write_text("threads = 7\n")
+    assert parse(["--config", str(file), "--device", "cpu"]).threads == 7
     assert (elsewhere.threads, elsewhere.graph, elsewhere.seed) == (1, True, 3)
     assert (here.threads, here.graph) == (2, False)
