@@ -137,9 +137,8 @@ class Mix:
         x' = w x + (1 - w) x̄           t' = λ t + (1 - λ) t̄
 
         mixup    w = λ everywhere;  α is `mixup`
-        cutmix   w = 0 in a box of √(1 - λ) of the height and width, rounded down to even numbers, its centre at any
-                 pixel, and 1 elsewhere; what lies outside the image is cut off, and λ becomes 1 - (area of the box) /
-                 (area of the image);  α is `cutmix`
+        cutmix   w = 0 in a box of √(1 - λ) of the height and width, its centre at any pixel, and 1 elsewhere; what lies
+                 outside the image is cut off, and λ becomes 1 - (area of the box) / (area of the image);  α is `cutmix`
 
     One of the two at a time: cutmix with probability `switch_prob` where neither α is 0. Nothing is mixed in a share of
     1 - `prob` of the batches. This is timm's Mixup in its mode "batch".
@@ -168,7 +167,7 @@ class Mix:
         height, width = (side * H).astype(np.int64), (side * W).astype(np.int64)
         y, x = _integers(u[5], H), _integers(u[6], W)
         top, left = (y - height // 2).clip(0, H), (x - width // 2).clip(0, W)
-        bottom, right = (y + height // 2).clip(0, H), (x + width // 2).clip(0, W)
+        bottom, right = (y + (height + 1) // 2).clip(0, H), (x + (width + 1) // 2).clip(0, W)
         row, column = xp.arange(H)[:, None], xp.arange(W)
         box = (row >= top) & (row < bottom) & (column >= left) & (column < right)
         outside = 1 - (bottom - top) * (right - left) / (H * W)
