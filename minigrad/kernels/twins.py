@@ -23,11 +23,12 @@ def twin_of(op: type[Function]) -> Callable[[Twin], Twin]:
 
 @contextmanager
 def without_twins() -> Iterator[None]:
-    """Within the block, and in all threads, every op runs as it is written in `minigrad/ops/`."""
-    for op in TWINS:
+    """Within the block, and in all threads, every op runs as it is written in `minigrad/ops/`. Blocks may be nested."""
+    before = {op: op.twins for op in TWINS}
+    for op in before:
         op.twins = ()
     try:
         yield
     finally:
-        for op, twins in TWINS.items():
+        for op, twins in before.items():
             op.twins = twins

@@ -1,6 +1,16 @@
 """The option --without-twins does what it says."""
 
+import minigrad
 from minigrad.kernels import TWINS
+
+
+def test_blocks_may_be_nested():
+    before = {op: op.twins for op in TWINS}
+    with minigrad.without_twins():
+        with minigrad.without_twins():
+            pass
+        assert not any(op.twins for op in TWINS)
+    assert {op: op.twins for op in TWINS} == before
 
 
 def test_twins_are_off_if_and_only_if_asked(pytestconfig):
