@@ -60,6 +60,9 @@ def load_weights(
             size of image or window. Their grid is not in the file and is taken to be square: leave this out to load
             as they are the positions of a model whose grid is oblong.
 
+    Returns:
+        What was loaded: whether the classifier was, of how many classes the file's is, and what was resampled.
+
     Raises:
         MisfitError: the weights do not fit the model; the message shows where, and what may help. The model is as it
             was.

@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> Settings:
         from train import resume  # likewise
 
         if (state := resume.find(given, naming.newest(_folder(given)))) is not None:
-            return resume.settings(state, given)
+            return resume.settings_of(state, given)
     return new_run(given)
 
 

@@ -43,8 +43,7 @@ class Trainer:
         self.shards = Shards(self.threads, self.generator.seed + 1)
         self.step = Step(model, self.dataset, settings, self.generator, self.shards)
         self.evaluation = Evaluation(model, self.dataset, settings, self.shards)
-        self.images_per_step = settings.batch_size * settings.grad_accum_steps  # in a step
-        self.steps = -(-len(dataset.train) // self.images_per_step)  # in an epoch
+        self.steps = -(-len(dataset.train) // self.step.images)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.step.optimizer, warmup, self.steps * settings.epochs)
         # The place in the run; train/resume.py brings a new trainer to that of an earlier one.
@@ -53,7 +52,6 @@ class Trainer:
         self.order: Array | None = None  # of its images, from its first step on
         self.seconds = 0.0  # that it took so far, before the process was started that goes on with it
         self.lr = 0.0  # of the last step
-        self.initial = ""  # where the weights that it began with are from, in words; empty: they were drawn
         self.stop = Event()  # once set, `fit` ends after the step that is running
 
     def fit(self) -> Iterator[Metrics]:
@@ -93,7 +91,7 @@ class Trainer:
             self.step.clear()
             order = self.generator.permutation(count, self.settings.device)
             self.order = repeated(order, 1 if self.settings.no_aug else self.settings.aug_repeats)
-        parts = list(batches(count, self.images_per_step))
+        parts = list(batches(count, self.step.images))
         done = parts[self.position - 1].stop if self.position else 0
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:

@@ -63,13 +63,14 @@ class Results:
     def finish(self) -> None:
         """All epochs are done: draw, and leave, of the state, that nothing is left to do."""
         settings, dataset, best = self.trainer.settings, self.trainer.dataset, self.best()
-        answers = report.answers(self._checkpoint("best"), dataset, settings)
         title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
-        try:
-            if plots.curves(self.history, title, self.folder / "curves.png"):
+        can_draw = False
+        with _drawing():
+            can_draw = plots.curves(self.history, title, self.folder / "curves.png")
+        if can_draw:
+            answers = report.answers(self._checkpoint("best"), dataset, settings)
+            with _drawing():
                 plots.mistakes(answers, dataset.test.images, self.folder)
-        except Exception as error:  # such as what matplotlib makes of a name: the run is done all the same
-            print(f"pictures not drawn: {type(error).__name__}: {one_line(error)}", file=sys.stderr)
         with writing(self.folder):
             resume.finish(self.state, settings, self.history)
 
@@ -134,3 +135,12 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"cannot write to --output {folder}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Within the block, a picture is drawn. What fails, such as what matplotlib makes of a name, ends no run."""
+    try:
+        yield
+    except Exception as error:
+        print(f"picture not drawn: {type(error).__name__}: {one_line(error)}", file=sys.stderr)

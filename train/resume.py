@@ -55,7 +55,7 @@ def find(given: dict[str, Any], newest: Path) -> Path | None:
     return path
 
 
-def settings(path: Path, given: dict[str, Any]) -> Settings:
+def settings_of(path: Path, given: dict[str, Any]) -> Settings:
     """Those of the run whose state this is. The flags `given` must agree with them."""
     stored = asdict(config.complete(path, _metadata(path)["settings"], parser()))
     for name, value in given.items():

@@ -34,7 +34,9 @@ def run(settings: Settings) -> int:
     state = Path(settings.resume) if goes_on else folder / naming.STATE
     if is_finished(settings):
         return 0
-    trainer = prepare(replace(settings, resume="none"), goes_on)  # what a run writes is the same however it came about
+    trainer, begun = prepare(
+        replace(settings, resume="none"), goes_on
+    )  # what a run writes is the same however it came about
     results = Results(state, trainer)
     with alone(folder):
         if is_finished(settings):  # by now: another process had the folder while the data were loaded
@@ -43,7 +45,7 @@ def run(settings: Settings) -> int:
             results.go_on()
         else:
             results.begin()
-        introduce(trainer, folder)
+        introduce(trainer, folder, begun)
         if goes_on:
             print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
         if code := fit(trainer, results):
@@ -94,8 +96,9 @@ def is_finished(settings: Settings) -> bool:
     return finished
 
 
-def prepare(settings: Settings, goes_on: bool) -> Trainer:
-    """The data, a new model, and their trainer. A run that goes on has its weights from its state."""
+def prepare(settings: Settings, goes_on: bool) -> tuple[Trainer, str]:
+    """A new trainer, with the data and a model; and a line on the weights that this begins with, empty if there is no
+    more to say than that they were drawn. A run that goes on has its weights from its state."""
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
     try:
@@ -104,15 +107,14 @@ def prepare(settings: Settings, goes_on: bool) -> Trainer:
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
     begins = settings.initial_checkpoint != "none" and not goes_on
-    said = initial.load(model, dataset.classes, settings) if begins else ""
+    begun = initial.load(model, dataset.classes, settings) if begins else ""
     trainer = Trainer(model.to(settings.device), dataset, settings)
-    trainer.initial = said
     if settings.tune_cpu:
         tune_cpu(trainer.threads)
-    return trainer
+    return trainer, begun
 
 
-def introduce(trainer: Trainer, folder: Path) -> None:
+def introduce(trainer: Trainer, folder: Path, begun: str) -> None:
     """Print what is about to happen."""
     settings, dataset = trainer.settings, trainer.dataset
     print(
@@ -122,8 +124,8 @@ def introduce(trainer: Trainer, folder: Path) -> None:
         f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
         f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
     )
-    if trainer.initial:
-        print(trainer.initial)
+    if begun:
+        print(begun)
     if settings.model_ema:
         print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
     if settings.device != "cpu" and settings.why_no_graph:

@@ -63,7 +63,7 @@ def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
     sizes[axis - 2] = len(matrix)
     y = xp.zeros((N, C, *sizes), x.dtype)
     for rows, columns, entries in _taps(matrix):
-        factors = entries.astype(x.dtype)[:, None] if axis == 2 else entries.astype(x.dtype)
+        factors = entries.astype(x.dtype).reshape((-1, 1) if axis == 2 else -1)  # (rows, 1) or (columns,)
         place = (slice(None),) * axis + (beside(x, rows),)
         y[place] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
     return y

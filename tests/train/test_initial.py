@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,32 +9,16 @@ import pytest
 import models
 from minigrad import serialize
 from tests.models import foreign
+from tests.train.small import FLAGS
 from tests.train.test_command_line import rows, train
 from train import __main__, initial, run
 
-SMALL = [
-    "--train-num-samples",
-    "60",
-    "--val-num-samples",
-    "20",
-    "--batch-size",
-    "20",
-    "--threads",
-    "1",
-    "--epochs",
-    "1",
-]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STILL = ["--lr", "1e-30", "--warmup-epochs", "0", "--weight-decay", "0"]
 
 
 def main(*flags):
-    return __main__.main([*SMALL, *map(str, flags)])
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take longer than all else here."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    return __main__.main([*FLAGS, "--epochs", "1", *map(str, flags)])
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +216,9 @@ def test_the_state_of_a_run_is_no_model(earlier, tmp_path, capsys):
 
 def test_the_line_of_a_process(earlier, tmp_path):
     """No warning, no traceback."""
-    result = train(*SMALL, "--initial-checkpoint", earlier / "best.npz", "--output", "out", cwd=tmp_path)
+    result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", earlier / "best.npz", "--output", "out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "") and "\nweights  " in result.stdout
-    result = train(*SMALL, "--initial-checkpoint", "none.npz", "--output", "no", cwd=tmp_path)
+    result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", "none.npz", "--output", "no", cwd=tmp_path)
     assert (
         result.returncode == 2
         and result.stderr == "python -m train: --initial-checkpoint none.npz: there is no file none.npz\n"

@@ -16,7 +16,8 @@ import pytest
 import models
 from minigrad import manual_seed, serialize
 from tests.cuda.runner import HAS_COMPILER
-from tests.train.test_loop import Small
+from tests.train.small import FLAGS as SMALL
+from tests.train.small import Small
 from train import naming, resume, shapes
 from train.__main__ import parse
 from train.errors import InputError
@@ -26,11 +27,6 @@ ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second"}
 AUGMENTED = ["--hflip", "0.5", "--crop-padding", "4", "--aa", "rand-m9-mstd0.5", "--reprob", "0.25"]
 AUGMENTED += ["--mixup", "0.8", "--cutmix", "1", "--aug-repeats", "2"]
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return shapes.load(60, 20)
 
 
 def trainer_of(dataset, settings, model=Small):
@@ -309,8 +305,7 @@ def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
 
 # Processes ------------------------------------------------------------------------------------------------------------
 
-FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--threads", "1"]
-FLAGS += ["--epochs", "12", "--model-ema", "--crop-padding", "4"]
+FLAGS = [*SMALL, "--epochs", "12", "--model-ema", "--crop-padding", "4"]
 
 # As `python -m train`, but the process kills itself at the N-th of the moments when it opens, renames or removes a file
 # in the output folder.

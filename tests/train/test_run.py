@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import serialize
+from tests.train.small import FLAGS as SMALL
 from tests.train.test_command_line import TINY, rows, train
 from train import datasets, plots, resume
 from train.__main__ import main, parse
@@ -19,18 +20,7 @@ from train.run import run
 from train.step import Step
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    "--train-num-samples",
-    "60",
-    "--val-num-samples",
-    "20",
-    "--batch-size",
-    "20",
-    "--threads",
-    "1",
-    "--epochs",
-    "2",
-]
+FLAGS = [*SMALL, "--epochs", "2"]
 
 
 def unwatched(monkeypatch, poisoned):
@@ -110,7 +100,7 @@ def test_a_run_is_done_though_it_cannot_be_drawn(error, tmp_path, monkeypatch, c
     monkeypatch.setattr(plots, "mistakes", fail)
     folder = tmp_path / "run"
     assert main([*FLAGS, "--output", str(folder)]) == 0
-    assert capsys.readouterr().err == f"pictures not drawn: {type(error).__name__}: {error}\n"
+    assert capsys.readouterr().err == f"picture not drawn: {type(error).__name__}: {error}\n"
     assert resume.is_finished(folder / "resume.npz") and not list(folder.glob("*.part"))
 
 

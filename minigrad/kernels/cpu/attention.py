@@ -35,9 +35,8 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
         fitting = q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
         scores = (*q.shape[:-1], k.shape[-2])
-        return (
-            alike and fitting and (mask is None or (is_float32(mask) and attention.broadcasts_to(mask.shape, scores)))
-        )
+        masked = mask is None or (is_float32(mask) and attention.broadcasts_to(mask.shape, scores))
+        return alike and fitting and masked
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
         self.q, self.k, self.v, self.scale = q, k, v, choices["scale"]

@@ -1,0 +1,42 @@
+"""Small runs, for tests."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from minigrad import functional, manual_seed, nn
+from train.__main__ import parse
+from train.loop import Trainer
+
+FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--threads", "1"]
+"""Three steps an epoch."""
+
+EVERYTHING = {
+    "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
+    "aug_repeats": 2, "smoothing": 0.1,
+}  # fmt: skip
+"""All that is done to images."""
+
+
+class Small(nn.Module):
+    """A model with every kind of parameter, and dropout."""
+
+    def __init__(self):
+        self.pos_embed = nn.Parameter(np.zeros((1, 3, 32, 32), np.float32))
+        self.conv = nn.Conv2d(3, 4, 8, stride=8)
+        self.norm = nn.LayerNorm(64)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(64, 10)
+
+    def no_weight_decay(self):
+        return {"pos_embed"}
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(functional.relu(self.conv(x + self.pos_embed)).flatten(1))))
+
+
+def fit(dataset, **overrides):
+    settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), **overrides)
+    manual_seed(settings.seed)
+    model = Small()
+    return list(Trainer(model, dataset, settings).fit()), model
