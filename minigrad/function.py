@@ -8,6 +8,7 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, scatter_add
 from minigrad.dtypes import FLOAT32, cast, is_narrow
+from minigrad.sums import sum_over
 
 Edge = tuple["Function", tuple[int, ...], np.dtype]
 """Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
@@ -113,4 +114,4 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
     """Sum `grad` over the axes along which an input of `shape` was broadcast: y_ij = x_j gives ∂x_j = Σ_i ∂y_ij."""
     added = grad.ndim - len(shape)
     stretched = tuple(i for i, size in enumerate(shape, added) if size == 1 and grad.shape[i] != 1)
-    return grad.sum(axis=tuple(range(added)) + stretched, keepdims=True).reshape(shape)
+    return sum_over(grad, tuple(range(added)) + stretched, keepdims=True).reshape(shape)

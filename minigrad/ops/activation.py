@@ -5,6 +5,7 @@ import numpy as np
 from minigrad import checks, special
 from minigrad.backend import Array, array_module
 from minigrad.function import Function
+from minigrad.sums import sum_over
 
 
 class ReLU(Function):
@@ -86,11 +87,11 @@ class Softmax(Function):
         self.axis = checks.one_axis(axis, x.ndim, "softmax") if x.ndim else None
         xp = array_module(x)
         self.y = xp.exp(x - x.max(axis=self.axis, keepdims=True)) if x.size else x.copy()
-        self.y /= self.y.sum(axis=self.axis, keepdims=True)
+        self.y /= sum_over(self.y, self.axis, keepdims=True)
         return self.y
 
     def backward(self, grad_output: Array) -> Array:
-        along_y = (grad_output * self.y).sum(axis=self.axis, keepdims=True)
+        along_y = sum_over(grad_output * self.y, self.axis, keepdims=True)
         return self.y * (grad_output - along_y)
 
 
@@ -107,8 +108,9 @@ class LogSoftmax(Function):
             self.y = x.copy()
             return self.y
         centred = x - x.max(axis=self.axis, keepdims=True)
-        self.y = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
+        self.y = centred - xp.log(sum_over(xp.exp(centred), self.axis, keepdims=True))
         return self.y
 
     def backward(self, grad_output: Array) -> Array:
-        return grad_output - array_module(grad_output).exp(self.y) * grad_output.sum(axis=self.axis, keepdims=True)
+        total = sum_over(grad_output, self.axis, keepdims=True)
+        return grad_output - array_module(grad_output).exp(self.y) * total

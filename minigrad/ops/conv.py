@@ -14,6 +14,7 @@ from minigrad import checks
 from minigrad.backend import Array, array_module, gemm, promote
 from minigrad.dtypes import is_narrow
 from minigrad.function import Function
+from minigrad.sums import sum_over
 from minigrad.windows import Pair, Windows, blocks, span
 
 
@@ -71,7 +72,7 @@ class Conv2d(Function):
         """∂weight and ∂bias, if they are wanted, from ∂y (N, OH, OW, O)."""
         _, want_weight, want_bias = self.needs_input_grad
         grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape) if want_weight else None
-        return grad_weight, grad_y.sum(axis=(0, 1, 2)) if want_bias else None
+        return grad_weight, sum_over(grad_y, (0, 1, 2)) if want_bias else None
 
 
 @dataclass(frozen=True)

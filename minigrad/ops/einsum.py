@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from minigrad.backend import Array, array_module, gemm, promote
 from minigrad.function import Function
+from minigrad.sums import sum_over
 
 
 class Einsum(Function):
@@ -196,7 +197,9 @@ def contract(arrays: list[Array], terms: tuple[str, ...], output: str) -> Array:
     Batch axes stay apart, since merging them could need a copy; several left, right or contracted axes become one.
     """
     plan = make_plan(terms, output, tuple(x.shape for x in arrays))
-    work = [x.sum(axis=axes, dtype=x.dtype) if axes else x for x, axes in zip(arrays, plan.sums, strict=True)]
+    work = [
+        sum_over(x, axes).astype(x.dtype, copy=False) if axes else x for x, axes in zip(arrays, plan.sums, strict=True)
+    ]
     for pair in plan.pairs:
         b, a = pair.b.of(work.pop(pair.j)), pair.a.of(work[pair.i])
         work[pair.i] = (gemm(a, b) if pair.contracts else a * b).reshape(pair.shape)

@@ -7,6 +7,7 @@ import numpy as np
 from minigrad import checks
 from minigrad.backend import Array, array_module, promote
 from minigrad.function import Function
+from minigrad.sums import sum_over
 
 
 class CrossEntropy(Function):
@@ -54,16 +55,16 @@ class CrossEntropy(Function):
             self.Q *= ~self.ignored
 
         centred = x - x.max(axis=self.axis, keepdims=True) if x.size else x
-        self.log_p = centred - xp.log(xp.exp(centred).sum(axis=self.axis, keepdims=True))
+        self.log_p = centred - xp.log(sum_over(xp.exp(centred), self.axis, keepdims=True))
         with np.errstate(invalid="ignore"):  # 0 · -∞: a class ruled out, which is not the target
-            loss = -xp.where(self.Q == 0, 0, self.Q * self.log_p).sum(axis=self.axis)
+            loss = -sum_over(xp.where(self.Q == 0, 0, self.Q * self.log_p), self.axis)
 
         self.share = 1.0
         if reduction == "mean":
-            total = (self.class_weight * q).sum() if indices else xp.full((), prod(x.shape) // C, x.dtype)
+            total = sum_over(self.class_weight * q) if indices else xp.full((), prod(x.shape) // C, x.dtype)
             self.share = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
-            return loss.sum() * self.share
-        return loss.sum() if checks.reduction(reduction, "cross_entropy") == "sum" else loss
+            return sum_over(loss) * self.share
+        return sum_over(loss) if checks.reduction(reduction, "cross_entropy") == "sum" else loss
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None, None]:
         xp = array_module(self.log_p)
@@ -72,7 +73,7 @@ class CrossEntropy(Function):
             grad_loss = xp.expand_dims(grad_loss, self.axis)
         if self.ignored is not None:
             grad_loss = xp.where(self.ignored, 0, grad_loss)
-        grad_x = grad_loss * (xp.exp(self.log_p) * self.Q.sum(axis=self.axis, keepdims=True) - self.Q)
+        grad_x = grad_loss * (xp.exp(self.log_p) * sum_over(self.Q, self.axis, keepdims=True) - self.Q)
         grad_q = -grad_loss * self.kept * self.class_weight * self.log_p if self.needs_input_grad[1] else None
         return grad_x, grad_q, None
 
@@ -113,7 +114,7 @@ class MSELoss(Function):
             return squares
         if reduction == "mean":
             self.share = 1 / x.size if x.size else float("nan")
-        return squares.sum() * self.share
+        return sum_over(squares) * self.share
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
         grad_x = grad_output * (2 * self.share) * self.difference

@@ -20,23 +20,23 @@ from threading import Lock
 from minigrad import checks
 from minigrad.backend import Array, array_module
 from minigrad.function import Function
+from minigrad.sums import deviations, mean_over, sum_over
 
 _running_lock = Lock()
 
 
 def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
     """x̂ and r, and μ and σ², of the sets along `axis`; r, μ and σ² keep size-1 axes."""
-    mean = x.mean(axis=axis, keepdims=True)
-    centred = x - mean
-    var = (centred * centred).mean(axis=axis, keepdims=True)
+    mean, centred = deviations(x, axis)
+    var = mean_over(centred * centred, axis, keepdims=True)
     rstd = 1 / array_module(x).sqrt(var + eps)
     return centred * rstd, rstd, mean, var
 
 
 def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int | tuple[int, ...]) -> Array:
     """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩)"""
-    along_x_hat = (grad_x_hat * x_hat).mean(axis=axis, keepdims=True)
-    return rstd * (grad_x_hat - grad_x_hat.mean(axis=axis, keepdims=True) - x_hat * along_x_hat)
+    along_x_hat = mean_over(grad_x_hat * x_hat, axis, keepdims=True)
+    return rstd * (grad_x_hat - mean_over(grad_x_hat, axis, keepdims=True) - x_hat * along_x_hat)
 
 
 class LayerNorm(Function):
@@ -197,6 +197,6 @@ def _channel_grads(op: Function, grad_output: Array, x_hat: Array) -> tuple[Arra
     axis = (0, *range(2, grad_output.ndim))
     _, want_weight, want_bias = op.needs_input_grad
     return (
-        (grad_output * x_hat).sum(axis=axis) if want_weight else None,
-        grad_output.sum(axis=axis) if want_bias else None,
+        sum_over(grad_output * x_hat, axis) if want_weight else None,
+        sum_over(grad_output, axis) if want_bias else None,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from minigrad import checks
 from minigrad.backend import Array, array_module, beside
 from minigrad.function import Function
+from minigrad.sums import mean_over
 from minigrad.windows import Pair, Windows, span
 
 
@@ -125,7 +126,7 @@ class AdaptiveAvgPool2d(Function):
 
 def _means(x: Array, parts: int) -> Array:
     """Means of `parts` stretches of the last axis."""
-    means = [x[..., a:b].mean(axis=-1) for a, b in _stretches(x.shape[-1], parts)]
+    means = [mean_over(x[..., a:b], -1) for a, b in _stretches(x.shape[-1], parts)]
     return array_module(x).stack(means, axis=-1)
 
 

@@ -10,6 +10,7 @@ from minigrad import checks
 from minigrad.backend import Array, array_module
 from minigrad.dtypes import is_floating
 from minigrad.function import Function
+from minigrad.sums import cumulative_sum, deviations, sum_over
 
 Axis = int | Sequence[int] | None
 """None and () both name all axes, as in PyTorch."""
@@ -55,7 +56,9 @@ class Sum(_Reduction):
 
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         self.reduces(x, axis, keepdims)
-        return x.sum(axis=self.axes, dtype=sum_dtype(x), keepdims=keepdims)
+        if not is_floating(x.dtype):
+            return x.sum(axis=self.axes, dtype=np.int64, keepdims=keepdims)
+        return sum_over(x, self.axes, keepdims)
 
     def backward(self, grad_output: Array) -> Array:
         return self.stretched(grad_output)
@@ -68,7 +71,7 @@ class Mean(_Reduction):
         checks.floating(x, "mean")
         n = self.reduces(x, axis, keepdims)
         self.scale = 1 / n if n else float("nan")
-        return x.sum(axis=self.axes, keepdims=keepdims) * self.scale
+        return sum_over(x, self.axes, keepdims) * self.scale
 
     def backward(self, grad_output: Array) -> Array:
         return self.stretched(grad_output * self.scale)
@@ -84,8 +87,8 @@ class Var(_Reduction):
         checks.floating(x, "var")
         n = self.reduces(x, axis, keepdims)
         self.scale = 1 / (n - correction) if n > correction else float("nan")
-        self.centred = x - x.sum(axis=self.axes, keepdims=True) * (1 / n if n else 0.0)
-        return (self.centred * self.centred).sum(axis=self.axes, keepdims=keepdims) * self.scale
+        _, self.centred = deviations(x, self.axes)
+        return sum_over(self.centred * self.centred, self.axes, keepdims) * self.scale
 
     def backward(self, grad_output: Array) -> Array:
         return self.lifted(grad_output * (2 * self.scale)) * self.centred
@@ -123,7 +126,7 @@ class Amax(_Reduction):
 
     def backward(self, grad_output: Array) -> Array:
         reached = (self.x == self.y).astype(grad_output.dtype)
-        return self.lifted(grad_output) / reached.sum(axis=self.axes, keepdims=True) * reached
+        return self.lifted(grad_output) / sum_over(reached, self.axes, keepdims=True) * reached
 
 
 class Amin(Amax):
@@ -146,7 +149,7 @@ class LogSumExp(_Reduction):
         m = x.max(axis=self.axes, keepdims=True) if n else xp.zeros_like(x.sum(axis=self.axes, keepdims=True))
         m = xp.where(xp.isfinite(m), m, xp.zeros_like(m))
         self.share = xp.exp(x - m)
-        self.total = self.share.sum(axis=self.axes, keepdims=True)
+        self.total = sum_over(self.share, self.axes, keepdims=True)
         with np.errstate(divide="ignore"):
             return self.lowered(m + xp.log(self.total))
 
@@ -187,10 +190,10 @@ class CumSum(Function):
 
     def forward(self, x: Array, *, axis: int) -> Array:
         self.axis = checks.one_axis(axis, x.ndim, "cumsum")
-        return x.cumsum(axis=self.axis, dtype=sum_dtype(x)) if x.ndim else x.astype(sum_dtype(x))
+        return cumulative_sum(x.astype(sum_dtype(x), copy=False), self.axis) if x.ndim else x.astype(sum_dtype(x))
 
     def backward(self, grad_output: Array) -> Array:
         if not grad_output.ndim:
             return grad_output
         xp = array_module(grad_output)
-        return xp.flip(xp.flip(grad_output, self.axis).cumsum(axis=self.axis), self.axis)
+        return xp.flip(cumulative_sum(xp.flip(grad_output, self.axis), self.axis), self.axis)

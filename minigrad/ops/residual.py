@@ -11,6 +11,7 @@ from minigrad.backend import Array, device_of
 from minigrad.function import Function
 from minigrad.ops.norm import LayerNorm
 from minigrad.random import default_generator
+from minigrad.sums import sum_over
 
 
 class Residual(Function):
@@ -31,7 +32,7 @@ class Residual(Function):
         grad_scale = None
         if self.branch is not None:
             grad = grad_output if self.m is None else grad_output * self.m
-            grad_scale = (grad * self.branch).sum(axis=tuple(range(grad.ndim - 1)))
+            grad_scale = sum_over(grad * self.branch, tuple(range(grad.ndim - 1)))
         return grad_output, self.scaled(grad_output), grad_scale
 
     def scaled(self, b: Array) -> Array:

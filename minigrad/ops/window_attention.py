@@ -28,6 +28,7 @@ from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.function import Function
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.shape import side_by_side
+from minigrad.sums import sum_over
 
 APART = -100.0  # added to the score of two tokens of different regions, as the authors do
 
@@ -68,7 +69,7 @@ class WindowAttention(Function):
         *grads, grad_bias = self.attention.backward(grad)
         if grad_bias is not None:
             # (B, windows, heads, N, N) -> (heads, N, N)
-            grad_bias = grad_bias.sum(axis=tuple(range(grad_bias.ndim - 3)))
+            grad_bias = sum_over(grad_bias, tuple(range(grad_bias.ndim - 3)))
         if not self.needs_input_grad[0]:
             return None, grad_bias
         packed = side_by_side(grads)

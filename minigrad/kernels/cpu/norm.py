@@ -6,6 +6,7 @@ from minigrad.backend import Array
 from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
+from minigrad.sums import sum_over
 
 
 @twin_of(norm.LayerNorm)
@@ -32,6 +33,9 @@ class LayerNorm(norm.LayerNorm):
             mean = tokens[some] @ ones(C)
             mean *= 1 / C
             np.subtract(tokens[some], mean[:, None], out=x_hat)
+            mean = x_hat @ ones(C)  # what rounding has left of it: see `deviations`
+            mean *= 1 / C
+            x_hat -= mean[:, None]
             var = np.einsum("ij,ij->i", x_hat, x_hat)
             var *= 1 / C
             var += eps
@@ -56,9 +60,9 @@ class LayerNorm(norm.LayerNorm):
         for some in some_rows(*grad_y.shape):
             g, x_hat = grad_y[some], self.x_hat[some]
             if grad_bias is not None:
-                grad_bias += ones(len(g)) @ g
+                grad_bias += sum_over(g, 0)
             if grad_weight is not None:
-                grad_weight += ones(len(g)) @ (g * x_hat)
+                grad_weight += sum_over(g * x_hat, 0)
             if grad_x is not None:
                 g = g if self.weight is None else g * self.weight
                 mean, along_x_hat = g @ ones(C), np.einsum("ij,ij->i", g, x_hat)
