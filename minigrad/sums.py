@@ -21,12 +21,13 @@ from math import prod
 
 import numpy as np
 
-from minigrad.backend import Array
+from minigrad.backend import Array, array_module
 from minigrad.dtypes import FLOAT32, cast, is_narrow
 
-GROUP = 32  # terms that are added in float32
 FEW = 8  # up to this many terms, a naive sum is as exact as any
-ONES = {np.dtype(kind): np.ones(2 * GROUP, kind) for kind in (np.float32, np.float64)}
+GROUP = 32  # terms added in float32 if there are MANY: the errors of many groups cancel; else FEW
+MANY = 256
+ONES = {np.dtype(kind): np.ones(GROUP, kind) for kind in (np.float32, np.float64)}
 
 Axis = int | tuple[int, ...] | None
 
@@ -48,6 +49,9 @@ def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         return x.sum(axis=axes, keepdims=keepdims)  # pairwise
     if x.dtype not in ONES:
         return _of_another_dtype(x, axes, keepdims)
+    if axes == tuple(range(len(axes))) and x.flags.c_contiguous:
+        y = _sum_of_run(x, 0, len(axes))
+        return y.reshape((1,) * len(axes) + y.shape) if keepdims else y
     # View x with its axes in the order of memory, outermost first, without those of size 1.
     order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(x.strides[a]))
     y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
@@ -77,9 +81,10 @@ def deviations(x: Array, axis: Axis) -> tuple[Array, Array]:
     If x is large and varies little, rounding μ to the dtype of x leaves all deviations off by the same amount, and by
     more than many values of x differ. This amount is the mean of the deviations, so it is computed and subtracted.
     """
-    mean = mean_over(x, axis, keepdims=True)
+    xp, mean = array_module(x), mean_over(x, axis, keepdims=True)
     d = x - mean
     rest = mean_over(d, axis, keepdims=True)
+    rest = xp.where(xp.isfinite(rest), rest, 0)
     d -= rest
     return mean + rest, d
 
@@ -100,13 +105,12 @@ def _sum_of_run(x: Array, start: int, stop: int) -> Array:
         return rows[..., 0].sum(axis=-1)  # pairwise
     if n <= FEW:
         return rows.sum(axis=-2).reshape(*lead, *tail)
-    k = n // GROUP
-    if k < 2:
-        return _product_with_ones(rows).reshape(*lead, *tail)
-    groups = rows[..., : k * GROUP, :].reshape(*lead, GROUP, k * C)
+    group = GROUP if n >= MANY else FEW
+    k = n // group
+    groups = rows[..., : k * group, :].reshape(*lead, group, k * C)
     total = _product_with_ones(groups).reshape(*lead, k, C).sum(axis=-2, dtype=np.float64)
-    if n % GROUP:
-        total += _product_with_ones(rows[..., k * GROUP :, :])
+    if n % group:
+        total += _product_with_ones(rows[..., k * group :, :])
     return total.astype(x.dtype).reshape(*lead, *tail)
 
 

@@ -9,6 +9,7 @@ from minigrad.backend import Array, array_module, device_of, gemm
 from minigrad.function import Function
 from minigrad.ops.shape import side_by_side
 from minigrad.random import default_generator
+from minigrad.sums import sum_over
 
 
 class ScaledDotProductAttention(Function):
@@ -72,7 +73,7 @@ class ScaledDotProductAttention(Function):
             grad_probs = gemm(grad_output, self.v.swapaxes(-1, -2))
             if self.keep is not None:
                 grad_probs *= self.keep
-            along = (grad_probs * self.probs).sum(axis=-1, keepdims=True)
+            along = sum_over(grad_probs * self.probs, -1, keepdims=True)
             grad_scores = grad_probs
             grad_scores -= along
             grad_scores *= self.probs
@@ -113,6 +114,6 @@ def softmax_(scores: Array) -> Array:
     largest = scores.max(axis=-1, keepdims=True)
     scores -= xp.where(xp.isneginf(largest), xp.zeros_like(largest), largest)
     xp.exp(scores, out=scores)
-    total = scores.sum(axis=-1, keepdims=True)
-    scores /= xp.where(total > 0, total, xp.ones_like(total))
+    total = sum_over(scores, -1, keepdims=True)
+    scores /= xp.where(total == 0, xp.ones_like(total), total)
     return scores

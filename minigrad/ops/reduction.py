@@ -10,7 +10,7 @@ from minigrad import checks
 from minigrad.backend import Array, array_module
 from minigrad.dtypes import is_floating
 from minigrad.function import Function
-from minigrad.sums import cumulative_sum, deviations, sum_over
+from minigrad.sums import cumulative_sum, deviations, mean_over, sum_over
 
 Axis = int | Sequence[int] | None
 """None and () both name all axes, as in PyTorch."""
@@ -71,7 +71,7 @@ class Mean(_Reduction):
         checks.floating(x, "mean")
         n = self.reduces(x, axis, keepdims)
         self.scale = 1 / n if n else float("nan")
-        return sum_over(x, self.axes, keepdims) * self.scale
+        return mean_over(x, self.axes, keepdims)
 
     def backward(self, grad_output: Array) -> Array:
         return self.stretched(grad_output * self.scale)
@@ -86,9 +86,10 @@ class Var(_Reduction):
     def forward(self, x: Array, *, axis: Axis, keepdims: bool, correction: float) -> Array:
         checks.floating(x, "var")
         n = self.reduces(x, axis, keepdims)
-        self.scale = 1 / (n - correction) if n > correction else float("nan")
+        divisor = n - correction if n > correction else float("nan")
+        self.scale = 1 / divisor
         _, self.centred = deviations(x, self.axes)
-        return sum_over(self.centred * self.centred, self.axes, keepdims) * self.scale
+        return sum_over(self.centred * self.centred, self.axes, keepdims) / divisor
 
     def backward(self, grad_output: Array) -> Array:
         return self.lifted(grad_output * (2 * self.scale)) * self.centred
@@ -155,7 +156,7 @@ class LogSumExp(_Reduction):
 
     def backward(self, grad_output: Array) -> Array:
         xp = array_module(grad_output)
-        return self.lifted(grad_output) / xp.where(self.total > 0, self.total, 1) * self.share
+        return self.lifted(grad_output) / xp.where(self.total == 0, 1, self.total) * self.share
 
 
 class Prod(_Reduction):

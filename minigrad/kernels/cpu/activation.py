@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad import special
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_float32, pieces
+from minigrad.kernels.cpu.pieces import is_finite, is_float32, pieces
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation
 
@@ -47,9 +47,7 @@ class GELU(activation.GELU):
         y = np.empty_like(x)
         self.slope = np.empty_like(x) if any(self.needs_input_grad) else None
         for x_i, y_i, slope in pieces(x, y, self.slope):
-            with np.errstate(over="ignore"):
-                moderate = np.isfinite(x_i @ x_i)
-            if not moderate:  # somewhere c, of fewer bits, may be infinite, or no number
+            if not is_finite(x_i):  # somewhere c, of fewer bits, may be infinite, or no number
                 y_i[...] = _plain(x_i, slope)
                 continue
             bits = x_i.view(np.uint32) + _HALF

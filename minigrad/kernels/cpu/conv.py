@@ -44,7 +44,7 @@ class Conv2d(conv.Conv2d):
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         if groups == channels > 1:
-            return Tiles(windows.kernel)
+            return Tiles(windows)
         return Winograd(windows) if windows.kernel == (3, 3) else Pointwise(windows.stride)
 
 

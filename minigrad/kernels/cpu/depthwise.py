@@ -9,6 +9,9 @@ elsewhere (a Toeplitz matrix, but for the edges). Most of what is then multiplie
 
 for each channel, X having a row for each tile of each image. Where a tile is as wide or high as the image, the patch
 is too; else it reaches over the tile by half a kernel. Large tiles mean more zeros, small ones more copying.
+
+The zeros of T do not stop a NaN or an infinity: 0 · NaN is NaN, in outputs whose windows do not contain it. So channels
+whose Y is not finite are computed again, tap by tap.
 """
 
 from collections.abc import Iterator
@@ -21,7 +24,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minigrad.backend import Array
-from minigrad.windows import Pair
+from minigrad.kernels.cpu.pieces import is_finite
+from minigrad.ops.conv import Depthwise
+from minigrad.windows import Pair, Windows
 
 LARGEST = 128  # outputs in a tile
 SCRATCH = 1 << 18  # numbers in the patches that are worked on at once
@@ -31,18 +36,22 @@ SCRATCH = 1 << 18  # numbers in the patches that are worked on at once
 class Tiles:
     """Y, ∂X and ∂weight for images (N, H, W, C) and weights (C, 1, KH, KW)."""
 
-    kernel: Pair
+    windows: Windows
 
+    @np.errstate(over="ignore", invalid="ignore")
     def correlate(self, x: Array, weight: Array) -> Array:
         N, H, W, C = x.shape
-        plan = plan_for(N, H, W, self.kernel)
-        taps = np.zeros((C, self.kernel[0] * self.kernel[1] + 1), np.float32)  # the last is 0, for "too far apart"
+        plan = plan_for(N, H, W, self.windows.kernel)
+        taps = np.zeros((C, prod(self.windows.kernel) + 1), np.float32)  # the last is 0, for "too far apart"
         taps[:, :-1] = weight.reshape(C, -1)
         y = np.empty(x.shape, np.float32)
         # (N, H, W, C) -> (N, rows, tile height, columns, tile width, C): a view
         tiles = y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
         for some, X in plan.patches(x):
             Y = X @ taps[some][:, plan.tap]  # (c, tiles, K) (c, K, N) -> (c, tiles, N)
+            if not is_finite(Y):
+                y[..., some] = Depthwise(self.windows).correlate(x[..., some], weight[some])
+                continue
             Y = Y.reshape(len(Y), N, tiles.shape[1], tiles.shape[3], *plan.tile)
             tiles[..., some] = Y.transpose(1, 2, 4, 3, 5, 0)
         return y
@@ -50,16 +59,19 @@ class Tiles:
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         return self.correlate(grad_y, weight[:, :, ::-1, ::-1])
 
+    @np.errstate(over="ignore", invalid="ignore")
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         N, H, W, C = x.shape
-        plan = plan_for(N, H, W, self.kernel)
-        grad_taps = np.empty((C, self.kernel[0] * self.kernel[1]), np.float32)
+        plan = plan_for(N, H, W, self.windows.kernel)
+        grad_taps = np.empty((C, prod(self.windows.kernel)), np.float32)
         tiles = grad_y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
         for some, X in plan.patches(x):
             # (N, rows, tile height, columns, tile width, c) -> (c, N, rows, columns, tile) -> (c, tiles, N)
             Y = np.ascontiguousarray(tiles[..., some].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
             pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, N) -> (c, K, N)
             grad_taps[some] = pairs.reshape(len(X), -1) @ plan.one_hot
+        if not is_finite(grad_taps):
+            return Depthwise(self.windows).grad_weight(grad_y, x, shape)
         return grad_taps.reshape(shape)
 
 

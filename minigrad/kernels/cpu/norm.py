@@ -6,7 +6,8 @@ from minigrad.backend import Array
 from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
-from minigrad.sums import sum_over
+
+OFFSET = 4  # standard deviations: beyond, the rounding error of μ shows in x - μ, and is subtracted (`deviations`)
 
 
 @twin_of(norm.LayerNorm)
@@ -33,11 +34,11 @@ class LayerNorm(norm.LayerNorm):
             mean = tokens[some] @ ones(C)
             mean *= 1 / C
             np.subtract(tokens[some], mean[:, None], out=x_hat)
-            mean = x_hat @ ones(C)  # what rounding has left of it: see `deviations`
-            mean *= 1 / C
-            x_hat -= mean[:, None]
             var = np.einsum("ij,ij->i", x_hat, x_hat)
             var *= 1 / C
+            if (abs(mean) > OFFSET * np.sqrt(var)).any():
+                x_hat -= (x_hat @ ones(C) / C)[:, None]
+                var = np.einsum("ij,ij->i", x_hat, x_hat) / C
             var += eps
             np.sqrt(var, out=var)
             np.divide(1, var, out=rstd[:, 0])
@@ -60,9 +61,9 @@ class LayerNorm(norm.LayerNorm):
         for some in some_rows(*grad_y.shape):
             g, x_hat = grad_y[some], self.x_hat[some]
             if grad_bias is not None:
-                grad_bias += sum_over(g, 0)
+                grad_bias += ones(len(g)) @ g
             if grad_weight is not None:
-                grad_weight += sum_over(g * x_hat, 0)
+                grad_weight += ones(len(g)) @ (g * x_hat)
             if grad_x is not None:
                 g = g if self.weight is None else g * self.weight
                 mean, along_x_hat = g @ ones(C), np.einsum("ij,ij->i", g, x_hat)
@@ -106,9 +107,15 @@ class GroupNorm(norm.GroupNorm):
         y = np.empty_like(images)
         for some in some_rows(N, H * W * C):
             centred, rstd, scale, y_some = self.centred[some], self.rstd[some], self.scale[some], y[some]
-            np.subtract(images[some], self._over_groups(ones(H * W) @ images[some]), out=centred)
+            mean = self._over_groups(ones(H * W) @ images[some])
+            np.subtract(images[some], mean, out=centred)
             np.multiply(centred, centred, out=y_some)
-            np.divide(1, np.sqrt(self._over_groups(ones(H * W) @ y_some) + eps), out=rstd)
+            var = self._over_groups(ones(H * W) @ y_some)
+            if (abs(mean) > OFFSET * np.sqrt(var)).any():
+                centred -= self._over_groups(ones(H * W) @ centred)
+                np.multiply(centred, centred, out=y_some)
+                var = self._over_groups(ones(H * W) @ y_some)
+            np.divide(1, np.sqrt(var + eps), out=rstd)
             np.multiply(rstd, weight, out=scale)
             np.multiply(centred, scale, out=y_some)
             y_some += bias

@@ -14,6 +14,9 @@ pixels in 16 products instead of 36:
 For many channels each of the 16 is a matrix product M = V U, (tiles, C) times (C, O). Every step is linear, so
 
     ∂U = Vᵀ ∂M,   ∂M = A ∂Y Aᵀ,   ∂g = Gᵀ ∂U G,   and ∂x is the convolution of ∂y with the weight turned around
+
+In a y, terms with pixels outside its window cancel, but not a NaN or an infinity. So images whose Y is not finite are
+computed again, window by window.
 """
 
 from collections.abc import Iterator
@@ -22,6 +25,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad.backend import Array
+from minigrad.kernels.cpu.pieces import is_finite
+from minigrad.ops.conv import Columns
 from minigrad.windows import Pair, Windows
 
 NUMBERS = 1 << 19  # in V or M at once: 2 MiB
@@ -44,6 +49,7 @@ class Winograd:
         above, left = self.windows.before
         return _correlate(grad_y, turned, (2 - above, 2 - left), (shape[1], shape[2]))
 
+    @np.errstate(over="ignore", invalid="ignore")
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         O, C = shape[:2]  # noqa: E741 (the output channels' axis)
         tiles = _tiles(self.windows.out)
@@ -55,22 +61,34 @@ class Winograd:
             _times_A(grad_tiles, rows)
             _times_A(rows.swapaxes(0, 1), grad_M)
             grad_U += V.swapaxes(1, 2) @ grad_M.reshape(16, -1, O)
+        if not is_finite(grad_U):
+            return Columns(self.windows, groups=1).grad_weight(grad_y, x, shape)
         grad_g = G_BOTH.T @ grad_U.reshape(16, C * O)
         return grad_g.reshape(3, 3, C, O).transpose(3, 2, 1, 0)  # columns come first, as in U: (l, k, c, o)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _correlate(x: Array, weight: Array, before: Pair, out: Pair) -> Array:
     """(N, H, W, C) with `before` pixels of zeros above and to the left -> (N, *out, O)."""
     O, C = weight.shape[:2]  # noqa: E741
     TH, TW = tiles = _tiles(out)
     U = (G_BOTH @ weight.transpose(3, 2, 1, 0).reshape(9, C * O)).reshape(16, C, O)
     y = np.empty((len(x), TH, 2, TW, 2, O), np.float32)
+    images = y.reshape(len(x), 2 * TH, 2 * TW, O)[:, : out[0], : out[1]]
     for some in _blocks(len(x), tiles, max(C, O)):
         M = (_data(x[some], before, tiles) @ U).reshape(4, 4, -1, TH, TW, O)
         columns = np.empty((2, *M.shape[1:]), np.float32)
         _times_A_transposed(M, columns)
         _times_A_transposed(columns.swapaxes(0, 1), y[some].transpose(2, 4, 0, 1, 3, 5))
-    return y.reshape(len(x), 2 * TH, 2 * TW, O)[:, : out[0], : out[1]]
+        if not is_finite(y[some]):
+            images[some] = _window_by_window(x[some], weight, before, out)
+    return images
+
+
+def _window_by_window(x: Array, weight: Array, before: Pair, out: Pair) -> Array:
+    after = out[0] + 2 - x.shape[1] - before[0], out[1] + 2 - x.shape[2] - before[1]
+    windows = Windows((3, 3), (1, 1), (1, 1), before, after, out)
+    return Columns(windows, groups=1).correlate(x, weight)
 
 
 def _data(x: Array, before: Pair, tiles: Pair) -> Array:
