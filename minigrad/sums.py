@@ -24,8 +24,8 @@ import numpy as np
 from minigrad.backend import Array, array_module
 from minigrad.dtypes import FLOAT32, cast, is_narrow
 
-FEW = 8  # up to this many terms, a naive sum is as exact as any
-GROUP = 32  # terms added in float32 if there are MANY: the errors of many groups cancel; else FEW
+FEW = 8  # terms, of which a naive sum is as exact as any
+GROUP = 32  # terms added in float32; FEW if there are less than MANY in all, as the errors of few groups do not cancel
 MANY = 256
 ONES = {np.dtype(kind): np.ones(GROUP, kind) for kind in (np.float32, np.float64)}
 
@@ -53,7 +53,7 @@ def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         y = _sum_of_run(x, 0, len(axes))
         return y.reshape((1,) * len(axes) + y.shape) if keepdims else y
     # View x with its axes in the order of memory, outermost first, without those of size 1.
-    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(x.strides[a]))
+    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: (-abs(x.strides[a]), a in axes))
     y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
     stop = len(order)
     while stop:  # from the innermost axis outwards, add up each run of neighbouring axes that are summed
@@ -105,6 +105,8 @@ def _sum_of_run(x: Array, start: int, stop: int) -> Array:
         return rows[..., 0].sum(axis=-1)  # pairwise
     if n <= FEW:
         return rows.sum(axis=-2).reshape(*lead, *tail)
+    if n <= GROUP:
+        return _product_with_ones(rows).reshape(*lead, *tail)
     group = GROUP if n >= MANY else FEW
     k = n // group
     groups = rows[..., : k * group, :].reshape(*lead, group, k * C)

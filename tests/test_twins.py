@@ -292,3 +292,32 @@ def test_without_twins_ends_with_its_block():
         raise RuntimeError
     assert TWINS and all(op.twins == twins for op, twins in TWINS.items())
     assert all(issubclass(twin, op) and issubclass(op, Function) for op, twins in TWINS.items() for twin in twins)
+
+
+CONVOLUTIONS = {"winograd": ((16, 16, 3, 3), 1), "depthwise 3 x 3": ((16, 1, 3, 3), 16), "7 x 7": ((16, 1, 7, 7), 16)}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_nan_and_infinity_stay_in_their_windows(name, bad):
+    """In the input, the weight, and the gradient of the output. 3e38 overflows, if added to others of its like."""
+    shape, groups = CONVOLUTIONS[name]
+    for spoilt in ("x", "weight", "gradient"):
+        x, weight, gradient = drawn(0, 3, 16, 12, 11), drawn(1, *shape) / 100, drawn(2, 3, 16, 12, 11)
+        {"x": x[1, 3], "weight": weight[3, 0], "gradient": gradient[1, 3]}[spoilt][-1, 2] = bad
+
+        def run(x=x, weight=weight, gradient=gradient):
+            x, weight = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
+            y = F.conv2d(x, weight, padding=shape[2] // 2, groups=groups)
+            y.backward(Tensor(gradient))
+            return type(y.grad_fn), [y.numpy(), x.grad.numpy(), weight.grad.numpy()]
+
+        with np.errstate(all="ignore"):
+            kind, found = run()
+            with minigrad.without_twins():
+                plain, expected = run()
+        assert kind in TWINS[Conv2d] and plain is Conv2d
+        for ours, theirs in zip(found, expected, strict=True):
+            finite = np.isfinite(theirs)
+            np.testing.assert_array_equal(ours[~finite], theirs[~finite])
+            np.testing.assert_allclose(ours[finite], theirs[finite], rtol=1e-3, atol=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad import checks
 from minigrad.backend import Array, array_module
-from minigrad.dtypes import is_floating
+from minigrad.dtypes import cast, is_floating
 from minigrad.function import Function
 from minigrad.sums import cumulative_sum, deviations, mean_over, sum_over
 
@@ -69,18 +69,17 @@ class Mean(_Reduction):
 
     def forward(self, x: Array, *, axis: Axis, keepdims: bool) -> Array:
         checks.floating(x, "mean")
-        n = self.reduces(x, axis, keepdims)
-        self.scale = 1 / n if n else float("nan")
+        self.n = self.reduces(x, axis, keepdims) or float("nan")
         return mean_over(x, self.axes, keepdims)
 
     def backward(self, grad_output: Array) -> Array:
-        return self.stretched(grad_output * self.scale)
+        return self.stretched(grad_output / self.n)
 
 
 class Var(_Reduction):
     """y = Σᵢ (xᵢ - μ)² / (n - c), c = `correction`;  ∂xᵢ = ∂y · 2 (xᵢ - μ) / (n - c).  NaN where n ≤ c.
 
-    The mean's own dependence on xᵢ drops out, since Σⱼ (xⱼ - μ) = 0.  Saves x - μ.
+    The mean's own dependence on xᵢ drops out, since Σⱼ (xⱼ - μ) = 0. The squares are added in float64.  Saves x - μ.
     """
 
     def forward(self, x: Array, *, axis: Axis, keepdims: bool, correction: float) -> Array:
@@ -89,7 +88,8 @@ class Var(_Reduction):
         divisor = n - correction if n > correction else float("nan")
         self.scale = 1 / divisor
         _, self.centred = deviations(x, self.axes)
-        return sum_over(self.centred * self.centred, self.axes, keepdims) / divisor
+        squares = array_module(x).square(self.centred, dtype=np.float64)
+        return cast(sum_over(squares, self.axes, keepdims) / divisor, x.dtype)
 
     def backward(self, grad_output: Array) -> Array:
         return self.lifted(grad_output * (2 * self.scale)) * self.centred

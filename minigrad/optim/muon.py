@@ -7,6 +7,7 @@ from typing import Any
 from minigrad.backend import Array, array_module, gemm
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import AdamW, Optimizer
+from minigrad.sums import sum_over
 from minigrad.tensor import Tensor
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -28,7 +29,7 @@ def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
     xp = array_module(G)
     wide = G.shape[0] <= G.shape[1]
     X = G if wide else G.T  # the smaller product is X Xᵀ then
-    X = X / xp.maximum(xp.sqrt((X * X).sum()), eps).astype(X.dtype)
+    X = X / xp.maximum(xp.sqrt(sum_over(X * X)), eps).astype(X.dtype)
     for _ in range(steps):
         XX = gemm(X, X.T)
         X = _A * X + gemm(_B * XX + _C * gemm(XX, XX), X)

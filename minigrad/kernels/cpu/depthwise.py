@@ -14,7 +14,7 @@ The zeros of T do not stop a NaN or an infinity: 0 · NaN is NaN, in outputs who
 whose Y is not finite are computed again, tap by tap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -38,8 +38,20 @@ class Tiles:
 
     windows: Windows
 
-    @np.errstate(over="ignore", invalid="ignore")
     def correlate(self, x: Array, weight: Array) -> Array:
+        again = lambda some: Depthwise(self.windows).correlate(x[..., some], weight[some])  # noqa: E731
+        return self._correlate(x, weight, again)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        def again(some: slice) -> Array:
+            g = grad_y[..., some]
+            return Depthwise(self.windows).grad_x(g, weight[some], g.shape)
+
+        return self._correlate(grad_y, weight[:, :, ::-1, ::-1], again)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def _correlate(self, x: Array, weight: Array, again: Callable[[slice], Array]) -> Array:
+        """Y; channels in which it is not finite come from `again`."""
         N, H, W, C = x.shape
         plan = plan_for(N, H, W, self.windows.kernel)
         taps = np.zeros((C, prod(self.windows.kernel) + 1), np.float32)  # the last is 0, for "too far apart"
@@ -50,14 +62,11 @@ class Tiles:
         for some, X in plan.patches(x):
             Y = X @ taps[some][:, plan.tap]  # (c, tiles, K) (c, K, N) -> (c, tiles, N)
             if not is_finite(Y):
-                y[..., some] = Depthwise(self.windows).correlate(x[..., some], weight[some])
+                y[..., some] = again(some)
                 continue
             Y = Y.reshape(len(Y), N, tiles.shape[1], tiles.shape[3], *plan.tile)
             tiles[..., some] = Y.transpose(1, 2, 4, 3, 5, 0)
         return y
-
-    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        return self.correlate(grad_y, weight[:, :, ::-1, ::-1])
 
     @np.errstate(over="ignore", invalid="ignore")
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:

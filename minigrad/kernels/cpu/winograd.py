@@ -19,7 +19,7 @@ In a y, terms with pixels outside its window cancel, but not a NaN or an infinit
 computed again, window by window.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,12 +42,18 @@ class Winograd:
     windows: Windows
 
     def correlate(self, x: Array, weight: Array) -> Array:
-        return _correlate(x, weight, self.windows.before, self.windows.out)
+        again = lambda some: Columns(self.windows, 1).correlate(x[some], weight)  # noqa: E731
+        return _correlate(x, weight, self.windows.before, self.windows.out, again)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         turned = weight[:, :, ::-1, ::-1].swapaxes(0, 1)  # (O, C, 3, 3) -> (C, O, 3, 3)
         above, left = self.windows.before
-        return _correlate(grad_y, turned, (2 - above, 2 - left), (shape[1], shape[2]))
+
+        def again(some: slice) -> Array:
+            g = grad_y[some]
+            return Columns(self.windows, 1).grad_x(g, weight, (len(g), *shape[1:]))
+
+        return _correlate(grad_y, turned, (2 - above, 2 - left), (shape[1], shape[2]), again)
 
     @np.errstate(over="ignore", invalid="ignore")
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
@@ -62,14 +68,17 @@ class Winograd:
             _times_A(rows.swapaxes(0, 1), grad_M)
             grad_U += V.swapaxes(1, 2) @ grad_M.reshape(16, -1, O)
         if not is_finite(grad_U):
-            return Columns(self.windows, groups=1).grad_weight(grad_y, x, shape)
+            return Columns(self.windows, 1).grad_weight(grad_y, x, shape)
         grad_g = G_BOTH.T @ grad_U.reshape(16, C * O)
         return grad_g.reshape(3, 3, C, O).transpose(3, 2, 1, 0)  # columns come first, as in U: (l, k, c, o)
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _correlate(x: Array, weight: Array, before: Pair, out: Pair) -> Array:
-    """(N, H, W, C) with `before` pixels of zeros above and to the left -> (N, *out, O)."""
+def _correlate(x: Array, weight: Array, before: Pair, out: Pair, again: Callable[[slice], Array]) -> Array:
+    """(N, H, W, C) with `before` pixels of zeros above and to the left -> (N, *out, O).
+
+    Images whose output is not finite come from `again`.
+    """
     O, C = weight.shape[:2]  # noqa: E741
     TH, TW = tiles = _tiles(out)
     U = (G_BOTH @ weight.transpose(3, 2, 1, 0).reshape(9, C * O)).reshape(16, C, O)
@@ -81,14 +90,8 @@ def _correlate(x: Array, weight: Array, before: Pair, out: Pair) -> Array:
         _times_A_transposed(M, columns)
         _times_A_transposed(columns.swapaxes(0, 1), y[some].transpose(2, 4, 0, 1, 3, 5))
         if not is_finite(y[some]):
-            images[some] = _window_by_window(x[some], weight, before, out)
+            images[some] = again(some)
     return images
-
-
-def _window_by_window(x: Array, weight: Array, before: Pair, out: Pair) -> Array:
-    after = out[0] + 2 - x.shape[1] - before[0], out[1] + 2 - x.shape[2] - before[1]
-    windows = Windows((3, 3), (1, 1), (1, 1), before, after, out)
-    return Columns(windows, groups=1).correlate(x, weight)
 
 
 def _data(x: Array, before: Pair, tiles: Pair) -> Array:
