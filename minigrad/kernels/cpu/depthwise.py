@@ -10,8 +10,9 @@ elsewhere (a Toeplitz matrix, but for the edges). Most of what is then multiplie
 for each channel, X having a row for each tile of each image. Where a tile is as wide or high as the image, the patch
 is too; else it reaches over the tile by half a kernel. Large tiles mean more zeros, small ones more copying.
 
-The zeros of T do not stop a NaN or an infinity: 0 · NaN is NaN, in outputs whose windows do not contain it. So channels
-whose Y is not finite are computed again, tap by tap.
+The zeros of T do not stop a NaN or an infinity: 0 · NaN is NaN, in outputs whose windows do not contain it. So where
+the weight or Y is not finite, channels are computed again, tap by tap. It shows in the first output of each tile: of a
+patch that is not finite, no output is.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ class Tiles:
     @np.errstate(over="ignore", invalid="ignore")
     def _correlate(self, x: Array, weight: Array, again: Callable[[slice], Array]) -> Array:
         """Y; channels in which it is not finite come from `again`."""
+        finite = is_finite(weight)
         N, H, W, C = x.shape
         plan = plan_for(N, H, W, self.windows.kernel)
         taps = np.zeros((C, prod(self.windows.kernel) + 1), np.float32)  # the last is 0, for "too far apart"
@@ -61,7 +63,7 @@ class Tiles:
         tiles = y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
         for some, X in plan.patches(x):
             Y = X @ taps[some][:, plan.tap]  # (c, tiles, K) (c, K, N) -> (c, tiles, N)
-            if not is_finite(Y):
+            if not (finite and is_finite(Y[..., 0])):
                 y[..., some] = again(some)
                 continue
             Y = Y.reshape(len(Y), N, tiles.shape[1], tiles.shape[3], *plan.tile)

@@ -36,12 +36,12 @@ class LayerNorm(norm.LayerNorm):
             np.subtract(tokens[some], mean[:, None], out=x_hat)
             var = np.einsum("ij,ij->i", x_hat, x_hat)
             var *= 1 / C
-            if (abs(mean) > OFFSET * np.sqrt(var)).any():
-                x_hat -= (x_hat @ ones(C) / C)[:, None]
-                var = np.einsum("ij,ij->i", x_hat, x_hat) / C
             var += eps
-            np.sqrt(var, out=var)
-            np.divide(1, var, out=rstd[:, 0])
+            std = np.sqrt(var, out=var)
+            if (np.abs(mean, out=mean) > OFFSET * std).any():
+                x_hat -= (x_hat @ ones(C) / C)[:, None]
+                std = np.sqrt(np.einsum("ij,ij->i", x_hat, x_hat) / C + eps)
+            np.divide(1, std, out=rstd[:, 0])
             x_hat *= rstd
             if weight is None:
                 y[some] = x_hat
