@@ -25,9 +25,9 @@ from minigrad.backend import Array, array_module
 from minigrad.dtypes import FLOAT32, cast, is_narrow
 
 FEW = 8  # terms, of which a naive sum is as exact as any
-GROUP = 32  # terms added in float32; FEW if there are less than MANY in all, as the errors of few groups do not cancel
-MANY = 256
-ONES = {np.dtype(kind): np.ones(GROUP, kind) for kind in (np.float32, np.float64)}
+GROUP = 32  # terms added in float32 if there are MANY in all: the errors of many groups cancel; else FEW
+MANY = 256  # also the terms added at once along a row: BLAS adds them in lanes of a few each
+ONES = {np.dtype(kind): np.ones(MANY, kind) for kind in (np.float32, np.float64)}
 
 Axis = int | tuple[int, ...] | None
 
@@ -102,10 +102,10 @@ def _sum_of_run(x: Array, start: int, stop: int) -> Array:
     n, C = prod(x.shape[start:stop]), prod(tail)
     rows = x.reshape(*lead, n, C)
     if C == 1:
-        return rows[..., 0].sum(axis=-1)  # pairwise
+        return _sum_along_last(rows[..., 0]).reshape(lead + tail)
     if n <= FEW:
         return rows.sum(axis=-2).reshape(*lead, *tail)
-    if n <= GROUP:
+    if n <= 2 * GROUP:
         return _product_with_ones(rows).reshape(*lead, *tail)
     group = GROUP if n >= MANY else FEW
     k = n // group
@@ -114,6 +114,17 @@ def _sum_of_run(x: Array, start: int, stop: int) -> Array:
     if n % group:
         total += _product_with_ones(rows[..., k * group :, :])
     return total.astype(x.dtype).reshape(*lead, *tail)
+
+
+def _sum_along_last(x: Array) -> Array:
+    """(..., n) -> (...): pairwise, or by BLAS if there are many short rows, on which NumPy is slow."""
+    n = x.shape[-1]
+    if x.ndim == 1 or n > 16 * MANY or not x.flags.c_contiguous:
+        return x.sum(axis=-1)
+    rows = x.reshape(-1, n)
+    first, *others = (rows[:, i : i + MANY] @ ONES[x.dtype][: min(MANY, n - i)] for i in range(0, n, MANY))
+    total = sum(others, first.astype(np.float64)).astype(x.dtype) if others else first
+    return total.reshape(x.shape[:-1])
 
 
 def _product_with_ones(rows: Array) -> Array:
