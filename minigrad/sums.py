@@ -52,8 +52,12 @@ def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     if axes == tuple(range(len(axes))) and x.flags.c_contiguous:
         y = _sum_of_run(x, 0, len(axes))
         return y.reshape((1,) * len(axes) + y.shape) if keepdims else y
+    repeated = [a for a in axes if not x.strides[a] and shape[a] > 1]
+    if repeated:  # the same values n times: their sum is a product
+        once = x[tuple([slice(1) if a in repeated else slice(None) for a in range(x.ndim)])]
+        return sum_over(once, axes, keepdims) * prod([shape[a] for a in repeated])
     # View x with its axes in the order of memory, outermost first, without those of size 1.
-    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: (-abs(x.strides[a]), a in axes))
+    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(x.strides[a]))
     y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
     stop = len(order)
     while stop:  # from the innermost axis outwards, add up each run of neighbouring axes that are summed
