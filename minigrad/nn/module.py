@@ -153,7 +153,7 @@ class Module:
         complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
         complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
-                       for name in own if name in arrays and not _can_hold(own[name].dtype, arrays[name])]  # fmt: skip
+                       for name in own if name in arrays and not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
         if strict:
             complaints += [f"missing     {name} {own[name].shape}" for name in own if name not in arrays]
             complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays if name not in own]
@@ -213,7 +213,7 @@ class Module:
         return ""
 
 
-def _can_hold(dtype: np.dtype, array: Any) -> bool:
+def can_hold(dtype: np.dtype, array: Any) -> bool:
     """Whether the numbers of an array are real, and in this dtype neither another one, if whole, nor infinite."""
     if not is_floating(array.dtype) and array.dtype.kind not in "biu":
         return False
