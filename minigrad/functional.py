@@ -168,6 +168,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
     """x / max(‖x‖₂, eps) along `dim`."""
     if p != 2:
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
+    checks.floating(input, "normalize")
     eps = checks.not_negative(eps, "eps", "normalize")
     narrow = is_narrow(input.dtype)
     x = input.float() if narrow else input  # float16 has no room for squares, nor for eps
