@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad import checks
 from minigrad.backend import Array, array_module, gemm, to_device
-from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow, widened
+from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
 
@@ -60,11 +60,13 @@ class Optimizer:
         half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their copies in float32
         for group, states in zip(self.param_groups, self.state, strict=True):
             for parameter, state in zip(group["params"], states, strict=True):
-                if parameter.grad is not None:
-                    x, grad = widened([parameter.data, parameter.grad.data])
-                    moves.append((x, grad, state, group))
-                    if x is not parameter.data:
-                        half.append((parameter.data, x))
+                if (grad := parameter.grad) is None:
+                    continue
+                x, g = parameter.data, grad.data
+                if is_narrow(x.dtype):
+                    x, g = cast(x, FLOAT32), cast(g, FLOAT32)
+                    half.append((parameter.data, x))
+                moves.append((x, g, state, group))
         self.update_all(moves)
         for data, x in half:
             data[...] = cast(x, data.dtype)
@@ -197,7 +199,7 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov needs a momentum above 0")
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        lr, momentum, decay = (float(group[name]) for name in ("lr", "momentum", "weight_decay"))
+        lr, momentum, decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
         if decay:
             grad = grad + decay * x
         if momentum:
@@ -262,7 +264,7 @@ class AdamW(Optimizer):
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Move one parameter, in place. `state` is its memory, which `update_all` has begun."""
         xp, (beta1, beta2), m, v = array_module(x), map(float, group["betas"]), state["m"], state["v"]
-        lr, eps, decay = (float(group[name]) for name in ("lr", "eps", "weight_decay"))
+        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
         state["step"] = t = state["step"] + 1
         m *= beta1
         m += (1 - beta1) * grad
