@@ -135,16 +135,16 @@ class Module:
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
         """This module, named `prefix`, and all below it, parents first; one that is shared comes once, or each time."""
-        seen: set[Module] = set()
+        return self._walk(prefix, set() if remove_duplicate else None)
 
-        def walk(name: str, module: Module) -> Iterator[tuple[str, Module]]:
-            if not remove_duplicate or module not in seen:
-                seen.add(module)
-                yield name, module
-                for child_name, child in module.named_children():
-                    yield from walk(f"{name}.{child_name}" if name else child_name, child)
-
-        return walk(prefix, self)
+    def _walk(self, name: str, seen: "set[Module] | None") -> Iterator[tuple[str, "Module"]]:
+        if seen is not None and self in seen:
+            return
+        if seen is not None:
+            seen.add(self)
+        yield name, self
+        for child_name, child in self.named_children():
+            yield from child._walk(f"{name}.{child_name}" if name else child_name, seen)
 
     def modules(self) -> Iterator["Module"]:
         """This module and all below it."""
