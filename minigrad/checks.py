@@ -1,6 +1,7 @@
 """L0: the checks that several ops share. Every message says what must hold, what came, and the likely fix."""
 
 from collections.abc import Sequence
+from math import inf
 from operator import index
 from typing import Any
 
@@ -66,6 +67,22 @@ def reduction(name: str, op: str) -> str:
     if name not in ("mean", "sum", "none"):
         raise ValueError(f'{op}: reduction must be "mean", "sum" or "none", got {name!r}')
     return name
+
+
+def scalar(value: Any, name: str, op: str) -> float:
+    """A number, or a NumPy scalar, array or Tensor of one element, as a Python float, which widens no array."""
+    number = value.item() if hasattr(value, "item") else value
+    if not hasattr(number, "__float__"):
+        raise TypeError(f"{op}: {name} must be a number, got {value!r}")
+    return float(number)
+
+
+def not_negative(value: Any, name: str, op: str) -> float:
+    """`scalar`, from 0 on and finite."""
+    number = scalar(value, name, op)
+    if not 0 <= number < inf:
+        raise ValueError(f"{op}: {name} must not be negative, infinite or NaN, got {number}")
+    return number
 
 
 def probability(p: float, op: str) -> float:

@@ -193,7 +193,7 @@ def _without_numbers(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> n
             if isinstance(value, nn.Module):
                 setattr(twin, name, _without_numbers(value, copies))
             elif isinstance(value, Tensor):
-                setattr(twin, name, Tensor(MetaArray(value.shape, value.dtype)))
+                vars(twin)[name] = Tensor(MetaArray(value.shape, value.dtype))  # no Parameter: it wants no gradient
     return copies[module]
 
 

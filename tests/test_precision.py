@@ -286,7 +286,7 @@ def test_unscaled_before_clipping_and_only_once():
     scaler.scale(parameter.sum() * 3).backward()
     scaler.unscale_(optimizer)
     assert parameter.grad.item() == 3
-    with pytest.raises(RuntimeError, match="unscaled already"):
+    with pytest.raises(RuntimeError, match="already been called on this optimizer since the last update"):
         scaler.unscale_(optimizer)
     optim.clip_grad_norm_([parameter], 1.5)
     assert scaler.step(optimizer)

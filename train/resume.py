@@ -11,7 +11,7 @@ that the run is finished.
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import to_device
+from models.predict import one_line
 from train import config, naming
 from train.errors import InputError
 from train.flags import parser
@@ -116,10 +117,9 @@ def load(path: Path, trainer: Trainer) -> list[Metrics]:
         history = _history(metadata)
         _check_numbers(metadata, arrays, trainer, len(history))
     except ValueError as error:
-        raise InputError(f"cannot go on with {path}: {error}") from None
+        raise InputError(f"cannot go on with {path}: {one_line(error)}") from None
     for part, owner in _parts(trainer).items():
-        own = [name for name in arrays if name.startswith(f"{part}/")]
-        owner.load_state_dict({name.removeprefix(f"{part}/"): arrays[name] for name in own})
+        owner.load_state_dict(_part(part, arrays))
     device = trainer.settings.device
     trainer.step.sums.sums[...] = to_device(arrays["sums"], device)
     trainer.order = to_device(arrays["order"], device) if "order" in arrays else None
@@ -162,6 +162,11 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
     return parts if trainer.step.ema is None else {**parts, "ema": trainer.step.ema}
 
 
+def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state of one part, by its own names."""
+    return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
+
+
 def _data(trainer: Trainer) -> dict[str, Any]:
     """What tells whether the images are still the same: how many there are, and of which classes."""
     dataset = trainer.dataset
@@ -193,6 +198,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
             expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
     optimizer = trainer.step.optimizer
     for g, group in enumerate(optimizer.param_groups):
+        optional |= {f"optimizer/{g}.{name}" for name in ("has_state", "initial_lr")}  # a file of before has neither
         for i, parameter in enumerate(group["params"]):  # its memory begins with its first gradient
             own = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
             optional |= set() if any(name in arrays for name in own) else set(own)
@@ -204,6 +210,9 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
                 raise ValueError(f"{name} is {found[0]} {found[1]} in it, and {wanted[0]} {wanted[1]} in this run")
         elif name not in optional:
             raise ValueError(f"{name} is {'missing' if name in expected else 'no part of this run'}")
+    for part, owner in _parts(trainer).items():
+        if part in ("optimizer", "ema"):
+            owner.read_state_dict(_part(part, arrays))
 
 
 def _check_numbers(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, epochs: int) -> None:
@@ -217,6 +226,8 @@ def _check_numbers(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trai
         raise ValueError("its schedule, its order of the images and its place in the run are not of the same step")
     if "order" in arrays and not (arrays["order"].min() >= 0 and arrays["order"].max() < len(arrays["order"])):
         raise ValueError("its order of the images has numbers of none")
+    if not (0 < arrays["scaler/scale"] < inf and arrays["scaler/good_steps"] >= 0):
+        raise ValueError("its scale of the loss is not above 0 and finite")
     for name, count in (("draws", len(trainer.step.generators)), ("skipped", 2)):
         numbers = metadata.get(name)
         if not isinstance(numbers, list) or [type(n) is int and 0 <= n < 2**63 for n in numbers] != [True] * count:

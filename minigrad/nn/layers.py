@@ -16,9 +16,11 @@ from minigrad.tensor import Tensor
 class Linear(Module):
     """y = x Wᵀ + b. Shapes: x (..., in_features), weight (out_features, in_features), bias (out_features,)."""
 
+    bias: Parameter | None
+
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         self.weight = Parameter(np.empty((out_features, in_features), np.float32))
-        self.bias = Parameter(np.empty(out_features, np.float32)) if bias else None
+        self.register_parameter("bias", Parameter(np.empty(out_features, np.float32)) if bias else None)
         init.torch_default_(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,6 +33,8 @@ class Linear(Module):
 
 class Conv2d(Module):
     """Cross-correlation of images (N, in_channels, H, W) with filters (out_channels, in_channels / groups, KH, KW)."""
+
+    bias: Parameter | None
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class Conv2d(Module):
         KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", least=1)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, KH, KW), np.float32))
-        self.bias = Parameter(np.empty(out_channels, np.float32)) if bias else None
+        self.register_parameter("bias", Parameter(np.empty(out_channels, np.float32)) if bias else None)
         init.torch_default_(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,10 +72,13 @@ class Conv2d(Module):
 class _Norm(Module):
     """A normalisation with a learned scale and shift."""
 
+    weight: Parameter | None
+    bias: Parameter | None
+
     def __init__(self, shape: tuple[int, ...], eps: float, affine: bool) -> None:
         self.eps = eps
-        self.weight = Parameter(np.ones(shape, np.float32)) if affine else None
-        self.bias = Parameter(np.zeros(shape, np.float32)) if affine else None
+        self.register_parameter("weight", Parameter(np.ones(shape, np.float32)) if affine else None)
+        self.register_parameter("bias", Parameter(np.zeros(shape, np.float32)) if affine else None)
 
 
 class LayerNorm(_Norm):
@@ -107,18 +114,31 @@ class GroupNorm(_Norm):
 
 
 class BatchNorm2d(_Norm):
-    """Each channel normalised over the batch; in evaluation by the running mean and variance. x is (N, C, H, W)."""
+    """Each channel normalised over the batch; in evaluation by the running mean and variance. x is (N, C, H, W).
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True) -> None:
+    With momentum=None the running statistics are the means over all batches so far: in the n-th, momentum is 1/n.
+    Then n is a buffer, `num_batches_tracked`, which PyTorch has in any case.
+    """
+
+    optional_state = ("num_batches_tracked",)
+    num_batches_tracked: Tensor | None = None
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
         super().__init__((num_features,), eps, affine)
         self.momentum = momentum
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
         self.running_var = Buffer(np.ones(num_features, np.float32))
+        if momentum is None:
+            self.num_batches_tracked = Buffer(np.zeros((), np.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         checks.rank(x, 4, "(N, C, H, W)", "BatchNorm2d")
+        momentum, count = self.momentum, self.num_batches_tracked
+        if momentum is None and count is not None and self.training:
+            count.data += 1
+            momentum = 1 / count.item()
         return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum or 0.0, self.eps
         )
 
     def extra_repr(self) -> str:

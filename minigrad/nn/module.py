@@ -2,12 +2,12 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad.backend import to_device
+from minigrad.backend import Array, to_device
 from minigrad.dtypes import cast, is_floating
 from minigrad.engine import mode
 from minigrad.meta import MetaArray
@@ -40,8 +40,13 @@ class Buffer(Tensor):
 class Module:
     """A layer or a model: parameters, buffers and sub-modules by name, and a `forward`.
 
-    Whatever Parameter, Buffer or Module is assigned to an attribute is found again, in the order of assignment, by
-    `parameters`, `state_dict` and the others. Names are joined by dots: `blocks.0.attn.qkv.weight`.
+    Whatever Parameter, Buffer or Module is assigned to an attribute is registered under its name, and found again, in
+    the order of assignment, by `parameters`, `state_dict` and the others; what is in a list or a dict is not, as in
+    PyTorch: use a ModuleList. Names are joined by dots: `blocks.0.attn.qkv.weight`.
+
+    A registered name keeps its kind, by PyTorch's rules: it takes another of its kind, or None; a buffer's takes any
+    Tensor; a Parameter takes the place of anything, a Module that of a buffer. Anything else is a TypeError. Change the
+    values themselves with `init`, `load_state_dict` or `weight.data[...] = values`.
 
     A module that is `checkpointing` keeps none of its activations, and makes them again in backward. It takes one
     Tensor and returns one.
@@ -49,6 +54,41 @@ class Module:
 
     training: bool = True
     checkpointing: bool = False
+    optional_state: ClassVar[tuple[str, ...]] = ()  # buffers that a state may lack, or have where the module does not
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        kinds = self._kinds
+        held, given = kinds.get(name), next((kind for kind in _KINDS if isinstance(value, kind)), None)
+        if held is not None and value is not None and not isinstance(value, _TAKEN_BY[held]):
+            raise TypeError(
+                f"cannot assign {type(value).__name__!r} as {_KINDS[held]} {name!r} of {type(self).__name__} "
+                f"({_EXPECTED[held]} or None expected); del it first to have a plain attribute of this name"
+            )
+        if given is not None and given is not held:
+            self._register(name, given)
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        if name in self._kinds:
+            vars(self)["_registered"] = {other: kind for other, kind in self._kinds.items() if other != name}
+
+    @property
+    def _kinds(self) -> dict[str, type]:
+        """The kind of each registered name: Parameter, Module or Buffer, also where its value is None."""
+        return vars(self).get("_registered", {})
+
+    def _register(self, name: str, kind: type) -> None:
+        """Note the kind of a name, in a new dict: a copy of the module keeps its own."""
+        if not name or "." in name:
+            raise KeyError(f"{_KINDS[kind]} name must not be empty and must not contain '.', got {name!r}")
+        others = {other: kind for other, kind in self._kinds.items() if other != name}
+        vars(self)["_registered"] = {**others, name: kind}
+
+    def register_parameter(self, name: str, param: "Parameter | None") -> None:
+        """Assign a parameter, or None where a layer is made without it: the name takes nothing else later."""
+        self._register(name, Parameter)
+        setattr(self, name, param)
 
     def forward(self, *inputs: Any, **choices: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
@@ -91,43 +131,58 @@ class Module:
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
         """The sub-modules directly below this one."""
-        return ((name, value) for name, value in list(vars(self).items()) if isinstance(value, Module))
+        return self._own(Module)
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
-        """This module, named `prefix`, and all below it, parents first."""
-        yield prefix, self
-        for name, child in self.named_children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+    def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
+        """This module, named `prefix`, and all below it, parents first; one that is shared comes once, or each time."""
+        return self._walk(prefix, set() if remove_duplicate else None)
+
+    def _walk(self, name: str, seen: "set[Module] | None") -> Iterator[tuple[str, "Module"]]:
+        if seen is not None and self in seen:
+            return
+        if seen is not None:
+            seen.add(self)
+        yield name, self
+        for child_name, child in self.named_children():
+            yield from child._walk(f"{name}.{child_name}" if name else child_name, seen)
 
     def modules(self) -> Iterator["Module"]:
         """This module and all below it."""
         return (module for _, module in self.named_modules())
 
-    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """All parameters by their dotted names; one that is shared comes once."""
-        return self._named(Parameter)
+    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
+        """All parameters by their dotted names; one that is shared comes once, or under each of its names."""
+        return self._named([Parameter], remove_duplicate)
 
     def parameters(self) -> Iterator[Parameter]:
         """All parameters."""
         return (parameter for _, parameter in self.named_parameters())
 
-    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
-        """All buffers by their dotted names."""
-        return self._named(Buffer)
+    def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+        """All buffers by their dotted names; one that is shared comes once, or under each of its names."""
+        return self._named([Buffer], remove_duplicate)
 
-    def _named(self, kind: type) -> Iterator[tuple[str, Any]]:
+    def _named(self, kinds: Sequence[type], remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
         seen = set()
-        for prefix, module in self.named_modules():
-            for name, value in list(vars(module).items()):  # a copy, as another thread may add its first hook
-                if isinstance(value, kind) and id(value) not in seen:
+        for prefix, module in self.named_modules(remove_duplicate=remove_duplicate):
+            for name, value in (entry for kind in kinds for entry in module._own(kind)):
+                if not remove_duplicate or id(value) not in seen:
                     seen.add(id(value))
                     yield f"{prefix}.{name}" if prefix else name, value
+
+    def _own(self, kind: type) -> Iterator[tuple[str, Any]]:
+        """What is registered in this module itself as of this kind, and is not None."""
+        values = vars(self)
+        return ((name, values[name]) for name, k in self._kinds.items() if k is kind and values.get(name) is not None)
 
     # State ----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> "OrderedDict[str, Tensor]":
-        """All parameters and buffers by name. The Tensors share memory with the module's."""
-        named = [*self.named_parameters(), *self.named_buffers()]
+        """All parameters and buffers by name, module by module. The Tensors share memory with the module's.
+
+        One that is shared has an entry for each of its names, as in PyTorch.
+        """
+        named = self._named([Parameter, Buffer], remove_duplicate=False)
         return OrderedDict((name, tensor.detach()) for name, tensor in named)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
@@ -135,14 +190,19 @@ class Module:
 
         Args:
             state_dict: Tensors or arrays by name.
-            strict: refuse a missing or an unexpected name; otherwise these are passed over.
+            strict: refuse a missing or an unexpected name; otherwise these are passed over. Of the names of one shared
+                parameter any will do. A batch normalisation's `num_batches_tracked` may be missing, or be there where
+                the module has no need of it.
 
         Raises:
-            ValueError: a name is missing or unexpected, a shape differs, or a value is not of real numbers that the
-                dtype here can hold; or one side has no numbers, as in a model made under `init.meta_init()`. Nothing
-                has been loaded then.
+            ValueError: a name is missing or unexpected, a shape differs, two names of one shared parameter have
+                different values, or a value is not of real numbers that the dtype here can hold; or one side has no
+                numbers, as in a model made under `init.meta_init()`. Nothing has been loaded then.
         """
-        own = dict([*self.named_parameters(), *self.named_buffers()])
+        own: dict[str, Tensor] = dict(self._named([Parameter, Buffer], remove_duplicate=False))
+        optional = {f"{prefix}.{name}" if prefix else name
+                    for prefix, module in self.named_modules(remove_duplicate=False)
+                    for name in module.optional_state}  # fmt: skip
         arrays = {
             name: value.data if isinstance(value, Tensor) else np.asarray(value) for name, value in state_dict.items()
         }
@@ -153,10 +213,17 @@ class Module:
         complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
         complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
-                       for name in own if name in arrays and not _can_hold(own[name].dtype, arrays[name])]  # fmt: skip
+                       for name in own if name in arrays and not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
+        first: dict[int, str] = {}  # of the names in the state of each tensor here
+        for name, tensor in own.items():
+            other = first.setdefault(id(tensor), name) if name in arrays else name
+            if other != name and not _equal(arrays[other], arrays[name]):
+                complaints.append(f"differing   {other} and {name}: one parameter here, two in the file")
         if strict:
-            complaints += [f"missing     {name} {own[name].shape}" for name in own if name not in arrays]
-            complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays if name not in own]
+            complaints += [f"missing     {name} {tensor.shape}" for name, tensor in own.items()
+                           if id(tensor) not in first and name not in optional]  # fmt: skip
+            complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays
+                           if name not in own and name not in optional]  # fmt: skip
         if complaints:
             shown = complaints[:20] + [f"and {len(complaints) - 20} more"] * (len(complaints) > 20)
             raise ValueError(
@@ -213,7 +280,20 @@ class Module:
         return ""
 
 
-def _can_hold(dtype: np.dtype, array: Any) -> bool:
+_KINDS = {Parameter: "parameter", Module: "child module", Buffer: "buffer"}
+_EXPECTED = {Parameter: "nn.Parameter", Module: "nn.Module", Buffer: "nn.Buffer, Tensor"}
+_TAKEN_BY: dict[type, tuple[type, ...]] = {
+    Parameter: (Parameter,),
+    Module: (Parameter, Module),
+    Buffer: (Tensor, Module),
+}
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def can_hold(dtype: np.dtype, array: Any) -> bool:
     """Whether the numbers of an array are real, and in this dtype neither another one, if whole, nor infinite."""
     if not is_floating(array.dtype) and array.dtype.kind not in "biu":
         return False

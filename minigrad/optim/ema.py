@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, device_of, to_device
+from minigrad import checks
+from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.nn import Module
+from minigrad.nn.module import can_hold
 from minigrad.tensor import Tensor
 
 
@@ -24,8 +26,11 @@ class EMA:
 
         decay_t = min(decay, (1 + t) / (10 + t))
 
-    What is not floating-point, such as a count, is copied. An average of narrow numbers is kept in float32, as small
-    changes vanish in them.  Polyak and Juditsky 1992; `warmup`: TensorFlow's ExponentialMovingAverage.
+    What is not floating-point, such as a count, is copied. The average of a 16-bit parameter is in float32, as small
+    changes vanish in 16 bits.  Polyak and Juditsky 1992; `warmup`: TensorFlow's ExponentialMovingAverage.
+
+    The parameters stay those of the model when the EMA was made, in names and shapes: after `reset_classifier`, say,
+    make a new EMA. A buffer may be replaced by one of the same shape, and `model.to` a 16-bit dtype and back is fine.
 
         ema = optim.EMA(model, 0.9998)
         ...
@@ -44,30 +49,56 @@ class EMA:
     """
 
     def __init__(self, model: Module, decay: float = 0.9998, *, warmup: bool = False) -> None:
+        decay = checks.scalar(decay, "decay", "EMA")
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be from 0 to below 1, got {decay}")
         self.decay, self.warmup = decay, warmup
         self.updates = 0  # so many there have been
-        self.tensors: dict[str, Tensor] = dict([*model.named_parameters(), *model.named_buffers()])
-        if not self.tensors or "updates" in self.tensors:
-            what = "one named `updates`, which is what the state calls their count" if self.tensors else "none"
+        self.model, self.parameters = model, dict(model.named_parameters())
+        tensors = {**self.parameters, **dict(model.named_buffers())}
+        if not tensors or "updates" in tensors:
+            what = "one named `updates`, which is what the state calls their count" if tensors else "none"
             raise ValueError(f"EMA: averages a model's parameters and buffers, got {what}")
-        self.averages = {name: _kept(tensor.data).copy() for name, tensor in self.tensors.items()}
+        self.averages = {name: _kept(tensor.data).copy() for name, tensor in tensors.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The model's parameters and buffers, by the names of their averages.
+
+        Raises:
+            RuntimeError: they are no longer those that are averaged.
+        """
+        parameters = dict(self.model.named_parameters())
+        tensors: dict[str, Tensor] = {**parameters, **dict(self.model.named_buffers())}
+        changes = [f"{name} {average.shape} is gone" for name, average in self.averages.items() if name not in tensors]
+        for name, tensor in tensors.items():
+            average = self.averages.get(name)
+            if average is None:
+                changes.append(f"{name} {tensor.shape} is new")
+            elif tensor.shape != average.shape:
+                changes.append(f"{name} is {tensor.shape}, its average {average.shape}")
+            elif tensor.device != device_of(average):
+                changes.append(f"{name} is on {tensor.device}, its average on {device_of(average)}")
+            elif not (is_narrow(tensor.dtype) and average.dtype == FLOAT32) and tensor.dtype != average.dtype:
+                changes.append(f"{name} is {tensor.dtype}, its average {average.dtype}")
+            elif parameters.get(name) is not self.parameters.get(name):
+                changes.append(f"{name} {tensor.shape} is another parameter")
+        if changes:
+            shown = changes[:20] + [f"and {len(changes) - 20} more"] * (len(changes) > 20)
+            raise RuntimeError(
+                "EMA: the model has changed since its EMA was made:\n  " + "\n  ".join(shown) + "\n"
+                "Make the EMA when the model is where and what it stays, and a new one after a change."
+            )
+        return tensors
 
     def update(self) -> None:
         """After a step of the optimiser. Waits for nothing, and may be a part of a captured step.
 
         Raises:
-            RuntimeError: the model has been moved to another device, or a CUDA graph is captured and has an average
-                that is not float32, whose decay would stay as it is now.
+            RuntimeError: the model has other parameters, shapes, dtypes or another device than when the EMA was made,
+                or a CUDA graph is captured and has an average that is not float32, whose decay would stay as it is now.
         """
-        pairs = [(average, self.tensors[name].data) for name, average in self.averages.items()]
-        for name, (average, x) in zip(self.averages, pairs, strict=True):
-            if device_of(x) != device_of(average):
-                raise RuntimeError(
-                    f"EMA: {name} is on {device_of(x)}, its average on {device_of(average)}: "
-                    "make the EMA when the model is where it stays"
-                )
+        tensors = self.tensors()
+        pairs = [(average, tensors[name].data) for name, average in self.averages.items()]
         fused = [cuda.table.takes(*pair) for pair in pairs]
         others = [pair for pair, is_fused in zip(pairs, fused, strict=True) if not is_fused]
         if cuda.table.is_capturing():
@@ -103,14 +134,14 @@ class EMA:
 
         The arrays change places and nothing is copied, so that in the block the model is to be used, not trained.
         """
-        before = {name: tensor.data for name, tensor in self.tensors.items()}
+        before = [(tensor, tensor.data) for tensor in self.tensors().values()]
         try:
-            for name, tensor in self.tensors.items():
+            for name, tensor in self.tensors().items():
                 tensor.data = cast(self.averages[name], tensor.dtype)
             yield
         finally:
-            for name, tensor in self.tensors.items():
-                tensor.data = before[name]
+            for tensor, data in before:
+                tensor.data = data
 
     def state_dict(self) -> dict[str, Array]:
         """The averages by the names of their parameters and buffers, and the number of `updates`, on the CPU.
@@ -124,9 +155,20 @@ class EMA:
         """Take back what `state_dict` gave, for the same model.
 
         Raises:
-            ValueError: a name is missing or unexpected, or a shape differs. Nothing has been loaded then.
+            ValueError: a name is missing or unexpected, a shape differs, or a value is NaN, infinite or none that the
+                average's dtype can hold. Nothing has been loaded then.
         """
-        arrays = {name: value.data if isinstance(value, Tensor) else value for name, value in state_dict.items()}
+        arrays = self.read_state_dict(state_dict)
+        for name, average in self.averages.items():
+            average[...] = to_device(cast(arrays[name], average.dtype), device_of(average))
+        self.updates = int(arrays["updates"])
+
+    def read_state_dict(self, state_dict: Mapping[str, Any]) -> dict[str, Array]:
+        """The arrays that `load_state_dict` copies from, checked."""
+        arrays = {
+            name: to_device(value.data if isinstance(value, Tensor) else np.asarray(value), "cpu")
+            for name, value in state_dict.items()
+        }
         expected = {name: average.shape for name, average in self.averages.items()} | {"updates": ()}
         complaints = [f"missing     {name} {shape}" for name, shape in expected.items() if name not in arrays]
         for name, array in arrays.items():
@@ -134,15 +176,24 @@ class EMA:
                 complaints.append(f"unexpected  {name} {array.shape}")
             elif array.shape != expected[name]:
                 complaints.append(f"misshapen   {name}: {array.shape} in the state, {expected[name]} here")
+            elif name == "updates":
+                if not can_hold(np.dtype(np.int64), array) or array < 0:
+                    complaints.append(f"unfit       updates: must be a whole number from 0 on, got {array}")
+            elif not can_hold((average := self.averages[name]).dtype, array):
+                complaints.append(f"unfit       {name}: {array.dtype} with values that {average.dtype} cannot hold")
+            elif is_floating(array.dtype) and not (_finite(array) | ~_finite(to_device(average, "cpu"))).all():
+                complaints.append(f"unfit       {name}: has values that are NaN or infinite")
         if complaints:
             shown = complaints[:20] + [f"and {len(complaints) - 20} more"] * (len(complaints) > 20)
             raise ValueError(
                 "EMA: this state does not fit, and none of it was loaded:\n  " + "\n  ".join(shown) + "\n"
                 "Is it of an EMA of the same model?"
             )
-        for name, average in self.averages.items():
-            average[...] = to_device(arrays[name], device_of(average))
-        self.updates = int(arrays["updates"])
+        return arrays
+
+
+def _finite(x: Array) -> Array:
+    return array_module(x).isfinite(x)
 
 
 def _kept(x: Array) -> Array:

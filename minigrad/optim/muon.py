@@ -4,10 +4,12 @@ from collections.abc import Iterable, Mapping
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from minigrad.backend import Array, array_module, gemm
+from minigrad.dtypes import cast, widened
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import AdamW, Optimizer
-from minigrad.sums import sum_over
 from minigrad.tensor import Tensor
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -24,16 +26,19 @@ def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
     which leaves U and V as they are and makes of each singular value σ <- a σ + b σ³ + c σ⁵. With these a, b, c, five
     steps bring all from 0.005 to 1 into 0.68 to 1.16: they do not converge to 1, but small values rise fastest.
 
+    ‖G‖ is summed in float64, where no square of a float32 overflows; of a 16-bit G, all of it is in float32.
+
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon.
     """
-    xp = array_module(G)
+    (G32,), xp = widened([G]), array_module(G)
     wide = G.shape[0] <= G.shape[1]
-    X = G if wide else G.T  # the smaller product is X Xᵀ then
-    X = X / xp.maximum(xp.sqrt(sum_over(X * X)), eps).astype(X.dtype)
+    X = G32 if wide else G32.T  # the smaller product is X Xᵀ then
+    norm = xp.sqrt(xp.square(X, dtype=np.float64).sum())
+    X = (X / xp.maximum(norm, float(eps))).astype(X.dtype)
     for _ in range(steps):
         XX = gemm(X, X.T)
         X = _A * X + gemm(_B * XX + _C * gemm(XX, XX), X)
-    return X if wide else X.T
+    return cast(X if wide else X.T, G.dtype)
 
 
 class Muon(AdamW):
@@ -63,14 +68,16 @@ class Muon(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"Muon: momentum must be from 0 to below 1, got {momentum}")
-        settings = self.checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         Optimizer.__init__(self, params, {**settings, "momentum": momentum, "muon": False})
-        for group in self.param_groups:
-            wrong = [p.shape for p in group["params"] if group["muon"] and p.ndim != 2]
-            if wrong:
-                raise ValueError(f"Muon: a group with muon=True is of matrices, got a parameter of shape {wrong[0]}")
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        super().check(group)
+        if not float(group["momentum"]) < 1:
+            raise ValueError(f"Muon: momentum must be from 0 to below 1, got {group['momentum']}")
+        wrong = [p.shape for p in group["params"] if group["muon"] and p.ndim != 2]
+        if wrong:
+            raise ValueError(f"Muon: a group with muon=True is of matrices, got a parameter of shape {wrong[0]}")
 
     def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """Of a matrix m alone."""
@@ -87,14 +94,14 @@ class Muon(AdamW):
 
     def move_matrix(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Move one matrix, in place."""
-        mu = group["momentum"]
+        mu, lr, decay = (float(group[name]) for name in ("momentum", "lr", "weight_decay"))
         if "m" not in state:
             state["m"] = array_module(x).zeros_like(x)
         m = state["m"]
         m *= mu
         m += (1 - mu) * grad
-        x *= 1 - group["lr"] * group["weight_decay"]
-        x -= group["lr"] * 0.2 * sqrt(max(x.shape)) * orthogonalize(mu * m + (1 - mu) * grad)
+        x *= 1 - lr * decay
+        x -= lr * 0.2 * sqrt(max(x.shape)) * orthogonalize(mu * m + (1 - mu) * grad)
 
 
 def matrices_apart(groups: Iterable[Mapping[str, Any]], others: Iterable[Tensor] = ()) -> list[dict[str, Any]]:

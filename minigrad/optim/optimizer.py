@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, to_device
+from minigrad import checks
+from minigrad.backend import Array, array_module, gemm, to_device
+from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
 
@@ -28,7 +30,7 @@ class Optimizer:
         self.state: list[list[dict[str, Any]]] = []
         seen: set[int] = set()
         for group in groups:
-            unknown = set(group) - {"params", "name", *defaults}
+            unknown = set(group) - {"params", "name", "initial_lr", *defaults}
             tensors = list(group["params"])
             if unknown:
                 raise ValueError(
@@ -41,20 +43,33 @@ class Optimizer:
                 raise ValueError(f"{type(self).__name__}: a parameter is in two groups, or twice in one")
             seen |= {id(p) for p in tensors}
             self.param_groups.append({**defaults, **group, "params": tensors})
+            self.check(self.param_groups[-1])
             self.state.append([{} for _ in tensors])
         if not seen:
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
 
+    def check(self, group: Mapping[str, Any]) -> None:
+        """Refuse settings of a group that are out of range."""
+        for name in ("lr", "initial_lr", "momentum", "eps", "weight_decay"):
+            if name in group:
+                checks.not_negative(group[name], name, type(self).__name__)
+
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
-        self.update_all(
-            [
-                (parameter.data, grad.data, state, group)
-                for group, states in zip(self.param_groups, self.state, strict=True)
-                for parameter, state in zip(group["params"], states, strict=True)
-                if (grad := parameter.grad) is not None
-            ]
-        )
+        """Update every parameter that has a gradient. Of a 16-bit parameter, update and state are in float32."""
+        moves: list[cuda.optim.Move] = []
+        half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their copies in float32
+        for group, states in zip(self.param_groups, self.state, strict=True):
+            for parameter, state in zip(group["params"], states, strict=True):
+                if (grad := parameter.grad) is None:
+                    continue
+                x, g = parameter.data, grad.data
+                if is_narrow(x.dtype):
+                    x, g = cast(x, FLOAT32), cast(g, FLOAT32)
+                    half.append((parameter.data, x))
+                moves.append((x, g, state, group))
+        self.update_all(moves)
+        for data, x in half:
+            data[...] = cast(x, data.dtype)
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """Move all these parameters: what `update` takes, of each."""
@@ -76,50 +91,88 @@ class Optimizer:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """The memory of every parameter as arrays, named `GROUP.NUMBER.NAME`, and each group's rate as `GROUP.lr`.
+        """The state of every parameter as arrays, named `GROUP.NUMBER.NAME`, and of every group `GROUP.lr`, with a
+        schedule `GROUP.initial_lr`, and `GROUP.has_state`, (P,) bool: which parameters have had a gradient.
 
         They are the live arrays: copy them, or save them, before the next step.
         """
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for g, (group, states) in enumerate(zip(self.param_groups, self.state, strict=True)):
-            arrays[f"{g}.lr"] = np.asarray(group["lr"])
+            rates = {name: np.asarray(float(group[name])) for name in ("lr", "initial_lr") if name in group}
+            arrays |= {f"{g}.{name}": rate for name, rate in rates.items()}
+            arrays[f"{g}.has_state"] = np.array([bool(state) for state in states], np.bool_)
             for i, state in enumerate(states):
                 for name, value in state.items():
                     arrays[f"{g}.{i}.{name}"] = np.asarray(value) if isinstance(value, int) else to_device(value, "cpu")
         return arrays
 
-    def load_state_dict(self, state_dict: Mapping[str, Array]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave, for the same parameters in the same order.
 
         Raises:
-            ValueError: it is the state of other parameters. Nothing has been loaded then.
+            ValueError: it is the state of other parameters, or not all of one. Nothing has been loaded then.
         """
-        rates: list[Any] = [None] * len(self.param_groups)
-        fresh: list[list[dict[str, Any]]] = [[{} for _ in states] for states in self.state]
-        for key, value in state_dict.items():
-            g, *rest = key.split(".")
-            try:
-                if rest == ["lr"]:
-                    rates[int(g)] = value.item()
-                    continue
-                i, name = rest
-                group = self.param_groups[int(g)]
-                parameter, kept = group["params"][int(i)], self.memory_of(group)
-                if name not in kept:
-                    raise ValueError(f"{type(self).__name__} keeps {', '.join(kept)}")
-                if lacking := [other for other in kept if f"{g}.{i}.{other}" not in state_dict]:
-                    raise ValueError(f"with it belongs {', '.join(lacking)}, which is missing")
-                if value.dtype.kind != "i" and value.shape != parameter.shape:
-                    raise ValueError(f"it has shape {value.shape}, the parameter {parameter.shape}")
-            except (IndexError, ValueError) as error:
-                raise ValueError(f"{type(self).__name__}: {key!r} does not fit these parameters: {error}") from error
-            counts = value.dtype.kind == "i"
-            fresh[int(g)][int(i)][name] = value.item() if counts else to_device(value.copy(), parameter.device)
-        if None in rates:
-            raise ValueError(f"{type(self).__name__}: this state lacks the rate of a group: it is of other parameters")
-        self.state = fresh
+        rates, self.state = self.read_state_dict(state_dict)
         for group, rate in zip(self.param_groups, rates, strict=True):
-            group["lr"] = rate
+            group.update(rate)
+
+    def read_state_dict(
+        self, state_dict: Mapping[str, Any]
+    ) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
+        """What `load_state_dict` sets: the learning rates of each group, and the state of each parameter.
+
+        A state without `GROUP.has_state`, from an older version, must be complete: it does not say which parameters
+        it is of.
+        """
+        own = type(self).__name__
+        arrays = {key: value.data if isinstance(value, Tensor) else value for key, value in state_dict.items()}
+        if extra := {key.partition(".")[0] for key in arrays} - {str(g) for g in range(len(self.param_groups))}:
+            raise ValueError(f"{own}: this state has a group {min(extra)!r}, here there are {len(self.state)} groups")
+        rates: list[dict[str, float]] = []
+        states: list[list[dict[str, Any]]] = []
+        read: set[str] = set()
+        for g, group in enumerate(self.param_groups):
+            if f"{g}.lr" not in arrays:
+                raise ValueError(f"{own}: this state lacks the rate of a group, {g}.lr: it is of other parameters")
+            names = [name for name in ("lr", "initial_lr") if f"{g}.{name}" in arrays]
+            rates.append({name: checks.not_negative(arrays[f"{g}.{name}"], f"{g}.{name}", own) for name in names})
+            count, kept = len(group["params"]), self.memory_of(group)
+            has_state = np.asarray(arrays.get(f"{g}.has_state", np.ones(count, np.bool_)))
+            if has_state.shape != (count,):
+                raise ValueError(f"{own}: group {g} has {has_state.size} parameters in this state, {count} here")
+            states.append([{} for _ in range(count)])
+            for i in has_state.nonzero()[0]:
+                if missing := [name for name in kept if f"{g}.{i}.{name}" not in arrays]:
+                    raise ValueError(
+                        f"{own}: the state of parameter {g}.{i} does not fit these parameters: with it belongs "
+                        f"{', '.join(missing)}, which is missing"
+                    )
+                states[g][i] = {name: self._read(f"{g}.{i}.{name}", arrays, group["params"][i]) for name in kept}
+                read |= {f"{g}.{i}.{name}" for name in kept}
+            read |= {f"{g}.{name}" for name in ("has_state", *names)}
+            for key in arrays:
+                if key.startswith(f"{g}.") and key not in read:
+                    keeps = ", ".join(kept) or "nothing"
+                    raise ValueError(f"{own}: {key!r} does not fit these parameters: {own} keeps {keeps}")
+        return rates, states
+
+    def _read(self, key: str, arrays: Mapping[str, Array], parameter: Tensor) -> Any:
+        """One value of a parameter's state: a count, or an array in the dtype of the update."""
+        value, misfit = arrays[key], f"{type(self).__name__}: {key!r} does not fit these parameters"
+        if key.endswith(".step"):
+            count = checks.not_negative(value, key, type(self).__name__)
+            if count != int(count):
+                raise ValueError(f"{misfit}: it must be a whole number, got {count}")
+            return int(count)
+        if value.shape != parameter.shape:
+            raise ValueError(f"{misfit}: it has shape {value.shape}, the parameter {parameter.shape}")
+        if not is_floating(value.dtype):
+            raise ValueError(f"{misfit}: it must be floating-point, got {value.dtype}")
+        with np.errstate(over="ignore"):  # which the next check reports
+            array = cast(value, FLOAT32 if is_narrow(parameter.dtype) else parameter.dtype)
+        if not array_module(array).isfinite(array).all():
+            raise ValueError(f"{misfit}: it has values that are NaN or infinite in {array.dtype}")
+        return to_device(array.copy() if array is value else array, parameter.device)
 
 
 class SGD(Optimizer):
@@ -130,26 +183,33 @@ class SGD(Optimizer):
 
     memory = ("v",)
 
+    def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """Without momentum nothing."""
+        return self.memory if float(group["momentum"]) else ()
+
     def __init__(
         self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
     ) -> None:
-        _not_negative("SGD", lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if nesterov and not momentum:
-            raise ValueError("SGD: nesterov needs a momentum above 0")
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, defaults)
 
+    def check(self, group: Mapping[str, Any]) -> None:
+        super().check(group)
+        if group["nesterov"] and not float(group["momentum"]):
+            raise ValueError("SGD: nesterov needs a momentum above 0")
+
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        if group["weight_decay"]:
-            grad = grad + group["weight_decay"] * x
-        if group["momentum"]:
+        lr, momentum, decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+        if decay:
+            grad = grad + decay * x
+        if momentum:
             if "v" not in state:
                 state["v"] = grad.copy()
             else:
-                state["v"] *= group["momentum"]
+                state["v"] *= momentum
                 state["v"] += grad
-            grad = grad + group["momentum"] * state["v"] if group["nesterov"] else state["v"]
-        x -= group["lr"] * grad
+            grad = grad + momentum * state["v"] if group["nesterov"] else state["v"]
+        x -= lr * grad
 
 
 class AdamW(Optimizer):
@@ -169,15 +229,13 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(params, self.checked(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    @classmethod
-    def checked(cls, *, betas: tuple[float, float], **settings: float) -> dict[str, Any]:
-        """The settings, by name, if they are in their ranges."""
-        _not_negative(cls.__name__, **settings)
-        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ValueError(f"{cls.__name__}: betas must be from 0 to below 1, got {betas}")
-        return {"betas": betas, **settings}
+    def check(self, group: Mapping[str, Any]) -> None:
+        super().check(group)
+        name, betas = type(self).__name__, tuple(group["betas"])
+        if len(betas) != 2 or not all(0 <= checks.scalar(beta, "a beta", name) < 1 for beta in betas):
+            raise ValueError(f"{name}: betas must be two numbers from 0 to below 1, got {betas}")
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """On a GPU in one launch, those that it is for."""
@@ -205,7 +263,8 @@ class AdamW(Optimizer):
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Move one parameter, in place. `state` is its memory, which `update_all` has begun."""
-        xp, (beta1, beta2), m, v = array_module(x), group["betas"], state["m"], state["v"]
+        xp, (beta1, beta2), m, v = array_module(x), map(float, group["betas"]), state["m"], state["v"]
+        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
         state["step"] = t = state["step"] + 1
         m *= beta1
         m += (1 - beta1) * grad
@@ -213,23 +272,26 @@ class AdamW(Optimizer):
         square = grad * grad
         square *= 1 - beta2
         v += square
-        x *= 1 - group["lr"] * group["weight_decay"]
+        x *= 1 - lr * decay
         denominator = xp.sqrt(v, out=xp.empty_like(v))
         denominator *= 1 / sqrt(1 - beta2**t)
-        denominator += group["eps"]
+        denominator += eps
         xp.divide(m, denominator, out=denominator)
-        denominator *= group["lr"] / (1 - beta1**t)
+        denominator *= lr / (1 - beta1**t)
         x -= denominator
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients, in place, so that their common Euclidean norm is at most `max_norm`.
 
-    Nothing waits for a GPU in this, so a step that is captured can have it.
+    Squares are summed in float64, where no square of a float32 overflows or vanishes. Nothing waits for a GPU in this,
+    so a step that is captured can have it.
 
     Returns:
-        The norm before, a Tensor without axes. If it is not finite, the gradients are left as they are.
+        The norm before, a Tensor without axes, of the gradients' dtype; of several dtypes the widest, at least float32.
+        If it is not finite in float64, the gradients are left as they are.
     """
+    max_norm = checks.scalar(max_norm, "max_norm", "clip_grad_norm_")
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
@@ -239,14 +301,14 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     if cuda.table.takes_each(grads):
         return Tensor(cuda.optim.clip(grads, max_norm))
     xp = array_module(grads[0])
-    total = xp.sqrt(sum((g * g).sum(dtype=np.float64) for g in grads))
+    rows = (g.reshape(1, g.size).astype(np.float64) for g in grads)
+    total = xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
     factor = xp.where(xp.isfinite(total), xp.minimum(max_norm / (total + 1e-6), 1), 1)
     for g in grads:
-        g *= factor.astype(g.dtype)
-    return Tensor(total)
-
-
-def _not_negative(name: str, **settings: float) -> None:
-    for setting, value in settings.items():
-        if not value >= 0:
-            raise ValueError(f"{name}: {setting} must not be negative, got {value}")
+        if is_narrow(g.dtype):
+            g[...] = cast(cast(g, FLOAT32) * factor.astype(FLOAT32), g.dtype)
+        else:
+            g *= factor.astype(g.dtype)
+    dtypes = {g.dtype for g in grads}
+    widest = np.result_type(FLOAT32, *(dtype for dtype in dtypes if not is_narrow(dtype)))
+    return Tensor(cast(total, grads[0].dtype if len(dtypes) == 1 else widest))

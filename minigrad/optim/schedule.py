@@ -5,6 +5,7 @@ from math import cos, pi
 
 import numpy as np
 
+from minigrad import checks
 from minigrad.optim.optimizer import Optimizer
 
 
@@ -14,8 +15,11 @@ class WarmupCosine:
         lr(t) = base · (t + 1) / warmup                                   t < warmup
         lr(t) = base · (final + (1 - final) · ½ (1 + cos π s))            s = (t - warmup) / (total - warmup)
 
-    Call `step` after each `optimizer.step`. Each group keeps its own base rate.  Loshchilov and Hutter 2016,
-    arXiv:1608.03983; warmup: Goyal et al. 2017, arXiv:1706.02677.
+    Call `step` after each `optimizer.step`. Each group keeps its base rate as `initial_lr`, as in PyTorch: the learning
+    rate when the first schedule was made. It is part of the optimizer's state, so that a schedule and an optimizer can
+    be made and loaded in any order, and a second schedule begins with the same base rates.
+
+    Loshchilov and Hutter 2016, arXiv:1608.03983; warmup: Goyal et al. 2017, arXiv:1706.02677.
     """
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> None:
@@ -23,8 +27,10 @@ class WarmupCosine:
             raise ValueError(
                 f"WarmupCosine: needs 0 <= warmup_steps <= total_steps, got {warmup_steps} and {total_steps}"
             )
-        self.optimizer, self.warmup_steps, self.total_steps, self.final = optimizer, warmup_steps, total_steps, final
-        self.base_rates = [group["lr"] for group in optimizer.param_groups]
+        self.optimizer, self.warmup_steps, self.total_steps = optimizer, warmup_steps, total_steps
+        self.final = checks.not_negative(final, "final", "WarmupCosine")
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
         self.t = 0
         self._set()
 
@@ -48,9 +54,12 @@ class WarmupCosine:
         """Take back what `state_dict` gave."""
         if "t" not in state_dict:
             raise ValueError("WarmupCosine: this state lacks t, the number of steps")
-        self.t = int(state_dict["t"])
+        t = checks.not_negative(state_dict["t"], "t", "WarmupCosine")
+        if t != int(t):
+            raise ValueError(f"WarmupCosine: t, the number of steps, must be a whole number, got {t}")
+        self.t = int(t)
         self._set()
 
     def _set(self) -> None:
-        for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
-            group["lr"] = base * self.factor(self.t)
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(group["initial_lr"]) * self.factor(self.t)

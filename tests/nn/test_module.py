@@ -1,5 +1,7 @@
 """Modules: the tree, its names, its state, its modes."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,7 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     state = {name: value.numpy() + 1 for name, value in net.state_dict().items()}
     state["blocks.0.weight"] = np.zeros((5, 4))
     state["head.weight"] = state.pop("scale")
+    del state["tied"]
     with pytest.raises(ValueError, match="none was loaded") as caught:
         net.load_state_dict(state)
     message = str(caught.value)
@@ -89,6 +92,175 @@ def test_values_that_do_not_fit_are_refused_before_any_is_loaded(values, message
     with pytest.raises(ValueError, match=message):
         net.load_state_dict(state)
     assert net.first.tolist() == [1, 1] and net.last.tolist() == [1, 1] and net.count.item() == 3
+
+
+# Assignment ----------------------------------------------------------------------------------------------------------
+
+
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda net: setattr(net.stem, "weight", net.stem.weight * 2), "'Tensor' as parameter 'weight' of Conv2d"),
+        (lambda net: setattr(net.stem, "weight", ones(4, 3, 3, 3)), "'ndarray' as parameter 'weight'"),
+        (lambda net: setattr(net.stem, "weight", nn.Buffer(ones(2))), "'Buffer' as parameter 'weight'"),
+        (lambda net: setattr(net.stem, "weight", nn.Identity()), "'Identity' as parameter 'weight'"),
+        (
+            lambda net: setattr(net.stem, "bias", Tensor(ones(4))),
+            r"'Tensor' as parameter 'bias' .*nn.Parameter or None expected",
+        ),
+        (
+            lambda net: setattr(net, "stem", lambda x: x),
+            r"'function' as child module 'stem' .*nn.Module or None expected",
+        ),
+        (lambda net: setattr(net, "stem", Tensor(ones(4))), "'Tensor' as child module 'stem'"),
+        (
+            lambda net: setattr(net.norm, "running_mean", 3.0),
+            r"'float' as buffer 'running_mean' .*Tensor or None expected",
+        ),
+        (lambda net: setattr(net.norm, "running_mean", ones(4)), "'ndarray' as buffer 'running_mean'"),
+    ],
+)
+def test_a_registered_name_refuses_another_kind(change, message):
+    net = Net()
+    before = {name: value.data for name, value in net.state_dict().items()}
+    with pytest.raises(TypeError, match=f"cannot assign {message}"):
+        change(net)
+    assert all(value.data is before[name] for name, value in net.state_dict().items()) and len(before) == 13
+
+
+def test_a_tensor_assigned_to_a_buffer_is_the_buffer():
+    norm = nn.BatchNorm2d(2)
+    mean = Tensor(np.float32([1, 2]))
+    norm.running_mean = mean
+    assert norm.running_mean is mean and [name for name, _ in norm.named_buffers()] == ["running_mean", "running_var"]
+    assert norm.state_dict()["running_mean"].tolist() == [1, 2]
+    norm.to(dtype="float64").load_state_dict({**norm.state_dict(), "running_mean": np.zeros(2)})
+    assert norm.running_mean.tolist() == [0, 0] and norm.running_mean.dtype == np.float64
+    norm.running_mean = None
+    assert "running_mean" not in norm.state_dict()
+    with pytest.raises(TypeError, match="as buffer 'running_mean'"):
+        norm.running_mean = [1, 2]
+
+
+def test_none_and_back_keeps_the_kind_and_the_order():
+    layer = nn.Linear(2, 2)
+    weight, layer.weight = layer.weight, None
+    assert list(layer.state_dict()) == ["bias"]
+    with pytest.raises(TypeError, match="as parameter 'weight'"):
+        layer.weight = Tensor(ones(2, 2))
+    layer.weight = weight
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    setattr(net, "0", None)
+    with pytest.raises(TypeError, match="as child module '0'"):
+        setattr(net, "0", F.relu)
+
+
+def test_what_is_deleted_is_no_longer_registered():
+    layer = nn.Linear(2, 2)
+    del layer.weight
+    assert list(layer.state_dict()) == ["bias"] and not hasattr(layer, "weight")
+    layer.weight = Tensor(ones(2, 2))  # now a plain attribute, as a weight that is computed
+    assert list(layer.state_dict()) == ["bias"] and layer(Tensor(ones(1, 2))).shape == (1, 2)
+    with pytest.raises(AttributeError):
+        del layer.other
+
+
+def test_a_parameter_takes_the_place_of_anything():
+    module = nn.Module()
+    module.a, module.b, module.c, module.d = nn.Buffer(ones(1)), nn.Linear(1, 1), 3, nn.Parameter(ones(1))
+    for name in "abcd":
+        with minigrad.no_grad():
+            setattr(module, name, nn.Parameter(ones(2)))
+    assert [name for name, _ in module.named_parameters()] == ["d", "a", "b", "c"]
+    assert not [*module.named_buffers(), *module.named_children()]
+    module.e = nn.Buffer(ones(1))
+    module.e = nn.Identity()
+    assert [name for name, _ in module.named_children()] == ["e"] and not [*module.named_buffers()]
+
+
+def test_a_copy_registers_for_itself():
+    layer = nn.Linear(2, 2)
+    other = copy.copy(layer)
+    other.extra = nn.Parameter(ones(1))
+    del other.bias
+    assert list(layer.state_dict()) == ["weight", "bias"] and list(other.state_dict()) == ["weight", "extra"]
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_a_name_without_a_place_in_the_state_is_refused(name):
+    with pytest.raises(KeyError, match="must not contain"):
+        setattr(nn.Module(), name, nn.Parameter(ones(1)))
+
+
+# Shared parameters, and PyTorch's count of batches -------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """One parameter under two names, and one layer in two places."""
+
+    def __init__(self):
+        self.first = nn.Linear(2, 2, bias=False)
+        self.again = self.first
+        self.head = nn.Linear(2, 2)
+        self.head.weight = self.first.weight
+
+
+NAMES = ["first.weight", "again.weight", "head.weight", "head.bias"]
+
+
+def test_the_state_has_every_name_of_a_shared_parameter():
+    net = Tied()
+    assert list(net.state_dict()) == NAMES and len(list(net.modules())) == 3
+    assert [name for name, _ in net.named_parameters()] == ["first.weight", "head.bias"]
+    assert [name for name, _ in net.named_parameters(remove_duplicate=False)] == NAMES
+
+
+@pytest.mark.parametrize("dropped", [(), NAMES[:1], NAMES[1:3], NAMES[:2]])
+def test_any_name_of_a_shared_parameter_loads_it(dropped):
+    source, net = Tied(), Tied()
+    net.load_state_dict({name: x for name, x in source.state_dict().items() if name not in dropped})
+    np.testing.assert_array_equal(net.first.weight.data, source.first.weight.data)
+    assert net.head.weight is net.first.weight
+
+
+def test_a_shared_parameter_has_one_value():
+    net = Tied()
+    before, state = net.first.weight.numpy().copy(), {n: x.numpy() + 1 for n, x in net.state_dict().items()}
+    with pytest.raises(ValueError, match=r"differing   first\.weight and head\.weight"):
+        net.load_state_dict({**state, "head.weight": state["head.weight"] + 1})
+    with pytest.raises(ValueError, match=r"missing     first\.weight"):
+        net.load_state_dict({"head.bias": state["head.bias"]})
+    np.testing.assert_array_equal(net.first.weight.data, before)
+    net.load_state_dict({name: x * np.nan for name, x in state.items()})
+
+
+def test_a_count_of_batches_may_be_there_or_not():
+    net, cumulative = nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.BatchNorm2d(2, momentum=None))
+    state = {**net.state_dict(), "0.num_batches_tracked": np.array(7)}
+    net.load_state_dict(state)
+    assert "0.num_batches_tracked" not in net.state_dict()
+    cumulative.load_state_dict(state)
+    cumulative.load_state_dict(net.state_dict())
+    assert cumulative.state_dict()["0.num_batches_tracked"].item() == 7
+    with pytest.raises(ValueError, match="unexpected  num_batches_tracked"):
+        net.load_state_dict({**state, "num_batches_tracked": np.array(7)})
+
+
+def test_momentum_none_averages_over_all_batches():
+    norm, batches = nn.BatchNorm2d(3, momentum=None), [images(n) * n for n in (2, 3, 4)]
+    for x in batches:
+        norm(x)
+    norm.eval()(batches[0])
+    assert norm.num_batches_tracked.item() == 3
+    means = np.mean([x.numpy().mean((0, 2, 3)) for x in batches], 0)
+    np.testing.assert_allclose(norm.running_mean.numpy(), means, rtol=1e-4, atol=1e-6)
+    variances = np.mean([x.numpy().var((0, 2, 3), ddof=1) for x in batches], 0)
+    np.testing.assert_allclose(norm.running_var.numpy(), variances, rtol=1e-5)
 
 
 def test_modes_and_freezing():

@@ -45,6 +45,18 @@ def test_normalize_of_zeros_is_pytorchs():
     assert_outcome((y, grad_x), np.zeros(3), np.full(3, 1e12))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "eps", "steep"),
+    [(np.float32, 1e-30, 1e30), (np.float64, 1e-200, 1e200), (np.float32, 1e-50, 2.0**126), (np.float32, 1e-25, 1e25)],
+)
+def test_normalize_with_an_eps_whose_square_is_zero(dtype, eps, steep):
+    y, grad_x = at(lambda x: F.normalize(x, dim=0, eps=eps), np.zeros(3), dtype=dtype)
+    np.testing.assert_array_equal(y, 0)
+    np.testing.assert_allclose(grad_x, steep, rtol=1e-6)
+    y, grad_x = at(lambda x: F.normalize(x, eps=eps), [[3.0, 4.0], [0.0, 0.0], [NAN, 0.0]], dtype=dtype)
+    np.testing.assert_allclose(y, [[0.6, 0.8], [0, 0], [NAN, NAN]], rtol=1e-6)
+
+
 def test_normalize_of_numbers_whose_squares_float16_has_not():
     for x in ([[300.0, 400.0]], [[3e-4, 4e-4]]):
         y, grad_x = at(F.normalize, x, dtype=np.float16)
@@ -68,5 +80,9 @@ def test_errors_teach():
         F.gelu(whole.double(), approximate="erf")
     with pytest.raises(IndexError, match="softmax: axis 1 does not exist: with 1 axes it must be from -1 to 0"):
         F.softmax(whole.double(), 1)
+    with pytest.raises(TypeError, match="normalize: needs floating-point numbers, got int64"):
+        F.normalize(whole)
+    with pytest.raises(ValueError, match="normalize: eps must not be negative"):
+        F.normalize(whole.double(), eps=-1e-9)
     with pytest.raises(ValueError, match="only the Euclidean norm, p=2, is supported, got p=1"):
         F.normalize(whole.double(), p=1)

@@ -128,6 +128,10 @@ def test_a_restored_average_goes_on_bit_for_bit(device):
         (lambda state: state.pop("updates"), r"missing     updates \(\)"),
         (lambda state: state.update(other=np.ones(3)), r"unexpected  other \(3,\)"),
         (lambda state: state.update(mean=np.ones(1)), r"misshapen   mean: \(1,\) in the state, \(2,\) here"),
+        (lambda state: state.update(mean=np.array([1j, 2])), "unfit       mean: complex128 with values that float64"),
+        (lambda state: state.update(mean=np.array([np.nan, 2])), "unfit       mean: has values that are NaN"),
+        (lambda state: state.update(count=np.array(1.5)), "unfit       count: float64 with values that int64 cannot"),
+        (lambda state: state.update(updates=np.array(-1)), "unfit       updates: must be a whole number from 0 on"),
     ],
 )
 def test_a_foreign_state_is_refused(change, message):
@@ -162,3 +166,44 @@ def test_bad_settings_are_refused():
     model.updates = Buffer(np.zeros(1))
     with pytest.raises(ValueError, match="one named `updates`"):
         optim.EMA(model)
+
+
+def changed_shape(model):
+    model.layer.weight.data = np.ones((5, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model, "layer", nn.Linear(3, 5)), r"layer.weight is \(5, 3\), its average \(2, 3\)"),
+        (changed_shape, r"layer.weight is \(5, 3\), its average \(2, 3\)"),
+        (
+            lambda model: setattr(model, "layer", nn.Linear(3, 2).to(dtype="float64")),
+            "layer.weight .* another parameter",
+        ),
+        (lambda model: setattr(model.layer, "bias", None), r"layer.bias \(2,\) is gone"),
+        (lambda model: setattr(model, "more", nn.Linear(1, 1)), r"more.weight \(1, 1\) is new"),
+        (lambda model: model.to(dtype="float32"), "layer.weight is float32, its average float64"),
+    ],
+)
+def test_a_model_that_has_changed_is_refused(change, message):
+    """Instead of averaging on parameters that are no longer the model's."""
+    model = Counting()
+    ema = optim.EMA(model, 0.5)
+    change(model)
+    for use in (ema.update, lambda: ema.applied().__enter__()):
+        with pytest.raises(RuntimeError, match=message):
+            use()
+    assert ema.updates == 0
+    optim.EMA(model).update()
+
+
+def test_a_buffer_may_be_replaced_and_16_bits_come_and_go():
+    model = Counting(np.float32)
+    ema = optim.EMA(model, 0.5)
+    model.mean = Buffer(np.float32([2, 4]))
+    model.to(dtype="float16")
+    ema.update()
+    model.to(dtype="float32")
+    ema.update()
+    np.testing.assert_array_equal(ema.averages["mean"], [1.5, 3])

@@ -39,6 +39,18 @@ def test_of_nothing_comes_nothing():
     np.testing.assert_array_equal(optim.orthogonalize(np.zeros((3, 5), np.float32)), 0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float16", 1e-4), ("float16", 3e4), ("bfloat16", 1e-5), ("bfloat16", 1e30), ("float32", 1e30)]
+)
+def test_squares_in_orthogonalize_neither_overflow_nor_vanish(dtype, scale):
+    G = np.random.default_rng(0).uniform(0.5, 1, (3, 4))
+    half = Tensor(np.float32(scale * G)).to(dtype=dtype).data
+    found = optim.orthogonalize(half)
+    assert found.dtype == half.dtype
+    expected = optim.orthogonalize(half.astype(np.float64))
+    np.testing.assert_allclose(found.astype(np.float64), expected, rtol=0.02, atol=2**-8)
+
+
 def test_a_matrix_moves_by_its_formula_and_the_rest_as_adamw_moves_it(device):
     rng = np.random.default_rng(0)
     start = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,), (3, 5), (2, 2, 2))]

@@ -1,5 +1,7 @@
 """Optimisers against their formulas written out, schedules, clipping, state."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ def run(optimizer, params, steps, seed=1):
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         for p in params:
-            p.grad = Tensor(rng.normal(size=p.shape))
+            p.grad = Tensor(np.asarray(rng.normal(size=p.shape), p.dtype))
         optimizer.step()
         optimizer.zero_grad()
 
@@ -74,7 +76,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(make):
     for p, c in zip(params, copies, strict=True):
         np.testing.assert_array_equal(p.data, c.data)
     other = make([Parameter(np.ones(7))])
-    with pytest.raises(ValueError, match="does not fit these parameters"):
+    with pytest.raises(ValueError, match="group 0 has 3 parameters in this state, 1 here"):
         other.load_state_dict(one.state_dict())
     assert other.state == [[{}]]
 
@@ -132,8 +134,259 @@ def test_clipping_scales_all_gradients_by_one_factor():
         (lambda p: optim.AdamW([p[0] * 2]), "leaf Tensors"),
         (lambda p: optim.WarmupCosine(optim.SGD(p), 5, 4), "0 <= warmup_steps <= total_steps"),
         (lambda p: optim.clip_grad_norm_(p, 0), "max_norm must be above 0"),
+        (lambda p: optim.clip_grad_norm_(p, Tensor(np.nan)), "max_norm must be above 0"),
+        (lambda p: optim.AdamW(p, lr="0.1"), "lr must be a number, got '0.1'"),
+        (lambda p: optim.AdamW(p, betas=(0.9, Tensor(np.nan))), "betas must be"),
+        (lambda p: optim.AdamW(p, betas=(0.9,)), "betas must be two"),
+        (lambda p: optim.WarmupCosine(optim.SGD(p), 1, 4, final=-0.1), "final must not be negative"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make(parameters())
+
+
+# The state of a schedule ---------------------------------------------------------------------------------------------
+
+
+ORDER = "make", "load", "load optimizer"  # a schedule is made before it is loaded
+
+
+def two_groups():
+    groups = [{"params": [Parameter(np.ones(1))]}, {"params": [Parameter(np.ones(1))], "lr": 2.0}]
+    return optim.AdamW(groups, lr=1.0)
+
+
+def schedule_of(optimizer):
+    return optim.WarmupCosine(optimizer, 4, 12, final=0.1)
+
+
+def rates_from(optimizer, schedule, steps=5):
+    rates = []
+    for _ in range(steps):
+        schedule.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    return rates
+
+
+@pytest.mark.parametrize("done", [0, 3, 7, 12])
+@pytest.mark.parametrize("order", [order for order in permutations(ORDER) if order.index("make") < order.index("load")])
+def test_schedule_and_optimizer_load_in_any_order(order, done):
+    one = two_groups()
+    schedule = schedule_of(one)
+    for _ in range(done):
+        schedule.step()
+    states = one.state_dict(), schedule.state_dict()
+    two = two_groups()
+    for what in order:
+        if what == "make":
+            again = schedule_of(two)
+        elif what == "load optimizer":
+            two.load_state_dict(states[0])
+        else:
+            again.load_state_dict(states[1])
+    assert [group["lr"] for group in two.param_groups] == [group["lr"] for group in one.param_groups]
+    assert rates_from(two, again) == rates_from(one, schedule)
+
+
+def test_a_second_schedule_begins_with_the_base_rates():
+    optimizer = two_groups()
+    first = optim.WarmupCosine(optimizer, 0, 3)
+    for _ in range(3):
+        first.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0, 0]
+    optim.WarmupCosine(optimizer, 0, 3)
+    assert [group["lr"] for group in optimizer.param_groups] == [1, 2]
+    given = optim.SGD([{"params": parameters(), "lr": 0.1, "initial_lr": 0.5}])
+    optim.WarmupCosine(given, 0, 3)
+    assert given.param_groups[0]["lr"] == 0.5
+
+
+def test_an_older_state_without_base_rates_keeps_those_here():
+    one, two = two_groups(), two_groups()
+    schedule, again = schedule_of(one), schedule_of(two)
+    run(one, [p for group in one.param_groups for p in group["params"]], 1)
+    schedule.step()
+    two.load_state_dict({k: v for k, v in one.state_dict().items() if k[2:] not in ("initial_lr", "has_state")})
+    again.load_state_dict(schedule.state_dict())
+    assert rates_from(two, again) == rates_from(one, schedule)
+
+
+@pytest.mark.parametrize("t", [-1, 1.5, np.nan])
+def test_a_schedule_refuses_a_step_that_is_none(t):
+    schedule = schedule_of(two_groups())
+    with pytest.raises(ValueError, match="WarmupCosine: t"):
+        schedule.load_state_dict({"t": np.asarray(t)})
+    assert schedule.t == 0
+
+
+# The state of other parameters ---------------------------------------------------------------------------------------
+
+MAKE = {
+    "sgd": lambda p: optim.SGD(p, 0.1, 0.9),
+    "adamw": lambda p: optim.AdamW(p, 0.1),
+    "muon": lambda p: optim.Muon(optim.matrices_apart([{"params": p}]), 0.1),
+}
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {k: v for k, v in state.items() if k.endswith((".lr", ".has_state"))},
+        lambda state: {k: v for k, v in state.items() if k.endswith(".lr")},
+        lambda state: {k: v for k, v in state.items() if not k.startswith("0.0.")},
+        lambda state: {k: v[:-1] if k == "0.has_state" else v for k, v in state.items()},
+        lambda state: {**state, "7.lr": np.asarray(0.1)},
+        lambda state: {**state, "0.lr": np.asarray(np.nan)},
+        lambda state: {**state, "0.lr": np.asarray(-1.0)},
+        lambda state: {**state, "0.-1.m": state["0.lr"]},
+        lambda state: {k: np.full_like(v, np.inf) if v.ndim == 2 else v for k, v in state.items()},
+        lambda state: {k: v.astype(np.int64) if v.ndim == 2 else v for k, v in state.items()},
+        lambda state: {k: v.astype(np.complex128) if v.ndim == 2 else v for k, v in state.items()},
+        lambda state: {k: v[:, :1] if v.ndim == 2 else v for k, v in state.items()},
+        lambda state: {k: v * 1e300 if v.ndim == 2 else v for k, v in state.items()},
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(make, change):
+    rng = np.random.default_rng(0)
+    (one, params), (two, _) = (
+        (make(params), params)
+        for params in ([Parameter(rng.normal(size=s).astype(np.float32)) for s in ((3, 2), (4,))] for _ in range(2))
+    )
+    run(one, params, 2)
+    before = two.state
+    state = {k: np.float64(v) if v.dtype == np.float32 else np.array(v) for k, v in one.state_dict().items()}
+    with pytest.raises(ValueError, match=type(two).__name__):
+        two.load_state_dict(change(state))
+    assert two.state is before
+    two.load_state_dict(state)
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+@pytest.mark.parametrize(("ours", "kept"), [("float32", "float32"), ("float64", "float64"), ("float16", "float32")])
+def test_a_state_is_cast_to_the_dtype_of_the_update(make, ours, kept):
+    params, others = parameters(), [Parameter(p.data.astype(ours)) for p in parameters()]
+    one, two = make(params), make(others)
+    run(one, params, 2)
+    two.load_state_dict(one.state_dict())
+    arrays = [x for states in two.state for state in states for x in state.values() if not isinstance(x, int)]
+    assert len(arrays) >= 3 and {x.dtype.name for x in arrays} == {kept}
+
+
+def test_which_parameters_have_state_is_known():
+    still, moving = parameters()[:2]
+    one, two = optim.AdamW([still, moving]), optim.AdamW(parameters()[:2])
+    run(one, [moving], 1)
+    two.load_state_dict(one.state_dict())
+    assert two.state[0][0] == {} and two.state[0][1]["step"] == 1
+
+
+# 16-bit parameters and gradients -------------------------------------------------------------------------------------
+
+
+def in_16_bits(values, dtype):
+    return Tensor(np.float32(values)).to(dtype=dtype).data
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_16_bit_parameters_follow_float32(make, dtype):
+    """Also where float16 has neither the squares of the gradients nor eps."""
+    start, grads = [[1.0, -2.0], [0.5, 3.0]], [[[1e-6, 300.0], [0.0, -6e4]], [[0.0, 1.0], [1e-5, -1.0]]]
+    half, single = (Parameter(in_16_bits(start, d)) for d in (dtype, "float32"))
+    optimizers = make([half]), make([single])
+    for grad in grads:
+        half.grad = Tensor(in_16_bits(grad, dtype))
+        single.grad = half.grad.float()
+        single.data[...] = half.data.astype(np.float32)  # so that rounding does not add up
+        for optimizer in optimizers:
+            optimizer.step()
+        assert half.dtype == dtype
+        np.testing.assert_array_equal(half.data, single.data.astype(half.dtype))
+        assert np.isfinite(single.data).all()
+    kept = [x.dtype for x in optimizers[0].state[0][0].values() if not isinstance(x, int)]
+    assert set(kept) == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("value", [1e-6, 300.0, 6e4])
+def test_clipping_16_bit_gradients(dtype, value):
+    p = Parameter(in_16_bits(np.ones(20), dtype))
+    p.grad = Tensor(in_16_bits(np.full(20, value), dtype))
+    exact = p.grad.data.astype(np.float64)
+    norm = np.linalg.norm(exact)
+    found = optim.clip_grad_norm_([p], norm / 2)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found.data, in_16_bits(norm, dtype))
+    np.testing.assert_allclose(p.grad.data.astype(np.float64), exact / (2 + 2e-6 / norm), rtol=2**-8, atol=3e-8)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30, 1.0])
+def test_squares_of_float32_neither_overflow_nor_vanish(size):
+    p = Parameter(np.zeros((2, 8), np.float32))
+    p.grad = Tensor(np.full((2, 8), size, np.float32))
+    found = optim.clip_grad_norm_(p, 2.0)
+    assert found.dtype == np.float32 and found.shape == ()
+    np.testing.assert_allclose(found.item(), 4 * size, rtol=1e-6)
+    np.testing.assert_allclose(p.grad.data, min(size, 0.5), rtol=1e-6)
+
+
+def test_the_norm_of_several_dtypes_has_the_widest():
+    params = [Parameter(in_16_bits(np.ones(2), dtype)) for dtype in ("float16", "bfloat16", "float64")]
+    for p in params:
+        p.grad = Tensor(p.data.copy())
+    assert optim.clip_grad_norm_(params, 1.0).dtype == np.float64
+    assert optim.clip_grad_norm_(params[:2], 1.0).dtype == np.float32
+
+
+# Settings that are NumPy's or Tensors --------------------------------------------------------------------------------
+
+AS = [np.float64, np.float32, np.asarray, Tensor, lambda x: Tensor(np.float64([x]))]
+
+
+@pytest.mark.parametrize("kind", AS)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, of: optim.SGD(p, of(0.5), of(0.25), weight_decay=of(0.125), nesterov=True),
+        lambda p, of: optim.AdamW(p, of(0.5), (of(0.5), of(0.75)), of(0.125), of(0.25)),
+        lambda p, of: optim.Muon([{"params": p, "muon": True}], of(0.5), of(0.75), weight_decay=of(0.25)),
+    ],
+)
+def test_settings_of_numpy_or_a_tensor_widen_nothing(make, kind):
+    found, expected = (Parameter(np.float32([[1, 2], [3, 5]])) for _ in range(2))
+    for p, of in ((found, kind), (expected, float)):
+        optimizer = make([p], of)
+        schedule = optim.WarmupCosine(optimizer, 2, 4, of(0.5))
+        for _ in range(3):
+            p.grad = Tensor(p.data.copy())
+            optim.clip_grad_norm_([p], of(0.5))
+            optimizer.step()
+            schedule.step()
+        assert p.dtype == np.float32 and type(optimizer.param_groups[0]["lr"]) is float
+        assert {x.dtype for x in optimizer.state[0][0].values() if not isinstance(x, int)} == {np.dtype(np.float32)}
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
+def test_a_rate_that_is_a_tensor_may_be_set_later_and_saved():
+    p, rate = Parameter(np.float32([1])), Tensor(0.5)
+    optimizer = optim.SGD([p], rate)
+    for change, expected in (
+        (lambda: None, 0.5),
+        (lambda: optimizer.param_groups[0].update(lr=np.float64(0.25)), 0.25),
+    ):
+        change()
+        p.data[...], p.grad = 1, Tensor(np.float32([1]))
+        optimizer.step()
+        assert p.item() == 1 - expected and p.dtype == np.float32
+        assert optimizer.state_dict()["0.lr"] == expected
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+@pytest.mark.parametrize("kind", [float, np.float32, Tensor])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
+def test_negative_and_nan_settings_are_refused(value, kind, name):
+    for groups, settings in ((parameters(), {name: kind(value)}), ([{"params": parameters(), name: kind(value)}], {})):
+        with pytest.raises(ValueError, match=f"AdamW: {name} must not be negative, infinite or NaN"):
+            optim.AdamW(groups, **settings)

@@ -1,4 +1,4 @@
-"""The scale of a loss: how small it may become. (How it falls and rises: tests/test_precision.py.)"""
+"""The scale of a loss: how small it may become, and when. (How it falls and rises: tests/test_precision.py.)"""
 
 import numpy as np
 import pytest
@@ -28,3 +28,77 @@ def test_a_scale_ends_where_float16_loses_digits(exponent, factor, value):
     assert scaler.step(optimizer)
     scaler.update()
     np.testing.assert_allclose(parameter.numpy(), -1, rtol=1e-6)
+
+
+def made(*values, dtype=np.float32):
+    """An optimizer for each value, whose parameter is 0 and has this gradient."""
+    optimizers = [optim.SGD([Tensor(np.zeros(1, dtype), requires_grad=True)], lr=1.0) for _ in values]
+    for optimizer, value in zip(optimizers, values, strict=True):
+        optimizer.param_groups[0]["params"][0].grad = Tensor(np.array([value], dtype))
+    return optimizers
+
+
+def at(optimizer):
+    return optimizer.param_groups[0]["params"][0].item()
+
+
+def test_each_call_is_once_between_two_updates():
+    (optimizer,), scaler = made(8.0), optim.GradScaler(8.0)
+    with pytest.raises(RuntimeError, match=r"update\(\) was called without step\(\) or unscale_\(\)"):
+        scaler.update()
+    for _ in range(2):
+        scaler.unscale_(optimizer)
+        with pytest.raises(
+            RuntimeError, match=r"unscale_\(\) has already been called on this optimizer since the last"
+        ):
+            scaler.unscale_(optimizer)
+        assert scaler.step(optimizer)
+        with pytest.raises(RuntimeError, match=r"step\(\) has already been called since the last update\(\)"):
+            scaler.step(optimizer)
+        with pytest.raises(RuntimeError, match=r"unscale_\(\) is being called after step\(\)"):
+            scaler.unscale_(optimizer)
+        scaler.update(8.0)
+        optimizer.param_groups[0]["params"][0].grad = Tensor(np.float32([8]))
+    assert at(optimizer) == -2
+
+
+def test_two_optimizers_have_one_scale():
+    optimizers, scaler = made(4.0, np.inf), optim.GradScaler(4.0)
+    assert [scaler.step(optimizer) for optimizer in optimizers] == [True, False]
+    scaler.update()
+    assert [at(optimizer) for optimizer in optimizers] == [-1, 0] and scaler.get_scale() == 2
+    optimizers[1].param_groups[0]["params"][0].grad = Tensor(np.float32([2]))
+    assert scaler.step(optimizers[1]) and at(optimizers[1]) == -1
+
+
+@pytest.mark.parametrize("scale", [2.0**20, np.float32(2.0**20), Tensor(2.0**20)])
+def test_a_new_scale_is_taken(scale):
+    scaler = optim.GradScaler(4.0)
+    scaler.update(scale)
+    assert scaler.get_scale() == 2.0**20 and type(scaler.get_scale()) is float
+    for wrong in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="new_scale must be above 0"):
+            scaler.update(wrong)
+
+
+@pytest.mark.parametrize("exponent", [14, 30, 40])
+def test_16_bit_gradients_are_unscaled_in_float32(exponent):
+    """Where 1/S is nothing in float16."""
+    (optimizer,), scaler = made(2.0**14, dtype=np.float16), optim.GradScaler(2.0**exponent)
+    scaler.unscale_(optimizer)
+    assert optimizer.param_groups[0]["params"][0].grad.item() == float(np.float16(2.0 ** (14 - exponent)))
+
+
+def test_a_16_bit_loss_is_scaled_in_float32():
+    weight = Tensor(np.float16([2]), requires_grad=True)
+    loss = optim.GradScaler(2.0**17).scale(weight.sum())
+    assert loss.dtype == np.float32 and loss.item() == 2.0**18
+
+
+@pytest.mark.parametrize("state", [{"scale": np.nan, "good_steps": 0}, {"scale": 0, "good_steps": 0},
+                                   {"scale": 1, "good_steps": 0.5}])  # fmt: skip
+def test_a_state_that_is_none_is_refused(state):
+    scaler = optim.GradScaler(4.0)
+    with pytest.raises(ValueError, match="GradScaler"):
+        scaler.load_state_dict({name: np.asarray(value) for name, value in state.items()})
+    assert scaler.get_scale() == 4

@@ -111,6 +111,18 @@ def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, 
             np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy(), err_msg=f"{name}, {steps}")
 
 
+def test_a_state_of_before_base_rates_were_in_it_goes_on(dataset, tmp_path):
+    settings, path = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1"]), tmp_path / naming.STATE
+    expected, _ = finish(trainer_of(dataset, settings))
+    interrupted(trainer_of(dataset, settings), 3, path)
+    arrays, metadata = serialize.load(path)
+    older = {name: x for name, x in arrays.items() if not name.endswith((".has_state", ".initial_lr"))}
+    assert len(older) == len(arrays) - 4
+    serialize.save(path, older, metadata)
+    again = trainer_of(dataset, settings)
+    assert finish(again, resume.load(path, again))[0] == expected
+
+
 def test_stops_may_follow_each_other(dataset, tmp_path):
     """After every single step a new process."""
     settings, path = (
@@ -198,6 +210,10 @@ def changed(path, **changes):
         ({"schedule/t": lambda x: x + 1}, r"not of the same step"),
         ({"position": lambda x: 99}, r"it is at step 99 after 1 epochs, of 4 steps each"),
         ({"position": lambda x: True}, r"it is at step True"),
+        ({"scaler/scale": lambda x: x * np.nan}, r"its scale of the loss is not above 0"),
+        ({"optimizer/0.lr": lambda x: -x}, r"0.lr must not be negative"),
+        ({"optimizer/0.has_state": lambda x: ~x}, r"'0.0.step' does not fit these parameters"),
+        ({"ema/head.bias": lambda x: x * np.inf}, r"EMA: .*head.bias: has values that are NaN or infinite"),
         ({"draws": lambda x: x[:-1]}, r"draws is not 2 whole numbers"),
         ({"draws": lambda x: [-1, 0]}, r"draws is not 2 whole numbers"),
         ({"skipped": lambda x: [1.0, 0]}, r"skipped is not 2 whole numbers"),

@@ -55,7 +55,7 @@ squares(const Row* __restrict__ rows, int count, double* __restrict__ parts) {
 
 // One block of 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024)
-clip_factor(const double* __restrict__ parts, int count, double max_norm, double* __restrict__ norm,
+clip_factor(const double* __restrict__ parts, int count, double max_norm, float* __restrict__ norm,
             float* __restrict__ factor) {
     double sum = 0;
     for (int i = threadIdx.x; i < count; i += 1024) sum += parts[i];

@@ -37,9 +37,9 @@ def next_numbers(moves: Sequence[Move]) -> list[tuple[float, ...]]:
         state["step"] = t = state["step"] + 1
         key = id(group), t
         if key not in known:
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            step = 1 - lr * group["weight_decay"], lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
-            known[key] = (beta1, beta2, 1 - beta1, 1 - beta2, group["eps"], *step)
+            lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+            step = 1 - lr * float(group["weight_decay"]), lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
+            known[key] = (beta1, beta2, 1 - beta1, 1 - beta2, float(group["eps"]), *step)
         numbers.append(known[key])
     return numbers
 
@@ -47,8 +47,8 @@ def next_numbers(moves: Sequence[Move]) -> list[tuple[float, ...]]:
 def clip(grads: Sequence[Array], max_norm: float) -> Array:
     """Scale gradients that `table.takes_each`, in place, as `optim.clip_grad_norm_` says. Returns the norm before."""
     table, device = Table(grads), device_of(grads[0])
-    parts, norm = empty((table.chunks,), np.float64, device), empty((), np.float64, device)
-    factor = empty((), np.float32, device)
+    parts = empty((table.chunks,), np.float64, device)
+    norm, factor = empty((), np.float32, device), empty((), np.float32, device)
     table.launch(SQUARES, parts)
     CLIP_FACTOR(1, ONE_BLOCK, parts, np.int32(table.chunks), np.float64(max_norm), norm, factor)
     table.launch(SCALE, factor)
