@@ -29,7 +29,16 @@ from train.augment import (
     one_hot,
     repeated,
 )
-from train.randaugment import COLOURS, MATRICES, Deal, RandAugment, arguments, normal, rand_augment, warp
+from train.randaugment import (
+    COLOURS,
+    MATRICES,
+    RandAugment,
+    StratifiedAssignment,
+    arguments,
+    normal,
+    rand_augment,
+    warp,
+)
 
 SEEDS = st.integers(0, 2**32)
 ON_PIXELS = {
@@ -139,7 +148,7 @@ def test_every_shift_is_as_likely(mode):
 
 
 def test_a_reflection_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match="a reflection by 4 pixels needs images larger than that, got 8 x 4"):
+    with pytest.raises(ValueError, match="reflection padding by 4 pixels needs images larger than 4, got 8 x 4"):
         ShiftedCrop(4, "reflect")(made("crop", 1, 8, 4), Generator(0))
 
 
@@ -219,15 +228,15 @@ def test_normal_numbers():
 
 @given(N=st.integers(1, 40), seed=SEEDS, cuts=st.lists(st.floats(0, 1), max_size=5))
 def test_every_place_is_in_one_part(N, seed, cuts):
-    deal = Deal(N, Generator(seed), "cpu")
-    np.testing.assert_array_equal(np.sort(deal.place), np.arange(N))
+    assignment = StratifiedAssignment(N, Generator(seed), "cpu")
+    np.testing.assert_array_equal(np.sort(assignment.row), np.arange(N))
     images = np.arange(N).reshape(N, 1, 1, 1)
-    np.testing.assert_array_equal(deal.back(deal.put(images)), images)
+    np.testing.assert_array_equal(assignment.unpermute(assignment.permute(images)), images)
     bounds, owners = [0, *sorted(cuts), 1], np.zeros(N, int)
     for start, stop in pairwise(bounds):
-        places, mine = deal.slots(start, stop)
-        assert mine.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
-        owners[places] += mine
+        rows, selected = assignment.interval(start, stop)
+        assert selected.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
+        owners[rows] += selected
     np.testing.assert_array_equal(owners, 1)
 
 
@@ -236,17 +245,17 @@ def test_lots_that_are_alike():
         def uniform(self, shape, dtype=np.float32, device="cpu"):
             return super().uniform(shape, dtype, device) // 0.5 / 2
 
-    np.testing.assert_array_equal(np.sort(Deal(30, Even(0), "cpu").place), np.arange(30))
+    np.testing.assert_array_equal(np.sort(StratifiedAssignment(30, Even(0), "cpu").row), np.arange(30))
 
 
 def test_every_image_has_the_same_chance():
     N, hits = 3, np.zeros(3)
     for seed in range(3000):
-        deal = Deal(N, Generator(seed), "cpu")
-        places, mine = deal.slots(0.3, 0.5)
+        assignment = StratifiedAssignment(N, Generator(seed), "cpu")
+        rows, selected = assignment.interval(0.3, 0.5)
         given = np.zeros(N, bool)
-        given[places] = mine
-        hits += given[deal.place]
+        given[rows] = selected
+        hits += given[assignment.row]
     np.testing.assert_allclose(hits / 3000, 0.2, atol=0.03)
 
 
@@ -328,17 +337,17 @@ def test_only_colours_in_bytes(images):
     [
         ("", 'must begin with "rand", as in "rand-m9-mstd0.5-inc1", got ""'),
         ("original", 'must begin with "rand"'),
-        ("rand-x3", '"x3" in "rand-x3": a part is one of m, n, p, mstd, mmax, inc with its number, as in "m9"'),
+        ("rand-x3", '"x3" in "rand-x3": a part is one of m, n, p, mstd, mmax, inc with its value, as in "m9"'),
         ("rand-tweights", "a part is one of m, n,"),
         ("rand--m9", '"" in "rand--m9": a part is one of'),
-        ("rand-m", '"m" in "rand-m": after m comes a number'),
-        ("rand-n1.5", '"n1.5" in "rand-n1.5": after n comes a whole number'),
-        ("rand-inc2", "after inc comes 0 or 1"),
-        ("rand-m9-m8", '"rand-m9-m8" says m twice'),
-        ("rand-m11", "m, the magnitude, is from 0 to mmax, which is 10 if not given"),
-        ("rand-mmax1000", "mmax is from 0 to 100"),
-        ("rand-p1.5", "p is a probability, from 0 to 1"),
-        ("rand-n101", "n, ops for each image, is from 0 to 100"),
+        ("rand-m", '"m" in "rand-m": m must be followed by a number'),
+        ("rand-n1.5", '"n1.5" in "rand-n1.5": n must be followed by a whole number'),
+        ("rand-inc2", "inc must be followed by 0 or 1"),
+        ("rand-m9-m8", '"rand-m9-m8" has m twice'),
+        ("rand-m11", "m, the magnitude, must be from 0 to mmax, by default 10"),
+        ("rand-mmax1000", "mmax must be from 0 to 100"),
+        ("rand-p1.5", "p, a probability, must be from 0 to 1"),
+        ("rand-n101", "n, the number of ops per image, must be from 0 to 100"),
     ],
 )
 def test_mistakes_in_the_notation(text, message):
@@ -451,7 +460,7 @@ def test_repeated(count, repeats):
 
 
 def test_repeated_not_at_all_is_refused():
-    with pytest.raises(ValueError, match="at least once, got repeats = 0"):
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         repeated(np.arange(3), 0)
 
 
@@ -501,9 +510,9 @@ def test_what_comes_in_has_the_mean_colour():
     [
         ("hflip", 1.5, "hflip must be from 0 to 1, got 1.5"),
         ("reprob", -0.1, "reprob must be from 0 to 1"),
-        ("mixup", -1.0, "mixup must be a number from 0, which switches it off, got -1"),
-        ("cutmix", inf, "cutmix must be a number from 0"),
-        ("cutout", -1, "cutout must be a number from 0"),
+        ("mixup", -1.0, "mixup must be at least 0, which switches it off, got -1"),
+        ("cutmix", inf, "cutmix must be at least 0"),
+        ("cutout", -1, "cutout must be at least 0"),
         ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),
         ("remode", "black", "remode must be one of pixel, rand, const, got 'black'"),
         ("aa", "rand-q", '"q" in "rand-q"'),

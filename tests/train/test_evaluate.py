@@ -16,32 +16,32 @@ from train import checkpoint as writing
 from train import datasets, plots, report
 from train.__main__ import main, parse
 from train.errors import InputError
-from train.evaluate import Answers
+from train.evaluate import Predictions
 from train.log import Metrics
 
 CLASSES = ("ant", "bee", "cat")
 PROBABILITIES = np.array([[8, 1, 1], [2, 7, 1], [1, 9, 0], [0, 4, 6], [5, 2, 3], [1, 8, 1]], np.float32) / 10
 LABELS = np.array([0, 0, 0, 2, 2, 1])
 with np.errstate(divide="ignore"):
-    ANSWERS = Answers(np.log(PROBABILITIES), LABELS, CLASSES)
+    PREDICTIONS = Predictions(np.log(PROBABILITIES), LABELS, CLASSES)
 
 
 def test_what_is_counted():
-    np.testing.assert_array_equal(ANSWERS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
-    np.testing.assert_array_equal(ANSWERS.worst(9), [2, 1, 4])  # surest first
-    np.testing.assert_array_equal(ANSWERS.worst(1), [2])
-    np.testing.assert_allclose(ANSWERS.probabilities, PROBABILITIES, rtol=1e-6)
+    np.testing.assert_array_equal(PREDICTIONS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
+    np.testing.assert_array_equal(PREDICTIONS.worst(9), [2, 1, 4])  # surest first
+    np.testing.assert_array_equal(PREDICTIONS.worst(1), [2])
+    np.testing.assert_allclose(PREDICTIONS.probabilities, PROBABILITIES, rtol=1e-6)
     right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of what each image shows
-    assert ANSWERS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and ANSWERS.acc == 3 / 6
+    assert PREDICTIONS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and PREDICTIONS.acc == 3 / 6
 
 
 def test_the_report():
-    lines = [line.split() for line in report.text(ANSWERS).splitlines()]
+    lines = [line.split() for line in report.text(PREDICTIONS).splitlines()]
     assert lines[0] == ["loss", "1.0122", "acc", "50.00%"]
     assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
     assert lines[4] == ["bee", "1", "100.0", "%", "33.3", "%"]
     assert lines[5] == ["cat", "2", "50.0", "%", "100.0", "%", "ant", "(1)"]
-    strange = replace(ANSWERS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
+    strange = replace(PREDICTIONS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
     assert "\x1b" not in report.text(strange) and "\\x1b" in report.text(strange)
 
 
@@ -62,12 +62,12 @@ def test_the_pictures(K, tmp_path, monkeypatch):
     names = (r"$\bad$ and a name that does not end", "蟻", *map(str, range(K - 2)))
     images = chance.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     for labels in (chance.integers(0, K, 40), p.argmax(axis=1)):
-        answers = Answers(np.log(p), labels, names)
-        plots.mistakes(answers, images, tmp_path)
+        predictions = Predictions(np.log(p), labels, names)
+        plots.mistakes(predictions, images, tmp_path)
         for name in ("confusion.png", "mistakes.png"):
             assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
             (tmp_path / name).unlink()
-    first = replace(answers, labels=chance.integers(0, K, 40))
+    first = replace(predictions, labels=chance.integers(0, K, 40))
     texts.clear()
     plots.mistakes(first, images, tmp_path)
     n = first.worst(1)[0]
@@ -108,12 +108,16 @@ def kept(tmp_path):
 def test_probabilities_are_the_models(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
-    answers = report.answers(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
+    predictions = report.predictions(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
-    np.testing.assert_allclose(answers.probabilities, functional.softmax(logits, dim=-1).numpy(), rtol=1e-4, atol=1e-6)
-    assert answers.loss == pytest.approx(functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5)
+    np.testing.assert_allclose(
+        predictions.probabilities, functional.softmax(logits, dim=-1).numpy(), rtol=1e-4, atol=1e-6
+    )
+    assert predictions.loss == pytest.approx(
+        functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5
+    )
 
 
 def test_a_checkpoint_of_earlier_times(kept):
@@ -131,7 +135,7 @@ def test_a_checkpoint_of_earlier_times(kept):
         (lambda metadata: {}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": 3}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": {"epochs": "x"}}, "is damaged|another version"),
-        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "of other classes than those of"),
+        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "has other classes than shapes"),
         (lambda metadata: {**metadata, "classes": ["dog"]}, "it names 1 classes for a model of 10"),
     ],
 )
@@ -146,7 +150,7 @@ def test_what_is_no_checkpoint(kept, change, message, capsys):
 
 def test_other_mistakes(kept, tmp_path):
     path, _ = kept
-    with pytest.raises(InputError, match="--resume is of no use there"):
+    with pytest.raises(InputError, match="--resume has no effect with --eval"):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])

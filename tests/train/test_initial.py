@@ -65,7 +65,7 @@ def test_the_average_begins_there_too(earlier, tmp_path):
 def test_other_classes(earlier, album, tmp_path, capsys):
     """All but the head are the file's; the head begins with zeros."""
     assert main(*album, *STILL, "--initial-checkpoint", earlier / "best.npz", "--output", tmp_path / "out") == 0
-    said = f"weights  {earlier / 'best.npz'}; the head begins anew: 10 classes there, 3 here"
+    said = f"weights  {earlier / 'best.npz'}; new head: 10 classes in the file, 3 in the data"
     assert capsys.readouterr().out.splitlines().count(said) == 1
     there, here = (serialize.load(folder / "best.npz")[0] for folder in (earlier, tmp_path / "out"))
     assert here["head.weight"].shape == (3, 64) and abs(here["head.weight"]).max() < 1e-20
@@ -85,7 +85,7 @@ def test_as_many_classes_by_other_names(earlier, tmp_path, suffix):
     model = models.create_model("vit_nano_cifar")
     drawn = model.head.weight.numpy().copy()
     said = initial.load(model, [*classes[:-1], "another"], settings)
-    assert said.endswith("; the head begins anew: 10 classes there, 10 others here")
+    assert said.endswith("; new head: 10 classes in the file, 10 others in the data")
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
     assert initial.load(model, classes, settings) == f"weights  {file}"
     assert (model.head.weight.numpy() != drawn).any()
@@ -99,7 +99,7 @@ def test_weights_of_others_at_another_size(album, tmp_path, capsys):
         serialize.save(file, foreign.written(source, names))
         flags = [*album, "--img-size", 48, "--layer-decay", 0.5, *STILL, "--initial-checkpoint", file, "--output", out]
         assert main(*flags) == 0
-        said = "the head begins anew: 5 classes there, 3 here; positions are resampled (pos_embed)"
+        said = "new head: 5 classes in the file, 3 in the data; positions resampled (pos_embed)"
         assert f"\nweights  {file}; {said}\n" in capsys.readouterr().out
         found, _ = serialize.load(out / "last.npz")
         for name, x in source.state_dict().items():
@@ -116,7 +116,7 @@ def test_weights_of_timm_without_a_head(tmp_path):
     drawn = model.head.weight.numpy().copy()
     settings = __main__.parse(["--model", "swin_nano_cifar", "--initial-checkpoint", str(tmp_path / "w.npz")])
     said = initial.load(model, "abcdefghij", settings)
-    assert said == f"weights  {tmp_path / 'w.npz'}; the head begins anew: none there, 10 here"
+    assert said == f"weights  {tmp_path / 'w.npz'}; new head: no head in the file, 10 in the data"
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
     for name in model.state_dict().keys() - {"head.weight", "head.bias"}:
         np.testing.assert_array_equal(
@@ -168,15 +168,18 @@ def altered(earlier, file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.pop("norm.bias"), r"1 missing \(norm.bias\); it must be of the same arch"),
-        (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); it must"),
-        (lambda x: x.update({"norm.bias": np.ones(5)}), r"1 misshapen \(norm.bias, \(5,\) there and \(64,\) here\)"),
+        (lambda x: x.pop("norm.bias"), r"1 missing \(norm.bias\); the file must have the same arch"),
+        (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); the file must"),
+        (
+            lambda x: x.update({"norm.bias": np.ones(5)}),
+            r"1 misshapen \(norm.bias, \(5,\) in the file and \(64,\) in the model\)",
+        ),
         (lambda x: x.update({"norm.bias": np.ones(64, int)}), r"1 int64 \(norm.bias"),
         (lambda x: x.update(pos_embed=np.ones((1, 8, 64))), r"resampled from a square grid or window only"),
         (lambda x: x.clear(), r"\d+ missing \(cls_token, ...\)"),
         (
             lambda x: x.update({"norm.bias": np.full(64, np.nan)}),
-            "norm.bias has numbers that are not finite in float32",
+            "norm.bias has NaN or Inf in float32",
         ),
         (lambda x: x.update({"norm.bias": np.full(64, 1e300)}), "norm.bias: float64 with values that float32 cannot"),
     ],
@@ -211,7 +214,7 @@ def test_what_is_no_file_of_weights(earlier, tmp_path, capsys):
 
 def test_the_state_of_a_run_is_no_model(earlier, tmp_path, capsys):
     line = refused(capsys, tmp_path, earlier / "resume.npz")
-    assert "is the state of a run; the models it trained are best and last, beside it" in line
+    assert "is the state of a run; its models are the files best and last in the same folder" in line
 
 
 def test_the_line_of_a_process(earlier, tmp_path):

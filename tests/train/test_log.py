@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import struct
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from train import plots
-from train.log import Metrics, Progress, write_table
+from train.log import Metrics, Progress, plural, write_table
 
 ROW = Metrics(3, 1e-3, 1.23456789, 0.5, 1.5, 0.4375, 12.5, 800.0)
 
@@ -28,6 +30,25 @@ def test_a_bar_on_a_terminal(monkeypatch):
         progress.update(50, "loss 1.000 acc 50.0%")
     text = screen.getvalue()
     assert "epoch 1/2" in text and "images/s" in text and "loss 1.000 acc 50.0%" in text
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_bar_fits_a_narrow_terminal_and_shows_the_loss(columns, monkeypatch):
+    pytest.importorskip("tqdm")
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(end, "w", encoding="utf-8") as screen, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        with Progress(10_000, " images", "epoch 100/300") as progress:
+            time.sleep(0.15)
+            progress.update(5_000, "loss 1.234 acc 50.0%")
+        screen.flush()
+        lines = os.read(terminal, 10_000).decode().split("\r")
+    os.close(terminal)
+    assert max(map(len, lines)) <= columns
+    (line,) = (line for line in lines if "loss 1.234 acc 50.0%" in line)
+    assert columns == 40 or ("images/s" in line and line.count("|") == 2)
 
 
 def test_silence_elsewhere(monkeypatch):
@@ -62,6 +83,23 @@ def test_line():
     line = ROW.line(10)
     for part in ("epoch  3/10", "train loss 1.2346", "test loss 1.5000 acc 43.75%", "800 images/s"):
         assert part in line
+
+
+@pytest.mark.parametrize("tested", ["test", "EMA test"])
+def test_line_is_cut_to_the_terminal_but_keeps_losses_and_skips(tested):
+    row = replace(ROW, epoch=100)
+    line = row.line(300, tested, 80)
+    assert len(line) <= 80 and "train loss 1.2346 acc 50.00%" in line and f"{tested} loss 1.5000 acc 43.75%" in line
+    assert "12.5 s" in row.line(300, columns=80) and "images/s" not in line
+    assert row.line(300, tested, 200) == row.line(300, tested)
+    assert row.line(300, tested, 1).endswith("acc 43.75%")
+    assert replace(row, skipped=1).line(300, tested, 1).endswith("  1 step skipped")
+
+
+def test_plural():
+    assert [plural(n, noun) for n, noun in ((1, "epoch"), (0, "step"), (10_000, "class"), (1, "class"))] == [
+        *("1 epoch", "0 steps", "10,000 classes", "1 class")
+    ]
 
 
 def test_curves(tmp_path):

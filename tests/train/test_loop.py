@@ -198,9 +198,9 @@ def test_a_step_is_a_graph_if_it_can_be():
     assert settled() == settled("--amp") == (True, "") and settled("--no-graph") == (False, "")
     for flags, reason in (
         (["--threads", "2"], "one thread"),
-        (["--opt", "muon"], "Muon's matrices"),
-        (["--amp", "--amp-dtype", "float16"], "float16's loss"),
-        (["--skip-nonfinite"], "nobody sees into"),
+        (["--opt", "muon"], "Muon's learning rates"),
+        (["--amp", "--amp-dtype", "float16"], "loss scaling of float16"),
+        (["--skip-nonfinite"], "reads back each step"),
     ):
         graph, why = settled(*flags)
         assert not graph and reason in why
@@ -219,9 +219,9 @@ def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
     assert trainer.settings.graph == (graph == "--graph")
     resume.save(tmp_path / "resume.npz", trainer, history)
     model.head.bias.data[0] = np.inf
-    with pytest.raises(DivergedError, match=r"the loss became nan not later than in step 10 of epoch 2/2; try a lower"):
+    with pytest.raises(DivergedError, match=r"the loss became nan in or before step 10 of epoch 2/2; try a lower"):
         next(epochs)
-    assert resume.look_again(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
+    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
 
 
 def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
@@ -231,9 +231,9 @@ def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
     trainer = Trainer(model, shapes.load(20, 2), parse(flags))
     resume.save(tmp_path / "resume.npz", trainer, [])
-    with pytest.raises(DivergedError, match="not later than in step 10 of epoch 1/2; try"):
+    with pytest.raises(DivergedError, match="in or before step 10 of epoch 1/2; try"):
         next(trainer.fit())
-    found = resume.look_again(tmp_path / "resume.npz", trainer)
+    found = resume.repeat_with_checks(tmp_path / "resume.npz", trainer)
     said = (
         r"(the loss|a gradient) became .* in step [5-9] of epoch 1/2: \w+ \(in [\w.]+\) made .*it starts here.*; try a "
     )

@@ -172,3 +172,29 @@ def test_what_is_no_settings_file(tmp_path):
 def test_a_name_that_is_no_unicode():
     with pytest.raises(InputError, match=r"--output: .*UTF-8"):
         parse(["--output", "a\udcff"])
+
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["--batch_size=8"], "--batch-size"),
+        (["--weigth-decay", "-1"], "--weight-decay"),
+        (["--no-apm"], "--no-amp"),
+        (["-lr", "0.1", "--epoch", "3"], "--lr, --epochs"),
+    ],
+)
+def test_a_mistyped_flag_gets_a_suggestion(flags, meant):
+    with pytest.raises(InputError, match=rf"^unrecognized arguments: {' '.join(flags)}; did you mean {meant}\? \("):
+        parse(flags)
+
+
+@pytest.mark.parametrize("name", ["train_num_samples", "val_num_samples"])
+def test_all_is_a_number_of_samples_and_overrides_a_file(name, tmp_path):
+    file, flag = written(tmp_path, f"{name} = 7\n"), f"--{name.replace('_', '-')}"
+    assert getattr(parse(["--config", file]), name) == 7
+    assert getattr(parse(["--config", file, flag, "all"]), name) is None
+    with pytest.raises(InputError, match=f"{flag}: must be a whole number at least 1, or all, got 'none'"):
+        parse([flag, "none"])

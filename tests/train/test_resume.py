@@ -143,7 +143,7 @@ def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
     interrupted(trainer_of(data, settings), steps, path)
     again = trainer_of(data, settings)
     finish(again, resume.load(path, again))
-    graphed = again.step.whole
+    graphed = again.step.full_step
     assert graphed.graph is not None and graphed.kinds == [((4,), np.int64)]
 
 
@@ -193,19 +193,19 @@ def changed(path, **changes):
         ({"ema/updates": lambda x: None}, r"ema/updates is missing"),
         ({"optimizer/0.0.m": lambda x: None}, r"optimizer/0.0.m is missing"),
         ({"optimizer/0.0.step": lambda x: x * 1.5}, r"optimizer/0.0.step is \(\) float64 in it"),
-        ({"order": lambda x: x + 1}, r"order of the images has numbers of none"),
+        ({"order": lambda x: x + 1}, r"order of the images has indices out of range"),
         ({"order": lambda x: None}, r"not of the same step"),
         ({"schedule/t": lambda x: x + 1}, r"not of the same step"),
-        ({"position": lambda x: 99}, r"it is at step 99 after 1 epochs, of 4 steps each"),
-        ({"position": lambda x: True}, r"it is at step True"),
-        ({"draws": lambda x: x[:-1]}, r"draws is not 2 whole numbers"),
-        ({"draws": lambda x: [-1, 0]}, r"draws is not 2 whole numbers"),
-        ({"skipped": lambda x: [1.0, 0]}, r"skipped is not 2 whole numbers"),
-        ({"history": lambda x: []}, r"it is at step|not of the same step"),
-        ({"history": lambda x: [{}]}, r"its table of epochs is damaged"),
-        ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has what is no number"),
-        ({"lr": lambda x: None}, r"its rate or its time is no number"),
-        ({"data": lambda x: {**x, "images": [1, 2]}}, r"are no longer those it was trained on"),
+        ({"position": lambda x: 99}, r"the state is at step 99 after 1 epoch, of 4 steps each"),
+        ({"position": lambda x: True}, r"the state is at step True"),
+        ({"draws": lambda x: x[:-1]}, r"draws must be 2 whole numbers"),
+        ({"draws": lambda x: [-1, 0]}, r"draws must be 2 whole numbers"),
+        ({"skipped": lambda x: [1.0, 0]}, r"skipped must be 2 whole numbers"),
+        ({"history": lambda x: []}, r"the state is at step|not of the same step"),
+        ({"history": lambda x: [{}]}, r"the table of epochs is damaged"),
+        ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has an entry that is not a number"),
+        ({"lr": lambda x: None}, r"the learning rate or the time is not a finite number"),
+        ({"data": lambda x: {**x, "images": [1, 2]}}, r"have changed since the state was saved"),
         ({"resume": lambda x: 2}, r"is something else, not the state of a run"),
         ({"settings": lambda x: 7}, r"is something else, not the state of a run"),
     ],
@@ -229,7 +229,7 @@ def test_every_cut_and_many_changes_are_noticed(dataset, saved):
     whole, chance = path.read_bytes(), random.Random(0)
     for _ in range(30):
         path.write_bytes(whole[: chance.randrange(len(whole))])
-        with pytest.raises(InputError, match="cannot go on with"):
+        with pytest.raises(InputError, match="cannot resume from"):
             resume.load(path, trainer_of(dataset, settings))
         damaged = bytearray(whole)
         damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
@@ -251,9 +251,9 @@ def test_settings_come_from_the_state(saved):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: leave the flag out to go on with it"),
+        (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: leave the flag out to continue the run"),
         (["--model", "vit_tiny_cifar"], "is of a run with --model vit_nano_cifar, not vit_tiny_cifar"),
-        (["--output", "/elsewhere"], "a run goes on in the folder of its state; leave --output out"),
+        (["--output", "/elsewhere"], "a run continues in the folder of its state; leave --output out"),
     ],
 )
 def test_flags_must_agree_with_the_state(saved, flags, message):
@@ -281,9 +281,7 @@ def test_what_is_no_state(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         parse(["--resume", str(tmp_path / "none.npz")])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(
-        InputError, match=r"is something else, not the state of a run, which is in its folder as resume"
-    ):
+    with pytest.raises(InputError, match=r"is something else, not the state of a run, that is the file resume"):
         parse(["--resume", str(tmp_path / "other.npz")])
     serialize.save(tmp_path / "best.npz", {}, {"model": {}})
     with pytest.raises(InputError, match=r"is a trained model, not the state"):
@@ -452,11 +450,13 @@ def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
     said = err.split("\n")
-    assert said[1] == "stopping after this step; once more: at once" and said[2].startswith("stopped after epoch ")
-    assert said[2].endswith(f"--resume {folder} goes on from there")
+    assert said[1] == "stopping after this step; a second signal stops immediately" and said[2].startswith(
+        "stopped after epoch "
+    )
+    assert said[2].endswith(f"--resume {folder} continues from there")
     assert "resume   after epoch " in to_the_end(folder)
     same_results(folder, uninterrupted)
-    assert to_the_end(folder) == f"finished {folder} holds all 12 epochs: there is nothing to go on with\n"
+    assert to_the_end(folder) == f"finished {folder} has completed 12 epochs: nothing to resume\n"
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):

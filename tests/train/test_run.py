@@ -23,27 +23,27 @@ ROOT = Path(__file__).parents[2]
 FLAGS = [*SMALL, "--epochs", "2"]
 
 
-def unwatched(monkeypatch, poisoned):
+def unchecked(monkeypatch, poisoned):
     """Steps as on a GPU, where nobody looks at each; in that of this number, a gradient becomes infinite."""
-    initial, move, steps = Step.__init__, Step.move, []
+    initial, update, steps = Step.__init__, Step.update, []
 
     def begin(self, *arguments):
         initial(self, *arguments)
-        self.watched = False
+        self.checks_finite = False
 
-    def moved(self):
+    def updated(self):
         steps.append(1)
         if len(steps) == poisoned:
             self.parameters[-1].grad.data[...] = np.inf
-        move(self)
+        update(self)
 
     monkeypatch.setattr(Step, "__init__", begin)
-    monkeypatch.setattr(Step, "move", moved)
+    monkeypatch.setattr(Step, "update", updated)
 
 
 @pytest.mark.parametrize("step", [3, 6])
 def test_what_the_last_step_of_an_epoch_spoils_is_not_kept(step, tmp_path, monkeypatch):
-    unwatched(monkeypatch, step)
+    unchecked(monkeypatch, step)
     place = f"epoch {step // 3}/2"
     with pytest.raises(InputError, match=f"the loss on the test images became nan at the end of {place}.*it did not"):
         run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
@@ -52,16 +52,25 @@ def test_what_the_last_step_of_an_epoch_spoils_is_not_kept(step, tmp_path, monke
 
 
 def test_the_second_look_can_be_stopped(tmp_path, monkeypatch, capsys):
-    unwatched(monkeypatch, 6)
-    look = resume.look_again
+    unchecked(monkeypatch, 6)
+    repeat = resume.repeat_with_checks
 
     def signalled(state, trainer):
         os.kill(os.getpid(), signal.SIGTERM)
-        return look(state, trainer)
+        return repeat(state, trainer)
 
-    monkeypatch.setattr(resume, "look_again", signalled)
+    monkeypatch.setattr(resume, "repeat_with_checks", signalled)
     code = run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
-    assert code == 143 and "looking for the first op" in capsys.readouterr().err
+    assert code == 143 and "to find the first op" in capsys.readouterr().err
+
+
+def test_counts_of_one_are_singular(tmp_path, capsys):
+    flags = ["--train-num-samples", "40", "--val-num-samples", "1", "--epochs", "1", "--batch-size", "20"]
+    assert main([*flags, "--threads", "1", "--output", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "40 training and 1 test image, 10 classes\n" in out and "1 epoch of 2 steps, batch 20" in out
+    assert main([*flags, "--threads", "1", "--output", str(tmp_path / "run"), "--resume", "auto"]) == 0
+    assert "has completed 1 epoch: nothing to resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
@@ -112,8 +121,8 @@ def test_a_run_is_done_though_it_cannot_be_drawn(error, tmp_path, monkeypatch, c
         (["--config", "nul.toml"], "--output: 'a\\x00b' is no text in UTF-8"),
         (["--data-dir", "/my/cifar"], "--data-dir is for other datasets: shapes are drawn"),
         (["--download"], "--download is for other datasets: shapes are drawn"),
-        (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--eval tests a model as its run left it: --model is of"),
-        (["--eval", "none.npz", "--resume", "auto"], "--eval tests a model as its run left it: --resume is of no use"),
+        (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--model has no effect with --eval"),
+        (["--eval", "none.npz", "--resume", "auto"], "--resume has no effect with --eval"),
     ],
 )
 def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
         model = Small()
         model.drop = nn.Dropout(0.0)
         trainer = Trainer(model, dataset, settings)
-        trainer.step.move = lambda: True
+        trainer.step.update = lambda: True
         sizes = []
         model.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(output)))
         assert trainer.steps == -(-60 // (batch * parts))
@@ -57,7 +57,7 @@ def test_the_sum_over_batches_is_the_same_whichever_shard_ends_first(dataset):
         trainer = Trainer(Small(), dataset, settings)
         last = trainer.shards.generators[slow]
         trainer.model.register_forward_hook(lambda *_, last=last: time.sleep(0.05 * (default_generator() is last)))
-        trainer.step.move = lambda: True
+        trainer.step.update = lambda: True
         with trainer.shards:
             trainer.step.compute(np.arange(48))
         runs.append([p.grad.numpy() for p in trainer.step.parameters])
