@@ -1,4 +1,4 @@
-"""`python -m train` as a user runs it, in its own process."""
+"""`python -m train` in a process of its own."""
 
 import csv
 import os
@@ -87,7 +87,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--output", "old"], "--output old holds the results of an earlier run"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(flags, message, tmp_path):
+def test_input_error_is_one_line_and_exit_code_2(flags, message, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "metrics.csv").write_text("precious")
@@ -99,7 +99,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(flags, message, tmp_path):
     assert (tmp_path / "old" / "metrics.csv").read_text() == "precious"
 
 
-def test_a_run_leaves_everything(tmp_path):
+def test_run_writes_all_result_files(tmp_path):
     result = train(*TINY, "--epochs", 3, "--lr", "2e-3", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     folder = tmp_path / "runs" / "vit_nano_cifar-shapes"
@@ -132,7 +132,7 @@ def test_a_run_leaves_everything(tmp_path):
         assert part in result.stdout
 
 
-def test_the_settings_that_are_left_repeat_a_run(tmp_path):
+def test_saved_settings_file_repeats_a_run(tmp_path):
     (tmp_path / "run.toml").write_text("epochs = 2\nhflip = 0.5\ncutmix = 1.0\nmodel-ema = true\n")
     first = train(*TINY, "--config", "run.toml", "--threads", 1, "--output", "first", cwd=tmp_path)
     again = train("--config", "first/args.toml", "--output", "again", cwd=tmp_path)
@@ -145,8 +145,8 @@ def test_the_settings_that_are_left_repeat_a_run(tmp_path):
     assert occupied.returncode == 2 and "--output first holds the results of an earlier run" in occupied.stderr
 
 
-def test_the_average_is_kept(tmp_path):
-    """An average that forgets at once is the model; the line of an epoch says what was tested."""
+def test_ema_weights_are_saved(tmp_path):
+    """With decay 0 the EMA equals the model. The epoch line says that the EMA was evaluated."""
     kept = []
     for flags in ([], ["--model-ema", "--model-ema-decay", 0], ["--model-ema"]):
         folder = tmp_path / str(len(kept))
@@ -169,13 +169,13 @@ def test_cifar_and_safetensors(tmp_path):
     assert {"best.safetensors", "last.safetensors"} <= {file.name for file in (tmp_path / "out").iterdir()}
 
 
-def test_a_second_run_keeps_the_first(tmp_path):
+def test_second_run_gets_a_new_folder(tmp_path):
     for _ in range(2):
         train("--train-num-samples", 10, "--val-num-samples", 10, "--epochs", 1, cwd=tmp_path)
     assert sorted(f.name for f in (tmp_path / "runs").iterdir()) == ["vit_nano_cifar-shapes", "vit_nano_cifar-shapes-2"]
 
 
-def test_works_without_the_extras(tmp_path):
+def test_runs_without_optional_packages(tmp_path):
     for name in ("tqdm", "matplotlib", "PIL", "safetensors", "threadpoolctl"):
         (tmp_path / "hidden" / name).mkdir(parents=True)
         (tmp_path / "hidden" / name / "__init__.py").write_text("raise ImportError('not installed')")
@@ -194,7 +194,7 @@ def test_works_without_the_extras(tmp_path):
     assert result.returncode == 2 and "pip install 'minigrad[train]'" in result.stderr
 
 
-def test_ctrl_c_saves(tmp_path):
+def test_ctrl_c_saves_the_state(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "train", *TINY, "--epochs", "1000", "--output", "out"]
     with subprocess.Popen(
@@ -204,7 +204,7 @@ def test_ctrl_c_saves(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in the background ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background processes ignore SIGINT
     ) as process:
         for line in process.stdout:
             if line.startswith("epoch"):
@@ -222,7 +222,7 @@ def test_ctrl_c_saves(tmp_path):
         assert "head.weight" in file.files
 
 
-def test_a_diverging_run_stops_with_advice(tmp_path):
+def test_divergence_error_names_op_and_fix(tmp_path):
     result = train(*TINY, "--epochs", 2, "--lr", "1e30", "--warmup-epochs", "0", "--clip-grad", "0", cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -230,7 +230,7 @@ def test_a_diverging_run_stops_with_advice(tmp_path):
     assert re.search(said, line), line
 
 
-def test_mixed_precision_says_what_it_needs(monkeypatch, capsys, tmp_path):
+def test_amp_without_ml_dtypes_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     assert main(["--amp", "--output", str(tmp_path)]) == 2
     said = "python -m train: --amp: bfloat16 needs the package ml_dtypes: pip install ml_dtypes\n"

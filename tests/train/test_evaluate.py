@@ -1,4 +1,4 @@
-"""A trained model on the test images: what is counted, printed and drawn."""
+"""Evaluation of a checkpoint: metrics, report, plots."""
 
 import re
 from dataclasses import replace
@@ -26,16 +26,16 @@ with np.errstate(divide="ignore"):
     PREDICTIONS = Predictions(np.log(PROBABILITIES), LABELS, CLASSES)
 
 
-def test_what_is_counted():
+def test_confusion_worst_loss_and_accuracy():
     np.testing.assert_array_equal(PREDICTIONS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
-    np.testing.assert_array_equal(PREDICTIONS.worst(9), [2, 1, 4])  # surest first
+    np.testing.assert_array_equal(PREDICTIONS.worst(9), [2, 1, 4])  # most confident first
     np.testing.assert_array_equal(PREDICTIONS.worst(1), [2])
     np.testing.assert_allclose(PREDICTIONS.probabilities, PROBABILITIES, rtol=1e-6)
-    right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of what each image shows
+    right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of the true class
     assert PREDICTIONS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and PREDICTIONS.acc == 3 / 6
 
 
-def test_the_report():
+def test_report_lists_recall_and_precision():
     lines = [line.split() for line in report.text(PREDICTIONS).splitlines()]
     assert lines[0] == ["loss", "1.0122", "acc", "50.00%"]
     assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
@@ -46,8 +46,8 @@ def test_the_report():
 
 
 @pytest.mark.parametrize("K", [2, 10, 60])
-def test_the_pictures(K, tmp_path, monkeypatch):
-    """Any number of classes, names that mean something to matplotlib or are in no font, and no mistake at all."""
+def test_plots_for_any_class_count_and_names(K, tmp_path, monkeypatch):
+    """Many classes, names with matplotlib markup or characters that no font has, and no wrong prediction."""
     pytest.importorskip("matplotlib")
     texts = []
     from matplotlib.axes import Axes
@@ -73,12 +73,12 @@ def test_the_pictures(K, tmp_path, monkeypatch):
     n = first.worst(1)[0]
     said = [text for *_, text in texts]
     assert any(text.endswith(f"{first.probabilities[n, first.predicted[n]]:.0%}") for text in said)
-    fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, what is written there)
+    fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, text)
     assert fields == (np.count_nonzero(first.confusion) if K <= 25 else 0)
 
 
-def test_a_run_and_its_test_agree(tmp_path):
-    """--eval prints what the table says of the epoch, by flags or by the defaults of the run."""
+def test_eval_equals_the_last_row_of_the_run(tmp_path):
+    """--eval prints the loss and accuracy of metrics.csv, and writes no file."""
     result = command(*TINY, "--epochs", 2, "--model-ema", "--output", "out", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     left = {file.name for file in (tmp_path / "out").iterdir()}
@@ -100,14 +100,14 @@ def kept(tmp_path):
     settings = parse(["--val-num-samples", "30", "--train-num-samples", "10", "--threads", "2"])
     dataset = datasets.load(settings)
     model = models.create_model(**writing.model_arguments(dataset, settings))
-    model.head.weight.data[...] = np.random.default_rng(0).standard_normal(model.head.weight.shape)  # it begins at 0
+    model.head.weight.data[...] = np.random.default_rng(0).standard_normal(model.head.weight.shape)  # initialised to 0
     writing.save(path, model, dataset, settings, Metrics(1, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0))
     return path, dataset
 
 
-def test_probabilities_are_the_models(kept):
+def test_predictions_use_the_stored_statistics(kept):
     path, dataset = kept
-    other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
+    other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # the stored statistics are used instead
     predictions = report.predictions(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
     model, _ = checkpoint.load(path)
     with no_grad():
@@ -120,8 +120,8 @@ def test_probabilities_are_the_models(kept):
     )
 
 
-def test_a_checkpoint_of_earlier_times(kept):
-    """Settings that there were not yet are as without their flags; those that are no more do no harm."""
+def test_checkpoint_of_an_earlier_version(kept):
+    """Missing settings have their defaults; unknown settings are ignored."""
     path, _ = kept
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_earlier_times(kept):
         (lambda metadata: {**metadata, "classes": ["dog"]}, "it names 1 classes for a model of 10"),
     ],
 )
-def test_what_is_no_checkpoint(kept, change, message, capsys):
+def test_damaged_or_foreign_checkpoint_is_refused(kept, change, message, capsys):
     path, _ = kept
     arrays, metadata = serialize.load(path)
     serialize.save(path, arrays, change(metadata))
@@ -148,7 +148,7 @@ def test_what_is_no_checkpoint(kept, change, message, capsys):
     assert re.search(message, line), line
 
 
-def test_other_mistakes(kept, tmp_path):
+def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
     path, _ = kept
     with pytest.raises(InputError, match="--resume has no effect with --eval"):
         parse(["--eval", str(path), "--resume", "auto"])

@@ -1,4 +1,4 @@
-"""The progress bar, the table and the picture."""
+"""Progress bar, epoch line, table of metrics, curves."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal(monkeypatch):
+def test_progress_bar_on_a_terminal(monkeypatch):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     with Progress(100, " images", "epoch 1/2") as progress:
@@ -33,7 +33,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
 
 @pytest.mark.parametrize("columns", [40, 80])
-def test_bar_fits_a_narrow_terminal_and_shows_the_loss(columns, monkeypatch):
+def test_progress_bar_fits_narrow_terminals_and_shows_loss(columns, monkeypatch):
     pytest.importorskip("tqdm")
     pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
     terminal, end = pty.openpty()
@@ -51,14 +51,14 @@ def test_bar_fits_a_narrow_terminal_and_shows_the_loss(columns, monkeypatch):
     assert columns == 40 or ("images/s" in line and line.count("|") == 2)
 
 
-def test_silence_elsewhere(monkeypatch):
+def test_no_progress_bar_without_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
     with Progress(100, " images", "epoch 1/2") as progress:
         progress.update(100, "loss")
     assert screen.getvalue() == ""
 
 
-def test_silence_without_tqdm(monkeypatch):
+def test_no_progress_bar_without_tqdm(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with Progress(100, " images", "epoch 1/2") as progress:
@@ -66,7 +66,7 @@ def test_silence_without_tqdm(monkeypatch):
     assert screen.getvalue() == ""
 
 
-def test_table(tmp_path):
+def test_table_of_metrics_as_csv_and_jsonl(tmp_path):
     for history in ([], [ROW], [ROW, replace(ROW, epoch=4)]):
         for name in ("metrics.csv", "metrics.jsonl"):
             write_table(tmp_path / name, history)
@@ -79,14 +79,14 @@ def test_table(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
 
 
-def test_line():
+def test_epoch_line():
     line = ROW.line(10)
     for part in ("epoch  3/10", "train loss 1.2346", "test loss 1.5000 acc 43.75%", "800 images/s"):
         assert part in line
 
 
 @pytest.mark.parametrize("tested", ["test", "EMA test"])
-def test_line_is_cut_to_the_terminal_but_keeps_losses_and_skips(tested):
+def test_epoch_line_fits_80_columns_with_losses_and_skips(tested):
     row = replace(ROW, epoch=100)
     line = row.line(300, tested, 80)
     assert len(line) <= 80 and "train loss 1.2346 acc 50.00%" in line and f"{tested} loss 1.5000 acc 43.75%" in line
@@ -102,7 +102,7 @@ def test_plural():
     ]
 
 
-def test_curves(tmp_path):
+def test_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     assert plots.curves([ROW], "a model", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on as if it had not been."""
+"""A resumed run equals one that was never interrupted."""
 
 import os
 import random
@@ -35,14 +35,14 @@ def trainer_of(dataset, settings, model=Small):
 
 
 def finish(trainer, history=()):
-    """The rows but for the times, the last state of the scale, and the weights."""
+    """Train to the end; returns the rows without times, with the final loss scale, and the weights."""
     history = [*history, *trainer.fit()]
     rows = [{k: v for k, v in asdict(row).items() if k not in TIMES} for row in history]
     return [*rows, trainer.step.scaler.state_dict()], trainer.model.state_dict()
 
 
 def stop_after(trainer, steps):
-    """Have `fit` stop after so many steps of the whole run."""
+    """Make `fit` stop after `steps` steps of the run."""
     step = trainer.advance
 
     def counted(index):
@@ -54,7 +54,7 @@ def stop_after(trainer, steps):
 
 
 def interrupted(trainer, steps, path):
-    """Run until the stop, and save."""
+    """Train until `steps` steps are done, and save the state."""
     stop_after(trainer, steps)
     history = []
     with pytest.raises(Stopped):
@@ -72,7 +72,7 @@ def hidden():
 
 
 class Fragile(Small):
-    """Not finite where the brightest image is in the batch."""
+    """Returns Inf or NaN in training if the batch has an image of mean above 0.6."""
 
     def forward(self, x):
         logits = super().forward(x)
@@ -94,14 +94,14 @@ class Fragile(Small):
     ],
     ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers", "muon", "muon and all"],
 )
-def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_run(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
     expected, weights = finish(trainer_of(dataset, settings, model))
     assert [row["skipped"] for row in expected[:2]] == [model is Fragile] * 2
     for steps in stops:
         path = tmp_path / naming.STATE
         interrupted(trainer_of(dataset, settings, model), steps, path)
-        manual_seed(99)  # what a new process begins with is no part of it
+        manual_seed(99)  # the result does not depend on the global seed
         again = trainer_of(dataset, settings, model)
         history = resume.load(path, again)
         assert (again.epoch, again.position) == divmod(steps, again.steps) or again.position == again.steps
@@ -111,8 +111,8 @@ def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, 
             np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy(), err_msg=f"{name}, {steps}")
 
 
-def test_stops_may_follow_each_other(dataset, tmp_path):
-    """After every single step a new process."""
+def test_resume_after_every_step(dataset, tmp_path):
+    """A new trainer after each step."""
     settings, path = (
         parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED]),
         tmp_path / naming.STATE,
@@ -134,8 +134,8 @@ def test_stops_may_follow_each_other(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("steps", range(1, 7))
-def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
-    """Wherever the run goes on: also where its first step is the smaller one that ends an epoch."""
+def test_cuda_graph_is_captured_for_full_steps_only(steps, device, tmp_path):
+    """Wherever the run resumes, also at the smaller last step of an epoch."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("graphs are CUDA's")
     settings = parse(["--epochs", "2", "--batch-size", "4", "--device", device, "--graph"])
@@ -147,7 +147,7 @@ def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
     assert graphed.graph is not None and graphed.kinds == [((4,), np.int64)]
 
 
-def test_a_stop_while_testing(dataset, tmp_path):
+def test_stop_during_evaluation(dataset, tmp_path):
     settings, path = parse(["--epochs", "1", "--batch-size", "30", "--validation-batch-size", "5"]), tmp_path / "r.npz"
     expected, _ = finish(trainer_of(dataset, settings))
     trainer, seen = trainer_of(dataset, settings), []
@@ -166,7 +166,7 @@ def test_a_stop_while_testing(dataset, tmp_path):
     assert finish(again, resume.load(path, again))[0] == expected
 
 
-# A state that does not fit ------------------------------------------------------------------------------------------
+# Invalid states -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def changed(path, **changes):
         ({"settings": lambda x: 7}, r"is something else, not the state of a run"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, message):
+def test_invalid_state_is_refused_and_changes_nothing(dataset, saved, changes, message):
     settings, path = saved
     changed(path, **changes)
     trainer = trainer_of(dataset, settings)
@@ -223,8 +223,8 @@ def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, mes
     assert trainer.epoch == trainer.position == trainer.generator.draws == 0 and not trainer.step.optimizer.state[0][0]
 
 
-def test_every_cut_and_many_changes_are_noticed(dataset, saved):
-    """A changed byte gives an error of one line, or is where no array is."""
+def test_truncated_and_damaged_states_are_refused(dataset, saved):
+    """A changed byte gives a one-line error, unless the byte is outside the arrays."""
     settings, path = saved
     whole, chance = path.read_bytes(), random.Random(0)
     for _ in range(30):
@@ -240,7 +240,7 @@ def test_every_cut_and_many_changes_are_noticed(dataset, saved):
             assert "\n" not in str(error)
 
 
-def test_settings_come_from_the_state(saved):
+def test_resume_takes_settings_from_the_state(saved):
     settings, path = saved
     for flags in (["--resume", path], ["--resume", path.parent], ["--resume", "auto", "--output", path.parent]):
         found = parse([*map(str, flags), "--batch-size", "16", "--data-dir", "elsewhere"])
@@ -256,7 +256,7 @@ def test_settings_come_from_the_state(saved):
         (["--output", "/elsewhere"], "a run continues in the folder of its state; leave --output out"),
     ],
 )
-def test_flags_must_agree_with_the_state(saved, flags, message):
+def test_flags_that_contradict_the_state_are_refused(saved, flags, message):
     with pytest.raises(InputError, match=message):
         parse(["--resume", str(saved[1]), *flags])
 
@@ -271,13 +271,13 @@ def test_flags_must_agree_with_the_state(saved, flags, message):
         (lambda x: {**x, "opt": "sgd"}, "its setting opt must be one of adamw, muon, got 'sgd'"),
     ],
 )
-def test_settings_that_are_damaged(saved, change, message):
+def test_damaged_settings_are_refused(saved, change, message):
     changed(saved[1], settings=change)
     with pytest.raises(InputError, match=message):
         parse(["--resume", str(saved[1])])
 
 
-def test_what_is_no_state(tmp_path):
+def test_files_that_are_no_state_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         parse(["--resume", str(tmp_path / "none.npz")])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
@@ -291,7 +291,7 @@ def test_what_is_no_state(tmp_path):
         parse(["--resume", "auto", "--output", str(tmp_path)])
 
 
-def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
+def test_resume_auto_starts_a_run_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse(["--resume", "auto"]) == parse([])
     for name in ("vit_nano_cifar-shapes", "vit_nano_cifar-shapes-2"):
@@ -305,8 +305,7 @@ def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
 
 FLAGS = [*SMALL, "--epochs", "12", "--model-ema", "--crop-padding", "4"]
 
-# As `python -m train`, but the process kills itself at the N-th of the moments when it opens, renames or removes a file
-# in the output folder.
+# As `python -m train`, but the process kills itself at its N-th open, rename or remove in the output folder.
 KILLED_AT_FILE = """
 import os, signal, sys
 from train.__main__ import main
@@ -329,7 +328,7 @@ def start(folder, *flags, how=("-m", "train"), largest_file=resource.RLIM_INFINI
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background processes ignore SIGINT
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
 
     command = [sys.executable, "-W", "error", *how, "--output", folder, "--resume", "auto", *flags]
@@ -351,7 +350,7 @@ def to_the_end(folder, *flags):
 
 
 def table(folder):
-    """metrics.csv without the times, as text."""
+    """The lines of metrics.csv without the times."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = [line.rstrip("\r\n").split(",") for line in file]
     kept = [i for i, name in enumerate(lines[0]) if name not in TIMES]
@@ -371,7 +370,7 @@ def same_results(folder, expected):
 
 
 def loads(folder):
-    """What a killed process leaves is whole: every file in its place, and no row of the table twice or cut."""
+    """Check the files of a killed process: each one loads, and the table has no duplicate or cut row."""
     for name in ("best.npz", "last.npz", naming.STATE):
         if (folder / name).exists():
             serialize.load(folder / name)
@@ -388,7 +387,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def test_killed_at_any_time_it_goes_on(uninterrupted, tmp_path):
+def test_killed_at_any_time_run_resumes(uninterrupted, tmp_path):
     chance, kills, run = random.Random(1), 0, 0
     while kills < 12 or (tmp_path / str(run)).exists():
         process = start(tmp_path / str(run), *FLAGS)
@@ -406,7 +405,7 @@ def test_killed_at_any_time_it_goes_on(uninterrupted, tmp_path):
             run += 1
 
 
-def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
+def test_killed_at_any_file_operation_run_resumes(uninterrupted, tmp_path):
     chance, kills, code = random.Random(2), 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         process = start(tmp_path / "run", *FLAGS, how=("-c", KILLED_AT_FILE, chance.randint(1, 60)))
@@ -417,7 +416,7 @@ def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
     same_results(tmp_path / "run", uninterrupted)
 
 
-def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
+def test_folder_is_locked_by_one_process(uninterrupted, tmp_path):
     pytest.importorskip("fcntl")
     folder = tmp_path / "run"
     first = start(folder, *FLAGS)
@@ -432,14 +431,14 @@ def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
         err
         == f"python -m train: --output {folder}: another process is training there; wait for its end, or name another\n"
     )
-    first.kill()  # and with it goes its lock
+    first.kill()  # which releases its lock
     first.communicate(timeout=100)
     to_the_end(folder, *FLAGS)
     same_results(folder, uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
+def test_signal_saves_the_state_after_the_step(number, code, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, *FLAGS)
     for line in process.stdout:
@@ -459,8 +458,8 @@ def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
     assert to_the_end(folder) == f"finished {folder} has completed 12 epochs: nothing to resume\n"
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):
-    """A limit on the size of a file stands for the end of the disk, which comes in the midst of one of them."""
+def test_full_disk_is_one_line_and_keeps_old_files(uninterrupted, tmp_path):
+    """A limit on the file size stands for a disk that becomes full while a file is written."""
     folder = tmp_path / "run"
     weights = (uninterrupted / "last.npz").stat().st_size
 
