@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     add(images, "--aug-repeats", "repeated augmentation: N copies per image", metavar="N", type=count)
 
     where = parser.add_argument_group("device and output")
-    add(where, "--device", "cpu, or cuda (needs minigrad[cuda13])", metavar="NAME")
+    add(where, "--device", "cpu or cuda (pip install 'cupy-cuda13x[ctk]')", metavar="NAME")
     add(where, "--threads", "CPU threads, one shard of the batch each", metavar="N", type=count)
     add(where, "--graph", "run a training step as one CUDA graph", action=switch)
     add(where, "--amp", "mixed precision: 16-bit activations", action=switch)
