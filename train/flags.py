@@ -116,12 +116,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's; the error for an unknown flag suggests the closest known one."""
+        """As argparse's. The error for an unknown flag suggests a known flag that starts with it, or the closest."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = (flag.partition("=")[0].replace("_", "-") for flag in unknown if flag.startswith("-"))
-            close = [match for flag in flags for match in get_close_matches(flag, self._option_string_actions, n=1)]
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []
+            for flag in unknown:
+                name = flag.partition("=")[0].lstrip("-").replace("_", "-")
+                if flag.startswith("-"):
+                    longer = [other for other in known if other.startswith(name)]
+                    hints += [known[close] for close in longer[:1] or get_close_matches(name, known, n=1)]
+            hint = f"; did you mean {', '.join(hints)}?" if hints else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return found
 

@@ -183,6 +183,7 @@ def test_non_unicode_name_is_refused():
         (["--batch_size=8"], "--batch-size"),
         (["--weigth-decay", "-1"], "--weight-decay"),
         (["--no-apm"], "--no-amp"),
+        (["--warmup", "1"], "--warmup-epochs"),
         (["-lr", "0.1", "--epoch", "3"], "--lr, --epochs"),
     ],
 )
