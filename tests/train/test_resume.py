@@ -281,7 +281,7 @@ def test_files_that_are_no_state_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         parse(["--resume", str(tmp_path / "none.npz")])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(InputError, match=r"is something else, not the state of a run, that is the file resume"):
+    with pytest.raises(InputError, match=r"is something else, not the state of a run: that is the file resume"):
         parse(["--resume", str(tmp_path / "other.npz")])
     serialize.save(tmp_path / "best.npz", {}, {"model": {}})
     with pytest.raises(InputError, match=r"is a trained model, not the state"):
@@ -427,10 +427,8 @@ def test_folder_is_locked_by_one_process(uninterrupted, tmp_path):
     second = start(folder, *FLAGS)
     _, err = second.communicate(timeout=100)
     assert second.returncode == 2
-    assert (
-        err
-        == f"python -m train: --output {folder}: another process is training there; wait for its end, or name another\n"
-    )
+    message = "another process is training there; wait for its end, or name another folder\n"
+    assert err == f"python -m train: --output {folder}: {message}"
     first.kill()  # which releases its lock
     first.communicate(timeout=100)
     to_the_end(folder, *FLAGS)
