@@ -103,7 +103,7 @@ def check_texts(values: Mapping[str, Any]) -> None:
 
 
 def text(settings: Mapping[str, Any]) -> str:
-    """Settings as TOML, without those that are None, which is their default."""
+    """Settings as TOML. A setting of None is left out: None is its default."""
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None]
     return "\n".join(["# again: python -m train --config THIS --output ELSEWHERE", *lines, ""])
 

@@ -12,7 +12,7 @@ from train.settings import BY_DATASET, COMMON
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every flag. A flag that is not given leaves no attribute: None is the value `all`."""
+    """The parser of all flags. A flag that is not given sets no attribute; None means `all`."""
     parser = _Parser(
         prog="python -m train",
         usage="python -m train [FLAG ...]",

@@ -136,7 +136,7 @@ class Trainer:
         self.position += 1
 
     def diverged(self, what: str, where: str, why: str = "") -> DivergedError:
-        """The error for NaN or Inf in this epoch."""
+        """The error that says what became NaN or Inf, in which step and epoch, with advice."""
         place = f"{where} of epoch {self.epoch + 1}/{self.settings.epochs}"
         return DivergedError(f"{what} {place}{why}; try a lower --lr or more --warmup-epochs")
 

@@ -39,7 +39,7 @@ class StratifiedAssignment:
         self.value = index + u[N].astype(np.float64)  # (N,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:
-        """The rows that may have a value in [start, stop), and the mask of the rows that have, (rows,) bool."""
+        """The rows whose values may lie in [start, stop), and the mask of the rows whose values do, (rows,) bool."""
         rows = slice(floor(start * self.N), ceil(stop * self.N))
         value = self.value[rows]
         return rows, (value >= start * self.N) & (value < stop * self.N)
