@@ -161,8 +161,8 @@ def test_the_training_program_in_mixed_precision(tmp_path, capsys, device):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--amp", "--amp-dtype", "float16"], "the scale of float16's loss is the host's"),
-        (["--opt", "muon"], "the rates of Muon's matrices are the host's"),
+        (["--amp", "--amp-dtype", "float16"], "loss scaling of float16 runs on the host"),
+        (["--opt", "muon"], "Muon's learning rates are computed on the host"),
     ],
 )
 def test_what_no_graph_can(flags, reason, tmp_path, capsys, device):

@@ -15,65 +15,66 @@ from train.settings import BY_DATASET, COMMON, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for a mistake in the input, 128 + its number after a signal."""
+    """Run the command line. Returns the exit code: 0, 2 for an input error, 128 + n after signal n."""
     try:
         settings = parse(arguments)
-        from train.run import run  # NumPy and the models load here, not before `--help`
+        from train.run import run  # NumPy and the models are imported here: `--help` needs neither
 
         return run(settings)
     except KeyboardInterrupt:
-        print("\ninterrupted at once; what was saved before is kept", file=sys.stderr)
+        print("\ninterrupted; the results saved so far are kept", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of the lines, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, which Windows has no name for
     except InputError as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-    except MemoryError as error:  # NumPy's, or CuPy's for a card; what was saved is whole
-        said = " ".join(str(error).split())
+    except MemoryError as error:  # from NumPy, or from CuPy on a GPU; the saved state stays complete
+        reason = " ".join(str(error).split())
         message = (
-            f"out of memory{f' ({said})' if said else ''}; a lower --batch-size, with more --grad-accum-steps for the "
-            "same step, takes less, and so does a lower --validation-batch-size"
+            f"out of memory{f' ({reason})' if reason else ''}; a lower --batch-size, with more --grad-accum-steps for "
+            "the same step, takes less, and so does a lower --validation-batch-size"
         )
     print(f"python -m train: {message}", file=sys.stderr)
     return 2
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
-    """The settings of a run. One that goes on has those it had; a checkpoint is tested with those of its run."""
-    flags = parser()
-    said = {name: value for name, value in vars(flags.parse_args(arguments)).items() if value is not None}
-    file = config.read(Path(said.pop("config")), flags) if "config" in said else {}
-    given = in_force(file, said)
+    """The settings of a run. --resume and --eval start from the settings stored in the run's files."""
+    all_flags = parser()
+    flags = vars(all_flags.parse_args(arguments))
+    file = config.read(Path(flags.pop("config")), all_flags) if "config" in flags else {}
+    given = merge(file, flags)
     if given.get("eval", "none") != "none":
-        from train import report  # which needs NumPy, and `--help` none
+        from train import report  # imports NumPy, which `--help` does not need
 
-        return report.settings_of(Path(given["eval"]), given, said)
+        return report.settings_of(Path(given["eval"]), given, flags)
     if given.get("resume", "none") != "none":
-        from train import resume  # likewise
+        from train import resume  # imports NumPy, too
 
         if (state := resume.find(given, naming.newest(_folder(given)))) is not None:
             return resume.settings_of(state, given)
     return new_run(given)
 
 
-def in_force(file: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
-    """What the settings file and then the flags say, but for lines of the file that do not hold beside the flags.
+def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings file, overridden by the flags.
 
-    A recipe named by a flag goes before the file, as the flag does; and how a step is computed suits one device.
+    A recipe given as a flag overrides the file's values for the settings of that recipe. A device given as a flag, if
+    it differs from the file's, drops the file's `threads` and `graph`, which suit one device.
     """
-    model = {**COMMON, **file, **said}["model"]
-    over = set(recipe(said["recipe"], model)) if "recipe" in said else set()
+    model = {**COMMON, **file, **flags}["model"]
+    dropped = set(recipe(flags["recipe"], model)) if "recipe" in flags else set()
     device = file.get("device", COMMON["device"])
-    if said.get("device", device) != device:
-        over |= {"threads", "graph"}
-    return {**{name: value for name, value in file.items() if name not in over}, **said}
+    if flags.get("device", device) != device:
+        dropped |= {"threads", "graph"}
+    return {**{name: value for name, value in file.items() if name not in dropped}, **flags}
 
 
 def new_run(given: dict[str, Any]) -> Settings:
-    """From the last word to the first: what was given, recipe, dataset, all runs; and what follows from these."""
+    """Precedence, highest first: `given`, the recipe, the dataset, all runs; then the defaults derived from these."""
     dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
     values = {**COMMON, **BY_DATASET[dataset], **recipe(name, model), **given}
     config.check_texts(values)
@@ -90,7 +91,7 @@ def new_run(given: dict[str, Any]) -> Settings:
 
 
 def _folder(given: dict[str, Any]) -> str:
-    """Where the results go without --output, or beside."""
+    """The default of --output, before a number is appended."""
     names = {**COMMON, **given}
     return f"runs/{names['model']}-{names['dataset']}"
 

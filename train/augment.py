@@ -1,13 +1,13 @@
-"""L7: augmentation: images changed at random, so that a model never sees the same one twice. For whole batches.
+"""L7: data augmentation of batches.
 
-In the order of timm and torchvision, each switched off by its own zero:
+The order is that of timm and torchvision. A value of 0 switches a transform off:
 
-    pixels, uint8           flip, shifted crop, RandAugment (train/randaugment.py)
+    pixels, uint8           flip, random crop, RandAugment (train/randaugment.py)
     normalised, float32     cutout, random erasing
-    with their targets      mixup or cutmix
+    images and targets      mixup or CutMix
 
-All is drawn from a Generator on the device where the images are, the same numbers on a CPU and on a GPU. Nothing waits
-for the device, no shape depends on what is drawn, and no input is written to: a CUDA graph can contain it.
+The random numbers come from a Generator on the device of the images, and are the same on CPU and GPU. No transform
+synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
 """
 
 from dataclasses import dataclass, fields
@@ -20,13 +20,13 @@ from minigrad.backend import Array, array_module, device_of, sliding_windows, to
 from minigrad.random import Generator
 from train.dataset import Dataset
 from train.errors import InputError
-from train.randaugment import Deal, RandAugment, normal, over_pixels, rand_augment
+from train.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 from train.settings import Settings
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Each image left to right with probability `prob`."""
+    """Flip each image horizontally with probability `prob`."""
 
     prob: float = 0.5
 
@@ -38,9 +38,9 @@ class Flip:
 
 @dataclass(frozen=True)
 class ShiftedCrop:
-    """Each image moved by up to `padding` pixels each way, every shift as likely; around it zeros or its reflection.
+    """Pad each image by `padding` pixels on all sides, and crop it to its original size at a uniform random position.
 
-    `padding_mode` is "constant" or "reflect", as in torchvision's RandomCrop.
+    `padding_mode` is "constant" (zeros) or "reflect", as in torchvision's RandomCrop.
     """
 
     padding: int = 4
@@ -50,12 +50,12 @@ class ShiftedCrop:
         """(N, C, H, W), any dtype -> new images.
 
         Raises:
-            ValueError: a reflection needs more pixels than there are.
+            ValueError: "reflect" with padding not smaller than the image.
         """
         xp, P = array_module(images), self.padding
         N, _, H, W = images.shape
         if self.padding_mode == "reflect" and min(H, W) <= P:
-            raise ValueError(f"a reflection by {P} pixels needs images larger than that, got {H} x {W}; pad with less")
+            raise ValueError(f"reflection padding by {P} pixels needs images larger than {P}, got {H} x {W}; pad less")
         top, left = _integers(generator.uniform((2, N), device=device_of(images)), 2 * P + 1)
         padded = xp.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=self.padding_mode)
         # (N, C, H+2P, W+2P) -> every crop (N, C, 2P+1, 2P+1, H, W) -> one for each image (N, C, H, W)
@@ -65,9 +65,9 @@ class ShiftedCrop:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A square of `size` x `size` zeros in each image, its centre at any pixel, so that part of it may lie outside.
+    """Set a square of `size` x `size` pixels to 0. Its centre is a uniform random pixel: part of it may lie outside.
 
-    In normalised images zero is the mean colour, as where the authors use it; in pixels it is black.
+    In normalised images, as in the paper, 0 is the mean colour; in uint8 images it is black.
 
     DeVries and Taylor 2017, arXiv:1708.04552.
     """
@@ -85,13 +85,13 @@ class Cutout:
 
 @dataclass(frozen=True)
 class RandomErasing:
-    """A rectangle of noise, in each image with probability `prob`.
+    """Erase a rectangle of each image with probability `prob`.
 
-    Its area is uniform in `area`, as shares of the image, and the logarithm of height / width in that of `aspect`. What
-    is larger than the image is cut to its height or width, where timm draws again up to ten times; then its place is
-    drawn from all where it fits. The images erased are dealt: see `Deal`.
+    The area, as a fraction of the image, is uniform in `area`; log(height / width) is uniform between the logarithms of
+    `aspect`. A rectangle larger than the image is cut to its height or width, where timm samples again up to ten times.
+    Its position is uniform within the image. The images to erase are sampled by a `StratifiedAssignment`.
 
-    `mode` is timm's: "pixel", normal noise in each number; "rand", a normal number for each channel; "const", zeros.
+    `mode`, as in timm, is the fill: "pixel", normal noise; "rand", one normal value per channel; "const", zeros.
 
     Zhong, Zheng, Kang, Li, Yang 2017, arXiv:1708.04896.
     """
@@ -105,22 +105,22 @@ class RandomErasing:
         """Normalised images (N, C, H, W) floating-point -> new images."""
         xp, device = array_module(images), device_of(images)
         N, _, H, W = images.shape
-        deal = Deal(N, generator, device)
-        places, mine = deal.slots(0, self.prob)
-        u = generator.uniform((4, N), device=device)[:, places]
+        assignment = StratifiedAssignment(N, generator, device)
+        rows, selected = assignment.interval(0, self.prob)
+        u = generator.uniform((4, N), device=device)[:, rows]
         area = H * W * (self.area[0] + (self.area[1] - self.area[0]) * u[0])
         ratio = xp.exp(log(self.aspect[0]) + (log(self.aspect[1]) - log(self.aspect[0])) * u[1])
         height = xp.minimum(xp.sqrt(area * ratio) + 0.5, H).astype(np.int64)
         width = xp.minimum(xp.sqrt(area / ratio) + 0.5, W).astype(np.int64)
         top, left = _integers(u[2], H - height + 1), _integers(u[3], W - width + 1)
-        erased = _boxes(top, left, top + height, left + width, H, W) & over_pixels(mine)
+        erased = _boxes(top, left, top + height, left + width, H, W) & over_pixels(selected)
 
-        dealt = deal.put(images)
-        dealt[places] = xp.where(erased, self._noise(dealt[places], generator), dealt[places])
-        return deal.back(dealt)
+        permuted = assignment.permute(images)
+        permuted[rows] = xp.where(erased, self._noise(permuted[rows], generator), permuted[rows])
+        return assignment.unpermute(permuted)
 
     def _noise(self, images: Array, generator: Generator) -> Array:
-        """What the rectangles are filled with; it broadcasts to the images and has their dtype."""
+        """The fill of the rectangles, which broadcasts to the images and has their dtype."""
         N, C, H, W = images.shape
         if self.mode == "const":
             return array_module(images).zeros((1, 1, 1, 1), images.dtype)
@@ -130,18 +130,18 @@ class RandomErasing:
 
 @dataclass(frozen=True)
 class Mix:
-    """Each image and its target mixed with those at the other end of the batch: the last with the first, and so on.
+    """Mixup and CutMix: image and target i of a batch are mixed with image and target N - 1 - i.
 
     One λ ~ Beta(α, α) for the batch, with a weight w for each pixel, and x̄, t̄ the batch in reverse:
 
         x' = w x + (1 - w) x̄           t' = λ t + (1 - λ) t̄
 
         mixup    w = λ everywhere;  α is `mixup`
-        cutmix   w = 0 in a box of √(1 - λ) of the height and width, its centre at any pixel, and 1 elsewhere; what lies
-                 outside the image is cut off, and λ becomes 1 - (area of the box) / (area of the image);  α is `cutmix`
+        CutMix   w = 0 in a box, 1 elsewhere;  α is `cutmix`. Height and width of the box are √(1 - λ) of the image's,
+                 its centre is a uniform random pixel. After clipping to the image, λ = 1 - area of the box / H W
 
-    One of the two at a time: cutmix with probability `switch_prob` where neither α is 0. Nothing is mixed in a share of
-    1 - `prob` of the batches. This is timm's Mixup in its mode "batch".
+    If both α > 0, a batch gets CutMix with probability `switch_prob`, else mixup. A batch stays unmixed with
+    probability 1 - `prob`. This is timm's Mixup in its mode "batch".
 
     Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
     """
@@ -152,13 +152,13 @@ class Mix:
     switch_prob: float = 0.5
 
     def __call__(self, images: Array, targets: Array, generator: Generator) -> tuple[Array, Array]:
-        """Images (N, C, H, W) floating-point and targets (N, K), such as `one_hot` makes -> new ones."""
+        """Images (N, C, H, W) floating-point and targets (N, K), as from `one_hot` -> new images and targets."""
         H, W = images.shape[2:]
         weight, share = self.weights(H, W, generator, device_of(images))
         return blend(images, weight), blend(targets, share)
 
     def weights(self, H: int, W: int, generator: Generator, device: str) -> tuple[Array, Array]:
-        """w (H, W) and λ (), float32. They are drawn and stay on the device: the host does not know them."""
+        """w (H, W) and λ (), float32, sampled on the device: reading them would synchronize."""
         u = generator.uniform((8,), device=device).astype(np.float64)
         xp = array_module(u)
         cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(bool(self.cutmix)))
@@ -178,18 +178,18 @@ class Mix:
 
 
 def blend(x: Array, weight: Array) -> Array:
-    """w x + (1 - w) x̄, with x̄ the batch in reverse and w whatever broadcasts to x."""
+    """w x + (1 - w) x̄, with x̄ the batch in reverse; w broadcasts to x."""
     return (weight * x + (1 - weight) * x[::-1]).astype(x.dtype, copy=False)
 
 
 def beta(alpha: Array, u: Array) -> Array:
-    """A number of the distribution Beta(α, α), α > 0, from four uniform ones, u (4, ...) in [0, 1). None is rejected.
+    """Samples of Beta(α, α), α > 0, from uniform u (4, ...) in [0, 1), without rejection: four uniforms a sample.
 
-        B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  a point in a disc, seen from one side
+        B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  the projection of a point in a disc
         λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
 
-    The second step is Gamma(α) = Gamma(α+1) · v^{1/α} in both parts of a Beta, X / (X + Y); it is computed by
-    logarithms, as the powers underflow for small α. In float64.
+    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y of a Beta, X / (X + Y). It is computed with
+    logarithms in float64: for small α the powers underflow.
 
     Devroye 1986, "Non-Uniform Random Variate Generation", chapter IX; the disc is from Ulrich 1984.
     """
@@ -201,34 +201,33 @@ def beta(alpha: Array, u: Array) -> Array:
 
 
 def one_hot(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
-    """Labels (N,) as probabilities (N, K) float32, K = `classes`: 1 - s + s / K for the label and s / K for others."""
+    """Labels (N,) as probabilities (N, K) float32, K = `classes`: 1 - s + s / K at the label, s / K elsewhere."""
     xp = array_module(labels)
     return ((labels[:, None] == xp.arange(classes)) * (1 - smoothing) + smoothing / classes).astype(np.float32)
 
 
 def repeated(order: Array, repeats: int) -> Array:
-    """The start of `order`, each image `repeats` times in a row, and as long as before.
+    """Repeated augmentation: the first len / `repeats` indices of `order`, each `repeats` times; the length stays.
 
-    So a batch has several augmentations of each image, whose gradients are less noisy, and an epoch is as many steps
-    with fewer images (repeated augmentation: Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019,
-    arXiv:1902.05509).
+    Several augmentations of an image in one batch make the gradient less noisy. An epoch has as many steps, on fewer
+    images (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509).
 
     Raises:
         ValueError: `repeats` is less than 1.
     """
     if repeats < 1:
-        raise ValueError(f"each image is to be seen at least once, got repeats = {repeats}")
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     return order[: ceil(len(order) / repeats)].repeat(repeats)[: len(order)]
 
 
 def _integers(u: Array, stop: Array | int) -> Array:
-    """Uniform integers from 0 to `stop` - 1 out of uniform numbers, the shape of u, int64."""
+    """Uniform integers from 0 to `stop` - 1, int64, from uniform u in [0, 1)."""
     xp = array_module(u)
     return xp.minimum(u * stop, stop - 1).astype(np.int64)  # u · stop may round up to `stop`
 
 
 def _boxes(top: Array, left: Array, bottom: Array, right: Array, H: int, W: int) -> Array:
-    """Which pixels are inside: a box for each image, (N,) four times -> (N, 1, H, W) bool."""
+    """Masks of the pixels inside one box per image, four bounds (N,) -> (N, 1, H, W) bool."""
     xp = array_module(top)
     y, x = xp.arange(H)[:, None], xp.arange(W)
     top, left, bottom, right = map(over_pixels, (top, left, bottom, right))
@@ -237,17 +236,17 @@ def _boxes(top: Array, left: Array, bottom: Array, right: Array, H: int, W: int)
 
 @dataclass(frozen=True)
 class Augment:
-    """All of it. The names are timm's flags where timm has the flag; 0 and None switch off.
+    """All transforms of a run. The names are those of timm's flags where timm has the flag; 0 and None switch off.
 
     Fields:
-        hflip: probability of a flip.
-        crop_padding, crop_padding_mode: of `ShiftedCrop`; "constant" is black, or "reflect".
+        hflip: probability of a horizontal flip.
+        crop_padding, crop_padding_mode: see `ShiftedCrop`.
         aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
-        cutout: size of the square, in pixels.
-        reprob, remode: of `RandomErasing`.
-        mixup, cutmix, mixup_prob, mixup_switch_prob: of `Mix`.
-        smoothing: of labels, where `mixed` makes probabilities of them.
-        mean: of the training images, for each channel, white is 1: what RandAugment fills with.
+        cutout: side of the square, in pixels.
+        reprob, remode: see `RandomErasing`.
+        mixup, cutmix, mixup_prob, mixup_switch_prob: see `Mix`.
+        smoothing: label smoothing of the probabilities that `mixed` returns.
+        mean: of each channel of the training images, with pixels in [0, 1]; the fill colour of RandAugment.
 
     Raises:
         ValueError: a field is out of its range.
@@ -273,11 +272,11 @@ class Augment:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be a number from 0, which switches it off, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0, which switches it off, got {getattr(self, name)}")
         for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        _ = self._rand_augment  # a mistake in the notation shows now
+        _ = self._rand_augment  # raises now if the notation is wrong
 
     @cached_property
     def _rand_augment(self) -> RandAugment | None:
@@ -286,11 +285,11 @@ class Augment:
 
     @property
     def mixes(self) -> bool:
-        """Whether targets become mixtures of two classes."""
+        """True if mixup or CutMix is on: targets are probabilities then."""
         return bool(self.mixup or self.cutmix)
 
     def pixels(self, images: Array, generator: Generator) -> Array:
-        """Images (N, C, H, W) uint8 -> the same; `aa` needs C = 3."""
+        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3."""
         if self.hflip:
             images = Flip(self.hflip)(images, generator)
         if self.crop_padding:
@@ -300,7 +299,7 @@ class Augment:
         return images
 
     def normalized(self, images: Array, generator: Generator) -> Array:
-        """Images (N, C, H, W) float32 of mean 0 and standard deviation 1 -> the same."""
+        """Normalised images (N, C, H, W) float32 -> images of the same shape and dtype."""
         if self.cutout:
             images = Cutout(self.cutout)(images, generator)
         if self.reprob:
@@ -316,20 +315,20 @@ class Augment:
 
 
 def augmentation(settings: Settings, dataset: Dataset) -> Augment:
-    """What a run asks for, tried on an image, so that a mistake shows before the work begins.
+    """The augmentation of a run, tested on one image: errors appear before training starts.
 
     Raises:
-        InputError: a setting is out of its range, or not for images like these.
+        InputError: a setting is out of its range or does not fit the images.
     """
-    chosen = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
-    chosen["aa"] = None if settings.aa == "none" else settings.aa
+    options = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
+    options["aa"] = None if settings.aa == "none" else settings.aa
     if settings.no_aug:
-        chosen = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
+        options = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
     side = min(dataset.train.images.shape[2:])
-    if chosen["crop_padding"] > side:
-        raise InputError(f"--crop-padding {settings.crop_padding} moves images of {side} pixels out of sight")
+    if options["crop_padding"] > side:
+        raise InputError(f"--crop-padding {settings.crop_padding} is larger than the images, {side} pixels")
     try:
-        augment = Augment(**chosen, mean=dataset.mean)
+        augment = Augment(**options, mean=dataset.mean)
         augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())
     except ValueError as error:
         raise InputError(f"augmentation: {error}") from None

@@ -1,4 +1,4 @@
-"""L7: a trained model in a file: its weights, and as metadata what is needed to build it again and use it."""
+"""L7: checkpoints: the weights of a model, with the metadata to rebuild the model and normalise its inputs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["load", "model_arguments", "save"]
 
 
 def save(path: Path, model: Module, dataset: Dataset, settings: Settings, metrics: Metrics) -> None:
-    """Write a checkpoint, `.npz` or `.safetensors` by the suffix of `path`. An older one is replaced all at once."""
+    """Write a checkpoint, `.npz` or `.safetensors` by the suffix of `path`. An existing file is replaced atomically."""
     metadata = {
         "epoch": metrics.epoch,
         "test_acc": metrics.test_acc,
@@ -29,7 +29,7 @@ def save(path: Path, model: Module, dataset: Dataset, settings: Settings, metric
 
 
 def model_arguments(dataset: Dataset, settings: Settings) -> dict[str, Any]:
-    """What `models.create_model` takes for this run."""
+    """The arguments of `models.create_model` for this run."""
     _, channels, height, _ = dataset.train.images.shape
     return {
         "name": settings.model,

@@ -1,9 +1,8 @@
-"""L7: CIFAR-10 and CIFAR-100, from the files their author publishes.  Krizhevsky 2009, "Learning multiple layers of
-features from tiny images".
+"""L7: CIFAR-10 and CIFAR-100, from the files of the author: Krizhevsky 2009, "Learning multiple layers of features from
+tiny images".
 
-Each file is a pickled dict: `data` (images, 3072) uint8, a row holding the red, then the green, then the blue plane of
-32 x 32 pixels, and a list of labels. They come as a folder, or packed as a tar.gz, which is read in memory: nothing
-from it is written to disk.
+Each file is a pickled dict with a list of labels and `data` (images, 3072) uint8: a row has the red, green and blue
+plane of 32 x 32 pixels, in this order. The files are in a folder, or in a tar.gz, which is read without unpacking.
 """
 
 import gzip
@@ -26,7 +25,7 @@ _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images,
 
 @dataclass(frozen=True)
 class Source:
-    """Where a version of CIFAR comes from, and how it names its parts."""
+    """The archive of a version of CIFAR, and the names in it."""
 
     name: str
     archive: str
@@ -79,7 +78,7 @@ SOURCES = {
 
 
 def find(source: Source, data_dir: Path) -> Path | None:
-    """The folder of `source` or its archive, in `data_dir` or `data_dir` itself; None where there is neither."""
+    """The folder or archive of `source`: in `data_dir`, or `data_dir` itself; None if missing."""
     folders = (data_dir / source.folder, data_dir)
     archives = (data_dir / source.archive, data_dir)
     found = [f for f in folders if any((f / name).is_file() for name in (*source.train, *source.test))]
@@ -88,10 +87,10 @@ def find(source: Source, data_dir: Path) -> Path | None:
 
 
 def load(source: Source, data_dir: Path) -> Dataset:
-    """Read and check all of it.
+    """Read and check the dataset.
 
     Raises:
-        InputError: nothing is there, a file is missing, damaged or hostile, or its contents are not CIFAR's.
+        InputError: a file is missing, damaged or hostile, or its contents are not CIFAR's.
     """
     place = find(source, data_dir)
     if place is None:

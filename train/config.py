@@ -1,4 +1,4 @@
-"""L7: settings in files: TOML, a line for a flag. A run leaves one beside its results, from which it can be repeated.
+"""L7: settings files: TOML with one line per flag. Each run writes its settings to `args.toml`, which repeats the run.
 
 model = "vit_tiny_cifar"
 epochs = 100
@@ -25,14 +25,14 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     str: ((str,), "a text in quotation marks"),
 }
-"""What a setting of each type may be in the file."""
+"""The TOML types of a setting of each type, and their description."""
 
 
 def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The settings in a file, checked as `parser` checks the flags of the same names.
+    """Read a settings file. Each value gets the check of the flag of the same name.
 
     Raises:
-        InputError: there is no such file, it is no TOML, a name is unknown, a value of the wrong type or not allowed.
+        InputError: the file is missing or no TOML, or has an unknown name or an invalid value.
     """
     try:
         table = tomllib.loads(path.read_bytes().decode())
@@ -55,10 +55,10 @@ def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def complete(path: Path, values: Mapping[str, Any], parser: argparse.ArgumentParser) -> Settings:
-    """All settings of a run, which the file `path` of its results holds, checked as flags are.
+    """The settings `values` stored in the file `path` of a run, with the checks of the flags.
 
     Raises:
-        InputError: one is missing, unknown, of the wrong type or not allowed.
+        InputError: a setting is missing, unknown or invalid.
     """
     actions = _actions(parser)
     if odd := set(values) ^ set(actions):
@@ -80,7 +80,7 @@ def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def _value(where: str, value: Any, action: argparse.Action) -> Any:
-    """One setting, of its type and within its limits."""
+    """Check the type and range of one setting."""
     kind = _TYPES[action.dest]
     accepted, must_be = _KINDS[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
@@ -96,14 +96,14 @@ def _value(where: str, value: Any, action: argparse.Action) -> Any:
 
 
 def check_texts(values: Mapping[str, Any]) -> None:
-    """Refuse what could not be written into a file of settings: names of files may be anything else."""
+    """Refuse strings that TOML cannot hold, such as a file name with surrogates."""
     for setting, value in values.items():
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
             raise InputError(f"--{setting.replace('_', '-')}: {value!a} is no text in UTF-8, as the files of a run are")
 
 
 def text(settings: Mapping[str, Any]) -> str:
-    """Settings as TOML, those that are None left out: their default is None, too."""
+    """Settings as TOML. A setting of None is left out: None is its default."""
     lines = [f"{name} = {_toml(value)}" for name, value in settings.items() if value is not None]
     return "\n".join(["# again: python -m train --config THIS --output ELSEWHERE", *lines, ""])
 
@@ -115,6 +115,6 @@ def _toml(value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """What stands in a file, short, and on one line."""
+    """The repr of a value, on one line and cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."

@@ -1,4 +1,4 @@
-"""L7: what every dataset looks like once it is in memory, however it came there."""
+"""L7: a dataset in memory, the common type of all datasets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,11 +9,12 @@ import numpy as np
 from minigrad.backend import Array, beside, to_device
 from models.images import normalize
 from train.errors import InputError
+from train.log import plural
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 with their labels (N,) int64, numbers from 0 to classes - 1."""
+    """Images (N, C, H, W) uint8 and labels (N,) int64, from 0 to classes - 1."""
 
     images: Array
     labels: Array
@@ -26,44 +27,44 @@ class Split:
         return Split(self.images[:count], self.labels[:count])
 
     def to(self, device: str) -> "Split":
-        """All of it on `device`, to stay there.
+        """The split on `device`.
 
         Raises:
-            InputError: it does not fit.
+            InputError: the memory of the device is too small.
         """
         try:
             return Split(to_device(self.images, device), to_device(self.labels, device))
         except MemoryError:
             raise InputError(
-                f"the data stays on {device}, and {len(self):,} images of {self.images.nbytes / 2**30:.2f} GiB do not "
-                "fit there: --train-num-samples and --val-num-samples take fewer"
+                f"the data stays on {device}, and {plural(len(self), 'image')} of {self.images.nbytes / 2**30:.2f} GiB "
+                "do not fit there: use fewer with --train-num-samples and --val-num-samples"
             ) from None
 
     def take(self, index: Array) -> tuple[Array, Array]:
-        """The images (B, C, H, W) and labels (B,) of these numbers, (B,) int64 on the same device."""
+        """The images (B, C, H, W) and labels (B,) at the indices (B,), int64 on the same device."""
         return self.images[index], self.labels[index]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split, the names of the classes, and the colour statistics for normalisation."""
+    """Training and test split, class names, and the statistics for normalisation."""
 
     name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
-    mean: tuple[float, float, float]  # of the training images, one for each of red, green, blue; white is 1
+    mean: tuple[float, float, float]  # of each channel (RGB) of the training images, with pixels in [0, 1]
     std: tuple[float, float, float]
 
     def to(self, device: str) -> "Dataset":
-        """The same with both splits on `device`."""
+        """The dataset with both splits on `device`."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     def normalizer(self) -> Callable[[Array], Array]:
-        """The function from images (B, C, H, W) uint8 to what a model takes; its constants are where the images are."""
+        """The normalisation (B, C, H, W) uint8 -> float32; mean and std are on the device of the images."""
         mean, std = (beside(self.train.labels, np.asarray(values, np.float32)) for values in (self.mean, self.std))
         return partial(normalize, mean=mean, std=std)
 
     def first(self, train: int | None, test: int | None) -> "Dataset":
-        """The same dataset cut down to its first images: for quick trials."""
+        """The dataset with only its first `train` and `test` images; None means all."""
         return replace(self, train=self.train.first(train), test=self.test.first(test))

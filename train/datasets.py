@@ -1,4 +1,4 @@
-"""L7: the datasets by name, fetched first where that is asked for."""
+"""L7: load a dataset by name, with --download."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from train.settings import COMMON, Settings
 
 
 def load(settings: Settings) -> Dataset:
-    """The dataset of a run, cut to the numbers of images it asks for."""
+    """The dataset of a run, with its first --train-num-samples and --val-num-samples images."""
     train, test = settings.train_num_samples, settings.val_num_samples
     if settings.dataset == "folder":
         if settings.download:

@@ -1,4 +1,4 @@
-"""L7: fetch one file over HTTP: resumed where it was cut, checked, and put in place only when it is whole."""
+"""L7: download a file over HTTP: interrupted downloads are resumed, the checksum is verified."""
 
 import hashlib
 import http.client
@@ -10,16 +10,16 @@ from pathlib import Path
 from train.errors import InputError
 from train.log import Progress
 
-_CHUNK = 1 << 18  # bytes between two moves of the progress bar
-_TIMEOUT = 30  # seconds of silence after which the connection counts as cut
+_CHUNK = 1 << 18  # bytes between two updates of the progress bar
+_TIMEOUT = 30  # seconds without data after which the download fails
 
 
 def download(url: str, target: Path, md5: str) -> None:
-    """Fetch `url` to `target`. What arrives is kept beside it as `target.part`, from which a later call goes on.
+    """Download `url` to `target`. An incomplete download stays in `target.part`, which the next call resumes.
 
     Raises:
-        InputError: no connection, the server refuses, the connection was cut (the part is kept), or the file is whole
-            but not the one expected (the part is deleted).
+        InputError: no connection, an HTTP error, a lost connection (`target.part` is kept), or a wrong checksum
+            (`target.part` is deleted).
     """
     part = target.with_name(target.name + ".part")
     try:
@@ -34,33 +34,34 @@ def download(url: str, target: Path, md5: str) -> None:
         raise InputError(f"cannot download {url}: the server says {error.code} {error.reason}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise InputError(f"download of {url} failed ({reason}); the same command goes on where it stopped") from None
+        raise InputError(f"download of {url} failed ({reason}); the same command resumes the download") from None
     except OSError as error:
         raise InputError(f"cannot write {part}: {error.strerror}") from None
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to `part` what it lacks of `url`."""
+    """Append the missing rest of `url` to `part`."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing lies beyond what we have: it is whole, or the checksum will tell
+        if error.code == 416:  # the range is beyond the end: `part` is complete, or the checksum will not match
             return
         raise
     with response:
         resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        have = have if resumed else 0  # a server without ranges sends everything again
+        have = have if resumed else 0  # a server without range requests sends the entire file
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
-        with part.open("ab" if resumed else "wb") as file, Progress(total, "B", f"download {url}", done=have) as bar:
+        title = f"download {part.stem}"
+        with part.open("ab" if resumed else "wb") as file, Progress(total, "B", title, done=have) as bar:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 have += len(chunk)
                 bar.update(len(chunk))
     if total is not None and have < total:
-        raise ConnectionError(f"the connection was cut after {have} of {total} bytes")
+        raise ConnectionError(f"connection lost after {have} of {total} bytes")
 
 
 def _md5(path: Path) -> str:

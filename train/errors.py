@@ -1,5 +1,5 @@
-"""L7: the one kind of error a user of the command line may cause."""
+"""L7: the error for wrong input."""
 
 
 class InputError(Exception):
-    """Something the user gave is wrong or missing: the command line shows the message as one line and exits with 2."""
+    """The user's input is wrong or missing. The command line prints the message on one line and exits with code 2."""

@@ -1,4 +1,4 @@
-"""L7: a model on the test images: how often it is right, and what it takes for what."""
+"""L7: evaluation on the test images: loss, accuracy, confusion matrix."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -19,8 +19,8 @@ from train.settings import Settings
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model says of N test images of K classes."""
+class Predictions:
+    """The logits of a model for N test images of K classes, with the labels."""
 
     logits: np.ndarray  # (N, K) float32
     labels: np.ndarray  # (N,) int64
@@ -43,30 +43,30 @@ class Answers:
 
     @property
     def acc(self) -> float:
-        """The share of the images that are named rightly."""
+        """The accuracy: correct predictions / N."""
         return float((self.predicted == self.labels).mean())
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """How many images of class i (row) were named j (column), (K, K)."""
+        """The number of images of class i (row) predicted as j (column), (K, K)."""
         K = len(self.classes)
-        # A pair (i, j) is the number K i + j; (K²,) -> (K, K)
+        # The pair (i, j) has the index K i + j; (K²,) -> (K, K)
         return np.bincount(K * self.labels + self.predicted, minlength=K * K).reshape(K, K)
 
     def worst(self, count: int) -> np.ndarray:
-        """The images named wrongly, those first of which the model was surest: at most `count` numbers."""
+        """Indices of at most `count` wrong predictions, the most confident first."""
         wrong = np.flatnonzero(self.predicted != self.labels)
-        sure = self.probabilities[wrong, self.predicted[wrong]]
-        return wrong[(-sure).argsort(kind="stable")[:count]]
+        confidence = self.probabilities[wrong, self.predicted[wrong]]
+        return wrong[(-confidence).argsort(kind="stable")[:count]]
 
 
 class Evaluation:
-    """A model, as it is at the moment, on the test images.
+    """Evaluates a model on the test images, with its current weights.
 
     Args:
         model, dataset: on the same device.
-        settings: say in which precision, and how many images at once.
-        shards: in which each batch is cut.
+        settings: for precision and batch size.
+        shards: the threads between which a batch is split.
     """
 
     def __init__(self, model: Module, dataset: Dataset, settings: Settings, shards: Shards) -> None:
@@ -76,18 +76,18 @@ class Evaluation:
     def means(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy. `between` is called before each batch, and may raise."""
         sums = Sums(self.settings.device)
-        for logits, labels in self.answers_by_batch(between):
+        for logits, labels in self.logits_by_batch(between):
             loss = F.cross_entropy(logits, Tensor(labels))
-            sums.add(loss.data.astype(np.float64), count_right(logits, labels), len(labels))
+            sums.add(loss.data.astype(np.float64), count_correct(logits, labels), len(labels))
         return sums.means(len(self.dataset.test))
 
-    def answers(self) -> Answers:
-        """All of them, on the CPU."""
-        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.answers_by_batch()])
-        return Answers(logits, to_device(self.dataset.test.labels, "cpu"), self.dataset.classes)
+    def predictions(self) -> Predictions:
+        """The predictions for all test images, on the CPU."""
+        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.logits_by_batch()])
+        return Predictions(logits, to_device(self.dataset.test.labels, "cpu"), self.dataset.classes)
 
-    def answers_by_batch(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
-        """Logits (B, K) float32, without a graph, and labels (B,), of one batch after the other."""
+    def logits_by_batch(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
+        """Yields the logits (B, K) float32, without gradient, and the labels (B,) of each batch."""
         self.model.eval()
         test = self.dataset.test
         for part in batches(len(test), self.settings.validation_batch_size):
@@ -95,37 +95,37 @@ class Evaluation:
             yield cat(self.shards.run(self.logits, test.images[part])), test.labels[part]
 
     def logits(self, images: Array) -> Tensor:
-        """Of images (B, C, H, W) uint8, as they are: (B, K) float32."""
+        """Images (B, C, H, W) uint8 -> logits (B, K) float32."""
         with no_grad(), precision(self.settings, self.parameters):
             return self.model(Tensor(self.normalize(images))).float()
 
 
 class Sums:
-    """Loss and right answers, added up over images on the device. To read them is to wait for it."""
+    """Running sums of loss and correct predictions, on the device. Only `means` synchronizes."""
 
     def __init__(self, device: str) -> None:
         self.sums = to_device(np.zeros(2), device)
 
     def clear(self) -> None:
-        """Begin again."""
+        """Set the sums to 0."""
         self.sums[...] = 0
 
-    def add(self, loss: Array, right: Array, images: int) -> None:
-        """A batch: its mean loss in float64, and how many of its images were right."""
+    def add(self, loss: Array, correct: Array, images: int) -> None:
+        """Add a batch of `images` images: its mean loss in float64 and its number of correct predictions."""
         self.sums[0] += loss * images
-        self.sums[1] += right
+        self.sums[1] += correct
 
     def means(self, images: int) -> tuple[float, float]:
-        """Mean loss and accuracy over so many images."""
-        loss, right = to_device(self.sums, "cpu").tolist()
-        return loss / images, right / images
+        """Mean loss and accuracy: the sums divided by the number of images."""
+        loss, correct = to_device(self.sums, "cpu").tolist()
+        return loss / images, correct / images
 
 
 def precision(settings: Settings, parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """What numbers a model of these parameters works on: for a block."""
+    """`autocast` as --amp and --amp-dtype set it."""
     return autocast(settings.amp_dtype, settings.amp, parameters)
 
 
-def count_right(logits: Tensor, labels: Array) -> Array:
-    """How many images are right; of a mixed one, its own label counts."""
+def count_correct(logits: Tensor, labels: Array) -> Array:
+    """The number of correct predictions, (). For a mixed image, its own label is the correct one."""
     return (logits.data.argmax(axis=1) == labels).sum()

@@ -1,7 +1,8 @@
-"""L7: the flags of the command line. Light to import: `--help` is answered from here, without NumPy."""
+"""L7: the flags of the command line. Imports no NumPy: `--help` is immediate."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from math import isfinite, nan
 from typing import Any, NoReturn
 
@@ -11,107 +12,97 @@ from train.settings import BY_DATASET, COMMON
 
 
 def parser() -> argparse.ArgumentParser:
-    """Every flag; its default is None here, which stands for the default of the dataset."""
+    """The parser of all flags. A flag that is not given sets no attribute; None means `all`."""
     parser = _Parser(
         prog="python -m train",
         usage="python -m train [FLAG ...]",
-        description="Train an image classifier. Without any flag: a small vision transformer on drawn shapes, which\n"
-        "needs no download and takes about two minutes on two CPU cores. In brackets: what holds without\nthe flag.",
+        description="Train an image classifier. Without flags: a small vision transformer on the\n"
+        "generated dataset `shapes`, which needs no download and takes about two minutes\n"
+        "on two CPU cores. In parentheses: the default.",
         epilog=f"what the recipes set (why: train/recipes.py):\n{_recipes()}\n\n"
-        "example: python -m train --model vit_tiny_cifar --dataset cifar10 --recipe standard --device cuda",
-        formatter_class=lambda prog: _Help(prog, max_help_position=32, width=100),
+        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/.\n\n"
+        "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
+        "           --recipe standard --device cuda",
+        formatter_class=lambda prog: _Help(prog, max_help_position=32, width=80),
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
 
-    def add(group: Any, flag: str, text: str, **choices: Any) -> None:
+    def add(group: Any, flag: str, text: str, **options: Any) -> None:
         name = flag[2:].replace("-", "_")
-        group.add_argument(flag, help=f"{text} ({_default(name)})", **choices)
+        if options.get("action") is argparse.BooleanOptionalAction:
+            options["default"] = argparse.SUPPRESS
+        group.add_argument(flag, help=f"{text} ({_default(name)})", **options)
 
-    count, share, positive, not_negative = _whole(1), _number(least=0, below=1), _number(above=0), _number(least=0)
+    count, size, samples = _integer(1), _integer(0), _samples
+    positive, not_negative = _number(above=0), _number(at_least=0)
+    probability, below_one = _number(at_least=0, at_most=1), _number(at_least=0, below=1)
+    switch = argparse.BooleanOptionalAction
 
     what = parser.add_argument_group("what to train")
-    add(what, "--config", "a settings file: TOML, a line for a flag; flags override it", metavar="FILE")
-    add(
-        what,
-        "--recipe",
-        "settings that go together, see below; or none",
-        choices=["none", *recipes.NAMES],
-        metavar="NAME",
-    )
-    add(what, "--model", "a name that models.list_models() lists", metavar="NAME")
-    begin = "begin with the weights in it, trained here or by others"
-    add(what, "--initial-checkpoint", begin, metavar="FILE")
-    data = "shapes, cifar10, cifar100; folder: of train/CLASS, val/CLASS"
-    add(what, "--dataset", data, choices=list(BY_DATASET), metavar="NAME")
-    add(what, "--data-dir", "where its folder or archive is, or that folder or archive itself", metavar="DIR")
-    add(what, "--download", "fetch it into --data-dir if it is not there", action="store_true", default=None)
-    add(what, "--img-size", "height and width to which images of a folder are cut", metavar="N", type=count)
-    add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=count)
-    add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=count)
+    add(what, "--config", "TOML settings file; flags override it", metavar="FILE")
+    add(what, "--recipe", "preset settings, listed below", choices=["none", *recipes.NAMES], metavar="NAME")
+    add(what, "--model", "a name from models.list_models()", metavar="NAME")
+    add(what, "--initial-checkpoint", "pretrained weights to start from", metavar="FILE")
+    add(what, "--dataset", "shapes, cifar10, cifar100 or folder", choices=list(BY_DATASET), metavar="NAME")
+    add(what, "--data-dir", "dataset folder or archive, or its parent", metavar="DIR")
+    add(what, "--download", "download to --data-dir if missing", action="store_true", default=argparse.SUPPRESS)
+    add(what, "--img-size", "image height and width, for folder", metavar="N", type=count)
+    add(what, "--train-num-samples", "use only the first N training images", metavar="N", type=samples)
+    add(what, "--val-num-samples", "use only the first N test images", metavar="N", type=samples)
 
-    how = parser.add_argument_group("how to train it (the rate rises in a straight line, then falls as a cosine)")
-    add(how, "--epochs", "how often each image is seen", metavar="N", type=count)
-    add(how, "--batch-size", "images worked on at once", metavar="N", type=count)
-    add(how, "--grad-accum-steps", "so many batches make a step", metavar="N", type=count)
-    opts = ["adamw", "muon"]
-    add(how, "--opt", "adamw, or muon, for matrices alone (minigrad/optim/muon.py)", choices=opts, metavar="NAME")
-    add(how, "--lr", "learning rate at its highest", metavar="RATE", type=positive)
-    add(how, "--warmup-epochs", "epochs until then, or a fraction of one", metavar="N", type=not_negative)
-    add(how, "--weight-decay", "of weights; biases, norms and embeddings are spared", metavar="D", type=not_negative)
-    add(how, "--layer-decay", "a block's rate over that of the next", metavar="RATIO", type=_number(above=0, most=1))
-    add(how, "--clip-grad", "largest norm of all gradients together; 0: no limit", metavar="NORM", type=not_negative)
-    skip = "leave out steps that are not finite, and count them"
-    add(how, "--skip-nonfinite", skip, action=argparse.BooleanOptionalAction, default=None)
-    add(how, "--smoothing", "label smoothing", metavar="SHARE", type=share)
-    add(how, "--drop-path", "stochastic depth: how often the last block is skipped", metavar="SHARE", type=share)
-    ema = "test and keep the moving average of the weights"
-    add(how, "--model-ema", ema, action=argparse.BooleanOptionalAction, default=None)
-    decay = "of that average: it is over about the last 1 / (1 - D) steps"
-    add(how, "--model-ema-decay", decay, metavar="D", type=share)
-    rise = "the decay rises to that, as (1 + step) / (10 + step)"
-    add(how, "--model-ema-warmup", rise, action=argparse.BooleanOptionalAction, default=None)
-    add(how, "--seed", "the same seed repeats a run", metavar="N", type=_whole(0, 2**31 - 2))
+    how = parser.add_argument_group("how to train it (learning rate: linear warm-up, cosine decay)")
+    add(how, "--epochs", "number of epochs", metavar="N", type=count)
+    add(how, "--batch-size", "images per batch", metavar="N", type=count)
+    add(how, "--grad-accum-steps", "batches accumulated per optimizer step", metavar="N", type=count)
+    add(how, "--opt", "adamw, or muon for hidden matrices", choices=["adamw", "muon"], metavar="NAME")
+    add(how, "--lr", "peak learning rate", metavar="RATE", type=positive)
+    add(how, "--warmup-epochs", "linear warm-up, in epochs", metavar="N", type=not_negative)
+    decay = "weight decay; not biases, norms, embeddings"
+    add(how, "--weight-decay", decay, metavar="D", type=not_negative)
+    layers = _number(above=0, at_most=1)
+    add(how, "--layer-decay", "layer-wise learning-rate decay", metavar="RATIO", type=layers)
+    add(how, "--clip-grad", "maximum gradient norm; 0: no clipping", metavar="NORM", type=not_negative)
+    add(how, "--skip-nonfinite", "skip and count steps with NaN or Inf", action=switch)
+    add(how, "--smoothing", "label smoothing", metavar="EPS", type=below_one)
+    add(how, "--drop-path", "stochastic depth: drop rate of the last block", metavar="P", type=below_one)
+    add(how, "--model-ema", "evaluate and save an EMA of the weights", action=switch)
+    add(how, "--model-ema-decay", "EMA decay: averages 1 / (1 - D) steps", metavar="D", type=below_one)
+    add(how, "--model-ema-warmup", "EMA decay at most (1 + step) / (10 + step)", action=switch)
+    add(how, "--seed", "random seed; the same seed repeats a run", metavar="N", type=_integer(0, 2**31 - 2))
 
-    probability, size = _number(least=0, most=1), _whole(0)
-    images = parser.add_argument_group(
-        "how the images are changed, at random each time (train/augment.py); 0 switches off"
-    )
-    add(images, "--no-aug", "none of what follows", action="store_true", default=None)
-    add(images, "--hflip", "how often an image is flipped left to right", metavar="SHARE", type=probability)
-    add(images, "--crop-padding", "pixels by which it is moved, at most", metavar="N", type=size)
-    beside, filling = ["constant", "reflect"], ["pixel", "rand", "const"]
-    add(images, "--crop-padding-mode", "beside it then: constant, zeros; or reflect", choices=beside, metavar="MODE")
-    add(images, "--aa", "RandAugment in timm's notation, such as rand-m9-n2-mstd0.5", metavar="TEXT")
-    add(images, "--cutout", "side of a square of the mean colour in each image", metavar="N", type=size)
-    add(images, "--reprob", "how often a rectangle is erased", metavar="SHARE", type=probability)
-    what_with = "filled with: pixel, noise; rand, one colour; const, the mean"
-    add(images, "--remode", what_with, choices=filling, metavar="MODE")
-    add(images, "--mixup", "mix images in pairs, with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
-    add(images, "--cutmix", "exchange a box of a share 1 - λ in pairs", metavar="ALPHA", type=not_negative)
-    add(images, "--mixup-prob", "how many batches are mixed", metavar="SHARE", type=probability)
-    add(images, "--mixup-switch-prob", "of these, by cutmix, if both are on", metavar="SHARE", type=probability)
-    add(images, "--aug-repeats", "N times the same image in a batch, and fewer images", metavar="N", type=count)
+    images = parser.add_argument_group("data augmentation (train/augment.py); P: probability, 0: off")
+    add(images, "--no-aug", "no augmentation", action="store_true", default=argparse.SUPPRESS)
+    add(images, "--hflip", "horizontal flip", metavar="P", type=probability)
+    add(images, "--crop-padding", "pad by N, crop at random", metavar="N", type=size)
+    padding = ["constant", "reflect"]
+    add(images, "--crop-padding-mode", "pad with: constant (0) or reflect", choices=padding, metavar="MODE")
+    add(images, "--aa", "RandAugment, e.g. rand-m9-n2-mstd0.5", metavar="SPEC")
+    add(images, "--cutout", "mask a square of N x N pixels", metavar="N", type=size)
+    add(images, "--reprob", "random erasing of a rectangle", metavar="P", type=probability)
+    filling = "pixel: noise; rand: one colour; const: mean"
+    add(images, "--remode", filling, choices=["pixel", "rand", "const"], metavar="MODE")
+    add(images, "--mixup", "mixup with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
+    add(images, "--cutmix", "CutMix with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
+    add(images, "--mixup-prob", "probability of mixup or CutMix per batch", metavar="P", type=probability)
+    add(images, "--mixup-switch-prob", "probability of CutMix if both are on", metavar="P", type=probability)
+    add(images, "--aug-repeats", "repeated augmentation: N copies per image", metavar="N", type=count)
 
-    where = parser.add_argument_group("where, and what comes out")
-    add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
-    add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
-    graph = "a training step as one CUDA graph, see minigrad/graph.py"
-    add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)
-    amp = "mixed precision: activations narrow (minigrad/precision.py)"
-    add(where, "--amp", amp, action=argparse.BooleanOptionalAction, default=None)
-    narrow = "bfloat16, or float16, for which the loss is scaled"
-    add(where, "--amp-dtype", narrow, choices=["bfloat16", "float16"], metavar="TYPE")
-    tf32 = "on a GPU, products of float32 by tensor cores, rounded to 10 bits"
-    add(where, "--tf32", tf32, action=argparse.BooleanOptionalAction, default=None)
-    tuning = "make NumPy faster, see minigrad/tune.py"
-    add(where, "--tune-cpu", tuning, action=argparse.BooleanOptionalAction, default=None)
-    add(where, "--validation-batch-size", "images at once when testing", metavar="N", type=count)
-    add(where, "--output", "folder for the results", metavar="DIR")
-    again = "go on: auto, with what --output holds or the newest; or a folder"
-    add(where, "--resume", again, metavar="WHICH")
+    where = parser.add_argument_group("device and output")
+    add(where, "--device", "cpu or cuda (pip install 'cupy-cuda13x[ctk]')", metavar="NAME")
+    add(where, "--threads", "CPU threads, one shard of the batch each", metavar="N", type=count)
+    add(where, "--graph", "run a training step as one CUDA graph", action=switch)
+    add(where, "--amp", "mixed precision: 16-bit activations", action=switch)
+    dtypes = ["bfloat16", "float16"]
+    add(where, "--amp-dtype", "bfloat16, or float16 with loss scaling", choices=dtypes, metavar="TYPE")
+    add(where, "--tf32", "TF32 tensor cores for float32 matmuls on GPU", action=switch)
+    add(where, "--tune-cpu", "tune NumPy for speed (minigrad/tune.py)", action=switch)
+    add(where, "--validation-batch-size", "images per batch in evaluation", metavar="N", type=count)
+    add(where, "--output", "results folder", metavar="DIR")
+    add(where, "--resume", "continue the run in DIR; auto: the newest", metavar="DIR")
+    add(where, "--eval", "evaluate a checkpoint, train nothing", metavar="FILE")
     formats = ["npz", "safetensors"]
-    add(where, "--eval", "train nothing, test a checkpoint on its dataset", metavar="CHECKPOINT")
-    add(where, "--checkpoint-format", "of the files best and last: npz or safetensors", choices=formats, metavar="F")
+    add(where, "--checkpoint-format", "npz or safetensors", choices=formats, metavar="F")
     return parser
 
 
@@ -124,8 +115,22 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's. The error for an unknown flag suggests a known flag that starts with it, or the closest."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []
+            for flag in unknown:
+                name = flag.partition("=")[0].lstrip("-").replace("_", "-")
+                if flag.startswith("-"):
+                    longer = [other for other in known if other.startswith(name)]
+                    hints += [known[close] for close in longer[:1] or get_close_matches(name, known, n=1)]
+            hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
     def error(self, message: str) -> NoReturn:
-        """One line, without the list of all flags."""
+        """One line, without the usage."""
         raise InputError(f"{message} (--help lists all flags)")
 
 
@@ -134,29 +139,26 @@ def _default(name: str) -> str:
     if name in _DERIVED:
         return _DERIVED[name]
     if name in COMMON:
-        return _show(COMMON[name])
-    shapes, other = (_show(BY_DATASET[dataset][name]) for dataset in ("shapes", "cifar10"))
+        return show(COMMON[name])
+    shapes, other = (show(BY_DATASET[dataset][name]) for dataset in ("shapes", "cifar10"))
     return shapes if shapes == other else f"{shapes} for shapes, else {other}"
 
 
-_DERIVED = {
-    "config": "none",
-    "output": "runs/MODEL-DATASET, numbered if taken",
-    "graph": "if it can be",
-}
-"""Defaults that follow from others."""
+_DERIVED = {"config": "none", "output": "runs/MODEL-DATASET[-N]", "graph": "if possible"}
+"""Defaults that depend on other settings."""
 
 
 def _recipes() -> str:
     """The table of the recipes."""
-    rows = {f"--{setting.replace('_', '-')}": map(_show, values) for setting, values in recipes.TABLE.items()}
-    for family, otherwise in recipes.BY_FAMILY.items():
-        rows |= {f"--{s.replace('_', '-')} of {family} models": map(_show, v) for s, v in otherwise.items()}
+    rows = {f"--{setting.replace('_', '-')}": map(show, values) for setting, values in recipes.TABLE.items()}
+    for family, overrides in recipes.BY_FAMILY.items():
+        rows |= {f"--{s.replace('_', '-')} of {family} models": map(show, v) for s, v in overrides.items()}
     lines = [("", *recipes.NAMES), *((flag, *values) for flag, values in rows.items())]
-    return "\n".join(f"  {flag:30}{fast:10}{standard:28}{long}" for flag, fast, standard, long in lines)
+    return "\n".join(f"  {flag:23}{fast:7}{standard:25}{long}" for flag, fast, standard, long in lines)
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """The value of a setting as `--help` shows it: `all`, `yes`, `0.001`."""
     if value is None:
         return "all"
     if isinstance(value, bool):
@@ -164,29 +166,34 @@ def _show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+def _integer(minimum: int, maximum: int | None = None, also: str = "") -> Callable[[str], int]:
+    bounds = (f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}") + also
 
     def read(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}") from None
-        if value < least or (most is not None and value > most):
+        if value < minimum or (maximum is not None and value > maximum):
             raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
         return value
 
     return read
 
 
+def _samples(text: str) -> int | None:
+    """The number of images, or `all`, which is None."""
+    return None if text == "all" else _integer(1, also=", or all")(text)
+
+
 def _number(
     *,
-    least: float | None = None,
+    at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    most: float | None = None,
+    at_most: float | None = None,
 ) -> Callable[[str], float]:
-    limits = {"at least": least, "above": above, "below": below, "at most": most}
+    limits = {"at least": at_least, "above": above, "below": below, "at most": at_most}
     bounds = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
 
     def read(text: str) -> float:
@@ -194,8 +201,8 @@ def _number(
             value = float(text)
         except ValueError:
             value = nan
-        low = (least is None or value >= least) and (above is None or value > above)
-        high = (below is not None and value >= below) or (most is not None and value > most)
+        low = (at_least is None or value >= at_least) and (above is None or value > above)
+        high = (below is not None and value >= below) or (at_most is not None and value > at_most)
         if not (isfinite(value) and low and not high):
             raise argparse.ArgumentTypeError(f"must be a number {bounds}, got {text!r}")
         return value

@@ -1,7 +1,7 @@
-"""L7: training that begins with weights that others, or an earlier run, have trained: `--initial-checkpoint FILE`.
+"""L7: training from pretrained weights: `--initial-checkpoint FILE`.
 
-Which files there are, and in whose names the weights may be, `models/weights.py` says. Images are normalised by the
-statistics of their own dataset, whatever those of the file were.
+`models/weights.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics of
+their own dataset, not with those stored in the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,24 +16,25 @@ from models.model import ImageModel
 from models.predict import one_line
 from models.weights import MisfitError
 from train.errors import InputError
+from train.log import plural
 from train.settings import Settings
 
 
 def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
-    """Load the file into a new model on the CPU, for these classes; returns what to say of it.
+    """Load the file into a new model on the CPU; returns a one-line summary.
 
-    A head of another number of classes, or in a checkpoint of this program of classes by other names, is passed over.
-    Position embeddings and tables of relative positions are resampled where images or windows have another size.
+    The head is not loaded if the number of classes differs or, for a checkpoint of this program, their names differ.
+    Position embeddings and relative position tables are resampled to the size of the images or windows.
 
     Raises:
-        InputError: there is no such file, it is damaged, or its weights do not fit the model.
+        InputError: the file is missing or damaged, or its weights do not fit the model.
     """
     path = Path(settings.initial_checkpoint).expanduser()
     flag = f"--initial-checkpoint {path}"
     try:
         metadata = _metadata(path)
         if "resume" in metadata:
-            raise InputError(f"{flag} is the state of a run; the models it trained are best and last, beside it")
+            raise InputError(f"{flag} is the state of a run; its models are the files best and last in the same folder")
         others = metadata.get("classes", list(classes)) != list(classes)
         loaded = load_weights(model, path, head=False if others else None, resize=True)
     except MisfitError as error:
@@ -42,19 +43,19 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
         raise InputError(f"{flag}: {one_line(error)}") from None
     for name, x in model.state_dict().items():
         if not np.isfinite(x.data).all():
-            raise InputError(f"{flag}: {name} has numbers that are not finite in {x.dtype}")
-    said = [f"weights  {path}"]
+            raise InputError(f"{flag}: {name} has NaN or Inf in {x.dtype}")
+    parts = [f"weights  {path}"]
     if not loaded.head:
-        there = "none" if loaded.classes is None else f"{loaded.classes} classes"
+        there = "no head" if loaded.classes is None else plural(loaded.classes, "class")
         here = f"{len(classes)} others" if others and loaded.classes == len(classes) else f"{len(classes)}"
-        said.append(f"the head begins anew: {there} there, {here} here")
+        parts.append(f"new head: {there} in the file, {here} in the data")
     if loaded.resized:
-        said.append(f"positions are resampled ({_some(loaded.resized)})")
-    return "; ".join(said)
+        parts.append(f"positions resampled ({_first_of(loaded.resized)})")
+    return "; ".join(parts)
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """What this program noted in a file of its own; of another's, nothing."""
+    """The metadata in a file of this program; empty for other files."""
     if path.suffix not in (".npz", ".safetensors"):
         return {}
     metadata: Any = serialize.load_metadata(path)
@@ -62,20 +63,20 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _in_one_line(error: MisfitError) -> str:
-    """How many parameters differ, the first of them, and the likely fix."""
+    """The number of mismatched parameters, the first of them, and the likely fix."""
     kinds: dict[str, list[str]] = {}
     for kind, theirs, ours, there, here in error.misfits:
-        shapes = "" if there is None or here is None else f", {there} there and {here} here"
+        shapes = "" if there is None or here is None else f", {there} in the file and {here} in the model"
         kinds.setdefault(kind, []).append(f"{ours if theirs == '-' else theirs}{shapes}")
-    counts = ", ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items())
+    counts = ", ".join(f"{len(names)} {kind} ({_first_of(names)})" for kind, names in kinds.items())
     positions = all(ours.endswith(("pos_embed", "bias_table")) for _, _, ours, _, _ in error.misfits)
     if error.lookalike:
         return f"{counts}; its weights look like those of --model {error.lookalike}"
     if positions:
         return f"{counts}; positions are resampled from a square grid or window only"
-    return f"{counts}; it must be of the same architecture, and the same size of patches and windows"
+    return f"{counts}; the file must have the same architecture, patch size and window size"
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_of(names: Iterable[str]) -> str:
     first, *others = names
     return f"{first}, ..." if others else first

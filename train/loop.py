@@ -1,4 +1,4 @@
-"""L7: the training loop: epochs, each followed by a look at the test images."""
+"""L7: the training loop: epochs, each followed by an evaluation on the test images."""
 
 import time
 from collections.abc import Iterator
@@ -20,25 +20,25 @@ from train.log import Metrics, Progress
 from train.settings import Settings
 from train.step import Step, StepError
 
-_STREAM = 1 << 32  # above every seed: order, augmentation and dropout draw from streams apart from initialisation
-_UNREAD = 20  # steps of a GPU from one look at the loss to the next: each look waits for it
+_STREAM = 1 << 32  # above every seed: shuffling, augmentation and dropout do not share a stream with initialisation
+_READ_EVERY = 20  # on a GPU, read the loss every 20 steps: each read synchronizes
 
 
 class DivergedError(InputError):
-    """A number is no longer finite, so that going on is of no use."""
+    """A loss, gradient or parameter became NaN or infinite."""
 
 
-class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-    """`fit` ends early, as `Trainer.stop` was set."""
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """`fit` ends early because `Trainer.stop` was set."""
 
 
 class Trainer:
-    """A run: what it is made of, and how far it is."""
+    """A run: model, data, optimizer and schedule, and its progress."""
 
     def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
         self.model, self.dataset, self.settings = model, dataset.to(settings.device), settings
         self.generator = Generator(_STREAM * (settings.seed + 1))
-        # Batch normalisation is over the whole batch: a model with running statistics is not given shards of it.
+        # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
         self.threads = 1 if any(model.named_buffers()) else settings.threads
         self.shards = Shards(self.threads, self.generator.seed + 1)
         self.step = Step(model, self.dataset, settings, self.generator, self.shards)
@@ -46,20 +46,20 @@ class Trainer:
         self.steps = -(-len(dataset.train) // self.step.images)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.step.optimizer, warmup, self.steps * settings.epochs)
-        # The place in the run; train/resume.py brings a new trainer to that of an earlier one.
-        self.epoch = 0  # so many are done
-        self.position = 0  # so many steps of the next one are
-        self.order: Array | None = None  # of its images, from its first step on
-        self.seconds = 0.0  # that it took so far, before the process was started that goes on with it
+        # Progress of the run, which train/resume.py saves and loads.
+        self.epoch = 0  # completed epochs
+        self.position = 0  # completed steps of the current epoch
+        self.order: Array | None = None  # indices of the images of the current epoch, (images,), from its first step
+        self.seconds = 0.0  # time spent on the current epoch in earlier processes
         self.lr = 0.0  # of the last step
-        self.stop = Event()  # once set, `fit` ends after the step that is running
+        self.stop = Event()  # if set, `fit` ends after the current step
 
     def fit(self) -> Iterator[Metrics]:
-        """Train, from the place where the trainer is; yields the metrics after each epoch.
+        """Train from the current epoch and step to the last epoch; yields the metrics after each epoch.
 
         Raises:
-            DivergedError: the loss or a gradient is no longer finite. On the CPU the model is as before that step.
-            Stopped: `stop` was set. The trainer is between two steps; what is saved now goes on from there.
+            DivergedError: the loss or a gradient is not finite. On the CPU the model is as before that step.
+            Stopped: `stop` was set. The trainer is between two steps: its state can be saved and resumed.
         """
         with self.shards:
             while self.epoch < self.settings.epochs:
@@ -68,7 +68,7 @@ class Trainer:
                     train_loss, train_acc = self.train_epoch(f"epoch {self.epoch + 1}/{self.settings.epochs}")
                     trained = time.perf_counter()
                     test_loss, test_acc = self.evaluate()
-                    if not isfinite(test_loss):  # a step that nobody looked at went wrong after the last look
+                    if not isfinite(test_loss):  # the last step became NaN after the last read of the loss
                         raise self.diverged(f"the loss on the test images became {test_loss}", "at the end")
                 except Stopped:
                     self.seconds = time.perf_counter() - start
@@ -80,13 +80,13 @@ class Trainer:
                 yield Metrics(self.epoch, self.lr, *results, seconds, speed, self.step.skipped)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
-        """Every training image once, in random order; with --aug-repeats R, one of R images, R times.
+        """Train on every image once, in random order; with --aug-repeats R, on 1/R of the images R times.
 
-        Returns mean loss and accuracy while the model changes.
+        Returns the mean loss and accuracy over the steps.
         """
         self.model.train()
         self.check_stop()
-        count, unread = len(self.dataset.train), 1 if self.settings.device == "cpu" else _UNREAD
+        count, read_every = len(self.dataset.train), 1 if self.settings.device == "cpu" else _READ_EVERY
         if self.order is None:
             self.step.clear()
             order = self.generator.permutation(count, self.settings.device)
@@ -96,7 +96,7 @@ class Trainer:
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:
                 self.advance(self.order[part])
-                if self.stop.is_set() or (self.position % unread == 0 and part.stop < count):
+                if self.stop.is_set() or (self.position % read_every == 0 and part.stop < count):
                     loss, acc = self.means(part.stop)
                     progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
                     done = part.stop
@@ -106,23 +106,27 @@ class Trainer:
         return loss, acc
 
     def means(self, images: int) -> tuple[float, float]:
-        """Mean loss and accuracy over so many images of the epoch, if the loss is finite."""
+        """Mean loss and accuracy over the first `images` images of the epoch, without skipped steps.
+
+        Raises:
+            DivergedError: the loss is not finite, or all steps of the epoch were skipped.
+        """
         if images == self.step.images_skipped < len(self.dataset.train):
             return 0.0, 0.0
         if images == self.step.images_skipped:
             raise self.diverged("a loss or a gradient was not finite", "in every step")
         loss, acc = self.step.sums.means(images - self.step.images_skipped)
         if not isfinite(loss):
-            raise self.diverged(f"the loss became {loss}", f"not later than in step {self.position}")
+            raise self.diverged(f"the loss became {loss}", f"in or before step {self.position}")
         return loss, acc
 
     def check_stop(self) -> None:
-        """End `fit` here, between two steps, if that is asked for."""
+        """Raise Stopped if `stop` is set."""
         if self.stop.is_set():
             raise Stopped
 
     def advance(self, index: Array) -> None:
-        """One step, on the training images of these numbers, (B,) int64."""
+        """One step on the training images of these indices, (B,) int64."""
         try:
             self.step(index)
         except StepError as error:
@@ -132,12 +136,12 @@ class Trainer:
         self.position += 1
 
     def diverged(self, what: str, where: str, why: str = "") -> DivergedError:
-        """The error that says so."""
+        """The error that says what became NaN or Inf, in which step and epoch, with advice."""
         place = f"{where} of epoch {self.epoch + 1}/{self.settings.epochs}"
         return DivergedError(f"{what} {place}{why}; try a lower --lr or more --warmup-epochs")
 
     def tested(self) -> AbstractContextManager[None]:
-        """Within the block, the model is what is tested and kept: with --model-ema, its average."""
+        """Within the block, the model has the weights to evaluate and save: with --model-ema, the averaged ones."""
         return nullcontext() if self.step.ema is None else self.step.ema.applied()
 
     def evaluate(self) -> tuple[float, float]:

@@ -1,41 +1,42 @@
-"""L7: recipes: settings that go together, for images of 32 x 32 or little more, with no other data to learn from.
+"""L7: recipes: presets of hyperparameters for training from scratch on images of about 32 x 32.
 
-    fast        30 epochs, meant for a minute on a large GPU (not measured yet). No image is seen often enough to be
-                learnt by heart, so little is changed in them: published runs as short have no mixing, no RandAugment.
-    standard    200 epochs, as in the table of CCT, meant for ten minutes. Each image is seen so often that it must
-                never look the same: this is what published recipes have in common, and half of the batches are mixed.
-    long        500 epochs of the same, all batches mixed, as there is more time to learn by heart.
+    fast        30 epochs, intended for a minute on a large GPU (not measured yet). Short runs do not overfit, so
+                augmentation is light: published runs of this length use neither mixup nor RandAugment.
+    standard    200 epochs, as in the table of CCT, intended for ten minutes. Runs of this length overfit without strong
+                augmentation, which published recipes share. Half of the batches are mixed.
+    long        500 epochs with the same settings, except that all batches are mixed, against more overfitting.
 
-A flag, or a line of a settings file, has the last word over each of them. Weight decay 0.05, clipping at a norm of 1
-and the rate's rise and fall are those of every run.
+Flags and settings files override a recipe. Weight decay 0.05, gradient clipping at norm 1 and the learning-rate
+schedule are the defaults of every run.
 
-Where the numbers come from:
+Sources of the values:
 
-    AdamW, decay 0.05, label smoothing 0.1, drop path 0.1, erasing 0.25, half of the batches mixed: the settings with
-        which a ViT of 2.7 M parameters has 93.58 % and a Swin of 7 M 94.46 % (Lee, Lee, Song 2021, arXiv:2112.13492,
-        and its code, where an epoch has every image three times: their 100 epochs are 300)
-    RandAugment of magnitude 9, noise 0.5, all ops increasing; mixup 0.8, cutmix 1, all batches mixed in long runs: DeiT
+    AdamW, weight decay 0.05, label smoothing 0.1, drop path 0.1, random erasing 0.25, half of the batches mixed: with
+        these settings a ViT of 2.7 M parameters reaches 93.58 % and a Swin of 7 M 94.46 % (Lee, Lee, Song 2021,
+        arXiv:2112.13492, and its code, where an epoch has every image three times: their 100 epochs are 300)
+    RandAugment of magnitude 9, noise 0.5, all ops increasing; mixup 0.8, CutMix 1, all batches mixed in long runs: DeiT
         (Touvron et al. 2020, arXiv:2012.12877), Swin, ConvNeXt, and the runs of 300 epochs of CCT (Hassani et al. 2021,
-        arXiv:2104.05704: 96.53 %). RandAugment alone brought a ViT of 0.8 M from 82.5 to 86.3 % (s-chh's, on GitHub)
-    cutout, flips and shifts alone in the shortest runs: the fast convolutional networks of K. Jordan
-        (arXiv:2404.00498), which have 94 % within 10 epochs
-    a moving average over the last 2 to 20 epochs, 1 / (1 - decay) steps: ConvNeXt's 0.9999 is of runs with
-        94,000 steps, where `standard` has 19,600
-    rates: with AdamW, at 128 images a step, 1e-3 is what arXiv:2112.13492 takes for ViT and Swin. In one run each of 80
-        steps of 128 images (CIFAR-10, JPEG-compressed; seed 0), in which the rate rose from 1e-5 to 1e-1, the loss
-        stopped falling at 2.4e-3 for vit_micro_cifar, at 7.7e-3 for hybrid_nano_cifar, and at 7e-4 for swin_nano_cifar
-        and convnext_atto_cifar: so the first two have a higher one. In short runs on some thousands of these images, at
-        1e-3, 2e-3 and 4e-3, the last training loss was 1.80, 1.75 and 1.75 for vit_nano_cifar (mean of two seeds that
-        differ by 0.01; 313 steps of 128 images), 1.99, 1.98 and 1.97 for swin_nano_cifar (188 of 128), and 2.05, 2.10
-        and 2.12 for hybrid_nano_cifar (96 of 64). Larger batches allow more: these are on the safe side
-    batch sizes and the length of `fast`: chosen here
+        arXiv:2104.05704: 96.53 %). RandAugment alone improved a ViT of 0.8 M from 82.5 to 86.3 % (s-chh's, on GitHub)
+    only cutout, flips and random crops in the shortest runs: the fast convolutional networks of K. Jordan
+        (arXiv:2404.00498), which reach 94 % within 10 epochs
+    an EMA over the last 2 to 20 epochs, 1 / (1 - decay) steps: ConvNeXt's decay 0.9999 is for runs of 94,000 steps,
+        `standard` has 19,600
+    learning rates: with AdamW, at 128 images a step, arXiv:2112.13492 uses 1e-3 for ViT and Swin. A learning-rate range
+        test, 1e-5 to 1e-1 in 80 steps of 128 images (CIFAR-10, JPEG-compressed; one run each, seed 0), stopped
+        improving the loss at 2.4e-3 for vit_micro_cifar, at 7.7e-3 for hybrid_nano_cifar, and at 7e-4 for
+        swin_nano_cifar and convnext_atto_cifar: so the first two have a higher learning rate. In short runs on a few
+        thousand of these images, at 1e-3, 2e-3 and 4e-3, the last training loss was 1.80, 1.75 and 1.75 for
+        vit_nano_cifar (mean of two seeds that differ by 0.01; 313 steps of 128 images), 1.99, 1.98 and 1.97 for
+        swin_nano_cifar (188 of 128), and 2.05, 2.10 and 2.12 for hybrid_nano_cifar (96 of 64). Larger batches allow
+        larger learning rates: these values are conservative
+    batch sizes and the number of epochs of `fast`: chosen here
 """
 
 from typing import Any
 
 NAMES = ("fast", "standard", "long")
 
-# What each of them sets, in the order of NAMES.
+# The settings of each recipe, in the order of NAMES.
 TABLE: dict[str, tuple[Any, Any, Any]] = {
     "epochs":       (30,        200,                          500),
     "batch_size":   (256,       512,                          512),
@@ -55,13 +56,13 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
     "model_ema_decay": (0.998,  0.999,                        0.9995),
 }  # fmt: skip
 
-_ATTENTIVE = {"lr": (1.5e-3, 1.5e-3, 1.5e-3)}
-BY_FAMILY: dict[str, dict[str, tuple[Any, Any, Any]]] = {"vit": _ATTENTIVE, "hybrid": _ATTENTIVE}
-"""What is otherwise for some models, by how their names begin."""
+_HIGHER_LR = {"lr": (1.5e-3, 1.5e-3, 1.5e-3)}
+BY_FAMILY: dict[str, dict[str, tuple[Any, Any, Any]]] = {"vit": _HIGHER_LR, "hybrid": _HIGHER_LR}
+"""Overrides for some models, by the first part of their names."""
 
 
 def recipe(name: str, model: str) -> dict[str, Any]:
-    """The settings of a recipe for a model, both by name."""
+    """The settings of the recipe `name` for the model of name `model`."""
     if name == "none":
         return {}
     column, family = NAMES.index(name), model.split("_")[0]

@@ -1,4 +1,4 @@
-"""L7: the output folder of a run: what is written into it, and when."""
+"""L7: the output folder of a run."""
 
 import os
 import sys
@@ -16,19 +16,20 @@ from train.loop import Trainer
 
 
 class Results:
-    """The folder of a run. Its state comes first, and all else follows from it:
+    """The output folder of a run:
 
         resume.npz            the state of the run (train/resume.py)
-        args.toml             its settings
-        metrics.csv, .jsonl   a row for each epoch
-        last, best            .npz or .safetensors: the model after the last epoch, and after that of the best accuracy
+        args.toml             the settings
+        metrics.csv, .jsonl   one row an epoch
+        last, best            .npz or .safetensors: the model of the last epoch, and of the epoch with the best accuracy
         curves, confusion, mistakes.png
 
-    Every file is replaced all at once, so that a process may end anywhere in between.
+    A process may be killed at any moment. So every file is replaced atomically, and the state is written first: the
+    other files can be written again from it.
 
     Args:
-        state: the file of the state, in that folder.
-        trainer: the run; one that goes on is brought to its state by `go_on`.
+        state: the path of the state file, in the output folder.
+        trainer: the run. `restore` loads the state into it.
     """
 
     def __init__(self, state: Path, trainer: Trainer) -> None:
@@ -36,50 +37,50 @@ class Results:
         self.history: list[Metrics] = []
 
     def begin(self) -> None:
-        """A new run, before its first step."""
-        self.keep()
-        self._describe()
+        """Write state and settings of a new run, before its first step."""
+        self.save()
+        self._write_settings()
 
-    def go_on(self) -> None:
-        """Bring the trainer to the state, and the folder, in which a process may have been killed while it wrote."""
+    def restore(self) -> None:
+        """Load the state into the trainer, and rewrite the files that a killed process may have left incomplete."""
         self.history = resume.load(self.state, self.trainer)
         with writing(self.folder):
-            for left in self.folder.glob("*.[0-9]*.part"):
-                left.unlink()
-        self._describe()
-        self._publish()
+            for incomplete in self.folder.glob("*.[0-9]*.part"):
+                incomplete.unlink()
+        self._write_settings()
+        self._write_outputs()
 
     def add(self, metrics: Metrics) -> None:
-        """An epoch has ended."""
+        """Save after an epoch."""
         self.history.append(metrics)
-        self.keep()
+        self.save()
 
-    def keep(self) -> None:
-        """Write the state, and what follows from it. The trainer is between two steps."""
+    def save(self) -> None:
+        """Write the state, then the models and tables. The trainer is between two steps."""
         with writing(self.folder):
             resume.save(self.state, self.trainer, self.history)
-        self._publish()
+        self._write_outputs()
 
     def finish(self) -> None:
-        """All epochs are done: draw, and leave, of the state, that nothing is left to do."""
+        """After the last epoch: draw the pictures and mark the state as finished."""
         settings, dataset, best = self.trainer.settings, self.trainer.dataset, self.best()
         title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
         can_draw = False
         with _drawing():
             can_draw = plots.curves(self.history, title, self.folder / "curves.png")
         if can_draw:
-            answers = report.answers(self._checkpoint("best"), dataset, settings)
+            predictions = report.predictions(self._checkpoint("best"), dataset, settings)
             with _drawing():
-                plots.mistakes(answers, dataset.test.images, self.folder)
+                plots.mistakes(predictions, dataset.test.images, self.folder)
         with writing(self.folder):
             resume.finish(self.state, settings, self.history)
 
     def best(self) -> Metrics:
-        """The epoch, the first of them, with the best accuracy on the test images."""
+        """The first epoch with the best test accuracy."""
         return max(self.history, key=lambda metrics: metrics.test_acc)
 
-    def _publish(self) -> None:
-        """What follows from the state. Amid an epoch the model is not that of the last row: it is not kept."""
+    def _write_outputs(self) -> None:
+        """Write models and tables. Within an epoch no model is written: it would not match the last row."""
         model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
         with writing(self.folder):
             if self.history and not self.trainer.position:
@@ -90,7 +91,7 @@ class Results:
             for name in (naming.TABLE, "metrics.jsonl"):
                 write_table(self.folder / name, self.history)
 
-    def _describe(self) -> None:
+    def _write_settings(self) -> None:
         with writing(self.folder), replacing(self.folder / "args.toml") as file:
             file.write(config.text(asdict(self.trainer.settings)).encode())
 
@@ -99,11 +100,11 @@ class Results:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Within the block, the folder, made if it is not there, belongs to this process; the lock ends with the process.
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder if missing, and lock it within the block. The lock ends with the process.
 
     Raises:
-        InputError: another process has it, or it cannot be made.
+        InputError: another process holds the lock, or the folder cannot be created.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def alone(folder: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(opened)
         raise InputError(
-            f"--output {folder}: another process is training there; wait for its end, or name another"
+            f"--output {folder}: another process is training there; wait for its end, or name another folder"
         ) from None
     except OSError:  # a file system without locks
         pass
@@ -130,7 +131,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Within the block, files of the folder are written: what fails is one line."""
+    """Within the block, an OSError becomes an InputError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -139,7 +140,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    """Within the block, a picture is drawn. What fails, such as what matplotlib makes of a name, ends no run."""
+    """Within the block, an error is printed, not raised: a failure of matplotlib does not stop the run."""
     try:
         yield
     except Exception as error:

@@ -1,12 +1,11 @@
-"""L7: the state of a run in a file, `resume.npz` in its output folder, from which it goes on as if never interrupted.
+"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals one that was never interrupted.
 
-It holds all that the next step depends on: weights and buffers, the optimiser's memory, the moving average, the scale
-of the loss, the place in the schedule and in the order of the images, how much each random stream has drawn; and what
-the run has shown so far. On the CPU the run that goes on is the run that was not interrupted, bit for bit.
+The file holds everything that the next step depends on: parameters and buffers, optimizer state, EMA, loss scale,
+schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
+equal bit for bit.
 
-The file is replaced all at once, so at any moment it is the old one or the new one. It comes first: what else an epoch
-leaves in the folder follows from it, and is written again when the run goes on. At the end it shrinks to the record
-that the run is finished.
+The file is replaced atomically, and before the other files of an epoch, which `train/results.py` rewrites from it on
+resume. After the last epoch the file only records that the run is finished.
 """
 
 from collections.abc import Sequence
@@ -22,22 +21,21 @@ from minigrad.backend import to_device
 from models.predict import one_line
 from train import config, naming
 from train.errors import InputError
-from train.flags import parser
-from train.log import Metrics
+from train.flags import parser, show
+from train.log import Metrics, plural
 from train.loop import DivergedError, Trainer
 from train.settings import COMMON, Settings
 
 _VERSION = 1
-# These may change (tests in other batches differ in the last bits of their loss). On the others depends what a run
-# computes or leaves.
-_FREE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
+# Settings that may change on resume. They do not affect the results, except for the last bits of a test loss.
+_CHANGEABLE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
 
 
 # The command line -----------------------------------------------------------------------------------------------------
 
 
 def find(given: dict[str, Any], newest: Path) -> Path | None:
-    """The state that `--resume` means, None where a new run begins. `newest`: the folder looked at without --output."""
+    """The state file that `--resume` selects, None for a new run. `newest` is the folder without --output."""
     asked = given.get("resume", COMMON["resume"])
     if asked == "none":
         return None
@@ -52,38 +50,38 @@ def find(given: dict[str, Any], newest: Path) -> Path | None:
     if not path.exists():
         raise InputError(f"--resume {asked}: there is no file {path}")
     if "output" in given and Path(given["output"]).resolve() != path.parent.resolve():
-        raise InputError(f"--resume {asked}: a run goes on in the folder of its state; leave --output out")
+        raise InputError(f"--resume {asked}: a run continues in the folder of its state; leave --output out")
     return path
 
 
 def settings_of(path: Path, given: dict[str, Any]) -> Settings:
-    """Those of the run whose state this is. The flags `given` must agree with them."""
+    """The settings stored in the state. The settings `given` must agree with them, except for those of _CHANGEABLE."""
     stored = asdict(config.complete(path, _metadata(path)["settings"], parser()))
     for name, value in given.items():
-        if name not in _FREE and value != stored[name]:
-            flag = f"--{name.replace('_', '-')}"
+        if name not in _CHANGEABLE and value != stored[name]:
+            flag, before, now = f"--{name.replace('_', '-')}", show(stored[name]), show(value)
             raise InputError(
-                f"{path} is of a run with {flag} {stored[name]}, not {value}: leave the flag out to go on with it, "
+                f"{path} is of a run with {flag} {before}, not {now}: leave the flag out to continue the run, "
                 "or name another --output"
             )
-    free = {name: value for name, value in given.items() if name in _FREE}
-    free |= {"output": str(path.parent), "resume": str(path)}
-    config.check_texts(free)
-    return Settings(**{**stored, **free})
+    changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
+    changed |= {"output": str(path.parent), "resume": str(path)}
+    config.check_texts(changed)
+    return Settings(**{**stored, **changed})
 
 
 # The file -------------------------------------------------------------------------------------------------------------
 
 
 def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
-    """Write the state of a run that is between two steps."""
+    """Write the state of a run, between two steps."""
     arrays: dict[str, Any] = {
         f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in owner.state_dict().items()
     }
     arrays["sums"] = trainer.step.sums.sums
     if trainer.order is not None:
         arrays["order"] = trainer.order
-    numbers = {
+    scalars = {
         "position": trainer.position,
         "lr": trainer.lr,
         "seconds": trainer.seconds,
@@ -91,33 +89,33 @@ def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
         "draws": [generator.draws for generator in trainer.step.generators],
         "data": _data(trainer),
     }
-    _write(path, arrays, trainer.settings, history, {"finished": False, **numbers})
+    _write(path, arrays, trainer.settings, history, {"finished": False, **scalars})
 
 
 def finish(path: Path, settings: Settings, history: Sequence[Metrics]) -> None:
-    """Leave, of the state of a run, that it is finished."""
+    """Replace the state by the record that the run is finished."""
     _write(path, {}, settings, history, {"finished": True})
 
 
 def is_finished(path: Path) -> bool:
-    """Whether nothing is left to do."""
+    """True if the run has completed all its epochs."""
     return _metadata(path).get("finished") is True
 
 
 def load(path: Path, trainer: Trainer) -> list[Metrics]:
-    """Bring a new trainer to the state of the file; returns what the run has shown so far.
+    """Load the state into a new trainer; returns the metrics of the completed epochs.
 
     Raises:
-        InputError: the file is damaged, or does not fit the trainer, which is then as it was.
+        InputError: the file is damaged or does not fit the trainer. The trainer is unchanged.
     """
     metadata = _metadata(path)
     try:
         arrays, _ = serialize.load(path)
         _check_arrays(arrays, trainer)
         history = _history(metadata)
-        _check_numbers(metadata, arrays, trainer, len(history))
+        _check_scalars(metadata, arrays, trainer, len(history))
     except ValueError as error:
-        raise InputError(f"cannot go on with {path}: {one_line(error)}") from None
+        raise InputError(f"cannot resume from {path}: {one_line(error)}") from None
     for part, owner in _parts(trainer).items():
         owner.load_state_dict(_part(part, arrays))
     device = trainer.settings.device
@@ -131,12 +129,14 @@ def load(path: Path, trainer: Trainer) -> list[Metrics]:
     return history
 
 
-def look_again(path: Path, trainer: Trainer) -> str:
-    """What went wrong where only the loss was looked at, now and then: from the state of the file on, up to an epoch
-    with a look at each step. Empty if it does not come again."""
+def repeat_with_checks(path: Path, trainer: Trainer) -> str:
+    """The error message with the first op that made NaN or Inf, for a run that read its loss only now and then.
+
+    Repeats up to one epoch from the saved state, with a check at each step. Empty if no NaN or Inf occurs again.
+    """
     again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
     load(path, again)
-    again.step.watched, again.stop = True, trainer.stop
+    again.step.checks_finite, again.stop = True, trainer.stop
     try:
         next(again.fit())
     except DivergedError as error:
@@ -152,7 +152,7 @@ def _write(
 
 
 def _parts(trainer: Trainer) -> dict[str, Any]:
-    """What has a `state_dict`, by the name under which it is in the file."""
+    """The objects with a `state_dict`, by their prefix in the file."""
     parts = {
         "model": trainer.model,
         "optimizer": trainer.step.optimizer,
@@ -168,41 +168,41 @@ def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _data(trainer: Trainer) -> dict[str, Any]:
-    """What tells whether the images are still the same: how many there are, and of which classes."""
+    """Image counts and class names, to detect that the dataset has changed."""
     dataset = trainer.dataset
     return {"images": [len(dataset.train), len(dataset.test)], "classes": list(dataset.classes)}
 
 
-# Checks: a file may be damaged, or of another run, or made to do harm -------------------------------------------------
+# Checks: the file may be damaged, hostile or of another run -----------------------------------------------------------
 
 
 def _metadata(path: Path) -> dict[str, Any]:
     try:
         metadata = serialize.load_metadata(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot go on with {path}: {error}") from None
+        raise InputError(f"cannot resume from {path}: {error}") from None
     state = isinstance(metadata, dict) and metadata.get("resume") == _VERSION
     if not (state and isinstance(metadata.get("settings"), dict)):
         trained = isinstance(metadata, dict) and "model" in metadata
         what = "a trained model" if trained else "something else"
-        raise InputError(f"{path} is {what}, not the state of a run, which is in its folder as {naming.STATE}")
+        raise InputError(f"{path} is {what}, not the state of a run: that is the file {naming.STATE} in its folder")
     return metadata
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
-    """Names, shapes and dtypes."""
+    """Check names, shapes and dtypes of the arrays."""
     expected = {"sums": trainer.step.sums.sums, "order": np.empty(len(trainer.dataset.train), np.int64)}
-    optional = {"order"}  # there in the midst of an epoch
+    optional = {"order"}  # saved only within an epoch
     for part, owner in _parts(trainer).items():
         for name, x in owner.state_dict().items():
             expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
     optimizer = trainer.step.optimizer
     for g, group in enumerate(optimizer.param_groups):
-        optional |= {f"optimizer/{g}.{name}" for name in ("has_state", "initial_lr")}  # a file of before has neither
-        for i, parameter in enumerate(group["params"]):  # its memory begins with its first gradient
-            own = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
-            optional |= set() if any(name in arrays for name in own) else set(own)
-            expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in own.items()}
+        optional |= {f"optimizer/{g}.{name}" for name in ("has_state", "initial_lr")}  # absent from older files
+        for i, parameter in enumerate(group["params"]):  # a parameter has optimizer state from its first gradient on
+            keys = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
+            optional |= set() if any(key in arrays for key in keys) else set(keys)
+            expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in keys.items()}
     for name in [*expected, *arrays]:
         if name in arrays and name in expected:
             found, wanted = ((x.shape, str(x.dtype)) for x in (arrays[name], expected[name]))
@@ -215,35 +215,36 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
             owner.read_state_dict(_part(part, arrays))
 
 
-def _check_numbers(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, epochs: int) -> None:
-    """The place in the run, and the images."""
+def _check_scalars(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, epochs: int) -> None:
+    """Check the progress of the run, the counters and the dataset."""
     if metadata.get("data") != _data(trainer):
-        raise ValueError("the images or classes of the dataset are no longer those it was trained on")
+        raise ValueError("the images or classes of the dataset have changed since the state was saved")
     position = metadata.get("position")
     if type(position) is not int or not 0 <= position <= trainer.steps or epochs > trainer.settings.epochs:
-        raise ValueError(f"it is at step {position!r} after {epochs} epochs, of {trainer.steps} steps each")
+        done, each = plural(epochs, "epoch"), plural(trainer.steps, "step")
+        raise ValueError(f"the state is at step {position!r} after {done}, of {each} each")
     if arrays["schedule/t"] != epochs * trainer.steps + position or ("order" in arrays) != (position > 0):
-        raise ValueError("its schedule, its order of the images and its place in the run are not of the same step")
+        raise ValueError("schedule, order of the images and progress are not of the same step")
     if "order" in arrays and not (arrays["order"].min() >= 0 and arrays["order"].max() < len(arrays["order"])):
-        raise ValueError("its order of the images has numbers of none")
+        raise ValueError("the order of the images has indices out of range")
     if not (0 < arrays["scaler/scale"] < inf and arrays["scaler/good_steps"] >= 0):
-        raise ValueError("its scale of the loss is not above 0 and finite")
+        raise ValueError("the loss scale is not above 0 and finite")
     for name, count in (("draws", len(trainer.step.generators)), ("skipped", 2)):
-        numbers = metadata.get(name)
-        if not isinstance(numbers, list) or [type(n) is int and 0 <= n < 2**63 for n in numbers] != [True] * count:
-            raise ValueError(f"{name} is not {count} whole numbers in it")
+        counts = metadata.get(name)
+        if not isinstance(counts, list) or [type(n) is int and 0 <= n < 2**63 for n in counts] != [True] * count:
+            raise ValueError(f"{name} must be {count} whole numbers")
     if not (_finite(metadata.get("lr")) and _finite(metadata.get("seconds"))):
-        raise ValueError("its rate or its time is no number")
+        raise ValueError("the learning rate or the time is not a finite number")
 
 
 def _history(metadata: dict[str, Any]) -> list[Metrics]:
     rows, names = metadata.get("history"), set(get_type_hints(Metrics))
     if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == names for row in rows):
-        raise ValueError("its table of epochs is damaged")
+        raise ValueError("the table of epochs is damaged")
     if not all(type(value) in (int, float) for row in rows for value in row.values()):
-        raise ValueError("its table of epochs has what is no number")
+        raise ValueError("the table of epochs has an entry that is not a number")
     if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
-        raise ValueError("its table of epochs lacks one")
+        raise ValueError("the table of epochs lacks an epoch")
     return [Metrics(**row) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""L7: a run from its settings to its results."""
+"""L7: a run, from settings to results."""
 
 import sys
 from dataclasses import replace
@@ -13,51 +13,52 @@ from minigrad.dtypes import as_dtype
 from models.summary import trace
 from train import checkpoint, datasets, initial, naming, report, resume, signals
 from train.errors import InputError
+from train.log import columns, plural
 from train.loop import DivergedError, Stopped, Trainer
-from train.results import Results, alone
+from train.results import Results, locked
 from train.settings import Settings
 
 
 def run(settings: Settings) -> int:
-    """Train, or test a checkpoint. Returns the exit code: 0, or as a shell has it for the signal that stopped it.
+    """Train, or evaluate a checkpoint. Returns the exit code: 0, or 128 + n after signal n.
 
     Raises:
-        InputError: a setting cannot be, a file is missing or damaged, the folder cannot be written to, or the numbers
-            are no longer finite.
+        InputError: a setting is invalid, a file is missing or damaged, the folder cannot be written to, or a loss or
+            gradient became NaN or infinite.
     """
     check(settings)
     cublas.allow_tf32(settings.tf32)
     if settings.eval != "none":
         report.run(settings)
         return 0
-    folder, goes_on = Path(settings.output), settings.resume != "none"
-    state = Path(settings.resume) if goes_on else folder / naming.STATE
+    folder, resumed = Path(settings.output), settings.resume != "none"
+    state = Path(settings.resume) if resumed else folder / naming.STATE
     if is_finished(settings):
         return 0
-    trainer, begun = prepare(
-        replace(settings, resume="none"), goes_on
-    )  # what a run writes is the same however it came about
+    # Without `resume`, a run that was interrupted writes the same files as one that was not.
+    trainer, weights = prepare(replace(settings, resume="none"), resumed)
     results = Results(state, trainer)
-    with alone(folder):
-        if is_finished(settings):  # by now: another process had the folder while the data were loaded
+    with locked(folder):
+        if is_finished(settings):  # checked again: another process may have trained here while the data were loaded
             return 0
-        if goes_on:
-            results.go_on()
+        if resumed:
+            results.restore()
         else:
             results.begin()
-        introduce(trainer, folder, begun)
-        if goes_on:
-            print(f"resume   after epoch {trainer.epoch} and {trainer.position} steps of the next", flush=True)
+        print_summary(trainer, folder, weights)
+        if resumed:
+            steps = plural(trainer.position, "step")
+            print(f"resume   after epoch {trainer.epoch} and {steps} of the next", flush=True)
         if code := fit(trainer, results):
             return code
         results.finish()
     best = results.best()
-    print(f"best     {best.test_acc:.2%} of the test images, in epoch {best.epoch}; see {folder}")
+    print(f"best     {best.test_acc:.2%} test accuracy, in epoch {best.epoch}; see {folder}")
     return 0
 
 
 def check(settings: Settings) -> None:
-    """Refuse, before any work, what would fail only after it."""
+    """Check the device and the optional libraries before the data are loaded."""
     try:
         to_device(np.zeros(1), settings.device)
     except (ValueError, RuntimeError) as error:
@@ -78,82 +79,86 @@ def check(settings: Settings) -> None:
 
 
 def is_finished(settings: Settings) -> bool:
-    """Whether the run that is to go on has come to its end: then it says so.
+    """True, with a message, if the run to resume has completed all its epochs.
 
     Raises:
-        InputError: it is a new run, and its folder is another's.
+        InputError: a new run has a folder that holds the results of another run.
     """
     if settings.resume == "none":
         if naming.is_taken(settings.output):
             raise InputError(
-                f"--output {settings.output} holds the results of an earlier run; name another folder, or --resume "
-                "auto if it is to go on"
+                f"--output {settings.output} holds the results of an earlier run; name another folder, or continue "
+                "that run with --resume auto"
             )
         return False
     finished = resume.is_finished(Path(settings.resume))
     if finished:
-        print(f"finished {settings.output} holds all {settings.epochs} epochs: there is nothing to go on with")
+        print(f"finished {settings.output} has completed {plural(settings.epochs, 'epoch')}: nothing to resume")
     return finished
 
 
-def prepare(settings: Settings, goes_on: bool) -> tuple[Trainer, str]:
-    """A new trainer, with the data and a model; and a line on the weights that this begins with, empty if there is no
-    more to say than that they were drawn. A run that goes on has its weights from its state."""
+def prepare(settings: Settings, resumed: bool) -> tuple[Trainer, str]:
+    """A new trainer with its data and model, and a message about pretrained weights, empty if there are none.
+
+    A resumed run loads no pretrained weights: its weights are in its state file.
+    """
     dataset = datasets.load(settings)
     manual_seed(settings.seed)
     try:
         model = models.create_model(**checkpoint.model_arguments(dataset, settings))
-        trace(model, (1, *dataset.train.images.shape[1:]))  # whether it takes images of their size
+        trace(model, (1, *dataset.train.images.shape[1:]))  # fails if the model does not accept this image size
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
-    begins = settings.initial_checkpoint != "none" and not goes_on
-    begun = initial.load(model, dataset.classes, settings) if begins else ""
+    pretrained = settings.initial_checkpoint != "none" and not resumed
+    weights = initial.load(model, dataset.classes, settings) if pretrained else ""
     trainer = Trainer(model.to(settings.device), dataset, settings)
     if settings.tune_cpu:
         tune_cpu(trainer.threads)
-    return trainer, begun
+    return trainer, weights
 
 
-def introduce(trainer: Trainer, folder: Path, begun: str) -> None:
-    """Print what is about to happen."""
+def print_summary(trainer: Trainer, folder: Path, weights: str) -> None:
+    """Print model, data, schedule and output folder before training."""
     settings, dataset = trainer.settings, trainer.dataset
     print(
         f"model    {settings.model}, {sum(p.data.size for p in trainer.step.parameters):,} parameters\n"
-        f"data     {dataset.name}: {len(dataset.train):,} training and {len(dataset.test):,} test images, "
-        f"{len(dataset.classes)} classes\n"
-        f"train    {settings.epochs} epochs of {trainer.steps} steps, batch {settings.batch_size}, "
+        f"data     {dataset.name}: {len(dataset.train):,} training and {plural(len(dataset.test), 'test image')}, "
+        f"{plural(len(dataset.classes), 'class')}\n"
+        f"train    {plural(settings.epochs, 'epoch')} of {plural(trainer.steps, 'step')}, batch {settings.batch_size}, "
         f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
     )
-    if begun:
-        print(begun)
+    if weights:
+        print(weights)
     if settings.model_ema:
-        print(f"average  of the weights, decay {settings.model_ema_decay:g}: what is tested and kept")
+        print(f"ema      decay {settings.model_ema_decay:g}: the averaged weights are evaluated and saved")
     if settings.device != "cpu" and settings.why_no_graph:
         print(f"graph    none: {settings.why_no_graph}")
     print(f"output   {folder}", flush=True)
 
 
 def fit(trainer: Trainer, results: Results) -> int:
-    """Train to the end, a line for each epoch, or until a signal comes; returns the exit code."""
+    """Train until the last epoch or a signal. Prints one line an epoch; returns the exit code."""
     settings = trainer.settings
-    tested = "average's test" if settings.model_ema else "test"
-    with signals.as_wish(trainer.stop) as received:
+    tested = "EMA test" if settings.model_ema else "test"
+    with signals.stop_on_signal(trainer.stop) as received:
         try:
             for metrics in trainer.fit():
                 results.add(metrics)
-                print(metrics.line(settings.epochs, tested), flush=True)
+                print(metrics.line(settings.epochs, tested, columns()), flush=True)
         except Stopped:
-            results.keep()
-            place = f"epoch {trainer.epoch} and {trainer.position} of {trainer.steps} steps of the next"
-            print(f"stopped after {place}; --resume {results.folder} goes on from there", file=sys.stderr)
+            results.save()
+            place = f"epoch {trainer.epoch} and {trainer.position} of {plural(trainer.steps, 'step')} of the next"
+            print(f"stopped after {place}; --resume {results.folder} continues from there", file=sys.stderr)
             return 128 + received[0]
         except DivergedError as error:
-            if trainer.step.watched:
+            if trainer.step.checks_finite:
                 raise
-            print("looking for the first op: the epoch once more, with a look at each step", file=sys.stderr)
+            print(
+                "repeating the epoch with a check at each step, to find the first op with NaN or Inf", file=sys.stderr
+            )
             try:
-                found = resume.look_again(results.state, trainer)
+                found = resume.repeat_with_checks(results.state, trainer)
             except Stopped:
                 return 128 + received[0]
-            raise InputError(found or f"{error} (once more, with a look at each step, it did not)") from None
+            raise InputError(found or f"{error} (it did not when the epoch was repeated with checks)") from None
     return 0

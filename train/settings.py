@@ -1,4 +1,4 @@
-"""L7: everything that decides a run, in one frozen record. Light to import: `--help` is answered from here."""
+"""L7: every setting of a run, in one frozen dataclass, and the defaults. Imports no NumPy: `--help` is immediate."""
 
 import os
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Settings:
-    """A run. The names are the flags of the command line, which are timm's where timm has the flag."""
+    """The settings of a run. Their names are those of the flags, and timm's where timm has the flag."""
 
     recipe: str
     model: str
-    initial_checkpoint: str  # weights to begin with; "none": they are drawn
+    initial_checkpoint: str  # pretrained weights; "none": random initialisation
     dataset: str
     data_dir: str
     download: bool
@@ -27,7 +27,7 @@ class Settings:
     layer_decay: float
     warmup_epochs: float
     grad_accum_steps: int
-    clip_grad: float  # 0: gradients are not clipped
+    clip_grad: float  # 0: no clipping
     skip_nonfinite: bool
     smoothing: float
     drop_path: float
@@ -56,20 +56,20 @@ class Settings:
     tf32: bool
     tune_cpu: bool
     output: str
-    eval: str  # the checkpoint that is tested; "none": a model is trained
-    resume: str  # the state that the run goes on from; "none": it is a new one
+    eval: str  # the checkpoint to evaluate; "none": train
+    resume: str  # the state file to continue from; "none": a new run
     checkpoint_format: str
 
     @property
     def why_no_graph(self) -> str:
-        """Why a step cannot be a CUDA graph, and what to change; empty if it can."""
+        """Why a step cannot be a CUDA graph, and which flag to change; empty if it can."""
         float16 = self.amp and self.amp_dtype == "float16"
         reasons = {
             "CUDA graphs are for a GPU: --device cuda": self.device == "cpu",
             "a graph is captured in one thread: --threads 1": self.threads > 1,
-            "the rates of Muon's matrices are the host's: --opt adamw": self.opt == "muon",
-            "the scale of float16's loss is the host's: --amp-dtype bfloat16 needs none": float16,
-            "each step is looked at for --skip-nonfinite, and nobody sees into a graph": self.skip_nonfinite,
+            "Muon's learning rates are computed on the host: --opt adamw": self.opt == "muon",
+            "loss scaling of float16 runs on the host: --amp-dtype bfloat16 needs none": float16,
+            "--skip-nonfinite reads back each step, which a graph cannot: --no-skip-nonfinite": self.skip_nonfinite,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -135,4 +135,4 @@ BY_DATASET: dict[str, dict[str, Any]] = {
     "cifar100": _PHOTOS,
     "folder": _PHOTOS,
 }
-"""The defaults: those of every run, and those that suit one dataset."""
+"""The defaults: COMMON for every run, BY_DATASET for one dataset."""

@@ -1,4 +1,4 @@
-"""L7: Ctrl-C, and the signal by which a scheduler ends a job, as a wish that the run fulfils between two steps."""
+"""L7: stop between two steps on SIGINT (Ctrl-C) and SIGTERM (a job scheduler)."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def as_wish(stop: threading.Event) -> Iterator[list[int]]:
-    """Within the block, the first signal sets `stop`, and its number is put into the list; a second one acts at once.
+def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
+    """Within the block, the first signal sets `stop` and appends its number to the list; a second signal is immediate.
 
-    Signals are the main thread's: in another one nothing changes.
+    Python handles signals in the main thread: in another thread the block changes nothing.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -26,7 +26,7 @@ def as_wish(stop: threading.Event) -> Iterator[list[int]]:
         received.append(number)
         stop.set()
         restore()
-        os.write(2, b"\nstopping after this step; once more: at once\n")  # print might have been interrupted itself
+        os.write(2, b"\nstopping after this step; a second signal stops immediately\n")  # print is not reentrant
 
     def restore() -> None:
         for number, handler in before.items():
@@ -34,7 +34,7 @@ def as_wish(stop: threading.Event) -> Iterator[list[int]]:
 
     before: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     for number in _SIGNALS:
-        if before[number] is not signal.SIG_IGN:  # as in the background of a shell
+        if before[number] is not signal.SIG_IGN:  # a shell ignores SIGINT for background jobs
             signal.signal(number, handle)
     try:
         yield received

@@ -1,6 +1,7 @@
-"""L7: a step of training: from the numbers of some images to weights that have moved.
+"""L7: one training step: batch indices in, updated parameters out.
 
-On a GPU all of it happens there, to the sums of loss and right answers: the host only launches, and it can be a graph.
+On a GPU the entire step runs on the device, including the sums of loss and correct predictions. The host only launches
+kernels, so a step can be captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,14 +24,14 @@ from models.model import param_groups
 from train.augment import augmentation
 from train.batches import batches
 from train.dataset import Dataset
-from train.evaluate import Sums, count_right, precision
+from train.evaluate import Sums, count_correct, precision
 from train.settings import Settings
 
-_unwarned = np.errstate(all="ignore")  # a loss that is not finite is reported once, and in full
+_unwarned = np.errstate(all="ignore")  # NaN and Inf are reported once, as a StepError
 
 
 class StepError(Exception):
-    """The loss or a gradient of a step, which it names, and the op where it began."""
+    """NaN or Inf in the loss or a gradient: `what` says which of these, `why` names the first op with NaN or Inf."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what}: {why}")
@@ -38,13 +39,13 @@ class StepError(Exception):
 
 
 class Step:
-    """All that a step changes, and how.
+    """A training step, and the state that it updates: parameters, optimizer, loss scale, EMA, sums.
 
     Args:
         model, dataset: on the same device.
         settings: of the run.
-        generator: augmentation draws from it.
-        shards: in which each batch is cut; dropout draws from theirs.
+        generator: random numbers for augmentation.
+        shards: the threads between which a batch is split; their generators serve dropout.
     """
 
     def __init__(
@@ -54,71 +55,72 @@ class Step:
         self.generator, self.shards = generator, shards
         self.normalize, self.augment = dataset.normalizer(), augmentation(settings, dataset)
         self.parameters = list(model.parameters())
-        self.optimizer = optimizer_of(model, settings)
+        self.optimizer = create_optimizer(model, settings)
         self.scaler = GradScaler(enabled=settings.amp and settings.amp_dtype == "float16")
-        decay, rises = settings.model_ema_decay, settings.model_ema_warmup
-        self.ema = EMA(model, decay, warmup=rises) if settings.model_ema else None
+        decay, warmup = settings.model_ema_decay, settings.model_ema_warmup
+        self.ema = EMA(model, decay, warmup=warmup) if settings.model_ema else None
         self.sums = Sums(settings.device)  # since `clear`
-        self.skipped = self.images_skipped = 0  # steps that were left out since then; images whose loss is in no sum
+        self.skipped = self.images_skipped = 0  # since `clear`: skipped steps; images whose loss is in no sum
         self.generators = [generator, *shards.generators]
-        # Whether a step is looked at before anything moves. A scaled loss makes the host wait as it is.
-        self.watched = settings.device == "cpu" or settings.skip_nonfinite or self.scaler.enabled
+        # Check for NaN and Inf before the update. Loss scaling synchronizes with the GPU anyway.
+        self.checks_finite = settings.device == "cpu" or settings.skip_nonfinite or self.scaler.enabled
         self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.images = min(settings.batch_size * settings.grad_accum_steps, len(dataset.train))  # of a whole step
-        self.whole: Callable[[Array], None] = self.compute
+        self.images = min(settings.batch_size * settings.grad_accum_steps, len(dataset.train))  # in a full-size step
+        self.full_step: Callable[[Array], None] = self.compute
         if settings.graph:
-            self.whole = GraphedStep(self.compute, self.optimizer, generators=self.generators)
+            self.full_step = GraphedStep(self.compute, self.optimizer, generators=self.generators)
 
     def clear(self) -> None:
-        """An epoch begins: sums and counts from 0 on."""
+        """Set sums and counts to 0, at the start of an epoch."""
         self.sums.clear()
         self.skipped = self.images_skipped = 0
 
     @_unwarned
     def __call__(self, index: Array) -> None:
-        """Train on the images of these numbers, (B,) int64.
+        """Train on the images of these indices, (B,) int64.
 
         Raises:
-            StepError: the step is watched, and the loss or a gradient is not finite, with a scaled loss whatever the
-                scale. Parameters, buffers, the optimiser and the average are as they were.
+            StepError: with `checks_finite`, the loss or a gradient is not finite; with loss scaling, not even at the
+                smallest scale. Parameters, buffers, optimizer and EMA are unchanged.
         """
-        # A graph is of one shape. A run may go on with the smaller step that ends an epoch: it is not to be of that.
-        step = self.whole if len(index) == self.images else self.compute
+        # A CUDA graph is captured for one batch size. The smaller last batch of an epoch runs eagerly, even if a
+        # resumed run starts with it.
+        step = self.full_step if len(index) == self.images else self.compute
         step(index)
 
     def compute(self, index: Array) -> None:
-        """All of a step that is arithmetic; one that is not watched does not wait for a GPU, and can be a graph.
+        """The computation of a step. Without `checks_finite` it does not synchronize: a CUDA graph can contain it.
 
-        The gradients of its batches, of which there are --grad-accum-steps, add up: they are those of one larger batch.
+        The gradients of --grad-accum-steps batches add up to those of one larger batch.
         """
         self.optimizer.zero_grad()
         draws = [generator.draws for generator in self.generators]
-        buffers = [(x, x.data.copy()) for _, x in self.model.named_buffers()] if self.watched else []
+        buffers = [(x, x.data.copy()) for _, x in self.model.named_buffers()] if self.checks_finite else []
         loss, correct = self.backward(index)
-        moved = False
+        updated = False
         try:
-            moved = self.move_if_finite(loss, correct, len(index))
+            updated = self.update_if_finite(loss, correct, len(index))
         except FloatingPointError as error:
-            raise StepError(str(error), self.first_op(index, draws)) from None
+            raise StepError(str(error), self.find_first_op(index, draws)) from None
         finally:
-            if not moved:
+            if not updated:
                 self.skipped += 1
                 for x, before in buffers:
                     x.data[...] = before
 
     def backward(self, index: Array) -> tuple[Array, Array]:
-        """The gradients of a step; its mean loss, and how many of its images are right."""
+        """Compute the gradients of a step. Returns its mean loss and the number of correct predictions."""
         results = []
-        accumulate = self.accumulate if len(self.shards.generators) == 1 else self.accumulate_apart
+        accumulate = self.accumulate if len(self.shards.generators) == 1 else self.accumulate_separately
         for part in batches(len(index), self.settings.batch_size):
             results += accumulate(index[part], len(index))
         losses, correct = zip(*results, strict=True)
         return sum(losses), sum(correct)
 
-    def accumulate_apart(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
-        """As `accumulate`, for several shards: their gradients add up by themselves, and then to those of before.
+    def accumulate_separately(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
+        """`accumulate` for several shards: sum the gradients of this batch first, then add those of earlier batches.
 
-        So with two shards the sum is the same whichever ends first: a + b = b + a, but (c + a) + b is not (c + b) + a.
+        Two shards finish in any order, and the sum is the same: a + b = b + a, but (c + a) + b is not (c + b) + a.
         """
         earlier = [parameter.grad for parameter in self.parameters]
         self.optimizer.zero_grad()
@@ -129,23 +131,23 @@ class Step:
         return results
 
     def accumulate(self, index: Array, images_of_step: int) -> list[tuple[Array, Array]]:
-        """A batch forward and backward, in shards, each in a thread of its own: loss and right answers of each."""
+        """Forward and backward of a batch, one thread a shard. Returns loss and number correct of each shard."""
         images, labels = self.dataset.train.take(index)
         images, targets = self.augmented(images, labels)
 
-        @_unwarned  # each thread decides for itself
+        @_unwarned  # np.errstate is local to a thread
         def work(images: Array, targets: Array, part: Array) -> tuple[Array, Array]:
             with self.guard():
                 logits, loss = self.forward(Tensor(images), targets)
-                # Each shard has the mean over its own images: weighted by its share, the sum is the mean over the step.
+                # A mean over the shard. Weighted by its share of the images, the losses add up to the step's mean.
                 loss = loss * (len(part) / images_of_step)
                 self.scaler.scale(loss).backward()
-            return loss.data.astype(np.float64), count_right(logits, part)
+            return loss.data.astype(np.float64), count_correct(logits, part)
 
         return self.shards.run(work, images, targets, labels)
 
     def augmented(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """What the model takes in training, and the targets: labels (B,), or probabilities (B, classes) if it mixes."""
+        """Augmented, normalised images and targets: labels (B,), or probabilities (B, classes) with mixup or CutMix."""
         images = self.augment.pixels(images, self.generator)
         images = self.augment.normalized(self.normalize(images), self.generator)
         if not self.augment.mixes:
@@ -153,56 +155,58 @@ class Step:
         return self.augment.mixed(images, labels, len(self.dataset.classes), self.generator)
 
     def forward(self, images: Tensor, targets: Array) -> tuple[Tensor, Tensor]:
-        """Logits, and the loss."""
-        smoothing = 0.0 if self.augment.mixes else self.settings.smoothing  # probabilities are made smooth
+        """Logits and loss."""
+        smoothing = 0.0 if self.augment.mixes else self.settings.smoothing  # mixed targets are smoothed already
         with precision(self.settings, self.parameters):
             logits = self.model(images).float()
             return logits, F.cross_entropy(logits, Tensor(targets), label_smoothing=smoothing)
 
-    def move_if_finite(self, loss: Array, correct: Array, images: int) -> bool:
-        """`move`, unless the step is watched and not finite. Returns whether the parameters moved.
+    def update_if_finite(self, loss: Array, correct: Array, images: int) -> bool:
+        """`update`, unless `checks_finite` finds NaN or Inf. Returns whether the parameters were updated.
 
         Raises:
-            FloatingPointError: what is not finite, where such a step is not to be left out.
+            FloatingPointError: NaN or Inf without --skip-nonfinite.
         """
-        what = self.what_is_not_finite(loss) if self.watched else ""
+        what = self.find_nonfinite(loss) if self.checks_finite else ""
         if not what:
             self.sums.add(loss, correct, images)
-            return self.move()
+            return self.update()
         if not self.settings.skip_nonfinite:
             raise FloatingPointError(what)
         self.images_skipped += images
         return False
 
-    def move(self) -> bool:
-        """The parameters against their gradients, and their average after them.
+    def update(self) -> bool:
+        """Unscale and clip the gradients, update the parameters, then their EMA.
 
-        Not if gradients of a scaled loss overflowed, for which this returns False: the next scale is smaller. The loss
-        itself is finite then.
+        Returns False, and updates nothing, if a scaled gradient overflowed: the scaler then lowers its scale.
 
         Raises:
-            FloatingPointError: there is no smaller scale.
+            FloatingPointError: a gradient overflowed at the smallest scale.
         """
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad:
             clip_grad_norm_(self.parameters, self.settings.clip_grad)
-        moved = self.scaler.step(self.optimizer)
+        updated = self.scaler.step(self.optimizer)
         self.scaler.update()
-        if moved and self.ema is not None:
+        if updated and self.ema is not None:
             self.ema.update()
-        return moved
+        return updated
 
-    def what_is_not_finite(self, loss: Array) -> str:
-        """Empty if all is. Waits for a GPU. Gradients of a scaled loss are looked at where they are unscaled."""
+    def find_nonfinite(self, loss: Array) -> str:
+        """A message if the loss or a gradient has NaN or Inf, else empty. Synchronizes.
+
+        Gradients of a scaled loss are checked later, when `update` unscales them.
+        """
         if not isfinite(float(loss)):
             return f"the loss became {float(loss)}"
         grads = [p.grad.data for p in self.parameters if p.grad is not None]
         return "" if self.scaler.enabled or scale_all(grads, 1.0) else "a gradient became infinite or NaN"
 
-    def first_op(self, index: Array, draws: Sequence[int]) -> str:
-        """A step once more, with a look at every array, until the first that is not finite: what made it, and where.
+    def find_first_op(self, index: Array, draws: Sequence[int]) -> str:
+        """Repeat a step under `detect_anomaly`; returns its message about the first op with NaN or Inf.
 
-        `draws`: of each generator, before the step.
+        `draws` are the counters of the generators before the step: the step repeats with the same random numbers.
         """
         for generator, count in zip(self.generators, draws, strict=True):
             generator.draws = count
@@ -214,11 +218,11 @@ class Step:
             return str(error)
         finally:
             self.guard = nullcontext
-        return "each op by itself is finite, the sum of their gradients is not"
+        return "each op is finite, the sum of the gradients is not"
 
 
-def optimizer_of(model: Module, settings: Settings) -> AdamW:
-    """The optimiser that --opt names. Muon is for the matrices of hidden layers: not for those that spare decay."""
+def create_optimizer(model: Module, settings: Settings) -> AdamW:
+    """The optimizer of --opt. Muon is for matrices of hidden layers: not the head, nor parameters without decay."""
     groups = param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay)
     if settings.opt == "adamw":
         return AdamW(groups)

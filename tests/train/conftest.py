@@ -1,4 +1,4 @@
-"""What tests of the training program share."""
+"""Fixtures of the tests of the training program."""
 
 import sys
 
@@ -9,11 +9,11 @@ from train import shapes
 
 @pytest.fixture(scope="package")
 def dataset():
-    """60 images to train on, 20 to test on."""
+    """60 training and 20 test images."""
     return shapes.load(60, 20)
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """They take longer than all else in a small run."""
+    """Hide matplotlib: drawing dominates the time of a small run."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -1,4 +1,4 @@
-"""Pickles for the tests: honest ones, byte for byte as Python 2 wrote CIFAR's, and hostile ones."""
+"""Pickles for the tests: valid ones, byte for byte in the format of CIFAR's (Python 2), and hostile ones."""
 
 import pickle
 import struct
@@ -36,7 +36,7 @@ def py2_dict(**items: bytes) -> bytes:
 
 
 def batch(images: np.ndarray, labels: Any, key: str = "labels") -> bytes:
-    """A file of CIFAR with these images (N, 3072)."""
+    """The content of a CIFAR file with the images (N, 3072)."""
     return py2_dict(batch_label=py2_string(b"testing"), **{key: py2_labels(labels)}, data=py2_array(images))
 
 
@@ -55,7 +55,7 @@ def write_cifar10(folder: Path, per_batch: int = 20) -> tuple[np.ndarray, np.nda
 
 
 def doubled_lists(depth: int) -> bytes:
-    """[x, x] where x is [y, y] where y is ...: small in memory, 2**depth items to show."""
+    """[x, x] where x is [y, y] where y is ...: small in memory, 2**depth items in its repr."""
     code = b"]q\x00"
     for i in range(depth):
         code += b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1])
@@ -63,7 +63,7 @@ def doubled_lists(depth: int) -> bytes:
 
 
 class _Call:
-    """Pickles as a call of any function."""
+    """Pickles as a call of a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments

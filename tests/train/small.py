@@ -1,4 +1,4 @@
-"""Small runs, for tests."""
+"""Small models and runs for the tests."""
 
 from dataclasses import replace
 
@@ -9,17 +9,17 @@ from train.__main__ import parse
 from train.loop import Trainer
 
 FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--threads", "1"]
-"""Three steps an epoch."""
+"""Flags of a run of three steps an epoch."""
 
 EVERYTHING = {
     "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
     "aug_repeats": 2, "smoothing": 0.1,
 }  # fmt: skip
-"""All that is done to images."""
+"""Settings with every augmentation on."""
 
 
 class Small(nn.Module):
-    """A model with every kind of parameter, and dropout."""
+    """A model with convolution, norm, dropout, linear head and a parameter without weight decay."""
 
     def __init__(self):
         self.pos_embed = nn.Parameter(np.zeros((1, 3, 32, 32), np.float32))

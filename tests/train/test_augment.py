@@ -1,4 +1,4 @@
-"""Augmentation: what may become of an image, how often, and that it is the same on every device and in a graph."""
+"""Augmentation: results, probabilities, and equality on CPU, GPU and in a CUDA graph."""
 
 import re
 from collections import Counter
@@ -29,7 +29,16 @@ from train.augment import (
     one_hot,
     repeated,
 )
-from train.randaugment import COLOURS, MATRICES, Deal, RandAugment, arguments, normal, rand_augment, warp
+from train.randaugment import (
+    COLOURS,
+    MATRICES,
+    RandAugment,
+    StratifiedAssignment,
+    arguments,
+    normal,
+    rand_augment,
+    warp,
+)
 
 SEEDS = st.integers(0, 2**32)
 ON_PIXELS = {
@@ -57,7 +66,7 @@ NEVER = {
 
 
 def made(name, N, H, W, seed=0):
-    """Images that the augmentation of this name takes: pixels neither black nor white, or normalised."""
+    """Images for the transform `name`: uint8 pixels without black or white, or normalised float32."""
     rng = np.random.default_rng(seed)
     if name in NORMALISED:
         return rng.standard_normal((N, 3, H, W)).astype(np.float32)
@@ -68,12 +77,12 @@ def host(x):
     return to_device(x, "cpu")
 
 
-# Of all -------------------------------------------------------------------------------------------------------------
+# All transforms -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
 @given(N=st.integers(1, 7), H=st.integers(3, 24), W=st.integers(3, 24), seed=SEEDS)
-def test_it_is_the_same_on_every_device_and_leaves_its_input(device, name, N, H, W, seed):
+def test_devices_agree_and_the_input_is_unchanged(device, name, N, H, W, seed):
     images = made(name, N, H, W, seed)
     expected = ALL[name](images, Generator(seed))
     given, before = to_device(images, device), images.copy()
@@ -85,7 +94,7 @@ def test_it_is_the_same_on_every_device_and_leaves_its_input(device, name, N, H,
 
 @pytest.mark.parametrize("name", ALL)
 @given(N=st.integers(2, 9), seed=SEEDS, data=st.data())
-def test_an_image_depends_on_no_other(name, N, seed, data):
+def test_images_are_independent(name, N, seed, data):
     images, others = made(name, N, 7, 6, seed), made(name, N, 7, 6, seed + 1)
     i = data.draw(st.integers(0, N - 1))
     others[i] = images[i]
@@ -94,24 +103,24 @@ def test_an_image_depends_on_no_other(name, N, seed, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_images_are_changed_each_in_its_own_way(name):
-    """The same image many times over becomes many; and another seed makes others of them."""
+def test_each_image_gets_its_own_random_numbers(name):
+    """Copies of one image become different images, and another seed gives others. Strides do not matter."""
     images = np.repeat(made(name, 1, 9, 9), 40, axis=0)
     first, second = (ALL[name](images, Generator(seed)) for seed in (1, 2))
     assert len({x.tobytes() for x in first}) > (1 if name == "flip" else 5)
     assert first.tobytes() != second.tobytes()
-    view = np.asfortranarray(images)[::-1, :, ::-1, ::-1]  # the layout is of no matter
+    view = np.asfortranarray(images)[::-1, :, ::-1, ::-1]  # any memory layout
     np.testing.assert_array_equal(ALL[name](view, Generator(1)), ALL[name](view.copy(), Generator(1)))
 
 
 @pytest.mark.parametrize("name", NEVER)
 @given(N=st.integers(1, 5), seed=SEEDS)
-def test_never_is_never(name, N, seed):
+def test_switched_off_transforms_are_the_identity(name, N, seed):
     images = made(name, N, 5, 6, seed)
     np.testing.assert_array_equal(NEVER[name](images, Generator(seed)), images)
 
 
-# One by one ---------------------------------------------------------------------------------------------------------
+# Each transform -----------------------------------------------------------------------------------------------------
 
 
 def test_flip():
@@ -124,7 +133,7 @@ def test_flip():
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
-def test_every_shift_is_as_likely(mode):
+def test_crop_position_is_uniform(mode):
     P, N, H, W = 2, 2500, 6, 5
     images = made("crop", N, H, W)
     result = ShiftedCrop(P, mode)(images, Generator(0))
@@ -138,13 +147,13 @@ def test_every_shift_is_as_likely(mode):
     assert all(60 <= count <= 140 for count in seen.values())
 
 
-def test_a_reflection_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match="a reflection by 4 pixels needs images larger than that, got 8 x 4"):
+def test_reflection_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="reflection padding by 4 pixels needs images larger than 4, got 8 x 4"):
         ShiftedCrop(4, "reflect")(made("crop", 1, 8, 4), Generator(0))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
-def test_cutout_is_a_square_around_any_pixel(size):
+def test_cutout_square_has_a_uniform_centre(size):
     H, W, N = 5, 4, 2000
     images = made("cutout", N, H, W)
     result = Cutout(size)(images, Generator(0))
@@ -165,7 +174,7 @@ def test_cutout_is_a_square_around_any_pixel(size):
 
 @pytest.mark.parametrize("prob", [0.25, 1.0])
 @pytest.mark.parametrize("mode", ["pixel", "rand", "const"])
-def test_erasing_is_one_rectangle(prob, mode):
+def test_erasing_fills_one_rectangle(prob, mode):
     N, H, W = 403, 40, 30
     images = made("cutout", N, H, W)
     erasing = RandomErasing(prob, mode)
@@ -184,7 +193,7 @@ def test_erasing_is_one_rectangle(prob, mode):
         sizes.append((len(rows), len(columns)))
     assert floor(prob * N) <= len(sizes) <= ceil(prob * N)
     heights, widths = np.array(sizes).T
-    whole = (heights < H) & (widths < W)  # the others are cut to the image
+    whole = (heights < H) & (widths < W)  # the others are clipped to the image
     assert whole.mean() > 0.9
     area, aspect = (heights * widths / (H * W))[whole], (heights / widths)[whole]
     assert 0.01 < area.min() < 0.05 and 0.28 < area.max() < 0.36 and abs(area.mean() - 0.17) < 0.03
@@ -194,59 +203,59 @@ def test_erasing_is_one_rectangle(prob, mode):
         assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
-def test_an_image_by_itself_is_erased_as_often():
-    """Though it is a batch of one, with one place that may be erased."""
+def test_erasing_probability_in_a_batch_of_one():
+    """The probability is also right if N · prob < 1."""
     image = made("cutout", 1, 5, 5)
     erased = [(RandomErasing(0.25)(image, Generator(seed)) != image).any() for seed in range(1000)]
     assert abs(np.mean(erased) - 0.25) < 0.05
 
 
-def test_erasing_reaches_every_pixel():
+def test_erasing_covers_every_pixel():
     images = made("cutout", 4000, 4, 5)
     often = (RandomErasing(1.0, "const")(images, Generator(0)) == 0)[:, 0].mean(axis=0)
     assert often.min() > 0.05
     np.testing.assert_allclose(often, often[::-1, ::-1], atol=0.04)
 
 
-def test_normal_numbers():
+def test_normal_moments():
     z = normal(Generator(0).uniform((2, 200_000)))
     assert z.dtype == np.float32
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01 and abs((z**4).mean() - 3) < 0.1
 
 
-# Dealing ------------------------------------------------------------------------------------------------------------
+# StratifiedAssignment -----------------------------------------------------------------------------------------------
 
 
 @given(N=st.integers(1, 40), seed=SEEDS, cuts=st.lists(st.floats(0, 1), max_size=5))
-def test_every_place_is_in_one_part(N, seed, cuts):
-    deal = Deal(N, Generator(seed), "cpu")
-    np.testing.assert_array_equal(np.sort(deal.place), np.arange(N))
+def test_intervals_partition_the_batch(N, seed, cuts):
+    assignment = StratifiedAssignment(N, Generator(seed), "cpu")
+    np.testing.assert_array_equal(np.sort(assignment.row), np.arange(N))
     images = np.arange(N).reshape(N, 1, 1, 1)
-    np.testing.assert_array_equal(deal.back(deal.put(images)), images)
+    np.testing.assert_array_equal(assignment.unpermute(assignment.permute(images)), images)
     bounds, owners = [0, *sorted(cuts), 1], np.zeros(N, int)
     for start, stop in pairwise(bounds):
-        places, mine = deal.slots(start, stop)
-        assert mine.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
-        owners[places] += mine
+        rows, selected = assignment.interval(start, stop)
+        assert selected.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
+        owners[rows] += selected
     np.testing.assert_array_equal(owners, 1)
 
 
-def test_lots_that_are_alike():
+def test_equal_random_numbers_give_a_permutation():
     class Even(Generator):
         def uniform(self, shape, dtype=np.float32, device="cpu"):
             return super().uniform(shape, dtype, device) // 0.5 / 2
 
-    np.testing.assert_array_equal(np.sort(Deal(30, Even(0), "cpu").place), np.arange(30))
+    np.testing.assert_array_equal(np.sort(StratifiedAssignment(30, Even(0), "cpu").row), np.arange(30))
 
 
-def test_every_image_has_the_same_chance():
+def test_assignment_probability_is_equal_for_all_images():
     N, hits = 3, np.zeros(3)
     for seed in range(3000):
-        deal = Deal(N, Generator(seed), "cpu")
-        places, mine = deal.slots(0.3, 0.5)
+        assignment = StratifiedAssignment(N, Generator(seed), "cpu")
+        rows, selected = assignment.interval(0.3, 0.5)
         given = np.zeros(N, bool)
-        given[places] = mine
-        hits += given[deal.place]
+        given[rows] = selected
+        hits += given[assignment.row]
     np.testing.assert_allclose(hits / 3000, 0.2, atol=0.03)
 
 
@@ -254,7 +263,7 @@ def test_every_image_has_the_same_chance():
 
 
 def outcomes(images, m, increasing, fill):
-    """What each op makes of each image, for either sign: {op: two arrays}."""
+    """The result of each op for each image and both signs: {op: two arrays}."""
     N, _, H, W = images.shape
     found = {}
     for op in (*MATRICES, *COLOURS):
@@ -267,9 +276,9 @@ def outcomes(images, m, increasing, fill):
 
 @pytest.mark.parametrize("prob", [0.5, 1.0])
 @pytest.mark.parametrize("increasing", [False, True])
-def test_each_image_has_one_op_done_and_each_op_its_share(prob, increasing):
-    N = 157  # shares of no whole number of images
-    images = made("RandAugment", N, 24, 17)  # of some hundred pixels, or there is nothing to equalise
+def test_each_op_gets_its_share_of_the_images(prob, increasing):
+    N = 157  # N · prob / 15 is not an integer
+    images = made("RandAugment", N, 24, 17)  # with too few pixels, equalize is the identity
     augment = RandAugment(8, 1, prob, increasing=increasing, fill=(1, 2, 3))
     expected = outcomes(images, 0.8, increasing, (1, 2, 3))
     signs = Counter()
@@ -287,7 +296,7 @@ def test_each_image_has_one_op_done_and_each_op_its_share(prob, increasing):
     assert min(signs.values()) > 0.4 * signs.total()
 
 
-def test_ops_follow_one_another():
+def test_two_ops_are_one_op_twice():
     images, generator = made("RandAugment", 30, 8, 8), Generator(5)
     once = RandAugment(9, 1, std=1.0)
     expected = once(once(images, generator), generator)
@@ -299,7 +308,7 @@ def test_ops_follow_one_another():
     ("std", "mean", "deviation"),
     [(0.0, 0.9, 0.0), (0.5, 0.9, 0.05), (inf, 0.45, 0.9 / 12**0.5)],
 )
-def test_noise_on_the_magnitude(std, mean, deviation):
+def test_magnitude_noise(std, mean, deviation):
     m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
@@ -308,17 +317,17 @@ def test_noise_on_the_magnitude(std, mean, deviation):
 
 
 @pytest.mark.parametrize("op", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
-def test_of_magnitude_0_nothing_moves(op):
+def test_geometric_ops_at_magnitude_0_are_the_identity(op):
     images, nothing = made("RandAugment", 4, 6, 9), np.zeros(4)
     np.testing.assert_array_equal(warp(images, MATRICES[op](nothing, 6, 9), (0, 0, 0)), images)
 
 
-def test_no_bits_are_black():
+def test_posterize_to_0_bits_is_black():
     assert not COLOURS["Posterize"](made("RandAugment", 2, 3, 3), np.array([0, 0])).any()
 
 
 @pytest.mark.parametrize("images", [np.zeros((2, 1, 4, 4), np.uint8), np.zeros((2, 3, 4, 4), np.float32)])
-def test_only_colours_in_bytes(images):
+def test_randaugment_needs_uint8_rgb(images):
     with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\) uint8.*before normalisation"):
         RandAugment()(images, Generator(0))
 
@@ -328,30 +337,30 @@ def test_only_colours_in_bytes(images):
     [
         ("", 'must begin with "rand", as in "rand-m9-mstd0.5-inc1", got ""'),
         ("original", 'must begin with "rand"'),
-        ("rand-x3", '"x3" in "rand-x3": a part is one of m, n, p, mstd, mmax, inc with its number, as in "m9"'),
+        ("rand-x3", '"x3" in "rand-x3": a part is one of m, n, p, mstd, mmax, inc with its value, as in "m9"'),
         ("rand-tweights", "a part is one of m, n,"),
         ("rand--m9", '"" in "rand--m9": a part is one of'),
-        ("rand-m", '"m" in "rand-m": after m comes a number'),
-        ("rand-n1.5", '"n1.5" in "rand-n1.5": after n comes a whole number'),
-        ("rand-inc2", "after inc comes 0 or 1"),
-        ("rand-m9-m8", '"rand-m9-m8" says m twice'),
-        ("rand-m11", "m, the magnitude, is from 0 to mmax, which is 10 if not given"),
-        ("rand-mmax1000", "mmax is from 0 to 100"),
-        ("rand-p1.5", "p is a probability, from 0 to 1"),
-        ("rand-n101", "n, ops for each image, is from 0 to 100"),
+        ("rand-m", '"m" in "rand-m": m must be followed by a number'),
+        ("rand-n1.5", '"n1.5" in "rand-n1.5": n must be followed by a whole number'),
+        ("rand-inc2", "inc must be followed by 0 or 1"),
+        ("rand-m9-m8", '"rand-m9-m8" has m twice'),
+        ("rand-m11", "m, the magnitude, must be from 0 to mmax, by default 10"),
+        ("rand-mmax1000", "mmax must be from 0 to 100"),
+        ("rand-p1.5", "p, a probability, must be from 0 to 1"),
+        ("rand-n101", "n, the number of ops per image, must be from 0 to 100"),
     ],
 )
-def test_mistakes_in_the_notation(text, message):
+def test_notation_errors(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         rand_augment(text)
 
 
-# Mixtures -----------------------------------------------------------------------------------------------------------
+# Mixup and CutMix ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 2.0, 8.0])
-def test_beta(alpha):
-    """Its moments, and where it is known, its distribution function."""
+def test_beta_moments_and_cdf(alpha):
+    """Moments and, for α with a closed form, the distribution function."""
     found = np.sort(beta(np.float64(alpha), Generator(0).uniform((4, 100_000), np.float64)))
     assert found[0] >= 0 and found[-1] <= 1
     assert abs(found.mean() - 0.5) < 0.005
@@ -363,7 +372,7 @@ def test_beta(alpha):
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.2, 1.0, 1e4])
-def test_beta_at_the_ends(alpha):
+def test_beta_stays_within_0_and_1(alpha):
     u = np.array(list(product([0, 0.5, 1 - 2.0**-24], repeat=4))).T
     found = beta(np.float64(alpha), u)
     assert ((found >= 0) & (found <= 1)).all()
@@ -371,7 +380,7 @@ def test_beta_at_the_ends(alpha):
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])
 @given(N=st.integers(1, 6), H=st.integers(1, 9), W=st.integers(1, 9), seed=SEEDS)
-def test_targets_are_mixed_as_pixels_are(device, mixup, cutmix, N, H, W, seed):
+def test_targets_and_pixels_have_the_same_lambda(device, mixup, cutmix, N, H, W, seed):
     images, labels = made("cutout", N, H, W, seed), np.random.default_rng(seed).integers(0, 4, N)
     given, before = to_device(images, device), images.copy()
     settings = Augment(mixup=mixup, cutmix=cutmix)
@@ -390,7 +399,7 @@ def test_targets_are_mixed_as_pixels_are(device, mixup, cutmix, N, H, W, seed):
 
 
 def kinds(mix, count=1500):
-    """How often each happens: nothing, mixup or cutmix, by what the weights are."""
+    """The frequencies of no mixing, mixup and CutMix, detected from the weights."""
     seen = Counter()
     for seed in range(count):
         weight, share = mix.weights(8, 8, Generator(seed), "cpu")
@@ -402,7 +411,7 @@ def kinds(mix, count=1500):
     return {kind: number / count for kind, number in seen.items()}
 
 
-def test_one_of_the_two_at_a_time():
+def test_mixup_and_cutmix_probabilities():
     found = kinds(Mix(1.0, 8.0, prob=0.6, switch_prob=0.25))
     assert found == pytest.approx({"nothing": 0.4, "mixup": 0.45, "cutmix": 0.15}, abs=0.04)
     assert kinds(Mix(mixup=1.0), 100) == {"mixup": 1}
@@ -411,16 +420,16 @@ def test_one_of_the_two_at_a_time():
     assert kinds(Mix(1.0, 8.0, prob=0.0), 100) == {"nothing": 1}
 
 
-def test_each_of_the_two_has_its_own_alpha():
+def test_mixup_and_cutmix_have_separate_alphas():
     drawn = [Mix(50.0, 0.01).weights(40, 40, Generator(seed), "cpu") for seed in range(300)]
     for weight, share in drawn:
         assert 0.3 < share < 0.7 or np.isin(weight, (0, 1)).all()
     sides = [int((weight == 0).any(axis=0).sum()) for weight, _ in drawn]
-    assert sum(0 < side < 20 for side in sides) < 30, "boxes of about no or all of the image, some cut in half"
+    assert sum(0 < side < 20 for side in sides) < 30, "boxes of nearly none or all of the image, some clipped"
 
 
-def test_the_loss_takes_mixed_targets():
-    """Cross-entropy is linear in its targets: so it is the mixture of the losses, and smoothing may be its own."""
+def test_loss_of_mixed_targets_is_the_mixed_loss():
+    """Cross-entropy is linear in its targets, with smoothing by `mixed` or by the loss."""
     rng = np.random.default_rng(0)
     logits, labels = Tensor(rng.standard_normal((6, 5)).astype(np.float32)), rng.integers(0, 5, 6)
     images = made("cutout", 6, 3, 3)
@@ -438,24 +447,24 @@ def test_one_hot():
     np.testing.assert_allclose(one_hot(np.array([1]), 4, 0.2), [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
 
 
-# The order ----------------------------------------------------------------------------------------------------------
+# Repeated augmentation ----------------------------------------------------------------------------------------------
 
 
 @given(count=st.integers(0, 50), repeats=st.integers(1, 5))
-def test_repeated(count, repeats):
+def test_repeated_order(count, repeats):
     order = np.random.default_rng(0).permutation(count)
     result = repeated(order, repeats)
     assert len(result) == count and result.dtype == order.dtype
-    for start in range(0, count, repeats):  # a batch of a multiple of `repeats` has all of an image
+    for start in range(0, count, repeats):  # a batch size divisible by `repeats` has all copies of an image
         assert set(result[start : start + repeats]) == {order[start // repeats]}
 
 
-def test_repeated_not_at_all_is_refused():
-    with pytest.raises(ValueError, match="at least once, got repeats = 0"):
+def test_zero_repeats_are_refused():
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         repeated(np.arange(3), 0)
 
 
-# All of it ----------------------------------------------------------------------------------------------------------
+# Augment ------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = Augment(
     crop_padding=2, aa="rand-m9-mstd0.5-inc1", cutout=3, reprob=0.4, mixup=0.8, cutmix=1.0, smoothing=0.1
@@ -463,12 +472,12 @@ EVERYTHING = Augment(
 
 
 def through(augment, images, labels, generator):
-    """As a training loop calls it."""
+    """The calls of a training step."""
     x = augment.pixels(images, generator).astype(np.float32) / 255 - 0.5
     return augment.mixed(augment.normalized(x, generator), labels, 10, generator)
 
 
-def test_everything_in_its_order():
+def test_transforms_run_in_order():
     images, labels = made("flip", 20, 8, 8), np.arange(20) % 10
     generator = Generator(1)
     x = ShiftedCrop(2)(Flip()(images, generator), generator)
@@ -479,7 +488,7 @@ def test_everything_in_its_order():
         np.testing.assert_array_equal(mine, theirs)
 
 
-def test_nothing_at_all():
+def test_all_transforms_off_is_the_identity():
     augment, images, labels = Augment(0.0, 0), made("flip", 4, 6, 6), np.array([1, 0, 2, 2])
     generator = Generator(0)
     assert augment.pixels(images, generator) is images and augment.normalized(images, generator) is images
@@ -489,7 +498,7 @@ def test_nothing_at_all():
     assert generator.draws == 0
 
 
-def test_what_comes_in_has_the_mean_colour():
+def test_randaugment_fills_with_the_mean_colour():
     images = np.zeros((60, 3, 8, 8), np.uint8)
     result = Augment(0.0, 0, aa="rand-m9-n1-p1-inc1", mean=(0.2, 0.502, 1.0)).pixels(images, Generator(0))
     colours = {tuple(x[:, y, 0]) for x in result for y in range(8)}
@@ -501,22 +510,22 @@ def test_what_comes_in_has_the_mean_colour():
     [
         ("hflip", 1.5, "hflip must be from 0 to 1, got 1.5"),
         ("reprob", -0.1, "reprob must be from 0 to 1"),
-        ("mixup", -1.0, "mixup must be a number from 0, which switches it off, got -1"),
-        ("cutmix", inf, "cutmix must be a number from 0"),
-        ("cutout", -1, "cutout must be a number from 0"),
+        ("mixup", -1.0, "mixup must be at least 0, which switches it off, got -1"),
+        ("cutmix", inf, "cutmix must be at least 0"),
+        ("cutout", -1, "cutout must be at least 0"),
         ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),
         ("remode", "black", "remode must be one of pixel, rand, const, got 'black'"),
         ("aa", "rand-q", '"q" in "rand-q"'),
     ],
 )
-def test_mistakes_show_at_once(field, value, message):
+def test_invalid_fields_are_refused(field, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Augment(**{field: value})
 
 
 @needs_compiler
-def test_a_graph_can_contain_it(device):
-    """Captured once and replayed, it draws anew each time, what it draws on the CPU."""
+def test_cuda_graph_replays_with_new_random_numbers(device):
+    """Each replay of the captured graph uses new random numbers, equal to those on the CPU."""
     if device == "cpu":
         pytest.skip("graphs are CUDA's")
     model = nn.Linear(4, 2).to(device)

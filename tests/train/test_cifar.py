@@ -1,4 +1,4 @@
-"""Reading CIFAR: folder, archive, and what is refused."""
+"""CIFAR from a folder or an archive; damaged and hostile files are refused."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ def pack(folder, archive, rename=str):
             tar.add(file, rename(f"{folder.name}/{file.name}"))
 
 
-def test_folder(tmp_path):
+def test_load_cifar10_from_a_folder(tmp_path):
     images, labels = write_cifar10(tmp_path / CIFAR10.folder)
     for place in (tmp_path, tmp_path / CIFAR10.folder):
         dataset = cifar.load(CIFAR10, place)
@@ -53,7 +53,7 @@ def test_archive_equals_folder(data_dir, tmp_path):
     assert list(archive.parent.iterdir()) == [archive]  # nothing was unpacked
 
 
-def test_cifar100(tmp_path):
+def test_load_cifar100(tmp_path):
     folder = tmp_path / CIFAR100.folder
     folder.mkdir()
     images = np.arange(2 * 3072, dtype=np.uint32).astype(np.uint8).reshape(2, 3072)
@@ -68,7 +68,7 @@ def test_cifar100(tmp_path):
 
 @pytest.mark.parametrize("protocol", range(5))
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_pickles_of_python_3(protocol, order):
+def test_python_3_pickles_load(protocol, order):
     images = np.arange(6, dtype=np.uint8).reshape(2, 3).copy(order)
     loaded = load_plain(pickle.dumps({"data": images, "labels": [1, 2], "name": "a", "raw": b"b"}, protocol))
     np.testing.assert_array_equal(loaded.pop("data").array, images)
@@ -90,8 +90,8 @@ def test_hostile_file_is_refused(name, data_dir, tmp_path):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-def test_the_hostile_files_are_hostile(tmp_path):
-    """They do what they say when nothing holds them back."""
+def test_hostile_pickles_act_without_protection(tmp_path):
+    """`pickle.loads` runs their code."""
     for name in (
         "exec",
         "exec in protocol 0",
@@ -106,10 +106,10 @@ def test_the_hostile_files_are_hostile(tmp_path):
         assert proof.exists(), name
 
 
-def test_nothing_is_changed_by_a_hostile_file(tmp_path):
-    """Not even the stand-ins: after all the refusals an honest file still loads."""
+def test_hostile_files_change_no_state(tmp_path):
+    """After all hostile files are refused, a valid file still loads."""
     for name, content in hostile(tmp_path / "proof").items():
-        if name != "nested lists":  # those are plain data, if not CIFAR's
+        if name != "nested lists":  # plain data, but not CIFAR's
             with pytest.raises(pickle.UnpicklingError):
                 load_plain(content)
     images, _ = write_cifar10(tmp_path / CIFAR10.folder)
@@ -123,7 +123,7 @@ def test_every_truncation_is_refused():
             load_plain(content[:length])
 
 
-def test_damaged_bytes_never_do_worse_than_an_error():
+def test_damaged_bytes_only_raise_input_error():
     rng = np.random.default_rng(1)
     content = batch(np.zeros((1, 3072), np.uint8), [3])
     head = content.index(b"\x00" * 100)
@@ -150,7 +150,7 @@ ONE = np.zeros((1, 3072), np.uint8)
         (py2_dict(labels=py2_labels([1]), data=py2_string(b"x")), "`data` must be"),
         (py2_dict(labels=py2_labels([1]), data=py2_array(ONE[:, :3071])), "`data` must be"),
         (py2_dict(labels=py2_list([]), data=py2_array(ONE[:0])), "`data` must be"),
-        (py2_dict(data=py2_array(ONE).split(b"(K")[0]), "`data` must be"),  # an array that never got its contents
+        (py2_dict(data=py2_array(ONE).split(b"(K")[0]), "`data` must be"),  # an array without contents
         (py2_dict(data=py2_array(ONE)), "`labels` must be a list of integers"),
         (py2_dict(labels=py2_list([b"N"]), data=py2_array(ONE)), "`labels` must be a list of integers"),
         (batch(ONE, [1, 2]), "1 images and 2 labels"),
@@ -158,26 +158,26 @@ ONE = np.zeros((1, 3072), np.uint8)
         (py2_dict(labels=py2_list([b"J\xff\xff\xff\xff"]), data=py2_array(ONE)), "got -1 to -1"),
     ],
 )
-def test_wrong_contents(data_dir, content, message):
+def test_wrong_contents_are_refused(data_dir, content, message):
     (data_dir / CIFAR10.folder / "test_batch").write_bytes(content)
     with pytest.raises(InputError, match=f"test_batch.*{message}"):
         cifar.load(CIFAR10, data_dir)
 
 
 @pytest.mark.parametrize("names", [py2_list([]), py2_list([b"K\x01"] * 10), py2_labels([1]), b"N"])
-def test_wrong_class_names(data_dir, names):
+def test_wrong_class_names_are_refused(data_dir, names):
     (data_dir / CIFAR10.folder / "batches.meta").write_bytes(py2_dict(label_names=names))
     with pytest.raises(InputError, match=r"batches.meta: `label_names` must be a list of 10 names"):
         cifar.load(CIFAR10, data_dir)
 
 
-def test_no_data_says_what_to_do(tmp_path):
+def test_missing_data_error_says_what_to_do(tmp_path):
     for place in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError, match=r"no cifar10 in .*--download.*cifar-10-batches-py.*--data-dir"):
             cifar.load(CIFAR10, place)
 
 
-def test_missing_file(data_dir):
+def test_missing_file_is_refused(data_dir):
     (data_dir / CIFAR10.folder / "data_batch_2").unlink()
     with pytest.raises(InputError, match="incomplete: data_batch_2 missing"):
         cifar.load(CIFAR10, data_dir)
@@ -186,8 +186,8 @@ def test_missing_file(data_dir):
         cifar.load(CIFAR10, data_dir / "some.tar.gz")
 
 
-def test_archive_members_that_are_not_files_are_passed_over(data_dir, tmp_path):
-    """Links and paths that lead elsewhere are neither followed nor written."""
+def test_archive_links_and_outside_paths_are_ignored(data_dir, tmp_path):
+    """Links are not followed, and paths outside the folder are not written."""
     secret = tmp_path / "secret"
     secret.write_bytes(batch(ONE, [1]))
     archive = tmp_path / "evil.tar.gz"
@@ -207,7 +207,7 @@ def test_archive_members_that_are_not_files_are_passed_over(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.99])
-def test_truncated_archive(data_dir, tmp_path, share):
+def test_truncated_archive_is_refused(data_dir, tmp_path, share):
     whole = tmp_path / "whole.tar.gz"
     pack(data_dir / CIFAR10.folder, whole)
     cut = tmp_path / "cut.tar.gz"
@@ -216,7 +216,7 @@ def test_truncated_archive(data_dir, tmp_path, share):
         cifar.load(CIFAR10, cut)
 
 
-def test_damaged_archive(data_dir, tmp_path):
+def test_damaged_archive_is_refused(data_dir, tmp_path):
     whole = tmp_path / "whole.tar.gz"
     pack(data_dir / CIFAR10.folder, whole)
     content = bytearray(whole.read_bytes())

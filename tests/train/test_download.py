@@ -1,4 +1,4 @@
-"""Downloading, against a server on this machine that can be told to misbehave."""
+"""Downloads from a local server that can be set to fail."""
 
 import hashlib
 import threading
@@ -17,9 +17,9 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 class Server(ThreadingHTTPServer):
     """Serves CONTENT at every path."""
 
-    ranges = True  # whether it understands Range
-    cut_after: int | None = None  # bytes after which it hangs up
-    length = True  # whether it announces the length
+    ranges = True  # supports range requests
+    cut_after: int | None = None  # bytes after which the connection closes
+    length = True  # sends Content-Length
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -74,18 +74,18 @@ def files(target):
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_whole(server, target, length):
+def test_complete_download(server, target, length):
     server.length = length
     download(server.url, target, MD5)
     assert target.read_bytes() == CONTENT and files(target) == ["data.tar.gz"]
 
 
-def test_resumed_after_a_cut(server, target):
+def test_lost_connection_is_resumed(server, target):
     server.cut_after = 300_000
-    with pytest.raises(InputError, match=r"cut after 300000 of 700001 bytes.*goes on where it stopped"):
+    with pytest.raises(InputError, match=r"lost after 300000 of 700001 bytes.*the same command resumes"):
         download(server.url, target, MD5)
     assert files(target) == ["data.tar.gz.part"]
-    with pytest.raises(InputError, match="cut after 600000"):
+    with pytest.raises(InputError, match="lost after 600000"):
         download(server.url, target, MD5)
     server.cut_after = None
     download(server.url, target, MD5)
@@ -93,19 +93,19 @@ def test_resumed_after_a_cut(server, target):
     assert target.read_bytes() == CONTENT and files(target) == ["data.tar.gz"]
 
 
-def test_a_server_without_ranges_starts_again(server, target):
+def test_server_without_ranges_restarts_the_download(server, target):
     server.ranges = False
     target.parent.mkdir()
     target.with_name("data.tar.gz.part").write_bytes(CONTENT[:1000])
     server.cut_after = 300_000
-    with pytest.raises(InputError, match="cut after 300000 of 700001"):
+    with pytest.raises(InputError, match="lost after 300000 of 700001"):
         download(server.url, target, MD5)
     server.cut_after = None
     download(server.url, target, MD5)
     assert target.read_bytes() == CONTENT and files(target) == ["data.tar.gz"]
 
 
-def test_a_part_that_is_whole_already(server, target):
+def test_complete_part_file_is_accepted(server, target):
     target.parent.mkdir()
     target.with_name("data.tar.gz.part").write_bytes(CONTENT)
     download(server.url, target, MD5)
@@ -113,7 +113,7 @@ def test_a_part_that_is_whole_already(server, target):
 
 
 @pytest.mark.parametrize("part", [b"x" * 1000, CONTENT + b"x"])
-def test_a_foreign_part_is_deleted_and_the_next_call_succeeds(server, target, part):
+def test_wrong_part_file_is_deleted_then_downloaded(server, target, part):
     target.parent.mkdir()
     target.with_name("data.tar.gz.part").write_bytes(part)
     with pytest.raises(InputError, match=r"not the expected file .* deleted, try again"):
@@ -129,13 +129,13 @@ def test_wrong_md5(server, target):
     assert files(target) == []
 
 
-def test_404(server, target):
+def test_http_404(server, target):
     with pytest.raises(InputError, match="the server says 404 Not Found"):
         download(server.url.replace("data.tar.gz", "missing"), target, MD5)
     assert files(target) == []
 
 
-def test_nobody_listens(server, target):
+def test_connection_refused(server, target):
     url = server.url.replace(str(server.server_address[1]), "1")
     with pytest.raises(InputError, match=r"download of .* failed"):
         download(url, target, MD5)

@@ -1,4 +1,4 @@
-"""A trained model on the test images: what is counted, printed and drawn."""
+"""Evaluation of a checkpoint: metrics, report, plots."""
 
 import re
 from dataclasses import replace
@@ -16,38 +16,38 @@ from train import checkpoint as writing
 from train import datasets, plots, report
 from train.__main__ import main, parse
 from train.errors import InputError
-from train.evaluate import Answers
+from train.evaluate import Predictions
 from train.log import Metrics
 
 CLASSES = ("ant", "bee", "cat")
 PROBABILITIES = np.array([[8, 1, 1], [2, 7, 1], [1, 9, 0], [0, 4, 6], [5, 2, 3], [1, 8, 1]], np.float32) / 10
 LABELS = np.array([0, 0, 0, 2, 2, 1])
 with np.errstate(divide="ignore"):
-    ANSWERS = Answers(np.log(PROBABILITIES), LABELS, CLASSES)
+    PREDICTIONS = Predictions(np.log(PROBABILITIES), LABELS, CLASSES)
 
 
-def test_what_is_counted():
-    np.testing.assert_array_equal(ANSWERS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
-    np.testing.assert_array_equal(ANSWERS.worst(9), [2, 1, 4])  # surest first
-    np.testing.assert_array_equal(ANSWERS.worst(1), [2])
-    np.testing.assert_allclose(ANSWERS.probabilities, PROBABILITIES, rtol=1e-6)
-    right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of what each image shows
-    assert ANSWERS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and ANSWERS.acc == 3 / 6
+def test_confusion_worst_loss_and_accuracy():
+    np.testing.assert_array_equal(PREDICTIONS.confusion, [[1, 2, 0], [0, 1, 0], [1, 0, 1]])
+    np.testing.assert_array_equal(PREDICTIONS.worst(9), [2, 1, 4])  # most confident first
+    np.testing.assert_array_equal(PREDICTIONS.worst(1), [2])
+    np.testing.assert_allclose(PREDICTIONS.probabilities, PROBABILITIES, rtol=1e-6)
+    right = [0.8, 0.2, 0.1, 0.6, 0.3, 0.8]  # the probability of the true class
+    assert PREDICTIONS.loss == pytest.approx(-np.log(right).mean(), rel=1e-6) and PREDICTIONS.acc == 3 / 6
 
 
-def test_the_report():
-    lines = [line.split() for line in report.text(ANSWERS).splitlines()]
+def test_report_lists_recall_and_precision():
+    lines = [line.split() for line in report.text(PREDICTIONS).splitlines()]
     assert lines[0] == ["loss", "1.0122", "acc", "50.00%"]
     assert lines[3] == ["ant", "3", "33.3", "%", "50.0", "%", "bee", "(2)"]
     assert lines[4] == ["bee", "1", "100.0", "%", "33.3", "%"]
     assert lines[5] == ["cat", "2", "50.0", "%", "100.0", "%", "ant", "(1)"]
-    strange = replace(ANSWERS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
+    strange = replace(PREDICTIONS, classes=("ant", "\x1b[2J", "cat"), labels=np.zeros(6, int))
     assert "\x1b" not in report.text(strange) and "\\x1b" in report.text(strange)
 
 
 @pytest.mark.parametrize("K", [2, 10, 60])
-def test_the_pictures(K, tmp_path, monkeypatch):
-    """Any number of classes, names that mean something to matplotlib or are in no font, and no mistake at all."""
+def test_plots_for_any_class_count_and_names(K, tmp_path, monkeypatch):
+    """Many classes, names with matplotlib markup or characters that no font has, and no wrong prediction."""
     pytest.importorskip("matplotlib")
     texts = []
     from matplotlib.axes import Axes
@@ -62,23 +62,23 @@ def test_the_pictures(K, tmp_path, monkeypatch):
     names = (r"$\bad$ and a name that does not end", "蟻", *map(str, range(K - 2)))
     images = chance.integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     for labels in (chance.integers(0, K, 40), p.argmax(axis=1)):
-        answers = Answers(np.log(p), labels, names)
-        plots.mistakes(answers, images, tmp_path)
+        predictions = Predictions(np.log(p), labels, names)
+        plots.mistakes(predictions, images, tmp_path)
         for name in ("confusion.png", "mistakes.png"):
             assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
             (tmp_path / name).unlink()
-    first = replace(answers, labels=chance.integers(0, K, 40))
+    first = replace(predictions, labels=chance.integers(0, K, 40))
     texts.clear()
     plots.mistakes(first, images, tmp_path)
     n = first.worst(1)[0]
     said = [text for *_, text in texts]
     assert any(text.endswith(f"{first.probabilities[n, first.predicted[n]]:.0%}") for text in said)
-    fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, what is written there)
+    fields = sum(isinstance(text[0], np.integer) for text in texts)  # (x, y, text)
     assert fields == (np.count_nonzero(first.confusion) if K <= 25 else 0)
 
 
-def test_a_run_and_its_test_agree(tmp_path):
-    """--eval prints what the table says of the epoch, by flags or by the defaults of the run."""
+def test_eval_equals_the_last_row_of_the_run(tmp_path):
+    """--eval prints the loss and accuracy of metrics.csv, and writes no file."""
     result = command(*TINY, "--epochs", 2, "--model-ema", "--output", "out", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     left = {file.name for file in (tmp_path / "out").iterdir()}
@@ -100,24 +100,28 @@ def kept(tmp_path):
     settings = parse(["--val-num-samples", "30", "--train-num-samples", "10", "--threads", "2"])
     dataset = datasets.load(settings)
     model = models.create_model(**writing.model_arguments(dataset, settings))
-    model.head.weight.data[...] = np.random.default_rng(0).standard_normal(model.head.weight.shape)  # it begins at 0
+    model.head.weight.data[...] = np.random.default_rng(0).standard_normal(model.head.weight.shape)  # initialised to 0
     writing.save(path, model, dataset, settings, Metrics(1, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0))
     return path, dataset
 
 
-def test_probabilities_are_the_models(kept):
+def test_predictions_use_the_stored_statistics(kept):
     path, dataset = kept
-    other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # those of the training images count
-    answers = report.answers(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
+    other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # the stored statistics are used instead
+    predictions = report.predictions(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
-    np.testing.assert_allclose(answers.probabilities, functional.softmax(logits, dim=-1).numpy(), rtol=1e-4, atol=1e-6)
-    assert answers.loss == pytest.approx(functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5)
+    np.testing.assert_allclose(
+        predictions.probabilities, functional.softmax(logits, dim=-1).numpy(), rtol=1e-4, atol=1e-6
+    )
+    assert predictions.loss == pytest.approx(
+        functional.cross_entropy(logits, Tensor(dataset.test.labels)).item(), rel=1e-5
+    )
 
 
-def test_a_checkpoint_of_earlier_times(kept):
-    """Settings that there were not yet are as without their flags; those that are no more do no harm."""
+def test_checkpoint_of_an_earlier_version(kept):
+    """Missing settings have their defaults; unknown settings are ignored."""
     path, _ = kept
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
@@ -131,11 +135,11 @@ def test_a_checkpoint_of_earlier_times(kept):
         (lambda metadata: {}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": 3}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": {"epochs": "x"}}, "is damaged|another version"),
-        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "of other classes than those of"),
+        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "has other classes than shapes"),
         (lambda metadata: {**metadata, "classes": ["dog"]}, "it names 1 classes for a model of 10"),
     ],
 )
-def test_what_is_no_checkpoint(kept, change, message, capsys):
+def test_damaged_or_foreign_checkpoint_is_refused(kept, change, message, capsys):
     path, _ = kept
     arrays, metadata = serialize.load(path)
     serialize.save(path, arrays, change(metadata))
@@ -144,9 +148,9 @@ def test_what_is_no_checkpoint(kept, change, message, capsys):
     assert re.search(message, line), line
 
 
-def test_other_mistakes(kept, tmp_path):
+def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
     path, _ = kept
-    with pytest.raises(InputError, match="--resume is of no use there"):
+    with pytest.raises(InputError, match="--resume has no effect with --eval"):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])

@@ -1,4 +1,4 @@
-"""Any images in folders by class: what is read, in which order, and what is refused."""
+"""Image folders: which files are read, in which order, and what is refused."""
 
 import sys
 from zlib import crc32
@@ -17,7 +17,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def paint(path, seed, size=(32, 32)):
-    """An image file of noise; returns its pixels (C, H, W)."""
+    """Write an image file of noise; returns its pixels (C, H, W)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -25,7 +25,7 @@ def paint(path, seed, size=(32, 32)):
 
 
 def album(root, counts, test="val"):
-    """counts[split][class] images; returns them by split and class."""
+    """Write counts[split][class] images; returns their pixels by split and class."""
 
     def painted(place, n):
         return [paint(place / f"{i:03}.png", crc32(f"{place} {i}".encode())) for i in range(n)]
@@ -36,8 +36,8 @@ def album(root, counts, test="val"):
 
 @pytest.mark.parametrize("test", ["val", "test"])
 @given(counts=st.lists(st.integers(1, 4), min_size=2, max_size=4), limit=st.none() | st.integers(1, 12))
-def test_images_come_in_turn(tmp_path_factory, test, counts, limit):
-    """Class by class, so that the first images are of all classes; then as they are, and all of them."""
+def test_classes_alternate_and_limit_is_a_prefix(tmp_path_factory, test, counts, limit):
+    """The classes alternate, so that a prefix has all classes. Pixels, labels and statistics are exact."""
     root, names = tmp_path_factory.mktemp("album"), [f"class {i}" for i in range(len(counts))]
     there = album(root, (dict(zip(names, counts, strict=True)), dict.fromkeys(names, 1)), test)
     (root / "train" / ".hidden").mkdir()
@@ -55,22 +55,22 @@ def test_images_come_in_turn(tmp_path_factory, test, counts, limit):
     np.testing.assert_allclose(data.std, scaled.std(axis=(0, 2, 3)), rtol=1e-9)
 
 
-def test_val_is_tested_on_where_both_are_there(tmp_path):
+def test_val_has_priority_over_test(tmp_path):
     there = album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}), "test")
     np.testing.assert_array_equal(folder.load(tmp_path, 32).test.images[0], there["val"]["a"][0])
 
 
-def test_statistics_of_more_images_than_are_taken_at_once(monkeypatch):
+def test_statistics_over_several_chunks(monkeypatch):
     monkeypatch.setattr(folder, "_CHUNK", 3)
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 5), dtype=np.uint8)
     mean, std = folder._statistics(pixels)
     np.testing.assert_allclose(mean, (pixels / 255).mean(axis=(0, 2, 3)))
     np.testing.assert_allclose(std, (pixels / 255).std(axis=(0, 2, 3)))
-    assert folder._statistics(np.full((2, 3, 4, 4), 7, np.uint8))[1] == (1 / 255,) * 3  # to divide by
+    assert folder._statistics(np.full((2, 3, 4, 4), 7, np.uint8))[1] == (1 / 255,) * 3  # never 0, a divisor
 
 
-def test_images_are_brought_to_one_size(tmp_path):
+def test_images_are_resized_to_img_size(tmp_path):
     for split in ("train", "val"):
         for name in "ab":
             paint(tmp_path / split / name / "1.png", 0, (20, 50))
@@ -107,7 +107,7 @@ def remove(name):
         (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
     ],
 )
-def test_what_is_refused(tmp_path, change, message):
+def test_invalid_folders_are_refused(tmp_path, change, message):
     root = tmp_path / "album"
     album(root, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     change(root)
@@ -116,14 +116,14 @@ def test_what_is_refused(tmp_path, change, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_pillow_is_missing(tmp_path, monkeypatch):
+def test_missing_pillow_says_what_to_install(tmp_path, monkeypatch):
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match=r"needs Pillow: pip install 'minigrad\[train\]'"):
         folder.load(tmp_path, 32)
 
 
-def test_a_run(tmp_path):
+def test_run_on_an_image_folder(tmp_path):
     album(tmp_path / "album", ({"a": 6, "b": 5, "c": 4}, {"a": 2, "b": 2, "c": 2}))
     flags = ["--dataset", "folder", "--data-dir", "album", "--epochs", 1, "--batch-size", 4, "--img-size", 16]
     result = run(*flags, "--output", "out", cwd=tmp_path)
@@ -140,7 +140,7 @@ def test_a_run(tmp_path):
         (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere has no folder train"),
     ],
 )
-def test_flags_that_do_not_go_together(flags, message):
+def test_conflicting_dataset_flags_are_refused(flags, message):
     with pytest.raises(InputError, match=message):
         datasets.load(parse(flags))
 
@@ -152,8 +152,8 @@ def test_flags_that_do_not_go_together(flags, message):
         (["--model", "vit_tiny_patch16_224", "--img-size", "40"], "40 x 40"),
     ],
 )
-def test_images_that_a_model_does_not_take(flags, message, tmp_path):
-    """Noticed before anything is written."""
+def test_image_size_that_the_model_refuses(flags, message, tmp_path):
+    """The error comes before any file is written."""
     album(tmp_path / "album", ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     result = run("--dataset", "folder", "--data-dir", "album", *flags, cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ""

@@ -1,4 +1,4 @@
-"""`--initial-checkpoint`: whose weights training begins with, and which files are refused."""
+"""`--initial-checkpoint`: which weights are loaded, and which files are refused."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ def main(*flags):
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
-    """The folder of a run on drawn shapes."""
+    """The folder of a run on the dataset `shapes`."""
     folder = tmp_path_factory.mktemp("earlier") / "run"
     assert main("--output", folder) == 0
     return folder
@@ -44,8 +44,8 @@ def album(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_run_begins_where_another_ended(earlier, tmp_path, capsys, suffix):
-    """The same images, the same loss; and no step moved it."""
+def test_initial_checkpoint_gives_the_same_loss(earlier, tmp_path, capsys, suffix):
+    """With learning rate 1e-30 the test loss is that of the earlier run."""
     file = earlier / "last.npz"
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
@@ -56,16 +56,16 @@ def test_a_run_begins_where_another_ended(earlier, tmp_path, capsys, suffix):
     assert f"\nweights  {file}\n" in capsys.readouterr().out
 
 
-def test_the_average_begins_there_too(earlier, tmp_path):
+def test_ema_starts_from_the_initial_checkpoint(earlier, tmp_path):
     flags = ["--initial-checkpoint", earlier / "last.npz", *STILL, "--model-ema", "--output", tmp_path / "out"]
     assert main(*flags) == 0
     assert rows(tmp_path / "out")[0]["test_loss"] == rows(earlier)[0]["test_loss"]
 
 
-def test_other_classes(earlier, album, tmp_path, capsys):
-    """All but the head are the file's; the head begins with zeros."""
+def test_new_head_for_another_number_of_classes(earlier, album, tmp_path, capsys):
+    """All parameters except the head come from the file; the head is initialised to 0."""
     assert main(*album, *STILL, "--initial-checkpoint", earlier / "best.npz", "--output", tmp_path / "out") == 0
-    said = f"weights  {earlier / 'best.npz'}; the head begins anew: 10 classes there, 3 here"
+    said = f"weights  {earlier / 'best.npz'}; new head: 10 classes in the file, 3 in the data"
     assert capsys.readouterr().out.splitlines().count(said) == 1
     there, here = (serialize.load(folder / "best.npz")[0] for folder in (earlier, tmp_path / "out"))
     assert here["head.weight"].shape == (3, 64) and abs(here["head.weight"]).max() < 1e-20
@@ -75,8 +75,8 @@ def test_other_classes(earlier, album, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_as_many_classes_by_other_names(earlier, tmp_path, suffix):
-    """A checkpoint of this program names them."""
+def test_new_head_for_other_class_names(earlier, tmp_path, suffix):
+    """A checkpoint of this program has the names of its classes."""
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     arrays, metadata = serialize.load(earlier / "best.npz")
@@ -85,21 +85,21 @@ def test_as_many_classes_by_other_names(earlier, tmp_path, suffix):
     model = models.create_model("vit_nano_cifar")
     drawn = model.head.weight.numpy().copy()
     said = initial.load(model, [*classes[:-1], "another"], settings)
-    assert said.endswith("; the head begins anew: 10 classes there, 10 others here")
+    assert said.endswith("; new head: 10 classes in the file, 10 others in the data")
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
     assert initial.load(model, classes, settings) == f"weights  {file}"
     assert (model.head.weight.numpy() != drawn).any()
 
 
-def test_weights_of_others_at_another_size(album, tmp_path, capsys):
-    """In the names of torchvision and Hugging Face; positions for 32 x 32 become those for 48 x 48."""
+def test_foreign_weights_at_another_image_size(album, tmp_path, capsys):
+    """With torchvision and Hugging Face names; position embeddings are resampled from 32 x 32 to 48 x 48."""
     source = models.create_model("vit_nano_cifar", num_classes=5)
     for i, names in enumerate([foreign.torchvision_vit, foreign.hugging_face_vit]):
         file, out = tmp_path / f"{i}.npz", tmp_path / f"out{i}"
         serialize.save(file, foreign.written(source, names))
         flags = [*album, "--img-size", 48, "--layer-decay", 0.5, *STILL, "--initial-checkpoint", file, "--output", out]
         assert main(*flags) == 0
-        said = "the head begins anew: 5 classes there, 3 here; positions are resampled (pos_embed)"
+        said = "new head: 5 classes in the file, 3 in the data; positions resampled (pos_embed)"
         assert f"\nweights  {file}; {said}\n" in capsys.readouterr().out
         found, _ = serialize.load(out / "last.npz")
         for name, x in source.state_dict().items():
@@ -108,15 +108,15 @@ def test_weights_of_others_at_another_size(album, tmp_path, capsys):
         assert found["pos_embed"].shape == (1, 1 + 12 * 12, 64)
 
 
-def test_weights_of_timm_without_a_head(tmp_path):
-    """Swin's names are other ones there; without a classifier, the drawn one stays."""
+def test_timm_swin_weights_without_a_head(tmp_path):
+    """timm names Swin's parameters differently. Without a head in the file, the head stays as initialised."""
     source, model = (models.create_model("swin_nano_cifar") for _ in range(2))
     entries = foreign.written(source, foreign.timm_swin)
     serialize.save(tmp_path / "w.npz", {name: x for name, x in entries.items() if not name.startswith("head")})
     drawn = model.head.weight.numpy().copy()
     settings = __main__.parse(["--model", "swin_nano_cifar", "--initial-checkpoint", str(tmp_path / "w.npz")])
     said = initial.load(model, "abcdefghij", settings)
-    assert said == f"weights  {tmp_path / 'w.npz'}; the head begins anew: none there, 10 here"
+    assert said == f"weights  {tmp_path / 'w.npz'}; new head: no head in the file, 10 in the data"
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
     for name in model.state_dict().keys() - {"head.weight", "head.bias"}:
         np.testing.assert_array_equal(
@@ -124,8 +124,8 @@ def test_weights_of_timm_without_a_head(tmp_path):
         )
 
 
-def test_a_run_that_goes_on_needs_no_file(earlier, tmp_path, capsys):
-    """Its weights are those of its state."""
+def test_resume_needs_no_initial_checkpoint(earlier, tmp_path, capsys):
+    """A resumed run takes its weights from its state."""
     shutil.copy(earlier / "best.npz", tmp_path / "file.npz")
     flags = ["--initial-checkpoint", tmp_path / "file.npz", "--epochs", 2, "--output", tmp_path / "out"]
 
@@ -148,7 +148,7 @@ def test_a_run_that_goes_on_needs_no_file(earlier, tmp_path, capsys):
 
 
 def refused(capsys, tmp_path, file, *flags):
-    """The line that says why; nothing else is said, and nothing written."""
+    """The error line. Checks that nothing else is printed or written."""
     before = sorted(tmp_path.rglob("*"))
     assert main("--initial-checkpoint", file, *flags, "--output", tmp_path / "out") == 2
     out, err = capsys.readouterr()
@@ -168,31 +168,34 @@ def altered(earlier, file, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x: x.pop("norm.bias"), r"1 missing \(norm.bias\); it must be of the same arch"),
-        (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); it must"),
-        (lambda x: x.update({"norm.bias": np.ones(5)}), r"1 misshapen \(norm.bias, \(5,\) there and \(64,\) here\)"),
+        (lambda x: x.pop("norm.bias"), r"1 missing \(norm.bias\); the file must have the same arch"),
+        (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); the file must"),
+        (
+            lambda x: x.update({"norm.bias": np.ones(5)}),
+            r"1 misshapen \(norm.bias, \(5,\) in the file and \(64,\) in the model\)",
+        ),
         (lambda x: x.update({"norm.bias": np.ones(64, int)}), r"1 int64 \(norm.bias"),
         (lambda x: x.update(pos_embed=np.ones((1, 8, 64))), r"resampled from a square grid or window only"),
         (lambda x: x.clear(), r"\d+ missing \(cls_token, ...\)"),
         (
             lambda x: x.update({"norm.bias": np.full(64, np.nan)}),
-            "norm.bias has numbers that are not finite in float32",
+            "norm.bias has NaN or Inf in float32",
         ),
         (lambda x: x.update({"norm.bias": np.full(64, 1e300)}), "norm.bias: float64 with values that float32 cannot"),
     ],
 )
-def test_weights_that_do_not_fit(earlier, tmp_path, capsys, change, message):
+def test_mismatched_weights_are_refused(earlier, tmp_path, capsys, change, message):
     file = altered(earlier, tmp_path / "file.npz", change)
     assert re.search(message, refused(capsys, tmp_path, file))
 
 
-def test_weights_of_another_model(earlier, tmp_path, capsys):
+def test_weights_of_another_model_suggest_its_name(earlier, tmp_path, capsys):
     line = refused(capsys, tmp_path, earlier / "best.npz", "--model", "convnext_atto_cifar")
     assert "does not fit --model convnext_atto_cifar: " in line
     assert "unexpected" in line and "missing" in line and "look like those of --model vit_nano_cifar" in line
 
 
-def test_what_is_no_file_of_weights(earlier, tmp_path, capsys):
+def test_invalid_weight_files_are_refused(earlier, tmp_path, capsys):
     whole = (earlier / "best.npz").read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pickle.pth").write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "proof").encode() + b"'\ntR.")
@@ -209,13 +212,13 @@ def test_what_is_no_file_of_weights(earlier, tmp_path, capsys):
         assert re.search(message, refused(capsys, tmp_path, tmp_path / name)), name
 
 
-def test_the_state_of_a_run_is_no_model(earlier, tmp_path, capsys):
+def test_run_state_is_refused_as_weights(earlier, tmp_path, capsys):
     line = refused(capsys, tmp_path, earlier / "resume.npz")
-    assert "is the state of a run; the models it trained are best and last, beside it" in line
+    assert "is the state of a run; its models are the files best and last in the same folder" in line
 
 
-def test_the_line_of_a_process(earlier, tmp_path):
-    """No warning, no traceback."""
+def test_initial_checkpoint_from_the_command_line(earlier, tmp_path):
+    """Without warning or traceback."""
     result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", earlier / "best.npz", "--output", "out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "") and "\nweights  " in result.stdout
     result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", "none.npz", "--output", "no", cwd=tmp_path)

@@ -1,16 +1,19 @@
-"""The progress bar, the table and the picture."""
+"""Progress bar, epoch line, table of metrics, curves."""
 
 import csv
 import io
 import json
+import os
+import struct
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
 from train import plots
-from train.log import Metrics, Progress, write_table
+from train.log import Metrics, Progress, plural, write_table
 
 ROW = Metrics(3, 1e-3, 1.23456789, 0.5, 1.5, 0.4375, 12.5, 800.0)
 
@@ -20,7 +23,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_on_a_terminal(monkeypatch):
+def test_progress_bar_on_a_terminal(monkeypatch):
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     with Progress(100, " images", "epoch 1/2") as progress:
@@ -30,14 +33,36 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert "epoch 1/2" in text and "images/s" in text and "loss 1.000 acc 50.0%" in text
 
 
-def test_silence_elsewhere(monkeypatch):
+@pytest.mark.parametrize("columns", [40, 80])
+def test_progress_bar_fits_narrow_terminals_and_shows_loss(columns, monkeypatch):
+    pytest.importorskip("tqdm")
+    pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(end, "w", encoding="utf-8") as screen, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", screen)
+        with Progress(10_000, " images", "epoch 100/300") as progress:
+            time.sleep(0.15)
+            progress.update(5_000, "loss 1.234 acc 50.0%")
+    drawn = b""
+    with suppress(OSError):  # Linux reports the end of a terminal as an error
+        while part := os.read(terminal, 10_000):
+            drawn += part
+    os.close(terminal)
+    lines = drawn.decode().split("\r")
+    assert max(map(len, lines)) <= columns
+    line = next(line for line in lines if "loss 1.234 acc 50.0%" in line)
+    assert columns == 40 or ("images/s" in line and line.count("|") == 2)
+
+
+def test_no_progress_bar_without_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen := io.StringIO())
     with Progress(100, " images", "epoch 1/2") as progress:
         progress.update(100, "loss")
     assert screen.getvalue() == ""
 
 
-def test_silence_without_tqdm(monkeypatch):
+def test_no_progress_bar_without_tqdm(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with Progress(100, " images", "epoch 1/2") as progress:
@@ -45,7 +70,7 @@ def test_silence_without_tqdm(monkeypatch):
     assert screen.getvalue() == ""
 
 
-def test_table(tmp_path):
+def test_table_of_metrics_as_csv_and_jsonl(tmp_path):
     for history in ([], [ROW], [ROW, replace(ROW, epoch=4)]):
         for name in ("metrics.csv", "metrics.jsonl"):
             write_table(tmp_path / name, history)
@@ -58,13 +83,30 @@ def test_table(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
 
 
-def test_line():
+def test_epoch_line():
     line = ROW.line(10)
     for part in ("epoch  3/10", "train loss 1.2346", "test loss 1.5000 acc 43.75%", "800 images/s"):
         assert part in line
 
 
-def test_curves(tmp_path):
+@pytest.mark.parametrize("tested", ["test", "EMA test"])
+def test_epoch_line_fits_80_columns_with_losses_and_skips(tested):
+    row = replace(ROW, epoch=100)
+    line = row.line(300, tested, 80)
+    assert len(line) <= 80 and "train loss 1.2346 acc 50.00%" in line and f"{tested} loss 1.5000 acc 43.75%" in line
+    assert "12.5 s" in row.line(300, columns=80) and "images/s" not in line
+    assert row.line(300, tested, 200) == row.line(300, tested)
+    assert row.line(300, tested, 1).endswith("acc 43.75%")
+    assert replace(row, skipped=1).line(300, tested, 1).endswith("  1 step skipped")
+
+
+def test_plural():
+    assert [plural(n, noun) for n, noun in ((1, "epoch"), (0, "step"), (10_000, "class"), (1, "class"))] == [
+        *("1 epoch", "0 steps", "10,000 classes", "1 class")
+    ]
+
+
+def test_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     assert plots.curves([ROW], "a model", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Batches, shards, epochs, the test in between, checkpoints."""
+"""Batches, shards, epochs, evaluation, checkpoints."""
 
 import re
 from dataclasses import replace
@@ -27,13 +27,13 @@ from train.loop import DivergedError, Trainer
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
-def test_batches_cover_everything_once(count, size):
+def test_batches_cover_each_index_once(count, size):
     parts = list(batches(count, size))
     assert [i for part in parts for i in range(count)[part]] == list(range(count))
     assert all(part.stop - part.start == size for part in parts[:-1]) and all(part.stop <= count for part in parts)
 
 
-def test_a_split_lives_on_the_device(device):
+def test_split_moves_to_the_device(device):
     split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10) * 2)
     there = split.to(device)
     index = Generator(0).permutation(10, device)[3:7]
@@ -44,7 +44,7 @@ def test_a_split_lives_on_the_device(device):
     np.testing.assert_array_equal(to_device(labels, "cpu"), index * 2)
 
 
-def test_data_that_do_not_fit_are_refused(monkeypatch):
+def test_data_larger_than_device_memory_is_refused(monkeypatch):
     class OutOfMemoryError(MemoryError):  # CuPy's
         pass
 
@@ -66,7 +66,7 @@ def test_normalize():
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_seed_repeats_a_run_bit_for_bit(dataset):
+def test_same_seed_gives_bitwise_equal_runs(dataset):
     (first, model), (second, again) = fit(dataset, threads=2, **EVERYTHING), fit(dataset, threads=2, **EVERYTHING)
     for a, b in zip(first, second, strict=True):
         assert (a.train_loss, a.train_acc, a.test_loss, a.test_acc) == (
@@ -81,8 +81,8 @@ def test_a_seed_repeats_a_run_bit_for_bit(dataset):
     assert other[-1].train_loss != first[-1].train_loss
 
 
-def test_shards_change_nothing_but_rounding(dataset):
-    """Without dropout, one, two or three threads take the same steps."""
+def test_thread_count_changes_only_rounding(dataset):
+    """Without dropout, runs with one, two and three threads have equal losses up to rounding."""
     runs = []
     for threads in (1, 2, 3):
         settings = replace(parse(["--epochs", "1", "--batch-size", "16"]), threads=threads, smoothing=0.1)
@@ -95,7 +95,7 @@ def test_shards_change_nothing_but_rounding(dataset):
         assert run.test_loss == pytest.approx(runs[0].test_loss, rel=1e-4)
 
 
-def test_batch_normalisation_sees_whole_batches(dataset):
+def test_batch_norm_uses_the_entire_batch(dataset):
     settings = replace(parse(["--epochs", "1", "--batch-size", "20"]), threads=2)
 
     def trained():
@@ -109,25 +109,25 @@ def test_batch_normalisation_sees_whole_batches(dataset):
         np.testing.assert_array_equal(value.numpy(), again[name].numpy(), err_msg=name)
 
 
-def test_shards_may_outnumber_the_images():
+def test_more_shards_than_images():
     with Shards(4, 0) as shards:
         assert shards.run(len, np.arange(3)) == [1, 1, 1]
         assert sum(shards.run(len, np.arange(11))) == 11
 
 
-def test_an_error_in_a_shard_is_raised():
+def test_error_in_a_shard_is_raised():
     with Shards(2, 0) as shards, pytest.raises(ZeroDivisionError):
         shards.run(lambda part: 1 / 0, np.arange(4))
 
 
-def test_rate_rises_and_falls(dataset):
+def test_learning_rate_warms_up_and_decays(dataset):
     settings = replace(parse(["--epochs", "4", "--batch-size", "30"]), lr=0.1, warmup_epochs=1.0, threads=1)
     rates = [metrics.lr for metrics in Trainer(Small(), dataset, settings).fit()]
     assert rates[0] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.01
 
 
-def test_training_and_evaluation_take_turns(dataset):
+def test_train_and_eval_mode_alternate(dataset):
     settings = parse(["--epochs", "2", "--batch-size", "60", "--threads", "1"])
     model, modes = Small(), []
     model.register_forward_hook(lambda model, inputs, output: modes.append(model.training))
@@ -135,13 +135,13 @@ def test_training_and_evaluation_take_turns(dataset):
     assert modes == [True, False, True, False]
 
 
-def test_smoothing_is_for_training_alone(dataset):
+def test_label_smoothing_affects_training_only(dataset):
     plain, smooth = (fit(dataset, smoothing=share, lr=1e-9)[0][0] for share in (0.0, 0.9))
     assert smooth.train_loss != pytest.approx(plain.train_loss, rel=1e-3)
     assert smooth.test_loss == pytest.approx(plain.test_loss, rel=1e-3)
 
 
-def test_repeats_are_of_fewer_images(dataset):
+def test_aug_repeats_uses_fewer_images(dataset):
     trainer = Trainer(Small(), dataset, replace(parse(["--batch-size", "16"]), aug_repeats=3, threads=1))
     seen = []
     trainer.advance = lambda index: seen.append(index)
@@ -151,7 +151,7 @@ def test_repeats_are_of_fewer_images(dataset):
     assert len(images) == 20 and set(counts) == {3}
 
 
-def test_no_augmentation_is_no_repeats_either(dataset):
+def test_no_aug_disables_aug_repeats(dataset):
     settings = replace(parse(["--no-aug", "--aug-repeats", "3"]), threads=1)
     trainer, seen = Trainer(Small(), dataset, settings), []
     trainer.advance = lambda index: seen.append(index)
@@ -159,7 +159,7 @@ def test_no_augmentation_is_no_repeats_either(dataset):
     assert sorted(np.concatenate(seen)) == list(range(60))
 
 
-def test_evaluation_is_the_mean_over_all_test_images(dataset):
+def test_evaluation_is_the_mean_over_test_images(dataset):
     trainer = Trainer(Small(), dataset, replace(parse([]), validation_batch_size=7))
     recorded = []
     remove = trainer.model.register_forward_hook(lambda model, inputs, output: recorded.append(output.requires_grad))
@@ -172,8 +172,8 @@ def test_evaluation_is_the_mean_over_all_test_images(dataset):
     assert acc == (logits.numpy().argmax(1) == dataset.test.labels).mean()
 
 
-def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
-    """On the CPU the sums are read after each step, on a GPU after every twentieth, and the bar moves then."""
+def test_loss_is_read_every_20_steps_on_gpu(device, monkeypatch):
+    """On the CPU the loss is read after each step, on a GPU every 20 steps. The progress bar follows."""
     seen, read = [], Sums.means
 
     class Bar:
@@ -190,7 +190,7 @@ def test_a_gpu_is_waited_for_now_and_then(device, monkeypatch):
     assert sum(seen) == 101 and seen == list(np.diff([0, *read_at]))
 
 
-def test_a_step_is_a_graph_if_it_can_be():
+def test_cuda_graph_is_the_default_where_possible():
     def settled(*flags):
         settings = parse(["--device", "cuda", *flags])
         return settings.graph, settings.why_no_graph
@@ -198,17 +198,17 @@ def test_a_step_is_a_graph_if_it_can_be():
     assert settled() == settled("--amp") == (True, "") and settled("--no-graph") == (False, "")
     for flags, reason in (
         (["--threads", "2"], "one thread"),
-        (["--opt", "muon"], "Muon's matrices"),
-        (["--amp", "--amp-dtype", "float16"], "float16's loss"),
-        (["--skip-nonfinite"], "nobody sees into"),
+        (["--opt", "muon"], "Muon's learning rates"),
+        (["--amp", "--amp-dtype", "float16"], "loss scaling of float16"),
+        (["--skip-nonfinite"], "reads back each step"),
     ):
         graph, why = settled(*flags)
         assert not graph and reason in why
 
 
 @pytest.mark.parametrize("graph", ["--graph", "--no-graph"])
-def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
-    """It is seen at the next look at the loss; then the epoch, once more and step by step, tells why."""
+def test_nonfinite_loss_on_gpu_stops_the_run(graph, device, tmp_path):
+    """The next read of the loss finds NaN; the repeated epoch has none, as the saved state is older."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("of a GPU")
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
@@ -219,32 +219,32 @@ def test_a_gpus_loss_that_is_not_finite_stops_the_run(graph, device, tmp_path):
     assert trainer.settings.graph == (graph == "--graph")
     resume.save(tmp_path / "resume.npz", trainer, history)
     model.head.bias.data[0] = np.inf
-    with pytest.raises(DivergedError, match=r"the loss became nan not later than in step 10 of epoch 2/2; try a lower"):
+    with pytest.raises(DivergedError, match=r"the loss became nan in or before step 10 of epoch 2/2; try a lower"):
         next(epochs)
-    assert resume.look_again(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
+    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
 
 
-def test_why_a_gpus_loss_is_not_finite(device, tmp_path):
+def test_repeated_epoch_names_the_first_nonfinite_op(device, tmp_path):
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("of a GPU")
     flags = ["--epochs", "2", "--batch-size", "2", "--device", device, "--lr", "1e4", "--clip-grad", "0"]
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
     trainer = Trainer(model, shapes.load(20, 2), parse(flags))
     resume.save(tmp_path / "resume.npz", trainer, [])
-    with pytest.raises(DivergedError, match="not later than in step 10 of epoch 1/2; try"):
+    with pytest.raises(DivergedError, match="in or before step 10 of epoch 1/2; try"):
         next(trainer.fit())
-    found = resume.look_again(tmp_path / "resume.npz", trainer)
+    found = resume.repeat_with_checks(tmp_path / "resume.npz", trainer)
     said = (
         r"(the loss|a gradient) became .* in step [5-9] of epoch 1/2: \w+ \(in [\w.]+\) made .*it starts here.*; try a "
     )
     assert re.match(said, found), found
 
 
-# The moving average ---------------------------------------------------------------------------------------------------
+# EMA ------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_average_is_tested_and_the_model_trained(dataset):
-    """What trains is what trains without it; what is tested is the average, by its formula."""
+def test_ema_is_evaluated_and_does_not_change_training(dataset):
+    """Training is the same as without EMA. Evaluation uses the EMA weights, which follow the formula."""
     plain, model = fit(dataset, threads=1)
     settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), threads=1, model_ema=True, model_ema_decay=0.6)
     manual_seed(0)
@@ -272,7 +272,7 @@ def test_the_average_is_tested_and_the_model_trained(dataset):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_checkpoint(dataset, suffix, tmp_path):
+def test_checkpoint_round_trip(dataset, suffix, tmp_path):
     if suffix == "safetensors":
         pytest.importorskip("safetensors")
     settings = parse(["--train-num-samples", "60", "--epochs", "1"])
@@ -289,7 +289,7 @@ def test_checkpoint(dataset, suffix, tmp_path):
         np.testing.assert_array_equal(loaded(images).numpy(), model.eval()(images).numpy())
 
 
-def test_evaluation_is_in_mixed_precision_too(dataset):
+def test_evaluation_uses_mixed_precision(dataset):
     trainer = Trainer(Small(), dataset, replace(parse([]), amp=True, threads=1))
     seen = []
     trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype.name))

@@ -1,4 +1,4 @@
-"""Out of memory: a line that says what takes less, and nothing lost."""
+"""Out of memory: a one-line error with advice; saved results are kept."""
 
 import os
 import re
@@ -19,8 +19,8 @@ ADVICE += "--validation-batch-size\n"
 
 
 @pytest.mark.parametrize(("threads", "calls", "epochs"), [(2, 0, 0), (1, 3, 0), (2, 5, 1), (2, 7, 1)])
-def test_training_and_testing(threads, calls, epochs, tmp_path, monkeypatch, capsys):
-    """After so many losses there is no memory: of three steps an epoch, each in so many shards, and one of testing."""
+def test_out_of_memory_keeps_completed_epochs(threads, calls, epochs, tmp_path, monkeypatch, capsys):
+    """Memory runs out after `calls` loss computations: three steps an epoch, one per shard, and one evaluation."""
     cross_entropy, left = F.cross_entropy, [calls // 4 * (3 * threads + 1) + calls % 4 * threads]
 
     def greedy(*args, **kwargs):
@@ -40,8 +40,8 @@ def test_training_and_testing(threads, calls, epochs, tmp_path, monkeypatch, cap
     assert len(rows(tmp_path / "out")) == 2
 
 
-def test_an_error_that_says_nothing(monkeypatch, tmp_path, capsys):
-    """As Python's own."""
+def test_memory_error_without_a_message(monkeypatch, tmp_path, capsys):
+    """As raised by Python itself."""
 
     def empty(*args, **kwargs):
         raise MemoryError
@@ -51,7 +51,7 @@ def test_an_error_that_says_nothing(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().err == f"python -m train: out of memory{ADVICE}"
 
 
-# One run that has the memory, so that all is loaded and the libraries have what they keep; then one with 100 MB more.
+# The first run loads everything and fills the caches of the libraries. The second may use 100 MB more.
 LIMITED = """
 import re, resource, sys
 from pathlib import Path
@@ -67,7 +67,7 @@ sys.exit(main([*flags, "--batch-size", large, "--output", "large"]))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space as Linux does")
-def test_a_process_that_has_too_little(tmp_path):
+def test_out_of_memory_in_a_process_with_a_limit(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-c", LIMITED, "60", "600"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)

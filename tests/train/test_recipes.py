@@ -1,4 +1,4 @@
-"""Recipes, settings files, and who has the last word."""
+"""Recipes, settings files, flags and their precedence."""
 
 from dataclasses import asdict, fields
 
@@ -22,7 +22,7 @@ def written(tmp_path, text):
 
 @pytest.mark.parametrize("dataset", BY_DATASET)
 @pytest.mark.parametrize("name", recipes.NAMES)
-def test_a_recipe_is_what_its_table_says(name, dataset):
+def test_recipe_sets_the_values_of_its_table(name, dataset):
     settings = asdict(parse(["--recipe", name, "--dataset", dataset]))
     chosen = recipes.recipe(name, "vit_nano_cifar")
     assert len(chosen) == len(recipes.TABLE)
@@ -32,20 +32,20 @@ def test_a_recipe_is_what_its_table_says(name, dataset):
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 @pytest.mark.parametrize("model", ["vit_nano_cifar", "swin_nano_cifar", "convnext_atto_cifar", "hybrid_nano_cifar"])
-def test_a_recipe_holds_what_the_flags_would_take(name, model, tmp_path):
-    """Its values have the types and lie within the limits of a settings file's, and the augmentation exists."""
+def test_recipe_values_are_valid_settings(name, model, tmp_path):
+    """The values pass the checks of a settings file and of the augmentation."""
     path = tmp_path / "args.toml"
     path.write_text(config.text(recipes.recipe(name, model)))
     assert config.read(path, parser()) == recipes.recipe(name, model)
     augmentation(parse(["--recipe", name, "--model", model]), shapes.load(10, 10))
 
 
-def test_each_family_may_have_its_own(monkeypatch):
+def test_model_family_overrides_a_recipe(monkeypatch):
     monkeypatch.setattr(recipes, "BY_FAMILY", {"swin": {"lr": (1.0, 2.0, 3.0)}})
     assert recipes.recipe("standard", "swin_nano_cifar") == recipes.recipe("standard", "vit_nano_cifar") | {"lr": 2.0}
 
 
-def test_the_help_shows_the_table():
+def test_help_shows_the_recipes():
     lines = parser().format_help().splitlines()
     start = lines.index(next(line for line in lines if line.split() == list(recipes.NAMES)))
     shown = [line.split() for line in lines[start + 1 : start + 1 + len(recipes.TABLE)]]
@@ -54,7 +54,7 @@ def test_the_help_shows_the_table():
     assert "--lr of hybrid models 0.0015 0.0015 0.0015" in [" ".join(line.split()) for line in lines]
 
 
-def test_the_help_has_a_line_for_each_flag():
+def test_help_has_one_line_per_flag():
     flags, text = parser(), parser().format_help()
     assert len(text[text.index("what to train:") : text.index("what the recipes set")].splitlines()) == (
         len(flags._actions) - 1 + 2 * (len(flags._action_groups) - 2)
@@ -62,15 +62,15 @@ def test_the_help_has_a_line_for_each_flag():
 
 
 def test_every_setting_has_a_flag():
-    """But for those that are none of a person's business, of which there are none."""
+    """And every flag has a setting."""
     names = {action.dest for action in parser()._actions} - {"help", "config"}
     assert names == {field.name for field in fields(Settings)}
 
 
-# Who has the last word ------------------------------------------------------------------------------------------------
+# Precedence -----------------------------------------------------------------------------------------------------------
 
 
-def test_flags_files_recipes_datasets(tmp_path):
+def test_precedence_of_flag_file_recipe_dataset(tmp_path):
     file = written(tmp_path, 'recipe = "standard"\nlr = 0.5\nmixup = 0.25\ndataset = "cifar10"\nmodel-ema = false\n')
     settings = parse(["--config", file, "--mixup", "0.125"])
     assert settings.dataset == "cifar10" and settings.recipe == "standard"
@@ -80,7 +80,7 @@ def test_flags_files_recipes_datasets(tmp_path):
     assert settings.weight_decay == 0.05 and settings.seed == 0  # every run
 
 
-def test_a_recipe_named_by_a_flag_goes_before_the_file(tmp_path):
+def test_recipe_flag_overrides_the_file(tmp_path):
     file = written(tmp_path, 'recipe = "standard"\nepochs = 7\nseed = 3\n')
     settings = parse(["--config", file, "--recipe", "fast", "--lr", "0.25"])
     assert (settings.recipe, settings.epochs, settings.seed, settings.lr) == ("fast", 30, 3, 0.25)
@@ -88,7 +88,7 @@ def test_a_recipe_named_by_a_flag_goes_before_the_file(tmp_path):
     assert (settings.recipe, settings.epochs, settings.mixup) == ("none", 7, 0.0)
 
 
-def test_a_run_without_a_warmup_of_its_own_is_short(tmp_path):
+def test_default_warmup_of_a_short_run(tmp_path):
     assert parse(["--dataset", "cifar10", "--epochs", "2"]).warmup_epochs == 0.2
     file = written(tmp_path, 'dataset = "cifar10"\nepochs = 2\nwarmup-epochs = 3')
     with pytest.raises(InputError, match="--warmup-epochs 3 is more than --epochs 2"):
@@ -106,7 +106,7 @@ VALUES = {
 
 
 @given(st.data())
-def test_settings_come_back_as_they_were_written(tmp_path_factory, data):
+def test_settings_file_round_trip(tmp_path_factory, data):
     settings = {}
     for action in parser()._actions:
         field = next((field for field in fields(Settings) if field.name == action.dest), None)
@@ -154,13 +154,13 @@ def test_settings_come_back_as_they_were_written(tmp_path_factory, data):
         ("aa = '" + "x" * 500 + "'\nlr='" + "y" * 500 + "'", r": 'lr' must be a number, got 'y{59}\.\.\.$"),
     ],
 )
-def test_mistakes_in_a_settings_file(text, message, tmp_path):
+def test_settings_file_errors(text, message, tmp_path):
     with pytest.raises(InputError, match=message) as caught:
         parse(["--config", written(tmp_path, text)])
     assert str(caught.value).startswith(f"--config {tmp_path}/run.toml") and len(str(caught.value).splitlines()) == 1
 
 
-def test_what_is_no_settings_file(tmp_path):
+def test_unreadable_settings_files_are_refused(tmp_path):
     for path, message in (("missing.toml", "No such file"), (".", "Is a directory")):
         with pytest.raises(InputError, match=f"cannot read --config .*: {message}"):
             parse(["--config", str(tmp_path / path)])
@@ -169,6 +169,33 @@ def test_what_is_no_settings_file(tmp_path):
         parse(["--config", str(tmp_path / "latin1.toml")])
 
 
-def test_a_name_that_is_no_unicode():
+def test_non_unicode_name_is_refused():
     with pytest.raises(InputError, match=r"--output: .*UTF-8"):
         parse(["--output", "a\udcff"])
+
+
+# Flags ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "meant"),
+    [
+        (["--batch_size=8"], "--batch-size"),
+        (["--weigth-decay", "-1"], "--weight-decay"),
+        (["--no-apm"], "--no-amp"),
+        (["--warmup", "1"], "--warmup-epochs"),
+        (["-lr", "0.1", "--epoch", "3"], "--lr, --epochs"),
+    ],
+)
+def test_mistyped_flag_gets_a_suggestion(flags, meant):
+    with pytest.raises(InputError, match=rf"^unrecognized arguments: {' '.join(flags)}; did you mean {meant}\? \("):
+        parse(flags)
+
+
+@pytest.mark.parametrize("name", ["train_num_samples", "val_num_samples"])
+def test_num_samples_all_overrides_a_file(name, tmp_path):
+    file, flag = written(tmp_path, f"{name} = 7\n"), f"--{name.replace('_', '-')}"
+    assert getattr(parse(["--config", file]), name) == 7
+    assert getattr(parse(["--config", file, flag, "all"]), name) is None
+    with pytest.raises(InputError, match=f"{flag}: must be a whole number at least 1, or all, got 'none'"):
+        parse([flag, "none"])

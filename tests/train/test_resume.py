@@ -1,4 +1,4 @@
-"""A run that was interrupted goes on as if it had not been."""
+"""A resumed run equals one that was never interrupted."""
 
 import os
 import random
@@ -35,14 +35,14 @@ def trainer_of(dataset, settings, model=Small):
 
 
 def finish(trainer, history=()):
-    """The rows but for the times, the last state of the scale, and the weights."""
+    """Train to the end; returns the rows without times, with the final loss scale, and the weights."""
     history = [*history, *trainer.fit()]
     rows = [{k: v for k, v in asdict(row).items() if k not in TIMES} for row in history]
     return [*rows, trainer.step.scaler.state_dict()], trainer.model.state_dict()
 
 
 def stop_after(trainer, steps):
-    """Have `fit` stop after so many steps of the whole run."""
+    """Make `fit` stop after `steps` steps of the run."""
     step = trainer.advance
 
     def counted(index):
@@ -54,7 +54,7 @@ def stop_after(trainer, steps):
 
 
 def interrupted(trainer, steps, path):
-    """Run until the stop, and save."""
+    """Train until `steps` steps are done, and save the state."""
     stop_after(trainer, steps)
     history = []
     with pytest.raises(Stopped):
@@ -72,7 +72,7 @@ def hidden():
 
 
 class Fragile(Small):
-    """Not finite where the brightest image is in the batch."""
+    """Returns Inf or NaN in training if the batch has an image of mean above 0.6."""
 
     def forward(self, x):
         logits = super().forward(x)
@@ -94,14 +94,14 @@ class Fragile(Small):
     ],
     ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers", "muon", "muon and all"],
 )
-def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_run(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])
     expected, weights = finish(trainer_of(dataset, settings, model))
     assert [row["skipped"] for row in expected[:2]] == [model is Fragile] * 2
     for steps in stops:
         path = tmp_path / naming.STATE
         interrupted(trainer_of(dataset, settings, model), steps, path)
-        manual_seed(99)  # what a new process begins with is no part of it
+        manual_seed(99)  # the result does not depend on the global seed
         again = trainer_of(dataset, settings, model)
         history = resume.load(path, again)
         assert (again.epoch, again.position) == divmod(steps, again.steps) or again.position == again.steps
@@ -111,7 +111,7 @@ def test_what_goes_on_is_the_run_without_the_stop(dataset, flags, model, stops, 
             np.testing.assert_array_equal(weights_again[name].numpy(), value.numpy(), err_msg=f"{name}, {steps}")
 
 
-def test_a_state_of_before_base_rates_were_in_it_goes_on(dataset, tmp_path):
+def test_resume_reads_states_without_base_rates(dataset, tmp_path):
     settings, path = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1"]), tmp_path / naming.STATE
     expected, _ = finish(trainer_of(dataset, settings))
     interrupted(trainer_of(dataset, settings), 3, path)
@@ -123,8 +123,8 @@ def test_a_state_of_before_base_rates_were_in_it_goes_on(dataset, tmp_path):
     assert finish(again, resume.load(path, again))[0] == expected
 
 
-def test_stops_may_follow_each_other(dataset, tmp_path):
-    """After every single step a new process."""
+def test_resume_after_every_step(dataset, tmp_path):
+    """A new trainer after each step."""
     settings, path = (
         parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED]),
         tmp_path / naming.STATE,
@@ -146,8 +146,8 @@ def test_stops_may_follow_each_other(dataset, tmp_path):
 
 
 @pytest.mark.parametrize("steps", range(1, 7))
-def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
-    """Wherever the run goes on: also where its first step is the smaller one that ends an epoch."""
+def test_cuda_graph_is_captured_for_full_steps_only(steps, device, tmp_path):
+    """Wherever the run resumes, also at the smaller last step of an epoch."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("graphs are CUDA's")
     settings = parse(["--epochs", "2", "--batch-size", "4", "--device", device, "--graph"])
@@ -155,11 +155,11 @@ def test_a_graph_is_of_whole_steps(steps, device, tmp_path):
     interrupted(trainer_of(data, settings), steps, path)
     again = trainer_of(data, settings)
     finish(again, resume.load(path, again))
-    graphed = again.step.whole
+    graphed = again.step.full_step
     assert graphed.graph is not None and graphed.kinds == [((4,), np.int64)]
 
 
-def test_a_stop_while_testing(dataset, tmp_path):
+def test_stop_during_evaluation(dataset, tmp_path):
     settings, path = parse(["--epochs", "1", "--batch-size", "30", "--validation-batch-size", "5"]), tmp_path / "r.npz"
     expected, _ = finish(trainer_of(dataset, settings))
     trainer, seen = trainer_of(dataset, settings), []
@@ -178,7 +178,7 @@ def test_a_stop_while_testing(dataset, tmp_path):
     assert finish(again, resume.load(path, again))[0] == expected
 
 
-# A state that does not fit ------------------------------------------------------------------------------------------
+# Invalid states -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -205,28 +205,28 @@ def changed(path, **changes):
         ({"ema/updates": lambda x: None}, r"ema/updates is missing"),
         ({"optimizer/0.0.m": lambda x: None}, r"optimizer/0.0.m is missing"),
         ({"optimizer/0.0.step": lambda x: x * 1.5}, r"optimizer/0.0.step is \(\) float64 in it"),
-        ({"order": lambda x: x + 1}, r"order of the images has numbers of none"),
+        ({"order": lambda x: x + 1}, r"order of the images has indices out of range"),
         ({"order": lambda x: None}, r"not of the same step"),
         ({"schedule/t": lambda x: x + 1}, r"not of the same step"),
-        ({"position": lambda x: 99}, r"it is at step 99 after 1 epochs, of 4 steps each"),
-        ({"position": lambda x: True}, r"it is at step True"),
-        ({"scaler/scale": lambda x: x * np.nan}, r"its scale of the loss is not above 0"),
+        ({"scaler/scale": lambda x: x * np.nan}, r"the loss scale is not above 0"),
         ({"optimizer/0.lr": lambda x: -x}, r"0.lr must not be negative"),
         ({"optimizer/0.has_state": lambda x: ~x}, r"'0.0.step' does not fit these parameters"),
         ({"ema/head.bias": lambda x: x * np.inf}, r"EMA: .*head.bias: has values that are NaN or infinite"),
-        ({"draws": lambda x: x[:-1]}, r"draws is not 2 whole numbers"),
-        ({"draws": lambda x: [-1, 0]}, r"draws is not 2 whole numbers"),
-        ({"skipped": lambda x: [1.0, 0]}, r"skipped is not 2 whole numbers"),
-        ({"history": lambda x: []}, r"it is at step|not of the same step"),
-        ({"history": lambda x: [{}]}, r"its table of epochs is damaged"),
-        ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has what is no number"),
-        ({"lr": lambda x: None}, r"its rate or its time is no number"),
-        ({"data": lambda x: {**x, "images": [1, 2]}}, r"are no longer those it was trained on"),
+        ({"position": lambda x: 99}, r"the state is at step 99 after 1 epoch, of 4 steps each"),
+        ({"position": lambda x: True}, r"the state is at step True"),
+        ({"draws": lambda x: x[:-1]}, r"draws must be 2 whole numbers"),
+        ({"draws": lambda x: [-1, 0]}, r"draws must be 2 whole numbers"),
+        ({"skipped": lambda x: [1.0, 0]}, r"skipped must be 2 whole numbers"),
+        ({"history": lambda x: []}, r"the state is at step|not of the same step"),
+        ({"history": lambda x: [{}]}, r"the table of epochs is damaged"),
+        ({"history": lambda x: [{**x[0], "lr": "no"}]}, r"has an entry that is not a number"),
+        ({"lr": lambda x: None}, r"the learning rate or the time is not a finite number"),
+        ({"data": lambda x: {**x, "images": [1, 2]}}, r"have changed since the state was saved"),
         ({"resume": lambda x: 2}, r"is something else, not the state of a run"),
         ({"settings": lambda x: 7}, r"is something else, not the state of a run"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, message):
+def test_invalid_state_is_refused_and_changes_nothing(dataset, saved, changes, message):
     settings, path = saved
     changed(path, **changes)
     trainer = trainer_of(dataset, settings)
@@ -239,13 +239,13 @@ def test_a_state_that_does_not_fit_is_refused_whole(dataset, saved, changes, mes
     assert trainer.epoch == trainer.position == trainer.generator.draws == 0 and not trainer.step.optimizer.state[0][0]
 
 
-def test_every_cut_and_many_changes_are_noticed(dataset, saved):
-    """A changed byte gives an error of one line, or is where no array is."""
+def test_truncated_and_damaged_states_are_refused(dataset, saved):
+    """A changed byte gives a one-line error, unless the byte is outside the arrays."""
     settings, path = saved
     whole, chance = path.read_bytes(), random.Random(0)
     for _ in range(30):
         path.write_bytes(whole[: chance.randrange(len(whole))])
-        with pytest.raises(InputError, match="cannot go on with"):
+        with pytest.raises(InputError, match="cannot resume from"):
             resume.load(path, trainer_of(dataset, settings))
         damaged = bytearray(whole)
         damaged[chance.randrange(len(whole))] ^= chance.randrange(1, 256)
@@ -256,7 +256,7 @@ def test_every_cut_and_many_changes_are_noticed(dataset, saved):
             assert "\n" not in str(error)
 
 
-def test_settings_come_from_the_state(saved):
+def test_resume_takes_settings_from_the_state(saved):
     settings, path = saved
     for flags in (["--resume", path], ["--resume", path.parent], ["--resume", "auto", "--output", path.parent]):
         found = parse([*map(str, flags), "--batch-size", "16", "--data-dir", "elsewhere"])
@@ -267,12 +267,12 @@ def test_settings_come_from_the_state(saved):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: leave the flag out to go on with it"),
+        (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: leave the flag out to continue the run"),
         (["--model", "vit_tiny_cifar"], "is of a run with --model vit_nano_cifar, not vit_tiny_cifar"),
-        (["--output", "/elsewhere"], "a run goes on in the folder of its state; leave --output out"),
+        (["--output", "/elsewhere"], "a run continues in the folder of its state; leave --output out"),
     ],
 )
-def test_flags_must_agree_with_the_state(saved, flags, message):
+def test_flags_that_contradict_the_state_are_refused(saved, flags, message):
     with pytest.raises(InputError, match=message):
         parse(["--resume", str(saved[1]), *flags])
 
@@ -287,19 +287,17 @@ def test_flags_must_agree_with_the_state(saved, flags, message):
         (lambda x: {**x, "opt": "sgd"}, "its setting opt must be one of adamw, muon, got 'sgd'"),
     ],
 )
-def test_settings_that_are_damaged(saved, change, message):
+def test_damaged_settings_are_refused(saved, change, message):
     changed(saved[1], settings=change)
     with pytest.raises(InputError, match=message):
         parse(["--resume", str(saved[1])])
 
 
-def test_what_is_no_state(tmp_path):
+def test_files_that_are_no_state_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         parse(["--resume", str(tmp_path / "none.npz")])
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    with pytest.raises(
-        InputError, match=r"is something else, not the state of a run, which is in its folder as resume"
-    ):
+    with pytest.raises(InputError, match=r"is something else, not the state of a run: that is the file resume"):
         parse(["--resume", str(tmp_path / "other.npz")])
     serialize.save(tmp_path / "best.npz", {}, {"model": {}})
     with pytest.raises(InputError, match=r"is a trained model, not the state"):
@@ -309,7 +307,7 @@ def test_what_is_no_state(tmp_path):
         parse(["--resume", "auto", "--output", str(tmp_path)])
 
 
-def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
+def test_resume_auto_starts_a_run_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse(["--resume", "auto"]) == parse([])
     for name in ("vit_nano_cifar-shapes", "vit_nano_cifar-shapes-2"):
@@ -323,8 +321,7 @@ def test_auto_begins_where_there_is_nothing(tmp_path, monkeypatch):
 
 FLAGS = [*SMALL, "--epochs", "12", "--model-ema", "--crop-padding", "4"]
 
-# As `python -m train`, but the process kills itself at the N-th of the moments when it opens, renames or removes a file
-# in the output folder.
+# As `python -m train`, but the process kills itself at its N-th open, rename or remove in the output folder.
 KILLED_AT_FILE = """
 import os, signal, sys
 from train.__main__ import main
@@ -347,7 +344,7 @@ def start(folder, *flags, how=("-m", "train"), largest_file=resource.RLIM_INFINI
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
 
     def prepare():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background ignores it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background processes ignore SIGINT
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
 
     command = [sys.executable, "-W", "error", *how, "--output", folder, "--resume", "auto", *flags]
@@ -369,7 +366,7 @@ def to_the_end(folder, *flags):
 
 
 def table(folder):
-    """metrics.csv without the times, as text."""
+    """The lines of metrics.csv without the times."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = [line.rstrip("\r\n").split(",") for line in file]
     kept = [i for i, name in enumerate(lines[0]) if name not in TIMES]
@@ -389,7 +386,7 @@ def same_results(folder, expected):
 
 
 def loads(folder):
-    """What a killed process leaves is whole: every file in its place, and no row of the table twice or cut."""
+    """Check the files of a killed process: each one loads, and the table has no duplicate or cut row."""
     for name in ("best.npz", "last.npz", naming.STATE):
         if (folder / name).exists():
             serialize.load(folder / name)
@@ -406,7 +403,7 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def test_killed_at_any_time_it_goes_on(uninterrupted, tmp_path):
+def test_killed_at_any_time_run_resumes(uninterrupted, tmp_path):
     chance, kills, run = random.Random(1), 0, 0
     while kills < 12 or (tmp_path / str(run)).exists():
         process = start(tmp_path / str(run), *FLAGS)
@@ -424,7 +421,7 @@ def test_killed_at_any_time_it_goes_on(uninterrupted, tmp_path):
             run += 1
 
 
-def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
+def test_killed_at_any_file_operation_run_resumes(uninterrupted, tmp_path):
     chance, kills, code = random.Random(2), 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
         process = start(tmp_path / "run", *FLAGS, how=("-c", KILLED_AT_FILE, chance.randint(1, 60)))
@@ -435,7 +432,7 @@ def test_killed_at_any_file_it_goes_on(uninterrupted, tmp_path):
     same_results(tmp_path / "run", uninterrupted)
 
 
-def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
+def test_folder_is_locked_by_one_process(uninterrupted, tmp_path):
     pytest.importorskip("fcntl")
     folder = tmp_path / "run"
     first = start(folder, *FLAGS)
@@ -446,18 +443,16 @@ def test_a_folder_is_one_process_s(uninterrupted, tmp_path):
     second = start(folder, *FLAGS)
     _, err = second.communicate(timeout=100)
     assert second.returncode == 2
-    assert (
-        err
-        == f"python -m train: --output {folder}: another process is training there; wait for its end, or name another\n"
-    )
-    first.kill()  # and with it goes its lock
+    message = "another process is training there; wait for its end, or name another folder\n"
+    assert err == f"python -m train: --output {folder}: {message}"
+    first.kill()  # which releases its lock
     first.communicate(timeout=100)
     to_the_end(folder, *FLAGS)
     same_results(folder, uninterrupted)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
+def test_signal_saves_the_state_after_the_step(number, code, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     process = start(folder, *FLAGS)
     for line in process.stdout:
@@ -468,15 +463,17 @@ def test_a_signal_saves_the_step(number, code, uninterrupted, tmp_path):
     _, err = process.communicate(timeout=30)
     assert process.returncode == code
     said = err.split("\n")
-    assert said[1] == "stopping after this step; once more: at once" and said[2].startswith("stopped after epoch ")
-    assert said[2].endswith(f"--resume {folder} goes on from there")
+    assert said[1] == "stopping after this step; a second signal stops immediately" and said[2].startswith(
+        "stopped after epoch "
+    )
+    assert said[2].endswith(f"--resume {folder} continues from there")
     assert "resume   after epoch " in to_the_end(folder)
     same_results(folder, uninterrupted)
-    assert to_the_end(folder) == f"finished {folder} holds all 12 epochs: there is nothing to go on with\n"
+    assert to_the_end(folder) == f"finished {folder} has completed 12 epochs: nothing to resume\n"
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(uninterrupted, tmp_path):
-    """A limit on the size of a file stands for the end of the disk, which comes in the midst of one of them."""
+def test_full_disk_is_one_line_and_keeps_old_files(uninterrupted, tmp_path):
+    """A limit on the file size stands for a disk that becomes full while a file is written."""
     folder = tmp_path / "run"
     weights = (uninterrupted / "last.npz").stat().st_size
 

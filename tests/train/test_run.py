@@ -1,4 +1,4 @@
-"""From settings to results: what comes between a run and its folder, its reader, or another process."""
+"""Runs from settings to results: other processes, failed plots, closed pipes, wrong input."""
 
 import os
 import signal
@@ -23,27 +23,27 @@ ROOT = Path(__file__).parents[2]
 FLAGS = [*SMALL, "--epochs", "2"]
 
 
-def unwatched(monkeypatch, poisoned):
-    """Steps as on a GPU, where nobody looks at each; in that of this number, a gradient becomes infinite."""
-    initial, move, steps = Step.__init__, Step.move, []
+def unchecked(monkeypatch, poisoned):
+    """Switch off the check of each step, as on a GPU; in step number `poisoned` a gradient becomes infinite."""
+    initial, update, steps = Step.__init__, Step.update, []
 
     def begin(self, *arguments):
         initial(self, *arguments)
-        self.watched = False
+        self.checks_finite = False
 
-    def moved(self):
+    def updated(self):
         steps.append(1)
         if len(steps) == poisoned:
             self.parameters[-1].grad.data[...] = np.inf
-        move(self)
+        update(self)
 
     monkeypatch.setattr(Step, "__init__", begin)
-    monkeypatch.setattr(Step, "move", moved)
+    monkeypatch.setattr(Step, "update", updated)
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_what_the_last_step_of_an_epoch_spoils_is_not_kept(step, tmp_path, monkeypatch):
-    unwatched(monkeypatch, step)
+def test_nan_from_the_last_step_is_not_saved(step, tmp_path, monkeypatch):
+    unchecked(monkeypatch, step)
     place = f"epoch {step // 3}/2"
     with pytest.raises(InputError, match=f"the loss on the test images became nan at the end of {place}.*it did not"):
         run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
@@ -51,22 +51,31 @@ def test_what_the_last_step_of_an_epoch_spoils_is_not_kept(step, tmp_path, monke
     assert len(metadata["history"]) == step // 3 - 1 and all(np.isfinite(x).all() for x in arrays.values())
 
 
-def test_the_second_look_can_be_stopped(tmp_path, monkeypatch, capsys):
-    unwatched(monkeypatch, 6)
-    look = resume.look_again
+def test_repeated_epoch_can_be_stopped(tmp_path, monkeypatch, capsys):
+    unchecked(monkeypatch, 6)
+    repeat = resume.repeat_with_checks
 
     def signalled(state, trainer):
         os.kill(os.getpid(), signal.SIGTERM)
-        return look(state, trainer)
+        return repeat(state, trainer)
 
-    monkeypatch.setattr(resume, "look_again", signalled)
+    monkeypatch.setattr(resume, "repeat_with_checks", signalled)
     code = run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
-    assert code == 143 and "looking for the first op" in capsys.readouterr().err
+    assert code == 143 and "to find the first op" in capsys.readouterr().err
+
+
+def test_counts_of_one_are_singular(tmp_path, capsys):
+    flags = ["--train-num-samples", "40", "--val-num-samples", "1", "--epochs", "1", "--batch-size", "20"]
+    assert main([*flags, "--threads", "1", "--output", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "40 training and 1 test image, 10 classes\n" in out and "1 epoch of 2 steps, batch 20" in out
+    assert main([*flags, "--threads", "1", "--output", str(tmp_path / "run"), "--resume", "auto"]) == 0
+    assert "has completed 1 epoch: nothing to resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_another_process_has_come_first(goes_on, tmp_path, monkeypatch, capsys):
-    """While the data are loaded, another run begins in the folder, and ends."""
+def test_folder_taken_while_data_load(goes_on, tmp_path, monkeypatch, capsys):
+    """Another run starts and finishes in the folder while this run loads the data."""
     folder, flags = tmp_path / "run", [*FLAGS, "--output", str(tmp_path / "run")]
     if goes_on:
         state = parse(flags)
@@ -91,7 +100,7 @@ def test_another_process_has_come_first(goes_on, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a scale of 0"), OSError("cannot open resource")])
-def test_a_run_is_done_though_it_cannot_be_drawn(error, tmp_path, monkeypatch, capsys):
+def test_failed_plots_do_not_fail_the_run(error, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
 
     def fail(*arguments):
@@ -112,11 +121,11 @@ def test_a_run_is_done_though_it_cannot_be_drawn(error, tmp_path, monkeypatch, c
         (["--config", "nul.toml"], "--output: 'a\\x00b' is no text in UTF-8"),
         (["--data-dir", "/my/cifar"], "--data-dir is for other datasets: shapes are drawn"),
         (["--download"], "--download is for other datasets: shapes are drawn"),
-        (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--eval tests a model as its run left it: --model is of"),
-        (["--eval", "none.npz", "--resume", "auto"], "--eval tests a model as its run left it: --resume is of no use"),
+        (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--model has no effect with --eval"),
+        (["--eval", "none.npz", "--resume", "auto"], "--resume has no effect with --eval"),
     ],
 )
-def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
+def test_input_error_messages(flags, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nul.toml").write_text('output = "a\\u0000b"')
     assert main(flags) == 2
@@ -124,7 +133,7 @@ def test_mistakes(flags, message, tmp_path, monkeypatch, capsys):
     assert line.startswith("python -m train: ") and message in line
 
 
-def test_what_a_system_says_is_passed_on(monkeypatch, capsys):
+def test_oserror_without_filename_is_printed(monkeypatch, capsys):
     def fail(settings):
         raise OSError("libcublas.so: cannot open shared object file")
 
@@ -133,7 +142,7 @@ def test_what_a_system_says_is_passed_on(monkeypatch, capsys):
     assert capsys.readouterr().err == "python -m train: libcublas.so: cannot open shared object file\n"
 
 
-def test_a_folder_copied_under_a_name_that_is_no_text(tmp_path, capsys):
+def test_non_utf8_folder_name_is_refused(tmp_path, capsys):
     (tmp_path / "out\udcff").mkdir()
     for start in (["--output"], ["--resume"]):
         if start == ["--resume"]:
@@ -144,7 +153,7 @@ def test_a_folder_copied_under_a_name_that_is_no_text(tmp_path, capsys):
         assert "is no text in UTF-8" in capsys.readouterr().err
 
 
-def test_a_test_heeds_of_a_settings_file_what_concerns_it(tmp_path, capsys):
+def test_eval_uses_relevant_settings_of_a_file(tmp_path, capsys):
     assert main([*FLAGS, "--output", str(tmp_path / "run")]) == 0
     (tmp_path / "again.toml").write_text((tmp_path / "run" / "args.toml").read_text().replace("= 20", "= 30"))
     capsys.readouterr()
@@ -152,8 +161,8 @@ def test_a_test_heeds_of_a_settings_file_what_concerns_it(tmp_path, capsys):
     assert "30 test images" in capsys.readouterr().out
 
 
-def test_a_reader_that_leaves(tmp_path):
-    """As in `python -m train | head -1`; and what cannot be printed is not what cannot be written."""
+def test_closed_or_full_stdout(tmp_path):
+    """A closed pipe, as in `python -m train | head -1`, and a full device: the errors name stdout, not the folder."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", "-m", "train", *FLAGS, "--output", "out"]
     options = {"cwd": tmp_path, "env": environment, "text": True, "stderr": subprocess.PIPE}
@@ -169,7 +178,7 @@ def test_a_reader_that_leaves(tmp_path):
         assert result.stderr == "python -m train: [Errno 28] No space left on device\n"
 
 
-def test_the_same_command_goes_on_though_its_recipe_overrides_its_file(tmp_path):
+def test_resume_auto_with_recipe_over_settings_file(tmp_path):
     (tmp_path / "run.toml").write_text("lr = 0.01\nseed = 3\n")
     command = [
         *TINY,
@@ -189,7 +198,7 @@ def test_the_same_command_goes_on_though_its_recipe_overrides_its_file(tmp_path)
     assert again.returncode == 0 and again.stdout.startswith("finished out"), again.stderr
 
 
-def test_a_settings_file_of_one_device_serves_another(tmp_path):
+def test_settings_file_works_on_another_device(tmp_path):
     file = tmp_path / "args.toml"
     file.write_text('device = "cpu"\nthreads = 2\ngraph = false\nseed = 3\n')
     elsewhere, here = (parse(["--config", str(file), *flags]) for flags in (["--device", "cuda"], []))

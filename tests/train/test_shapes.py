@@ -1,4 +1,4 @@
-"""The drawn dataset: the same each time, balanced, and neither trivial nor unreadable."""
+"""The generated dataset: deterministic, balanced, and not solvable by colour alone."""
 
 import numpy as np
 import pytest
@@ -12,19 +12,19 @@ def dataset():
     return shapes.load(1000, 500)
 
 
-def test_layout(dataset):
+def test_shapes_and_dtypes(dataset):
     assert dataset.train.images.shape == (1000, 3, 32, 32) and dataset.train.images.dtype == np.uint8
     assert dataset.test.labels.shape == (500,) and dataset.test.labels.dtype == np.int64
     assert len(dataset.classes) == len(set(dataset.classes)) == 10
 
 
-def test_deterministic(dataset):
+def test_same_images_every_time(dataset):
     again = shapes.load(1000, 500)
     np.testing.assert_array_equal(again.train.images, dataset.train.images)
     np.testing.assert_array_equal(again.test.images, dataset.test.images)
 
 
-def test_a_smaller_dataset_is_the_beginning_of_a_larger_one(dataset):
+def test_smaller_dataset_is_a_prefix_of_a_larger_one(dataset):
     few = shapes.load(37, 5)
     np.testing.assert_array_equal(few.train.images, dataset.train.images[:37])
     np.testing.assert_array_equal(few.test.labels, dataset.test.labels[:5])
@@ -45,7 +45,7 @@ def test_every_prefix_is_balanced(dataset):
         assert np.bincount(dataset.train.labels[:count]).tolist() == [count // 10] * 10
 
 
-def test_statistics_are_those_of_the_images(dataset):
+def test_mean_and_std_match_the_images(dataset):
     channels = dataset.train.images.transpose(1, 0, 2, 3).reshape(3, -1) / 255
     np.testing.assert_allclose(channels.mean(1), dataset.mean, atol=0.02)
     np.testing.assert_allclose(channels.std(1), dataset.std, atol=0.02)
@@ -53,7 +53,7 @@ def test_statistics_are_those_of_the_images(dataset):
 
 @pytest.mark.parametrize("name", shapes.FIGURES)
 def test_figure_is_a_signed_distance(name):
-    """Near its outline, the function changes by one when one goes one unit; and the figure fits the unit circle."""
+    """Near the outline the gradient has norm 1. The figure lies within the unit circle."""
     axis = np.linspace(-1.3, 1.3, 261)
     u, v = axis + 0.0013, axis[:, None] + 0.0007  # off the symmetry axes
     d = shapes.FIGURES[name](u, v)
@@ -64,8 +64,8 @@ def test_figure_is_a_signed_distance(name):
     assert 0.15 < (d < 0).sum() * (axis[1] - axis[0]) ** 2 / np.pi < 1.01
 
 
-def test_figures_have_their_areas():
-    """Shares of the plane that are known from geometry."""
+def test_figures_have_the_expected_area():
+    """Areas from geometry."""
     axis = np.linspace(-1.1, 1.1, 1101)
     cell = (axis[1] - axis[0]) ** 2
     area = {name: (figure(axis, axis[:, None]) < 0).sum() * cell for name, figure in shapes.FIGURES.items()}
@@ -84,8 +84,8 @@ def test_figures_have_their_areas():
         assert area[name] == pytest.approx(value, rel=0.01), name
 
 
-def test_colours_tell_nothing(dataset):
-    """The mean colour of an image, and its contrast, do not give the class away: nearest class mean, on ten classes."""
+def test_colours_do_not_predict_the_class(dataset):
+    """A nearest-mean classifier on the mean colour of an image is near chance, 10 %."""
 
     def features(images):
         flat = images.reshape(len(images), 3, -1) / 255

@@ -1,4 +1,4 @@
-"""A step of training: its gradients, what moves, and what is not finite."""
+"""A training step: gradients, updates, NaN and Inf."""
 
 import time
 from dataclasses import replace
@@ -25,8 +25,8 @@ HALF = ["--amp", "--amp-dtype", "float16", "--threads", "1"]
 
 @pytest.mark.parametrize("threads", [1, 2])
 @given(batch=st.integers(1, 20), parts=st.integers(1, 5), images=st.integers(1, 60))
-def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
-    """The same gradients, loss and right answers, also from batches that are not alike, as at the end of an epoch."""
+def test_accumulated_gradients_equal_a_larger_batch(dataset, threads, batch, parts, images):
+    """Equal gradients, loss and accuracy, also with a smaller last batch."""
     images = min(images, batch * parts)
     runs = []
     for choices in ({"batch_size": batch, "grad_accum_steps": parts}, {"batch_size": batch * parts}):
@@ -35,7 +35,7 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
         model = Small()
         model.drop = nn.Dropout(0.0)
         trainer = Trainer(model, dataset, settings)
-        trainer.step.move = lambda: True
+        trainer.step.update = lambda: True
         sizes = []
         model.register_forward_hook(lambda module, inputs, output, sizes=sizes: sizes.append(len(output)))
         assert trainer.steps == -(-60 // (batch * parts))
@@ -48,8 +48,8 @@ def test_batches_add_up_to_a_larger_one(dataset, threads, batch, parts, images):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_sum_over_batches_is_the_same_whichever_shard_ends_first(dataset):
-    """Bit for bit: the shards of a batch add up by themselves, then to the batches before."""
+def test_gradient_sum_is_independent_of_thread_order(dataset):
+    """Bit for bit: the shards of a batch are summed first, then added to the earlier batches."""
     settings = parse(["--batch-size", "16", "--grad-accum-steps", "3", "--threads", "2"])
     runs = []
     for slow in (0, 1):
@@ -57,7 +57,7 @@ def test_the_sum_over_batches_is_the_same_whichever_shard_ends_first(dataset):
         trainer = Trainer(Small(), dataset, settings)
         last = trainer.shards.generators[slow]
         trainer.model.register_forward_hook(lambda *_, last=last: time.sleep(0.05 * (default_generator() is last)))
-        trainer.step.move = lambda: True
+        trainer.step.update = lambda: True
         with trainer.shards:
             trainer.step.compute(np.arange(48))
         runs.append([p.grad.numpy() for p in trainer.step.parameters])
@@ -65,8 +65,8 @@ def test_the_sum_over_batches_is_the_same_whichever_shard_ends_first(dataset):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_what_the_model_is_given(dataset):
-    """The augmentation's own text, with the loop's generator, and targets that are mixed or labels that are not."""
+def test_inputs_and_targets_equal_the_augmentation(dataset):
+    """The step applies `augmentation` with the generator of the loop; without mixup the targets are labels."""
     images, labels = dataset.train.take(np.arange(20))
     for choices in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
         trainer = Trainer(Small(), dataset, replace(parse([]), **choices))
@@ -83,14 +83,14 @@ def test_what_the_model_is_given(dataset):
         assert (given == normalize(images, dataset.mean, dataset.std)).all() == (not choices)
 
 
-def test_mixed_targets_are_made_smooth_once(dataset):
-    """Mixed with nothing, they are what smoothing makes of labels: the first loss is the same."""
+def test_mixed_targets_are_smoothed_once(dataset):
+    """With mixup probability 0 the targets are smoothed labels: the first loss is that of label smoothing."""
     plain = fit(dataset, smoothing=0.3, batch_size=60, epochs=1, threads=1)[0][0]
     mixed = fit(dataset, smoothing=0.3, batch_size=60, epochs=1, threads=1, mixup=1.0, mixup_prob=0.0)[0][0]
     assert mixed.train_loss == pytest.approx(plain.train_loss, rel=1e-6)
 
 
-def test_muon_is_for_the_matrices_of_hidden_layers(dataset):
+def test_muon_updates_hidden_matrices_only(dataset):
     settings = replace(parse(["--batch-size", "60", "--opt", "muon"]), threads=1)
     model = models.create_model("swin_nano_cifar")
     trainer = Trainer(model, dataset, settings)
@@ -105,8 +105,8 @@ def test_muon_is_for_the_matrices_of_hidden_layers(dataset):
     assert losses[-1] < 0.95 * losses[0]
 
 
-def test_a_rate_for_each_depth(dataset):
-    """What is written down is the rate of the last layer; the stem's is the decay to the power of what lies between."""
+def test_layer_decay_sets_learning_rates_by_depth(dataset):
+    """The head has the learning rate --lr, the stem lr · decay^5. `Trainer.lr` is that of the head."""
     settings = replace(
         parse(["--batch-size", "60"]), layer_decay=0.5, threads=1, warmup_epochs=0.0, train_num_samples=60
     )
@@ -130,7 +130,7 @@ def test_gradients_are_clipped(dataset, monkeypatch):
 
 
 def poisoned(model, *calls, name="conv"):
-    """A module that gives NaN in these calls of it, counted from 1 and over all threads' shards."""
+    """The model with a module that returns NaN in the given calls, counted from 1 over all threads."""
     seen = count(1)
 
     def poison(module, inputs, output):
@@ -142,8 +142,8 @@ def poisoned(model, *calls, name="conv"):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_what_is_not_finite_stops_the_run_before_anything_moves(dataset, threads):
-    """The message names the step, the first op and its module."""
+def test_nonfinite_loss_stops_before_the_update(dataset, threads):
+    """The message names the step, the first op with Inf and its module. No parameter changes."""
     model = Small()
     model.head.bias.data[0] = np.inf
     trainer = Trainer(model, dataset, parse(["--batch-size", "16", "--threads", str(threads)]))
@@ -158,8 +158,8 @@ def test_what_is_not_finite_stops_the_run_before_anything_moves(dataset, threads
         np.testing.assert_array_equal(p.numpy(), before[name])
 
 
-def test_the_first_op_is_found_with_the_same_random_numbers(dataset, monkeypatch):
-    """A step that goes wrong by what is drawn goes wrong in the same way when it is looked at."""
+def test_search_for_first_op_repeats_random_numbers(dataset, monkeypatch):
+    """The repeated step sees the same augmented images as the failed step."""
     settings = parse(["--batch-size", "16", "--threads", "2", "--hflip", "0.5"])
     trainer, seen = Trainer(Small(), dataset, settings), []
 
@@ -178,14 +178,14 @@ def test_the_first_op_is_found_with_the_same_random_numbers(dataset, monkeypatch
 
 
 class Root(Small):
-    """Its loss is finite, as √0 is; its slope is not."""
+    """A model with a finite loss and an infinite gradient: √x at x = 0."""
 
     def forward(self, x):
         return super().forward(x) + (self.head.bias * 0).sqrt().sum()
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run(dataset):
-    """The message names the backward."""
+def test_nonfinite_gradient_stops_before_the_update(dataset):
+    """The message names the op whose backward made Inf. No parameter changes."""
     model = Root()
     trainer = Trainer(model, dataset, parse(["--batch-size", "16"]))
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
@@ -196,8 +196,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(dataset):
 
 
 @pytest.mark.parametrize("flags", [[], ["--model-ema"], ["--batch-size", "8", "--grad-accum-steps", "2"]])
-def test_steps_that_are_not_finite_are_skipped_and_counted(dataset, flags):
-    """Such a step changes neither weights nor optimiser nor average, and is no part of the mean loss."""
+def test_nonfinite_steps_are_skipped_and_counted(dataset, flags):
+    """A skipped step changes neither weights nor optimizer state nor EMA, and does not count in the mean loss."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--skip-nonfinite", *flags])
     trainer = Trainer(poisoned(Small(), 2, 3), dataset, settings)
     step, moved = trainer.advance, []
@@ -227,7 +227,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(dataset, flags):
         ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) made"),
     ],
 )
-def test_a_step_that_is_not_finite_leaves_running_statistics_alone(dataset, flags, message):
+def test_nonfinite_step_restores_running_statistics(dataset, flags, message):
     model = models.create_model("roadmap_00_resnet50_cifar")
     model.head.bias.data[0] = np.inf
     trainer = Trainer(model, dataset, parse(["--epochs", "1", "--batch-size", "60", *flags]))
@@ -239,7 +239,7 @@ def test_a_step_that_is_not_finite_leaves_running_statistics_alone(dataset, flag
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_learns_as_float32_does(dtype):
+def test_mixed_precision_matches_float32_losses(dtype):
     dataset = shapes.load(200, 20)
     losses = [
         [epoch.train_loss for epoch in fit(dataset, epochs=4, lr=3e-3, threads=1, **choices)[0]]
@@ -249,8 +249,8 @@ def test_mixed_precision_learns_as_float32_does(dtype):
     assert losses[0] != losses[1] and losses[1][-1] < 0.95 * losses[1][0]
 
 
-def test_what_overflows_is_left_out(dataset):
-    """The first scale of a loss may be too large: then nothing moves, no buffer either, and the next one is smaller."""
+def test_overflow_skips_the_update_and_lowers_the_scale(dataset):
+    """On overflow, parameters and buffers are unchanged, and the next loss scale is half."""
     model = models.create_model("roadmap_00_resnet50_cifar")
     trainer = Trainer(model, dataset, parse(["--batch-size", "16", "--model-ema", *HALF]))
     trainer.step.scaler.factor = 2.0**60
@@ -263,8 +263,8 @@ def test_what_overflows_is_left_out(dataset):
 
 
 @pytest.mark.parametrize("flags", [[], ["--skip-nonfinite"]])
-def test_an_overflow_is_counted_and_its_loss_is_in_the_mean(dataset, flags):
-    """The loss of such a step is finite. Even if all steps of an epoch are left out, the scale is still being found."""
+def test_overflow_is_counted_and_its_loss_included(dataset, flags):
+    """The loss of an overflowed step is finite. An epoch in which all steps overflow does not stop the run."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--lr", "1e-9", *HALF, *flags])
     runs = []
     for scale in (2.0**16, 2.0**63):
@@ -280,8 +280,8 @@ def test_an_overflow_is_counted_and_its_loss_is_in_the_mean(dataset, flags):
 
 
 @pytest.mark.parametrize("flags", [[], ["--skip-nonfinite"]])
-def test_what_no_scale_makes_finite_stops_the_run(dataset, flags):
-    """From 2^16 on it is halved 30 times, to 2^-14. No step has moved anything."""
+def test_overflow_at_the_smallest_scale_stops_the_run(dataset, flags):
+    """The scale is halved 30 times, from 2^16 to 2^-14, without any update."""
     trainer = Trainer(Root(), dataset, parse(["--batch-size", "1", "--model-ema", *HALF, *flags]))
     before = {name: p.numpy().copy() for name, p in trainer.model.named_parameters()}
     message = r"^a gradient is infinite or NaN even with the smallest scale, 6.1\S*e-05 in step 31 of epoch 1/4: Sqrt"
@@ -292,8 +292,8 @@ def test_what_no_scale_makes_finite_stops_the_run(dataset, flags):
         np.testing.assert_array_equal(p.numpy(), before[name])
 
 
-def test_a_scaled_loss_is_looked_at_on_a_gpu_too(device):
-    """The host waits for its gradients anyway."""
+def test_scaled_loss_is_checked_at_each_step_on_gpu(device):
+    """Loss scaling synchronizes at each step anyway."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("of a GPU")
     model = Small().to(device)
