@@ -44,7 +44,7 @@ def test_a_recorder_sees_launches_in_order():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        (5, r"layer_norm_forward: argument 1 is the Python number 5, .* np.int32\(...\) is an int"),
+        (5, r"layer_norm_forward: argument 1 is the Python number 5, .* np.int32\(...\) for an int"),
         (0.5, "argument 1 is the Python number 0.5"),
         (True, "argument 1 is the Python number True"),
         ([1], "argument 1 must be an array on the device, None or a NumPy scalar, got builtins.list"),
@@ -65,11 +65,11 @@ def test_an_array_of_numpy_is_not_on_the_gpu():
 @pytest.mark.parametrize(
     ("grid", "block", "message"),
     [
-        ((1, 65536), 1, "a grid is one to three numbers of at most"),
-        (-1, 1, "a grid is one to three"),
-        ((), 1, "a grid is one to three"),
-        ((1, 1, 1, 1), 1, "a grid is one to three"),
-        (1, (1, 1, 65), "a block is one to three"),
+        ((1, 65536), 1, "a grid has one to three sizes, at most"),
+        (-1, 1, "a grid has one to three sizes"),
+        ((), 1, "a grid has one to three sizes"),
+        ((1, 1, 1, 1), 1, "a grid has one to three sizes"),
+        (1, (1, 1, 65), "a block has one to three sizes"),
         (1, (32, 33), "a block has 1 to 1024 threads"),
         (0, 0, "a block has 1 to 1024 threads"),
     ],
