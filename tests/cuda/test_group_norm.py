@@ -65,7 +65,7 @@ def test_group_norm(N, groups, width, H, W, weight, bias, eps, order, seed):
 @pytest.mark.parametrize("width", [2, 3, 8])
 @pytest.mark.parametrize("threads", ["few", "more"])
 def test_groups_with_more_numbers_than_a_block_has_threads(width, threads, monkeypatch):
-    monkeypatch.setattr(group_norm, "MANY", 1000 if threads == "more" else 10000)
+    monkeypatch.setattr(group_norm, "LARGE", 1000 if threads == "more" else 10000)
     C = 2 * width
     assert_equals_specification([images(0, 2, C, 37, 41), drawn(1, C), drawn(2, C)], 2)
 

@@ -69,7 +69,7 @@ def test_residual(lead, C, scaled, p, dtype, order, seed):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_more_rows_than_blocks(dtype, monkeypatch):
     monkeypatch.setattr(residual, "BLOCKS", 2)
-    monkeypatch.setattr(residual, "MOST_BLOCKS", 3)
+    monkeypatch.setattr(residual, "MAX_BLOCKS", 3)
     x, branch = drawn(0, 60, 3, 24, dtype=dtype), drawn(1, 60, 3, 24, dtype=dtype)
     assert_equals_specification(x, branch, drawn(2, 24), 0.3)
 
