@@ -39,7 +39,7 @@ ALIGNMENTS = [(number, ctypes.c_uint32) for number in (5, 6, 7, 8)]  # bytes; of
 IN_COMPUTE_TYPE = 2  # parts of a sum over k that are made apart are added in float32, never as narrow numbers
 ALIGNED = 256  # bytes: all that the library asks for
 NO_ALGORITHM = (8, 15)  # this GPU lacks a feature; not supported
-MOST_PLANS = 4096  # kept, of about 1 KiB each: more are only where sizes never come again
+MAX_PLANS = 4096  # kept, of about 1 KiB each: more are only where sizes never come again
 
 
 class Problem(NamedTuple):
@@ -150,7 +150,7 @@ class Lt:
             (A.leading, B.leading, C.leading), (_aligned(a), _aligned(b), _aligned(c), _aligned(end)),
         )  # fmt: skip
         if problem not in self.plans:
-            if len(self.plans) >= MOST_PLANS:  # a product that was asked for needs its plan no longer
+            if len(self.plans) >= MAX_PLANS:  # a product that was asked for needs its plan no longer
                 self.described.close()
                 self.plans.clear()
             self.plans[problem] = self._plan(problem, end)

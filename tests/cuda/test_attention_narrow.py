@@ -207,7 +207,7 @@ def test_every_barrier_is_needed(barrier):
     packed, bias = drawn(0, 1, 24, 12, 48, dtype=DTYPES[0]), drawn(1, 1, 144, 144)
     grad_y = drawn(2, 1, 24, 12, 16, dtype=DTYPES[0])
     choices = {"num_heads": 1, "window_size": 12, "shift": 5}
-    with patch.object(attention_narrow, "BLOCKS", 1), patch.object(attention_narrow, "MOST_WARPS", 5):
+    with patch.object(attention_narrow, "BLOCKS", 1), patch.object(attention_narrow, "MAX_WARPS", 5):
         with emulated():
             right = window_outcome(packed, bias, grad_y, **choices)
         differences = 0
