@@ -63,7 +63,8 @@ static inline __device__ void store(Stored* images, size_t at, Pack<Stored> pack
 // y, and μ and r for the backward pass.
 extern "C" __global__ void __launch_bounds__(THREADS)
 group_norm_forward(const Stored* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                   Stored* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int P, int C, float eps) {
+                   Stored* __restrict__ y, float* __restrict__ mean, float* __restrict__ rstd, int P, int C,
+                   float eps) {
     const Part part(P, C);
     const float n = (float)P * WIDTH;
 

@@ -1,5 +1,5 @@
-// The element types of arrays. Arithmetic is in float: a kernel upcasts what it loads and casts what it stores back, so a
-// 16-bit type halves memory traffic and loses precision only in memory.
+// The element types of arrays. Arithmetic is in float: a kernel upcasts after a load and casts back before a store, so
+// a 16-bit type halves memory traffic, and loses precision only in memory.
 //
 //              sign, exponent, fraction      largest      digits
 //   float          1      8       23          3.4e38        7
