@@ -133,15 +133,15 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         if mask is not None:
             self.mask_shape, bias = mask.shape, mask.reshape(mask.shape[-3:])
             bias = xp.ascontiguousarray(xp.broadcast_to(bias, (*q.shape[-3:-1], k.shape[-2])))
-        self.attention = Attention(q, k, v, bias, options["scale"])
-        return self.attention.forward(any(self.needs_input_grad))
+        self.launches = Attention(q, k, v, bias, options["scale"])
+        return self.launches.forward(any(self.needs_input_grad))
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
-        q, k, v = self.attention.q, self.attention.k, self.attention.v
+        q, k, v = self.launches.q, self.launches.k, self.launches.v
         *wanted, want_mask = self.needs_input_grad
         grad_y = _readable(cast(grad_output, q.dtype))
         grads = attention.gradients_like(q, k, v, wanted)
-        grad_mask = self.attention.backward(grad_y, grads, bool(want_mask))
+        grad_mask = self.launches.backward(grad_y, grads, bool(want_mask))
         if grad_mask is not None:  # the mask's batch axes have length 1
             grad_mask = grad_mask.reshape(*self.mask_shape[:-3], *grad_mask.shape)
         return *grads, grad_mask
@@ -181,18 +181,18 @@ class WindowAttention(window_attention.WindowAttention):
         B, H, W, _ = qkv.shape
         q, k, v = _parts(qkv, num_heads)
         bias = None if bias is None else array_module(qkv).ascontiguousarray(bias)
-        self.attention = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
-        y = self.attention.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
+        self.launches = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
+        y = self.launches.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
         return y.swapaxes(1, 2).reshape(B, H, W, -1)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
-        (B, H, W, C), heads = grad_output.shape, self.attention.q.shape[1]
-        dtype = self.attention.q.dtype
+        (B, H, W, C), heads = grad_output.shape, self.launches.q.shape[1]
+        dtype = self.launches.q.dtype
         want_qkv, want_bias = map(bool, self.needs_input_grad)
         grad_y = _readable(cast(grad_output, dtype).reshape(B, H * W, heads, C // heads).swapaxes(1, 2))
         grad_qkv = array_module(grad_y).empty((B, H, W, 3 * C), dtype) if want_qkv else None
         grads = _parts(grad_qkv, heads) if want_qkv else (None, None, None)
-        return grad_qkv, self.attention.backward(grad_y, grads, want_bias)
+        return grad_qkv, self.launches.backward(grad_y, grads, want_bias)
 
 
 def _parts(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
