@@ -103,10 +103,10 @@ class Kernel:
         if 0 not in grid:
             device.launch(self, grid, block, args, shared)
 
-    def _dim3(self, size: Size, most: Dim3, what: str) -> Dim3:
+    def _dim3(self, size: Size, limit: Dim3, kind: str) -> Dim3:
         x, y, z = (size, 1, 1) if isinstance(size, int) else (*size, 1, 1)[:3] if 1 <= len(size) <= 3 else (-1, -1, -1)
-        if not (0 <= x <= most[0] and 0 <= y <= most[1] and 0 <= z <= most[2]):
-            raise ValueError(f"{self.name}: a {what} has one to three sizes, at most {most}, got {size}")
+        if not (0 <= x <= limit[0] and 0 <= y <= limit[1] and 0 <= z <= limit[2]):
+            raise ValueError(f"{self.name}: a {kind} has one to three sizes, at most {limit}, got {size}")
         return x, y, z
 
     def _refusal(self, i: int, arg: Any) -> str:
