@@ -17,7 +17,7 @@ def _takes(x: Array) -> bool:
 
 @twin_of(activation.ReLU)
 class ReLU(activation.ReLU):
-    """The same formula by `activation.cu`.  Shapes: x, y any.  Dtypes: float32, bfloat16, float16.  Saves y."""
+    """The op's formula by `activation.cu`.  Shapes: x, y any.  Dtypes: float32, bfloat16, float16.  Saves y."""
 
     takes = staticmethod(_takes)
 
@@ -33,7 +33,7 @@ class ReLU(activation.ReLU):
 
 @twin_of(activation.GELU)
 class GELU(activation.GELU):
-    """The same formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as ReLU.  Saves x."""
+    """The op's formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as ReLU.  Saves x."""
 
     takes = staticmethod(_takes)
 

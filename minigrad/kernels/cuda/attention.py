@@ -23,7 +23,7 @@ SHARED = 227 << 10  # bytes of shared memory of a block on a Hopper GPU
 
 @twin_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The same formula by `attention.cu`: one kernel forward, and two backward, which recompute the scores.
+    """The op's formula by `attention.cu`: one kernel forward, and two backward, which recompute the scores.
 
     q, k and v may be strided views, such as parts of the packed qkv of a linear layer: nothing is copied. y has the
     memory order of heads and tokens of q, so the reshape that joins the heads of a token is a view too.

@@ -102,7 +102,7 @@ class Attention:
 
 @twin_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The same formula by `attention_narrow.cu`: one kernel forward, and one backward, which recomputes the scores.
+    """The op's formula by `attention_narrow.cu`: one kernel forward, and one backward, which recomputes the scores.
 
     q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and ∂S are cast to the
     inputs' dtype for the matrix products.
@@ -149,7 +149,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
 
 @twin_of(window_attention.WindowAttention)
 class WindowAttention(window_attention.WindowAttention):
-    """The same formula by `attention_narrow.cu`, which reads the tokens of a window from the feature map.
+    """The op's formula by `attention_narrow.cu`, which reads the tokens of a window from the feature map.
 
     The map is neither rolled nor copied into windows, and the kernel sums ∂bias over images and windows.
 

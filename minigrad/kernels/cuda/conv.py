@@ -26,7 +26,7 @@ BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of
 
 @twin_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
-    """The same formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
+    """The op's formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
     `Pointwise` (1 x 1, stride 1, no padding) or `Columns` (all others).
 
     The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32, for under

@@ -1,6 +1,6 @@
 """L2: casts between float32, bfloat16 and float16, of one array or of many in one launch.
 
-CuPy's bfloat16 is new, so `astype` is not relied upon.
+CuPy's support for bfloat16 is recent, so these casts do not use `astype`.
 """
 
 from collections.abc import Sequence

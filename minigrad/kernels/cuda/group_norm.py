@@ -20,7 +20,7 @@ MAX_PIXELS = 1 << 30  # of an image
 
 @twin_of(norm.GroupNorm)
 class GroupNorm(norm.GroupNorm):
-    """The same formula by `group_norm.cu`, for images that are channels-last in memory, as a convolution returns them.
+    """The op's formula by `group_norm.cu`, for images that are channels-last in memory, as a convolution returns them.
 
     Shapes: x, y (N, C, H, W), viewed as (N, P, C), P = H · W; μ, r (N, G).  Saves x, μ, r, weight.
     Dtypes: x and y float32, bfloat16 or float16; weight, bias, μ and r float32.

@@ -21,7 +21,7 @@ BLOCKS = 256  # partial sums of ∂weight and ∂bias: enough blocks to fill a G
 
 @twin_of(norm.LayerNorm)
 class LayerNorm(norm.LayerNorm):
-    """The same formula by `norm.cu`: one kernel forward, one backward, and sum_rows for ∂weight and ∂bias.
+    """The op's formula by `norm.cu`: one kernel forward, one backward, and sum_rows for ∂weight and ∂bias.
 
     Shapes: x and y are viewed as (rows, C), C the size of the normalised axes; μ, r (rows,).  Saves x, μ, r, weight.
     Dtypes: x and y float32, bfloat16 or float16; weight, bias, μ and r float32.
@@ -54,7 +54,7 @@ class LayerNorm(norm.LayerNorm):
 
 @twin_of(residual.ResidualLayerNorm)
 class ResidualLayerNorm(residual.ResidualLayerNorm):
-    """The same formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
+    """The op's formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
     is bit for bit LayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
 
     Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and u and p of m.

@@ -19,21 +19,21 @@ Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
 """The update of one parameter: x, grad, the state with `step`, `m` and `v`, and the options of the parameter group."""
 
 
-def adamw(moves: Sequence[Move]) -> None:
+def adamw(updates: Sequence[Move]) -> None:
     """One step of AdamW, in place. `table.takes` must support each row x, grad, m, v."""
-    columns = [[x for x, *_ in moves], [grad for _, grad, *_ in moves]]
-    columns += [[state[name] for _, _, state, _ in moves] for name in ("m", "v")]
-    Table(*columns, scalars=lambda: next_scalars(moves)).launch(ADAMW)
+    columns = [[x for x, *_ in updates], [grad for _, grad, *_ in updates]]
+    columns += [[state[name] for _, _, state, _ in updates] for name in ("m", "v")]
+    Table(*columns, scalars=lambda: next_scalars(updates)).launch(ADAMW)
 
 
-def next_scalars(moves: Sequence[Move]) -> list[tuple[float, ...]]:
+def next_scalars(updates: Sequence[Move]) -> list[tuple[float, ...]]:
     """The scalars of each parameter at the next step t, after incrementing the step count in its state:
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
     """
     known: dict[tuple[int, int], tuple[float, ...]] = {}  # parameters of a group mostly have the same t
     scalars = []
-    for _, _, state, group in moves:
+    for _, _, state, group in updates:
         state["step"] = t = state["step"] + 1
         key = id(group), t
         if key not in known:

@@ -25,7 +25,7 @@ NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 
 @twin_of(residual.Residual)
 class Residual(residual.Residual):
-    """The same formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
+    """The op's formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
 
     Without γ and stochastic depth ∂b is ∂s, and backward launches nothing.  Saves u and p of m, γ, and b if γ needs a
     gradient.

@@ -8,7 +8,7 @@ from minigrad.ops import norm
 
 @twin_of(norm.StandardizeWeight)
 class StandardizeWeight(norm.StandardizeWeight):
-    """The same formula by `norm.cu`, with a filter as a row, without weight and bias: one kernel forward, one backward.
+    """The op's formula by `norm.cu`, with a filter as a row, without weight and bias: one kernel forward, one backward.
 
     Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves w, μ, r.
     """
