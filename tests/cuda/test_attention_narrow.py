@@ -65,13 +65,13 @@ def exact(q, k, v, bias, grad_y, scale):
     return {**found, "y": results["y"], "grad_bias": (grad_S, off_S)}
 
 
-def assert_within(found, exact, what):
+def assert_within(found, exact, name):
     """Check each element against its bound, plus the errors of float32."""
     value, off = exact
     assert found.shape == value.shape
     allowed = 1.05 * off + 2e-5 * max(abs(value).max(initial=0), 1)
     excess = (abs(as_float64(found) - value) / allowed).max(initial=0)
-    assert excess <= 1, f"{what}: {excess:.2f} times what is allowed"
+    assert excess <= 1, f"{name}: {excess:.2f} times the bound"
 
 
 def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **options):

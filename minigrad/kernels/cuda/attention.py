@@ -106,7 +106,7 @@ def _block(rows: int, own: int, E: int, V: int, backward: bool) -> tuple[int, in
 
     Args:
         rows: number of other rows, which have E and V columns.
-        own: number of own rows. A warp stores ROWS of them, of E columns, backward also of V, and their weights.
+        own: number of own rows. A warp stores ROWS of them at a time: E columns, backward V more, and the weights.
     """
     iterations = -(-own // (ROWS * MAX_WARPS))
     warps = -(-own // (ROWS * iterations))
@@ -166,8 +166,8 @@ def empty_like(x: Array, width: int) -> Array:
 def _mask_arguments(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The kernel arguments of a mask that broadcasts to `shape`: the array, its strides, and its number of entries.
 
-    Every entry of the batch reads the mask, so the mask is made contiguous. It is expanded to the batch only if
-    entry % (number of entries) is not the index of an entry's mask.
+    Every entry of the batch reads the mask, so the mask is made contiguous. The kernel uses mask i % n for entry i. If
+    n masks do not repeat in this order, the mask is expanded to the batch.
     """
     if mask is None:
         return None, *[np.int64(0)] * 2, np.int32(0), np.int64(0), np.int32(1)
