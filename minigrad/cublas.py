@@ -1,20 +1,20 @@
-"""L0: matrix products on NVIDIA's GPUs, through cuBLAS.
+"""L0: matrix products on NVIDIA GPUs, by cuBLAS.
 
-CuPy's own `matmul` turns batches of float16 into float32 and back, has no batches of bfloat16, and ignores TF32 there;
-and CuPy refuses every cuBLAS call while a stream is captured into a CUDA graph, which cuBLAS itself does not. So all
-products are one call of `cublasGemmStridedBatchedEx`, made either by CuPy (`CupyBlas`) or, for capture, directly by
-ctypes on the same library (`CtypesBlas`). Those with a bias go another way: minigrad/cublas_lt.py.
+CuPy's `matmul` casts batches of float16 to float32 and back, supports no batches of bfloat16, and ignores TF32 for
+batches. CuPy also refuses cuBLAS calls during the capture of a CUDA graph, although cuBLAS supports capture. So every
+product is one call of `cublasGemmStridedBatchedEx`, through CuPy (`CupyBlas`) or, during capture, through ctypes on the
+same library (`CtypesBlas`). Products with a bias use cublasLt: minigrad/cublas_lt.py.
 
-cuBLAS thinks in columns. A matrix with rows one after another, as NumPy keeps it, is to cuBLAS the transpose; so it is
-asked for Cᵀ = Bᵀ Aᵀ, and no number moves:
+cuBLAS is column-major: a row-major matrix of NumPy is its transpose to cuBLAS. So cuBLAS computes Cᵀ = Bᵀ Aᵀ, and
+nothing is copied:
 
-    memory of a (M, K)                  op        leading dimension
-    rows one after another              "N"       elements from one row to the next
-    columns one after another           "T"       elements from one column to the next
-    anything else                       copied first
+    layout of a (M, K)       op        leading dimension
+    row-major                "N"       row stride, in elements
+    column-major             "T"       column stride, in elements
+    other strides            copied first
 
-Products of float16 and bfloat16 are summed in float32, and may stay so. Those of float32 are exact to float32, or with
-`allow_tf32(True)` are made of numbers rounded to 10 bits of fraction, on tensor cores.
+Products of float16 and bfloat16 accumulate in float32, and can return float32. Products of float32 use float32
+arithmetic, or after `allow_tf32(True)` tensor cores on inputs rounded to 10 bits of fraction.
 """
 
 import ctypes
@@ -37,62 +37,60 @@ DATA_TYPES = {"float16": 2, "float32": 0, "float64": 1, "bfloat16": 14}
 COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77
 OP_N, OP_T = 0, 1
 DEFAULT_ALGORITHM = -1
-WORKSPACE = 32 << 20  # bytes; NVIDIA's advice for Hopper. Given at the start, nothing is allocated during capture.
+WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; allocated before capture, which must not allocate
 
 _tf32 = False
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether products of float32 may use TF32: several times as fast, with errors of about 1e-3. Off at first."""
+    """Allow TF32 in products of float32: several times faster, with relative errors of about 1e-3. Off by default."""
     global _tf32
     _tf32 = allowed
 
 
 class Operand(NamedTuple):
-    """A batch of matrices as cuBLAS wants it."""
+    """A batch of matrices, described for cuBLAS."""
 
-    array: Array  # what it points into; kept alive until the call is made
+    array: Array  # the memory; the reference keeps it alive until the call
     op: int
-    leading: int
-    stride: int  # elements from one matrix of the batch to the next; 0: the same one for all
+    leading: int  # leading dimension
+    stride: int  # elements between the matrices of the batch; 0: one matrix for the whole batch
 
 
 def data_type(x: Operand) -> int:
-    """The type of its numbers, as cuBLAS counts types."""
+    """The cudaDataType of the elements."""
     return DATA_TYPES[x.array.dtype.name]
 
 
 class Blas(Protocol):
-    """One product for each matrix of a batch, in cuBLAS's terms: C = op(A) op(B), (m, k) (k, n), in columns.
-
-    `data` is the type of A and B; that of C may be wider.
-    """
+    """A library of batched products C = op(A) op(B), (m, k) (k, n), column-major. `data` is the cudaDataType of A and
+    B; C may have a wider type."""
 
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None: ...
 
     def place(self, size: int) -> tuple[int, Array]:
-        """Where products are made that another library makes (minigrad/cublas_lt.py): the stream, a pointer, and
-        `size` bytes of device memory or more, which nothing else on this stream uses meanwhile."""
+        """The stream (a pointer) and a workspace for calls of cublasLt: at least `size` bytes of device memory that no
+        concurrent work on the stream uses."""
         ...
 
 
 def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
-    """`a @ b` over the last two axes, the others broadcasting; a of one axis is a row, b of one axis a column.
+    """`a @ b`: (..., M, K), (..., K, N) -> (..., M, N), with broadcast batch axes; a 1-D a is a row, a 1-D b a column.
 
     Args:
         a: (..., M, K), float16, bfloat16, float32 or float64.
         b: (..., K, N), of the same dtype.
-        dtype: of the result: that of a and b, or float32 if they are narrow.
+        dtype: of the result: that of a and b (default), or float32 if a and b are float16 or bfloat16.
 
     Raises:
-        TypeError: another dtype, or two.
-        ValueError: the shapes do not fit.
+        TypeError: a dtype is not supported, or a and b differ in dtype.
+        ValueError: the shapes do not match.
     """
     if a.dtype != b.dtype or a.dtype.name not in DATA_TYPES:
         raise TypeError(
-            f"cuBLAS multiplies two arrays of one dtype out of {', '.join(DATA_TYPES)}: got {a.dtype} and {b.dtype}"
+            f"cuBLAS: a and b must have the same dtype, one of {', '.join(DATA_TYPES)}: got {a.dtype} and {b.dtype}"
         )
     row, column = a.ndim == 1, b.ndim == 1
     a, b = a[None] if row else a, b[:, None] if column else b
@@ -104,11 +102,11 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = array_module(a).empty((*lead, M, N), a.dtype if dtype is None else dtype)
     if out.dtype != a.dtype and not (is_narrow(a.dtype) and out.dtype == FLOAT32):
-        raise TypeError(f"cuBLAS makes {a.dtype}, or float32 of narrow numbers, of {a.dtype}: not {out.dtype}")
+        raise TypeError(f"cuBLAS: the product of {a.dtype} arrays is {a.dtype}, or float32 if 16-bit: got {out.dtype}")
     if not out.size or not K:
         out[...] = 0
     else:
-        if b.ndim == 2:  # one b for all: the batch is but more rows
+        if b.ndim == 2:  # one b for the whole batch: the batch axes of a become rows
             a, lead = a.reshape(prod(lead) * M, K), ()
         A, B, C = operand(a, lead), operand(b, lead), Operand(out, OP_N, N, M * N)
         _blas.gemm(N, a.shape[-2], K, B, A, C, prod(lead), DATA_TYPES[a.dtype.name], compute_type(a.dtype))
@@ -117,14 +115,14 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
 
 
 def compute_type(dtype: np.dtype) -> int:
-    """What products of such numbers are summed in."""
+    """The cublasComputeType_t of products of `dtype`: the type of the accumulator."""
     if dtype == np.float64:
         return COMPUTE_64F
     return COMPUTE_32F_FAST_TF32 if _tf32 and dtype == FLOAT32 else COMPUTE_32F
 
 
 def operand(x: Array, batch: Sequence[int]) -> Operand:
-    """x as a batch of matrices, copied if its strides are not those of one."""
+    """x as a batch of matrices, copied if cuBLAS cannot express its strides."""
     stride = _batch_stride(x, batch)
     if stride is not None:
         (rows, columns), (down, across) = x.shape[-2:], (step // x.dtype.itemsize for step in x.strides[-2:])
@@ -137,7 +135,7 @@ def operand(x: Array, batch: Sequence[int]) -> Operand:
 
 
 def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
-    """Bytes from one matrix to the next, if all of them follow each other at the same distance."""
+    """The stride in bytes between the matrices of a batch, or None if it is not constant."""
     added = len(batch) - x.ndim + 2
     strides = [0] * added + [0 if n == 1 else step for n, step in zip(x.shape[:-2], x.strides[:-2], strict=True)]
     steps = [(count, step) for count, step in zip(batch, strides, strict=True) if count > 1]
@@ -148,12 +146,12 @@ def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
 
 @cache
 def _cupy_blas() -> tuple[Any, Any]:
-    """CuPy's binding of cuBLAS (taken from its package, which finds the library first), and where its handle is."""
+    """CuPy's binding of cuBLAS, and the module with its handle. (The import of the package loads the library.)"""
     return importlib.import_module("cupy_backends.cuda.libs").cublas, importlib.import_module("cupy.cuda.device")
 
 
 class CupyBlas:
-    """The call as CuPy makes it, on its own handle and the current stream."""
+    """Products through CuPy, on its handle and the current stream."""
 
     def gemm(
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
@@ -167,26 +165,27 @@ class CupyBlas:
         )  # fmt: skip
 
     def place(self, size: int) -> tuple[int, Array]:
-        """CuPy's memory is a pool for each stream: what is let go may be used again only after the product."""
+        """The current stream, and new memory. CuPy has a memory pool for each stream, so freed memory is reused only by
+        later work on that stream."""
         cupy = cupy_module()
         return int(cupy.cuda.get_current_stream().ptr), cupy.empty((size,), np.uint8)
 
 
 class CtypesBlas:
-    """The same call made directly, which a stream that is being captured allows.
+    """Products through ctypes, which work during the capture of a stream.
 
     Args:
-        library: libcublas, as `load_library` finds it.
-        workspace: device memory of `WORKSPACE` bytes, kept as long as graphs with these products are.
+        library: libcublas, from `load_library`.
+        workspace: device memory of `WORKSPACE` bytes. It must outlive the graphs that contain these products.
     """
 
     def __init__(self, library: Any, workspace: Array) -> None:
         self.library, self.workspace, self.handle, self.stream = library, workspace, ctypes.c_void_p(), 0
         call(library, "cublasCreate_v2", ctypes.byref(self.handle))
-        self.close = weakref.finalize(self, library.cublasDestroy_v2, self.handle)  # at the latest with this object
+        self.close = weakref.finalize(self, library.cublasDestroy_v2, self.handle)  # also called on garbage collection
 
     def use_stream(self, stream: int) -> None:
-        """Make the products that follow on this stream (a pointer). Giving it a stream takes the workspace away."""
+        """Run later products on this stream (a pointer). cublasSetStream resets the workspace, so it is set again."""
         self.stream = stream
         call(self.library, "cublasSetStream_v2", self.handle, ctypes.c_void_p(stream))
         size = ctypes.c_size_t(self.workspace.nbytes)
@@ -203,15 +202,15 @@ class CtypesBlas:
         )  # fmt: skip
 
     def place(self, size: int) -> tuple[int, Array]:
-        """Its own workspace, whatever the size: products on one stream follow each other."""
+        """The stream and the one workspace, for any size: products on one stream run in sequence."""
         return self.stream, self.workspace
 
 
 def call(library: Any, name: str, *arguments: Any, allowed: Sequence[int] = ()) -> int:
-    """The status that a function of the library returns: 0, success, or one of those allowed.
+    """Call a function of the library. Returns its status: 0 for success, or a status of `allowed`.
 
     Raises:
-        RuntimeError: another.
+        RuntimeError: any other status.
     """
     status: int = getattr(library, name)(*arguments)
     if status and status not in allowed:
@@ -220,20 +219,20 @@ def call(library: Any, name: str, *arguments: Any, allowed: Sequence[int] = ()) 
 
 
 def _matrix(x: Operand, data: int) -> tuple[Any, ...]:
-    """Pointer, data type, leading dimension and stride, as C takes them."""
+    """Pointer, data type, leading dimension and stride, as C arguments."""
     return ctypes.c_void_p(pointer(x.array)), data, x.leading, ctypes.c_longlong(x.stride)
 
 
 def pointer(x: Array) -> int:
-    """Where the numbers of x begin."""
+    """The address of the first element of x."""
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
 def load_library(name: str = "cublas") -> ctypes.CDLL:
-    """The libcublas that CuPy uses, or its sibling "cublasLt".
+    """Load the libcublas that CuPy uses, or "cublasLt" beside it.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: the library was not found.
     """
     try:
         path = importlib.import_module("cuda.pathfinder").load_nvidia_dynamic_lib(name).abs_path
@@ -248,13 +247,13 @@ _blas: Blas = CupyBlas()
 
 
 def current() -> Blas:
-    """What makes products now."""
+    """The library that computes products now."""
     return _blas
 
 
 @contextmanager
 def use_blas(blas: Blas) -> Iterator[None]:
-    """Within the block, products are made by `blas`. (One thread at a time works with a GPU.)"""
+    """Within the block, `blas` computes products. Not thread-safe: one thread at a time uses a GPU."""
     global _blas
     previous, _blas = _blas, blas
     try:
@@ -264,7 +263,7 @@ def use_blas(blas: Blas) -> Iterator[None]:
 
 
 _ONE_ZERO = {dtype: np.array([1, 0], dtype) for dtype in (np.float32, np.float64)}
-SCALARS = {  # where 1 and 0 are, in the type that is computed in
+SCALARS = {  # compute type -> the addresses of 1 and 0 in that type
     compute: (_ONE_ZERO[dtype].ctypes.data, _ONE_ZERO[dtype][1:].ctypes.data)
     for compute, dtype in ((COMPUTE_32F, np.float32), (COMPUTE_32F_FAST_TF32, np.float32), (COMPUTE_64F, np.float64))
 }

@@ -1,19 +1,19 @@
-"""L0: matrix products that end in more than a product, through cublasLt.
+"""L0: matrix products with a fused bias or bias gradient, by the epilogues of cublasLt.
 
-A linear layer is y = x Wᵀ + b, and with ∂W = ∂yᵀ x it needs ∂b = Σ ∂y over the rows. As calls of their own the bias is
-one more pass over y (three where y is narrow: made in float32, added to, rounded), and the sums are one more over ∂y.
-cublasLt does either while the numbers are on the chip anyway, in its epilogue. In columns, as cuBLAS thinks
-(minigrad/cublas.py), D = op(A) op(B) is the transpose of what is asked for, and
+A linear layer is y = x Wᵀ + b, and backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. As separate operations the bias is one
+more pass over y (three in half precision: the product in float32, the sum, the cast), and ∂b one more pass over ∂y. An
+epilogue of cublasLt does either while the elements are in registers. cublasLt is column-major (minigrad/cublas.py):
+D = op(A) op(B) is the transpose of the result, and
 
-    y = a b + bias         BIAS      bias has one number for a row of D: for a column of y
-    Σ_k a_mk beside a b    BGRADB    one number for a column of D, from op(B), which is aᵀ
+    y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
+    a b and Σ_k a_mk         BGRADB    the vector has one element for each column of D, from op(B) = aᵀ
 
-The vector has the type of D, the only one that the library takes; sums are in float32 before they are rounded to it.
-Its epilogue for GELU is of no use here: that is the approximation by tanh, and ours is exact.
+The vector must have the dtype of D; its sums accumulate in float32. The GELU epilogue is not used: it is the tanh
+approximation, and minigrad's GELU is exact.
 
-What the library needs to know of a product (`Problem`) is described to it once, and it is asked for an algorithm once;
-a call then only says where the numbers are. So it neither allocates nor waits, and may be captured into a CUDA graph.
-Where there is no cublasLt, or it has no algorithm, the answer is None, and product and vector are made one by one.
+A product (`Problem`) is described to the library once, and the library selects an algorithm once (`Plan`). A call then
+passes only addresses: it neither allocates nor synchronizes, so it can be captured in a CUDA graph. Without cublasLt
+or an algorithm, these functions return None, and the caller computes product and vector separately.
 """
 
 import ctypes
@@ -29,32 +29,32 @@ from minigrad.backend import Array, array_module
 from minigrad.cublas import DATA_TYPES, OP_N, SCALARS, WORKSPACE, Operand, call, data_type, load_library, pointer
 from minigrad.dtypes import FLOAT32, cast
 
-# cublasLt.h. Attributes of an operation: (number, C's type)
+# cublasLt.h. Attributes of cublasLtMatmulDesc: (value of the enum, C type)
 TRANSPOSE_A, TRANSPOSE_B = (3, ctypes.c_int32), (4, ctypes.c_int32)
 EPILOGUE, VECTOR = (7, ctypes.c_uint32), (8, ctypes.c_void_p)
 BIAS, BGRADB = 4, 512  # epilogues
-# and of what is preferred among algorithms
+# and of cublasLtMatmulPreference
 MAX_WORKSPACE, REDUCTIONS = (1, ctypes.c_uint64), (3, ctypes.c_uint32)
 ALIGNMENTS = [(number, ctypes.c_uint32) for number in (5, 6, 7, 8)]  # bytes; of A, B, C and D
-IN_COMPUTE_TYPE = 2  # parts of a sum over k that are made apart are added in float32, never as narrow numbers
-ALIGNED = 256  # bytes: all that the library asks for
-NO_ALGORITHM = (8, 15)  # this GPU lacks a feature; not supported
-MOST_PLANS = 4096  # kept, of about 1 KiB each: more are only where sizes never come again
+IN_COMPUTE_TYPE = 2  # split-k: partial sums over k are added in float32, never in a 16-bit type
+ALIGNED = 256  # bytes: no algorithm needs a larger alignment
+NO_ALGORITHM = (8, 15)  # CUBLAS_STATUS_ARCH_MISMATCH, _NOT_SUPPORTED
+MAX_PLANS = 4096  # kept, of about 1 KiB each: more would mean that sizes do not recur
 
 
 class Problem(NamedTuple):
-    """A product as the library chooses an algorithm for it: all but where the numbers are."""
+    """A product without its addresses: all that the library needs to select an algorithm."""
 
     epilogue: int
     sizes: tuple[int, int, int]  # m, n, k
-    types: tuple[int, int, int]  # of A and B; of C and the vector; that is computed in
+    types: tuple[int, int, int]  # of A and B; of C and the vector; of the accumulator
     ops: tuple[int, int]  # of A and B
-    leading: tuple[int, int, int]  # of A, B and C
-    aligned: tuple[int, int, int, int]  # A, B, C and the vector, to so many bytes
+    leading: tuple[int, int, int]  # leading dimensions of A, B and C
+    aligned: tuple[int, int, int, int]  # alignment in bytes of A, B, C and the vector
 
 
 class Plan(NamedTuple):
-    """What the library has been told of a problem, and the algorithm it chose."""
+    """The descriptors of a problem, and the selected algorithm."""
 
     operation: ctypes.c_void_p
     A: ctypes.c_void_p
@@ -74,12 +74,12 @@ class HeuristicResult(ctypes.Structure):
 
 
 def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array | None:
-    """`a @ b + bias`, rounded once, if cublasLt can.
+    """`a @ b + bias` (M, N), added in float32 and cast once; None if cublasLt does not support it.
 
     Args:
         a: (M, K), float16, bfloat16 or float32.
         b: (K, N), of the same dtype.
-        bias: (N,), of the result's dtype, or of any where that is float32.
+        bias: (N,), of the result's dtype, or of any dtype if the result is float32.
         dtype: of the result: that of a and b, or float32.
     """
     if not _fit(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
@@ -90,8 +90,8 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
 
 
 def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] | None:
-    """`a @ b` and, from the same reading of a, `a.sum(axis=1)`, if cublasLt can. Not in TF32: nobody says whether the
-    sums would be of rounded numbers.
+    """`a @ b` (M, N) and `a.sum(axis=1)` (M,), in one pass over a; None if cublasLt does not support it. Not with TF32:
+    NVIDIA does not document whether the sums would be of inputs rounded to TF32.
 
     Args:
         a: (M, K), float16, bfloat16 or float32.
@@ -106,7 +106,7 @@ def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] 
 
 
 def _fit(a: Array, b: Array, dtype: np.dtype) -> bool:
-    """Whether these are two matrices of numbers that cublasLt has epilogues for."""
+    """True if the shapes and dtypes are those of a product with an epilogue."""
     return (
         a.ndim == b.ndim == 2 and a.shape[1] == len(b) and a.size > 0 and b.size > 0
         and a.dtype == b.dtype and a.dtype.name in ("float16", "bfloat16", "float32")
@@ -115,7 +115,7 @@ def _fit(a: Array, b: Array, dtype: np.dtype) -> bool:
 
 
 def _product(epilogue: int, a: Array, b: Array, y: Array, vector: Array) -> bool:
-    """y = a b, with this epilogue. False: nothing was done."""
+    """y = a b, with this epilogue. Returns False, and leaves y as it is, if cublasLt does not support it."""
     lt = shared()
     if lt is None:
         return False
@@ -125,33 +125,33 @@ def _product(epilogue: int, a: Array, b: Array, y: Array, vector: Array) -> bool
 
 
 class Lt:
-    """cublasLt, by ctypes.
+    """cublasLt through ctypes.
 
     Args:
-        library: libcublasLt, as `load_library("cublasLt")` finds it.
+        library: libcublasLt, from `load_library("cublasLt")`.
     """
 
     def __init__(self, library: Any) -> None:
         self.library, self.handle = library, ctypes.c_void_p()
-        self.plans: dict[Problem, Plan | None] = {}  # None: there is no algorithm
+        self.plans: dict[Problem, Plan | None] = {}  # None: the library has no algorithm
         call(library, "cublasLtCreate", ctypes.byref(self.handle))
-        self.made, self.described = ExitStack(), ExitStack()  # by the library for us, to be given back, the handle last
-        self.made.callback(library.cublasLtDestroy, self.handle)
-        self.made.callback(self.described.close)
-        self.close = weakref.finalize(self, self.made.close)
+        self.owned, self.descriptors = ExitStack(), ExitStack()  # destroyed on close, the handle last
+        self.owned.callback(library.cublasLtDestroy, self.handle)
+        self.owned.callback(self.descriptors.close)
+        self.close = weakref.finalize(self, self.owned.close)
 
     def matmul(
         self, epilogue: int, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, vector: Array, compute: int
     ) -> bool:
-        """C = op(A) op(B), (m, k) (k, n), in columns, on the stream of the products around it. False: it cannot."""
+        """C = op(A) op(B), (m, k) (k, n), column-major, on the stream of cuBLAS. Returns False without an algorithm."""
         a, b, c, end = (pointer(x) for x in (A.array, B.array, C.array, vector))
         problem = Problem(
             epilogue, (m, n, k), (data_type(A), data_type(C), compute), (A.op, B.op),
             (A.leading, B.leading, C.leading), (_aligned(a), _aligned(b), _aligned(c), _aligned(end)),
         )  # fmt: skip
         if problem not in self.plans:
-            if len(self.plans) >= MOST_PLANS:  # a product that was asked for needs its plan no longer
-                self.described.close()
+            if len(self.plans) >= MAX_PLANS:  # a launched product no longer needs its plan
+                self.descriptors.close()
                 self.plans.clear()
             self.plans[problem] = self._plan(problem, end)
         plan = self.plans[problem]
@@ -173,7 +173,7 @@ class Lt:
     def _plan(self, problem: Problem, vector: int) -> Plan | None:
         (m, n, k), (data, out, compute), (op_A, op_B) = problem.sizes, problem.types, problem.ops
         with ExitStack() as made:
-            operation = self._make(made, "MatmulDesc", compute, DATA_TYPES["float32"])  # the type of the scalars
+            operation = self._make(made, "MatmulDesc", compute, DATA_TYPES["float32"])  # float32: the scalars' type
             for attribute, value in (
                 (TRANSPOSE_A, op_A), (TRANSPOSE_B, op_B), (EPILOGUE, problem.epilogue), (VECTOR, vector),
             ):  # fmt: skip
@@ -183,14 +183,14 @@ class Lt:
                 self._make(made, "MatrixLayout", kind, *map(ctypes.c_uint64, size), ctypes.c_int64(leading))
                 for kind, size, leading in zip((data, data, out), in_memory, problem.leading, strict=True)
             )
-            found = self._ask(operation, A, B, C, problem.aligned)
+            found = self._heuristic(operation, A, B, C, problem.aligned)
             if found is None:
                 return None
-            self.described.push(made.pop_all())
+            self.descriptors.push(made.pop_all())
         return Plan(operation, A, B, C, found.algorithm, found.workspace)
 
-    def _ask(self, operation: Any, A: Any, B: Any, C: Any, aligned: tuple[int, ...]) -> HeuristicResult | None:
-        """The algorithm that the library thinks fastest."""
+    def _heuristic(self, operation: Any, A: Any, B: Any, C: Any, aligned: tuple[int, ...]) -> HeuristicResult | None:
+        """The first algorithm of the library's heuristic, or None."""
         found, count = HeuristicResult(), ctypes.c_int()
         with ExitStack() as made:
             preference = self._make(made, "MatmulPreference")
@@ -205,7 +205,7 @@ class Lt:
         return None if status or not count.value or found.state else found
 
     def _make(self, made: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
-        """A descriptor, to be destroyed with `made`."""
+        """Create a descriptor, which closing `made` destroys."""
         descriptor = ctypes.c_void_p()
         call(self.library, f"cublasLt{kind}Create", ctypes.byref(descriptor), *arguments)
         made.callback(getattr(self.library, f"cublasLt{kind}Destroy"), descriptor)
@@ -219,14 +219,13 @@ class Lt:
 
 
 def _aligned(place: int) -> int:
-    """The power of two, of bytes, that a place in memory is a multiple of."""
+    """The alignment of an address: the largest power of two, at most ALIGNED, that divides it."""
     return min(place & -place, ALIGNED)
 
 
 @cache
 def shared() -> Lt | None:
-    """The one for all products, so that a graph is captured with the plans of the steps before it; None if there is no
-    library."""
+    """The instance for all products, so that capture reuses the plans of the steps before; None without the library."""
     try:
         library = load_library("cublasLt")
     except RuntimeError:

@@ -1,13 +1,13 @@
-"""L0: arrays with a shape and a dtype but no numbers, to see what a model would do without doing it.
+"""L0: meta arrays: a shape and a dtype without values, to run a model's shapes without its computation or memory.
 
-A meta array (PyTorch has a meta device) is a view of a single number, repeated along every axis by strides of 0. So
-reshaping, transposing and slicing, which only rearrange strides, are NumPy's own and cost nothing. What would compute
-numbers is answered here instead: with the shape and the dtype that the result would have. What would need the numbers,
-such as `bool(x)` or a mask as an index, is an error.
+A meta array, like a tensor on PyTorch's meta device, has a shape and a dtype only: it is a view of one element with
+stride 0 along every axis. Reshaping, transposing and slicing change only strides, so NumPy's own implementations run,
+at no cost. A function that would compute values returns a meta array of the result's shape and dtype. A function that
+needs values, such as `bool(x)` or indexing by a boolean mask, raises TypeError.
 
-This module is also the `xp` of such arrays: `array_module(x)` returns it, so that the scratch that an op makes by
-`xp.empty` has no numbers either. What is not here, such as `xp.exp`, is NumPy's own. Two ways out cannot be closed:
-`np.asarray(x)` and `numbers[index] = x` see zeros.
+This module is also the `xp` of meta arrays, from `array_module(x)`, so `xp.empty` in an op returns a meta array too.
+Names not defined here, such as `xp.exp`, are NumPy's. NumPy offers no hook for `np.asarray(x)` and for
+`array[index] = x` on an ordinary array: both read zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,36 +17,36 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-_NUMBER = bytearray(16)  # the memory of all meta arrays
-_BASIC = {int, slice, type(None), type(Ellipsis)}  # an index of these makes a view
+_ELEMENT = bytearray(16)  # the memory of all meta arrays
+_BASIC = {int, slice, type(None), type(Ellipsis)}  # basic indexing: returns a view
 
 Shape = tuple[int, ...]
 Operand = tuple[Shape, Any]
-"""What is known of an operand: its shape, and its dtype or, of a Python number, the type."""
+"""The shape of an operand, and its dtype, or the type of a Python number."""
 
 
 class MetaArray(np.ndarray):
-    """An array without numbers: `MetaArray((2, 3), np.float32)`."""
+    """An array without values: `MetaArray((2, 3), np.float32)`."""
 
     def __new__(cls, shape: Sequence[int], dtype: Any = np.float64) -> "MetaArray":
-        return super().__new__(cls, shape, dtype, _NUMBER, 0, (0,) * len(shape))
+        return super().__new__(cls, shape, dtype, _ELEMENT, 0, (0,) * len(shape))
 
-    # What computes --------------------------------------------------------------------------------------------------
+    # Functions that compute values ----------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (None,), **options: Any) -> Any:
-        """The result of `np.exp(x)`, `a + b`, `x.sum()`, `a @ b`, `x += y` and their like."""
+        """The result of ufuncs and their methods: `np.exp(x)`, `a + b`, `x.sum()`, `a @ b`, `x += y`."""
         shape, dtype = _result(ufunc, method, *map(_operand, inputs), **options)
         (target,) = out
         if target is None:
             return MetaArray(shape, dtype)
         if not isinstance(target, MetaArray):
-            raise TypeError(f"{ufunc.__name__}: a meta array has no numbers to write into an array that has some")
+            raise TypeError(f"{ufunc.__name__}: out must be a meta array, as a meta array has no values to write")
         if target.shape != shape:
-            raise ValueError(f"{ufunc.__name__}: a result of shape {shape} does not fit into one of {target.shape}")
+            raise ValueError(f"{ufunc.__name__}: the result has shape {shape}, but out has shape {target.shape}")
         return target
 
     def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """The result of NumPy's functions that are no ufuncs."""
+        """The result of NumPy functions that are not ufuncs."""
         if func in _RULES:
             return _RULES[func](*args, **kwargs)
         if func not in _BUILT_ON_OTHERS:
@@ -58,13 +58,13 @@ class MetaArray(np.ndarray):
         parts = index if isinstance(index, tuple) else (index,)
         if _BASIC.issuperset(map(type, parts)):
             result = super().__getitem__(index)
-            return result if isinstance(result, MetaArray) else _like(result)  # one entry: NumPy makes it a scalar
+            return result if isinstance(result, MetaArray) else _like(result)  # 0-d: NumPy returns a scalar
         if any(isinstance(part, MetaArray) and part.dtype == bool for part in parts):
-            raise _no_numbers()
-        return _like(super().__getitem__(index))  # arrays pick entries: NumPy makes a copy, which goes at once
+            raise _no_values()
+        return _like(super().__getitem__(index))  # advanced indexing: NumPy returns a copy, freed at once
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Nothing happens: there is no place for numbers."""
+        """Does nothing: a meta array has no values."""
 
     def astype(self, dtype: Any, *_: Any, **__: Any) -> "MetaArray":
         return MetaArray(self.shape, dtype)
@@ -72,10 +72,10 @@ class MetaArray(np.ndarray):
     def copy(self, *_: Any, **__: Any) -> "MetaArray":
         return _like(self)
 
-    # What needs numbers ---------------------------------------------------------------------------------------------
+    # Functions that need values -------------------------------------------------------------------------------------
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise _no_numbers()
+        raise _no_values()
 
     __bool__ = __int__ = __float__ = __index__ = item = tolist = argmax = argmin = nonzero = _refuse
 
@@ -85,11 +85,11 @@ class MetaArray(np.ndarray):
     __str__ = __repr__
 
 
-# The functions that make arrays, which NumPy does not ask an argument about -------------------------------------------
+# Array creation, which NumPy does not dispatch to a subclass ----------------------------------------------------------
 
 
 def empty(shape: Sequence[int] | int, dtype: Any = np.float64) -> MetaArray:
-    """No numbers, and so no others: this is also `zeros` and `ones`."""
+    """A meta array. `zeros` and `ones` are the same function, as there are no values."""
     return MetaArray((shape,) if isinstance(shape, int) else shape, dtype)
 
 
@@ -97,12 +97,12 @@ zeros = ones = empty
 
 
 def full(shape: Sequence[int] | int, fill_value: Any, dtype: Any = None) -> MetaArray:
-    """As NumPy's, without the number."""
+    """As `np.full`, without the value."""
     return empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype)
 
 
 def asarray(x: Any, dtype: Any = None) -> np.ndarray:
-    """As NumPy's, which would make of a meta array one of zeros. What has numbers keeps them."""
+    """As `np.asarray`, but a meta array stays a meta array: NumPy would return zeros."""
     if isinstance(x, MetaArray):
         return x if dtype is None else x.astype(dtype)
     return np.asarray(x, dtype)
@@ -132,16 +132,16 @@ def _operand(x: Any) -> Operand:
 def _result(
     ufunc: np.ufunc, method: str, *operands: Operand, axis: Any = 0, keepdims: bool = False, dtype: Any = None, **_: Any
 ) -> tuple[Shape, np.dtype]:
-    """Shape and dtype of what a ufunc, or a method of it, makes."""
+    """The shape and dtype of the result of a ufunc or of one of its methods."""
     shapes = [shape for shape, _ in operands]
     if ufunc is np.matmul:
         shape = _matmul_shape(*shapes)
     elif method == "__call__" and ufunc.signature is None and ufunc.nout == 1:
         shape = np.broadcast_shapes(*shapes)
     elif method == "reduce":
-        (whole,) = shapes
-        gone = range(len(whole)) if axis is None else np.lib.array_utils.normalize_axis_tuple(axis, len(whole))
-        shape = tuple(1 if i in gone else size for i, size in enumerate(whole) if keepdims or i not in gone)
+        (full,) = shapes
+        reduced = range(len(full)) if axis is None else np.lib.array_utils.normalize_axis_tuple(axis, len(full))
+        shape = tuple(1 if i in reduced else size for i, size in enumerate(full) if keepdims or i not in reduced)
     elif method == "accumulate":
         (shape,) = shapes
     else:
@@ -150,15 +150,15 @@ def _result(
 
 
 def _matmul_shape(a: Shape, b: Shape) -> Shape:
-    """(..., M, K) and (..., K, N) to (..., M, N); a 1-D operand is one row or one column, and that axis goes again."""
+    """(..., M, K), (..., K, N) -> (..., M, N). The M of a 1-D a and the N of a 1-D b are dropped."""
     rows, columns = a[-2:-1], b[-1:] if len(b) > 1 else ()
     if not a or not b or a[-1] != b[-2:][0]:
-        raise ValueError(f"matmul: shapes {a} and {b} do not fit")
+        raise ValueError(f"matmul: the last axis of a must match the second-last of b, got shapes {a} and {b}")
     return np.broadcast_shapes(a[:-2], b[:-2]) + rows + columns
 
 
 def _dtype(function: Any, operands: Sequence[Operand], dtype: Any = None) -> np.dtype:
-    """The dtype of a result: found by doing it, on ones."""
+    """The dtype of a result, computed by calling the function on ones."""
     ones = [kind(1) if isinstance(kind, type) else np.ones(1, kind) for _, kind in operands]
     found: np.dtype = (function(*ones) if dtype is None else function(*ones, dtype=dtype)).dtype
     return found
@@ -188,15 +188,17 @@ _RULES: dict[Any, Callable[..., Any]] = {
     np.where: _where,
     np.zeros_like: _like,
 }
-_BUILT_ON_OTHERS = {  # NumPy makes these of views and of what is above
+_BUILT_ON_OTHERS = {  # NumPy implements these by views and the functions above
     np.array_split, np.broadcast_to, np.clip, np.expand_dims, np.flip, np.isneginf, np.moveaxis, np.roll, np.split,
     np.stack, np.swapaxes, np.lib.stride_tricks.sliding_window_view,
 }  # fmt: skip
 
 
 def _unknown(function: str) -> TypeError:
-    return TypeError(f"meta arrays do not know np.{function}; if its shape depends on no numbers, add it to {__name__}")
+    return TypeError(
+        f"meta arrays do not support np.{function}; if the result's shape depends on no values, add it to {__name__}"
+    )
 
 
-def _no_numbers() -> TypeError:
-    return TypeError("a meta array has a shape and a dtype but no numbers, and this would need them")
+def _no_values() -> TypeError:
+    return TypeError("a meta array has a shape and a dtype but no values, and this operation needs values")

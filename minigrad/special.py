@@ -6,9 +6,9 @@ import numpy as np
 
 from minigrad.backend import Array, array_module
 
-# erf(x) / x as a polynomial in x², for |x| ≤ 1, and exp(x²) · erfc(x) as a polynomial in t = (x - 3) / (x + 3), for
-# 1 ≤ x ≤ 6: Chebyshev interpolants computed in 60 digits and written in powers. Truncation error below 1e-17, and
-# below 1e-9 for the short pair that float32 uses.
+# Coefficients of erf(x) / x in x², for |x| ≤ 1, and of exp(x²) · erfc(x) in t = (x - 3) / (x + 3), for 1 ≤ x ≤ 6:
+# Chebyshev interpolants computed in 60 digits, in the power basis. Truncation error below 1e-17 for float64 (f8) and
+# below 1e-9 for float32 (f4).
 _NEAR = {
     "f8": (
         1.1283791670955126, -0.3761263890318375, 0.11283791670954879, -0.026866170645076792, 0.0052239776248180145,
@@ -34,7 +34,7 @@ _FAR = {
         -1.363614111119141e-05,
     ),
 }  # fmt: skip
-_BLOCK = 1 << 16  # numbers worked on at once on the CPU, so that the forty passes run in the cache
+_BLOCK = 1 << 16  # elements processed at once on the CPU, so that the forty passes run in the cache
 
 
 def erf(x: Array) -> Array:
@@ -49,7 +49,7 @@ def erf(x: Array) -> Array:
 
 
 def normal_cdf(x: Array) -> Array:
-    """Φ(x) = ½ (1 + erf(x / √2)), but ½ erfc(-x / √2) on the left, where that sum would cancel."""
+    """Φ(x) = ½ (1 + erf(x / √2)); for x < -√2 computed as ½ erfc(-x / √2), as the sum would cancel."""
 
     def block(x: Array) -> Array:
         xp = array_module(x)
@@ -60,13 +60,13 @@ def normal_cdf(x: Array) -> Array:
 
 
 def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
-    """erf x, right where |x| ≤ 1; erfc |x|, right elsewhere (beyond 6, where it is below 1e-16, nearly); and which.
+    """erf x, valid for |x| ≤ 1; erfc |x|, valid for |x| > 1 (approximate beyond 6, where it is below 1e-16); |x| ≤ 1.
 
     erf x    = x · P(x²)                |x| ≤ 1
     erfc |x| = exp(-x²) · Q(t)          |x| > 1,   t = (|x| - 3) / (|x| + 3)
     """
     xp, kind = array_module(x), "f8" if x.dtype == np.float64 else "f4"
-    size = abs(x).clip(0, 30)  # where exp(-x²) has long been 0, and x² cannot overflow
+    size = abs(x).clip(0, 30)  # exp(-30²) is 0, and x² cannot overflow
     square, within = size * size, xp.minimum(size, 6)
     near = x * _horner(_NEAR[kind], xp.minimum(square, 1))
     tail = xp.exp(-square) * _horner(_FAR[kind], (within - 3) / (within + 3))
@@ -74,7 +74,7 @@ def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
 
 
 def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
-    """`function(x)`, a part of x at a time on the CPU; float16 by way of float32."""
+    """`function(x)`, in blocks of x on the CPU; float16 is computed in float32."""
     if x.dtype == np.float16:
         return _in_blocks(function, x.astype(np.float32)).astype(np.float16)
     if type(x) is not np.ndarray or x.size <= _BLOCK:
@@ -86,7 +86,7 @@ def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1 / (1 + e⁻ˣ), by e^-|x|, which cannot overflow."""
+    """σ(x) = 1 / (1 + e⁻ˣ), computed from e^-|x|, which cannot overflow."""
     xp = array_module(x)
     decay = xp.exp(-abs(x))
     return xp.where(x >= 0, xp.ones_like(decay), decay) / (1 + decay)

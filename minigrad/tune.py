@@ -1,15 +1,15 @@
-"""L0: settings of the process that numerical work on a CPU gains from.
+"""L0: process-wide settings that speed up numerical work on a CPU.
 
-Importing minigrad makes none of them, as they hold for everything in the process: call `tune_cpu()` to have them. The
-command line does. Each can be left out, and does nothing where it does not apply.
+The settings affect the whole process, so importing minigrad changes none: call `tune_cpu()`, as the command line does.
+Each setting is optional, and does nothing where it does not apply.
 
-    threads      BLAS gets the cores that `threads` Python threads leave it. Threads that work side by side on shards
-                 of a batch (`minigrad/parallel.py`) and each start BLAS threads of their own would be in each
-                 other's way. OMP_NUM_THREADS and OPENBLAS_NUM_THREADS, where somebody has set them, have precedence.
-    allocator    glibc keeps memory that is freed. By default a large array's memory goes back to the system at once,
-                 and the next array gets fresh pages, which the system fills with zeros one by one as they are touched.
-    kernels      OpenBLAS uses its AVX-512 kernels on processors that have AVX-512 but on which it chooses those for
-                 AVX2, as on AMD's Zen 4 and Zen 5.
+    threads      BLAS uses cores / `threads` threads. Without the limit, Python threads that compute shards of a batch
+                 (`minigrad/parallel.py`) and their BLAS threads would oversubscribe the cores. The environment
+                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
+    allocator    glibc keeps freed memory. By default the memory of a large array returns to the system at once, and
+                 the next array causes a page fault, and a page of zeros to be written, for each page.
+    kernels      OpenBLAS uses its AVX-512 kernels on processors where it selects AVX2 although they have AVX-512:
+                 AMD's Zen 4 and Zen 5.
 """
 
 import ctypes
@@ -23,23 +23,26 @@ import numpy as np
 
 
 class Tuning(NamedTuple):
-    """What `tune_cpu` brought about: None or False where it did not apply, or was not asked for."""
+    """The settings that `tune_cpu` changed: None or False for those that did not apply or were not requested."""
 
     blas_threads: int | None
     allocator: bool
-    kernels: str | None  # the name of the kernels now in use, where they were changed
+    kernels: str | None  # the name of OpenBLAS's kernels, if changed
 
 
 def tune_cpu(threads: int = 1, *, allocator: bool = True, kernels: bool = True) -> Tuning:
-    """Set up this process for numerical work. No other thread may be computing meanwhile.
+    """Tune this process for numerical work. No other thread may compute during the call.
 
     Args:
-        threads: how many Python threads will compute at the same time, as in `Shards(threads)`.
-        allocator: keep freed memory for the arrays to come.
-        kernels: use AVX-512 where OpenBLAS could but does not. The variable OPENBLAS_CORETYPE has precedence.
+        threads: number of Python threads that will compute at the same time, as in `Shards(threads)`.
+        allocator: keep freed memory for later arrays.
+        kernels: use AVX-512 where OpenBLAS selects AVX2. The environment variable OPENBLAS_CORETYPE takes precedence.
 
     Returns:
-        What took effect.
+        The settings that took effect.
+
+    Raises:
+        ValueError: threads is less than 1.
     """
     if threads < 1:
         raise ValueError(f"tune_cpu: threads must be at least 1, got {threads}")
@@ -57,7 +60,7 @@ def _limit_blas(blas: ctypes.CDLL | None, threads: int) -> int | None:
     if blas is not None:
         _function(blas, "set_num_threads")(threads)
         return threads
-    try:  # MKL, Accelerate, and whatever else NumPy may be built on
+    try:  # another BLAS, such as MKL or Accelerate
         importlib.import_module("threadpoolctl").threadpool_limits(threads, "blas")
     except ImportError:
         return None
@@ -65,7 +68,7 @@ def _limit_blas(blas: ctypes.CDLL | None, threads: int) -> int | None:
 
 
 def _keep_freed_memory() -> bool:
-    """mallopt(3): take large arrays from the heap too, do not shrink it, and grow it in large steps."""
+    """mallopt(3): allocate large arrays on the heap too, never shrink the heap, and grow it in large steps."""
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
@@ -87,7 +90,7 @@ _AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 def _switch_kernels(blas: ctypes.CDLL, kind: str) -> str:
-    """Let OpenBLAS choose its kernels again, and this time by name."""
+    """Make OpenBLAS select its kernels again, by name. Returns the name of those in use."""
     os.environ["OPENBLAS_CORETYPE"] = kind
     try:
         blas.gotoblas_dynamic_quit()
@@ -104,7 +107,7 @@ def _kernels(blas: ctypes.CDLL) -> str:
 
 
 def _openblas() -> ctypes.CDLL | None:
-    """The OpenBLAS that came with NumPy, if one did, and if it can change its kernels."""
+    """The OpenBLAS in NumPy's wheel, or None if there is none or it cannot switch kernels."""
     folder = Path(np.__file__).parent
     files = [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]
     blas = ctypes.CDLL(str(files[0])) if files else None
@@ -112,13 +115,13 @@ def _openblas() -> ctypes.CDLL | None:
 
 
 def _function(blas: ctypes.CDLL, name: str) -> "ctypes._NamedFuncPointer":
-    """A function of OpenBLAS, whose names NumPy's builds give a prefix and a suffix."""
+    """A function of OpenBLAS. NumPy's builds add a prefix and a suffix to the names."""
     found = (f"{prefix}openblas_{name}{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
     return next(getattr(blas, full) for full in found if hasattr(blas, full))
 
 
 def _processor_flags() -> set[str]:
-    """What the processor can do, as Linux tells; elsewhere nothing."""
+    """The CPU flags from /proc/cpuinfo; empty outside Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -269,7 +269,7 @@ def test_errors(blas, monkeypatch):
         cublas.matmul(x.astype(int), x.T.astype(int))
     with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 3\)"):
         cublas.matmul(x, x)
-    with pytest.raises(TypeError, match=r"cuBLAS makes float32.*not float16"):
+    with pytest.raises(TypeError, match=r"cuBLAS: the product of float32 .* got float16"):
         cublas.matmul(x, x.T, np.float16)
     half = x.astype(np.float16)
     monkeypatch.setattr(cublas, "COMPUTE_32F", cublas.COMPUTE_64F)

@@ -126,25 +126,25 @@ def test_scratch_is_meta_too_and_writes_go_nowhere():
 def test_what_needs_numbers_is_refused(use):
     if use in (np.ndarray.item, np.ndarray.tolist, np.ndarray.argmax):
         use = getattr(MetaArray, use.__name__)
-    with pytest.raises(TypeError, match="no numbers"):
+    with pytest.raises(TypeError, match="no values"):
         use(MetaArray((), np.int64))
 
 
 def test_what_would_be_wrong_is_refused():
     x, real = MetaArray((3,), np.float32), np.ones(3, np.float32)
-    with pytest.raises(TypeError, match="no numbers"):
+    with pytest.raises(TypeError, match="no values"):
         x[x > 0]
-    with pytest.raises(TypeError, match="no numbers to write"):
+    with pytest.raises(TypeError, match="no values to write"):
         real += x
-    with pytest.raises(TypeError, match=r"do not know np\.unique"):
+    with pytest.raises(TypeError, match=r"do not support np\.unique"):
         np.unique(x)
-    with pytest.raises(TypeError, match=r"do not know np\.add\.outer"):
+    with pytest.raises(TypeError, match=r"do not support np\.add\.outer"):
         np.add.outer(x, x)
-    with pytest.raises(TypeError, match=r"do not know np\.divmod"):
+    with pytest.raises(TypeError, match=r"do not support np\.divmod"):
         divmod(x, x)
-    with pytest.raises(ValueError, match=r"a result of shape \(2, 3\) does not fit into one of \(3,\)"):
+    with pytest.raises(ValueError, match=r"the result has shape \(2, 3\), but out has shape \(3,\)"):
         x += MetaArray((2, 3))
-    with pytest.raises(ValueError, match=r"matmul: shapes \(3,\) and \(2,\) do not fit"):
+    with pytest.raises(ValueError, match=r"matmul: .* got shapes \(3,\) and \(2,\)"):
         x @ MetaArray((2,))
     with pytest.raises(ValueError, match="broadcast"):
         x + MetaArray((2,))

@@ -1,8 +1,8 @@
-"""L2: ops of `minigrad/ops/` once more, faster on one kind of machine, and not for reading first.
+"""L2: fast paths: faster implementations of ops for one kind of device. Read `minigrad/ops/` first.
 
-The op in `minigrad/ops/` is the specification. Its twin is a subclass with another `forward` or `backward`, and takes
-its place for the arrays that it `takes`. It comes with a test that both agree, and with the gain that was measured:
-`python -m tests.benchmarks.twins`.
+The op in `minigrad/ops/` is the reference implementation. A fast path is a subclass of the op with its own `forward`
+or `backward`. The fast path runs where its `takes` supports the arguments. Tests compare each fast path with its op;
+`python -m tests.benchmarks.twins` measures the speed-up.
 """
 
 from minigrad.kernels import cpu, cuda

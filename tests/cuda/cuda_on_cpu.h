@@ -1,20 +1,20 @@
-// CUDA C++ on a CPU: with this header in front, g++ compiles a kernel as an ordinary function.
+// CUDA C++ on a CPU: after including this header, g++ compiles a kernel as an ordinary function.
 //
-// What makes a kernel a kernel is that many threads run it at once. Here each thread of a block is a fiber: a function
-// call with a stack of its own, which can stop in the middle and go on later. One fiber runs at a time, until it must
-// wait for others: at a barrier for its block, at a shuffle for its warp. Then the scheduler below picks the next. When
-// all have returned, the next block begins. Whatever order the scheduler picks could happen on a GPU, where threads run
-// as they please between two barriers; so a result that depends on the order is a mistake in the kernel.
+// Each thread of a block is a fiber: a function call with its own stack, which can be suspended and resumed. One fiber
+// runs at a time, until a barrier makes it wait for its block, or a shuffle for its warp. Then the scheduler resumes
+// another fiber. The blocks of a grid run one after another. On a GPU the order of threads between two barriers is
+// undefined, so every order of the scheduler is possible there, and a result that depends on the order is an error of
+// the kernel.
 //
-// What comes to light:
+// Detected errors:
 //
-//   a missing barrier        results that change with the order of the threads (see Order)
-//   a barrier not all reach  reported with who waits where
-//   memory never written     shared memory is full of NaN when a block begins
-//   a wrong index            the address is reported, where memory beside the array is protected
-//   a misaligned access      reported; a GPU refuses to read 16 bytes from an address that is no multiple of 16
+//   missing barrier          the result changes with the order of the threads (enum Order)
+//   divergent barrier        reported as a deadlock, with the line where each thread waits
+//   uninitialized memory     shared memory is NaN at the start of a block
+//   index out of bounds      reported with the address, if the page beside the array is protected
+//   misaligned access        reported: a GPU requires 16-byte loads to be aligned to 16 bytes
 //
-// What does not: speed, memory bank conflicts, a GPU's rounding of exp and its like, and races between blocks.
+// Not detected: speed, bank conflicts, the rounding of a GPU's exp and similar functions, races between blocks.
 #pragma once
 
 #include <cmath>
@@ -30,17 +30,17 @@
 struct uint3 { unsigned x, y, z; };
 using dim3 = uint3;
 
-// ---- Fibers: two ways to leave one stack and go on with another -----------------------------------------------------
+// ---- Fibers: two implementations of the stack switch ----------------------------------------------------------------
 
 namespace cuda_on_cpu {
 
 #if defined(__x86_64__) && !defined(CUDA_ON_CPU_UCONTEXT)
 
-using Context = void*;  // the stack's top, where the registers lie that a function call must preserve
+using Context = void*;  // the stack pointer; the callee-saved registers are on the stack
 
 }  // namespace cuda_on_cpu
 
-// void cuda_on_cpu_switch(Context* from, const Context* to): put the registers away, change stacks, fetch the others.
+// void cuda_on_cpu_switch(Context* from, const Context* to): push the registers, switch stacks, pop the registers.
 asm(R"(
     .text
     .hidden cuda_on_cpu_switch
@@ -68,8 +68,8 @@ namespace cuda_on_cpu {
 
 inline void switch_context(Context& from, const Context& to) { cuda_on_cpu_switch(&from, &to); }
 
-// A context that begins in `entry`: as if `entry` had once put six registers away. The empty place above is where a
-// call would have left its return address, which is what the alignment of a stack is counted from.
+// A context that starts in `entry`, with six registers to pop. The empty slot above stands for a return address,
+// for the alignment of the stack.
 inline void prepare(Context& context, char* stack, size_t size, void (*entry)()) {
     void** top = reinterpret_cast<void**>(stack + size) - 2;
     *top = reinterpret_cast<void*>(entry);
@@ -98,11 +98,11 @@ inline void prepare(Context& context, char* stack, size_t size, void (*entry)())
 
 #endif
 
-// ---- A launch, and the threads of the block that is running ---------------------------------------------------------
+// ---- A launch, and the threads of the current block -----------------------------------------------------------------
 
 constexpr int WARP_SIZE = 32, MOST_THREADS = 1024, LANE_BYTES = 32;
 constexpr size_t STACK = 64 << 10;
-constexpr int POISON = 0xff;  // every byte of memory not yet written: NaN as a floating-point number, -1 as an integer
+constexpr int POISON = 0xff;  // every byte of uninitialized memory: NaN as a float, -1 as an integer
 
 enum Order { ROUND_ROBIN, FIRST_WARP_AHEAD, LAST_WARP_AHEAD, SHUFFLED };
 
@@ -110,7 +110,7 @@ struct Launch {
     uint3 grid, block;
     size_t shared;            // bytes of dynamic shared memory
     int order;
-    const char* left_out_in;  // the barrier to be left out: its file, or null
+    const char* left_out_in;  // the barrier to delete: its file, or null
     int left_out_at;          // and line
 };
 
@@ -130,12 +130,12 @@ struct Fiber {
     uint3 thread;  // threadIdx
     int warp, lane;
     Waiting waiting;
-    Place place;    // where it waits,
-    unsigned mask;  // and for which lanes of its warp
-    unsigned met;   // the lanes that were there
+    Place place;    // the line where the fiber waits
+    unsigned mask;  // the lanes it waits for
+    unsigned met;   // the lanes that took part in its last shuffle
 };
 
-// What the lanes of a warp bring to a shuffle, and what they find when all are there.
+// The values that the lanes of a warp write for a shuffle, and those that they read after it.
 struct Warp { unsigned char brought[WARP_SIZE][LANE_BYTES], found[WARP_SIZE][LANE_BYTES]; };
 
 inline Launch launch;
@@ -148,10 +148,10 @@ inline Fiber* running;
 inline uint3 block_index;
 inline Context scheduler;
 inline char* dynamic_shared;
-inline char message[1000];  // what went wrong, if not empty
+inline char message[1000];  // the error, or empty
 inline void* fault_address;
 
-// Stop this thread, and with it the launch.
+// Stop this thread and the launch.
 [[noreturn]] inline void fail() {
     switch_context(running->context, scheduler);
     __builtin_unreachable();
@@ -175,7 +175,7 @@ inline bool left_out(const Place& place) {
     return launch.left_out_in && place.line == launch.left_out_at && std::strstr(place.file, launch.left_out_in);
 }
 
-// Wait for all lanes of the mask, each with a value of its own.
+// Write this lane's value, and wait for all lanes of the mask.
 inline void meet(unsigned mask, const void* value, size_t size, Place place) {
     if (!(mask >> running->lane & 1))
         CUDA_ON_CPU_FAIL("%s at %s:%d with the mask 0x%x, in which its own lane, %d, is not", place.operation,
@@ -184,7 +184,7 @@ inline void meet(unsigned mask, const void* value, size_t size, Place place) {
     wait(FOR_WARP, place, mask);
 }
 
-// After a meeting: the value that a lane brought. Of a lane that was not there a GPU promises nothing.
+// After `meet`: the value of a lane. For a lane that did not take part the value is undefined on a GPU, here NaN.
 template <class T> T found(int lane) {
     static_assert(sizeof(T) <= LANE_BYTES);
     T value;
@@ -195,7 +195,7 @@ template <class T> T found(int lane) {
 
 // ---- The scheduler --------------------------------------------------------------------------------------------------
 
-// If everyone has come that a lane of this warp waits for, let them go on.
+// Resume the lanes of this warp whose mask is complete.
 inline bool release_warp(int warp) {
     bool released = false;
     Fiber* lanes = fibers + warp * WARP_SIZE;
@@ -222,7 +222,7 @@ inline bool release_warp(int warp) {
     return released;
 }
 
-// Every thread from `first` on that can, up to where it must wait. Whether any could.
+// Run each of `count` threads from `first` on until it waits. Returns whether any thread ran.
 inline bool step(int first, int count) {
     static uint32_t random = 1;
     int turn[MOST_THREADS];
@@ -244,7 +244,7 @@ inline bool step(int first, int count) {
     return moved;
 }
 
-// Nobody can go on: say who waits where.
+// No thread can run: report where each thread waits.
 inline void explain_deadlock() {
     int used = std::snprintf(message, sizeof message, "block (%u, %u, %u): deadlock:", block_index.x, block_index.y,
                              block_index.z);
@@ -272,7 +272,7 @@ inline void explain_deadlock() {
     }
 }
 
-// If all threads that have not returned wait at one barrier, let them go on. Whether there are any.
+// Resume all threads if those that have not returned wait at one barrier. Returns whether there are any.
 inline bool release_block() {
     const Fiber* waiting = nullptr;
     for (int i = 0; i < threads; ++i) {
@@ -294,7 +294,7 @@ inline void thread_main() {
     switch_context(running->context, scheduler);
 }
 
-// Static shared memory: variables in a section of their own, the ends of which the linker knows.
+// Static shared memory: variables in a section of their own, whose bounds are linker symbols.
 extern "C" {
 extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
@@ -314,8 +314,8 @@ inline void run_block(char* stacks) {
         fiber.mask = 0;
         prepare(fiber.context, stacks + i * STACK, STACK, thread_main);
     }
-    // Round robin and shuffled, all threads take steps in turn. Else one warp runs as far as it can before the next
-    // begins: to a barrier of the block, or to the end.
+    // Round robin and shuffled: all threads run in turn. Else one warp runs to a barrier of the block, or to its end,
+    // before the next warp starts.
     const bool ahead = launch.order == FIRST_WARP_AHEAD || launch.order == LAST_WARP_AHEAD;
     const int size = ahead ? WARP_SIZE : threads, groups = (threads + size - 1) / size;
     do {
@@ -324,25 +324,25 @@ inline void run_block(char* stacks) {
             while (step(first, threads - first < size ? threads - first : size)) {}
         }
     } while (!*message && release_block());
-    for (size_t i = launch.shared; i < rounded && !*message; ++i)  // between its end and the protected page
+    for (size_t i = launch.shared; i < rounded && !*message; ++i)  // the bytes before the protected page
         if ((unsigned char)dynamic_shared[i] != POISON)
             std::snprintf(message, sizeof message, "block (%u, %u, %u): wrote past the end of its %zu bytes of dynamic "
                           "shared memory", block_index.x, block_index.y, block_index.z, launch.shared);
 }
 
 inline void on_signal(int signal, siginfo_t* information, void*) {
-    if (!running) {  // not in a kernel: as if we had never been here
+    if (!running) {  // not in a kernel: the default action
         std::signal(signal, SIG_DFL);
         return;
     }
-    if (signal == SIGILL)  // what g++ puts where -fsanitize=undefined finds something
+    if (signal == SIGILL)  // the trap of -fsanitize=undefined
         CUDA_ON_CPU_FAIL("%s", "a misaligned address, an index outside an array, a division by zero, or an overflow of "
                          "a signed integer");
     fault_address = information->si_addr;
-    CUDA_ON_CPU_FAIL("%s", "touched memory that is not its own");
+    CUDA_ON_CPU_FAIL("%s", "memory access out of bounds");
 }
 
-// Run all blocks of a kernel. Null, or what went wrong.
+// Run all blocks of a kernel. Returns null, or the error.
 inline const char* run(void (*function)(void**), const Launch& how, void** values) {
     kernel = function;
     arguments = values;
@@ -355,13 +355,13 @@ inline const char* run(void (*function)(void**), const Launch& how, void** value
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     const size_t page = sysconf(_SC_PAGESIZE), room = (how.shared + page - 1) / page * page;
     char* pages = (char*)mmap(nullptr, room + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    mprotect(pages + room, page, PROT_NONE);  // dynamic shared memory ends where a protected page begins
+    mprotect(pages + room, page, PROT_NONE);  // a protected page follows dynamic shared memory
     dynamic_shared = pages + room - (how.shared + 15) / 16 * 16;
 
     const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
     struct sigaction ours = {}, theirs[4];
     ours.sa_sigaction = on_signal;
-    ours.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return: it changes stacks
+    ours.sa_flags = SA_SIGINFO | SA_NODEFER;  // the handler does not return: it switches stacks
     for (int i = 0; i < 4; ++i) sigaction(signals[i], &ours, &theirs[i]);
 
     for (unsigned z = 0; z < how.grid.z && !*message; ++z)
@@ -397,7 +397,7 @@ inline const char* run(void (*function)(void**), const Launch& how, void** value
 #define gridDim (cuda_on_cpu::launch.grid)
 constexpr int warpSize = cuda_on_cpu::WARP_SIZE;
 
-// __builtin_FILE and __builtin_LINE, as default arguments, are where the call is written.
+// As default arguments, __builtin_FILE and __builtin_LINE are those of the caller.
 #define CUDA_ON_CPU_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 inline void __syncthreads(CUDA_ON_CPU_CALLER) {
@@ -410,7 +410,7 @@ inline void __syncwarp(unsigned mask = ~0u, CUDA_ON_CPU_CALLER) {
     if (!cuda_on_cpu::left_out(place)) cuda_on_cpu::meet(mask, "", 0, place);
 }
 
-// Shuffles: a lane reads the value of another, within groups of `width` lanes; beyond its group, its own.
+// Shuffles: a lane reads the value of another lane of its group of `width` lanes, or its own if the other is outside.
 template <class T> T __shfl_sync(unsigned mask, T value, int lane, int width = 32, CUDA_ON_CPU_CALLER) {
     cuda_on_cpu::meet(mask, &value, sizeof value, {"__shfl_sync", file, line});
     return cuda_on_cpu::found<T>((cuda_on_cpu::running->lane & ~(width - 1)) + (lane & (width - 1)));
@@ -460,7 +460,7 @@ inline float __uint_as_float(unsigned x) { return cuda_on_cpu_bits<float>(x); }
 inline int __float_as_int(float x) { return cuda_on_cpu_bits<int>(x); }
 inline float __int_as_float(int x) { return cuda_on_cpu_bits<float>(x); }
 
-// Vectors, aligned as a GPU wants them.
+// Vector types, aligned as on a GPU.
 #define CUDA_ON_CPU_VECTORS(type, name) \
     struct alignas(2 * sizeof(type)) name##2 { type x, y; }; \
     struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; }; \
@@ -470,8 +470,8 @@ CUDA_ON_CPU_VECTORS(float, float)
 CUDA_ON_CPU_VECTORS(int, int)
 CUDA_ON_CPU_VECTORS(unsigned, uint)
 
-// float16: 5 bits of exponent, 10 of fraction; below 2⁻¹⁴ whole multiples of 2⁻²⁴. (A GPU has instructions for it; all
-// else that is narrow is in minigrad/kernels/cuda/stored.cuh.)
+// float16: 5 bits of exponent, 10 of fraction; below 2⁻¹⁴ integer multiples of 2⁻²⁴. (A GPU has instructions for these
+// casts. bfloat16 is in minigrad/kernels/cuda/stored.cuh.)
 struct __half { uint16_t bits; };
 inline float __half2float(__half x) {
     const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
@@ -484,15 +484,15 @@ inline __half __float2half(float x) {
     const uint16_t sign = __float_as_uint(x) >> 31 << 15;
     const float size = std::fabs(x);
     if (x != x) return {0x7fff};
-    if (size >= 65536) return {(uint16_t)(sign | 0x7c00)};  // infinity; from 65520 on, rounding leads there by itself
+    if (size >= 65536) return {(uint16_t)(sign | 0x7c00)};  // infinity; values from 65520 on round to it below
     int exponent = -13;
     if (size >= 0x1p-14f) std::frexp(size, &exponent);
-    const int units = (int)std::nearbyint(std::ldexp(size, 11 - exponent));  // 11 bits, the first of them hidden
+    const int units = (int)std::nearbyint(std::ldexp(size, 11 - exponent));  // 11 bits, the first implicit
     return {(uint16_t)(sign | ((exponent + 13) * 1024 + units))};
 }
 
-// A warp's tensor core: what minigrad/kernels/cuda/mma.cuh does by instructions, and says who holds what. `Number` is one
-// of the narrow types.
+// Tensor cores: the functions that minigrad/kernels/cuda/mma.cuh implements by instructions, with the register layout
+// documented there. `Number` is BFloat16 or Half.
 template <class Number>
 void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, Number, CUDA_ON_CPU_CALLER) {
     struct Registers { unsigned a[4], b[2]; };
@@ -534,14 +534,14 @@ void load_tiles(unsigned (&tiles)[4], const void* address, CUDA_ON_CPU_CALLER) {
     }
 }
 
-// ---- For the runner: a kernel's parameters in words, and a function that unpacks them -------------------------------
+// ---- For the runner: a kernel's signature as a string, and a function that unpacks its arguments --------------------
 
 struct BFloat16;  // of minigrad/kernels/cuda/stored.cuh
 struct Half;
 
 namespace cuda_on_cpu {
 
-// "f4" for float, "*f4" for float*, "*cf4" for const float*; B is bfloat16, V anything else.
+// "f4" for float, "*f4" for float*, "*cf4" for const float*; B is bfloat16, V any other type.
 template <class T> void describe(char*& text) {
     using Plain = std::remove_cv_t<std::remove_pointer_t<T>>;
     if constexpr (std::is_pointer_v<T>) *text++ = '*';

@@ -1,10 +1,10 @@
-"""CUDA kernels on NumPy arrays: compiled by g++ behind `cuda_on_cpu.h`, called through ctypes.
+"""CUDA kernels on NumPy arrays: compiled by g++ with `cuda_on_cpu.h`, called through ctypes.
 
     with emulated(order="shuffled"):
-        y = F.layer_norm(Tensor(x), C)  # float32: runs the twin for CUDA, and its kernels
+        y = F.layer_norm(Tensor(x), C)  # float32: runs the CUDA fast path and its kernels
 
-`CpuDevice` is a device for `minigrad.kernels.cuda.launch`; `emulated` puts it in place, with the twins for CUDA before
-those for the CPU, and fills what `numpy.empty` returns with NaN.
+`CpuDevice` is a device for `minigrad.kernels.cuda.launch`. `emulated` makes it the current device, puts CUDA fast paths
+before those for the CPU, and fills the arrays of `numpy.empty` with NaN.
 """
 
 import ctypes
@@ -46,17 +46,18 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="kernels run on the
 
 
 class KernelError(RuntimeError):
-    """What a kernel did wrong: touched memory that is not its own, or waited for threads that never came."""
+    """A kernel accessed memory out of bounds, deadlocked at a barrier, or does not compile."""
 
 
 class CpuDevice:
-    """A device whose memory is that of NumPy arrays.
+    """A device whose arrays are NumPy arrays.
 
     Args:
-        order: in which order a block's threads run, one of `ORDERS`. A right kernel gives the same in all of them.
-        barrier: leave out this one of `barriers(file)`, such as "norm.cu:120": a test should fail then.
-        array: the class of its arrays: numpy.ndarray, or one with such an array's `data.ptr`, `dtype` and `flags`.
-        macros: further options of the compiler.
+        order: the order in which the threads of a block run, one of `ORDERS`. A correct kernel has the same result in
+            every order.
+        barrier: a barrier to delete, out of `barriers(file)`, such as "norm.cu:120": a test should fail without it.
+        array: the class of the device's arrays: numpy.ndarray, or a class with `data.ptr`, `dtype` and `flags`.
+        macros: further compiler options.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class CpuDevice:
             wrong = run(ctypes.byref(where), pointers)
             if wrong:
                 library.cuda_on_cpu_fault.restype = ctypes.c_size_t
-                where_to = _neighbour(library.cuda_on_cpu_fault(), args) if b"not its own" in wrong else ""
+                where_to = _neighbour(library.cuda_on_cpu_fault(), args) if b"out of bounds" in wrong else ""
                 raise KernelError(f"{kernel.name}: {wrong.decode()}{where_to}")
 
 
@@ -102,7 +103,7 @@ class _Launch(ctypes.Structure):
 
 
 def _checked(kernel: Kernel, parameters: Sequence[str], args: Sequence[Any]) -> list[np.ndarray]:
-    """The arguments as arrays of one number, a pointer's being the address, once they are known to fit."""
+    """Check the arguments against the kernel's parameters. Returns 0-d arrays: values, and addresses of arrays."""
     if len(parameters) != len(args):
         raise TypeError(f"{kernel.name} has {len(parameters)} parameters, got {len(args)} arguments")
     values = []
@@ -112,22 +113,22 @@ def _checked(kernel: Kernel, parameters: Sequence[str], args: Sequence[Any]) -> 
         scalar = isinstance(arg, np.generic)
         if scalar == ("*" in parameter) or (arg is None and scalar) or not (arg is None or _fits(kind, wanted, scalar)):
             raise TypeError(
-                f"{kernel.name}: parameter {i} is {parameter!r} (a kind and its bytes; * is a pointer), "
+                f"{kernel.name}: parameter {i} is {parameter!r} (dtype kind and bytes; * is a pointer), "
                 f"got {type(arg).__name__} {kind!r}"
             )
         if not (arg is None or scalar or constant or arg.flags.writeable):
-            raise TypeError(f"{kernel.name}: parameter {i} is no pointer to const, got an array that is read-only")
+            raise TypeError(f"{kernel.name}: parameter {i} is not a pointer to const, got a read-only array")
         values.append(np.array(arg) if scalar else np.array(0 if arg is None else pointer(arg), np.uint64))
     return values
 
 
 def _fits(kind: str, wanted: str, scalar: bool) -> bool:
-    """Vectors and void point to whatever is there; memory of bfloat16 may be seen as uint16."""
+    """Pointers to vectors and void match every dtype; a pointer to bfloat16 matches uint16 too."""
     return kind == wanted or (not scalar and (wanted[0] == "V" or (wanted, kind) == ("B2", "u2")))
 
 
 def _neighbour(address: int, args: Sequence[Any]) -> str:
-    """Which array an address is beside."""
+    """Describe a faulting address by the argument next to it."""
     for i, arg in enumerate(args):
         if arg is None or isinstance(arg, np.generic):
             continue
@@ -144,7 +145,7 @@ def _neighbour(address: int, args: Sequence[Any]) -> str:
 
 
 def _texts(path: Path) -> dict[Path, str]:
-    """A source file and what it includes with quotation marks, the included first."""
+    """A source file and the files that it includes by #include "...", in the order of inclusion."""
     text = path.read_text(encoding="utf-8")
     found: dict[Path, str] = {}
     for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
@@ -160,7 +161,7 @@ def kernels(path: Path) -> list[str]:
 
 
 def barriers(file: str) -> list[str]:
-    """Where a kernel's source, and what it includes, has barriers, of a block or of a warp: ["common.cuh:34", ...]."""
+    """The lines of barriers of a block or a warp in a source and its headers: ["common.cuh:34", ...]."""
     return [
         f"{path.name}:{number}"
         for path, text in _texts(FOLDER / file).items()
@@ -171,7 +172,7 @@ def barriers(file: str) -> list[str]:
 
 @cache
 def _library(path: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """The source as a shared library, compiled unless the same was compiled before."""
+    """The source as a shared library, compiled or from the cache."""
     texts = _texts(path)
     exports = [f"EXPORT_KERNEL({name})" for text in texts for name in kernels(text)]
     unit = "\n".join([f'#include "{HEADER}"', f'#include "{path}"', *exports, ""])
@@ -179,7 +180,7 @@ def _library(path: Path, macros: tuple[str, ...]) -> ctypes.CDLL:
     key = sha256("\0".join([*command, _compiler(), unit, HEADER.read_text(), *texts.values()]).encode()).hexdigest()
     CACHE.mkdir(mode=0o700, exist_ok=True)
     if CACHE.stat().st_uid != os.getuid():
-        raise PermissionError(f"{CACHE} belongs to somebody else: libraries in it are not to be trusted")
+        raise PermissionError(f"{CACHE} belongs to another user, so its libraries are not loaded: remove the folder")
     library = CACHE / f"{key[:32]}.so"
     if not library.exists():
         unfinished = library.with_suffix(f".{os.getpid()}")
@@ -197,11 +198,11 @@ def _compiler() -> str:
     return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
 
 
-# Arrays that show mistakes ------------------------------------------------------------------------------------------
+# Arrays that reveal errors ------------------------------------------------------------------------------------------
 
 
 def poisoned(shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray:
-    """An array of NaN (of integers: -1): what a kernel does not write stays so."""
+    """An array of NaN (integers: -1), which shows the elements that a kernel does not write."""
     array = np.zeros(shape, dtype)
     array.reshape(-1).view(np.uint8)[...] = 0xFF
     return array
@@ -210,9 +211,9 @@ def poisoned(shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray:
 def guarded(
     shape: int | Sequence[int], dtype: Any = np.float32, side: str = "after", *, aligned: int = 1
 ) -> np.ndarray:
-    """The same beside memory that cannot be touched: after its end, or before its beginning.
+    """A poisoned array with a protected page after its end or before its beginning.
 
-    To begin at a multiple of `aligned` bytes, it leaves room for less than as many after its end.
+    For an alignment of `aligned` bytes, up to aligned - 1 unprotected bytes follow its end.
     """
     if side not in ("after", "before"):
         raise ValueError(f'side must be "after" or "before", got {side!r}')
@@ -235,7 +236,7 @@ def _protect(address: int, size: int) -> None:
 
 
 def worst(found: Sequence[Any], exact: Sequence[Any], dtype: Any = np.float32) -> float:
-    """The largest difference, relative to the largest entry (at least 1), of arrays that are all of this dtype."""
+    """The maximum difference, relative to the maximum absolute value (at least 1). The dtype of `found` is checked."""
     differences = [0.0]
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours is None) == (theirs is None)
@@ -249,24 +250,24 @@ def worst(found: Sequence[Any], exact: Sequence[Any], dtype: Any = np.float32) -
 
 @contextmanager
 def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str | None = None) -> Iterator[CpuDevice]:
-    """Within the block, twins for CUDA run on NumPy arrays.
+    """Within the block, CUDA fast paths run on NumPy arrays.
 
     Args:
         order, barrier: as for `CpuDevice`.
-        guard: which side of arrays from `numpy.empty` and `empty_like` is protected to the byte, "after" or "before".
-            By default they begin at multiples of 16, as a GPU's do, and are protected from less than 16 bytes after
-            their end: a kernel that writes there cannot spoil what belongs to Python.
+        guard: the side of arrays from `numpy.empty` and `empty_like` that is protected to the byte, "after" or
+            "before". By default these arrays are aligned to 16 bytes, as on a GPU, with a protected page less than 16
+            bytes after their end, so a kernel cannot overwrite Python's memory.
     """
     device = CpuDevice(order, barrier=barrier)
 
-    def empty(shape: Any, dtype: Any = np.float64, **choices: Any) -> np.ndarray:
+    def empty(shape: Any, dtype: Any = np.float64, **options: Any) -> np.ndarray:
         return guarded(shape, dtype, aligned=16) if guard is None else guarded(shape, dtype, guard)
 
     as_numpy_does = np.empty_like
 
-    def empty_like(x: Any, dtype: Any = None, *, shape: Any = None, **choices: Any) -> np.ndarray:
-        like = as_numpy_does(x, dtype, shape=shape, **choices)
-        order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])  # of the axes in memory
+    def empty_like(x: Any, dtype: Any = None, *, shape: Any = None, **options: Any) -> np.ndarray:
+        like = as_numpy_does(x, dtype, shape=shape, **options)
+        order = sorted(range(like.ndim), key=lambda axis: -like.strides[axis])  # axes by decreasing stride
         made = empty([like.shape[axis] for axis in order], like.dtype)
         return made.transpose([order.index(axis) for axis in range(like.ndim)])
 

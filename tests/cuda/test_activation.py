@@ -1,4 +1,4 @@
-"""Activations in CUDA, run on the CPU through Tensor's ordinary functions, against the specification in float64."""
+"""Activations in CUDA, run on the CPU through `F.gelu` and `F.relu`, against the reference in float64."""
 
 import math
 
@@ -17,7 +17,7 @@ from tests.cuda.runner import ORDERS, barriers, emulated, guarded, kernels, need
 
 pytestmark = needs_compiler
 
-TWINS = {F.gelu: activation.GELU, F.relu: activation.ReLU}
+FAST_PATHS = {F.gelu: activation.GELU, F.relu: activation.ReLU}
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
 
@@ -34,10 +34,10 @@ def outcome(run, x, grad_y):
     return node, y.numpy(), x.grad.numpy()
 
 
-def assert_equals_specification(run, x, grad_y, **choices):
-    with emulated(**choices):
+def assert_matches_reference(run, x, grad_y, **options):
+    with emulated(**options):
         node, *found = outcome(run, x, grad_y)
-    assert type(node) is TWINS[run]
+    assert type(node) is FAST_PATHS[run]
     with minigrad.without_twins():
         _, *exact = outcome(run, x.astype(np.float64), grad_y.astype(np.float64))
     for ours, theirs in zip(found, exact, strict=True):
@@ -45,16 +45,16 @@ def assert_equals_specification(run, x, grad_y, **choices):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=6e-7 * max(1, abs(theirs).max()))
 
 
-@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("run", FAST_PATHS)
 @given(SIZES, SIZES, st.sampled_from(["C", "F", "channels last"]), st.sampled_from(ORDERS), st.integers(0, 99))
-def test_activations(run, rows, columns, layout, order, seed):
+def test_activations_match_reference(run, rows, columns, layout, order, seed):
     x = drawn(seed, 2, rows, columns)
     x = {"C": x, "F": np.asfortranarray(x), "channels last": x.transpose(0, 2, 1)}[layout]
-    assert_equals_specification(run, x, drawn(seed + 1, *x.shape), order=order)
+    assert_matches_reference(run, x, drawn(seed + 1, *x.shape), order=order)
 
 
-@pytest.mark.parametrize("run", TWINS)
-def test_the_output_lies_in_memory_as_the_input(run):
+@pytest.mark.parametrize("run", FAST_PATHS)
+def test_output_and_gradient_keep_the_memory_order(run):
     x = Tensor(drawn(0, 2, 3, 5, 4).transpose(0, 3, 1, 2), requires_grad=True)
     with emulated():
         y = run(x)
@@ -62,28 +62,28 @@ def test_the_output_lies_in_memory_as_the_input(run):
     assert y.numpy().strides == grad_x.strides == x.numpy().strides
 
 
-@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
-def test_a_gradient_of_another_layout(run, axes):
+def test_gradient_of_any_memory_layout(run, axes):
     x, grad_y = drawn(0, 33, 5).transpose(axes), np.ascontiguousarray(drawn(1, 5, 33).T).transpose(axes)
-    assert_equals_specification(run, x, np.asfortranarray(grad_y))
-    assert_equals_specification(run, x, np.broadcast_to(grad_y[:1], grad_y.shape))
+    assert_matches_reference(run, x, np.asfortranarray(grad_y))
+    assert_matches_reference(run, x, np.broadcast_to(grad_y[:1], grad_y.shape))
 
 
-@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize("side", ["after", "before"])
 @pytest.mark.parametrize("count", [1, 3, 1023, 1024, 1025])
-def test_nothing_outside_the_arrays_is_touched(run, side, count):
-    """A block has 1024 numbers."""
+def test_accesses_stay_within_the_arrays(run, side, count):
+    """A block has 1024 elements."""
     x, grad_y = guarded(count, side=side), guarded(count, side=side)
     x[...], grad_y[...] = drawn(0, count), drawn(1, count)
-    assert_equals_specification(run, x, grad_y, guard=side)
+    assert_matches_reference(run, x, grad_y, guard=side)
 
 
 @pytest.mark.parametrize("name", kernels(FOLDER / "activation.cu"))
 @pytest.mark.parametrize("count", [1, 2, 3, 1022, 1023, 1025])
-def test_the_last_numbers_are_less_than_a_pack(name, count):
-    """Where the array ends inside of 16 bytes that could be read at once, what follows it is not written."""
+def test_partial_last_pack_writes_nothing_beyond(name, count):
+    """If the last pack is partial, the memory after the array is not written."""
     memory = [guarded(1028, side="before") for _ in range(3 if "backward" in name else 2)]
     *inputs, result = (x[:count] for x in memory)
     for i, x in enumerate(inputs):
@@ -93,10 +93,10 @@ def test_the_last_numbers_are_less_than_a_pack(name, count):
     assert np.isfinite(result).all() and np.isnan(memory[-1][count:]).all()
 
 
-@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize(("x_shift", "grad_shift"), [(0, 0), (1, 0), (0, 1), (2, 2), (3, 1)])
-def test_arrays_that_cannot_be_read_four_at_a_time(run, x_shift, grad_shift):
-    """16 bytes are read only from an address that is a multiple of 16: else, or beside another that is none, one."""
+def test_unaligned_arrays_give_the_same_result(run, x_shift, grad_shift):
+    """Packs of 4 need all arrays aligned to 16 bytes; else PACK is 1."""
     x, grad_y = drawn(0, 1200), drawn(1, 1200)
     aligned = [-a.ctypes.data % 16 // 4 for a in (x, grad_y)]
     x, grad_y = x[aligned[0] + x_shift :][:1100], grad_y[aligned[1] + grad_shift :][:1100]
@@ -106,13 +106,13 @@ def test_arrays_that_cannot_be_read_four_at_a_time(run, x_shift, grad_shift):
         with use_device(recorder):
             outcome(run, x, grad_y)
     packs = [dict(launch.kernel.constants)["PACK"] for launch in recorder.launches]
-    read_by_backward = grad_shift if run is F.relu else x_shift or grad_shift  # ReLU keeps y, which is aligned
+    read_by_backward = grad_shift if run is F.relu else x_shift or grad_shift  # ReLU saves y, which is aligned
     assert packs == [1 if x_shift else 4, 1 if read_by_backward else 4]
     assert recorder.launches[0].grid[0] == (5 if x_shift else 2)
-    assert_equals_specification(run, x, grad_y)
+    assert_matches_reference(run, x, grad_y)
 
 
-def test_gelu_far_out_and_where_it_is_not_finite():
+def test_gelu_of_large_and_non_finite_values():
     x = np.linspace(-40, 40, 4001, dtype=np.float32)
     exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x.astype(np.float64)])
     with emulated():
@@ -124,7 +124,7 @@ def test_gelu_far_out_and_where_it_is_not_finite():
         np.testing.assert_array_equal(slope, [0.5, np.nan, 1, 0])
 
 
-def test_relu_stops_what_is_not_finite_but_where_it_is_no_number_itself():
+def test_relu_keeps_nan_and_masks_non_finite_gradients():
     grad_y = np.array([np.inf, np.nan, np.inf, 1.0, -1.0], np.float32)
     with emulated():
         _, y, grad_x = outcome(F.relu, np.array([-1.0, 0.0, 2.0, np.nan, np.inf], np.float32), grad_y)
@@ -132,14 +132,14 @@ def test_relu_stops_what_is_not_finite_but_where_it_is_no_number_itself():
     np.testing.assert_array_equal(grad_x, [0, 0, np.inf, 1, -1])
 
 
-@pytest.mark.parametrize("run", TWINS)
-def test_nothing_is_kept_that_backward_does_not_need(run):
+@pytest.mark.parametrize("run", FAST_PATHS)
+def test_forward_saves_only_what_backward_reads(run):
     with emulated():
         x = Tensor(drawn(0, 300), requires_grad=True)
         node = run(x).grad_fn
         kept = [value for value in vars(node).values() if isinstance(value, np.ndarray)]
         assert len(kept) == 1 and (kept[0] is x.data or run is F.relu)
-        op = TWINS[run]()
+        op = FAST_PATHS[run]()
         op.forward(drawn(0, 300))
         assert not vars(op)
 
@@ -148,11 +148,11 @@ def test_there_are_no_barriers():
     assert barriers("activation.cu") == []
 
 
-@pytest.mark.parametrize("run", TWINS)
+@pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize(
     "x", [drawn(0, 3, 4).astype(np.float64), drawn(0, 3, 8)[:, ::2], drawn(0, 4)[::-1], drawn(0, 0, 3)]
 )
-def test_other_arrays_go_another_way(run, x):
+def test_unsupported_arrays_run_the_reference(run, x):
     with emulated():
         node = run(Tensor(x, requires_grad=True)).grad_fn
-    assert isinstance(node, GELU | ReLU) and type(node) is not TWINS[run]
+    assert isinstance(node, GELU | ReLU) and type(node) is not FAST_PATHS[run]

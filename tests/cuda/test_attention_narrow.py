@@ -1,4 +1,4 @@
-"""Attention on tensor cores, run on the CPU: within what its roundings allow of float64, each number by itself."""
+"""Attention on tensor cores, run on the CPU: each element is within its bound of rounding errors from float64."""
 
 from itertools import product
 from unittest.mock import patch
@@ -20,71 +20,71 @@ from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compile
 
 pytestmark = needs_compiler
 
-HALF_A_UNIT = {np.dtype(ml_dtypes.bfloat16): 2.0**-8, np.dtype(np.float16): 2.0**-11}  # of a number's own size
-VANISHING = 2.0**-25  # what float16 loses of a number however small
-DTYPES = list(HALF_A_UNIT)
-WIDE = lambda x: x.astype(np.float64)  # noqa: E731
+HALF_ULP = {np.dtype(ml_dtypes.bfloat16): 2.0**-8, np.dtype(np.float16): 2.0**-11}  # relative rounding error
+UNDERFLOW = 2.0**-25  # absolute rounding error of subnormal float16
+DTYPES = list(HALF_ULP)
+as_float64 = lambda x: x.astype(np.float64)  # noqa: E731
 
 
 def drawn(seed, *shape, dtype=np.float32, layout="C"):
-    numbers = lambda *shape: np.random.default_rng(seed).standard_normal(shape).astype(dtype)  # noqa: E731
+    values = lambda *shape: np.random.default_rng(seed).standard_normal(shape).astype(dtype)  # noqa: E731
     *outer, heads, rows, width = (1,) * (3 - len(shape)) + shape
     match layout:
-        case "packed":  # in the middle of what a linear layer makes
-            return numbers(*outer, rows, 3, heads, width)[..., 1, :, :].swapaxes(-2, -3)
+        case "packed":  # k of the packed qkv of a linear layer
+            return values(*outer, rows, 3, heads, width)[..., 1, :, :].swapaxes(-2, -3)
         case "backwards":
-            return numbers(*outer, heads, rows, width)[..., ::-1, :]
+            return values(*outer, heads, rows, width)[..., ::-1, :]
         case "strided":
-            return numbers(*shape, 2)[..., 0]
-    return numbers(*shape)
+            return values(*shape, 2)[..., 0]
+    return values(*shape)
 
 
 def exact(q, k, v, bias, grad_y, scale):
-    """In float64, y and all gradients, each with how far it may be off: P, y and ∂S are rounded where a product takes
-    them, and results once more. `bias` is whatever is added to the scores."""
-    u = HALF_A_UNIT[q.dtype]
-    q, k, v, grad_y = map(WIDE, (q, k, v, grad_y))
-    turned = lambda x: x.swapaxes(-1, -2)  # noqa: E731
-    S = scale * q @ turned(k) + (0 if bias is None else bias)
+    """y and all gradients in float64, each with its error bound. The kernel casts P, y and ∂S to 16 bits for the matrix
+    products, and the results again. `bias` is added to the scaled scores."""
+    u = HALF_ULP[q.dtype]
+    q, k, v, grad_y = map(as_float64, (q, k, v, grad_y))
+    transposed = lambda x: x.swapaxes(-1, -2)  # noqa: E731
+    S = scale * q @ transposed(k) + (0 if bias is None else bias)
     P = np.exp(S - S.max(-1, keepdims=True))
     P /= P.sum(-1, keepdims=True)
     y = P @ v
-    off_P = u * P + VANISHING
+    off_P = u * P + UNDERFLOW
     off_y = off_P @ abs(v) + u * abs(y)
-    grad_P = grad_y @ turned(v)
+    grad_P = grad_y @ transposed(v)
     grad_S = P * (grad_P - (grad_P * P).sum(-1, keepdims=True))
     off_S = P * (abs(grad_y) * off_y).sum(-1, keepdims=True)
-    rounded_S = off_S + u * (abs(grad_S) + off_S) + VANISHING
+    rounded_S = off_S + u * (abs(grad_S) + off_S) + UNDERFLOW
     results = {
         "y": (y, off_y),
         "grad_q": (scale * grad_S @ k, scale * rounded_S @ abs(k)),
-        "grad_k": (scale * turned(grad_S) @ q, scale * turned(rounded_S) @ abs(q)),
-        "grad_v": (turned(P) @ grad_y, turned(off_P) @ abs(grad_y)),
+        "grad_k": (scale * transposed(grad_S) @ q, scale * transposed(rounded_S) @ abs(q)),
+        "grad_v": (transposed(P) @ grad_y, transposed(off_P) @ abs(grad_y)),
     }
     found = {name: (x, off + u * abs(x)) for name, (x, off) in results.items()}
     return {**found, "y": results["y"], "grad_bias": (grad_S, off_S)}
 
 
-def assert_within(found, exact, what):
-    """Float32's own errors come on top."""
+def assert_within(found, exact, name):
+    """Check each element against its bound, plus the errors of float32."""
     value, off = exact
     assert found.shape == value.shape
     allowed = 1.05 * off + 2e-5 * max(abs(value).max(initial=0), 1)
-    excess = (abs(WIDE(found) - value) / allowed).max(initial=0)
-    assert excess <= 1, f"{what}: {excess:.2f} times what is allowed"
+    excess = (abs(as_float64(found) - value) / allowed).max(initial=0)
+    assert excess <= 1, f"{name}: {excess:.2f} times the bound"
 
 
-def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **choices):
+def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **options):
     inputs = [
         None if x is None else Tensor(x, requires_grad=want) for x, want in zip((q, k, v, bias), wanted, strict=True)
     ]
-    y = F.scaled_dot_product_attention(*inputs, **choices)
+    y = F.scaled_dot_product_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
     assert type(y.grad_fn) is attention_narrow.ScaledDotProductAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
 
 
-def assert_right(q, k, v, bias=None, grad_layout="packed", order=ORDERS[0], guard=None, scale=0.2):
+def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORDERS[0], guard=None, scale=0.2):
     grad_y = drawn(9, *q.shape[:-1], v.shape[-1], dtype=q.dtype, layout=grad_layout)
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
         found = outcome(q, k, v, bias, grad_y, scale=scale)
@@ -94,10 +94,10 @@ def assert_right(q, k, v, bias=None, grad_layout="packed", order=ORDERS[0], guar
         assert_within(ours, expected[name], name)
     if bias is not None:
         assert found[-1].dtype == np.float32
-        whole, off = expected["grad_bias"]  # (..., heads, L, S), of what broadcasts to it
-        added = tuple(range(whole.ndim - bias.ndim))
+        full, off = expected["grad_bias"]  # (..., heads, L, S), to be summed over broadcast axes
+        added = tuple(range(full.ndim - bias.ndim))
         one = tuple(i + len(added) for i, n in enumerate(bias.shape) if n == 1)
-        summed = [x.sum(added + one, keepdims=True).reshape(bias.shape) for x in (whole, off)]
+        summed = [x.sum(added + one, keepdims=True).reshape(bias.shape) for x in (full, off)]
         assert_within(found[-1], summed, "grad_bias")
     return found, recorder.launches
 
@@ -117,9 +117,9 @@ def qkv(lead, L, S, E, V, dtype=DTYPES[0], layouts=("C", "C", "C")):
     st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, order):
-    """Fewer rows than a warp works on at once, and more; spans that are not full."""
+    """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
-    _, launches = assert_right(*arrays, grad_layout=grad_layout, order=order)
+    _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)
     assert [launch.kernel.name for launch in launches] == ["attention_narrow_forward", "attention_narrow_backward"]
     assert all(launch.args[i] == pointer(x) for launch in launches for i, x in zip((0, 4, 8), arrays, strict=True))
 
@@ -128,35 +128,35 @@ def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, o
     st.lists(st.integers(1, 3), min_size=1, max_size=2), st.integers(1, 3), st.booleans(), st.integers(0, 2),
     st.integers(1, 20), st.integers(1, 34), st.sampled_from(DTYPES), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_biases(outer, heads, one_for_all_heads, outer_axes, L, S, dtype, order):
-    """The same for all entries, whose gradients are added up in the kernel."""
+def test_bias_gradient_is_summed_over_the_batch(outer, heads, one_for_all_heads, outer_axes, L, S, dtype, order):
+    """One bias for the whole batch: the kernel sums its gradient over the batch."""
     bias = drawn(7, *(1,) * min(outer_axes, len(outer)), 1 if one_for_all_heads else heads, L, S)
-    assert_right(*qkv((*outer, heads), L, S, 16, 16, dtype), bias, order=order)
+    assert_matches_reference(*qkv((*outer, heads), L, S, 16, 16, dtype), bias, order=order)
 
 
-def test_blocks_that_share_a_bias_take_entries_in_turn():
+def test_backward_blocks_loop_over_entries():
     arrays, bias = qkv((7, 2), 5, 6, 16, 16), drawn(7, 2, 5, 6)
     with patch.object(attention_narrow, "BLOCKS", 6):  # three for each head
-        _, launches = assert_right(*arrays, bias)
+        _, launches = assert_matches_reference(*arrays, bias)
     assert [launch.grid for launch in launches] == [(14, 1, 1), (6, 1, 1), (2, 1, 1)]
 
 
 @pytest.mark.parametrize(("lead", "N", "d"), [((1, 2), 65, 64), ((1, 1), 197, 64), ((1, 1), 18, 128)])
-def test_as_the_models_call_it(lead, N, d):
-    """All three in one array, gradients too: nothing is copied."""
+def test_packed_qkv_is_not_copied(lead, N, d):
+    """q, k, v are views of one array, and the kernels read that array."""
     *outer, heads = lead
-    together = drawn(0, *outer, N, 3, heads * d, dtype=DTYPES[0]).reshape(*outer, N, 3, heads, d)
-    q, k, v = np.moveaxis(together, -3, 0).swapaxes(-2, -3)
-    found, launches = assert_right(q, k, v, scale=d**-0.5, order="shuffled")
-    assert [launch.args[i] - pointer(together) for launch in launches for i in (0, 4, 8)] == [
+    packed = drawn(0, *outer, N, 3, heads * d, dtype=DTYPES[0]).reshape(*outer, N, 3, heads, d)
+    q, k, v = np.moveaxis(packed, -3, 0).swapaxes(-2, -3)
+    found, launches = assert_matches_reference(q, k, v, scale=d**-0.5, order="shuffled")
+    assert [launch.args[i] - pointer(packed) for launch in launches for i in (0, 4, 8)] == [
         2 * i * heads * d for _ in launches for i in range(3)
     ]
     assert found[0].swapaxes(-2, -3).flags.c_contiguous
 
 
-def window_outcome(qkv, bias, grad_y, wanted=(True, True), **choices):
+def window_outcome(qkv, bias, grad_y, wanted=(True, True), **options):
     inputs = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip((qkv, bias), wanted, strict=True)]
-    y = F.window_attention(*inputs, **choices)
+    y = F.window_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
     assert type(y.grad_fn) is attention_narrow.WindowAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
@@ -166,14 +166,14 @@ def window_outcome(qkv, bias, grad_y, wanted=(True, True), **choices):
     st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.data(), st.integers(1, 2),
     st.sampled_from([16, 32]), st.booleans(), st.sampled_from(DTYPES), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_windows(B, rows, columns, M, data, heads, d, biased, dtype, order):
-    """Against the roll, the windows and the mask of the specification, done beforehand."""
+def test_windows_match_roll_and_mask(B, rows, columns, M, data, heads, d, biased, dtype, order):
+    """Against attention after the reference's roll, partition into windows and mask."""
     H, W, shift = rows * M, columns * M, (data.draw(st.integers(0, M - 1)), data.draw(st.integers(0, M - 1)))
     packed, grad_y = drawn(0, B, H, W, 3 * heads * d, dtype=dtype), drawn(1, B, H, W, heads * d, dtype=dtype)
     bias = drawn(2, heads, M * M, M * M) if biased else None
-    choices = {"num_heads": heads, "window_size": M, "shift": shift}
+    options = {"num_heads": heads, "window_size": M, "shift": shift}
     with patch.object(attention_narrow, "BLOCKS", 3 * heads), emulated(order):
-        y, grad_qkv, grad_bias = window_outcome(packed, bias, grad_y, **choices)
+        y, grad_qkv, grad_bias = window_outcome(packed, bias, grad_y, **options)
 
     places, back = window_places(H, W, M, shift), map_places(H, W, M, shift)
     cut = packed.reshape(B, H * W, 3, heads, d)[:, places].transpose(3, 0, 1, 4, 2, 5)
@@ -189,7 +189,7 @@ def test_windows(B, rows, columns, M, data, heads, d, biased, dtype, order):
         assert_within(grad_bias, [x.sum((0, 1)) for x in expected["grad_bias"]], "grad_bias")
 
 
-def test_the_order_of_threads_changes_no_bit():
+def test_thread_order_changes_no_bit():
     packed, bias, grad_y = drawn(0, 2, 10, 10, 96, dtype=DTYPES[0]), drawn(1, 2, 25, 25), drawn(2, 2, 10, 10, 32)
     grad_y = grad_y.astype(DTYPES[0])
     outcomes = []
@@ -203,51 +203,51 @@ def test_the_order_of_threads_changes_no_bit():
 
 @pytest.mark.parametrize("barrier", [b for b in barriers("attention_narrow.cu") if b.startswith("attention_narrow")])
 def test_every_barrier_is_needed(barrier):
-    """A block has several windows, and several warps, some of which have two turns."""
+    """A block has several windows and several warps, some of which have two iterations."""
     packed, bias = drawn(0, 1, 24, 12, 48, dtype=DTYPES[0]), drawn(1, 1, 144, 144)
     grad_y = drawn(2, 1, 24, 12, 16, dtype=DTYPES[0])
-    choices = {"num_heads": 1, "window_size": 12, "shift": 5}
-    with patch.object(attention_narrow, "BLOCKS", 1), patch.object(attention_narrow, "MOST_WARPS", 5):
+    options = {"num_heads": 1, "window_size": 12, "shift": 5}
+    with patch.object(attention_narrow, "BLOCKS", 1), patch.object(attention_narrow, "MAX_WARPS", 5):
         with emulated():
-            right = window_outcome(packed, bias, grad_y, **choices)
+            right = window_outcome(packed, bias, grad_y, **options)
         differences = 0
         for order in ORDERS:
             with emulated(order, barrier=barrier):
-                found = window_outcome(packed, bias, grad_y, **choices)
+                found = window_outcome(packed, bias, grad_y, **options)
             differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
     assert differences
 
 
 @pytest.mark.parametrize(("side", "L", "S"), list(product(["after", "before"], [1, 35], [1, 34])))
-def test_nothing_is_touched_beside_the_arrays(side, L, S):
+def test_accesses_stay_within_the_arrays(side, L, S):
     shapes = ((2, 3, L, 16), (2, 3, S, 16), (2, 3, S, 32))
     arrays = [guarded(shape, DTYPES[0], side=side, aligned=16) for shape in shapes]
     for i, x in enumerate(arrays):
         x[...] = drawn(i, *x.shape)
     bias = guarded((3, L, S), side=side)
     bias[...] = drawn(3, 3, L, S)
-    assert_right(*arrays, bias, guard=side)
+    assert_matches_reference(*arrays, bias, guard=side)
 
 
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
-def test_gradients_that_nobody_wants_are_left_out(wanted):
+def test_unneeded_gradients_are_not_computed(wanted):
     arrays, bias = qkv((2, 3), 6, 5, 16, 32), drawn(3, 3, 6, 5)
     grad_y = drawn(9, 2, 3, 6, 32, dtype=DTYPES[0])
     with emulated():
-        whole = outcome(*arrays, bias, grad_y)
+        full = outcome(*arrays, bias, grad_y)
     with emulated() as device, use_device(recorder := Recorder(device)):
         found = outcome(*arrays, bias, grad_y, wanted)
     names = [launch.kernel.name for launch in recorder.launches[1:]]
     assert names == ["attention_narrow_backward"] + ["sum_rows"] * wanted[3]
-    for ours, all_of_them, want in zip(found[1:], whole[1:], wanted, strict=True):
+    for ours, all_of_them, want in zip(found[1:], full[1:], wanted, strict=True):
         assert (ours is not None) == want
         if want:
             np.testing.assert_array_equal(ours, all_of_them)
 
 
 @pytest.mark.parametrize("alike", ["all three", "keys of all heads"])
-def test_arrays_that_repeat_themselves(alike):
-    """Their gradients do not: there is room for each entry."""
+def test_aliased_and_broadcast_inputs(alike):
+    """The gradients of aliased and broadcast inputs are not aliased."""
     q, k, v = qkv((2, 3), 5, 5, 16, 16)
     q, k, v = (q, q, q) if alike == "all three" else (q, np.broadcast_to(k[:, :1], k.shape), v)
     with emulated():
@@ -262,8 +262,8 @@ def test_arrays_that_repeat_themselves(alike):
 
 
 @pytest.mark.parametrize("run", ["attention", "windows"])
-def test_a_gradient_at_an_odd_address(run):
-    """It has no gaps, and yet cannot be read in packs."""
+def test_unaligned_gradient_gives_the_same_result(run):
+    """∂y is dense, but not aligned for loads in packs."""
     with emulated():
         if run == "attention":
             inputs = [Tensor(x, requires_grad=True) for x in qkv((1, 2), 5, 5, 16, 16)]
@@ -286,14 +286,14 @@ def test_a_gradient_at_an_odd_address(run):
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_windows_and_gradients_that_nobody_wants(wanted):
+def test_windows_compute_only_needed_gradients(wanted):
     packed, bias, grad_y = drawn(0, 1, 4, 4, 48, dtype=DTYPES[0]), drawn(1, 1, 4, 4), drawn(2, 1, 4, 4, 16)
     with emulated():
         found = window_outcome(packed, bias, grad_y.astype(DTYPES[0]), wanted, num_heads=1, window_size=2)
     assert [x is not None for x in found[1:]] == list(wanted)
 
 
-def test_without_a_gradient_nothing_is_kept():
+def test_without_gradients_nothing_is_saved():
     arrays = qkv((2, 3), 6, 5, 16, 16)
     with emulated() as device, use_device(recorder := Recorder(device)):
         y = F.scaled_dot_product_attention(*map(Tensor, arrays))
@@ -301,7 +301,7 @@ def test_without_a_gradient_nothing_is_kept():
     assert launch.args[17] is None and y.grad_fn is None  # lse
 
 
-def test_a_query_that_sees_nothing():
+def test_fully_masked_query_gives_zeros():
     bias = np.zeros((1, 7, 40), np.float32)
     bias[0, 2] = -np.inf
     bias[0, 3, 20:] = -np.inf
@@ -316,16 +316,16 @@ def test_a_query_that_sees_nothing():
     assert_within(grad_v, expected["grad_v"], "grad_v")
 
 
-def test_scores_far_out():
-    """The largest score comes last, and the ones before it overflow exp by themselves."""
+def test_large_scores_do_not_overflow():
+    """The maximum score comes last, so the online softmax rescales its sums at every step."""
     q, k, v = qkv((1,), 20, 40, 16, 16, DTYPES[1])
     bias = np.linspace(-300, 300, 40, dtype=np.float32)[None, None].repeat(20, 1)
     with emulated():
         y, *_ = outcome(q, k, v, bias, drawn(9, 1, 20, 16, dtype=DTYPES[1]))
-    np.testing.assert_allclose(WIDE(y), WIDE(v)[:, -1:].repeat(20, 1), rtol=1e-3)
+    np.testing.assert_allclose(as_float64(y), as_float64(v)[:, -1:].repeat(20, 1), rtol=1e-3)
 
 
-def test_in_autocast_swin_and_vit_use_them():
+def test_autocast_selects_window_attention():
     qkv_map, bias = Tensor(drawn(0, 1, 4, 4, 48), requires_grad=True), Tensor(drawn(1, 1, 4, 4), requires_grad=True)
     with emulated():
         with minigrad.autocast("bfloat16"):
@@ -339,7 +339,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "mask", "choices"),
+    ("arrays", "mask", "options"),
     [
         (qkv((2,), 3, 4, 24, 16), None, {}),  # no multiples of 16
         (qkv((2,), 3, 4, 16, 24), None, {}),
@@ -354,28 +354,28 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4), bool), {}),
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4)), {}),
         (qkv((2,), 3, 1, 16, 16), np.ones((3, 4), np.float32), {}),
-        (qkv((3, 2), 3, 4, 16, 16), np.ones((3, 1, 3, 4), np.float32), {}),  # a mask for each entry
-        (qkv((2,), 3, 4, 16, 16), np.ones((1, 2, 3, 4), np.float32), {}),  # of more axes than q
+        (qkv((3, 2), 3, 4, 16, 16), np.ones((3, 1, 3, 4), np.float32), {}),  # a mask for each entry of the batch
+        (qkv((2,), 3, 4, 16, 16), np.ones((1, 2, 3, 4), np.float32), {}),  # more axes than q
         (qkv((2,), 3, 4, 16, 16), None, {"is_causal": True}),
         (qkv((2,), 3, 4, 16, 16), None, {"dropout_p": 0.5}),
-        (qkv((1,), 1000, 1000, 64, 64), None, {}),  # no room
+        (qkv((1,), 1000, 1000, 64, 64), None, {}),  # too much shared memory
     ],
 )
-def test_everything_else_is_for_others(arrays, mask, choices):
+def test_unsupported_arguments_are_declined(arrays, mask, options):
     takes = attention_narrow.ScaledDotProductAttention.takes
     with emulated():
         assert takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
-        assert not takes(*arrays, mask, **{**PLAIN, **choices})
+        assert not takes(*arrays, mask, **{**PLAIN, **options})
 
 
 WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "bias", "choices"),
+    ("shape", "dtype", "bias", "options"),
     [
         ((1, 4, 4, 96), np.float32, None, {}),
-        ((1, 4, 4, 48), DTYPES[0], None, {}),  # 8 numbers a head
+        ((1, 4, 4, 48), DTYPES[0], None, {}),  # 8 values a head
         ((1, 5, 4, 96), DTYPES[0], None, {}),
         ((4, 4, 96), DTYPES[0], None, {}),
         ((0, 4, 4, 96), DTYPES[0], None, {}),
@@ -385,16 +385,16 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
         ((1, 4, 4, 96), DTYPES[0], None, {"dropout_p": 0.1}),
         ((1, 4, 4, 96), DTYPES[0], None, {"shift": (2, 0)}),
         ((1, 4, 4, 96), DTYPES[0], None, {"window_size": 0}),
-        ((1, 40, 40, 96), DTYPES[0], None, {"window_size": 40}),  # no room
+        ((1, 40, 40, 96), DTYPES[0], None, {"window_size": 40}),  # too much shared memory
     ],
 )
-def test_other_windows_are_for_others(shape, dtype, bias, choices):
+def test_unsupported_windows_are_declined(shape, dtype, bias, options):
     takes = attention_narrow.WindowAttention.takes
     with emulated():
         assert takes(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), np.zeros((2, 4, 4), np.float32), **WINDOWS)
-        assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **choices})
+        assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
 
 
-def test_older_gpus_do_not_have_these_products():
+def test_gpus_before_ampere_are_declined():
     with emulated(), patch.dict(attention_narrow._capabilities, cpu=75):
         assert not attention_narrow.ScaledDotProductAttention.takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)

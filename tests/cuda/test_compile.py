@@ -1,6 +1,6 @@
-"""Every kernel compiles to machine code for GPUs that are not here, in registers alone and in few enough of them.
+"""Every kernel compiles for Ampere and Hopper without spills, within the registers that its source states.
 
-By nvcc, and by NVRTC, which is the compiler that CuPy uses and comes from PyPI: pip install nvidia-cuda-nvrtc.
+The compilers are nvcc and NVRTC. CuPy uses NVRTC; pip install nvidia-cuda-nvrtc installs it.
 """
 
 import ctypes
@@ -21,8 +21,8 @@ ARCHITECTURES = ("sm_80", "sm_90")  # Ampere and Hopper
 
 
 def table(path):
-    """Lines of a source such as `// registers[COLUMNS=192 TEAM=32]: forward 48, backward 72`: the constants that it is
-    compiled with, and the most registers that a thread of each kernel may take then."""
+    """The lines `// registers[COLUMNS=192 TEAM=32]: forward 48, backward 72` of a source: macros, and the maximum
+    number of registers of a thread of each kernel."""
     lines = re.findall(r"^// registers\[(.*)\]: (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return [
         (tuple(constants.split()), {name: int(most) for name, most in map(str.split, ceilings.split(","))})
@@ -37,16 +37,16 @@ each = pytest.mark.parametrize(("path", "macros", "ceilings"), ROWS)
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *FOLDER.glob("*.cuh")], ids=lambda path: path.name)
-def test_every_kernel_has_a_ceiling(path):
+def test_every_kernel_states_its_registers(path):
     named = [name for _, ceilings in table(path) for name in ceilings]
     assert set(kernels(path)) == set(named), (
-        f"{path.name}: which constants it is compiled with, and how many registers each kernel may take then, is to be "
-        "said beside the kernels, in lines such as // registers[COLUMNS=192 TEAM=32]: forward 48, backward 72"
+        f"{path.name} must state the maximum registers of each kernel, for the macros it is compiled with, in lines "
+        "such as // registers[COLUMNS=192 TEAM=32]: forward 48, backward 72"
     )
 
 
 def assert_fits(log, path, ceilings):
-    """What ptxas says of each kernel: its registers, and what it keeps in memory for lack of them."""
+    """Check the log of ptxas: no stack frame or spills, and registers within their maximum."""
     found = re.findall(
         r"entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
         r"loads.*?Used (\d+) registers",
@@ -62,12 +62,12 @@ def assert_fits(log, path, ceilings):
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc (it comes with NVIDIA's CUDA toolkit)")
 @each
-def test_nvcc(path, macros, ceilings):
+def test_nvcc_compiles_without_spills(path, macros, ceilings):
     assert_fits(nvcc(path, macros), path, ceilings)
 
 
 def nvcc(path, macros):
-    """What it prints. A second or two: the answer is kept."""
+    """The output of nvcc, cached on disk: a compilation takes a second or two."""
     command = ["nvcc", "-std=c++17", "-fatbin", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{FOLDER}"]
     command += [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHITECTURES]
     command += [f"-D{macro}" for macro in macros]
@@ -91,7 +91,7 @@ def version():
 
 
 def nvrtc_path():
-    """The library of the package nvidia-cuda-nvrtc, if it is installed."""
+    """The library of the package nvidia-cuda-nvrtc, or None."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else spec.submodule_search_locations or []
     found = [p for folder in folders for p in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")) if "alt" not in p.name]
@@ -100,11 +100,11 @@ def nvrtc_path():
 
 @pytest.mark.skipif(nvrtc_path() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc")
 @each
-def test_nvrtc(path, macros, ceilings):
+def test_nvrtc_compiles_without_spills(path, macros, ceilings):
     library = nvrtc_library(nvrtc_path())
     log = ""
     for arch in ARCHITECTURES:
-        # what minigrad/kernels/cuda/launch.py gives, then what CuPy 14 adds (cupy/cuda/compiler.py), then ours
+        # the options of minigrad/kernels/cuda/launch.py, those that CuPy 14 adds (cupy/cuda/compiler.py), and ptxas -v
         options = [
             "--std=c++17", f"-I{FOLDER}", *(f"-D{macro}" for macro in macros), "-ftz=true", f"-arch={arch}",
             "--device-as-default-execution-space", "--ptxas-options=-v",
@@ -117,14 +117,14 @@ def test_nvrtc(path, macros, ceilings):
 
 @cache
 def nvrtc_library(path):
-    """The library. It opens another, of its folder, by name alone: which is found if it is loaded before."""
+    """Load NVRTC. NVRTC opens its builtins by name, which succeeds if they are already loaded."""
     for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))
 
 
 def nvrtc(library, source, options):
-    """Compile a source: the status, 0 if all is well, and what the compiler says."""
+    """Compile a source. Returns the status, 0 for success, and the log."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     assert not library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
     try:

@@ -1,11 +1,11 @@
-"""Convolution for CUDA, run on the CPU: equal to the specification in float64, whatever the order of the threads.
+"""Convolution in CUDA, run on the CPU in several thread orders, against the reference in float64.
 
-How near: sums of float32 are allowed 2e-6 of the largest entry. A narrow type has p binary digits, and what is rounded
-to it is at most u = 2⁻ᵖ of itself away. The specification is given the same narrow numbers, so what can differ is
+Tolerance: 2e-6 of the maximum for sums in float32. A cast to a 16-bit dtype of p binary digits has a relative error of
+at most u = 2⁻ᵖ. The reference gets the same 16-bit inputs, so the differences are
 
-    y, ∂x              rounded once: u |y|, at each entry
-    ∂x, by `Columns`   each number of ∂X is rounded, and then their sum: u Σ |∂X| more, and Σ |∂X| ≤ Σ |∂y| |weight|
-    ∂weight, ∂bias     of parameters in float32: not rounded, though the sums may be over several blocks of images
+    y, ∂x              cast once: u |y|, for each element
+    ∂x, by `Columns`   ∂X is cast, and then the sum: u Σ |∂X| more, and Σ |∂X| ≤ Σ |∂y| |weight|
+    ∂weight, ∂bias     of float32 parameters: no cast
 """
 
 from contextlib import nullcontext
@@ -34,49 +34,50 @@ pytestmark = needs_compiler
 FORMS = [  # kernel, stride, dilation
     ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (1, 1)), ((3, 2), (1, 2), (2, 3)), ((1, 1), (2, 1), (1, 1)),
 ]  # fmt: skip
-LAYOUTS = ["channels-last", "channels-first", "turned", "strided"]
+LAYOUTS = ["channels-last", "channels-first", "flipped", "strided"]
 DTYPES = ["float32", "bfloat16", "float16"]
 DIGITS = {"bfloat16": 8, "float16": 11}
 
 
 def drawn(seed: int, *shape: int, layout: str = "channels-first", dtype: str = "float32") -> Array:
-    """Images (N, C, H, W) that lie in memory in one of these ways."""
+    """Standard normal images (N, C, H, W), with one of the memory layouts of `LAYOUTS`."""
     N, C, H, W = shape
-    numbers = np.random.default_rng(seed).standard_normal((N, C, H, 2 * W)).astype(as_dtype(dtype))
-    x = numbers if layout == "strided" else np.ascontiguousarray(numbers[..., :W])
+    values = np.random.default_rng(seed).standard_normal((N, C, H, 2 * W)).astype(as_dtype(dtype))
+    x = values if layout == "strided" else np.ascontiguousarray(values[..., :W])
     if layout == "channels-last":
         return np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
-    return {"channels-first": x, "turned": x[:, :, ::-1, ::-1], "strided": x[..., ::2]}[layout]
+    return {"channels-first": x, "flipped": x[:, :, ::-1, ::-1], "strided": x[..., ::2]}[layout]
 
 
-def outcome(x, weight, bias, grad_y, wanted=(True, True, True), **choices):
-    """Which class ran, its output, and the gradients. Parameters are float32 beside a narrow x, which they fit in."""
+def outcome(x, weight, bias, grad_y, wanted=(True, True, True), **options):
+    """The class that ran, the output, and the gradients. With a 16-bit x, parameters are float32 copies of 16-bit
+    values, under autocast."""
     inputs = [Tensor(x, requires_grad=wanted[0])]
     for parameter, want in zip((weight, bias), wanted[1:], strict=True):
         if parameter is not None:
             inputs.append(Tensor(parameter.astype(np.promote_types(x.dtype, np.float32)), requires_grad=want))
     with minigrad.autocast(x.dtype) if is_narrow(x.dtype) else nullcontext():
-        y = F.conv2d(*inputs, **choices)
+        y = F.conv2d(*inputs, **options)
     y.backward(Tensor(grad_y))
     return type(y.grad_fn), [y.numpy(), *(a.grad.numpy() for a in inputs if a.requires_grad)]
 
 
-def assert_twin_equals(
-    x, weight, bias=None, wanted=(True, True, True), order=ORDERS[0], guard="after", layout="channels-last", **choices
+def assert_matches_reference(
+    x, weight, bias=None, wanted=(True, True, True), order=ORDERS[0], guard="after", layout="channels-last", **options
 ):
-    """Run both; return what the twin found, and its launches."""
+    """Run the reference and the fast path. Returns the results of the fast path, and its launches."""
     exact = [None if a is None else a.astype(np.float64) for a in (x, weight, bias)]
-    shape = F.conv2d(*(Tensor(a) for a in exact if a is not None), **choices).shape
+    shape = F.conv2d(*(Tensor(a) for a in exact if a is not None), **options).shape
     grad_y = drawn(9, *shape, layout=layout, dtype=x.dtype)
-    kind, expected = outcome(*exact, grad_y.astype(np.float64), wanted, **choices)
+    kind, expected = outcome(*exact, grad_y.astype(np.float64), wanted, **options)
     assert kind is Conv2d
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
-        kind, found = outcome(x, weight, bias, grad_y, wanted, **choices)
+        kind, found = outcome(x, weight, bias, grad_y, wanted, **options)
     assert kind is conv.Conv2d
     u = 2.0 ** -DIGITS[x.dtype.name] if is_narrow(x.dtype) else 0
     rounded = [u * abs(theirs) for theirs in expected[: 1 + wanted[0]]] + [0] * 3
     if wanted[0] and "fold" in names(recorder.launches):
-        _, (_, columns) = outcome(*map(abs, exact[:2]), None, abs(grad_y).astype(np.float64), (1, 0, 0), **choices)
+        _, (_, columns) = outcome(*map(abs, exact[:2]), None, abs(grad_y).astype(np.float64), (1, 0, 0), **options)
         rounded[1] += u * (1 + u) * columns
     for i, (ours, theirs, rounding) in enumerate(zip(found, expected, rounded, strict=False)):
         assert ours.shape == theirs.shape and ours.dtype == (x.dtype if i <= wanted[0] else np.float32)
@@ -97,13 +98,15 @@ def names(launches):
     st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from([1, 512]),
     st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype):
-    """Tiles beyond the edge, channels that fill no warp, padding wider than the kernel, more tiles than warps."""
+def test_depthwise_matches_reference(
+    N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype
+):
+    """Tiles across the edge, channels that do not fill a warp, padding wider than the kernel, tiles in turn."""
     H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
     x, weight = drawn(0, N, C, H, W, layout=layout, dtype=dtype), drawn(1, C, 1, *kernel, dtype=dtype)
     with patch.object(conv, "BLOCKS", blocks):
         bias = drawn(2, C, 1, 1, 1, dtype=dtype).reshape(C) if bias else None
-        _, launches = assert_twin_equals(
+        _, launches = assert_matches_reference(
             x, weight, bias, (1, 1, 1), order, guard, grad_layout, padding=padding, groups=C
         )
     assert names(launches) == ["depthwise_correlate", "depthwise_correlate", "depthwise_grad_weight", "sum_rows"]
@@ -119,17 +122,17 @@ def test_depthwise(N, C, size, kernel, padding, bias, layout, grad_layout, block
     st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
     st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
-    """Channels one by one or 16 bytes at once, pixels that no window reads, windows in the padding, few images."""
+def test_im2col(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
+    """PACK of 1 or 16 bytes, pixels that no window reads, windows in the padding, a batch in several blocks."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
     H, W = map(max, (H, W), spans)
     x, weight = drawn(0, N, C, H, W, layout=layout, dtype=dtype), drawn(1, O, C, *kernel, dtype=dtype)
     bias = drawn(2, O, 1, 1, 1, dtype=dtype).reshape(O) if bias else None
     some = lambda x, _: (slice(n, n + images) for n in range(0, len(x), images))  # noqa: E731
-    choices = {"stride": stride, "padding": padding, "dilation": dilation}
+    options = {"stride": stride, "padding": padding, "dilation": dilation}
     with patch.object(conv, "blocks", some):
-        _, launches = assert_twin_equals(x, weight, bias, (1, 1, 1), order, guard, grad_layout, **choices)
+        _, launches = assert_matches_reference(x, weight, bias, (1, 1, 1), order, guard, grad_layout, **options)
     assert names(launches) == [name for name in ("unfold", "fold", "unfold") for _ in range(0, N, images)]
 
 
@@ -137,30 +140,30 @@ def test_columns(N, C, O, H, W, form, padding, bias, layout, grad_layout, images
     st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.booleans(),
     st.sampled_from(LAYOUTS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_pointwise(N, C, O, H, bias, layout, dtype):  # noqa: E741
+def test_pointwise_matches_reference(N, C, O, H, bias, layout, dtype):  # noqa: E741
     x, weight = drawn(0, N, C, H, 4, layout=layout, dtype=dtype), drawn(1, O, C, 1, 1, dtype=dtype)
     bias = drawn(2, O, 1, 1, 1, dtype=dtype).reshape(O) if bias else None
-    _, launches = assert_twin_equals(x, weight, bias, layout=layout)
+    _, launches = assert_matches_reference(x, weight, bias, layout=layout)
     assert not launches
 
 
-def test_a_kernel_of_one_pixel_with_padding():
-    _, launches = assert_twin_equals(drawn(0, 2, 3, 4, 4), drawn(1, 5, 3, 1, 1), padding=(1, 0))
+def test_padded_1x1_kernel_uses_im2col():
+    _, launches = assert_matches_reference(drawn(0, 2, 3, 4, 4), drawn(1, 5, 3, 1, 1), padding=(1, 0))
     assert names(launches) == ["unfold", "fold", "unfold"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_memory_that_does_not_begin_at_16_bytes(dtype):
+def test_unaligned_images_give_the_same_result(dtype):
     memory = drawn(0, 1, 1, 1, 2 * 8 * 7 * 9 + 1, dtype=dtype).reshape(-1)
     x = memory[1:].reshape(2, 7, 9, 8).transpose(0, 3, 1, 2)
     assert pointer(x) % 16
-    assert_twin_equals(x, drawn(1, 5, 8, 3, 3, dtype=dtype), stride=2)
-    assert_twin_equals(x, drawn(1, 8, 1, 3, 3, dtype=dtype), groups=8)
+    assert_matches_reference(x, drawn(1, 5, 8, 3, 3, dtype=dtype), stride=2)
+    assert_matches_reference(x, drawn(1, 8, 1, 3, 3, dtype=dtype), groups=8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_are_whole(dtype):
-    """Three channels make no 16 bytes, whatever the kernel; eight do, and nothing is added."""
+def test_im2col_pads_rows_to_16_bytes(dtype):
+    """Rows of 3 channels are padded to 16 bytes; rows of 8 channels need no padding."""
     for C, columns in ((3, {"float32": 28}.get(dtype, 32)), (8, 72)):
         x = drawn(0, 2, C, 5, 6, dtype=dtype).transpose(0, 2, 3, 1)
         windows = Windows((3, 3), (2, 2), (1, 1), (1, 1), (1, 1), (3, 3))
@@ -171,7 +174,7 @@ def test_rows_are_whole(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
-def test_narrow_parameters_have_narrow_gradients(dtype):
+def test_16_bit_parameters_have_16_bit_gradients(dtype):
     x, weight = drawn(0, 2, 8, 5, 5, dtype=dtype), drawn(1, 8, 1, 3, 3, dtype=dtype)
     bias = drawn(2, 8, 1, 1, 1, dtype=dtype).reshape(8)
     with emulated():
@@ -182,8 +185,8 @@ def test_narrow_parameters_have_narrow_gradients(dtype):
 
 
 @pytest.mark.parametrize("groups", [1, 8])
-def test_two_dtypes_are_widened_to_float32(groups):
-    """Outside `autocast` a narrow image meets a weight that no narrow type holds; the output is narrow."""
+def test_mixed_dtypes_compute_in_float32(groups):
+    """Without autocast, 16-bit images with a float32 weight or bias: computed in float32, and cast back."""
     x, weight, bias = drawn(0, 2, 8, 5, 5, dtype="bfloat16"), drawn(1, 8, 8 // groups, 3, 3), np.ones(8, np.float32)
     for inputs in ([x, weight], [x, weight.astype(x.dtype), bias]):
         with emulated():
@@ -193,9 +196,9 @@ def test_two_dtypes_are_widened_to_float32(groups):
         assert (abs(y.numpy().astype(np.float64) - exact) <= 2.0**-8 * abs(exact) + 1e-5).all()
 
 
-def narrow(dtype, case):
-    x, weight, choices = case
-    return x.astype(as_dtype(dtype)), weight.astype(as_dtype(dtype)), choices
+def as_16_bit(dtype, case):
+    x, weight, options = case
+    return x.astype(as_dtype(dtype)), weight.astype(as_dtype(dtype)), options
 
 
 CASES = {
@@ -204,13 +207,13 @@ CASES = {
     "columns, one channel at a time": (drawn(0, 2, 3, 7, 9), drawn(1, 5, 3, 3, 3), {"stride": 2, "padding": 1}),
     "pointwise": (drawn(0, 2, 3, 4, 5), drawn(1, 6, 3, 1, 1), {}),
 }
-CASES |= {f"{case}, {dtype}": narrow(dtype, CASES[case]) for case in list(CASES) for dtype in DTYPES[1:]}
+CASES |= {f"{case}, {dtype}": as_16_bit(dtype, CASES[case]) for case in list(CASES) for dtype in DTYPES[1:]}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_order_gives_the_same_bits(case):
-    x, weight, choices = CASES[case]
-    runs = [assert_twin_equals(x, weight, order=order, **choices)[0] for order in (*ORDERS, ORDERS[0])]
+def test_thread_order_changes_no_bit(case):
+    x, weight, options = CASES[case]
+    runs = [assert_matches_reference(x, weight, order=order, **options)[0] for order in (*ORDERS, ORDERS[0])]
     for run in runs:
         for ours, first in zip(run, runs[0], strict=True):
             np.testing.assert_array_equal(ours, first)
@@ -218,15 +221,15 @@ def test_every_order_gives_the_same_bits(case):
 
 @pytest.mark.parametrize("barrier", [b for b in barriers("depthwise.cu") if b.startswith("depthwise.cu")])
 def test_every_barrier_is_needed(barrier):
-    x, weight, choices = CASES["depthwise"]
+    x, weight, options = CASES["depthwise"]
     grad_y = drawn(9, *x.shape)
     with emulated():
-        _, expected = outcome(x, weight, None, grad_y, **choices)
+        _, expected = outcome(x, weight, None, grad_y, **options)
     wrong = []
     for order in ORDERS:
         with emulated(order, barrier=barrier, guard="after"):
             try:
-                _, found = outcome(x, weight, None, grad_y, **choices)
+                _, found = outcome(x, weight, None, grad_y, **options)
             except KernelError:
                 wrong.append(order)
             else:
@@ -237,17 +240,17 @@ def test_every_barrier_is_needed(barrier):
 
 @pytest.mark.parametrize("side", ["after", "before"])
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_touched_beyond_the_arrays(case, side):
+def test_accesses_stay_within_the_arrays(case, side):
     def beside_the_guard(a):
         memory = guarded(a.shape, a.dtype, side)
         memory[...] = a
         return memory
 
-    x, weight, choices = CASES[case]
+    x, weight, options = CASES[case]
     images = beside_the_guard(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
     inputs = [images, beside_the_guard(weight), beside_the_guard(np.ones(len(weight), x.dtype))]
     with emulated(guard=side):
-        y = F.conv2d(*(Tensor(a, requires_grad=True) for a in inputs), **choices)
+        y = F.conv2d(*(Tensor(a, requires_grad=True) for a in inputs), **options)
         grad_y = drawn(9, y.shape[0], *y.shape[2:], y.shape[1], dtype=x.dtype)
         y.backward(Tensor(beside_the_guard(grad_y).transpose(0, 3, 1, 2)))
     assert type(y.grad_fn) is conv.Conv2d
@@ -255,10 +258,10 @@ def test_nothing_is_touched_beyond_the_arrays(case, side):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("wanted", [w for w in product([True, False], repeat=3) if any(w)])
-def test_gradients_that_nobody_wants_are_left_out(case, wanted):
-    x, weight, choices = CASES[case]
+def test_unneeded_gradients_are_not_computed(case, wanted):
+    x, weight, options = CASES[case]
     bias = np.ones(len(weight), x.dtype)
-    _, launches = assert_twin_equals(x, weight, bias, wanted=wanted, **choices)
+    _, launches = assert_matches_reference(x, weight, bias, wanted=wanted, **options)
     forward, for_x, for_weight = {
         "depthwise": (["depthwise_correlate"], ["depthwise_correlate"], ["depthwise_grad_weight", "sum_rows"]),
         "pointwise": ([], [], []),
@@ -268,7 +271,7 @@ def test_gradients_that_nobody_wants_are_left_out(case, wanted):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_patches_are_copied_once(layout):
-    """Where windows do not overlap, unfold reads the image itself, and fold writes its gradient."""
+    """Without overlap, unfold reads x itself, and fold writes ∂x itself."""
     x = Tensor(drawn(0, 2, 3, 8, 8, layout=layout), requires_grad=True)
     with emulated() as device, use_device(recorder := Recorder(device)):
         y = F.conv2d(x, Tensor(drawn(1, 5, 3, 2, 2)), stride=2)
@@ -278,14 +281,14 @@ def test_patches_are_copied_once(layout):
 
 
 def test_two_runs_make_the_same_launches():
-    for x, weight, choices in CASES.values():
-        runs = [assert_twin_equals(x, weight, **choices)[1] for _ in range(2)]
+    for x, weight, options in CASES.values():
+        runs = [assert_matches_reference(x, weight, **options)[1] for _ in range(2)]
         first, second = ([launch._replace(args=launch.args[3:]) for launch in run] for run in runs)
         assert first == second
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "choices"),
+    ("x", "weight", "options"),
     [
         (drawn(0, 2, 4, 9, 9).astype(np.float64), drawn(1, 5, 4, 3, 3).astype(np.float64), {}),
         (drawn(0, 2, 4, 9, 9), drawn(1, 4, 1, 3, 3), {"groups": 4, "stride": 2}),
@@ -296,18 +299,18 @@ def test_two_runs_make_the_same_launches():
         (drawn(0, 0, 4, 9, 9), drawn(1, 5, 4, 3, 3), {}),
     ],
 )
-def test_other_arrays_go_the_plain_way(x, weight, choices):
+def test_unsupported_arrays_run_the_reference(x, weight, options):
     with emulated():
-        y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight), **choices)
+        y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight), **options)
     assert not isinstance(y.grad_fn, conv.Conv2d)
 
 
-def test_without_the_device_nothing_changes():
+def test_without_the_device_the_reference_runs():
     y = F.conv2d(Tensor(drawn(0, 2, 4, 9, 9), requires_grad=True), Tensor(drawn(1, 5, 4, 3, 3)))
     assert not isinstance(y.grad_fn, conv.Conv2d)
 
 
-def test_errors_are_those_of_the_specification():
+def test_errors_are_those_of_the_reference():
     x = Tensor(drawn(0, 2, 4, 9, 9))
     with emulated():
         with pytest.raises(ValueError, match="takes 3 input channels"):

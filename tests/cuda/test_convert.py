@@ -1,4 +1,4 @@
-"""Casts in CUDA, run on the CPU, against NumPy's: any layout, the end of an array, and beyond what a type can hold."""
+"""Casts in CUDA, run on the CPU, against NumPy: any layout, partial packs, rounding, overflow and NaN."""
 
 from itertools import permutations, product
 
@@ -23,8 +23,8 @@ def drawn(seed, *shape, dtype=np.float32):
     return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
 
 
-def through_the_kernel(x, dtype, **choices):
-    with emulated(**choices) as device, use_device(recorder := Recorder(device)):
+def through_the_kernel(x, dtype, **options):
+    with emulated(**options) as device, use_device(recorder := Recorder(device)):
         y = convert(x, np.dtype(dtype))
     return y, [launch.kernel.name for launch in recorder.launches]
 
@@ -33,12 +33,12 @@ def through_the_kernel(x, dtype, **choices):
     st.lists(st.integers(1, 40), min_size=1, max_size=3), st.sampled_from(DTYPES),
     st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_casts(shape, old, new, turned, order, seed):
+def test_casts_match_numpy(shape, old, new, transposed, order, seed):
     x = drawn(seed, *shape, dtype=old)
-    x = x.T if turned else x
+    x = x.T if transposed else x
     y, names = through_the_kernel(x, new, order=order)
     assert names == ["convert"] and y.dtype == new
-    assert (y.T if turned else y).flags.c_contiguous
+    assert (y.T if transposed else y).flags.c_contiguous
     np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
 
 
@@ -52,7 +52,7 @@ def test_casts_stay_within_their_arrays(side, shift):
         np.testing.assert_array_equal(y, cast(part, np.dtype(new)))
 
 
-def test_other_casts_are_the_librarys():
+def test_unsupported_casts_use_astype():
     for x, dtype in ((np.arange(4), np.float32), (drawn(0, 4), np.float64), (drawn(0, 8)[::2], DTYPES[1])):
         y, names = through_the_kernel(x, dtype)
         assert names == [] and y.dtype == dtype
@@ -60,8 +60,8 @@ def test_other_casts_are_the_librarys():
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)
 @pytest.mark.parametrize("count", [1, 7, 1023, 2047, 2049])
-def test_the_last_numbers_are_less_than_a_pack(old, new, count):
-    """Where the array ends inside of 16 bytes that could be read at once, what follows it is not written."""
+def test_partial_last_pack_writes_nothing_beyond(old, new, count):
+    """If the last pack is partial, the memory after the array is not written."""
     x, y = guarded(2056, old, "before"), guarded(2056, new, "before")
     x[...] = np.random.default_rng(0).standard_normal(2056).astype(old)
     pack = 16 // max(old.itemsize, new.itemsize)
@@ -74,16 +74,16 @@ def test_the_last_numbers_are_less_than_a_pack(old, new, count):
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)
-def test_numbers_at_the_ends_of_a_type(old, new):
-    """Halfway between two numbers, below the least, beyond the largest, and what is no number."""
+def test_rounding_overflow_and_nan(old, new):
+    """Ties, values below the smallest and above the largest of a dtype, infinities and NaN."""
     odd = [0.0, -0.0, np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0]
     x = np.array([*odd, 2.0**-24, 2.0**-25, 3 * 2.0**-26, 3e38, 3.4e38, -7e4], np.float32)
-    no_numbers = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)  # by their last bits, or by all
-    x = cast(np.concatenate([x, no_numbers]), old)
+    nans = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)  # NaN
+    x = cast(np.concatenate([x, nans]), old)
     with emulated():
         y = convert(x, new)
     assert y.dtype == new
-    exact = cast(x, new).astype(np.float32)  # in bfloat16, NumPy takes no NaN for another
+    exact = cast(x, new).astype(np.float32)  # in float32, where NumPy compares NaN as equal
     np.testing.assert_array_equal(y.astype(np.float32), exact)
     np.testing.assert_array_equal(np.signbit(y[:4]), np.signbit(x[:4]))
 
@@ -92,7 +92,7 @@ def test_there_are_no_barriers():
     assert barriers("convert.cu") == []
 
 
-# Many at once -------------------------------------------------------------------------------------------------------
+# Many arrays in one launch ------------------------------------------------------------------------------------------
 
 
 @given(
@@ -101,7 +101,7 @@ def test_there_are_no_barriers():
     st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
-    """Of views that begin anywhere; what is in another order or of another type is beside it."""
+    """Of contiguous float32 views at any address; other layouts and dtypes are cast one by one."""
     rng = np.random.default_rng(seed)
     xs = [guarded(shape[:1] + [min(n, 70) for n in shape[1:]], side=guard or "after") for shape in shapes]
     for x in xs:
@@ -116,10 +116,10 @@ def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
         assert y.dtype == new and y.shape == x.shape
         np.testing.assert_array_equal(y, cast(x, new))
         if guard is None and x.flags.c_contiguous and x.dtype == np.float32:
-            assert y.ctypes.data % PACK == 0  # so that kernels may read it in packs
+            assert y.ctypes.data % PACK == 0  # for loads in packs
 
 
-def test_wider_ones_are_the_librarys():
+def test_cast_all_to_float64_launches_nothing():
     with emulated() as device, use_device(recorder := Recorder(device)):
         (y,) = cast_all([drawn(0, 4)], np.dtype(np.float64))
     assert y.dtype == np.float64 and not recorder.launches

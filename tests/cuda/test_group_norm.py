@@ -1,4 +1,4 @@
-"""GroupNorm in CUDA, run on the CPU through Tensor's ordinary functions, against the specification in float64."""
+"""GroupNorm's CUDA kernels, run on the CPU through `F.group_norm`, against the reference in float64."""
 
 from itertools import product
 
@@ -17,7 +17,7 @@ from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, 
 
 pytestmark = needs_compiler
 
-WIDTHS = [1, 2, 3, 4, 24, 100]  # read by ones, twos or fours; threads that have nothing
+WIDTHS = [1, 2, 3, 4, 24, 100]  # packs of 1, 2 or 4; threads without pixels
 
 
 def drawn(seed, *shape, offset=0.0):
@@ -25,12 +25,12 @@ def drawn(seed, *shape, offset=0.0):
 
 
 def images(seed, N, C, H, W, offset=0.0):
-    """As convolutions leave them: channels-last in memory."""
+    """Images (N, C, H, W) that are channels-last in memory."""
     return drawn(seed, N, H, W, C, offset=offset).transpose(0, 3, 1, 2)
 
 
 def outcome(arrays, wanted, groups, eps=1e-5):
-    """The node, the output, and a gradient for each array, if it was wanted."""
+    """The node, the output, and the gradients of arrays that need one, else None."""
     tensors = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip(arrays, wanted, strict=True)]
     y = F.group_norm(tensors[0], groups, *tensors[1:], eps)
     node = y.grad_fn
@@ -43,9 +43,9 @@ def expected(arrays, *rest):
         return outcome([None if x is None else x.astype(np.float64) for x in arrays], *rest)[1]
 
 
-def assert_equals_specification(arrays, groups, wanted=None, eps=1e-5, tolerance=1e-5, **choices):
+def assert_matches_reference(arrays, groups, wanted=None, eps=1e-5, tolerance=1e-5, **options):
     wanted = wanted or [x is not None for x in arrays]
-    with emulated(**choices):
+    with emulated(**options):
         node, found = outcome(arrays, wanted, groups, eps)
     assert type(node) is group_norm.GroupNorm
     assert worst(found, expected(arrays, wanted, groups, eps)) <= tolerance
@@ -55,35 +55,35 @@ def assert_equals_specification(arrays, groups, wanted=None, eps=1e-5, tolerance
     st.integers(1, 3), st.integers(1, 3), st.sampled_from(WIDTHS), st.integers(1, 5), st.integers(2, 20),
     st.booleans(), st.booleans(), st.sampled_from([1e-5, 0.1]), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_group_norm(N, groups, width, H, W, weight, bias, eps, order, seed):
+def test_group_norm_matches_reference(N, groups, width, H, W, weight, bias, eps, order, seed):
     C = groups * width
     arrays = [images(seed, N, C, H, W, offset=seed % 3), drawn(1, C) if weight else None, drawn(2, C) if bias else None]
-    # Of two numbers, x̂ may be ±1 with a slope that nearly cancels: what is left is rounding, which r magnifies.
-    assert_equals_specification(arrays, groups, eps=eps, order=order, tolerance=1e-5 if H * W * width > 4 else 1e-3)
+    # In a group of two values x̂ is ±1 and ∂x nearly cancels, which leaves rounding errors, magnified by r.
+    assert_matches_reference(arrays, groups, eps=eps, order=order, tolerance=1e-5 if H * W * width > 4 else 1e-3)
 
 
 @pytest.mark.parametrize("width", [2, 3, 8])
 @pytest.mark.parametrize("threads", ["few", "more"])
-def test_groups_with_more_numbers_than_a_block_has_threads(width, threads, monkeypatch):
-    monkeypatch.setattr(group_norm, "MANY", 1000 if threads == "more" else 10000)
+def test_large_groups_loop_over_pixels(width, threads, monkeypatch):
+    monkeypatch.setattr(group_norm, "LARGE", 1000 if threads == "more" else 10000)
     C = 2 * width
-    assert_equals_specification([images(0, 2, C, 37, 41), drawn(1, C), drawn(2, C)], 2)
+    assert_matches_reference([images(0, 2, C, 37, 41), drawn(1, C), drawn(2, C)], 2)
 
 
 @pytest.mark.parametrize(("width", "side"), list(product([1, 3, 8], ["after", "before"])))
-def test_nothing_outside_the_arrays_is_touched(width, side):
+def test_accesses_stay_within_the_arrays(width, side):
     C = 2 * width
     x = guarded((2, 5, 13, C), side=side).transpose(0, 3, 1, 2)
     arrays = [x, guarded(C, side=side), guarded(C, side=side)]
     for i, array in enumerate(arrays):
         array[...] = drawn(i, *array.shape)
-    assert_equals_specification(arrays, 2, guard=side)
+    assert_matches_reference(arrays, 2, guard=side)
 
 
 @pytest.mark.parametrize("wanted", [w for w in product((False, True), repeat=3) if any(w)])
-def test_gradients_that_nobody_wants_are_left_out(wanted):
+def test_unneeded_gradients_are_not_computed(wanted):
     arrays = [images(0, 2, 8, 3, 3), drawn(1, 8), drawn(2, 8)]
-    assert_equals_specification(arrays, 2, wanted)
+    assert_matches_reference(arrays, 2, wanted)
     recorder = Recorder()
     with emulated() as device:
         recorder.device = device
@@ -91,14 +91,14 @@ def test_gradients_that_nobody_wants_are_left_out(wanted):
             outcome(arrays, wanted, 2)
     names = [launch.kernel.name for launch in recorder.launches]
     assert names == ["group_norm_forward", "group_norm_backward", "sum_rows"][: 3 if any(wanted[1:]) else 2]
-    grad_x, shares = recorder.launches[1].args[5:7]
-    assert (grad_x is not None) == wanted[0] and (shares is not None) == any(wanted[1:])
+    grad_x, partials = recorder.launches[1].args[5:7]
+    assert (grad_x is not None) == wanted[0] and (partials is not None) == any(wanted[1:])
 
 
 @pytest.mark.parametrize(("shift", "pack"), [(0, 4), (1, 1), (2, 1)])
 @pytest.mark.parametrize("which", ["x", "grad_y"])
-def test_images_that_cannot_be_read_four_at_a_time(shift, pack, which):
-    """16 bytes are read only from an address that is a multiple of 16."""
+def test_unaligned_images_give_the_same_result(shift, pack, which):
+    """Loads of 16 bytes need alignment to 16 bytes."""
     N, C, H, W = shape = 2, 8, 3, 5
     memory = [drawn(i, N * H * W * C + 8) for i in range(2)]
     starts = [-a.ctypes.data % 16 // 4 for a in memory]
@@ -122,7 +122,7 @@ def test_images_that_cannot_be_read_four_at_a_time(shift, pack, which):
     assert worst(*results) <= 1e-5
 
 
-def test_the_output_lies_in_memory_as_the_input():
+def test_output_and_gradient_keep_the_memory_order():
     x = Tensor(images(0, 2, 8, 3, 5), requires_grad=True)
     with emulated():
         y = F.group_norm(x, 2)
@@ -130,7 +130,7 @@ def test_the_output_lies_in_memory_as_the_input():
     assert y.numpy().strides == grad_x.strides == x.numpy().strides
 
 
-def test_a_gradient_of_any_layout():
+def test_gradient_of_any_memory_layout():
     both = []
     for dtype in (np.float32, np.float64):
         with emulated() if dtype == np.float32 else minigrad.without_twins():
@@ -143,11 +143,11 @@ def test_a_gradient_of_any_layout():
     assert worst(*both) <= 1e-5
 
 
-def test_a_mean_that_is_large_beside_the_variance():
-    assert_equals_specification([images(0, 2, 8, 5, 7, offset=1e4), None, None], 2, tolerance=2e-3)
+def test_large_mean_does_not_cancel_the_variance():
+    assert_matches_reference([images(0, 2, 8, 5, 7, offset=1e4), None, None], 2, tolerance=2e-3)
 
 
-def test_the_same_bits_in_every_order():
+def test_thread_order_changes_no_bit():
     arrays = [images(0, 3, 12, 9, 11), drawn(1, 12), drawn(2, 12)]
     results = []
     for order in ORDERS:
@@ -171,7 +171,7 @@ def test_every_barrier_is_needed(barrier):
     assert max(differences) > 1e-2
 
 
-def test_nothing_is_kept_that_backward_does_not_need():
+def test_forward_saves_only_what_backward_reads():
     x = Tensor(images(0, 2, 8, 3, 5), requires_grad=True)
     with emulated():
         node = F.group_norm(x, 4).grad_fn
@@ -191,14 +191,14 @@ def test_nothing_is_kept_that_backward_does_not_need():
         (images(0, 2, 4, 3, 3), drawn(1, 8)[::2], 2),
     ],
 )
-def test_other_arrays_go_another_way(x, weight, groups):
+def test_unsupported_arrays_run_the_reference(x, weight, groups):
     with emulated():
         weight = None if weight is None else Tensor(weight)
         node = F.group_norm(Tensor(x, requires_grad=True), groups, weight).grad_fn
     assert isinstance(node, GroupNorm) and type(node) is not group_norm.GroupNorm
 
 
-def test_errors_are_those_of_the_specification():
+def test_errors_are_those_of_the_reference():
     for groups in (0, 3):
         with emulated(), pytest.raises(ValueError, match="num_groups must divide the channels"):
             F.group_norm(Tensor(images(0, 2, 4, 3, 3)), groups)

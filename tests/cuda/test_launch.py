@@ -1,4 +1,4 @@
-"""The gate: what a kernel is, what is refused before it is launched, and what CuPy is asked for."""
+"""`Kernel` and its devices: what a launch records, which arguments raise, and how CuPy is called."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ from minigrad.kernels.cuda.launch import CuPyDevice, Kernel, Recorder, on_gpu, u
 FORWARD = Kernel("norm.cu", "layer_norm_forward", COLUMNS=4, TEAM=32)
 
 
-def test_a_kernel_is_what_describes_it():
+def test_equal_kernels_have_equal_hashes():
     same, other = Kernel("norm.cu", "layer_norm_forward", TEAM=32, COLUMNS=4), Kernel("norm.cu", "sum_rows", COLUMNS=4)
     assert same == FORWARD != other and len({same, FORWARD, other}) == 2
     assert FORWARD.path.is_file() and FORWARD.macros == ["-DCOLUMNS=4", "-DTEAM=32"]
 
 
-def test_a_recorder_sees_launches_in_order():
+def test_recorder_records_launches_in_order():
     x, y = np.zeros((2, 3), np.float32), np.zeros(3, np.float32)
     recorder = Recorder()
     assert not on_gpu(x)
@@ -44,20 +44,20 @@ def test_a_recorder_sees_launches_in_order():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        (5, r"layer_norm_forward: argument 1 is the Python number 5, .* np.int32\(...\) is an int"),
+        (5, r"layer_norm_forward: argument 1 is the Python number 5, .* np.int32\(...\) for an int"),
         (0.5, "argument 1 is the Python number 0.5"),
         (True, "argument 1 is the Python number True"),
         ([1], "argument 1 must be an array on the device, None or a NumPy scalar, got builtins.list"),
     ],
 )
-def test_what_has_no_c_type_is_refused(arg, message):
+def test_argument_without_c_type_raises(arg, message):
     recorder = Recorder()
     with use_device(recorder), pytest.raises(TypeError, match=message):
         FORWARD(1, 1, None, arg)
     assert not recorder.launches
 
 
-def test_an_array_of_numpy_is_not_on_the_gpu():
+def test_numpy_array_raises():
     with pytest.raises(TypeError, match=r"must be an array on the device.* got numpy.ndarray"):
         FORWARD(1, 1, np.zeros(3, np.float32))
 
@@ -65,22 +65,22 @@ def test_an_array_of_numpy_is_not_on_the_gpu():
 @pytest.mark.parametrize(
     ("grid", "block", "message"),
     [
-        ((1, 65536), 1, "a grid is one to three numbers of at most"),
-        (-1, 1, "a grid is one to three"),
-        ((), 1, "a grid is one to three"),
-        ((1, 1, 1, 1), 1, "a grid is one to three"),
-        (1, (1, 1, 65), "a block is one to three"),
+        ((1, 65536), 1, "a grid has one to three sizes, at most"),
+        (-1, 1, "a grid has one to three sizes"),
+        ((), 1, "a grid has one to three sizes"),
+        ((1, 1, 1, 1), 1, "a grid has one to three sizes"),
+        (1, (1, 1, 65), "a block has one to three sizes"),
         (1, (32, 33), "a block has 1 to 1024 threads"),
         (0, 0, "a block has 1 to 1024 threads"),
     ],
 )
-def test_what_no_gpu_can_launch_is_refused(grid, block, message):
+def test_grid_or_block_beyond_the_limits_raises(grid, block, message):
     with use_device(Recorder()), pytest.raises(ValueError, match=message):
         FORWARD(grid, block)
 
 
 class FakeCupy:
-    """What `CuPyDevice` uses of CuPy, noting how it is used."""
+    """The part of CuPy that `CuPyDevice` uses; records the calls."""
 
     def __init__(self, version="14.2.0", available=True):
         self.__version__, self.compiled, self.calls, self.raised = version, [], [], []
@@ -101,8 +101,8 @@ class FakeCupy:
                 self._most = size
                 fake.raised.append(size)
 
-            def __call__(self, *call, **choices):
-                fake.calls.append((self.name, *call, choices))
+            def __call__(self, *call, **options):
+                fake.calls.append((self.name, *call, options))
 
         class RawModule:
             def __init__(self, *, code, options):
@@ -121,7 +121,7 @@ def cupy(monkeypatch):
     return fake
 
 
-def test_cupy_compiles_a_source_once_for_each_set_of_constants(cupy):
+def test_source_is_compiled_once_per_set_of_constants(cupy):
     x = cupy.ndarray()
     with use_device(CuPyDevice()):
         assert on_gpu(x) and not on_gpu(np.zeros(3))
@@ -136,13 +136,13 @@ def test_cupy_compiles_a_source_once_for_each_set_of_constants(cupy):
     assert options == ("--std=c++17", f"-I{launch.FOLDER}", "-DCOLUMNS=4", "-DTEAM=32")
     assert "layer_norm_forward(const Stored* __restrict__ x" in code and code.isascii()
     assert [call[0] for call in cupy.calls] == ["layer_norm_forward", "layer_norm_forward", "sum_rows", "sum_rows"]
-    name, grid, block, args, choices = cupy.calls[0]
-    assert (grid, block, choices) == ((2, 1, 1), (32, 8, 1), {"shared_mem": 16})
+    name, grid, block, args, options = cupy.calls[0]
+    assert (grid, block, options) == ((2, 1, 1), (32, 8, 1), {"shared_mem": 16})
     assert args == (x, 0, 7) and [type(arg) for arg in args[1:]] == [np.uint64, np.int32]  # a null pointer has 8 bytes
 
 
-def test_a_changed_header_changes_what_cupy_compiles(cupy, tmp_path, monkeypatch):
-    """It knows a source again by its text, which only names the header."""
+def test_changed_header_changes_the_source(cupy, tmp_path, monkeypatch):
+    """CuPy's cache is keyed by the source, which only includes the header by name."""
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
     (tmp_path / "norm.cu").write_text('#include "common.cuh"')
     for text in ("1", "2", "2"):
@@ -153,7 +153,7 @@ def test_a_changed_header_changes_what_cupy_compiles(cupy, tmp_path, monkeypatch
     assert codes[0] != codes[1] == codes[2]
 
 
-def test_much_shared_memory_is_asked_for(cupy):
+def test_large_shared_memory_is_opted_into(cupy):
     with use_device(CuPyDevice()):
         for shared in (48 << 10, 64 << 10, 50 << 10, 65 << 10):
             FORWARD(1, 1, shared=shared)
@@ -168,13 +168,13 @@ def test_much_shared_memory_is_asked_for(cupy):
         (FakeCupy(available=False), "finds no usable GPU"),
     ],
 )
-def test_what_is_missing_is_told(monkeypatch, fake, message):
+def test_missing_or_old_cupy_and_missing_gpu_raise(monkeypatch, fake, message):
     monkeypatch.setitem(sys.modules, "cupy", fake)
     with use_device(CuPyDevice()), pytest.raises(RuntimeError, match=message):
         FORWARD(1, 1)
 
 
-def test_without_a_gpu_cupy_is_not_imported():
+def test_numpy_arrays_do_not_import_cupy():
     code = """
 import sys
 import numpy as np

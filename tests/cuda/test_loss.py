@@ -1,4 +1,4 @@
-"""Cross-entropy in CUDA, run on the CPU through Tensor's ordinary functions, against the specification in float64."""
+"""Cross-entropy in CUDA, run on the CPU through `F.cross_entropy`, against the reference in float64."""
 
 from itertools import product
 
@@ -17,7 +17,7 @@ from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, 
 
 pytestmark = needs_compiler
 
-CLASSES = [1, 2, 10, 32, 33, 1025]  # a warp for a row, or a block; threads that have nothing
+CLASSES = [1, 2, 10, 32, 33, 1025]  # a warp or a block for a row; threads without columns
 REDUCTIONS = ["mean", "sum", "none"]
 
 
@@ -34,24 +34,24 @@ def indices(seed, N, C):
     return np.random.default_rng(seed).integers(0, C, N)
 
 
-def outcome(x, target, weight, wanted=(True, True), **choices):
-    """The node, the loss, and the gradients of x and target, where they were wanted."""
+def outcome(x, target, weight, wanted=(True, True), **options):
+    """The node, the loss, and the gradients of x and target, if needed, else None."""
     x = Tensor(x, requires_grad=wanted[0])
     target = Tensor(target, requires_grad=wanted[1] and target.dtype.kind == "f")
-    y = F.cross_entropy(x, target, None if weight is None else Tensor(weight), **choices)
+    y = F.cross_entropy(x, target, None if weight is None else Tensor(weight), **options)
     node = y.grad_fn
     y.backward(Tensor(drawn(9, *y.shape).astype(y.dtype)))
     return node, [y.numpy(), *(None if t.grad is None else t.grad.numpy() for t in (x, target))]
 
 
-def expected(x, target, weight, *rest, **choices):
+def expected(x, target, weight, *rest, **options):
     exact = [a if a is None or a.dtype.kind in "iu" else a.astype(np.float64) for a in (x, target, weight)]
     with minigrad.without_twins():
-        return outcome(*exact, *rest, **choices)[1]
+        return outcome(*exact, *rest, **options)[1]
 
 
 def worst(found, exact):
-    """The largest difference, relative to the largest entry (at least 1)."""
+    """The maximum difference, relative to the maximum absolute value (at least 1); NaN and Inf must be equal."""
     differences = [0.0]
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours is None) == (theirs is None)
@@ -67,56 +67,53 @@ def worst(found, exact):
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """The specification computes with infinities, as it should."""
+    """No NumPy warnings: the reference computes with infinities."""
     with np.errstate(all="ignore"):
         yield
 
 
-def assert_equals_specification(x, target, weight=None, wanted=(True, True), device=(), tolerance=1e-5, **choices):
+def assert_matches_reference(x, target, weight=None, wanted=(True, True), device=(), tolerance=1e-5, **options):
     with emulated(**dict(device)):
-        node, found = outcome(x, target, weight, wanted, **choices)
+        node, found = outcome(x, target, weight, wanted, **options)
     assert type(node) is loss.CrossEntropy
-    assert worst(found, expected(x, target, weight, wanted, **choices)) <= tolerance
+    assert worst(found, expected(x, target, weight, wanted, **options)) <= tolerance
 
 
 @given(
     st.integers(1, 20), st.sampled_from(CLASSES), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.1, 1.0]),
     st.sampled_from(REDUCTIONS), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_cross_entropy(N, C, by_index, weighted, smoothing, reduction, order, seed):
+def test_cross_entropy_matches_reference(N, C, by_index, weighted, smoothing, reduction, order, seed):
     target = indices(seed, N, C) if by_index else probabilities(seed, N, C)
     weight = abs(drawn(seed + 1, C)) if weighted else None
-    choices = {"label_smoothing": smoothing, "reduction": reduction}
-    assert_equals_specification(drawn(seed, N, C), target, weight, device={"order": order}, **choices)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    assert_matches_reference(drawn(seed, N, C), target, weight, device={"order": order}, **options)
 
 
 @given(
     st.integers(1, 20), st.sampled_from([2, 10, 33]), st.sampled_from([-100, -1, 1]), st.sampled_from(REDUCTIONS),
     st.sampled_from([np.int64, np.int32, np.uint8]), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-def test_rows_that_are_ignored(N, C, ignored, reduction, dtype, weighted, seed):
+def test_ignore_index_matches_reference(N, C, ignored, reduction, dtype, weighted, seed):
     ignored = 1 if dtype == np.uint8 else ignored
     target = np.where(np.arange(N) % 3 == 1, ignored, indices(seed, N, C)).astype(dtype)
     weight = abs(drawn(seed + 1, C)) if weighted else None
-    choices = {"ignore_index": ignored, "reduction": reduction, "label_smoothing": 0.1}
-    assert_equals_specification(drawn(seed, N, C), target, weight, **choices)
+    options = {"ignore_index": ignored, "reduction": reduction, "label_smoothing": 0.1}
+    assert_matches_reference(drawn(seed, N, C), target, weight, **options)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_where_no_row_counts(reduction):
-    """The mean of nothing is not a number, nor is that of classes that have no weight.
-
-    Nor are the gradients of these; what is ignored has none.
-    """
-    choices = {"ignore_index": 3, "reduction": reduction}
-    assert_equals_specification(drawn(0, 5, 7), np.full(5, 3), **choices)
+def test_zero_total_weight_gives_nan_mean(reduction):
+    """The mean over no rows, or over classes of weight 0, is NaN, and its gradients; ignored rows have gradient 0."""
+    options = {"ignore_index": 3, "reduction": reduction}
+    assert_matches_reference(drawn(0, 5, 7), np.full(5, 3), **options)
     weight = (np.arange(7) != 2).astype(np.float32)
     for smoothing in (0.0, 0.1):
-        assert_equals_specification(drawn(0, 5, 7), np.full(5, 2), weight, label_smoothing=smoothing, **choices)
+        assert_matches_reference(drawn(0, 5, 7), np.full(5, 2), weight, label_smoothing=smoothing, **options)
 
 
-def test_an_index_that_names_no_class():
-    """The CPU refuses it; on a GPU it would have to be looked at, and is as if no class was named."""
+def test_index_out_of_range_selects_no_class():
+    """The CPU raises. A GPU would have to synchronize to check, so the row has q = 0."""
     x, inside = drawn(0, 4, 7), np.array([1, 5, 0, 6])
     with emulated():
         _, found = outcome(x, np.where(np.arange(4) % 2, 7, inside), None)
@@ -127,43 +124,43 @@ def test_an_index_that_names_no_class():
 
 @pytest.mark.parametrize("C", [10, 1025])
 @pytest.mark.parametrize("offset", [-1e4, 88.0, 1e4, 1e37])
-def test_logits_far_out(C, offset):
-    """Too large or too small for an exponential: a row does not care about an offset. One class, in the last warp."""
+def test_large_logits_do_not_overflow(C, offset):
+    """Logits beyond the range of exp: an offset of a row, or of one class, changes nothing else."""
     x = drawn(0, 9, C)
     for far in (np.float32(offset) + x, np.where(np.arange(C) == C // 2 - 3, np.float32(offset), x)):
-        assert_equals_specification(far, indices(0, 9, C), label_smoothing=0.1)
+        assert_matches_reference(far, indices(0, 9, C), label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("C", [10, 1025])
-def test_classes_ruled_out(C):
-    """Logits of -∞: where such a class is not wanted, all is well; else the loss is ∞. And what is not a number."""
+def test_logits_of_minus_infinity_and_nan(C):
+    """A logit -∞ gives a finite loss unless it is that of the target class, whose loss is ∞. NaN gives NaN."""
     x, target = drawn(0, 9, C), indices(0, 9, C) % 5
     x[:, 7] = -np.inf
     for reduction in REDUCTIONS:
-        assert_equals_specification(x, target, reduction=reduction)
+        assert_matches_reference(x, target, reduction=reduction)
     target[2] = 7
-    assert_equals_specification(x, target, reduction="none")
+    assert_matches_reference(x, target, reduction="none")
     x[3], x[4, 1], x[5, 1] = -np.inf, np.nan, np.inf
-    assert_equals_specification(x, target, reduction="none")
-    assert_equals_specification(x, target, reduction="none", label_smoothing=0.1)
+    assert_matches_reference(x, target, reduction="none")
+    assert_matches_reference(x, target, reduction="none", label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("by_index", [False, True])
 @pytest.mark.parametrize("C", [10, 1025])
-def test_nothing_outside_the_arrays_is_touched(C, by_index):
+def test_accesses_stay_within_the_arrays(C, by_index):
     for side, N in product(("after", "before"), (1, 9)):
         x, weight = guarded((N, C), side=side), guarded(C, side=side)
         target = guarded(N, np.int64, side=side) if by_index else guarded((N, C), side=side)
         x[...], weight[...] = drawn(0, N, C), abs(drawn(1, C))
         target[...] = indices(0, N, C) if by_index else probabilities(0, N, C)
         for reduction in REDUCTIONS:
-            assert_equals_specification(x, target, weight, reduction=reduction, device={"guard": side})
+            assert_matches_reference(x, target, weight, reduction=reduction, device={"guard": side})
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
-def test_gradients_that_nobody_wants_are_left_out(wanted):
+def test_unneeded_gradients_are_not_computed(wanted):
     arrays = drawn(0, 9, 10), probabilities(1, 9, 10)
-    assert_equals_specification(*arrays, wanted=wanted)
+    assert_matches_reference(*arrays, wanted=wanted)
     recorder = Recorder()
     with emulated() as device:
         recorder.device = device
@@ -174,12 +171,12 @@ def test_gradients_that_nobody_wants_are_left_out(wanted):
     assert tuple(grad is not None for grad in recorder.launches[2].args[7:9]) == wanted
 
 
-def test_more_rows_than_the_last_sum_has_threads():
+def test_total_loops_over_more_rows_than_threads():
     N = 2051
-    assert_equals_specification(drawn(0, N, 3), indices(1, N, 3), abs(drawn(2, 3)), label_smoothing=0.1)
+    assert_matches_reference(drawn(0, N, 3), indices(1, N, 3), abs(drawn(2, 3)), label_smoothing=0.1)
 
 
-def test_a_gradient_and_a_target_of_any_layout():
+def test_gradient_and_target_of_any_memory_layout():
     x, target = drawn(0, 6, 5), indices(1, 12, 5)[::2]
     both = []
     for dtype in (np.float32, np.float64):
@@ -191,7 +188,7 @@ def test_a_gradient_and_a_target_of_any_layout():
     assert worst(*both) <= 1e-5
 
 
-def test_the_same_bits_in_every_order():
+def test_thread_order_changes_no_bit():
     for C in (10, 1025):
         results = []
         for order in ORDERS:
@@ -201,7 +198,7 @@ def test_the_same_bits_in_every_order():
         assert all(result == results[0] for result in results)
 
 
-# sum_rows, which comes with common.cuh, is not called here.
+# (loss.cu does not call sum_rows of common.cuh.)
 OURS = [place for place in barriers("loss.cu") if place.startswith("loss.cu")]
 BLOCK_SUM = [place for place in barriers("loss.cu") if place.startswith("common.cuh")][:2]
 
@@ -220,7 +217,7 @@ def test_every_barrier_is_needed(barrier):
     assert max(differences) > 1e-2
 
 
-def test_nothing_is_kept_that_backward_does_not_need():
+def test_forward_saves_only_what_backward_reads():
     x, target = Tensor(drawn(0, 9, 10), requires_grad=True), Tensor(indices(1, 9, 10))
     with emulated():
         node = F.cross_entropy(x, target).grad_fn
@@ -241,7 +238,7 @@ def test_nothing_is_kept_that_backward_does_not_need():
         (drawn(0, 2, 24577), np.zeros(2, np.int64), None),
     ],
 )
-def test_other_arrays_go_another_way(x, target, weight):
+def test_unsupported_arrays_run_the_reference(x, target, weight):
     with emulated():
         weight = None if weight is None else Tensor(weight)
         node = F.cross_entropy(Tensor(x, requires_grad=True), Tensor(target), weight).grad_fn
@@ -249,7 +246,7 @@ def test_other_arrays_go_another_way(x, target, weight):
 
 
 @pytest.mark.parametrize(
-    ("target", "choices", "message"),
+    ("target", "options", "message"),
     [
         (np.zeros(4, np.int64), {}, "class indices must have the input's shape without its class axis"),
         (drawn(0, 3, 5), {}, "probabilities must have the shape of the input"),
@@ -258,6 +255,6 @@ def test_other_arrays_go_another_way(x, target, weight):
         (np.zeros(3, np.int64), {"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1"),
     ],
 )
-def test_errors_are_those_of_the_specification(target, choices, message):
+def test_errors_are_those_of_the_reference(target, options, message):
     with emulated(), pytest.raises(ValueError, match=message):
-        F.cross_entropy(Tensor(drawn(0, 3, 4)), Tensor(target), **choices)
+        F.cross_entropy(Tensor(drawn(0, 3, 4)), Tensor(target), **options)

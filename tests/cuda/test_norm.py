@@ -1,4 +1,4 @@
-"""Normalisation in CUDA, run on the CPU through Tensor's ordinary functions, against the specification in float64."""
+"""LayerNorm's CUDA kernels, run on the CPU through `F.layer_norm`, against the reference in float64."""
 
 from itertools import product
 
@@ -25,7 +25,7 @@ WIDTHS = [
     192,
     1025,
     1028,
-]  # a warp for a row or a block; read by ones or fours; threads that have nothing
+]  # a warp or a block for a row; packs of 1 or 4; threads without columns
 
 
 def drawn(seed, *shape, offset=0.0):
@@ -33,7 +33,7 @@ def drawn(seed, *shape, offset=0.0):
 
 
 def outcome(arrays, wanted, shape, eps=1e-5):
-    """The node, the output, and a gradient for each array, if it was wanted."""
+    """The node, the output, and the gradients of arrays that need one, else None."""
     tensors = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip(arrays, wanted, strict=True)]
     y = F.layer_norm(tensors[0], shape, *tensors[1:], eps)
     node = y.grad_fn
@@ -46,9 +46,9 @@ def expected(arrays, *rest):
         return outcome([None if x is None else x.astype(np.float64) for x in arrays], *rest)[1]
 
 
-def assert_equals_specification(arrays, wanted=None, shape=None, eps=1e-5, tolerance=1e-5, **choices):
+def assert_matches_reference(arrays, wanted=None, shape=None, eps=1e-5, tolerance=1e-5, **options):
     wanted, shape = wanted or [x is not None for x in arrays], shape or arrays[0].shape[-1:]
-    with emulated(**choices):
+    with emulated(**options):
         node, found = outcome(arrays, wanted, shape, eps)
     assert type(node) is norm.LayerNorm
     assert worst(found, expected(arrays, wanted, shape, eps)) <= tolerance
@@ -58,25 +58,25 @@ def assert_equals_specification(arrays, wanted=None, shape=None, eps=1e-5, toler
     st.lists(st.integers(1, 4), max_size=2), st.sampled_from(WIDTHS), st.booleans(), st.booleans(),
     st.sampled_from([1e-5, 0.1]), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_layer_norm(lead, C, weight, bias, eps, order, seed):
+def test_layer_norm_matches_reference(lead, C, weight, bias, eps, order, seed):
     x = drawn(seed, *lead, C, offset=seed % 3)
     arrays = [x, drawn(1, C) if weight else None, drawn(2, C) if bias else None]
-    assert_equals_specification(arrays, eps=eps, order=order)
+    assert_matches_reference(arrays, eps=eps, order=order)
 
 
 @pytest.mark.parametrize("C", [32, 1028])
-def test_nothing_outside_the_arrays_is_touched(C):
+def test_accesses_stay_within_the_arrays(C):
     for side, rows in product(("after", "before"), (1, 9)):
         arrays = [guarded((rows, C), side=side), guarded(C, side=side), guarded(C, side=side)]
         for i, array in enumerate(arrays):
             array[...] = drawn(i, *array.shape)
-        assert_equals_specification(arrays, guard=side)
+        assert_matches_reference(arrays, guard=side)
 
 
 @pytest.mark.parametrize("wanted", [w for w in product((False, True), repeat=3) if any(w)])
-def test_gradients_that_nobody_wants_are_left_out(wanted):
+def test_unneeded_gradients_are_not_computed(wanted):
     arrays = [drawn(0, 9, 32), drawn(1, 32), drawn(2, 32)]
-    assert_equals_specification(arrays, wanted)
+    assert_matches_reference(arrays, wanted)
     recorder = Recorder()
     with emulated() as device:
         recorder.device = device
@@ -84,24 +84,24 @@ def test_gradients_that_nobody_wants_are_left_out(wanted):
             outcome(arrays, wanted, (32,))
     names = [launch.kernel.name for launch in recorder.launches]
     assert names == ["layer_norm_forward", "layer_norm_backward", "sum_rows"][: 3 if any(wanted[1:]) else 2]
-    grad_x, shares = recorder.launches[1].args[5:7]
-    assert (grad_x is not None) == wanted[0] and (shares is not None) == any(wanted[1:])
+    grad_x, partials = recorder.launches[1].args[5:7]
+    assert (grad_x is not None) == wanted[0] and (partials is not None) == any(wanted[1:])
 
 
 @pytest.mark.parametrize("C", [32, 1028])
-def test_more_rows_than_the_grid_has_teams(C, monkeypatch):
+def test_grid_stride_loop_over_rows(C, monkeypatch):
     monkeypatch.setattr(norm, "BLOCKS", 3)
-    assert_equals_specification([drawn(0, 53 if C < 1024 else 10, C), drawn(1, C), drawn(2, C)])
+    assert_matches_reference([drawn(0, 53 if C < 1024 else 10, C), drawn(1, C), drawn(2, C)])
 
 
-def test_more_blocks_than_sum_rows_has_strips():
-    """Each strip has several blocks, the last of them fewer."""
-    assert_equals_specification([drawn(0, 8 * 77, 6), drawn(1, 6), drawn(2, 6)])
+def test_sum_rows_loops_over_more_rows_than_strips():
+    """77 partial sums: strips of several rows, the last strips of fewer."""
+    assert_matches_reference([drawn(0, 8 * 77, 6), drawn(1, 6), drawn(2, 6)])
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_arrays_that_cannot_be_read_four_at_a_time(which):
-    """16 bytes are read only from an address that is a multiple of 16. The fourth array is ∂y."""
+def test_unaligned_arrays_give_the_same_result(which):
+    """Loads of 16 bytes need alignment to 16 bytes. The fourth array is ∂y."""
     C = 32
     shifted = [drawn(i, 9 * C + 8) for i in range(4)]
     starts = [(-x.ctypes.data % 16) // 4 + (i == which) for i, x in enumerate(shifted)]
@@ -119,13 +119,13 @@ def test_arrays_that_cannot_be_read_four_at_a_time(which):
     assert worst(*results) <= 1e-5
 
 
-def test_several_axes_have_one_mean():
+def test_several_normalized_axes():
     arrays = [drawn(0, 5, 2, 3, 4), drawn(1, 2, 3, 4), drawn(2, 2, 3, 4)]
-    assert_equals_specification(arrays, shape=(2, 3, 4))
-    assert_equals_specification([arrays[0][0], arrays[1], None], shape=(2, 3, 4))
+    assert_matches_reference(arrays, shape=(2, 3, 4))
+    assert_matches_reference([arrays[0][0], arrays[1], None], shape=(2, 3, 4))
 
 
-def test_a_gradient_of_any_layout():
+def test_gradient_of_any_memory_layout():
     x = drawn(0, 9, 32)
     with emulated():
         weight = Tensor(drawn(1, 32), requires_grad=True)
@@ -134,11 +134,11 @@ def test_a_gradient_of_any_layout():
     np.testing.assert_allclose(weight.grad.numpy(), x_hat.sum(0), atol=1e-5)
 
 
-def test_a_mean_that_is_large_beside_the_variance():
-    assert_equals_specification([drawn(0, 3, 192, offset=1e4), None, None], tolerance=2e-3)
+def test_large_mean_does_not_cancel_the_variance():
+    assert_matches_reference([drawn(0, 3, 192, offset=1e4), None, None], tolerance=2e-3)
 
 
-def test_the_same_bits_in_every_order():
+def test_thread_order_changes_no_bit():
     arrays = [drawn(0, 70, 32), drawn(1, 32), drawn(2, 32)]
     results = []
     for order in ORDERS:
@@ -161,7 +161,7 @@ def test_every_barrier_is_needed(barrier):
     assert max(differences) > 1e-2
 
 
-def test_a_model_trains_through_the_kernels():
+def test_training_matches_the_cpu():
     def steps():
         minigrad.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 32), nn.LayerNorm(32), nn.GELU(), nn.Linear(32, 3))
@@ -190,14 +190,14 @@ def test_a_model_trains_through_the_kernels():
         (drawn(0, 3, 4), drawn(0, 8)[::2], (4,)),
     ],
 )
-def test_other_arrays_go_another_way(x, weight, shape):
+def test_unsupported_arrays_run_the_reference(x, weight, shape):
     with emulated():
         weight = None if weight is None else Tensor(weight)
         node = F.layer_norm(Tensor(x, requires_grad=True), shape, weight).grad_fn
     assert isinstance(node, LayerNorm) and type(node) is not norm.LayerNorm
 
 
-def test_errors_are_those_of_the_specification():
+def test_errors_are_those_of_the_reference():
     for x, shape in ((drawn(0, 3, 4), (5,)), (drawn(0, 4), (3, 4)), (drawn(0, 4), ())):
         with emulated(), pytest.raises(ValueError, match="normalized_shape must be how the input's shape ends"):
             F.layer_norm(Tensor(x), shape)

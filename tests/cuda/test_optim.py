@@ -1,4 +1,4 @@
-"""The optimiser's kernels, each for all parameters at once: the same as the formulas in minigrad/optim/."""
+"""The kernels of optim.cu, each for all parameters in one launch, against the formulas in minigrad/optim/."""
 
 from contextlib import contextmanager
 
@@ -15,19 +15,19 @@ from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, 
 
 pytestmark = needs_compiler
 
-# Nothing, one, less than a warp, around a block's threads and a chunk, and two chunks and a bit
+# Empty, one, less than a warp, around the threads of a block and a chunk, and more than two chunks
 SIZES = st.lists(st.sampled_from([0, 1, 5, 31, 255, 257, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 77]), max_size=12)
 SIDES = pytest.mark.parametrize("side", ["before", "after"])
 
 
 def drawn(rng, size):
-    """At an address that is a multiple of 4 bytes, and only sometimes of 16."""
+    """Normal values, aligned to 4 bytes, and only sometimes to 16."""
     shift = int(rng.integers(4))
     return rng.standard_normal(size + shift).astype(np.float32)[shift:]
 
 
 def filled(size, side, rng):
-    """The same beside memory that cannot be touched."""
+    """Normal values beside a protected page."""
     x = guarded(size, side=side)
     x[...] = rng.standard_normal(size)
     return x
@@ -42,7 +42,7 @@ def parameters(arrays, grads):
 
 @contextmanager
 def recorded(order=ORDERS[0]):
-    """Within the block kernels run, and are noted."""
+    """Within the block, kernels run and their launches are recorded."""
     with emulated(order) as device, use_device(recorder := Recorder(device)):
         yield recorder.launches
 
@@ -50,9 +50,9 @@ def recorded(order=ORDERS[0]):
 # AdamW --------------------------------------------------------------------------------------------------------------
 
 
-def steps(x, grads, **choices):
+def steps(x, grads, **options):
     parameter = Tensor(x.copy(), requires_grad=True)
-    optimizer = optim.AdamW([parameter], **choices)
+    optimizer = optim.AdamW([parameter], **options)
     for grad in grads:
         parameter.grad = Tensor(grad)
         optimizer.step()
@@ -63,20 +63,20 @@ def steps(x, grads, **choices):
     st.lists(st.integers(1, 40), max_size=2), st.floats(1e-5, 1.0), st.floats(0, 0.99), st.floats(0, 0.999),
     st.sampled_from([1e-8, 1e-3]), st.sampled_from([0.0, 0.05]), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_steps(shape, lr, beta1, beta2, eps, weight_decay, order, seed):
+def test_adamw_matches_the_formula_in_float64(shape, lr, beta1, beta2, eps, weight_decay, order, seed):
     rng = np.random.default_rng(seed)
     x, *grads = (rng.standard_normal(shape) for _ in range(4))
-    choices = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
-    expected, _ = steps(x, grads, **choices)
+    options = {"lr": lr, "betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
+    expected, _ = steps(x, grads, **options)
     with emulated(order):
-        found, state = steps(x.astype(np.float32), [g.astype(np.float32) for g in grads], **choices)
+        found, state = steps(x.astype(np.float32), [g.astype(np.float32) for g in grads], **options)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * max(1, lr))
     assert state["0.0.step"] == 3
 
 
 def step_in_float32(x, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
-    """The kernel's own arithmetic, number by number: every operation rounds to float32."""
+    """The arithmetic of the kernel, in float32."""
     single = np.float32
     m[...] = single(beta1) * m + single(1 - beta1) * grad
     v[...] = single(beta2) * v + single(1 - beta2) * grad * grad
@@ -86,7 +86,7 @@ def step_in_float32(x, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
 
 @given(SIZES, SIZES, st.sampled_from(ORDERS), st.integers(0, 99))
 def test_all_parameters_in_one_launch(first, second, order, seed):
-    """Of two groups; some have no gradient in some steps, and so are at different t."""
+    """Two parameter groups; a parameter without a gradient skips the step, so step counts differ."""
     rng = np.random.default_rng(seed)
     arrays = [drawn(rng, size) for size in (*first, *second)]
     expected = [(x.copy(), np.zeros_like(x), np.zeros_like(x)) for x in arrays]
@@ -95,32 +95,32 @@ def test_all_parameters_in_one_launch(first, second, order, seed):
         {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.2},
         {"lr": 0.03, "betas": (0.5, 0.9), "eps": 1e-8, "weight_decay": 0.0},
     ]
-    extra = Tensor(np.ones(1, np.float32), requires_grad=True)  # has no gradient: it stays
+    extra = Tensor(np.ones(1, np.float32), requires_grad=True)  # has no gradient
     groups = [tensors[: len(first)], [*tensors[len(first) :], extra]]
-    optimizer = optim.AdamW([{"params": group, **choices} for group, choices in zip(groups, settings, strict=True)])
+    optimizer = optim.AdamW([{"params": group, **options} for group, options in zip(groups, settings, strict=True)])
     count = [0] * len(tensors)
     with recorded(order) as launches:
         for _ in range(3):
-            moved = 0
+            updated = 0
             for i, tensor in enumerate(tensors):
                 tensor.grad = None if rng.random() < 0.3 else Tensor(drawn(rng, tensor.shape[0]))
                 if tensor.grad is not None:
                     count[i] += 1
-                    moved += tensor.shape[0]
-                    choices = settings[i >= len(first)]
-                    rest = choices["eps"], choices["weight_decay"]
+                    updated += tensor.shape[0]
+                    options = settings[i >= len(first)]
+                    rest = options["eps"], options["weight_decay"]
                     step_in_float32(
                         expected[i][0],
                         tensor.grad.data,
                         *expected[i][1:],
                         count[i],
-                        choices["lr"],
-                        *choices["betas"],
+                        options["lr"],
+                        *options["betas"],
                         *rest,
                     )
             before = len(launches)
             optimizer.step()
-            assert [launch.kernel.name for launch in launches[before:]] == ["adamw"] * bool(moved)
+            assert [launch.kernel.name for launch in launches[before:]] == ["adamw"] * bool(updated)
     states = [state for group in optimizer.state for state in group]
     assert extra.item() == 1 and states.pop() == {}
     for tensor, state, (x, m, v), t in zip(tensors, states, expected, count, strict=True):
@@ -147,8 +147,8 @@ def test_adamw_stays_within_its_arrays(side):
     assert all((a != b).all() for a, b in zip(x, before, strict=True))
 
 
-def test_a_gradient_in_another_order_of_memory():
-    """Goes by the formula, and the others are one launch."""
+def test_gradient_of_another_layout_is_stepped_separately():
+    """The parameter with the other layout is updated by NumPy; the others by one launch."""
     x, grad = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
     expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])
     tensors = parameters([x.copy() for _ in range(3)], [grad, np.asfortranarray(grad), grad])
@@ -159,14 +159,14 @@ def test_a_gradient_in_another_order_of_memory():
         np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_other_dtypes_go_by_the_formula():
+def test_float64_launches_nothing():
     recorder = Recorder()
     with use_device(recorder):
         steps(np.ones(10), [np.ones(10)])
     assert not recorder.launches
 
 
-def test_a_memory_of_another_dtype_is_not_read_as_floats():
+def test_16_bit_state_launches_nothing():
     one, two = (parameters([np.ones(5, np.float32)], [np.ones(5, np.float32)]) for _ in range(2))
     expected, found = optim.AdamW(one), optim.AdamW(two)
     expected.step()
@@ -193,7 +193,7 @@ def test_16_bit_parameters_are_updated_by_the_kernel_in_float32(dtype):
     assert (found[:2] != x[:2]).all() and np.isfinite(found.astype(np.float32)).all()
 
 
-def test_a_parameter_that_has_grown_is_not_moved_with_its_old_memory():
+def test_resized_parameter_with_old_state_raises():
     (parameter,) = parameters([np.ones(5, np.float32)], [np.ones(5, np.float32)])
     optimizer = optim.AdamW([parameter])
     with recorded() as launches:
@@ -210,7 +210,7 @@ def test_a_parameter_that_has_grown_is_not_moved_with_its_old_memory():
 
 
 @given(SIZES, st.sampled_from([1e-3, 1.0, 1e6]), st.integers(0, 99))
-def test_clipping(sizes, max_norm, seed):
+def test_clipping_matches_the_formula(sizes, max_norm, seed):
     rng = np.random.default_rng(seed)
     grads = [drawn(rng, size) for size in sizes]
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in grads))
@@ -231,7 +231,7 @@ def test_clipping(sizes, max_norm, seed):
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-30])
-def test_squares_beyond_float32(size):
+def test_norm_of_squares_beyond_float32(size):
     grads = [np.full(5, size, np.float32), np.full(3, 2 * size, np.float32)]
     with emulated():
         total = optim.clip_grad_norm_(parameters(grads, grads), 1e20)
@@ -240,7 +240,7 @@ def test_squares_beyond_float32(size):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_left_as_it_is(value):
+def test_non_finite_norm_leaves_gradients_unchanged(value):
     rng = np.random.default_rng(0)
     grads = [drawn(rng, 7), drawn(rng, CHUNK + 9)]
     grads[1][CHUNK + 5] = value
@@ -252,15 +252,15 @@ def test_what_is_not_finite_is_left_as_it_is(value):
         np.testing.assert_array_equal(found, grad)
 
 
-def test_gradients_in_any_order_of_memory_but_not_twice():
+def test_clipping_any_layout_but_no_duplicates():
     rng = np.random.default_rng(0)
     grad = rng.standard_normal((4, 6, 5)).astype(np.float32)
-    for turned in (grad.transpose(2, 0, 1), np.asfortranarray(grad)):
-        found = turned.copy("K")
+    for permuted in (grad.transpose(2, 0, 1), np.asfortranarray(grad)):
+        found = permuted.copy("K")
         with recorded() as launches:
             total = optim.clip_grad_norm_(parameters([found], [found]), 1.0)
         assert len(launches) == 3
-        np.testing.assert_allclose(found, turned / total.item(), rtol=1e-6)
+        np.testing.assert_allclose(found, permuted / total.item(), rtol=1e-6)
     for other in ([grad[::2].copy(), grad[:, ::2]], [grad, grad.astype(np.float64)], [grad, grad]):
         copies = [other[0].copy(), other[1]] if other[1] is not grad else [grad.copy()] * 2
         with recorded() as launches:
@@ -296,7 +296,7 @@ def test_the_barrier_between_warps_is_needed():
 
 
 @given(SIZES, st.sampled_from([None, np.nan, np.inf]), st.sampled_from(ORDERS), st.integers(0, 99))
-def test_unscaling(sizes, value, order, seed):
+def test_unscaling_finds_inf_and_nan(sizes, value, order, seed):
     rng = np.random.default_rng(seed)
     grads = [drawn(rng, size) for size in (*sizes, 3)]
     if value is not None:
@@ -312,7 +312,7 @@ def test_unscaling(sizes, value, order, seed):
     assert scaler.step(optimizer) == (value is None)
 
 
-def test_an_overflow_of_the_scale_itself():
+def test_overflow_in_unscaling_skips_the_step():
     grads = [np.full(3, 1e38, np.float32)]
     optimizer, scaler = optim.SGD(parameters(grads, grads)), optim.GradScaler(2.0**-10)
     with emulated():
@@ -334,7 +334,7 @@ def test_unscaling_stays_within_its_arrays(side):
 
 
 class Arrays(nn.Module):
-    """A parameter of each size, and buffers: one that is averaged, one that is counted."""
+    """A parameter of each size, a floating-point buffer, which is averaged, and an integer buffer, which is copied."""
 
     def __init__(self, arrays):
         for i, x in enumerate(arrays):
@@ -343,7 +343,7 @@ class Arrays(nn.Module):
 
 
 @given(SIZES, st.sampled_from([0.0, 0.9, 0.9999]), st.sampled_from(ORDERS), st.integers(0, 99))
-def test_averages(sizes, decay, order, seed):
+def test_ema_matches_the_formula(sizes, decay, order, seed):
     rng = np.random.default_rng(seed)
     model = Arrays([drawn(rng, size) for size in sizes])
     ema, expected = optim.EMA(model, decay, warmup=True), optim.EMA(model, decay, warmup=True)
@@ -360,7 +360,7 @@ def test_averages(sizes, decay, order, seed):
 
 
 @SIDES
-def test_averages_stay_within_their_arrays(side):
+def test_ema_stays_within_its_arrays(side):
     rng = np.random.default_rng(0)
     model = Arrays([filled(size, side, rng) for size in (300, 1, CHUNK + 3)])
     ema = optim.EMA(model, 0.5)
@@ -377,7 +377,7 @@ def test_averages_stay_within_their_arrays(side):
 # The table ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_of_nothing_launches_nothing():
+def test_empty_table_launches_nothing():
     with recorded() as launches:
         for columns in ([], [np.ones(0, np.float32)]):
             Table(columns).launch(None)

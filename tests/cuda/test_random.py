@@ -1,4 +1,4 @@
-"""Random numbers made by a kernel are those that the CPU makes, bit for bit."""
+"""The random numbers of the CUDA kernels equal those of the CPU, bit for bit."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ pytestmark = needs_compiler
     st.lists(st.integers(0, 30), max_size=3), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 2),
     st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_the_same_numbers(shape, seed, draws, order):
+def test_draws_equal_the_cpu_bit_for_bit(shape, seed, draws, order):
     expected = Generator(seed, draws).uniform(shape), Generator(seed, draws).words(np.prod(shape, dtype=int))
     with emulated(order):
         np.testing.assert_array_equal(uniform(seed, draws, shape, "cpu"), expected[0])
@@ -28,7 +28,7 @@ def test_the_same_numbers(shape, seed, draws, order):
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1001), st.integers(0, 1000))
 def test_in_a_graph_the_state_is_read_from_memory(count, seed, before, draw):
-    """And what was the generator's when it was captured counts no more."""
+    """`state` in memory replaces the seed and the first draw of the captured arguments."""
     state = np.array([seed, before], np.uint64)
     with emulated():
         found = uniform(1, draw, (count,), "cpu", state), words(1, draw, (count,), "cpu", state)
@@ -45,8 +45,8 @@ DRAWS = {
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(DRAWS)), st.sampled_from(["cpu", "cuda"])), max_size=6))
-def test_on_the_device(calls):
-    """A generator that draws for the CPU and for the GPU in turn goes on as one that draws for the CPU."""
+def test_cpu_and_gpu_draws_share_one_sequence(calls):
+    """A generator that draws on the CPU and the GPU in turn equals one that draws on the CPU only."""
     ours, theirs = Generator(5), Generator(5)
     with in_place_of_cupy():
         for name, device in calls:
@@ -60,7 +60,7 @@ def test_on_the_device(calls):
 
 @pytest.mark.parametrize("side", ["before", "after"])
 @pytest.mark.parametrize("count", [1, 3, 4, 1023])
-def test_it_stays_within_its_array(side, count):
+def test_draws_stay_within_their_array(side, count):
     with emulated(guard=side):
         assert np.isfinite(uniform(1, 2, (count,), "cpu")).all()
         words(1, 2, (count,), "cpu")

@@ -1,4 +1,4 @@
-"""Residual connections in CUDA, run on the CPU through the ordinary functions, against the specification in float64."""
+"""Residual connections in CUDA, run on the CPU through `F.residual`, against the reference in float64."""
 
 from itertools import product
 
@@ -18,9 +18,13 @@ from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compile
 
 pytestmark = needs_compiler
 
-ROUNDING = {np.dtype(np.float32): 1e-6, np.dtype(ml_dtypes.bfloat16): 2**-8, np.dtype(np.float16): 2**-11}  # of 1
+ROUNDING = {
+    np.dtype(np.float32): 1e-6,
+    np.dtype(ml_dtypes.bfloat16): 2**-8,
+    np.dtype(np.float16): 2**-11,
+}  # relative error
 DTYPES = list(ROUNDING)
-WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; several blocks across
+WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; blocks along a row
 
 
 def drawn(seed, *shape, dtype=np.float32):
@@ -39,7 +43,7 @@ def outcome(x, branch, scale, p, wanted=(True, True, True)):
     return node, [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in arrays)]
 
 
-def assert_equals_specification(x, branch, scale=None, p=0.0, wanted=(True, True, True), **choices):
+def assert_matches_reference(x, branch, scale=None, p=0.0, wanted=(True, True, True), **options):
     exact = [None if a is None else a.astype(np.float64) for a in (x, branch, scale)]
     tensors = [None if a is None else Tensor(a, requires_grad=w) for a, w in zip(exact, wanted, strict=True)]
     minigrad.manual_seed(3)
@@ -48,48 +52,48 @@ def assert_equals_specification(x, branch, scale=None, p=0.0, wanted=(True, True
         assert type(s.grad_fn) is Residual
         s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(np.float64)))
     expected = [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in tensors)]
-    with emulated(**choices):
+    with emulated(**options):
         node, found = outcome(x, branch, scale, p, wanted)
     assert type(node) is residual.Residual
     *found, grad_scale = found
     *expected, exact_scale = expected
     assert worst(found, expected, x.dtype) <= ROUNDING[x.dtype]
-    assert worst([grad_scale], [exact_scale]) <= 1e-5  # in float32, whatever is added up
+    assert worst([grad_scale], [exact_scale]) <= 1e-5  # float32 for every dtype of x
 
 
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(WIDTHS), st.booleans(),
     st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_residual(lead, C, scaled, p, dtype, order, seed):
+def test_residual_matches_reference(lead, C, scaled, p, dtype, order, seed):
     x, branch = drawn(seed, *lead, C, dtype=dtype), drawn(seed + 1, *lead, C, dtype=dtype)
-    assert_equals_specification(x, branch, drawn(2, C) if scaled else None, p, order=order)
+    assert_matches_reference(x, branch, drawn(2, C) if scaled else None, p, order=order)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_more_rows_than_blocks(dtype, monkeypatch):
+def test_grid_stride_loop_over_rows(dtype, monkeypatch):
     monkeypatch.setattr(residual, "BLOCKS", 2)
-    monkeypatch.setattr(residual, "MOST_BLOCKS", 3)
+    monkeypatch.setattr(residual, "MAX_BLOCKS", 3)
     x, branch = drawn(0, 60, 3, 24, dtype=dtype), drawn(1, 60, 3, 24, dtype=dtype)
-    assert_equals_specification(x, branch, drawn(2, 24), 0.3)
+    assert_matches_reference(x, branch, drawn(2, 24), 0.3)
 
 
 @pytest.mark.parametrize(("dtype", "C"), list(product(DTYPES, [24, 31])), ids=str)
-def test_nothing_outside_the_arrays_is_touched(dtype, C):
+def test_accesses_stay_within_the_arrays(dtype, C):
     for side in ("after", "before"):
         arrays = [guarded((2, 5, C), dtype, side), guarded((2, 5, C), dtype, side), guarded(C, side=side)]
         for i, array in enumerate(arrays):
             array[...] = drawn(i, *array.shape)
-        assert_equals_specification(*arrays, p=0.4, guard=side)
+        assert_matches_reference(*arrays, p=0.4, guard=side)
 
 
 @pytest.mark.parametrize("which", range(2))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_arrays_that_cannot_be_read_in_packs(dtype, which):
+def test_unaligned_arrays_give_the_same_result(dtype, which):
     room = [drawn(i, 9 * 32 + 16, dtype=dtype) for i in range(2)]
     starts = [(-a.ctypes.data % 16) // dtype.itemsize + (i == which) for i, a in enumerate(room)]
     x, branch = (a[start : start + 9 * 32].reshape(9, 32) for a, start in zip(room, starts, strict=True))
-    assert_equals_specification(x, branch, drawn(2, 32))
+    assert_matches_reference(x, branch, drawn(2, 32))
 
 
 @pytest.mark.parametrize("barrier", barriers("residual.cu"))
@@ -102,24 +106,24 @@ def test_every_barrier_is_needed(barrier):
         with emulated(order, barrier=barrier):
             _, found = outcome(*arrays, 0.4)
         differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
-    assert differences or barrier.startswith("common.cuh")  # of block_sum, which is not used here
+    assert differences or barrier.startswith("common.cuh")  # residual.cu does not call block_sum
 
 
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=3) if any(w)])
-def test_gradients_that_nobody_wants_are_left_out(wanted):
+def test_unneeded_gradients_are_not_computed(wanted):
     arrays = drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8)
-    assert_equals_specification(*arrays, p=0.5, wanted=wanted)
+    assert_matches_reference(*arrays, p=0.5, wanted=wanted)
     with emulated() as device, use_device(recorder := Recorder(device)):
         outcome(*arrays, 0.5, wanted)
     _, want_branch, want_scale = wanted
     names = ["residual_backward"] * (want_branch or want_scale) + ["sum_rows"] * want_scale
     assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward", *names]
     if want_branch or want_scale:
-        grad_branch, shares = recorder.launches[1].args[3:5]
-        assert (grad_branch is not None) == want_branch and (shares is not None) == want_scale
+        grad_branch, partials = recorder.launches[1].args[3:5]
+        assert (grad_branch is not None) == want_branch and (partials is not None) == want_scale
 
 
-def test_a_plain_branch_has_no_kernel_backward():
+def test_plain_residual_launches_nothing_backward():
     with emulated() as device, use_device(recorder := Recorder(device)):
         outcome(drawn(0, 4, 8), drawn(1, 4, 8), None, 0.0)
     assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward"]
@@ -133,24 +137,24 @@ def test_a_plain_branch_has_no_kernel_backward():
         (drawn(0, 8, 4).T, drawn(1, 4, 8), None),
         (drawn(0, 4, 8), drawn(1, 8, 4).T, None),
         (drawn(0, 0, 8), drawn(1, 0, 8), None),
-        (drawn(0, 8), drawn(1, 8), None),  # an m for each number
+        (drawn(0, 8), drawn(1, 8), None),  # 1-D: an m for each element
         (drawn(0, 4, 8), drawn(1, 1, 8), None),
         (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float64)),
         (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 16)[::2]),
         (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 7)),
     ],
 )
-def test_everything_else_is_for_the_specification(arrays):
+def test_unsupported_arguments_are_declined(arrays):
     with emulated():
         assert residual.Residual.takes(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
         assert not residual.Residual.takes(*arrays, p=0.0)
 
 
-# With the norm that follows -------------------------------------------------------------------------------------------
+# Residual connection and LayerNorm in one pass ------------------------------------------------------------------------
 
 
 def normed(arrays, p, wanted, used):
-    """The node, and the outputs and gradients. `used`: which of the outputs the loss depends on."""
+    """The node, and the outputs and gradients. The loss depends on the outputs that are `used`."""
     tensors = [Tensor(a, requires_grad=w) for a, w in zip(arrays, wanted, strict=True)]
     minigrad.manual_seed(3)
     outputs = F.residual_layer_norm(*tensors, drop_path=p)
@@ -174,7 +178,7 @@ def normed(arrays, p, wanted, used):
     st.sampled_from(DTYPES), st.lists(st.booleans(), min_size=4, max_size=4).filter(any),
     st.sampled_from([(True, True), (True, False), (False, True)]), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_residual_layer_norm(N, L, C, p, dtype, wanted, used, order):
+def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, order):
     if used == (True, False) and not any(wanted[:2]):
         return  # s depends on x and the branch alone
     arrays = drawn(0, N, L, C, dtype=dtype), drawn(1, N, L, C, dtype=dtype), drawn(2, C), drawn(3, C)
@@ -185,13 +189,13 @@ def test_residual_layer_norm(N, L, C, p, dtype, wanted, used, order):
         kind, found = normed(arrays, p, wanted, used)
     assert type(kind) is norm.ResidualLayerNorm
     u = ROUNDING[np.dtype(dtype)]
-    # y is the norm of s, which is rounded, and gradients are of both: a few roundings, of what r = 1 / σ makes larger.
+    # y is the norm of s, which is cast to 16 bits, and so are the gradients: a few casts, whose errors r magnifies.
     assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)
     assert worst(found[4:], expected[4:]) <= (16 * u if u > 1e-5 else 2e-5)
 
 
 def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
-    """Outputs and gradients of the kernels that do both at once."""
+    """Outputs and gradients of the fused kernels."""
     minigrad.manual_seed(3)
     op = norm.ResidualLayerNorm()
     assert op.takes(*arrays, p=p, eps=1e-5)
@@ -201,7 +205,7 @@ def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
 
 
 def two_passes(arrays, grads, p=0.4):
-    """The same by the kernels for each, and a sum."""
+    """Outputs and gradients of the kernels of Residual and LayerNorm, with ∂s added in between."""
     minigrad.manual_seed(3)
     x, branch, *params = arrays
     first, second = residual.Residual(), norm.LayerNorm()
@@ -222,11 +226,11 @@ def drawn_for_both(shape, dtype, make=np.empty):
     return arrays, grads
 
 
-def assert_as_two_passes(arrays, grads, p=0.4, **choices):
-    """Bit for bit, but for narrow ∂x and ∂b, which are rounded less often: tests/cuda/test_rounding.py has those."""
+def assert_as_two_passes(arrays, grads, p=0.4, **options):
+    """Bit for bit, except 16-bit ∂x and ∂b, which the fused kernel casts once: see tests/cuda/test_rounding.py."""
     with emulated():
         expected = two_passes(arrays, grads, p)
-    with emulated(**choices):
+    with emulated(**options):
         found = one_pass(arrays, grads, p)
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
@@ -240,20 +244,20 @@ def assert_as_two_passes(arrays, grads, p=0.4, **choices):
     st.lists(st.integers(1, 6), min_size=1, max_size=3), st.sampled_from([1, 6, 8, 96, 192, 1025, 1032]),
     st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_one_pass_is_as_good_as_two(lead, C, p, dtype, s_is_used, order):
+def test_one_pass_equals_two_passes(lead, C, p, dtype, s_is_used, order):
     arrays, (grad_s, grad_y) = drawn_for_both((*lead, C), dtype)
     assert_as_two_passes(arrays, (grad_s if s_is_used else None, grad_y), p, order=order)
 
 
 @pytest.mark.parametrize("C", [32, 1032])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_pass_over_more_rows_than_the_grid_has_teams(dtype, C, monkeypatch):
+def test_one_pass_grid_stride_loop_over_rows(dtype, C, monkeypatch):
     monkeypatch.setattr(norm, "BLOCKS", 3)
     assert_as_two_passes(*drawn_for_both((13, 4, C), dtype))
 
 
 @pytest.mark.parametrize(("dtype", "C", "side"), list(product(DTYPES, [24, 31], ["after", "before"])), ids=str)
-def test_one_pass_touches_nothing_outside_the_arrays(dtype, C, side):
+def test_one_pass_stays_within_the_arrays(dtype, C, side):
     arrays, grads = drawn_for_both((2, 5, C), dtype, lambda shape, dtype: guarded(shape, dtype, side))
     for p in (0.0, 0.4):
         assert_as_two_passes(arrays, grads, p, guard=side)
@@ -261,7 +265,7 @@ def test_one_pass_touches_nothing_outside_the_arrays(dtype, C, side):
 
 @pytest.mark.parametrize("which", range(6))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_one_pass_over_arrays_that_cannot_be_read_in_packs(dtype, which):
+def test_one_pass_of_unaligned_arrays(dtype, which):
     arrays, grads = drawn_for_both((9, 32), dtype)
     every = arrays + grads
     room = guarded(every[which].size + 1, every[which].dtype, aligned=16)[1:].reshape(every[which].shape)
@@ -273,22 +277,22 @@ def test_one_pass_over_arrays_that_cannot_be_read_in_packs(dtype, which):
         found = one_pass(every[:4], every[4:])
     forward, backward = (dict(launch.kernel.constants)["PACK"] for launch in recorder.launches[:2])
     assert (forward == 1) == (which < 4) and (backward == 1) == (which in (2, 4, 5))
-    for ours, theirs in zip(found, expected, strict=True):  # sums are made in another order
+    for ours, theirs in zip(found, expected, strict=True):  # another order of sums
         assert worst([ours], [theirs.astype(np.float64)], ours.dtype) <= 4 * ROUNDING[ours.dtype]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
-def test_one_pass_leaves_out_gradients_that_nobody_wants(wanted, p):
+def test_one_pass_computes_only_needed_gradients(wanted, p):
     arrays, grads = drawn_for_both((4, 3, 8), np.float32)
     with emulated() as device, use_device(recorder := Recorder(device)):
         found = one_pass(arrays, grads, p, wanted)
     want_x, want_branch, *want_params = wanted
     names = ["layer_norm_forward", "layer_norm_backward", *["sum_rows"] * any(want_params)]
     assert [launch.kernel.name for launch in recorder.launches] == names
-    grad_x, shares, _, _, grad_branch = recorder.launches[1].args[5:10]
-    assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m one array is both
-    assert (grad_branch is not None) == (want_branch and p > 0) and (shares is not None) == any(want_params)
+    grad_x, partials, _, _, grad_branch = recorder.launches[1].args[5:10]
+    assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m, ∂b is the array ∂x
+    assert (grad_branch is not None) == (want_branch and p > 0) and (partials is not None) == any(want_params)
     with emulated():
         expected = two_passes(arrays, grads, p)
     for want, ours, theirs in zip((True, True, *wanted), found, expected, strict=True):
@@ -297,8 +301,8 @@ def test_one_pass_leaves_out_gradients_that_nobody_wants(wanted, p):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_norm_that_nobody_has_used(dtype):
-    """∂s' is ∂s, whatever the numbers of s."""
+def test_unused_y_passes_the_gradient_of_s(dtype):
+    """∂s' is ∂s, even if s has infinities."""
     arrays, (grad_s, _) = drawn_for_both((4, 3, 8), dtype)
     arrays[0][0] = np.inf
     with emulated(), np.errstate(invalid="ignore"):
@@ -321,6 +325,6 @@ def test_a_norm_that_nobody_has_used(dtype):
         (drawn(0, 2, 8193), drawn(1, 2, 8193), drawn(2, 8193), drawn(3, 8193)),
     ],
 )
-def test_everything_else_takes_two_passes(arrays):
+def test_unsupported_arguments_take_two_passes(arrays):
     with emulated():
         assert not norm.ResidualLayerNorm.takes(*arrays, p=0.0, eps=1e-5)

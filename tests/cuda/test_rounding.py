@@ -1,7 +1,7 @@
-"""Kernels on narrow numbers round once, at the end: each entry is as near to the specification, in float64 on the same
-narrow numbers, as the nearest number of the type is, but for float32's own errors inside.
+"""Kernels in half precision cast once, at the end: each element is within half a unit in the last place (ulp) of the
+reference in float64 on the same inputs, plus the errors of float32 arithmetic.
 
-An entry's own rounding counts here, and not the largest entry's: so a mean or a sum that was rounded on the way shows.
+The bound is half an ulp of each element, not of the maximum, so a cast of an intermediate mean or sum would fail.
 """
 
 import ml_dtypes
@@ -20,25 +20,25 @@ from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler
 pytestmark = needs_compiler
 
 DIGITS = {np.dtype(np.float32): (24, -126), np.dtype(ml_dtypes.bfloat16): (8, -126), np.dtype(np.float16): (11, -14)}
-NARROW = list(DIGITS)[1:]
+HALF_PRECISION = list(DIGITS)[1:]
 
 
-def half_a_unit(exact, dtype):
-    """Half the distance between the numbers of a type around each entry: of 2^e ≤ |x| < 2^(e + 1), 2^(e - digits)."""
+def half_ulp(exact, dtype):
+    """Half an ulp of each element: 2^(e - digits) for 2^e ≤ |x| < 2^(e + 1)."""
     digits, least = DIGITS[dtype]
     exponent = np.frexp(exact)[1] - 1
     return np.ldexp(1.0, np.maximum(exponent, least) - digits)
 
 
 def beyond_rounding(found, exact):
-    """The most by which an entry is farther off than by its own rounding, relative to the largest (at least 1)."""
+    """The maximum of |found - exact| minus half an ulp, relative to the maximum absolute value (at least 1)."""
     assert found.shape == exact.shape and np.isfinite(found.astype(np.float64)).all()
-    rest = abs(found.astype(np.float64) - exact) - half_a_unit(exact, found.dtype)
+    rest = abs(found.astype(np.float64) - exact) - half_ulp(exact, found.dtype)
     return float(rest.max() / max(abs(exact).max(), 1))
 
 
 def drawn(seed, shape, dtype, offset=0.0):
-    """At a multiple of 32 bytes, so that packs fit."""
+    """Normal values, aligned to 32 bytes for loads in packs."""
     x = guarded(shape, dtype, aligned=32)
     x[...] = (np.random.default_rng(seed).standard_normal(shape) * 3 + offset).astype(dtype)
     return x
@@ -63,44 +63,44 @@ def assert_rounds_once(run, arrays, grad_y, pack, order):
         assert beyond_rounding(ours, theirs) <= 1e-5
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @given(
     st.integers(1, 20), st.sampled_from([(96, 8), (192, 8), (768, 8), (33, 1), (1028, 1), (2056, 8)]),
     st.sampled_from([0.0, 3.3, -40.0]), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
-def test_layer_norm(dtype, rows, width, offset, order, seed):
+def test_layer_norm_rounds_once(dtype, rows, width, offset, order, seed):
     C, pack = width
     arrays = drawn(seed, (rows, C), dtype, offset), drawn(1, C, np.float32), drawn(2, C, np.float32)
     grad_y = drawn(seed + 1, (rows, C), dtype)
     assert_rounds_once(lambda x, *params: F.layer_norm(x, C, *params), arrays, grad_y, pack, order)
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @pytest.mark.parametrize(("width", "pack"), [(3, 1), (2, 2), (4, 4), (8, 8), (24, 8)])
 @given(st.integers(2, 40), st.sampled_from([0.0, 3.3, -40.0]), st.sampled_from(ORDERS), st.integers(0, 99))
-def test_group_norm(dtype, width, pack, H, offset, order, seed):
-    """With up to 40 · 37 places a thread has several, whose sums it keeps."""
+def test_group_norm_rounds_once(dtype, width, pack, H, offset, order, seed):
+    """With up to 40 · 37 pixels a thread loops over several pixels."""
     C, shape = 2 * width, (2, H, 37, 2 * width)
     x, grad_y = (drawn(seed + i, shape, dtype, a).transpose(0, 3, 1, 2) for i, a in enumerate((offset, 0.0)))
     params = drawn(1, C, np.float32), drawn(2, C, np.float32)
     assert_rounds_once(lambda x, *params: F.group_norm(x, 2, *params), (x, *params), grad_y, pack, order)
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @pytest.mark.parametrize("run", [F.gelu, F.relu])
 @given(st.integers(1, 5000), st.sampled_from(ORDERS), st.integers(0, 99))
-def test_activations(dtype, run, count, order, seed):
+def test_activations_round_once(dtype, run, count, order, seed):
     assert_rounds_once(run, (drawn(seed, count, dtype),), drawn(seed + 1, count, dtype), 8, order)
 
 
-@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
 @given(
     st.integers(1, 5), st.integers(1, 9), st.sampled_from([(96, 8), (768, 8), (33, 1), (2056, 8)]),
     st.sampled_from([0.0, 0.4]), st.sampled_from([0.0, -40.0]), st.booleans(), st.sampled_from(ORDERS),
     st.integers(0, 99),
 )  # fmt: skip
-def test_residual_layer_norm(dtype, N, L, width, p, offset, s_is_used, order, seed):
-    """s is rounded once; y is the norm of what s holds, rounded once; so are ∂x and ∂b, which are sums of two parts."""
+def test_residual_layer_norm_rounds_once(dtype, N, L, width, p, offset, s_is_used, order, seed):
+    """s is cast once; y, the norm of the stored s, is cast once; ∂x and ∂b, sums of two terms, are cast once."""
     (C, pack), shape = width, (N, L, width[0])
     x, branch, grad_s, grad_y = (drawn(seed + i, shape, dtype, a) for i, a in enumerate((offset, 0.0, 0.0, 0.0)))
     weight, bias = drawn(1, C, np.float32), drawn(2, C, np.float32)

@@ -1,4 +1,4 @@
-"""The runner itself: that it computes what a GPU would, and that it sees each kind of mistake it says it sees."""
+"""The emulator of tests/cuda/runner.py computes what a GPU would, and detects each kind of error that it documents."""
 
 import math
 import re
@@ -31,13 +31,13 @@ extern "C" __global__ void indices(int* out) {
         1000 * where + 100 * threadIdx.z + 10 * threadIdx.y + threadIdx.x;
 }
 
-extern "C" __global__ void turns(int* turn, int* counter) {  // who is the how manieth, twice
+extern "C" __global__ void order_of(int* turn, int* counter) {  // the position of each thread in the order, twice
     turn[threadIdx.x] = atomicAdd(counter, 1);
     __syncwarp();
     turn[blockDim.x + threadIdx.x] = atomicAdd(counter, 1);
 }
 
-extern "C" __global__ void reversed(const float* x, float* y) {  // each block's numbers, last to first, twice
+extern "C" __global__ void reversed(const float* x, float* y) {  // the elements of each block in reverse, twice
     __shared__ float all[256];
     float sum = 0;
     for (int turn = 0; turn < 2; ++turn) {
@@ -49,7 +49,7 @@ extern "C" __global__ void reversed(const float* x, float* y) {  // each block's
     y[blockIdx.x * blockDim.x + threadIdx.x] = sum;
 }
 
-extern "C" __global__ void neighbours(const float* x, float* y) {  // by way of shared memory, within a warp
+extern "C" __global__ void neighbours(const float* x, float* y) {  // exchange through shared memory within a warp
     __shared__ float all[32];
     all[threadIdx.x] = x[threadIdx.x];
     __syncwarp();
@@ -64,7 +64,7 @@ extern "C" __global__ void shuffles(const int* x, int* y, int argument, int widt
     out[3] = __shfl_up_sync(~0u, value, argument, width);
 }
 
-extern "C" __global__ void halves(float* y) {  // of a warp, each by itself
+extern "C" __global__ void halves(float* y) {  // shuffles within each half of a warp
     float value = threadIdx.x;
     if (threadIdx.x < 16) y[threadIdx.x] = __shfl_xor_sync(0x0000ffff, value, 1);
     else y[threadIdx.x] = __shfl_sync(0xffff0000, value, 3);
@@ -126,7 +126,7 @@ extern "C" __global__ void functions(const float* x, float* y, bool twice) {
     y[6] = ints.w, y[7] = twice ? 2 : 1, y[8] = __logf(v), y[9] = __fdividef(v, 4);
 }
 
-extern "C" __global__ void narrow(const float* x, BFloat16* b, Half* h, float* from_b, float* from_h) {
+extern "C" __global__ void casts(const float* x, BFloat16* b, Half* h, float* from_b, float* from_h) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     b[i] = x[i];
     h[i] = x[i];
@@ -134,13 +134,13 @@ extern "C" __global__ void narrow(const float* x, BFloat16* b, Half* h, float* f
     from_h[i] = h[i];
 }
 
-extern "C" __global__ void product(const Stored* A, const Stored* B, float* C, bool turned) {
-    // A (16, 16) by rows, B (16, 8) by rows, or turned by columns, C (16, 8) by rows: one warp
+extern "C" __global__ void product(const Stored* A, const Stored* B, float* C, bool transposed) {
+    // A (16, 16) by rows, B (16, 8) by rows, or transposed by columns, C (16, 8) by rows: one warp
     int g = threadIdx.x / 4, t = threadIdx.x % 4;
     const unsigned* rows = reinterpret_cast<const unsigned*>(A);
     unsigned a[4] = {rows[g * 8 + t], rows[(g + 8) * 8 + t], rows[g * 8 + t + 4], rows[(g + 8) * 8 + t + 4]}, b[4];
     float c[4] = {C[g * 8 + 2 * t], C[g * 8 + 2 * t + 1], C[(g + 8) * 8 + 2 * t], C[(g + 8) * 8 + 2 * t + 1]};
-    if (turned) load_tiles<false>(b, B + threadIdx.x % 8 * 16 + threadIdx.x / 8 % 2 * 8);
+    if (transposed) load_tiles<false>(b, B + threadIdx.x % 8 * 16 + threadIdx.x / 8 % 2 * 8);
     else load_tiles<true>(b, B + threadIdx.x % 16 * 8);
     multiply(c, a, b[0], b[1], Stored());
     C[g * 8 + 2 * t] = c[0], C[g * 8 + 2 * t + 1] = c[1];
@@ -164,7 +164,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["stack switch", "ucontext"])
 def run(request, source):
-    """Launch one of the kernels above, by either way of changing stacks."""
+    """Launch one of the kernels above, with either implementation of the stack switch."""
     macros = ["-DCUDA_ON_CPU_UCONTEXT"] if request.param == "ucontext" else []
 
     def launch(name, grid, block, *args, order=ORDERS[0], barrier=None, shared=0):
@@ -187,14 +187,14 @@ def test_every_thread_of_every_block_runs_once(run, order):
     np.testing.assert_array_equal(out.reshape(12, 70), 1000 * (10000 * z + 1000 * y + 100 * x) + 100 * w + 10 * v + u)
 
 
-def test_the_order_of_threads(run):
-    def turns(order):
+def test_thread_orders(run):
+    def order_of(order):
         turn = poisoned((2, 2, 32), np.int32)
-        run("turns", 1, 64, turn, np.zeros(1, np.int32), order=order)
+        run("order_of", 1, 64, turn, np.zeros(1, np.int32), order=order)
         assert sorted(turn.ravel()) == list(range(128))
         return turn
 
-    in_turn, first, last, shuffled = map(turns, ORDERS)
+    in_turn, first, last, shuffled = map(order_of, ORDERS)
     np.testing.assert_array_equal(in_turn.ravel(), np.arange(128))
     np.testing.assert_array_equal(first.swapaxes(0, 1).ravel(), np.arange(128))
     np.testing.assert_array_equal(last[:, ::-1, ::-1].swapaxes(0, 1).ravel(), np.arange(128))
@@ -210,7 +210,7 @@ def test_barriers_hold(run, order):
     np.testing.assert_array_equal(y[0, :32], x[0, :32].reshape(16, 2)[:, ::-1].ravel())
 
 
-def test_a_missing_barrier_shows_in_some_order(run, source):
+def test_missing_barrier_changes_the_result_in_some_order(run, source):
     found = barriers(source)
     lines = SOURCE.splitlines()
     assert len(found) == 9 and all("__sync" in lines[int(place.rsplit(":", 1)[1]) - 1] for place in found)
@@ -240,16 +240,16 @@ def test_shuffles(run, argument, width):
         np.testing.assert_array_equal(y[lane], x[expected])
 
 
-def test_a_part_of_a_warp_can_shuffle(run):
+def test_part_of_a_warp_shuffles(run):
     y = poisoned(32)
     run("halves", 1, 32, y)
     np.testing.assert_array_equal(y[:16], np.arange(16).reshape(8, 2)[:, ::-1].ravel())
-    assert np.isnan(y[16:]).all()  # lane 3 was not there
+    assert np.isnan(y[16:]).all()  # lane 3 did not take part
     with pytest.raises(KernelError, match="mask 0xfffffffe, in which its own lane, 0, is not"):
         run("without_me", 1, 32, y)
 
 
-def test_who_waits_for_whom_is_told(run):
+def test_deadlock_is_reported(run):
     with pytest.raises(
         KernelError,
         match=r"block \(0, 0, 0\): deadlock: 40 of 64 threads wait in __syncthreads at .*mistakes.cu:\d+, "
@@ -258,7 +258,7 @@ def test_who_waits_for_whom_is_told(run):
         run("two_barriers", 2, 64, np.int32(40))
     with pytest.raises(KernelError, match=r"32 returned, 8 of 64 threads wait in __syncwarp at .*, 24 of 64"):
         run("warp_and_block", 1, 64, np.int32(40))
-    run("early", 1, 64, np.int32(40))  # who has returned is not waited for
+    run("early", 1, 64, np.int32(40))  # a barrier does not wait for threads that have returned
 
 
 def test_shared_memory_begins_as_nan_in_every_block(run):
@@ -267,20 +267,20 @@ def test_shared_memory_begins_as_nan_in_every_block(run):
     np.testing.assert_array_equal(y, [[1, 1], [np.nan, np.nan]])
 
 
-def test_dynamic_shared_memory_has_the_size_that_was_asked_for(run):
+def test_dynamic_shared_memory_has_the_requested_size(run):
     y = poisoned(1)
     run("into_dynamic", 1, 1, y, np.int32(4), shared=20)
     with pytest.raises(KernelError, match="wrote past the end of its 20 bytes of dynamic shared memory"):
         run("into_dynamic", 1, 1, y, np.int32(5), shared=20)
-    with pytest.raises(KernelError, match="touched memory that is not its own"):
+    with pytest.raises(KernelError, match="memory access out of bounds"):
         run("into_dynamic", 1, 1, y, np.int32(8), shared=32)
-    with pytest.raises(KernelError, match="touched memory that is not its own"):
+    with pytest.raises(KernelError, match="memory access out of bounds"):
         run("into_dynamic", 1, 1, y, np.int32(0), shared=0)
     run("into_dynamic", 1, 1, y, np.int32(16383), shared=65536)
     assert y == 1
 
 
-def test_what_lies_outside_an_array_is_told(run):
+def test_access_out_of_bounds_is_reported(run):
     after, before = guarded(5), guarded(5, side="before")
     after[...] = before[...] = np.arange(5)
     y = guarded((3, 1))
@@ -297,11 +297,11 @@ def test_what_lies_outside_an_array_is_told(run):
         run("at", 1, 1, after, y, index(0), index(3))
     with pytest.raises(KernelError, match=r"address 0x0$"):
         run("at", 1, 1, None, y, index(0), index(0))
-    run("at", 1, 1, after, y, index(1), index(1))  # and the next launch is none the worse
+    run("at", 1, 1, after, y, index(1), index(1))  # the next launch works
     assert y[1] == 1
 
 
-def test_misalignment_and_the_like_are_told(run):
+def test_misalignment_bad_index_and_division_are_reported(run):
     x, y = drawn(9), poisoned(1)
     aligned = x[(-x.ctypes.data % 16) // 4 :]
     run("four", 1, 1, aligned, y)
@@ -314,7 +314,7 @@ def test_misalignment_and_the_like_are_told(run):
         run("divided", 1, 1, np.ones(1, np.int32), np.int32(0))
 
 
-def test_functions_of_the_language(run):
+def test_cuda_functions(run):
     count, total = np.zeros(1, np.int32), np.zeros(1, np.float32)
     run("counted", 3, 33, count, total)
     assert count == 99 and total == 49.5
@@ -324,8 +324,8 @@ def test_functions_of_the_language(run):
     np.testing.assert_allclose(y, expected, rtol=2e-7)
 
 
-def test_narrow_floats(run):
-    """All bfloat16 and float16, what lies halfway between two, and what lies just beside that."""
+def test_16_bit_floats(run):
+    """All bfloat16 and float16 values, the midpoints between neighbours, and the floats next to the midpoints."""
     everything = np.arange(1 << 16, dtype=np.uint32)
     halfway = (everything << 16 | 0x8000).view(np.float32)
     middle = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -336,7 +336,7 @@ def test_narrow_floats(run):
         x = np.concatenate([*x, *(np.nextafter(v, np.float32(to)) for v in x[1:] for to in (0, 9e9))])
     b, h = poisoned(x.shape, np.uint16), poisoned(x.shape, np.float16)
     from_b, from_h = poisoned(x.shape), poisoned(x.shape)
-    run("narrow", len(x) // 1024, 1024, x, b, h, from_b, from_h)
+    run("casts", len(x) // 1024, 1024, x, b, h, from_b, from_h)
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(h, x.astype(np.float16))
     np.testing.assert_array_equal(from_h, h.astype(np.float32))
@@ -347,23 +347,23 @@ def test_narrow_floats(run):
     assert np.isnan(from_b[np.isnan(x)]).all()
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_tensor_core_product(run, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tensor_core_product(run, transposed):
     rng = np.random.default_rng(0)
     A, B, C = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
     out = C.copy()
-    B_there = np.ascontiguousarray(B.T if turned else B)
-    narrow = [(M.view(np.uint32) >> 16).astype(np.uint16) for M in (A, B_there)]
-    run("product", 1, 32, *narrow, out, np.bool_(turned))
+    B_there = np.ascontiguousarray(B.T if transposed else B)
+    casts = [(M.view(np.uint32) >> 16).astype(np.uint16) for M in (A, B_there)]
+    run("product", 1, 32, *casts, out, np.bool_(transposed))
     np.testing.assert_array_equal(out, A @ B + C)
 
 
-def test_tiles_have_rows_at_multiples_of_16_bytes(run):
+def test_unaligned_tile_raises(run):
     with pytest.raises(KernelError, match=r"load_tiles at .* of a row at a misaligned address"):
         run("misaligned_tile", 1, 32)
 
 
-def test_arguments_must_be_what_the_kernel_takes(run):
+def test_arguments_of_wrong_type_raise(run):
     x, y, n = drawn(4), poisoned(4), np.int32(0)
     with pytest.raises(TypeError, match="at has 4 parameters, got 3 arguments"):
         run("at", 1, 1, x, y, n)
@@ -379,21 +379,21 @@ def test_arguments_must_be_what_the_kernel_takes(run):
         run("at", 1, 1, x, np.float32(0), n, n)
     x.flags.writeable = False
     run("at", 1, 1, x, y, n, n)
-    with pytest.raises(TypeError, match="parameter 1 is no pointer to const, got an array that is read-only"):
+    with pytest.raises(TypeError, match="parameter 1 is not a pointer to const, got a read-only array"):
         run("at", 1, 1, y, x, n, n)
     with pytest.raises(KernelError, match=re.escape('no kernel `extern "C" __global__ void missing(`')):
         run("missing", 1, 1)
 
 
-def test_a_source_that_is_not_cpp_is_shown_as_the_compiler_sees_it(tmp_path):
+def test_compile_error_is_shown(tmp_path):
     path = tmp_path / "wrong.cu"
     path.write_text('extern "C" __global__ void wrong(float* x) { *x = nowhere; }')
     with use_device(CpuDevice()), pytest.raises(KernelError, match="nowhere"):
         Kernel(str(path), "wrong")(1, 1, poisoned(1))
 
 
-def test_a_launch_leaves_the_handling_of_signals_as_it_was(source):
-    """Python's own, which says where it was when memory was touched that is nobody's."""
+def test_launch_restores_signal_handlers(source):
+    """faulthandler still reports a segmentation fault after a launch."""
     code = f"""
 import ctypes, faulthandler
 import numpy as np

@@ -1,4 +1,4 @@
-"""The standardised weight in CUDA, run on the CPU, against the specification in float64."""
+"""Weight standardisation in CUDA, run on the CPU, against the reference in float64."""
 
 import numpy as np
 import pytest
@@ -32,8 +32,8 @@ def outcome(weight, grad):
     st.integers(1, 9), st.sampled_from([(3, 3, 3), (8, 1, 1), (4, 2, 3), (7,), (130, 3, 3)]),
     st.booleans(), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_standardize_weight(O, filters, as_a_convolution_leaves_it, guard, order):  # noqa: E741
-    """A filter for a warp, or for a whole block; the gradient may lie in memory as (O, KH, KW, C)."""
+def test_standardize_weight_matches_reference(O, filters, as_a_convolution_leaves_it, guard, order):  # noqa: E741
+    """A warp or a block for a filter; the gradient may be (O, KH, KW, C) in memory."""
     weight, grad = guarded((O, *filters), side=guard), drawn(1, O, *filters)
     weight[...] = 1 + drawn(0, *weight.shape)
     if as_a_convolution_leaves_it:
@@ -49,13 +49,13 @@ def test_standardize_weight(O, filters, as_a_convolution_leaves_it, guard, order
 @pytest.mark.parametrize(
     "weight", [drawn(0, 4, 3, 3).astype(np.float64), drawn(0, 4, 6)[:, ::2], drawn(0, 0, 4), drawn(0, 2, 8193)]
 )
-def test_other_arrays_go_the_plain_way(weight):
+def test_unsupported_arrays_run_the_reference(weight):
     with emulated():
         y = F.standardize_weight(Tensor(weight, requires_grad=True))
     assert not isinstance(y.grad_fn, StandardizeWeight)
 
 
-def test_errors_are_those_of_the_specification():
+def test_errors_are_those_of_the_reference():
     for weight in (drawn(0, 4), drawn(0, 4, 0)):
         with emulated(), pytest.raises(ValueError, match="needs a weight of shape"):
             F.standardize_weight(Tensor(weight))

@@ -1,7 +1,7 @@
-"""L2: twins for NVIDIA's GPUs, written in CUDA. Importing this package puts them in place; it imports no CuPy.
+"""L2: fast paths in CUDA for NVIDIA GPUs. Importing this package registers them, and does not import CuPy.
 
-A twin here is two files: `norm.cu`, the kernels, and `norm.py`, which launches them through `launch.py`. To read the
-kernels begin with `common.cuh`.
+A fast path is two files: `norm.cu` has the kernels, `norm.py` launches them through `launch.py`. Read `launch.py`,
+`common.cuh`, `stored.cuh` and `norm.cu` first: they define the terms of the other files.
 """
 
 from minigrad.kernels.cuda import (

@@ -1,20 +1,18 @@
-// ReLU and GELU, number by number. Letters as in minigrad/ops/activation.py:
+// Elementwise ReLU and GELU. Letters as in minigrad/ops/activation.py:
 //
 //   ReLU   y = max(x, 0)                        ∂x = 0 where y ≤ 0, else ∂y
 //   GELU   y = x · Φ(x)                         ∂x = ∂y · (Φ(x) + x · φ(x))
 //
 //          Φ(x) = ½ (1 + erf(x / √2)),          φ(x) = exp(-x² / 2) / √(2π)
 //
-// Memory is what they cost: the arithmetic fits into the time that reading and writing takes. So ∂x is computed from x
-// once more, and nothing that forward found is kept.
+// The kernels are memory-bound, so backward recomputes Φ(x) from x instead of reading a saved result.
 //
-//   x, y, ∂y, ∂x   `count` numbers, Stored, in one order in memory, whatever that is
+//   x, y, ∂y, ∂x   `count` elements, Stored, dense, all in the same memory order
 //
-// A thread has PACK neighbouring numbers, which it reads at once: 4 floats or 8 narrow numbers, which is 16 bytes, the most
-// there is, where the pointers allow it, else 1. Neighbouring threads have neighbouring packs, so that a warp reads 512
-// bytes in a row.
+// A thread has PACK adjacent elements, one load: 4 floats or 8 16-bit values (16 bytes) if the pointers are aligned,
+// else 1. Accesses are coalesced: a warp reads 512 contiguous bytes.
 //
-//   grid   count / (256 PACK), rounded up        block   256
+//   grid   ceil(count / (256 PACK))        block   256
 //
 // Constants: STORED and PACK.
 //
@@ -27,18 +25,18 @@
 
 using Pack = Packed<Stored, PACK>;
 
-// The first number of this thread: beyond the end of the array, in the last block.
-static inline __device__ long long first_number() {
+// The first element of this thread. In the last block it may be beyond the end of the array.
+static inline __device__ long long first_element() {
     return ((long long)blockIdx.x * blockDim.x + threadIdx.x) * PACK;
 }
 
-static inline __device__ bool has_whole_pack(long long first, long long count) { return first + PACK <= count; }
+static inline __device__ bool is_full_pack(long long first, long long count) { return first + PACK <= count; }
 
-// y = f(x). The thread at the end of the array has less than a pack, and takes numbers one by one.
+// y = f(x). The thread at the end of the array may have less than a pack, and processes single elements.
 template <float f(float)>
 static inline __device__ void map(const Stored* __restrict__ x, Stored* __restrict__ y, long long count) {
-    const long long first = first_number();
-    if (has_whole_pack(first, count)) {
+    const long long first = first_element();
+    if (is_full_pack(first, count)) {
         Pack pack = *reinterpret_cast<const Pack*>(x + first);
 #pragma unroll
         for (int i = 0; i < PACK; ++i) pack.at[i] = f(pack.at[i]);
@@ -53,8 +51,8 @@ static inline __device__ void map(const Stored* __restrict__ x, Stored* __restri
 template <float f(float, float)>
 static inline __device__ void map(const Stored* __restrict__ x, const Stored* __restrict__ grad_y,
                                   Stored* __restrict__ grad_x, long long count) {
-    const long long first = first_number();
-    if (has_whole_pack(first, count)) {
+    const long long first = first_element();
+    if (is_full_pack(first, count)) {
         const Pack at = *reinterpret_cast<const Pack*>(x + first);
         Pack pack = *reinterpret_cast<const Pack*>(grad_y + first);
 #pragma unroll
@@ -74,7 +72,7 @@ static inline __device__ float grad_gelu(float x, float grad_y) {
     return grad_y * (normal_cdf(x) + x * normal_density(x));
 }
 
-// (What is no number is not ≤ 0, and stays what it is, and its gradient too.)
+// (NaN ≤ 0 is false: NaN is returned as it is, and its gradient passes.)
 static inline __device__ float relu(float x) { return x <= 0 ? 0 : x; }
 static inline __device__ float grad_relu(float y, float grad_y) { return y <= 0 ? 0 : grad_y; }
 

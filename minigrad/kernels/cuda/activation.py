@@ -1,23 +1,23 @@
-"""L2: activations, number by number."""
+"""L2: elementwise activations."""
 
 import numpy as np
 
 from minigrad.backend import Array, array_module
 from minigrad.dtypes import cast
-from minigrad.kernels.cuda.launch import MOST_GRID, PACK, STORED, Kernel, on_gpu, pack_of
+from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation
 
-THREADS = 256  # of a block
+THREADS = 256  # threads of a block
 
 
 def _takes(x: Array) -> bool:
-    return bool(on_gpu(x) and x.dtype.name in STORED and 0 < x.size <= THREADS * MOST_GRID[0] and without_gaps(x))
+    return bool(on_gpu(x) and x.dtype.name in STORED and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x))
 
 
 @twin_of(activation.ReLU)
 class ReLU(activation.ReLU):
-    """The same formula.  Saves y."""
+    """The op's formula by `activation.cu`.  Shapes: x, y any.  Dtypes: float32, bfloat16, float16.  Saves y."""
 
     takes = staticmethod(_takes)
 
@@ -33,7 +33,7 @@ class ReLU(activation.ReLU):
 
 @twin_of(activation.GELU)
 class GELU(activation.GELU):
-    """The same formula, but the slope is found in backward.  Saves x."""
+    """The op's formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as ReLU.  Saves x."""
 
     takes = staticmethod(_takes)
 
@@ -47,26 +47,26 @@ class GELU(activation.GELU):
 
 
 def _map(name: str, x: Array, *others: Array) -> Array:
-    """What a kernel makes of x and others like it: an array of x's shape and order in memory."""
+    """Apply an elementwise kernel to x and `others`, which have x's layout. The result has x's shape and layout."""
     result = empty_like(x, x.dtype)
-    pack = pack_of(x, PACK, *others, result)  # the rows are as long as one likes: the last pack may be less than one
+    pack = pack_of(x, PACK, *others, result)  # any size will do: the last pack may be partial
     kernel = Kernel("activation.cu", name, STORED=STORED[x.dtype.name], PACK=pack)
     kernel(-(-x.size // (THREADS * pack)), THREADS, x, *others, result, np.int64(x.size))
     return result
 
 
 def without_gaps(x: Array) -> bool:
-    """Whether the numbers of x lie side by side in memory, in whatever order."""
+    """True if x is dense: its elements are contiguous in memory, with the axes in any order."""
     return bool(x.flags.c_contiguous or x.transpose(_axes(x)).flags.c_contiguous)
 
 
 def _axes(x: Array) -> tuple[int, ...]:
-    """The axes of x from the one whose neighbours lie farthest apart in memory to the one where they are closest."""
+    """The axes of x by decreasing stride."""
     return tuple(sorted(range(x.ndim), key=lambda axis: -x.strides[axis]))
 
 
 def empty_like(x: Array, dtype: np.dtype) -> Array:
-    """An array of the shape of x, its axes in the same order in memory."""
+    """An uninitialized array of x's shape, with the axes in the same memory order."""
     if x.flags.c_contiguous:
         return array_module(x).empty(x.shape, dtype)
     axes = _axes(x)
@@ -75,7 +75,7 @@ def empty_like(x: Array, dtype: np.dtype) -> Array:
 
 
 def _laid_out_as(x: Array, grad: Array) -> Array:
-    """`grad`, copied if its order in memory is not that of x."""
+    """`grad` in x's dtype and layout, copied if needed."""
     grad = cast(grad, x.dtype)
     if grad.strides == x.strides:
         return grad

@@ -1,4 +1,4 @@
-// Attention for short rows: scores stay in registers, and are made a second time in the backward pass instead of kept.
+// Attention for short sequences: scores stay in registers, and the backward pass recomputes them.
 //
 //   S = scale · q kᵀ + mask,   P = exp(S - lse),   lse_i = log Σ_j exp(S_ij)              y = P v
 //
@@ -7,25 +7,23 @@
 //
 //   q, ∂q (L, E)      k, ∂k (S, E)      v, ∂v (S, V)      y, ∂y (L, V)      mask, ∂S (L, S)      lse, D (L,)
 //
-// for each of `heads` heads of each of the entries of an outer axis: images, or windows. A block has one of them, and
-// blockIdx.x is entry · heads + head. It brings the rows that all its warps need into shared memory, and each of its
-// warps then has ROWS other rows at a time, of its own:
+// for every head of every entry of the batch: an image or a window. Block entry · heads + head has one head of one
+// entry. The block loads the `other` rows into shared memory once; a warp processes ROWS `own` rows at a time:
 //
-//   kernel                   in shared memory for all      rows of a warp      what a warp finds
-//   attention_forward        k, v                          q                   y, lse
-//   attention_backward_q     k, v                          q, ∂y               ∂q, D, ∂S
-//   attention_backward_kv    scale · q, ∂y                 k, v                ∂k, ∂v
+//   kernel                   other rows, in shared memory      own rows of a warp      results of a warp
+//   attention_forward        k, v                              q                       y, lse
+//   attention_backward_q     k, v                              q, ∂y                   ∂q, D, ∂S
+//   attention_backward_kv    scale · q, ∂y                     k, v                    ∂k, ∂v
 //
-// "Own" and "other" below are these two. A warp's work is two products. In the first, a lane has the products of all
-// own rows with other rows lane, lane + 32, ...: scores. In the second, it has columns lane, lane + 32, ... of sums of
-// other rows, whose weights the lanes have left for each other in shared memory. What a lane reads serves ROWS times.
+// A warp computes two matrix products. First the scores: a lane has those of all own rows with the other rows lane,
+// lane + 32, ... Then the weighted sums of other rows: a lane has the columns lane, lane + 32, ..., and reads from
+// shared memory the weights that all lanes have written. Each operand that a lane loads is used ROWS times.
 //
-// Arrays are read where they lie, within the packed qkv of a linear layer: of each, a pointer and three strides, from
-// one entry of the outer axis to the next, one head, one row. Rows begin at multiples of 16 bytes; those of lse, D and
-// ∂S follow each other without gaps.
+// q, k, v, y and their gradients are strided, as in the packed qkv of a linear layer: each has a pointer and three
+// strides, to the next entry, head and row. Rows are aligned to 16 bytes. lse, D and ∂S are contiguous.
 //
-// Constants: QK_WIDTH (E) and V_WIDTH (V), multiples of 4; SLOTS, how many scores of a row a lane holds: L and S are at
-// most 32 · SLOTS. Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
+// Constants: QK_WIDTH (E) and V_WIDTH (V), multiples of 4; SLOTS, the scores of a row in a lane: L, S ≤ 32 · SLOTS.
+// Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
 //
 // registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
 // registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 152, attention_backward_kv 128
@@ -33,14 +31,14 @@
 // registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 208, attention_backward_kv 160
 #include "common.cuh"
 
-typedef float Stored;  // what q, k, v, y and their gradients are kept in
+typedef float Stored;  // the element type of q, k, v, y and their gradients
 
 constexpr int E = QK_WIDTH, V = V_WIDTH, ROWS = 4, WEIGHTS = 32 * SLOTS;
-constexpr int AT_ONCE = SLOTS <= 2 && E + V <= 64 ? 3 : 1;  // blocks that the registers must be enough for, at least
+constexpr int MIN_BLOCKS = SLOTS <= 2 && E + V <= 64 ? 3 : 1;  // resident blocks per multiprocessor: limits registers
 #define INF __int_as_float(0x7f800000)
 
-// From one row to the next in shared memory: an odd number of float4, so that in eight rows, which eight lanes read at
-// once, the same column lies in different banks.
+// The stride of rows in shared memory: an odd number of float4, so that eight lanes that read one column of eight rows
+// have no bank conflict.
 static inline __device__ constexpr int spaced(int width) { return width / 4 % 2 ? width : width + 4; }
 static inline __device__ constexpr int rounded_up(int count) { return (count + 3) / 4 * 4; }
 
@@ -50,8 +48,8 @@ static inline __device__ float warp_max(float value) {
     return value;
 }
 
-// Rows first, first + 1, ... of an array of `rows` rows into shared memory, times a factor; zeros past its end.
-// `count` is how many, and the work of `threads` threads, of which this is number `thread`.
+// Copies `count` rows, from row `first` of an array of `rows` rows, to shared memory, times a factor; rows past the end
+// are 0. `threads` threads call it, this one with index `thread`.
 template <int WIDTH>
 static inline __device__ void stage(float* to, const Stored* from, long long step, int first, int count, int rows,
                                     float factor, int thread, int threads) {
@@ -64,7 +62,7 @@ static inline __device__ void stage(float* to, const Stored* from, long long ste
     }
 }
 
-// The first product: products[r][t] = ⟨own_r, other_j⟩,  j = lane + 32 t. Where there is no row j, the last one's.
+// The first product: products[r][t] = ⟨own_r, other_j⟩,  j = min(lane + 32 t, count - 1).
 template <int WIDTH>
 static inline __device__ void multiply(float (&products)[ROWS][SLOTS], const float* own, const float* other,
                                        int count) {
@@ -93,13 +91,13 @@ static inline __device__ void multiply(float (&products)[ROWS][SLOTS], const flo
     }
 }
 
-// The second product, straight to where it belongs: rows first, first + 1, ... of the `rows` rows of an array become
+// The second product, stored to rows first, first + 1, ... of an array of `rows` rows:
 //
 //   to_rc = Σ_j weights_rj other_jc,   c = lane, lane + 32, ...
 //
-// weights (ROWS, WEIGHTS) and other (count, WIDTH) are in shared memory, and zero up to the next multiple of 4 in j.
+// weights (ROWS, WEIGHTS) and other (count, WIDTH) are in shared memory, padded with zeros to a multiple of 4 in j.
 template <int WIDTH>
-static inline __device__ void add_up(Stored* to, long long step, int first, int rows, const float* weights,
+static inline __device__ void weighted_sum(Stored* to, long long step, int first, int rows, const float* weights,
                                      const float* other, int count) {
     constexpr int COLUMNS = (WIDTH + 31) / 32;
     const int lane = threadIdx.x;
@@ -132,14 +130,14 @@ static inline __device__ void add_up(Stored* to, long long step, int first, int 
         }
 }
 
-// An array as a parameter: where it begins, and its strides. And where the rows of this block's entry and head begin.
+// The parameters of a strided array: pointer and strides. OF_BLOCK points to its rows of the block's entry and head.
 #define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, int name##_row
-#define HERE(name) (name + entry * name##_outer + head * name##_head)
+#define OF_BLOCK(name) (name + entry * name##_outer + head * name##_head)
 
-// The mask as a parameter: strides of 0 where it is broadcast, and null if there is none. Entries take one of `masks`
-// masks after the other, and begin again. And what it adds to the scores of this block's entry and head.
+// The parameters of the mask, which may be null: a broadcast axis has stride 0, and entry i uses mask i % masks.
+// MASK_OF_BLOCK is the mask of the block's entry and head.
 #define MASK ARRAY(const float, mask), long long mask_key, int masks
-#define MASK_HERE {mask ? mask + entry % masks * mask_outer + head * mask_head : mask, mask_row, mask_key}
+#define MASK_OF_BLOCK {mask ? mask + entry % masks * mask_outer + head * mask_head : mask, mask_row, mask_key}
 
 struct Mask {
     const float* first;
@@ -147,26 +145,26 @@ struct Mask {
     __device__ float at(int i, int j) const { return first ? first[i * row + j * key] : 0.0f; }
 };
 
-// y, and lse unless it is null. A query that sees no key has weights of 0: here, and by lse = ∞ in the backward pass.
-extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+// y, and lse unless it is null. A query whose keys are all masked has weights 0, in the backward pass through lse = ∞.
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
 attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK, ARRAY(Stored, y),
                   float* lse, int heads, int L, int S, float scale) {
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
     const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
-    const Mask bias = MASK_HERE;
+    const Mask bias = MASK_OF_BLOCK;
     DYNAMIC_SHARED(float, shared);
-    float* const keys = shared;                              // (S, E), and of zeros up to 3 rows more
+    float* const keys = shared;                              // (S, E), padded with zeros to a multiple of 4 rows
     float* const values = keys + rounded_up(S) * spaced(E);  // (S, V), likewise
     float* const queries = values + rounded_up(S) * spaced(V) + warp * ROWS * (spaced(E) + WEIGHTS);  // (ROWS, E)
     float* const weights = queries + ROWS * spaced(E);       // (ROWS, WEIGHTS)
 
-    stage<E>(keys, HERE(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
-    stage<V>(values, HERE(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
-    __syncthreads();  // every warp needs all of them
+    stage<E>(keys, OF_BLOCK(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    stage<V>(values, OF_BLOCK(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every row is written before any warp reads
 
     for (int first = warp * ROWS; first < L; first += warps * ROWS) {
-        stage<E>(queries, HERE(q), q_row, first, ROWS, L, scale, lane, WARP);
-        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+        stage<E>(queries, OF_BLOCK(q), q_row, first, ROWS, L, scale, lane, WARP);
+        __syncwarp();  // every lane has written its rows and read the weights of the previous iteration
 
         float scores[ROWS][SLOTS];
         multiply<E>(scores, queries, keys, S);
@@ -193,19 +191,19 @@ attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const St
             for (int t = 0; t < SLOTS; ++t) weights[r * WEIGHTS + lane + 32 * t] = scores[r][t] * inverse;
             if (lse && lane == 0 && i < L) lse[(long long)blockIdx.x * L + i] = total == 0 ? INF : shift + logf(total);
         }
-        __syncwarp();  // a lane reads the weights that others have found, and all have done with the queries
-        add_up<V>(HERE(y), y_row, first, L, weights, values, S);
+        __syncwarp();  // every lane has written its weights and read the queries
+        weighted_sum<V>(OF_BLOCK(y), y_row, first, L, weights, values, S);
     }
 }
 
 // ∂q, D and ∂S (entries, heads, L, S), each unless it is null.
-extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
 attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
                      ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), const float* lse, float* D, float* grad_scores,
                      int heads, int L, int S, float scale) {
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
     const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
-    const Mask bias = MASK_HERE;
+    const Mask bias = MASK_OF_BLOCK;
     DYNAMIC_SHARED(float, shared);
     float* const keys = shared;
     float* const values = keys + rounded_up(S) * spaced(E);
@@ -213,14 +211,14 @@ attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const
     float* const grads = queries + ROWS * spaced(E);
     float* const weights = grads + ROWS * spaced(V);
 
-    stage<E>(keys, HERE(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
-    stage<V>(values, HERE(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
-    __syncthreads();  // every warp needs all of them
+    stage<E>(keys, OF_BLOCK(k), k_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    stage<V>(values, OF_BLOCK(v), v_row, 0, rounded_up(S), S, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every row is written before any warp reads
 
     for (int first = warp * ROWS; first < L; first += warps * ROWS) {
-        stage<E>(queries, HERE(q), q_row, first, ROWS, L, scale, lane, WARP);
-        stage<V>(grads, HERE(grad_y), grad_y_row, first, ROWS, L, 1, lane, WARP);
-        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+        stage<E>(queries, OF_BLOCK(q), q_row, first, ROWS, L, scale, lane, WARP);
+        stage<V>(grads, OF_BLOCK(grad_y), grad_y_row, first, ROWS, L, 1, lane, WARP);
+        __syncwarp();  // every lane has written its rows and read the weights of the previous iteration
 
         float probs[ROWS][SLOTS], grad_probs[ROWS][SLOTS];
         multiply<E>(probs, queries, keys, S);
@@ -229,36 +227,36 @@ attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const
         for (int r = 0; r < ROWS; ++r) {
             const int i = first + r;
             const long long row = (long long)blockIdx.x * L + i;
-            float along = 0;
+            float dot = 0;
 #pragma unroll
             for (int t = 0; t < SLOTS; ++t) {
                 const int j = lane + 32 * t;
                 probs[r][t] = i < L && j < S ? expf(probs[r][t] + bias.at(i, j) - lse[row]) : 0.0f;
-                along += probs[r][t] * grad_probs[r][t];
+                dot += probs[r][t] * grad_probs[r][t];
             }
-            along = warp_sum(along);
-            if (D && lane == 0 && i < L) D[row] = along;
+            dot = warp_sum(dot);
+            if (D && lane == 0 && i < L) D[row] = dot;
 #pragma unroll
             for (int t = 0; t < SLOTS; ++t) {
                 const int j = lane + 32 * t;
-                const float grad_score = probs[r][t] * (grad_probs[r][t] - along);
+                const float grad_score = probs[r][t] * (grad_probs[r][t] - dot);
                 weights[r * WEIGHTS + j] = scale * grad_score;
                 if (grad_scores && i < L && j < S) grad_scores[row * S + j] = grad_score;
             }
         }
-        __syncwarp();  // a lane reads the weights that others have found, and all have done with queries and ∂y
-        if (grad_q) add_up<E>(HERE(grad_q), grad_q_row, first, L, weights, keys, S);
+        __syncwarp();  // every lane has written its weights and read the queries and ∂y
+        if (grad_q) weighted_sum<E>(OF_BLOCK(grad_q), grad_q_row, first, L, weights, keys, S);
     }
 }
 
-// ∂k and ∂v, each unless it is null; ∂k needs D. Here a lane has columns of S: key j with queries lane, lane + 32, ...
-extern "C" __global__ void __launch_bounds__(256, AT_ONCE)
+// ∂k and ∂v, each unless it is null; ∂k needs D. Here own rows are keys, and other rows are queries.
+extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
 attention_backward_kv(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
                       ARRAY(const Stored, grad_y), ARRAY(Stored, grad_k), ARRAY(Stored, grad_v), const float* lse,
                       const float* D, int heads, int L, int S, float scale) {
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
     const int entry = blockIdx.x / heads, head = blockIdx.x % heads;
-    const Mask bias = MASK_HERE;
+    const Mask bias = MASK_OF_BLOCK;
     DYNAMIC_SHARED(float, shared);
     float* const queries = shared;
     float* const grads = queries + rounded_up(L) * spaced(E);
@@ -266,14 +264,14 @@ attention_backward_kv(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
     float* const values = keys + ROWS * spaced(E);
     float* const weights = values + ROWS * spaced(V);
 
-    stage<E>(queries, HERE(q), q_row, 0, rounded_up(L), L, scale, warp * WARP + lane, warps * WARP);
-    stage<V>(grads, HERE(grad_y), grad_y_row, 0, rounded_up(L), L, 1, warp * WARP + lane, warps * WARP);
-    __syncthreads();  // every warp needs all of them
+    stage<E>(queries, OF_BLOCK(q), q_row, 0, rounded_up(L), L, scale, warp * WARP + lane, warps * WARP);
+    stage<V>(grads, OF_BLOCK(grad_y), grad_y_row, 0, rounded_up(L), L, 1, warp * WARP + lane, warps * WARP);
+    __syncthreads();  // every row is written before any warp reads
 
     for (int first = warp * ROWS; first < S; first += warps * ROWS) {
-        stage<E>(keys, HERE(k), k_row, first, ROWS, S, 1, lane, WARP);
-        stage<V>(values, HERE(v), v_row, first, ROWS, S, 1, lane, WARP);
-        __syncwarp();  // a lane reads what others have brought, and all have done with the weights of the last turn
+        stage<E>(keys, OF_BLOCK(k), k_row, first, ROWS, S, 1, lane, WARP);
+        stage<V>(values, OF_BLOCK(v), v_row, first, ROWS, S, 1, lane, WARP);
+        __syncwarp();  // every lane has written its rows and read the weights of the previous iteration
 
         float probs[ROWS][SLOTS], grad_probs[ROWS][SLOTS];
         multiply<E>(probs, keys, queries, L);
@@ -289,19 +287,19 @@ attention_backward_kv(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
                 weights[r * WEIGHTS + i] = probs[r][t];
             }
         }
-        __syncwarp();  // a lane reads the weights that others have found, and all have done with keys and values
-        if (grad_v) add_up<V>(HERE(grad_v), grad_v_row, first, S, weights, grads, L);
+        __syncwarp();  // every lane has written its weights and read the keys and values
+        if (grad_v) weighted_sum<V>(OF_BLOCK(grad_v), grad_v_row, first, S, weights, grads, L);
         if (!grad_k) continue;
 
-        __syncwarp();  // all have done with P, and its place is for ∂S
+        __syncwarp();  // every lane has read P, which ∂S overwrites
 #pragma unroll
         for (int t = 0; t < SLOTS; ++t) {
             const int i = lane + 32 * t;
-            const float along = i < L ? D[(long long)blockIdx.x * L + i] : 0.0f;
+            const float dot = i < L ? D[(long long)blockIdx.x * L + i] : 0.0f;
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) weights[r * WEIGHTS + i] = probs[r][t] * (grad_probs[r][t] - along);
+            for (int r = 0; r < ROWS; ++r) weights[r * WEIGHTS + i] = probs[r][t] * (grad_probs[r][t] - dot);
         }
-        __syncwarp();  // a lane reads the weights that others have found
-        add_up<E>(HERE(grad_k), grad_k_row, first, S, weights, queries, L);
+        __syncwarp();  // every lane has written ∂S
+        weighted_sum<E>(OF_BLOCK(grad_k), grad_k_row, first, S, weights, queries, L);
     }
 }

@@ -1,4 +1,4 @@
-"""L2: attention for rows of up to 256 tokens, whose scores stay in registers."""
+"""L2: attention in float32 for sequences of up to 256 tokens, whose scores stay in registers."""
 
 from functools import cache
 from itertools import pairwise
@@ -13,24 +13,24 @@ from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention
 
-ROWS = 4  # that a warp works on at once, as in attention.cu
-MOST_WARPS = 8  # of a block
-WIDEST, LONGEST = 128, 256  # E and V; L and S: what finds room in a thread's registers
-FLOAT, PACK = 4, 16  # bytes of a number, and of what a thread reads at once
-FARTHEST = 2**31  # numbers from one row to the next are fewer: an int in the kernels
-SHARED = 227 << 10  # bytes of shared memory that a block may have on a Hopper GPU
+ROWS = 4  # own rows of a warp at a time, in attention.cu
+MAX_WARPS = 8  # of a block
+MAX_WIDTH, MAX_LENGTH = 128, 256  # of E and V; of L and S: the limit is the registers of a thread
+FLOAT, PACK = 4, 16  # bytes of an element, and of one load
+MAX_STRIDE = 2**31  # elements between rows: an int in the kernels
+SHARED = 227 << 10  # bytes of shared memory of a block on a Hopper GPU
 
 
 @twin_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The same formula by `attention.cu`: a kernel forward, and two backward, which make the scores again.
+    """The op's formula by `attention.cu`: one kernel forward, and two backward, which recompute the scores.
 
-    Queries, keys and values are read where they lie, such as in the packed qkv of a linear layer, and y is written so
-    that the heads of a token lie side by side again if they did in q: joining them, as a model does next, is free.
+    q, k and v may be strided views, such as parts of the packed qkv of a linear layer: nothing is copied. y has the
+    memory order of heads and tokens of q, so the reshape that joins the heads of a token is a view too.
 
-    Without dropout and without the causal mask. Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S,
-    V); the mask broadcasts to (..., heads, L, S).  Saves q, k, v, the mask, and lse (..., heads, L): for each query
-    the logarithm of the sum of its exponentials.
+    Supports neither dropout nor is_causal. Dtype: float32. Shapes: q (..., heads, L, E), k (..., heads, S, E),
+    v (..., heads, S, V); the mask broadcasts to (..., heads, L, S).  Saves q, k, v, the mask, and
+    lse (..., heads, L), the logsumexp of each query's scores.
     """
 
     @staticmethod
@@ -42,7 +42,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and q.size and v.size):
             return False
         (L, E), (S, V) = q.shape[-2:], v.shape[-2:]
-        if k.shape[-2:] != (S, E) or max(E, V) > WIDEST or max(L, S) > LONGEST:
+        if k.shape[-2:] != (S, E) or max(E, V) > MAX_WIDTH or max(L, S) > MAX_LENGTH:
             return False
         if mask is not None:
             if not (on_gpu(mask) and mask.dtype == np.float32):
@@ -52,9 +52,9 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         shared = max(_block(rows, own, E, V, backward=True)[1] for rows, own in ((S, L), (L, S)))
         return shared <= most_shared(q) and all(readable(x, np.float32) for x in (q, k, v))
 
-    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
-        self.q, self.k, self.v, self.mask = q, k, v, _laid_out(mask, (*q.shape[:-1], k.shape[-2]))
-        self.scale = choices["scale"]
+    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **options: Any) -> Array:
+        self.q, self.k, self.v, self.mask = q, k, v, _mask_arguments(mask, (*q.shape[:-1], k.shape[-2]))
+        self.scale = options["scale"]
         y = empty_like(q, v.shape[-1])
         self.lse = array_module(q).empty(q.shape[:-1], np.float32) if any(self.needs_input_grad) else None
         self._launch("attention_forward", k, q, *seen(y), self.lse)
@@ -67,25 +67,25 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
             grad_output = grad_output.astype(np.float32, order="C")
         empty = array_module(q).empty
         grad_q, grad_k, grad_v = attention.gradients_like(q, k, v, wanted=(want_q, want_k, want_v))
-        along = empty(q.shape[:-1], np.float32) if want_k else None
+        dot = empty(q.shape[:-1], np.float32) if want_k else None
         grad_scores = empty((*q.shape[:-1], k.shape[-2]), np.float32) if want_mask else None
         if want_q or want_k or want_mask:
             self._launch(
                 "attention_backward_q", k, q,
-                *seen(grad_output), *seen(grad_q), self.lse, along, grad_scores,
+                *seen(grad_output), *seen(grad_q), self.lse, dot, grad_scores,
             )  # fmt: skip
         if want_k or want_v:
             self._launch(
                 "attention_backward_kv", q, k,
-                *seen(grad_output), *seen(grad_k), *seen(grad_v), self.lse, along,
+                *seen(grad_output), *seen(grad_k), *seen(grad_v), self.lse, dot,
             )  # fmt: skip
         return grad_q, grad_k, grad_v, grad_scores
 
-    def _launch(self, name: str, for_all: Array, own: Array, *args: Any) -> None:
-        """A block for each head of each entry. All its warps need the rows of `for_all`; they share those of `own`."""
+    def _launch(self, name: str, other: Array, own: Array, *args: Any) -> None:
+        """Launch a block for each head of each entry. attention.cu defines `other` and `own` rows."""
         *_, heads, L, E = self.q.shape
         S, V = self.v.shape[-2:]
-        rows = for_all.shape[-2]
+        rows = other.shape[-2]
         warps, shared = _block(rows, own.shape[-2], E, V, backward=name != "attention_forward")
         _kernel(name, E, V, -(-rows // WARP))(
             prod(self.q.shape[:-2]), (WARP, warps),
@@ -102,20 +102,20 @@ def _kernel(name: str, E: int, V: int, slots: int) -> Kernel:
 
 @cache
 def _block(rows: int, own: int, E: int, V: int, backward: bool) -> tuple[int, int]:
-    """How many warps a block has, so that all have as much to do, and how many bytes of shared memory.
+    """The warps of a block, such that all do the same number of iterations, and its bytes of shared memory.
 
     Args:
-        rows: what all warps need: so many rows of E and of V numbers.
-        own: of how many rows the warps take ROWS at a time. They keep E numbers of each, backward V more, and weights.
+        rows: number of other rows, which have E and V columns.
+        own: number of own rows. A warp stores ROWS of them at a time: E columns, backward V more, and the weights.
     """
-    turns = -(-own // (ROWS * MOST_WARPS))
-    warps = -(-own // (ROWS * turns))
+    iterations = -(-own // (ROWS * MAX_WARPS))
+    warps = -(-own // (ROWS * iterations))
     each = _spaced(E) + (_spaced(V) if backward else 0) + -(-rows // WARP) * WARP
     return warps, FLOAT * ((rows + 3) // 4 * 4 * (_spaced(E) + _spaced(V)) + warps * ROWS * each)
 
 
 def _spaced(width: int) -> int:
-    """From one row to the next in shared memory, as in attention.cu."""
+    """The stride of rows in shared memory, as in attention.cu."""
     return width if width // 4 % 2 else width + 4
 
 
@@ -123,31 +123,31 @@ _most_shared: dict[str, int] = {}  # by device
 
 
 def most_shared(x: Array) -> int:
-    """Bytes of shared memory that a block may have on the GPU where x is."""
+    """The maximum bytes of shared memory of a block on the GPU of x."""
     device = device_of(x)
     if device not in _most_shared:
-        attributes = getattr(x.device, "attributes", {})  # the CPU in its place has none
+        attributes = getattr(x.device, "attributes", {})  # (a NumPy array, in tests, has none)
         _most_shared[device] = attributes.get("MaxSharedMemoryPerBlockOptin", SHARED)
     return _most_shared[device]
 
 
 def readable(x: Array, dtype: Any) -> bool:
-    """Whether the numbers of a row lie side by side, in packs, and the outer axes are as good as one."""
+    """True if x has this dtype, contiguous rows of whole, aligned packs, and outer axes that merge into one."""
     if x.dtype != dtype or x.shape[-1] % (PACK // x.itemsize) or x.strides[-1] != x.itemsize or pointer(x) % PACK:
         return False
     steps = _steps(x)
     even = all(outer == count * inner for (_, outer), (count, inner) in pairwise(steps[:-2]))
-    return even and all(step % PACK == 0 for _, step in steps) and abs(steps[-1][1]) < FARTHEST * x.itemsize
+    return even and all(step % PACK == 0 for _, step in steps) and abs(steps[-1][1]) < MAX_STRIDE * x.itemsize
 
 
 def _steps(x: Array) -> list[tuple[int, int]]:
-    """Count, and bytes from one to the next, of entries (of each outer axis that has several), heads, and rows."""
+    """Size and stride in bytes of the axes but the last: the outer axes longer than 1, heads, and rows."""
     steps = [(count, step if count > 1 else 0) for count, step in zip(x.shape[:-1], x.strides[:-1], strict=True)]
     return [(count, step) for count, step in steps[:-2] if count > 1] + steps[-2:]
 
 
 def seen(x: Array | None) -> tuple[Any, ...]:
-    """A readable x as a kernel takes it: how many numbers there are to the next entry, head, and row comes after it."""
+    """The kernel arguments of a readable x: the array, and its strides in elements to the next entry, head and row."""
     if x is None:
         return None, np.int64(0), np.int64(0), np.int32(0)
     *outer, (_, head), (_, row) = _steps(x)
@@ -156,24 +156,25 @@ def seen(x: Array | None) -> tuple[Any, ...]:
 
 
 def empty_like(x: Array, width: int) -> Array:
-    """Room for rows of another width, with x's order of heads and rows in memory, and no gaps."""
+    """An uninitialized dense array of x's shape but for the width, with heads and rows in x's memory order."""
     empty, (*outer, heads, rows, _) = array_module(x).empty, x.shape
     if abs(x.strides[-3]) < abs(x.strides[-2]):
         return empty((*outer, rows, heads, width), x.dtype).swapaxes(-2, -3)
     return empty((*outer, heads, rows, width), x.dtype)
 
 
-def _laid_out(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """The mask as a kernel takes it: an array, its strides, and how many masks there are along the outer axes.
+def _mask_arguments(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The kernel arguments of a mask that broadcasts to `shape`: the array, its strides, and its number of entries.
 
-    Every entry reads it, so it is copied if keys do not lie side by side, and if masks do not simply repeat.
+    Every entry of the batch reads the mask, so the mask is made contiguous. The kernel uses mask i % n for entry i. If
+    n masks do not repeat in this order, the mask is expanded to the batch.
     """
     if mask is None:
         return None, *[np.int64(0)] * 2, np.int32(0), np.int64(0), np.int32(1)
     xp, outer = array_module(mask), shape[:-3]
     mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
     masks = mask.shape[:-3]
-    repeated = next(i for i in range(len(outer) + 1) if masks[i:] == outer[i:])  # the axes before this one
+    repeated = next(i for i in range(len(outer) + 1) if masks[i:] == outer[i:])  # axes before i are broadcast
     if prod(masks[:repeated]) > 1:
         mask = xp.broadcast_to(mask, (*outer, *mask.shape[-3:]))
     mask = xp.ascontiguousarray(mask)

@@ -1,4 +1,4 @@
-"""L2: attention on tensor cores, for narrow numbers: between all tokens, and within windows."""
+"""L2: attention and window attention in half precision (float16, bfloat16), on tensor cores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention, window_attention
 
-ROWS, MOST_WARPS = 16, 8  # rows that a warp works on at once, as in attention_narrow.cu, and warps of a block
-STEP, WIDEST = 16, 128  # E and V: multiples of the one, at most the other
-APART = 8  # numbers between two rows in shared memory, as in mma.cuh
-BLOCKS = 1024  # that share ∂B, all heads together: whatever the GPU, so that sums have the same order on all
-OLDEST = 80  # compute capability: the first with these products of bfloat16
+ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_narrow.cu; warps of a block
+WIDTH_STEP, MAX_WIDTH = 16, 128  # E and V are multiples of WIDTH_STEP
+PADDING = 8  # elements between two rows in shared memory, as in mma.cuh
+BLOCKS = 1024  # partial sums of ∂B, over all heads: the same on every GPU, and so is the order of sums
+MIN_CAPABILITY = 80  # compute capability 8.0 has tensor cores for bfloat16
 
 
 class Map(NamedTuple):
-    """What windows are of, as the kernels take it: see attention_narrow.cu. A window of 0: there are none."""
+    """The feature map that the windows partition, as in attention_narrow.cu. `window` is 0 without windows."""
 
     window: int = 0
     down: int = 0
@@ -37,10 +37,10 @@ NO_WINDOWS = Map()
 
 @dataclass
 class Attention:
-    """Attention as the kernels see it. `forward` makes y and lse, and they are kept for `backward`.
+    """The launches shared by both ops below. `forward` saves y and lse for `backward`.
 
     Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S, V), bias (heads, L, S) or None. With windows,
-    the outer axes are images, the rows tokens of the map, and L = S the tokens of a window.
+    q, k, v are (N, heads, tokens of the map, ·), and L = S is the number of tokens of a window.
     """
 
     q: Array
@@ -51,39 +51,39 @@ class Attention:
     map: Map = NO_WINDOWS
 
     def forward(self, keep_lse: bool) -> Array:
-        """y (..., heads, rows, V), the heads of a row side by side in memory if those of q are."""
+        """y (..., heads, L or tokens, V), with heads and tokens in the memory order of q."""
         heads, entries, L, S, E, V = self.sizes()
         self.y = empty_like(self.q, V)
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
         self.kernel("attention_narrow_forward")(
             entries * heads, (WARP, _warps(L)),
-            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.numbers()[1:],
+            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.arguments()[1:],
             shared=shared_bytes(L, S, E, V, self.map.window),
         )  # fmt: skip
         return self.y
 
     def backward(self, grad_y: Array, grads: Sequence[Array | None], want_bias: bool) -> Array | None:
-        """Fills ∂q, ∂k and ∂v, where there is an array for it. Returns ∂bias, (heads, L, S), if it is wanted."""
+        """Write ∂q, ∂k and ∂v to the arrays of `grads` that are not None. Returns ∂bias (heads, L, S) or None."""
         heads, entries, L, S, E, V = self.sizes()
         empty = array_module(self.q).empty
         chunks = min(entries, -(-BLOCKS // heads)) if want_bias else entries
-        shares = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
+        partials = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
         kernel = self.kernel("attention_narrow_backward")
         kernel(
             chunks * heads, (WARP, _warps(max(L, S))),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), *seen(grad_y),
             *(argument for grad in grads for argument in seen(grad)),
-            self.bias, self.lse, shares, *self.numbers(),
+            self.bias, self.lse, partials, *self.arguments(),
             shared=shared_bytes(L, S, E, V, self.map.window, backward=True, with_bias=want_bias),
         )  # fmt: skip
-        if shares is None:
+        if partials is None:
             return None
         grad_bias = empty((heads, L, S), FLOAT32)
-        sum_rows(kernel, shares, grad_bias)
+        sum_rows(kernel, partials, grad_bias)
         return grad_bias
 
     def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """heads, entries, L, S, E, V"""
+        """heads, entries, L, S, E, V."""
         *outer, heads, L, E = self.q.shape
         S, V = self.v.shape[-2:]
         if not self.map.window:
@@ -91,8 +91,8 @@ class Attention:
         N = self.map.window**2
         return heads, prod(outer) * (self.map.down * self.map.right // N), N, N, E, V
 
-    def numbers(self) -> tuple[Any, ...]:
-        """The sizes, the scale and the map, as the kernels take them; forward, all but the first."""
+    def arguments(self) -> tuple[Any, ...]:
+        """The last kernel arguments: entries, heads, L, S, scale and the map. Forward takes all but entries."""
         heads, entries, L, S, *_ = self.sizes()
         return *map(np.int32, (entries, heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
 
@@ -102,21 +102,21 @@ class Attention:
 
 @twin_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The same formula by `attention_narrow.cu`: one kernel forward, and one backward, which makes the scores again.
+    """The op's formula by `attention_narrow.cu`: one kernel forward, and one backward, which recomputes the scores.
 
-    Arrays are read where they lie, as by the twin for float32. Scores and sums are float32; P and ∂S are rounded for
-    the products that they are in.
+    q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and ∂S are cast to the
+    inputs' dtype for the matrix products.
 
-    Without dropout and the causal mask, and with a mask only if it is the same for all entries of the outer axes.
-    Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S, V); the mask float32, broadcasts to
-    (heads, L, S).  Saves q, k, v, the mask, y, and lse (entries, heads, L).
+    Supports neither dropout nor is_causal; a mask must be the same for the whole batch. Shapes: q (..., heads, L, E),
+    k (..., heads, S, E), v (..., heads, S, V), bfloat16 or float16; the mask float32, broadcasts to (heads, L, S).
+    Saves q, k, v, the mask, y, and lse (entries, heads, L).
     """
 
     @staticmethod
     def takes(
         q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> bool:
-        if is_causal or dropout_p or q.ndim < 3 or not (q.size and v.size and _can(q, k, v)):
+        if is_causal or dropout_p or q.ndim < 3 or not (q.size and v.size and _supports(q, k, v)):
             return False
         (L, E), (S, V) = q.shape[-2:], v.shape[-2:]
         if not (q.shape[:-2] == k.shape[:-2] == v.shape[:-2] and k.shape[-2:] == (S, E)):
@@ -128,33 +128,33 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
                 return False
         return shared_bytes(L, S, E, V, backward=True, with_bias=mask is not None) <= most_shared(q)
 
-    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
+    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **options: Any) -> Array:
         xp, bias = array_module(q), None
         if mask is not None:
             self.mask_shape, bias = mask.shape, mask.reshape(mask.shape[-3:])
             bias = xp.ascontiguousarray(xp.broadcast_to(bias, (*q.shape[-3:-1], k.shape[-2])))
-        self.here = Attention(q, k, v, bias, choices["scale"])
-        return self.here.forward(any(self.needs_input_grad))
+        self.launches = Attention(q, k, v, bias, options["scale"])
+        return self.launches.forward(any(self.needs_input_grad))
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
-        q, k, v = self.here.q, self.here.k, self.here.v
+        q, k, v = self.launches.q, self.launches.k, self.launches.v
         *wanted, want_mask = self.needs_input_grad
         grad_y = _readable(cast(grad_output, q.dtype))
         grads = attention.gradients_like(q, k, v, wanted)
-        grad_mask = self.here.backward(grad_y, grads, bool(want_mask))
-        if grad_mask is not None:  # with the outer axes of the mask, which have length 1
+        grad_mask = self.launches.backward(grad_y, grads, bool(want_mask))
+        if grad_mask is not None:  # the mask's batch axes have length 1
             grad_mask = grad_mask.reshape(*self.mask_shape[:-3], *grad_mask.shape)
         return *grads, grad_mask
 
 
 @twin_of(window_attention.WindowAttention)
 class WindowAttention(window_attention.WindowAttention):
-    """The same formula by the same kernels, which find the tokens of a window where they are in the map.
+    """The op's formula by `attention_narrow.cu`, which reads the tokens of a window from the feature map.
 
-    Nothing is rolled, cut or joined, and ∂bias is summed over images and windows where it is found.
+    The map is neither rolled nor copied into windows, and the kernel sums ∂bias over images and windows.
 
-    Without dropout. Shapes: qkv (B, H, W, 3C), narrow; bias (heads, N, N), float32, or None; y (B, H, W, C).
-    Saves qkv, the bias, y, and lse (windows, heads, N).
+    Does not support dropout. Shapes: qkv (B, H, W, 3C), bfloat16 or float16; bias (heads, N, N), float32, or None;
+    y (B, H, W, C).  Saves qkv, the bias, y, and lse (windows, heads, N).
     """
 
     @staticmethod
@@ -169,7 +169,7 @@ class WindowAttention(window_attention.WindowAttention):
         if not (qkv.size and on_gpu(qkv) and qkv.flags.c_contiguous and all(0 <= offset < M for offset in shift)):
             return False
         fits = bias is None or (on_gpu(bias) and bias.dtype == FLOAT32 and bias.shape == (num_heads, M**2, M**2))
-        if not (fits and _can(*_parts(qkv, num_heads))):
+        if not (fits and _supports(*_parts(qkv, num_heads))):
             return False
         d = qkv.shape[3] // (3 * num_heads)
         return shared_bytes(M**2, M**2, d, d, M, backward=True, with_bias=bias is not None) <= most_shared(qkv)
@@ -181,39 +181,39 @@ class WindowAttention(window_attention.WindowAttention):
         B, H, W, _ = qkv.shape
         q, k, v = _parts(qkv, num_heads)
         bias = None if bias is None else array_module(qkv).ascontiguousarray(bias)
-        self.here = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
-        y = self.here.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
+        self.launches = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
+        y = self.launches.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
         return y.swapaxes(1, 2).reshape(B, H, W, -1)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
-        (B, H, W, C), heads = grad_output.shape, self.here.q.shape[1]
-        dtype = self.here.q.dtype
+        (B, H, W, C), heads = grad_output.shape, self.launches.q.shape[1]
+        dtype = self.launches.q.dtype
         want_qkv, want_bias = map(bool, self.needs_input_grad)
         grad_y = _readable(cast(grad_output, dtype).reshape(B, H * W, heads, C // heads).swapaxes(1, 2))
         grad_qkv = array_module(grad_y).empty((B, H, W, 3 * C), dtype) if want_qkv else None
         grads = _parts(grad_qkv, heads) if want_qkv else (None, None, None)
-        return grad_qkv, self.here.backward(grad_y, grads, want_bias)
+        return grad_qkv, self.launches.backward(grad_y, grads, want_bias)
 
 
 def _parts(qkv: Array, heads: int) -> tuple[Array, Array, Array]:
-    """(B, H, W, 3C) -> q, k, v, each (B, heads, H·W, d), views."""
+    """(B, H, W, 3C) -> views q, k, v, each (B, heads, H·W, d)."""
     B, H, W, channels = qkv.shape
     q, k, v = qkv.reshape(B, H * W, 3, heads, channels // (3 * heads)).transpose(2, 0, 3, 1, 4)
     return q, k, v
 
 
 def _readable(x: Array) -> Array:
-    """x, or a copy that the kernels can read."""
+    """x if the kernels can read its strides, else a contiguous copy."""
     return x if readable(x, x.dtype) else x.copy(order="C")
 
 
-def _can(q: Array, k: Array, v: Array) -> bool:
-    """Whether the kernels can read rows like these, and the GPU has what they need."""
+def _supports(q: Array, k: Array, v: Array) -> bool:
+    """True if the kernels support these dtypes, widths and strides, and the GPU has the tensor cores."""
     if not (on_gpu(q) and on_gpu(k) and on_gpu(v)) or q.dtype.name not in STORED or q.dtype == FLOAT32:
         return False
-    if q.shape[-1] % STEP or v.shape[-1] % STEP or max(q.shape[-1], v.shape[-1]) > WIDEST:
+    if q.shape[-1] % WIDTH_STEP or v.shape[-1] % WIDTH_STEP or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH:
         return False
-    return _capability(q) >= OLDEST and all(readable(x, q.dtype) for x in (q, k, v))
+    return _capability(q) >= MIN_CAPABILITY and all(readable(x, q.dtype) for x in (q, k, v))
 
 
 @cache
@@ -222,31 +222,31 @@ def _kernel(name: str, stored: str, E: int, V: int, window: int) -> Kernel:
 
 
 def _warps(rows: int) -> int:
-    """Of a block, so that all have as much to do."""
+    """The warps of a block, such that all do the same number of iterations."""
     tiles = -(-rows // ROWS)
-    turns = -(-tiles // MOST_WARPS)
-    return -(-tiles // turns)
+    iterations = -(-tiles // MAX_WARPS)
+    return -(-tiles // iterations)
 
 
 def shared_bytes(
     L: int, S: int, E: int, V: int, window: int = 0, *, backward: bool = False, with_bias: bool = False
 ) -> int:
-    """Bytes of shared memory that a block needs: see the kernels."""
+    """Bytes of shared memory of a block of attention_narrow.cu."""
     L_up, S_up = (-(-rows // ROWS) * ROWS for rows in (L, S))
-    numbers = (L_up + S_up) * (E + APART) + S_up * (V + APART)  # q and k, v
-    words = 2 * L if window else 0  # places and regions
+    elements = (L_up + S_up) * (E + PADDING) + S_up * (V + PADDING)  # q and k, v
+    words = 2 * L if window else 0  # tokens and regions
     if backward:
-        numbers += L_up * (V + APART)  # ∂y
+        elements += L_up * (V + PADDING)  # ∂y
         words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂B
-    return 2 * numbers + 4 * words
+    return 2 * elements + 4 * words
 
 
 _capabilities: dict[str, int] = {}  # by device
 
 
 def _capability(x: Array) -> int:
-    """The compute capability of the GPU where x is: 90 is Hopper."""
+    """The compute capability of the GPU of x, times ten: 90 is Hopper."""
     device = device_of(x)
-    if device not in _capabilities:  # the CPU in its place has none
-        _capabilities[device] = int(getattr(getattr(x, "device", None), "compute_capability", OLDEST))
+    if device not in _capabilities:  # (a NumPy array, in tests, has none)
+        _capabilities[device] = int(getattr(getattr(x, "device", None), "compute_capability", MIN_CAPABILITY))
     return _capabilities[device]

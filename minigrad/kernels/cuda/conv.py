@@ -1,4 +1,4 @@
-"""L2: convolution on a GPU: depthwise, 1 x 1, and every other in one group as a matrix product."""
+"""L2: convolution: depthwise by a kernel of its own, all others with groups = 1 as a matrix product."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ from minigrad.ops import conv
 from minigrad.ops.matmul import rows, sum_of_rows
 from minigrad.windows import Pair, Windows, blocks
 
-# Depthwise; see depthwise.cu.
-LARGEST = 9  # kernel along either axis: the sums of all its taps must find room in registers
-ROWS, RUNS = 2, (8, 7, 4)  # pixels in a tile: 2 x 8 is best, but a map 28 wide is four times 7
+# Constants of depthwise.cu.
+MAX_KERNEL = 9  # along either axis: backward has a sum for each tap in registers
+ROWS, RUNS = 2, (8, 7, 4)  # of a tile: 2 x 8 pixels are fastest, but 7 divides the width 28
 WARPS = 8  # of a block
-BLOCKS = 512  # of partial sums: enough to keep a large GPU busy, and the same on all, so that the result is too
+BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
 @twin_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
-    """Depthwise, with stride 1 and as many channels out as in: by `Depthwise`. In one group, 1 x 1: by `Pointwise`, and
-    everything else: by `Columns`.
+    """The op's formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
+    `Pointwise` (1 x 1, stride 1, no padding) or `Columns` (all others).
 
-    Each of them adds the bias to sums that are not rounded yet, and gives ∂weight and ∂bias in float32: what is narrow
-    may be the copy of a parameter, and the parameter itself float32.
+    The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32, for under
+    autocast a 16-bit weight is the copy of a float32 parameter.
 
-    Dtypes: x, weight and bias of one, float32, bfloat16 or float16; sums in float32.
+    Dtypes: x, weight and bias all float32, bfloat16 or float16; sums in float32.
     """
 
     @staticmethod
@@ -46,8 +46,8 @@ class Conv2d(conv.Conv2d):
             return False
         if groups == 1:
             return True
-        plain = stride in (1, (1, 1)) and dilation in (1, (1, 1))
-        return plain and groups == x.shape[1] == len(weight) and max(weight.shape[2:]) <= LARGEST
+        dense = stride in (1, (1, 1)) and dilation in (1, (1, 1))
+        return dense and groups == x.shape[1] == len(weight) and max(weight.shape[2:]) <= MAX_KERNEL
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         if groups > 1:
@@ -69,7 +69,7 @@ class Conv2d(conv.Conv2d):
 
 @dataclass(frozen=True)
 class Pointwise:
-    """1 x 1: Y = X Wᵀ + bias, ∂X = ∂Y W, ∂W = ∂Yᵀ X, ∂bias = ∂Yᵀ 1, with a row in X for each pixel."""
+    """1 x 1 convolution: Y = X Wᵀ + bias, ∂X = ∂Y W, ∂W = ∂Yᵀ X, ∂bias = ∂Yᵀ 1, with a row of X for each pixel."""
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return gemm(rows(x), weight[:, :, 0, 0].T, bias=bias).reshape(*x.shape[:3], -1)
@@ -86,14 +86,14 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Columns:
-    """As `Columns` of the specification, in one group, and with kernels that write X from x and ∂x from ∂X:
+    """Convolution with groups = 1 as in `Columns` of ops/conv.py, by im2col.cu: X from x and ∂x from ∂X:
 
         Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X,   ∂bias = ∂Yᵀ 1
 
-    Tensor cores read 16 bytes at once, and 3 x 3 pixels of 3 narrow channels are 54: so in Y and ∂W the rows of X and W
-    end with zeros that make them whole.
+    Tensor cores need rows that are multiples of 16 bytes, and 3 x 3 pixels of 3 16-bit channels are 54 bytes. So the
+    rows of X and W are padded with zeros for Y and ∂W.
 
-    Shapes: X (N·OH·OW, KH·KW·C + zeros); W (O, KH·KW·C + zeros); Y (N·OH·OW, O).
+    Shapes: X (N·OH·OW, KH·KW·C + padding); W (O, KH·KW·C + padding); Y (N·OH·OW, O).
     """
 
     windows: Windows
@@ -124,7 +124,7 @@ class Columns:
         return reduce(add, parts)[:, : KH * KW * C].reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
 
     def unfold(self, x: Array) -> Array:
-        """X: the one copy that is made of x, whatever its layout."""
+        """X from x of any layout, which is copied once."""
         N, C = len(x), x.shape[3]
         X = array_module(x).empty((N * prod(self.windows.out), self._columns(x)), x.dtype)
         pack = pack_of(x, C, X) if x.flags.c_contiguous else 1
@@ -135,7 +135,7 @@ class Columns:
         return X
 
     def fold(self, grad_X: Array, grad_x: Array) -> None:
-        """∂x, which is written to `grad_x`, from ∂X."""
+        """Write ∂x to `grad_x`, from ∂X."""
         N, H, W, C = grad_x.shape
         pack = pack_of(grad_X, C, grad_x)
         self._launch("fold", N * H * W, C // pack, pack, grad_x.shape, grad_X, grad_x)
@@ -144,7 +144,7 @@ class Columns:
         self, name: str, count: int, length: int, pack: int, shape: tuple[int, ...], source: Array, to: Array,
         *more: np.generic,
     ) -> None:  # fmt: skip
-        """For `count` rows of `to`, each of `length` numbers of so many channels."""
+        """Launch a kernel that writes `count` rows of `to`, each of `length` packs of `pack` elements."""
         windows, (_, H, W, C) = self.windows, shape
         (KH, KW), (SH, SW), (DH, DW) = windows.kernel, windows.stride, windows.dilation
         constants = {"KH": KH, "KW": KW, "SH": SH, "SW": SW, "DH": DH, "DW": DW, "PACK": pack}
@@ -155,28 +155,28 @@ class Columns:
         kernel(_ceil(count, down), (across, down), source, to, *sizes, *more)
 
     def _columns(self, x: Array) -> int:
-        """Of X."""
-        whole = PACK // x.itemsize
-        return _ceil(prod(self.windows.kernel) * x.shape[3], whole) * whole
+        """The number of columns of X, padding included."""
+        step = PACK // x.itemsize
+        return _ceil(prod(self.windows.kernel) * x.shape[3], step) * step
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
-        """Images taken at once, by the size of X."""
+        """Slices of the batch, such that X of a slice has a bounded size."""
         return blocks(x, prod(self.windows.out) * prod(weight_shape[1:]))
 
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Stride 1: ∂x is y once more, with the weight turned around. ∂weight is a sum over blocks of partial sums, and
-    ∂bias is found with it: one more sum, beside those of all taps."""
+    """Depthwise convolution of stride 1 by depthwise.cu. ∂x is the convolution of ∂y with the flipped weight. Another
+    kernel computes partial sums of ∂weight and ∂bias."""
 
     windows: Windows
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        return self._correlate(x, weight, bias, self.windows.out, self.windows.before, turned=False)
+        return self._correlate(x, weight, bias, self.windows.out, self.windows.before, flipped=False)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
-        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), turned=True)
+        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), flipped=True)
 
     def grad_parameters(
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
@@ -187,22 +187,22 @@ class Depthwise:
         (OH, OW), groups = self.windows.out, _ceil(C, WARP)
         run, tiles = _tiles(N, OH, OW)
         count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
-        shares, sums = xp.empty((count, C * taps + C), FLOAT32), xp.empty(C * taps + C, FLOAT32)
+        partials, sums = xp.empty((count, C * taps + C), FLOAT32), xp.empty(C * taps + C, FLOAT32)
         sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
         arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
         kernel = self._kernel("depthwise_grad_weight", x, run)
-        kernel((groups, count), (WARP, WARPS), *arrays, shares, *sizes)
-        sum_rows(kernel, shares, sums)
+        kernel((groups, count), (WARP, WARPS), *arrays, partials, *sizes)
+        sum_rows(kernel, partials, sums)
         grad_weight, grad_bias = sums[: C * taps].reshape(shape), sums[C * taps :]
         return grad_weight, grad_bias if want_bias else None
 
     def _correlate(
-        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, *, turned: bool
+        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, *, flipped: bool
     ) -> Array:
         xp, (N, H, W, C) = array_module(x), x.shape
         y = xp.empty((N, *out, C), x.dtype)
         run, tiles = _tiles(N, *out)
-        sizes = (np.int32(n) for n in (turned, tiles, H, W, *out, *before))
+        sizes = (np.int32(n) for n in (flipped, tiles, H, W, *out, *before))
         arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
         grid = _ceil(C, WARP) * _ceil(tiles, WARPS)
         self._kernel("depthwise_correlate", x, run)(grid, (WARP, WARPS), *arrays, y, *sizes)
@@ -215,7 +215,7 @@ class Depthwise:
 
 
 def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
-    """How many pixels of a row a tile has, such that few lie beyond the edge, and how many tiles there are."""
+    """RUN, the pixels of a row of a tile, chosen for the least waste at the edge, and the number of tiles."""
     run = min(RUNS, key=lambda run: _ceil(OW, run) * run)
     return run, N * _ceil(OH, ROWS) * _ceil(OW, run)
 
@@ -226,5 +226,5 @@ def _matrix(weight: Array) -> Array:
 
 
 def _ceil(count: int, size: int) -> int:
-    """How many pieces of this size hold so many."""
+    """count / size, rounded up."""
     return -(-count // size)

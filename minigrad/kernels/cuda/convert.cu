@@ -1,14 +1,14 @@
-// An array in another type: y = x, number by number, rounded where y has fewer digits.
+// Elementwise cast: y = x, rounded to nearest even.
 //
-//   x   `count` numbers, FROM, in whatever order they lie in memory           y   as many, TO, in the same order
+//   x   `count` elements of type FROM, dense           y   `count` elements of type TO, in the same memory order
 //
-// A thread has PACK neighbouring numbers: 16 bytes of the wider type where the pointers allow it, else one number.
+// A thread has PACK adjacent elements: 16 bytes of the wider type if the pointers are aligned, else 1.
 //
-//   grid   count / (256 PACK), rounded up        block   256
+//   grid   ceil(count / (256 PACK))        block   256
 //
-// convert_all does the same to many arrays in one launch (see table.cuh): a row has x and y.
+// convert_all casts many arrays in one launch (table.cuh).    A row: x, y
 //
-// Constants: FROM and TO, each one of the types of stored.cuh; and PACK.
+// Constants: FROM and TO, types of stored.cuh; PACK.
 //
 // registers[FROM=float TO=BFloat16 PACK=4]: convert 16, convert_all 32
 // registers[FROM=BFloat16 TO=float PACK=4]: convert 16, convert_all 32
@@ -26,7 +26,7 @@ convert(const FROM* __restrict__ x, TO* __restrict__ y, long long count) {
 #pragma unroll
         for (int i = 0; i < PACK; ++i) to.at[i] = (float)from.at[i];
         *reinterpret_cast<Packed<TO, PACK>*>(y + first) = to;
-    } else {  // the thread at the end of the array has less than a pack
+    } else {  // the thread at the end of the array may have less than a pack
 #pragma unroll 1
         for (long long i = first; i < count; ++i) y[i] = (float)x[i];
     }

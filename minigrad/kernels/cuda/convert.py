@@ -1,4 +1,7 @@
-"""L2: float32, bfloat16 and float16 into each other: what CuPy's own `astype` does, for a type it is new to."""
+"""L2: casts between float32, bfloat16 and float16, of one array or of many in one launch.
+
+CuPy's support for bfloat16 is recent, so these casts do not use `astype`.
+"""
 
 from collections.abc import Sequence
 
@@ -7,21 +10,21 @@ import numpy as np
 from minigrad import dtypes
 from minigrad.backend import Array, device_of, empty
 from minigrad.kernels.cuda.activation import empty_like, without_gaps
-from minigrad.kernels.cuda.launch import MOST_GRID, PACK, STORED, Kernel, on_gpu, pack_of
+from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.cuda.table import Table, takes
 
-THREADS = 256  # of a block
+THREADS = 256  # threads of a block
 
 
 @dtypes.on_device
 def convert(x: Array, dtype: np.dtype) -> Array:
-    """x in another type, the order of its axes in memory kept; by CuPy if a kernel is not for it."""
-    known = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
-    if not (known and 0 < x.size <= THREADS * MOST_GRID[0] and without_gaps(x)):
+    """x cast to `dtype`, in the same memory order; by CuPy for other dtypes and for arrays that are not dense."""
+    supported = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
+    if not (supported and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)):
         return x.astype(dtype)
     y = empty_like(x, dtype)
     wider = x if x.dtype.itemsize >= dtype.itemsize else y
-    pack = pack_of(wider, PACK, x, y)  # the last pack may be less than one
+    pack = pack_of(wider, PACK, x, y)  # the last pack may be partial
     kernel = Kernel("convert.cu", "convert", FROM=STORED[x.dtype.name], TO=STORED[dtype.name], PACK=pack)
     kernel(-(-x.size // (THREADS * pack)), THREADS, x, y, np.int64(x.size))
     return y
@@ -29,14 +32,14 @@ def convert(x: Array, dtype: np.dtype) -> Array:
 
 @dtypes.all_on_device
 def convert_all(xs: Sequence[Array], dtype: np.dtype) -> list[Array]:
-    """Each x in another type: those in float32 and in order are rounded in one launch, into one piece of memory."""
+    """Cast each x. Contiguous float32 arrays are cast to a 16-bit dtype in one launch, into one allocation."""
     fused = [x for x in xs if takes(x) and x.flags.c_contiguous] if dtypes.is_narrow(dtype) else []
     if not fused:
         return [dtypes.cast(x, dtype) for x in xs]
-    room = PACK // dtype.itemsize  # each begins at a multiple of so many numbers: kernels may read 16 bytes at once
-    ends = np.cumsum([-(-x.size // room) * room for x in fused]).tolist()
+    step = PACK // dtype.itemsize  # elements: every copy is aligned to 16 bytes, for loads in packs
+    ends = np.cumsum([-(-x.size // step) * step for x in fused]).tolist()
     memory = empty((ends[-1],), dtype, device_of(fused[0]))
     copies = [memory[start : start + x.size].reshape(x.shape) for start, x in zip([0, *ends], fused, strict=False)]
     Table(fused, copies).launch(Kernel("convert.cu", "convert_all", FROM="float", TO=STORED[dtype.name], PACK=1))
-    made = dict(zip(map(id, fused), copies, strict=True))
-    return [made[id(x)] if id(x) in made else dtypes.cast(x, dtype) for x in xs]
+    copy_of = dict(zip(map(id, fused), copies, strict=True))
+    return [copy_of[id(x)] if id(x) in copy_of else dtypes.cast(x, dtype) for x in xs]

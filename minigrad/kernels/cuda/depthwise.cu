@@ -1,28 +1,28 @@
-// Depthwise convolution of stride 1: each channel by itself. Letters as in minigrad/ops/conv.py:
+// Depthwise convolution of stride 1. Letters as in minigrad/ops/conv.py:
 //
-//     y[n,i,j,c]       = bias[c] + Σ_k,l  weight[c,k,l] · x[n,h,w,c]   h = i + k - top, w = j + l - left; 0 beyond the edge
+//     y[n,i,j,c]       = bias[c] + Σ_k,l  weight[c,k,l] · x[n,h,w,c]   h = i + k - top, w = j + l - left, zero padding
 //     ∂x[n,h,w,c]      = Σ_k,l    weight[c,k,l] · ∂y[n,i,j,c]          over the i, j that read this h and w
 //     ∂weight[c,k,l]   = Σ_n,i,j  ∂y[n,i,j,c] · x[n,h,w,c]
 //     ∂bias[c]         = Σ_n,i,j  ∂y[n,i,j,c]
 //
-// With k' = KH-1-k and top' = KH-1-top (and so for l), i = h + k' - top': ∂x is the same convolution of ∂y, with the
-// weight turned around.
+// With k' = KH-1-k and top' = KH-1-top (likewise for l), i = h + k' - top': ∂x is the same convolution of ∂y, with the
+// weight flipped along both axes.
 //
 // Shapes: x (N, H, W, C); y (N, OH, OW, C); weight (C, KH, KW); bias (C,).
 //
-// Who computes what: the outputs of one channel are cut into tiles of ROWS x RUN pixels, and a thread works on one tile
-// at a time. The 32 threads of a warp are 32 channels of the same tile: they stand side by side in memory, and all take
-// the same branches. The warps of a block have tiles one below the other, which share most of what they read, in L1;
-// blocks that run at the same time have other channels of these tiles, so that memory is read in long stretches.
-// A tile reads a row of x once, RUN + KW - 1 pixels into registers, and uses it for all KW taps and all ROWS outputs:
+// Mapping: the outputs of a channel are partitioned into tiles of ROWS x RUN pixels; a thread computes one tile at a
+// time. The 32 lanes of a warp have 32 adjacent channels of one tile: loads are coalesced and branches do not diverge.
+// The warps of a block have vertically adjacent tiles, whose inputs overlap and hit L1. Consecutive blocks have other
+// channels of the same tiles, so blocks that run at the same time read contiguous memory. A thread loads each row of x
+// once, RUN + KW - 1 pixels, into registers, and uses the row for all KW taps and all ROWS outputs:
 //
 //     for a 7 x 7 kernel and 2 x 8 pixels: 8 rows of 14 pixels for 16 · 49 multiply-adds, seven for each load
 //
-// What is left to spend instructions on is finding out where a pixel is, and whether: so C is a constant, and the pixels
-// of a row are at distances that the compiler knows; and which of them lie beyond the edge is a number of so many bits.
+// To save address arithmetic C is a constant, so offsets in a row are immediates. To save comparisons the bounds of a
+// row are a bit mask, computed once for a tile.
 //
 // Constants: STORED, CHANNELS (C); KH, KW (the kernel), ROWS, RUN (a tile), WARPS (of a block).
-// The most registers that a thread takes:
+// Registers per thread, at most:
 //
 // registers[STORED=float CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
 // registers[STORED=float CHANNELS=96 KH=3 KW=3 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 64, depthwise_grad_weight 64
@@ -39,43 +39,43 @@
 constexpr int C = CHANNELS, TAPS = KH * KW;
 
 struct Tile {
-    int n, i, j;  // image, and the first output
+    int n, i, j;  // image; row and column of the first output
 };
 
-// Tiles are numbered downwards, then to the right, then by image.
+// Tiles are ordered down a column, then by column, then by image.
 static inline __device__ Tile tile_at(int number, int OH, int OW) {
     const int down = (OH + ROWS - 1) / ROWS, across = (OW + RUN - 1) / RUN;
     return {number / (down * across), number % down * ROWS, number / down % across * RUN};
 }
 
-// Which of the numbers first, first + 1, ... (so many) are among 0, 1, ..., size - 1: bit p is set if first + p is.
+// A bit mask of `count` bits: bit p is set if 0 ≤ first + p < size.
 static inline __device__ unsigned inside(int first, int count, int size) {
     const int from = min(max(-first, 0), count), to = min(max(size - first, 0), count);
     return (1u << to) - (1u << from);
 }
 
-// One channel of the pixels of a row, from `first` on: where a bit is set; the others are 0.
+// One channel of LENGTH pixels of a row, from `first` on; 0 where the bit of `mask` is not set.
 template <int LENGTH>
-static inline __device__ void load_run(float (&run)[LENGTH], const Stored* first, unsigned there) {
+static inline __device__ void load_run(float (&run)[LENGTH], const Stored* first, unsigned mask) {
 #pragma unroll
-    for (int p = 0; p < LENGTH; ++p) run[p] = there >> p & 1 ? (float)first[p * C] : 0.0f;
+    for (int p = 0; p < LENGTH; ++p) run[p] = mask >> p & 1 ? (float)first[p * C] : 0.0f;
 }
 
-// y from x; or ∂x from ∂y, with the weight `turned`, top' and left', and no bias, which is null then.
+// y from x; or ∂x from ∂y, with the weight flipped, top', left', and a null bias.
 //
-//   grid   C / 32 · tiles / WARPS, each rounded up          block   (32, WARPS)
+//   grid   ceil(C / 32) · ceil(tiles / WARPS)          block   (32, WARPS)
 extern "C" __global__ void __launch_bounds__(WARP * WARPS)
 depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ weight, const Stored* __restrict__ bias,
-                    Stored* __restrict__ y, int turned, int tiles, int H, int W, int OH, int OW, int top, int left) {
-    // The weights of these channels, (TAPS, 32). A row has one more, so that a column too lies in 32 different banks.
+                    Stored* __restrict__ y, int flipped, int tiles, int H, int W, int OH, int OW, int top, int left) {
+    // The weights of the block's channels, (TAPS, 32). The padding of a row avoids bank conflicts along a column.
     __shared__ float taps[TAPS][WARP + 1];
     constexpr int groups = (C + WARP - 1) / WARP;
     const int first = blockIdx.x % groups * WARP, c = first + threadIdx.x;
     for (int e = threadIdx.y * WARP + threadIdx.x; e < WARP * TAPS; e += WARP * WARPS) {
-        const int channel = e / TAPS, tap = turned ? TAPS - 1 - e % TAPS : e % TAPS;
+        const int channel = e / TAPS, tap = flipped ? TAPS - 1 - e % TAPS : e % TAPS;
         if (first + channel < C) taps[tap][channel] = weight[first * TAPS + e];
     }
-    __syncthreads();  // a thread's weights are loaded by others
+    __syncthreads();  // every weight is written before any thread reads
 
     const int number = blockIdx.x / groups * WARPS + threadIdx.y;
     if (c >= C || number >= tiles) return;
@@ -85,7 +85,7 @@ depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ wei
     const Stored* corner = x + (((long long)tile.n * H + h) * W + w) * C + c;
     float sum[ROWS][RUN] = {};
 #pragma unroll
-    for (int r = 0; r < ROWS + KH - 1; ++r) {  // the row of x that is at tap k = r - o of row o of the tile
+    for (int r = 0; r < ROWS + KH - 1; ++r) {  // row r of x is at tap k = r - o of row o of the tile
         float pixels[RUN + KW - 1];
         load_run(pixels, corner + (long long)r * W * C, rows >> r & 1 ? columns : 0);
 #pragma unroll
@@ -109,13 +109,13 @@ depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ wei
             if (tile.i + o < OH && tile.j + p < OW) out[((long long)o * OW + p) * C] = sum[o][p] + offset;
 }
 
-// ∂weight and ∂bias, each block's share of them, for sum_rows to add up.
+// Partial sums of ∂weight and ∂bias, for sum_rows.
 //
-//   shares   (any, C · TAPS + C): ∂weight, then ∂bias      grid   (C / 32 rounded up, any)      block   (32, WARPS)
+//   partials   (gridDim.y, C · TAPS + C): ∂weight, then ∂bias      grid   (ceil(C / 32), any)      block   (32, WARPS)
 //
-// A warp goes from tile to tile with the sums of all taps in registers, and one more: of ∂y itself.
+// A warp loops over tiles, with TAPS + 1 sums in registers: of ∂weight for each tap, and of ∂bias.
 extern "C" __global__ void __launch_bounds__(WARP * WARPS)
-depthwise_grad_weight(const Stored* __restrict__ grad_y, const Stored* __restrict__ x, float* __restrict__ shares,
+depthwise_grad_weight(const Stored* __restrict__ grad_y, const Stored* __restrict__ x, float* __restrict__ partials,
                       int tiles, int H, int W, int OH, int OW, int top, int left) {
     const int first = blockIdx.x * WARP, c = first + threadIdx.x;
     float sum[TAPS + 1] = {};
@@ -149,17 +149,17 @@ depthwise_grad_weight(const Stored* __restrict__ grad_y, const Stored* __restric
         }
     }
 
-    // The warps of a block add to each other's sums, one after the other.
+    // The warps of a block add their sums in turn, a fixed order.
     __shared__ float total[TAPS + 1][WARP + 1];
     for (int turn = 0; turn < WARPS; ++turn) {
         if (threadIdx.y == turn)
 #pragma unroll
             for (int tap = 0; tap <= TAPS; ++tap)
                 total[tap][threadIdx.x] = (turn ? total[tap][threadIdx.x] : 0.0f) + sum[tap];
-        __syncthreads();  // what this warp wrote, the next one reads; and after the last, all do
+        __syncthreads();  // this warp has written before the next reads, and before all read after the last
     }
-    float* share = shares + (long long)blockIdx.y * (C * TAPS + C);
+    float* partial = partials + (long long)blockIdx.y * (C * TAPS + C);
     for (int e = threadIdx.y * WARP + threadIdx.x; e < WARP * TAPS; e += WARP * WARPS)
-        if (first + e / TAPS < C) share[first * TAPS + e] = total[e % TAPS][e / TAPS];
-    if (threadIdx.y == 0 && c < C) share[C * TAPS + c] = total[TAPS][threadIdx.x];
+        if (first + e / TAPS < C) partial[first * TAPS + e] = total[e % TAPS][e / TAPS];
+    if (threadIdx.y == 0 && c < C) partial[C * TAPS + c] = total[TAPS][threadIdx.x];
 }

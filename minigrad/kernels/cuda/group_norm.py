@@ -1,4 +1,4 @@
-"""L2: group normalisation, a block of threads for each group."""
+"""L2: GroupNorm, with a thread block for each group of each image."""
 
 from functools import cache
 from math import gcd, prod
@@ -8,32 +8,32 @@ import numpy as np
 from minigrad.backend import Array, array_module
 from minigrad.cublas import pointer
 from minigrad.dtypes import FLOAT32, cast
-from minigrad.kernels.cuda.launch import MOST_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
+from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
 
-THREADS, MORE_THREADS = 256, 1024  # of a block, and where a group has many numbers
-MANY = 1 << 13
-WIDEST = THREADS  # channels of a group: a thread has one of them, or a few
-MOST_PLACES = 1 << 30
+THREADS, MAX_THREADS = 256, 1024  # threads of a block; of a group with more than LARGE elements
+LARGE = 1 << 13
+MAX_WIDTH = THREADS  # channels of a group
+MAX_PIXELS = 1 << 30  # of an image
 
 
 @twin_of(norm.GroupNorm)
 class GroupNorm(norm.GroupNorm):
-    """The same formula on images that are channels-last in memory, as those that a convolution has made.
+    """The op's formula by `group_norm.cu`, for images that are channels-last in memory, as a convolution returns them.
 
-    Shapes: x, y (N, C, H, W); seen by the kernels, (N, P, C) with P places; μ, r (N, G).  Saves x, μ, r, weight.
-    x and y may be narrow; weight, bias, μ and r are float32.
+    Shapes: x, y (N, C, H, W), viewed as (N, P, C), P = H · W; μ, r (N, G).  Saves x, μ, r, weight.
+    Dtypes: x and y float32, bfloat16 or float16; weight, bias, μ and r float32.
     """
 
     @staticmethod
     def takes(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
-        if not (on_gpu(x) and x.dtype.name in STORED and x.ndim == 4 and x.size and x.shape[0] <= MOST_GRID[1]):
+        if not (on_gpu(x) and x.dtype.name in STORED and x.ndim == 4 and x.size and x.shape[0] <= MAX_GRID[1]):
             return False
         _, C, H, W = x.shape
-        groups = num_groups > 0 and C % num_groups == 0 and C // num_groups <= WIDEST
+        groups = num_groups > 0 and C % num_groups == 0 and C // num_groups <= MAX_WIDTH
         affine = all(p is None or _is_param(p, C) for p in (weight, bias))
-        return groups and affine and H * W < MOST_PLACES and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
+        return groups and affine and H * W < MAX_PIXELS and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
 
     def forward(self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> Array:
         xp, N = array_module(x), len(x)
@@ -51,26 +51,26 @@ class GroupNorm(norm.GroupNorm):
         want_x, *want_params = self.needs_input_grad
         grad_y = xp.ascontiguousarray(cast(grad_output.transpose(0, 2, 3, 1), self.x.dtype))
         grad_x = xp.empty(self.x.shape, self.x.dtype) if want_x else None
-        shares = xp.empty((N, 2, C), FLOAT32) if any(want_params) else None
+        partials = xp.empty((N, 2, C), FLOAT32) if any(want_params) else None
         kernel = self._launch(
             "group_norm_backward", (self.x, grad_y, grad_x),
-            grad_y, self.x, self.weight, self.mean, self.rstd, grad_x, shares, *self._sizes(),
+            grad_y, self.x, self.weight, self.mean, self.rstd, grad_x, partials, *self._sizes(),
         )  # fmt: skip
         grad_x = None if grad_x is None else grad_x.transpose(0, 3, 1, 2)
-        if shares is None:
+        if partials is None:
             return grad_x, None, None
         sums = xp.empty((2, C), FLOAT32)
-        sum_rows(kernel, shares, sums)
+        sum_rows(kernel, partials, sums)
         grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
         return grad_x, grad_weight, grad_bias
 
     def _launch(self, name: str, packed: tuple[Array | None, ...], *args: Array) -> Kernel:
-        """For all groups of all images; `packed` are the arrays that are read and written by packs."""
+        """Launch a kernel over all groups of all images. `packed`: the arrays that are loaded or stored in packs."""
         N, H, W, C = self.x.shape
         width = C // self.groups
         aligned = all(a is None or pointer(a) % PACK == 0 for a in packed)
         pack = gcd(PACK // self.x.dtype.itemsize, width) if aligned else 1
-        threads = MORE_THREADS if H * W * width > MANY else THREADS
+        threads = MAX_THREADS if H * W * width > LARGE else THREADS
         kernel = _kernel(name, STORED[self.x.dtype.name], width, threads, pack)
         kernel((self.groups, N), threads, *args)
         return kernel

@@ -1,23 +1,22 @@
-// The two maps between an image x (N, H, W, C) and the matrix X (N·OH·OW, KH·KW·C) that has a row for each window, with
-// which convolution is a matrix product. Letters as in minigrad/ops/conv.py:
+// im2col and col2im, between images x (N, H, W, C) and the matrix X (N·OH·OW, KH·KW·C) with a row for each window:
+// convolution is then a matrix product. Letters as in minigrad/ops/conv.py:
 //
 //     unfold (im2col)    X[(n,i,j), (k,l,c)] = x[n,h,w,c],   h = i · SH + k · DH - top,  w = j · SW + l · DW - left,
-//                                              0 beyond the edge; and 0 in columns beyond the last tap
+//                                              0 in the padding, and 0 in columns beyond the last tap
 //     fold   (col2im)    ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over the i, j, k, l that read this h and w
 //
-// In both a thread makes numbers of the result, looking for where they come from; so no two threads write to the same
-// place, and the order of a sum is always the same. Where the channels of a pixel are so many times 16 bytes, a "number"
-// is as many channels as make 16 bytes: C and all strides are then counted in these.
+// Both kernels gather: a thread computes elements of the result from their sources, so no two threads write one
+// address, and the order of every sum is fixed. If the channels of a pixel fill packs of 16 bytes, x, X, C and all
+// strides are in packs of PACK channels.
 //
-// What it costs: X has KH·KW / (SH·SW) times the numbers of x, and is written once and read once, by the product. For
-// patches, whose stride is their kernel, that is x once more: of 128 images (3, 224, 224) in a narrow type, 39 MB are
-// read, 39 written, and 39 read again, whatever the patch. Such an image is channels-first, and is read one number at a
-// time: runs of KW in each of three planes. What lies between them the windows beside it need, which are in the same
-// block; and what is written is one stretch.
+// Cost: X has KH·KW / (SH·SW) times the elements of x, and is written once and read once, by the matrix product. For
+// patches (stride = kernel) X has the size of x: for 128 16-bit images (3, 224, 224), unfold reads 39 MB and writes
+// 39 MB, and the product reads 39 MB, for any patch size. Such images are channels-first, so a thread loads single
+// elements, in runs of KW in each of three planes; other windows of the block read the rest of a cache line. The stores
+// are coalesced.
 //
-// Constants: STORED; KH, KW (kernel), SH, SW (stride), DH, DW (dilation); PACK (channels in a number: 1, or 4 of float
-// and 8 of a narrow type).
-// The most registers that a thread takes:
+// Constants: STORED; KH, KW (kernel), SH, SW (stride), DH, DW (dilation); PACK, 1, or 4 floats or 8 16-bit values.
+// Registers per thread, at most:
 //
 // registers[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=1]: unfold 32, fold 56
 // registers[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=4]: unfold 32, fold 56
@@ -29,13 +28,13 @@
 
 #include "stored.cuh"
 
-typedef Packed<Stored, PACK> Numbers;
+typedef Packed<Stored, PACK> Pack;
 
-// X from x with any strides, so that images of any layout are copied once.
+// X from x with any strides, so an image of any layout is copied once.
 //
-//   grid   rows / blockDim.y, rounded up          block   (threads along a row, rows)
+//   grid   ceil(rows / blockDim.y)          block   (threads along a row, rows)
 extern "C" __global__ void __launch_bounds__(256)
-unfold(const Numbers* __restrict__ x, Numbers* __restrict__ X, int rows, int H, int W, int C, int OH, int OW,
+unfold(const Pack* __restrict__ x, Pack* __restrict__ X, int rows, int H, int W, int C, int OH, int OW,
        int top, int left, long long stride_n, long long stride_h, long long stride_w, long long stride_c,
        int columns) {
     const int row = blockIdx.x * blockDim.y + threadIdx.y;
@@ -46,15 +45,15 @@ unfold(const Numbers* __restrict__ x, Numbers* __restrict__ X, int rows, int H, 
         const int h = i * SH + tap / KW * DH - top, w = j * SW + tap % KW * DW - left;
         const bool inside = tap < KH * KW && 0 <= h && h < H && 0 <= w && w < W;
         X[(long long)row * columns + column] =
-            inside ? x[n * stride_n + h * stride_h + w * stride_w + c * stride_c] : Numbers();
+            inside ? x[n * stride_n + h * stride_h + w * stride_w + c * stride_c] : Pack();
     }
 }
 
-// ∂x from ∂X. Tap k of window i reads h if i · SH = h + top - k · DH: each tap gives one window or none.
+// ∂x from ∂X. Tap k of window i reads h if i · SH = h + top - k · DH, so at most one window for each tap k.
 //
-//   grid   pixels / blockDim.y, rounded up          block   (channels, pixels)
+//   grid   ceil(pixels / blockDim.y)          block   (channels, pixels)
 extern "C" __global__ void __launch_bounds__(256)
-fold(const Numbers* __restrict__ grad_X, Numbers* __restrict__ grad_x, int pixels, int H, int W, int C, int OH, int OW,
+fold(const Pack* __restrict__ grad_X, Pack* __restrict__ grad_x, int pixels, int H, int W, int C, int OH, int OW,
      int top, int left) {
     const int pixel = blockIdx.x * blockDim.y + threadIdx.y;
     if (pixel >= pixels) return;
@@ -68,12 +67,12 @@ fold(const Numbers* __restrict__ grad_X, Numbers* __restrict__ grad_x, int pixel
                 const int across = w + left - l * DW, j = across / SW;
                 if (across < 0 || across % SW || j >= OW) continue;
                 const long long row = ((long long)n * OH + i) * OW + j;
-                const Numbers seen = grad_X[(row * KH * KW + k * KW + l) * C + c];
+                const Pack pack = grad_X[(row * KH * KW + k * KW + l) * C + c];
 #pragma unroll
-                for (int d = 0; d < PACK; ++d) sum[d] += (float)seen.at[d];
+                for (int d = 0; d < PACK; ++d) sum[d] += (float)pack.at[d];
             }
         }
-        Numbers total;
+        Pack total;
 #pragma unroll
         for (int d = 0; d < PACK; ++d) total.at[d] = Stored(sum[d]);
         grad_x[(long long)pixel * C + c] = total;

@@ -1,14 +1,13 @@
-"""L1: the gate to kernels written in CUDA: what a kernel is, and who carries out a launch.
+"""L1: compile and launch CUDA kernels.
 
     forward = Kernel("norm.cu", "layer_norm_forward", COLUMNS=192)
     forward((rows,), (32, 8), x, y, np.int32(rows), np.float32(eps))
 
-A `Kernel` names a function in a source file of this folder, and the constants it is compiled with. Calling it hands
-the launch to the current `Device`: CuPy, or in tests one that runs the same source on the CPU, so that whatever is
-built on this gate can be seen to work without a GPU. Twins ask `on_gpu(x)` whether an array is that device's.
+A `Kernel` names a function in a source file of this folder and the macros to compile the file with. Calling a `Kernel`
+launches the function on the current `Device`. The default device is CuPy's GPU; the tests set one that runs the same
+source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
 
-A launch allocates nothing, waits for nothing, and reads nothing back: what makes only such calls can be captured in a
-CUDA graph.
+A launch allocates no memory and does not synchronize, so it can be captured in a CUDA graph.
 """
 
 import sys
@@ -26,39 +25,39 @@ from minigrad.backend import Array, cupy_module, require_gpu
 from minigrad.cublas import pointer
 
 FOLDER = Path(__file__).parent
-WARP = 32  # threads that run in step, on every GPU so far
-STRIPS = 32  # warps of a block of sum_rows, in common.cuh
-MOST_GRID, MOST_BLOCK, MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
-SHARED_AT_FIRST = 48 << 10  # bytes of dynamic shared memory that a kernel may have without asking
-OLDEST_CUPY = 13
-STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # the types of stored.cuh, by dtype
-PACK = 16  # bytes that a thread reads at once, at most
-NULL = np.uint64(0)  # as CuPy takes it: for None it would pass no argument at all
+WARP = 32  # threads of a warp
+STRIPS = 32  # warps in a block of sum_rows (common.cuh)
+MAX_GRID, MAX_BLOCK, MAX_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
+DEFAULT_SHARED = 48 << 10  # bytes: more dynamic shared memory needs an opt-in by a function attribute
+MIN_CUPY = 13
+STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # dtype -> type in stored.cuh
+PACK = 16  # bytes: the widest load or store of a thread
+NULL = np.uint64(0)  # a null pointer: CuPy drops an argument that is None
 
 Size: TypeAlias = int | tuple[int, ...]
 Dim3: TypeAlias = tuple[int, int, int]
 
 
 class Device(Protocol):
-    """Who carries out launches."""
+    """Executes launches."""
 
     def owns(self, x: Any) -> bool:
-        """Whether x is an array in this device's memory."""
+        """True if x is an array in this device's memory."""
         ...
 
     def launch(self, kernel: "Kernel", grid: Dim3, block: Dim3, args: Sequence[Any], shared: int) -> None:
-        """Run `kernel`: grid and block are not empty; args are arrays that it owns, NumPy scalars, or None."""
+        """Run `kernel`. Grid and block are not empty; args are arrays of this device, NumPy scalars, or None."""
         ...
 
 
 @dataclass(frozen=True, init=False)
 class Kernel:
-    """A kernel, described: `extern "C" __global__ void name(...)` in `file`. Nothing is compiled before it is called.
+    """The kernel `extern "C" __global__ void name(...)` in `file`, compiled at its first launch.
 
     Args:
-        file: the source, from this folder.
+        file: the source file, in this folder.
         name: the function.
-        **constants: macros that the source is compiled with: COLUMNS=192 is `-DCOLUMNS=192`.
+        **constants: macros: COLUMNS=192 compiles with `-DCOLUMNS=192`.
     """
 
     file: str
@@ -77,26 +76,26 @@ class Kernel:
 
     @property
     def macros(self) -> list[str]:
-        """The constants as a compiler takes them."""
+        """The constants as compiler options."""
         return [f"-D{name}={value}" for name, value in self.constants]
 
     def __call__(self, grid: Size, block: Size, *args: Any, shared: int = 0) -> None:
-        """Launch it on the current device. A grid with no block in it does nothing.
+        """Launch the kernel on the current device. An empty grid does nothing.
 
         Args:
-            grid: blocks, a number or up to three.
-            block: threads of a block, likewise.
-            *args: an array for a pointer, None for a null pointer, and for a number the NumPy scalar of its C type:
+            grid: number of blocks along x, or along up to three axes.
+            block: number of threads in a block, likewise.
+            *args: arrays for pointers, None for a null pointer, and NumPy scalars of the C type for values:
                 np.int32 for int, np.float32 for float, np.int64 for long long, np.bool_ for bool.
             shared: bytes of dynamic shared memory for each block.
 
         Raises:
-            TypeError: an argument is none of these, or an array that is not on the device.
-            ValueError: no GPU has so large a grid or block.
+            TypeError: an argument has another type, or is an array outside the device.
+            ValueError: the grid or block exceeds CUDA's limits.
         """
-        grid, block = self._dim3(grid, MOST_GRID, "grid"), self._dim3(block, MOST_BLOCK, "block")
-        if not 0 < prod(block) <= MOST_THREADS:
-            raise ValueError(f"{self.name}: a block has 1 to {MOST_THREADS} threads, got {block}")
+        grid, block = self._dim3(grid, MAX_GRID, "grid"), self._dim3(block, MAX_BLOCK, "block")
+        if not 0 < prod(block) <= MAX_THREADS:
+            raise ValueError(f"{self.name}: a block has 1 to {MAX_THREADS} threads, got {block}")
         device = _device
         for i, arg in enumerate(args):
             if not (arg is None or isinstance(arg, np.generic) or device.owns(arg)):
@@ -104,17 +103,17 @@ class Kernel:
         if 0 not in grid:
             device.launch(self, grid, block, args, shared)
 
-    def _dim3(self, size: Size, most: Dim3, what: str) -> Dim3:
+    def _dim3(self, size: Size, limit: Dim3, kind: str) -> Dim3:
         x, y, z = (size, 1, 1) if isinstance(size, int) else (*size, 1, 1)[:3] if 1 <= len(size) <= 3 else (-1, -1, -1)
-        if not (0 <= x <= most[0] and 0 <= y <= most[1] and 0 <= z <= most[2]):
-            raise ValueError(f"{self.name}: a {what} is one to three numbers of at most {most}, got {size}")
+        if not (0 <= x <= limit[0] and 0 <= y <= limit[1] and 0 <= z <= limit[2]):
+            raise ValueError(f"{self.name}: a {kind} has one to three sizes, at most {limit}, got {size}")
         return x, y, z
 
     def _refusal(self, i: int, arg: Any) -> str:
         if isinstance(arg, bool | int | float):
             return (
-                f"{self.name}: argument {i} is the Python number {arg!r}, which does not say its C type: "
-                "np.int32(...) is an int, np.float32(...) a float, np.int64(...) a long long"
+                f"{self.name}: argument {i} is the Python number {arg!r}, which has no C type: "
+                "use np.int32(...) for an int, np.float32(...) for a float, np.int64(...) for a long long"
             )
         return (
             f"{self.name}: argument {i} must be an array on the device, None or a NumPy scalar, "
@@ -122,35 +121,37 @@ class Kernel:
         )
 
 
-def sum_rows(beside: Kernel, parts: Array, sums: Array) -> None:
-    """sums = Σ over the first axis of `parts`, in a fixed order: the kernel of common.cuh, compiled with `beside`."""
-    kernel = Kernel(beside.file, "sum_rows", **dict(beside.constants))
-    kernel(-(-sums.size // WARP), (WARP, STRIPS), parts, sums, np.int32(len(parts)), np.int32(sums.size))
+def sum_rows(compiled: Kernel, partials: Array, sums: Array) -> None:
+    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. `compiled` is the kernel that wrote
+    `partials`: its module has sum_rows too, so nothing more is compiled."""
+    kernel = Kernel(compiled.file, "sum_rows", **dict(compiled.constants))
+    kernel(-(-sums.size // WARP), (WARP, STRIPS), partials, sums, np.int32(len(partials)), np.int32(sums.size))
 
 
 def pack_of(x: Array, length: int, *arrays: Array | None) -> int:
-    """How many numbers a thread may read at once from rows of `length` numbers of x's dtype: as many as make 16 bytes,
-    if they fill the rows, and x and the other arrays, of whatever dtype, begin at multiples of 16 bytes (or of as many
-    as so many of theirs are); else 1."""
+    """PACK, the number of elements that a thread loads at once from rows of `length` elements of x's dtype.
+
+    16 / itemsize if PACK divides `length` and x and `arrays` are aligned to min(16 bytes, PACK elements); else 1.
+    """
     pack = PACK // x.dtype.itemsize
     fits = all(a is None or pointer(a) % min(pack * a.dtype.itemsize, PACK) == 0 for a in (x, *arrays))
     return pack if length % pack == 0 and fits else 1
 
 
 class CuPyDevice:
-    """The GPU, through CuPy: a source is compiled once for each set of constants, when it is first launched."""
+    """The GPU, through CuPy. A source is compiled once for each set of constants, at its first launch."""
 
     def __init__(self) -> None:
         self._modules: dict[tuple[Any, ...], Any] = {}
         self._functions: dict[Kernel, Any] = {}
 
     def owns(self, x: Any) -> bool:
-        cupy = sys.modules.get("cupy")  # not imported: then nothing is its
+        cupy = sys.modules.get("cupy")  # no CuPy array exists before somebody imports CuPy
         return cupy is not None and isinstance(x, cupy.ndarray)
 
     def launch(self, kernel: Kernel, grid: Dim3, block: Dim3, args: Sequence[Any], shared: int) -> None:
         function = self._functions.get(kernel) or self._compiled(kernel)
-        if shared > SHARED_AT_FIRST and function.max_dynamic_shared_size_bytes < shared:
+        if shared > DEFAULT_SHARED and function.max_dynamic_shared_size_bytes < shared:
             function.max_dynamic_shared_size_bytes = shared
         function(grid, block, tuple(NULL if arg is None else arg for arg in args), shared_mem=shared)
 
@@ -158,9 +159,9 @@ class CuPyDevice:
         module = self._modules.get((kernel.file, kernel.constants))
         if module is None:
             cupy = cupy_module()
-            if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
+            if int(cupy.__version__.split(".")[0]) < MIN_CUPY:
                 raise RuntimeError(
-                    f"kernels need CuPy {OLDEST_CUPY} or newer, this is {cupy.__version__}: "
+                    f"kernels need CuPy {MIN_CUPY} or newer, this is {cupy.__version__}: "
                     "pip install -U 'minigrad[cuda13]' (or 'minigrad[cuda12]')"
                 )
             require_gpu(cupy)
@@ -172,17 +173,18 @@ class CuPyDevice:
 
 
 def source_for_cupy(kernel: Kernel) -> str:
-    """The text for CuPy, which keeps what it compiled by its text and options, blind to a header that changed.
+    """The source with a hash of the headers: CuPy's cache is keyed by source and options, not by included headers.
 
-    It also writes the text in the locale's encoding, and comments here have letters that not every locale has.
+    CuPy writes the source in the locale's encoding, which may lack the Greek letters of comments: they become "_".
     """
     headers = sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.cuh")))).hexdigest()
-    text = "".join(c if c.isascii() else "_" for c in kernel.path.read_text(encoding="utf-8"))  # "??" is an old escape
+    # ("?" as the replacement could form a trigraph.)
+    text = "".join(c if c.isascii() else "_" for c in kernel.path.read_text(encoding="utf-8"))
     return f"{text}\n// headers: {headers}\n"
 
 
 class Launch(NamedTuple):
-    """A launch as a `Recorder` notes it: of an array its address, of a scalar its value."""
+    """A recorded launch. In `args`, an array is replaced by its address."""
 
     kernel: Kernel
     grid: Dim3
@@ -192,7 +194,8 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Notes the launches in `launches`, and hands them on to `device`; with none, NumPy arrays stand for its memory."""
+    """Records launches in `launches` and forwards them to `device`. Without a device, it owns NumPy arrays and runs
+    nothing."""
 
     def __init__(self, device: Device | None = None) -> None:
         self.device, self.launches = device, list[Launch]()
@@ -211,13 +214,13 @@ _device: Device = CuPyDevice()
 
 
 def on_gpu(x: Array | None) -> bool:
-    """Whether x is an array of the device that launches go to."""
+    """True if x is an array in the memory of the current device."""
     return _device.owns(x)
 
 
 @contextmanager
 def use_device(device: Device) -> Iterator[None]:
-    """Within the block, launches go to `device`. (One thread at a time works with a GPU.)"""
+    """Within the block, launches run on `device`. Not thread-safe: one thread at a time uses a GPU."""
     global _device
     previous, _device = _device, device
     try:

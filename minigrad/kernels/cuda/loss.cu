@@ -1,17 +1,17 @@
-// Cross-entropy: of each row of logits, -ln of the probability of its class. Letters as in minigrad/ops/loss.py:
+// Cross-entropy of each row of logits. Letters as in minigrad/ops/loss.py:
 //
 //   lossₙ = -Σ_c Q_nc · ln p_nc,     p = softmax(x),     Q_nc = w_c · ((1 - s) · q_nc + s / C)
 //   ∂x_nc = ∂lossₙ · (p_nc · Σ_c Q_nc - Q_nc),           ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc
 //
 //   x, ∂x       (rows, COLUMNS), C = COLUMNS classes
-//   index       (rows,): q_nc is 1 where c is the index, and all Q_nc are 0 where it is `ignored`;  or null:
-//   q, ∂q       (rows, COLUMNS): the probabilities wanted
+//   index       (rows,): q_nc = 1 if c = index_n, else 0; all Q_nc = 0 if index_n = `ignored`;  or null, with targets
+//   q, ∂q       (rows, COLUMNS): class probabilities
 //   weight      (COLUMNS,): w, or null
 //   loss        (rows,)
 //
-// Who computes what: a team of threads has a row, which it reads once and keeps in registers; thread t has the columns
-// t, t + TEAM, t + 2 TEAM, ...  With 1024 columns or fewer a team is one warp, and a block has TEAMS = 8 rows; with more
-// it is the whole block of 512 threads. Backward reads the row again and finds p anew: nothing of it is kept between.
+// Mapping: a team of TEAM threads has a row, reads it once and keeps it in registers; thread t has the columns t,
+// t + TEAM, t + 2 TEAM, ...  For COLUMNS ≤ 1024 a team is one warp, and a block has TEAMS = 8 rows; for more, a team is
+// a block of 512 threads. Backward recomputes p from x: forward saves nothing.
 //
 // Constants: COLUMNS and TEAM.
 //
@@ -20,19 +20,19 @@
 // registers[COLUMNS=21841 TEAM=512]: cross_entropy_forward 128, cross_entropy_backward 128, cross_entropy_total 24
 #include "common.cuh"
 
-typedef float Stored;  // what logits and their gradients are kept in; arithmetic is in float
+typedef float Stored;  // the element type of logits and their gradients; arithmetic is in float
 
 constexpr int TEAMS = TEAM == WARP ? 8 : 1, THREADS = TEAM * TEAMS;
-constexpr int MINE = (COLUMNS + TEAM - 1) / TEAM;  // numbers of a row that one thread has
+constexpr int PER_THREAD = (COLUMNS + TEAM - 1) / TEAM;  // elements of a row in a thread
 
 static inline __device__ float infinity() { return __int_as_float(0x7f800000); }
-static inline __device__ float not_a_number() { return __int_as_float(0x7fffffff); }
+static inline __device__ float nan_value() { return __int_as_float(0x7fffffff); }
 
-// Which column is the j-th of this thread. Past the end of the row there is none.
+// The column of this thread's j-th element, and whether the row has that column.
 static inline __device__ int column(int j) { return threadIdx.x + j * TEAM; }
 static inline __device__ bool exists(int j) { return column(j) < COLUMNS; }
 
-// Sum and maximum over a row, of what the threads of its team have found; the same in all of them.
+// Sum and maximum over a row, from those over each thread's part, returned to every thread of the team.
 static inline __device__ float row_sum(float sum) { return TEAM == WARP ? warp_sum(sum) : block_sum(sum); }
 
 static inline __device__ float warp_max(float value) {
@@ -44,45 +44,45 @@ static inline __device__ float warp_max(float value) {
 static inline __device__ float row_max(float value) {
     value = warp_max(value);
     if (TEAM == WARP) return value;
-    __shared__ float of_warp[TEAM / WARP];
+    __shared__ float per_warp[TEAM / WARP];
     const int lane = threadIdx.x % WARP;
-    if (lane == 0) of_warp[threadIdx.x / WARP] = value;
-    __syncthreads();  // all warps have written before any reads; nobody writes again, as a kernel comes here once
-    return warp_max(of_warp[lane % (TEAM / WARP)]);
+    if (lane == 0) per_warp[threadIdx.x / WARP] = value;
+    __syncthreads();  // every warp has written before any warp reads; row_max is called once, so nothing is overwritten
+    return warp_max(per_warp[lane % (TEAM / WARP)]);
 }
 
-// This thread's part of ln p = x - m - ln Σ exp(x - m), with m the maximum, so that no exponential overflows.
-static inline __device__ void log_softmax(const Stored* row, float (&part)[MINE]) {
+// This thread's part of ln p = x - m - ln Σ exp(x - m). With m the maximum of the row, no exponential overflows.
+static inline __device__ void log_softmax(const Stored* row, float (&part)[PER_THREAD]) {
     float largest = -infinity();
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) {
+    for (int j = 0; j < PER_THREAD; ++j) {
         part[j] = exists(j) ? (float)row[column(j)] : -infinity();
         largest = fmaxf(largest, part[j]);
     }
     largest = row_max(largest);
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) {
+    for (int j = 0; j < PER_THREAD; ++j) {
         part[j] -= largest;
-        sum += expf(part[j]);  // 0 where there is no column
+        sum += expf(part[j]);  // 0 in missing columns
     }
     const float log_sum = logf(row_sum(sum));
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) part[j] -= log_sum;
+    for (int j = 0; j < PER_THREAD; ++j) part[j] -= log_sum;
 }
 
-// The targets of a row, and the numbers that make Q of them.
+// The target of a row, and the parameters of Q.
 struct Targets {
-    const Stored* q;        // the row's probabilities, or null:
-    long long index;        // then the class it names
-    bool ignored;           // whether the row does not count
+    const Stored* q;        // the class probabilities of the row, or null
+    long long index;        // the target class, if q is null
+    bool ignored;           // the row is ignored: Q = 0
     const float* weight;    // w, or null
     float kept, smoothing;  // 1 - s, and s / C
 
     __device__ float w(int c) const { return weight ? weight[c] : 1.0f; }
     __device__ float Q(int c) const {
-        const float wanted = q ? (float)q[c] : c == index ? 1.0f : 0.0f;
-        return ignored ? 0.0f : w(c) * (kept * wanted + smoothing);
+        const float target = q ? (float)q[c] : c == index ? 1.0f : 0.0f;
+        return ignored ? 0.0f : w(c) * (kept * target + smoothing);
     }
 };
 
@@ -92,49 +92,49 @@ static inline __device__ Targets targets_of(int row, const long long* index, con
     return {q ? q + (size_t)row * COLUMNS : nullptr, named, index && named == ignored, weight, kept, smoothing};
 }
 
-// loss, and unless it is null `share` (rows,): what each row adds to the number by which the mean divides, w of the
-// class that it names, or 1 if targets are probabilities.  Grid: rows / TEAMS, rounded up.  Block: (TEAM, TEAMS).
+// loss, and unless it is null `row_weight` (rows,), whose sum is the divisor of the mean: w of the target class (0 for
+// an ignored row), or 1 if targets are probabilities.  Grid: ceil(rows / TEAMS).  Block: (TEAM, TEAMS).
 extern "C" __global__ void __launch_bounds__(THREADS)
 cross_entropy_forward(const Stored* __restrict__ x, const long long* __restrict__ index, const Stored* __restrict__ q,
-                      const float* __restrict__ weight, float* __restrict__ loss, float* __restrict__ share, int rows,
-                      long long ignored, float kept, float smoothing) {
+                      const float* __restrict__ weight, float* __restrict__ loss, float* __restrict__ row_weight,
+                      int rows, long long ignored, float kept, float smoothing) {
     const int row = blockIdx.x * TEAMS + threadIdx.y;
-    if (row >= rows) return;  // the whole team: nobody waits for it
-    float log_p[MINE];
+    if (row >= rows) return;  // true for all threads of a team, so no barrier is left incomplete
+    float log_p[PER_THREAD];
     log_softmax(x + (size_t)row * COLUMNS, log_p);
     const Targets targets = targets_of(row, index, q, weight, ignored, kept, smoothing);
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) {
+    for (int j = 0; j < PER_THREAD; ++j) {
         const float Q = exists(j) ? targets.Q(column(j)) : 0.0f;
-        if (Q != 0) sum -= Q * log_p[j];  // a class ruled out, ln p = -∞, may be one that is not wanted
+        if (Q != 0) sum -= Q * log_p[j];  // Q = 0 and ln p = -∞ give 0, not NaN
     }
     sum = row_sum(sum);
     if (threadIdx.x > 0) return;
     loss[row] = sum;
-    const bool named = !targets.ignored && 0 <= targets.index && targets.index < COLUMNS;
-    if (share) share[row] = q ? 1.0f : named ? targets.w(targets.index) : 0.0f;
+    const bool in_range = !targets.ignored && 0 <= targets.index && targets.index < COLUMNS;
+    if (row_weight) row_weight[row] = q ? 1.0f : in_range ? targets.w(targets.index) : 0.0f;
 }
 
-// total = scale · Σ loss, and scale = 1 / Σ share, or 1 without `share`. Where no row counts, the mean is not a number.
-// Grid: 1.  Block: 1024. Thread t adds up the rows t, t + 1024, ...; and then the block, what its threads have.
+// total = scale · Σ loss, scale = 1 / Σ row_weight, or 1 if `row_weight` is null. If Σ row_weight = 0, total is NaN.
+// Grid: 1.  Block: 1024. Thread t sums the rows t, t + 1024, ...; then the block sums over its threads.
 extern "C" __global__ void __launch_bounds__(1024)
-cross_entropy_total(const float* __restrict__ loss, const float* __restrict__ share, float* __restrict__ total,
+cross_entropy_total(const float* __restrict__ loss, const float* __restrict__ row_weight, float* __restrict__ total,
                     float* __restrict__ scale, int rows) {
-    float sum = 0, shares = 0;
+    float sum = 0, divisor = 0;
     for (int row = threadIdx.x; row < rows; row += blockDim.x) {
         sum += loss[row];
-        if (share) shares += share[row];
+        if (row_weight) divisor += row_weight[row];
     }
     sum = block_sum(sum);
-    shares = share ? block_sum(shares) : 1.0f;
+    divisor = row_weight ? block_sum(divisor) : 1.0f;
     if (threadIdx.x > 0) return;
-    *scale = shares == 0 ? not_a_number() : 1 / shares;
+    *scale = divisor == 0 ? nan_value() : 1 / divisor;
     *total = sum * *scale;
 }
 
-// ∂x and ∂q, unless they are null, from ∂lossₙ = grad_loss[n · step] · scale: after a sum or a mean there is one ∂loss
-// for all rows, and step is 0; otherwise step is 1, and `scale` null, for 1.  Grid and block: as forward.
+// ∂x and ∂q, each unless it is null, from ∂lossₙ = grad_loss[n · step] · scale. After a sum or a mean grad_loss has one
+// element and step is 0; without reduction step is 1, and `scale` is null for 1.  Grid and block: as forward.
 extern "C" __global__ void __launch_bounds__(THREADS)
 cross_entropy_backward(const float* __restrict__ grad_loss, int step, const float* __restrict__ scale,
                        const Stored* __restrict__ x, const long long* __restrict__ index, const Stored* __restrict__ q,
@@ -142,17 +142,17 @@ cross_entropy_backward(const float* __restrict__ grad_loss, int step, const floa
                        int rows, long long ignored, float kept, float smoothing) {
     const int row = blockIdx.x * TEAMS + threadIdx.y;
     if (row >= rows) return;
-    float log_p[MINE];
+    float log_p[PER_THREAD];
     log_softmax(x + (size_t)row * COLUMNS, log_p);
     const Targets targets = targets_of(row, index, q, weight, ignored, kept, smoothing);
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < MINE; ++j)
+    for (int j = 0; j < PER_THREAD; ++j)
         if (exists(j)) sum += targets.Q(column(j));
     sum = row_sum(sum);
     const float g = targets.ignored ? 0.0f : grad_loss[(size_t)row * step] * (scale ? *scale : 1.0f);
 #pragma unroll
-    for (int j = 0; j < MINE; ++j) {
+    for (int j = 0; j < PER_THREAD; ++j) {
         if (!exists(j)) continue;
         const int c = column(j);
         const size_t at = (size_t)row * COLUMNS + c;

@@ -1,4 +1,4 @@
-"""L2: losses, a row of logits in registers."""
+"""L2: cross-entropy, with each row of logits in registers."""
 
 from functools import cache
 
@@ -9,18 +9,18 @@ from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import loss
 
-WIDEST_FOR_A_WARP, WIDEST = 1024, 24576  # classes: 32 and 48 in each thread's registers
-TEAM = 512  # threads of a row that is wider than a warp takes
-MOST_ROWS = 1 << 30
+MAX_WARP_COLUMNS, MAX_COLUMNS = 1024, 24576  # classes, for a warp and for a block: 32 and 48 in each thread's registers
+TEAM = 512  # threads of a row of more than MAX_WARP_COLUMNS classes
+MAX_ROWS = 1 << 30
 
 
 @twin_of(loss.CrossEntropy)
 class CrossEntropy(loss.CrossEntropy):
-    """The same formula, with one kernel forward, one that ends the sum, and one backward. Q is never written down.
+    """The op's formula by `loss.cu`: one kernel forward, one for the reduction, one backward. Q stays in registers.
 
-    As ever on a GPU, whether an index names a class is not looked at: one that does not is as if no class was named.
+    On a GPU indices are not checked, as a check would synchronize: an index out of range gives q = 0, no error.
 
-    Shapes: x (N, C), index (N,) or q (N, C).  Saves x, the target, w, and what the mean divides by.
+    Shapes: x (N, C), index (N,) or q (N, C).  Saves x, the target, w, and 1 / the divisor of the mean.
     """
 
     @staticmethod
@@ -33,7 +33,7 @@ class CrossEntropy(loss.CrossEntropy):
         fitting = (indices or _readable(target)) and target.shape == ((N,) if indices else (N, C))
         weighted = weight is None or (_readable(weight) and weight.shape == (C,))
         known = reduction in ("mean", "sum", "none") and 0 <= label_smoothing <= 1
-        return fitting and weighted and known and C <= WIDEST and N < MOST_ROWS
+        return fitting and weighted and known and C <= MAX_COLUMNS and N < MAX_ROWS
 
     def forward(
         self, x: Array, target: Array, weight: Array | None, *,
@@ -46,13 +46,13 @@ class CrossEntropy(loss.CrossEntropy):
         smoothing = np.float32(1 - label_smoothing), np.float32(label_smoothing / C)
         self.sizes = np.int32(N), np.int64(ignore_index), *smoothing
         loss = xp.empty(N, np.float32)
-        share = xp.empty(N, np.float32) if reduction == "mean" else None
-        self._launch("cross_entropy_forward", x, *self.targets, loss, share, *self.sizes)
+        row_weight = xp.empty(N, np.float32) if reduction == "mean" else None
+        self._launch("cross_entropy_forward", x, *self.targets, loss, row_weight, *self.sizes)
         self.scale = None
         if reduction == "none":
             return loss
         total, self.scale = xp.empty((), np.float32), xp.empty((), np.float32)
-        _kernel("cross_entropy_total", C)(1, 1024, loss, share, total, self.scale, np.int32(N))
+        _kernel("cross_entropy_total", C)(1, 1024, loss, row_weight, total, self.scale, np.int32(N))
         return total
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, None]:
@@ -68,9 +68,9 @@ class CrossEntropy(loss.CrossEntropy):
         return grad_x, grad_q, None
 
     def _launch(self, name: str, *args: Array) -> None:
-        """For all rows of x."""
+        """Launch a kernel over all rows of x."""
         N, C = self.x.shape
-        team, teams = (WARP, 8) if C <= WIDEST_FOR_A_WARP else (TEAM, 1)
+        team, teams = (WARP, 8) if C <= MAX_WARP_COLUMNS else (TEAM, 1)
         _kernel(name, C)(-(-N // teams), (team, teams), *args)
 
 
@@ -80,4 +80,4 @@ def _readable(x: Array) -> bool:
 
 @cache
 def _kernel(name: str, C: int) -> Kernel:
-    return Kernel("loss.cu", name, COLUMNS=C, TEAM=WARP if C <= WIDEST_FOR_A_WARP else TEAM)
+    return Kernel("loss.cu", name, COLUMNS=C, TEAM=WARP if C <= MAX_WARP_COLUMNS else TEAM)

@@ -1,23 +1,23 @@
-// Products of small matrices on a warp's tensor core:   C += A B,   A (16, 16) and B (16, 8) Stored, C (16, 8) float.
+// Matrix products of a warp on tensor cores:   C += A B,   A (16, 16) and B (16, 8) Stored, C (16, 8) float.
 //
-// Each lane of the warp holds a few entries of all three, of A and B two neighbours in one register. With g = lane / 4
-// and t = lane % 4:
+// The matrices are distributed over the registers of the warp's lanes; a register has two adjacent elements of A or B.
+// With g = lane / 4 and t = lane % 4:
 //
 //                    columns 2t, 2t + 1   2t + 8, 2t + 9                   column g                  columns 2t, 2t + 1
 //   A   row g              a[0]                a[2]        B   rows 2t, 2t + 1        b0    C  row g        c[0], c[1]
 //       row g + 8          a[1]                a[3]            rows 2t + 8, 2t + 9    b1       row g + 8    c[2], c[3]
 //
-// Two C beside each other are (16, 16), and rounded they are an A: what one product finds goes into the next without
-// leaving the registers.
+// Two adjacent C are (16, 16), and cast to Stored they have the layout of an A: the result of one product is an operand
+// of the next without leaving the registers.
 //
-// A row of 8 narrow numbers is 16 bytes, and there is an instruction that brings four tiles of 8 rows from shared memory:
-// lane 8 i + r gives the address of row r of tile i. Of each tile a lane then has row g, columns 2t and 2t + 1; or, asked
-// for the transpose, column g, rows 2t and 2t + 1. So one copy of a matrix serves as B and as Bᵀ.
+// A row of 8 16-bit values is 16 bytes. ldmatrix loads four (8, 8) tiles from shared memory: lane 8 i + r provides the
+// address of row r of tile i, and receives of each tile row g, columns 2t and 2t + 1; with .trans column g, rows 2t and
+// 2t + 1. So one copy of a matrix in shared memory serves as B and as Bᵀ.
 #pragma once
 #include "stored.cuh"
 
-typedef float Tile[4];         // what a lane has of C
-typedef unsigned Fragment[4];  // what it has of A, or of four tiles
+typedef float Tile[4];         // a lane's elements of C
+typedef unsigned Fragment[4];  // a lane's elements of A, or of four tiles, in pairs
 
 #ifdef __CUDACC__
 #define MULTIPLY(type)                                                                                             \
@@ -42,28 +42,28 @@ static inline __device__ void load_tiles(Fragment& tiles, const Stored* row) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(address) : "memory");
 }
-#endif  // (Elsewhere, who runs this brings both.)
+#endif  // (The tests' CPU compiler defines `multiply` and `load_tiles`.)
 
 static inline __device__ unsigned pair_of(float first, float second) {
     return Stored(first).bits | (unsigned)Stored(second).bits << 16;
 }
 
-// From one row to the next in shared memory: an odd number of times 16 bytes, as width is a multiple of 16 numbers. So 8
-// rows at once, which is what load_tiles reads, lie in different banks.
+// The stride of rows in shared memory: an odd multiple of 16 bytes, as width is a multiple of 16 elements. load_tiles
+// then reads 8 rows at once without bank conflicts.
 static inline __device__ constexpr int spaced(int width) { return width + 8; }
 
-// Rows of an array in shared memory, which has WIDTH columns, as A:   (16, WIDTH) in parts of 16 columns
+// a = columns 16 part to 16 part + 15 of rows (16, WIDTH), in shared memory
 template <int WIDTH>
 static inline __device__ void load(Fragment& a, const Stored* rows, int part) {
     const int tile = threadIdx.x / 8, row = tile % 2 * 8 + threadIdx.x % 8;
     load_tiles<false>(a, rows + row * spaced(WIDTH) + 16 * part + tile / 2 * 8);
 }
 
-// Two C += A rowsᵀ:   A (16, 16)   rows (16, WIDTH), in shared memory, the same part of their columns
+// Two C += A Rᵀ:   A (16, 16)   R (16, 16): columns 16 part to 16 part + 15 of rows (16, WIDTH), in shared memory
 template <int WIDTH>
 static inline __device__ void multiply_by_rows(Tile (&c)[2], const Fragment& a, const Stored* rows, int part) {
     const int tile = threadIdx.x / 8, row = tile / 2 * 8 + threadIdx.x % 8;
-    Fragment b;  // rows 0 to 7, columns 0 to 7 and 8 to 15; rows 8 to 15, likewise
+    Fragment b;  // tiles: rows 0 to 7, columns 0 to 7 and 8 to 15; rows 8 to 15, likewise
     load_tiles<false>(b, rows + row * spaced(WIDTH) + 16 * part + tile % 2 * 8);
     multiply(c[0], a, b[0], b[1], Stored());
     multiply(c[1], a, b[2], b[3], Stored());
@@ -75,14 +75,14 @@ static inline __device__ void multiply_by_columns(Tile (&c)[WIDTH / 8], const Fr
     const int tile = threadIdx.x / 8, row = tile % 2 * 8 + threadIdx.x % 8;
 #pragma unroll
     for (int part = 0; part < WIDTH / 16; ++part) {
-        Fragment b;  // columns 0 to 7, rows 0 to 7 and 8 to 15; columns 8 to 15, likewise
+        Fragment b;  // tiles: columns 0 to 7, rows 0 to 7 and 8 to 15; columns 8 to 15, likewise
         load_tiles<true>(b, rows + row * spaced(WIDTH) + 16 * part + tile / 2 * 8);
         multiply(c[2 * part], a, b[0], b[1], Stored());
         multiply(c[2 * part + 1], a, b[2], b[3], Stored());
     }
 }
 
-// Two C beside each other as an A.
+// Two adjacent C, cast to Stored, as an A.
 static inline __device__ void as_factor(Fragment& a, const Tile (&c)[2]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = pair_of(c[i / 2][i % 2 * 2], c[i / 2][i % 2 * 2 + 1]);

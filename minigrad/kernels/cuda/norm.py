@@ -1,4 +1,4 @@
-"""L2: normalisation, a row in registers; and with a residual connection before it."""
+"""L2: LayerNorm with each row in registers, with or without a residual connection before it."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,26 +13,27 @@ from minigrad.kernels.cuda.residual import NONE_DROPPED, Dropped, Residual, drop
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm, residual
 
-THREADS = 256  # of a block, in norm.cu
-WIDEST_FOR_A_WARP, WIDEST = 1024, 8192  # columns: 32 in each thread's registers
-MOST_ROWS = 1 << 30
-BLOCKS = 256  # that share ∂weight and ∂bias: enough to keep a GPU busy; always as many, whatever the GPU, so that sums
-# have the same order on all
+THREADS = 256  # threads of a block, in norm.cu
+MAX_WARP_COLUMNS, MAX_COLUMNS = 1024, 8192  # for a warp and for a block: 32 columns in each thread's registers
+MAX_ROWS = 1 << 30
+BLOCKS = 256  # partial sums of ∂weight and ∂bias: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
 @twin_of(norm.LayerNorm)
 class LayerNorm(norm.LayerNorm):
-    """The same formula by `norm.cu`: one kernel forward, one backward, and a short one that ends the sums of ∂weight.
+    """The op's formula by `norm.cu`: one kernel forward, one backward, and sum_rows for ∂weight and ∂bias.
 
-    Shapes: x and y as (rows, C), with the C numbers of one mean in each; μ, r (rows,).  Saves x, μ, r, weight.
-    x and y may be narrow; weight, bias, μ and r are float32.
+    Shapes: x and y are viewed as (rows, C), C the size of the normalised axes; μ, r (rows,).  Saves x, μ, r, weight.
+    Dtypes: x and y float32, bfloat16 or float16; weight, bias, μ and r float32.
     """
 
     @staticmethod
     def takes(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
-        if not (on_gpu(x) and x.size and shape and x.shape[x.ndim - len(shape) :] == shape and prod(shape) <= WIDEST):
+        if not (on_gpu(x) and x.size and shape and x.shape[x.ndim - len(shape) :] == shape):
             return False
-        if not (x.dtype.name in STORED and x.flags.c_contiguous and x.size < MOST_ROWS * prod(shape)):
+        if prod(shape) > MAX_COLUMNS:
+            return False
+        if not (x.dtype.name in STORED and x.flags.c_contiguous and x.size < MAX_ROWS * prod(shape)):
             return False
         return all(p is None or _is_param(p, shape) for p in (weight, bias))
 
@@ -53,10 +54,10 @@ class LayerNorm(norm.LayerNorm):
 
 @twin_of(residual.ResidualLayerNorm)
 class ResidualLayerNorm(residual.ResidualLayerNorm):
-    """The same formula in one pass: s is rounded, written, and normalised while it is in registers, so y is bit for bit
-    the norm of what s holds. Backward ∂s is added in float32, and ∂x and ∂b are rounded once.
+    """The op's formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
+    is bit for bit LayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
 
-    Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and what m is made of.
+    Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and u and p of m.
     """
 
     @staticmethod
@@ -78,7 +79,7 @@ class ResidualLayerNorm(residual.ResidualLayerNorm):
                 grad_y, self.s, self.weight, self.mean, self.rstd, self.weight.shape, self.needs_input_grad,
                 grad_s, self.dropped,
             )  # fmt: skip
-        alone = Residual()  # nobody has used y
+        alone = Residual()  # y has no gradient: what remains is the residual connection
         alone.needs_input_grad = (*self.needs_input_grad[:2], None)
         alone.dropped, alone.scale, alone.branch = self.dropped, None, None
         return *alone.backward(grad_s)[:2], None, None
@@ -88,7 +89,7 @@ def normalize(
     x: Array, weight: Array | None, bias: Array | None, shape: tuple[int, ...], eps: float,
     branch: Array | None = None, dropped: Dropped = NONE_DROPPED,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """s = x + m · b, or x itself without a branch; its norm y; and μ and r."""
+    """s = x + m · b, or x without a branch; y = LayerNorm(s); μ and r of s."""
     xp, C = array_module(x), prod(shape)
     rows = x.size // C
     s = None if branch is None else xp.empty(x.shape, x.dtype)
@@ -105,7 +106,7 @@ def normalize_backward(
     grad_y: Array, s: Array, weight: Array | None, mean: Array, rstd: Array, shape: tuple[int, ...],
     wanted: Sequence[object], grad_s: Array | None = None, dropped: Dropped = NONE_DROPPED,
 ) -> tuple[Array | None, ...]:  # fmt: skip
-    """∂x, ∂b, ∂weight, ∂bias, each if it is `wanted`. Where nothing is dropped, ∂b is ∂x."""
+    """∂x, ∂b, ∂weight, ∂bias, each if `wanted`, else None. Without stochastic depth, ∂b is the same array as ∂x."""
     xp, C, rows, same = array_module(s), prod(shape), len(mean), dropped[0] is None
     want_x, want_branch, *want_params = wanted
     if same:
@@ -114,18 +115,18 @@ def normalize_backward(
     grad_x, grad_branch = (xp.empty(s.shape, s.dtype) if want else None for want in (want_x, want_branch))
     kernel, block = _compiled("layer_norm_backward", C, s, grad_y, weight, grad_x, grad_s, grad_branch)
     blocks = min(BLOCKS, -(-rows // block[1]))
-    shares = xp.empty((blocks, 2, C), FLOAT32) if any(want_params) else None
+    partials = xp.empty((blocks, 2, C), FLOAT32) if any(want_params) else None
     kernel(
         blocks, block,
-        grad_y, s, weight, mean, rstd, grad_x, shares, np.int32(rows), grad_s, grad_branch, *dropped,
+        grad_y, s, weight, mean, rstd, grad_x, partials, np.int32(rows), grad_s, grad_branch, *dropped,
         shared=2 * C * 4 if block[1] > 1 else 0,
     )  # fmt: skip
     if same:
         grad_branch = grad_x
-    if shares is None:
+    if partials is None:
         return grad_x, grad_branch, None, None
     sums = xp.empty((2, *shape), FLOAT32)
-    sum_rows(kernel, shares, sums)
+    sum_rows(kernel, partials, sums)
     grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
     return grad_x, grad_branch, grad_weight, grad_bias
 
@@ -135,9 +136,8 @@ def _is_param(p: Array, shape: tuple[int, ...]) -> bool:
 
 
 def _compiled(name: str, C: int, x: Array, *others: Array | None) -> tuple[Kernel, tuple[int, int]]:
-    """The kernel for rows of C numbers like those of x, 16 bytes at once if all arrays allow it; and a block: threads,
-    and rows."""
-    team = WARP if C <= WIDEST_FOR_A_WARP else THREADS
+    """The kernel for rows of C elements of x's dtype, in packs of 16 bytes if all arrays allow; and the block."""
+    team = WARP if C <= MAX_WARP_COLUMNS else THREADS
     return _kernel(name, STORED[x.dtype.name], C, team, pack_of(x, C, *others)), (team, THREADS // team)
 
 

@@ -1,23 +1,22 @@
-// What an optimiser does between two passes, for all parameters in one launch each: see table.cuh. Letters as in
-// minigrad/optim/.
+// Optimiser steps over all parameters in one launch: table.cuh. Letters as in minigrad/optim/.
 //
-// AdamW, all of it in one pass: each number is read and written once.    A row: x, grad, m, v
+// AdamW in one pass: each element is read and written once.    A row: x, grad, m, v
 //
 //   m <- β₁ m + (1 - β₁) g,    v <- β₂ v + (1 - β₂) g²
 //   x <- (1 - lr · weight_decay) x - lr · m̂ / (√v̂ + eps),    m̂ = m / (1 - β₁ᵗ),   v̂ = v / (1 - β₂ᵗ)
 //
-// The row's numbers are what is the same for all of it: rest = 1 - β, which float32 would round; decay = 1 - lr ·
-// weight_decay, rate = lr / (1 - β₁ᵗ), scale = 1 / √(1 - β₂ᵗ). They are in memory, and not arguments, as those of a
-// captured graph stay what they were.
+// The scalars of a row: rest = 1 - β, computed in double on the host; decay = 1 - lr · weight_decay,
+// rate = lr / (1 - β₁ᵗ), scale = 1 / √(1 - β₂ᵗ). Scalars are in memory, because the arguments of a captured graph are
+// constants.
 //
 // Clipping, in three launches.    A row: grad
 //
-//   squares      parts_b = Σ g²  over the chunk of block b            doubles, in which no square of a float overflows
-//   clip_factor  norm = √Σ_b parts_b,    factor = min(max_norm / (norm + 1e-6), 1), or 1 if the norm is not finite
+//   squares      partials_b = Σ g²  over the chunk of block b         double: the square of a float may overflow float
+//   clip_factor  norm = √Σ_b partials_b, factor = min(max_norm / (norm + 1e-6), 1), or 1 if the norm is not finite
 //   scale        g <- factor · g
 //
-// unscale: g <- g / S, and whether any is not finite.    A row: grad
-// average: ema <- ema + rest · (x - ema),  rest = 1 - decay, the row's number.    A row: ema, x
+// unscale: g <- g / S, and whether any g is Inf or NaN.    A row: grad
+// average: ema <- ema + rest · (x - ema),  rest = 1 - decay, a scalar of the row.    A row: ema, x
 //
 // registers[]: adamw 40, squares 40, clip_factor 40, scale 32, unscale 32, average 32
 #include "common.cuh"
@@ -26,9 +25,9 @@
 extern "C" __global__ void __launch_bounds__(256)
 adamw(const Row* __restrict__ rows, int count) {
     const Chunk chunk = chunk_of_block(rows, count);
-    const float* numbers = chunk.row->numbers;
-    const float beta1 = numbers[0], beta2 = numbers[1], rest1 = numbers[2], rest2 = numbers[3], eps = numbers[4],
-                decay = numbers[5], rate = numbers[6], scale = numbers[7];
+    const float* scalars = chunk.row->scalars;
+    const float beta1 = scalars[0], beta2 = scalars[1], rest1 = scalars[2], rest2 = scalars[3], eps = scalars[4],
+                decay = scalars[5], rate = scalars[6], scale = scalars[7];
     float* __restrict__ x = chunk.array<float>(0);
     const float* __restrict__ grad = chunk.array<float>(1);
     float* __restrict__ m = chunk.array<float>(2);
@@ -44,21 +43,21 @@ adamw(const Row* __restrict__ rows, int count) {
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-squares(const Row* __restrict__ rows, int count, double* __restrict__ parts) {
+squares(const Row* __restrict__ rows, int count, double* __restrict__ partials) {
     const Chunk chunk = chunk_of_block(rows, count);
     const float* grad = chunk.array<float>(0);
     double sum = 0;
     for (int i = threadIdx.x; i < chunk.count; i += 256) sum += (double)grad[i] * grad[i];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
+    if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 // One block of 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024)
-clip_factor(const double* __restrict__ parts, int count, double max_norm, float* __restrict__ norm,
+clip_factor(const double* __restrict__ partials, int count, double max_norm, float* __restrict__ norm,
             float* __restrict__ factor) {
     double sum = 0;
-    for (int i = threadIdx.x; i < count; i += 1024) sum += parts[i];
+    for (int i = threadIdx.x; i < count; i += 1024) sum += partials[i];
     sum = block_sum(sum);
     if (threadIdx.x > 0) return;
     const double root = sqrt(sum), wanted = max_norm / (root + 1e-6);
@@ -70,13 +69,13 @@ clip_factor(const double* __restrict__ parts, int count, double max_norm, float*
 extern "C" __global__ void __launch_bounds__(256)
 scale(const Row* __restrict__ rows, int count, const float* __restrict__ factor) {
     const float by = *factor;
-    if (by == 1) return;  // most steps are short enough
+    if (by == 1) return;  // nothing to clip, as in most steps
     const Chunk chunk = chunk_of_block(rows, count);
     float* grad = chunk.array<float>(0);
     for (int i = threadIdx.x; i < chunk.count; i += 256) grad[i] *= by;
 }
 
-// `overflow` is false before; all who write to it write the same.
+// `overflow` must be false at launch. (The race is benign: every thread that writes it writes true.)
 extern "C" __global__ void __launch_bounds__(256)
 unscale(const Row* __restrict__ rows, int count, float by, bool* overflow) {
     const Chunk chunk = chunk_of_block(rows, count);
@@ -91,7 +90,7 @@ unscale(const Row* __restrict__ rows, int count, float by, bool* overflow) {
 extern "C" __global__ void __launch_bounds__(256)
 average(const Row* __restrict__ rows, int count) {
     const Chunk chunk = chunk_of_block(rows, count);
-    const float rest = chunk.row->numbers[0];
+    const float rest = chunk.row->scalars[0];
     float* __restrict__ ema = chunk.array<float>(0);
     const float* __restrict__ x = chunk.array<float>(1);
     for (int i = threadIdx.x; i < chunk.count; i += 256) ema[i] += rest * (x[i] - ema[i]);

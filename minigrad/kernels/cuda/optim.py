@@ -1,4 +1,4 @@
-"""L2: what an optimiser does between two passes, for all parameters in one launch each."""
+"""L2: AdamW, gradient clipping, unscaling and EMA, each for all parameters at once, by `optim.cu`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
@@ -16,36 +16,37 @@ UNSCALE = Kernel("optim.cu", "unscale")
 ONE_BLOCK = 1024  # threads
 
 Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
-"""What an optimiser does to one parameter: x, grad, the state with `step`, `m` and `v`, and the group's settings."""
+"""The update of one parameter: x, grad, the state with `step`, `m` and `v`, and the options of the parameter group."""
 
 
-def adamw(moves: Sequence[Move]) -> None:
-    """One step of AdamW, in place, on parameters that `table.takes` with their gradients, m and v."""
-    columns = [[x for x, *_ in moves], [grad for _, grad, *_ in moves]]
-    columns += [[state[name] for _, _, state, _ in moves] for name in ("m", "v")]
-    Table(*columns, numbers=lambda: next_numbers(moves)).launch(ADAMW)
+def adamw(updates: Sequence[Move]) -> None:
+    """One step of AdamW, in place. `table.takes` must support each row x, grad, m, v."""
+    columns = [[x for x, *_ in updates], [grad for _, grad, *_ in updates]]
+    columns += [[state[name] for _, _, state, _ in updates] for name in ("m", "v")]
+    Table(*columns, scalars=lambda: next_scalars(updates)).launch(ADAMW)
 
 
-def next_numbers(moves: Sequence[Move]) -> list[tuple[float, ...]]:
-    """For every parameter what the kernel asks, of the next step t, which is counted in its state:
+def next_scalars(updates: Sequence[Move]) -> list[tuple[float, ...]]:
+    """The scalars of each parameter at the next step t, after incrementing the step count in its state:
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
     """
-    known: dict[tuple[int, int], tuple[float, ...]] = {}  # a group has few different t
-    numbers = []
-    for _, _, state, group in moves:
+    known: dict[tuple[int, int], tuple[float, ...]] = {}  # parameters of a group mostly have the same t
+    scalars = []
+    for _, _, state, group in updates:
         state["step"] = t = state["step"] + 1
         key = id(group), t
         if key not in known:
             lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
             step = 1 - lr * float(group["weight_decay"]), lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
             known[key] = (beta1, beta2, 1 - beta1, 1 - beta2, float(group["eps"]), *step)
-        numbers.append(known[key])
-    return numbers
+        scalars.append(known[key])
+    return scalars
 
 
 def clip(grads: Sequence[Array], max_norm: float) -> Array:
-    """Scale gradients that `table.takes_each`, in place, as `optim.clip_grad_norm_` says. Returns the norm before."""
+    """Clip gradients in place, as `optim.clip_grad_norm_`. `table.takes_each` must support them. Returns the norm
+    before clipping, a 0-d float32 array."""
     table, device = Table(grads), device_of(grads[0])
     parts = empty((table.chunks,), np.float64, device)
     norm, factor = empty((), np.float32, device), empty((), np.float32, device)
@@ -56,12 +57,14 @@ def clip(grads: Sequence[Array], max_norm: float) -> Array:
 
 
 def unscale(grads: Sequence[Array], factor: float) -> Array:
-    """Multiply gradients that `table.takes_each`, in place. Returns whether all are finite then, without axes."""
+    """g <- factor · g, in place. `table.takes_each` must support the gradients. Returns whether all results are finite,
+    a 0-d bool array."""
     overflow = array_module(grads[0]).zeros((), np.bool_)
     Table(grads).launch(UNSCALE, np.float32(factor), overflow)
     return ~overflow
 
 
 def average(averages: Sequence[Array], values: Sequence[Array], next_rest: Callable[[], float]) -> None:
-    """ema <- ema + rest · (x - ema) for pairs that `table.takes`, in place; `next_rest` is asked once for each step."""
-    Table(averages, values, numbers=next_rest).launch(AVERAGE)
+    """ema <- ema + rest · (x - ema), in place. `table.takes` must support each pair ema, x. `next_rest` is called once
+    for each step."""
+    Table(averages, values, scalars=next_rest).launch(AVERAGE)

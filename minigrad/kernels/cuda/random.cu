@@ -1,7 +1,7 @@
-// Random numbers that depend on nothing but their place: Philox4x32-10.  Salmon, Moraes, Dror, Shaw 2011.
+// Counter-based random numbers: Philox4x32-10.  Salmon, Moraes, Dror, Shaw 2011.
 //
-// The k-th four words of draw d under a seed are philox(counter = (k, d), key = seed): see minigrad/random.py, which
-// makes the same numbers, bit for bit, on the CPU. So a thread needs no state, and any thread can make any number.
+// Words 4k to 4k + 3 of draw d are philox(counter = (k, d), key = seed). A word depends only on its index, the draw and
+// the seed, so a thread needs no state. minigrad/random.py computes the same words on the CPU, bit for bit.
 // registers[]: uniform 32, words 32
 #include "common.cuh"
 
@@ -9,10 +9,10 @@ struct Words {
     unsigned at[4];
 };
 
-// One of ten rounds: (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)),
+// Ten rounds of (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)),
 // hi and lo being the halves of a 64-bit product.
-static inline __device__ Words philox(unsigned long long place, unsigned long long draw, unsigned long long seed) {
-    unsigned c0 = place, c1 = place >> 32, c2 = draw, c3 = draw >> 32, k0 = seed, k1 = seed >> 32;
+static inline __device__ Words philox(unsigned long long index, unsigned long long draw, unsigned long long seed) {
+    unsigned c0 = index, c1 = index >> 32, c2 = draw, c3 = draw >> 32, k0 = seed, k1 = seed >> 32;
 #pragma unroll
     for (int round = 0; round < 10; ++round) {
         const unsigned long long product0 = 0xD2511F53ull * c0, product1 = 0xCD9E8D57ull * c2;
@@ -26,31 +26,31 @@ static inline __device__ Words philox(unsigned long long place, unsigned long lo
     return {{c0, c1, c2, c3}};
 }
 
-// In a captured graph the arguments stay what they were: there `state` (seed, draw) is read from memory and `draw` counts
-// from it. Elsewhere it is null.
-static inline __device__ Words four_words(long long place, unsigned long long draw, unsigned long long seed,
+// The arguments of a captured graph are constants, so a graph reads `state` (seed, first draw) from memory, and adds
+// `draw` to the first draw. Outside a graph, state is null.
+static inline __device__ Words four_words(long long index, unsigned long long draw, unsigned long long seed,
                                           const unsigned long long* __restrict__ state) {
-    return state ? philox(place, state[1] + draw, state[0]) : philox(place, draw, seed);
+    return state ? philox(index, state[1] + draw, state[0]) : philox(index, draw, seed);
 }
 
-// y_i of 32 random bits; four neighbours a thread.   y (count,)   grid: count / (4 * 256), rounded up
+// y_i = 32 random bits; a thread writes four adjacent words.   y (count,)   grid: ceil(count / (4 * 256))
 extern "C" __global__ void __launch_bounds__(256)
 words(unsigned* __restrict__ y, long long count, unsigned long long draw, unsigned long long seed,
       const unsigned long long* __restrict__ state) {
-    const long long place = (long long)blockIdx.x * 256 + threadIdx.x;
-    const Words words = four_words(place, draw, seed, state);
+    const long long index = (long long)blockIdx.x * 256 + threadIdx.x;
+    const Words words = four_words(index, draw, seed, state);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (place * 4 + i < count) y[place * 4 + i] = words.at[i];
+        if (index * 4 + i < count) y[index * 4 + i] = words.at[i];
 }
 
-// y_i uniform in [0, 1), of 24 random bits, else as above.
+// y_i uniform in [0, 1), a multiple of 2⁻²⁴; grid and block as for `words`.
 extern "C" __global__ void __launch_bounds__(256)
 uniform(float* __restrict__ y, long long count, unsigned long long draw, unsigned long long seed,
         const unsigned long long* __restrict__ state) {
-    const long long place = (long long)blockIdx.x * 256 + threadIdx.x;
-    const Words words = four_words(place, draw, seed, state);
+    const long long index = (long long)blockIdx.x * 256 + threadIdx.x;
+    const Words words = four_words(index, draw, seed, state);
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-        if (place * 4 + i < count) y[place * 4 + i] = (words.at[i] >> 8) * 0x1p-24f;
+        if (index * 4 + i < count) y[index * 4 + i] = (words.at[i] >> 8) * 0x1p-24f;
 }

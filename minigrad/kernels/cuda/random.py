@@ -1,4 +1,4 @@
-"""L2: random numbers made on the GPU, the same as on the CPU."""
+"""L2: random numbers generated on the GPU, equal to those of the CPU bit for bit."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ from minigrad.backend import Array, empty
 from minigrad.kernels.cuda.launch import Kernel
 
 UNIFORM, WORDS = Kernel("random.cu", "uniform"), Kernel("random.cu", "words")
-THREADS, EACH = 256, 4  # of a block; numbers that a thread makes
+THREADS, EACH = 256, 4  # threads of a block; elements of a thread
 
 
 @random.on_device
 def uniform(seed: int, draw: int, shape: Sequence[int], device: str, state: Array | None = None) -> Array:
-    """What draw number `draw` of `Generator(seed)` is as float32, on the device.
+    """Draw number `draw` of `Generator(seed)`: float32, uniform in [0, 1).
 
     Args:
         seed, draw: of the generator.
-        shape, device: of the array.
-        state: (2,) uint64 on the device: a seed that is used instead, and what is added to `draw`.
+        shape, device: of the result.
+        state: (2,) uint64 on the device: a seed that replaces `seed`, and an offset that is added to `draw`.
     """
     return _drawn(UNIFORM, empty(shape, np.float32, device), seed, draw, state)
 
 
 @random.on_device
 def words(seed: int, draw: int, shape: Sequence[int], device: str, state: Array | None = None) -> Array:
-    """The same as words of 32 random bits, uint32."""
+    """As `uniform`, but uint32 words of 32 random bits."""
     return _drawn(WORDS, empty(shape, np.uint32, device), seed, draw, state)
 
 

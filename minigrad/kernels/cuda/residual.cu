@@ -6,15 +6,15 @@
 //
 // with m from dropped.cuh, one for each image.
 //
-// Memory is what it costs. A thread has PACK neighbouring columns, which it reads at once, of rows that are
-// `blockDim.y · gridDim.y` apart, so that γ and the sums of ∂γ stay in its registers:
+// The kernels are memory-bound. A thread has PACK adjacent columns, one load, of the rows at a stride of
+// blockDim.y · gridDim.y, so γ and the sums of ∂γ stay in its registers:
 //
-//   block   (across, down) = 256 threads; across is a power of two, enough for a row if a warp's width is
-//   grid    (C / (PACK · across), rounded up; any): forward has a row for each thread, backward few blocks, as each
-//           leaves a share of ∂γ
+//   block   (across, down) = 256 threads; across is the least power of two that covers a row, at most 32
+//   grid    (ceil(C / (PACK · across)), any): forward one row for each thread, backward few blocks, as each block
+//           writes partial sums of ∂γ
 //
-// Constants: STORED, of x, b and their like; γ, ∂γ and m are float. PACK: 16 bytes of Stored if C and all pointers allow
-// it, else 1. C columns.
+// Constants: STORED, the type of x, b, s and their gradients (γ, ∂γ and m are float); PACK, 16 bytes of Stored if C and
+// all pointers allow, else 1; C, the number of columns.
 //
 // registers[C=384 PACK=4 STORED=float]: residual_forward 40, residual_backward 48
 // registers[C=384 PACK=8 STORED=BFloat16]: residual_forward 48, residual_backward 64
@@ -25,7 +25,7 @@
 
 using Pack = Packed<Stored, PACK>;
 
-// The first column of this thread, and whether there is one.
+// The first column of this thread; C or more if the thread has none.
 static inline __device__ int first_column() { return (blockIdx.x * blockDim.x + threadIdx.x) * PACK; }
 
 static inline __device__ void load(const float* scale, float (&factor)[PACK]) {
@@ -36,12 +36,12 @@ static inline __device__ void load(const float* scale, float (&factor)[PACK]) {
 
 extern "C" __global__ void __launch_bounds__(256)
 residual_forward(const Stored* __restrict__ x, const Stored* __restrict__ branch, const float* __restrict__ scale,
-                 Stored* __restrict__ s, int rows, const float* u, float p, float rescale, int together) {
+                 Stored* __restrict__ s, int rows, const float* u, float p, float rescale, int rows_per_image) {
     const int c = first_column();
     if (c >= C) return;
     float factor[PACK];
     load(scale, factor);
-    const Dropped dropped = {u, p, rescale, together};
+    const Dropped dropped = {u, p, rescale, rows_per_image};
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows; row += gridDim.y * blockDim.y) {
         const size_t at = (size_t)row * C + c;
         const float m = dropped.m(row);
@@ -53,22 +53,22 @@ residual_forward(const Stored* __restrict__ x, const Stored* __restrict__ branch
     }
 }
 
-// ∂b, unless it is null; and each block's share of ∂γ, unless `shares` (gridDim.y, C) is null, for sum_rows to add up.
+// ∂b, unless it is null, and the block's partial sums of ∂γ for sum_rows, unless `partials` (gridDim.y, C) is null.
 //
-// Shared memory: 256 PACK floats, if there are shares.
+// Shared memory: 256 PACK floats, with `partials`.
 extern "C" __global__ void __launch_bounds__(256)
 residual_backward(const Stored* __restrict__ grad_s, const Stored* __restrict__ branch, const float* __restrict__ scale,
-                  Stored* __restrict__ grad_branch, float* __restrict__ shares, int rows, const float* u, float p,
-                  float rescale, int together) {
+                  Stored* __restrict__ grad_branch, float* __restrict__ partials, int rows, const float* u, float p,
+                  float rescale, int rows_per_image) {
     const int c = first_column();
     float factor[PACK], grad_scale[PACK] = {};
     load(scale, factor);
-    const Dropped dropped = {u, p, rescale, together};
+    const Dropped dropped = {u, p, rescale, rows_per_image};
     for (int row = blockIdx.y * blockDim.y + threadIdx.y; row < rows && c < C; row += gridDim.y * blockDim.y) {
         const size_t at = (size_t)row * C + c;
         const float m = dropped.m(row);
         Pack grad = *reinterpret_cast<const Pack*>(grad_s + at);
-        if (shares) {
+        if (partials) {
             const Pack b = *reinterpret_cast<const Pack*>(branch + at);
 #pragma unroll
             for (int i = 0; i < PACK; ++i) grad_scale[i] += (float)grad.at[i] * m * (float)b.at[i];
@@ -78,18 +78,18 @@ residual_backward(const Stored* __restrict__ grad_s, const Stored* __restrict__ 
         for (int i = 0; i < PACK; ++i) grad.at[i] = (float)grad.at[i] * m * factor[i];
         *reinterpret_cast<Pack*>(grad_branch + at) = grad;
     }
-    if (!shares) return;
+    if (!partials) return;
 
-    // The threads with the same columns, one above the other, leave their sums for the first of them to add.
+    // The first row of threads sums over the threads with the same columns.
     DYNAMIC_SHARED(float, sums);  // (down, across, PACK)
 #pragma unroll
     for (int i = 0; i < PACK; ++i) sums[(threadIdx.y * blockDim.x + threadIdx.x) * PACK + i] = grad_scale[i];
-    __syncthreads();  // all sums are there before the first row of threads reads them
+    __syncthreads();  // every sum is written before the first row of threads reads
     if (threadIdx.y > 0 || c >= C) return;
 #pragma unroll
     for (int i = 0; i < PACK; ++i) {
         float sum = 0;
         for (int y = 0; y < blockDim.y; ++y) sum += sums[(y * blockDim.x + threadIdx.x) * PACK + i];
-        shares[(size_t)blockIdx.y * C + c + i] = sum;
+        partials[(size_t)blockIdx.y * C + c + i] = sum;
     }
 }

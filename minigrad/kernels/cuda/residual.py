@@ -1,4 +1,4 @@
-"""L2: the residual connection, in one pass over memory."""
+"""L2: the residual connection with layer scale and stochastic depth, in one pass over memory."""
 
 from functools import cache
 from math import prod
@@ -13,29 +13,29 @@ from minigrad.kernels.twins import twin_of
 from minigrad.ops import residual
 from minigrad.random import default_generator
 
-THREADS = 256  # of a block
-MOST_ROWS = 1 << 30
-MOST_BLOCKS = 65535  # along y
-BLOCKS = 128  # that share ∂γ: always as many, whatever the GPU, so that sums have the same order on all
+THREADS = 256  # threads of a block
+MAX_ROWS = 1 << 30
+MAX_BLOCKS = 65535  # of a grid along y
+BLOCKS = 128  # partial sums of ∂γ: the same on every GPU, and so is the order of sums
 
 Dropped: TypeAlias = tuple[Array | None, np.float32, np.float32, np.int32]
-"""What dropped.cuh makes m of: u (N,) or None, p, 1 / (1 - p), and how many rows an image has."""
+"""The fields of `Dropped` in dropped.cuh: u (N,) or None, p, 1 / (1 - p), rows per image."""
 NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 
 
 @twin_of(residual.Residual)
 class Residual(residual.Residual):
-    """The same formula by `residual.cu`: one kernel forward, one backward, and a short one that ends the sums of ∂γ.
+    """The op's formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
 
-    With nothing in the branch, ∂b is ∂s, and there is no kernel backward.  Saves what m is made of, γ, and b if ∂γ is
-    wanted.
+    Without γ and stochastic depth ∂b is ∂s, and backward launches nothing.  Saves u and p of m, γ, and b if γ needs a
+    gradient.
     """
 
     @staticmethod
     def takes(x: Array, branch: Array, scale: Array | None, *, p: float) -> bool:
         if not (on_gpu(x) and on_gpu(branch) and x.ndim > 1 and x.size and x.shape == branch.shape):
-            return False  # (of one axis, the images would be the columns)
-        if not (x.dtype.name in STORED and x.dtype == branch.dtype and x.size < MOST_ROWS * x.shape[-1]):
+            return False  # (1-D: an image would be one column)
+        if not (x.dtype.name in STORED and x.dtype == branch.dtype and x.size < MAX_ROWS * x.shape[-1]):
             return False
         fits = scale is None or (on_gpu(scale) and scale.dtype == FLOAT32 and scale.shape == x.shape[-1:])
         return bool(fits and all(a is None or a.flags.c_contiguous for a in (x, branch, scale)))
@@ -46,7 +46,7 @@ class Residual(residual.Residual):
         s = array_module(x).empty(x.shape, x.dtype)
         kernel, columns, block, _ = _compiled("residual_forward", x, branch, s)
         rows = x.size // x.shape[-1]
-        blocks = min(-(-rows // block[1]), MOST_BLOCKS)
+        blocks = min(-(-rows // block[1]), MAX_BLOCKS)
         kernel((columns, blocks), block, x, branch, scale, s, np.int32(rows), *self.dropped)
         return s
 
@@ -61,19 +61,19 @@ class Residual(residual.Residual):
         grad_branch = xp.empty(grad_s.shape, grad_s.dtype) if want_branch else None
         kernel, columns, block, pack = _compiled("residual_backward", grad_s, self.branch, grad_branch)
         blocks = min(-(-rows // block[1]), BLOCKS)
-        shares, grad_scale = (xp.empty((blocks, C), FLOAT32), xp.empty(C, FLOAT32)) if want_scale else (None, None)
+        partials, grad_scale = (xp.empty((blocks, C), FLOAT32), xp.empty(C, FLOAT32)) if want_scale else (None, None)
         kernel(
             (columns, blocks), block,
-            grad_s, self.branch, self.scale, grad_branch, shares, np.int32(rows), *self.dropped,
+            grad_s, self.branch, self.scale, grad_branch, partials, np.int32(rows), *self.dropped,
             shared=THREADS * pack * 4 if want_scale else 0,
         )  # fmt: skip
-        if shares is not None:
-            sum_rows(kernel, shares, grad_scale)
+        if partials is not None:
+            sum_rows(kernel, partials, grad_scale)
         return grad_output, grad_branch, grad_scale
 
 
 def dropped(x: Array, p: float) -> Dropped:
-    """A draw for the images of x (N, ..., C)."""
+    """Stochastic depth for the N images of x (N, ..., C): draws u (N,), unless p is 0."""
     if not p:
         return NONE_DROPPED
     u = default_generator().uniform(x.shape[:1], device=device_of(x))
@@ -81,7 +81,7 @@ def dropped(x: Array, p: float) -> Dropped:
 
 
 def _compiled(name: str, x: Array, *arrays: Array | None) -> tuple[Kernel, int, tuple[int, int], int]:
-    """The kernel for rows like those of x, how many blocks stand side by side, the block, and PACK."""
+    """The kernel for rows of x's size and dtype, the blocks along x, the block, and PACK."""
     C = x.shape[-1]
     pack = pack_of(x, C, *arrays)
     across = min(WARP, 1 << (-(-C // pack) - 1).bit_length())

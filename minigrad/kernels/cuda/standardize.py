@@ -1,4 +1,4 @@
-"""L2: the standardised weight of a convolution: LayerNorm of its filters."""
+"""L2: weight standardisation of a convolution: LayerNorm of each filter."""
 
 from minigrad.backend import Array
 from minigrad.kernels.cuda.norm import LayerNorm
@@ -8,9 +8,9 @@ from minigrad.ops import norm
 
 @twin_of(norm.StandardizeWeight)
 class StandardizeWeight(norm.StandardizeWeight):
-    """Each filter is a row to `norm.cu`, without weight and bias: one kernel forward, one backward.
+    """The op's formula by `norm.cu`, with a filter as a row, without weight and bias: one kernel forward, one backward.
 
-    Shapes: w, ŵ (O, ...), as (O, ·).  Saves what `LayerNorm` does: w, μ, r.
+    Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves w, μ, r.
     """
 
     @staticmethod

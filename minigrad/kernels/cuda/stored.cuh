@@ -1,17 +1,18 @@
-// What numbers are kept in. Arithmetic is in float everywhere: a kernel widens what it reads and rounds what it writes, so
-// that a narrow type costs digits in memory only, and halves what memory costs.
+// The element types of arrays. Arithmetic is in float: a kernel upcasts after a load and casts back before a store, so
+// a 16-bit type halves memory traffic, and loses precision only in memory.
 //
 //              sign, exponent, fraction      largest      digits
 //   float          1      8       23          3.4e38        7
-//   BFloat16       1      8        7          3.4e38        2 to 3      the upper half of a float
-//   Half           1      5       10          65504         3           what is smaller than 6e-8 is lost
+//   BFloat16       1      8        7          3.4e38        2 to 3      the upper 16 bits of a float
+//   Half           1      5       10          65504         3           magnitudes below 3e-8 become 0
 //
-// Rounded to the nearest, and between two to the one whose last bit is 0; what is no number stays none.
+// Casts round to nearest even, and keep NaN.
 //
-// A source that is for all three is compiled with STORED=float, BFloat16 or Half, and calls it Stored.
+// A source for all three types is compiled with STORED=float, BFloat16 or Half, and calls the element type Stored.
 #pragma once
 
-// (Another compiler than CUDA's is a CPU's, in the tests; older GPUs have no instruction for bfloat16.)
+// (Without __CUDACC__ the compiler is the tests' CPU compiler. GPUs before compute capability 8.0 cannot convert to
+// bfloat16 in one instruction.)
 struct BFloat16 {
     unsigned short bits;
 
@@ -44,8 +45,8 @@ struct Half {
 #endif
 };
 
-// So many numbers side by side, which a thread reads or writes 16 bytes at a time, the most there is: eight of a narrow
-// type at once, eight floats in two halves. They begin at a multiple of that.
+// A pack: COUNT adjacent elements, aligned, so that a thread loads or stores them in accesses of up to 16 bytes, the
+// widest there is: eight 16-bit elements in one access, eight floats in two.
 template <class T, int COUNT>
 struct alignas(sizeof(T) * COUNT < 16 ? sizeof(T) * COUNT : 16) Packed {
     T at[COUNT];

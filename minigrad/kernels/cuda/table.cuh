@@ -1,12 +1,12 @@
-// Many arrays in one launch. A model has hundreds of parameters, most of them so small that to launch a kernel takes
-// longer than the kernel; so a kernel that is for all of them finds them in a table in device memory:
+// One launch for the arrays of many parameters. A model has hundreds of parameters, and for most of them a launch takes
+// longer than the kernel. So one kernel processes all parameters, and finds their arrays in a table in device memory:
 //
-//   a row     is one parameter: where its arrays begin, how many numbers each has, and numbers that go with it
-//   a chunk   is CHUNK neighbouring numbers of a row, or what is left at its end; a row without numbers has none
-//   a block   has one chunk: those of row 0 come first, then those of row 1, and so on
+//   row     one parameter: the addresses of its arrays, their number of elements, and scalars of the parameter
+//   chunk   CHUNK adjacent elements of a row's arrays, or the remainder at the end; an empty row has no chunks
+//   block   processes one chunk: first the chunks of row 0, then of row 1, and so on
 //
-// rows[r].end counts the chunks of the rows 0 to r, so block b is in the first row whose end is beyond b. It is found by
-// halving: among 200 rows by 8 reads, which most blocks find in the cache, before 4096 numbers are worked on.
+// rows[r].end is the number of chunks of rows 0 to r, so the row of block b is the first with end > b. A binary search
+// finds it: 8 reads for 200 rows, mostly cache hits, before 4096 elements are processed.
 //
 // minigrad/kernels/cuda/table.py fills the table.      grid   rows[last].end        block   256
 #pragma once
@@ -16,10 +16,10 @@ constexpr int CHUNK = 4096;
 struct Row {
     void* at[4];
     long long count, end;
-    float numbers[8];
+    float scalars[8];
 };
 
-// What a block works on: `count` numbers of each array of a row, from number `first` on.
+// The work of a block: `count` elements of each array of a row, from element `first` on.
 struct Chunk {
     const Row* row;
     long long first;
@@ -31,7 +31,7 @@ struct Chunk {
 static inline __device__ Chunk chunk_of_block(const Row* rows, int count) {
     const long long block = blockIdx.x;
     int low = 0, high = count - 1;
-    while (low < high) {  // the row is one of low to high
+    while (low < high) {  // low ≤ the row of this block ≤ high
         const int middle = (low + high) / 2;
         if (rows[middle].end > block) high = middle;
         else low = middle + 1;
