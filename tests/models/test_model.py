@@ -11,6 +11,7 @@ import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from models.compare import formula
+from models.hybrid import Bottleneck
 from models.model import param_groups
 from tests.models.small import FAMILIES, small
 
@@ -273,12 +274,30 @@ def test_checkpointing_saves_memory():
 
 
 @each_family
-def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only(family):
+def test_drop_path_rates_rise_linearly_over_all_blocks(family):
+    model = small(family, drop_path_rate=0.5)
+    blocks = [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+    assert len(blocks) == {"vit": 2, "hybrid": 2, "swin": 4, "convnext": 4}[family]
+    branches = 1 if family == "convnext" else 2  # a transformer block drops attention and MLP
+    for block, rate in zip(blocks, np.linspace(0, 0.5, len(blocks)), strict=True):
+        rates = [m.p for m in block.modules() if isinstance(m, nn.Residual | nn.ResidualLayerNorm)]
+        np.testing.assert_allclose(rates, [rate] * branches)
+
+
+@each_family
+def test_a_block_with_drop_path_rate_1_is_the_identity(family):
+    model, seen = formula.fill(small(family, drop_path_rate=1.0)), []
+    (*_, last) = model.blocks_by_name().values()
+    last.register_forward_hook(lambda block, inputs, output: seen.append((*inputs, output)))
+    model(images())
+    (x, y) = seen[0]
+    np.testing.assert_array_equal(y.numpy(), x.numpy())
+
+
+@each_family
+def test_drop_path_acts_in_training_only(family):
     minigrad.manual_seed(0)
-    model = formula.fill(small(family, drop_path_rate=0.5))
-    rates = [block.drop_path.p for block in model.blocks_by_name().values() if hasattr(block, "drop_path")]
-    np.testing.assert_allclose(rates, np.linspace(0, 0.5, len(rates)))
-    model.train()
+    model = formula.fill(small(family, drop_path_rate=0.5)).train()
     assert not np.array_equal(model(images()).numpy(), model(images()).numpy())
     np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
 

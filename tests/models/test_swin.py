@@ -18,8 +18,13 @@ def test_relative_position_index_by_hand():
     np.testing.assert_array_equal(
         swin.relative_position_index(2).numpy().reshape(4, 4), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     )
-    index = swin.relative_position_index(7).numpy().reshape(49, 49)
-    assert (index[0, 0], index[0, 48], index[48, 0]) == (84, 0, 168)
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 7, 8, 12])
+def test_relative_position_index_is_the_offset_of_query_and_key(M):
+    table = np.arange((2 * M - 1) ** 2).reshape(2 * M - 1, 2 * M - 1)  # an entry for each offset, from 1 - M to M - 1
+    expected = [table[h - y + M - 1, w - x + M - 1] for h, w, y, x in np.ndindex(M, M, M, M)]
+    np.testing.assert_array_equal(swin.relative_position_index(M).numpy(), expected)
 
 
 def test_nothing_is_shifted_where_one_window_covers_the_map():

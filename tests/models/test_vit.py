@@ -65,6 +65,16 @@ def test_another_size_of_image():
     assert model(Tensor(formula.stream("x", 1, 3, 48, 24))).shape == (1, 7)
 
 
+def test_positions_are_smoothed_when_the_grid_shrinks():
+    """Of a checkerboard, antialiasing leaves nearly nothing; interpolation alone takes every third entry."""
+    checkerboard = (-1.0) ** np.indices((9, 9)).sum(0)
+    pos_embed = Tensor(np.concatenate([[7.0], checkerboard.ravel()]).reshape(1, 82, 1))
+    smoothed = resample_pos_embed(pos_embed, (9, 9), (3, 3)).numpy().ravel()
+    assert smoothed[0] == 7 and abs(smoothed[1:]).max() < 0.1
+    taken = resample_pos_embed(pos_embed, (9, 9), (3, 3), antialias=False).numpy().ravel()
+    np.testing.assert_allclose(taken[1:], checkerboard[1::3, 1::3].ravel())
+
+
 def test_a_grid_that_is_not_that_of_the_positions_is_explained():
     with pytest.raises(ValueError, match="a 3 x 4 grid has 13 positions, got"):
         resample_pos_embed(Tensor(np.zeros((1, 17, 8))), (3, 4), (4, 4))

@@ -120,6 +120,14 @@ def test_clipping_scales_all_gradients_by_one_factor():
     np.testing.assert_array_equal(params[1].grad.numpy(), before)
 
 
+def test_clipping_divides_by_the_norm_plus_1e_6():
+    """As PyTorch does: a norm of 1e-6 is scaled by max_norm / 2e-6."""
+    p = Parameter(np.ones(1))
+    p.grad = Tensor(np.array([1e-6]))
+    optim.clip_grad_norm_(p, 1e-7)
+    np.testing.assert_allclose(p.grad.numpy(), [1e-6 * 1e-7 / 2e-6], rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -303,8 +303,21 @@ def test_noise_on_the_magnitude(std, mean, deviation):
     m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
-    m, _ = RandAugment(9, std=20.0)._strength(1000, Generator(0), "cpu")
-    assert m.min() == 0 and m.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("augment", "highest"), [(RandAugment(9, std=20), 1), (RandAugment(9, std=20, highest=15), 1.5)]
+)
+def test_noise_leaves_the_magnitude_from_0_to_highest(augment, highest):
+    m, _ = augment._strength(1000, Generator(0), "cpu")
+    assert m.min() == 0 and m.max() == highest
+
+
+def test_the_notation_sets_every_field():
+    assert rand_augment("rand") == RandAugment(10, 2, 0.5, 0.0, 10, False, (128, 128, 128))  # timm's defaults
+    text = "rand-m9-n3-p0.25-mstd0.5-mmax15-inc1"
+    assert rand_augment(text, (1, 2, 3)) == RandAugment(9, 3, 0.25, 0.5, 15, True, (1, 2, 3))
+    assert rand_augment("rand-mstd101") == RandAugment(std=inf)
 
 
 @pytest.mark.parametrize("op", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
