@@ -302,6 +302,34 @@ def test_drop_path_acts_in_training_only(family):
     np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
 
 
+def in_training(model):
+    """The first block with attention, its input, and the outputs of its attention, its MLP's first half and its MLP."""
+    block = next(block for block in model.train().blocks_by_name().values() if hasattr(block, "attn"))
+    seen = {}
+    block.register_forward_hook(lambda m, inputs, y: seen.update(embedding=inputs[0].numpy()))
+    block.attn.register_forward_hook(lambda m, inputs, y: seen.update(attention=y.numpy()))
+    block.mlp.fc2.register_forward_hook(lambda m, inputs, y: seen.update(hidden=inputs[0].numpy()))
+    block.mlp.register_forward_hook(lambda m, inputs, y: seen.update(mlp=y.numpy()))
+    model(images())
+    return block, seen
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+def test_drop_rate_acts_on_embedding_attention_and_mlp(family):
+    _, seen = in_training(formula.fill(small(family, drop_rate=1.0)))
+    assert {name: x.any() for name, x in seen.items()} == dict.fromkeys(
+        ["embedding", "attention", "hidden", "mlp"], False
+    )
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+def test_attn_drop_rate_acts_on_the_probabilities(family):
+    block, seen = in_training(formula.fill(small(family, attn_drop_rate=1.0)))
+    bias = np.broadcast_to(block.attn.proj.bias.numpy(), seen["attention"].shape)
+    np.testing.assert_array_equal(seen["attention"], bias)
+    assert seen["hidden"].any()
+
+
 @each_family
 def test_it_learns_a_batch_by_heart(family):
     minigrad.manual_seed(0)
