@@ -27,6 +27,17 @@ def test_relative_position_index_is_the_offset_of_query_and_key(M):
     np.testing.assert_array_equal(swin.relative_position_index(M).numpy(), expected)
 
 
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    for name, p in small("swin", embed_dim=32).named_parameters():
+        if name.startswith("patch_embed"):
+            continue  # PyTorch's default
+        if name.endswith("bias"):
+            assert not p.numpy().any(), name
+        elif "norm" not in name:
+            assert p.numpy().std() == pytest.approx(0.02, rel=0.2), name
+
+
 def test_nothing_is_shifted_where_one_window_covers_the_map():
     attn = small("swin").layers[0].blocks[1].attn
     assert attn.layout(8, 8) == ((8, 8), (2, 2))

@@ -26,6 +26,23 @@ def test_facts_about_the_gradient():
         assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
 
 
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    model = small("vit", embed_dim=96, depth=1, patch_size=4)
+    block, D, H = model.blocks[0], 96, 384
+    q, k, v = np.split(block.attn.qkv.weight.numpy(), 3)
+    uniform = [(q, D + D), (k, D + D), (v, D + D), (block.attn.proj.weight, D + D)]
+    uniform += [(block.mlp.fc1.weight, D + H), (block.mlp.fc2.weight, D + H)]
+    for x, fans in uniform:
+        assert 0.99 < abs(np.asarray(x)).max() / (6 / fans) ** 0.5 <= 1
+    normal = [(model.patch_embed.proj.weight, (3 * 4 * 4) ** -0.5), (model.pos_embed, 0.02)]
+    normal += [(block.mlp.fc1.bias, 1e-6), (block.mlp.fc2.bias, 1e-6)]
+    for x, std in normal:
+        assert x.numpy().std() == pytest.approx(std, rel=0.2)
+    for x in (model.cls_token, model.head.weight, model.head.bias, block.attn.qkv.bias, block.attn.proj.bias):
+        assert not x.numpy().any()
+
+
 def test_what_the_head_reads():
     """The class token, or the mean of the patches normalised after it, or every token."""
     token, average, all_tokens = (formula.fill(small("vit", global_pool=pool)) for pool in ("token", "avg", ""))
