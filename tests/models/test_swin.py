@@ -88,6 +88,14 @@ def test_windows_can_be_made_larger():
     np.testing.assert_allclose(model(x).numpy(), fresh(x).numpy(), rtol=1e-12)
 
 
+def test_a_resampled_table_keeps_its_axes():
+    """The offset along h is the slower axis: a table that rises with it rises with it afterwards."""
+    table = Tensor(np.repeat(np.arange(7.0), 7)[:, None])  # windows of 4: 7 x 7 offsets, one head
+    grid = swin.resample_relative_position_bias_table(table, 6).numpy().reshape(11, 11)
+    np.testing.assert_allclose(grid, np.broadcast_to(grid[:, :1], (11, 11)), atol=1e-12)
+    assert (np.diff(grid[:, 0]) > 0).all()
+
+
 def test_a_table_that_is_not_square_is_explained():
     with pytest.raises(ValueError, match="has \\(2M - 1\\)² rows"):
         swin.resample_relative_position_bias_table(Tensor(np.zeros((10, 2))), 4)

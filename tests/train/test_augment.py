@@ -320,6 +320,94 @@ def test_the_notation_sets_every_field():
     assert rand_augment("rand-mstd101") == RandAugment(std=inf)
 
 
+FACTORS, SHIFTS = ("Color", "Contrast", "Brightness", "Sharpness"), ("TranslateXRel", "TranslateYRel")
+
+
+@pytest.mark.parametrize(
+    ("m", "sign", "increasing", "expected"),
+    [
+        (0.3, -1, False, {"Posterize": 1, "Solarize": 76, "SolarizeAdd": 33, **dict.fromkeys(FACTORS, 0.64)}),
+        (0.3, -1, True, {"Posterize": 3, "Solarize": 180, "SolarizeAdd": 33, **dict.fromkeys(FACTORS, 0.73)}),
+        (0.3, 1, True, {"Rotate": 9, "ShearX": 0.09, "ShearY": 0.09, **dict.fromkeys(FACTORS, 1.27)}),
+        (0.3, -1, True, {"Rotate": -9, "ShearX": -0.09, "ShearY": -0.09, **dict.fromkeys(SHIFTS, -0.135)}),
+        (1.5, -1, False, {"Posterize": 6, "Solarize": 256, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 2.8)}),
+        (1.5, -1, True, {"Posterize": 0, "Solarize": 0, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 0.1)}),
+    ],
+)
+def test_arguments_at_a_magnitude(m, sign, increasing, expected):
+    """As timm has them; magnitude 10 is m = 1."""
+    found = {op: arguments(op, np.array([m]), np.array([sign]), increasing)[0].item() for op in expected}
+    assert found == pytest.approx(expected)
+
+
+def test_geometric_ops_where_no_pixel_is_between_others():
+    images, fill = made("RandAugment", 1, 6, 6), (7, 8, 9)
+    border = np.broadcast_to(np.array(fill, np.uint8).reshape(1, 3, 1, 1), (1, 3, 6, 12))
+
+    def warped(op, argument):
+        return warp(images, MATRICES[op](np.array([argument]), 6, 6), fill)
+
+    wide, tall = np.concatenate([images, border], 3), np.concatenate([images, border.swapaxes(2, 3)], 2)
+    np.testing.assert_array_equal(warped("Rotate", 90.0), np.rot90(images, axes=(2, 3)))
+    np.testing.assert_array_equal(warped("TranslateXRel", 1 / 3), wide[..., 2:8])
+    np.testing.assert_array_equal(warped("TranslateYRel", 1 / 3), tall[..., 2:8, :])
+    for i, shift in enumerate((1, 3, 5, 7, 9, 11)):  # 2 · (i + ½)
+        np.testing.assert_array_equal(warped("ShearX", 2.0)[..., i, :], wide[..., i, np.arange(6) + shift])
+        np.testing.assert_array_equal(warped("ShearY", 2.0)[..., i], tall[..., np.arange(6) + shift, i])
+
+
+def test_translations_are_shares_of_their_own_axis():
+    images = made("RandAugment", 1, 4, 8)
+    x, y = (warp(images, MATRICES[op](np.array([0.25]), 4, 8), (0, 0, 0)) for op in SHIFTS)
+    np.testing.assert_array_equal(x[..., :6], images[..., 2:])
+    np.testing.assert_array_equal(y[..., :3, :], images[..., 1:, :])
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "levels", "expected"),
+    [
+        ("Invert", None, [0, 100, 255], [255, 155, 0]),
+        ("Solarize", 100, [99, 100, 101], [99, 155, 154]),
+        ("SolarizeAdd", 10, [120, 127, 128], [130, 137, 128]),
+        ("SolarizeAdd", 128, [0, 127, 128], [128, 255, 128]),
+        ("Posterize", 3, [0b10111111, 0b00011111, 255], [0b10100000, 0, 0b11100000]),
+        ("AutoContrast", None, [50, 100, 200], [0, 85, 255]),
+        ("AutoContrast", None, [50, 50, 50], [50, 50, 50]),
+        ("Brightness", 0.5, [0, 101, 255], [0, 50, 127]),
+        ("Brightness", 2.0, [0, 101, 255], [0, 202, 255]),
+        ("Contrast", 0.0, [10, 11, 10, 11], [11, 11, 11, 11]),  # the mean, 10.5, rounded
+        ("Contrast", 0.5, [10, 11, 10, 31], [13, 13, 13, 23]),  # the mean is 16 (15.5)
+        ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray as it is
+    ],
+)
+def test_levels_by_hand(op, argument, levels, expected):
+    """Of gray images."""
+    images = np.broadcast_to(np.array(levels, np.uint8), (1, 3, 1, len(levels)))
+    result = COLOURS[op](images, *([] if argument is None else [np.array([argument])]))
+    np.testing.assert_array_equal(result, np.broadcast_to(np.array(expected, np.uint8), images.shape))
+
+
+def test_saturation_0_is_luma():
+    images = np.uint8(255) * np.eye(3, dtype=np.uint8).reshape(3, 3, 1, 1)  # red, green, blue
+    luma = COLOURS["Color"](images, np.zeros(3))
+    np.testing.assert_array_equal(luma[..., 0, 0], np.repeat([[76], [150], [29]], 3, axis=1))
+
+
+def test_equalizing_four_levels():
+    images = np.broadcast_to(np.repeat(np.uint8([10, 20, 30, 40]), 8), (1, 3, 32, 32))
+    expected = np.broadcast_to(np.repeat(np.uint8([0, 85, 171, 255]), 8), (1, 3, 32, 32))
+    np.testing.assert_array_equal(COLOURS["Equalize"](images), expected)
+
+
+def test_smoothing_leaves_the_border():
+    images = np.zeros((1, 3, 5, 5), np.uint8)
+    images[..., 2, 2], images[..., 0, :] = 130, 26
+    expected = images.copy()
+    expected[..., 1:4, 1:4] = [[16, 16, 16], [10, 50, 10], [10, 10, 10]]  # 3 · 26 / 13 from the row above
+    np.testing.assert_array_equal(COLOURS["Sharpness"](images, np.zeros(1)), expected)
+    np.testing.assert_array_equal(COLOURS["Sharpness"](images, np.ones(1)), images)
+
+
 @pytest.mark.parametrize("op", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
 def test_of_magnitude_0_nothing_moves(op):
     images, nothing = made("RandAugment", 4, 6, 9), np.zeros(4)
@@ -380,6 +468,18 @@ def test_beta_at_the_ends(alpha):
     u = np.array(list(product([0, 0.5, 1 - 2.0**-24], repeat=4))).T
     found = beta(np.float64(alpha), u)
     assert ((found >= 0) & (found <= 1)).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_box_of_cutmix_has_a_share_of_1_minus_lambda(seed):
+    H, W, u = 40, 60, Generator(seed).uniform((8,)).astype(np.float64)
+    side = (1 - beta(np.array(1.0), u[1:5])) ** 0.5
+    rows, columns = (
+        abs(np.arange(size) + 0.5 - int(centre * size)) <= side * size / 2 for size, centre in ((H, u[5]), (W, u[6]))
+    )
+    weight, _ = Mix(cutmix=1.0).weights(H, W, Generator(seed), "cpu")
+    differing = weight == (rows[:, None] & columns)  # 0 in the box
+    assert differing.sum() <= 2 * (H + W)  # a row and a column at its edges, for rounding
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])
