@@ -371,7 +371,7 @@ def test_translations_are_shares_of_their_own_axis():
         ("SolarizeAdd", 10, [120, 127, 128], [130, 137, 128]),
         ("SolarizeAdd", 128, [0, 127, 128], [128, 255, 128]),
         ("Posterize", 3, [0b10111111, 0b00011111, 255], [0b10100000, 0, 0b11100000]),
-        ("AutoContrast", None, [50, 100, 200], [0, 85, 255]),
+        ("AutoContrast", None, [50, 125, 200], [0, 127, 255]),
         ("AutoContrast", None, [50, 50, 50], [50, 50, 50]),
         ("Brightness", 0.5, [0, 101, 255], [0, 50, 127]),
         ("Brightness", 2.0, [0, 101, 255], [0, 202, 255]),
