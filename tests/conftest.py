@@ -10,6 +10,7 @@ import minigrad
 from minigrad import cublas
 from minigrad.backend import cuda_is_available
 from tests.cupy_on_cpu import in_place_of_cupy
+from tests.vacuous import Vacuous
 
 # HYPOTHESIS_PROFILE=ci|deep draws more. A slow or shared machine is no defect: no deadline, no health check on speed.
 settings.register_profile("quick", max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +35,7 @@ def device(request):
 
 def pytest_addoption(parser):
     parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
+    parser.addoption("--vacuous", action="store_true", help="report tests that prove nothing: tests/vacuous.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -68,6 +70,8 @@ _PARITY = pytest.StashKey[Parity]()
 
 def pytest_configure(config):
     config.stash[_PARITY] = Parity()
+    if config.getoption("--vacuous"):
+        config.pluginmanager.register(Vacuous())
 
 
 @pytest.fixture(scope="session")

@@ -412,6 +412,7 @@ class TestGuard:
         model = nn.Linear(2, 3)
         with minigrad.detect_anomaly():
             model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+        np.testing.assert_array_equal(model.weight.grad.numpy(), np.full((3, 2), 5))
 
 
 class TestObserver:

@@ -272,4 +272,5 @@ except ImportError as error:
 else:
     raise SystemExit("no error")
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -36,11 +36,11 @@ ROWS = [pytest.param(path, *row, id=f"{path.name} {' '.join(row[0])}") for path 
 each = pytest.mark.parametrize(("path", "macros", "ceilings"), ROWS)
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *FOLDER.glob("*.cuh")], ids=lambda path: path.name)
-def test_every_kernel_states_its_registers(path):
-    named = [name for _, ceilings in table(path) for name in ceilings]
-    assert set(kernels(path)) == set(named), (
-        f"{path.name} must state the maximum registers of each kernel, for the macros it is compiled with, in lines "
+def test_every_kernel_states_its_registers():
+    files = [*SOURCES, *FOLDER.glob("*.cuh")]
+    named = {path.name: {name for _, ceilings in table(path) for name in ceilings} for path in files}
+    assert {path.name: set(kernels(path)) for path in files} == named, (
+        "each file must state the maximum registers of its kernels, for the macros it is compiled with, in lines "
         "such as // registers[COLUMNS=192 TEAM=32]: forward 48, backward 72"
     )
 

@@ -191,4 +191,5 @@ x = np.zeros((2, 4), np.float32)
 assert not on_gpu(x) and not on_gpu(None)
 F.layer_norm(Tensor(x, requires_grad=True), 4).sum().backward()
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -25,6 +25,17 @@ def test_a_new_block_is_almost_the_identity():
     assert 0 < abs(block(x).numpy() - x.numpy()).max() < 1e-5
 
 
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    for name, p in small("convnext", dims=(16, 24, 32)).named_parameters():
+        if name.endswith("bias"):
+            assert not p.numpy().any(), name
+        elif name.endswith("gamma"):
+            np.testing.assert_array_equal(p.numpy(), np.float32(1e-6))
+        elif p.ndim > 1:
+            assert p.numpy().std() == pytest.approx(0.02, rel=0.2), name
+
+
 def test_blocks_without_layer_scale():
     model = small("convnext", layer_scale_init_value=None)
     assert not any(name.endswith("gamma") for name, _ in model.named_parameters())
@@ -36,7 +47,8 @@ def test_blocks_without_layer_scale():
 
 def test_the_head_can_start_small():
     minigrad.manual_seed(0)
-    assert abs(small("convnext", head_init_scale=0.001).head.weight.numpy()).max() < 1e-4
+    weight = small("convnext", head_init_scale=0.001).head.weight.numpy()
+    assert weight.std() == pytest.approx(2e-5, rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,17 @@ def test_without_transformer_blocks():
     assert model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7) and len(model.blocks_by_name()) == 2
 
 
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    stage = small("hybrid").patch_embed.backbone.stages[0].blocks[0]
+    for conv in (stage.conv1, stage.conv2, stage.conv3):
+        fan_in = conv.weight.numpy()[0].size
+        assert conv.weight.numpy().std() == pytest.approx(fan_in**-0.5, rel=0.1)
+    assert not stage.norm3.weight.numpy().any()  # a block begins as its shortcut
+
+
 def test_the_nan_guard_finds_nothing():
+    model = small("hybrid")
     with minigrad.detect_anomaly():
-        small("hybrid")(minigrad.randn(1, 3, 32, 32)).sum().backward()
+        model(minigrad.randn(1, 3, 32, 32)).sum().backward()
+    assert all(np.isfinite(p.grad.numpy()).all() for p in model.parameters())

@@ -11,6 +11,7 @@ import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from models.compare import formula
+from models.hybrid import Bottleneck
 from models.model import param_groups
 from tests.models.small import FAMILIES, small
 
@@ -273,14 +274,60 @@ def test_checkpointing_saves_memory():
 
 
 @each_family
-def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only(family):
+def test_drop_path_rates_rise_linearly_over_all_blocks(family):
+    model = small(family, drop_path_rate=0.5)
+    blocks = [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+    assert len(blocks) == {"vit": 2, "hybrid": 2, "swin": 4, "convnext": 4}[family]
+    branches = 1 if family == "convnext" else 2  # a transformer block drops attention and MLP
+    for block, rate in zip(blocks, np.linspace(0, 0.5, len(blocks)), strict=True):
+        rates = [m.p for m in block.modules() if isinstance(m, nn.Residual | nn.ResidualLayerNorm)]
+        np.testing.assert_allclose(rates, [rate] * branches)
+
+
+@each_family
+def test_a_block_with_drop_path_rate_1_is_the_identity(family):
+    model, seen = formula.fill(small(family, drop_path_rate=1.0)), []
+    (*_, last) = model.blocks_by_name().values()
+    last.register_forward_hook(lambda block, inputs, output: seen.append((*inputs, output)))
+    model(images())
+    (x, y) = seen[0]
+    np.testing.assert_array_equal(y.numpy(), x.numpy())
+
+
+@each_family
+def test_drop_path_acts_in_training_only(family):
     minigrad.manual_seed(0)
-    model = formula.fill(small(family, drop_path_rate=0.5))
-    rates = [block.drop_path.p for block in model.blocks_by_name().values() if hasattr(block, "drop_path")]
-    np.testing.assert_allclose(rates, np.linspace(0, 0.5, len(rates)))
-    model.train()
-    assert not np.array_equal(model(images()).numpy(), model(images()).numpy())
+    model = formula.fill(small(family, drop_path_rate=0.5)).train()
+    assert not np.array_equal(model(images(8)).numpy(), model(images(8)).numpy())
     np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
+
+
+def in_training(model):
+    """The first block with attention, its input, and the outputs of its attention, its MLP's first half and its MLP."""
+    block = next(block for block in model.train().blocks_by_name().values() if hasattr(block, "attn"))
+    seen = {}
+    block.register_forward_hook(lambda m, inputs, y: seen.update(embedding=inputs[0].numpy()))
+    block.attn.register_forward_hook(lambda m, inputs, y: seen.update(attention=y.numpy()))
+    block.mlp.fc2.register_forward_hook(lambda m, inputs, y: seen.update(hidden=inputs[0].numpy()))
+    block.mlp.register_forward_hook(lambda m, inputs, y: seen.update(mlp=y.numpy()))
+    model(images())
+    return block, seen
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+def test_drop_rate_acts_on_embedding_attention_and_mlp(family):
+    _, seen = in_training(formula.fill(small(family, drop_rate=1.0)))
+    assert {name: x.any() for name, x in seen.items()} == dict.fromkeys(
+        ["embedding", "attention", "hidden", "mlp"], False
+    )
+
+
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+def test_attn_drop_rate_acts_on_the_probabilities(family):
+    block, seen = in_training(formula.fill(small(family, attn_drop_rate=1.0)))
+    bias = np.broadcast_to(block.attn.proj.bias.numpy(), seen["attention"].shape)
+    np.testing.assert_array_equal(seen["attention"], bias)
+    assert seen["hidden"].any()
 
 
 @each_family

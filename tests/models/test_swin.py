@@ -18,8 +18,24 @@ def test_relative_position_index_by_hand():
     np.testing.assert_array_equal(
         swin.relative_position_index(2).numpy().reshape(4, 4), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     )
-    index = swin.relative_position_index(7).numpy().reshape(49, 49)
-    assert (index[0, 0], index[0, 48], index[48, 0]) == (84, 0, 168)
+
+
+@pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 7, 8, 12])
+def test_relative_position_index_is_the_offset_of_query_and_key(M):
+    table = np.arange((2 * M - 1) ** 2).reshape(2 * M - 1, 2 * M - 1)  # an entry for each offset, from 1 - M to M - 1
+    expected = [table[h - y + M - 1, w - x + M - 1] for h, w, y, x in np.ndindex(M, M, M, M)]
+    np.testing.assert_array_equal(swin.relative_position_index(M).numpy(), expected)
+
+
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    for name, p in small("swin", embed_dim=32).named_parameters():
+        if name.startswith("patch_embed"):
+            continue  # PyTorch's default
+        if name.endswith("bias"):
+            assert not p.numpy().any(), name
+        elif "norm" not in name:
+            assert p.numpy().std() == pytest.approx(0.02, rel=0.2), name
 
 
 def test_nothing_is_shifted_where_one_window_covers_the_map():
@@ -70,6 +86,14 @@ def test_windows_can_be_made_larger():
     for block in fresh.blocks_by_name().values():
         block.attn.relative_position_bias_table.data[...] = 0.25
     np.testing.assert_allclose(model(x).numpy(), fresh(x).numpy(), rtol=1e-12)
+
+
+def test_a_resampled_table_keeps_its_axes():
+    """The offset along h is the slower axis: a table that rises with it rises with it afterwards."""
+    table = Tensor(np.repeat(np.arange(7.0), 7)[:, None])  # windows of 4: 7 x 7 offsets, one head
+    grid = swin.resample_relative_position_bias_table(table, 6).numpy().reshape(11, 11)
+    np.testing.assert_allclose(grid, np.broadcast_to(grid[:, :1], (11, 11)), atol=1e-12)
+    assert (np.diff(grid[:, 0]) > 0).all()
 
 
 def test_a_table_that_is_not_square_is_explained():

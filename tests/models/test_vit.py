@@ -26,6 +26,23 @@ def test_facts_about_the_gradient():
         assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
 
 
+def test_initial_weights():
+    minigrad.manual_seed(0)
+    model = small("vit", embed_dim=96, depth=1, patch_size=4)
+    block, D, H = model.blocks[0], 96, 384
+    q, k, v = np.split(block.attn.qkv.weight.numpy(), 3)
+    uniform = [(q, D + D), (k, D + D), (v, D + D), (block.attn.proj.weight, D + D)]
+    uniform += [(block.mlp.fc1.weight, D + H), (block.mlp.fc2.weight, D + H)]
+    for x, fans in uniform:
+        assert 0.99 < abs(np.asarray(x)).max() / (6 / fans) ** 0.5 <= 1
+    normal = [(model.patch_embed.proj.weight, (3 * 4 * 4) ** -0.5), (model.pos_embed, 0.02)]
+    normal += [(block.mlp.fc1.bias, 1e-6), (block.mlp.fc2.bias, 1e-6)]
+    for x, std in normal:
+        assert x.numpy().std() == pytest.approx(std, rel=0.2)
+    for x in (model.cls_token, model.head.weight, model.head.bias, block.attn.qkv.bias, block.attn.proj.bias):
+        assert not x.numpy().any()
+
+
 def test_what_the_head_reads():
     """The class token, or the mean of the patches normalised after it, or every token."""
     token, average, all_tokens = (formula.fill(small("vit", global_pool=pool)) for pool in ("token", "avg", ""))
@@ -63,6 +80,16 @@ def test_another_size_of_image():
     assert model.img_size == (48, 24) and model.pos_embed.shape == (1, 1 + 6 * 3, 24) and model.pos_embed.requires_grad
     np.testing.assert_array_equal(model.pos_embed.numpy()[:, 0], cls_position)
     assert model(Tensor(formula.stream("x", 1, 3, 48, 24))).shape == (1, 7)
+
+
+def test_positions_are_smoothed_when_the_grid_shrinks():
+    """Of a checkerboard, antialiasing leaves nearly nothing; interpolation alone takes every third entry."""
+    checkerboard = (-1.0) ** np.indices((9, 9)).sum(0)
+    pos_embed = Tensor(np.concatenate([[7.0], checkerboard.ravel()]).reshape(1, 82, 1))
+    smoothed = resample_pos_embed(pos_embed, (9, 9), (3, 3)).numpy().ravel()
+    assert smoothed[0] == 7 and abs(smoothed[1:]).max() < 0.1
+    taken = resample_pos_embed(pos_embed, (9, 9), (3, 3), antialias=False).numpy().ravel()
+    np.testing.assert_allclose(taken[1:], checkerboard[1::3, 1::3].ravel())
 
 
 def test_a_grid_that_is_not_that_of_the_positions_is_explained():

@@ -56,12 +56,14 @@ def test_bfloat16_files(tmp_path, suffix):
         assert not (parameter.numpy().astype(np.float32).view(np.uint32) & 0xFFFF).any(), name
 
 
-def test_the_model_keeps_its_dtype_and_device(device):
+@pytest.mark.parametrize("stored", [np.float16, np.float32, np.float64])
+def test_the_model_keeps_its_dtype_and_device(device, stored):
     model = small("swin").to(device)
-    models.load_weights(model, written(small("swin"), foreign.timm_swin))
+    entries = written(small("swin"), foreign.timm_swin)
+    models.load_weights(model, {name: x.astype(stored) for name, x in entries.items()})
     assert {(p.dtype, p.device.split(":")[0]) for p in model.parameters()} == {(np.dtype(np.float32), device)}
     expected = formula.weight("norm.weight", *model.norm.weight.shape)
-    np.testing.assert_array_equal(model.norm.weight.numpy(), expected.astype(np.float32))
+    np.testing.assert_array_equal(model.norm.weight.numpy(), expected.astype(stored).astype(np.float32))
 
 
 def test_a_checkpoint_of_our_own(tmp_path):

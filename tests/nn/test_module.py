@@ -302,6 +302,31 @@ def test_batch_norm_keeps_running_statistics():
         norm(x[0])
 
 
+def test_conv2d_passes_every_argument():
+    layer = nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 3), groups=2)
+    x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 9, 11)).astype(np.float32))
+    expected = F.conv2d(x, layer.weight, layer.bias, (1, 2), (2, 1), (2, 3), 2)
+    np.testing.assert_array_equal(layer(x).numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("layer", "defaults"),
+    [
+        (nn.Linear(2, 3), "2, 3, bias=True"),
+        (nn.Conv2d(2, 3, 1), "2, 3, kernel_size=(1, 1), stride=1, padding=0, groups=1, bias=True"),
+        (nn.LayerNorm(2), "(2,), eps=1e-05"),
+        (nn.GroupNorm(1, 2), "1, 2, eps=1e-05"),
+        (nn.BatchNorm2d(2), "2, eps=1e-05, momentum=0.1"),
+        (nn.ResidualLayerNorm(2), "(2,), eps=1e-05, drop_path=0.0"),
+        (nn.Residual(), "drop_path=0.0"),
+        (nn.DropPath(), "p=0.0"),
+        (nn.Dropout(), "p=0.5"),
+    ],
+)
+def test_defaults_of_layers(layer, defaults):
+    assert layer.extra_repr() == defaults
+
+
 def test_repr_shows_the_tree():
     assert repr(nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.1))) == (
         "Sequential(\n  (0): Linear(2, 3, bias=True)\n  (1): Dropout(p=0.1)\n)"
@@ -332,8 +357,10 @@ class TestInit:
         assert abs(init.lecun_normal_(w).data.std() - (1 / 300) ** 0.5) < 1e-3
         assert abs(w.data).max() <= 2 * (1 / 300) ** 0.5 / 0.8796256610342398 * (1 + 1e-6)
         assert abs(init.trunc_normal_(w, 1, 2, 0, 2).data.mean() - 1) < 0.02 and 0 <= w.data.min() <= w.data.max() <= 2
-        init.torch_default_(w, None)
-        assert 0.99 * 300**-0.5 < abs(w.data).max() <= 300**-0.5
+        b = nn.Parameter(np.empty(400, np.float32))
+        init.torch_default_(w, b)
+        for x in (w, b):
+            assert 0.98 < x.data.max() * 300**0.5 <= 1 and -1 <= x.data.min() * 300**0.5 < -0.98
 
     def test_impossible_bounds_are_refused(self):
         w = nn.Parameter(np.empty((4, 4), np.float32))

@@ -32,6 +32,14 @@ def test_a_query_that_may_look_at_nothing_gets_zeros_and_gives_no_gradient(hidde
     np.testing.assert_array_equal(v.grad.data, [[np.ones(3), np.zeros(3)]])
 
 
+@pytest.mark.parametrize(("L", "S"), [(3, 3), (2, 4), (4, 2)])
+def test_causal_query_i_sees_keys_0_to_i(L, S):
+    """With scores of 0, the output of query i is the mean of the values that it may look at."""
+    v = np.arange(1.0, S + 1)[:, None]
+    y = attention(Tensor(np.zeros((L, 1))), Tensor(np.zeros((S, 1))), Tensor(v), is_causal=True)
+    np.testing.assert_allclose(y.numpy(), [v[: i + 1].mean(0) for i in range(L)])
+
+
 def test_large_scores_do_not_overflow():
     q = Tensor(np.array([[1000.0]]))
     np.testing.assert_allclose(

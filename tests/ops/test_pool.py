@@ -45,6 +45,15 @@ def test_a_window_of_minus_infinity_gives_the_gradient_to_its_first_pixel():
     np.testing.assert_array_equal(grad, np.ones((2, 2)))
     _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=2)  # looks at rows -2, 0, 2 and 4
     np.testing.assert_array_equal(grad, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+    for dilation in ((2, 1), (1, 2)):  # rows -2, 0, 2 and 4, columns -2 to 1; and the other way round
+        _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=dilation)
+        np.testing.assert_array_equal(grad, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize(("dilation", "expected"), [((1, 2), [[6, 7], [10, 11]]), ((2, 1), [[9, 10, 11]])])
+def test_dilation_is_along_h_then_w(dilation, expected):
+    y, _ = max_pool(np.arange(12).reshape(3, 4), 2, stride=1, dilation=dilation)
+    np.testing.assert_array_equal(y, expected)
 
 
 def test_an_infinite_gradient_stays_in_its_pixel():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import minigrad
@@ -24,6 +24,10 @@ def drawn_map(sizes):
 
 
 @given(SIZES)
+@example((3, 2, 4, True, True))
+@example((2, 3, 3, True, True))
+@example((3, 2, 2, True, False))
+@example((3, 2, 2, False, True))
 def test_the_mask_parts_what_was_not_close_before_the_roll(sizes):
     """Two tokens of one shifted window belong together if, in the map, they are less than a window apart."""
     H, W, M, shift = drawn_map(sizes)

@@ -145,15 +145,15 @@ def test_a_foreign_state_is_refused(change, message):
         np.testing.assert_array_equal(x, before[name])
 
 
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_a_model_that_has_moved_is_refused(device):
     model = nn.Linear(2, 2)
     ema = optim.EMA(model)
+    model.to(device)
+    with pytest.raises(RuntimeError, match=r"weight is on cuda:0, its average on cpu"):
+        ema.update()
     model.to("cpu")
     ema.update()
-    if device != "cpu":
-        model.to(device)
-        with pytest.raises(RuntimeError, match=r"weight is on cuda:0, its average on cpu"):
-            ema.update()
 
 
 def test_bad_settings_are_refused():

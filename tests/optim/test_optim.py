@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, optim
-from minigrad.nn import Parameter
+from minigrad.nn import Linear, Parameter
 
 
 def parameters(seed=0):
@@ -63,10 +63,26 @@ def test_a_group_has_settings_of_its_own():
     np.testing.assert_allclose(abs(moving.data - 1), 0.1, rtol=1e-6)
 
 
+def test_defaults_of_optimizers():
+    adamw = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+    for make, expected in [
+        (optim.SGD, {"lr": 1e-3, "momentum": 0, "weight_decay": 0, "nesterov": False}),
+        (optim.AdamW, adamw),
+        (optim.Muon, {**adamw, "momentum": 0.95, "muon": False}),
+    ]:
+        (group,) = make(parameters()).param_groups
+        assert {name: value for name, value in group.items() if name != "params"} == expected
+    scaler = optim.GradScaler()
+    factors = scaler.get_scale(), scaler.growth_factor, scaler.backoff_factor, scaler.growth_interval
+    assert factors == (65536, 2, 0.5, 2000)
+    assert optim.EMA(Linear(1, 1)).decay == 0.9998
+
+
 @pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.AdamW(p, 0.1)])
 def test_a_restored_optimizer_goes_on_bit_for_bit(make):
     params, copies = parameters(), parameters()
     one, two = make(params), make(copies)
+    one.param_groups[0]["lr"] = 0.05  # as a schedule leaves it
     run(one, params, 3)
     for p, c in zip(params, copies, strict=True):
         c.data[...] = p.data
@@ -98,13 +114,13 @@ def test_a_parameter_without_a_gradient_stays():
 def test_warmup_and_cosine():
     optimizer = optim.SGD([{"params": [Parameter(np.ones(1))]}, {"params": [Parameter(np.ones(1))], "lr": 2.0}], lr=1.0)
     schedule, rates = optim.WarmupCosine(optimizer, 4, 12, final=0.1), []
-    for _ in range(13):
+    for _ in range(15):
         rates.append(optimizer.param_groups[0]["lr"])
         assert optimizer.param_groups[1]["lr"] == 2 * rates[-1]
         schedule.step()
     np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(rates[8], 0.55)
-    np.testing.assert_allclose(rates[12], 0.1)
+    np.testing.assert_allclose(rates[12:], 0.1)  # and beyond the end
     assert sorted(rates[4:], reverse=True) == rates[4:]
 
 
@@ -120,6 +136,14 @@ def test_clipping_scales_all_gradients_by_one_factor():
     before = params[1].grad.numpy().copy()
     assert np.isnan(optim.clip_grad_norm_(params, 0.1).item())
     np.testing.assert_array_equal(params[1].grad.numpy(), before)
+
+
+def test_clipping_divides_by_the_norm_plus_1e_6():
+    """As PyTorch does: a norm of 1e-6 is scaled by max_norm / 2e-6."""
+    p = Parameter(np.ones(1))
+    p.grad = Tensor(np.array([1e-6]))
+    optim.clip_grad_norm_(p, 1e-7)
+    np.testing.assert_allclose(p.grad.numpy(), [1e-6 * 1e-7 / 2e-6], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

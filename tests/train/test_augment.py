@@ -158,7 +158,7 @@ def test_cutout_square_has_a_uniform_centre(size):
     images = made("cutout", N, H, W)
     result = Cutout(size)(images, Generator(0))
     cut = result == 0
-    assert (cut == cut[:, :1]).all() and (result[~cut] == images[~cut]).all()
+    assert (cut == cut[:, :1]).all() and (result == np.where(cut, 0, images)).all()
     rows = [range(max(0, y - size // 2), min(H, y - size // 2 + size)) for y in range(H)]
     columns = [range(max(0, x - size // 2), min(W, x - size // 2 + size)) for x in range(W)]
     expected = Counter()
@@ -312,8 +312,109 @@ def test_magnitude_noise(std, mean, deviation):
     m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
-    m, _ = RandAugment(9, std=20.0)._strength(1000, Generator(0), "cpu")
-    assert m.min() == 0 and m.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("augment", "highest"), [(RandAugment(9, std=20), 1), (RandAugment(9, std=20, highest=15), 1.5)]
+)
+def test_noise_leaves_the_magnitude_from_0_to_highest(augment, highest):
+    m, _ = augment._strength(1000, Generator(0), "cpu")
+    assert m.min() == 0 and m.max() == highest
+
+
+def test_the_notation_sets_every_field():
+    assert rand_augment("rand") == RandAugment(10, 2, 0.5, 0.0, 10, False, (128, 128, 128))  # timm's defaults
+    text = "rand-m9-n3-p0.25-mstd0.5-mmax15-inc1"
+    assert rand_augment(text, (1, 2, 3)) == RandAugment(9, 3, 0.25, 0.5, 15, True, (1, 2, 3))
+    assert rand_augment("rand-mstd101") == RandAugment(std=inf)
+
+
+FACTORS, SHIFTS = ("Color", "Contrast", "Brightness", "Sharpness"), ("TranslateXRel", "TranslateYRel")
+
+
+@pytest.mark.parametrize(
+    ("m", "sign", "increasing", "expected"),
+    [
+        (0.3, -1, False, {"Posterize": 1, "Solarize": 76, "SolarizeAdd": 33, **dict.fromkeys(FACTORS, 0.64)}),
+        (0.3, -1, True, {"Posterize": 3, "Solarize": 180, "SolarizeAdd": 33, **dict.fromkeys(FACTORS, 0.73)}),
+        (0.3, 1, True, {"Rotate": 9, "ShearX": 0.09, "ShearY": 0.09, **dict.fromkeys(FACTORS, 1.27)}),
+        (0.3, -1, True, {"Rotate": -9, "ShearX": -0.09, "ShearY": -0.09, **dict.fromkeys(SHIFTS, -0.135)}),
+        (1.5, -1, False, {"Posterize": 6, "Solarize": 256, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 2.8)}),
+        (1.5, -1, True, {"Posterize": 0, "Solarize": 0, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 0.1)}),
+    ],
+)
+def test_arguments_at_a_magnitude(m, sign, increasing, expected):
+    """As timm has them; magnitude 10 is m = 1."""
+    found = {op: arguments(op, np.array([m]), np.array([sign]), increasing)[0].item() for op in expected}
+    assert found == pytest.approx(expected)
+
+
+def test_geometric_ops_where_no_pixel_is_between_others():
+    images, fill = made("RandAugment", 1, 6, 6), (7, 8, 9)
+    border = np.broadcast_to(np.array(fill, np.uint8).reshape(1, 3, 1, 1), (1, 3, 6, 12))
+
+    def warped(op, argument):
+        return warp(images, MATRICES[op](np.array([argument]), 6, 6), fill)
+
+    wide, tall = np.concatenate([images, border], 3), np.concatenate([images, border.swapaxes(2, 3)], 2)
+    np.testing.assert_array_equal(warped("Rotate", 90.0), np.rot90(images, axes=(2, 3)))
+    np.testing.assert_array_equal(warped("TranslateXRel", 1 / 3), wide[..., 2:8])
+    np.testing.assert_array_equal(warped("TranslateYRel", 1 / 3), tall[..., 2:8, :])
+    for i, shift in enumerate((1, 3, 5, 7, 9, 11)):  # 2 · (i + ½)
+        np.testing.assert_array_equal(warped("ShearX", 2.0)[..., i, :], wide[..., i, np.arange(6) + shift])
+        np.testing.assert_array_equal(warped("ShearY", 2.0)[..., i], tall[..., np.arange(6) + shift, i])
+
+
+def test_translations_are_shares_of_their_own_axis():
+    images = made("RandAugment", 1, 4, 8)
+    x, y = (warp(images, MATRICES[op](np.array([0.25]), 4, 8), (0, 0, 0)) for op in SHIFTS)
+    np.testing.assert_array_equal(x[..., :6], images[..., 2:])
+    np.testing.assert_array_equal(y[..., :3, :], images[..., 1:, :])
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "levels", "expected"),
+    [
+        ("Invert", None, [0, 100, 255], [255, 155, 0]),
+        ("Solarize", 100, [99, 100, 101], [99, 155, 154]),
+        ("SolarizeAdd", 10, [120, 127, 128], [130, 137, 128]),
+        ("SolarizeAdd", 128, [0, 127, 128], [128, 255, 128]),
+        ("Posterize", 3, [0b10111111, 0b00011111, 255], [0b10100000, 0, 0b11100000]),
+        ("AutoContrast", None, [50, 125, 200], [0, 127, 255]),
+        ("AutoContrast", None, [50, 50, 50], [50, 50, 50]),
+        ("Brightness", 0.5, [0, 101, 255], [0, 50, 127]),
+        ("Brightness", 2.0, [0, 101, 255], [0, 202, 255]),
+        ("Contrast", 0.0, [10, 11, 10, 11], [11, 11, 11, 11]),  # the mean, 10.5, rounded
+        ("Contrast", 0.5, [10, 11, 10, 31], [13, 13, 13, 23]),  # the mean is 16 (15.5)
+        ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray as it is
+    ],
+)
+def test_levels_by_hand(op, argument, levels, expected):
+    """Of gray images."""
+    images = np.broadcast_to(np.array(levels, np.uint8), (1, 3, 1, len(levels)))
+    result = COLOURS[op](images, *([] if argument is None else [np.array([argument])]))
+    np.testing.assert_array_equal(result, np.broadcast_to(np.array(expected, np.uint8), images.shape))
+
+
+def test_saturation_0_is_luma():
+    images = np.uint8(255) * np.eye(3, dtype=np.uint8).reshape(3, 3, 1, 1)  # red, green, blue
+    luma = COLOURS["Color"](images, np.zeros(3))
+    np.testing.assert_array_equal(luma[..., 0, 0], np.repeat([[76], [150], [29]], 3, axis=1))
+
+
+def test_equalizing_four_levels():
+    images = np.broadcast_to(np.repeat(np.uint8([10, 20, 30, 40]), 8), (1, 3, 32, 32))
+    expected = np.broadcast_to(np.repeat(np.uint8([0, 85, 171, 255]), 8), (1, 3, 32, 32))
+    np.testing.assert_array_equal(COLOURS["Equalize"](images), expected)
+
+
+def test_smoothing_leaves_the_border():
+    images = np.zeros((1, 3, 5, 5), np.uint8)
+    images[..., 2, 2], images[..., 0, :] = 130, 26
+    expected = images.copy()
+    expected[..., 1:4, 1:4] = [[16, 16, 16], [10, 50, 10], [10, 10, 10]]  # 3 · 26 / 13 from the row above
+    np.testing.assert_array_equal(COLOURS["Sharpness"](images, np.zeros(1)), expected)
+    np.testing.assert_array_equal(COLOURS["Sharpness"](images, np.ones(1)), images)
 
 
 @pytest.mark.parametrize("op", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
@@ -376,6 +477,18 @@ def test_beta_stays_within_0_and_1(alpha):
     u = np.array(list(product([0, 0.5, 1 - 2.0**-24], repeat=4))).T
     found = beta(np.float64(alpha), u)
     assert ((found >= 0) & (found <= 1)).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_box_of_cutmix_has_a_share_of_1_minus_lambda(seed):
+    H, W, u = 40, 60, Generator(seed).uniform((8,)).astype(np.float64)
+    side = (1 - beta(np.array(1.0), u[1:5])) ** 0.5
+    rows, columns = (
+        abs(np.arange(size) + 0.5 - int(centre * size)) <= side * size / 2 for size, centre in ((H, u[5]), (W, u[6]))
+    )
+    weight, _ = Mix(cutmix=1.0).weights(H, W, Generator(seed), "cpu")
+    differing = weight == (rows[:, None] & columns)  # 0 in the box
+    assert differing.sum() <= 2 * (H + W)  # a row and a column at its edges, for rounding
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])

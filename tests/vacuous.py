@@ -1,0 +1,137 @@
+"""pytest --vacuous: which tests prove nothing, because their assertions compared nothing or never ran.
+
+An assertion is an `assert`, `pytest.raises` and its like, one of `np.testing`, or a check of minigrad.testing. For each
+test that passes, this plugin reports
+
+    no assertion          none was reached: the test shows only that nothing raises
+    compares nothing      an assertion that was empty each time: [] == [] (of two that are computed), all() of nothing
+    never reached         an `assert` that no run of its test reached: in a loop over nothing, or behind an `if`
+
+In one process: assertions that ran in workers of xdist are not seen.
+"""
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from functools import wraps
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minigrad.testing
+
+# These count objects, or ask where arrays lie: explanations of assertions hold on to values, and make others.
+UNWATCHED = {
+    "test_nothing_is_left_after_a_step_without_the_garbage_collector",
+    "test_the_copies_of_a_block_end_with_it",
+    "test_what_it_cannot_do_is_done_one_by_one",
+}
+
+EMPTY = r"(?:\[\]|\(\)|\{\}|set\(\)|frozenset\(\)|''|OrderedDict\(\)|dict_keys\(\[\]\)|array\(\[\][^)]*\))"
+NOTHING = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
+LITERAL = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"")
+
+
+class Vacuous:
+    def __init__(self) -> None:
+        self.test = None  # the one that runs
+        self.seen = defaultdict(dict)  # test -> {(file, line): whether an assertion there ever compared anything}
+        self.passed = []
+        self.over_nothing = False  # all() or any(), since the last assertion
+
+    def note(self, place, something):
+        if self.test is not None:
+            self.seen[self.test][place] = something or self.seen[self.test].get(place, False)
+
+    def counted(self, check, something=lambda *args: True):
+        """`check`, whose calls are noted."""
+
+        @wraps(check)
+        def noted(*args, **choices):
+            caller = sys._getframe(1)
+            self.note((caller.f_code.co_filename, caller.f_lineno), something(*args))
+            return check(*args, **choices)
+
+        return noted
+
+    def quantifier(self, built_in):
+        """all() or any(), which says if it is over nothing."""
+
+        def watched(values):
+            items = list(values)
+            self.over_nothing |= not items
+            return built_in(items)
+
+        return watched
+
+    def pytest_sessionstart(self):
+        for name in dir(np.testing):
+            if name.startswith("assert_"):
+                setattr(np.testing, name, self.counted(getattr(np.testing, name), compares_something))
+        for name in ("raises", "warns", "fail"):
+            setattr(pytest, name, self.counted(getattr(pytest, name)))
+        for name in ("gradcheck", "watch"):
+            setattr(minigrad.testing, name, self.counted(getattr(minigrad.testing, name)))
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if item.originalname not in UNWATCHED]
+        for module in {item.module for item in items}:
+            module.all, module.any = self.quantifier(all), self.quantifier(any)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        self.test, self.over_nothing = item, False
+        try:
+            result = yield
+            self.passed.append(item)
+            return result
+        finally:
+            self.test = None
+
+    def pytest_assertion_pass(self, item, lineno, orig, expl):
+        nothing = NOTHING.search(expl) and not LITERAL.search(orig)
+        nothing = nothing or (self.over_nothing and re.search(r"\b(all|any)\(", orig))
+        self.over_nothing = False
+        self.note((str(item.path), lineno), not nothing)
+
+    def findings(self):
+        lines = []
+        for item in self.passed:
+            seen = self.seen[item]
+            if not seen:
+                lines.append(f"no assertion      {item.nodeid}")
+            lines += [
+                f"compares nothing  {Path(file).name}:{line} in {item.nodeid}"
+                for (file, line), something in seen.items()
+                if not something
+            ]
+        reached = {place for seen in self.seen.values() for place in seen}
+        ran = defaultdict(set)
+        for item in self.passed:
+            ran[str(item.path)].add(item.originalname)
+        for file, names in ran.items():
+            for function in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+                if isinstance(function, ast.FunctionDef) and function.name in names:
+                    lines += [
+                        f"never reached     {Path(file).name}:{node.lineno} in {function.name}"
+                        for node in ast.walk(function)
+                        if isinstance(node, ast.Assert) and (file, node.lineno) not in reached
+                    ]
+        return lines
+
+    def pytest_terminal_summary(self, terminalreporter):
+        lines = self.findings()
+        terminalreporter.section(f"vacuous: {len(lines)} of {len(self.passed)} tests")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+    def pytest_sessionfinish(self, session):
+        if self.findings() and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def compares_something(*arrays):
+    """Whether these are more than two empty lists: shapes such as (0, 4) are compared too."""
+    return not arrays or any(np.ndim(x) != 1 or np.size(x) for x in arrays[:2])
