@@ -2,6 +2,9 @@
 
 An image is scaled, keeping its proportions, until it just covers the model's size, and its middle is cut out; one that
 has that size already stays as it is. Then x ↦ (x/255 - mean) / std for each channel, as in training.
+
+Every program here reads image files with `read`. Unlike torchvision's and timm's loaders, it turns an image upright by
+its EXIF orientation, and puts what is transparent on white instead of dropping the alpha channel.
 """
 
 import warnings
@@ -45,6 +48,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
 
 def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     """An image file as (C, H, W) uint8, white 255; of an animation the first picture. What is transparent is white.
+    More than 8 bits a channel are scaled to 8; floating-point values must be from 0 to 1, which is white.
 
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
@@ -52,7 +56,8 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         channels: 3: red, green, blue; 1: grey.
 
     Raises:
-        ValueError: it is no image, or damaged, or too large; or another number of channels.
+        ValueError: it is no image, or damaged, or too large, or does not say which value is white; or another number of
+            channels.
         OSError: it cannot be read.
         RuntimeError: Pillow is not installed.
     """
@@ -67,8 +72,11 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=list(FORMATS)) as image:
-                image = _flat(ImageOps.exif_transpose(image), "RGB" if channels == 3 else "L")
+                grey = _eight_bits(image, ImageOps.exif_transpose(image))
+                image = _opaque(grey).convert("RGB" if channels == 3 else "L")
                 pixels = np.asarray(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
+        except _NoWhiteError as error:
+            raise ValueError(f"{path} {error}; save it with 8 or 16 bits a channel") from None
         except UnidentifiedImageError:
             raise ValueError(f"{path} is no image that can be read here ({', '.join(FORMATS)})") from None
         except Exception as error:  # the readers stumble over a damaged file in a dozen ways
@@ -76,16 +84,48 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
-def _flat(image: Any, mode: str) -> Any:
-    """An image in 8 bits, without transparency."""
+class _NoWhiteError(Exception):
+    """An image whose values cannot be scaled to 8 bits."""
+
+
+def _eight_bits(source: Any, image: Any) -> Any:
+    """`image`, made from the file `source`, with 8 bits a channel. Pillow's own conversion clips grey of more bits.
+
+    Raises:
+        _NoWhiteError: the file does not say which value is white.
+    """
     from PIL import Image
 
-    if image.mode.startswith("I;16"):  # Pillow would cut at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    tiff = getattr(source, "tag_v2", {})
+    if image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PPM", "PNG")):
+        bits, white_is_zero = tiff.get(_BITS_PER_SAMPLE, (16,))[0], tiff.get(_PHOTOMETRIC) == 0
+        x = np.asarray(image).astype(np.int32)
+        x = (2**bits - 1 - x) if white_is_zero else x
+        grey = Image.fromarray((x >> (bits - 8)).astype(np.uint8))
+        if (transparent := source.info.get("transparency")) is not None:  # one of the 2¹⁶ values
+            grey.putalpha(Image.fromarray(np.where(x == transparent, 0, 255).astype(np.uint8)))
+        return grey
+    if image.mode == "I":
+        raise _NoWhiteError("has integers of another type than 8 or 16 bits, and the value of white is unknown")
+    if image.mode == "F":
+        x = np.asarray(image)
+        if not (x.min() >= 0 and x.max() <= 1):  # nor is NaN
+            raise _NoWhiteError(f"has floating-point values from {x.min():g} to {x.max():g}, not from 0 to 1")
+        return Image.fromarray(np.rint(255 * x).astype(np.uint8))
+    return image
+
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file
+
+
+def _opaque(image: Any) -> Any:
+    """An image in RGB, on white where it is transparent."""
+    from PIL import Image
+
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(mode)
+    return image.convert("RGB")  # grey stays as it is when it becomes RGB and grey again
 
 
 def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:
