@@ -371,7 +371,7 @@ def test_transparent_grey_of_16_bits_is_white(tmp_path):
     ("mode", "suffix"), [("CMYK", "tif"), ("CMYK", "jpg"), ("LAB", "tif"), ("PA", "tif"), ("LA", "png")]
 )
 def test_other_colour_spaces_are_converted(mode, suffix, channels, tmp_path):
-    image = Image.new(mode, (4, 4), {"CMYK": (0, 0, 0, 0), "LAB": (255, 128, 128)}.get(mode, 0))  # opaque or clear white
+    image = Image.new(mode, (4, 4), {"CMYK": (0, 0, 0, 0), "LAB": (255, 128, 128)}.get(mode, 0))  # white
     image.save(tmp_path / f"x.{suffix}")
     assert (images.read(tmp_path / f"x.{suffix}", (4, 4), channels) >= 254).all()
 
