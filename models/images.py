@@ -8,7 +8,7 @@ its EXIF orientation, and puts what is transparent on white instead of dropping 
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ _SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that are meant: a folder stands for the images in it, by name, without those in folders below.
+    """The files that are meant: a folder stands for the images in it and in the folders below, by name, without hidden
+    ones (macOS leaves a `._x.png` beside `x.png`, Jupyter a folder `.ipynb_checkpoints`).
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -35,7 +36,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file())
+            inside = list(_within(path))
             if not inside:
                 raise ValueError(f"there are no images in the folder {path} ({', '.join(sorted(_SUFFIXES))})")
             found += inside
@@ -44,6 +45,28 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"there is no file or folder {path}")
     return found
+
+
+def _within(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The images in a folder, then those in each folder below; a link to one of the folders `above` ends there."""
+    here = folder.resolve()
+    if here in above:
+        return
+    entries = visible(folder)
+    yield from filter(is_image, entries)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _within(entry, (*above, here))
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without hidden entries."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the suffix of an image format. A link to nothing counts: reading it fails, by name."""
+    return path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())
 
 
 def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:

@@ -84,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
     add_inputs(parser)
     parser.add_argument(
         "image", nargs="+", metavar="IMAGE",
-        help="an image, or a folder of images; each is scaled until it just covers the model's size, and its middle "
-        "is cut out",
+        help="an image, or a folder with images in it or below; each is scaled until it just covers the model's size, "
+        "and its middle is cut out",
     )  # fmt: skip
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes for each image (default 5)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at once (default 64)")

@@ -68,9 +68,13 @@ def test_what_train_wrote_is_read(tmp_path, capsys):
 def test_a_folder_is_its_images_by_name(folder, capsys):
     (folder / "images" / "notes.txt").write_text("not an image")
     (folder / "images" / "below.png").mkdir()
+    write_image(folder / "images" / "below.png" / "d.png")
+    for hidden in ("._a.png", ".DS_Store", ".ipynb_checkpoints/a.png"):
+        (folder / "images" / hidden).parent.mkdir(exist_ok=True)
+        (folder / "images" / hidden).write_bytes(b"no image")
     assert main([str(folder / "vit.npz"), str(folder / "images"), "--top-k", "99"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert [Path(line.split()[0]).name for line in lines] == ["a.png", "b.PNG", "c.png"]
+    assert [Path(line.split()[0]).name for line in lines] == ["a.png", "b.PNG", "c.png", "d.png"]
     assert header.split() == ["image", *map(str, range(1, 1 + len(CLASSES)))]
 
 
