@@ -143,6 +143,6 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise RuntimeError(
-            "a .safetensors file needs its library: pip install 'minigrad[train]'; .npz files need none"
+            "a .safetensors file needs its library: pip install safetensors; .npz files need none"
         ) from error
     return safetensors

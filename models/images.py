@@ -89,7 +89,7 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
-        raise RuntimeError("reading image files needs Pillow: pip install 'minigrad[train]'") from None
+        raise RuntimeError("reading image files needs Pillow: pip install pillow") from None
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of strange metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)

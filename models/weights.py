@@ -160,7 +160,7 @@ def _read_safetensors(path: Path) -> Arrays:
     try:
         safetensors: Any = import_module("safetensors")
     except ImportError as error:
-        raise RuntimeError("a .safetensors file needs its library: pip install 'minigrad[train]'") from error
+        raise RuntimeError("a .safetensors file needs its library: pip install safetensors") from error
     try:
         entries = dict(safetensors.deserialize(path.read_bytes()))
     except safetensors.SafetensorError as error:

@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     add(images, "--aug-repeats", "N times the same image in a batch, and fewer images", metavar="N", type=count)
 
     where = parser.add_argument_group("where, and what comes out")
-    add(where, "--device", "cpu, or cuda with the extra minigrad[cuda13]", metavar="NAME")
+    add(where, "--device", "cpu, or cuda with CuPy (pip install 'cupy-cuda13x[ctk]')", metavar="NAME")
     add(where, "--threads", "on the CPU, shards of a batch worked on at once", metavar="N", type=count)
     graph = "a training step as one CUDA graph, see minigrad/graph.py"
     add(where, "--graph", graph, action=argparse.BooleanOptionalAction, default=None)

@@ -58,7 +58,7 @@ def load(library: str) -> Any:
     """
     for name in ("torch", library):
         if find_spec(name) is None:
-            raise UnsupportedError(f"{name} is not installed: pip install 'minigrad[reference]'")
+            raise UnsupportedError(f"{name} is not installed: pip install {name}")
     if find_spec("torchvision") is not None:  # the others import it
         _load_torchvision()
     return import_module(library)

@@ -169,7 +169,7 @@ def test_a_reader_may_stop(arguments, folder):
 def test_without_pillow(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert main([str(folder / "vit.npz"), str(folder / "images")]) == 2
-    assert "needs Pillow: pip install 'minigrad[train]'" in capsys.readouterr().err
+    assert "needs Pillow: pip install pillow" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_is_named():

@@ -113,7 +113,10 @@ def test_files_of_other_names(tmp_path):
 
 @pytest.mark.parametrize(
     ("file", "library", "fix"),
-    [("w.pth", "torch", "pip install torch; or convert it"), ("w.safetensors", "safetensors", "pip install 'minigrad")],
+    [
+        ("w.pth", "torch", "pip install torch; or convert it"),
+        ("w.safetensors", "safetensors", "pip install safetensors"),
+    ],
 )
 def test_without_the_library(tmp_path, monkeypatch, file, library, fix):
     monkeypatch.setitem(sys.modules, library, None)

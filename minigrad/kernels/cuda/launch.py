@@ -161,7 +161,7 @@ class CuPyDevice:
             if int(cupy.__version__.split(".")[0]) < OLDEST_CUPY:
                 raise RuntimeError(
                     f"kernels need CuPy {OLDEST_CUPY} or newer, this is {cupy.__version__}: "
-                    "pip install -U 'minigrad[cuda13]' (or 'minigrad[cuda12]')"
+                    "pip install -U 'cupy-cuda13x[ctk]' (or 'cupy-cuda12x[ctk]')"
                 )
             require_gpu(cupy)
             options = ("--std=c++17", f"-I{FOLDER}", *kernel.macros)
