@@ -133,9 +133,10 @@ def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _kind(path: Path) -> str:
-    if path.suffix not in (".npz", ".safetensors"):
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"files of arrays end in .npz or .safetensors, got {path.name!r}")
-    return path.suffix[1:]
+    return suffix[1:]
 
 
 def _safetensors() -> Any:

@@ -55,7 +55,7 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """What this program noted in a file of its own; of another's, nothing."""
-    if path.suffix not in (".npz", ".safetensors"):
+    if path.suffix.lower() not in (".npz", ".safetensors"):
         return {}
     metadata: Any = serialize.load_metadata(path)
     return metadata if isinstance(metadata, dict) else {}
