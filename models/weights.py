@@ -227,8 +227,9 @@ class _Inert:
         pass
 
 
-_NEVER_BESIDE_WEIGHTS = {"builtins", "subprocess"}
-"""Modules whose names, such as exec, are in files that are to do harm; torch itself refuses those of os and sys."""
+_NEVER_BESIDE_WEIGHTS = {"builtins", "subprocess", "commands"}
+"""Modules whose names, such as exec, are in files that are to do harm; torch itself refuses those of os and
+sys. (Protocol 2 of pickle, which torch uses, calls subprocess by its name in Python 2, commands.)"""
 
 
 def _globals(path: Path) -> set[str]:
