@@ -79,7 +79,7 @@ def _load_torchvision() -> None:
         import torch
 
         library, spec = torch.library.Library("torchvision", "DEF"), find_spec("torchvision")
-        source = Path(str(spec and spec.origin)).with_name("_meta_registrations.py").read_text()
+        source = Path(str(spec and spec.origin)).with_name("_meta_registrations.py").read_text(encoding="utf-8")
         for name in re.findall(r'register_fake\("torchvision::(\w+)"\)', source):
             library.define(f"{name}(Tensor x) -> Tensor")
         _DECLARED.append(library)
