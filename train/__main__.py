@@ -1,5 +1,6 @@
 """L7: the command line: `python -m train --help`."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from train.settings import BY_DATASET, COMMON, Settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for a mistake in the input, 128 + its number after a signal."""
+    for stream in (sys.stdout, sys.stderr):  # as models.table.escape_unencodable, which would load NumPy
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         settings = parse(arguments)
         from train.run import run  # NumPy and the models load here, not before `--help`

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     what_with = "filled with: pixel, noise; rand, one colour; const, the mean"
     add(images, "--remode", what_with, choices=filling, metavar="MODE")
     add(images, "--mixup", "mix images in pairs, with λ ~ Beta(ALPHA, ALPHA)", metavar="ALPHA", type=not_negative)
-    add(images, "--cutmix", "exchange a box of a share 1 - λ in pairs", metavar="ALPHA", type=not_negative)
+    add(images, "--cutmix", "exchange a box of a share 1 - lambda in pairs", metavar="ALPHA", type=not_negative)
     add(images, "--mixup-prob", "how many batches are mixed", metavar="SHARE", type=probability)
     add(images, "--mixup-switch-prob", "of these, by cutmix, if both are on", metavar="SHARE", type=probability)
     add(images, "--aug-repeats", "N times the same image in a batch, and fewer images", metavar="N", type=count)
