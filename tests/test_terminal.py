@@ -20,6 +20,10 @@ PROGRAMS = [
 ]
 
 
+def brief(value):
+    return module(value) if isinstance(value, Path) else value
+
+
 def parses(path):
     """Whether the program takes arguments; one without would run."""
     return re.search(r"ArgumentParser|parser\(\)|parse\(", path.read_text(encoding="utf-8"))
@@ -29,17 +33,18 @@ def module(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
 
 
-CALLS = [(module(path), [flag]) for path in PROGRAMS for flag in ("--help", "--no-such-flag-λ") if parses(path)]
+MODELS = ROOT / "models" / "__main__.py"
+CALLS = [(path, flag) for path in PROGRAMS for flag in ("--help", "--no-such-flag-λ") if parses(path)]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize(("program", "arguments"), [*CALLS, ("models", ["swin_nano_cifar"]), ("models", ["vit_t*"])])
-def test_a_program_prints_in_any_encoding(program, arguments, encoding, monkeypatch):
+@pytest.mark.parametrize(("path", "argument"), [*CALLS, (MODELS, "swin_nano_cifar"), (MODELS, "vit_t*")], ids=brief)
+def test_a_program_prints_in_any_encoding(path, argument, encoding, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, errors="strict"))
-    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    monkeypatch.setattr(sys, "argv", ["program", argument])
     try:
-        runpy.run_module(program, run_name="__main__")
+        runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
         assert end.code in (0, 2)
     said = sys.stdout, sys.stderr
