@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -20,11 +20,12 @@ import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import to_device
+from minigrad.checks import sides
 from minigrad.nn import init
 from models.layouts import LAYOUTS, Layout, Place, Shape, layout_of, places, to_canonical
-from models.model import ImageModel
+from models.model import ImageModel, Size
 from models.registry import create_model, list_models
-from models.swin import resample_relative_position_bias_table
+from models.swin import SwinTransformer, resample_relative_position_bias_table
 from models.vit import VisionTransformer, resample_pos_embed
 
 Arrays = dict[str, np.ndarray]
@@ -62,8 +63,9 @@ def load_weights(
         head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise they
             stay as they are in the model, and the file's are passed over. None: if they fit.
         resize: whether to resample position embeddings and tables of relative positions that were made for another
-            size of image or window. Their grid is not in the file and is taken to be square: leave this out to load
-            as they are the positions of a model whose grid is oblong.
+            size of image or window. A checkpoint of `python -m train` names its model, so that its grid and windows
+            are known. In other files they are not, and are taken to be square: leave this out to load as they are the
+            positions of a model whose grid is oblong.
 
     Returns:
         What was loaded: whether the classifier was, of how many classes the file's is, and what was resampled.
@@ -80,10 +82,10 @@ def load_weights(
     ours = {name: layout.place(name).name for name in arrays}
     arrays = {name: x for name, x in arrays.items() if ours[name] in own or not _COMPUTED.search(ours[name])}
     classes = next((x.size for name, x in arrays.items() if ours[name] == f"{_head(model)[0]}bias"), None)
-    found, resized = places(arrays, model), []
+    found, resized, origin = places(arrays, model), [], _origin(weights) if resize else None
     for name, place in found.items():
         if resize and place is not None:
-            array = _resized(arrays[name], place.name, own[place.name].shape, model)
+            array = _resized(arrays[name], place.name, own[place.name].shape, model, origin)
             resized += [] if array is arrays[name] else [place.name]
             arrays[name] = array
     misfits = _misfits(arrays, found, layout, model)
@@ -108,19 +110,38 @@ def _head(model: ImageModel) -> tuple[str, str]:
     return next(f"{name}." for name, module in model.named_modules() if module is model.head), "pre_logits."
 
 
-def _resized(array: np.ndarray, name: str, shape: Shape, model: ImageModel) -> np.ndarray:
-    """The array for a parameter of this name and shape: resampled, if it is of positions and was made for others."""
+def _resized(array: np.ndarray, name: str, shape: Shape, model: ImageModel, origin: ImageModel | None) -> np.ndarray:
+    """The array for a parameter of this name and shape: resampled, if it is of positions and was made for others, those
+    of the model `origin`; None: for a square grid or window."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
-    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D); h and w are not in the file
+    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D)
         side, grid = isqrt(max(array.shape[1] - 1, 0)), model.patch_embed.grid_size
-        if array.shape[:2] == (1, 1 + side * side) and grid != (side, side):  # of as many patches, too: 8 x 8, 4 x 16
-            return resample_pos_embed(_as_floats(array), (side, side), grid).numpy()
-    of_window = name.endswith("relative_position_bias_table") and array.shape != shape
-    if of_window and array.shape[0] == isqrt(array.shape[0]) ** 2:
-        window_size = (isqrt(shape[0]) + 1) // 2  # ((2M - 1)², heads)
-        return resample_relative_position_bias_table(_as_floats(array), window_size).numpy()
+        old = origin.patch_embed.grid_size if isinstance(origin, VisionTransformer) else (side, side)
+        if array.shape[:2] == (1, 1 + prod(old)) and grid != old:  # of as many patches, too: 8 x 8, 4 x 16
+            return resample_pos_embed(_as_floats(array), old, grid).numpy()
+    if name.endswith("relative_position_bias_table"):  # ((2M - 1)², heads)
+        side, window = (isqrt(array.shape[0]) + 1) // 2, _window(model, name)
+        old = _window(origin, name) if isinstance(origin, SwinTransformer) else window if array.shape == shape else side
+        if prod(2 * length - 1 for length in sides(old)) == array.shape[0] and old != window:
+            return resample_relative_position_bias_table(_as_floats(array), window, old).numpy()
     return array
+
+
+def _window(model: ImageModel, name: str) -> Size:
+    """The size of the windows that a bias table of this name is for."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    return modules[name.rpartition(".")[0]].window_size
+
+
+def _origin(weights: str | Path | Mapping[str, Any]) -> ImageModel | None:
+    """The model that a checkpoint of `python -m train` names, without numbers; None: a file of others."""
+    try:
+        arguments = serialize.load_metadata(weights)["model"]  # type: ignore[arg-type]
+        with init.meta_init():
+            return create_model(**arguments)
+    except Exception:  # whatever it lacks, it is of others
+        return None
 
 
 def _as_floats(array: np.ndarray) -> Tensor:
