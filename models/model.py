@@ -204,7 +204,9 @@ def check_sizes(model: str, least: int = 1, **sizes: int) -> None:
     for name, value in sizes.items():
         if not is_whole(value) or value < least:
             one = (
-                "; it is one number for both axes" if isinstance(value, Sequence) and not isinstance(value, str) else ""
+                "; it is one number, not a sequence"
+                if isinstance(value, Sequence) and not isinstance(value, str)
+                else ""
             )
             raise ValueError(
                 f"{model}: {name} must be made of whole numbers, each at least {least}; got {value!r}{one}"

@@ -334,9 +334,9 @@ def test_sizes_that_cannot_be_are_refused(family, name, value):
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be .*; it is one number for both axes"),
-        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be .*; it is one number for both axes"),
-        ("convnext", {"stem_size": (4, 2)}, "stem_size must be .*; it is one number for both axes"),
+        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be .*; it is one number, not a sequence"),
+        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be .*; it is one number, not a sequence"),
+        ("convnext", {"stem_size": (4, 2)}, "stem_size must be .*; it is one number, not a sequence"),
         ("convnext", {"depths": 2}, "depths must be .* one for each stage; got 2"),
         ("convnext", {"dims": (8, 12, 0)}, "dims must be .* one for each stage"),
         ("swin", {"depths": "22"}, "depths must be .* one for each stage"),
