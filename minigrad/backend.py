@@ -215,8 +215,8 @@ def cupy_module() -> ModuleType:
         return importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(
-            "a CUDA device needs CuPy, which is not installed: pip install 'minigrad[cuda13]' "
-            "(or 'minigrad[cuda12]' for a CUDA 12 driver)"
+            "a CUDA device needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' "
+            "(or 'cupy-cuda12x[ctk]' for a CUDA 12 driver)"
         ) from error
 
 

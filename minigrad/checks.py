@@ -62,6 +62,11 @@ def pair(value: Any, name: str, op: str, *, least: int) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size that has been checked: one number for both, or a pair."""
+    return (size[0], size[1]) if isinstance(size, Sequence) else (size, size)
+
+
 def rank(x: Any, ndim: int, layout: str, op: str) -> None:
     """`x` has `ndim` axes, laid out as `layout` says."""
     if x.ndim != ndim:

@@ -242,7 +242,7 @@ def window_attention(
     qkv: Tensor,
     bias: Tensor | None,
     num_heads: int,
-    window_size: int,
+    window_size: int | Sequence[int],
     shift: int | Sequence[int] = 0,
     dropout_p: float = 0.0,
 ) -> Tensor:
@@ -250,14 +250,16 @@ def window_attention(
 
     A shift is how far the windows lie below and to the right of where they would be without. Tokens of a window that
     are no neighbours in the map, because it goes on at the other side, do not look at each other (-100 is added).
-    Shapes: qkv (B, H, W, 3C), what a linear layer makes of a map; H and W multiples of the window's size M; bias
-    (num_heads, M·M, M·M); the result (B, H, W, C), in the map's order.
+    Shapes: qkv (B, H, W, 3C), what a linear layer makes of a map; H and W multiples of the window's size M, which
+    may be a pair (height, width); bias (num_heads, N, N) for a window of N tokens; the result
+    (B, H, W, C), in the map's order.
     """
     checks.probability(dropout_p, "window_attention")
     shift = checks.pair(shift, "shift", "window_attention", least=0)
     num_heads = checks.integer(num_heads, "num_heads", "window_attention")
-    window_size = checks.integer(window_size, "window_size", "window_attention")
-    choices = {"num_heads": num_heads, "window_size": window_size, "shift": shift, "dropout_p": dropout_p}
+    MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
+    window: Any = MH if MH == MW else (MH, MW)
+    choices = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
     return Tensor.apply(WindowAttention, qkv, bias, **choices)
 
 

@@ -139,9 +139,10 @@ def _as_bfloat16(x: Any) -> Any:
 
 
 def _kind(path: Path) -> str:
-    if path.suffix not in (".npz", ".safetensors"):
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".safetensors"):
         raise ValueError(f"files of arrays end in .npz or .safetensors, got {path.name!r}")
-    return path.suffix[1:]
+    return suffix[1:]
 
 
 def _safetensors() -> Any:
@@ -149,6 +150,6 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise RuntimeError(
-            "a .safetensors file needs its library: pip install 'minigrad[train]'; .npz files need none"
+            "a .safetensors file needs its library: pip install safetensors; .npz files need none"
         ) from error
     return safetensors

@@ -25,7 +25,7 @@ from models.registry import create_model, model_arguments, model_class, register
 from models.roadmap import RoadmapNet
 from models.summary import Part, attention_costs, macs, parameters, parts
 from models.swin import SwinTransformer
-from models.table import table
+from models.table import escape_unencodable, table
 from models.vit import VisionTransformer
 
 FAMILIES = {
@@ -75,6 +75,7 @@ def without_weights(name: str, **overrides: Any) -> ImageModel:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m models", description="Cost and accuracy of the models.")
     parser.add_argument("pattern", nargs="*", default=["*"], help="names, or patterns such as 'swin_*'; default: all")
     parser.add_argument("--csv", action="store_true", help="the table for a program, as comma-separated values")

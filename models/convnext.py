@@ -24,7 +24,17 @@ import numpy as np
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
-from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
+from models.model import (
+    ImageModel,
+    Size,
+    check_images,
+    check_lists,
+    check_rates,
+    check_ratio,
+    check_sizes,
+    drop_path_rates,
+    image_size,
+)
 from models.registry import register
 
 
@@ -88,12 +98,15 @@ class ConvNeXt(ImageModel):
         layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
     ) -> None:
-        check_sizes("ConvNeXt", in_chans=in_chans, depths=depths, dims=dims, stem_size=stem_size)
+        check_sizes("ConvNeXt", in_chans=in_chans, stem_size=stem_size, kernel_size=kernel_size)
         check_sizes("ConvNeXt", least=0, num_classes=num_classes)
+        check_lists("ConvNeXt", depths=depths, dims=dims)
         if not dims or len(depths) != len(dims):
             raise ValueError(f"ConvNeXt: depths and dims need one number for each stage, got {depths} and {dims}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvNeXt: kernel_size must be odd, so that a block keeps H and W; got {kernel_size}")
+        check_rates("ConvNeXt", drop_path_rate=drop_path_rate)
+        check_ratio("ConvNeXt", mlp_ratio, *dims)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
         self.num_features, self.depths = dims[-1], tuple(depths)
         self.smallest = stem_size * 2 ** (len(dims) - 1)

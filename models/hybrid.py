@@ -20,8 +20,9 @@ from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.checks import sides
 from minigrad.nn import init
-from models.model import Size, check_sizes, image_size
+from models.model import Size, check_lists, check_sizes, image_size
 from models.registry import register
 from models.vit import VisionTransformer, check_size
 
@@ -119,7 +120,8 @@ class ResNet(nn.Module):
     def __init__(
         self, in_chans: int, layers: Sequence[int], channels: Sequence[int], stem_chs: int, stem_stride: int
     ) -> None:
-        check_sizes("hybrid", layers=layers, channels=channels, stem_chs=stem_chs)
+        check_lists("hybrid", layers=layers, channels=channels)
+        check_sizes("hybrid", stem_chs=stem_chs)
         if len(layers) != len(channels):
             raise ValueError(f"hybrid: layers and channels need one number a stage, got {layers} and {channels}")
         if any(width % 128 for width in channels) or stem_chs % 32:
@@ -145,19 +147,21 @@ class ResNet(nn.Module):
 class HybridEmbed(nn.Module):
     """Images to tokens: the ResNet, then P x P patches of its map; P = 1 but for R+ViT-Ti/16, which is all stem."""
 
-    def __init__(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int, **resnet: Any) -> None:
+    def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int, **resnet: Any) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
         self.backbone = ResNet(in_chans, **resnet)
         self.set_input_size(img_size)
-        self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, sides(patch_size), stride=sides(patch_size))
 
     def set_input_size(self, img_size: Size) -> None:
         """Take images of this size from now on."""
-        P, (H, W) = self.patch_size, image_size(img_size)
+        (PH, PW), (H, W) = sides(self.patch_size), image_size(img_size)
         map_size = -(-H // self.backbone.stride), -(-W // self.backbone.stride)
-        if map_size[0] % P or map_size[1] % P:
-            raise ValueError(f"hybrid: patch_size {P} must divide the ResNet's map {map_size} of an image {H} x {W}")
-        self.img_size, self.grid_size = (H, W), (map_size[0] // P, map_size[1] // P)
+        if map_size[0] % PH or map_size[1] % PW:
+            raise ValueError(
+                f"hybrid: patch_size {self.patch_size} must divide the ResNet's map {map_size} of an image {H} x {W}"
+            )
+        self.img_size, self.grid_size = (H, W), (map_size[0] // PH, map_size[1] // PW)
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(x, self.in_chans, self.img_size)
@@ -183,7 +187,7 @@ class HybridVisionTransformer(VisionTransformer):
         channels: Sequence[int] = (256, 512, 1024),
         stem_chs: int = 64,
         stem_stride: int = 4,
-        patch_size: int = 1,
+        patch_size: Size = 1,
         **vit: Any,
     ) -> None:
         self.resnet: dict[str, Any] = {
@@ -191,7 +195,7 @@ class HybridVisionTransformer(VisionTransformer):
         }  # fmt: skip
         super().__init__(patch_size=patch_size, **vit)
 
-    def make_patch_embed(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> Any:
+    def make_patch_embed(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> Any:
         return HybridEmbed(img_size, patch_size, in_chans, embed_dim, **self.resnet)
 
     def init_weights(self) -> None:

@@ -144,9 +144,11 @@ def _numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
     return lambda match: make(*map(int, match.groups()))
 
 
-# What DistributedDataParallel, torch.compile, Lightning, Hugging Face's classes with a head, and JAX's trees put before
-# all names.
-_PREFIX = re.compile(r"^(?:(?:module|_orig_mod|model|vit|swin|convnext|opt\.target|params|img)\.)+")
+# What DistributedDataParallel, torch.compile, Lightning (the attribute that holds the network), Hugging Face's classes
+# with a head, and JAX's trees put before all names.
+_PREFIX = re.compile(
+    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|swin|convnext|opt\.target|params|img)\.)+"
+)
 _THIRD = re.compile(r"\[([qkv])\]")
 
 _HUGGING_FACE_BLOCK: list[Rule] = [

@@ -5,6 +5,8 @@ follows from that: intermediate outputs, attention maps, checkpointing, and a le
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
+from numbers import Real
 from operator import index
 from threading import get_ident
 from typing import Any
@@ -185,12 +187,53 @@ def image_size(size: Size) -> tuple[int, int]:
     return index(pair[0]), index(pair[1])
 
 
-def check_sizes(model: str, least: int = 1, **sizes: int | Sequence[int]) -> None:
-    """Refuse arguments that are to be whole numbers, or sequences of such, of at least `least`, and are not."""
+def pair_size(size: Size, name: str, model: str) -> Size:
+    """A size of patches or windows: one number where height and width are the same, else the pair (height, width)."""
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(is_whole(side) and side > 0 for side in pair):
+        raise ValueError(
+            f"{model}: {name} must be made of whole numbers, each at least 1: one, or a pair (height, width); "
+            f"got {size!r}"
+        )
+    H, W = map(index, pair)
+    return H if H == W else (H, W)
+
+
+def check_sizes(model: str, least: int = 1, **sizes: int) -> None:
+    """Refuse arguments that are to be one whole number of at least `least`, and are not."""
     for name, value in sizes.items():
-        values = value if isinstance(value, Sequence) else (value,)
-        if not all(is_whole(size) and size >= least for size in values):
-            raise ValueError(f"{model}: {name} must be made of whole numbers, each at least {least}; got {value!r}")
+        if not is_whole(value) or value < least:
+            one = (
+                "; it is one number, not a sequence"
+                if isinstance(value, Sequence) and not isinstance(value, str)
+                else ""
+            )
+            raise ValueError(
+                f"{model}: {name} must be made of whole numbers, each at least {least}; got {value!r}{one}"
+            )
+
+
+def check_lists(model: str, least: int = 1, **lists: Sequence[int]) -> None:
+    """Refuse arguments that are to be sequences of whole numbers, one for each stage, and are not."""
+    for name, values in lists.items():
+        if not isinstance(values, Sequence) or not all(is_whole(size) and size >= least for size in values):
+            raise ValueError(
+                f"{model}: {name} must be made of whole numbers, each at least {least}, one for each stage; "
+                f"got {values!r}"
+            )
+
+
+def check_rates(model: str, **rates: float) -> None:
+    """Refuse probabilities, of dropout and the like, that are not from 0 to 1."""
+    for name, value in rates.items():
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"{model}: {name}: a probability must be from 0 to 1, got {value!r}")
+
+
+def check_ratio(model: str, mlp_ratio: float, *widths: int) -> None:
+    """Refuse an MLP that would have no hidden channel."""
+    if not isinstance(mlp_ratio, Real) or not isfinite(mlp_ratio) or min(int(w * mlp_ratio) for w in widths) < 1:
+        raise ValueError(f"{model}: mlp_ratio must be a number, and leave the MLP a channel; got {mlp_ratio!r}")
 
 
 def is_whole(value: Any) -> bool:

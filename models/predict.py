@@ -13,7 +13,7 @@ from minigrad import functional as F
 from minigrad import no_grad
 from models import checkpoint, images
 from models.model import ImageModel
-from models.table import table
+from models.table import escape_unencodable, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +25,7 @@ def command(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> int:
     """`run` with the flags that `parser` finds; returns the exit code, and a mistake in the input is one line."""
+    escape_unencodable()
     try:
         run(parser.parse_args(arguments))
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -84,8 +85,8 @@ def parser() -> argparse.ArgumentParser:
     add_inputs(parser)
     parser.add_argument(
         "image", nargs="+", metavar="IMAGE",
-        help="an image, or a folder of images; each is scaled until it just covers the model's size, and its middle "
-        "is cut out",
+        help="an image, or a folder with images in it or below; each is scaled until it just covers the model's size, "
+        "and its middle is cut out",
     )  # fmt: skip
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes for each image (default 5)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at once (default 64)")

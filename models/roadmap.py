@@ -17,7 +17,16 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
 from models.convnext import LayerNorm2d
-from models.model import ImageModel, Size, check_images, drop_path_rates, image_size
+from models.model import (
+    ImageModel,
+    Size,
+    check_images,
+    check_lists,
+    check_rates,
+    check_sizes,
+    drop_path_rates,
+    image_size,
+)
 from models.registry import register
 
 
@@ -41,6 +50,8 @@ class Design:
     downsampling_norm: bool = False  # a norm after each of those convolutions: a variant in the authors' code, no step
 
     def __post_init__(self) -> None:
+        check_lists("roadmap", least=0, depths=self.depths)
+        check_sizes("roadmap", width=self.width, kernel_size=self.kernel_size)
         if len(self.depths) != 4 or min(self.depths) < 1:
             raise ValueError(f"roadmap: depths must be of four stages, each of at least one block, got {self.depths}")
         if self.kernel_size % 2 == 0:
@@ -186,6 +197,9 @@ class RoadmapNet(ImageModel):
         drop_path_rate: float = 0.0,
         **decisions: Any,
     ) -> None:
+        check_sizes("roadmap", in_chans=in_chans, stem_stride=stem_stride)
+        check_sizes("roadmap", least=0, num_classes=num_classes)
+        check_rates("roadmap", drop_path_rate=drop_path_rate)
         if stem_stride < 2 or stem_stride % 2:
             raise ValueError(f"roadmap: stem_stride must be even, as a ResNet's pooling halves; got {stem_stride}")
         self.design = design = Design(**decisions)

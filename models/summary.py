@@ -15,6 +15,7 @@ import numpy as np
 
 from minigrad import Tensor, nn, no_grad
 from minigrad.backend import Array
+from minigrad.checks import sides
 from minigrad.engine import Observer, observing
 from minigrad.function import Function
 from minigrad.meta import MetaArray
@@ -105,9 +106,9 @@ def msa_macs(h: int, w: int, C: int) -> int:
     return 4 * h * w * C**2 + 2 * (h * w) ** 2 * C
 
 
-def w_msa_macs(h: int, w: int, C: int, M: int) -> int:
+def w_msa_macs(h: int, w: int, C: int, M: Size) -> int:
     """Equation (2): the same within windows of M x M, so pairs are M² to a token:  Ω(W-MSA) = 4 hw C² + 2 M² hw C"""
-    return 4 * h * w * C**2 + 2 * M**2 * h * w * C
+    return 4 * h * w * C**2 + 2 * prod(sides(M)) * h * w * C
 
 
 class AttentionCost(NamedTuple):
@@ -116,7 +117,7 @@ class AttentionCost(NamedTuple):
     h: int
     w: int
     C: int
-    M: int
+    M: Size
     msa: int
     msa_counted: int
     w_msa: int
@@ -179,7 +180,7 @@ _MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its o
     ScaledDotProductAttention: lambda op, y, q, k, v, mask: (
         y.size // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])  # (..., L) by S pairs, E for q kᵀ, V for P v
     ),
-    WindowAttention: lambda op, y, qkv, bias: 2 * y.size * op.windows[0] ** 2,  # M² keys for each token
+    WindowAttention: lambda op, y, qkv, bias: 2 * y.size * prod(sides(op.windows[0])),  # M² keys for each token
 }
 
 

@@ -22,6 +22,7 @@ pads, the authors' code refuses. On sizes that fit, all agree.)
 
 from collections.abc import Sequence
 from functools import cache
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -30,26 +31,39 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
+from minigrad.checks import sides
 from minigrad.nn import init
 from minigrad.ops.window_attention import shift_mask, window_places
-from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
+from models.model import (
+    ImageModel,
+    Size,
+    check_images,
+    check_lists,
+    check_rates,
+    check_ratio,
+    check_sizes,
+    drop_path_rates,
+    image_size,
+    pair_size,
+)
 from models.registry import register
 from models.vit import Mlp
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into P x P patches, and map each to C numbers (section 3.1); the authors' code normalises these."""
+    """Cut the image into patches of P x P pixels, or of another height than width, and map each to C numbers (section
+    3.1); the authors' code normalises these."""
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: Size, in_chans: int, embed_dim: int) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, sides(patch_size), stride=sides(patch_size))
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         check_images("Swin", x, self.in_chans)
-        P, (H, W) = self.patch_size, x.shape[2:]
-        x = self.proj(pad_below_right(x, -H % P, -W % P, axes_after=0))  # (B, in_chans, H, W) -> (B, C, H/P, W/P)
-        return self.norm(x.permute(0, 2, 3, 1))  # -> (B, H/P, W/P, C)
+        (PH, PW), (H, W) = sides(self.patch_size), x.shape[2:]
+        x = self.proj(pad_below_right(x, -H % PH, -W % PW, axes_after=0))  # (B, in_chans, H, W) -> (B, C, H/PH, W/PW)
+        return self.norm(x.permute(0, 2, 3, 1))  # -> (B, H/PH, W/PW, C)
 
 
 class PatchMerging(nn.Module):
@@ -74,16 +88,16 @@ class WindowAttention(nn.Module):
     Attention(Q, K, V) = softmax(Q Kᵀ / √d + B) V                                                                  (4)
 
     B is a learned number for each head and each offset between two tokens of a window, kept in a table of
-    (2M - 1)² rows. The map is shifted by rolling it: what leaves at the top comes back at the bottom, beside tokens
-    it has nothing to do with, and a mask of -100 keeps those apart (figure 4). All this is an op of its own, in
-    minigrad/ops/window_attention.py.
+    (2M - 1)² rows, or (2MH - 1)(2MW - 1) for windows of MH x MW. The map is shifted by rolling it: what leaves at the
+    top comes back at the bottom, beside tokens it has nothing to do with, and a mask of -100 keeps those apart (figure
+    4). All this is an op of its own, in minigrad/ops/window_attention.py.
     """
 
     def __init__(
         self,
         dim: int,
         num_heads: int,
-        window_size: int,
+        window_size: Size,
         shifted: bool,
         qkv_bias: bool,
         attn_drop: float,
@@ -92,7 +106,8 @@ class WindowAttention(nn.Module):
         if dim % num_heads:
             raise ValueError(f"Swin: num_heads must divide the channels of its stage, got {num_heads} and {dim}")
         self.num_heads, self.window_size, self.shifted = num_heads, window_size, shifted
-        self.relative_position_bias_table = nn.Parameter(np.empty(((2 * window_size - 1) ** 2, num_heads), np.float32))
+        offsets = prod(_offsets(window_size))
+        self.relative_position_bias_table = nn.Parameter(np.empty((offsets, num_heads), np.float32))
         self.attn_drop = attn_drop
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -107,9 +122,9 @@ class WindowAttention(nn.Module):
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the padded map, and its shift: ⌊M / 2⌋, but none along an axis that one window covers."""
-        M = self.window_size
-        Hp, Wp = H + -H % M, W + -W % M
-        return (Hp, Wp), (M // 2 if self.shifted and Hp > M else 0, M // 2 if self.shifted and Wp > M else 0)
+        MH, MW = sides(self.window_size)
+        Hp, Wp = H + -H % MH, W + -W % MW
+        return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)
 
     def packed(self, x: Tensor) -> Tensor:
         """q, k and v of every token of the padded map: (B, H, W, C) -> (B, Hp, Wp, 3C)."""
@@ -121,7 +136,7 @@ class WindowAttention(nn.Module):
         """B, for each two tokens of a window: (heads, N, N)."""
         M, table = self.window_size, self.relative_position_bias_table
         index = relative_position_index(M, table.device)
-        return table.index_select(0, index).reshape(M * M, M * M, self.num_heads).permute(2, 0, 1)
+        return table.index_select(0, index).reshape(N := prod(sides(M)), N, self.num_heads).permute(2, 0, 1)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """softmax(Q Kᵀ / √d + B), which the forward does not keep, put back into the image: (B, heads, H·W, H·W).
@@ -155,13 +170,14 @@ def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> 
 
 
 @cache  # for good: a graph may read it
-def relative_position_index(M: int, device: str = "cpu") -> Tensor:
+def relative_position_index(M: Size, device: str = "cpu") -> Tensor:
     """For query i and key j of a window, the row of the table that their offset has: (N·N,), i the slower axis.
 
-    row = (h_i - h_j + M - 1) · (2M - 1) + (w_i - w_j + M - 1),   h = i // M,  w = i mod M
+    row = (h_i - h_j + MH - 1) · (2MW - 1) + (w_i - w_j + MW - 1),   h = i // MW,  w = i mod MW
     """
-    h, w = np.divmod(np.arange(M * M), M)
-    rows = (h[:, None] - h + M - 1) * (2 * M - 1) + (w[:, None] - w + M - 1)
+    MH, MW = sides(M)
+    h, w = np.divmod(np.arange(MH * MW), MW)
+    rows = (h[:, None] - h + MH - 1) * (2 * MW - 1) + (w[:, None] - w + MW - 1)
     return Tensor(rows.reshape(-1), device=device)
 
 
@@ -172,7 +188,7 @@ class SwinTransformerBlock(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        window_size: int,
+        window_size: Size,
         shifted: bool,
         mlp_ratio: float,
         qkv_bias: bool,
@@ -213,13 +229,13 @@ class SwinTransformer(ImageModel):
 
     Args:
         img_size: the size of image it is meant for; any other works too.
-        patch_size: P.
+        patch_size: P, or (height, width).
         in_chans: channels of the images.
         num_classes: outputs of the head; 0: no head, the model returns the mean token.
         embed_dim: C in the first stage; it doubles from stage to stage.
         depths: blocks in each stage.
         num_heads: heads of attention in each stage.
-        window_size: M.
+        window_size: M, or (height, width).
         mlp_ratio: hidden width of the MLP over the channels.
         qkv_bias: whether queries, keys and values have a bias.
         drop_rate: dropout after the patch embedding and after every dense layer but qkv.
@@ -230,22 +246,27 @@ class SwinTransformer(ImageModel):
     def __init__(
         self,
         img_size: Size = 224,
-        patch_size: int = 4,
+        patch_size: Size = 4,
         in_chans: int = 3,
         num_classes: int = 1000,
         embed_dim: int = 96,
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
+        window_size: Size = 7,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        check_sizes("Swin", patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, window_size=window_size)
-        check_sizes("Swin", depths=depths, num_heads=num_heads)
+        patch_size, window_size = (
+            pair_size(size, name, "Swin") for name, size in (("patch_size", patch_size), ("window_size", window_size))
+        )
+        check_sizes("Swin", in_chans=in_chans, embed_dim=embed_dim)
+        check_lists("Swin", depths=depths, num_heads=num_heads)
         check_sizes("Swin", least=0, num_classes=num_classes)
+        check_rates("Swin", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_ratio("Swin", mlp_ratio, embed_dim)
         if not depths or len(depths) != len(num_heads):
             raise ValueError(f"Swin: depths and num_heads need one number for each stage, got {depths} and {num_heads}")
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
@@ -285,17 +306,17 @@ class SwinTransformer(ImageModel):
         init.zeros_(head.bias)
         return head
 
-    def set_window_size(self, window_size: int) -> None:
+    def set_window_size(self, window_size: Size) -> None:
         """Use windows of another size from now on, as for larger images: the bias tables are resized.
 
         Make the optimiser afterwards: it would go on with the old ones.
         """
-        check_sizes("Swin", window_size=window_size)
+        window_size = pair_size(window_size, "window_size", "Swin")
         for block in self.blocks_by_name().values():
             attn: Any = block.attn  # type: ignore[attr-defined]
             if window_size != attn.window_size:
                 table = attn.relative_position_bias_table
-                resized = resample_relative_position_bias_table(table.detach(), window_size)
+                resized = resample_relative_position_bias_table(table.detach(), window_size, attn.window_size)
                 attn.relative_position_bias_table = nn.Parameter(resized.data, table.requires_grad)
                 attn.window_size = window_size
 
@@ -328,17 +349,24 @@ class SwinTransformer(ImageModel):
         return x if pre_logits else self.head(x)
 
 
-def resample_relative_position_bias_table(table: Tensor, window_size: int) -> Tensor:
+def resample_relative_position_bias_table(table: Tensor, window_size: Size, old: Size | None = None) -> Tensor:
     """A bias table ((2M - 1)², heads) for another window, by bicubic interpolation over the offsets, as the authors
-    do it when they fine-tune at a higher resolution."""
-    old, new = round(table.shape[0] ** 0.5), 2 * window_size - 1
-    if old * old != table.shape[0]:
+    do it when they fine-tune at a higher resolution. `old` is the window that it was made for; None: a square one."""
+    rows, new = table.shape[0], _offsets(window_size)
+    before = (isqrt(rows), isqrt(rows)) if old is None else _offsets(old)
+    if prod(before) != rows:
         raise ValueError(f"a bias table has (2M - 1)² rows, for square windows; got shape {table.shape}")
-    if old == new:
+    if before == new:
         return table
-    grid = table.reshape(1, old, old, -1).permute(0, 3, 1, 2)  # ((2M-1)², heads) -> (1, heads, 2M-1, 2M-1)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return grid.permute(0, 2, 3, 1).reshape(new * new, -1)
+    grid = table.reshape(1, *before, -1).permute(0, 3, 1, 2)  # ((2M-1)², heads) -> (1, heads, 2M-1, 2M-1)
+    grid = F.interpolate(grid, size=new, mode="bicubic", align_corners=False)
+    return grid.permute(0, 2, 3, 1).reshape(prod(new), -1)
+
+
+def _offsets(window_size: Size) -> tuple[int, int]:
+    """How many differences there are between two rows of a window, and between two columns."""
+    MH, MW = sides(window_size)
+    return 2 * MH - 1, 2 * MW - 1
 
 
 # Section 3.3, with L's heads from the authors' code. The larger window goes with images of 384.

@@ -18,32 +18,44 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.checks import sides
 from minigrad.nn import init
-from models.model import ImageModel, Size, check_images, check_sizes, drop_path_rates, image_size
+from models.model import (
+    ImageModel,
+    Size,
+    check_images,
+    check_rates,
+    check_ratio,
+    check_sizes,
+    drop_path_rates,
+    image_size,
+    pair_size,
+)
 from models.registry import register
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into P x P patches, and map each to D numbers: a convolution whose stride is its kernel."""
+    """Cut the image into patches of P x P pixels, or of another height than width, and map each to D numbers: a
+    convolution whose stride is its kernel."""
 
-    def __init__(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
         self.set_input_size(img_size)
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, sides(patch_size), stride=sides(patch_size))
 
     def set_input_size(self, img_size: Size) -> None:
         """Take images of this size from now on."""
-        P, (H, W) = self.patch_size, image_size(img_size)
-        if H < P or W < P or H % P or W % P:
+        (PH, PW), (H, W) = sides(self.patch_size), image_size(img_size)
+        if H % PH or W % PW:
             raise ValueError(
-                f"ViT: patch_size must divide img_size, got {P} and {H} x {W}; "
-                f"the next size that fits is {-(-H // P) * P} x {-(-W // P) * P}"
+                f"ViT: patch_size must divide img_size, got {self.patch_size} and {H} x {W}; "
+                f"the next size that fits is {-(-H // PH) * PH} x {-(-W // PW) * PW}"
             )
-        self.img_size, self.grid_size = (H, W), (H // P, W // P)
+        self.img_size, self.grid_size = (H, W), (H // PH, W // PW)
 
     def forward(self, x: Tensor) -> Tensor:
         check_size(x, self.in_chans, self.img_size)
-        x = self.proj(x)  # (B, C, H, W) -> (B, D, H/P, W/P)
+        x = self.proj(x)  # (B, C, H, W) -> (B, D, H/PH, W/PW)
         return x.flatten(2).transpose(1, 2)  # -> (B, N, D), the patches row by row
 
 
@@ -144,7 +156,7 @@ class VisionTransformer(ImageModel):
 
     Args:
         img_size: height and width of the images, or one number for both.
-        patch_size: P; it must divide `img_size`.
+        patch_size: P, or (height, width); it must divide `img_size`.
         in_chans: channels of the images.
         num_classes: outputs of the head; 0: no head, the model returns the representation.
         embed_dim: D, the width of a token.
@@ -163,7 +175,7 @@ class VisionTransformer(ImageModel):
     def __init__(
         self,
         img_size: Size = 224,
-        patch_size: int = 16,
+        patch_size: Size = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         embed_dim: int = 768,
@@ -177,8 +189,13 @@ class VisionTransformer(ImageModel):
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        check_sizes("ViT", patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
+        patch_size = pair_size(patch_size, "patch_size", "ViT")
+        check_sizes("ViT", in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
         check_sizes("ViT", least=0, depth=depth, num_classes=num_classes)
+        check_rates("ViT", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        check_ratio("ViT", mlp_ratio, embed_dim)
+        if representation_size is not None:
+            check_sizes("ViT", representation_size=representation_size)
         if global_pool not in ("token", "avg", ""):
             raise ValueError(f'ViT: global_pool must be "token", "avg" or "", got {global_pool!r}')
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
@@ -202,7 +219,7 @@ class VisionTransformer(ImageModel):
         self.head = self.make_head(num_classes)
         self.init_weights()
 
-    def make_patch_embed(self, img_size: Size, patch_size: int, in_chans: int, embed_dim: int) -> Any:
+    def make_patch_embed(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> Any:
         """What turns images into N tokens."""
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
 

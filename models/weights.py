@@ -4,23 +4,28 @@ A file is read, its names and shapes are turned into ours (`models/layouts.py`),
 model before any of it is loaded.
 """
 
+import io
+import pickletools
 import re
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from math import isqrt
+from math import isqrt, prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import to_device
+from minigrad.checks import sides
 from minigrad.nn import init
 from models.layouts import LAYOUTS, Layout, Place, Shape, layout_of, places, to_canonical
-from models.model import ImageModel
+from models.model import ImageModel, Size
 from models.registry import create_model, list_models
-from models.swin import resample_relative_position_bias_table
+from models.swin import SwinTransformer, resample_relative_position_bias_table
 from models.vit import VisionTransformer, resample_pos_embed
 
 Arrays = dict[str, np.ndarray]
@@ -51,14 +56,16 @@ def load_weights(
 
     Args:
         model: a model of the same architecture.
-        weights: a `.safetensors` or `.npz` file; a `.pth`, `.pt` or `.bin` file, for which torch must be installed;
-            or a dict of arrays, Tensors or torch tensors. What wraps them, such as `{"model": ...}`, is taken off;
-            where there are averaged weights (EMA) beside the others, these are loaded.
+        weights: a `.safetensors` or `.npz` file; a file of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, or
+            without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. What
+            wraps them, such as `{"model": ...}`, is taken off; where there are averaged weights (EMA) beside the
+            others, these are loaded. Other objects in the file are passed over, and none of their code is run.
         head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise they
             stay as they are in the model, and the file's are passed over. None: if they fit.
         resize: whether to resample position embeddings and tables of relative positions that were made for another
-            size of image or window. Their grid is not in the file and is taken to be square: leave this out to load
-            as they are the positions of a model whose grid is oblong.
+            size of image or window. A checkpoint of `python -m train` names its model, so that its grid and windows
+            are known. In other files they are not, and are taken to be square: leave this out to load as they are the
+            positions of a model whose grid is oblong.
 
     Returns:
         What was loaded: whether the classifier was, of how many classes the file's is, and what was resampled.
@@ -75,10 +82,10 @@ def load_weights(
     ours = {name: layout.place(name).name for name in arrays}
     arrays = {name: x for name, x in arrays.items() if ours[name] in own or not _COMPUTED.search(ours[name])}
     classes = next((x.size for name, x in arrays.items() if ours[name] == f"{_head(model)[0]}bias"), None)
-    found, resized = places(arrays, model), []
+    found, resized, origin = places(arrays, model), [], _origin(weights) if resize else None
     for name, place in found.items():
         if resize and place is not None:
-            array = _resized(arrays[name], place.name, own[place.name].shape, model)
+            array = _resized(arrays[name], place.name, own[place.name].shape, model, origin)
             resized += [] if array is arrays[name] else [place.name]
             arrays[name] = array
     misfits = _misfits(arrays, found, layout, model)
@@ -103,19 +110,38 @@ def _head(model: ImageModel) -> tuple[str, str]:
     return next(f"{name}." for name, module in model.named_modules() if module is model.head), "pre_logits."
 
 
-def _resized(array: np.ndarray, name: str, shape: Shape, model: ImageModel) -> np.ndarray:
-    """The array for a parameter of this name and shape: resampled, if it is of positions and was made for others."""
+def _resized(array: np.ndarray, name: str, shape: Shape, model: ImageModel, origin: ImageModel | None) -> np.ndarray:
+    """The array for a parameter of this name and shape: resampled, if it is of positions and was made for others, those
+    of the model `origin`; None: for a square grid or window."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
-    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D); h and w are not in the file
+    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D)
         side, grid = isqrt(max(array.shape[1] - 1, 0)), model.patch_embed.grid_size
-        if array.shape[:2] == (1, 1 + side * side) and grid != (side, side):  # of as many patches, too: 8 x 8, 4 x 16
-            return resample_pos_embed(_as_floats(array), (side, side), grid).numpy()
-    of_window = name.endswith("relative_position_bias_table") and array.shape != shape
-    if of_window and array.shape[0] == isqrt(array.shape[0]) ** 2:
-        window_size = (isqrt(shape[0]) + 1) // 2  # ((2M - 1)², heads)
-        return resample_relative_position_bias_table(_as_floats(array), window_size).numpy()
+        old = origin.patch_embed.grid_size if isinstance(origin, VisionTransformer) else (side, side)
+        if array.shape[:2] == (1, 1 + prod(old)) and grid != old:  # of as many patches, too: 8 x 8, 4 x 16
+            return resample_pos_embed(_as_floats(array), old, grid).numpy()
+    if name.endswith("relative_position_bias_table"):  # ((2M - 1)², heads)
+        side, window = (isqrt(array.shape[0]) + 1) // 2, _window(model, name)
+        old = _window(origin, name) if isinstance(origin, SwinTransformer) else window if array.shape == shape else side
+        if prod(2 * length - 1 for length in sides(old)) == array.shape[0] and old != window:
+            return resample_relative_position_bias_table(_as_floats(array), window, old).numpy()
     return array
+
+
+def _window(model: ImageModel, name: str) -> Size:
+    """The size of the windows that a bias table of this name is for."""
+    modules: dict[str, Any] = dict(model.named_modules())
+    return modules[name.rpartition(".")[0]].window_size
+
+
+def _origin(weights: str | Path | Mapping[str, Any]) -> ImageModel | None:
+    """The model that a checkpoint of `python -m train` names, without numbers; None: a file of others."""
+    try:
+        arguments = serialize.load_metadata(weights)["model"]  # type: ignore[arg-type]
+        with init.meta_init():
+            return create_model(**arguments)
+    except Exception:  # whatever it lacks, it is of others
+        return None
 
 
 def _as_floats(array: np.ndarray) -> Tensor:
@@ -125,7 +151,10 @@ def _as_floats(array: np.ndarray) -> Tensor:
 # Reading ------------------------------------------------------------------------------------------------------------
 
 # The best first: averaged weights are those that were evaluated.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_WRAPPERS = (
+    *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
+)
 
 # safetensors' dtypes as NumPy's, which has no bfloat16: two bytes without a meaning, until `_array` gives them theirs.
 _DTYPES = {"BF16": "V2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1", "BOOL": "?"}
@@ -140,27 +169,30 @@ def _arrays(weights: str | Path | Mapping[str, Any]) -> Arrays:
             + ("; pass its state_dict()" if hasattr(tree, "state_dict") else "")
         )
     for _ in range(3):  # one within another, as in {"state_dict": {"model": ...}}
-        tree = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping)), tree)
+        tree = next((tree[key] for key in _WRAPPERS if isinstance(tree.get(key), Mapping) and tree[key]), tree)
     return _as_older_jax({name: _array(name, value) for name, value in tree.items()})
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         return serialize.load(path)[0]
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
+    if suffix in (".pth", ".pt", ".bin", ".ckpt") or path.name.lower().endswith(".pth.tar") or _globals(path):
         return _read_torch(path)
-    raise ValueError(f"files of weights end in .safetensors, .npz, .pth, .pt or .bin, got {path.name!r}")
+    raise ValueError(
+        f"files of weights end in .safetensors, .npz, .pth, .pt, .bin, .ckpt or .pth.tar, got {path.name!r}"
+    )
 
 
 def _read_safetensors(path: Path) -> Arrays:
     try:
         safetensors: Any = import_module("safetensors")
     except ImportError as error:
-        raise RuntimeError("a .safetensors file needs its library: pip install 'minigrad[train]'") from error
+        raise RuntimeError("a .safetensors file needs its library: pip install safetensors") from error
     try:
         entries = dict(safetensors.deserialize(path.read_bytes()))
     except safetensors.SafetensorError as error:
@@ -183,13 +215,70 @@ def _read_torch(path: Path) -> Any:
             f"convert it where torch is installed: safetensors.torch.save_file(torch.load({path.name!r}, "
             f"weights_only=True), '{path.stem}.safetensors')"
         ) from error
+    strangers = {name for name in _globals(path) if name.partition(".")[0] not in _NEVER_BESIDE_WEIGHTS}
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        inert = [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in sorted(strangers)]
+        with torch.serialization.safe_globals(inert):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive, or one of anything else, fails in a dozen ways
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors, which is not loaded as it could run code: {reason}"
+            f"{path} is damaged, or holds more than tensors, which is not loaded as it could run code: "
+            f"{_reason(error)}. If you trust its source, write the weights alone where they can be loaded: "
+            "torch.save(model.state_dict(), file)"
         ) from error
+    if isinstance(loaded, _Inert):
+        raise ValueError(
+            f"{path} is a whole object of class {type(loaded).__name__}, which is not loaded as it could run code; "
+            "write its weights alone: torch.save(model.state_dict(), file)"
+        )
+    return loaded
+
+
+class _Inert:
+    """What a class or function of a pickle is replaced by, such as the argparse.Namespace of timm's checkpoints: it
+    takes any arguments and state, and does nothing. (The names that torch itself knows stay torch's.)"""
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> "_Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_NEVER_BESIDE_WEIGHTS = {"builtins", "subprocess", "commands"}
+"""Modules whose names, such as exec, are in files that are to do harm; torch itself refuses those of os and
+sys. (Protocol 2 of pickle, which torch uses, calls subprocess by its name in Python 2, commands.)"""
+
+
+def _globals(path: Path) -> set[str]:
+    """The names of classes and functions in a file of torch.save, read without running it; none, if it is no such
+    file: a zip archive with a pickle in it, or, before PyTorch 1.6, five pickles and then the numbers."""
+    names: set[str] = set()
+    with open(path, "rb") as file, suppress(Exception):  # what is damaged, torch will say
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                member = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                pickles: list[IO[bytes]] = [io.BytesIO(archive.read(member))]
+        else:
+            file.seek(0)
+            pickles = [file] * 5
+        for pickled in pickles:
+            for instruction, argument, _ in pickletools.genops(pickled):
+                if instruction.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+    return names
+
+
+def _reason(error: Exception) -> str:
+    """The part of torch's message that says what is wrong, without colours for a terminal and advice to run it."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+    if stranger := re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text):
+        return f"it names {stranger[1]}"
+    text = text.rpartition("WeightsUnpickler error:")[2].strip()
+    return text.partition("\n")[0].rstrip(". ") or type(error).__name__
 
 
 def _array(name: Any, value: Any) -> np.ndarray:

@@ -48,3 +48,10 @@ def test_accuracies_are_those_of_their_logs():
             epochs = list(csv.DictReader(file))
         assert f"{100 * float(epochs[-1]['test_acc']):.1f}" == accuracy
         assert round(sum(float(epoch["seconds"]) for epoch in epochs) / 60) == int(minutes)
+
+
+def test_no_message_names_an_extra_of_another_project():
+    """`minigrad` on the package index is another project: a message names the library that is missing."""
+    for folder in ("minigrad", "models", "train"):
+        for file in (ROOT / folder).rglob("*.py"):
+            assert not re.search(r"minigrad\[|install minigrad", file.read_text(encoding="utf-8")), file

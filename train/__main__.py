@@ -1,5 +1,6 @@
 """L7: the command line: `python -m train --help`."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from train.settings import BY_DATASET, COMMON, Settings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for an input error, 128 + n after signal n."""
+    for stream in (sys.stdout, sys.stderr):  # as models.table.escape_unencodable, which would load NumPy
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         settings = parse(arguments)
         from train.run import run  # NumPy and the models are imported here: `--help` needs neither

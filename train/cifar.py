@@ -18,7 +18,7 @@ import numpy as np
 
 from train.dataset import Dataset, Split
 from train.errors import InputError
-from train.unpickle import ByteArray, load_plain
+from train.unpickle import IntegerArray, load_plain
 
 _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images, has 155 million
 
@@ -154,15 +154,18 @@ def _not_too_large(content: bytes, where: str) -> bytes:
 def _batch(content: bytes, where: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
     batch = _dict(content, where)
     data, labels = batch.get("data"), batch.get(source.labels)
-    if not isinstance(data, ByteArray) or data.array.shape[1] != 3 * 32 * 32 or len(data.array) == 0:
+    pixels = data.array if isinstance(data, IntegerArray) else np.empty(0)
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3 * 32 * 32 or len(pixels) == 0:
         raise InputError(f"{where}: `data` must be an array (images, 3072) of uint8")
-    if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+    if isinstance(labels, IntegerArray) and labels.array.ndim == 1:
+        labels = labels.array.tolist()
+    if not (isinstance(labels, list | tuple) and all(type(label) is int for label in labels)):
         raise InputError(f"{where}: `{source.labels}` must be a list of integers")
-    if len(labels) != len(data.array):
-        raise InputError(f"{where} has {len(data.array)} images and {len(labels)} labels")
+    if len(labels) != len(pixels):
+        raise InputError(f"{where} has {len(pixels)} images and {len(labels)} labels")
     if min(labels) < 0 or max(labels) >= source.classes:
         raise InputError(f"{where}: labels must be from 0 to {source.classes - 1}, got {min(labels)} to {max(labels)}")
-    return data.array.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+    return pixels.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
 
 
 def _class_names(content: bytes, where: str, source: Source) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ model-ema = true        # or model_ema
 """
 
 import argparse
+import codecs
 import json
 import tomllib
 from collections.abc import Mapping
@@ -35,7 +36,7 @@ def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         InputError: the file is missing or no TOML, or has an unknown name or an invalid value.
     """
     try:
-        table = tomllib.loads(path.read_bytes().decode())
+        table = tomllib.loads(_decoded(path.read_bytes()))
     except OSError as error:
         raise InputError(f"cannot read --config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of these are the errors of UTF-8 and TOML
@@ -52,6 +53,34 @@ def read(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             raise InputError(f"{where} is there twice, with - and with _")
         settings[name] = _value(where, value, actions[name])
     return settings
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a file in UTF-8, or in the encoding whose byte order mark it begins with, as Windows writes it.
+
+    Raises:
+        ValueError: bytes that have no meaning in this encoding.
+    """
+    mark, encoding = next(((mark, name) for mark, name in _MARKS.items() if content.startswith(mark)), (b"", "utf-8"))
+    content = content.removeprefix(mark)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].decode(encoding).count("\n") + 1
+        raise ValueError(f"{error}, in line {line}; save the file as UTF-8") from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise ValueError(f"a zero byte in line {line}, as in UTF-16 without a byte order mark; save the file as UTF-8")
+    return text
+
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
 
 
 def complete(path: Path, values: Mapping[str, Any], parser: argparse.ArgumentParser) -> Settings:

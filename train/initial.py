@@ -56,7 +56,7 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
 
 def _metadata(path: Path) -> dict[str, Any]:
     """The metadata in a file of this program; empty for other files."""
-    if path.suffix not in (".npz", ".safetensors"):
+    if path.suffix.lower() not in (".npz", ".safetensors"):
         return {}
     metadata: Any = serialize.load_metadata(path)
     return metadata if isinstance(metadata, dict) else {}

@@ -74,7 +74,7 @@ def check(settings: Settings) -> None:
         try:
             import safetensors.numpy  # noqa: F401
         except ImportError:
-            fix = "needs its library: pip install 'minigrad[train]'"
+            fix = "needs its library: pip install safetensors"
             raise InputError(f"--checkpoint-format safetensors {fix}") from None
 
 

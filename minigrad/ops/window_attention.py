@@ -25,10 +25,14 @@ import numpy as np
 
 from minigrad import checks
 from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.checks import sides
 from minigrad.function import Function
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.shape import side_by_side
 from minigrad.sums import sum_over
+
+Window = int | tuple[int, int]
+"""Height and width of a window, in tokens; one number M where both are the same."""
 
 APART = -100.0  # added to the score of two tokens of different regions, as the authors do
 
@@ -37,6 +41,8 @@ class WindowAttention(Function):
     """y = attention of each head within each M x M window of a map that is rolled by `shift`, up and to the left.
 
         P = softmax(q kᵀ / √d + B + mask),   y = P v          for the N = M·M tokens of a window
+
+    A window may be of another height than width: then M is a pair, and N their product.
 
     B is added for each pair of places in a window; the mask is APART for two tokens that only the roll made neighbours.
     y is in the map's own order: as if it had been rolled back.
@@ -49,7 +55,7 @@ class WindowAttention(Function):
 
     def forward(
         self, qkv: Array, bias: Array | None, *,
-        num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float,
+        num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float,
     ) -> Array:  # fmt: skip
         check(qkv, bias, num_heads, window_size, shift)
         self.shape, self.num_heads = qkv.shape, num_heads
@@ -105,58 +111,59 @@ class WindowAttention(Function):
 
 
 @cache  # for good: a graph may read it
-def window_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+def window_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """Which token of the map each token of the windows is, (windows, N) int64; tokens are counted row by row."""
     places = np.arange(H * W).reshape(H, W)
     return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
 
 
 @cache  # for good: a graph may read it
-def map_places(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+def map_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """The other way round: which token of all windows, one after another, each token of the map is, (H·W,) int64."""
     return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
 
 
 @cache  # for good: a graph may read it
-def shift_mask(H: int, W: int, M: int, shift: tuple[int, int], device: str = "cpu") -> Array:
+def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """0 for tokens of one region, APART for two that only the roll made neighbours: (windows, 1, N, N) float32.
 
     Along each axis the rolled map has up to three parts: all windows but the last, and of that what is before the seam
     and what is after it.
     """
     rows, columns = (
-        (np.arange(length) >= length - M).astype(int) + (np.arange(length) >= length - offset) if offset else
+        (np.arange(length) >= length - side).astype(int) + (np.arange(length) >= length - offset) if offset else
         np.zeros(length, int)
-        for length, offset in zip((H, W), shift, strict=True)
+        for length, side, offset in zip((H, W), sides(M), shift, strict=True)
     )  # fmt: skip
     region = windows_of(3 * rows[:, None] + columns, M)
     apart = region[:, :, None] != region[:, None, :]  # (windows, N, N)
     return to_device(np.where(apart, np.float32(APART), np.float32(0))[:, None], device)
 
 
-def windows_of(grid: np.ndarray, M: int) -> np.ndarray:
+def windows_of(grid: np.ndarray, M: Window) -> np.ndarray:
     """One number for each position, window by window: (H, W) -> (windows, N)."""
-    H, W = grid.shape
-    return grid.reshape(H // M, M, W // M, M).swapaxes(1, 2).reshape(-1, M * M)
+    (H, W), (MH, MW) = grid.shape, sides(M)
+    return grid.reshape(H // MH, MH, W // MW, MW).swapaxes(1, 2).reshape(-1, MH * MW)
 
 
-def check(qkv: Array, bias: Array | None, num_heads: int, M: int, shift: tuple[int, int]) -> None:
+def check(qkv: Array, bias: Array | None, num_heads: int, M: Window, shift: tuple[int, int]) -> None:
     """Refuse a map that windows do not cover, channels that are not q, k, v of so many heads, and shifts and biases
     that fit no window."""
     checks.floating(qkv, "window_attention")
     checks.rank(qkv, 4, "(B, H, W, 3C)", "window_attention")
     _, H, W, channels = qkv.shape
-    if M < 1 or H % M or W % M:
-        raise ValueError(f"window_attention: windows of {M} x {M} do not cover a map of {H} x {W}: pad it first")
+    MH, MW = sides(M)
+    if min(MH, MW) < 1 or H % MH or W % MW:
+        raise ValueError(f"window_attention: windows of {MH} x {MW} do not cover a map of {H} x {W}: pad it first")
     if num_heads < 1 or channels % (3 * num_heads):
         raise ValueError(
             f"window_attention: q, k and v of {num_heads} heads need a multiple of 3 x {num_heads} channels, got "
             f"{channels}"
         )
-    if not all(0 <= offset < M for offset in shift):
+    if not all(0 <= offset < side for offset, side in zip(shift, (MH, MW), strict=True)):
         raise ValueError(f"window_attention: a shift is from 0 to below the window's size, {M}: got {shift}")
-    if bias is not None and bias.shape != (num_heads, M * M, M * M):
+    if bias is not None and bias.shape != (num_heads, N := MH * MW, N):
         raise ValueError(
-            f"window_attention: the bias needs a number for each pair of the {M * M} tokens of a window, for each "
-            f"head: ({num_heads}, {M * M}, {M * M}), got {bias.shape}"
+            f"window_attention: the bias needs a number for each pair of the {N} tokens of a window, for each "
+            f"head: ({num_heads}, {N}, {N}), got {bias.shape}"
         )

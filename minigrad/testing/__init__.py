@@ -1,6 +1,6 @@
 """L5: check a gradient, and draw the arrays to check it with.
 
-`gradcheck` needs nothing but NumPy; the strategies need hypothesis (`pip install 'minigrad[test]'`):
+`gradcheck` needs nothing but NumPy; the strategies need hypothesis (`pip install hypothesis`):
 
     @given(arrays(shapes(max_dims=3)))
     def test_my_op(x):

@@ -109,4 +109,4 @@ def _hypothesis(name: str) -> Any:
     try:
         return importlib.import_module(f"hypothesis.{name}")
     except ImportError as error:
-        raise ImportError("minigrad.testing draws with hypothesis: pip install 'minigrad[test]'") from error
+        raise ImportError("minigrad.testing draws with hypothesis: pip install hypothesis") from error

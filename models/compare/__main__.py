@@ -6,9 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from models.table import escape_unencodable
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 if all agrees, 1 if not, 2 for a mistake in the input."""
+    escape_unencodable()
     options = parser().parse_args(arguments)
     try:
         return run(options)

@@ -106,7 +106,7 @@ def load(name: str) -> Golden:
     path = FOLDER / f"{name}.json"
     if not path.is_file():
         raise ValueError(f"there is no golden {name!r}; there are {', '.join(list_goldens())}")
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding="utf-8"))
     del fields["fingerprint"]
     for kind in _KINDS:
         fields[kind] = {key: Fingerprint(*values) for key, values in fields[kind].items()}
@@ -120,7 +120,7 @@ def save(name: str, golden: Golden) -> None:
         rows = [f"{json.dumps(key)}: {json.dumps(values)}" for key, values in head.pop(kind).items()]
         lines.append(f"{json.dumps(kind)}: {{\n" + ",\n".join(rows) + "\n}")
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()] + lines
-    (FOLDER / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (FOLDER / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 _KINDS = ("outputs", "gradients", "parameters")

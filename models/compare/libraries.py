@@ -15,9 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from minigrad.checks import sides
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer
-from models.model import image_size
+from models.model import image_size, pair_size
 from models.registry import model_arguments, model_class
 from models.swin import SwinTransformer
 from models.vit import VisionTransformer
@@ -38,6 +39,8 @@ def build(library: str, model: str, **overrides: Any) -> Any:
     """
     cls, config = model_class(model), SimpleNamespace(**(model_arguments(model) | overrides))
     config.img_size = image_size(config.img_size)
+    for name in {"patch_size", "window_size"} & set(vars(config)):
+        setattr(config, name, pair_size(getattr(config, name), name, cls.__name__))
     builder = _BUILDERS.get((library, cls))
     if builder is None:
         others = " or ".join(name for name, built in _BUILDERS if built is cls)
@@ -58,7 +61,7 @@ def load(library: str) -> Any:
     """
     for name in ("torch", library):
         if find_spec(name) is None:
-            raise UnsupportedError(f"{name} is not installed: pip install 'minigrad[reference]'")
+            raise UnsupportedError(f"{name} is not installed: pip install {name}")
     if find_spec("torchvision") is not None:  # the others import it
         _load_torchvision()
     return import_module(library)
@@ -79,7 +82,7 @@ def _load_torchvision() -> None:
         import torch
 
         library, spec = torch.library.Library("torchvision", "DEF"), find_spec("torchvision")
-        source = Path(str(spec and spec.origin)).with_name("_meta_registrations.py").read_text()
+        source = Path(str(spec and spec.origin)).with_name("_meta_registrations.py").read_text(encoding="utf-8")
         for name in re.findall(r'register_fake\("torchvision::(\w+)"\)', source):
             library.define(f"{name}(Tensor x) -> Tensor")
         _DECLARED.append(library)
@@ -104,7 +107,8 @@ def _torchvision_vit(config: SimpleNamespace) -> Any:
 
     H, W = config.img_size
     of_token = config.global_pool == "token"
-    conditions = {"square images": H == W, "3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias}
+    conditions = {"square patches": isinstance(config.patch_size, int)}
+    conditions |= {"square images": H == W, "3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias}
     _require("torchvision", conditions | {"a head on the class token": of_token})
     return Theirs(
         H, config.patch_size, config.depth, config.num_heads, config.embed_dim,
@@ -167,8 +171,8 @@ def _timm_hybrid(config: SimpleNamespace) -> Any:
 
 def _maps(config: SimpleNamespace) -> list[tuple[int, int]]:
     """Height and width of the map in each stage."""
-    (H, W), P = config.img_size, config.patch_size
-    return [(-(-H // (P << stage)), -(-W // (P << stage))) for stage in range(len(config.depths))]
+    (H, W), (PH, PW) = config.img_size, sides(config.patch_size)
+    return [(-(-H // (PH << stage)), -(-W // (PW << stage))) for stage in range(len(config.depths))]
 
 
 def _torchvision_swin(config: SimpleNamespace) -> Any:
@@ -176,13 +180,13 @@ def _torchvision_swin(config: SimpleNamespace) -> Any:
     from torchvision.models.swin_transformer import SwinTransformer as Theirs
 
     _require("torchvision", {"3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias})
-    P, M, (H, W) = config.patch_size, config.window_size, config.img_size
+    (PH, PW), M, (H, W) = sides(config.patch_size), sides(config.window_size), config.img_size
     network = Theirs(
-        [P, P], config.embed_dim, config.depths, config.num_heads, [M, M], config.mlp_ratio,
+        [PH, PW], config.embed_dim, config.depths, config.num_heads, list(M), config.mlp_ratio,
         stochastic_depth_prob=0.0, num_classes=config.num_classes,
     )  # fmt: skip
-    if H % P or W % P:  # it would cut off what fills no patch
-        pad = nn.ZeroPad2d((0, -W % P, 0, -H % P))
+    if H % PH or W % PW:  # it would cut off what fills no patch
+        pad = nn.ZeroPad2d((0, -W % PW, 0, -H % PH))
         network.register_forward_pre_hook(lambda network, images: (pad(*images),))
     return network
 
@@ -190,12 +194,12 @@ def _torchvision_swin(config: SimpleNamespace) -> Any:
 def _timm_swin(config: SimpleNamespace) -> Any:
     from timm.models.swin_transformer import SwinTransformer as Theirs
 
-    M, maps = config.window_size, _maps(config)
-    covered = all(H % M == W % M == 0 for H, W in maps)  # otherwise it pads after the shift, or shrinks the window
-    _require("timm", {f"maps of whole {M} x {M} windows, and here they are {_listed(maps)}": covered})
+    (MH, MW), maps = sides(config.window_size), _maps(config)
+    covered = all(H % MH == W % MW == 0 for H, W in maps)  # otherwise it pads after the shift, or shrinks the window
+    _require("timm", {f"maps of whole {MH} x {MW} windows, and here they are {_listed(maps)}": covered})
     return Theirs(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
-        depths=config.depths, num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio,
+        depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias,
     )  # fmt: skip
 
@@ -204,6 +208,7 @@ def _transformers_swin(config: SimpleNamespace) -> Any:
     from transformers import SwinConfig, SwinForImageClassification
 
     M, maps = config.window_size, _maps(config)
+    _require("transformers", {"square windows": isinstance(M, int)})
     alike = all(min(H, W) > M or H == W == M for H, W in maps)  # otherwise it shrinks the window, or shifts one way
     needed = f"maps that are one {M} x {M} window, or larger on both sides, and here they are {_listed(maps)}"
     _require("transformers", {needed: alike})

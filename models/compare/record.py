@@ -10,6 +10,7 @@ from models.compare import formula, golden
 from models.compare.golden import Fingerprint, Golden, fingerprint
 from models.compare.references import Reference
 from models.compare.trace import Arrays, channels, landmarks, loss_weights, readings
+from models.table import escape_unencodable
 
 ENTRIES = {"logits": 16, "images": 8}  # of an array that a golden keeps; of other outputs 4, of gradients none
 
@@ -102,6 +103,7 @@ def record(case: Case) -> Golden:
 
 def main() -> None:
     """Record all, or those that are named."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m models.compare.record", description="Record the goldens.")
     parser.add_argument("names", nargs="*", help="which ones; all, if none is named")
     for name in parser.parse_args().names or CASES:

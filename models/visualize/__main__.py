@@ -10,6 +10,7 @@ import numpy as np
 
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
+from minigrad.checks import sides
 from minigrad.nn import Conv2d
 from models import checkpoint, images
 from models.convnext import ConvNeXt
@@ -114,12 +115,15 @@ def shifted_windows(
     layouts = [block.attn.layout(*size) for block, size in zip(blocks, sizes, strict=True)]
     shifted = next((i for i, (_, shift) in enumerate(layouts) if any(shift)), None)
     if shifted is not None:
-        patch = model.patch_embed.patch_size * -(-sizes[0][0] // sizes[shifted][0])
+        merged = -(-sizes[0][0] // sizes[shifted][0])
+        PH, PW = sides(model.patch_embed.patch_size)
         size, shift = layouts[shifted]
-        figure = windows.windows_picture(picture, patch, size, shift, blocks[shifted].attn.window_size)
+        figure = windows.windows_picture(
+            picture, (PH * merged, PW * merged), size, shift, blocks[shifted].attn.window_size
+        )
         yield "windows.png", "its windows, their shift and the mask", figure
     biased = [
-        (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy()))
+        (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy(), block.attn.window_size))
         for name, block in zip(names, blocks, strict=True)
     ]
     stages = [i for i in range(len(blocks)) if i == 0 or sizes[i] != sizes[i - 1]]

@@ -37,7 +37,7 @@ def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise RuntimeError("drawing needs matplotlib: pip install 'minigrad[train]'") from None
+        raise RuntimeError("drawing needs matplotlib: pip install matplotlib") from None
     lines = textwrap.wrap(note, int(14 * width))  # letters of 9 points in an inch
     figure = Figure(figsize=(width, height + 1.5 * TALL + 0.65 * TALL * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")

@@ -36,8 +36,8 @@ def principal_filters(weight: np.ndarray, count: int) -> tuple[np.ndarray, np.nd
 
 def filters_picture(weight: np.ndarray) -> "Figure":
     """The filters (D, C, P, P) of the first layer, C = 1 or 3, or of more than 48 the first 28 principal components."""
-    D, P = weight.shape[0], weight.shape[-1]
-    note = f"Each looks at {P} x {P} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. "
+    D, (PH, PW) = weight.shape[0], weight.shape[-2:]
+    note = f"Each looks at {PH} x {PW} pixels. Grey is 0; a colour is what it answers to; each is scaled by itself. "
     if D > MOST_FILTERS:
         tiles, shares = principal_filters(weight, 28)
         columns, title = 7, f"First layer: how its {D} filters differ most"
@@ -47,7 +47,7 @@ def filters_picture(weight: np.ndarray) -> "Figure":
     note += "Even areas, edges and stripes were learned; noise is left from before training."
     scale = abs(tiles).max((1, 2, 3), keepdims=True)
     colours = 0.5 + 0.5 * tiles / np.maximum(scale, np.finfo(tiles.dtype).tiny)
-    colours = np.broadcast_to(colours, (len(tiles), 3, P, P)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)
+    colours = np.broadcast_to(colours, (len(tiles), 3, PH, PW)).transpose(0, 2, 3, 1)  # (n, 3, P, P) -> (n, P, P, 3)
     sheet = np.nan_to_num(mosaic(colours, columns), nan=1.0)
     rows = -(-len(tiles) // columns)
     figure = new_figure(6.6, 6.0 * rows / columns, title, note)

@@ -4,11 +4,13 @@ Arrays here are NumPy's. Axes: windows of N = M·M tokens, on a map of H x W tok
 """
 
 from collections.abc import Sequence
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.ops.window_attention import shift_mask, window_places
+from minigrad.checks import sides
+from minigrad.ops.window_attention import Window, shift_mask, window_places
 from models.visualize.draw import (
     GREY,
     PANEL,
@@ -37,15 +39,15 @@ def regions(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
     return 2 * rows[:, None] + columns
 
 
-def bias_maps(table: np.ndarray) -> np.ndarray:
+def bias_maps(table: np.ndarray, M: Window | None = None) -> np.ndarray:
     """A bias table ((2M - 1)², heads) as seen from the query: (heads, 2M - 1, 2M - 1), where [h, M-1 + y, M-1 + x] is
     what head h adds to its score for the key y rows below and x columns to the right. (The table counts from the key.)
     """
-    side = round(len(table) ** 0.5)
-    return table.T.reshape(-1, side, side)[:, ::-1, ::-1]
+    MH, MW = sides((isqrt(len(table)) + 1) // 2 if M is None else M)  # None: of a square window
+    return table.T.reshape(-1, 2 * MH - 1, 2 * MW - 1)[:, ::-1, ::-1]
 
 
-def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, int], M: int) -> np.ndarray:
+def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, int], M: Window) -> np.ndarray:
     """The tokens in the window of the one in this row and column, which it can look at: (H, W) bool, the padded map."""
     (row, column), places = token, window_places(*size, M, shift)
     window = places[(places == row * size[1] + column).any(1)]
@@ -55,14 +57,17 @@ def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, i
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: tuple[int, int], M: int) -> "Figure":
+def windows_picture(
+    picture: Picture, patch: Window, size: tuple[int, int], shift: tuple[int, int], M: Window
+) -> "Figure":
     """Windows, shifted windows, what the roll makes of them, and the masks; `size` is that of the padded map."""
-    pixels = np.full((3, size[0] * patch, size[1] * patch), 128, np.uint8)  # padding: grey
+    (PH, PW), (MH, MW) = sides(patch), sides(M)
+    pixels = np.full((3, size[0] * PH, size[1] * PW), 128, np.uint8)  # padding: grey
     _, H, W = picture.pixels.shape
     pixels[:, :H, :W] = picture.pixels
     image, region = channels_last(pixels), regions(size, shift)
-    offset = tuple(-s * patch for s in shift)
-    title = f"Windows of {M} x {M} patches, and the same shifted by {max(shift)}"
+    offset, window = (-shift[0] * PH, -shift[1] * PW), (MH * PH, MW * PW)
+    title = f"Windows of {MH} x {MW} patches, and the same shifted by {max(shift)}"
     note = (
         "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; "
         "those at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the "
@@ -75,38 +80,38 @@ def windows_picture(picture: Picture, patch: int, size: tuple[int, int], shift: 
     for panel, name in zip(axes, names, strict=True):
         bare(panel, name, fontsize=11)
     axes[0].imshow(image)
-    _draw_grid(axes[0], pixels.shape[1:], patch * M)
+    _draw_grid(axes[0], pixels.shape[1:], window)
     axes[1].imshow(image)
-    _draw_regions(axes[1], region, patch)
-    _draw_grid(axes[1], pixels.shape[1:], patch * M, start=(shift[0] * patch, shift[1] * patch))
+    _draw_regions(axes[1], region, (PH, PW))
+    _draw_grid(axes[1], pixels.shape[1:], window, start=(shift[0] * PH, shift[1] * PW))
     axes[2].imshow(np.roll(image, offset, (0, 1)))
-    _draw_regions(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), patch)
-    _draw_grid(axes[2], pixels.shape[1:], patch * M)
-    _draw_masks(axes[3], shift_mask(*size, M, shift)[:, 0], size[1] // M)
+    _draw_regions(axes[2], np.roll(region, (-shift[0], -shift[1]), (0, 1)), (PH, PW))
+    _draw_grid(axes[2], pixels.shape[1:], window)
+    _draw_masks(axes[3], shift_mask(*size, M, shift)[:, 0], size[1] // MW)
     return figure
 
 
-def _draw_grid(axes: "Axes", size: Sequence[int], side: int, start: tuple[int, int] = (0, 0)) -> None:
-    """Lines around windows of `side` pixels."""
+def _draw_grid(axes: "Axes", size: Sequence[int], window: tuple[int, int], start: tuple[int, int] = (0, 0)) -> None:
+    """Lines around windows of so many pixels."""
     H, W = size
-    for draw, first, length in ((axes.axhline, start[0], H), (axes.axvline, start[1], W)):
+    for draw, first, length, side in zip((axes.axhline, axes.axvline), start, size, window, strict=True):
         for place in range(first % side, length + 1, side):
             draw(min(max(place, 0), length) - 0.5, color=LINES, linewidth=1.6)
     axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
 
 
-def _draw_regions(axes: "Axes", region: np.ndarray, patch: int) -> None:
+def _draw_regions(axes: "Axes", region: np.ndarray, patch: tuple[int, int]) -> None:
     """The parts that leave the image, each in its colour, and letters on all."""
     from matplotlib.colors import to_rgba
     from matplotlib.patheffects import withStroke
 
     colours = np.array([to_rgba(colour, 0.6 if i else 0.0) for i, colour in enumerate(REGIONS)])
-    H, W = (side * patch for side in region.shape)
+    H, W = (side * pixels for side, pixels in zip(region.shape, patch, strict=True))
     axes.imshow(colours[region], extent=(-0.5, W - 0.5, H - 0.5, -0.5), interpolation="nearest")
     for i, letter in enumerate("ABCD"):
         place = np.argwhere(region == i)
         if len(place):
-            y, x = (place.mean(0) + 0.5) * patch - 0.5
+            y, x = (place.mean(0) + 0.5) * np.array(patch) - 0.5
             outline = [withStroke(linewidth=3, foreground="white")]
             axes.text(x, y, letter, ha="center", va="center", fontsize=13, weight="bold", path_effects=outline)
 
@@ -127,10 +132,11 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     columns = min(12, max(len(maps) for _, maps in blocks))
     rows = [(name, maps[i : i + columns], i) for name, maps in blocks for i in range(0, len(maps), columns)]
     most = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
-    reach = blocks[0][1].shape[-1] // 2
+    reach_y, reach_x = (side // 2 for side in blocks[0][1].shape[-2:])
+    away = f"{reach_y} rows and {reach_x}" if reach_y != reach_x else f"{reach_y} rows and"
     note = (
-        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {reach} "
-        "rows and columns away: red draws attention there, blue away."
+        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {away} "
+        "columns away: red draws attention there, blue away."
     )
     size = max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL)
     figure = new_figure(*size, "Relative position bias", note)
@@ -140,7 +146,7 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
         for axes in line:
             bare(axes)
         for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
-            extent = (-reach - 0.5, reach + 0.5, reach + 0.5, -reach - 0.5)
+            extent = (-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5)
             bare(axes, f"head {first + i + 1}")
             shown = axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent)
             axes.plot(0, 0, ".", color="black", markersize=4)

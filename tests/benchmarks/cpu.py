@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.table import escape_unencodable
+
 THREADS = 2
 REST = 0.03  # seconds between two steps, in which the other's threads come to rest
 
@@ -208,6 +210,7 @@ def measure(row: Row, work: str, steps: int, names: list[str]) -> dict[str, Cont
 
 
 def main() -> None:
+    escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, and no images of 224 x 224")
     parser.add_argument("--rows", nargs="+", metavar="MODEL", help="only these")

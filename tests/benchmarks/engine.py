@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minigrad import Tensor
+from models.table import escape_unencodable
 
 LENGTH = 1000
 
@@ -51,6 +52,7 @@ def microseconds(function: Callable[..., None], *arguments: object) -> float:
 
 
 def main() -> None:
+    escape_unencodable()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=41)
     rounds = parser.parse_args().rounds

@@ -30,6 +30,8 @@ from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
+from models.table import escape_unencodable
+
 FAMILIES = {  # in the picture: name, colour (Okabe and Ito's, which the colour-blind can tell apart), marker
     "vit_small_patch16_224": ("ViT-S/16", "#D55E00", "o"),
     "swin_tiny_patch4_window7_224": ("Swin-T", "#0072B2", "s"),
@@ -229,6 +231,7 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the three smallest sizes")
     parser.add_argument("--output", type=Path, default=Path("runs/growth"), metavar="FOLDER", help="for the results")

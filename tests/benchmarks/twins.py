@@ -12,6 +12,7 @@ import numpy as np
 
 from minigrad import Tensor, tune_cpu, without_twins
 from minigrad import functional as F
+from models.table import escape_unencodable
 
 ROUNDS = 15
 
@@ -78,6 +79,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def main() -> None:
+    escape_unencodable()
     tune_cpu()
     print(f"{'':26}{'shape':20}{'forward':>10}{'forward + backward':>20}")
     for name, run, arrays in CASES:

@@ -59,24 +59,27 @@ def attention_in_torch(torch, q, k, v, mask, **choices):
 
 @st.composite
 def window_attentions(draw):
-    M, heads, d = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    heads, d = draw(st.integers(1, 2)), draw(st.integers(1, 3))
+    MH = MW = M = draw(st.integers(1, 3))
+    if draw(st.booleans()):
+        M = MH, MW = M, draw(st.integers(1, 3))
     B, down, right = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
-    qkv = draw(arrays((B, down * M, right * M, 3 * heads * d)))
-    bias = draw(arrays((heads, M * M, M * M))) if draw(st.booleans()) else None
+    qkv = draw(arrays((B, down * MH, right * MW, 3 * heads * d)))
+    bias = draw(arrays((heads, MH * MW, MH * MW))) if draw(st.booleans()) else None
     choices = {"num_heads": heads, "window_size": M}
     if draw(st.booleans()):
-        choices["shift"] = draw(st.integers(0, M - 1)), draw(st.integers(0, M - 1))
+        choices["shift"] = draw(st.integers(0, MH - 1)), draw(st.integers(0, MW - 1))
     return Call((qkv, bias), choices)
 
 
 def window_attention(qkv, bias, num_heads, window_size, shift=(0, 0)):
     """Each token's mean of the values in its window. What the roll has moved against it counts for exp(-100) of it."""
     B, H, W, channels = qkv.shape
-    M, tokens = window_size, list(np.ndindex(H, W))
+    M, tokens = np.broadcast_to(window_size, 2), list(np.ndindex(H, W))
     qkv = qkv.reshape(B, H, W, 3, num_heads, channels // (3 * num_heads))
     place = lambda at: ((at[0] - shift[0]) % H, (at[1] - shift[1]) % W)  # noqa: E731  in the rolled map
-    window = lambda at: tuple(i // M for i in place(at))  # noqa: E731
-    within = lambda at: place(at)[0] % M * M + place(at)[1] % M  # noqa: E731
+    window = lambda at: tuple(i // side for i, side in zip(place(at), M, strict=True))  # noqa: E731
+    within = lambda at: place(at)[0] % M[0] * M[1] + place(at)[1] % M[1]  # noqa: E731
     y = np.zeros((B, H, W, num_heads, qkv.shape[-1]))
     for image, head in np.ndindex(B, num_heads):
         for i in tokens:

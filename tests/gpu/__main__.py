@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.table import escape_unencodable
 from tests.gpu.stages import STAGES, alive, failed, release, synchronize
 
 COMMAND = [sys.executable, "-m", "tests.gpu"]
@@ -27,6 +28,7 @@ LOST = 3  # the exit code of a process whose card does not work any more
 
 def main() -> int:
     """0 if every stage came to its end and found nothing wrong."""
+    escape_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m tests.gpu", description="Measure and check minigrad on a GPU; at most ten minutes in all."
     )
@@ -125,8 +127,10 @@ def process(
     command += ["--data-dir", options.data_dir] if options.data_dir else []
     deadline, part = time.perf_counter() + left, None
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, start_new_session=True) as child,
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace", start_new_session=True
+        ) as child,
     ):
 
         def end() -> None:  # it and all that it has started

@@ -347,7 +347,9 @@ def tests(chosen: tuple[str, ...] = TESTS) -> Iterator[Row]:
     if importlib.util.find_spec("xdist"):  # the first time CuPy compiles every kernel of its own
         command += ["-n", "8"]
     passed = 0
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
             words = line.split()
             name = next((word for word in words if "::" in word), "")

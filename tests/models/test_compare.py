@@ -142,7 +142,7 @@ def test_the_command_line_fails_where_a_model_does(capsys, monkeypatch):
         (["--model", "vit_nano_cifr", "--against", "timm"], "did you mean vit_nano_cifar"),
         (["--model", "vit_nano_cifar", "--against", "timm", "--img-size", "33"], "next size that fits is 36 x 36"),
         (["--model", "hybrid_nano_cifar", "--against", "torchvision"], "HybridVisionTransformer; try timm"),
-        (["--model", "vit_nano_cifar", "--against", "timm"], "is not installed: pip install 'minigrad[reference]'"),
+        (["--model", "vit_nano_cifar", "--against", "timm"], "is not installed: pip install torch"),
     ],
 )
 def test_mistakes_in_the_input_are_explained(arguments, message, capsys, monkeypatch):

@@ -359,6 +359,51 @@ def test_arguments_that_are_no_sizes(family):
     assert small(family, img_size=np.int64(32)).img_size == (32, 32)
 
 
+WRONG_SIZES = [
+    (family, name, value)
+    for family, names in {
+        "vit": ("patch_size", "in_chans", "embed_dim", "num_heads", "representation_size"),
+        "hybrid": ("patch_size", "in_chans", "embed_dim", "num_heads", "stem_chs"),
+        "swin": ("patch_size", "window_size", "in_chans", "embed_dim"),
+        "convnext": ("in_chans", "stem_size", "kernel_size"),
+    }.items()
+    for name in names
+    for value in (0, -1, 1.5, "8", True, (8, 8, 8), (8, 0), (8.0, 8), ())
+]
+
+
+@pytest.mark.parametrize(("family", "name", "value"), WRONG_SIZES)
+def test_sizes_that_cannot_be_are_refused(family, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be made of whole numbers, each at least 1"):
+        small(family, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "message"),
+    [
+        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be .*; it is one number, not a sequence"),
+        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be .*; it is one number, not a sequence"),
+        ("convnext", {"stem_size": (4, 2)}, "stem_size must be .*; it is one number, not a sequence"),
+        ("convnext", {"depths": 2}, "depths must be .* one for each stage; got 2"),
+        ("convnext", {"dims": (8, 12, 0)}, "dims must be .* one for each stage"),
+        ("swin", {"depths": "22"}, "depths must be .* one for each stage"),
+        ("swin", {"num_heads": 2}, "num_heads must be .* one for each stage"),
+        ("hybrid", {"layers": (1, 0)}, "layers must be .* one for each stage"),
+        ("vit", {"embed_dim": 25}, "num_heads must divide embed_dim"),
+        ("vit", {"drop_rate": -0.1}, "drop_rate: a probability must be from 0 to 1, got -0.1"),
+        ("vit", {"attn_drop_rate": 1.1}, "attn_drop_rate: a probability must be from 0 to 1, got 1.1"),
+        ("swin", {"attn_drop_rate": float("nan")}, "attn_drop_rate: a probability must be from 0 to 1, got nan"),
+        ("convnext", {"drop_path_rate": "0.1"}, "drop_path_rate: a probability must be from 0 to 1, got '0.1'"),
+        ("vit", {"mlp_ratio": 0}, "mlp_ratio must be a number, and leave the MLP a channel; got 0"),
+        ("swin", {"mlp_ratio": float("inf")}, "mlp_ratio must be a number"),
+        ("convnext", {"mlp_ratio": -4}, "mlp_ratio must be a number"),
+    ],
+)
+def test_other_arguments_that_cannot_be_are_refused(family, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small(family, **overrides)
+
+
 @each_family
 def test_float32_stays_float32(family):
     model = small(family)

@@ -1,8 +1,10 @@
 """`python -m models.predict`: checkpoints and image files, good and bad, and the table."""
 
+import io
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -66,9 +68,13 @@ def test_what_train_wrote_is_read(tmp_path, capsys):
 def test_a_folder_is_its_images_by_name(folder, capsys):
     (folder / "images" / "notes.txt").write_text("not an image")
     (folder / "images" / "below.png").mkdir()
+    write_image(folder / "images" / "below.png" / "d.png")
+    for hidden in ("._a.png", ".DS_Store", ".ipynb_checkpoints/a.png"):
+        (folder / "images" / hidden).parent.mkdir(exist_ok=True)
+        (folder / "images" / hidden).write_bytes(b"no image")
     assert main([str(folder / "vit.npz"), str(folder / "images"), "--top-k", "99"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert [Path(line.split()[0]).name for line in lines] == ["a.png", "b.PNG", "c.png"]
+    assert [Path(line.split()[0]).name for line in lines] == ["a.png", "b.PNG", "c.png", "d.png"]
     assert header.split() == ["image", *map(str, range(1, 1 + len(CLASSES)))]
 
 
@@ -163,7 +169,7 @@ def test_a_reader_may_stop(arguments, folder):
 def test_without_pillow(folder, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert main([str(folder / "vit.npz"), str(folder / "images")]) == 2
-    assert "needs Pillow: pip install 'minigrad[train]'" in capsys.readouterr().err
+    assert "needs Pillow: pip install pillow" in capsys.readouterr().err
 
 
 def test_an_unreadable_file_is_named():
@@ -295,6 +301,92 @@ def test_kinds_of_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the right side of what is stored is the bottom of the picture
     assert (read(Image.fromarray(square), exif=exif)[:, :, -1] == 200).all()
+
+
+RAMP = np.linspace(0, 1, 16).reshape(4, 4)
+
+
+def tiff(values, bits, photometric=1, sample_format=1):
+    """A TIFF file of one grey channel in `bits` bits, 4 x 4, little-endian; 12 bits are packed, two in three bytes."""
+    if bits == 12:
+        a, b = values.reshape(-1, 2).T
+        values = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], axis=1).astype(np.uint8)
+    data = values.tobytes()
+    tags = {256: 4, 257: 4, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 4, 279: len(data)}
+    entries = [struct.pack("<HHIHH", tag, 3, 1, v, 0) for tag, v in {**tags, 339: sample_format}.items()]
+    header = b"II*\0" + struct.pack("<I", 8 + len(data))
+    return header + data + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def encoded(image, kind):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+DEEP = (RAMP * 65535).astype(np.uint16)
+GREY_OF_MORE_BITS = {
+    "16-bit PNG": encoded(Image.fromarray(DEEP), "PNG"),
+    "16-bit TIFF": encoded(Image.fromarray(DEEP), "TIFF"),
+    "16-bit TIFF, big-endian": encoded(Image.fromarray(DEEP.astype(">u2")), "TIFF"),
+    "16-bit TIFF, white is 0": tiff(65535 - DEEP, 16, photometric=0),
+    "12-bit TIFF": tiff(DEEP >> 4, 12),
+    "16-bit PGM": b"P5 4 4 65535 " + DEEP.astype(">u2").tobytes(),
+    "12-bit PGM": b"P5 4 4 4095 " + (DEEP >> 4).astype(">u2").tobytes(),
+    "PGM in ASCII": b"P2 4 4 65535 " + " ".join(map(str, DEEP.ravel())).encode(),
+    "float TIFF": tiff(RAMP.astype(np.float32), 32, sample_format=3),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", GREY_OF_MORE_BITS)
+def test_grey_of_more_than_8_bits_is_scaled(kind, channels, tmp_path):
+    (tmp_path / "x").write_bytes(GREY_OF_MORE_BITS[kind])
+    pixels = images.read(tmp_path / "x", (4, 4), channels)
+    np.testing.assert_array_less(abs(pixels - 255 * RAMP), 1.01)
+    assert (pixels[:, 0, 0] == 0).all() and (pixels[:, -1, -1] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded(Image.fromarray((RAMP * 65535).astype(np.int32)), "TIFF"), "integers of another type than 8 or 16"),
+        (tiff((RAMP * 2**32).clip(0, 2**32 - 1).astype(np.uint32), 32), "integers of another type than 8 or 16"),
+        (tiff((RAMP * 32767).astype(np.int16), 16, sample_format=2), "integers of another type than 8 or 16"),
+        (encoded(Image.fromarray((RAMP * 255).astype(np.float32)), "TIFF"), "floating-point values from 0 to 255, not"),
+        (encoded(Image.fromarray((RAMP - 0.5).astype(np.float32)), "TIFF"), "floating-point values from -0.5 to 0.5"),
+        (encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF"), "floating-point values from nan to"),
+    ],
+)
+def test_an_unknown_white_is_refused(content, message, tmp_path):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match=f"x has {message}.*; save it with 8 or 16 bits a channel"):
+        images.read(tmp_path / "x", (4, 4), 3)
+
+
+def test_transparent_grey_of_16_bits_is_white(tmp_path):
+    Image.fromarray(DEEP).save(tmp_path / "x.png", transparency=int(DEEP[0, 1]))
+    pixels = images.read(tmp_path / "x.png", (4, 4), 1)
+    assert pixels[0, 0, :3].tolist() == [0, 255, DEEP[0, 2] >> 8]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("CMYK", "tif"), ("CMYK", "jpg"), ("LAB", "tif"), ("PA", "tif"), ("LA", "png")]
+)
+def test_other_colour_spaces_are_converted(mode, suffix, channels, tmp_path):
+    image = Image.new(mode, (4, 4), {"CMYK": (0, 0, 0, 0), "LAB": (255, 128, 128)}.get(mode, 0))  # white
+    image.save(tmp_path / f"x.{suffix}")
+    assert (images.read(tmp_path / f"x.{suffix}", (4, 4), channels) >= 254).all()
+
+
+def test_a_palette_may_be_transparent(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.paste(1, (0, 0, 2, 4))
+    image.save(tmp_path / "x.png", transparency=1)
+    pixels = images.read(tmp_path / "x.png", (4, 4), 3)
+    assert (pixels[:, :, :2] == 255).all() and (pixels[:, :, 2:] == np.array([10, 20, 30])[:, None, None]).all()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "tif", "webp"])

@@ -262,6 +262,13 @@ def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only():
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"stem_stride": 1}, "stem_stride must be even"),
         ({"stem_stride": 3}, "stem_stride must be even"),
+        ({"stem_stride": (4, 4)}, "stem_stride must be made of whole numbers, .*; it is one number"),
+        ({"kernel_size": (7, 7)}, "kernel_size must be made of whole numbers, .*; it is one number"),
+        ({"width": 0}, "width must be made of whole numbers"),
+        ({"in_chans": 0}, "in_chans must be made of whole numbers"),
+        ({"num_classes": -1}, "num_classes must be made of whole numbers, each at least 0"),
+        ({"depths": (1, 1.5, 1, 1)}, "depths must be made of whole numbers"),
+        ({"drop_path_rate": 2}, "drop_path_rate: a probability must be from 0 to 1"),
     ],
 )
 def test_decisions_that_do_not_fit_are_explained(overrides, message):

@@ -212,6 +212,12 @@ def test_the_formulas_of_the_swin_paper_are_what_is_counted(name):
         assert (cost.msa > cost.w_msa) == (cost.h > cost.M)
 
 
+def test_oblong_windows_are_counted_too():
+    costs = summary.attention_costs(without_weights("swin_nano_cifar", window_size=(2, 4), patch_size=(2, 1)))
+    assert [(cost.h, cost.w, cost.M) for cost in costs] == [(16, 32, (2, 4)), (8, 16, (2, 4)), (4, 8, (2, 4))]
+    assert all(cost.w_msa == cost.w_msa_counted == 4 * cost.h * cost.w * cost.C * (cost.C + 4) for cost in costs)
+
+
 def test_padding_costs_more_than_the_formula():
     first = summary.attention_costs(without_weights("swin_nano_cifar"), img_size=36)[0]
     assert (first.h, first.M) == (18, 4)

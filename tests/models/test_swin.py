@@ -96,6 +96,44 @@ def test_a_resampled_table_keeps_its_axes():
     assert (np.diff(grid[:, 0]) > 0).all()
 
 
+@pytest.mark.parametrize("window", [(4, 2), (2, 4), (3, 5)])
+def test_windows_of_another_height_than_width(window):
+    """Attention stays in the window; the maps have the windows' mean of values, as the forward has."""
+    model = formula.fill(small("swin", window_size=window)).eval()
+    x = Tensor(formula.stream("x", 1, 3, 48, 40))
+    features, maps = model.forward_intermediates(x)
+    assert [m.shape for m in maps] == [(1, 8, 12, 10)] * 2 + [(1, 16, 6, 5)] * 2 and features.shape == (1, 6, 5, 16)
+    attention = model.attention_maps(x, [0])[0].numpy()
+    rows, columns = np.divmod(np.arange(120), 10)
+    cell = (rows // window[0]) * 10 + columns // window[1]
+    assert not attention[:, :, cell[:, None] != cell].any()
+    if not (12 % window[0] or 10 % window[1]):
+        np.testing.assert_allclose(attention.sum(-1), 1)
+
+
+def test_a_square_window_may_be_a_pair():
+    pair, number = (small("swin", window_size=size, patch_size=p) for size, p in (((4, 4), [4, 4]), (4, 4)))
+    assert pair.layers[0].blocks[0].attn.window_size == 4 and pair.patch_embed.patch_size == 4
+    x = Tensor(formula.stream("x", 1, 3, 32, 32))
+    np.testing.assert_array_equal(formula.fill(pair)(x).numpy(), formula.fill(number)(x).numpy())
+
+
+def test_windows_can_become_oblong_and_square_again():
+    model = formula.fill(small("swin"))
+    name = "layers.1.blocks.1.attn.relative_position_bias_table"
+    ramp = np.arange(-3.0, 4)[:, None] + 10 * np.arange(-3.0, 4)  # of dy and dx: [dy + 3, dx + 3]
+    dict(model.named_parameters())[name].data[...] = ramp.reshape(49, 1)
+    model.set_window_size((4, 8))
+    table = dict(model.named_parameters())[name].numpy()
+    assert table.shape == (7 * 15, 4)
+    middle = table[:, 0].reshape(7, 15)[:, 4:11]
+    np.testing.assert_allclose(np.diff(middle, axis=0), 1, rtol=1e-10)  # along the axis that stays
+    assert (np.diff(middle, axis=1) > 3).all()
+    model.set_window_size(4)
+    assert dict(model.named_parameters())[name].shape == (49, 4) and model.layers[0].blocks[0].attn.window_size == 4
+    assert model(Tensor(formula.stream("x", 1, 3, 32, 32))).shape == (1, 7)
+
+
 def test_a_table_that_is_not_square_is_explained():
     with pytest.raises(ValueError, match="has \\(2M - 1\\)² rows"):
         swin.resample_relative_position_bias_table(Tensor(np.zeros((10, 2))), 4)

@@ -341,6 +341,23 @@ def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
     assert cam[3].get_title().startswith("y:\n") and len(cam) == 6
 
 
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("swin", {"window_size": [2, 4], "patch_size": [2, 1], "img_size": [32, 24]}),
+        ("vit", {"patch_size": [8, 4], "img_size": [32, 24]}),
+    ],
+)
+def test_oblong_patches_and_windows_are_drawn(family, overrides, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(FAMILIES, "oblong", FAMILIES[family] | overrides | {"num_classes": len(CLASSES)})
+    write(tmp_path / "best.npz", "oblong")
+    write_image(tmp_path / "x.png")
+    assert main([str(tmp_path / "best.npz"), str(tmp_path / "x.png"), "--output", str(tmp_path / "out")]) == 0
+    files = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"swin": {"windows.png", "bias.png", "window-attention.png"}, "vit": {"attention.png"}}[family] <= files
+
+
 def test_one_window_that_covers_all_has_no_shift(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = FAMILIES["swin"] | {"window_size": 16, "num_classes": len(CLASSES)}
@@ -382,7 +399,7 @@ def test_without_matplotlib(tmp_path, monkeypatch, capsys):
     write(tmp_path / "vit.npz", "vit")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([str(tmp_path / "vit.npz"), "--output", str(tmp_path / "out")]) == 2
-    assert "drawing needs matplotlib: pip install 'minigrad[train]'" in capsys.readouterr().err
+    assert "drawing needs matplotlib: pip install matplotlib" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -15,6 +15,24 @@ def images() -> Tensor:
     return Tensor(formula.stream("x", 2, 3, 32, 32))
 
 
+def test_patches_of_another_height_than_width():
+    model = formula.fill(small("vit", img_size=(48, 32), patch_size=(16, 8))).eval()
+    x = Tensor(formula.stream("x", 2, 3, 48, 32))
+    assert model.patch_embed.grid_size == (3, 4) and model(x).shape == (2, 7)
+    assert [y.shape for y in model.forward_intermediates(x)[1]] == [(2, 24, 3, 4)] * 2
+    assert model.attention_maps(x)[0].shape == (2, 3, 13, 13)
+    image = x[:, :, 16:32, 8:16].numpy()  # the patch in row 1, column 1
+    weight, bias = model.patch_embed.proj.weight.numpy(), model.patch_embed.proj.bias.numpy()
+    expected = (image[:, None] * weight).sum((2, 3, 4)) + bias
+    np.testing.assert_allclose(model.patch_embed(x).numpy()[:, 5], expected, rtol=1e-10)
+    before = model.pos_embed
+    model.set_input_size((64, 24))
+    assert model.patch_embed.grid_size == (4, 3)
+    np.testing.assert_array_equal(model.pos_embed.numpy(), resample_pos_embed(before, (3, 4), (4, 3)).numpy())
+    with pytest.raises(ValueError, match=r"got \(16, 8\) and 40 x 20; the next size that fits is 48 x 24"):
+        model.set_input_size((40, 20))
+
+
 def test_facts_about_the_gradient():
     """Position 0's embedding and the class token are added, so they share a gradient; a key's bias shifts all scores of
     a query alike, which softmax does not see."""

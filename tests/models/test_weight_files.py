@@ -27,6 +27,15 @@ def test_files(tmp_path, suffix, dtype):
         np.testing.assert_array_equal(parameter.numpy(), expected, err_msg=name)
 
 
+@pytest.mark.parametrize("suffix", [".NPZ", ".SafeTensors"])
+def test_suffixes_in_capitals(tmp_path, suffix):
+    model, entries = file_of("HF 5 ViT")
+    serialize.save(tmp_path / f"w{suffix}", entries, {"epoch": 3})
+    models.load_weights(model, tmp_path / f"w{suffix}")
+    assert_has_formula_weights(model)
+    assert serialize.load_metadata(tmp_path / f"w{suffix}") == {"epoch": 3}
+
+
 def bfloat16(x: np.ndarray) -> np.ndarray:
     """The upper halves of float32, with NumPy's name for bytes that it knows nothing about."""
     return (x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view("V2")
@@ -108,14 +117,19 @@ def test_types_that_are_no_numbers_here(tmp_path):
 
 def test_files_of_other_names(tmp_path):
     (tmp_path / "w.h5").touch()
-    assert "end in .safetensors, .npz, .pth, .pt or .bin, got 'w.h5'" in refusal(small("vit"), tmp_path / "w.h5")
+    assert "end in .safetensors, .npz, .pth, .pt, .bin, .ckpt or .pth.tar, got 'w.h5'" in refusal(
+        small("vit"), tmp_path / "w.h5"
+    )
     with pytest.raises(FileNotFoundError, match=r"no file .*absent.npz"):
         models.load_weights(small("vit"), tmp_path / "absent.npz")
 
 
 @pytest.mark.parametrize(
     ("file", "library", "fix"),
-    [("w.pth", "torch", "pip install torch; or convert it"), ("w.safetensors", "safetensors", "pip install 'minigrad")],
+    [
+        ("w.pth", "torch", "pip install torch; or convert it"),
+        ("w.safetensors", "safetensors", "pip install safetensors"),
+    ],
 )
 def test_without_the_library(tmp_path, monkeypatch, file, library, fix):
     monkeypatch.setitem(sys.modules, library, None)

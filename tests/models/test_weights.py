@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from minigrad import Tensor
+from minigrad import Tensor, serialize
 from models.compare import formula
 from models.layouts import places, to_canonical
 from models.swin import resample_relative_position_bias_table
@@ -200,6 +200,35 @@ def test_another_grid_of_as_many_patches():
     models.load_weights(model, entries, resize=True)
     expected = resample_pos_embed(file.pos_embed, (4, 4), (2, 8))
     np.testing.assert_array_equal(model.pos_embed.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_checkpoint_of_ours_says_its_grid_and_windows(tmp_path, suffix):
+    """A grid of 4 x 16 has as many positions as one of 8 x 8; only the metadata tells them apart."""
+    if suffix == ".safetensors":
+        pytest.importorskip("safetensors")
+    for name, here, there in (
+        ("vit_nano_cifar", {}, {"img_size": [16, 64]}),
+        ("vit_nano_cifar", {}, {"patch_size": [8, 2]}),
+        ("swin_nano_cifar", {"window_size": 4}, {"window_size": [2, 5]}),
+        ("swin_nano_cifar", {"window_size": [5, 2]}, {"window_size": [2, 5]}),
+    ):
+        arguments = {"name": name, **there}
+        file, model = formula.fill(models.create_model(**arguments)), models.create_model(name, **here)
+        if "patch_size" in there:
+            file.patch_embed.proj = models.create_model(name).patch_embed.proj  # only the grid differs
+        serialize.save(tmp_path / f"w{suffix}", file.state_dict(), {"model": arguments})
+        loaded = models.load_weights(model.to(dtype=np.float64), tmp_path / f"w{suffix}", resize=True)
+        for key in loaded.resized:
+            was, now = dict(file.named_parameters())[key], dict(model.named_parameters())[key]
+            expected = (
+                resample_pos_embed(was, file.patch_embed.grid_size, (8, 8)) if key == "pos_embed" else
+                resample_relative_position_bias_table(was, here["window_size"], (2, 5))
+            )  # fmt: skip
+            np.testing.assert_array_equal(now.numpy(), expected.numpy())
+        assert sorted(loaded.resized) == sorted(
+            n for n, _ in model.named_parameters() if n.endswith(("pos_embed", "bias_table"))
+        )
 
 
 def test_another_window():

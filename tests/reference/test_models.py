@@ -105,6 +105,8 @@ def test_what_a_library_does_not_have_is_refused(name, library):
         ("torchvision", "swin_nano_cifar", {"qkv_bias": False}, "qkv with a bias"),
         ("timm", "convnext_atto_cifar", {"depths": (1, 1), "dims": (8, 16)}, "four stages"),
         ("transformers", "convnext_atto_cifar", {"kernel_size": 5}, "7 x 7 kernels"),
+        ("transformers", "swin_nano_cifar", {"window_size": (2, 4)}, "square windows"),
+        ("torchvision", "vit_nano_cifar", {"patch_size": (8, 4)}, "square patches"),
     ],
 )
 def test_refusals_give_the_reason(library, model, overrides, reason):
@@ -122,6 +124,13 @@ def test_refusals_give_the_reason(library, model, overrides, reason):
         ("timm", "vit_tiny_r_s16_p8_224", {"img_size": 64, "depth": 1, "in_chans": 1}),
         ("transformers", "vit_nano_cifar", {"qkv_bias": False, "in_chans": 1}),
         ("torchvision", "convnext_atto_cifar", {"depths": (1, 1), "dims": (8, 16)}),
+        ("timm", "vit_nano_cifar", {"img_size": (48, 32), "patch_size": (16, 8), "depth": 2}),
+        ("transformers", "vit_nano_cifar", {"img_size": (48, 32), "patch_size": (16, 8), "depth": 2}),
+        ("timm", "vit_tiny_r_s16_p8_224", {"img_size": 64, "patch_size": (4, 8), "depth": 1}),
+        ("timm", "swin_nano_cifar", {"window_size": (2, 4)}),
+        ("timm", "swin_nano_cifar", {"window_size": (8, 2), "patch_size": (1, 2)}),
+        ("torchvision", "swin_nano_cifar", {"window_size": (3, 5), "patch_size": (4, 3), "img_size": (30, 50)}),
+        ("torchvision", "swin_nano_cifar", {"window_size": (2, 9)}),
     ],
 )
 def test_other_arguments(library, model, overrides):

@@ -14,7 +14,7 @@ from minigrad.dtypes import is_narrow
 from tests.cases import ALL_CASES
 from tests.compare import TOLERANCE, difference, outcome, torch_outcome
 
-torch = pytest.importorskip("torch", reason="the comparison needs PyTorch: pip install 'minigrad[reference]'")
+torch = pytest.importorskip("torch", reason="the comparison needs PyTorch: pip install torch")
 
 CASES = [case for case in ALL_CASES if case.torch is not None]
 

@@ -1,6 +1,10 @@
 """Weights of real networks of timm, torchvision and transformers, loaded under their own names: the same logits."""
 
 import argparse
+import datetime
+import os
+import re
+import subprocess
 
 import numpy as np
 import pytest
@@ -180,12 +184,76 @@ class Bomb:
         return exec, ("raise SystemExit('a pickle was run')",)
 
 
+class Command:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+class Program:
+    def __reduce__(self):
+        return subprocess.call, (["false"],)
+
+
+class Stranger:
+    """What checkpoints hold beside the weights; to make one again is to be noticed."""
+
+    def __init__(self):
+        self.settings = {"lr": 0.1}
+
+    def __setstate__(self, state):
+        raise SystemExit("code of the file was run")
+
+
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("stranger", [Bomb(), argparse.Namespace(lr=0.1)])
-def test_a_file_with_python_objects(tmp_path, stranger, zipped):
+@pytest.mark.parametrize(
+    ("stranger", "name"),
+    [(Bomb(), "exec"), (Command(), r"(posix|nt)\.system"), (Program(), r"(subprocess|commands)\.call")],
+)
+def test_a_file_that_runs_programs_is_refused(tmp_path, stranger, name, zipped):
     entries, ours = block()
     torch.save({"model": entries, "args": stranger}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert "holds more than tensors, which is not loaded as it could run code" in refusal(ours, tmp_path / "w.pth")
+    said = refusal(ours, tmp_path / "w.pth")
+    assert re.search(rf"holds more than tensors, which is not loaded as it could run code: it names {name}\. If", said)
+    assert said.isprintable() and said.endswith("torch.save(model.state_dict(), file)")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["w.pth", "W.PTH", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar", "W.PTH.TAR", "w"])
+def test_objects_beside_the_weights_are_passed_over(tmp_path, name, zipped):
+    """As timm and Lightning leave them; nothing of them is made again."""
+    entries, ours = block()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, output=tmp_path, begun=datetime.datetime.now()), "epoch": 3,
+        "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {Stranger: Stranger()},
+    }  # fmt: skip
+    checkpoint = {"state_dict": {f"model.{key}": x for key, x in entries.items()}, **beside}
+    torch.save(checkpoint, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    allowed = set(torch.serialization.get_safe_globals())
+    models.load_weights(ours, tmp_path / name)
+    assert_has_weights(ours)
+    assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: {"model_state": x}, lambda x: {"model_ema": {"module": x}, "state_dict": {}}, lambda x: {"net": x},
+        lambda x: {"state_dict": {f"net.{name}": y for name, y in x.items()}, "model_ema": None, "optimizer": {}},
+        lambda x: {"model": {f"module._orig_mod.{name}": y for name, y in x.items()}, "state_dict": {}},
+        lambda x: {"state_dict_ema": x, "state_dict": {name: 2 * y for name, y in x.items()}},
+    ],
+)  # fmt: skip
+def test_what_wraps_the_weights_is_taken_off(wrap):
+    entries, ours = block()
+    models.load_weights(ours, wrap(entries))
+    assert_has_weights(ours)
+
+
+def test_a_whole_module_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pth")
+    said = refusal(block()[1], tmp_path / "w.pth")
+    assert "w.pth is a whole object of class Linear, which is not loaded" in said
+    assert said.endswith("write its weights alone: torch.save(model.state_dict(), file)")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])

@@ -78,6 +78,9 @@ def hostile(proof: Path) -> dict[str, bytes]:
     array = py2_array(np.zeros((1, 3072), np.uint8))
     opened = b"cbuiltins\nexec\n(" + py2_string(touch) + b"tR."
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
+    scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n"
+    frombuffer = b"cnumpy.core.numeric\n_frombuffer\n(" + py2_string(b"") + b"cnumpy\ndtype\n(" + py2_string(b"u1")
+    frombuffer = b"\x80\x02" + frombuffer + b"I00\nI01\ntRK\x00\x85X\x01\0\0\0CtR."  # an honest one
     return {
         "exec": pickle.dumps(_Call(exec, touch.decode())),
         "exec in protocol 0": pickle.dumps(_Call(exec, touch.decode()), 0),
@@ -104,6 +107,15 @@ def hostile(proof: Path) -> dict[str, bytes]:
         "copyreg extension": b"\x80\x02\x82\x01.",
         "a memo of 1 GB": b"\x80\x02Nr\xff\xff\xff\x03.",
         "a string of 2 GB": b"\x80\x02T\xff\xff\xff\x7fabc.",
+        "a buffer of objects": frombuffer.replace(b"U\x02u1", b"U\x02O8"),
+        "a buffer in another order": frombuffer.replace(b"CtR", b"KtR"),
+        "a buffer with negative sizes": frombuffer.replace(b"K\x00\x85", b"J\xff\xff\xff\xff\x85"),
+        "a buffer smaller than its array": frombuffer.replace(b"K\x00\x85", b"J\xff\xff\xff\x7f\x85"),
+        "a buffer from elsewhere": b"\x80\x05cnumpy.core.numeric\n_frombuffer\n(\x97" + frombuffer[-40:],
+        "a number of objects": scalar + b"(U\x02O8I00\nI01\ntRU\x08" + bytes(8) + b"tR.",
+        "a number cut short": scalar + b"(U\x02i8I00\nI01\ntRU\x01xtR.",
+        "two gigabytes of zeros": b"\x80\x03cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
+        "tuples nested by the memo": b"\x80\x02})q\x00" + b"h\x00\x85q\x00" * 100_000 + b"K\x01s.",
         "a million nested tuples": b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.",
         "nested lists": b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
         "endless in print": b"\x80\x02" + reconstruct + b"(" + doubled_lists(100) + b"tR.",

@@ -66,13 +66,38 @@ def test_load_cifar100(tmp_path):
     assert dataset.test.labels.tolist() == [99, 0] and dataset.classes[99] == "class 99"
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_python_3_pickles_load(protocol, order):
     images = np.arange(6, dtype=np.uint8).reshape(2, 3).copy(order)
-    loaded = load_plain(pickle.dumps({"data": images, "labels": [1, 2], "name": "a", "raw": b"b"}, protocol))
-    np.testing.assert_array_equal(loaded.pop("data").array, images)
-    assert loaded == {"labels": [1, 2], "name": "a", "raw": b"b"}
+    plain = {"labels": [1, 2], "name": "a", b"raw": [b"\xe9", b""], "more": (1, 2.5, None, True)}
+    arrays = {"data": images, "strided": images[:, ::2], "one": np.arange(3), "big": np.arange(3, dtype=">i4")}
+    content = pickle.dumps({**plain, **arrays, "numbers": [np.int64(-3), np.uint8(4)]}, protocol)
+    for name in (b"numpy._core.", b"numpy.core."):  # as NumPy 2 and 1 write it; protocol 4 and 5 count the bytes
+        if protocol < 4 or name in content:
+            loaded = load_plain(content.replace(b"numpy._core.", name).replace(b"numpy.core.", name))
+            for key, array in arrays.items():
+                np.testing.assert_array_equal(loaded.pop(key).array, array, strict=True)
+            assert loaded == {**plain, "numbers": [-3, 4]}
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("encoding", ["bytes", "latin1"])
+@pytest.mark.parametrize("labels", [list, np.array, lambda labels: list(np.array(labels, np.uint8)), tuple])
+def test_cifar_pickled_again(protocol, encoding, labels, data_dir):
+    """With bytes or strings as keys and names; the labels in a list or an array. Each name of an image is a tuple."""
+    expected = cifar.load(CIFAR10, data_dir)
+    for file in (data_dir / CIFAR10.folder).iterdir():
+        content = pickle.loads(file.read_bytes(), encoding=encoding)
+        key = b"labels" if encoding == "bytes" else "labels"
+        if key in content:
+            content[key] = labels(content[key])
+            content["filenames"] = [f"{i}.png".encode() for i in range(200)]
+        file.write_bytes(pickle.dumps(content, protocol))
+    again = cifar.load(CIFAR10, data_dir)
+    np.testing.assert_array_equal(again.train.images, expected.train.images)
+    np.testing.assert_array_equal(again.train.labels, expected.train.labels)
+    assert again.classes == expected.classes
 
 
 @pytest.mark.parametrize("name", hostile(None))
@@ -149,6 +174,12 @@ ONE = np.zeros((1, 3072), np.uint8)
         (py2_dict(labels=py2_labels([1])), r"`data` must be an array \(images, 3072\)"),
         (py2_dict(labels=py2_labels([1]), data=py2_string(b"x")), "`data` must be"),
         (py2_dict(labels=py2_labels([1]), data=py2_array(ONE[:, :3071])), "`data` must be"),
+        (pickle.dumps({"labels": [1], "data": ONE.astype(np.int8)}), "`data` must be"),
+        (pickle.dumps({"labels": [1], "data": ONE.reshape(1, 3, 32, 32)}), "`data` must be"),
+        (pickle.dumps({"labels": np.array([[1]]), "data": ONE}), "`labels` must be a list of integers"),
+        (pickle.dumps({"labels": [1], "data": ONE / 1}), "refused: an array of another type than integers"),
+        (pickle.dumps({"labels": [1], "data": ONE, "names": np.array(["a"])}), "another type than integers"),
+        (pickle.dumps({"labels": [1], "data": ONE, "names": np.array(["a"], object)}), "refused: .* no place in|other"),
         (py2_dict(labels=py2_list([]), data=py2_array(ONE[:0])), "`data` must be"),
         (py2_dict(data=py2_array(ONE).split(b"(K")[0]), "`data` must be"),  # an array without contents
         (py2_dict(data=py2_array(ONE)), "`labels` must be a list of integers"),

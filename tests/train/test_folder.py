@@ -116,10 +116,67 @@ def test_invalid_folders_are_refused(tmp_path, change, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_all_unreadable_images_are_named(tmp_path, monkeypatch):
+    album(tmp_path, ({"a": 4, "b": 1}, {"a": 1, "b": 1}))
+    for i in range(3):
+        (tmp_path / "train" / "a" / f"{i:03}.png").write_bytes(b"no image at all")
+    (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
+    with pytest.raises(
+        InputError, match=r"a/000\.png is no .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
+    ) as e:
+        folder.load(tmp_path, 32)
+    assert "perhaps more" not in str(e.value)
+    monkeypatch.setattr(folder, "_MOST_PROBLEMS", 2)
+    with pytest.raises(InputError, match=r"a/000\.png is no .*a/001.*, and perhaps more: repair or") as e:
+        folder.load(tmp_path, 32)
+    assert "gone" not in str(e.value)
+
+
+def test_hidden_files_and_folders_are_passed_over(tmp_path, capsys):
+    there = album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    for name in ("train/a/._000.png", "train/a/.DS_Store", "train/a/Thumbs.db", "train/a/.ipynb_checkpoints/000.png",
+                 "train/.ipynb_checkpoints/1.png", "val/._b.png", "._train"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    data = folder.load(tmp_path, 32)
+    np.testing.assert_array_equal(data.train.images, [there["train"]["a"][0], there["train"]["b"][0]])
+    assert data.classes == ("a", "b") and capsys.readouterr().err == ""
+
+
+def test_images_in_folders_below_a_class_are_of_it(tmp_path):
+    """As torchvision's ImageFolder: links are followed, here not in circles."""
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    below = [paint(tmp_path / "train" / "a" / name, i) for i, name in enumerate(["x/1.png", "x/y/1.png", "z/0.png"])]
+    paint(tmp_path / "elsewhere" / "2.png", 7)
+    (tmp_path / "train" / "b" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "train" / "b" / "circle").symlink_to(tmp_path / "train" / "b")
+    data = folder.load(tmp_path, 32)
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 0]
+    np.testing.assert_array_equal(data.train.images[[2, 4, 5]], below)
+
+
+def test_images_beside_the_classes_are_counted(tmp_path, capsys):
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    for name in ("1.png", "2.PNG", "notes.txt"):
+        (tmp_path / "train" / name).write_bytes(b"no image")
+    assert len(folder.load(tmp_path, 32).train) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes are left out"
+
+
+def test_unicode_forms_of_a_name_are_one_class(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    album(tmp_path, ({decomposed: 1, "cafz": 1}, {composed: 1, "cafz": 1}))
+    paint(tmp_path / "train" / composed / "2.png", 5)
+    data = folder.load(tmp_path, 32)
+    assert data.classes == ("cafz", composed)  # é after z, as in composed names; decomposed, e is before it
+    assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [0, 1]
+
+
 def test_missing_pillow_says_what_to_install(tmp_path, monkeypatch):
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(InputError, match=r"needs Pillow: pip install 'minigrad\[train\]'"):
+    with pytest.raises(InputError, match="needs Pillow: pip install pillow"):
         folder.load(tmp_path, 32)
 
 

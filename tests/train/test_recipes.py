@@ -164,9 +164,31 @@ def test_unreadable_settings_files_are_refused(tmp_path):
     for path, message in (("missing.toml", "No such file"), (".", "Is a directory")):
         with pytest.raises(InputError, match=f"cannot read --config .*: {message}"):
             parse(["--config", str(tmp_path / path)])
-    (tmp_path / "latin1.toml").write_bytes(b'model = "\xe9"')
-    with pytest.raises(InputError, match="is no TOML: 'utf-8' codec"):
-        parse(["--config", str(tmp_path / "latin1.toml")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_settings_file_in_the_encodings_of_windows(encoding, newline, tmp_path):
+    """Notepad and PowerShell write UTF-8 and UTF-16 with a byte order mark."""
+    text = f"epochs = 3{newline}output = 'r\u00e9sultats \u4e2d'{newline}"
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / "run.toml").write_bytes((mark + text).encode(encoding))
+    found = config.read(tmp_path / "run.toml", parser())
+    assert found == {"epochs": 3, "output": "r\u00e9sultats \u4e2d"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'lr = 1\nmodel = "\xe9"', "'utf-8' codec can't decode byte 0xe9 .*, in line 2"),
+        (b"\xff\xfe" + "lr = 1\n\n#".encode("utf-16-le") + b"\x00\xd8x\x00", "'utf-16-le' codec can't .*, in line 3"),
+        ("lr = 1".encode("utf-16-le"), "a zero byte in line 1, as in UTF-16 without a byte order mark"),
+    ],
+)
+def test_bytes_that_are_no_text_are_located(content, message, tmp_path):
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(InputError, match=rf"^--config .*run\.toml is no TOML: {message}; save the file as UTF-8$"):
+        parse(["--config", str(tmp_path / "run.toml")])
 
 
 def test_non_unicode_name_is_refused():

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
+from minigrad.checks import sides
 from minigrad.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.attention import empty_like, most_shared, readable, seen
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention, window_attention
+from minigrad.ops.window_attention import Window
 
 ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_narrow.cu; warps of a block
 WIDTH_STEP, MAX_WIDTH = 16, 128  # E and V are multiples of WIDTH_STEP
@@ -159,9 +161,11 @@ class WindowAttention(window_attention.WindowAttention):
 
     @staticmethod
     def takes(
-        qkv: Array, bias: Array | None, *, num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float
+        qkv: Array, bias: Array | None, *, num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float
     ) -> bool:
         M = window_size
+        if not isinstance(M, int):  # of another height than width
+            return False
         if dropout_p or qkv.ndim != 4 or min(M, num_heads) < 1 or qkv.shape[3] % (3 * num_heads):
             return False
         if qkv.shape[1] % M or qkv.shape[2] % M:
@@ -176,12 +180,12 @@ class WindowAttention(window_attention.WindowAttention):
 
     def forward(
         self, qkv: Array, bias: Array | None, *,
-        num_heads: int, window_size: int, shift: tuple[int, int], dropout_p: float,
+        num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float,
     ) -> Array:  # fmt: skip
         B, H, W, _ = qkv.shape
         q, k, v = _parts(qkv, num_heads)
         bias = None if bias is None else array_module(qkv).ascontiguousarray(bias)
-        self.launches = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(window_size, H, W, *shift))
+        self.launches = Attention(q, k, v, bias, q.shape[-1] ** -0.5, Map(sides(window_size)[0], H, W, *shift))
         y = self.launches.forward(any(self.needs_input_grad))  # (B, heads, H·W, d)
         return y.swapaxes(1, 2).reshape(B, H, W, -1)
 

@@ -162,7 +162,7 @@ class CuPyDevice:
             if int(cupy.__version__.split(".")[0]) < MIN_CUPY:
                 raise RuntimeError(
                     f"kernels need CuPy {MIN_CUPY} or newer, this is {cupy.__version__}: "
-                    "pip install -U 'minigrad[cuda13]' (or 'minigrad[cuda12]')"
+                    "pip install -U 'cupy-cuda13x[ctk]' (or 'cupy-cuda12x[ctk]')"
                 )
             require_gpu(cupy)
             options = ("--std=c++17", f"-I{FOLDER}", *kernel.macros)
