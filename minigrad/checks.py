@@ -10,24 +10,6 @@ import numpy as np
 from minigrad.dtypes import is_floating
 
 
-def integer(value: Any, name: str, op: str, *, least: int | None = None) -> int:
-    """`value` as a Python integer. A float is refused even if it is integral, and so is a bool, as in PyTorch."""
-    try:
-        number = index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{op}: {name} must be an integer, got {value!r}; use int(...)")
-    if least is not None and number < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {number}")
-    return number
-
-
-def integers(values: Any, name: str, op: str, *, least: int | None = None) -> tuple[int, ...]:
-    """`integer` of each of a sequence, or of one."""
-    return tuple(integer(v, name, op, least=least) for v in (values if isinstance(values, Sequence) else (values,)))
-
-
 def one_axis(axis: Any, ndim: int, op: str) -> int:
     """`axis` as a number from 0 to ndim - 1 (a 0-d array counts as 1-d, as in PyTorch)."""
     size = max(ndim, 1)
@@ -54,8 +36,7 @@ def axes(axis: int | Sequence[int] | None, ndim: int, op: str) -> tuple[int, ...
 def pair(value: Any, name: str, op: str, *, least: int) -> tuple[int, int]:
     """`value` as two integers (height, width); a single integer stands for both."""
     both = (value, value) if isinstance(value, int | np.integer) else value
-    integers = isinstance(both, Sequence) and len(both) == 2 and all(isinstance(v, int | np.integer) for v in both)
-    if not integers or any(isinstance(v, bool) for v in both):
+    if not (isinstance(both, Sequence) and len(both) == 2 and all(isinstance(v, int | np.integer) for v in both)):
         raise TypeError(f"{op}: {name} is an integer or a pair (height, width), got {value!r}")
     if min(both) < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
 from minigrad.dtypes import as_dtype, is_floating
 from minigrad.methods import sequence
 from minigrad.random import default_generator
@@ -18,18 +17,17 @@ def full(
 ) -> Tensor:
     """A tensor of one number, repeated. By default float32 for a float, int64 for an integer, bool for a boolean."""
     dtype = Tensor(fill_value).dtype if dtype is None else as_dtype(dtype)
-    size = checks.integers(size, "each size", "full")
     return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
 
 
 def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A tensor of zeros: `zeros(2, 3)` or `zeros((2, 3))`."""
-    return full(sequence(size, "zeros"), 0, dtype, device, requires_grad)
+    return full(sequence(size), 0, dtype, device, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A tensor of ones."""
-    return full(sequence(size, "ones"), 1, dtype, device, requires_grad)
+    return full(sequence(size), 1, dtype, device, requires_grad)
 
 
 def full_like(input: Tensor, fill_value: Any, dtype: Any = None, device: str | None = None) -> Tensor:
@@ -74,9 +72,9 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
 
 def rand(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Uniform random numbers from 0 to 1, 1 excluded."""
-    return Tensor(default_generator().uniform(sequence(size, "rand"), as_dtype(dtype), device), requires_grad)
+    return Tensor(default_generator().uniform(sequence(size), as_dtype(dtype), device), requires_grad)
 
 
 def randn(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Standard normal random numbers."""
-    return Tensor(default_generator().normal(sequence(size, "randn"), as_dtype(dtype), device), requires_grad)
+    return Tensor(default_generator().normal(sequence(size), as_dtype(dtype), device), requires_grad)

@@ -82,7 +82,6 @@ def conv2d(
     Shapes: input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,). `padding` may also be "valid",
     or "same" where the stride is 1.
     """
-    groups = checks.integer(groups, "groups", "conv2d")
     choices = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **choices), input)
 
@@ -113,8 +112,6 @@ def avg_pool2d(
     """The mean of each window; the stride is the window's size if not given."""
     stride = kernel_size if stride is None else stride
     choices = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
-    if divisor_override is not None:
-        divisor_override = checks.integer(divisor_override, "divisor_override", "avg_pool2d")
     counting = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
     return _batched(lambda x: Tensor.apply(AvgPool2d, x, **choices, **counting), input)
 
@@ -135,7 +132,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over the last axes, of shape `normalized_shape`."""
-    shape = checks.integers(normalized_shape, "normalized_shape", "layer_norm")
+    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (int(normalized_shape),)
     return Tensor.apply(LayerNorm, input, weight, bias, shape=shape, eps=eps)
 
 
@@ -143,7 +140,6 @@ def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over each image's groups of channels; x is (N, C, ...)."""
-    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
     return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
 
 
@@ -256,7 +252,6 @@ def window_attention(
     """
     checks.probability(dropout_p, "window_attention")
     shift = checks.pair(shift, "shift", "window_attention", least=0)
-    num_heads = checks.integer(num_heads, "num_heads", "window_attention")
     MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
     window: Any = MH if MH == MW else (MH, MW)
     choices = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
@@ -330,7 +325,6 @@ def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Te
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """1 at the class named, 0 elsewhere, as int64. Shapes: target (...), result (..., num_classes)."""
     index = raw(target)
-    num_classes = checks.integer(num_classes, "num_classes", "one_hot")
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < num_classes:
         raise IndexError(f"one_hot: classes must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
     xp = array_module(index)
@@ -348,13 +342,11 @@ def pad(
 ) -> Tensor:
     """Grow the last axes: `pad` is (before, after) of the last axis, then of the last but one, and so on.
 
-    "constant" fills with `value` (0 if not given); "reflect" mirrors without repeating the edge; "replicate" repeats
-    the edge; "circular" repeats the axis. A negative width crops: "circular" then repeats what is left, the other modes
-    continue the axis as it was.
+    "constant" fills with `value` (0 if not given), and negative widths crop; "reflect" mirrors without repeating the
+    edge, "replicate" repeats it, "circular" wraps round.
     """
     if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad: needs a pair (before, after) for each of at most {input.ndim} axes, got {pad!r}")
-    pad = checks.integers(pad, "each width", "pad")
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
@@ -383,13 +375,8 @@ def interpolate(
         raise ValueError("interpolate: give either size or scale_factor")
     scales = None
     if scale_factor is not None:
-        factors = tuple(scale_factor) if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
-        if len(factors) != 2 or not all(0 < factor < np.inf for factor in factors):
-            raise ValueError(
-                "interpolate: scale_factor is a finite number above 0, or two of them (height, width), got "
-                f"{scale_factor!r}"
-            )
-        scales = float(factors[0]), float(factors[1])
+        rows, columns = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+        scales = float(rows), float(columns)
         size = (int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1]))
         scales = None if recompute_scale_factor else scales
     choices = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
@@ -403,21 +390,15 @@ def _batched(op: Any, x: Tensor) -> Tensor:
 
 
 def _border_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """For each entry of the padded axis, the entry of the axis that it repeats; negative widths crop."""
-    most: float
-    if mode == "circular":
-        first, kept = max(-before, 0), size - max(-before, 0) - max(-after, 0)
-        place, most = np.arange(-max(before, 0), kept + max(after, 0)), max(kept, 0)
-    elif mode in ("reflect", "replicate"):
-        kept, place = size, np.arange(-before, size + after)
-        most = size - 1 if mode == "reflect" else np.inf if size else 0
-    else:
+    """Which entry of an axis stands at each place of the padded one: from -before to size + after - 1, folded back."""
+    place = np.arange(-before, size + after)
+    limits = {"reflect": size - 1, "circular": size, "replicate": np.inf if size else 0}
+    if mode not in limits:
         raise ValueError(f'pad: mode must be "constant", "reflect", "replicate" or "circular", got {mode!r}')
-    if kept < 0 or max(before, after) > most or (min(before, after) < 0 and mode != "circular" and not place.size):
+    if min(before, after) < 0 or max(before, after) > limits[mode]:
         raise ValueError(
-            f"pad: in mode {mode!r}, widths must be at most {most} on an axis of {size}, and negative ones must leave "
-            f"an entry: got {(before, after)}"
+            f"pad: in mode {mode!r} widths must be from 0 to {limits[mode]} on an axis of {size}, got {(before, after)}"
         )
-    if mode == "circular":
-        return first + place % max(kept, 1)
-    return size - 1 - abs(size - 1 - abs(place)) if mode == "reflect" else place.clip(0, size - 1)
+    if mode == "reflect":
+        return size - 1 - abs(size - 1 - abs(place))
+    return place % size if mode == "circular" else place.clip(0, size - 1)

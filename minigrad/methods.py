@@ -231,7 +231,7 @@ class Methods:
 
     def reshape(self, *shape: Any) -> "Tensor":
         """The same numbers in another shape; one size may be -1."""
-        return self.apply(shapes.Reshape, self, shape=sequence(shape, "reshape"))
+        return self.apply(shapes.Reshape, self, shape=sequence(shape))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
         """The axes from `start_dim` to `end_dim` joined into one."""
@@ -249,7 +249,7 @@ class Methods:
 
     def permute(self, *dims: Any) -> "Tensor":
         """The axes in another order."""
-        return self.apply(shapes.Permute, self, axes=sequence(dims, "permute"))
+        return self.apply(shapes.Permute, self, axes=sequence(dims))
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Two axes exchanged."""
@@ -283,7 +283,7 @@ class Methods:
 
     def expand(self, *sizes: Any) -> "Tensor":
         """Axes of size 1, and new ones in front, repeated as a view; -1 keeps a size."""
-        return self.apply(shapes.Expand, self, shape=sequence(sizes, "expand"))
+        return self.apply(shapes.Expand, self, shape=sequence(sizes))
 
     def squeeze(self, dim: Dim = None) -> "Tensor":
         """The axes of size 1 dropped: all, or those named that have it."""
@@ -300,8 +300,8 @@ class Methods:
         dim = checks.one_axis(dim, self.ndim, "split")
         length = self.shape[dim] if self.ndim else 1
         if isinstance(split_size, Sequence):
-            sizes = list(checks.integers(split_size, "each split size", "split"))
-        elif checks.integer(split_size, "split_size", "split") > 0:
+            sizes = list(split_size)
+        elif split_size > 0:
             sizes = [min(split_size, length - start) for start in range(0, max(length, 1), split_size)]
         else:
             raise ValueError(f"split: a piece must be at least 1 long, got {split_size}")
@@ -313,7 +313,7 @@ class Methods:
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
         """At most `chunks` pieces of equal length along `dim`; the last may be shorter."""
-        if checks.integer(chunks, "chunks", "chunk") < 1:
+        if chunks < 1:
             raise ValueError(f"chunk: needs at least one chunk, got {chunks}")
         length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
         return self.split(max(-(-length // chunks), 1), dim) if length else self.split([0] * chunks, dim)
@@ -332,7 +332,7 @@ class Methods:
 
     def flip(self, *dims: Any) -> "Tensor":
         """The order along `dims` reversed."""
-        return self.apply(shapes.Flip, self, axes=sequence(dims, "flip"))
+        return self.apply(shapes.Flip, self, axes=sequence(dims))
 
     # Entries --------------------------------------------------------------------------------------------------------
 
@@ -411,26 +411,15 @@ def raw(x: Any) -> Any:
 
 def raw_index(index: Any) -> Any:
     """An index with the arrays of Tensors in their place. Arrays, and what makes one, are copied for the graph; an
-    integer in an array without axes is an integer, as in PyTorch. A second Ellipsis stands for no axis."""
+    integer in an array without axes is an integer, as in PyTorch."""
     if isinstance(index, tuple):
-        first = next((i for i, part in enumerate(index) if part is Ellipsis), None)
-        parts = [part for i, part in enumerate(index) if part is not Ellipsis or i == first]
-        return tuple(raw_index(list(part) if isinstance(part, tuple) else part) for part in parts)
+        return tuple(raw_index(list(part) if isinstance(part, tuple) else part) for part in index)
     if isinstance(index, Methods | np.ndarray):
         array = raw(index)
-        if array.dtype == np.uint8:
-            raise TypeError(
-                "an index array of uint8 is a mask in PyTorch and holds indices in NumPy: convert it, with "
-                ".astype(bool) or x > 0 to a mask, or with .astype(np.int64) to indices (a Tensor: .to(dtype=...))"
-            )
         return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
     return np.array(index, dtype=None if index else np.intp) if isinstance(index, list) else index
 
 
-def sequence(sizes: tuple[Any, ...], op: str) -> tuple[int, ...]:
-    """`f(2, 3)` and `f((2, 3))` mean the same: a tuple of integers."""
-    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
-    for size in sizes:
-        if type(size) is not int:
-            return checks.integers(sizes, "each size or axis", op)
-    return sizes
+def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:
+    """`f(2, 3)` and `f((2, 3))` mean the same."""
+    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from minigrad.backend import Array, to_device
-from minigrad.dtypes import as_dtype
 from minigrad.meta import MetaArray
 from minigrad.tensor import Tensor
 
@@ -90,7 +89,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             if not zipfile.is_zipfile(path):
                 raise ValueError("not a zip archive, or one that is cut short")
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-                arrays = {name: _as_bfloat16(file[name]) for name in file.files}
+                arrays = {name: file[name] for name in file.files}
             strange = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
             if strange:
                 raise ValueError(f"{strange[0]} holds no array")
@@ -131,11 +130,6 @@ def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
         for name, x in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, x, allow_pickle=False)
-
-
-def _as_bfloat16(x: Any) -> Any:
-    """NumPy's format has no name for bfloat16 and calls it V2, two bytes of any kind, which no other dtype here is."""
-    return x.view(as_dtype("bfloat16")) if getattr(x, "dtype", None) == np.dtype("V2") else x
 
 
 def _kind(path: Path) -> str:

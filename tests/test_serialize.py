@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, serialize
-from minigrad.dtypes import as_dtype
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.ones(3, np.float16), "step": np.array(7)}
 
@@ -101,11 +100,3 @@ def test_other_formats_and_missing_files_are_named(tmp_path):
         serialize.save(tmp_path / "x.pth", ARRAYS)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         serialize.load(tmp_path / "x.npz")
-
-
-def test_bfloat16_comes_back_as_bfloat16(path):
-    x = np.array([[1.5, -2.0], [np.inf, 3e38]], as_dtype("bfloat16"))
-    serialize.save(path, {"x": x, "half": x.astype(np.float16)})
-    arrays, _ = serialize.load(path)
-    assert arrays["x"].dtype == x.dtype and arrays["half"].dtype == np.float16
-    np.testing.assert_array_equal(arrays["x"].view(np.uint16), x.view(np.uint16))

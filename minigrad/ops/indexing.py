@@ -55,8 +55,8 @@ class Gather(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "gather")
-        if index.dtype.kind not in "iu" or index.dtype == np.uint8:  # uint8: see `methods.raw_index`
-            raise TypeError(f"gather: the index must hold int32 or int64, got {index.dtype}; use .to(dtype=np.int64)")
+        if index.dtype.kind not in "iu":
+            raise TypeError(f"gather: the index must hold integers, got {index.dtype}")
         longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]
         if index.ndim != x.ndim or longer:
             raise ValueError(
@@ -82,11 +82,8 @@ class IndexSelect(Function):
         axis = checks.one_axis(axis, x.ndim, "index_select")
         if not x.ndim:
             raise ValueError("index_select: a tensor with no axes has no slices; give it one with x.reshape(1)")
-        if index.ndim != 1 or index.dtype.kind not in "iu" or index.dtype == np.uint8:
-            raise TypeError(
-                f"index_select: the index must be 1-D, of int32 or int64, got {index.shape} {index.dtype}; "
-                "use .to(dtype=np.int64)"
-            )
+        if index.ndim != 1 or index.dtype.kind not in "iu":
+            raise TypeError(f"index_select: the index must be 1-D, of integers, got {index.shape} {index.dtype}")
         _in_range(index, x.shape[axis], "index_select")
         self.index = (slice(None),) * axis + (index,)
         return x[self.index]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
+from operator import index
 
 from minigrad import checks
 from minigrad.backend import Array, array_module, promote
@@ -144,7 +145,7 @@ class Roll(Function):
     narrow = True
 
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
-        self.shifts = checks.integers(shifts, "each shift", "roll")
+        self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
         self.axes = None if axes is None else tuple(
             checks.one_axis(a, x.ndim, "roll") for a in (axes if isinstance(axes, Sequence) else (axes,))
         )  # fmt: skip

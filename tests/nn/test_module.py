@@ -378,30 +378,3 @@ class TestInit:
         assert minigrad.random.default_generator().draws == 0
         nn.Linear(2, 2)
         assert minigrad.random.default_generator().draws == 2
-
-
-def test_checkpoint_repeats_the_mode_of_its_forward():
-    def gradient(between):
-        minigrad.manual_seed(1)
-        model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6))
-        model.checkpointing = True
-        x = minigrad.ones(4, 6, requires_grad=True)
-        y = model(x).sum()
-        between(model)
-        y.backward()
-        return model, x.grad.numpy()
-
-    _, expected = gradient(lambda model: None)
-    model, found = gradient(lambda model: model.eval())
-    np.testing.assert_array_equal(found, expected)
-    assert not model[1].training
-
-    def fails(x):
-        raise ZeroDivisionError
-
-    def broken(model):
-        model.eval()
-        model[2].forward = fails
-
-    with pytest.raises(ZeroDivisionError):
-        gradient(broken)

@@ -51,7 +51,7 @@ def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
     [
         (lambda x: x[3], IndexError, "out of bounds"),
         (lambda x: x[0, 0, 0], IndexError, "too many indices"),
-        (lambda x: x.gather(0, np.zeros((1, 4))), TypeError, "gather: the index must hold int32 or int64, got float64"),
+        (lambda x: x.gather(0, np.zeros((1, 4))), TypeError, "gather: the index must hold integers, got float64"),
         (lambda x: x.gather(0, np.zeros(4, int)), ValueError, "gather: the index must have the axes of x"),
         (lambda x: x.gather(0, np.zeros((1, 5), int)), ValueError, r"none but axis 0 longer: x has shape \(3, 4\)"),
         (lambda x: x.gather(0, np.full((1, 4), 3)), IndexError, "gather: indices must be from 0 to 2, got .* 3 to 3"),
@@ -63,7 +63,7 @@ def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
             r"index_select: the index must be 1-D.*\(1, 1\)",
         ),
         (lambda x: x[0, 0].index_select(0, np.zeros(1, int)), ValueError, "index_select: a tensor with no axes"),
-        (lambda x: x.index_select(1, np.zeros(1)), TypeError, "of int32 or int64, got .* float64"),
+        (lambda x: x.index_select(1, np.zeros(1)), TypeError, "of integers, got .* float64"),
         (lambda x: x.masked_fill(x, 0.0), TypeError, "masked_fill: the mask must be boolean, got float64; compare"),
     ],
 )
@@ -82,7 +82,7 @@ def test_errors_teach(call, error, message):
         ((np.array([True, False]), slice(1), 0), lambda x: x[:, :, 0][[0]][:, :1]),
         ((Tensor(0), slice(None), Tensor([0, 1])), lambda x: x[0][:, [0, 1]]),
         ((0, Tensor(1), Tensor([0, 1])), lambda x: x[0][1][[0, 1]]),
-        ((np.array(1), [0, 1], Tensor(np.int16(1))), lambda x: x[1, :, 1][[0, 1]]),
+        ((np.array(1), [0, 1], Tensor(np.uint8(1))), lambda x: x[1, :, 1][[0, 1]]),
     ],
     ids=["int first", "int last", "ellipsis", "new axis", "mask", "0-d first", "0-d second", "0-d around"],
 )
@@ -92,23 +92,3 @@ def test_integers_pick_before_arrays_as_in_pytorch(index, in_two_steps):
     written, places = Tensor(x.data), in_two_steps(x).numpy()
     written[index] = -1
     np.testing.assert_array_equal(written.numpy(), np.where(np.isin(x.data, places), -1, x.data))
-
-
-def test_index_arrays_of_uint8_are_refused():
-    x, index = Tensor(np.arange(6.0).reshape(2, 3)), np.array([1, 0], np.uint8)
-    for wrong in (index, Tensor(index), (slice(None), index), Tensor(np.uint8(1))):
-        with pytest.raises(TypeError, match=r"uint8 is a mask in PyTorch .* \.astype\(bool\)"):
-            x[wrong]
-        with pytest.raises(TypeError, match="uint8"):
-            x[wrong] = 0.0
-    with pytest.raises(TypeError, match=r"int32 or int64, got .* uint8"):
-        x.index_select(0, index)
-    with pytest.raises(TypeError, match="int32 or int64, got uint8"):
-        x.gather(0, np.zeros((2, 3), np.uint8))
-
-
-def test_a_second_ellipsis_stands_for_no_axis():
-    x = Tensor(np.arange(24.0).reshape(2, 3, 4))
-    for index, shape in [((..., ...), (2, 3, 4)), ((0, ..., ...), (3, 4)), ((..., 0, ...), (2, 3)),
-                         ((..., None, ...), (2, 3, 4, 1)), ((0, ..., 0, ...), (3,))]:  # fmt: skip
-        assert x[index].shape == shape

@@ -99,9 +99,9 @@ def test_split_pieces_join_again():
         (lambda x: F.pad(x, (1,)), ValueError, "pad: needs a pair"),
         (lambda x: F.pad(x, (1,) * 6), ValueError, "at most 2 axes"),
         (lambda x: F.pad(x, (-2, -2)), ValueError, "pad: cropping .* negative sizes"),
-        (lambda x: F.pad(x, (3, 0), "reflect"), ValueError, "pad: in mode 'reflect', widths must be at most 2"),
-        (lambda x: F.pad(x, (4, 0), "circular"), ValueError, "at most 3"),
-        (lambda x: F.pad(x, (-4, 0), "replicate"), ValueError, "negative ones must leave an entry"),
+        (lambda x: F.pad(x, (3, 0), "reflect"), ValueError, "pad: in mode 'reflect' widths must be from 0 to 2"),
+        (lambda x: F.pad(x, (4, 0), "circular"), ValueError, "from 0 to 3"),
+        (lambda x: F.pad(x, (-1, 0), "replicate"), ValueError, "pad: in mode 'replicate' widths must be from 0"),
         (lambda x: F.pad(x, (1, 0), "mirror"), ValueError, "pad: mode must be"),
         (lambda x: F.pad(x, (1, 0), "reflect", 1.0), ValueError, "pad: a value goes with mode='constant'"),
     ],
@@ -143,31 +143,3 @@ def test_a_gradient_in_memory_that_is_no_array():
     gradient = np.asarray(memoryview(bytearray(np.arange(6.0).tobytes())).cast("d", (2, 3)))
     minigrad.stack(list(x.unbind(0))).backward(Tensor(gradient))
     np.testing.assert_array_equal(x.grad.numpy(), np.arange(6.0).reshape(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("mode", "widths", "expected"),
-    [
-        ("reflect", (-1, 1), [1, 2, 3, 4, 3]),
-        ("reflect", (2, -4), [2, 1, 0]),
-        ("replicate", (1, -2), [0, 0, 1, 2]),
-        ("replicate", (-2, 2), [2, 3, 4, 4, 4]),
-        ("circular", (1, -2), [2, 0, 1, 2]),
-        ("circular", (-2, 3), [2, 3, 4, 2, 3, 4]),
-        ("circular", (-5, 0), []),
-    ],
-)
-def test_negative_widths_crop_in_every_mode(mode, widths, expected):
-    x = Tensor(np.arange(5.0), requires_grad=True)
-    y = F.pad(x, widths, mode=mode)
-    np.testing.assert_array_equal(y.data, expected)
-    y.sum().backward()
-    np.testing.assert_array_equal(x.grad.data, [expected.count(i) for i in range(5)])
-
-
-@pytest.mark.parametrize(
-    ("mode", "widths"), [("reflect", (-5, 0)), ("replicate", (-3, -2)), ("circular", (2, -4)), ("circular", (-6, 2))]
-)
-def test_widths_that_leave_nothing_are_refused(mode, widths):
-    with pytest.raises(ValueError, match="must leave an entry"):
-        F.pad(Tensor(np.arange(5.0)), widths, mode=mode)

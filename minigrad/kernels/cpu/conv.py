@@ -29,7 +29,7 @@ class Conv2d(conv.Conv2d):
     ) -> bool:
         if not (is_float32(x) and is_float32(weight) and x.ndim == weight.ndim == 4 and x.size):
             return False
-        if not isinstance(padding, int | tuple | list) or dilation not in (1, (1, 1)):
+        if isinstance(padding, str) or dilation not in (1, (1, 1)):
             return False
         (N, C, H, W), (O, _, *kernel) = x.shape, weight.shape  # noqa: E741 (the output channels' axis)
         padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
