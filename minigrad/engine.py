@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
+from minigrad import writes
 from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
 from minigrad.function import Function, Partial, next_age, unbroadcast
@@ -81,7 +82,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
     one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
     """
     gradients: dict[Function, Any] = {root: grad_output}
-    owned, observer = set(), mode.observer
+    owned, observer, written = set(), mode.observer, writes.latest
     for node in _youngest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
@@ -91,9 +92,12 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 replaced = hook(grad)
                 grad = grad if replaced is None else replaced
             owned.discard(node)  # a hook may have kept it
+            written = writes.latest  # and may have updated parameters
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
+        if node.age < written:
+            _refuse_overwritten(node)
         several = type(grad) is list
         if node.rounded is not None:  # as its inputs were in forward
             grad = widened(grad) if several else cast(grad, FLOAT32)
@@ -143,6 +147,17 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 owned.add(target)
         if not retain_graph:
             node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone
+
+
+def _refuse_overwritten(node: Function) -> None:
+    """Raises a RuntimeError if an array that the node saved has been written to since."""
+    x = writes.overwritten(node)
+    if x is not None:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{node!r} saved an array of shape {x.shape} {x.dtype} in forward, and it was written to before backward. "
+            "Call backward before the write (an optimizer step, x += y, x[i] = v), or make a new tensor: x = x + y"
+        )
 
 
 def _youngest_first(root: Function) -> list[Function]:

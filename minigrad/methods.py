@@ -32,6 +32,7 @@ class Methods:
 
     apply: Callable[..., "Tensor"]
     constant: Callable[[Any], "Tensor"]
+    _in_place: Callable[..., "Tensor"]
     data: Any
     shape: Any
     ndim: Any
@@ -85,6 +86,32 @@ class Methods:
     add, sub, mul, div, pow, neg, abs, matmul = (
         __add__, __sub__, __mul__, __truediv__, __pow__, __neg__, __abs__, __matmul__,
     )  # fmt: skip
+
+    # In place: `x += y` changes the Tensor itself, so every name for it sees the new values ---------------------------
+
+    def __iadd__(self, other: Any) -> "Tensor":
+        return self._in_place("+=", operator.add, other)
+
+    def __isub__(self, other: Any) -> "Tensor":
+        return self._in_place("-=", operator.sub, other)
+
+    def __imul__(self, other: Any) -> "Tensor":
+        return self._in_place("*=", operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> "Tensor":
+        return self._in_place("/=", operator.truediv, other)
+
+    def __ipow__(self, other: Any) -> "Tensor":
+        return self._in_place("**=", operator.pow, other)
+
+    def __iand__(self, other: Any) -> "Tensor":
+        return self._in_place("&=", operator.and_, other)
+
+    def __ior__(self, other: Any) -> "Tensor":
+        return self._in_place("|=", operator.or_, other)
+
+    def __ixor__(self, other: Any) -> "Tensor":
+        return self._in_place("^=", operator.xor, other)
 
     # Comparisons: booleans, through which no gradient flows ---------------------------------------------------------
 

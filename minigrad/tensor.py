@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import engine
+from minigrad import engine, writes
 from minigrad.backend import Array, array_module, device_of, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
 from minigrad.engine import Leaf, Output, mode
 from minigrad.function import Function, next_age
+from minigrad.meta import MetaArray
 from minigrad.methods import Methods, raw_index
-from minigrad.ops.indexing import steps
+from minigrad.ops.indexing import GetItem, steps
+from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
@@ -32,8 +34,9 @@ class Tensor(Methods):
             Python floats become float32.
         device: "cpu" or "cuda"; by default where the data is.
 
-    A Tensor is a value: writing `x[i] = v` never shows through another Tensor, and is refused where a graph could
-    depend on the old numbers.
+    In-place operators (`x += y`) and `x[i] = v` write into the array, as in PyTorch: views of it, `detach()` and
+    `state_dict()` see the new values, and backward refuses to go through an op that has saved the old ones. But a
+    recorded `x += y` changes this Tensor alone: views made before keep the old values, and so does what x is a view of.
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
@@ -265,7 +268,7 @@ class Tensor(Methods):
         return len(self.data.shape)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write into a Tensor that no gradient depends on. Its array is copied first, and so stays its own."""
+        """Write into the array of a Tensor that no gradient depends on."""
         if self.requires_grad and mode.grad_enabled:
             raise RuntimeError(
                 "in-place write to a tensor of the graph: its gradient would be computed from the old numbers. "
@@ -275,10 +278,69 @@ class Tensor(Methods):
             raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
         if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
             raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
-        data = self.data.copy()
         *first, last = steps(raw_index(index))  # the first step, if there are two, makes a view
-        (data[first[0]] if first else data)[last] = value.data if isinstance(value, Tensor) else value
-        self.data = data
+        self._expect_writable("x[i] = v")
+        (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else value
+        self._note_write()
+
+    def _in_place(self, name: str, compute: Callable[..., "Tensor"], *others: Any) -> "Tensor":
+        """Give self the values of `compute(self, *others)`, in self's dtype; return self. Every in-place op is this.
+
+        Where nothing is recorded, the values are written into the array itself. Where the op is recorded, the Tensor
+        gets the new array and its node, and the graph keeps the old ones.
+
+        Args:
+            name: how users write it, such as `+=`, for messages.
+        """
+        recording = mode.grad_enabled
+        if recording and self._node is not None and (view := _view_of_leaf(self._node)) is not None:
+            raise RuntimeError(
+                f"a {view}leaf Variable that requires grad is being used in an in-place operation: {name} would change "
+                "what its gradient is taken of. Update parameters under no_grad(), or make a new tensor: x = x + y"
+            )
+        autocast, mode.autocast = mode.autocast, None  # self keeps its dtype, so nothing is to be rounded on the way
+        try:
+            result = compute(self, *others)
+        finally:
+            mode.autocast = autocast
+        if result.shape != self.shape:
+            raise RuntimeError(
+                f"output with shape {list(self.shape)} doesn't match the broadcast shape {list(result.shape)}: "
+                f"{name} cannot make a tensor larger; make a new one: x = x + y"
+            )
+        if _category(result.dtype) > _category(self.dtype):
+            raise RuntimeError(
+                f"result type {result.dtype} can't be cast to the desired output type {self.dtype}: {name} keeps the "
+                "dtype of its left side; convert that first, as with x = x.float()"
+            )
+        if recording and (self._node is not None or result._node is not None):
+            result = result.to(dtype=self.dtype)
+            retains = self._retained is not None and self._node is not None
+            self.data, self._node, self._retained = result.data, result._node, None
+            if retains:
+                self.retain_grad()
+        else:
+            self._expect_writable(name)
+            self.data[...] = cast(result.data, self.dtype)
+            self._note_write()
+        return self
+
+    def _expect_writable(self, name: str) -> None:
+        """Raises a RuntimeError if a write would reach several elements at once, or an array that must not change."""
+        data = self.data
+        if isinstance(data, MetaArray):
+            return
+        if any(size > 1 and stride == 0 for size, stride in zip(data.shape, data.strides, strict=True)):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                f"location, as after expand(): {name} would write them all. Copy first: x = Tensor(x.numpy().copy())"
+            )
+        if not getattr(data.flags, "writeable", True):
+            raise RuntimeError(f"{name}: this tensor's array is read-only. Copy first: x = Tensor(x.numpy().copy())")
+
+    def _note_write(self) -> None:
+        if not isinstance(self.data, MetaArray):  # these share one memory, in which there is nothing
+            writes.note([self.data])
 
     def numpy(self) -> np.ndarray:
         """The numbers as a NumPy array, sharing memory on the CPU (read-only where a gradient depends on them)."""
@@ -351,6 +413,30 @@ def from_dlpack(x: Any) -> Tensor:
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
     return Tensor(xp.from_dlpack(x))
+
+
+_VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
+
+
+def _view_of_leaf(node: Function) -> str | None:
+    """What a message says before "leaf": nothing, or "view of a "; None for neither a leaf nor a view of one."""
+    view, reshaped = "", False
+    while not isinstance(node, Leaf):
+        if not isinstance(node, _VIEWS) or not node.edges or (isinstance(node, GetItem) and node.copies):
+            return None
+        if reshaped and not isinstance(node, Reshape):  # the reshape may have made a copy
+            return None
+        reshaped = reshaped or isinstance(node, Reshape)
+        edge = node.edges[0]
+        if edge is None:
+            return None
+        view, node = "view of a ", edge[0]
+    return view
+
+
+def _category(dtype: np.dtype) -> int:
+    """0 for booleans, 1 for integers, 2 for floating-point numbers: a result may not fall to a lower one."""
+    return 2 if is_floating(dtype) else 1 if dtype.kind in "iu" else 0
 
 
 def _operand(x: Any, function: type[Function]) -> Any:

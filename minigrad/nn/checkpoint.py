@@ -20,7 +20,7 @@ class Checkpoint(Function):
     a generator of the op's own, set to the same place in the stream, so dropout drops the same numbers. The second time
     buffers stay as they are: a running mean has been moved already.
 
-    Saves x, the state of the generator, and in autocast its dtype.
+    Saves x, the parameters, the state of the generator, and in autocast its dtype.
     """
 
     narrow = True
@@ -28,7 +28,8 @@ class Checkpoint(Function):
 
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
-        self.x, self.module, self.state = x, module, (shared.seed, shared.draws)
+        self.x, self.parameters = x, parameters  # these so that the engine notices if they are overwritten
+        self.module, self.state = module, (shared.seed, shared.draws)
         self.dtype = mode.autocast.dtype if mode.autocast is not None else None
         own = Generator(*self.state)
         with no_grad(), use_generator(own):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import writes
 from minigrad.backend import to_device
 from minigrad.dtypes import cast, is_floating
 from minigrad.engine import mode
@@ -166,6 +167,7 @@ class Module:
         for name, tensor in own.items():
             if name in arrays:
                 tensor.data[...] = to_device(cast(arrays[name], tensor.dtype), tensor.device)
+        writes.note(tensor.data for name, tensor in own.items() if name in arrays)
 
     # Modes ----------------------------------------------------------------------------------------------------------
 

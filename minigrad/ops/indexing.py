@@ -20,7 +20,15 @@ class GetItem(Function):
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index = index
-        return x[index]
+        y = x[index]
+        if isinstance(y, np.generic):  # one entry: with an Ellipsis it is a view too, and not a scalar
+            y = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+        return y
+
+    @property
+    def copies(self) -> bool:
+        """Whether y is a copy, as where arrays pick entries, and not a view of x."""
+        return any(hasattr(part, "dtype") for part in (self.index if isinstance(self.index, tuple) else (self.index,)))
 
     def backward(self, grad_output: Array) -> Partial:
         parts = self.index if isinstance(self.index, tuple) else (self.index,)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minigrad import writes
 from minigrad.backend import Array, array_module, to_device
 from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
@@ -47,14 +48,14 @@ class Optimizer:
 
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        self.update_all(
-            [
-                (parameter.data, grad.data, state, group)
-                for group, states in zip(self.param_groups, self.state, strict=True)
-                for parameter, state in zip(group["params"], states, strict=True)
-                if (grad := parameter.grad) is not None
-            ]
-        )
+        moves: list[cuda.optim.Move] = [
+            (parameter.data, grad.data, state, group)
+            for group, states in zip(self.param_groups, self.state, strict=True)
+            for parameter, state in zip(group["params"], states, strict=True)
+            if (grad := parameter.grad) is not None
+        ]
+        self.update_all(moves)
+        writes.note(x for x, *_ in moves)
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """Move all these parameters: what `update` takes, of each."""
@@ -236,6 +237,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     grads = [p.grad.data for p in parameters if p.grad is not None]
     if not grads:
         return Tensor(0.0)
+    writes.note(grads)
     if cuda.table.takes_each(grads):
         return Tensor(cuda.optim.clip(grads, max_norm))
     xp = array_module(grads[0])

@@ -5,6 +5,7 @@ from math import isfinite
 
 import numpy as np
 
+from minigrad import writes
 from minigrad.backend import Array, array_module
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import Optimizer
@@ -120,6 +121,7 @@ class GradScaler:
 
 def scale_all(arrays: Sequence[Array], factor: float) -> bool:
     """All arrays times a factor, in place. Returns whether all their numbers are finite, for which it waits."""
+    writes.note(arrays)
     if arrays and cuda.table.takes_each(arrays):
         return bool(cuda.optim.unscale(arrays, factor))
     finite = np.True_
