@@ -40,14 +40,19 @@ class Leaf(Function):
 
     The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no cycle between them.
     Two threads may run backward into the same parameters: the sum is taken under a lock. Its age stays 0: older than
-    every op, a leaf comes last, whichever process it was made in.
+    every op, a leaf comes last, whichever process it was made in. While `requires_grad` is off, gradients that arrive
+    from a graph recorded before are dropped.
     """
+
+    requires_grad: bool = True
 
     def __init__(self) -> None:
         self.grad: Array | None = None
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
+        if not self.requires_grad:
+            return
         with lock:
             if self.grad is None:
                 self.grad = grad if owned else grad.copy()
@@ -167,7 +172,7 @@ def _youngest_first(root: Function) -> list[Function]:
         RuntimeError: a backward has already walked through a part of this graph and freed it.
     """
     nodes, found = [root], {root}
-    for node in nodes:  # the list grows while it is walked
+    for node in nodes:  # as in `history`
         if node.edges is None:
             raise RuntimeError(
                 "backward through a graph that is gone: its saved arrays were freed by an earlier backward. "
@@ -179,6 +184,17 @@ def _youngest_first(root: Function) -> list[Function]:
                 nodes.append(edge[0])
     nodes.sort(key=attrgetter("age"), reverse=True)
     return nodes
+
+
+def history(root: Function) -> list[Function]:
+    """All nodes that root depends on, itself included, old ones first; not beyond those that backward has freed."""
+    nodes, found = [root], {root}
+    for node in nodes:  # the list grows while it is walked
+        for edge in node.edges or ():
+            if edge is not None and edge[0] not in found:
+                found.add(edge[0])
+                nodes.append(edge[0])
+    return sorted(nodes, key=attrgetter("age"))
 
 
 class _GradMode(ContextDecorator):

@@ -5,6 +5,7 @@ graph; `backward` starts the walk through that graph (`minigrad/engine.py`). Wha
 `minigrad/methods.py`, one line an op.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ class Tensor(Methods):
 
     data: Array
     _node: Function | None  # the op that made it, or a Leaf; None: no gradient is wanted
-    _retained: Leaf | None
+    _retained: Leaf | None  # keeps `grad` where _node does not: after retain_grad, or while requires_grad is off
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         self.data = _to_array(data, dtype, device)
@@ -129,7 +130,8 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made."""
+        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made: off
+        and on again, the leaf keeps its gradient and its hooks."""
         return self._node is not None
 
     @requires_grad.setter
@@ -142,8 +144,11 @@ class Tensor(Methods):
             )
         if wanted and not is_floating(self.data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, this one holds {self.data.dtype}")
-        if wanted != self.requires_grad:
-            self._node = Leaf() if wanted else None
+        if wanted == self.requires_grad:
+            return
+        leaf: Any = self._node or self._retained or Leaf()  # one leaf for good, with its gradient and its hooks
+        leaf.requires_grad = wanted
+        self._node, self._retained = (leaf, None) if wanted else (None, leaf)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
         """Set `requires_grad` and return self."""
@@ -246,6 +251,52 @@ class Tensor(Methods):
     def detach(self) -> "Tensor":
         """The same numbers without the history."""
         return Tensor(self.data)
+
+    # Copies ---------------------------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        """A leaf of its own, with a copy of the values and of the gradient, and without hooks."""
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol: this one is "
+                f"the output of {self._node!r}, and gradients of a copied graph would go to copies of its leaves. "
+                "Copy x.detach(), or drop the Tensor from the module or object that holds it"
+            )
+        leaf: Any = self._node or self._retained
+        grad = None if leaf is None else copy.deepcopy(leaf.grad, memo)
+        return self._leaf_like(copy.deepcopy(self.data, memo), grad, copy.deepcopy(getattr(self, "__dict__", {}), memo))
+
+    def __copy__(self) -> "Tensor":
+        """The same array. Of a leaf, another leaf, without gradient; of any other, the same place in the graph."""
+        other = self._leaf_like(self.data, None, dict(getattr(self, "__dict__", {})))
+        if not self.is_leaf:
+            other._node = self._node
+        return other
+
+    def _leaf_like(self, data: Array, grad: Array | None, attributes: dict[str, Any]) -> "Tensor":
+        """A leaf of self's class, and with requires_grad as self has it."""
+        other: Tensor = _new(type(self))
+        other.data, other._node, other._retained = data, None, None
+        if attributes:  # only subclasses have any
+            other.__dict__.update(attributes)
+        if self.requires_grad or grad is not None:
+            leaf = Leaf()
+            leaf.grad, leaf.requires_grad = grad, self.requires_grad
+            other._node, other._retained = (leaf, None) if self.requires_grad else (None, leaf)
+        return other
+
+    def __getstate__(self) -> Any:
+        """For pickle. The graph, if there is one, comes first and from old to young, so that a node finds those it
+        points to already read: however long the graph, pickle does not go deep."""
+        slots = {"data": self.data, "_node": self._node, "_retained": self._retained}
+        return ([] if self._node is None else engine.history(self._node)), getattr(self, "__dict__", {}), slots
+
+    def __setstate__(self, state: Any) -> None:
+        _, attributes, slots = state
+        for name, value in slots.items():
+            setattr(self, name, value)
+        if attributes:
+            self.__dict__.update(attributes)
 
     # The array ------------------------------------------------------------------------------------------------------
 

@@ -84,9 +84,7 @@ def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 _tape: list[Callable[[], Any]] | None = None
 _alive: dict[int, Any] = {}  # every array there is
-_of_host: weakref.WeakValueDictionary[int, Any] = (
-    weakref.WeakValueDictionary()
-)  # by the id of NumPy's: one base for all
+_of_host: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id: views share a base
 
 
 def _do(function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
