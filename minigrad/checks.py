@@ -61,6 +61,15 @@ def affine(param: Any, shape: tuple[int, ...], name: str, op: str) -> None:
         raise ValueError(f"{op}: {name} must have shape {shape} to fit the input, got {param.shape}")
 
 
+def unambiguous(index: Any, op: str) -> None:
+    """An index does not hold uint8, which PyTorch takes for a mask in some places, and NumPy for indices."""
+    if index.dtype == np.uint8:
+        raise TypeError(
+            f"{op}: an index of uint8 may mean a mask or positions: write index.astype(bool) for a mask, or "
+            "index.astype(int) for positions (of a Tensor: index.to(dtype=bool))"
+        )
+
+
 def reduction(name: str, op: str) -> str:
     """How a loss is folded into one number."""
     if name not in ("mean", "sum", "none"):

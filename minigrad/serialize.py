@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from minigrad.backend import Array, to_device
+from minigrad.backend import Array, plain, to_device
 from minigrad.meta import MetaArray
 from minigrad.tensor import Tensor
 
@@ -30,20 +30,20 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
         OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
     """
     path, kind = Path(path), _kind(Path(path))
-    plain = {}
+    on_cpu = {}
     for name, x in arrays.items():
         x = x.data if isinstance(x, Tensor) else x
         if isinstance(x, MetaArray):
             raise TypeError(f"cannot save {name!r}: it has no numbers, as its model was made under meta_init()")
-        plain[name] = np.asarray(to_device(x, "cpu"), order="C")
-        if plain[name].dtype.hasobject:
+        on_cpu[name] = np.asarray(to_device(plain(x), "cpu"), order="C")
+        if on_cpu[name].dtype.hasobject:
             raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
     text = json.dumps(dict(metadata or {}))
     with replacing(path) as file:
         if kind == "npz":
-            _write_npz(file, plain | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
+            _write_npz(file, on_cpu | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
         else:
-            file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
+            file.write(_safetensors().numpy.save(on_cpu, {"minigrad": text}))
 
 
 @contextmanager

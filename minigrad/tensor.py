@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import engine, writes
-from minigrad.backend import Array, array_module, device_of, to_device, whole
+from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
 from minigrad.engine import Leaf, Output, mode
 from minigrad.function import Function, next_age
@@ -329,9 +329,9 @@ class Tensor(Methods):
             raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
         if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
             raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
-        *first, last = steps(raw_index(index))  # the first step, if there are two, makes a view
+        *first, last = steps(raw_index(index, self.ndim))  # the first step, if there are two, makes a view
         self._expect_writable("x[i] = v")
-        (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else value
+        (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
         self._note_write()
 
     def _in_place(self, name: str, compute: Callable[..., "Tensor"], *others: Any) -> "Tensor":
@@ -463,7 +463,7 @@ def from_dlpack(x: Any) -> Tensor:
     """A Tensor on the memory of any array that speaks DLPack: NumPy, CuPy, PyTorch, JAX."""
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
-    return Tensor(xp.from_dlpack(x))
+    return Tensor(xp.from_dlpack(plain(x)))
 
 
 _VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
@@ -495,7 +495,7 @@ def _operand(x: Any, function: type[Function]) -> Any:
     if isinstance(x, np.generic):
         return x.item()  # a NumPy scalar would widen float32
     if isinstance(x, int | float | np.ndarray) or hasattr(x, "__cuda_array_interface__"):
-        return x
+        return plain(x)
     raise TypeError(
         f"{function.__name__}: takes Tensors, arrays and real numbers, got {type(x).__name__}; wrap it in Tensor(...)"
     )
@@ -533,6 +533,7 @@ def _checked(output: Any, op: Function) -> Array:
 def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
     if isinstance(data, Tensor):
         data = data.data
+    data = plain(data)
     if not hasattr(data, "dtype"):
         data = np.asarray(data)
         if data.dtype == np.float64 and dtype is None:
@@ -547,6 +548,7 @@ def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
         raise TypeError(
             f"a Tensor holds float16, bfloat16, float32, float64, bool or integers, got {data.dtype}"
             + ("; are the nested lists all of one length?" if data.dtype == object else "")
+            + ("; is this bfloat16 from a .npz? x.view(ml_dtypes.bfloat16)" if data.dtype == np.dtype("V2") else "")
         )
     return data if device is None else to_device(data, device)
 

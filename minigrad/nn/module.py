@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import writes
-from minigrad.backend import to_device
+from minigrad.backend import plain, to_device
 from minigrad.dtypes import cast, is_floating
 from minigrad.engine import mode
 from minigrad.meta import MetaArray
@@ -145,7 +145,8 @@ class Module:
         """
         own = dict([*self.named_parameters(), *self.named_buffers()])
         arrays = {
-            name: value.data if isinstance(value, Tensor) else np.asarray(value) for name, value in state_dict.items()
+            name: value.data if isinstance(value, Tensor) else np.asarray(plain(value))
+            for name, value in state_dict.items()
         }
         if any(isinstance(x, MetaArray) for x in [*arrays.values(), *(tensor.data for tensor in own.values())]):
             raise ValueError(

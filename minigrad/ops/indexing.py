@@ -63,6 +63,7 @@ class Gather(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "gather")
+        checks.unambiguous(index, "gather")
         if index.dtype.kind not in "iu":
             raise TypeError(f"gather: the index must hold integers, got {index.dtype}")
         longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]
@@ -88,6 +89,7 @@ class IndexSelect(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "index_select")
+        checks.unambiguous(index, "index_select")
         if not x.ndim:
             raise ValueError("index_select: a tensor with no axes has no slices; give it one with x.reshape(1)")
         if index.ndim != 1 or index.dtype.kind not in "iu":

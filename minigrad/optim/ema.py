@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, device_of, to_device
+from minigrad.backend import Array, device_of, plain, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.nn import Module
@@ -126,7 +126,7 @@ class EMA:
         Raises:
             ValueError: a name is missing or unexpected, or a shape differs. Nothing has been loaded then.
         """
-        arrays = {name: value.data if isinstance(value, Tensor) else value for name, value in state_dict.items()}
+        arrays = {name: value.data if isinstance(value, Tensor) else plain(value) for name, value in state_dict.items()}
         expected = {name: average.shape for name, average in self.averages.items()} | {"updates": ()}
         complaints = [f"missing     {name} {shape}" for name, shape in expected.items() if name not in arrays]
         for name, array in arrays.items():

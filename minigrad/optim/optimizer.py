@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad import writes
-from minigrad.backend import Array, array_module, to_device
+from minigrad.backend import Array, array_module, plain, to_device
 from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
 
@@ -115,7 +115,7 @@ class Optimizer:
             except (IndexError, ValueError) as error:
                 raise ValueError(f"{type(self).__name__}: {key!r} does not fit these parameters: {error}") from error
             counts = value.dtype.kind == "i"
-            fresh[int(g)][int(i)][name] = value.item() if counts else to_device(value.copy(), parameter.device)
+            fresh[int(g)][int(i)][name] = value.item() if counts else to_device(plain(value).copy(), parameter.device)
         if None in rates:
             raise ValueError(f"{type(self).__name__}: this state lacks the rate of a group: it is of other parameters")
         self.state = fresh
