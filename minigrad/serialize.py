@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from minigrad.backend import Array, plain, to_device
+from minigrad.dtypes import as_dtype
 from minigrad.meta import MetaArray
 from minigrad.tensor import Tensor
 
@@ -76,6 +77,9 @@ def _sync_folder(folder: Path) -> None:
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the metadata of a file.
 
+    NumPy's format has no name for bfloat16: minigrad, JAX and others write it as `V2`, two bytes without a meaning. So
+    that is what an array of `V2` in a `.npz` is taken for, if ml_dtypes is installed; else it stays as it is.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another format, or holds Python objects.
@@ -98,9 +102,14 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             with reader.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 text = (file.metadata() or {}).get("minigrad", "{}")
-        return arrays, json.loads(text)
+        metadata = json.loads(text)
     except Exception as error:  # the readers stumble over a damaged file in a dozen ways
         raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+    for name, x in arrays.items():
+        if x.dtype == np.dtype("V2"):
+            with suppress(RuntimeError):
+                arrays[name] = x.view(as_dtype("bfloat16"))
+    return arrays, metadata
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
