@@ -327,8 +327,8 @@ class Methods:
         dim = checks.one_axis(dim, self.ndim, "split")
         length = self.shape[dim] if self.ndim else 1
         if isinstance(split_size, Sequence):
-            sizes = list(split_size)
-        elif split_size > 0:
+            sizes = list(checks.integers(split_size, "each size", "split"))
+        elif (split_size := checks.integer(split_size, "split_size", "split")) > 0:
             sizes = [min(split_size, length - start) for start in range(0, max(length, 1), split_size)]
         else:
             raise ValueError(f"split: a piece must be at least 1 long, got {split_size}")
@@ -340,7 +340,7 @@ class Methods:
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
         """At most `chunks` pieces of equal length along `dim`; the last may be shorter."""
-        if chunks < 1:
+        if (chunks := checks.integer(chunks, "chunks", "chunk")) < 1:
             raise ValueError(f"chunk: needs at least one chunk, got {chunks}")
         length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
         return self.split(max(-(-length // chunks), 1), dim) if length else self.split([0] * chunks, dim)
@@ -471,4 +471,8 @@ def _one_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
 
 def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """`f(2, 3)` and `f((2, 3))` mean the same."""
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
+    try:
+        return tuple(map(operator.index, sizes))
+    except TypeError:
+        raise TypeError(f"sizes and axes must be integers, got {sizes}") from None
