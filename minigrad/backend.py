@@ -38,6 +38,27 @@ def whole(x: Any) -> Array:
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 
+def plain(x: Any) -> Any:
+    """`x`, a subclass of NumPy's array as a plain array on the same memory: np.matrix, whose * is a matrix product,
+    np.memmap, np.recarray. Anything else as it is.
+
+    Raises:
+        TypeError: it is a masked array, or a list that holds one: the mask would be lost.
+    """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            "a masked array would lose its mask, and its hidden values would count: fill it first, as with "
+            "x.filled(0), and pass x.mask where a mask is wanted"
+        )
+    if isinstance(x, list | tuple):
+        for part in x:
+            if isinstance(part, list | tuple | np.ndarray):
+                plain(part)
+        return x
+    subclass = isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, meta.MetaArray)
+    return np.asarray(x) if subclass else x
+
+
 def promote(xs: Sequence[Any]) -> list[Any]:
     """The arrays among `xs` in the one dtype that PyTorch computes in, so that float32 does not become float64.
 

@@ -10,13 +10,31 @@ import numpy as np
 from minigrad.dtypes import is_floating
 
 
+def integer(value: Any, name: str, op: str) -> int:
+    """`value` as a Python integer: counts and sizes are not rounded."""
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an integer, got {value!r}; write int(...) if it is a whole number")
+    return number
+
+
+def integers(values: Any, name: str, op: str) -> tuple[int, ...]:
+    """`values`, a single integer or a sequence, as Python integers."""
+    return tuple(integer(value, name, op) for value in (values if isinstance(values, Sequence) else (values,)))
+
+
 def one_axis(axis: Any, ndim: int, op: str) -> int:
     """`axis` as a number from 0 to ndim - 1 (a 0-d array counts as 1-d, as in PyTorch)."""
     size = max(ndim, 1)
     try:
         number = index(axis)
     except TypeError:
-        raise TypeError(f"{op}: an axis is an integer, got {axis!r}") from None
+        number = None
+    if number is None or isinstance(axis, bool):
+        raise TypeError(f"{op}: an axis is an integer, got {axis!r}")
     if not -size <= number < size:
         raise IndexError(f"{op}: axis {number} does not exist: with {ndim} axes it must be from {-size} to {size - 1}")
     return number % size
@@ -36,7 +54,8 @@ def axes(axis: int | Sequence[int] | None, ndim: int, op: str) -> tuple[int, ...
 def pair(value: Any, name: str, op: str, *, least: int) -> tuple[int, int]:
     """`value` as two integers (height, width); a single integer stands for both."""
     both = (value, value) if isinstance(value, int | np.integer) else value
-    if not (isinstance(both, Sequence) and len(both) == 2 and all(isinstance(v, int | np.integer) for v in both)):
+    integers = isinstance(both, Sequence) and all(isinstance(v, int | np.integer) for v in both)
+    if not integers or len(both) != 2 or any(isinstance(v, bool) for v in both):
         raise TypeError(f"{op}: {name} is an integer or a pair (height, width), got {value!r}")
     if min(both) < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value!r}")
@@ -65,6 +84,15 @@ def affine(param: Any, shape: tuple[int, ...], name: str, op: str) -> None:
     """A weight or bias, where there is one, has the shape the op scales by."""
     if param is not None and param.shape != shape:
         raise ValueError(f"{op}: {name} must have shape {shape} to fit the input, got {param.shape}")
+
+
+def unambiguous(index: Any, op: str) -> None:
+    """An index does not hold uint8, which PyTorch takes for a mask in some places, and NumPy for indices."""
+    if index.dtype == np.uint8:
+        raise TypeError(
+            f"{op}: an index of uint8 may mean a mask or positions: write index.astype(bool) for a mask, or "
+            "index.astype(int) for positions (of a Tensor: index.to(dtype=bool))"
+        )
 
 
 def reduction(name: str, op: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from numpy import ndarray
 
+from minigrad import writes
 from minigrad.backend import Array, array_module, plus, whole
 from minigrad.dtypes import FLOAT32, cast, is_floating, widened
 from minigrad.function import Function, Partial, next_age, unbroadcast
@@ -39,14 +40,19 @@ class Leaf(Function):
 
     The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no cycle between them.
     Two threads may run backward into the same parameters: the sum is taken under a lock. Its age stays 0: older than
-    every op, a leaf comes last, whichever process it was made in.
+    every op, a leaf comes last, whichever process it was made in. While `requires_grad` is off, gradients that arrive
+    from a graph recorded before are dropped.
     """
+
+    requires_grad: bool = True
 
     def __init__(self) -> None:
         self.grad: Array | None = None
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
+        if not self.requires_grad:
+            return
         with lock:
             if self.grad is None:
                 self.grad = grad if owned else grad.copy()
@@ -81,7 +87,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
     one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
     """
     gradients: dict[Function, Any] = {root: grad_output}
-    owned, observer = set(), mode.observer
+    owned, observer, written = set(), mode.observer, writes.latest
     for node in _youngest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # every path from the root to here ended in a None
@@ -91,9 +97,12 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
                 replaced = hook(grad)
                 grad = grad if replaced is None else replaced
             owned.discard(node)  # a hook may have kept it
+            written = writes.latest  # and may have updated parameters
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
+        if node.age < written:
+            _refuse_overwritten(node)
         several = type(grad) is list
         if node.rounded is not None:  # as its inputs were in forward
             grad = widened(grad) if several else cast(grad, FLOAT32)
@@ -145,6 +154,17 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone
 
 
+def _refuse_overwritten(node: Function) -> None:
+    """Raises a RuntimeError if an array that the node saved has been written to since."""
+    x = writes.overwritten(node)
+    if x is not None:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"{node!r} saved an array of shape {x.shape} {x.dtype} in forward, and it was written to before backward. "
+            "Call backward before the write (an optimizer step, x += y, x[i] = v), or make a new tensor: x = x + y"
+        )
+
+
 def _youngest_first(root: Function) -> list[Function]:
     """All nodes that root depends on, itself included, sorted by falling age: a topological order.
 
@@ -152,7 +172,7 @@ def _youngest_first(root: Function) -> list[Function]:
         RuntimeError: a backward has already walked through a part of this graph and freed it.
     """
     nodes, found = [root], {root}
-    for node in nodes:  # the list grows while it is walked
+    for node in nodes:  # as in `history`
         if node.edges is None:
             raise RuntimeError(
                 "backward through a graph that is gone: its saved arrays were freed by an earlier backward. "
@@ -164,6 +184,17 @@ def _youngest_first(root: Function) -> list[Function]:
                 nodes.append(edge[0])
     nodes.sort(key=attrgetter("age"), reverse=True)
     return nodes
+
+
+def history(root: Function) -> list[Function]:
+    """All nodes that root depends on, itself included, old ones first; not beyond those that backward has freed."""
+    nodes, found = [root], {root}
+    for node in nodes:  # the list grows while it is walked
+        for edge in node.edges or ():
+            if edge is not None and edge[0] not in found:
+                found.add(edge[0])
+                nodes.append(edge[0])
+    return sorted(nodes, key=attrgetter("age"))
 
 
 class _GradMode(ContextDecorator):

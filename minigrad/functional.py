@@ -82,6 +82,8 @@ def conv2d(
     Shapes: input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,). `padding` may also be "valid",
     or "same" where the stride is 1.
     """
+    groups = checks.integer(groups, "groups", "conv2d")
+    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", least=0)
     choices = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **choices), input)
 
@@ -112,6 +114,8 @@ def avg_pool2d(
     """The mean of each window; the stride is the window's size if not given."""
     stride = kernel_size if stride is None else stride
     choices = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    if divisor_override is not None:
+        divisor_override = checks.integer(divisor_override, "divisor_override", "avg_pool2d")
     counting = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
     return _batched(lambda x: Tensor.apply(AvgPool2d, x, **choices, **counting), input)
 
@@ -132,7 +136,7 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over the last axes, of shape `normalized_shape`."""
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (int(normalized_shape),)
+    shape = checks.integers(normalized_shape, "normalized_shape", "layer_norm")
     return Tensor.apply(LayerNorm, input, weight, bias, shape=shape, eps=eps)
 
 
@@ -140,6 +144,7 @@ def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over each image's groups of channels; x is (N, C, ...)."""
+    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
     return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
 
 
@@ -252,6 +257,7 @@ def window_attention(
     """
     checks.probability(dropout_p, "window_attention")
     shift = checks.pair(shift, "shift", "window_attention", least=0)
+    num_heads = checks.integer(num_heads, "num_heads", "window_attention")
     MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
     window: Any = MH if MH == MW else (MH, MW)
     choices = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
@@ -313,6 +319,7 @@ def cross_entropy(
     Shapes: input (N, C, ...) or (C,); target (N, ...) of class indices, or class probabilities like the input; weight
     (C,). The mean is weighted by the weights of the classes named.
     """
+    ignore_index = checks.integer(ignore_index, "ignore_index", "cross_entropy")
     choices = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
     return Tensor.apply(CrossEntropy, input, target, weight, **choices)
 
@@ -324,7 +331,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Te
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """1 at the class named, 0 elsewhere, as int64. Shapes: target (...), result (..., num_classes)."""
-    index = raw(target)
+    index, num_classes = raw(target), checks.integer(num_classes, "num_classes", "one_hot")
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < num_classes:
         raise IndexError(f"one_hot: classes must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
     xp = array_module(index)
@@ -342,11 +349,13 @@ def pad(
 ) -> Tensor:
     """Grow the last axes: `pad` is (before, after) of the last axis, then of the last but one, and so on.
 
-    "constant" fills with `value` (0 if not given), and negative widths crop; "reflect" mirrors without repeating the
-    edge, "replicate" repeats it, "circular" wraps round.
+    "constant" fills with `value` (0 if not given); "reflect" mirrors without repeating the edge, "replicate" repeats
+    it, "circular" wraps round. Negative widths crop: before "circular" wraps, but "reflect" and "replicate" still see
+    what is cropped at the other end, as in PyTorch.
     """
     if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad: needs a pair (before, after) for each of at most {input.ndim} axes, got {pad!r}")
+    pad = checks.integers(pad, "each width", "pad")
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
@@ -375,13 +384,29 @@ def interpolate(
         raise ValueError("interpolate: give either size or scale_factor")
     scales = None
     if scale_factor is not None:
-        rows, columns = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
-        scales = float(rows), float(columns)
+        scales = _scales(scale_factor)
         size = (int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1]))
+        if min(size) < 1:
+            raise ValueError(f"interpolate: scale_factor {scale_factor} makes images {input.shape[2:]} empty: {size}")
         scales = None if recompute_scale_factor else scales
     choices = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
     size = checks.pair(size, "size", "interpolate", least=1)
     return Tensor.apply(Interpolate, input, size=size, scales=scales, **choices)
+
+
+def _scales(scale_factor: Any) -> tuple[float, float]:
+    """`scale_factor` as two numbers, for rows and columns."""
+    both = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
+    if isinstance(both, str) or any(not isinstance(scale, int | float | np.number) for scale in both):
+        raise TypeError(f"interpolate: scale_factor is a number or a pair (height, width), got {scale_factor!r}")
+    if len(both) != 2:
+        raise ValueError(
+            f"interpolate: images have two axes to scale, height and width, but scale_factor names {len(both)}: "
+            f"got {scale_factor!r}"
+        )
+    if not all(0 < scale < np.inf for scale in both):
+        raise ValueError(f"interpolate: each scale_factor must be above 0 and finite, got {scale_factor!r}")
+    return float(both[0]), float(both[1])
 
 
 def _batched(op: Any, x: Tensor) -> Tensor:
@@ -391,14 +416,18 @@ def _batched(op: Any, x: Tensor) -> Tensor:
 
 def _border_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
     """Which entry of an axis stands at each place of the padded one: from -before to size + after - 1, folded back."""
-    place = np.arange(-before, size + after)
-    limits = {"reflect": size - 1, "circular": size, "replicate": np.inf if size else 0}
+    start, end = max(-before, 0), size - max(-after, 0)  # what cropping leaves
+    limits = {"reflect": size - 1, "circular": max(end - start, 0), "replicate": np.inf if size else 0}
     if mode not in limits:
         raise ValueError(f'pad: mode must be "constant", "reflect", "replicate" or "circular", got {mode!r}')
-    if min(before, after) < 0 or max(before, after) > limits[mode]:
+    if max(before, after) > limits[mode]:
         raise ValueError(
-            f"pad: in mode {mode!r} widths must be from 0 to {limits[mode]} on an axis of {size}, got {(before, after)}"
+            f"pad: in mode {mode!r} widths must be at most {limits[mode]} on an axis of {size}"
+            f"{' when it is cropped' if mode == 'circular' and min(before, after) < 0 else ''}, got {(before, after)}"
         )
+    if size + before + after < (mode != "circular"):
+        raise ValueError(f"pad: widths {(before, after)} crop all of an axis of {size} in mode {mode!r}")
+    place = np.arange(-before, size + after)
     if mode == "reflect":
         return size - 1 - abs(size - 1 - abs(place))
-    return place % size if mode == "circular" else place.clip(0, size - 1)
+    return start + (place - start) % max(end - start, 1) if mode == "circular" else place.clip(0, size - 1)

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import cublas
+from minigrad import cublas, writes
 from minigrad.backend import Array, device_of, empty
 from minigrad.kernels.cuda.table import Tables, capturing
 from minigrad.optim import AdamW
@@ -83,6 +83,7 @@ class GraphedStep:
             for generator, draws in zip(self.drawn_from, self.draws, strict=True):
                 generator.skip(draws)
             self.graph.launch()
+        writes.note(p.data for group in self.optimizer.param_groups for p in group["params"])
         _wait(outside, self.stream)
         return self.outputs
 

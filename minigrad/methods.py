@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import promote, to_device
+from minigrad.backend import plain, promote, to_device
 from minigrad.dtypes import as_dtype, is_floating
 from minigrad.ops import elementwise as pointwise
 from minigrad.ops import indexing, matmul, reduction
@@ -32,6 +32,7 @@ class Methods:
 
     apply: Callable[..., "Tensor"]
     constant: Callable[[Any], "Tensor"]
+    _in_place: Callable[..., "Tensor"]
     data: Any
     shape: Any
     ndim: Any
@@ -85,6 +86,32 @@ class Methods:
     add, sub, mul, div, pow, neg, abs, matmul = (
         __add__, __sub__, __mul__, __truediv__, __pow__, __neg__, __abs__, __matmul__,
     )  # fmt: skip
+
+    # In place: `x += y` changes the Tensor itself, so every name for it sees the new values ---------------------------
+
+    def __iadd__(self, other: Any) -> "Tensor":
+        return self._in_place("+=", operator.add, other)
+
+    def __isub__(self, other: Any) -> "Tensor":
+        return self._in_place("-=", operator.sub, other)
+
+    def __imul__(self, other: Any) -> "Tensor":
+        return self._in_place("*=", operator.mul, other)
+
+    def __itruediv__(self, other: Any) -> "Tensor":
+        return self._in_place("/=", operator.truediv, other)
+
+    def __ipow__(self, other: Any) -> "Tensor":
+        return self._in_place("**=", operator.pow, other)
+
+    def __iand__(self, other: Any) -> "Tensor":
+        return self._in_place("&=", operator.and_, other)
+
+    def __ior__(self, other: Any) -> "Tensor":
+        return self._in_place("|=", operator.or_, other)
+
+    def __ixor__(self, other: Any) -> "Tensor":
+        return self._in_place("^=", operator.xor, other)
 
     # Comparisons: booleans, through which no gradient flows ---------------------------------------------------------
 
@@ -300,8 +327,8 @@ class Methods:
         dim = checks.one_axis(dim, self.ndim, "split")
         length = self.shape[dim] if self.ndim else 1
         if isinstance(split_size, Sequence):
-            sizes = list(split_size)
-        elif split_size > 0:
+            sizes = list(checks.integers(split_size, "each size", "split"))
+        elif (split_size := checks.integer(split_size, "split_size", "split")) > 0:
             sizes = [min(split_size, length - start) for start in range(0, max(length, 1), split_size)]
         else:
             raise ValueError(f"split: a piece must be at least 1 long, got {split_size}")
@@ -313,7 +340,7 @@ class Methods:
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
         """At most `chunks` pieces of equal length along `dim`; the last may be shorter."""
-        if chunks < 1:
+        if (chunks := checks.integer(chunks, "chunks", "chunk")) < 1:
             raise ValueError(f"chunk: needs at least one chunk, got {chunks}")
         length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
         return self.split(max(-(-length // chunks), 1), dim) if length else self.split([0] * chunks, dim)
@@ -342,7 +369,7 @@ class Methods:
         But where integers and arrays meet, PyTorch's rule holds: the integers pick first, then the arrays, so
         `x[0, :, [0, 1]]` is `x[0][:, [0, 1]]` (in NumPy its array axis would come to the front).
         """
-        steps = indexing.steps(raw_index(index))
+        steps = indexing.steps(raw_index(index, self.ndim))
         return self.apply(indexing.GetItem, self if len(steps) == 1 else self[steps[0]], index=steps[-1])
 
     def gather(self, dim: int, index: Any) -> "Tensor":
@@ -406,20 +433,46 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
 
 def raw(x: Any) -> Any:
     """The array of a Tensor; anything else as it is, but NumPy scalars as Python's, which do not widen a dtype."""
-    return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else x
+    return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else plain(x)
 
 
-def raw_index(index: Any) -> Any:
-    """An index with the arrays of Tensors in their place. Arrays, and what makes one, are copied for the graph; an
-    integer in an array without axes is an integer, as in PyTorch."""
+def raw_index(index: Any, ndim: int) -> Any:
+    """An index of a tensor of `ndim` axes, with the arrays of Tensors in their place. Arrays, and what makes one, are
+    copied for the graph; an integer in an array without axes is an integer, as in PyTorch."""
     if isinstance(index, tuple):
-        return tuple(raw_index(list(part) if isinstance(part, tuple) else part) for part in index)
-    if isinstance(index, Methods | np.ndarray):
-        array = raw(index)
-        return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
-    return np.array(index, dtype=None if index else np.intp) if isinstance(index, list) else index
+        parts = tuple(_raw_part(list(part) if isinstance(part, tuple) else part) for part in index)
+        return _one_ellipsis(parts, ndim) if sum(part is Ellipsis for part in parts) > 1 else parts
+    return _raw_part(index)
+
+
+def _raw_part(part: Any) -> Any:
+    if isinstance(part, list):
+        made = np.array(plain(part), dtype=None if part else np.intp)
+        numbers = made.dtype == np.uint8 and all(isinstance(number, np.generic) for number in part)
+        part = made.astype(np.intp) if numbers else made  # np.uint8 among Python's numbers is one of them
+    if not isinstance(part, Methods | np.ndarray) and not hasattr(part, "__cuda_array_interface__"):
+        return part
+    array = raw(part)
+    checks.unambiguous(array, "x[index]")
+    return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
+
+
+def _one_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """As in PyTorch, each Ellipsis stands for all axes that are not named: so only the first has any left."""
+    taken = sum(
+        (part.ndim if part.dtype == bool else 1) if hasattr(part, "dtype") else not isinstance(part, bool)
+        for part in parts if part is not None and part is not Ellipsis
+    )  # fmt: skip
+    first, *others = (i for i, part in enumerate(parts) if part is Ellipsis)
+    if taken < ndim and any(part is not Ellipsis for part in parts[others[0] :]):
+        raise IndexError(f"x[index]: behind a second Ellipsis no axis is left, got {parts}; write one `...` only")
+    return tuple(part for i, part in enumerate(parts) if i == first or part is not Ellipsis)
 
 
 def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:
     """`f(2, 3)` and `f((2, 3))` mean the same."""
-    return tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
+    try:
+        return tuple(map(operator.index, sizes))
+    except TypeError:
+        raise TypeError(f"sizes and axes must be integers, got {sizes}") from None

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from minigrad.backend import Array, to_device
+from minigrad.backend import Array, plain, to_device
+from minigrad.dtypes import as_dtype
 from minigrad.meta import MetaArray
 from minigrad.tensor import Tensor
 
@@ -30,20 +31,20 @@ def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mappi
         OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
     """
     path, kind = Path(path), _kind(Path(path))
-    plain = {}
+    on_cpu = {}
     for name, x in arrays.items():
         x = x.data if isinstance(x, Tensor) else x
         if isinstance(x, MetaArray):
             raise TypeError(f"cannot save {name!r}: it has no numbers, as its model was made under meta_init()")
-        plain[name] = np.asarray(to_device(x, "cpu"), order="C")
-        if plain[name].dtype.hasobject:
+        on_cpu[name] = np.asarray(to_device(plain(x), "cpu"), order="C")
+        if on_cpu[name].dtype.hasobject:
             raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
     text = json.dumps(dict(metadata or {}))
     with replacing(path) as file:
         if kind == "npz":
-            _write_npz(file, plain | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
+            _write_npz(file, on_cpu | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
         else:
-            file.write(_safetensors().numpy.save(plain, {"minigrad": text}))
+            file.write(_safetensors().numpy.save(on_cpu, {"minigrad": text}))
 
 
 @contextmanager
@@ -76,6 +77,9 @@ def _sync_folder(folder: Path) -> None:
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the metadata of a file.
 
+    NumPy's format has no name for bfloat16: minigrad, JAX and others write it as `V2`, two bytes without a meaning. So
+    that is what an array of `V2` in a `.npz` is taken for, if ml_dtypes is installed; else it stays as it is.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, or of another format, or holds Python objects.
@@ -98,9 +102,14 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             with reader.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
                 text = (file.metadata() or {}).get("minigrad", "{}")
-        return arrays, json.loads(text)
+        metadata = json.loads(text)
     except Exception as error:  # the readers stumble over a damaged file in a dozen ways
         raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+    for name, x in arrays.items():
+        if x.dtype == np.dtype("V2"):
+            with suppress(RuntimeError):
+                arrays[name] = x.view(as_dtype("bfloat16"))
+    return arrays, metadata
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:

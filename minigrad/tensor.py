@@ -5,18 +5,21 @@ graph; `backward` starts the walk through that graph (`minigrad/engine.py`). Wha
 `minigrad/methods.py`, one line an op.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from minigrad import engine
-from minigrad.backend import Array, array_module, device_of, to_device, whole
+from minigrad import engine, writes
+from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
 from minigrad.engine import Leaf, Output, mode
 from minigrad.function import Function, next_age
+from minigrad.meta import MetaArray
 from minigrad.methods import Methods, raw_index
-from minigrad.ops.indexing import steps
+from minigrad.ops.indexing import GetItem, steps
+from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
@@ -32,8 +35,9 @@ class Tensor(Methods):
             Python floats become float32.
         device: "cpu" or "cuda"; by default where the data is.
 
-    A Tensor is a value: writing `x[i] = v` never shows through another Tensor, and is refused where a graph could
-    depend on the old numbers.
+    In-place operators (`x += y`) and `x[i] = v` write into the array, as in PyTorch: views of it, `detach()` and
+    `state_dict()` see the new values, and backward refuses to go through an op that has saved the old ones. But a
+    recorded `x += y` changes this Tensor alone: views made before keep the old values, and so does what x is a view of.
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
@@ -42,7 +46,7 @@ class Tensor(Methods):
 
     data: Array
     _node: Function | None  # the op that made it, or a Leaf; None: no gradient is wanted
-    _retained: Leaf | None
+    _retained: Leaf | None  # keeps `grad` where _node does not: after retain_grad, or while requires_grad is off
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
         self.data = _to_array(data, dtype, device)
@@ -126,7 +130,8 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made."""
+        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made: off
+        and on again, the leaf keeps its gradient and its hooks."""
         return self._node is not None
 
     @requires_grad.setter
@@ -139,8 +144,11 @@ class Tensor(Methods):
             )
         if wanted and not is_floating(self.data.dtype):
             raise TypeError(f"only floating-point tensors can require a gradient, this one holds {self.data.dtype}")
-        if wanted != self.requires_grad:
-            self._node = Leaf() if wanted else None
+        if wanted == self.requires_grad:
+            return
+        leaf: Any = self._node or self._retained or Leaf()  # one leaf for good, with its gradient and its hooks
+        leaf.requires_grad = wanted
+        self._node, self._retained = (leaf, None) if wanted else (None, leaf)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
         """Set `requires_grad` and return self."""
@@ -244,6 +252,52 @@ class Tensor(Methods):
         """The same numbers without the history."""
         return Tensor(self.data)
 
+    # Copies ---------------------------------------------------------------------------------------------------------
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        """A leaf of its own, with a copy of the values and of the gradient, and without hooks."""
+        if not self.is_leaf:
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol: this one is "
+                f"the output of {self._node!r}, and gradients of a copied graph would go to copies of its leaves. "
+                "Copy x.detach(), or drop the Tensor from the module or object that holds it"
+            )
+        leaf: Any = self._node or self._retained
+        grad = None if leaf is None else copy.deepcopy(leaf.grad, memo)
+        return self._leaf_like(copy.deepcopy(self.data, memo), grad, copy.deepcopy(getattr(self, "__dict__", {}), memo))
+
+    def __copy__(self) -> "Tensor":
+        """The same array. Of a leaf, another leaf, without gradient; of any other, the same place in the graph."""
+        other = self._leaf_like(self.data, None, dict(getattr(self, "__dict__", {})))
+        if not self.is_leaf:
+            other._node = self._node
+        return other
+
+    def _leaf_like(self, data: Array, grad: Array | None, attributes: dict[str, Any]) -> "Tensor":
+        """A leaf of self's class, and with requires_grad as self has it."""
+        other: Tensor = _new(type(self))
+        other.data, other._node, other._retained = data, None, None
+        if attributes:  # only subclasses have any
+            other.__dict__.update(attributes)
+        if self.requires_grad or grad is not None:
+            leaf = Leaf()
+            leaf.grad, leaf.requires_grad = grad, self.requires_grad
+            other._node, other._retained = (leaf, None) if self.requires_grad else (None, leaf)
+        return other
+
+    def __getstate__(self) -> Any:
+        """For pickle. The graph, if there is one, comes first and from old to young, so that a node finds those it
+        points to already read: however long the graph, pickle does not go deep."""
+        slots = {"data": self.data, "_node": self._node, "_retained": self._retained}
+        return ([] if self._node is None else engine.history(self._node)), getattr(self, "__dict__", {}), slots
+
+    def __setstate__(self, state: Any) -> None:
+        _, attributes, slots = state
+        for name, value in slots.items():
+            setattr(self, name, value)
+        if attributes:
+            self.__dict__.update(attributes)
+
     # The array ------------------------------------------------------------------------------------------------------
 
     @property
@@ -265,7 +319,7 @@ class Tensor(Methods):
         return len(self.data.shape)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write into a Tensor that no gradient depends on. Its array is copied first, and so stays its own."""
+        """Write into the array of a Tensor that no gradient depends on."""
         if self.requires_grad and mode.grad_enabled:
             raise RuntimeError(
                 "in-place write to a tensor of the graph: its gradient would be computed from the old numbers. "
@@ -275,10 +329,69 @@ class Tensor(Methods):
             raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
         if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
             raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
-        data = self.data.copy()
-        *first, last = steps(raw_index(index))  # the first step, if there are two, makes a view
-        (data[first[0]] if first else data)[last] = value.data if isinstance(value, Tensor) else value
-        self.data = data
+        *first, last = steps(raw_index(index, self.ndim))  # the first step, if there are two, makes a view
+        self._expect_writable("x[i] = v")
+        (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
+        self._note_write()
+
+    def _in_place(self, name: str, compute: Callable[..., "Tensor"], *others: Any) -> "Tensor":
+        """Give self the values of `compute(self, *others)`, in self's dtype; return self. Every in-place op is this.
+
+        Where nothing is recorded, the values are written into the array itself. Where the op is recorded, the Tensor
+        gets the new array and its node, and the graph keeps the old ones.
+
+        Args:
+            name: how users write it, such as `+=`, for messages.
+        """
+        recording = mode.grad_enabled
+        if recording and self._node is not None and (view := _view_of_leaf(self._node)) is not None:
+            raise RuntimeError(
+                f"a {view}leaf Variable that requires grad is being used in an in-place operation: {name} would change "
+                "what its gradient is taken of. Update parameters under no_grad(), or make a new tensor: x = x + y"
+            )
+        autocast, mode.autocast = mode.autocast, None  # self keeps its dtype, so nothing is to be rounded on the way
+        try:
+            result = compute(self, *others)
+        finally:
+            mode.autocast = autocast
+        if result.shape != self.shape:
+            raise RuntimeError(
+                f"output with shape {list(self.shape)} doesn't match the broadcast shape {list(result.shape)}: "
+                f"{name} cannot make a tensor larger; make a new one: x = x + y"
+            )
+        if _category(result.dtype) > _category(self.dtype):
+            raise RuntimeError(
+                f"result type {result.dtype} can't be cast to the desired output type {self.dtype}: {name} keeps the "
+                "dtype of its left side; convert that first, as with x = x.float()"
+            )
+        if recording and (self._node is not None or result._node is not None):
+            result = result.to(dtype=self.dtype)
+            retains = self._retained is not None and self._node is not None
+            self.data, self._node, self._retained = result.data, result._node, None
+            if retains:
+                self.retain_grad()
+        else:
+            self._expect_writable(name)
+            self.data[...] = cast(result.data, self.dtype)
+            self._note_write()
+        return self
+
+    def _expect_writable(self, name: str) -> None:
+        """Raises a RuntimeError if a write would reach several elements at once, or an array that must not change."""
+        data = self.data
+        if isinstance(data, MetaArray):
+            return
+        if any(size > 1 and stride == 0 for size, stride in zip(data.shape, data.strides, strict=True)):
+            raise RuntimeError(
+                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
+                f"location, as after expand(): {name} would write them all. Copy first: x = Tensor(x.numpy().copy())"
+            )
+        if not getattr(data.flags, "writeable", True):
+            raise RuntimeError(f"{name}: this tensor's array is read-only. Copy first: x = Tensor(x.numpy().copy())")
+
+    def _note_write(self) -> None:
+        if not isinstance(self.data, MetaArray):  # these share one memory, in which there is nothing
+            writes.note([self.data])
 
     def numpy(self) -> np.ndarray:
         """The numbers as a NumPy array, sharing memory on the CPU (read-only where a gradient depends on them)."""
@@ -350,7 +463,31 @@ def from_dlpack(x: Any) -> Tensor:
     """A Tensor on the memory of any array that speaks DLPack: NumPy, CuPy, PyTorch, JAX."""
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
-    return Tensor(xp.from_dlpack(x))
+    return Tensor(xp.from_dlpack(plain(x)))
+
+
+_VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
+
+
+def _view_of_leaf(node: Function) -> str | None:
+    """What a message says before "leaf": nothing, or "view of a "; None for neither a leaf nor a view of one."""
+    view, reshaped = "", False
+    while not isinstance(node, Leaf):
+        if not isinstance(node, _VIEWS) or not node.edges or (isinstance(node, GetItem) and node.copies):
+            return None
+        if reshaped and not isinstance(node, Reshape):  # the reshape may have made a copy
+            return None
+        reshaped = reshaped or isinstance(node, Reshape)
+        edge = node.edges[0]
+        if edge is None:
+            return None
+        view, node = "view of a ", edge[0]
+    return view
+
+
+def _category(dtype: np.dtype) -> int:
+    """0 for booleans, 1 for integers, 2 for floating-point numbers: a result may not fall to a lower one."""
+    return 2 if is_floating(dtype) else 1 if dtype.kind in "iu" else 0
 
 
 def _operand(x: Any, function: type[Function]) -> Any:
@@ -358,7 +495,7 @@ def _operand(x: Any, function: type[Function]) -> Any:
     if isinstance(x, np.generic):
         return x.item()  # a NumPy scalar would widen float32
     if isinstance(x, int | float | np.ndarray) or hasattr(x, "__cuda_array_interface__"):
-        return x
+        return plain(x)
     raise TypeError(
         f"{function.__name__}: takes Tensors, arrays and real numbers, got {type(x).__name__}; wrap it in Tensor(...)"
     )
@@ -396,6 +533,7 @@ def _checked(output: Any, op: Function) -> Array:
 def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
     if isinstance(data, Tensor):
         data = data.data
+    data = plain(data)
     if not hasattr(data, "dtype"):
         data = np.asarray(data)
         if data.dtype == np.float64 and dtype is None:
@@ -410,6 +548,7 @@ def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
         raise TypeError(
             f"a Tensor holds float16, bfloat16, float32, float64, bool or integers, got {data.dtype}"
             + ("; are the nested lists all of one length?" if data.dtype == object else "")
+            + ("; is this bfloat16 from a .npz? x.view(ml_dtypes.bfloat16)" if data.dtype == np.dtype("V2") else "")
         )
     return data if device is None else to_device(data, device)
 

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from minigrad import Tensor, serialize
-from minigrad.backend import to_device
+from minigrad.backend import plain, to_device
 from minigrad.checks import sides
 from minigrad.nn import init
 from models.layouts import LAYOUTS, Layout, Place, Shape, layout_of, places, to_canonical
@@ -290,7 +290,7 @@ def _array(name: Any, value: Any) -> np.ndarray:
             value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
         elif hasattr(value, "__cuda_array_interface__"):
             value = to_device(value, "cpu")
-        array = np.asarray(value)
+        array = np.asarray(plain(value))
     except Exception as error:  # sparse, quantised, ragged
         raise ValueError(f"{name!r} is no array that NumPy can hold: {error}") from error
     if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # bfloat16: the upper half of a float32

@@ -84,6 +84,7 @@ def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 _tape: list[Callable[[], Any]] | None = None
 _alive: dict[int, Any] = {}  # every array there is
+_of_host: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id: views share a base
 
 
 def _do(function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
@@ -186,6 +187,10 @@ class ndarray:  # noqa: N801 (CuPy's name)
         self._host, self.device = host, SimpleNamespace(id=device)
         key = id(self)
         _alive[key] = weakref.ref(self, lambda _: _alive.pop(key, None))
+        self.base = None if host.base is None else _of_host.get(id(host.base))
+        if self.base is None and host.base is not None:
+            self.base = wrap(host.base)
+        _of_host.setdefault(id(host), self)
 
     shape, dtype, ndim, size, strides, nbytes, itemsize, flags = (
         property(operator.attrgetter(f"_host.{name}"))
@@ -203,10 +208,6 @@ class ndarray:  # noqa: N801 (CuPy's name)
     @property
     def T(self) -> "ndarray":
         return wrap(self._host.T)
-
-    @property
-    def base(self) -> "ndarray | None":
-        return None if self._host.base is None else wrap(self._host.base)
 
     @_reads
     def get(self) -> np.ndarray:

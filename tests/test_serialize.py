@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -100,3 +101,23 @@ def test_other_formats_and_missing_files_are_named(tmp_path):
         serialize.save(tmp_path / "x.pth", ARRAYS)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         serialize.load(tmp_path / "x.npz")
+
+
+def test_bfloat16_comes_back(path):
+    values = Tensor([[1.0, -2.5], [3e38, 0.125]]).bfloat16()
+    serialize.save(path, {"x": values, "half": values.half(), "scalar": values[0, 1]})
+    arrays, _ = serialize.load(path)
+    assert [arrays[name].dtype.name for name in ("x", "half", "scalar")] == ["bfloat16", "float16", "bfloat16"]
+    np.testing.assert_array_equal(arrays["x"], values.data)
+    assert arrays["scalar"].item() == -2.5 and Tensor(arrays["x"]).float().tolist() == values.float().tolist()
+
+
+def test_two_bytes_in_an_npz_of_others_are_bfloat16(tmp_path, monkeypatch):
+    pairs = np.zeros(2, [("a", "u1"), ("b", "u1")])
+    np.savez(tmp_path / "x.npz", x=np.array([0x3F80, 0xC020], np.uint16).view("V2"), pairs=pairs)
+    arrays, _ = serialize.load(tmp_path / "x.npz")
+    assert Tensor(arrays["x"]).float().tolist() == [1, -2.5] and arrays["pairs"].dtype == pairs.dtype
+    with np.load(tmp_path / "x.npz") as file, pytest.raises(TypeError, match=r"V2; is this bfloat16 .* x\.view"):
+        Tensor(file["x"])
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    assert serialize.load(tmp_path / "x.npz")[0]["x"].dtype == np.dtype("V2")

@@ -1,6 +1,5 @@
 """L5: gradient checkpointing: memory for time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
 
-from contextlib import nullcontext
 from typing import Any
 
 from minigrad.backend import Array
@@ -18,9 +17,10 @@ class Checkpoint(Function):
     It is the one op that knows Tensors, as it holds a graph of its own. The parameters are inputs so that the op is
     recorded even where x wants no gradient; theirs arrive through the inner graph. Both times random numbers come from
     a generator of the op's own, set to the same place in the stream, so dropout drops the same numbers. The second time
-    buffers stay as they are: a running mean has been moved already.
+    each module is in the mode, training or evaluation, that it was in the first time, and buffers keep their values: a
+    running mean has been updated already.
 
-    Saves x, the state of the generator, and in autocast its dtype.
+    Saves x, the parameters, the modules' modes, the state of the generator, and autocast's dtype.
     """
 
     narrow = True
@@ -28,7 +28,9 @@ class Checkpoint(Function):
 
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
-        self.x, self.module, self.state = x, module, (shared.seed, shared.draws)
+        self.x, self.parameters = x, parameters  # these so that the engine notices if they are overwritten
+        self.module, self.state = module, (shared.seed, shared.draws)
+        self.modes = [(part, part.training) for part in module.modules()]
         self.dtype = mode.autocast.dtype if mode.autocast is not None else None
         own = Generator(*self.state)
         with no_grad(), use_generator(own):
@@ -40,10 +42,17 @@ class Checkpoint(Function):
         want_x, *others = self.needs_input_grad
         x = Tensor(self.x, requires_grad=want_x is not None)
         buffers = [(buffer, buffer.data.copy()) for _, buffer in self.module.named_buffers()]
-        precision = nullcontext() if self.dtype is None else autocast(self.dtype)
-        with enable_grad(), precision, use_generator(Generator(*self.state)):
-            y = self.module.forward(x)
-        for buffer, values in buffers:
-            buffer.data[...] = values
+        changed = [(part, part.training, before) for part, before in self.modes if part.training != before]
+        precision = autocast(self.dtype, enabled=self.dtype is not None)  # off where the first time it was off
+        try:
+            for part, _, before in changed:
+                part.training = before
+            with enable_grad(), precision, use_generator(Generator(*self.state)):
+                y = self.module.forward(x)
+        finally:
+            for part, now, _ in changed:
+                part.training = now
+            for buffer, values in buffers:
+                buffer.data[...] = values
         y.backward(Tensor(grad_output))
         return None if x.grad is None else x.grad.data, *(None for _ in others)

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from minigrad import writes
 from minigrad.backend import Array, to_device
 from minigrad.meta import MetaArray
 from minigrad.random import default_generator
@@ -130,4 +131,5 @@ _state = _State()
 def _fill(tensor: Tensor, draw: Callable[[], Array]) -> Tensor:
     if not (_state.skip or isinstance(tensor.data, MetaArray)):
         tensor.data[...] = to_device(draw().astype(tensor.dtype), tensor.device)
+        writes.note([tensor.data])
     return tensor

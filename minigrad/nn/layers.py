@@ -19,6 +19,7 @@ class Linear(Module):
     bias: Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        in_features, out_features = checks.integers((in_features, out_features), "each number of features", "Linear")
         self.weight = Parameter(np.empty((out_features, in_features), np.float32))
         self.register_parameter("bias", Parameter(np.empty(out_features, np.float32)) if bias else None)
         init.torch_default_(self.weight, self.bias)
@@ -47,6 +48,9 @@ class Conv2d(Module):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
+        in_channels, out_channels, groups = checks.integers(
+            (in_channels, out_channels, groups), "channels and groups", "Conv2d"
+        )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv2d: groups must divide in_channels and out_channels, got {groups} groups for "
@@ -87,9 +91,7 @@ class LayerNorm(_Norm):
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True
     ) -> None:
-        self.normalized_shape = (
-            tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (int(normalized_shape),)
-        )
+        self.normalized_shape = checks.integers(normalized_shape, "normalized_shape", "LayerNorm")
         super().__init__(self.normalized_shape, eps, elementwise_affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,6 +105,8 @@ class GroupNorm(_Norm):
     """Each image normalised over groups of its channels; x is (N, num_channels, ...)."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
+        num_groups = checks.integer(num_groups, "num_groups", "GroupNorm")
+        num_channels = checks.integer(num_channels, "num_channels", "GroupNorm")
         super().__init__((num_channels,), eps, affine)
         self.num_groups, self.num_channels = num_groups, num_channels
 
@@ -124,7 +128,7 @@ class BatchNorm2d(_Norm):
     num_batches_tracked: Tensor | None = None
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True) -> None:
-        super().__init__((num_features,), eps, affine)
+        super().__init__((checks.integer(num_features, "num_features", "BatchNorm2d"),), eps, affine)
         self.momentum = momentum
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
         self.running_var = Buffer(np.ones(num_features, np.float32))

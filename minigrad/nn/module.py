@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad.backend import Array, to_device
+from minigrad import writes
+from minigrad.backend import Array, plain, to_device
 from minigrad.dtypes import cast, is_floating
 from minigrad.engine import mode
 from minigrad.meta import MetaArray
@@ -204,7 +205,8 @@ class Module:
                     for prefix, module in self.named_modules(remove_duplicate=False)
                     for name in module.optional_state}  # fmt: skip
         arrays = {
-            name: value.data if isinstance(value, Tensor) else np.asarray(value) for name, value in state_dict.items()
+            name: value.data if isinstance(value, Tensor) else np.asarray(plain(value))
+            for name, value in state_dict.items()
         }
         if any(isinstance(x, MetaArray) for x in [*arrays.values(), *(tensor.data for tensor in own.values())]):
             raise ValueError(
@@ -233,6 +235,7 @@ class Module:
         for name, tensor in own.items():
             if name in arrays:
                 tensor.data[...] = to_device(cast(arrays[name], tensor.dtype), tensor.device)
+        writes.note(tensor.data for name, tensor in own.items() if name in arrays)
 
     # Modes ----------------------------------------------------------------------------------------------------------
 

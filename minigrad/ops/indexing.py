@@ -20,7 +20,15 @@ class GetItem(Function):
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index = index
-        return x[index]
+        y = x[index]
+        if isinstance(y, np.generic):  # one entry: with an Ellipsis it is a view too, and not a scalar
+            y = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
+        return y
+
+    @property
+    def copies(self) -> bool:
+        """Whether y is a copy, as where arrays pick entries, and not a view of x."""
+        return any(hasattr(part, "dtype") for part in (self.index if isinstance(self.index, tuple) else (self.index,)))
 
     def backward(self, grad_output: Array) -> Partial:
         parts = self.index if isinstance(self.index, tuple) else (self.index,)
@@ -55,6 +63,7 @@ class Gather(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "gather")
+        checks.unambiguous(index, "gather")
         if index.dtype.kind not in "iu":
             raise TypeError(f"gather: the index must hold integers, got {index.dtype}")
         longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]
@@ -80,6 +89,7 @@ class IndexSelect(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "index_select")
+        checks.unambiguous(index, "index_select")
         if not x.ndim:
             raise ValueError("index_select: a tensor with no axes has no slices; give it one with x.reshape(1)")
         if index.ndim != 1 or index.dtype.kind not in "iu":

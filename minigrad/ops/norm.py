@@ -17,7 +17,7 @@ The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whate
 from math import prod
 from threading import Lock
 
-from minigrad import checks
+from minigrad import checks, writes
 from minigrad.backend import Array, array_module
 from minigrad.function import Function
 from minigrad.sums import deviations, mean_over, sum_over
@@ -136,6 +136,7 @@ class BatchNorm(Function):
                     running_mean += momentum * (mean.reshape(C) - running_mean)
                 if running_var is not None:
                     running_var += momentum * (var.reshape(C) * (n / (n - 1)) - running_var)
+                writes.note(running for running in (running_mean, running_var) if running is not None)
         else:
             if running_mean is None or running_var is None:
                 raise ValueError("batch_norm: outside training, running_mean and running_var must be given")

@@ -107,7 +107,7 @@ class Unbind(Function):
     def forward(self, x: Array, *, axis: int) -> tuple[Array, ...]:
         self.shape, self.axis = x.shape, axis
         before = (slice(None),) * axis
-        return tuple(x[(*before, i)] for i in range(x.shape[axis]))
+        return tuple(x[(*before, i, ...)] for i in range(x.shape[axis]))
 
     def backward(self, grad_outputs: list[Array | None]) -> Array:
         some = next(grad for grad in grad_outputs if grad is not None)
@@ -165,13 +165,13 @@ class Roll(Function):
 
 
 class Flip(Function):
-    """Reverse the order along `axes`; the gradient is reversed back.  Saves the axes."""
+    """Reverse the order along `axes`, as a copy; the gradient is reversed back.  Saves the axes."""
 
     narrow = True
 
     def forward(self, x: Array, *, axes: int | Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "flip")
-        return array_module(x).flip(x, self.axes)
+        return array_module(x).flip(x, self.axes).copy()
 
     def backward(self, grad_output: Array) -> Array:
         return array_module(grad_output).flip(grad_output, self.axes)

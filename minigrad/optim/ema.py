@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend import Array, array_module, device_of, plain, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.nn import Module
@@ -166,7 +166,7 @@ class EMA:
     def read_state_dict(self, state_dict: Mapping[str, Any]) -> dict[str, Array]:
         """The arrays that `load_state_dict` copies from, checked."""
         arrays = {
-            name: to_device(value.data if isinstance(value, Tensor) else np.asarray(value), "cpu")
+            name: to_device(value.data if isinstance(value, Tensor) else np.asarray(plain(value)), "cpu")
             for name, value in state_dict.items()
         }
         expected = {name: average.shape for name, average in self.averages.items()} | {"updates": ()}

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad import checks
-from minigrad.backend import Array, array_module, gemm, to_device
+from minigrad import checks, writes
+from minigrad.backend import Array, array_module, gemm, plain, to_device
 from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.tensor import Tensor
@@ -70,6 +70,7 @@ class Optimizer:
         self.update_all(moves)
         for data, x in half:
             data[...] = cast(x, data.dtype)
+        writes.note([*(x for x, *_ in moves), *(data for data, _ in half)])
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """Move all these parameters: what `update` takes, of each."""
@@ -125,7 +126,7 @@ class Optimizer:
         it is of.
         """
         own = type(self).__name__
-        arrays = {key: value.data if isinstance(value, Tensor) else value for key, value in state_dict.items()}
+        arrays = {key: value.data if isinstance(value, Tensor) else plain(value) for key, value in state_dict.items()}
         if extra := {key.partition(".")[0] for key in arrays} - {str(g) for g in range(len(self.param_groups))}:
             raise ValueError(f"{own}: this state has a group {min(extra)!r}, here there are {len(self.state)} groups")
         rates: list[dict[str, float]] = []
@@ -298,6 +299,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     grads = [p.grad.data for p in parameters if p.grad is not None]
     if not grads:
         return Tensor(0.0)
+    writes.note(grads)
     if cuda.table.takes_each(grads):
         return Tensor(cuda.optim.clip(grads, max_norm))
     xp = array_module(grads[0])

@@ -5,7 +5,7 @@ from math import isfinite
 
 import numpy as np
 
-from minigrad import checks
+from minigrad import checks, writes
 from minigrad.backend import Array, array_module
 from minigrad.dtypes import FLOAT32, cast, is_narrow
 from minigrad.kernels import cuda
@@ -161,6 +161,8 @@ def scale_all(arrays: Sequence[Array], factor: float) -> bool:
     16-bit arrays are multiplied in float32: in float16 1/S itself may be zero.
     """
     factor = checks.scalar(factor, "factor", "scale_all")
+    if factor != 1:
+        writes.note(arrays)
     if arrays and cuda.table.takes_each(arrays):
         return bool(cuda.optim.unscale(arrays, factor))
     finite = np.True_

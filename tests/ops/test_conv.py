@@ -132,7 +132,7 @@ def test_unwanted_gradients_are_not_computed():
         ((1, 4, 4, 4), (8, 4, 3, 3), None, {"groups": 2}, ValueError, r"in 2 group\(s\) takes 8 input channels"),
         ((1, 4, 4, 4), (9, 2, 3, 3), None, {"groups": 2}, ValueError, "groups must divide the 9 output channels"),
         ((1, 4, 4, 4), (8, 4, 3, 3), None, {"groups": 0}, ValueError, "groups must divide"),
-        ((1, 4, 4, 4), (8, 4, 3, 3), None, {"groups": 1.0}, ValueError, "groups must divide"),
+        ((1, 4, 4, 4), (8, 4, 3, 3), None, {"groups": 1.0}, TypeError, "groups must be an integer"),
         ((1, 3, 4, 4), (8, 3, 3, 3), (1, 8), {}, ValueError, r"bias must have shape \(8,\)"),
         ((1, 3, 4, 4), (8, 3, 7, 7), None, {"padding": 1}, ValueError, r"spans \(7, 7\) .* has \(6, 6\); pad more"),
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"dilation": 2}, ValueError, r"spans \(5, 5\)"),

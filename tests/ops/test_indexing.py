@@ -82,7 +82,7 @@ def test_errors_teach(call, error, message):
         ((np.array([True, False]), slice(1), 0), lambda x: x[:, :, 0][[0]][:, :1]),
         ((Tensor(0), slice(None), Tensor([0, 1])), lambda x: x[0][:, [0, 1]]),
         ((0, Tensor(1), Tensor([0, 1])), lambda x: x[0][1][[0, 1]]),
-        ((np.array(1), [0, 1], Tensor(np.uint8(1))), lambda x: x[1, :, 1][[0, 1]]),
+        ((np.array(1), [0, 1], Tensor(np.int8(1))), lambda x: x[1, :, 1][[0, 1]]),
     ],
     ids=["int first", "int last", "ellipsis", "new axis", "mask", "0-d first", "0-d second", "0-d around"],
 )

@@ -1,0 +1,106 @@
+"""Arguments out of their kind: floats where counts are meant, scales that are no scales, widths that crop."""
+
+import numpy as np
+import pytest
+
+import minigrad
+import minigrad.functional as F
+from minigrad import Tensor, nn
+
+X = minigrad.ones(2, 4, 6, 6)
+W = minigrad.ones(4, 4, 1, 1)
+LINE = Tensor([[1.0, 2.0, 3.0, 4.0]])
+
+COUNTS = {
+    "group_norm": lambda v: F.group_norm(X, v), "GroupNorm": lambda v: nn.GroupNorm(v, 4),
+    "layer_norm": lambda v: F.layer_norm(minigrad.ones(2, 2), v), "LayerNorm": lambda v: nn.LayerNorm(v),
+    "layer_norm, a sequence": lambda v: F.layer_norm(minigrad.ones(2, 2), (v,)),
+    "conv2d, stride": lambda v: F.conv2d(X, W, stride=v), "conv2d, padding": lambda v: F.conv2d(X, W, padding=v),
+    "conv2d, dilation": lambda v: F.conv2d(X, W, dilation=v),
+    "conv2d, groups": lambda v: F.conv2d(X, W[:, :2], groups=v),
+    "Conv2d": lambda v: nn.Conv2d(v, 2, 1), "Conv2d, kernel": lambda v: nn.Conv2d(2, 2, v),
+    "Conv2d, groups": lambda v: nn.Conv2d(2, 2, 1, groups=v), "Linear": lambda v: nn.Linear(v, 2),
+    "BatchNorm2d": lambda v: nn.BatchNorm2d(v), "max_pool2d": lambda v: F.max_pool2d(X, v),
+    "avg_pool2d": lambda v: F.avg_pool2d(X, v), "avg_pool2d, stride": lambda v: F.avg_pool2d(X, 2, v),
+    "avg_pool2d, divisor": lambda v: F.avg_pool2d(X, 2, divisor_override=v),
+    "adaptive_avg_pool2d": lambda v: F.adaptive_avg_pool2d(X, v), "interpolate": lambda v: F.interpolate(X, v),
+    "pad": lambda v: F.pad(X, (v, 0)), "pad, reflect": lambda v: F.pad(X, (v, 0), mode="reflect"),
+    "one_hot": lambda v: F.one_hot(Tensor([0, 1]), v), "softmax": lambda v: F.softmax(X, v),
+    "cross_entropy": lambda v: F.cross_entropy(minigrad.ones(2, 3), Tensor([0, 1]), ignore_index=v),
+    "window_attention": lambda v: F.window_attention(minigrad.ones(1, 4, 4, 12), None, v, 2),
+    "window_attention, size": lambda v: F.window_attention(minigrad.ones(1, 4, 4, 12), None, 2, v),
+    "sum": lambda v: X.sum(v), "mean": lambda v: X.mean(dim=(0, v)), "argmax": lambda v: X.argmax(v),
+    "cumsum": lambda v: X.cumsum(v), "cat": lambda v: minigrad.cat([X, X], v), "split": lambda v: X.split(v, 1),
+    "split, a sequence": lambda v: X.split([v, 2], 1), "chunk": lambda v: X.chunk(v, 1),
+    "reshape": lambda v: X.reshape(v, -1), "unflatten": lambda v: X.unflatten(1, (v, -1)),
+    "expand": lambda v: minigrad.ones(1).expand(v, 1), "roll": lambda v: X.roll(v, 0), "flip": lambda v: X.flip(v),
+    "transpose": lambda v: X.transpose(v, 0), "unsqueeze": lambda v: X.unsqueeze(v),
+    "zeros": lambda v: minigrad.zeros(v, 3),
+    "gather": lambda v: X.gather(v, minigrad.zeros(2, 4, 6, 6, dtype=np.int64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_must_be_integers(name):
+    for count in (2, np.int64(2)):
+        COUNTS[name](count)
+    for wrong in (2.0, 1.5, np.float64(2)):
+        with pytest.raises(TypeError, match="integer"):
+            COUNTS[name](wrong)
+
+
+@pytest.mark.parametrize("name", ["group_norm", "max_pool2d", "softmax", "conv2d, groups", "split"])
+def test_booleans_are_no_counts(name):
+    with pytest.raises(TypeError, match="got True"):
+        COUNTS[name](True)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "message"),
+    [
+        (float("nan"), ValueError, "above 0 and finite, got nan"), (float("inf"), ValueError, "above 0 and finite"),
+        (0, ValueError, "above 0 and finite, got 0"), (-1.5, ValueError, "above 0 and finite, got -1.5"),
+        ((1.0, float("nan")), ValueError, "above 0 and finite"), ((2.0, 0.0), ValueError, "above 0 and finite"),
+        ((1.0, 2.0, 3.0), ValueError, "two axes to scale.* names 3"), ((2.0,), ValueError, "two axes .* names 1"),
+        (0.1, ValueError, r"scale_factor 0.1 makes images \(6, 6\) empty: \(0, 0\)"),
+        ("22", TypeError, "is a number or a pair"),
+        ((None, 2), TypeError, "is a number or a pair"), (np.ones(2), TypeError, "is a number or a pair"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["nearest", "bicubic"])
+def test_wrong_scales_are_named(scale, error, message, mode):
+    with pytest.raises(error, match=message):
+        F.interpolate(X, scale_factor=scale, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "widths", "expected"),
+    [
+        ("reflect", (-1, 0), [2, 3, 4]), ("reflect", (1, -1), [2, 1, 2, 3]), ("reflect", (-4, 3), [3, 2, 1]),
+        ("reflect", (3, -4), [4, 3, 2]), ("reflect", (-1, 3), [2, 3, 4, 3, 2, 1]), ("reflect", (-1, -1), [2, 3]),
+        ("replicate", (-2, 2), [3, 4, 4, 4]), ("replicate", (2, -3), [1, 1, 1]), ("replicate", (-4, 1), [4]),
+        ("replicate", (4, -2), [1, 1, 1, 1, 1, 2]), ("circular", (1, -1), [3, 1, 2, 3]),
+        ("circular", (-2, 2), [3, 4, 3, 4]), ("circular", (3, -1), [1, 2, 3, 1, 2, 3]), ("circular", (-3, 1), [4, 4]),
+        ("circular", (-4, 0), []), ("circular", (-3, -1), []), ("circular", (4, 4), [1, 2, 3, 4] * 3),
+    ],
+)  # fmt: skip
+def test_negative_widths_crop(mode, widths, expected):
+    x = LINE.detach().requires_grad_()
+    y = F.pad(x, widths, mode=mode)
+    assert y[0].tolist() == expected
+    y.sum().backward()
+    assert x.grad.tolist() == [[expected.count(value) for value in (1, 2, 3, 4)]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "widths"),
+    [
+        ("reflect", (-4, 0)), ("reflect", (-3, -1)), ("reflect", (-5, 0)), ("reflect", (-3, 4)), ("reflect", (4, -1)),
+        ("replicate", (-4, 0)), ("replicate", (-3, -2)), ("circular", (-2, 3)), ("circular", (2, -3)),
+        ("circular", (-4, 1)), ("circular", (-5, 0)), ("circular", (-3, -2)), ("circular", (5, 0)),
+        ("constant", (-5, 0)),
+    ],
+)  # fmt: skip
+def test_widths_that_do_not_fit_are_refused(mode, widths):
+    with pytest.raises(ValueError, match="pad: "):
+        F.pad(LINE, widths, mode=mode)
