@@ -123,7 +123,7 @@ class Vacuous:
 
     def pytest_terminal_summary(self, terminalreporter):
         lines = self.findings()
-        terminalreporter.section(f"vacuous: {len(lines)} of {len(self.passed)} tests")
+        terminalreporter.section(f"vacuous: {len(lines)} findings, {len(self.passed)} tests passed")
         for line in lines:
             terminalreporter.write_line(line)
 
