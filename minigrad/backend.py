@@ -45,6 +45,8 @@ def plain(x: Any) -> Any:
     Raises:
         TypeError: it is a masked array, or a list that holds one: the mask would be lost.
     """
+    if type(x) is np.ndarray:
+        return x
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
             "a masked array would lose its mask, and its hidden values would count: fill it first, as with "
@@ -55,8 +57,7 @@ def plain(x: Any) -> Any:
             if isinstance(part, list | tuple | np.ndarray):
                 plain(part)
         return x
-    subclass = isinstance(x, np.ndarray) and type(x) is not np.ndarray and not isinstance(x, meta.MetaArray)
-    return np.asarray(x) if subclass else x
+    return np.asarray(x) if isinstance(x, np.ndarray) and not isinstance(x, meta.MetaArray) else x
 
 
 def promote(xs: Sequence[Any]) -> list[Any]:

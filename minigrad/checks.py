@@ -32,8 +32,8 @@ def one_axis(axis: Any, ndim: int, op: str) -> int:
     try:
         number = index(axis)
     except TypeError:
-        number = None
-    if number is None or isinstance(axis, bool):
+        raise TypeError(f"{op}: an axis is an integer, got {axis!r}") from None
+    if axis is True or axis is False:
         raise TypeError(f"{op}: an axis is an integer, got {axis!r}")
     if not -size <= number < size:
         raise IndexError(f"{op}: axis {number} does not exist: with {ndim} axes it must be from {-size} to {size - 1}")

@@ -7,6 +7,7 @@ is `x.exp()`.
 import operator
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -436,16 +437,21 @@ def raw(x: Any) -> Any:
     return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else plain(x)
 
 
+_BASIC = {int, slice, type(None), EllipsisType}
+
+
 def raw_index(index: Any, ndim: int) -> Any:
     """An index of a tensor of `ndim` axes, with the arrays of Tensors in their place. Arrays, and what makes one, are
     copied for the graph; an integer in an array without axes is an integer, as in PyTorch."""
     if isinstance(index, tuple):
         parts = tuple(_raw_part(list(part) if isinstance(part, tuple) else part) for part in index)
-        return _one_ellipsis(parts, ndim) if sum(part is Ellipsis for part in parts) > 1 else parts
+        return _one_ellipsis(parts, ndim) if [type(part) for part in parts].count(EllipsisType) > 1 else parts
     return _raw_part(index)
 
 
 def _raw_part(part: Any) -> Any:
+    if type(part) in _BASIC:
+        return part
     if isinstance(part, list):
         made = np.array(plain(part), dtype=None if part else np.intp)
         numbers = made.dtype == np.uint8 and all(isinstance(number, np.generic) for number in part)

@@ -64,7 +64,7 @@ def _memory(x: Array) -> tuple[int, Any]:
         while x.base is not None:
             x = x.base
         return pointer(x), x
-    owner, base = x, x.base
+    owner, base = x, x.base  # None where x owns its memory
     while base is not None:
         if isinstance(base, np.ndarray):
             owner = base
