@@ -72,6 +72,9 @@ class MetaArray(np.ndarray):
     def copy(self, *_: Any, **__: Any) -> "MetaArray":
         return _like(self)
 
+    def __pow__(self, exponent: Any, modulo: None = None) -> Any:
+        return np.power(self, exponent)  # NumPy 2.0's own reads the value of an exponent without axes
+
     # What needs numbers ---------------------------------------------------------------------------------------------
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:

@@ -9,7 +9,8 @@ command line does. Each can be left out, and does nothing where it does not appl
     allocator    glibc keeps memory that is freed. By default a large array's memory goes back to the system at once,
                  and the next array gets fresh pages, which the system fills with zeros one by one as they are touched.
     kernels      OpenBLAS uses its AVX-512 kernels on processors that have AVX-512 but on which it chooses those for
-                 AVX2, as on AMD's Zen 4 and Zen 5.
+                 AVX2, as on AMD's Zen 4 and Zen 5. NumPy 2.5's OpenBLAS cannot change them any more: there only the
+                 variable OPENBLAS_CORETYPE=SkylakeX, set before Python starts, chooses them.
 """
 
 import ctypes
@@ -78,7 +79,9 @@ _LARGEST = 2**31 - 1
 
 
 def _use_avx512(blas: ctypes.CDLL | None) -> str | None:
-    if blas is None or "OPENBLAS_CORETYPE" in os.environ or not _processor_flags() >= _AVX512:
+    if blas is None or not hasattr(blas, "gotoblas_dynamic_init"):
+        return None
+    if "OPENBLAS_CORETYPE" in os.environ or not _processor_flags() >= _AVX512:
         return None
     return _switch_kernels(blas, "SkylakeX") if _kernels(blas) in ("Haswell", "Zen") else None
 
@@ -104,11 +107,10 @@ def _kernels(blas: ctypes.CDLL) -> str:
 
 
 def _openblas() -> ctypes.CDLL | None:
-    """The OpenBLAS that came with NumPy, if one did, and if it can change its kernels."""
+    """The OpenBLAS that came with NumPy, if one did."""
     folder = Path(np.__file__).parent
     files = [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]
-    blas = ctypes.CDLL(str(files[0])) if files else None
-    return blas if hasattr(blas, "gotoblas_dynamic_init") else None
+    return ctypes.CDLL(str(files[0])) if files else None
 
 
 def _function(blas: ctypes.CDLL, name: str) -> "ctypes._NamedFuncPointer":
