@@ -32,7 +32,11 @@ def table(path):
 
 SOURCES = sorted(FOLDER.glob("*.cu"))
 SHARED = dict(ceiling for header in FOLDER.glob("*.cuh") for _, row in table(header) for ceiling in row.items())
-ROWS = [pytest.param(path, *row, id=f"{path.name} {' '.join(row[0])}") for path in SOURCES for row in table(path)]
+ROWS = [
+    pytest.param(path, *row, id=f"{path.name} {' '.join(row[0])}", marks=[pytest.mark.exhaustive] if i else ())
+    for path in SOURCES
+    for i, row in enumerate(table(path))
+]
 each = pytest.mark.parametrize(("path", "macros", "ceilings"), ROWS)
 
 
