@@ -34,7 +34,7 @@ def device(request):
 
 def pytest_addoption(parser):
     parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
-    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too")
+    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too, and all cases of others")
 
 
 MOST_WORKERS = 8  # each takes up to 1 GiB
@@ -60,7 +60,7 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked exhaustive, unless it is asked for."""
+    """Deselect the tests marked exhaustive, unless --exhaustive is given."""
     if not config.getoption("exhaustive"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def exhaustive(pytestconfig):
-    """Whether a test is to try all there is, not a sample of it."""
+    """Whether --exhaustive is given: a test then tries all cases, not a sample."""
     return pytestconfig.getoption("exhaustive")
 
 
@@ -114,7 +114,7 @@ def parity(pytestconfig):
 
 
 def pytest_sessionfinish(session):
-    """A worker of pytest-xdist hands over what it saw."""
+    """A worker of pytest-xdist sends its differences to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["parity"] = session.config.stash[_PARITY].worst
 

@@ -183,7 +183,7 @@ def test_losses_that_differ_are_wrong(loss):
 
 
 def test_tests_are_counted_and_those_that_fail_are_named(tmp_path):
-    """Two of them, and a file of this project on the stand-in."""
+    """Two tests written here, and a file of tests on the stand-in for CuPy."""
     (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
     rows = stages.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
     assert next(rows)["what"].endswith("::test_bad")
