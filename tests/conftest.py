@@ -34,7 +34,7 @@ def device(request):
 
 def pytest_addoption(parser):
     parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
-    parser.addoption("--exhaustive", action="store_true", help="run the tests marked exhaustive too, and all cases of others")
+    parser.addoption("--exhaustive", action="store_true", help="run all cases of the slow tests, not a sample")
 
 
 MOST_WORKERS = 8  # each takes up to 1 GiB
