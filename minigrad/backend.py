@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minigrad import meta
-from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow, widened
+from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow, widened, wrapped
 
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
@@ -79,6 +79,14 @@ def promote(xs: Sequence[Any]) -> list[Any]:
         dtypes = {FLOAT32 if is_narrow(dtype) else dtype for dtype in dtypes}
     dtype = np.result_type(*dtypes)
     return [cast(x, dtype) if hasattr(x, "dtype") else x for x in xs]
+
+
+def promote_and_wrap(xs: Sequence[Any]) -> list[Any]:
+    """The same, for arithmetic: a Python integer beyond the range of an n-bit integer dtype is taken modulo 2ⁿ, as the
+    result is, and as in PyTorch. NumPy and CuPy refuse it."""
+    xs = promote(xs)
+    dtype = next((x.dtype for x in xs if hasattr(x, "dtype")), FLOAT32)
+    return xs if dtype.kind not in "iu" else [wrapped(x, dtype) if isinstance(x, int) else x for x in xs]
 
 
 def promote_to_float(xs: Sequence[Any]) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.dtypes import is_floating
+from minigrad.dtypes import is_floating, is_held
 
 
 def integer(value: Any, name: str, op: str) -> int:
@@ -78,6 +78,12 @@ def floating(x: Any, op: str) -> None:
     """`x` holds floating-point numbers."""
     if not is_floating(x.dtype):
         raise TypeError(f"{op}: needs floating-point numbers, got {x.dtype}; convert first with x.float()")
+
+
+def entry(value: Any, dtype: np.dtype, op: str) -> None:
+    """A Python number that becomes an entry of an array of this dtype fits into it, if it is an integer type."""
+    if dtype.kind in "iu" and not (is_held(value, dtype) and value == int(value)):
+        raise ValueError(f"{op}: {dtype} cannot hold {value}; convert first, as with x.float()")
 
 
 def affine(param: Any, shape: tuple[int, ...], name: str, op: str) -> None:

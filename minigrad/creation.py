@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import checks
 from minigrad.dtypes import as_dtype, is_floating
 from minigrad.methods import sequence
 from minigrad.random import default_generator
@@ -17,6 +18,8 @@ def full(
 ) -> Tensor:
     """A tensor of one number, repeated. By default float32 for a float, int64 for an integer, bool for a boolean."""
     dtype = Tensor(fill_value).dtype if dtype is None else as_dtype(dtype)
+    if isinstance(fill_value, int | np.integer):
+        checks.entry(fill_value, dtype, "full")
     return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
 
 
@@ -49,7 +52,7 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
     """The numbers from start (0) to before end, by step (1): `arange(end)`, `arange(start, end, step)`.
 
     By default int64 for whole bounds, else float32. Each number is start + i · step, rounded once. For an integer type
-    start, end and step lose their fractions first, as in PyTorch.
+    start, end and step lose their fractions first, and numbers beyond its range wrap, as in PyTorch.
     """
     if not 1 <= len(bounds) <= 3:
         raise TypeError(f"arange: takes end, or start and end, or start, end and step, got {bounds}")
@@ -65,7 +68,8 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
     if step == 0:
         raise ValueError(f"arange: the step must not be 0, as {dtype}")
     if whole:
-        return Tensor(np.arange(start, end, step, dtype=dtype), device=device)
+        numbers = np.arange(start, end, step, dtype=np.int64 if dtype.kind in "iu" else dtype)
+        return Tensor(numbers.astype(dtype, copy=False), device=device)
     count = max(ceil((end - start) / step), 0)
     return Tensor(start + step * np.arange(count, dtype=np.float64), dtype=dtype, device=device)
 

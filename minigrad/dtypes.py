@@ -39,6 +39,18 @@ def is_narrow(dtype: np.dtype) -> bool:
     return dtype.itemsize == 2 and is_floating(dtype)
 
 
+def is_held(value: float, dtype: np.dtype) -> bool:
+    """Whether a Python number is within the range of this integer type."""
+    held = np.iinfo(dtype)
+    return bool(held.min <= value <= held.max)
+
+
+def wrapped(value: int, dtype: np.dtype) -> int:
+    """The integer of this n-bit integer type that equals `value` modulo 2ⁿ."""
+    least, count = np.iinfo(dtype).min, 1 << (8 * dtype.itemsize)
+    return (value - least) % count + least
+
+
 def narrow_dtype(xs: Sequence[Any]) -> np.dtype | None:
     """The narrow type among the arrays: of several the first; None if there is none."""
     return next((x.dtype for x in xs if hasattr(x, "dtype") and is_narrow(x.dtype)), None)

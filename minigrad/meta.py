@@ -72,7 +72,10 @@ class MetaArray(np.ndarray):
     def copy(self, *_: Any, **__: Any) -> "MetaArray":
         return _like(self)
 
-    # Functions that need values -------------------------------------------------------------------------------------
+    def __pow__(self, exponent: Any, modulo: None = None) -> Any:
+        return np.power(self, exponent)  # NumPy 2.0's own reads the value of an exponent without axes
+
+    # Functions that need values ---------------------------------------------------------------------------------------
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise _no_values()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad import checks
-from minigrad.backend import plain, promote, to_device
-from minigrad.dtypes import as_dtype, is_floating
+from minigrad.backend import plain, promote, promote_and_wrap, to_device
+from minigrad.dtypes import as_dtype, is_floating, is_held
 from minigrad.ops import elementwise as pointwise
 from minigrad.ops import indexing, matmul, reduction
 from minigrad.ops import shape as shapes
@@ -138,22 +138,28 @@ class Methods:
         return self.constant(~self.data)
 
     def __and__(self, other: Any) -> "Tensor":
-        return self._compared(operator.and_, other)
+        return self._bitwise(operator.and_, other)
 
     def __or__(self, other: Any) -> "Tensor":
-        return self._compared(operator.or_, other)
+        return self._bitwise(operator.or_, other)
 
     def __xor__(self, other: Any) -> "Tensor":
-        return self._compared(operator.xor, other)
+        return self._bitwise(operator.xor, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def _compared(self, compare: Callable[[Any, Any], Any], other: Any) -> "Tensor":
-        """`compare` of both in the one dtype that arithmetic with them has."""
+        """`compare` of both in the one dtype that arithmetic with them has; exact beyond its range."""
         x, y = self.data, raw(other)
         if getattr(y, "dtype", None) != x.dtype:
             x, y = promote([x, y])
+            if isinstance(y, int) and x.dtype.kind in "iu" and not is_held(y, x.dtype):
+                x = x.astype(np.int64)  # NumPy knows the answer, CuPy does not
         return self.constant(compare(x, y))
+
+    def _bitwise(self, combine: Callable[[Any, Any], Any], other: Any) -> "Tensor":
+        """`combine` of both in the one dtype that arithmetic with them has."""
+        return self.constant(combine(*promote_and_wrap([self.data, raw(other)])))
 
     def __contains__(self, number: Any) -> bool:
         return bool((self == number).data.any())

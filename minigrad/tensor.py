@@ -6,12 +6,12 @@ graph; `backward` starts the walk through that graph (`minigrad/engine.py`). Wha
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from minigrad import engine, writes
+from minigrad import checks, engine, writes
 from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
 from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
 from minigrad.engine import Leaf, Output, mode
@@ -329,6 +329,8 @@ class Tensor(Methods):
             raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
         if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
             raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
+        if isinstance(value, int | np.integer | Sequence):
+            _check_range(value, self.dtype, "x[i] = v")
         *first, last = steps(raw_index(index, self.ndim))  # the first step, if there are two, makes a view
         self._expect_writable("x[i] = v")
         (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
@@ -535,6 +537,8 @@ def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
         data = data.data
     data = plain(data)
     if not hasattr(data, "dtype"):
+        if dtype is not None:
+            _check_range(data, as_dtype(dtype), "Tensor")
         data = np.asarray(data)
         if data.dtype == np.float64 and dtype is None:
             data = data.astype(FLOAT32)
@@ -551,6 +555,14 @@ def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
             + ("; is this bfloat16 from a .npz? x.view(ml_dtypes.bfloat16)" if data.dtype == np.dtype("V2") else "")
         )
     return data if device is None else to_device(data, device)
+
+
+def _check_range(numbers: Any, dtype: np.dtype, op: str) -> None:
+    """Python integers, in nested lists or alone, fit into an integer dtype: NumPy's cast would take them modulo 2ⁿ."""
+    array = np.asarray(numbers) if dtype.kind in "iu" else np.empty(0)
+    if array.size and array.dtype.kind in "iu":
+        for extreme in (array.min(), array.max()):
+            checks.entry(extreme, dtype, op)
 
 
 def _explain(error: Exception, op: Function, arrays: list[Any]) -> None:

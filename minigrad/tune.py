@@ -9,7 +9,8 @@ Each setting is optional, and does nothing where it does not apply.
     allocator    glibc keeps freed memory. By default the memory of a large array returns to the system at once, and
                  the next array causes a page fault, and a page of zeros to be written, for each page.
     kernels      OpenBLAS uses its AVX-512 kernels on processors where it selects AVX2 although they have AVX-512:
-                 AMD's Zen 4 and Zen 5.
+                 AMD's Zen 4 and Zen 5. NumPy 2.5's OpenBLAS cannot switch any more: there only the variable
+                 OPENBLAS_CORETYPE=SkylakeX, set before Python starts, selects them.
 """
 
 import ctypes
@@ -81,7 +82,9 @@ _LARGEST = 2**31 - 1
 
 
 def _use_avx512(blas: ctypes.CDLL | None) -> str | None:
-    if blas is None or "OPENBLAS_CORETYPE" in os.environ or not _processor_flags() >= _AVX512:
+    if blas is None or not hasattr(blas, "gotoblas_dynamic_init"):
+        return None
+    if "OPENBLAS_CORETYPE" in os.environ or not _processor_flags() >= _AVX512:
         return None
     return _switch_kernels(blas, "SkylakeX") if _kernels(blas) in ("Haswell", "Zen") else None
 
@@ -107,11 +110,10 @@ def _kernels(blas: ctypes.CDLL) -> str:
 
 
 def _openblas() -> ctypes.CDLL | None:
-    """The OpenBLAS in NumPy's wheel, or None if there is none or it cannot switch kernels."""
+    """The OpenBLAS in NumPy's wheel, or None if there is none."""
     folder = Path(np.__file__).parent
     files = [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]
-    blas = ctypes.CDLL(str(files[0])) if files else None
-    return blas if hasattr(blas, "gotoblas_dynamic_init") else None
+    return ctypes.CDLL(str(files[0])) if files else None
 
 
 def _function(blas: ctypes.CDLL, name: str) -> "ctypes._NamedFuncPointer":

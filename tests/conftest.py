@@ -1,4 +1,4 @@
-"""What every test shares: how much hypothesis draws, the devices, and a clean state before each test."""
+"""What every test shares: workers, how much is tried, the devices, and a clean state before each test."""
 
 import os
 from contextlib import nullcontext
@@ -36,6 +36,43 @@ def device(request):
 def pytest_addoption(parser):
     parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
     parser.addoption("--vacuous", action="store_true", help="report tests that prove nothing: tests/vacuous.py")
+    parser.addoption("--exhaustive", action="store_true", help="run all cases of the slow tests, not a sample")
+
+
+MOST_WORKERS = 8  # each takes up to 1 GiB
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """With pytest-xdist, run folders of tests in one process for each core, each with one BLAS thread.
+
+    A run of named files stays in this process, as does one with a debugger, and any run with `-n 0`.
+    """
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
+        return
+    if option.numprocesses is None and not (option.tx or option.usepdb or option.trace or option.capture == "no"):
+        if option.collectonly or option.vacuous or all(".py" in argument for argument in config.args):
+            return
+        workers = min(config.hook.pytest_xdist_auto_num_workers(config=config), MOST_WORKERS)
+        option.numprocesses, option.dist = (workers, "worksteal") if workers > 1 else (None, option.dist)
+    if option.numprocesses:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect the tests marked exhaustive, unless --exhaustive is given."""
+    if not config.getoption("exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+
+
+@pytest.fixture(scope="session")
+def exhaustive(pytestconfig):
+    """Whether --exhaustive is given: a test then tries all cases, not a sample."""
+    return pytestconfig.getoption("exhaustive")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -60,9 +97,9 @@ class Parity:
     def __init__(self) -> None:
         self.worst: dict[str, tuple[int, float, float]] = {}
 
-    def add(self, op: str, value: float, gradient: float) -> None:
+    def add(self, op: str, value: float, gradient: float, examples: int = 1) -> None:
         count, worst_value, worst_gradient = self.worst.get(op, (0, 0.0, 0.0))
-        self.worst[op] = (count + 1, max(worst_value, value), max(worst_gradient, gradient))
+        self.worst[op] = (count + examples, max(worst_value, value), max(worst_gradient, gradient))
 
 
 _PARITY = pytest.StashKey[Parity]()
@@ -80,10 +117,22 @@ def parity(pytestconfig):
     return pytestconfig.stash[_PARITY]
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest-xdist sends its differences to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = session.config.stash[_PARITY].worst
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for op, (count, value, gradient) in getattr(node, "workeroutput", {}).get("parity", {}).items():
+        node.config.stash[_PARITY].add(op, value, gradient, count)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     worst = config.stash[_PARITY].worst
     if worst:
         terminalreporter.section("difference from PyTorch, float64, relative to the largest entry (at least 1e-3)")
         terminalreporter.write_line(f"{'op':32} {'examples':>8} {'worst value':>12} {'worst gradient':>15}")
-        for op, (count, value, gradient) in worst.items():
+        for op, (count, value, gradient) in sorted(worst.items()):
             terminalreporter.write_line(f"{op:32} {count:8} {value:12.1e} {gradient:15.1e}")

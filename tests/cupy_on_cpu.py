@@ -69,6 +69,8 @@ def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         narrow = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
         if narrow and name in NO_BFLOAT16:
             raise TypeError(f"cupy: {name}() takes no bfloat16")
+        if name in COMPARISONS or name == "where":
+            _refuse_out_of_range(inputs)
         result = function(*inputs, **choices)
         if not isinstance(result, np.ndarray) or result.base is not None or choices.get("out") is not None:
             return result
@@ -77,6 +79,16 @@ def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         return result if name in AS_THE_INPUT else np.asarray(result, order="C")
 
     return function if function in (np.empty, np.empty_like) else call
+
+
+def _refuse_out_of_range(inputs: Sequence[Any]) -> None:
+    """CuPy takes a Python integer in the arrays' dtype. NumPy compares with any; before 2.5, its `where` wraps it."""
+    kinds = [x.dtype for x in inputs if isinstance(x, np.ndarray) and x.dtype != bool]
+    if kinds and all(kind.kind in "iu" for kind in kinds):
+        held = np.iinfo(np.result_type(*kinds))
+        for x in inputs:
+            if isinstance(x, int) and not held.min <= x <= held.max:
+                raise OverflowError(f"Python integer {x} out of bounds for {held.dtype}")
 
 
 # Capture: what is done is noted, so that a graph can do it again into the same memory. A GPU does not do it while it is

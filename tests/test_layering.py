@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ PACKAGES = ("minigrad", "models", "train")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+@cache
 def level(path: Path) -> int:
     """The number in `L3: ...`, the first words of the docstring; a package's `__init__` stands above its files."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -22,6 +24,7 @@ def level(path: Path) -> int:
     return int(stated[1])
 
 
+@cache
 def imported(path: Path) -> list[Path]:
     """The project's files that `path` imports when it is loaded or while it runs, but for type checking."""
     found = []

@@ -87,6 +87,11 @@ def test_every_op_runs_on_them(case, data):
     assert isinstance(found.data, MetaArray) and (found.shape, found.dtype) == (real.shape, real.dtype)
 
 
+def test_a_power_of_no_axes():
+    y = Tensor(MetaArray((), np.float32)) ** Tensor(MetaArray((), np.float32))
+    assert isinstance(y.data, MetaArray) and (y.shape, y.dtype) == ((), np.float32)
+
+
 def is_float(x) -> bool:
     return x is not None and x.dtype.kind == "f"
 

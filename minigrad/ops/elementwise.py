@@ -1,12 +1,22 @@
 """L2: ops that act on each number by itself. Inputs broadcast; the engine sums a broadcast gradient back."""
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from minigrad import special
-from minigrad.backend import Array, array_module, device_of, plus, promote, promote_to_float, to_device
+from minigrad import checks, special
+from minigrad.backend import (
+    Array,
+    array_module,
+    device_of,
+    plus,
+    promote,
+    promote_and_wrap,
+    promote_to_float,
+    to_device,
+)
 from minigrad.dtypes import cast
 from minigrad.function import Function
 
@@ -15,7 +25,7 @@ class _Binary(Function):
     """Two operands, which broadcast and are brought to one dtype."""
 
     broadcasts = True
-    promote = staticmethod(promote)
+    promote = staticmethod(promote_and_wrap)
 
 
 class _Analytic(Function):
@@ -97,6 +107,14 @@ class Pow(_Binary):
     """
 
     autocast = "widen"
+
+    @staticmethod
+    def promote(xs: Sequence[Any]) -> list[Any]:
+        a, b = promote(xs)
+        if hasattr(a, "dtype"):
+            _entries([a, b], "pow")  # no exponent is taken modulo 2ⁿ
+            return [a, b]
+        return promote_and_wrap([a, b])
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a**b
@@ -205,6 +223,10 @@ class Maximum(_Binary):
     they tie.
     """
 
+    @classmethod
+    def promote(cls, xs: Sequence[Any]) -> list[Any]:
+        return _entries(promote(xs), cls.__name__.lower())
+
     def forward(self, a: Array, b: Array) -> Array:
         self.a_loses, self.b_loses, self.tie = a < b, a > b, a == b
         return _module(a, b).maximum(a, b)
@@ -226,6 +248,15 @@ class Minimum(Maximum):
         return _module(a, b).minimum(a, b)
 
 
+def _entries(xs: list[Any], op: str) -> list[Any]:
+    """The operands, once the Python numbers among them fit the dtype of the arrays."""
+    dtype = next((x.dtype for x in xs if hasattr(x, "dtype")), np.dtype(np.float32))
+    for x in xs:
+        if isinstance(x, int | float):
+            checks.entry(x, dtype, op)
+    return xs
+
+
 def _module(a: Any, b: Any) -> ModuleType:
     return array_module(a if hasattr(a, "dtype") else b)
 
@@ -237,6 +268,11 @@ class Clamp(Function):
         if min is None and max is None:
             raise ValueError("clamp: needs a min, a max, or both")
         x = promote([x, min, max])[0]
+        if x.dtype.kind in "iu":
+            least, most = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max  # a limit beyond these is none
+            min = least if min is None or min < least else min
+            max = most if max is None or max > most else max
+            _entries([x, min, max], "clamp")
         inside = True if min is None else x >= min
         self.inside = inside if max is None else inside & (x <= max)
         return array_module(x).clip(x, min, max)
@@ -259,7 +295,7 @@ class Where(Function):
             kind = kind or type(condition).__name__
             raise TypeError(f"where: the condition must be a Tensor of bool, got {kind}; compare first, as in x > 0")
         self.condition = condition
-        a, b = promote([a, b])
+        a, b = _entries(promote([a, b]), "where")
         y = array_module(condition).where(condition, a, b)
         return y if hasattr(a, "dtype") or hasattr(b, "dtype") or y.dtype.kind != "f" else y.astype(np.float32)
 

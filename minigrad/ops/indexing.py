@@ -108,9 +108,7 @@ class MaskedFill(Function):
     def forward(self, x: Array, *, mask: Array, value: float) -> Array:
         if mask.dtype != bool:
             raise TypeError(f"masked_fill: the mask must be boolean, got {mask.dtype}; compare first, as in x > 0")
-        held = np.iinfo(x.dtype) if x.dtype.kind in "iu" else None
-        if held and not (held.min <= value <= held.max and value == int(value)):
-            raise ValueError(f"masked_fill: {x.dtype} cannot hold {value}; convert first, as with x.float()")
+        checks.entry(value, x.dtype, "masked_fill")
         self.mask = mask
         xp = array_module(x)
         return xp.where(mask, xp.full((), value, x.dtype), x)

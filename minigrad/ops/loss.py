@@ -46,6 +46,7 @@ class CrossEntropy(Function):
         self.kept = 1 - label_smoothing
 
         indices = target.dtype.kind in "iu"
+        target = target.astype(np.int64, copy=False) if indices else target  # uint8 has neither -100 nor -1
         q = self._one_hot(x, target, ignore_index) if indices else target.astype(x.dtype, copy=False)
         if q.shape != x.shape:
             raise ValueError(f"cross_entropy: probabilities must have the shape of the input {x.shape}, got {q.shape}")

@@ -190,6 +190,7 @@ class Pad(Function):
         sizes = [size + before + after for size, (before, after) in zip(x.shape, widths, strict=True)]
         if min(sizes, default=0) < 0:
             raise ValueError(f"pad: cropping {list(widths)} leaves shape {x.shape} with negative sizes {sizes}")
+        checks.entry(value, x.dtype, "pad")
         y = array_module(x).full(sizes, value, x.dtype)
         y[self._inside(after=False)] = x[self._inside(after=True)]
         return y

@@ -45,6 +45,11 @@ HAS_COMPILER = sys.platform.startswith("linux") and shutil.which("g++") is not N
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="kernels run on the CPU need Linux and g++")
 
 
+def sampled(values: Sequence[Any]) -> list[Any]:
+    """Values for a parameter of a test, all but the first of them only in an exhaustive run."""
+    return [*values[:1], *(pytest.param(value, marks=pytest.mark.exhaustive) for value in values[1:])]
+
+
 class KernelError(RuntimeError):
     """A kernel accessed memory out of bounds, deadlocked at a barrier, or does not compile."""
 

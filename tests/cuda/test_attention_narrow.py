@@ -16,7 +16,7 @@ from minigrad.cublas import pointer
 from minigrad.kernels.cuda import attention_narrow
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.window_attention import map_places, shift_mask, window_places
-from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, sampled
 
 pytestmark = needs_compiler
 
@@ -201,7 +201,10 @@ def test_thread_order_changes_no_bit():
             np.testing.assert_array_equal(ours, first)
 
 
-@pytest.mark.parametrize("barrier", [b for b in barriers("attention_narrow.cu") if b.startswith("attention_narrow")])
+BARRIERS = [b for b in barriers("attention_narrow.cu") if b.startswith("attention_narrow")]
+
+
+@pytest.mark.parametrize("barrier", sampled(BARRIERS))
 def test_every_barrier_is_needed(barrier):
     """A block has several windows and several warps, some of which have two iterations."""
     packed, bias = drawn(0, 1, 24, 12, 48, dtype=DTYPES[0]), drawn(1, 1, 144, 144)

@@ -27,7 +27,7 @@ from minigrad.kernels.cuda import conv
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.conv import Conv2d
 from minigrad.windows import Windows
-from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
+from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler, sampled
 
 pytestmark = needs_compiler
 
@@ -219,7 +219,7 @@ def test_thread_order_changes_no_bit(case):
             np.testing.assert_array_equal(ours, first)
 
 
-@pytest.mark.parametrize("barrier", [b for b in barriers("depthwise.cu") if b.startswith("depthwise.cu")])
+@pytest.mark.parametrize("barrier", sampled([b for b in barriers("depthwise.cu") if b.startswith("depthwise.cu")]))
 def test_every_barrier_is_needed(barrier):
     x, weight, options = CASES["depthwise"]
     grad_y = drawn(9, *x.shape)

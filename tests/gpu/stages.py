@@ -8,6 +8,7 @@ import gc
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import statistics
 import subprocess
@@ -342,10 +343,10 @@ def properties(options: Options) -> Parts:
 TESTS = ("tests/test_graph.py", "tests/test_cuda.py", "tests/test_precision.py", "tests/ops")
 
 
-def tests(chosen: tuple[str, ...] = TESTS) -> Iterator[Row]:
+def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "-k", "cuda", *chosen]
     if importlib.util.find_spec("xdist"):  # the first time CuPy compiles every kernel of its own
-        command += ["-n", "8"]
+        command += ["-n", str(workers)]
     passed = 0
     with subprocess.Popen(
         command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, errors="replace"

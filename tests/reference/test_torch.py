@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minigrad
 from minigrad import Tensor
 from minigrad.dtypes import is_narrow
 from tests.cases import ALL_CASES
@@ -55,6 +56,20 @@ def test_two_types_meet_as_in_torch(first, shapes):
             assert y.dtype.name == str(theirs.dtype).removeprefix("torch."), operation
             rtol = 2**-7 if is_narrow(y.dtype) else 0  # PyTorch does not round a narrow number without axes
             np.testing.assert_allclose(y.double().numpy(), theirs.double().numpy(), rtol, err_msg=str(operation))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "int16", "int32"])
+def test_arithmetic_with_python_integers_wraps_as_in_torch(kind):
+    """Comparisons do not: PyTorch wraps there too, so that uint8's 44 equals 300; here they are exact, as in NumPy."""
+    x, theirs_x = both_of([0, 1, 44, 100], kind)
+    for number in (-300, -1, 128, 300, 70000):
+        arithmetic = [operator.add, operator.sub, operator.mul, operator.and_, operator.or_, operator.xor]
+        for operation in [*arithmetic, lambda a, b: b - a, lambda a, b: b**a]:
+            y, theirs = operation(x, number), operation(theirs_x, number)
+            assert y.dtype.name == kind == str(theirs.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(y.numpy(), theirs.numpy())
+    y, theirs = minigrad.arange(-3, 300, 7, dtype=kind), torch.arange(-3, 300, 7, dtype=getattr(torch, kind))
+    np.testing.assert_array_equal(y.numpy(), theirs.numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -87,16 +87,27 @@ def test_help_needs_no_numpy(tmp_path):
         (["--output", "old"], "--output old holds the results of an earlier run"),
     ],
 )
-def test_input_error_is_one_line_and_exit_code_2(flags, message, tmp_path):
+def test_input_error_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "metrics.csv").write_text("precious")
-    result = train(*flags, cwd=tmp_path)
-    assert result.returncode == 2 and result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert re.search(message, result.stderr), result.stderr
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(flags)
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 1
+    assert re.search(message, err), err
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "old"]
     assert (tmp_path / "old" / "metrics.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize("flags", [["--epochs", "0"], ["--dataset", "cifar10"]], ids=str)
+def test_input_error_in_a_separate_process(flags, tmp_path):
+    result = train(*flags, cwd=tmp_path)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
 
 
 def test_run_writes_all_result_files(tmp_path):

@@ -1,0 +1,65 @@
+"""Where pytest-xdist is installed, folders of tests run in parallel; what is run by name, or looked into, does not."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from tests.conftest import MOST_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
+
+
+def workers(args, cores=2, plugin=True, worker=False, **options):
+    """How many processes a run with these arguments gets."""
+    off = {"numprocesses": None, "dist": "no", "tx": [], "usepdb": False, "trace": False, "capture": "fd"}
+    config = SimpleNamespace(
+        option=SimpleNamespace(**off | {"collectonly": False} | options),
+        args=args,
+        pluginmanager=SimpleNamespace(hasplugin=lambda name: plugin),
+        hook=SimpleNamespace(pytest_xdist_auto_num_workers=lambda config: cores),
+    )
+    if worker:
+        config.workerinput = {}
+    pytest_cmdline_main(config)
+    return config.option.numprocesses
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("args", [["tests"], ["tests/ops", "tests/test_engine.py"]], ids=str)
+def test_folders_run_in_parallel(args):
+    assert workers(args) == 2 and workers(args, cores=64) == MOST_WORKERS
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"plugin": False}, {"worker": True}, {"cores": 1}, {"usepdb": True}, {"trace": True}, {"capture": "no"},
+        {"collectonly": True}, {"numprocesses": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_these_run_in_one_process(choices):
+    assert not workers(["tests"], **choices) and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_named_files_run_in_one_process():
+    assert not workers(["tests/test_engine.py::test_x", "tests/test_tensor.py"])
+
+
+def test_the_number_that_is_asked_for_stands():
+    assert workers(["tests"], numprocesses=3) == 3 and workers(["tests/test_engine.py"], numprocesses=3) == 3
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_exhaustive_tests_run_if_asked_for(asked):
+    plain, more = (SimpleNamespace(get_closest_marker=lambda name, found=found: found) for found in (None, "mark"))
+    items, left_out = [plain, more], []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
+    pytest_collection_modifyitems(SimpleNamespace(getoption=lambda name: asked, hook=hook), items)
+    assert (items, left_out) == (([plain, more], []) if asked else ([plain], [more]))
