@@ -7,9 +7,11 @@
         gradcheck(my_op, x)
 """
 
+from minigrad.testing.draw import draw_graph
 from minigrad.testing.gradcheck import GradcheckError, gradcheck, graph, watch
 from minigrad.testing.strategies import arrays, axes, broadcastable_shapes, dtypes, shapes
 
 __all__ = [
-    "GradcheckError", "arrays", "axes", "broadcastable_shapes", "dtypes", "gradcheck", "graph", "shapes", "watch",
+    "GradcheckError", "arrays", "axes", "broadcastable_shapes", "draw_graph", "dtypes", "gradcheck", "graph",
+    "shapes", "watch",
 ]  # fmt: skip

@@ -121,15 +121,15 @@ def watch(output: Tensor, *arrays: Any) -> None:
 
 
 def graph(output: Tensor) -> Iterator[Function]:
-    """All nodes that `output` was computed by, leaves included."""
-    stack = [output.grad_fn] if output.grad_fn is not None else []
-    found = set(stack)
-    while stack:
-        node = stack.pop()
+    """All nodes that `output` was computed by, leaves included, each once, in an order that a rerun repeats."""
+    nodes = [output.grad_fn] if output.grad_fn is not None else []
+    found = set(nodes)
+    for node in nodes:  # the list grows while it is read
         yield node
-        fresh = {edge[0] for edge in node.edges or () if edge is not None} - found
-        found |= fresh
-        stack.extend(fresh)
+        for edge in node.edges or ():
+            if edge is not None and edge[0] not in found:
+                found.add(edge[0])
+                nodes.append(edge[0])
 
 
 def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Any], Any]:

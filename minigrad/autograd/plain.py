@@ -1,0 +1,110 @@
+"""L1: reverse-mode automatic differentiation in one page: the engine without speed. Lesson one.
+
+A loss L is computed by ops, each a `Function` that knows its own derivative. The chain rule joins them: if y = f(x) and
+∂y stands for ∂L/∂y, then ∂x = f.backward(∂y), and if x is used twice, its two gradients are added. So backward needs
+
+    a graph   of calls: for each, its op (with what its forward saved) and its input Variables,
+    an order  in which ∂y is complete before f.backward(∂y) runs: each call after all calls that used its output.
+
+This engine runs the same `Function` classes as the real one and gives the same gradients (tests/test_plain.py). The
+real one, `minigrad/engine.py`, adds what a training run needs: it frees each call's arrays as backward passes, adds
+gradients in place, records threads apart, chooses faster implementations, computes in 16 bits, and reports NaN.
+
+    x = Variable(np.array([1.0, 2.0, 3.0]), requires_grad=True)
+    y = apply(Sum, apply(Mul, x, x), axis=None, keepdims=False)      # y = Σ x², ∂x = 2x
+    backward(y)
+    print(x.grad)                                                    # [2. 4. 6.]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import Array
+from minigrad.function import Function, Partial, unbroadcast
+
+
+class Variable:
+    """An array and where it came from. A leaf (no op made it) collects ∂L/∂self in `grad`, of the shape of `data`."""
+
+    def __init__(self, data: Array, requires_grad: bool = False, call: "Call | None" = None, index: int = 0) -> None:
+        self.data = np.asarray(data)
+        self.requires_grad = requires_grad
+        self.call, self.index = call, index  # this Variable is output number `index` of `call`; None: a leaf
+        self.grad: Array | None = None
+
+
+class Call:
+    """One application of an op: a node of the graph. Its inputs are its edges."""
+
+    def __init__(self, op: Function, inputs: Sequence[Any], output: Any) -> None:
+        self.op, self.inputs = op, inputs
+        self.several = isinstance(output, tuple)  # the op returns a tuple: its backward takes a list of gradients
+        self.grads: list[Any] = [None] * (len(output) if self.several else 1)  # ∂L/∂output, summed over its uses
+
+
+def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
+    """Run the op's forward on arrays and, if any input requires a gradient, record the call.
+
+    Args:
+        function: the class of the op.
+        *inputs: Variables, or arrays, Python numbers and None, through which no gradient flows.
+        **options: keyword arguments of its `forward`.
+
+    Returns:
+        A Variable, or a tuple of them for an op of several outputs.
+    """
+    arrays = [x.data if isinstance(x, Variable) else x for x in inputs]
+    if function.promote is not None:
+        arrays = function.promote(arrays)
+    op = function()
+    op.needs_input_grad = [isinstance(x, Variable) and x.requires_grad for x in inputs]
+    output = op.forward(*arrays, **options)
+    recorded = any(op.needs_input_grad)
+    call = Call(op, inputs, output) if recorded else None
+    if isinstance(output, tuple):
+        return tuple(Variable(y, recorded, call, i) for i, y in enumerate(output))
+    return Variable(output, recorded, call)
+
+
+def backward(output: Variable, gradient: Array | None = None) -> None:
+    """Add ∂L/∂x to `x.grad` of every leaf x that requires a gradient; ∂L/∂output is `gradient`, by default ones."""
+    receive(output, np.ones_like(output.data) if gradient is None else gradient)
+    for call in reversed(in_order_of_creation(output)):
+        grads, call.grads = call.grads, [None] * len(call.grads)
+        if all(grad is None for grad in grads):
+            continue  # L does not depend on this call: later ops returned None for its outputs
+        results = call.op.backward(grads if call.several else grads[0])
+        for x, result in zip(call.inputs, results if isinstance(results, tuple) else (results,), strict=True):
+            if isinstance(x, Variable) and x.requires_grad and result is not None:
+                receive(x, result)
+
+
+def receive(x: Variable, grad: Any) -> None:
+    """Add one gradient to those that x has received: of a leaf in `grad`, of an op's output in its call."""
+    if isinstance(grad, Partial):  # the gradient of x[index]: zero elsewhere
+        grad = grad.add_to(np.zeros(x.data.shape, grad.values.dtype))
+    grad = unbroadcast(np.asarray(grad), x.data.shape)
+    held = x.grad if x.call is None else x.call.grads[x.index]
+    total = np.asarray(grad if held is None else held + grad, x.data.dtype)
+    if x.call is None:
+        x.grad = total
+    else:
+        x.call.grads[x.index] = total
+
+
+def in_order_of_creation(output: Variable) -> list[Call]:
+    """The calls that `output` depends on, each after the calls that made its inputs (depth-first, post-order)."""
+    order: list[Call] = []
+    visited: set[Call] = set()
+    stack = [(output.call, False)]
+    while stack:
+        call, inputs_done = stack.pop()
+        if inputs_done and call is not None:
+            order.append(call)
+        elif call is not None and call not in visited:
+            visited.add(call)
+            stack.append((call, True))
+            stack += [(x.call, False) for x in call.inputs if isinstance(x, Variable)]
+    return order

@@ -1,0 +1,53 @@
+"""L5: the autograd graph of a Tensor as Graphviz DOT text."""
+
+from collections.abc import Iterable
+from json import dumps
+from typing import Any
+
+from minigrad.engine import Leaf, Output
+from minigrad.function import Function
+from minigrad.tensor import Tensor
+from minigrad.testing.gradcheck import graph
+
+
+def draw_graph(output: Tensor, parameters: Iterable[tuple[str, Tensor]] = ()) -> str:
+    """The graph that `output.backward()` would walk, in Graphviz's DOT language.
+
+    A box is a leaf, an ellipse is an op. An arrow carries one array from the op (or leaf) that made it to an op that
+    uses it, and is labelled with its shape and dtype; backward walks the arrows the other way. Inputs that require no
+    gradient are not part of the graph.
+
+        dot = draw_graph(loss, model.named_parameters())
+        pathlib.Path("graph.dot").write_text(dot)          # dot -Tsvg graph.dot > graph.svg
+
+    Args:
+        output: a Tensor that requires a gradient, before `backward` has freed its graph.
+        parameters: leaves by name, such as `model.named_parameters()`; the others are called "leaf".
+
+    Raises:
+        RuntimeError: no op made `output`, or its graph has been freed.
+    """
+    if output.grad_fn is None or output.grad_fn.edges is None:
+        raise RuntimeError(
+            "draw_graph: this tensor has no graph. Compute it from an input with requires_grad=True, "
+            "outside no_grad(), and draw it before backward() frees the graph"
+        )
+    names = {tensor._node: name for name, tensor in parameters}
+    nodes = {node: f"n{i}" for i, node in enumerate(n for n in graph(output) if not isinstance(n, Output))}
+    lines = [f"{name} [{_appearance(node, names)}]" for node, name in nodes.items()]
+    for node, name in nodes.items():
+        for source, shape, dtype in filter(None, node.edges or ()):
+            lines.append(f'{nodes[_op(source)]} -> {name} [label="{shape} {dtype}"]')
+    lines += [f'{nodes[_op(output.grad_fn)]} -> output [label="{output.shape} {output.dtype}"]']
+    return "\n  ".join(["digraph {", "output [shape=plaintext]", *lines]) + "\n}\n"
+
+
+def _op(node: Function) -> Function:
+    """The op behind one of its several outputs; any other node itself."""
+    return node.edges[0][0] if isinstance(node, Output) and node.edges else node  # type: ignore[index]
+
+
+def _appearance(node: Function, names: dict[Any, str]) -> str:
+    if isinstance(node, Leaf):
+        return f"shape=box, label={dumps(names.get(node, 'leaf'))}"
+    return f"label={dumps(type(node).__name__)}"
