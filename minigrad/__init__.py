@@ -4,16 +4,16 @@ Read the files in the order of their levels, L0 to L5: each says its own in its 
 """
 
 from minigrad import functional
+from minigrad.autograd.autocast import autocast
+from minigrad.autograd.function import Function
+from minigrad.autograd.tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
 from minigrad.backend import cuda_is_available
+from minigrad.backend.random import Generator, manual_seed, use_generator
+from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
-from minigrad.engine import detect_anomaly, enable_grad, is_grad_enabled, no_grad
-from minigrad.function import Function
 from minigrad.functional import cat, einsum, stack, where
 from minigrad.kernels import without_twins
-from minigrad.precision import autocast
-from minigrad.random import Generator, manual_seed, use_generator
 from minigrad.tensor import Tensor, from_dlpack
-from minigrad.tune import tune_cpu
 
 __all__ = [
     "Function", "Generator", "Tensor",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
-from minigrad.dtypes import as_dtype, is_floating
+from minigrad.backend.dtypes import as_dtype, is_floating
+from minigrad.backend.random import default_generator
 from minigrad.methods import sequence
-from minigrad.random import default_generator
+from minigrad.ops import checks
 from minigrad.tensor import Tensor
 
 

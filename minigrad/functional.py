@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minigrad import checks
 from minigrad.backend import array_module
-from minigrad.dtypes import is_narrow
+from minigrad.backend.dtypes import is_narrow
 from minigrad.methods import raw
+from minigrad.ops import checks
 from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.conv import Conv2d

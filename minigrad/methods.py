@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad import checks
 from minigrad.backend import plain, promote, promote_and_wrap, to_device
-from minigrad.dtypes import as_dtype, is_floating, is_held
+from minigrad.backend.dtypes import as_dtype, is_floating, is_held
+from minigrad.ops import checks, indexing, matmul, reduction
 from minigrad.ops import elementwise as pointwise
-from minigrad.ops import indexing, matmul, reduction
 from minigrad.ops import shape as shapes
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from minigrad.backend import Array, plain, to_device
-from minigrad.dtypes import as_dtype
-from minigrad.meta import MetaArray
+from minigrad.backend.dtypes import as_dtype
+from minigrad.backend.meta import MetaArray
 from minigrad.tensor import Tensor
 
 _METADATA = "__metadata__"

@@ -1,7 +1,7 @@
 """L3: Tensor, an array that remembers how it was made.
 
 `Tensor.apply` runs an op's forward on the arrays and, if any input wants a gradient, keeps the op as a node of the
-graph; `backward` starts the walk through that graph (`minigrad/engine.py`). What a Tensor can do is in
+graph; `backward` starts the walk through that graph (`minigrad/autograd/tape.py`). What a Tensor can do is in
 `minigrad/methods.py`, one line an op.
 """
 
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks, engine, writes
+from minigrad.autograd import tape as engine
+from minigrad.autograd import writes
+from minigrad.autograd.function import Function, next_age
+from minigrad.autograd.tape import Leaf, Output, mode
 from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
-from minigrad.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
-from minigrad.engine import Leaf, Output, mode
-from minigrad.function import Function, next_age
-from minigrad.meta import MetaArray
+from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
+from minigrad.backend.meta import MetaArray
 from minigrad.methods import Methods, raw_index
+from minigrad.ops import checks
 from minigrad.ops.indexing import GetItem, steps
 from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
 

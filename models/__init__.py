@@ -3,7 +3,7 @@
 from models import convnext, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups
 from models.registry import create_model, list_models
-from models.weights import load_weights
+from models.weights.load import load_weights
 
 __all__ = [
     "ImageModel",

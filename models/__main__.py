@@ -20,12 +20,12 @@ from minigrad.nn import init
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
-from models.published import PUBLISHED, SOURCES, Result
 from models.registry import create_model, model_arguments, model_class, registered
 from models.roadmap import RoadmapNet
-from models.summary import Part, attention_costs, macs, parameters, parts
+from models.summary.cost import Part, attention_costs, macs, parameters, parts
+from models.summary.published import PUBLISHED, SOURCES, Result
+from models.summary.table import escape_unencodable, table
 from models.swin import SwinTransformer
-from models.table import escape_unencodable, table
 from models.vit import VisionTransformer
 
 FAMILIES = {

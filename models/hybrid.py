@@ -20,8 +20,8 @@ from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.checks import sides
 from minigrad.nn import init
+from minigrad.ops.checks import sides
 from models.model import Size, check_lists, check_sizes, image_size
 from models.registry import register
 from models.vit import VisionTransformer, check_size

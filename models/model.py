@@ -11,7 +11,8 @@ from operator import index
 from threading import get_ident
 from typing import Any
 
-from minigrad import Tensor, checks, nn, no_grad
+from minigrad import Tensor, nn, no_grad
+from minigrad.ops import checks
 
 Size = int | Sequence[int]
 """Of images: (H, W), or one number for both."""

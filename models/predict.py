@@ -11,9 +11,10 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad import no_grad
-from models import checkpoint, images
+from models import images
 from models.model import ImageModel
-from models.table import escape_unencodable, table
+from models.summary.table import escape_unencodable, table
+from models.weights import checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,8 +31,8 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
-from minigrad.checks import sides
 from minigrad.nn import init
+from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import shift_mask, window_places
 from models.model import (
     ImageModel,

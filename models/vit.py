@@ -18,8 +18,8 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.checks import sides
 from minigrad.nn import init
+from minigrad.ops.checks import sides
 from models.model import (
     ImageModel,
     Size,

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import minigrad
-from minigrad import cublas
-from minigrad.backend import cuda_is_available
+from minigrad.backend import cublas, cuda_is_available
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.vacuous import Vacuous
 

@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minigrad import cublas, cublas_lt, random
-from minigrad.dtypes import as_dtype
+from minigrad.backend import cublas, cublas_lt, random
+from minigrad.backend.dtypes import as_dtype
 from minigrad.kernels.cuda import table
 from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
 from tests.cuda.runner import HAS_COMPILER, CpuDevice
@@ -375,7 +375,7 @@ for _name in METHODS:
 
 
 class HostBlas:
-    """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/cublas.py."""
+    """cublasGemmStridedBatchedEx from pointers, sizes and distances in memory; see minigrad/backend/cublas.py."""
 
     def gemm(self, m: int, n: int, k: int, A: Any, B: Any, C: Any, batch: int, data: int, compute: int) -> None:
         a, b, c = self.columns(m, n, k, A, B, C, batch, data)
@@ -405,7 +405,7 @@ class HostBlas:
 
 
 class HostLt(HostBlas):
-    """cublasLt's product and its epilogue, likewise; see minigrad/cublas_lt.py."""
+    """cublasLt's product and its epilogue, likewise; see minigrad/backend/cublas_lt.py."""
 
     def matmul(
         self, epilogue: int, m: int, n: int, k: int, A: Any, B: Any, C: Any, vector: ndarray, compute: int
@@ -506,8 +506,8 @@ def in_place_of_cupy() -> Iterator[None]:
         patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}),
         cublas.use_blas(blas),
         use_device(Kernels(array=ndarray)),
-        patch("minigrad.graph.direct_blas", lambda device, stream: blas),
-        patch("minigrad.cublas_lt.shared", lambda: lt),
+        patch("minigrad.cuda_graph.direct_blas", lambda device, stream: blas),
+        patch("minigrad.backend.cublas_lt.shared", lambda: lt),
         patch.dict(random._on_device, clear=not HAS_COMPILER),
     ):
         yield

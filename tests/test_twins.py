@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.function import Function
+from minigrad.autograd.function import Function
 from minigrad.kernels import TWINS
 from minigrad.kernels.cpu import winograd
 from minigrad.kernels.cpu.conv import DEAREST

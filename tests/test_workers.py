@@ -30,7 +30,7 @@ def environment(monkeypatch):
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("args", [["tests"], ["tests/ops", "tests/test_engine.py"]], ids=str)
+@pytest.mark.parametrize("args", [["tests"], ["tests/ops", "tests/autograd/test_tape.py"]], ids=str)
 def test_folders_run_in_parallel(args):
     assert workers(args) == 2 and workers(args, cores=64) == MOST_WORKERS
     assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
@@ -49,11 +49,11 @@ def test_these_run_in_one_process(choices):
 
 
 def test_named_files_run_in_one_process():
-    assert not workers(["tests/test_engine.py::test_x", "tests/test_tensor.py"])
+    assert not workers(["tests/autograd/test_tape.py::test_x", "tests/test_tensor.py"])
 
 
 def test_the_number_that_is_asked_for_stands():
-    assert workers(["tests"], numprocesses=3) == 3 and workers(["tests/test_engine.py"], numprocesses=3) == 3
+    assert workers(["tests"], numprocesses=3) == 3 and workers(["tests/autograd/test_tape.py"], numprocesses=3) == 3
 
 
 @pytest.mark.parametrize("asked", [False, True])

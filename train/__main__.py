@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from train import config, naming
-from train.errors import InputError
-from train.flags import parser
-from train.recipes import recipe
-from train.settings import BY_DATASET, COMMON, Settings
+from train.config import file as config
+from train.config.errors import InputError
+from train.config.flags import parser
+from train.config.recipes import recipe
+from train.config.settings import BY_DATASET, COMMON, Settings
+from train.output import naming
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,11 +53,11 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     file = config.read(Path(flags.pop("config")), all_flags) if "config" in flags else {}
     given = merge(file, flags)
     if given.get("eval", "none") != "none":
-        from train import report  # imports NumPy, which `--help` does not need
+        from train.output import report  # imports NumPy, which `--help` does not need
 
         return report.settings_of(Path(given["eval"]), given, flags)
     if given.get("resume", "none") != "none":
-        from train import resume  # imports NumPy, too
+        from train.output import resume  # imports NumPy, too
 
         if (state := resume.find(given, naming.newest(_folder(given)))) is not None:
             return resume.settings_of(state, given)

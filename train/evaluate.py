@@ -12,10 +12,10 @@ import minigrad.functional as F
 from minigrad import Tensor, autocast, cat, no_grad
 from minigrad.backend import Array, to_device
 from minigrad.nn import Module
-from minigrad.parallel import Shards
-from train.batches import batches
-from train.dataset import Dataset
-from train.settings import Settings
+from minigrad.parallel.threads import Shards
+from train.config.settings import Settings
+from train.data.batches import batches
+from train.data.dataset import Dataset
 
 
 @dataclass(frozen=True)

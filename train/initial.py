@@ -1,6 +1,6 @@
 """L7: training from pretrained weights: `--initial-checkpoint FILE`.
 
-`models/weights.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics of
+`models/weights/load.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics of
 their own dataset, not with those stored in the file.
 """
 
@@ -14,10 +14,10 @@ from minigrad import serialize
 from models import load_weights
 from models.model import ImageModel
 from models.predict import one_line
-from models.weights import MisfitError
-from train.errors import InputError
-from train.log import plural
-from train.settings import Settings
+from models.weights.load import MisfitError
+from train.config.errors import InputError
+from train.config.settings import Settings
+from train.output.log import plural
 
 
 def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:

@@ -7,17 +7,17 @@ from math import isfinite
 from threading import Event
 
 from minigrad.backend import Array
+from minigrad.backend.random import Generator
 from minigrad.nn import Module
 from minigrad.optim import WarmupCosine
-from minigrad.parallel import Shards
-from minigrad.random import Generator
-from train.augment import repeated
-from train.batches import batches
-from train.dataset import Dataset
-from train.errors import InputError
+from minigrad.parallel.threads import Shards
+from train.config.errors import InputError
+from train.config.settings import Settings
+from train.data.augment import repeated
+from train.data.batches import batches
+from train.data.dataset import Dataset
 from train.evaluate import Evaluation
-from train.log import Metrics, Progress
-from train.settings import Settings
+from train.output.log import Metrics, Progress
 from train.step import Step, StepError
 
 _STREAM = 1 << 32  # above every seed: shuffling, augmentation and dropout do not share a stream with initialisation
@@ -46,7 +46,7 @@ class Trainer:
         self.steps = -(-len(dataset.train) // self.step.images)  # in an epoch
         warmup = round(self.steps * settings.warmup_epochs)
         self.schedule = WarmupCosine(self.step.optimizer, warmup, self.steps * settings.epochs)
-        # Progress of the run, which train/resume.py saves and loads.
+        # Progress of the run, which train/output/resume.py saves and loads.
         self.epoch = 0  # completed epochs
         self.position = 0  # completed steps of the current epoch
         self.order: Array | None = None  # indices of the images of the current epoch, (images,), from its first step

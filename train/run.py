@@ -7,16 +7,18 @@ from pathlib import Path
 import numpy as np
 
 import models
-from minigrad import cublas, manual_seed, tune_cpu
-from minigrad.backend import to_device
-from minigrad.dtypes import as_dtype
-from models.summary import trace
-from train import checkpoint, datasets, initial, naming, report, resume, signals
-from train.errors import InputError
-from train.log import columns, plural
+from minigrad import manual_seed, tune_cpu
+from minigrad.backend import cublas, to_device
+from minigrad.backend.dtypes import as_dtype
+from models.summary.cost import trace
+from train import initial, signals
+from train.config.errors import InputError
+from train.config.settings import Settings
+from train.data import datasets
 from train.loop import DivergedError, Stopped, Trainer
-from train.results import Results, locked
-from train.settings import Settings
+from train.output import checkpoint, naming, report, resume
+from train.output.log import columns, plural
+from train.output.results import Results, locked
 
 
 def run(settings: Settings) -> int:

@@ -13,19 +13,19 @@ import numpy as np
 
 import minigrad.functional as F
 from minigrad import Tensor, detect_anomaly
+from minigrad.autograd.tape import NonFiniteError
 from minigrad.backend import Array
-from minigrad.engine import NonFiniteError
-from minigrad.graph import GraphedStep
+from minigrad.backend.random import Generator
+from minigrad.cuda_graph import GraphedStep
 from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, GradScaler, Muon, clip_grad_norm_, matrices_apart, scale_all
-from minigrad.parallel import Shards
-from minigrad.random import Generator
+from minigrad.parallel.threads import Shards
 from models.model import param_groups
-from train.augment import augmentation
-from train.batches import batches
-from train.dataset import Dataset
+from train.config.settings import Settings
+from train.data.augment import augmentation
+from train.data.batches import batches
+from train.data.dataset import Dataset
 from train.evaluate import Sums, count_correct, precision
-from train.settings import Settings
 
 _unwarned = np.errstate(all="ignore")  # NaN and Inf are reported once, as a StepError
 

@@ -6,8 +6,8 @@ A loss L is computed by ops, each a `Function` that knows its own derivative. Th
     a graph   of calls: for each, its op (with what its forward saved) and its input Variables,
     an order  in which ∂y is complete before f.backward(∂y) runs: each call after all calls that used its output.
 
-This engine runs the same `Function` classes as the real one and gives the same gradients (tests/test_plain.py). The
-real one, `minigrad/engine.py`, adds what a training run needs: it frees each call's arrays as backward passes, adds
+This engine runs the same `Function` classes as the real one and gives the same gradients (tests/autograd/test_plain.py). The
+real one, `minigrad/autograd/tape.py`, adds what a training run needs: it frees each call's arrays as backward passes, adds
 gradients in place, records threads apart, chooses faster implementations, computes in 16 bits, and reports NaN.
 
     x = Variable(np.array([1.0, 2.0, 3.0]), requires_grad=True)
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.autograd.function import Function, Partial, unbroadcast
 from minigrad.backend import Array
-from minigrad.function import Function, Partial, unbroadcast
 
 
 class Variable:

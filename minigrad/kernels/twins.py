@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from minigrad.function import Function
+from minigrad.autograd.function import Function
 
 Twin = TypeVar("Twin", bound=type[Function])
 

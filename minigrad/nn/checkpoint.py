@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from minigrad.autograd.autocast import autocast
+from minigrad.autograd.function import Function
+from minigrad.autograd.tape import enable_grad, mode, no_grad
 from minigrad.backend import Array
-from minigrad.engine import enable_grad, mode, no_grad
-from minigrad.function import Function
-from minigrad.precision import autocast
-from minigrad.random import Generator, default_generator, use_generator
+from minigrad.backend.random import Generator, default_generator, use_generator
 from minigrad.tensor import Tensor
 
 

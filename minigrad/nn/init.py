@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from minigrad import writes
+from minigrad.autograd import writes
 from minigrad.backend import Array, to_device
-from minigrad.meta import MetaArray
-from minigrad.random import default_generator
+from minigrad.backend.meta import MetaArray
+from minigrad.backend.random import default_generator
 from minigrad.tensor import Tensor
 
 
@@ -104,7 +104,7 @@ def skip_init() -> Iterator[None]:
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Within the block, parameters are made without numbers (`minigrad/meta.py`): for a model that is only looked at.
+    """Within the block, parameters are made without numbers (`minigrad/backend/meta.py`): for a model that is only looked at.
 
     It takes no memory. Given a `MetaArray` it runs, and what comes out has a shape and a dtype.
     """

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad import writes
+from minigrad.autograd import writes
+from minigrad.autograd.tape import mode
 from minigrad.backend import Array, plain, to_device
-from minigrad.dtypes import cast, is_floating
-from minigrad.engine import mode
-from minigrad.meta import MetaArray
+from minigrad.backend.dtypes import cast, is_floating
+from minigrad.backend.meta import MetaArray
 from minigrad.methods import target
 from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from minigrad import checks, special
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module
-from minigrad.function import Function
-from minigrad.sums import sum_over
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks, special
 
 
 class ReLU(Function):

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, device_of, gemm
-from minigrad.function import Function
+from minigrad.backend.random import default_generator
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks
 from minigrad.ops.shape import side_by_side
-from minigrad.random import default_generator
-from minigrad.sums import sum_over
 
 
 class ScaledDotProductAttention(Function):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, gemm, promote
-from minigrad.dtypes import is_narrow
-from minigrad.function import Function
-from minigrad.sums import sum_over
-from minigrad.windows import Pair, Windows, blocks, span
+from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks
+from minigrad.ops.windows import Pair, Windows, blocks, span
 
 
 class Conv2d(Function):

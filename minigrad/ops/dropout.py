@@ -1,9 +1,9 @@
 """L2: dropout."""
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, device_of
-from minigrad.function import Function
-from minigrad.random import default_generator
+from minigrad.backend.random import default_generator
+from minigrad.ops import checks
 
 
 class Dropout(Function):

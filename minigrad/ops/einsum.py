@@ -8,9 +8,9 @@ from math import prod
 from string import ascii_letters
 from typing import NamedTuple
 
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, gemm, promote
-from minigrad.function import Function
-from minigrad.sums import sum_over
+from minigrad.backend.sums import sum_over
 
 
 class Einsum(Function):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks, special
+from minigrad.autograd.function import Function
 from minigrad.backend import (
     Array,
     array_module,
@@ -17,8 +17,8 @@ from minigrad.backend import (
     promote_to_float,
     to_device,
 )
-from minigrad.dtypes import cast
-from minigrad.function import Function
+from minigrad.backend.dtypes import cast
+from minigrad.ops import checks, special
 
 
 class _Binary(Function):

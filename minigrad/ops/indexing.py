@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function, Partial
 from minigrad.backend import Array, array_module
-from minigrad.function import Function, Partial
+from minigrad.ops import checks
 
 
 class GetItem(Function):

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, beside, gemm
-from minigrad.function import Function
+from minigrad.ops import checks
 
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
 

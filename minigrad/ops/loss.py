@@ -4,10 +4,10 @@ from math import prod
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, promote
-from minigrad.function import Function
-from minigrad.sums import sum_over
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks
 
 
 class CrossEntropy(Function):

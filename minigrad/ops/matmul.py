@@ -4,10 +4,10 @@ from math import prod
 
 import numpy as np
 
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, gemm, gemm_and_sums, promote
-from minigrad.dtypes import is_narrow
-from minigrad.function import Function
-from minigrad.sums import sum_over
+from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.sums import sum_over
 
 
 class MatMul(Function):

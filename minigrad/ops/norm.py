@@ -17,10 +17,11 @@ The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whate
 from math import prod
 from threading import Lock
 
-from minigrad import checks, writes
+from minigrad.autograd import writes
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module
-from minigrad.function import Function
-from minigrad.sums import deviations, mean_over, sum_over
+from minigrad.backend.sums import deviations, mean_over, sum_over
+from minigrad.ops import checks
 
 _running_lock = Lock()
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, beside
-from minigrad.function import Function
-from minigrad.sums import mean_over
-from minigrad.windows import Pair, Windows, span
+from minigrad.backend.sums import mean_over
+from minigrad.ops import checks
+from minigrad.ops.windows import Pair, Windows, span
 
 
 class MaxPool2d(Function):

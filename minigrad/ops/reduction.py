@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module
-from minigrad.dtypes import cast, is_floating
-from minigrad.function import Function
-from minigrad.sums import cumulative_sum, deviations, mean_over, sum_over
+from minigrad.backend.dtypes import cast, is_floating
+from minigrad.backend.sums import cumulative_sum, deviations, mean_over, sum_over
+from minigrad.ops import checks
 
 Axis = int | Sequence[int] | None
 """None and () both name all axes, as in PyTorch."""

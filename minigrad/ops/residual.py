@@ -6,12 +6,12 @@ He et al. 2015, arXiv:1512.03385; γ, a factor for each channel: Touvron et al. 
 2016, arXiv:1603.09382. Written as an op of its own because on a GPU it is all memory, and so should be read once.
 """
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, device_of
-from minigrad.function import Function
+from minigrad.backend.random import default_generator
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks
 from minigrad.ops.norm import LayerNorm
-from minigrad.random import default_generator
-from minigrad.sums import sum_over
 
 
 class Residual(Function):

@@ -5,10 +5,10 @@ from itertools import pairwise
 from math import prod
 from operator import index
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, promote
-from minigrad.cublas import pointer
-from minigrad.function import Function
+from minigrad.backend.cublas import pointer
+from minigrad.ops import checks
 
 
 class Reshape(Function):

@@ -23,13 +23,13 @@ from functools import cache
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, device_of, to_device
-from minigrad.checks import sides
-from minigrad.function import Function
+from minigrad.backend.sums import sum_over
+from minigrad.ops import checks
 from minigrad.ops.attention import ScaledDotProductAttention
+from minigrad.ops.checks import sides
 from minigrad.ops.shape import side_by_side
-from minigrad.sums import sum_over
 
 Window = int | tuple[int, int]
 """Height and width of a window, in tokens; one number M where both are the same."""

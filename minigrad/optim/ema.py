@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import checks
 from minigrad.backend import Array, array_module, device_of, plain, to_device
-from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
 from minigrad.nn import Module
 from minigrad.nn.module import can_hold
+from minigrad.ops import checks
 from minigrad.tensor import Tensor
 
 

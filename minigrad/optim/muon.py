@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
-from minigrad.dtypes import cast, widened
+from minigrad.backend.dtypes import cast, widened
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import AdamW, Optimizer
 from minigrad.tensor import Tensor

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigrad import checks, writes
+from minigrad.autograd import writes
 from minigrad.backend import Array, array_module, gemm, plain, to_device
-from minigrad.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_narrow
 from minigrad.kernels import cuda
+from minigrad.ops import checks
 from minigrad.tensor import Tensor
 
 

@@ -5,10 +5,11 @@ from math import isfinite
 
 import numpy as np
 
-from minigrad import checks, writes
+from minigrad.autograd import writes
 from minigrad.backend import Array, array_module
-from minigrad.dtypes import FLOAT32, cast, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_narrow
 from minigrad.kernels import cuda
+from minigrad.ops import checks
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
 

@@ -5,7 +5,7 @@ from math import cos, pi
 
 import numpy as np
 
-from minigrad import checks
+from minigrad.ops import checks
 from minigrad.optim.optimizer import Optimizer
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from json import dumps
 from typing import Any
 
-from minigrad.engine import Leaf, Output
-from minigrad.function import Function
+from minigrad.autograd.function import Function
+from minigrad.autograd.tape import Leaf, Output
 from minigrad.tensor import Tensor
 from minigrad.testing.gradcheck import graph
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.autograd.function import Function, Partial
+from minigrad.autograd.tape import Leaf, Output, no_grad
 from minigrad.backend import Array, array_module, device_of, to_device
-from minigrad.engine import Leaf, Output, no_grad
-from minigrad.function import Function, Partial
 from minigrad.tensor import Tensor
 
 _Forward = Callable[[int, Array], Array]  # the output with another array as input number i

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from minigrad.checks import sides
+from minigrad.ops.checks import sides
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer
 from models.model import image_size, pair_size

@@ -1,7 +1,7 @@
 """L6: our models run by other libraries, with the formula weights of our names and in float64.
 
 What they leave behind comes back under our names. Which array and which module is which follows from one table, that
-of the parameters' names (`models/layouts.py`).
+of the parameters' names (`models/weights/layouts.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ from minigrad import nn
 from minigrad.nn import init
 from models.compare import formula, libraries
 from models.compare.trace import Trace, loss_weights, within
-from models.layouts import places, to_canonical
 from models.registry import create_model
 from models.swin import SwinTransformer
+from models.weights.layouts import places, to_canonical
 
 
 class Reference:

@@ -10,9 +10,9 @@ import numpy as np
 
 from minigrad import Tensor, no_grad
 from minigrad import functional as F
-from minigrad.checks import sides
 from minigrad.nn import Conv2d
-from models import checkpoint, images
+from minigrad.ops.checks import sides
+from models import images
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
@@ -23,6 +23,7 @@ from models.visualize import attention, gradcam, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.prediction import prediction_picture
 from models.vit import VisionTransformer
+from models.weights import checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

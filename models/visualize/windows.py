@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.checks import sides
+from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window, shift_mask, window_places
 from models.visualize.draw import (
     GREY,

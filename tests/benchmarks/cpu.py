@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.table import escape_unencodable
+from models.summary.table import escape_unencodable
 
 THREADS = 2
 REST = 0.03  # seconds between two steps, in which the other's threads come to rest
@@ -54,10 +54,11 @@ def minigrad(row: Row, work: str) -> Callable[[], float]:
     import numpy as np
 
     import models
-    from minigrad import Tensor, no_grad, optim, tune
+    from minigrad import Tensor, no_grad, optim
     from minigrad import functional as F
+    from minigrad.backend import tune
     from minigrad.nn import init
-    from minigrad.parallel import Shards
+    from minigrad.parallel.threads import Shards
     from models.compare import formula
 
     tune.tune_cpu(THREADS)
@@ -129,7 +130,8 @@ def compiled(row: Row, work: str) -> Callable[[], float]:
 
 def plain(row: Row, work: str) -> Callable[[], float]:
     """minigrad without twins, and tuned only so far that its threads are not in each other's way."""
-    from minigrad import tune, without_twins
+    from minigrad import without_twins
+    from minigrad.backend import tune
 
     tune.tune_cpu = partial(tune.tune_cpu, allocator=False, kernels=False)
     step = minigrad(row, work)

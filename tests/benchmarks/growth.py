@@ -30,7 +30,7 @@ from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
-from models.table import escape_unencodable
+from models.summary.table import escape_unencodable
 
 FAMILIES = {  # in the picture: name, colour (Okabe and Ito's, which the colour-blind can tell apart), marker
     "vit_small_patch16_224": ("ViT-S/16", "#D55E00", "o"),
@@ -119,7 +119,7 @@ def count(model: str, side: int) -> int:
     """Multiply-adds, without computing anything."""
     import models
     from minigrad.nn import init
-    from models.summary import macs
+    from models.summary.cost import macs
 
     with init.meta_init():
         return macs(models.create_model(model, img_size=side))

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import Tensor, tune_cpu, without_twins
 from minigrad import functional as F
-from models.table import escape_unencodable
+from models.summary.table import escape_unencodable
 
 ROUNDS = 15
 

@@ -28,7 +28,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.kernels import TWINS
 from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, use_device
 

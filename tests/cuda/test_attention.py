@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda import attention
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.attention import ScaledDotProductAttention

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda import attention_narrow
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.window_attention import map_places, shift_mask, window_places

@@ -21,12 +21,12 @@ import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend import Array
-from minigrad.cublas import pointer
-from minigrad.dtypes import as_dtype, is_narrow
+from minigrad.backend.cublas import pointer
+from minigrad.backend.dtypes import as_dtype, is_narrow
 from minigrad.kernels.cuda import conv
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.conv import Conv2d
-from minigrad.windows import Windows
+from minigrad.ops.windows import Windows
 from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler, sampled
 
 pytestmark = needs_compiler

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.dtypes import cast, cast_all
+from minigrad.backend.dtypes import cast, cast_all
 from minigrad.kernels.cuda.convert import convert
 from minigrad.kernels.cuda.launch import PACK, STORED, Kernel, Recorder, use_device
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrad.backend.random import Generator
 from minigrad.kernels.cuda.random import uniform, words
-from minigrad.random import Generator
 from tests.cuda.runner import ORDERS, emulated, needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
 

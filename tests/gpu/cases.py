@@ -8,9 +8,9 @@ import numpy as np
 
 from minigrad import Tensor, autocast, manual_seed
 from minigrad import functional as F
+from minigrad.autograd.function import Function
 from minigrad.backend import Array, to_device
-from minigrad.dtypes import as_dtype
-from minigrad.function import Function
+from minigrad.backend.dtypes import as_dtype
 
 
 class Case(NamedTuple):

@@ -98,7 +98,7 @@ def card() -> Iterator[Row]:
 
 
 def libraries() -> Iterator[Row]:
-    from minigrad import cublas
+    from minigrad.backend import cublas
 
     for name in ("cublas", "cublasLt"):
         try:
@@ -133,8 +133,8 @@ def copy() -> Iterator[Row]:
 def product(name: str, tf32: bool, n: int = 8192) -> Iterator[Row]:
     import cupy
 
-    from minigrad import cublas
-    from minigrad.dtypes import as_dtype, cast
+    from minigrad.backend import cublas
+    from minigrad.backend.dtypes import as_dtype, cast
 
     numbers = np.random.default_rng(0).standard_normal((n, n), np.float32)  # zeros would take less power
     a = cast(cupy.asarray(numbers), as_dtype(name))
@@ -153,9 +153,8 @@ def epilogues(name: str, B: int = 25216, D: int = 768, O: int = 3072) -> Iterato
     one by one: how many times as fast; `wrong` where cublasLt has no such product, or another answer."""
     import cupy
 
-    from minigrad import cublas_lt
-    from minigrad.backend import gemm
-    from minigrad.dtypes import FLOAT32, as_dtype, cast
+    from minigrad.backend import cublas_lt, gemm
+    from minigrad.backend.dtypes import FLOAT32, as_dtype, cast
     from minigrad.ops.matmul import sum_of_rows
 
     rng = np.random.default_rng(0)
@@ -174,7 +173,7 @@ def epilogues(name: str, B: int = 25216, D: int = 768, O: int = 3072) -> Iterato
     for what, together, apart in (("bias", with_bias, bias_apart), ("sums", and_sums, sums_apart)):
         row: Row = {"what": f"product with {what}, {dtype.name}", "value": "no such product", "wrong": True}
         found, fused = together(), on_device(together)
-        with patch("minigrad.cublas_lt.shared", lambda: None):
+        with patch("minigrad.backend.cublas_lt.shared", lambda: None):
             exact, alone = apart(), on_device(apart)
         if found is not None:
             pairs = [(found, exact)] if what == "bias" else zip(found, exact, strict=True)
@@ -205,7 +204,7 @@ def launch(name: str, prepare: Callable[[Any], Callable[[], Any]], calls: int = 
 
 
 def by_cupy(x: Any) -> Callable[[], Any]:
-    from minigrad import cublas
+    from minigrad.backend import cublas
 
     return lambda: cublas.matmul(x, x)
 
@@ -213,7 +212,7 @@ def by_cupy(x: Any) -> Callable[[], Any]:
 def by_ctypes(x: Any) -> Callable[[], Any]:
     import cupy
 
-    from minigrad import cublas
+    from minigrad.backend import cublas
 
     direct = cublas.CtypesBlas(cublas.load_library(), cupy.empty(cublas.WORKSPACE, np.uint8))
     direct.use_stream(cupy.cuda.get_current_stream().ptr)
@@ -280,7 +279,7 @@ def kernel(case: Any, options: Options) -> Iterator[Row]:
 def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any], type]:
     """Value and gradients where they are, and the class that computed them."""
     from minigrad import Tensor
-    from minigrad.engine import Output
+    from minigrad.autograd.tape import Output
     from tests.gpu.cases import Last
 
     tensors = case.tensors(arrays, device)
@@ -302,7 +301,7 @@ def exact(case: Any, arrays: list[np.ndarray], device: str) -> list[Any]:
 
 
 def to_float64(x: Any) -> Any:
-    from minigrad.dtypes import FLOAT32, cast
+    from minigrad.backend.dtypes import FLOAT32, cast
 
     return cast(x, FLOAT32).astype(np.float64)
 
@@ -340,7 +339,7 @@ def properties(options: Options) -> Parts:
     return {"tests": tests}
 
 
-TESTS = ("tests/test_graph.py", "tests/test_cuda.py", "tests/test_precision.py", "tests/ops")
+TESTS = ("tests/test_cuda_graph.py", "tests/test_cuda.py", "tests/autograd/test_autocast.py", "tests/ops")
 
 
 def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:
@@ -462,9 +461,10 @@ def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
     import cupy
 
     import models
-    from minigrad import Tensor, autocast, cublas, optim
+    from minigrad import Tensor, autocast, optim
     from minigrad import functional as F
-    from minigrad.graph import GraphedStep
+    from minigrad.backend import cublas
+    from minigrad.cuda_graph import GraphedStep
     from minigrad.nn import init
 
     cublas.allow_tf32(True)

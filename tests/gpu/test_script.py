@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigrad import cublas_lt
 from minigrad import functional as F
+from minigrad.backend import cublas_lt
 from tests.cuda.runner import needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script

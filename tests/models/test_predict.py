@@ -15,9 +15,10 @@ import pytest
 
 from minigrad import Tensor, no_grad, serialize
 from minigrad import functional as F
-from models import checkpoint, images
+from models import images
 from models.images import normalize
 from models.predict import main, one_line, probabilities
+from models.weights import checkpoint
 from tests.models.checkpoints import CLASSES, FAMILIES, METADATA, write, write_image
 from train.__main__ import main as train
 

@@ -11,10 +11,10 @@ import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.nn import init
-from models import summary
 from models.compare import formula
 from models.convnext import ConvNeXt
 from models.roadmap import STEPS, Design, RoadmapNet, designs
+from models.summary import cost as summary
 
 # Parameters with 1000 classes, counted on the authors' code, and 10⁹ multiply-accumulates at 224: the paper's table 10
 # with one more digit (but for BN -> LN and the last step, where it counts 4.46 and 4.49, more than convolutions).

@@ -14,10 +14,10 @@ import models
 from minigrad import functional as F
 from minigrad import nn
 from minigrad.nn import init
-from models import summary
 from models.__main__ import FAMILIES, main
-from models.published import PUBLISHED, SOURCES
 from models.registry import model_arguments, model_class, registered
+from models.summary import cost as summary
+from models.summary.published import PUBLISHED, SOURCES
 
 # Parameters, and 10⁹ multiply-accumulates at the model's own size, counted on timm's and torchvision's models by
 # PyTorch's FlopCounterMode. The steps of the roadmap have theirs in test_roadmap.py.

@@ -8,9 +8,9 @@ import pytest
 import models
 from minigrad import Tensor, serialize
 from models.compare import formula
-from models.layouts import places, to_canonical
 from models.swin import resample_relative_position_bias_table
 from models.vit import resample_pos_embed
+from models.weights.layouts import places, to_canonical
 from tests.models import foreign
 from tests.models.foreign import FILES, assert_has_formula_weights, file_of, refusal, values, written
 from tests.models.small import small

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor
 from minigrad import functional as F
-from minigrad.sums import cumulative_sum, sum_over
+from minigrad.backend.sums import cumulative_sum, sum_over
 from tests.accuracy import ALONG_ONE_AXIS, AXES, LAYOUTS, PARAMETERS, REDUCTIONS, drawn, ulps
 
 BOUNDS = {  # where terms of both signs cancel, what is left is small beside their rounding; the others have 4

@@ -7,7 +7,7 @@ import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.ops import conv as module
 from minigrad.ops.conv import Columns, Conv2d, Depthwise
-from minigrad.windows import Windows, blocks
+from minigrad.ops.windows import Windows, blocks
 
 RANDOM = np.random.default_rng(0)
 

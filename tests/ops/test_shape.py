@@ -8,7 +8,7 @@ import pytest
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.ops.shape import side_by_side
 
 X = Tensor(np.arange(6.0).reshape(2, 3))

@@ -1,4 +1,4 @@
-"""The scale of a loss: how small it may become, and when. (How it falls and rises: tests/test_precision.py.)"""
+"""The scale of a loss: how small it may become, and when. (How it falls and rises: tests/autograd/test_autocast.py.)"""
 
 import numpy as np
 import pytest

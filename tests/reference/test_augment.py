@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minigrad.random import Generator
+from minigrad.backend.random import Generator
 from models.compare import libraries
-from train.augment import Augment, Mix, blend, one_hot
-from train.randaugment import COLOURS, MATRICES, arguments, rand_augment, warp
+from train.data.augment import Augment, Mix, blend, one_hot
+from train.data.randaugment import COLOURS, MATRICES, arguments, rand_augment, warp
 
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
@@ -156,7 +156,7 @@ def test_the_box_is_timms(seed, H, W, kept):
     drawn = np.array([0, 0, 0, 0, 0, *u, 0])
     with (
         patch.object(Generator, "uniform", lambda *a, **k: drawn),
-        patch("train.augment.beta", lambda alpha, u: np.float64(kept)),
+        patch("train.data.augment.beta", lambda alpha, u: np.float64(kept)),
     ):
         weight, mine = Mix(cutmix=1.0).weights(H, W, Generator(), "cpu")
     expected = np.ones((H, W))

@@ -8,7 +8,7 @@ import pytest
 import models
 from minigrad import Tensor, nn, optim
 from models.compare import libraries
-from models.layouts import places
+from models.weights.layouts import places
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(find_spec("timm") is None, reason="needs timm")  # importing it may need help

@@ -7,10 +7,10 @@ import pytest
 
 import models
 from minigrad.nn import init
-from models import summary
 from models.compare import libraries
-from models.published import PUBLISHED
 from models.registry import model_arguments
+from models.summary import cost as summary
+from models.summary.published import PUBLISHED
 
 torch = pytest.importorskip("torch")
 needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
-from minigrad.dtypes import is_narrow
+from minigrad.backend.dtypes import is_narrow
 from tests.cases import ALL_CASES
 from tests.compare import TOLERANCE, difference, outcome, torch_outcome
 

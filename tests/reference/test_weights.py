@@ -14,10 +14,10 @@ from minigrad import Tensor, no_grad
 from minigrad.nn import init
 from models.compare import formula, libraries
 from models.convnext import ConvNeXt
-from models.layouts import places
 from models.roadmap import RoadmapNet
 from models.swin import SwinTransformer
 from models.vit import VisionTransformer
+from models.weights.layouts import places
 from tests.models.foreign import refusal, timm_convnext, written
 
 torch = pytest.importorskip("torch")

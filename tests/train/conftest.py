@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from train import shapes
+from train.data import shapes
 
 
 @pytest.fixture(scope="package")

@@ -15,21 +15,11 @@ import minigrad
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import to_device
-from minigrad.graph import GraphedStep
-from minigrad.random import Generator
+from minigrad.backend.random import Generator
+from minigrad.cuda_graph import GraphedStep
 from tests.cuda.runner import needs_compiler
-from train.augment import (
-    Augment,
-    Cutout,
-    Flip,
-    Mix,
-    RandomErasing,
-    ShiftedCrop,
-    beta,
-    one_hot,
-    repeated,
-)
-from train.randaugment import (
+from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot, repeated
+from train.data.randaugment import (
     COLOURS,
     MATRICES,
     RandAugment,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.train.hostile import batch, hostile, py2_array, py2_dict, py2_labels, py2_list, py2_string, write_cifar10
-from train import cifar
-from train.errors import InputError
-from train.unpickle import load_plain
+from train.config.errors import InputError
+from train.data import cifar
+from train.data.unpickle import load_plain
 
 CIFAR10, CIFAR100 = cifar.SOURCES["cifar10"], cifar.SOURCES["cifar100"]
 

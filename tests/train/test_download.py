@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from train.download import download
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data.download import download
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 700_001, dtype=np.uint8).tobytes()
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -8,16 +8,17 @@ import pytest
 
 import models
 from minigrad import Tensor, functional, no_grad, serialize
-from models import checkpoint
 from models.images import normalize
+from models.weights import checkpoint
 from tests.train.test_command_line import TINY, rows
 from tests.train.test_command_line import train as command
-from train import checkpoint as writing
-from train import datasets, plots, report
 from train.__main__ import main, parse
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data import datasets
 from train.evaluate import Predictions
-from train.log import Metrics
+from train.output import checkpoint as writing
+from train.output import plots, report
+from train.output.log import Metrics
 
 CLASSES = ("ant", "bee", "cat")
 PROBABILITIES = np.array([[8, 1, 1], [2, 7, 1], [1, 9, 0], [0, 4, 6], [5, 2, 3], [1, 8, 1]], np.float32) / 10

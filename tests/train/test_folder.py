@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train.test_command_line import train as run
-from train import datasets, folder
 from train.__main__ import parse
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data import datasets, folder
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import pytest
 
-from train import plots
-from train.log import Metrics, Progress, plural, write_table
+from train.output import plots
+from train.output.log import Metrics, Progress, plural, write_table
 
 ROW = Metrics(3, 1e-3, 1.23456789, 0.5, 1.5, 0.4375, 12.5, 800.0)
 

@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 import models
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
 from minigrad.backend import device_of, to_device
-from minigrad.parallel import Shards
-from minigrad.random import Generator
+from minigrad.backend.random import Generator
+from minigrad.parallel.threads import Shards
 from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
 from tests.train.small import EVERYTHING, Small, fit
-from train import checkpoint, resume, shapes
 from train.__main__ import parse
-from train.batches import batches
-from train.dataset import Split
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data import shapes
+from train.data.batches import batches
+from train.data.dataset import Split
 from train.evaluate import Sums
-from train.log import Metrics
 from train.loop import DivergedError, Trainer
+from train.output import checkpoint, resume
+from train.output.log import Metrics
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
@@ -51,7 +52,7 @@ def test_data_larger_than_device_memory_is_refused(monkeypatch):
     def full(x, device):
         raise OutOfMemoryError("out of memory allocating 30,720 bytes")
 
-    monkeypatch.setattr("train.dataset.to_device", full)
+    monkeypatch.setattr("train.data.dataset.to_device", full)
     split = Split(np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int))
     with pytest.raises(InputError, match=r"stays on cuda, and 10 images of 0\.00 GiB do not fit"):
         split.to("cuda")

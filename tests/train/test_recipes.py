@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train import config, recipes, shapes
 from train.__main__ import parse
-from train.augment import augmentation
-from train.errors import InputError
-from train.flags import parser
-from train.settings import BY_DATASET, COMMON, Settings
+from train.config import file as config
+from train.config import recipes
+from train.config.errors import InputError
+from train.config.flags import parser
+from train.config.settings import BY_DATASET, COMMON, Settings
+from train.data import shapes
+from train.data.augment import augmentation
 
 
 def written(tmp_path, text):

@@ -18,10 +18,11 @@ from minigrad import manual_seed, serialize
 from tests.cuda.runner import HAS_COMPILER
 from tests.train.small import FLAGS as SMALL
 from tests.train.small import Small
-from train import naming, resume, shapes
 from train.__main__ import parse
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data import shapes
 from train.loop import Stopped, Trainer
+from train.output import naming, resume
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second"}

@@ -13,9 +13,10 @@ import pytest
 from minigrad import serialize
 from tests.train.small import FLAGS as SMALL
 from tests.train.test_command_line import TINY, rows, train
-from train import datasets, plots, resume
 from train.__main__ import main, parse
-from train.errors import InputError
+from train.config.errors import InputError
+from train.data import datasets
+from train.output import plots, resume
 from train.run import run
 from train.step import Step
 

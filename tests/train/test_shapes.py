@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minigrad.random import Generator
-from train import shapes
+from minigrad.backend.random import Generator
+from train.data import shapes
 
 
 @pytest.fixture(scope="module")

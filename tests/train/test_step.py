@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import models
 from minigrad import Tensor, manual_seed, nn
-from minigrad.random import Generator, default_generator
+from minigrad.backend.random import Generator, default_generator
 from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
 from tests.train.small import EVERYTHING, Small, fit
-from train import shapes
 from train.__main__ import parse
-from train.augment import augmentation
+from train.data import shapes
+from train.data.augment import augmentation
 from train.loop import DivergedError, Trainer
 
 HALF = ["--amp", "--amp-dtype", "float16", "--threads", "1"]

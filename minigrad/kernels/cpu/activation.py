@@ -4,11 +4,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from minigrad import special
 from minigrad.backend import Array
 from minigrad.kernels.cpu.pieces import is_finite, is_float32, pieces
 from minigrad.kernels.twins import twin_of
-from minigrad.ops import activation
+from minigrad.ops import activation, special
 
 
 @twin_of(activation.ReLU)

@@ -12,7 +12,7 @@ from minigrad.kernels.cpu.winograd import Winograd
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows
-from minigrad.windows import Pair, Windows
+from minigrad.ops.windows import Pair, Windows
 
 DEAREST = 700  # multiply-adds for an output: tap by tap, an output costs as much
 FEWEST_CHANNELS = 16  # below, 3 x 3 is not held up by its products

@@ -27,7 +27,7 @@ from numpy.lib.stride_tricks import as_strided
 from minigrad.backend import Array
 from minigrad.kernels.cpu.pieces import is_finite
 from minigrad.ops.conv import Depthwise
-from minigrad.windows import Pair, Windows
+from minigrad.ops.windows import Pair, Windows
 
 LARGEST = 128  # outputs in a tile
 SCRATCH = 1 << 18  # numbers in the patches that are worked on at once

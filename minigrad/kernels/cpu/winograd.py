@@ -27,7 +27,7 @@ import numpy as np
 from minigrad.backend import Array
 from minigrad.kernels.cpu.pieces import is_finite
 from minigrad.ops.conv import Columns
-from minigrad.windows import Pair, Windows
+from minigrad.ops.windows import Pair, Windows
 
 NUMBERS = 1 << 19  # in V or M at once: 2 MiB
 

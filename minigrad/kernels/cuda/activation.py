@@ -3,7 +3,7 @@
 import numpy as np
 
 from minigrad.backend import Array, array_module
-from minigrad.dtypes import cast
+from minigrad.backend.dtypes import cast
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention

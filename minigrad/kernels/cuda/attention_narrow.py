@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
-from minigrad.checks import sides
-from minigrad.dtypes import FLOAT32, cast
+from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.attention import empty_like, most_shared, readable, seen
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention, window_attention
+from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window
 
 ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_narrow.cu; warps of a block

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
-from minigrad.dtypes import FLOAT32, cast
+from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.launch import PACK, STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows, sum_of_rows
-from minigrad.windows import Pair, Windows, blocks
+from minigrad.ops.windows import Pair, Windows, blocks
 
 # Constants of depthwise.cu.
 MAX_KERNEL = 9  # along either axis: backward has a sum for each tap in registers

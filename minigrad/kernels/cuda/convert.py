@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minigrad import dtypes
-from minigrad.backend import Array, device_of, empty
+from minigrad.backend import Array, device_of, dtypes, empty
 from minigrad.kernels.cuda.activation import empty_like, without_gaps
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.cuda.table import Table, takes

@@ -6,8 +6,8 @@ from math import gcd, prod
 import numpy as np
 
 from minigrad.backend import Array, array_module
-from minigrad.cublas import pointer
-from minigrad.dtypes import FLOAT32, cast
+from minigrad.backend.cublas import pointer
+from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm

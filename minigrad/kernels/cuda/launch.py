@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from minigrad.backend import Array, cupy_module, require_gpu
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 
 FOLDER = Path(__file__).parent
 WARP = 32  # threads of a warp

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from minigrad.backend import Array, array_module
-from minigrad.dtypes import FLOAT32, cast
+from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.cuda.residual import NONE_DROPPED, Dropped, Residual, dropped
 from minigrad.kernels.twins import twin_of

@@ -1,7 +1,7 @@
 // Counter-based random numbers: Philox4x32-10.  Salmon, Moraes, Dror, Shaw 2011.
 //
 // Words 4k to 4k + 3 of draw d are philox(counter = (k, d), key = seed). A word depends only on its index, the draw and
-// the seed, so a thread needs no state. minigrad/random.py computes the same words on the CPU, bit for bit.
+// the seed, so a thread needs no state. minigrad/backend/random.py computes the same words on the CPU, bit for bit.
 // registers[]: uniform 32, words 32
 #include "common.cuh"
 

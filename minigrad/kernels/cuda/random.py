@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minigrad import random
-from minigrad.backend import Array, empty
+from minigrad.backend import Array, empty, random
 from minigrad.kernels.cuda.launch import Kernel
 
 UNIFORM, WORDS = Kernel("random.cu", "uniform"), Kernel("random.cu", "words")

@@ -7,11 +7,11 @@ from typing import TypeAlias
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
-from minigrad.dtypes import FLOAT32
+from minigrad.backend.dtypes import FLOAT32
+from minigrad.backend.random import default_generator
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.twins import twin_of
 from minigrad.ops import residual
-from minigrad.random import default_generator
 
 THREADS = 256  # threads of a block
 MAX_ROWS = 1 << 30

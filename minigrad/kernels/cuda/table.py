@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, cupy_module, device_of, empty, to_device
-from minigrad.cublas import pointer
+from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda.activation import without_gaps
 from minigrad.kernels.cuda.launch import Kernel, on_gpu
 

@@ -1,0 +1,96 @@
+"""L1: mixed precision: ops on narrow numbers, parameters in float32.
+
+A product of two matrices in bfloat16 takes a GPU a small part of the time that it takes in float32, and everything else
+reads and writes half as much. What must not be narrow is what small changes are added to for a long time: parameters,
+their gradients, the optimiser's memory, and sums. So within `autocast`
+
+    matrix products       take narrow copies of their inputs, parameters too, and sum in float32      ("the first n")
+    what follows them     goes on in what it is given: narrow where any input is                       ("follow")
+    norms                 have a narrow input, statistics and parameters in float32                    (0)
+    losses, softmax, sums are in float32                                                               ("widen")
+
+and each op says by `Function.autocast` which it is: a number for how many of its first inputs are rounded, the others
+being left as they are, or one of the two words. A gradient has the type of what it belongs to: of activations narrow,
+of parameters float32.
+
+Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar et al. 2019, "A Study of BFLOAT16 for
+Deep Learning Training", arXiv:1905.12322.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minigrad.autograd import tape as engine
+from minigrad.autograd.function import Function
+from minigrad.autograd.tape import Leaf, mode
+from minigrad.backend import Array
+from minigrad.backend.dtypes import FLOAT32, NARROW, as_dtype, cast, cast_all, is_narrow, narrow_dtype, widened
+
+
+@contextmanager
+def autocast(
+    dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
+) -> Iterator["Autocast | None"]:
+    """Within the block, this thread's ops work on numbers of a narrow dtype. Also a decorator.
+
+        with minigrad.autocast("bfloat16"):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
+
+    A parameter is rounded once in a block, however often it is used; so the optimiser's step comes after the block.
+
+    Args:
+        dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
+            vanish in it: scale the loss by `optim.GradScaler`.
+        enabled: False: ops work on what they are given, within another such block too.
+        parameters: a list of Tensors that ops will round. Those on a GPU are rounded where the block begins, in one
+            launch, and not in one for each when it is first used. Too many do no harm.
+
+    Raises:
+        ValueError: another dtype.
+        RuntimeError: bfloat16 without the package ml_dtypes.
+    """
+    before, mode.autocast = mode.autocast, Autocast(as_dtype(dtype), parameters) if enabled else None
+    with engine.lock:
+        engine.autocasts += 1
+    try:
+        yield mode.autocast
+    finally:
+        with engine.lock:
+            engine.autocasts -= 1
+        mode.autocast = before
+
+
+class Autocast:
+    """What `Tensor.apply` asks within such a block: the inputs of an op as it is to see them."""
+
+    def __init__(self, dtype: np.dtype, parameters: Iterable[Any] = ()) -> None:
+        if not is_narrow(dtype):
+            raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype}")
+        self.dtype = dtype
+        self.copies: dict[Leaf, Array] = {}  # of parameters
+        arrays = [p.data for p in parameters if p.dtype == FLOAT32 and not isinstance(p.data, np.ndarray)]
+        copies = zip(arrays, cast_all(arrays, dtype), strict=True)
+        self.at_once = {id(x): (x, copy) for x, copy in copies}  # x too, as only its id is no other's
+
+    def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
+        """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""
+        if op.autocast == "widen":
+            return widened(arrays)
+        count = op.autocast if isinstance(op.autocast, int) else len(arrays) if narrow_dtype(arrays) else 0
+        return [self._rounded(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
+
+    def _rounded(self, x: Any, edge: Any) -> Any:
+        if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_narrow(x.dtype)):
+            return x  # float64 is meant to be exact, and stays so, as in PyTorch
+        if id(x) in self.at_once:
+            return self.at_once[id(x)][1]
+        if edge is None or type(edge[0]) is not Leaf:
+            return cast(x, self.dtype)
+        copy = self.copies.get(edge[0])
+        if copy is None:
+            copy = self.copies[edge[0]] = cast(x, self.dtype)
+        return copy

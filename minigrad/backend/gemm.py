@@ -1,0 +1,57 @@
+"""L0: matrix products, of NumPy on the CPU, of cuBLAS on a GPU.
+
+Every matrix product of the project is a call of `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA
+graph, does not choose the dtype of the sums, and adds no bias.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend import cublas, cublas_lt
+from minigrad.backend.arrays import Array, array_module
+from minigrad.backend.dtypes import FLOAT32, cast, is_narrow, widened
+
+
+def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) -> Array:
+    """The one gate for matrix products: `a @ b + bias` over the last two axes, broadcasting the others.
+
+    Args:
+        a, b: of one dtype; products of narrow numbers are summed in float32.
+        bias: a vector along the last axis, added before the result is rounded.
+        dtype: of the result, where a and b are narrow; by default theirs.
+    """
+    dtype = a.dtype if dtype is None or not is_narrow(a.dtype) else dtype
+    if bias is not None and not isinstance(a, np.ndarray):
+        y = cublas_lt.matmul_with_bias(a, b, bias, dtype)
+        if y is not None:
+            return y
+    if not is_narrow(a.dtype):
+        y = _product(a, b, a.dtype)
+        if bias is not None:
+            y += bias
+        return y
+    if bias is None:
+        return cast(_product(a, b, dtype), dtype)
+    return cast(_product(a, b, FLOAT32) + cast(bias, FLOAT32), dtype)
+
+
+def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Array | None]:
+    """`gemm(a, b, dtype=dtype)` of two matrices, and `a.sum(axis=1)` in the dtype of the product.
+
+    The sums are None where nothing makes both in one pass over a: then they are a call of their own.
+    """
+    if not isinstance(a, np.ndarray):
+        both = cublas_lt.matmul_and_sums(a, b, a.dtype if dtype is None or not is_narrow(a.dtype) else dtype)
+        if both is not None:
+            return both
+    return gemm(a, b, dtype=dtype), None
+
+
+def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
+    """`a @ b`; of narrow numbers on the CPU in float32, whatever `dtype`: NumPy multiplies them no faster."""
+    if isinstance(a, np.ndarray):
+        return np.matmul(*widened([a, b])) if is_narrow(a.dtype) else np.matmul(a, b)
+    if a.dtype.kind in "biu":
+        return array_module(a).matmul(a, b)
+    return cublas.matmul(a, b, dtype)

@@ -1,0 +1,169 @@
+"""L0: counter-based random numbers, the same on NumPy and on CUDA.
+
+An ordinary generator walks through a hidden state, one number after another. A counter-based one is a pure function:
+the k-th number of draw d under seed s is `philox(counter=(k, d), key=s)`, whoever computes it, in whatever order. So
+a dropout mask need not be stored to be seen again, a GPU thread could make its own numbers, and the state to save in
+a checkpoint is two integers. Words and uniform float32 numbers for a GPU are made there
+(`minigrad/kernels/cuda/random.py`), all others here on the CPU, and copied where they are wanted.
+
+Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minigrad.backend.arrays import Array, array_module, to_device
+from minigrad.backend.dtypes import is_floating
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 - 1, as 32-bit fractions
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rounds: int = 10) -> tuple[Array, ...]:
+    """Four 32-bit words for each 128-bit counter; all words are held in uint64 arrays.
+
+    One round, on words (c0, c1, c2, c3) and keys (k0, k1), with hi and lo the halves of a 64-bit product:
+
+        (c0, c1, c2, c3) <- (hi(M1·c2) ⊕ c1 ⊕ k0,  lo(M1·c2),  hi(M0·c0) ⊕ c3 ⊕ k1,  lo(M0·c0))
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (
+            (product1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            product1 & _LOW,
+            (product0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            product0 & _LOW,
+        )
+        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+DeviceDraw = Callable[[int, int, Sequence[int], str, Array | None], Array]
+_on_device: dict[str, DeviceDraw] = {}  # by the method of Generator that it is for
+
+
+def on_device(function: DeviceDraw) -> DeviceDraw:
+    """Decorates what makes `words`, or float32 numbers for `uniform`, on a GPU: the method of that name calls it.
+
+    It takes seed, draw number, shape, device and the generator's `captured`.
+    """
+    _on_device[function.__name__] = function
+    return function
+
+
+class Generator:
+    """A stream of random arrays under one seed. `seed` and `draws` are its whole state.
+
+    Every call uses up one draw number, so the values depend on the order of the calls and on nothing else.
+
+    While a CUDA graph is captured, `captured` is its own memory for (seed, draws), (2,) uint64 on the device, and draws
+    are counted from there: see minigrad/cuda_graph.py.
+    """
+
+    captured: Array | None = None
+
+    def __init__(self, seed: int = 0, draws: int = 0) -> None:
+        if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
+            raise ValueError(f"a seed is an integer from 0 to 2**64 - 1, got {seed!r}")
+        self.seed, self.draws = int(seed), draws
+        self._lock = threading.Lock()
+
+    def skip(self, draws: int) -> None:
+        """Go on as if so many arrays had been drawn."""
+        with self._lock:
+            self.draws += draws
+
+    def _next_draw(self) -> int:
+        with self._lock:
+            draw, self.draws = self.draws, self.draws + 1
+        return draw
+
+    def words(self, count: int, device: str = "cpu") -> Array:
+        """`count` words of 32 random bits, (count,) uint32."""
+        if device != "cpu" and "words" in _on_device:
+            return _on_device["words"](self.seed, self._next_draw(), (count,), device, self.captured)
+        return to_device(self._words(count), device)
+
+    def _words(self, count: int) -> np.ndarray:
+        draw = self._next_draw()
+        words = np.empty((-(-count // 4), 4), np.uint32)
+        for start in range(0, len(words), 1 << 14):  # pieces that stay in the cache through the ten rounds
+            block = np.arange(start, min(start + (1 << 14), len(words)), dtype=np.uint64)
+            counter = (block & _LOW, block >> _HALF, np.uint64(draw & 0xFFFFFFFF), np.uint64(draw >> 32))
+            for column, word in enumerate(philox(counter, (self.seed & 0xFFFFFFFF, self.seed >> 32))):
+                words[start : start + len(block), column] = word
+        return words.reshape(-1)[:count]
+
+    def uniform(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
+        """Uniform in [0, 1): as many random bits as the dtype holds: 8 in bfloat16, 11 in float16, 24 in
+        float32, 53 in float64."""
+        count = _count(shape, dtype)
+        if device != "cpu" and np.dtype(dtype) == np.float32 and "uniform" in _on_device:
+            return _on_device["uniform"](self.seed, self._next_draw(), shape, device, self.captured)
+        if np.dtype(dtype) == np.float64:
+            high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
+            values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
+        else:
+            bits = {"bfloat16": 8, "float16": 11}.get(np.dtype(dtype).name, 24)
+            values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
+        return to_device(values.reshape(shape), device)
+
+    def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
+        """Standard normal, by Box and Muller 1958: √(-2 ln u₁) · cos 2πu₂ and · sin 2πu₂, with u₁ in (0, 1]."""
+        count = _count(shape, dtype)
+        u = self.uniform((2, -(-count // 2)), np.float64)
+        radius, angle = np.sqrt(-2 * np.log(1 - u[0])), 2 * np.pi * u[1]
+        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        return to_device(values.reshape(shape).astype(dtype), device)
+
+    def permutation(self, count: int, device: str = "cpu") -> Array:
+        """The numbers 0 to count - 1 in random order, (count,) int64."""
+        keys = self.words(2 * count, device).view(np.uint64)  # 64-bit: a tie among n of them has odds of n² / 2⁶⁵
+        return array_module(keys).argsort(keys, kind="stable")
+
+
+def _count(shape: Sequence[int], dtype: Any) -> int:
+    if min(shape, default=0) < 0:
+        raise ValueError(f"random numbers: sizes must not be negative, got {tuple(shape)}")
+    if not is_floating(np.dtype(dtype)):
+        raise TypeError(f"random numbers are drawn as floating-point, got dtype {np.dtype(dtype)}")
+    return prod(shape)
+
+
+class _Current(threading.local):
+    generator: Generator | None = None
+
+
+_current = _Current()
+_default = Generator(0)
+
+
+def default_generator() -> Generator:
+    """The generator that dropout and initialisers draw from: this thread's own if it has one, else the process's."""
+    return _current.generator or _default
+
+
+def manual_seed(seed: int) -> Generator:
+    """Restart the current generator at `seed`; the same seed gives the same numbers on every device."""
+    generator, fresh = default_generator(), Generator(seed)
+    generator.seed, generator.draws = fresh.seed, fresh.draws
+    return generator
+
+
+@contextmanager
+def use_generator(generator: Generator) -> Iterator[Generator]:
+    """Within the block, this thread draws from `generator`: so each worker thread can have a stream of its own."""
+    previous, _current.generator = _current.generator, generator
+    try:
+        yield generator
+    finally:
+        _current.generator = previous

@@ -1,0 +1,131 @@
+"""L0: process-wide settings that speed up numerical work on a CPU.
+
+The settings affect the whole process, so importing minigrad changes none: call `tune_cpu()`, as the command line does.
+Each setting is optional, and does nothing where it does not apply.
+
+    threads      BLAS uses cores / `threads` threads. Without the limit, Python threads that compute shards of a batch
+                 (`minigrad/parallel/threads.py`) and their BLAS threads would oversubscribe the cores. The environment
+                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
+    allocator    glibc keeps freed memory. By default the memory of a large array returns to the system at once, and
+                 the next array causes a page fault, and a page of zeros to be written, for each page.
+    kernels      OpenBLAS uses its AVX-512 kernels on processors where it selects AVX2 although they have AVX-512:
+                 AMD's Zen 4 and Zen 5. NumPy 2.5's OpenBLAS cannot switch any more: there only the variable
+                 OPENBLAS_CORETYPE=SkylakeX, set before Python starts, selects them.
+"""
+
+import ctypes
+import importlib
+import os
+import platform
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Tuning(NamedTuple):
+    """The settings that `tune_cpu` changed: None or False for those that did not apply or were not requested."""
+
+    blas_threads: int | None
+    allocator: bool
+    kernels: str | None  # the name of OpenBLAS's kernels, if changed
+
+
+def tune_cpu(threads: int = 1, *, allocator: bool = True, kernels: bool = True) -> Tuning:
+    """Tune this process for numerical work. No other thread may compute during the call.
+
+    Args:
+        threads: number of Python threads that will compute at the same time, as in `Shards(threads)`.
+        allocator: keep freed memory for later arrays.
+        kernels: use AVX-512 where OpenBLAS selects AVX2. The environment variable OPENBLAS_CORETYPE takes precedence.
+
+    Returns:
+        The settings that took effect.
+
+    Raises:
+        ValueError: threads is less than 1.
+    """
+    if threads < 1:
+        raise ValueError(f"tune_cpu: threads must be at least 1, got {threads}")
+    blas = _openblas()
+    return Tuning(
+        blas_threads=_limit_blas(blas, max(1, (os.cpu_count() or 1) // threads)),
+        allocator=allocator and _keep_freed_memory(),
+        kernels=_use_avx512(blas) if kernels else None,
+    )
+
+
+def _limit_blas(blas: ctypes.CDLL | None, threads: int) -> int | None:
+    if {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & set(os.environ):
+        return None
+    if blas is not None:
+        _function(blas, "set_num_threads")(threads)
+        return threads
+    try:  # another BLAS, such as MKL or Accelerate
+        importlib.import_module("threadpoolctl").threadpool_limits(threads, "blas")
+    except ImportError:
+        return None
+    return threads
+
+
+def _keep_freed_memory() -> bool:
+    """mallopt(3): allocate large arrays on the heap too, never shrink the heap, and grow it in large steps."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {_M_MMAP_THRESHOLD: _LARGEST, _M_TRIM_THRESHOLD: _LARGEST, _M_TOP_PAD: 64 << 20, _M_ARENA_MAX: 1}
+    return all(mallopt(name, value) for name, value in settings.items())
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8  # malloc.h
+_LARGEST = 2**31 - 1
+
+
+def _use_avx512(blas: ctypes.CDLL | None) -> str | None:
+    if blas is None or not hasattr(blas, "gotoblas_dynamic_init"):
+        return None
+    if "OPENBLAS_CORETYPE" in os.environ or not _processor_flags() >= _AVX512:
+        return None
+    return _switch_kernels(blas, "SkylakeX") if _kernels(blas) in ("Haswell", "Zen") else None
+
+
+_AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+def _switch_kernels(blas: ctypes.CDLL, kind: str) -> str:
+    """Make OpenBLAS select its kernels again, by name. Returns the name of those in use."""
+    os.environ["OPENBLAS_CORETYPE"] = kind
+    try:
+        blas.gotoblas_dynamic_quit()
+        blas.gotoblas_dynamic_init()
+    finally:
+        del os.environ["OPENBLAS_CORETYPE"]
+    return _kernels(blas)
+
+
+def _kernels(blas: ctypes.CDLL) -> str:
+    name = _function(blas, "get_corename")
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
+
+
+def _openblas() -> ctypes.CDLL | None:
+    """The OpenBLAS in NumPy's wheel, or None if there is none."""
+    folder = Path(np.__file__).parent
+    files = [*folder.parent.glob("numpy.libs/*openblas*"), *folder.glob(".dylibs/*openblas*")]
+    return ctypes.CDLL(str(files[0])) if files else None
+
+
+def _function(blas: ctypes.CDLL, name: str) -> "ctypes._NamedFuncPointer":
+    """A function of OpenBLAS. NumPy's builds add a prefix and a suffix to the names."""
+    found = (f"{prefix}openblas_{name}{suffix}" for prefix in ("scipy_", "") for suffix in ("64_", ""))
+    return next(getattr(blas, full) for full in found if hasattr(blas, full))
+
+
+def _processor_flags() -> set[str]:
+    """The CPU flags from /proc/cpuinfo; empty outside Linux."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())

@@ -1,0 +1,1 @@
+"""L6: what a model costs: parameters, multiply-accumulates, activations, published accuracy."""

@@ -1,0 +1,202 @@
+"""L6: what a model costs: parameters, and multiply-accumulates (MACs), counted by watching its own ops.
+
+A trace runs the model on arrays without numbers (`minigrad/backend/meta.py`), so it takes milliseconds and no memory, even for
+a model that would not fit into this machine. It counts the products of matrices and convolutions, as papers do (many
+call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pooling.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from copy import copy
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigrad import Tensor, nn, no_grad
+from minigrad.autograd.function import Function
+from minigrad.autograd.tape import Observer, observing
+from minigrad.backend import Array
+from minigrad.backend.meta import MetaArray
+from minigrad.ops.attention import ScaledDotProductAttention
+from minigrad.ops.checks import sides
+from minigrad.ops.conv import Conv2d
+from minigrad.ops.einsum import Einsum, make_plan
+from minigrad.ops.matmul import Linear, MatMul
+from minigrad.ops.window_attention import WindowAttention
+from models.model import ImageModel, Size, image_size, prefixes
+from models.vit import Attention
+
+Shape = tuple[int, ...]
+
+
+class Call(NamedTuple):
+    """One op of a trace."""
+
+    module: str  # the dotted name of the innermost module that it ran in; "" is the model itself
+    op: str
+    inputs: tuple[Shape, ...]
+    output: Shape
+    macs: int
+
+
+def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
+    """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode."""
+    twin = _without_numbers(module, {})
+    tracer = _Tracer(twin)
+    with no_grad(), observing(tracer):
+        twin(Tensor(MetaArray(shape, np.float32)))
+    return tracer.calls
+
+
+def macs(model: ImageModel, img_size: Size | None = None) -> int:
+    """Multiply-accumulates for one image, of the size that the model is made for, or of `img_size`.
+
+    Raises:
+        ValueError: the model does not take images of this size (a ViT: create it with `img_size=...`).
+    """
+    return sum(call.macs for call in trace(model, _one_image(model, img_size)))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(parameter.data.size for parameter in model.parameters())
+
+
+class Part(NamedTuple):
+    """A line of a model's table: a block, or what is between blocks."""
+
+    name: str
+    output: Shape | None  # of its last op; None for a parameter by itself
+    parameters: int
+    macs: int
+
+
+def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
+    """The model cut into its blocks and what is around them, in the order of the forward. Together they are all of it:
+    the columns sum to `parameters(model)` and `macs(model, img_size)`."""
+    listed = dict.fromkeys(name for section in model.sections() for name in section)
+
+    def part_of(name: str) -> str:
+        """The part that a module or parameter of this name belongs to."""
+        around = list(prefixes(name))
+        return next((prefix for prefix in around if prefix in listed), around[-1])
+
+    outputs: dict[str, Shape] = {}
+    learned, products = Counter[str](), Counter[str]()
+    for name, parameter in model.named_parameters():
+        learned[part_of(name)] += parameter.data.size
+    for call in trace(model, _one_image(model, img_size)):
+        outputs[part_of(call.module)] = call.output
+        products[part_of(call.module)] += call.macs
+    names = dict.fromkeys([*listed, *learned, *outputs])
+    found = [Part(name, outputs.get(name), learned[name], products[name]) for name in names]
+    return [part for part in found if part.parameters or part.macs]
+
+
+# The cost of attention ------------------------------------------------------------------------------------------------
+
+
+def msa_macs(h: int, w: int, C: int) -> int:
+    """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of a map of h x w.
+
+    Three maps to q, k, v and one from the heads, C² for each token; and for each pair of tokens a score and a share of
+    v, C each:  Ω(MSA) = 4 hw C² + 2 (hw)² C
+    """
+    return 4 * h * w * C**2 + 2 * (h * w) ** 2 * C
+
+
+def w_msa_macs(h: int, w: int, C: int, M: Size) -> int:
+    """Equation (2): the same within windows of M x M, so pairs are M² to a token:  Ω(W-MSA) = 4 hw C² + 2 M² hw C"""
+    return 4 * h * w * C**2 + 2 * prod(sides(M)) * h * w * C
+
+
+class AttentionCost(NamedTuple):
+    """A block of a stage: its map, its windows, and MACs by both formulas beside those counted."""
+
+    h: int
+    w: int
+    C: int
+    M: Size
+    msa: int
+    msa_counted: int
+    w_msa: int
+    w_msa_counted: int
+
+
+def attention_costs(model: ImageModel, img_size: Size | None = None) -> list[AttentionCost]:
+    """For each stage of a Swin Transformer, the attention of its first block, and ViT's if it were in its place."""
+    costs: list[AttentionCost] = []
+    calls = trace(model, _one_image(model, img_size))
+    outputs = {call.module: call.output for call in calls}
+    for name, block in model.blocks_by_name().items():
+        attn: Any = block.attn  # type: ignore[attr-defined]
+        (_, h, w, C), M = outputs[f"{name}.residual"], attn.window_size
+        if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage are alike
+            continue
+        everywhere = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))
+        within = (call for call in calls if call.module.startswith(f"{name}.attn"))
+        counted = sum(call.macs for call in everywhere), sum(call.macs for call in within)
+        costs.append(AttentionCost(h, w, C, M, msa_macs(h, w, C), counted[0], w_msa_macs(h, w, C, M), counted[1]))
+    return costs
+
+
+def _vit_attention(dim: int, num_heads: int) -> Attention:
+    with nn.init.meta_init():
+        return Attention(dim, num_heads, qkv_bias=True, attn_drop=0.0, proj_drop=0.0)
+
+
+# Watching -------------------------------------------------------------------------------------------------------------
+
+
+class _Tracer(Observer):
+    """Notes what runs where."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.names = {id(inner): name for name, inner in module.named_modules()}
+
+    def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
+        where = next(self.names[id(module)] for module in reversed(self.path) if id(module) in self.names)
+        shapes = tuple(x.shape for x in arrays if hasattr(x, "shape"))
+        count = _MACS.get(type(node))
+        products = count(node, output, *arrays) if count else 0
+        self.calls.append(Call(where, type(node).__name__, shapes, output.shape, products))
+
+
+def _einsum_macs(op: Any, y: Array, *operands: Array) -> int:
+    """Those of the matrix products that the equation is lowered to."""
+    terms, sizes = op.parsed.terms, op.parsed.sizes
+    plan = make_plan(terms, op.parsed.output, tuple(tuple(sizes[label] for label in term) for term in terms))
+    return sum(prod(pair.shape) * pair.a.shape[-2 if pair.a.swap else -1] for pair in plan.pairs if pair.contracts)
+
+
+_MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its output and its inputs
+    Linear: lambda op, y, x, weight, bias: y.size * weight.shape[1],
+    MatMul: lambda op, y, a, b: y.size * a.shape[-1],
+    Einsum: _einsum_macs,
+    Conv2d: lambda op, y, x, weight, bias: y.size * prod(weight.shape[1:]),  # (O, C / groups, KH, KW)
+    ScaledDotProductAttention: lambda op, y, q, k, v, mask: (
+        y.size // v.shape[-1] * k.shape[-2] * (q.shape[-1] + v.shape[-1])  # (..., L) by S pairs, E for q kᵀ, V for P v
+    ),
+    WindowAttention: lambda op, y, qkv, bias: 2 * y.size * prod(sides(op.windows[0])),  # M² keys for each token
+}
+
+
+def _without_numbers(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of the module and all within it, in evaluation mode, whose parameters and buffers have no numbers."""
+    if module not in copies:
+        twin = copies[module] = copy(module)
+        twin.training = twin.checkpointing = False
+        vars(twin).pop("_forward_hooks", None)
+        for name, value in list(vars(twin).items()):
+            if isinstance(value, nn.Module):
+                setattr(twin, name, _without_numbers(value, copies))
+            elif isinstance(value, Tensor):
+                vars(twin)[name] = Tensor(MetaArray(value.shape, value.dtype))  # no Parameter: it wants no gradient
+    return copies[module]
+
+
+def _one_image(model: ImageModel, img_size: Size | None) -> Shape:
+    return 1, model.in_chans, *image_size(model.img_size if img_size is None else img_size)

@@ -1,0 +1,505 @@
+"""The graph: what it holds, what it frees, in which order gradients come, and what it refuses."""
+
+import gc
+import itertools
+import pickle
+import subprocess
+import sys
+import threading
+import tracemalloc
+import weakref
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Function, Tensor, nn, no_grad
+from minigrad import functional as F
+from minigrad.autograd import tape as engine
+from minigrad.autograd.function import Partial
+from minigrad.autograd.tape import NonFiniteError
+
+
+def leaf(*numbers: float) -> Tensor:
+    return Tensor(np.array(numbers, np.float64), requires_grad=True)
+
+
+def test_a_leaf_used_twice_receives_the_sum():
+    x = leaf(2.0, -3.0)
+    (x * x + x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * x.data + 1)
+
+
+def test_a_diamond_passes_each_node_once():
+    visits = []
+
+    class Spy(Function):
+        def forward(self, x):
+            return 3 * x
+
+        def backward(self, grad_output):
+            visits.append(grad_output.copy())
+            return 3 * grad_output
+
+    x = leaf(1.0, 2.0)
+    top = Tensor.apply(Spy, x)
+    (top * top + top).sum().backward()
+    assert len(visits) == 1
+    np.testing.assert_array_equal(x.grad.numpy(), 3 * (2 * top.data + 1))
+
+
+def test_many_gradients_for_one_node_leave_the_others_alone():
+    """Add hands one array to both inputs; the in-place sums that follow must not be seen through it."""
+    x = leaf(1.0, 2.0)
+    a, b = x * 1.0, x * 1.0
+    a.retain_grad(), b.retain_grad()
+    (a + b + a + a).sum().backward()
+    np.testing.assert_array_equal(a.grad.numpy(), [3, 3])
+    np.testing.assert_array_equal(b.grad.numpy(), [1, 1])
+    np.testing.assert_array_equal(x.grad.numpy(), [4, 4])
+
+
+def test_leaf_gradients_never_share_memory():
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    upstream = Tensor(np.ones(2))
+    (x + y).backward(upstream)
+    x.grad.data *= 10
+    np.testing.assert_array_equal(y.grad.numpy(), [1, 1])
+    np.testing.assert_array_equal(upstream.numpy(), [1, 1])
+
+
+def test_gradients_accumulate_over_calls_of_backward():
+    x = leaf(2.0)
+    for _ in range(3):
+        (x * x).sum().backward()
+    assert x.grad.item() == 12
+    x.grad = None
+    (x * x).sum().backward()
+    assert x.grad.item() == 4
+
+
+def test_a_chain_of_ten_thousand_ops_works_and_dies_without_recursion():
+    x = leaf(1.0)
+    y = x
+    for _ in range(10_000):
+        y = y + 1.0
+    y.sum().backward()
+    assert x.grad.item() == 1
+    for _ in range(100_000):  # a graph that no backward frees must not overflow the stack when it is dropped
+        y = y + x
+    del y
+
+
+def test_gradients_arrive_at_what_comes_from_another_process():
+    for _ in range(100):
+        leaf(1.0) * 2
+    x = leaf(1.0, 2.0)
+    y = x * 3  # a graph that is begun here and goes on there
+    code = (
+        "import pickle, sys; x, y = pickle.load(sys.stdin.buffer); (x * x + y).sum().backward(); "
+        "sys.stdout.buffer.write(pickle.dumps(x.grad.numpy()))"
+    )
+    there = subprocess.run([sys.executable, "-c", code], input=pickle.dumps((x, y)), capture_output=True, check=True)
+    np.testing.assert_array_equal(pickle.loads(there.stdout), 2 * x.data + 3)
+
+
+def test_gradients_arrive_when_the_count_of_ages_begins_anew(monkeypatch):
+    layer = nn.Linear(2, 2)
+    y = layer(leaf(1.0, 2.0)) * 2
+    layer, y = pickle.loads(pickle.dumps((layer, y)))
+    for module in ("minigrad.tensor", "minigrad.autograd.function"):
+        monkeypatch.setattr(f"{module}.next_age", itertools.count(1).__next__)
+    layer(y.detach()).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), [1, 1])
+    layer.zero_grad()
+    layer, y = pickle.loads(pickle.dumps((layer, y)))
+    (y * 1 + layer.bias).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), [3, 3])
+
+
+def test_a_chain_of_adds_holds_no_activations():
+    x = Tensor(np.zeros(1 << 17), requires_grad=True)  # 1 MiB
+    tracemalloc.start()
+    y = x
+    for _ in range(50):
+        y = y + 1.0
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.2 * 2**20, f"{held / 2**20:.1f} MiB are held after 50 adds, more than the last result"
+    assert peak < 2.3 * 2**20
+
+
+def test_nothing_is_left_after_a_step_without_the_garbage_collector():
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 2))
+    nodes = []
+
+    class Watched(Function):
+        def forward(self, x):
+            nodes.append(weakref.ref(self))
+            self.x = x
+            return x * 2
+
+        def backward(self, grad_output):
+            return grad_output * 2
+
+    def step():
+        output = Tensor.apply(Watched, model(Tensor(np.ones((3, 4), np.float32))))
+        output.retain_grad()
+        output.register_hook(lambda grad: None)
+        F.cross_entropy(output, Tensor([0, 1, 0])).backward()
+        model.zero_grad()
+
+    gc.collect()
+    gc.disable()
+    try:
+        step()
+        before = len(gc.get_objects())
+        for _ in range(5):
+            step()
+        assert all(node() is None for node in nodes)
+        assert len(gc.get_objects()) <= before + 5
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_saved_arrays_go_as_backward_walks():
+    x = Tensor(np.ones(1 << 17), requires_grad=True)
+    y = x
+    for _ in range(20):
+        y = y.exp().log()
+    tracemalloc.start()
+    y.sum().backward()
+    _, peak = tracemalloc.get_traced_memory()
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 1.1 * 2**20 and peak < 4.1 * 2**20
+
+
+def test_a_second_backward_is_refused_before_anything_is_written():
+    x, y = leaf(2.0), leaf(5.0)
+    shared = x * x
+    shared.sum().backward()
+    with pytest.raises(RuntimeError, match="freed by an earlier backward"):
+        (shared * y).sum().backward()
+    assert y.grad is None and x.grad.item() == 4
+
+
+def test_a_retained_graph_can_be_walked_again():
+    x = leaf(2.0)
+    y = (x * x).sum()
+    y.backward(retain_graph=True)
+    y.backward()
+    assert x.grad.item() == 8
+
+
+def test_in_place_writes_that_a_gradient_could_miss_are_refused():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    with pytest.raises(RuntimeError, match="in-place write"):
+        x[0] = 5.0
+    with pytest.raises(RuntimeError, match="in-place write"):
+        y[0] = 5.0
+    with minigrad.no_grad(), pytest.raises(RuntimeError, match="detach"):
+        y[0] = 5.0
+    with minigrad.no_grad():
+        x[0] = 5.0
+    with pytest.raises(ValueError, match="read-only"):
+        y.numpy()[0] = 1
+    assert x.data[0] == 5.0
+
+
+def test_grad_mode_is_per_thread_and_nests():
+    seen = {}
+    with minigrad.no_grad():
+        thread = threading.Thread(target=lambda: seen.setdefault("other", minigrad.is_grad_enabled()))
+        thread.start()
+        thread.join()
+        with minigrad.enable_grad():
+            seen["inner"] = minigrad.is_grad_enabled()
+        seen["after"] = minigrad.is_grad_enabled()
+        assert not (leaf(1.0) * 2).requires_grad
+    assert seen == {"other": True, "inner": True, "after": False}
+    assert minigrad.is_grad_enabled()
+
+    @minigrad.no_grad()
+    def frozen(depth: int) -> bool:
+        return frozen(depth - 1) if depth else minigrad.is_grad_enabled()
+
+    assert frozen(3) is False and minigrad.is_grad_enabled()
+
+
+def test_each_step_of_a_generator_runs_in_its_mode():
+    x, log = leaf(1.0), []
+
+    @no_grad()
+    def numbers(count):
+        """Counts."""
+        try:
+            for i in range(count):
+                log.append((yield (i, (x * 2).requires_grad)))
+        except KeyError:
+            log.append("caught")
+            yield "after", (x * 2).requires_grad
+        finally:
+            log.append(minigrad.is_grad_enabled())
+        return "end"
+
+    steps = numbers(2)
+    assert next(steps) == (0, False) and (x * 2).requires_grad
+    assert steps.send("sent") == (1, False) and minigrad.is_grad_enabled()
+    with pytest.raises(StopIteration) as end:
+        next(steps)
+    assert end.value.value == "end" and log == ["sent", None, False] and minigrad.is_grad_enabled()
+    steps = numbers(2)
+    next(steps)
+    assert steps.throw(KeyError) == ("after", False)
+    steps.close()
+    assert log[3:] == ["caught", False] and minigrad.is_grad_enabled()
+    assert numbers.__name__ == "numbers" and numbers.__doc__ == "Counts."
+
+
+def test_two_threads_share_parameters_and_sum_their_gradients():
+    minigrad.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)).to(dtype=np.float64)
+    x, target = np.random.default_rng(0).normal(size=(8, 6)), np.arange(8) % 3
+
+    def backward(part: slice) -> None:
+        for _ in range(20):
+            F.cross_entropy(model(Tensor(x[part])), Tensor(target[part]), reduction="sum").backward()
+
+    backward(slice(None))
+    expected = [p.grad.numpy().copy() for p in model.parameters()]
+    model.zero_grad()
+    threads = [threading.Thread(target=backward, args=(part,)) for part in (slice(0, 4), slice(4, 8))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        np.testing.assert_allclose(p.grad.numpy(), grad, rtol=1e-10, atol=1e-12)
+
+
+def test_hooks_see_and_may_replace_the_whole_gradient():
+    x = leaf(1.0, 2.0)
+    y = x * 2
+    seen = []
+    y.register_hook(lambda grad: seen.append(grad.numpy().copy()))
+    remove = y.register_hook(lambda grad: grad * 10)
+    z = y.sum() + (y * y).sum()
+    z.backward(retain_graph=True)
+    np.testing.assert_array_equal(seen[0], 1 + 2 * y.data)
+    np.testing.assert_array_equal(x.grad.numpy(), 20 * (1 + 2 * y.data))
+    remove()
+    x.grad = None
+    z.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * (1 + 2 * y.data))
+    scaled = leaf(1.0)
+    scaled.register_hook(lambda grad: grad * 3)
+    (scaled + scaled).sum().backward()
+    assert scaled.grad.item() == 6
+
+
+def test_retain_grad_keeps_the_gradient_of_an_inner_tensor():
+    x = leaf(1.0, 2.0)
+    y = x * x
+    y.retain_grad()
+    (y * 3).sum().backward()
+    np.testing.assert_array_equal(y.grad.numpy(), [3, 3])
+
+
+def test_what_is_retained_is_what_the_hooks_made():
+    x, seen = leaf(1.0, 2.0), []
+    y = x * 3
+    y.register_hook(lambda grad: grad + 1)
+    y.retain_grad()
+    y.register_hook(lambda grad: grad * 2)
+    remove = y.register_hook(lambda grad: grad * 100)
+    y.register_hook(lambda grad: seen.append(grad.tolist()))
+    remove()
+    y.sum().backward()
+    assert y.grad.tolist() == seen[0] == [4, 4] and x.grad.tolist() == [12, 12]
+
+
+def test_a_hook_keeps_the_dtype():
+    x = Tensor([1.0], requires_grad=True)
+    x.register_hook(lambda grad: grad.double())
+    with pytest.raises(
+        TypeError, match=r"a Tensor like the gradient, \(1,\) float32: got Tensor\(\[2.\], dtype=float64"
+    ):
+        (x * 2).sum().backward()
+    assert x.grad is None
+
+
+def test_slices_of_one_tensor_add_into_one_gradient():
+    x = Tensor(np.arange(12.0).reshape(3, 4), requires_grad=True)
+    (x[0] * 2 + x[1] * 3 + x[[1, 1, 2]].sum(0) + x.sum(0)).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[3] * 4, [6] * 4, [2] * 4])
+
+
+def test_a_partial_gradient_stands_for_the_whole_array():
+    partial = Partial(np.array([1.0, 2.0]), np.array([1, 1]), repeats=True)
+    np.testing.assert_array_equal(partial.add_to(np.zeros(3)), [0, 3, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_mixed_dtypes_give_each_input_a_gradient_of_its_own_dtype(dtype):
+    x, y = Tensor(np.ones(3, dtype), requires_grad=True), leaf(1.0, 2.0, 3.0)
+    (x * y).sum().backward()
+    assert x.grad.dtype == dtype and y.grad.dtype == np.float64
+    assert (Tensor(np.ones(2, dtype)) * np.float64(2) + np.float64(1) - 1).dtype == dtype
+
+
+def test_backward_explains_what_is_missing():
+    with pytest.raises(RuntimeError, match="requires_grad=True"):
+        Tensor([1.0]).backward()
+    with pytest.raises(RuntimeError, match=r"x\.sum\(\)\.backward"):
+        (leaf(1.0, 2.0) * 2).backward()
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
+        (leaf(1.0, 2.0) * 2).backward(Tensor(np.ones(3)))
+    with pytest.raises(RuntimeError, match="only on a leaf"):
+        (leaf(1.0) * 2).requires_grad = False
+    with pytest.raises(TypeError, match="floating-point"):
+        Tensor([1, 2], requires_grad=True)
+
+
+def test_a_backward_with_too_few_gradients_is_caught():
+    class Wrong(Function):
+        def forward(self, a, b):
+            return a + b
+
+        def backward(self, grad_output):
+            return grad_output
+
+    with pytest.raises(TypeError, match="1 gradients for 2 inputs"):
+        Tensor.apply(Wrong, leaf(1.0), leaf(1.0)).backward()
+
+
+class TestGuard:
+    def test_names_the_op_the_shapes_and_the_module(self):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4)))
+        model[1][0].weight.data[0, 0] = np.inf
+        with minigrad.detect_anomaly(), pytest.raises(NonFiniteError) as caught:
+            model(Tensor(np.ones((5, 2), np.float32)))
+        message = str(caught.value)
+        assert "Linear (in 1.0)" in message and "(5, 4)" in message and "input 1 already had some" in message
+
+    def test_finds_the_first_op_of_the_backward(self):
+        x = leaf(0.0, 1.0)
+        with minigrad.detect_anomaly(), np.errstate(all="ignore"):  # noqa: SIM117
+            with pytest.raises(NonFiniteError, match=r"Sqrt\.backward made 0 NaN and 1 Inf"):
+                x.sqrt().sum().backward()
+
+    def test_is_off_by_default_and_outside_its_block(self):
+        with minigrad.detect_anomaly():
+            pass
+        with np.errstate(all="ignore"):
+            assert np.isinf((leaf(1.0) / 0.0).item())
+
+    def test_a_finite_model_passes(self):
+        model = nn.Linear(2, 3)
+        with minigrad.detect_anomaly():
+            model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+        np.testing.assert_array_equal(model.weight.grad.numpy(), np.full((3, 2), 5))
+
+
+class TestObserver:
+    class Diary(engine.Observer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[str, str, str, tuple[int, ...]]] = []
+
+        def forward(self, node, arrays, output):
+            self.seen.append(("forward", type(node).__name__, self.module_path(), output.shape))
+
+        def backward(self, node, grad_output, results):
+            self.seen.append(("backward", type(node).__name__, self.module_path(), grad_output.shape))
+
+    def test_sees_every_op_and_where_it_runs(self):
+        model, diary = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())), self.Diary()
+        with engine.observing(diary):
+            model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
+        assert diary.seen == [
+            ("forward", "Linear", "0", (5, 3)),
+            ("forward", "ReLU", "1.0", (5, 3)),
+            ("forward", "Sum", "", ()),
+            ("backward", "Sum", "", ()),
+            ("backward", "ReLU", "", (5, 3)),
+            ("backward", "Linear", "", (5, 3)),
+        ]
+        assert diary.path == []
+
+    def test_the_inner_one_sees_and_none_is_left(self):
+        outer, inner, x = self.Diary(), self.Diary(), leaf(1.0)
+        with engine.observing(outer):
+            with pytest.raises(ValueError, match="broadcast"), engine.observing(inner):
+                leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
+            with engine.observing(inner):
+                x + 1
+            x * 2
+        x / 2
+        assert [entry[1] for entry in inner.seen] == ["Add"] and [entry[1] for entry in outer.seen] == ["Mul"]
+        assert engine.observers == 0 and engine.mode.observer is None
+
+    def test_sees_its_own_thread_alone(self):
+        diary = self.Diary()
+        with engine.observing(diary):
+            thread = threading.Thread(target=lambda: leaf(1.0) + 1)
+            thread.start()
+            thread.join()
+        assert diary.seen == []
+
+
+def test_errors_from_an_op_say_what_it_was_given():
+    with pytest.raises(ValueError, match=r"add: shapes \(2,\) and \(3,\) do not broadcast"):
+        leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="matmul") as caught:
+        Tensor(np.ones((2, 3), np.float32)) @ Tensor(np.ones((2, 3), np.float32))
+    assert any("MatMul was given (2, 3) float32, (2, 3) float32" in note for note in caught.value.__notes__)
+
+
+# Ops of several outputs -----------------------------------------------------------------------------------------------
+
+
+class Twice(Function):
+    """y = x, z = 2x;  ∂x = ∂y + 2 ∂z, and where z is not used ∂y itself."""
+
+    def forward(self, x):
+        return x.copy(), 2 * x
+
+    def backward(self, grad_outputs):
+        grad_y, grad_z = grad_outputs
+        if grad_z is None:
+            return grad_y
+        return 2 * grad_z if grad_y is None else grad_y + 2 * grad_z
+
+
+@pytest.mark.parametrize(("use_y", "use_z"), [(True, True), (True, False), (False, True)])
+def test_several_outputs(use_y, use_z):
+    x = Tensor(np.ones(3), requires_grad=True)
+    y, z = Tensor.apply(Twice, x * 1.0)
+    used = [part * factor for part, factor, use in ((y, 3.0, use_y), (z, 5.0, use_z)) if use]
+    sum(used).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 3.0 * use_y + 10.0 * use_z)
+
+
+def test_what_an_op_of_several_outputs_returns_is_not_added_to():
+    """∂y is also ∂b, whose turn comes later; another gradient of a must not be added into it."""
+    leaf, other = Tensor(np.ones(2), requires_grad=True), Tensor(np.ones(2), requires_grad=True)
+    b = other * 1.0
+    a = leaf * 1.0
+    c = a * 7.0
+    y, _ = Tensor.apply(Twice, a)
+    ((y + b + c) * Tensor(np.ones(2))).sum().backward()
+    np.testing.assert_array_equal(other.grad.numpy(), 1)
+    np.testing.assert_array_equal(leaf.grad.numpy(), 8)
+
+
+def test_several_outputs_are_recorded_as_one():
+    x = Tensor(np.ones(3), requires_grad=True)
+    with no_grad():
+        assert [part.grad_fn for part in Tensor.apply(Twice, x)] == [None, None]
+    y, z = Tensor.apply(Twice, x)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="graph that is gone"):
+        z.sum().backward()

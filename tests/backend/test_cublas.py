@@ -1,0 +1,295 @@
+"""Matrix products on a GPU, as far as they can be seen without one: which call is made, and what it means.
+
+`cublasGemmStridedBatchedEx` is written here once more, in C and without a GPU: from pointers, sizes and distances in
+memory alone it computes the product. What reaches it comes through the same ctypes binding as on a GPU.
+"""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigrad import backend
+from minigrad.backend import cublas
+from minigrad.backend.dtypes import as_dtype
+
+SOURCE = r"""
+#include <cstring>
+
+struct BFloat16 {  // the upper half of a float
+  unsigned short bits;
+  operator float() const { unsigned all = bits << 16; float x; std::memcpy(&x, &all, 4); return x; }
+  BFloat16(float x) { unsigned all; std::memcpy(&all, &x, 4); bits = (all + 0x7fff + (all >> 16 & 1)) >> 16; }
+};
+
+struct Handle { void* stream; void* workspace; size_t size; };
+
+extern "C" int cublasCreate_v2(Handle** h) { *h = new Handle(); return 0; }
+extern "C" int cublasDestroy_v2(Handle* h) { delete h; return 0; }
+extern "C" int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; h->workspace = nullptr; return 0; }
+extern "C" int cublasSetWorkspace_v2(Handle* h, void* w, size_t n) { h->workspace = w; h->size = n; return n ? 0 : 7; }
+
+template <class T, class S, class R>  // of A and B, of the scalars, of C
+void gemm(int ta, int tb, int m, int n, int k, const void* one, const void* a, int lda, long long sa, const void* b,
+          int ldb, long long sb, const void* zero, void* c, int ldc, long long sc, int batch) {
+  const T *A = (T*)a, *B = (T*)b;
+  R* C = (R*)c;
+  for (int i = 0; i < batch; ++i, A += sa, B += sb, C += sc)
+    for (int row = 0; row < m; ++row)
+      for (int column = 0; column < n; ++column) {  // element (row, column) of a matrix in columns: row + column ld
+        double sum = 0;
+        for (int l = 0; l < k; ++l)
+          sum += double(A[ta ? l + (long long)row * lda : row + (long long)l * lda]) *
+                 B[tb ? column + (long long)l * ldb : l + (long long)column * ldb];
+        C[row + (long long)column * ldc] = R(S(*(S*)one * sum + *(S*)zero));
+      }
+}
+
+extern "C" int cublasGemmStridedBatchedEx(
+    Handle* h, int ta, int tb, int m, int n, int k, const void* one, const void* A, int At, int lda, long long sa,
+    const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
+    int compute, int algorithm) {
+  if (!h || At != Bt || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
+  if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // the manual's conditions
+  const auto product = At == 0 && Ct == 0 && (compute == 68 || compute == 77) ? gemm<float, float, float>
+                       : At == 1 && Ct == 1 && compute == 70                  ? gemm<double, double, double>
+                       : At == 2 && Ct == 2 && compute == 68                  ? gemm<_Float16, float, _Float16>
+                       : At == 2 && Ct == 0 && compute == 68                  ? gemm<_Float16, float, float>
+                       : At == 14 && Ct == 14 && compute == 68                ? gemm<BFloat16, float, BFloat16>
+                       : At == 14 && Ct == 0 && compute == 68                 ? gemm<BFloat16, float, float>
+                                                                              : nullptr;
+  if (!product) return 15;
+  product(ta, tb, m, n, k, one, A, lda, sa, B, ldb, sb, zero, C, ldc, sc, batch);
+  return 0;
+}
+"""
+
+STREAM = 1 << 40  # a pointer that does not fit into 32 bits
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if not shutil.which("g++"):
+        pytest.skip("no g++ to build the stand-in for cuBLAS")
+    folder = tmp_path_factory.mktemp("cublas")
+    (folder / "cublas.cpp").write_text(SOURCE)
+    command = ["g++", "-O1", "-shared", "-fPIC", "-o", folder / "libcublas.so", folder / "cublas.cpp"]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(folder / "libcublas.so"))
+
+
+@pytest.fixture(scope="module")
+def blas(library):
+    blas = cublas.CtypesBlas(library, np.empty(1024, np.uint8))
+    blas.use_stream(STREAM)
+    yield blas
+    blas.close()
+
+
+class Watched:
+    """Notes the operands of every call, and passes it on."""
+
+    def __init__(self, blas):
+        self.blas, self.calls = blas, []
+
+    def gemm(self, m, n, k, A, B, C, batch, data, compute):
+        self.calls.append(SimpleNamespace(A=A, B=B, C=C, batch=batch, data=data, compute=compute))
+        self.blas.gemm(m, n, k, A, B, C, batch, data, compute)
+
+
+def laid_out(x, layout):
+    """The same numbers in another order of memory, or with gaps."""
+    if layout == "columns":
+        return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
+    if layout == "gaps":
+        return np.repeat(np.repeat(x, 2, axis=-1), 2, axis=-2)[..., ::2, ::2]
+    if layout == "wide":
+        return np.concatenate([x, x], axis=-1)[..., : x.shape[-1]]
+    if layout == "reversed":
+        return np.ascontiguousarray(x[..., ::-1, :])[..., ::-1, :]
+    if layout == "heads" and x.ndim > 2:  # (..., rows, heads, columns) in memory
+        return np.ascontiguousarray(x.swapaxes(-2, -3)).swapaxes(-2, -3)
+    return x
+
+
+LAYOUTS = st.sampled_from(["rows", "columns", "gaps", "wide", "reversed", "heads"])
+
+
+@given(st.data(), st.integers(0, 99))
+def test_products(blas, data, seed):
+    lead = data.draw(st.lists(st.integers(0, 3), max_size=3))
+    M, K, N = data.draw(st.tuples(*[st.integers(0, 5)] * 3))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    rng = np.random.default_rng(seed)
+
+    def operand(rows, columns):
+        axes = lead[data.draw(st.integers(0, len(lead))) :]
+        axes = [1 if data.draw(st.booleans()) else size for size in axes]
+        return laid_out(rng.standard_normal((*axes, rows, columns)).astype(dtype), data.draw(LAYOUTS))
+
+    a, b = operand(M, K), operand(K, N)
+    with cublas.use_blas(blas):
+        y = cublas.matmul(a, b)
+    expected = a @ b
+    assert y.shape == expected.shape and y.dtype == expected.dtype
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((4,), (4,)), ((4,), (4, 3)), ((2, 4), (4,)), ((5, 2, 4), (4,)), ((4,), (5, 4, 3))]
+)
+def test_rows_and_columns(blas, a, b):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(a), rng.standard_normal(b)
+    with cublas.use_blas(blas):
+        np.testing.assert_allclose(cublas.matmul(a, b), a @ b)
+
+
+AWKWARD = {
+    "heads": laid_out(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"),  # two distances in a batch
+    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),  # beside (1, 3, ...)
+    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),  # a row begins within the one before
+    "gaps": laid_out(np.random.default_rng(2).standard_normal((3, 4, 5)), "gaps"),
+    "backwards": np.random.default_rng(4).standard_normal((3, 4, 5))[::-1],
+    "upside down": np.random.default_rng(3).standard_normal((3, 4, 5))[::-1, ::-1],
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_what_lies_badly_is_copied(blas, name):
+    a, b = AWKWARD[name], np.random.default_rng(9).standard_normal((1, 3, 5, 2))
+    with cublas.use_blas(blas):
+        np.testing.assert_allclose(cublas.matmul(a, b), a @ b, rtol=1e-12)
+        np.testing.assert_allclose(
+            cublas.matmul(b.swapaxes(-1, -2), a.swapaxes(-1, -2)), b.swapaxes(-1, -2) @ a.swapaxes(-1, -2), rtol=1e-12
+        )
+
+
+def test_what_lies_well_is_not_copied(blas):
+    """A transposed matrix, a part of the columns, a batch that shares one matrix; one matrix for a batch of rows."""
+    x, w = np.ones((6, 4), np.float32), np.ones((5, 4), np.float32)
+    batch = np.ones((2, 3, 6, 4), np.float32)
+    watched = Watched(blas)
+    with cublas.use_blas(watched):
+        cublas.matmul(x, w.T)
+        cublas.matmul(x[:, 1:3], w.T[1:3])
+        cublas.matmul(batch, batch.swapaxes(-1, -2))
+        cublas.matmul(np.broadcast_to(x, (2, 3, 6, 4)), batch.swapaxes(-1, -2))
+        cublas.matmul(batch, w.T)
+    first, columns, pairs, shared, rows = watched.calls
+    assert first.A.op == cublas.OP_T and first.B.op == cublas.OP_N
+    assert columns.B.leading == 4 and columns.A.leading == 4
+    assert pairs.batch == 6 and pairs.A.stride == pairs.B.stride == 24
+    assert shared.B.stride == 0 and shared.batch == 6
+    assert rows.batch == 1 and rows.C.leading == 5
+    for call, ours, other in zip(watched.calls, (x, x, batch, x, batch), (w, w, batch, batch, w), strict=True):
+        assert np.shares_memory(call.B.array, ours) and np.shares_memory(call.A.array, other)
+
+
+def test_compute_types(blas):
+    watched = Watched(blas)
+    x32, x64 = np.ones((2, 2), np.float32), np.ones((2, 2))
+    with cublas.use_blas(watched):
+        cublas.matmul(x32, x32)
+        cublas.matmul(x64, x64)
+        cublas.allow_tf32(True)
+        try:
+            cublas.matmul(x32, x32)
+            cublas.matmul(x64, x64)
+        finally:
+            cublas.allow_tf32(False)
+        cublas.matmul(x32, x32)
+    found = [(call.data, call.compute) for call in watched.calls]
+    f32, f64 = (0, cublas.COMPUTE_32F), (1, cublas.COMPUTE_64F)
+    assert found == [f32, f64, (0, cublas.COMPUTE_32F_FAST_TF32), f64, f32]
+
+
+def test_half_precision_is_summed_in_float32():
+    calls = []
+    recorder = SimpleNamespace(gemm=lambda *arguments: calls.append(arguments[-2:]))
+    with cublas.use_blas(recorder):
+        cublas.matmul(np.ones((2, 3, 4), np.float16), np.ones((2, 4, 3), np.float16))
+    assert calls == [(2, cublas.COMPUTE_32F)]
+
+
+def test_through_cupy(monkeypatch, blas):
+    """CuPy's binding takes the same arguments, with pointers as numbers."""
+    calls = []
+    module = SimpleNamespace(gemmStridedBatchedEx=lambda *arguments: calls.append(arguments))
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=module))
+    monkeypatch.setitem(sys.modules, "cupy.cuda.device", SimpleNamespace(get_cublas_handle=lambda: 77))
+    a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+    cublas._cupy_blas.cache_clear()
+    with cublas.use_blas(cublas.CupyBlas()):
+        y = cublas.matmul(a, b)
+    (arguments,) = calls
+    assert arguments[:6] == (77, cublas.OP_N, cublas.OP_N, 4, 2, 3)
+    assert arguments[7:15] == (b.ctypes.data, 0, 4, 0, a.ctypes.data, 0, 3, 0)
+    assert arguments[16:] == (y.ctypes.data, 0, 4, 8, 1, cublas.COMPUTE_32F, -1)
+    half = np.ones((2, 2), np.float16)
+    with cublas.use_blas(cublas.CupyBlas()):
+        cublas.matmul(half, half, np.float32)
+    cublas._cupy_blas.cache_clear()
+    assert [calls[1][i] for i in (8, 12, 17)] == [2, 2, 0]  # the types of A, B and C
+    assert (
+        ctypes.c_float.from_address(arguments[6]).value == 1 and ctypes.c_float.from_address(arguments[15]).value == 0
+    )
+
+
+@given(
+    st.integers(0, 3), st.tuples(*[st.integers(1, 5)] * 3), LAYOUTS, LAYOUTS,
+    st.sampled_from(["float16", "bfloat16"]), st.booleans(), st.booleans(), st.integers(0, 99),
+)  # fmt: skip
+def test_narrow_products(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
+    """Rounded once, the bias in it, or left in float32."""
+    M, K, N = sizes
+    rng = np.random.default_rng(seed)
+    a = laid_out(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
+    b = laid_out(rng.standard_normal((batch, K, N)).astype(a.dtype), layout_b)
+    bias = rng.standard_normal(N).astype(a.dtype) if biased else None
+    with cublas.use_blas(blas), patch.object(backend, "_product", cublas.matmul):
+        y = backend.gemm(a, b, bias=bias, dtype=np.dtype(np.float32) if wide else None)
+    exact = a.astype(np.float64) @ b.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
+    u = 1e-6 if wide else 2**-8 if dtype == "bfloat16" else 2**-11
+    assert y.dtype == (np.float32 if wide else a.dtype)
+    assert (abs(y.astype(np.float64) - exact) <= u * abs(exact) + 1e-5).all()
+
+
+def test_errors(blas, monkeypatch):
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(TypeError, match="got float32 and float64"):
+        cublas.matmul(x, x.T.astype(np.float64))
+    with pytest.raises(TypeError, match="int64"):
+        cublas.matmul(x.astype(int), x.T.astype(int))
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 3\)"):
+        cublas.matmul(x, x)
+    with pytest.raises(TypeError, match=r"cuBLAS: the product of float32 .* got float16"):
+        cublas.matmul(x, x.T, np.float16)
+    half = x.astype(np.float16)
+    monkeypatch.setattr(cublas, "COMPUTE_32F", cublas.COMPUTE_64F)
+    with cublas.use_blas(blas), pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed: not supported"):
+        cublas.matmul(half, half.T)
+
+
+def test_the_workspace_is_given_again_with_every_stream(library):
+    """cuBLAS forgets it when the stream changes."""
+    memory = np.empty(4096, np.uint8)
+    blas = cublas.CtypesBlas(library, memory)
+    for stream in (STREAM, STREAM + 8):
+        blas.use_stream(stream)
+        handle = ctypes.cast(blas.handle, ctypes.POINTER(ctypes.c_void_p * 3)).contents
+        assert list(handle) == [stream, memory.ctypes.data, 4096]
+    blas.close()
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    with pytest.raises(RuntimeError, match="found no libcublas"):
+        cublas.load_library()

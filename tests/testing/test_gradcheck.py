@@ -1,0 +1,276 @@
+"""The checks themselves: each kind of wrong backward is found and named, and strategies keep their word."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import find, given, settings
+from hypothesis import strategies as st
+
+from minigrad import Tensor
+from minigrad.autograd.function import Function
+from minigrad.testing import GradcheckError, arrays, axes, broadcastable_shapes, dtypes, gradcheck, shapes, watch
+from minigrad.testing.strategies import _contiguous, _reversed, _strided, _transposed
+
+X = np.array([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75]])
+
+
+class Square(Function):
+    """y = x²;  ∂x = ∂y · 2x.  The right one; those below break it, each in its own way."""
+
+    def forward(self, x):
+        self.x = x
+        return x * x
+
+    def backward(self, grad_output):
+        return grad_output * 2 * self.x
+
+
+class WrongEntry(Square):
+    def backward(self, grad_output):
+        grad_x = super().backward(grad_output)
+        grad_x[1, 2] *= 1.001
+        return grad_x
+
+
+class WritesInput(Square):
+    def forward(self, x):
+        y = super().forward(x)
+        x[0, 0] += 1e-3
+        return y
+
+
+class WritesSavedInput(Square):
+    def backward(self, grad_output):
+        self.x *= 2
+        return grad_output * self.x
+
+
+class WritesGradOutput(Square):
+    def backward(self, grad_output):
+        grad_output *= 2 * self.x
+        return grad_output
+
+
+class WritesBuffer(Square):
+    def forward(self, x):
+        self.twice = 2 * x
+        return x * x
+
+    def backward(self, grad_output):
+        self.twice *= grad_output
+        return self.twice.copy()
+
+
+class ReturnsSaved(Square):
+    def forward(self, x):
+        self.twice = 2 * x
+        return x * x
+
+    def backward(self, grad_output):
+        self.grad_x = self.twice * grad_output
+        return self.grad_x
+
+
+class ReturnsSavedView(Square):
+    def forward(self, x):
+        self.ones = np.ones((2, *x.shape))
+        return x + 0
+
+    def backward(self, grad_output):
+        return self.ones[1]
+
+
+class WrongShape(Square):
+    def backward(self, grad_output):
+        return (grad_output * 2 * self.x)[:, :2]
+
+
+class WrongDtype(Square):
+    def backward(self, grad_output):
+        return (grad_output * 2 * self.x).astype(np.float32)
+
+
+class NoGradient(Square):
+    def backward(self, grad_output):
+        return None
+
+
+class TooMany(Square):
+    def backward(self, grad_output):
+        return grad_output * 2 * self.x, None
+
+
+class NotAnArray(Square):
+    def backward(self, grad_output):
+        return 2.0
+
+
+class SharedTwice(Function):
+    """y = a + b, whose gradients are one array."""
+
+    def forward(self, a, b):
+        return a + b
+
+    def backward(self, grad_output):
+        grad = grad_output.copy()
+        return grad, grad
+
+
+def op(function, **choices):
+    return lambda *tensors: Tensor.apply(function, *tensors, **choices)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (WrongEntry, r"the gradient of input 0, shape \(2, 3\), is wrong.*∂y\[1, 2\] / ∂x\[1, 2\].*-1\.5.*-1\.5015"),
+        (WritesInput, "forward wrote into input 0"),
+        (WritesSavedInput, "backward wrote into input 0"),
+        (WritesGradOutput, "wrote into grad_output"),
+        (WritesBuffer, "a second backward with retain_graph=True gives another gradient"),
+        (ReturnsSaved, "shares memory with an input, a saved array or"),
+        (ReturnsSavedView, "shares memory with an input, a saved array or"),
+        (WrongShape, r"must have the input's shape \(2, 3\).*got \(2, 2\)"),
+        (WrongDtype, "gradient 0 must be float64, got float32"),
+        (NoGradient, "backward left no gradient"),
+        (TooMany, "one gradient an input, 1, returned 2"),
+        (NotAnArray, "must be an array, a Partial or None, got float"),
+    ],
+)
+def test_gradcheck_names_what_is_wrong(function, message):
+    with pytest.raises(GradcheckError, match=message):
+        gradcheck(op(function), X.copy())
+
+
+def test_gradcheck_names_the_op_and_both_shapes():
+    with pytest.raises(GradcheckError, match=r"<lambda> \(WrongEntry\) of \(\(2, 3\) float64\)"):
+        gradcheck(op(WrongEntry), X)
+
+
+def test_gradcheck_sees_an_array_returned_twice():
+    with pytest.raises(GradcheckError, match="gradient 1 shares memory"):
+        gradcheck(op(SharedTwice), X, X + 1)
+
+
+class Exchanged(Square):
+    """Right along the one direction in which all entries move together, wrong in each entry."""
+
+    def backward(self, grad_output):
+        return np.flip(grad_output * 2 * self.x).copy()
+
+
+def test_the_full_jacobian_is_compared_for_small_arrays_only(monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: _AllOnes())
+    x = np.array([0.5, 2.0])
+    gradcheck(op(Exchanged), x, full_jacobian_below=3)
+    with pytest.raises(GradcheckError, match=r"the Jacobian of input 0, shape \(2,\), is wrong.*∂y\["):
+        gradcheck(op(Exchanged), x, full_jacobian_below=4)
+
+
+class _AllOnes:
+    def standard_normal(self, shape):
+        return np.ones(shape)
+
+
+@given(arrays(shapes(max_dims=3, max_side=3)))
+def test_gradcheck_passes_what_is_right(x):
+    assert gradcheck(op(Square), x) is None
+    gradcheck(lambda a, b: (a * b).sum(), x, x + 3)
+
+
+def test_gradcheck_differentiates_float64_only_and_what_it_is_told():
+    condition = X > 0
+    gradcheck(lambda c, a, b: Tensor(c.data * 1.0) * a + b, condition, X, None or X + 1)
+    gradcheck(lambda a, b: a * b.detach(), X, X + 1, wrt=[0])
+    gradcheck(lambda a, c: (a * a).masked_fill(c, 0.0), Tensor(X), Tensor(condition))
+    with pytest.raises(GradcheckError, match="gradient of input 0"):
+        gradcheck(op(WrongEntry), Tensor(X))
+    with pytest.raises(GradcheckError, match="input 1: backward left no gradient"):
+        gradcheck(lambda a, b: a * b.detach(), X, X + 1)
+    with pytest.raises(GradcheckError, match="cut off"):
+        gradcheck(lambda a: a.detach(), X)
+    with pytest.raises(TypeError, match=r"input 0 is float32.*astype\(np.float64\)"):
+        gradcheck(op(Square), X.astype(np.float32))
+    with pytest.raises(ValueError, match="needs float64 arrays"):
+        gradcheck(op(Square), condition)
+    with pytest.raises(ValueError, match="wrt"):
+        gradcheck(op(Square), X, wrt=[1])
+
+
+def test_gradcheck_passes_choices_on_and_repeats_itself():
+    gradcheck(lambda x, *, exponent: x**exponent, X, exponent=3)
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(GradcheckError) as error:
+            gradcheck(op(WrongEntry), X)
+        messages.add(str(error.value))
+    assert len(messages) == 1
+
+
+def test_watch_allows_views_of_grad_output_and_broadcast_gradients():
+    x = Tensor(X, requires_grad=True)
+    y = (x + np.ones((4, 1, 3))).sum(0)
+    watch(y, X)
+    y.backward(Tensor(np.ones(y.shape)))
+    np.testing.assert_allclose(x.grad.data, np.full((2, 3), 4.0))
+
+
+@given(arrays(shapes(), low=-1, high=3), arrays((3, 2), dtype=np.int64, low=2, high=4), arrays((5,), dtype=bool))
+def test_arrays_keep_their_range_and_type(x, integers, flags):
+    assert isinstance(x, np.ndarray)
+    assert x.dtype == np.float64
+    assert ((x >= -1) & (x < 3)).all()
+    assert integers.dtype == np.int64
+    assert set(integers.reshape(-1).tolist()) <= {2, 3}
+    assert flags.dtype == bool
+
+
+@given(arrays(shapes(max_side=4), gap=0.005), dtypes())
+def test_arrays_with_a_gap_stay_apart(x, dtype):
+    values = np.sort(np.append(x.reshape(-1), 0.0))
+    assert (np.diff(values) >= 0.005).all()
+    assert ((x >= -2) & (x < 2)).all()
+    assert np.dtype(dtype).kind == "f"
+
+
+def test_arrays_that_cannot_keep_their_gap_are_refused():
+    with pytest.raises(ValueError, match=r"100 values a gap of 0\.1 apart do not fit"):
+        find(arrays((100,), gap=0.1), lambda x: True)
+
+
+def test_arrays_come_in_every_layout():
+    fixed = settings(database=None, derandomize=True, max_examples=500)
+    find(arrays((3, 4)), lambda x: x.flags.f_contiguous, settings=fixed)
+    find(arrays((3, 4)), lambda x: min(x.strides) == 16, settings=fixed)
+    find(arrays((3, 4)), lambda x: max(x.strides) < 0, settings=fixed)
+    assert all(lay_out(np.array(1.0)).shape == () for lay_out in (_contiguous, _transposed, _strided, _reversed))
+    find(shapes(), lambda shape: shape == (), settings=fixed)
+    find(shapes(), lambda shape: 0 in shape and 1 in shape, settings=fixed)
+
+
+@given(broadcastable_shapes(3), st.data())
+def test_shapes_broadcast_and_axes_exist(drawn, data):
+    whole = np.broadcast_shapes(*drawn)
+    assert len(drawn) == 3
+    axis = data.draw(axes(len(whole)))
+    np.zeros(whole).sum(axis=axis)
+
+
+def test_gradcheck_works_without_hypothesis():
+    program = """
+import sys
+sys.modules["hypothesis"] = None
+import numpy as np
+from minigrad import testing
+testing.gradcheck(lambda x: x * x, np.ones(3))
+try:
+    testing.shapes()
+except ImportError as error:
+    assert "pip install hypothesis" in str(error)
+else:
+    raise SystemExit("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,1 @@
+"""L7: the settings of a run: flags, TOML files, recipes."""

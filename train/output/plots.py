@@ -1,0 +1,112 @@
+"""L7: plots of a run: curves.png (loss and accuracy), confusion.png, mistakes.png (wrong predictions)."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minigrad.backend import Array, to_device
+from minigrad.serialize import replacing
+from train.evaluate import Predictions
+from train.output.log import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png
+_MAX_NUMBERED = 25  # with more classes, confusion.png has no percentages in its cells
+_MAX_NAMED = 200  # with more classes, no class names at its axes
+
+
+def curves(history: Sequence[Metrics], title: str, path: Path) -> bool:
+    """Draw the curves. Returns False, and writes no file, if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    epochs = [m.epoch for m in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, name, scale in ((left, "loss", 1), (right, "acc", 100)):
+        for split, style in (("train", "o--"), ("test", "o-")):
+            values = [scale * getattr(m, f"{split}_{name}") for m in history]
+            axes.plot(epochs, values, style, markersize=3, label=split)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    left.set_ylabel("loss")
+    right.set_ylabel("accuracy, %")
+    figure.suptitle(_text(title, 100))
+    _save(figure, path)
+    return True
+
+
+def mistakes(predictions: Predictions, images: Array, folder: Path) -> None:
+    """Draw confusion.png, the confusion matrix, and mistakes.png, the most confident wrong predictions."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a class name has a character that the font lacks
+        _confusion(predictions, folder / "confusion.png")
+        _worst(predictions, images, folder / "mistakes.png")
+
+
+def _confusion(predictions: Predictions, path: Path) -> None:
+    """The confusion matrix, each row as percentages of the images of one class."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    K, names = len(predictions.classes), [_text(name) for name in predictions.classes]
+    percent = 100 * predictions.confusion / np.maximum(predictions.confusion.sum(axis=1, keepdims=True), 1)
+    numbered = K <= _MAX_NUMBERED
+    size = 2.5 + 0.5 * K if numbered else 4 + 0.12 * min(K, _MAX_NAMED)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axes = figure.subplots()
+    # A square-root colour scale: the few errors stay visible beside the diagonal.
+    shown = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    if K <= _MAX_NAMED:
+        axes.set_xticks(range(K), names, rotation=90 if K > 5 else 0, fontsize=9 if numbered else 6)
+        axes.set_yticks(range(K), names, fontsize=9 if numbered else 6)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if numbered:
+        for i, j in np.argwhere(percent > 0):
+            p = percent[i, j]
+            text = f"{p:.1f}" if p < 0.95 else f"{p:.0f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if p > 45 else "black")
+    figure.colorbar(shown, label="% of the images of the true class", shrink=0.8)
+    axes.set_title(f"Confusion matrix, % of the images of each class\naccuracy {predictions.acc:.2%}", fontsize=11)
+    _save(figure, path)
+
+
+def _worst(predictions: Predictions, images: Array, path: Path) -> None:
+    """Test images with their true class and, below, the wrong prediction with its probability."""
+    from matplotlib.figure import Figure
+
+    wrong, total = predictions.worst(_ROWS * _COLUMNS), int((predictions.predicted != predictions.labels).sum())
+    figure = Figure(figsize=(1.6 * _COLUMNS, 2.0 * _ROWS + 0.6), layout="constrained")
+    all_axes = figure.subplots(_ROWS, _COLUMNS).ravel()
+    for axes in all_axes:
+        axes.axis("off")
+    for axes, n in zip(all_axes, wrong, strict=False):
+        axes.imshow(to_device(images[n], "cpu").transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)
+        label, predicted = predictions.labels[n], predictions.predicted[n]
+        axes.set_title(_text(predictions.classes[label], 16), fontsize=10, color="darkgreen", pad=3)
+        text = f"{_text(predictions.classes[predicted], 12)} {predictions.probabilities[n, predicted]:.0%}"
+        axes.text(0.5, -0.04, text, ha="center", va="top", fontsize=10, color="firebrick", transform=axes.transAxes)
+    what = f"The {len(wrong)} most confident of {total} wrong predictions" if total else "No wrong prediction"
+    figure.suptitle(f"{what}\nabove: true class; below: predicted class and its probability", fontsize=11)
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _text(name: str, length: int = 18) -> str:
+    """A class name, cut to `length` characters and escaped for matplotlib."""
+    name = name.encode("utf-8", "replace").decode()  # a file name may have surrogates
+    name = name if len(name) <= length else f"{name[: length - 1]}…"
+    return name.replace("$", r"\$")

@@ -1,0 +1,148 @@
+"""L7: the output folder of a run."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from minigrad.serialize import replacing
+from models.predict import one_line
+from train.config import file as config
+from train.config.errors import InputError
+from train.loop import Trainer
+from train.output import checkpoint, naming, plots, report, resume
+from train.output.log import Metrics, write_table
+
+
+class Results:
+    """The output folder of a run:
+
+        resume.npz            the state of the run (train/output/resume.py)
+        args.toml             the settings
+        metrics.csv, .jsonl   one row an epoch
+        last, best            .npz or .safetensors: the model of the last epoch, and of the epoch with the best accuracy
+        curves, confusion, mistakes.png
+
+    A process may be killed at any moment. So every file is replaced atomically, and the state is written first: the
+    other files can be written again from it.
+
+    Args:
+        state: the path of the state file, in the output folder.
+        trainer: the run. `restore` loads the state into it.
+    """
+
+    def __init__(self, state: Path, trainer: Trainer) -> None:
+        self.state, self.trainer, self.folder = state, trainer, state.parent
+        self.history: list[Metrics] = []
+
+    def begin(self) -> None:
+        """Write state and settings of a new run, before its first step."""
+        self.save()
+        self._write_settings()
+
+    def restore(self) -> None:
+        """Load the state into the trainer, and rewrite the files that a killed process may have left incomplete."""
+        self.history = resume.load(self.state, self.trainer)
+        with writing(self.folder):
+            for incomplete in self.folder.glob("*.[0-9]*.part"):
+                incomplete.unlink()
+        self._write_settings()
+        self._write_outputs()
+
+    def add(self, metrics: Metrics) -> None:
+        """Save after an epoch."""
+        self.history.append(metrics)
+        self.save()
+
+    def save(self) -> None:
+        """Write the state, then the models and tables. The trainer is between two steps."""
+        with writing(self.folder):
+            resume.save(self.state, self.trainer, self.history)
+        self._write_outputs()
+
+    def finish(self) -> None:
+        """After the last epoch: draw the pictures and mark the state as finished."""
+        settings, dataset, best = self.trainer.settings, self.trainer.dataset, self.best()
+        title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
+        can_draw = False
+        with _drawing():
+            can_draw = plots.curves(self.history, title, self.folder / "curves.png")
+        if can_draw:
+            predictions = report.predictions(self._checkpoint("best"), dataset, settings)
+            with _drawing():
+                plots.mistakes(predictions, dataset.test.images, self.folder)
+        with writing(self.folder):
+            resume.finish(self.state, settings, self.history)
+
+    def best(self) -> Metrics:
+        """The first epoch with the best test accuracy."""
+        return max(self.history, key=lambda metrics: metrics.test_acc)
+
+    def _write_outputs(self) -> None:
+        """Write models and tables. Within an epoch no model is written: it would not match the last row."""
+        model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
+        with writing(self.folder):
+            if self.history and not self.trainer.position:
+                names = ("last", "best") if self.best() is self.history[-1] else ("last",)
+                with self.trainer.tested():
+                    for name in names:
+                        checkpoint.save(self._checkpoint(name), model, dataset, settings, self.history[-1])
+            for name in (naming.TABLE, "metrics.jsonl"):
+                write_table(self.folder / name, self.history)
+
+    def _write_settings(self) -> None:
+        with writing(self.folder), replacing(self.folder / "args.toml") as file:
+            file.write(config.text(asdict(self.trainer.settings)).encode())
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / f"{name}.{self.trainer.settings.checkpoint_format}"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create the folder if missing, and lock it within the block. The lock ends with the process.
+
+    Raises:
+        InputError: another process holds the lock, or the folder cannot be created.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # on Windows, where folders cannot be locked
+        yield
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise InputError(
+            f"--output {folder}: another process is training there; wait for its end, or name another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within the block, an OSError becomes an InputError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write to --output {folder}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """Within the block, an error is printed, not raised: a failure of matplotlib does not stop the run."""
+    try:
+        yield
+    except Exception as error:
+        print(f"picture not drawn: {type(error).__name__}: {one_line(error)}", file=sys.stderr)

@@ -1,0 +1,253 @@
+"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals one that was never interrupted.
+
+The file holds everything that the next step depends on: parameters and buffers, optimizer state, EMA, loss scale,
+schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
+equal bit for bit.
+
+The file is replaced atomically, and before the other files of an epoch, which `train/output/results.py` rewrites from it on
+resume. After the last epoch the file only records that the run is finished.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from minigrad import Tensor, serialize
+from minigrad.backend import to_device
+from models.predict import one_line
+from train.config import file as config
+from train.config.errors import InputError
+from train.config.flags import parser, show
+from train.config.settings import COMMON, Settings
+from train.loop import DivergedError, Trainer
+from train.output import naming
+from train.output.log import Metrics, plural
+
+_VERSION = 1
+# Settings that may change on resume. They do not affect the results, except for the last bits of a test loss.
+_CHANGEABLE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def find(given: dict[str, Any], newest: Path) -> Path | None:
+    """The state file that `--resume` selects, None for a new run. `newest` is the folder without --output."""
+    asked = given.get("resume", COMMON["resume"])
+    if asked == "none":
+        return None
+    if asked == "auto":
+        folder = Path(given.get("output", newest))
+        if (folder / naming.STATE).exists():
+            return folder / naming.STATE
+        if (folder / naming.TABLE).exists():
+            raise InputError(f"--resume auto: {folder} holds the results of a run, but not its state, {naming.STATE}")
+        return None
+    path = Path(asked) / naming.STATE if Path(asked).is_dir() else Path(asked)
+    if not path.exists():
+        raise InputError(f"--resume {asked}: there is no file {path}")
+    if "output" in given and Path(given["output"]).resolve() != path.parent.resolve():
+        raise InputError(f"--resume {asked}: a run continues in the folder of its state; leave --output out")
+    return path
+
+
+def settings_of(path: Path, given: dict[str, Any]) -> Settings:
+    """The settings stored in the state. The settings `given` must agree with them, except for those of _CHANGEABLE."""
+    stored = asdict(config.complete(path, _metadata(path)["settings"], parser()))
+    for name, value in given.items():
+        if name not in _CHANGEABLE and value != stored[name]:
+            flag, before, now = f"--{name.replace('_', '-')}", show(stored[name]), show(value)
+            raise InputError(
+                f"{path} is of a run with {flag} {before}, not {now}: leave the flag out to continue the run, "
+                "or name another --output"
+            )
+    changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
+    changed |= {"output": str(path.parent), "resume": str(path)}
+    config.check_texts(changed)
+    return Settings(**{**stored, **changed})
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
+    """Write the state of a run, between two steps."""
+    arrays: dict[str, Any] = {
+        f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in owner.state_dict().items()
+    }
+    arrays["sums"] = trainer.step.sums.sums
+    if trainer.order is not None:
+        arrays["order"] = trainer.order
+    scalars = {
+        "position": trainer.position,
+        "lr": trainer.lr,
+        "seconds": trainer.seconds,
+        "skipped": [trainer.step.skipped, trainer.step.images_skipped],
+        "draws": [generator.draws for generator in trainer.step.generators],
+        "data": _data(trainer),
+    }
+    _write(path, arrays, trainer.settings, history, {"finished": False, **scalars})
+
+
+def finish(path: Path, settings: Settings, history: Sequence[Metrics]) -> None:
+    """Replace the state by the record that the run is finished."""
+    _write(path, {}, settings, history, {"finished": True})
+
+
+def is_finished(path: Path) -> bool:
+    """True if the run has completed all its epochs."""
+    return _metadata(path).get("finished") is True
+
+
+def load(path: Path, trainer: Trainer) -> list[Metrics]:
+    """Load the state into a new trainer; returns the metrics of the completed epochs.
+
+    Raises:
+        InputError: the file is damaged or does not fit the trainer. The trainer is unchanged.
+    """
+    metadata = _metadata(path)
+    try:
+        arrays, _ = serialize.load(path)
+        _check_arrays(arrays, trainer)
+        history = _history(metadata)
+        _check_scalars(metadata, arrays, trainer, len(history))
+    except ValueError as error:
+        raise InputError(f"cannot resume from {path}: {one_line(error)}") from None
+    for part, owner in _parts(trainer).items():
+        owner.load_state_dict(_part(part, arrays))
+    device = trainer.settings.device
+    trainer.step.sums.sums[...] = to_device(arrays["sums"], device)
+    trainer.order = to_device(arrays["order"], device) if "order" in arrays else None
+    trainer.epoch, trainer.position = len(history), metadata["position"]
+    trainer.lr, trainer.seconds = metadata["lr"], metadata["seconds"]
+    trainer.step.skipped, trainer.step.images_skipped = metadata["skipped"]
+    for generator, draws in zip(trainer.step.generators, metadata["draws"], strict=True):
+        generator.draws = draws
+    return history
+
+
+def repeat_with_checks(path: Path, trainer: Trainer) -> str:
+    """The error message with the first op that made NaN or Inf, for a run that read its loss only now and then.
+
+    Repeats up to one epoch from the saved state, with a check at each step. Empty if no NaN or Inf occurs again.
+    """
+    again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
+    load(path, again)
+    again.step.checks_finite, again.stop = True, trainer.stop
+    try:
+        next(again.fit())
+    except DivergedError as error:
+        return str(error)
+    return ""
+
+
+def _write(
+    path: Path, arrays: dict[str, Any], settings: Settings, history: Sequence[Metrics], more: dict[str, Any]
+) -> None:
+    shared = {"resume": _VERSION, "settings": asdict(settings), "history": [asdict(metrics) for metrics in history]}
+    serialize.save(path, arrays, {**shared, **more})
+
+
+def _parts(trainer: Trainer) -> dict[str, Any]:
+    """The objects with a `state_dict`, by their prefix in the file."""
+    parts = {
+        "model": trainer.model,
+        "optimizer": trainer.step.optimizer,
+        "schedule": trainer.schedule,
+        "scaler": trainer.step.scaler,
+    }
+    return parts if trainer.step.ema is None else {**parts, "ema": trainer.step.ema}
+
+
+def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The state of one part, by its own names."""
+    return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
+
+
+def _data(trainer: Trainer) -> dict[str, Any]:
+    """Image counts and class names, to detect that the dataset has changed."""
+    dataset = trainer.dataset
+    return {"images": [len(dataset.train), len(dataset.test)], "classes": list(dataset.classes)}
+
+
+# Checks: the file may be damaged, hostile or of another run -----------------------------------------------------------
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        metadata = serialize.load_metadata(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot resume from {path}: {error}") from None
+    state = isinstance(metadata, dict) and metadata.get("resume") == _VERSION
+    if not (state and isinstance(metadata.get("settings"), dict)):
+        trained = isinstance(metadata, dict) and "model" in metadata
+        what = "a trained model" if trained else "something else"
+        raise InputError(f"{path} is {what}, not the state of a run: that is the file {naming.STATE} in its folder")
+    return metadata
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
+    """Check names, shapes and dtypes of the arrays."""
+    expected = {"sums": trainer.step.sums.sums, "order": np.empty(len(trainer.dataset.train), np.int64)}
+    optional = {"order"}  # saved only within an epoch
+    for part, owner in _parts(trainer).items():
+        for name, x in owner.state_dict().items():
+            expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
+    optimizer = trainer.step.optimizer
+    for g, group in enumerate(optimizer.param_groups):
+        optional |= {f"optimizer/{g}.{name}" for name in ("has_state", "initial_lr")}  # absent from older files
+        for i, parameter in enumerate(group["params"]):  # a parameter has optimizer state from its first gradient on
+            keys = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
+            optional |= set() if any(key in arrays for key in keys) else set(keys)
+            expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in keys.items()}
+    for name in [*expected, *arrays]:
+        if name in arrays and name in expected:
+            found, wanted = ((x.shape, str(x.dtype)) for x in (arrays[name], expected[name]))
+            if found != wanted:
+                raise ValueError(f"{name} is {found[0]} {found[1]} in it, and {wanted[0]} {wanted[1]} in this run")
+        elif name not in optional:
+            raise ValueError(f"{name} is {'missing' if name in expected else 'no part of this run'}")
+    for part, owner in _parts(trainer).items():
+        if part in ("optimizer", "ema"):
+            owner.read_state_dict(_part(part, arrays))
+
+
+def _check_scalars(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, epochs: int) -> None:
+    """Check the progress of the run, the counters and the dataset."""
+    if metadata.get("data") != _data(trainer):
+        raise ValueError("the images or classes of the dataset have changed since the state was saved")
+    position = metadata.get("position")
+    if type(position) is not int or not 0 <= position <= trainer.steps or epochs > trainer.settings.epochs:
+        done, each = plural(epochs, "epoch"), plural(trainer.steps, "step")
+        raise ValueError(f"the state is at step {position!r} after {done}, of {each} each")
+    if arrays["schedule/t"] != epochs * trainer.steps + position or ("order" in arrays) != (position > 0):
+        raise ValueError("schedule, order of the images and progress are not of the same step")
+    if "order" in arrays and not (arrays["order"].min() >= 0 and arrays["order"].max() < len(arrays["order"])):
+        raise ValueError("the order of the images has indices out of range")
+    if not (0 < arrays["scaler/scale"] < inf and arrays["scaler/good_steps"] >= 0):
+        raise ValueError("the loss scale is not above 0 and finite")
+    for name, count in (("draws", len(trainer.step.generators)), ("skipped", 2)):
+        counts = metadata.get(name)
+        if not isinstance(counts, list) or [type(n) is int and 0 <= n < 2**63 for n in counts] != [True] * count:
+            raise ValueError(f"{name} must be {count} whole numbers")
+    if not (_finite(metadata.get("lr")) and _finite(metadata.get("seconds"))):
+        raise ValueError("the learning rate or the time is not a finite number")
+
+
+def _history(metadata: dict[str, Any]) -> list[Metrics]:
+    rows, names = metadata.get("history"), set(get_type_hints(Metrics))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == names for row in rows):
+        raise ValueError("the table of epochs is damaged")
+    if not all(type(value) in (int, float) for row in rows for value in row.values()):
+        raise ValueError("the table of epochs has an entry that is not a number")
+    if [row["epoch"] for row in rows] != [*range(1, len(rows) + 1)]:
+        raise ValueError("the table of epochs lacks an epoch")
+    return [Metrics(**row) for row in rows]
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and isfinite(value)
