@@ -12,7 +12,7 @@ from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.functional import cat, einsum, stack, where
-from minigrad.kernels import without_twins
+from minigrad.kernels import without_fast_paths
 from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "functional", "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill",
     "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod",
     "rand", "randn", "reshape", "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh",
-    "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_twins", "zeros",
+    "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros",
     "zeros_like",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minigrad.backend import array_module
-from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.dtypes import is_half
 from minigrad.methods import raw
 from minigrad.ops import checks
 from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
@@ -84,8 +84,8 @@ def conv2d(
     """
     groups = checks.integer(groups, "groups", "conv2d")
     padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", least=0)
-    choices = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **choices), input)
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **options), input)
 
 
 def max_pool2d(
@@ -98,8 +98,8 @@ def max_pool2d(
 ) -> Tensor:
     """The largest value in each window; the stride is the window's size if not given."""
     stride = kernel_size if stride is None else stride
-    choices = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
-    return _batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **choices), input)
+    options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return _batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **options), input)
 
 
 def avg_pool2d(
@@ -113,11 +113,11 @@ def avg_pool2d(
 ) -> Tensor:
     """The mean of each window; the stride is the window's size if not given."""
     stride = kernel_size if stride is None else stride
-    choices = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     if divisor_override is not None:
         divisor_override = checks.integer(divisor_override, "divisor_override", "avg_pool2d")
     counting = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
-    return _batched(lambda x: Tensor.apply(AvgPool2d, x, **choices, **counting), input)
+    return _batched(lambda x: Tensor.apply(AvgPool2d, x, **options, **counting), input)
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
@@ -175,7 +175,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
     checks.floating(input, "normalize")
     eps = checks.not_negative(eps, "eps", "normalize")
-    narrow = is_narrow(input.dtype)
+    narrow = is_half(input.dtype)
     x = input.float() if narrow else input  # float16 has no room for squares, nor for eps
     squares = (x * x).sum(dim, keepdim=True)
     is_zero = squares == 0  # √0 has no gradient: ‖0‖ is a constant, as in PyTorch
@@ -235,8 +235,8 @@ def scaled_dot_product_attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     checks.probability(dropout_p, "scaled_dot_product_attention")
-    choices = {"scale": scale, "is_causal": is_causal, "dropout_p": dropout_p}
-    return Tensor.apply(ScaledDotProductAttention, query, key, value, attn_mask, **choices)
+    options = {"scale": scale, "is_causal": is_causal, "dropout_p": dropout_p}
+    return Tensor.apply(ScaledDotProductAttention, query, key, value, attn_mask, **options)
 
 
 def window_attention(
@@ -260,8 +260,8 @@ def window_attention(
     num_heads = checks.integer(num_heads, "num_heads", "window_attention")
     MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
     window: Any = MH if MH == MW else (MH, MW)
-    choices = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
-    return Tensor.apply(WindowAttention, qkv, bias, **choices)
+    options = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
+    return Tensor.apply(WindowAttention, qkv, bias, **options)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -320,8 +320,8 @@ def cross_entropy(
     (C,). The mean is weighted by the weights of the classes named.
     """
     ignore_index = checks.integer(ignore_index, "ignore_index", "cross_entropy")
-    choices = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
-    return Tensor.apply(CrossEntropy, input, target, weight, **choices)
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return Tensor.apply(CrossEntropy, input, target, weight, **options)
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
@@ -389,9 +389,9 @@ def interpolate(
         if min(size) < 1:
             raise ValueError(f"interpolate: scale_factor {scale_factor} makes images {input.shape[2:]} empty: {size}")
         scales = None if recompute_scale_factor else scales
-    choices = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
+    options = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
     size = checks.pair(size, "size", "interpolate", least=1)
-    return Tensor.apply(Interpolate, input, size=size, scales=scales, **choices)
+    return Tensor.apply(Interpolate, input, size=size, scales=scales, **options)
 
 
 def _scales(scale_factor: Any) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from minigrad.autograd import writes
 from minigrad.autograd.function import Function, next_age
 from minigrad.autograd.tape import Leaf, Output, mode
 from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
-from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, is_floating, narrow_dtype, widened
+from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, half_dtype, is_floating, upcast
 from minigrad.backend.meta import MetaArray
 from minigrad.methods import Methods, raw_index
 from minigrad.ops import checks
@@ -57,13 +57,13 @@ class Tensor(Methods):
             self.requires_grad = True
 
     @staticmethod
-    def apply(function: type[Function], *inputs: Any, **choices: Any) -> Any:
+    def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
         """Run an op and record it.
 
         Args:
             function: the op's class; this call makes one instance of it.
             *inputs: what its `forward` takes by position: Tensors, arrays, Python numbers, or None.
-            **choices: what its `forward` takes by keyword.
+            **options: what its `forward` takes by keyword.
 
         Returns:
             The output, a Tensor, or a tuple of them. It requires a gradient if any input does and recording is on.
@@ -91,19 +91,19 @@ class Tensor(Methods):
             arrays, plain = mode.autocast.inputs(function, edges, arrays), False
         if not plain and function.promote is not None:
             arrays = function.promote(arrays)
-        if choices:
-            choices = {name: x.item() if isinstance(x, np.generic) else x for name, x in choices.items()}
+        if options:
+            options = {name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()}
         rounded = None
-        op = function.twin_for(*arrays, **choices) if function.twins else None
+        op = function.twin_for(*arrays, **options) if function.twins else None
         if op is None:
-            if not (plain or function.narrow) and narrow_dtype(arrays) is not None:
-                rounded, arrays = _first_floating(arrays), widened(arrays)
-                op = function.twin_for(*arrays, **choices)
+            if not (plain or function.narrow) and half_dtype(arrays) is not None:
+                rounded, arrays = _first_floating(arrays), upcast(arrays)
+                op = function.twin_for(*arrays, **options)
             if op is None:
                 op = function()
         op.needs_input_grad = edges
         try:
-            output = op.forward(*arrays, **choices) if choices else op.forward(*arrays)
+            output = op.forward(*arrays, **options) if options else op.forward(*arrays)
         except Exception as error:
             _explain(error, op, arrays)
             raise
@@ -511,7 +511,7 @@ def _first_floating(arrays: list[Any]) -> np.dtype:
 
 
 def _rounded(output: Any, dtype: np.dtype) -> Any:
-    """What an op made of widened inputs: float32 numbers are rounded, and others (as of a comparison) left."""
+    """What an op made of upcast inputs: float32 numbers are rounded, and others (as of a comparison) left."""
     if type(output) is tuple:
         return tuple(_rounded(part, dtype) for part in output)
     return cast(output, dtype) if output.dtype == FLOAT32 else output

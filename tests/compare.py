@@ -13,7 +13,7 @@ def outcome(case, call, grad_output):
     """The output, and the gradients of the inputs that have one."""
     wanted = case.wanted(call)
     tensors = [None if x is None else Tensor(x, requires_grad=i in wanted) for i, x in enumerate(call.inputs)]
-    y = case.run(*tensors, **call.choices)
+    y = case.run(*tensors, **call.options)
     y.backward(Tensor(grad_output(y.shape)))
     return [y.data, *(tensors[i].grad.data for i in wanted)]
 
@@ -34,7 +34,7 @@ def torch_outcome(torch, case, call, grad_output):
         tensors[i].requires_grad_()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's advice on its own use
-        y = case.torch(torch, *tensors, **call.choices)
+        y = case.torch(torch, *tensors, **call.options)
         y.backward(torch.tensor(grad_output(tuple(y.shape))))
     gradients = ((tensors[i], tensors[i].grad) for i in wanted)
     return [y.detach().numpy(), *((torch.zeros_like(x) if grad is None else grad).numpy() for x, grad in gradients)]

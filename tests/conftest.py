@@ -33,7 +33,7 @@ def device(request):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--without-twins", action="store_true", help="run every op as it is written in minigrad/ops/")
+    parser.addoption("--without-fast-paths", action="store_true", help="run every op as it is written in minigrad/ops/")
     parser.addoption("--vacuous", action="store_true", help="report tests that prove nothing: tests/vacuous.py")
     parser.addoption("--exhaustive", action="store_true", help="run all cases of the slow tests, not a sample")
 
@@ -77,7 +77,7 @@ def exhaustive(pytestconfig):
 @pytest.fixture(autouse=True, scope="session")
 def twins(pytestconfig):
     """On, as for users, or off throughout."""
-    with minigrad.without_twins() if pytestconfig.getoption("--without-twins") else nullcontext():
+    with minigrad.without_fast_paths() if pytestconfig.getoption("--without-fast-paths") else nullcontext():
         yield
 
 

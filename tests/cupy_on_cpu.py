@@ -65,14 +65,14 @@ NO_BFLOAT16 = {"argsort", "cumprod", "cumsum"}
 def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function of NumPy whose result has CuPy's order and dtype."""
 
-    def call(*inputs: Any, **choices: Any) -> Any:
+    def call(*inputs: Any, **options: Any) -> Any:
         narrow = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
         if narrow and name in NO_BFLOAT16:
             raise TypeError(f"cupy: {name}() takes no bfloat16")
         if name in COMPARISONS or name == "where":
             _refuse_out_of_range(inputs)
-        result = function(*inputs, **choices)
-        if not isinstance(result, np.ndarray) or result.base is not None or choices.get("out") is not None:
+        result = function(*inputs, **options)
+        if not isinstance(result, np.ndarray) or result.base is not None or options.get("out") is not None:
             return result
         if narrow and name in TO_FLOAT32:
             result = result.astype(np.float32)
@@ -99,17 +99,17 @@ _alive: dict[int, Any] = {}  # every array there is
 _of_host: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id: views share a base
 
 
-def _do(function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
-    result = function(*inputs, **choices)
+def _do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    result = function(*inputs, **options)
     if isinstance(result, np.generic):
         result = np.asarray(result)
     if _tape is not None:
-        into = result if isinstance(result, np.ndarray) and choices.get("out") is None else None
+        into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
 
         def again() -> None:
             if function in (np.empty, np.empty_like):  # memory stays what it is, and `into` stays in memory
                 return
-            value = function(*inputs, **choices)
+            value = function(*inputs, **options)
             if into is not None and not np.may_share_memory(into, value):
                 into[...] = value
 
@@ -233,16 +233,16 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def tolist(self) -> Any:
         return self._host.tolist()
 
-    def __array__(self, *arguments: Any, **choices: Any) -> None:
+    def __array__(self, *arguments: Any, **options: Any) -> None:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **choices: Any) -> Any:
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if method != "__call__":
             return NotImplemented
-        return _strict(ufunc, "out dtype", ufunc.__name__)(*inputs, **choices)
+        return _strict(ufunc, "out dtype", ufunc.__name__)(*inputs, **options)
 
-    def __dlpack__(self, **choices: Any) -> Any:
-        return self._host.__dlpack__(**choices)
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._host.__dlpack__(**options)
 
     def __dlpack_device__(self) -> Any:
         return self._host.__dlpack_device__()
@@ -316,14 +316,14 @@ def _strict(function: Callable[..., Any], parameters: str, name: str, arrays: bo
     allowed = set(parameters.split())
     function = _as_cupy(function, name)
 
-    def call(*inputs: Any, **choices: Any) -> Any:
-        unknown = set(choices) - allowed
+    def call(*inputs: Any, **options: Any) -> Any:
+        unknown = set(options) - allowed
         if unknown:
             raise TypeError(f"cupy: {name}() has no argument {', '.join(sorted(unknown))}")
-        out = choices.get("out")
+        out = options.get("out")
         if isinstance(out, tuple):
             (out,) = out
-        result = _do(function, *map(unwrap, inputs), **{key: unwrap(value) for key, value in choices.items()})
+        result = _do(function, *map(unwrap, inputs), **{key: unwrap(value) for key, value in options.items()})
         return out if out is not None else wrap(result)
 
     return call
@@ -358,8 +358,8 @@ def _in_place(name: str) -> Callable[..., Any]:
 
 
 def _method(name: str) -> Callable[..., Any]:
-    def call(self: ndarray, *arguments: Any, **choices: Any) -> Any:
-        return _strict(getattr(self._host, name), METHODS[name], name)(*arguments, **choices)
+    def call(self: ndarray, *arguments: Any, **options: Any) -> Any:
+        return _strict(getattr(self._host, name), METHODS[name], name)(*arguments, **options)
 
     return call
 
@@ -489,7 +489,7 @@ def module() -> ModuleType:
     )
     cupy.cuda = SimpleNamespace(
         is_available=lambda: True, Stream=Stream, get_current_stream=Stream,
-        Event=lambda **choices: SimpleNamespace(record=lambda stream=None: None),
+        Event=lambda **options: SimpleNamespace(record=lambda stream=None: None),
         MemoryPool=lambda: SimpleNamespace(malloc=object()), using_allocator=using_allocator,
         get_allocator=lambda: _allocators[-1],
     )  # fmt: skip

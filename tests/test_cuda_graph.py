@@ -66,9 +66,9 @@ def made(sizes, shape):
     return [(rng.standard_normal((n, *shape)).astype(np.float32), rng.integers(0, 10, n)) for n in sizes]
 
 
-def assert_same(build, batches, rtol=0.0, **choices):
-    losses, state, _ = train(build, batches, graphed=False, **choices)
-    found_losses, found, run = train(build, batches, graphed=True, **choices)
+def assert_same(build, batches, rtol=0.0, **options):
+    losses, state, _ = train(build, batches, graphed=False, **options)
+    found_losses, found, run = train(build, batches, graphed=True, **options)
     assert run.graph is not None
     np.testing.assert_allclose(found_losses, losses, rtol=rtol)
     for key, value in state.items():
@@ -135,11 +135,11 @@ def test_what_is_recorded_is_a_batch_like_the_first(sizes):
     assert [len(x) for x in run.inputs] == [4, 4]
 
 
-@pytest.mark.parametrize("choices", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
-def test_tables_of_a_graph_are_its_own(choices):
+@pytest.mark.parametrize("options", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
+def test_tables_of_a_graph_are_its_own(options):
     """Of clipping, rounding and AdamW: those of a step in between, on a smaller batch, are others."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 20), nn.LayerNorm(20), nn.Linear(20, 10))  # noqa: E731
-    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **choices)
+    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **options)
 
 
 def test_tables_are_in_memory_that_the_graph_does_not_use_again(monkeypatch):

@@ -37,15 +37,15 @@ def test_folders_run_in_parallel(args):
 
 
 @pytest.mark.parametrize(
-    "choices",
+    "options",
     [
         {"plugin": False}, {"worker": True}, {"cores": 1}, {"usepdb": True}, {"trace": True}, {"capture": "no"},
         {"collectonly": True}, {"numprocesses": 0},
     ],
     ids=str,
 )  # fmt: skip
-def test_these_run_in_one_process(choices):
-    assert not workers(["tests"], **choices) and "OMP_NUM_THREADS" not in os.environ
+def test_these_run_in_one_process(options):
+    assert not workers(["tests"], **options) and "OMP_NUM_THREADS" not in os.environ
 
 
 def test_named_files_run_in_one_process():

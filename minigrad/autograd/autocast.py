@@ -27,7 +27,7 @@ from minigrad.autograd import tape as engine
 from minigrad.autograd.function import Function
 from minigrad.autograd.tape import Leaf, mode
 from minigrad.backend import Array
-from minigrad.backend.dtypes import FLOAT32, NARROW, as_dtype, cast, cast_all, is_narrow, narrow_dtype, widened
+from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, half_dtype, is_half, upcast
 
 
 @contextmanager
@@ -68,8 +68,8 @@ class Autocast:
     """What `Tensor.apply` asks within such a block: the inputs of an op as it is to see them."""
 
     def __init__(self, dtype: np.dtype, parameters: Iterable[Any] = ()) -> None:
-        if not is_narrow(dtype):
-            raise ValueError(f"autocast: the dtype is {' or '.join(NARROW)}, got {dtype}")
+        if not is_half(dtype):
+            raise ValueError(f"autocast: the dtype is {' or '.join(HALF)}, got {dtype}")
         self.dtype = dtype
         self.copies: dict[Leaf, Array] = {}  # of parameters
         arrays = [p.data for p in parameters if p.dtype == FLOAT32 and not isinstance(p.data, np.ndarray)]
@@ -79,12 +79,12 @@ class Autocast:
     def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
         """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""
         if op.autocast == "widen":
-            return widened(arrays)
-        count = op.autocast if isinstance(op.autocast, int) else len(arrays) if narrow_dtype(arrays) else 0
+            return upcast(arrays)
+        count = op.autocast if isinstance(op.autocast, int) else len(arrays) if half_dtype(arrays) else 0
         return [self._rounded(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
 
     def _rounded(self, x: Any, edge: Any) -> Any:
-        if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_narrow(x.dtype)):
+        if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_half(x.dtype)):
             return x  # float64 is meant to be exact, and stays so, as in PyTorch
         if id(x) in self.at_once:
             return self.at_once[id(x)][1]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad.backend import Array, array_module, scatter_add
-from minigrad.backend.dtypes import FLOAT32, cast, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.backend.sums import sum_over
 
 Edge = tuple["Function", tuple[int, ...], np.dtype]
@@ -24,7 +24,7 @@ class Function:
     to `self` what `backward` will need, by name and as little as will do; the engine clears it all after use.
 
     The contract:
-      * arrays come positionally, choices by keyword; an input that is not there (no bias) is None;
+      * arrays come positionally, options by keyword; an input that is not there (no bias) is None;
       * inputs and `grad_output` are never written to;
       * `forward` may return a tuple: several outputs. Then `backward` gets a list, with None for one that was not used;
       * `backward` returns one gradient for each array, or None; a single one need not be in a tuple;
@@ -36,7 +36,7 @@ class Function:
 
     broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
     promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
-    narrow: ClassVar[bool] = False  # takes float16 and bfloat16 as they are; else they are widened (Tensor.apply)
+    narrow: ClassVar[bool] = False  # takes float16 and bfloat16 as they are; else they are upcast (Tensor.apply)
     autocast: ClassVar[int | str] = "follow"  # what that does with its inputs: see minigrad/autograd/autocast.py
 
     twins: ClassVar["tuple[type[Function], ...]"] = ()  # the same op, faster for what each `takes` (minigrad/kernels/)
@@ -44,7 +44,7 @@ class Function:
     needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
     edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
     age: int = 0  # a node is younger than its inputs, so falling age is a topological order
-    rounded: np.dtype | None = None  # its inputs were widened for it, and its output was rounded to this
+    rounded: np.dtype | None = None  # its inputs were upcast for it, and its output was rounded to this
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     where: str = ""  # the module path, noted while the NaN guard is on
 
@@ -52,19 +52,19 @@ class Function:
         cls.twins = ()  # a twin is of one class, and not of those derived from it
 
     @staticmethod
-    def takes(*arrays: Any, **choices: Any) -> bool:
+    def supports(*arrays: Any, **options: Any) -> bool:
         """Of a twin: whether it is for these inputs."""
         return True
 
     @classmethod
-    def twin_for(cls, *arrays: Any, **choices: Any) -> "Function | None":
+    def twin_for(cls, *arrays: Any, **options: Any) -> "Function | None":
         """A new instance of the first twin that takes these inputs, if there is one."""
         for twin in cls.twins:
-            if twin.takes(*arrays, **choices):
+            if twin.supports(*arrays, **options):
                 return twin()
         return None
 
-    def forward(self, *arrays: Any, **choices: Any) -> Array:
+    def forward(self, *arrays: Any, **options: Any) -> Array:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def backward(self, grad_output: Array) -> Any:
@@ -99,7 +99,7 @@ class Partial:
 
     def add_to(self, buffer: Array) -> Array:
         """Add the values to `buffer`, an array of the shape of x, in place; return it."""
-        if self.repeats and is_narrow(buffer.dtype):  # sums are in float32
+        if self.repeats and is_half(buffer.dtype):  # sums are in float32
             total = array_module(buffer).zeros(buffer.shape, FLOAT32)
             scatter_add(total, self.index, cast(self.values, FLOAT32))
             buffer += cast(total, buffer.dtype)

@@ -18,7 +18,7 @@ from numpy import ndarray
 from minigrad.autograd import writes
 from minigrad.autograd.function import Function, Partial, next_age, unbroadcast
 from minigrad.backend import Array, array_module, plus, whole
-from minigrad.backend.dtypes import FLOAT32, cast, is_floating, widened
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, upcast
 
 
 class _Mode(threading.local):
@@ -105,7 +105,7 @@ def backward(root: Function, grad_output: Array, retain_graph: bool = False) -> 
             _refuse_overwritten(node)
         several = type(grad) is list
         if node.rounded is not None:  # as its inputs were in forward
-            grad = widened(grad) if several else cast(grad, FLOAT32)
+            grad = upcast(grad) if several else cast(grad, FLOAT32)
         results = node.backward(grad)
         if type(results) is not tuple:
             results = (results,)
@@ -344,10 +344,10 @@ def _name(node: Function) -> str:
 def _finite(x: Any) -> bool:
     if x is None or not hasattr(x, "dtype") or not is_floating(x.dtype):
         return True
-    (x,) = widened([x])
+    (x,) = upcast([x])
     return bool(array_module(x).isfinite(x).all())
 
 
 def _count(x: Array) -> str:
-    xp, (x,) = array_module(x), widened([x])
+    xp, (x,) = array_module(x), upcast([x])
     return f"{int(xp.isnan(x).sum())} NaN and {int(xp.isinf(x).sum())} Inf"

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from minigrad.backend import meta
-from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_narrow, wrapped
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half, wrapped
 
 Array: TypeAlias = Any
 """A `numpy.ndarray` or a `cupy.ndarray`. CuPy is optional and untyped, so the alias cannot say more."""
@@ -76,7 +76,7 @@ def promote(xs: Sequence[Any]) -> list[Any]:
     if not dtypes:
         return list(xs)
     if len(dtypes) > 1:  # NumPy knows no type for both of the narrow ones: it is float32
-        dtypes = {FLOAT32 if is_narrow(dtype) else dtype for dtype in dtypes}
+        dtypes = {FLOAT32 if is_half(dtype) else dtype for dtype in dtypes}
     dtype = np.result_type(*dtypes)
     return [cast(x, dtype) if hasattr(x, "dtype") else x for x in xs]
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from minigrad.backend.arrays import Array, array_module, cupy_module
-from minigrad.backend.dtypes import FLOAT32, is_narrow
+from minigrad.backend.dtypes import FLOAT32, is_half
 
 # library_types.h (cudaDataType) and cublas_api.h (cublasComputeType_t, cublasOperation_t)
 DATA_TYPES = {"float16": 2, "float32": 0, "float64": 1, "bfloat16": 14}
@@ -101,7 +101,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
         )
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = array_module(a).empty((*lead, M, N), a.dtype if dtype is None else dtype)
-    if out.dtype != a.dtype and not (is_narrow(a.dtype) and out.dtype == FLOAT32):
+    if out.dtype != a.dtype and not (is_half(a.dtype) and out.dtype == FLOAT32):
         raise TypeError(f"cuBLAS: the product of {a.dtype} arrays is {a.dtype}, or float32 if 16-bit: got {out.dtype}")
     if not out.size or not K:
         out[...] = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-NARROW = ("float16", "bfloat16")
+HALF = ("float16", "bfloat16")
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -34,7 +34,7 @@ def is_floating(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 
-def is_narrow(dtype: np.dtype) -> bool:
+def is_half(dtype: np.dtype) -> bool:
     """Whether this is float16 or bfloat16."""
     return dtype.itemsize == 2 and is_floating(dtype)
 
@@ -51,9 +51,9 @@ def wrapped(value: int, dtype: np.dtype) -> int:
     return (value - least) % count + least
 
 
-def narrow_dtype(xs: Sequence[Any]) -> np.dtype | None:
+def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
     """The narrow type among the arrays: of several the first; None if there is none."""
-    return next((x.dtype for x in xs if hasattr(x, "dtype") and is_narrow(x.dtype)), None)
+    return next((x.dtype for x in xs if hasattr(x, "dtype") and is_half(x.dtype)), None)
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
@@ -62,7 +62,7 @@ def cast(x: Any, dtype: np.dtype) -> Any:
         return x
     if _on_device is not None and not isinstance(x, np.ndarray | np.generic):
         return _on_device(x, dtype)
-    if not is_narrow(dtype):
+    if not is_half(dtype):
         return x.astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         return x.astype(dtype)
@@ -73,9 +73,9 @@ def cast_all(xs: Sequence[Any], dtype: np.dtype) -> list[Any]:
     return [cast(x, dtype) for x in xs] if _all_on_device is None else _all_on_device(xs, dtype)
 
 
-def widened(xs: Sequence[Any]) -> list[Any]:
+def upcast(xs: Sequence[Any]) -> list[Any]:
     """The narrow arrays among xs as float32; the rest as it is."""
-    return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_narrow(x.dtype) else x for x in xs]
+    return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_half(x.dtype) else x for x in xs]
 
 
 _on_device: Callable[[Any, np.dtype], Any] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from minigrad.backend import cublas, cublas_lt
 from minigrad.backend.arrays import Array, array_module
-from minigrad.backend.dtypes import FLOAT32, cast, is_narrow, widened
+from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
 
 
 def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) -> Array:
@@ -21,12 +21,12 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
         bias: a vector along the last axis, added before the result is rounded.
         dtype: of the result, where a and b are narrow; by default theirs.
     """
-    dtype = a.dtype if dtype is None or not is_narrow(a.dtype) else dtype
+    dtype = a.dtype if dtype is None or not is_half(a.dtype) else dtype
     if bias is not None and not isinstance(a, np.ndarray):
         y = cublas_lt.matmul_with_bias(a, b, bias, dtype)
         if y is not None:
             return y
-    if not is_narrow(a.dtype):
+    if not is_half(a.dtype):
         y = _product(a, b, a.dtype)
         if bias is not None:
             y += bias
@@ -42,7 +42,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
     The sums are None where nothing makes both in one pass over a: then they are a call of their own.
     """
     if not isinstance(a, np.ndarray):
-        both = cublas_lt.matmul_and_sums(a, b, a.dtype if dtype is None or not is_narrow(a.dtype) else dtype)
+        both = cublas_lt.matmul_and_sums(a, b, a.dtype if dtype is None or not is_half(a.dtype) else dtype)
         if both is not None:
             return both
     return gemm(a, b, dtype=dtype), None
@@ -51,7 +51,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
     """`a @ b`; of narrow numbers on the CPU in float32, whatever `dtype`: NumPy multiplies them no faster."""
     if isinstance(a, np.ndarray):
-        return np.matmul(*widened([a, b])) if is_narrow(a.dtype) else np.matmul(a, b)
+        return np.matmul(*upcast([a, b])) if is_half(a.dtype) else np.matmul(a, b)
     if a.dtype.kind in "biu":
         return array_module(a).matmul(a, b)
     return cublas.matmul(a, b, dtype)

@@ -22,7 +22,7 @@ from math import prod
 import numpy as np
 
 from minigrad.backend.arrays import Array, array_module
-from minigrad.backend.dtypes import FLOAT32, cast, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_half
 
 FEW = 8  # terms, of which a naive sum is as exact as any
 GROUP = 32  # terms added in float32 if there are MANY in all: the errors of many groups cancel; else FEW
@@ -142,6 +142,6 @@ def _product_with_ones(rows: Array) -> Array:
 
 
 def _of_another_dtype(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-    if is_narrow(x.dtype):
+    if is_half(x.dtype):
         return cast(sum_over(cast(x, FLOAT32), axes, keepdims), x.dtype)
     return x.sum(axis=axes, keepdims=keepdims)

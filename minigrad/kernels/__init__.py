@@ -2,10 +2,10 @@
 
 The op in `minigrad/ops/` is the reference implementation. A fast path is a subclass of the op with its own `forward`
 or `backward`. The fast path runs where its `takes` supports the arguments. Tests compare each fast path with its op;
-`python -m tests.benchmarks.twins` measures the speed-up.
+`python -m tests.benchmarks.fast_paths` measures the speed-up.
 """
 
 from minigrad.kernels import cpu, cuda
-from minigrad.kernels.twins import TWINS, without_twins
+from minigrad.kernels.twins import TWINS, without_fast_paths
 
-__all__ = ["TWINS", "cpu", "cuda", "without_twins"]
+__all__ = ["TWINS", "cpu", "cuda", "without_fast_paths"]

@@ -11,7 +11,7 @@ Twin = TypeVar("Twin", bound=type[Function])
 TWINS: dict[type[Function], tuple[type[Function], ...]] = {}
 
 
-def twin_of(op: type[Function]) -> Callable[[Twin], Twin]:
+def fast_path_of(op: type[Function]) -> Callable[[Twin], Twin]:
     """Decorates a class that is to run in the place of `op`. Of several, the first that `takes` the arrays does."""
 
     def register(twin: Twin) -> Twin:
@@ -22,7 +22,7 @@ def twin_of(op: type[Function]) -> Callable[[Twin], Twin]:
 
 
 @contextmanager
-def without_twins() -> Iterator[None]:
+def without_fast_paths() -> Iterator[None]:
     """Within the block, and in all threads, every op runs as it is written in `minigrad/ops/`. Blocks may be nested."""
     before = {op: op.twins for op in TWINS}
     for op in before:

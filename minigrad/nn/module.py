@@ -91,18 +91,18 @@ class Module:
         self._register(name, Parameter)
         setattr(self, name, param)
 
-    def forward(self, *inputs: Any, **choices: Any) -> Any:
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def __call__(self, *inputs: Any, **choices: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Run `forward`, then the hooks on it."""
         forward = self._checkpointed if self.checkpointing and mode.grad_enabled else self.forward
         if mode.observer is None:
-            output = forward(*inputs, **choices)
+            output = forward(*inputs, **options)
         else:
             mode.observer.path.append(self)
             try:
-                output = forward(*inputs, **choices)
+                output = forward(*inputs, **options)
             finally:
                 mode.observer.path.pop()
         for hook in self.__dict__.get("_forward_hooks", ()):

@@ -12,7 +12,7 @@ from typing import Any
 
 from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, gemm, promote
-from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.dtypes import is_half
 from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
 from minigrad.ops.windows import Pair, Windows, blocks, span
@@ -41,7 +41,7 @@ class Conv2d(Function):
         """All in one dtype, but what narrow images give is narrow, whatever the parameters. Images of integers are
         refused: they are likely pixels that nobody has normalised."""
         checks.floating(xs[0], "conv2d")
-        return list(xs) if is_narrow(xs[0].dtype) else promote(xs)
+        return list(xs) if is_half(xs[0].dtype) else promote(xs)
 
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int

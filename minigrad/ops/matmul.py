@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module, gemm, gemm_and_sums, promote
-from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.dtypes import is_half
 from minigrad.backend.sums import sum_over
 
 
@@ -97,7 +97,7 @@ class Linear(Function):
 def sum_of_rows(x: Array, dtype: np.dtype) -> Array:
     """Σ over the rows of a matrix, in another dtype if it is narrow: then as a product with ones, summed in float32
     without an array as large as x in float32."""
-    if not is_narrow(x.dtype):
+    if not is_half(x.dtype):
         return sum_over(x, 0)
     return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=dtype)[0]
 

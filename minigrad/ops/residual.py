@@ -60,10 +60,10 @@ class ResidualLayerNorm(Function):
         self.residual = Residual.twin_for(x, branch, None, p=p) or Residual()
         self.residual.needs_input_grad = want_x, want_branch, None
         s = self.residual.forward(x, branch, None, p=p)
-        choices = {"shape": s.shape[-1:], "eps": eps}
-        self.norm = LayerNorm.twin_for(s, weight, bias, **choices) or LayerNorm()
+        options = {"shape": s.shape[-1:], "eps": eps}
+        self.norm = LayerNorm.twin_for(s, weight, bias, **options) or LayerNorm()
         self.norm.needs_input_grad = want_x or want_branch, *want_params
-        return s, self.norm.forward(s, weight, bias, **choices)
+        return s, self.norm.forward(s, weight, bias, **options)
 
     def backward(self, grad_outputs: list[Array | None]) -> tuple[Array | None, ...]:
         grad, grad_y = grad_outputs

@@ -62,10 +62,10 @@ class WindowAttention(Function):
         self.windows = window_size, shift
         q, k, v = self.heads(qkv)  # each (B, windows, heads, N, d)
         mask, want_bias = self.mask(qkv, bias), bias is not None and self.needs_input_grad[1]
-        choices = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
-        self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **choices) or ScaledDotProductAttention()
+        options = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
+        self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **options) or ScaledDotProductAttention()
         self.attention.needs_input_grad = (*[self.needs_input_grad[0]] * 3, want_bias)
-        y = self.attention.forward(q, k, v, mask, **choices)  # (B, windows, heads, N, d)
+        y = self.attention.forward(q, k, v, mask, **options)  # (B, windows, heads, N, d)
         return self.uncut(y.swapaxes(2, 3), qkv.shape[-1] // 3)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, plain, to_device
-from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
 from minigrad.kernels import cuda
 from minigrad.nn import Module
 from minigrad.nn.module import can_hold
@@ -78,7 +78,7 @@ class EMA:
                 changes.append(f"{name} is {tensor.shape}, its average {average.shape}")
             elif tensor.device != device_of(average):
                 changes.append(f"{name} is on {tensor.device}, its average on {device_of(average)}")
-            elif not (is_narrow(tensor.dtype) and average.dtype == FLOAT32) and tensor.dtype != average.dtype:
+            elif not (is_half(tensor.dtype) and average.dtype == FLOAT32) and tensor.dtype != average.dtype:
                 changes.append(f"{name} is {tensor.dtype}, its average {average.dtype}")
             elif parameters.get(name) is not self.parameters.get(name):
                 changes.append(f"{name} {tensor.shape} is another parameter")
@@ -99,7 +99,7 @@ class EMA:
         """
         tensors = self.tensors()
         pairs = [(average, tensors[name].data) for name, average in self.averages.items()]
-        fused = [cuda.table.takes(*pair) for pair in pairs]
+        fused = [cuda.table.fits(*pair) for pair in pairs]
         others = [pair for pair, is_fused in zip(pairs, fused, strict=True) if not is_fused]
         if cuda.table.is_capturing():
             if any(is_floating(average.dtype) for average, _ in others):
@@ -198,4 +198,4 @@ def _finite(x: Array) -> Array:
 
 def _kept(x: Array) -> Array:
     """x in the type of its average."""
-    return cast(x, FLOAT32) if is_narrow(x.dtype) else x
+    return cast(x, FLOAT32) if is_half(x.dtype) else x

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
-from minigrad.backend.dtypes import cast, widened
+from minigrad.backend.dtypes import cast, upcast
 from minigrad.kernels import cuda
 from minigrad.optim.optimizer import AdamW, Optimizer
 from minigrad.tensor import Tensor
@@ -30,7 +30,7 @@ def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon.
     """
-    (G32,), xp = widened([G]), array_module(G)
+    (G32,), xp = upcast([G]), array_module(G)
     wide = G.shape[0] <= G.shape[1]
     X = G32 if wide else G32.T  # the smaller product is X Xᵀ then
     norm = xp.sqrt(xp.square(X, dtype=np.float64).sum())

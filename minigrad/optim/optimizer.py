@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad.autograd import writes
 from minigrad.backend import Array, array_module, gemm, plain, to_device
-from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
 from minigrad.kernels import cuda
 from minigrad.ops import checks
 from minigrad.tensor import Tensor
@@ -64,7 +64,7 @@ class Optimizer:
                 if (grad := parameter.grad) is None:
                     continue
                 x, g = parameter.data, grad.data
-                if is_narrow(x.dtype):
+                if is_half(x.dtype):
                     x, g = cast(x, FLOAT32), cast(g, FLOAT32)
                     half.append((parameter.data, x))
                 moves.append((x, g, state, group))
@@ -171,7 +171,7 @@ class Optimizer:
         if not is_floating(value.dtype):
             raise ValueError(f"{misfit}: it must be floating-point, got {value.dtype}")
         with np.errstate(over="ignore"):  # which the next check reports
-            array = cast(value, FLOAT32 if is_narrow(parameter.dtype) else parameter.dtype)
+            array = cast(value, FLOAT32 if is_half(parameter.dtype) else parameter.dtype)
         if not array_module(array).isfinite(array).all():
             raise ValueError(f"{misfit}: it has values that are NaN or infinite in {array.dtype}")
         return to_device(array.copy() if array is value else array, parameter.device)
@@ -252,7 +252,7 @@ class AdamW(Optimizer):
                     )
                 xp = array_module(x)
                 state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
-            (fused if cuda.table.takes(x, grad, state["m"], state["v"]) else others).append(move)
+            (fused if cuda.table.fits(x, grad, state["m"], state["v"]) else others).append(move)
         if others and cuda.table.is_capturing():
             x = others[0][0]
             raise RuntimeError(
@@ -301,17 +301,17 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     if not grads:
         return Tensor(0.0)
     writes.note(grads)
-    if cuda.table.takes_each(grads):
+    if cuda.table.fits_each(grads):
         return Tensor(cuda.optim.clip(grads, max_norm))
     xp = array_module(grads[0])
     rows = (g.reshape(1, g.size).astype(np.float64) for g in grads)
     total = xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
     factor = xp.where(xp.isfinite(total), xp.minimum(max_norm / (total + 1e-6), 1), 1)
     for g in grads:
-        if is_narrow(g.dtype):
+        if is_half(g.dtype):
             g[...] = cast(cast(g, FLOAT32) * factor.astype(FLOAT32), g.dtype)
         else:
             g *= factor.astype(g.dtype)
     dtypes = {g.dtype for g in grads}
-    widest = np.result_type(FLOAT32, *(dtype for dtype in dtypes if not is_narrow(dtype)))
+    widest = np.result_type(FLOAT32, *(dtype for dtype in dtypes if not is_half(dtype)))
     return Tensor(cast(total, grads[0].dtype if len(dtypes) == 1 else widest))

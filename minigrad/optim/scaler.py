@@ -7,7 +7,7 @@ import numpy as np
 
 from minigrad.autograd import writes
 from minigrad.backend import Array, array_module
-from minigrad.backend.dtypes import FLOAT32, cast, is_narrow
+from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.kernels import cuda
 from minigrad.ops import checks
 from minigrad.optim.optimizer import Optimizer
@@ -77,7 +77,7 @@ class GradScaler:
         """S · loss, to call `backward` on. A 16-bit loss is scaled in float32, as float16 ends at 65504."""
         if not self.enabled:
             return loss
-        return (loss.float() if is_narrow(loss.dtype) else loss) * self.factor
+        return (loss.float() if is_half(loss.dtype) else loss) * self.factor
 
     def unscale_(self, optimizer: Optimizer) -> None:
         """Divide the gradients by S now, in place: before they are clipped, say. `step` does it otherwise.
@@ -164,11 +164,11 @@ def scale_all(arrays: Sequence[Array], factor: float) -> bool:
     factor = checks.scalar(factor, "factor", "scale_all")
     if factor != 1:
         writes.note(arrays)
-    if arrays and cuda.table.takes_each(arrays):
+    if arrays and cuda.table.fits_each(arrays):
         return bool(cuda.optim.unscale(arrays, factor))
     finite = np.True_
     for x in arrays:
-        if factor != 1 and is_narrow(x.dtype):
+        if factor != 1 and is_half(x.dtype):
             x[...] = cast(cast(x, FLOAT32) * factor, x.dtype)
         elif factor != 1:
             x *= factor

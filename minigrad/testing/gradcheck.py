@@ -25,9 +25,9 @@ def gradcheck(
     full_jacobian_below: int = 100,
     wrt: Sequence[int] | None = None,
     seed: int = 0,
-    **choices: Any,
+    **options: Any,
 ) -> None:
-    """Check the gradient of `function(*tensors, **choices)` with respect to each float64 array among `arrays`.
+    """Check the gradient of `function(*tensors, **options)` with respect to each float64 array among `arrays`.
 
     For each such input x a random direction v is drawn, and for the output y a random cotangent u. With J = ∂y/∂x,
 
@@ -47,7 +47,7 @@ def gradcheck(
         step: h above.
         wrt: which inputs to differentiate; None means every float64 array.
         seed: of the random directions.
-        choices: keyword arguments for `function`; one that is named as an argument here goes into a lambda instead.
+        options: keyword arguments for `function`; one that is named as an argument here goes into a lambda instead.
 
     Raises:
         GradcheckError: the gradient is wrong; the message has the op, the input, and both numbers.
@@ -57,7 +57,7 @@ def gradcheck(
     originals = [x.copy() if _is_array(x) else x for x in arrays]
     tensors = [Tensor(x, requires_grad=i in inputs) if _is_array(x) else x for i, x in enumerate(arrays)]
 
-    y = function(*tensors, **choices)
+    y = function(*tensors, **options)
     name = _describe(function, y, arrays)
     _expect_unchanged(arrays, originals, f"{name}: forward wrote into")
     if not y.requires_grad:
@@ -73,7 +73,7 @@ def gradcheck(
     def forward(i: int, x: Array) -> Array:
         with no_grad():
             moved = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
-            return function(*moved, **choices).data
+            return function(*moved, **options).data
 
     random = np.random.default_rng(seed)
     u = to_device(random.standard_normal(y.shape), device_of(y.data))

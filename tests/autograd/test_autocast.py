@@ -17,7 +17,7 @@ from minigrad import Tensor, autocast, nn, optim
 from minigrad import functional as F
 from minigrad.backend import to_device
 from minigrad.backend.cublas import pointer
-from minigrad.backend.dtypes import as_dtype, cast, is_floating, is_narrow
+from minigrad.backend.dtypes import as_dtype, cast, is_floating, is_half
 from minigrad.kernels.cuda import launch
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from models.compare import formula
@@ -25,8 +25,8 @@ from tests.cuda.runner import HAS_COMPILER
 from tests.test_cuda import SMALL
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-NARROW = [np.dtype(np.float16), BFLOAT16]
-both = pytest.mark.parametrize("dtype", NARROW, ids=str)
+HALF = [np.dtype(np.float16), BFLOAT16]
+both = pytest.mark.parametrize("dtype", HALF, ids=str)
 
 
 def normal(*shape, seed=0):
@@ -38,7 +38,7 @@ def test_dtypes():
     assert [is_floating(d) for d in (BFLOAT16, np.dtype("f4"), np.dtype("i2"), np.dtype("V2"), np.dtype(bool))] == [
         True, True, False, False, False,
     ]  # fmt: skip
-    assert [is_narrow(np.dtype(d)) for d in ("f2", "f4", "i2", "V2")] == [True, False, False, False]
+    assert [is_half(np.dtype(d)) for d in ("f2", "f4", "i2", "V2")] == [True, False, False, False]
 
 
 def test_bfloat16_needs_its_package(monkeypatch):
@@ -303,11 +303,11 @@ def test_a_scaler_that_is_off():
 
 
 @pytest.mark.parametrize(
-    "choices", [{"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}, {"growth_interval": 0}]
+    "options", [{"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}, {"growth_interval": 0}]
 )
-def test_settings_that_cannot_work(choices):
+def test_settings_that_cannot_work(options):
     with pytest.raises(ValueError, match="GradScaler"):
-        optim.GradScaler(**choices)
+        optim.GradScaler(**options)
 
 
 def test_a_foreign_state_is_refused():

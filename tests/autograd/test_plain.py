@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 import minigrad.functional as F
-from minigrad import Tensor, is_grad_enabled, no_grad, without_twins
+from minigrad import Tensor, is_grad_enabled, no_grad, without_fast_paths
 from minigrad.autograd import plain
 from minigrad.ops.elementwise import Mul
 from minigrad.ops.reduction import Sum
@@ -48,7 +48,7 @@ def gradients_of(case, call, run, backward):
     """The output of a drawn call and the gradient of each input that is to be differentiated."""
     wanted = case.wanted(call)
     tensors = [None if x is None else Tensor(x, requires_grad=i in wanted) for i, x in enumerate(call.inputs)]
-    y = run(case.run, *tensors, **call.choices)
+    y = run(case.run, *tensors, **call.options)
     if not y.requires_grad:
         return [y.data]
     backward(y, np.linspace(-1, 1, y.data.size).reshape(y.shape))
@@ -65,7 +65,7 @@ def leaf_gradient(tensor):
 def test_gradients_equal_the_real_engines(case, on_the_plain_engine):
     @given(call=case.calls)
     def check(call):
-        with without_twins():
+        with without_fast_paths():
             expected = gradients_of(case, call, lambda f, *a, **k: f(*a, **k), lambda y, g: y.backward(Tensor(g)))
             actual = gradients_of(case, call, on_the_plain_engine, lambda y, g: plain.backward(as_variable(y), g))
         assert len(actual) == len(expected)
@@ -83,7 +83,7 @@ def test_a_vit_step_equals_the_real_engines(on_the_plain_engine):
 
     expected, actual = (create_model("vit_nano_cifar").to(dtype=np.float64) for _ in range(2))
     actual.load_state_dict(expected.state_dict())
-    with without_twins():
+    with without_fast_paths():
         loss, plain_loss = loss_of(expected), on_the_plain_engine(loss_of, actual)
         loss.backward()
         plain.backward(plain_loss._node)

@@ -81,9 +81,9 @@ def test_shapes_and_dtypes_are_those_of_real_arrays(name, data):
 def test_every_op_runs_on_them(case, data):
     call = data.draw(case.calls)
     assume(any(is_float(x) for x in call.inputs))
-    real = case.run(*(None if x is None else Tensor(x) for x in call.inputs), **call.choices)
+    real = case.run(*(None if x is None else Tensor(x) for x in call.inputs), **call.options)
     inputs = [MetaArray(x.shape, x.dtype) if is_float(x) else x for x in call.inputs]  # indices and masks stay known
-    found = case.run(*(None if x is None else Tensor(x) for x in inputs), **call.choices)
+    found = case.run(*(None if x is None else Tensor(x) for x in inputs), **call.options)
     assert isinstance(found.data, MetaArray) and (found.shape, found.dtype) == (real.shape, real.dtype)
 
 

@@ -130,14 +130,14 @@ def compiled(row: Row, work: str) -> Callable[[], float]:
 
 def plain(row: Row, work: str) -> Callable[[], float]:
     """minigrad without twins, and tuned only so far that its threads are not in each other's way."""
-    from minigrad import without_twins
+    from minigrad import without_fast_paths
     from minigrad.backend import tune
 
     tune.tune_cpu = partial(tune.tune_cpu, allocator=False, kernels=False)
     step = minigrad(row, work)
 
     def run() -> float:
-        with without_twins():
+        with without_fast_paths():
             return step()
 
     return run

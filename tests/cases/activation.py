@@ -13,7 +13,7 @@ SMALL = shapes(max_dims=3, max_side=4)
 
 
 @st.composite
-def along_an_axis(draw, shape=SMALL, **choices):
+def along_an_axis(draw, shape=SMALL, **options):
     x = draw(arrays(shape, low=-5, high=5))
     size = max(x.ndim, 1)
     return Call((x,), {"dim": draw(st.integers(-size, size - 1))})
@@ -45,7 +45,7 @@ def normalize(x, dim=1, eps=1e-12):
 
 
 def in_torch(name):
-    return lambda torch, x, **choices: getattr(torch.nn.functional, name)(x, **choices)
+    return lambda torch, x, **options: getattr(torch.nn.functional, name)(x, **options)
 
 
 CASES = [

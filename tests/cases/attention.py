@@ -19,15 +19,15 @@ def attentions(draw):
     lead = draw(broadcastable_shapes(3, max_dims=2, max_side=2))
     q, k, v = (draw(arrays((*batch, *m))) for batch, m in zip(lead, [(L, E), (S, E), (S, V)], strict=True))
     whole = (*np.broadcast_shapes(*lead), L, S)
-    kind, mask, choices = draw(st.sampled_from(["none", "causal", "bool", "float"])), None, {}
+    kind, mask, options = draw(st.sampled_from(["none", "causal", "bool", "float"])), None, {}
     if kind in ("bool", "float"):
         shape = tuple(draw(st.sampled_from([1, size])) for size in whole)[draw(st.integers(0, len(whole) - 2)) :]
         mask = draw(arrays(shape, dtype=bool if kind == "bool" else np.float64))
     if kind == "causal":
-        choices["is_causal"] = True
+        options["is_causal"] = True
     if draw(st.booleans()):
-        choices["scale"] = 0.7
-    return Call((q, k, v, mask), choices)
+        options["scale"] = 0.7
+    return Call((q, k, v, mask), options)
 
 
 def attention(q, k, v, mask, is_causal=False, scale=None):
@@ -50,11 +50,11 @@ def attention(q, k, v, mask, is_causal=False, scale=None):
     return y
 
 
-def attention_in_torch(torch, q, k, v, mask, **choices):
+def attention_in_torch(torch, q, k, v, mask, **options):
     """PyTorch broadcasts some leading axes and not others: here they are all there."""
     lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, **choices)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, **options)
 
 
 @st.composite
@@ -66,10 +66,10 @@ def window_attentions(draw):
     B, down, right = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
     qkv = draw(arrays((B, down * MH, right * MW, 3 * heads * d)))
     bias = draw(arrays((heads, MH * MW, MH * MW))) if draw(st.booleans()) else None
-    choices = {"num_heads": heads, "window_size": M}
+    options = {"num_heads": heads, "window_size": M}
     if draw(st.booleans()):
-        choices["shift"] = draw(st.integers(0, MH - 1)), draw(st.integers(0, MW - 1))
-    return Call((qkv, bias), choices)
+        options["shift"] = draw(st.integers(0, MH - 1)), draw(st.integers(0, MW - 1))
+    return Call((qkv, bias), options)
 
 
 def window_attention(qkv, bias, num_heads, window_size, shift=(0, 0)):

@@ -15,7 +15,7 @@ class Call:
     """One drawn call. Float64 arrays among the inputs are differentiable, integer and boolean ones are not."""
 
     inputs: tuple[np.ndarray | None, ...]
-    choices: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Case:
 
     Args:
         name: the public name, "conv2d".
-        run: `run(*tensors, **choices)`, the public function. Several outputs are put together into one Tensor, with
+        run: `run(*tensors, **options)`, the public function. Several outputs are put together into one Tensor, with
             distinct weights, so that each of them counts.
-        calls: draws shapes, size 1 and empty ones among them where legal, values, layouts, and all choices.
-        oracle: `oracle(*arrays, **choices)`: naive loops or textbook NumPy in float64.
-        torch: `torch(torch_module, *torch_tensors, **choices)`; None where PyTorch has no such function.
+        calls: draws shapes, size 1 and empty ones among them where legal, values, layouts, and all options.
+        oracle: `oracle(*arrays, **options)`: naive loops or textbook NumPy in float64.
+        torch: `torch(torch_module, *torch_tensors, **options)`; None where PyTorch has no such function.
         differentiable: which inputs; None means every float one.
         ops: how many are applied one after another: so often a narrow number is rounded.
     """
@@ -55,12 +55,12 @@ def combined(parts: Any, cat: Callable[[list[Any]], Any]) -> Any:
     return cat([part.reshape(-1) * (k + 1.0) for k, part in enumerate(parts)])
 
 
-def calls(*inputs: Any, **choices: Any) -> st.SearchStrategy[Call]:
-    """Calls whose inputs and choices are drawn independently; what is no strategy is passed as it is."""
+def calls(*inputs: Any, **options: Any) -> st.SearchStrategy[Call]:
+    """Calls whose inputs and options are drawn independently; what is no strategy is passed as it is."""
 
     def drawn(value: Any) -> st.SearchStrategy[Any]:
         return value if isinstance(value, st.SearchStrategy) else st.just(value)
 
     return st.builds(
-        Call, st.tuples(*map(drawn, inputs)), st.fixed_dictionaries({name: drawn(c) for name, c in choices.items()})
+        Call, st.tuples(*map(drawn, inputs)), st.fixed_dictionaries({name: drawn(c) for name, c in options.items()})
     )

@@ -24,21 +24,21 @@ def convolutions(draw):
     grouped, outputs = draw(st.sampled_from([1, 1, 2])), groups * draw(st.integers(1, 2))
     stride, dilation = (draw(SIDES), draw(SIDES)), (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
-    choices = {"padding": draw(int_or_pair(padding)), "groups": groups}
+    options = {"padding": draw(int_or_pair(padding)), "groups": groups}
     special = draw(st.sampled_from([None, None, "same", "valid", "patches"]))
     if special == "same":
-        choices["padding"], stride = special, (1, 1)
+        options["padding"], stride = special, (1, 1)
     elif special == "valid":
-        choices["padding"], padding = special, (0, 0)
+        options["padding"], padding = special, (0, 0)
     elif special == "patches":
-        choices["padding"], padding, stride, dilation = 0, (0, 0), kernel, (1, 1)
-    choices |= {"stride": draw(int_or_pair(stride)), "dilation": draw(int_or_pair(dilation))}
+        options["padding"], padding, stride, dilation = 0, (0, 0), kernel, (1, 1)
+    options |= {"stride": draw(int_or_pair(stride)), "dilation": draw(int_or_pair(dilation))}
     least = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
     least = [1 if special == "same" else max(1, side) for side in least]
     image = (groups * grouped, least[0] + draw(st.integers(0, 4)), least[1] + draw(st.integers(0, 4)))
     batch = draw(st.sampled_from([(), (0,), (1,), (2,)]))
     bias = draw(st.none() | arrays((outputs,)))
-    return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, grouped, *kernel))), bias), choices)
+    return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, grouped, *kernel))), bias), options)
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
@@ -69,6 +69,6 @@ CASES = [
         F.conv2d,
         convolutions(),
         conv2d,
-        lambda torch, x, weight, bias, **choices: torch.nn.functional.conv2d(x, weight, bias, **choices),
+        lambda torch, x, weight, bias, **options: torch.nn.functional.conv2d(x, weight, bias, **options),
     )
 ]

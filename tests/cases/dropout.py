@@ -11,15 +11,15 @@ from tests.cases.case import Case, calls
 
 
 def seeded(drop):
-    def run(*xs, **choices):
+    def run(*xs, **options):
         minigrad.manual_seed(7)
-        return drop(*xs, **choices)
+        return drop(*xs, **options)
 
     return run
 
 
 def times_what_is_left_of_ones(drop):
-    return lambda x, **choices: x * seeded(drop)(Tensor(np.ones(x.shape)), **choices).data
+    return lambda x, **options: x * seeded(drop)(Tensor(np.ones(x.shape)), **options).data
 
 
 def case(drop, shape):

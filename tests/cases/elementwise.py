@@ -99,7 +99,7 @@ CASES = [
         )
         | calls(arrays(SMALL, gap=GAP), max=st.sampled_from([-GAP, 5 * GAP])),
         oracle=lambda x, **bounds: np.clip(x, bounds.get("min"), bounds.get("max")),
-        torch=lambda torch, x, **choices: torch.clamp(x, **choices),
+        torch=lambda torch, x, **options: torch.clamp(x, **options),
     ),
     unary("neg", np.negative),
     unary("exp", np.exp),

@@ -26,18 +26,18 @@ def resizes(draw):
     antialias to a width of 1, and an axis that keeps its size under a scale other than 1.
     """
     mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic"]))
-    choices = {"mode": mode}
+    options = {"mode": mode}
     if mode not in NEAREST:
-        choices |= {"align_corners": draw(st.sampled_from([None, False, True])), "antialias": draw(st.booleans())}
+        options |= {"align_corners": draw(st.sampled_from([None, False, True])), "antialias": draw(st.booleans())}
     x = draw(arrays((draw(st.integers(0, 2)), draw(st.integers(1, 2)), draw(SIDES), draw(SIDES))))
-    least = (1, 2 if choices.get("antialias") else 1)
+    least = (1, 2 if options.get("antialias") else 1)
     if draw(st.booleans()):
-        choices["size"] = tuple(draw(st.integers(out, 9)) for out in least)
+        options["size"] = tuple(draw(st.integers(out, 9)) for out in least)
     else:
         factors = tuple(draw(scales(*sides)) for sides in zip(x.shape[2:], least, strict=True))
-        choices["scale_factor"] = draw(st.sampled_from([factors, factors[0]])) if factors[0] == factors[1] else factors
-        choices["recompute_scale_factor"] = draw(st.sampled_from([None, False, True]))
-    return Call((x,), choices)
+        options["scale_factor"] = draw(st.sampled_from([factors, factors[0]])) if factors[0] == factors[1] else factors
+        options["recompute_scale_factor"] = draw(st.sampled_from([None, False, True]))
+    return Call((x,), options)
 
 
 def interpolate(
@@ -74,7 +74,7 @@ def mixtures(size, out, scale, mode, align_corners, antialias):
     if mode == "nearest-exact":
         return [[(min(floor((r + 0.5) * step), size - 1), 1)] for r in range(out)]
     if antialias:
-        return [widened(step * (r + 0.5), max(step, 1), size, mode) for r in range(out)]
+        return [upcast(step * (r + 0.5), max(step, 1), size, mode) for r in range(out)]
     return [taps(step * r if align_corners else step * (r + 0.5) - 0.5, size, mode) for r in range(out)]
 
 
@@ -88,7 +88,7 @@ def taps(source, size, mode):
     return [(min(max(j, 0), size - 1), weight) for j, weight in weights.items()]
 
 
-def widened(centre, width, size, mode):
+def upcast(centre, width, size, mode):
     """All pixels under a filter `width` times as wide as usual, their weights made to sum to 1."""
     distances = [(j + 0.5 - centre) / width for j in range(size)]
     weights = [max(0, 1 - abs(t)) if mode == "bilinear" else cubic(t, -0.5) for t in distances]
@@ -108,6 +108,6 @@ CASES = [
         F.interpolate,
         resizes(),
         interpolate,
-        lambda torch, x, **choices: torch.nn.functional.interpolate(x, **choices),
+        lambda torch, x, **options: torch.nn.functional.interpolate(x, **options),
     )
 ]

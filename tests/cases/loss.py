@@ -17,25 +17,25 @@ def classifications(draw, probabilities):
     """Logits (C,), (N, C) or (N, C, ...); targets by index or as probabilities."""
     C, one = draw(st.integers(1, 4)), draw(st.booleans())
     N, places = draw(st.integers(0, 3)), draw(shapes(max_dims=2, min_side=1, max_side=3))
-    choices = {}
+    options = {}
     if draw(st.booleans()):
-        choices["reduction"] = draw(st.sampled_from(REDUCTIONS))
-    if choices.get("reduction", "mean") == "mean":
+        options["reduction"] = draw(st.sampled_from(REDUCTIONS))
+    if options.get("reduction", "mean") == "mean":
         N = max(N, 1)  # of nothing there is no mean
     if draw(st.booleans()):
-        choices["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
+        options["label_smoothing"] = draw(st.sampled_from([0.0, 0.1, 1.0]))
     x = draw(arrays((C,) if one else (N, C, *places), low=-5, high=5))
     weight = draw(arrays((C,), low=0.5)) if draw(st.booleans()) else None
     if probabilities:
-        return Call((x, draw(arrays(x.shape, low=0)), weight), choices)
+        return Call((x, draw(arrays(x.shape, low=0)), weight), options)
     target = draw(arrays(() if one else (N, *places), dtype=np.int64, low=0, high=C))
     if draw(st.booleans()):
-        choices["ignore_index"] = ignored = draw(st.sampled_from([-100, -1, 0]))
+        options["ignore_index"] = ignored = draw(st.sampled_from([-100, -1, 0]))
         target = np.where(np.arange(target.size).reshape(target.shape) % 3 == 1, ignored, target)
         if target.size and (target == ignored).all():
-            choices["ignore_index"] = C  # a class that none names
+            options["ignore_index"] = C  # a class that none names
             target = np.zeros_like(target)
-    return Call((x, target, weight), choices)
+    return Call((x, target, weight), options)
 
 
 def cross_entropy(x, target, weight, ignore_index=-100, reduction="mean", label_smoothing=0.0):
@@ -71,7 +71,7 @@ def mse_loss(x, target, reduction="mean"):
 
 
 def in_torch(name):
-    return lambda torch, *xs, **choices: getattr(torch.nn.functional, name)(*xs, **choices)
+    return lambda torch, *xs, **options: getattr(torch.nn.functional, name)(*xs, **options)
 
 
 CASES = [

@@ -54,8 +54,8 @@ def batches(draw, training):
     running_mean = draw(arrays((C,))) if running else None
     running_var = draw(arrays((C,), low=0.5)) if running else None
     x = draw(spread((N, C, *places)))
-    choices = {"training": training, **draw(EPS)} if training else draw(EPS)
-    return Call((x, running_mean, running_var, maybe(draw, (C,)), maybe(draw, (C,))), choices)
+    options = {"training": training, **draw(EPS)} if training else draw(EPS)
+    return Call((x, running_mean, running_var, maybe(draw, (C,)), maybe(draw, (C,))), options)
 
 
 @st.composite
@@ -109,15 +109,15 @@ def standardize_weight(weight, eps=1e-8):
     return np.array([normalized(one, eps) for one in weight]).reshape(weight.shape)
 
 
-def batch_norm_on_copies(x, running_mean, running_var, *affine, **choices):
+def batch_norm_on_copies(x, running_mean, running_var, *affine, **options):
     """The running statistics are moved in place, which these tests would call a defect: they get copies."""
     running = [None if r is None else Tensor(r.data.copy()) for r in (running_mean, running_var)]
-    return F.batch_norm(x, *running, *affine, **choices)
+    return F.batch_norm(x, *running, *affine, **options)
 
 
-def batch_norm_in_torch(torch, x, running_mean, running_var, *affine, **choices):
+def batch_norm_in_torch(torch, x, running_mean, running_var, *affine, **options):
     running = [None if r is None else r.clone() for r in (running_mean, running_var)]
-    return torch.nn.functional.batch_norm(x, *running, *affine, **choices)
+    return torch.nn.functional.batch_norm(x, *running, *affine, **options)
 
 
 def group_norm_in_torch(torch, x, weight, bias, num_groups, **eps):

@@ -24,11 +24,11 @@ def poolings(draw, *, gap=0.0, max_dilation=1, **more):
     # A window must fit, and (with dilation) must not step over all of a tiny image.
     least = [max(d, (k - 1) * d + 1 - 2 * p) for k, d, p in zip(kernel, dilation, padding, strict=True)]
     image = tuple(side + draw(st.integers(0, 4)) for side in least)
-    choices = {"kernel_size": draw(int_or_pair(kernel)), "stride": stride, "padding": draw(int_or_pair(padding))}
-    choices |= {"ceil_mode": draw(st.booleans())} | {name: draw(choice) for name, choice in more.items()}
+    options = {"kernel_size": draw(int_or_pair(kernel)), "stride": stride, "padding": draw(int_or_pair(padding))}
+    options |= {"ceil_mode": draw(st.booleans())} | {name: draw(choice) for name, choice in more.items()}
     if dilation != (1, 1):
-        choices["dilation"] = draw(int_or_pair(dilation))
-    return Call((draw(arrays((*draw(BATCHES), draw(SIDES), *image), gap=gap)),), choices)
+        options["dilation"] = draw(int_or_pair(dilation))
+    return Call((draw(arrays((*draw(BATCHES), draw(SIDES), *image), gap=gap)),), options)
 
 
 @st.composite
@@ -59,15 +59,15 @@ def positions(size, kernel, stride, padding, dilation, ceil_mode):
     return [[start + k * dilation for k in range(kernel) if start + k * dilation < size + padding] for start in starts]
 
 
-def max_pool2d(x, **choices):
-    return pooled(x, fold=lambda pixels, _: max(pixels), **choices)
+def max_pool2d(x, **options):
+    return pooled(x, fold=lambda pixels, _: max(pixels), **options)
 
 
-def avg_pool2d(x, count_include_pad, divisor_override, **choices):
+def avg_pool2d(x, count_include_pad, divisor_override, **options):
     def mean(pixels, count):
         return sum(pixels) / (divisor_override or (count if count_include_pad else len(pixels)))
 
-    return pooled(x, fold=mean, **choices)
+    return pooled(x, fold=mean, **options)
 
 
 def adaptive_avg_pool2d(x, output_size):
@@ -82,7 +82,7 @@ def adaptive_avg_pool2d(x, output_size):
 
 
 def in_torch(name):
-    return lambda torch, x, **choices: getattr(torch.nn.functional, name)(x, **choices)
+    return lambda torch, x, **options: getattr(torch.nn.functional, name)(x, **options)
 
 
 CASES = [

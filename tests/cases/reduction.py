@@ -20,9 +20,9 @@ def reductions(draw, *, gap=0.0, least=0, max_side=4, dim_needed=False, **more):
     dim = draw(axes(len(shape)).filter(lambda dim: dim is not None or not dim_needed))
     for axis in range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim:
         shape[axis] = max(shape[axis], least)
-    choices = {"dim": dim, "keepdim": draw(st.booleans())}
-    choices |= {name: draw(choice) for name, choice in more.items()}
-    return Call((draw(arrays(tuple(shape), gap=gap)),), choices)
+    options = {"dim": dim, "keepdim": draw(st.booleans())}
+    options |= {name: draw(choice) for name, choice in more.items()}
+    return Call((draw(arrays(tuple(shape), gap=gap)),), options)
 
 
 @st.composite
@@ -32,13 +32,13 @@ def cumulations(draw):
     return Call((x,), {"dim": draw(st.integers(-size, size - 1))})
 
 
-def folded(fold, x, dim, keepdim, **choices):
+def folded(fold, x, dim, keepdim, **options):
     """`fold` applied to the list of numbers that share a place on the axes which stay."""
     gone = set(range(x.ndim)) if dim is None else {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
     y = np.empty([1 if axis in gone else size for axis, size in enumerate(x.shape)])
     for place in np.ndindex(y.shape):
         y[place] = fold(
-            x[tuple(slice(None) if a in gone else i for a, i in enumerate(place))].ravel().tolist(), **choices
+            x[tuple(slice(None) if a in gone else i for a, i in enumerate(place))].ravel().tolist(), **options
         )
     return y if keepdim else y.reshape([size for axis, size in enumerate(x.shape) if axis not in gone])
 
@@ -73,8 +73,8 @@ def torch_extremum(name, torch, x, dim, keepdim):
     return getattr(torch, name)(x, () if dim is None else dim, keepdim)
 
 
-def same_in_torch(name, torch, x, **choices):
-    return getattr(torch, name)(x, **choices)
+def same_in_torch(name, torch, x, **options):
+    return getattr(torch, name)(x, **options)
 
 
 def reduction(name, fold, calls, in_torch=None):

@@ -46,7 +46,7 @@ CASES = [
     Case(name="residual", run=seeded(F.residual), calls=sums(), oracle=residual, torch=None, ops=2),
     Case(
         name="residual_layer_norm",
-        run=lambda *xs, **choices: combined(seeded(F.residual_layer_norm)(*xs, **choices), minigrad.cat),
+        run=lambda *xs, **options: combined(seeded(F.residual_layer_norm)(*xs, **options), minigrad.cat),
         calls=normed(),
         oracle=residual_layer_norm,
         torch=None,

@@ -298,8 +298,8 @@ def shifted(*shape):
 def test_unsupported_arguments_are_declined(arrays, mask, options):
     options = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0, **options}
     with emulated():
-        assert attention.ScaledDotProductAttention.takes(*qkv((2,), 3, 4, 8, 12), None, **{**options, **PLAIN})
-        assert not attention.ScaledDotProductAttention.takes(*arrays, mask, **options)
+        assert attention.ScaledDotProductAttention.supports(*qkv((2,), 3, 4, 8, 12), None, **{**options, **PLAIN})
+        assert not attention.ScaledDotProductAttention.supports(*arrays, mask, **options)
 
 
 PLAIN = {"is_causal": False, "dropout_p": 0.0}
@@ -313,10 +313,10 @@ def test_arrays_of_another_device_are_declined():
     mask = np.zeros((3, 4), np.float32)
     with use_device(CpuDevice(array=Elsewhere)):
         arrays, mask = [x.view(Elsewhere) for x in arrays], mask.view(Elsewhere)
-        assert attention.ScaledDotProductAttention.takes(*arrays, mask, scale=1.0, **PLAIN)
+        assert attention.ScaledDotProductAttention.supports(*arrays, mask, scale=1.0, **PLAIN)
         for i in range(4):
             some = [np.asarray(x) if i == j else x for j, x in enumerate((*arrays, mask))]
-            assert not attention.ScaledDotProductAttention.takes(*some, scale=1.0, **PLAIN)
+            assert not attention.ScaledDotProductAttention.supports(*some, scale=1.0, **PLAIN)
 
 
 @pytest.mark.parametrize(("size", "N"), [(227 << 10, 256), (163 << 10, 197), (99 << 10, 112)])
@@ -324,5 +324,5 @@ def test_length_is_limited_by_shared_memory(size, N):
     """The shared memory of a block on GPUs of compute capability 9.0, 8.0 and 8.9, with E = V = 64."""
     with emulated(), patch.dict(attention._most_shared, cpu=size):
         arrays = lambda N: qkv((1,), N, N, 64, 64)  # noqa: E731
-        fits = lambda N: attention.ScaledDotProductAttention.takes(*arrays(N), None, scale=1.0, **PLAIN)  # noqa: E731
+        fits = lambda N: attention.ScaledDotProductAttention.supports(*arrays(N), None, scale=1.0, **PLAIN)  # noqa: E731
         assert fits(N) and not fits(N + 60)

@@ -22,7 +22,7 @@ from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend import Array
 from minigrad.backend.cublas import pointer
-from minigrad.backend.dtypes import as_dtype, is_narrow
+from minigrad.backend.dtypes import as_dtype, is_half
 from minigrad.kernels.cuda import conv
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.conv import Conv2d
@@ -56,7 +56,7 @@ def outcome(x, weight, bias, grad_y, wanted=(True, True, True), **options):
     for parameter, want in zip((weight, bias), wanted[1:], strict=True):
         if parameter is not None:
             inputs.append(Tensor(parameter.astype(np.promote_types(x.dtype, np.float32)), requires_grad=want))
-    with minigrad.autocast(x.dtype) if is_narrow(x.dtype) else nullcontext():
+    with minigrad.autocast(x.dtype) if is_half(x.dtype) else nullcontext():
         y = F.conv2d(*inputs, **options)
     y.backward(Tensor(grad_y))
     return type(y.grad_fn), [y.numpy(), *(a.grad.numpy() for a in inputs if a.requires_grad)]
@@ -74,7 +74,7 @@ def assert_matches_reference(
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
         kind, found = outcome(x, weight, bias, grad_y, wanted, **options)
     assert kind is conv.Conv2d
-    u = 2.0 ** -DIGITS[x.dtype.name] if is_narrow(x.dtype) else 0
+    u = 2.0 ** -DIGITS[x.dtype.name] if is_half(x.dtype) else 0
     rounded = [u * abs(theirs) for theirs in expected[: 1 + wanted[0]]] + [0] * 3
     if wanted[0] and "fold" in names(recorder.launches):
         _, (_, columns) = outcome(*map(abs, exact[:2]), None, abs(grad_y).astype(np.float64), (1, 0, 0), **options)

@@ -39,7 +39,7 @@ def outcome(arrays, wanted, groups, eps=1e-5):
 
 
 def expected(arrays, *rest):
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         return outcome([None if x is None else x.astype(np.float64) for x in arrays], *rest)[1]
 
 
@@ -110,7 +110,7 @@ def test_unaligned_images_give_the_same_result(shift, pack, which):
     assert x.shape == shape
     results, recorder = [], Recorder()
     for dtype in (np.float32, np.float64):
-        with emulated() if dtype == np.float32 else minigrad.without_twins() as device:
+        with emulated() if dtype == np.float32 else minigrad.without_fast_paths() as device:
             recorder.device = device
             with use_device(recorder):
                 t = Tensor(x.astype(dtype, copy=False), requires_grad=True)
@@ -133,7 +133,7 @@ def test_output_and_gradient_keep_the_memory_order():
 def test_gradient_of_any_memory_layout():
     both = []
     for dtype in (np.float32, np.float64):
-        with emulated() if dtype == np.float32 else minigrad.without_twins():
+        with emulated() if dtype == np.float32 else minigrad.without_fast_paths():
             x, weight = (Tensor(a.astype(dtype), requires_grad=True) for a in (images(0, 2, 8, 3, 5), drawn(1, 8)))
             y = F.group_norm(x, 2, weight)
             (y * Tensor(drawn(2, *y.shape).astype(dtype))).sum().backward()

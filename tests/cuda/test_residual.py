@@ -47,7 +47,7 @@ def assert_matches_reference(x, branch, scale=None, p=0.0, wanted=(True, True, T
     exact = [None if a is None else a.astype(np.float64) for a in (x, branch, scale)]
     tensors = [None if a is None else Tensor(a, requires_grad=w) for a, w in zip(exact, wanted, strict=True)]
     minigrad.manual_seed(3)
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         s = F.residual(*tensors, drop_path=p)
         assert type(s.grad_fn) is Residual
         s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(np.float64)))
@@ -146,8 +146,8 @@ def test_plain_residual_launches_nothing_backward():
 )
 def test_unsupported_arguments_are_declined(arrays):
     with emulated():
-        assert residual.Residual.takes(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
-        assert not residual.Residual.takes(*arrays, p=0.0)
+        assert residual.Residual.supports(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
+        assert not residual.Residual.supports(*arrays, p=0.0)
 
 
 # Residual connection and LayerNorm in one pass ------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, 
     if used == (True, False) and not any(wanted[:2]):
         return  # s depends on x and the branch alone
     arrays = drawn(0, N, L, C, dtype=dtype), drawn(1, N, L, C, dtype=dtype), drawn(2, C), drawn(3, C)
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         kind, expected = normed([a.astype(np.float64) for a in arrays], p, wanted, used)
     assert type(kind) is ResidualLayerNorm
     with emulated(order):
@@ -198,7 +198,7 @@ def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
     """Outputs and gradients of the fused kernels."""
     minigrad.manual_seed(3)
     op = norm.ResidualLayerNorm()
-    assert op.takes(*arrays, p=p, eps=1e-5)
+    assert op.supports(*arrays, p=p, eps=1e-5)
     op.needs_input_grad = wanted
     outputs = op.forward(*arrays, p=p, eps=1e-5)
     return [*outputs, *op.backward(list(grads))]
@@ -327,4 +327,4 @@ def test_unused_y_passes_the_gradient_of_s(dtype):
 )
 def test_unsupported_arguments_take_two_passes(arrays):
     with emulated():
-        assert not norm.ResidualLayerNorm.takes(*arrays, p=0.0, eps=1e-5)
+        assert not norm.ResidualLayerNorm.supports(*arrays, p=0.0, eps=1e-5)

@@ -56,7 +56,7 @@ def assert_rounds_once(run, arrays, grad_y, pack, order):
         found = outcome(run, arrays, grad_y)
     kernels = [launch.kernel for launch in recorder.launches if launch.kernel.name != "sum_rows"]
     assert len(kernels) == 2 and all(dict(kernel.constants)["PACK"] == pack for kernel in kernels)
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         exact = outcome(run, [a.astype(np.float64) for a in arrays], grad_y.astype(np.float64))
     assert [a.dtype for a in found] == [grad_y.dtype, *(a.dtype for a in arrays)]
     for ours, theirs in zip(found, exact, strict=True):
@@ -114,7 +114,7 @@ def test_residual_layer_norm_rounds_once(dtype, N, L, width, p, offset, s_is_use
     wide = [a.astype(np.float64) for a in (x, branch, weight, bias, grad_s, grad_y)]
     m = (minigrad.manual_seed(seed).uniform((N, 1, 1)) >= p) / (1 - p) if p else 1.0
     assert beyond_rounding(s, wide[0] + m * wide[1]) <= 1e-5
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         inputs = s.astype(np.float64), wide[2], wide[3]
         exact_y, exact, *exact_params = outcome(lambda s, *params: F.layer_norm(s, C, *params), inputs, wide[5])
     exact = exact + wide[4] if s_is_used else exact

@@ -1,6 +1,6 @@
 """PyTorch's answers, recorded, so that a machine without PyTorch can compare with them.
 
-`calls.json` has a list of calls: the case, the choices, and the shapes and dtypes of the arrays; `values.npz` has all
+`calls.json` has a list of calls: the case, the options, and the shapes and dtypes of the arrays; `values.npz` has all
 the arrays' numbers, one behind the other, as one float64 array. `python -m tests.goldens.record` writes both.
 """
 
@@ -33,8 +33,8 @@ def save(goldens: list[Golden]) -> None:
         arrays = [*golden.call.inputs, golden.grad_output, *golden.answers]
         kinds = [None if x is None else [x.dtype.str, *x.shape] for x in arrays]
         values += [x.astype(np.float64).ravel() for x in arrays if x is not None]
-        choices = {name: _encoded(choice) for name, choice in golden.call.choices.items()}
-        table.append({"case": golden.case, "choices": choices, "inputs": len(golden.call.inputs), "arrays": kinds})
+        options = {name: _encoded(choice) for name, choice in golden.call.options.items()}
+        table.append({"case": golden.case, "options": options, "inputs": len(golden.call.inputs), "arrays": kinds})
     _CALLS.write_text("[\n" + ",\n".join(map(json.dumps, table)) + "\n]\n")
     np.savez_compressed(_VALUES, values=np.concatenate(values))
 
@@ -53,8 +53,8 @@ def load() -> list[Golden]:
             arrays.append(values[start:stop].reshape(shape).astype(dtype))
             start = stop
         inputs, (grad_output, *answers) = arrays[: entry["inputs"]], arrays[entry["inputs"] :]
-        choices = {name: _decoded(choice) for name, choice in entry["choices"].items()}
-        goldens.append(Golden(entry["case"], Call(tuple(inputs), choices), grad_output, answers))
+        options = {name: _decoded(choice) for name, choice in entry["options"].items()}
+        goldens.append(Golden(entry["case"], Call(tuple(inputs), options), grad_output, answers))
     return goldens
 
 

@@ -25,7 +25,7 @@ def drawn_calls(case: Case) -> list[Call]:
     @DRAWN
     @given(case.calls)
     def collect(call: Call) -> None:
-        found.append(Call(tuple(map(rounded, call.inputs)), call.choices))
+        found.append(Call(tuple(map(rounded, call.inputs)), call.options))
 
     collect()
     return found
@@ -46,12 +46,12 @@ def golden(case: Case, call: Call) -> Golden:
 
 
 def chosen(case: Case) -> list[Golden]:
-    """The largest calls that are not too large, of as many kinds as there are: other choices, or inputs left out."""
+    """The largest calls that are not too large, of as many kinds as there are: other options, or inputs left out."""
     calls = {}
     for call in drawn_calls(case):
         numbers = [outcome(case, call, grad_output)[0].size, *(call.inputs[i].size for i in case.wanted(call))]
         if min(numbers) and sum(numbers) <= MOST_NUMBERS:
-            kind = str(sorted(call.choices)) + str([x is None or x.dtype.kind for x in call.inputs])
+            kind = str(sorted(call.options)) + str([x is None or x.dtype.kind for x in call.inputs])
             calls.setdefault(kind, []).append((sum(numbers), len(calls), call))
     ranked = [sorted(same, key=lambda entry: entry[:2]) for same in calls.values()]
     kept = []

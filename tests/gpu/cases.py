@@ -134,18 +134,18 @@ CASES = [
 ]  # fmt: skip
 
 # What a number may be away from itself, 2⁻⁸ of it in bfloat16 and 2⁻¹¹ in float16, twice, and what sums add.
-NARROW = {"bfloat16": 1e-2, "float16": 1.5e-3}
+HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
 ALSO_NARROW = {
     "layer_norm, ViT-B b128", "residual + layer_norm, ViT-B b128", "gelu, ViT CIFAR b512", "relu", "group_norm",
 }  # fmt: skip
 CASES += [
     case._replace(name=f"{case.name}, {dtype}", limit=limit, dtype=dtype)
-    for dtype, limit in NARROW.items()
+    for dtype, limit in HALF.items()
     for case in CASES
     if case.name in ALSO_NARROW
 ]
 CASES += [
-    Case(f"{name}, bfloat16", run, shapes, small, NARROW["bfloat16"], images=shapes[0][1] > 3, dtype="bfloat16")
+    Case(f"{name}, bfloat16", run, shapes, small, HALF["bfloat16"], images=shapes[0][1] > 3, dtype="bfloat16")
     for name, run, shapes, small in [
         ("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7))),
         ("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7))),
@@ -155,7 +155,7 @@ CASES += [
     ]
 ]  # fmt: skip
 CASES += [
-    Case(f"{name}, bfloat16", run, shapes, small, NARROW["bfloat16"], dtype="bfloat16", activations=activations)
+    Case(f"{name}, bfloat16", run, shapes, small, HALF["bfloat16"], dtype="bfloat16", activations=activations)
     for name, run, shapes, small, activations in [
         ("attention, ViT CIFAR b512", attention, ((512, 3, 65, 64),) * 3, ((2, 3, 65, 64),) * 3, 3),
         ("attention, ViT-B b128", attention, ((128, 12, 197, 64),) * 3, ((1, 2, 197, 64),) * 3, 3),

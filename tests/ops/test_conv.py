@@ -16,10 +16,10 @@ def draw(*shape):
     return RANDOM.standard_normal(shape)
 
 
-def run(x, weight, bias=None, **choices):
+def run(x, weight, bias=None, **options):
     """The output and the gradients of x and weight, for a fixed upstream gradient."""
     x, weight = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
-    y = F.conv2d(x, weight, bias, **choices)
+    y = F.conv2d(x, weight, bias, **options)
     y.backward(Tensor(np.cos(np.arange(y.numpy().size)).reshape(y.shape)))
     return y.numpy(), x.grad.numpy(), weight.grad.numpy()
 
@@ -123,7 +123,7 @@ def test_unwanted_gradients_are_not_computed():
 
 
 @pytest.mark.parametrize(
-    ("x", "weight", "bias", "choices", "error", "message"),
+    ("x", "weight", "bias", "options", "error", "message"),
     [
         ((4, 4), (1, 1, 3, 3), None, {}, ValueError, "4-D"),
         ((1, 3, 4, 4), (8, 3, 3), None, {}, ValueError, r"weight must be \(O, C / groups, KH, KW\)"),
@@ -145,9 +145,9 @@ def test_unwanted_gradients_are_not_computed():
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": "same", "stride": 2}, ValueError, "needs stride 1"),
     ],
 )
-def test_errors_teach(x, weight, bias, choices, error, message):
+def test_errors_teach(x, weight, bias, options, error, message):
     with pytest.raises(error, match=message):
-        F.conv2d(Tensor(draw(*x)), Tensor(draw(*weight)), None if bias is None else Tensor(draw(*bias)), **choices)
+        F.conv2d(Tensor(draw(*x)), Tensor(draw(*weight)), None if bias is None else Tensor(draw(*bias)), **options)
 
 
 def test_integers_are_refused():

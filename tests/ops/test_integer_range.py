@@ -107,9 +107,9 @@ def test_a_range_wraps():
 def test_labels_of_any_integer_type(kind, smoothing, device):
     x = Tensor(np.random.default_rng(0).standard_normal((4, 200)).astype(np.float32), device=device)
 
-    def loss(kind, labels, **choices):
+    def loss(kind, labels, **options):
         labels = Tensor(np.array(labels).astype(kind), device=device)
-        return F.cross_entropy(x, labels, label_smoothing=smoothing, **choices).item()
+        return F.cross_entropy(x, labels, label_smoothing=smoothing, **options).item()
 
     assert loss(kind, [0, 127, 5, 9]) == loss(np.int64, [0, 127, 5, 9])
     assert loss(kind, [0, 127, 5, 9], ignore_index=127) == loss(np.int64, [0, -100, 5, 9])

@@ -69,8 +69,8 @@ def test_antialias_to_a_width_of_one(mode):
 def test_one_aligned_pixel_is_the_first(mode, antialias):
     """One pixel has no second corner to align: the step is 0."""
     w = matrix(5, 1, mode, align_corners=True, antialias=antialias)
-    choices = {"mode": mode, "align_corners": True, "antialias": antialias}
-    np.testing.assert_allclose(w, interpolate(np.eye(5)[None, None], size=(1, 5), **choices)[0, 0], atol=1e-14)
+    options = {"mode": mode, "align_corners": True, "antialias": antialias}
+    np.testing.assert_allclose(w, interpolate(np.eye(5)[None, None], size=(1, 5), **options)[0, 0], atol=1e-14)
     assert w.argmax() == 0
 
 
@@ -98,9 +98,9 @@ def test_position_embeddings_of_a_vit():
     """A 14 × 14 grid to 24 × 24 and back keeps a smooth image."""
     grid = np.linspace(-1, 1, 14)
     x = np.sin(grid)[:, None] * np.cos(grid)
-    choices = {"mode": "bicubic", "antialias": True}
-    there = F.interpolate(Tensor(x[None, None]), size=(24, 24), **choices)
-    back = F.interpolate(there, size=(14, 14), **choices).numpy()[0, 0]
+    options = {"mode": "bicubic", "antialias": True}
+    there = F.interpolate(Tensor(x[None, None]), size=(24, 24), **options)
+    back = F.interpolate(there, size=(14, 14), **options).numpy()[0, 0]
     assert abs(back - x).max() < 0.02
 
 
@@ -108,14 +108,14 @@ def test_position_embeddings_of_a_vit():
 @pytest.mark.parametrize(("mode", "antialias"), [*((mode, False) for mode in MODES), *((m, True) for m in MODES[2:])])
 def test_what_is_not_finite_stays_where_it_is_used(mode, antialias, size):
     """Forward and backward: elsewhere all is as if it was not there."""
-    choices = {"size": size, "mode": mode, "antialias": antialias}
+    options = {"size": size, "mode": mode, "antialias": antialias}
     rng = np.random.default_rng(0)
     x, grad_y = rng.standard_normal((1, 2, 8, 8)), rng.standard_normal((1, 2, *size))
     R, C = (abs(matrix(8, out, mode, antialias=antialias)) > 0 for out in size)
 
     def run(x, grad_y):
         x = Tensor(x, requires_grad=True)
-        y = F.interpolate(x, **choices)
+        y = F.interpolate(x, **options)
         y.backward(Tensor(grad_y))
         return y.numpy(), x.grad.numpy()
 
@@ -154,7 +154,7 @@ def test_only_the_matrices_are_saved():
 
 
 @pytest.mark.parametrize(
-    ("shape", "choices", "error", "message"),
+    ("shape", "options", "error", "message"),
     [
         ((1, 4, 4), {"size": 2}, ValueError, "4-D"),
         ((1, 1, 0, 4), {"size": 2}, ValueError, "only the batch may be empty"),
@@ -164,9 +164,9 @@ def test_only_the_matrices_are_saved():
         ((1, 1, 4, 4), {"size": 2, "mode": "nearest-exact", "antialias": True}, ValueError, "antialias is for"),
     ],
 )
-def test_errors_teach(shape, choices, error, message):
+def test_errors_teach(shape, options, error, message):
     with pytest.raises(error, match=message):
-        F.interpolate(Tensor(np.zeros(shape)), **choices)
+        F.interpolate(Tensor(np.zeros(shape)), **options)
 
 
 def test_scales_are_positive():

@@ -11,8 +11,8 @@ INF = np.inf
 X = Tensor(np.zeros((2, 3)))
 
 
-def entropy(target, **choices):
-    return lambda x: F.cross_entropy(x, Tensor(np.array(target)), **choices)
+def entropy(target, **options):
+    return lambda x: F.cross_entropy(x, Tensor(np.array(target)), **options)
 
 
 def test_large_logits_do_not_overflow():

@@ -10,14 +10,14 @@ from minigrad.ops.pool import MaxPool2d
 NAN, INF = np.nan, np.inf
 
 
-def image(rows, **choices):
-    return Tensor(np.array(rows, dtype=np.float64)[None, None], **choices)
+def image(rows, **options):
+    return Tensor(np.array(rows, dtype=np.float64)[None, None], **options)
 
 
-def max_pool(rows, *args, **choices):
+def max_pool(rows, *args, **options):
     """The output, and the gradient when each output has gradient 1, of one image."""
     x = image(rows, requires_grad=True)
-    y = F.max_pool2d(x, *args, **choices)
+    y = F.max_pool2d(x, *args, **options)
     y.sum().backward()
     return y.numpy()[0, 0], x.grad.numpy()[0, 0]
 
@@ -95,10 +95,10 @@ def test_how_many_windows_there_are(size, kernel, stride, padding, floor, ceil):
 
 def test_what_a_mean_is_divided_by():
     x = Tensor(np.ones((1, 1, 1, 3)))
-    choices = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 1)}
+    options = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 1)}
 
     def mean(**more):
-        return F.avg_pool2d(x, **choices, **more).numpy().ravel()
+        return F.avg_pool2d(x, **options, **more).numpy().ravel()
 
     np.testing.assert_allclose(mean(), [2 / 3, 2 / 3])
     np.testing.assert_allclose(mean(count_include_pad=False), [1, 1])
@@ -121,7 +121,7 @@ def test_adaptive_windows_do_not_spread_what_they_do_not_see():
 
 @pytest.mark.parametrize("pool", [F.max_pool2d, F.avg_pool2d])
 @pytest.mark.parametrize(
-    ("shape", "choices", "error", "message"),
+    ("shape", "options", "error", "message"),
     [
         ((4, 4), {"kernel_size": 2}, ValueError, "4-D"),
         ((1, 0, 4, 4), {"kernel_size": 2}, ValueError, "only the batch may be empty"),
@@ -133,9 +133,9 @@ def test_adaptive_windows_do_not_spread_what_they_do_not_see():
         ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, more than .* \(4, 4\)"),
     ],
 )
-def test_errors_teach(pool, shape, choices, error, message):
+def test_errors_teach(pool, shape, options, error, message):
     with pytest.raises(error, match=message):
-        pool(Tensor(np.zeros(shape)), **choices)
+        pool(Tensor(np.zeros(shape)), **options)
 
 
 def test_more_errors():

@@ -46,7 +46,7 @@ def cotangent(y):
 def gradients(case, call, device, dtype=np.float64, wanted=()):
     """The output and the gradients of the inputs numbered in `wanted`, the contract watched on the way."""
     tensors = tensors_of(call, device, dtype, wanted)
-    y = case.run(*tensors, **call.choices)
+    y = case.run(*tensors, **call.options)
     watch(y, *(t.data for t in tensors if t is not None))
     y.backward(cotangent(y))
     return y, [tensors[i].grad.data for i in wanted]
@@ -57,10 +57,10 @@ def gradients(case, call, device, dtype=np.float64, wanted=()):
 def test_forward_equals_oracle(case, device, data):
     call = data.draw(case.calls)
     originals = [None if x is None else x.copy() for x in call.inputs]
-    y = case.run(*tensors_of(call, device), **call.choices)
+    y = case.run(*tensors_of(call, device), **call.options)
     for x, original in zip(call.inputs, originals, strict=True):
         np.testing.assert_array_equal(x, original, err_msg="forward wrote into an input")
-    assert_near(y.data, case.oracle(*originals, **call.choices), 1e-12)
+    assert_near(y.data, case.oracle(*originals, **call.options), 1e-12)
 
 
 @every_case
@@ -68,7 +68,7 @@ def test_forward_equals_oracle(case, device, data):
 def test_gradcheck(case, device, data):
     call = data.draw(case.calls)
     arrays = [None if x is None else to_device(x, device) for x in call.inputs]
-    gradcheck(case.run, *arrays, wrt=case.wanted(call), **call.choices)
+    gradcheck(case.run, *arrays, wrt=case.wanted(call), **call.options)
 
 
 @every_case
@@ -85,7 +85,7 @@ def test_dtype_is_kept(case, device, data):
         assert gradient.dtype == np.float32
         assert_near(gradient, to_device(expected, "cpu"), 1e-3)
     with np.errstate(all="ignore"), no_grad():  # float16 overflows early; here only the dtype matters
-        assert case.run(*tensors_of(call, device, np.float16), **call.choices).dtype == np.float16
+        assert case.run(*tensors_of(call, device, np.float16), **call.options).dtype == np.float16
 
 
 @every_case
@@ -95,7 +95,7 @@ def test_bfloat16(case, device, data):
     call = data.draw(case.calls)
     wanted = case.wanted(call)
     kept = [x if x is None or x.dtype.kind != "f" else x.astype(BFLOAT16).astype(np.float64) for x in call.inputs]
-    exact, exact_gradients = gradients(case, type(call)(tuple(kept), call.choices), device, np.float64, wanted)
+    exact, exact_gradients = gradients(case, type(call)(tuple(kept), call.options), device, np.float64, wanted)
     y, found = gradients(case, call, device, BFLOAT16, wanted)
     assert y.dtype == BFLOAT16
     assert_near(y.data, to_device(exact.data, "cpu"), case.ops * 2**-8)
@@ -108,7 +108,7 @@ def test_bfloat16(case, device, data):
 @given(data=st.data())
 def test_layout_does_not_matter(case, device, data):
     call = data.draw(case.calls)
-    plain = type(call)(tuple(None if x is None else x.copy() for x in call.inputs), call.choices)
+    plain = type(call)(tuple(None if x is None else x.copy() for x in call.inputs), call.options)
     wanted = case.wanted(call)
     y, found = gradients(case, call, device, wanted=wanted)
     expected, expected_gradients = gradients(case, plain, device, wanted=wanted)
@@ -125,12 +125,12 @@ def test_gradients_come_only_where_wanted(case, device, data):
     together, all_gradients = gradients(case, call, device, wanted=wanted)
     for i, expected in zip(wanted, all_gradients, strict=True):
         tensors = tensors_of(call, device, wanted=(i,))
-        y = case.run(*tensors, **call.choices)
+        y = case.run(*tensors, **call.options)
         y.backward(cotangent(y))
         assert [j for j, t in enumerate(tensors) if t is not None and t.grad is not None] == [i]
         assert_near(tensors[i].grad.data, to_device(expected, "cpu"), 1e-12)
     with no_grad():
-        y = case.run(*tensors_of(call, device, wanted=wanted), **call.choices)
+        y = case.run(*tensors_of(call, device, wanted=wanted), **call.options)
     assert y.grad_fn is None
     assert_near(y.data, to_device(together.data, "cpu"), 1e-12)
 
@@ -142,7 +142,7 @@ def test_no_node_outlives_its_output(case, device, data):
     gc.disable()  # else the collector could hide a reference cycle
     try:
         for with_backward in (False, True):
-            y = case.run(*tensors_of(call, device, wanted=case.wanted(call)), **call.choices)
+            y = case.run(*tensors_of(call, device, wanted=case.wanted(call)), **call.options)
             nodes = [weakref.ref(node) for node in graph(y)]
             if with_backward:
                 y.backward(cotangent(y))

@@ -76,7 +76,7 @@ def test_an_empty_batch():
 
 
 @pytest.mark.parametrize(
-    ("shape", "bias", "choices", "message"),
+    ("shape", "bias", "options", "message"),
     [
         ((4, 4, 12), None, {}, r"must be \(B, H, W, 3C\), 4-D"),
         ((1, 5, 4, 12), None, {}, "windows of 2 x 2 do not cover a map of 5 x 4: pad it first"),
@@ -88,12 +88,12 @@ def test_an_empty_batch():
         ((1, 4, 4, 12), None, {"dropout_p": 1.5}, "window_attention"),
     ],
 )
-def test_what_does_not_fit_is_explained(shape, bias, choices, message):
+def test_what_does_not_fit_is_explained(shape, bias, options, message):
     with pytest.raises(ValueError, match=message):
         F.window_attention(
             Tensor(draw(*shape)),
             None if bias is None else Tensor(draw(*bias)),
-            **{"num_heads": 2, "window_size": 2, **choices},
+            **{"num_heads": 2, "window_size": 2, **options},
         )
 
 

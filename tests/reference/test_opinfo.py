@@ -49,8 +49,8 @@ class Row:
 def given(*names: str) -> Rule:
     """An argument that is not supported."""
 
-    def rule(*_: Any, **choices: Any) -> str | None:
-        return next((f"{name}= is not supported" for name in names if name in choices), None)
+    def rule(*_: Any, **options: Any) -> str | None:
+        return next((f"{name}= is not supported" for name in names if name in options), None)
 
     return rule
 
@@ -64,8 +64,8 @@ def number_first(a: Any, b: Any) -> str | None:
     return None if isinstance(a, torch.Tensor) else "a Python number first, whose reflected operation needs a tensor"
 
 
-def no_correction(*_: Any, **choices: Any) -> str | None:
-    return "correction=None" if choices.get("correction", 1) is None else None
+def no_correction(*_: Any, **options: Any) -> str | None:
+    return "correction=None" if options.get("correction", 1) is None else None
 
 
 def empty_among_others(tensors: Any, *_: Any, **__: Any) -> str | None:
@@ -94,8 +94,8 @@ def not_an_image(x: Any, *_: Any, **__: Any) -> str | None:
     return None if x.ndim == 4 else "only images (N, C, H, W)"
 
 
-def own_scales(*_: Any, **choices: Any) -> str | None:
-    scales = [choices.get(name) for name in ("scale_factors", "scales_h", "scales_w")]
+def own_scales(*_: Any, **options: Any) -> str | None:
+    scales = [options.get(name) for name in ("scale_factors", "scales_h", "scales_w")]
     return "scales besides the size" if any(scale is not None for scale in scales) else None
 
 
@@ -115,8 +115,8 @@ def unknown_classes(*_: Any, num_classes: int) -> str | None:
     return "num_classes=-1" if num_classes < 0 else None
 
 
-def at_random(*_: Any, training: bool = True, **choices: Any) -> str | None:
-    p = choices.get("p", choices.get("dropout_p", 0.5))
+def at_random(*_: Any, training: bool = True, **options: Any) -> str | None:
+    p = options.get("p", options.get("dropout_p", 0.5))
     return "dropout draws other random numbers" if training and 0 < p < 1 else None
 
 
@@ -136,8 +136,8 @@ def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -
     return product if bias is None else product + bias
 
 
-def max_pool2d(x: Tensor, return_indices: bool, **choices: Any) -> Tensor:
-    return F.max_pool2d(x, **choices)
+def max_pool2d(x: Tensor, return_indices: bool, **options: Any) -> Tensor:
+    return F.max_pool2d(x, **options)
 
 
 def antialiased(x: Tensor, output_size: Any, align_corners: bool, **no_scales: Any) -> Tensor:
@@ -348,9 +348,9 @@ def compare(row: Row, op: Any, sample: Any) -> float:
     """Run a sample through both and return the largest error among values, gradients and inputs written to."""
     twins: dict[int, tuple[Any, Any]] = {}
     pairs = [both(value, twins) for value in (sample.input, *sample.args)]
-    choices = {name: both(value, twins) for name, value in sample.kwargs.items()}
-    theirs = (row.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in choices.items()})
-    mine = row.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in choices.items()})
+    options = {name: both(value, twins) for name, value in sample.kwargs.items()}
+    theirs = (row.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
+    mine = row.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
 
     outputs = list(zip(mine, theirs, strict=True)) if isinstance(theirs, list | tuple) else [(mine, theirs)]
     errors = [error_of(a.data if isinstance(a, Tensor) else a, b) for a, b in outputs]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
-from minigrad.backend.dtypes import is_narrow
+from minigrad.backend.dtypes import is_half
 from tests.cases import ALL_CASES
 from tests.compare import TOLERANCE, difference, outcome, torch_outcome
 
@@ -54,7 +54,7 @@ def test_two_types_meet_as_in_torch(first, shapes):
         for operation in operations:
             y, theirs = operation(a, b), operation(theirs_a, theirs_b)
             assert y.dtype.name == str(theirs.dtype).removeprefix("torch."), operation
-            rtol = 2**-7 if is_narrow(y.dtype) else 0  # PyTorch does not round a narrow number without axes
+            rtol = 2**-7 if is_half(y.dtype) else 0  # PyTorch does not round a narrow number without axes
             np.testing.assert_allclose(y.double().numpy(), theirs.double().numpy(), rtol, err_msg=str(operation))
 
 

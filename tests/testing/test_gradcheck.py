@@ -118,8 +118,8 @@ class SharedTwice(Function):
         return grad, grad
 
 
-def op(function, **choices):
-    return lambda *tensors: Tensor.apply(function, *tensors, **choices)
+def op(function, **options):
+    return lambda *tensors: Tensor.apply(function, *tensors, **options)
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ from functools import lru_cache
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_finite, is_float32, pieces
-from minigrad.kernels.twins import twin_of
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.chunks import chunks, is_finite, is_float32
 from minigrad.ops import activation, special
 
 
-@twin_of(activation.ReLU)
+@fast_path_of(activation.ReLU)
 class ReLU(activation.ReLU):
     """∂x = ∂y & mask, a mask of 32 ones but where y ≤ 0: branches that follow the signs would be guessed wrong."""
 
-    takes = staticmethod(is_float32)
+    supports = staticmethod(is_float32)
 
     def backward(self, grad_output: Array) -> Array:
         if not is_float32(grad_output):
@@ -23,14 +23,14 @@ class ReLU(activation.ReLU):
         if grad_output.strides != self.y.strides:
             grad_x[...] = grad_output
             grad_output = grad_x
-        for y, grad_y, grad_x_i in pieces(self.y, grad_output, grad_x):
+        for y, grad_y, grad_x_i in chunks(self.y, grad_output, grad_x):
             mask = (y <= 0).astype(np.int32)
             mask -= 1  # 0 -> 0xffffffff, 1 -> 0
             np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x_i.view(np.int32))
         return grad_x
 
 
-@twin_of(activation.GELU)
+@fast_path_of(activation.GELU)
 class GELU(activation.GELU):
     """y = x Φ(x) and its slope Φ(x) + x φ(x), from tables of Φ and φ at numbers c with 10 bits of fraction:
 
@@ -39,13 +39,13 @@ class GELU(activation.GELU):
     As |x - c| ≤ 2⁻¹¹ |x|, Φ is within 1e-7 and the slope within 3e-7. The upper 19 bits of x, rounded, are the index.
     """
 
-    takes = staticmethod(is_float32)
+    supports = staticmethod(is_float32)
 
     def forward(self, x: Array) -> Array:
         table_cdf, table_density = _normal_tables()
         y = np.empty_like(x)
         self.slope = np.empty_like(x) if any(self.needs_input_grad) else None
-        for x_i, y_i, slope in pieces(x, y, self.slope):
+        for x_i, y_i, slope in chunks(x, y, self.slope):
             if not is_finite(x_i):  # somewhere c, of fewer bits, may be infinite, or no number
                 y_i[...] = _plain(x_i, slope)
                 continue

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
-from minigrad.kernels.twins import twin_of
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import attention
 
 SMALL, LARGE = 1e-20, 1e30  # a sum of exponentials between them has lost nothing
 
 
-@twin_of(attention.ScaledDotProductAttention)
+@fast_path_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The same formula, on as many entries of the first axis at a time as keep their scores in the cache.
 
@@ -27,7 +27,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> bool:
         if is_causal or dropout_p or q.ndim < 3 or not all(is_float32(x) and x.size for x in (q, k, v)):
@@ -38,8 +38,8 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         masked = mask is None or (is_float32(mask) and attention.broadcasts_to(mask.shape, scores))
         return alike and fitting and masked
 
-    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **choices: Any) -> Array:
-        self.q, self.k, self.v, self.scale = q, k, v, choices["scale"]
+    def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **options: Any) -> Array:
+        self.q, self.k, self.v, self.scale = q, k, v, options["scale"]
         self.shape = *q.shape[:-1], k.shape[-2]
         self.probs = np.empty(self.shape, np.float32) if any(self.needs_input_grad) else None
         y = np.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))  # in memory, axes in the order of q's
@@ -86,7 +86,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     def _pieces_of(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
         """Which entries of the first axis, and room for their scores: a part of x, or the same memory every time."""
         B, *rest = self.shape
-        pieces = list(some_rows(B, prod(rest)))
+        pieces = list(row_chunks(B, prod(rest)))
         room: Array = np.empty((min(pieces[0].stop, B), *rest), np.float32) if x is None else x
         for some in pieces:
             yield some, room[: B - some.start] if x is None else room[some]

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.chunks import is_float32
 from minigrad.kernels.cpu.depthwise import Tiles, plan_for
-from minigrad.kernels.cpu.pieces import is_float32
 from minigrad.kernels.cpu.winograd import Winograd
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows
 from minigrad.ops.windows import Pair, Windows
@@ -18,13 +18,13 @@ DEAREST = 700  # multiply-adds for an output: tap by tap, an output costs as muc
 FEWEST_CHANNELS = 16  # below, 3 x 3 is not held up by its products
 
 
-@twin_of(conv.Conv2d)
+@fast_path_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
     """Depthwise, with stride 1 and as many pixels out as in: by `Tiles`. 3 x 3 of stride 1: by `Winograd`. 1 x 1: as a
     linear layer. Everything else as in the specification."""
 
     @staticmethod
-    def takes(
+    def supports(
         x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> bool:
         if not (is_float32(x) and is_float32(weight) and x.ndim == weight.ndim == 4 and x.size):

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_finite
+from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Depthwise
 from minigrad.ops.windows import Pair, Windows
 

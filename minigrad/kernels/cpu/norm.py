@@ -3,14 +3,14 @@
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_float32, ones, some_rows
-from minigrad.kernels.twins import twin_of
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import norm
 
 OFFSET = 4  # standard deviations: beyond, the rounding error of μ shows in x - μ, and is subtracted (`deviations`)
 
 
-@twin_of(norm.LayerNorm)
+@fast_path_of(norm.LayerNorm)
 class LayerNorm(norm.LayerNorm):
     """The same formula, a few tokens at a time.
 
@@ -18,7 +18,7 @@ class LayerNorm(norm.LayerNorm):
     """
 
     @staticmethod
-    def takes(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
+    def supports(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
         whole = is_float32(x) and x.flags.c_contiguous and x.ndim > len(shape) == 1 and x.size and x.shape[-1:] == shape
         return bool(whole) and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
 
@@ -29,7 +29,7 @@ class LayerNorm(norm.LayerNorm):
         tokens = x.reshape(-1, C)
         y, self.x_hat = np.empty_like(tokens), np.empty_like(tokens)
         self.rstd, self.weight, self.shape = np.empty((len(tokens), 1), np.float32), weight, x.shape
-        for some in some_rows(*tokens.shape):
+        for some in row_chunks(*tokens.shape):
             x_hat, rstd = self.x_hat[some], self.rstd[some]
             mean = tokens[some] @ ones(C)
             mean *= 1 / C
@@ -58,7 +58,7 @@ class LayerNorm(norm.LayerNorm):
         grad_x = np.empty_like(self.x_hat) if want_x else None
         grad_weight = np.zeros(C, np.float32) if want_weight else None
         grad_bias = np.zeros(C, np.float32) if want_bias else None
-        for some in some_rows(*grad_y.shape):
+        for some in row_chunks(*grad_y.shape):
             g, x_hat = grad_y[some], self.x_hat[some]
             if grad_bias is not None:
                 grad_bias += ones(len(g)) @ g
@@ -76,7 +76,7 @@ class LayerNorm(norm.LayerNorm):
         return None if grad_x is None else grad_x.reshape(self.shape), grad_weight, grad_bias
 
 
-@twin_of(norm.GroupNorm)
+@fast_path_of(norm.GroupNorm)
 class GroupNorm(norm.GroupNorm):
     """The same formula on images that are channels-last in memory, as those that a convolution has made.
 
@@ -92,7 +92,7 @@ class GroupNorm(norm.GroupNorm):
     """
 
     @staticmethod
-    def takes(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
+    def supports(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
         if not (is_float32(x) and x.ndim == 4 and x.size and num_groups > 0 and x.shape[1] % num_groups == 0):
             return False
         affine = all(p is not None and is_float32(p) and p.shape == x.shape[1:2] for p in (weight, bias))
@@ -105,7 +105,7 @@ class GroupNorm(norm.GroupNorm):
         self.weight, self.centred = weight, np.empty_like(images)
         self.rstd, self.scale = np.empty((2, N, 1, C), np.float32)
         y = np.empty_like(images)
-        for some in some_rows(N, H * W * C):
+        for some in row_chunks(N, H * W * C):
             centred, rstd, scale, y_some = self.centred[some], self.rstd[some], self.scale[some], y[some]
             mean = self._over_groups(ones(H * W) @ images[some])
             np.subtract(images[some], mean, out=centred)
@@ -126,7 +126,7 @@ class GroupNorm(norm.GroupNorm):
         grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
         grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
         grad_weight, grad_bias = np.zeros((2, C), np.float32)
-        for some in some_rows(N, H * W * C):
+        for some in row_chunks(N, H * W * C):
             g, centred, rstd = grads[some], self.centred[some], self.rstd[some]
             along_x = g * centred
             total, along = ones(H * W) @ g, ones(H * W) @ along_x  # (n, C)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import PIECE, is_float32, some_rows
-from minigrad.kernels.twins import twin_of
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.chunks import PIECE, is_float32, row_chunks
 from minigrad.ops import window_attention
 
 
@@ -32,7 +32,7 @@ class Piece(window_attention.WindowAttention):
         return self.to
 
 
-@twin_of(window_attention.WindowAttention)
+@fast_path_of(window_attention.WindowAttention)
 class WindowAttention(window_attention.WindowAttention):
     """The same formula on as many images at a time as stay in the cache while they are cut, attended and joined.
 
@@ -40,17 +40,17 @@ class WindowAttention(window_attention.WindowAttention):
     """
 
     @staticmethod
-    def takes(qkv: Array, bias: Array | None, *, dropout_p: float, **choices: Any) -> bool:
+    def supports(qkv: Array, bias: Array | None, *, dropout_p: float, **options: Any) -> bool:
         return is_float32(qkv) and qkv.ndim == 4 and qkv.size > PIECE and len(qkv) > 1 and not dropout_p
 
-    def forward(self, qkv: Array, bias: Array | None, **choices: Any) -> Array:
+    def forward(self, qkv: Array, bias: Array | None, **options: Any) -> Array:
         y = np.empty((*qkv.shape[:3], qkv.shape[3] // 3), np.float32)
         self.pieces = []
         added: list[Array | None] = []
-        for some in some_rows(len(qkv), qkv[0].size):
+        for some in row_chunks(len(qkv), qkv[0].size):
             piece = Piece()
             piece.needs_input_grad, piece.to, piece.added = self.needs_input_grad, y[some], added
-            piece.forward(qkv[some], bias, **choices)
+            piece.forward(qkv[some], bias, **options)
             self.pieces.append((some, piece))
         return y
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad.backend import Array
-from minigrad.kernels.cpu.pieces import is_finite
+from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Columns
 from minigrad.ops.windows import Pair, Windows
 

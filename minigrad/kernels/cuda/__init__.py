@@ -7,7 +7,7 @@ A fast path is two files: `norm.cu` has the kernels, `norm.py` launches them thr
 from minigrad.kernels.cuda import (
     activation,
     attention,
-    attention_narrow,
+    attention_mma,
     conv,
     convert,
     group_norm,
@@ -21,6 +21,6 @@ from minigrad.kernels.cuda import (
 )  # fmt: skip
 
 __all__ = [
-    "activation", "attention", "attention_narrow", "conv", "convert", "group_norm", "loss", "norm", "optim", "random",
+    "activation", "attention", "attention_mma", "conv", "convert", "group_norm", "loss", "norm", "optim", "random",
     "residual", "standardize", "table",
 ]  # fmt: skip

@@ -4,22 +4,22 @@ import numpy as np
 
 from minigrad.backend import Array, array_module
 from minigrad.backend.dtypes import cast
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import activation
 
 THREADS = 256  # threads of a block
 
 
-def _takes(x: Array) -> bool:
+def _supports(x: Array) -> bool:
     return bool(on_gpu(x) and x.dtype.name in STORED and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x))
 
 
-@twin_of(activation.ReLU)
+@fast_path_of(activation.ReLU)
 class ReLU(activation.ReLU):
     """The op's formula by `activation.cu`.  Shapes: x, y any.  Dtypes: float32, bfloat16, float16.  Saves y."""
 
-    takes = staticmethod(_takes)
+    supports = staticmethod(_supports)
 
     def forward(self, x: Array) -> Array:
         y = _map("relu_forward", x)
@@ -31,11 +31,11 @@ class ReLU(activation.ReLU):
         return _map("relu_backward", self.y, _laid_out_as(self.y, grad_output))
 
 
-@twin_of(activation.GELU)
+@fast_path_of(activation.GELU)
 class GELU(activation.GELU):
     """The op's formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as ReLU.  Saves x."""
 
-    takes = staticmethod(_takes)
+    supports = staticmethod(_supports)
 
     def forward(self, x: Array) -> Array:
         if any(self.needs_input_grad):

@@ -9,8 +9,8 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
 from minigrad.backend.cublas import pointer
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention
 
 ROWS = 4  # own rows of a warp at a time, in attention.cu
@@ -21,7 +21,7 @@ MAX_STRIDE = 2**31  # elements between rows: an int in the kernels
 SHARED = 227 << 10  # bytes of shared memory of a block on a Hopper GPU
 
 
-@twin_of(attention.ScaledDotProductAttention)
+@fast_path_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The op's formula by `attention.cu`: one kernel forward, and two backward, which recompute the scores.
 
@@ -34,7 +34,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> bool:
         if is_causal or dropout_p or not (on_gpu(q) and on_gpu(k) and on_gpu(v)) or q.ndim < 3:

@@ -11,8 +11,8 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, gemm
 from minigrad.backend.dtypes import FLOAT32, cast
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import PACK, STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows, sum_of_rows
 from minigrad.ops.windows import Pair, Windows, blocks
@@ -24,7 +24,7 @@ WARPS = 8  # of a block
 BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
-@twin_of(conv.Conv2d)
+@fast_path_of(conv.Conv2d)
 class Conv2d(conv.Conv2d):
     """The op's formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
     `Pointwise` (1 x 1, stride 1, no padding) or `Columns` (all others).
@@ -36,7 +36,7 @@ class Conv2d(conv.Conv2d):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> bool:
         given = [x, weight] if bias is None else [x, weight, bias]

@@ -10,7 +10,7 @@ import numpy as np
 from minigrad.backend import Array, device_of, dtypes, empty
 from minigrad.kernels.cuda.activation import empty_like, without_gaps
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
-from minigrad.kernels.cuda.table import Table, takes
+from minigrad.kernels.cuda.table import Table, fits
 
 THREADS = 256  # threads of a block
 
@@ -32,7 +32,7 @@ def convert(x: Array, dtype: np.dtype) -> Array:
 @dtypes.all_on_device
 def convert_all(xs: Sequence[Array], dtype: np.dtype) -> list[Array]:
     """Cast each x. Contiguous float32 arrays are cast to a 16-bit dtype in one launch, into one allocation."""
-    fused = [x for x in xs if takes(x) and x.flags.c_contiguous] if dtypes.is_narrow(dtype) else []
+    fused = [x for x in xs if fits(x) and x.flags.c_contiguous] if dtypes.is_half(dtype) else []
     if not fused:
         return [dtypes.cast(x, dtype) for x in xs]
     step = PACK // dtype.itemsize  # elements: every copy is aligned to 16 bytes, for loads in packs

@@ -8,8 +8,8 @@ import numpy as np
 from minigrad.backend import Array, array_module
 from minigrad.backend.cublas import pointer
 from minigrad.backend.dtypes import FLOAT32, cast
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
 
 THREADS, MAX_THREADS = 256, 1024  # threads of a block; of a group with more than LARGE elements
@@ -18,7 +18,7 @@ MAX_WIDTH = THREADS  # channels of a group
 MAX_PIXELS = 1 << 30  # of an image
 
 
-@twin_of(norm.GroupNorm)
+@fast_path_of(norm.GroupNorm)
 class GroupNorm(norm.GroupNorm):
     """The op's formula by `group_norm.cu`, for images that are channels-last in memory, as a convolution returns them.
 
@@ -27,7 +27,7 @@ class GroupNorm(norm.GroupNorm):
     """
 
     @staticmethod
-    def takes(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
+    def supports(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
         if not (on_gpu(x) and x.dtype.name in STORED and x.ndim == 4 and x.size and x.shape[0] <= MAX_GRID[1]):
             return False
         _, C, H, W = x.shape

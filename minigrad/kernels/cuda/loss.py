@@ -5,8 +5,8 @@ from functools import cache
 import numpy as np
 
 from minigrad.backend import Array, array_module
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import WARP, Kernel, on_gpu
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import loss
 
 MAX_WARP_COLUMNS, MAX_COLUMNS = 1024, 24576  # classes, for a warp and for a block: 32 and 48 in each thread's registers
@@ -14,7 +14,7 @@ TEAM = 512  # threads of a row of more than MAX_WARP_COLUMNS classes
 MAX_ROWS = 1 << 30
 
 
-@twin_of(loss.CrossEntropy)
+@fast_path_of(loss.CrossEntropy)
 class CrossEntropy(loss.CrossEntropy):
     """The op's formula by `loss.cu`: one kernel forward, one for the reduction, one backward. Q stays in registers.
 
@@ -24,7 +24,7 @@ class CrossEntropy(loss.CrossEntropy):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         x: Array, target: Array, weight: Array | None, *, ignore_index: int, reduction: str, label_smoothing: float
     ) -> bool:
         if not (_readable(x) and on_gpu(target) and x.ndim == 2 and x.size):

@@ -8,9 +8,9 @@ import numpy as np
 
 from minigrad.backend import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.cuda.residual import NONE_DROPPED, Dropped, Residual, dropped
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm, residual
 
 THREADS = 256  # threads of a block, in norm.cu
@@ -19,7 +19,7 @@ MAX_ROWS = 1 << 30
 BLOCKS = 256  # partial sums of ∂weight and ∂bias: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
-@twin_of(norm.LayerNorm)
+@fast_path_of(norm.LayerNorm)
 class LayerNorm(norm.LayerNorm):
     """The op's formula by `norm.cu`: one kernel forward, one backward, and sum_rows for ∂weight and ∂bias.
 
@@ -28,7 +28,7 @@ class LayerNorm(norm.LayerNorm):
     """
 
     @staticmethod
-    def takes(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
+    def supports(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
         if not (on_gpu(x) and x.size and shape and x.shape[x.ndim - len(shape) :] == shape):
             return False
         if prod(shape) > MAX_COLUMNS:
@@ -52,7 +52,7 @@ class LayerNorm(norm.LayerNorm):
         return grad_x, grad_weight, grad_bias
 
 
-@twin_of(residual.ResidualLayerNorm)
+@fast_path_of(residual.ResidualLayerNorm)
 class ResidualLayerNorm(residual.ResidualLayerNorm):
     """The op's formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
     is bit for bit LayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
@@ -61,9 +61,9 @@ class ResidualLayerNorm(residual.ResidualLayerNorm):
     """
 
     @staticmethod
-    def takes(x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float) -> bool:
-        normed = LayerNorm.takes(x, weight, bias, shape=x.shape[-1:], eps=eps)
-        return normed and Residual.takes(x, branch, None, p=p)
+    def supports(x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float) -> bool:
+        normed = LayerNorm.supports(x, weight, bias, shape=x.shape[-1:], eps=eps)
+        return normed and Residual.supports(x, branch, None, p=p)
 
     def forward(
         self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float

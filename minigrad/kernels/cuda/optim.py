@@ -20,7 +20,7 @@ Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
 
 
 def adamw(updates: Sequence[Move]) -> None:
-    """One step of AdamW, in place. `table.takes` must support each row x, grad, m, v."""
+    """One step of AdamW, in place. `table.fits` must support each row x, grad, m, v."""
     columns = [[x for x, *_ in updates], [grad for _, grad, *_ in updates]]
     columns += [[state[name] for _, _, state, _ in updates] for name in ("m", "v")]
     Table(*columns, scalars=lambda: next_scalars(updates)).launch(ADAMW)
@@ -45,7 +45,7 @@ def next_scalars(updates: Sequence[Move]) -> list[tuple[float, ...]]:
 
 
 def clip(grads: Sequence[Array], max_norm: float) -> Array:
-    """Clip gradients in place, as `optim.clip_grad_norm_`. `table.takes_each` must support them. Returns the norm
+    """Clip gradients in place, as `optim.clip_grad_norm_`. `table.fits_each` must support them. Returns the norm
     before clipping, a 0-d float32 array."""
     table, device = Table(grads), device_of(grads[0])
     parts = empty((table.chunks,), np.float64, device)
@@ -57,7 +57,7 @@ def clip(grads: Sequence[Array], max_norm: float) -> Array:
 
 
 def unscale(grads: Sequence[Array], factor: float) -> Array:
-    """g <- factor · g, in place. `table.takes_each` must support the gradients. Returns whether all results are finite,
+    """g <- factor · g, in place. `table.fits_each` must support the gradients. Returns whether all results are finite,
     a 0-d bool array."""
     overflow = array_module(grads[0]).zeros((), np.bool_)
     Table(grads).launch(UNSCALE, np.float32(factor), overflow)
@@ -65,6 +65,6 @@ def unscale(grads: Sequence[Array], factor: float) -> Array:
 
 
 def average(averages: Sequence[Array], values: Sequence[Array], next_rest: Callable[[], float]) -> None:
-    """ema <- ema + rest · (x - ema), in place. `table.takes` must support each pair ema, x. `next_rest` is called once
+    """ema <- ema + rest · (x - ema), in place. `table.fits` must support each pair ema, x. `next_rest` is called once
     for each step."""
     Table(averages, values, scalars=next_rest).launch(AVERAGE)

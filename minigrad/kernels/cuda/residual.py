@@ -8,9 +8,9 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
 from minigrad.backend.dtypes import FLOAT32
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.backend.random import default_generator
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import residual
 
 THREADS = 256  # threads of a block
@@ -23,7 +23,7 @@ Dropped: TypeAlias = tuple[Array | None, np.float32, np.float32, np.int32]
 NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 
 
-@twin_of(residual.Residual)
+@fast_path_of(residual.Residual)
 class Residual(residual.Residual):
     """The op's formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
 
@@ -32,7 +32,7 @@ class Residual(residual.Residual):
     """
 
     @staticmethod
-    def takes(x: Array, branch: Array, scale: Array | None, *, p: float) -> bool:
+    def supports(x: Array, branch: Array, scale: Array | None, *, p: float) -> bool:
         if not (on_gpu(x) and on_gpu(branch) and x.ndim > 1 and x.size and x.shape == branch.shape):
             return False  # (1-D: an image would be one column)
         if not (x.dtype.name in STORED and x.dtype == branch.dtype and x.size < MAX_ROWS * x.shape[-1]):

@@ -1,12 +1,12 @@
 """L2: weight standardisation of a convolution: LayerNorm of each filter."""
 
 from minigrad.backend import Array
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.norm import LayerNorm
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import norm
 
 
-@twin_of(norm.StandardizeWeight)
+@fast_path_of(norm.StandardizeWeight)
 class StandardizeWeight(norm.StandardizeWeight):
     """The op's formula by `norm.cu`, with a filter as a row, without weight and bias: one kernel forward, one backward.
 
@@ -14,8 +14,8 @@ class StandardizeWeight(norm.StandardizeWeight):
     """
 
     @staticmethod
-    def takes(weight: Array, *, eps: float) -> bool:
-        return LayerNorm.takes(weight, None, None, shape=weight.shape[1:], eps=eps)
+    def supports(weight: Array, *, eps: float) -> bool:
+        return LayerNorm.supports(weight, None, None, shape=weight.shape[1:], eps=eps)
 
     def forward(self, weight: Array, *, eps: float) -> Array:
         self.filters = LayerNorm()

@@ -56,7 +56,7 @@ class Table:
             kernel(self.chunks, THREADS, self.memory, np.int32(len(self.rows)), *args)
 
 
-def takes(*arrays: Array) -> bool:
+def fits(*arrays: Array) -> bool:
     """True if the arrays can be one row: float32 on the GPU, of one size, dense, and in the same memory order."""
     x, *others = arrays
     return all(on_gpu(a) and a.dtype == np.float32 and a.size == x.size for a in arrays) and (
@@ -64,9 +64,9 @@ def takes(*arrays: Array) -> bool:
     )
 
 
-def takes_each(arrays: Sequence[Array]) -> bool:
+def fits_each(arrays: Sequence[Array]) -> bool:
     """True if each array can be a row that a kernel writes: supported, and listed once (two blocks would race)."""
-    return all(takes(x) for x in arrays) and len({pointer(x) for x in arrays if x.size}) == sum(
+    return all(fits(x) for x in arrays) and len({pointer(x) for x in arrays if x.size}) == sum(
         x.size > 0 for x in arrays
     )
 

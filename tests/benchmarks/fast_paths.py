@@ -1,4 +1,4 @@
-"""What each twin gains: its time over that of the op whose place it takes:  python -m tests.benchmarks.twins
+"""What each twin gains: its time over that of the op whose place it takes:  python -m tests.benchmarks.fast_paths
 
 Both run in turn, on one thread, in float32; the shapes are those of half a batch in the models. The clock is the CPU
 time of this thread, and the best of many rounds counts.
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, tune_cpu, without_twins
+from minigrad import Tensor, tune_cpu, without_fast_paths
 from minigrad import functional as F
 from models.summary.table import escape_unencodable
 
@@ -96,7 +96,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for i, work in enumerate((forward, both)):
                 best[0, i] = min(best[0, i], seconds(work))
-                with without_twins():
+                with without_fast_paths():
                     best[1, i] = min(best[1, i], seconds(work))
         ratios = best[0] / best[1]
         print(f"{name:26}{' x '.join(map(str, arrays[0].shape)):20}{ratios[0]:10.2f}{ratios[1]:20.2f}")

@@ -23,7 +23,7 @@ def is_finite(x: Array) -> bool:
         return bool(np.isfinite(flat @ flat))
 
 
-def pieces(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
+def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
     """The same pieces of arrays that have one shape and one order of axes in memory, flattened; None stays None."""
     flat = [None if x is None else x.ravel(order="K") for x in arrays]
     size = next(x.size for x in flat if x is not None)
@@ -31,7 +31,7 @@ def pieces(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
         yield tuple(None if x is None else x[start : start + PIECE] for x in flat)
 
 
-def some_rows(count: int, width: int) -> Iterator[slice]:
+def row_chunks(count: int, width: int) -> Iterator[slice]:
     """Slices of `count` rows of `width` numbers."""
     step = max(1, PIECE // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))

@@ -13,7 +13,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend.cublas import pointer
-from minigrad.kernels.cuda import attention_narrow
+from minigrad.kernels.cuda import attention_mma
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.window_attention import map_places, shift_mask, window_places
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, sampled
@@ -80,7 +80,7 @@ def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **options):
     ]
     y = F.scaled_dot_product_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_narrow.ScaledDotProductAttention
+    assert type(y.grad_fn) is attention_mma.ScaledDotProductAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
 
 
@@ -120,7 +120,7 @@ def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, o
     """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)
-    assert [launch.kernel.name for launch in launches] == ["attention_narrow_forward", "attention_narrow_backward"]
+    assert [launch.kernel.name for launch in launches] == ["attention_mma_forward", "attention_mma_backward"]
     assert all(launch.args[i] == pointer(x) for launch in launches for i, x in zip((0, 4, 8), arrays, strict=True))
 
 
@@ -136,7 +136,7 @@ def test_bias_gradient_is_summed_over_the_batch(outer, heads, one_for_all_heads,
 
 def test_backward_blocks_loop_over_entries():
     arrays, bias = qkv((7, 2), 5, 6, 16, 16), drawn(7, 2, 5, 6)
-    with patch.object(attention_narrow, "BLOCKS", 6):  # three for each head
+    with patch.object(attention_mma, "BLOCKS", 6):  # three for each head
         _, launches = assert_matches_reference(*arrays, bias)
     assert [launch.grid for launch in launches] == [(14, 1, 1), (6, 1, 1), (2, 1, 1)]
 
@@ -158,7 +158,7 @@ def window_outcome(qkv, bias, grad_y, wanted=(True, True), **options):
     inputs = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip((qkv, bias), wanted, strict=True)]
     y = F.window_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_narrow.WindowAttention
+    assert type(y.grad_fn) is attention_mma.WindowAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
 
 
@@ -172,7 +172,7 @@ def test_windows_match_roll_and_mask(B, rows, columns, M, data, heads, d, biased
     packed, grad_y = drawn(0, B, H, W, 3 * heads * d, dtype=dtype), drawn(1, B, H, W, heads * d, dtype=dtype)
     bias = drawn(2, heads, M * M, M * M) if biased else None
     options = {"num_heads": heads, "window_size": M, "shift": shift}
-    with patch.object(attention_narrow, "BLOCKS", 3 * heads), emulated(order):
+    with patch.object(attention_mma, "BLOCKS", 3 * heads), emulated(order):
         y, grad_qkv, grad_bias = window_outcome(packed, bias, grad_y, **options)
 
     places, back = window_places(H, W, M, shift), map_places(H, W, M, shift)
@@ -194,14 +194,14 @@ def test_thread_order_changes_no_bit():
     grad_y = grad_y.astype(DTYPES[0])
     outcomes = []
     for order in ORDERS:
-        with emulated(order), patch.object(attention_narrow, "BLOCKS", 4):
+        with emulated(order), patch.object(attention_mma, "BLOCKS", 4):
             outcomes.append(window_outcome(packed, bias, grad_y, num_heads=2, window_size=5, shift=2))
     for found in outcomes[1:]:
         for ours, first in zip(found, outcomes[0], strict=True):
             np.testing.assert_array_equal(ours, first)
 
 
-BARRIERS = [b for b in barriers("attention_narrow.cu") if b.startswith("attention_narrow")]
+BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_mma")]
 
 
 @pytest.mark.parametrize("barrier", sampled(BARRIERS))
@@ -210,7 +210,7 @@ def test_every_barrier_is_needed(barrier):
     packed, bias = drawn(0, 1, 24, 12, 48, dtype=DTYPES[0]), drawn(1, 1, 144, 144)
     grad_y = drawn(2, 1, 24, 12, 16, dtype=DTYPES[0])
     options = {"num_heads": 1, "window_size": 12, "shift": 5}
-    with patch.object(attention_narrow, "BLOCKS", 1), patch.object(attention_narrow, "MAX_WARPS", 5):
+    with patch.object(attention_mma, "BLOCKS", 1), patch.object(attention_mma, "MAX_WARPS", 5):
         with emulated():
             right = window_outcome(packed, bias, grad_y, **options)
         differences = 0
@@ -241,7 +241,7 @@ def test_unneeded_gradients_are_not_computed(wanted):
     with emulated() as device, use_device(recorder := Recorder(device)):
         found = outcome(*arrays, bias, grad_y, wanted)
     names = [launch.kernel.name for launch in recorder.launches[1:]]
-    assert names == ["attention_narrow_backward"] + ["sum_rows"] * wanted[3]
+    assert names == ["attention_mma_backward"] + ["sum_rows"] * wanted[3]
     for ours, all_of_them, want in zip(found[1:], full[1:], wanted, strict=True):
         assert (ours is not None) == want
         if want:
@@ -254,7 +254,7 @@ def test_aliased_and_broadcast_inputs(alike):
     q, k, v = qkv((2, 3), 5, 5, 16, 16)
     q, k, v = (q, q, q) if alike == "all three" else (q, np.broadcast_to(k[:, :1], k.shape), v)
     with emulated():
-        op = attention_narrow.ScaledDotProductAttention()
+        op = attention_mma.ScaledDotProductAttention()
         op.needs_input_grad = (True, True, True, None)
         y = op.forward(q, k, v, None, scale=0.2)
         grad_y = drawn(9, 2, 3, 5, 16, dtype=DTYPES[0])
@@ -334,7 +334,7 @@ def test_autocast_selects_window_attention():
         with minigrad.autocast("bfloat16"):
             y = F.window_attention(qkv_map, bias, num_heads=1, window_size=2)
         y.backward(Tensor(drawn(2, 1, 4, 4, 16, dtype=DTYPES[0])))
-    assert type(y.grad_fn) is attention_narrow.WindowAttention and y.dtype == DTYPES[0]
+    assert type(y.grad_fn) is attention_mma.WindowAttention and y.dtype == DTYPES[0]
     assert qkv_map.grad.dtype == bias.grad.dtype == np.float32
 
 
@@ -365,7 +365,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
     ],
 )
 def test_unsupported_arguments_are_declined(arrays, mask, options):
-    takes = attention_narrow.ScaledDotProductAttention.takes
+    takes = attention_mma.ScaledDotProductAttention.supports
     with emulated():
         assert takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
         assert not takes(*arrays, mask, **{**PLAIN, **options})
@@ -392,12 +392,12 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
     ],
 )
 def test_unsupported_windows_are_declined(shape, dtype, bias, options):
-    takes = attention_narrow.WindowAttention.takes
+    takes = attention_mma.WindowAttention.supports
     with emulated():
         assert takes(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), np.zeros((2, 4, 4), np.float32), **WINDOWS)
         assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
 
 
 def test_gpus_before_ampere_are_declined():
-    with emulated(), patch.dict(attention_narrow._capabilities, cpu=75):
-        assert not attention_narrow.ScaledDotProductAttention.takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
+    with emulated(), patch.dict(attention_mma._capabilities, cpu=75):
+        assert not attention_mma.ScaledDotProductAttention.supports(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)

@@ -13,9 +13,9 @@ from minigrad import functional as F
 from minigrad.autograd.function import Function
 from minigrad.kernels import TWINS
 from minigrad.kernels.cpu import winograd
+from minigrad.kernels.cpu.chunks import PIECE
 from minigrad.kernels.cpu.conv import DEAREST
 from minigrad.kernels.cpu.depthwise import plan_for
-from minigrad.kernels.cpu.pieces import PIECE
 from minigrad.ops.activation import GELU, ReLU
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.conv import Conv2d
@@ -41,7 +41,7 @@ def outcome(run, *arrays, wanted):
 def assert_twin_equals(op, run, *arrays, wanted=None, tolerance=2e-5):
     wanted = wanted or [x is not None for x in arrays]
     kind, found = outcome(run, *arrays, wanted=wanted)
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         plain, expected = outcome(run, *arrays, wanted=wanted)
     assert kind in TWINS[op] and plain is op
     for ours, theirs in zip(found, expected, strict=True):
@@ -189,7 +189,7 @@ def test_attention_without_a_gradient():
     B = 3 * (PIECE // (heads * L * L)) - 1
     q, k, v = (Tensor(drawn(i, B, heads, L, 8)) for i in range(3))
     y = F.scaled_dot_product_attention(q, k, v)
-    with minigrad.without_twins():
+    with minigrad.without_fast_paths():
         np.testing.assert_allclose(y.numpy(), F.scaled_dot_product_attention(q, k, v).numpy(), atol=2e-5)
 
 
@@ -287,7 +287,7 @@ def test_a_class_derived_from_an_op_runs_itself():
 
 
 def test_without_twins_ends_with_its_block():
-    with pytest.raises(RuntimeError), minigrad.without_twins():
+    with pytest.raises(RuntimeError), minigrad.without_fast_paths():
         assert all(not op.twins for op in TWINS)
         raise RuntimeError
     assert TWINS and all(op.twins == twins for op, twins in TWINS.items())
@@ -314,7 +314,7 @@ def test_nan_and_infinity_stay_in_their_windows(name, bad):
 
         with np.errstate(all="ignore"):
             kind, found = run()
-            with minigrad.without_twins():
+            with minigrad.without_fast_paths():
                 plain, expected = run()
         assert kind in TWINS[Conv2d] and plain is Conv2d
         for ours, theirs in zip(found, expected, strict=True):

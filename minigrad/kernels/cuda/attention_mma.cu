@@ -12,8 +12,8 @@
 // to accumulate ∂B. The block loads all rows into shared memory, and a warp processes 16 own rows at a time:
 //
 //                                own rows    other rows    results
-//   attention_narrow_forward     q           k, v          y, lse
-//   attention_narrow_backward    q, ∂y       k, v          ∂q, ∂S
+//   attention_mma_forward     q           k, v          y, lse
+//   attention_mma_backward    q, ∂y       k, v          ∂q, ∂S
 //                         then   k, v        q, ∂y         ∂k, ∂v
 //
 // A warp iterates over the other rows in steps of 16: it has 16 x 16 scores in registers, casts the weights to Stored,
@@ -31,15 +31,15 @@
 //   region_i = 3 · part(r) + part(c)     part: 0 before the last window; in the last window 1, or 2 if wrapped around
 //
 // Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none. Grid: heads · entries;
-// backward heads · chunks, for any number of chunks of entries. Block: (32, warps). Shared memory: attention_narrow.py.
+// backward heads · chunks, for any number of chunks of entries. Block: (32, warps). Shared memory: attention_mma.py.
 //
-// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 96, attention_narrow_backward 128
-// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_narrow_forward 96, attention_narrow_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_narrow_forward 80, attention_narrow_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_narrow_forward 80, attention_narrow_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_narrow_forward 80, attention_narrow_backward 128
-// registers[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12]: attention_narrow_forward 80, attention_narrow_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0]: attention_narrow_forward 128, attention_narrow_backward 255
+// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 96, attention_mma_backward 128
+// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 96, attention_mma_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_mma_forward 80, attention_mma_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_mma_forward 80, attention_mma_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_mma_forward 80, attention_mma_backward 128
+// registers[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12]: attention_mma_forward 80, attention_mma_backward 128
+// registers[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0]: attention_mma_forward 128, attention_mma_backward 255
 #include "common.cuh"
 #include "mma.cuh"
 
@@ -157,7 +157,7 @@ static inline __device__ void store(const Rows<Stored>& to, int count, int first
 
 // y, and lse unless it is null. A query whose keys are all masked has y = 0 and lse = ∞, so P = 0 in the backward pass.
 extern "C" __global__ void __launch_bounds__(256, FORWARD_MIN_BLOCKS)
-attention_narrow_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(Stored, y),
+attention_mma_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(Stored, y),
                          const float* bias, float* lse, int heads, int L, int S, float scale, int down,
                          int right, int shift_down, int shift_right) {
     const int thread = threadIdx.y * WARP + threadIdx.x, threads = blockDim.y * WARP;
@@ -230,7 +230,7 @@ attention_narrow_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(c
 // ∂q, ∂k and ∂v, each unless it is null, and the block's partial sums of ∂B, unless `partials` (chunks, heads, L, S) is
 // null.
 extern "C" __global__ void __launch_bounds__(256, BACKWARD_MIN_BLOCKS)
-attention_narrow_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(const Stored, y),
+attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(const Stored, y),
                           ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), ARRAY(Stored, grad_k),
                           ARRAY(Stored, grad_v), const float* bias, const float* lse, float* partials, int entries,
                           int heads, int L, int S, float scale, int down, int right, int shift_down, int shift_right) {

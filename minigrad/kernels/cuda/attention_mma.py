@@ -10,14 +10,14 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
 from minigrad.backend.dtypes import FLOAT32, cast
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.attention import empty_like, most_shared, readable, seen
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, sum_rows
-from minigrad.kernels.twins import twin_of
 from minigrad.ops import attention, window_attention
 from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window
 
-ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_narrow.cu; warps of a block
+ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_mma.cu; warps of a block
 WIDTH_STEP, MAX_WIDTH = 16, 128  # E and V are multiples of WIDTH_STEP
 PADDING = 8  # elements between two rows in shared memory, as in mma.cuh
 BLOCKS = 1024  # partial sums of ∂B, over all heads: the same on every GPU, and so is the order of sums
@@ -25,7 +25,7 @@ MIN_CAPABILITY = 80  # compute capability 8.0 has tensor cores for bfloat16
 
 
 class Map(NamedTuple):
-    """The feature map that the windows partition, as in attention_narrow.cu. `window` is 0 without windows."""
+    """The feature map that the windows partition, as in attention_mma.cu. `window` is 0 without windows."""
 
     window: int = 0
     down: int = 0
@@ -57,7 +57,7 @@ class Attention:
         heads, entries, L, S, E, V = self.sizes()
         self.y = empty_like(self.q, V)
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
-        self.kernel("attention_narrow_forward")(
+        self.kernel("attention_mma_forward")(
             entries * heads, (WARP, _warps(L)),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.arguments()[1:],
             shared=shared_bytes(L, S, E, V, self.map.window),
@@ -70,7 +70,7 @@ class Attention:
         empty = array_module(self.q).empty
         chunks = min(entries, -(-BLOCKS // heads)) if want_bias else entries
         partials = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
-        kernel = self.kernel("attention_narrow_backward")
+        kernel = self.kernel("attention_mma_backward")
         kernel(
             chunks * heads, (WARP, _warps(max(L, S))),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), *seen(grad_y),
@@ -102,9 +102,9 @@ class Attention:
         return _kernel(name, STORED[self.q.dtype.name], self.q.shape[-1], self.v.shape[-1], self.map.window)
 
 
-@twin_of(attention.ScaledDotProductAttention)
+@fast_path_of(attention.ScaledDotProductAttention)
 class ScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The op's formula by `attention_narrow.cu`: one kernel forward, and one backward, which recomputes the scores.
+    """The op's formula by `attention_mma.cu`: one kernel forward, and one backward, which recomputes the scores.
 
     q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and ∂S are cast to the
     inputs' dtype for the matrix products.
@@ -115,7 +115,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> bool:
         if is_causal or dropout_p or q.ndim < 3 or not (q.size and v.size and _supports(q, k, v)):
@@ -149,9 +149,9 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
         return *grads, grad_mask
 
 
-@twin_of(window_attention.WindowAttention)
+@fast_path_of(window_attention.WindowAttention)
 class WindowAttention(window_attention.WindowAttention):
-    """The op's formula by `attention_narrow.cu`, which reads the tokens of a window from the feature map.
+    """The op's formula by `attention_mma.cu`, which reads the tokens of a window from the feature map.
 
     The map is neither rolled nor copied into windows, and the kernel sums ∂bias over images and windows.
 
@@ -160,7 +160,7 @@ class WindowAttention(window_attention.WindowAttention):
     """
 
     @staticmethod
-    def takes(
+    def supports(
         qkv: Array, bias: Array | None, *, num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float
     ) -> bool:
         M = window_size
@@ -222,7 +222,7 @@ def _supports(q: Array, k: Array, v: Array) -> bool:
 
 @cache
 def _kernel(name: str, stored: str, E: int, V: int, window: int) -> Kernel:
-    return Kernel("attention_narrow.cu", name, STORED=stored, QK_WIDTH=E, V_WIDTH=V, WINDOW=window)
+    return Kernel("attention_mma.cu", name, STORED=stored, QK_WIDTH=E, V_WIDTH=V, WINDOW=window)
 
 
 def _warps(rows: int) -> int:
@@ -235,7 +235,7 @@ def _warps(rows: int) -> int:
 def shared_bytes(
     L: int, S: int, E: int, V: int, window: int = 0, *, backward: bool = False, with_bias: bool = False
 ) -> int:
-    """Bytes of shared memory of a block of attention_narrow.cu."""
+    """Bytes of shared memory of a block of attention_mma.cu."""
     L_up, S_up = (-(-rows // ROWS) * ROWS for rows in (L, S))
     elements = (L_up + S_up) * (E + PADDING) + S_up * (V + PADDING)  # q and k, v
     words = 2 * L if window else 0  # tokens and regions
