@@ -4,9 +4,10 @@ Read the files in the order of their levels, L0 to L5: each says its own in its 
 """
 
 from minigrad import functional
+from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.autocast import autocast
 from minigrad.autograd.function import Function
-from minigrad.autograd.tape import detect_anomaly, enable_grad, is_grad_enabled, no_grad
+from minigrad.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad
 from minigrad.backend import cuda_is_available
 from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu

@@ -13,8 +13,9 @@ import numpy as np
 
 from minigrad.autograd import tape as engine
 from minigrad.autograd import writes
-from minigrad.autograd.function import Function, next_age
-from minigrad.autograd.tape import Leaf, Output, mode
+from minigrad.autograd.function import Function
+from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.node import Leaf, Output, next_age
 from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
 from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, half_dtype, is_floating, upcast
 from minigrad.backend.meta import MetaArray

@@ -25,7 +25,8 @@ import numpy as np
 
 from minigrad.autograd import tape as engine
 from minigrad.autograd.function import Function
-from minigrad.autograd.tape import Leaf, mode
+from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.node import Leaf
 from minigrad.backend import Array
 from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, half_dtype, is_half, upcast
 

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from numpy import ndarray
 
 from minigrad.autograd import writes
-from minigrad.autograd.function import Function, Partial, next_age, unbroadcast
+from minigrad.autograd.function import Function, Partial, unbroadcast
+from minigrad.autograd.node import next_age
 from minigrad.backend import Array, array_module, plus, whole
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating, upcast
 

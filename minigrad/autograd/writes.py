@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd.function import Function, next_age
+from minigrad.autograd.function import Function
+from minigrad.autograd.node import next_age
 from minigrad.backend import Array
 from minigrad.backend.cublas import pointer
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from minigrad.autograd.autocast import autocast
 from minigrad.autograd.function import Function
-from minigrad.autograd.tape import enable_grad, mode, no_grad
+from minigrad.autograd.grad_mode import enable_grad, mode, no_grad
 from minigrad.backend import Array
 from minigrad.backend.random import Generator, default_generator, use_generator
 from minigrad.tensor import Tensor

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad.autograd import writes
-from minigrad.autograd.tape import mode
+from minigrad.autograd.grad_mode import mode
 from minigrad.backend import Array, plain, to_device
 from minigrad.backend.dtypes import cast, is_floating
 from minigrad.backend.meta import MetaArray

@@ -5,7 +5,7 @@ from json import dumps
 from typing import Any
 
 from minigrad.autograd.function import Function
-from minigrad.autograd.tape import Leaf, Output
+from minigrad.autograd.node import Leaf, Output
 from minigrad.tensor import Tensor
 from minigrad.testing.gradcheck import graph
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd.function import Function, Partial
-from minigrad.autograd.tape import Leaf, Output, no_grad
+from minigrad.autograd.grad_mode import no_grad
+from minigrad.autograd.node import Leaf, Output
 from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.tensor import Tensor
 

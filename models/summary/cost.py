@@ -12,10 +12,10 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
+from minigrad.autograd.anomaly import Observer, observing
 
 from minigrad import Tensor, nn, no_grad
 from minigrad.autograd.function import Function
-from minigrad.autograd.tape import Observer, observing
 from minigrad.backend import Array
 from minigrad.backend.meta import MetaArray
 from minigrad.ops.attention import ScaledDotProductAttention

@@ -11,13 +11,13 @@ import weakref
 
 import numpy as np
 import pytest
+from minigrad.autograd.anomaly import NonFiniteError
 
 import minigrad
 from minigrad import Function, Tensor, nn, no_grad
 from minigrad import functional as F
 from minigrad.autograd import tape as engine
 from minigrad.autograd.function import Partial
-from minigrad.autograd.tape import NonFiniteError
 
 
 def leaf(*numbers: float) -> Tensor:

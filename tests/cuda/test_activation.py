@@ -17,7 +17,7 @@ from tests.cuda.runner import ORDERS, barriers, emulated, guarded, kernels, need
 
 pytestmark = needs_compiler
 
-FAST_PATHS = {F.gelu: activation.GELU, F.relu: activation.ReLU}
+FAST_PATHS = {F.gelu: activation.CUDAGELU, F.relu: activation.CUDAReLU}
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
 

@@ -59,7 +59,7 @@ def assert_matches_reference(
     assert kind is ScaledDotProductAttention
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
         kind, found = outcome(q, k, v, mask, grad_y, wanted, **options)
-    assert kind is attention.ScaledDotProductAttention
+    assert kind is attention.CUDAScaledDotProductAttention
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == np.float32
         assert abs(ours - theirs).max() <= tolerance * max(abs(theirs).max(), 1)
@@ -134,7 +134,7 @@ def test_aliased_and_broadcast_inputs():
         results = []
         for x in (arrays, [x.astype(np.float64) for x in arrays]):
             with emulated():
-                op = (attention.ScaledDotProductAttention if x is arrays else ScaledDotProductAttention)()
+                op = (attention.CUDAScaledDotProductAttention if x is arrays else ScaledDotProductAttention)()
                 op.needs_input_grad = (True, True, True, None)
                 y = op.forward(*x, None, scale=0.2, is_causal=False, dropout_p=0.0)
                 results.append([y, *op.backward(grad_y.astype(y.dtype))[:3]])
@@ -177,7 +177,7 @@ def test_accesses_stay_within_the_arrays(side, L, S):
 def test_guard_detects_an_access_out_of_bounds():
     """The test above can fail: here the keys lack a row."""
     q, k, v = (guarded((1, 1, rows, 8)) for rows in (5, 5, 6))
-    op = attention.ScaledDotProductAttention()
+    op = attention.CUDAScaledDotProductAttention()
     op.needs_input_grad = (None,) * 4
     with emulated(), pytest.raises(KernelError, match=r"attention_forward: .* memory access out of bounds"):
         op.forward(q, np.lib.stride_tricks.as_strided(k, (1, 1, 6, 8)), v, None, scale=1.0)
@@ -298,8 +298,8 @@ def shifted(*shape):
 def test_unsupported_arguments_are_declined(arrays, mask, options):
     options = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0, **options}
     with emulated():
-        assert attention.ScaledDotProductAttention.supports(*qkv((2,), 3, 4, 8, 12), None, **{**options, **PLAIN})
-        assert not attention.ScaledDotProductAttention.supports(*arrays, mask, **options)
+        assert attention.CUDAScaledDotProductAttention.supports(*qkv((2,), 3, 4, 8, 12), None, **{**options, **PLAIN})
+        assert not attention.CUDAScaledDotProductAttention.supports(*arrays, mask, **options)
 
 
 PLAIN = {"is_causal": False, "dropout_p": 0.0}
@@ -313,10 +313,10 @@ def test_arrays_of_another_device_are_declined():
     mask = np.zeros((3, 4), np.float32)
     with use_device(CpuDevice(array=Elsewhere)):
         arrays, mask = [x.view(Elsewhere) for x in arrays], mask.view(Elsewhere)
-        assert attention.ScaledDotProductAttention.supports(*arrays, mask, scale=1.0, **PLAIN)
+        assert attention.CUDAScaledDotProductAttention.supports(*arrays, mask, scale=1.0, **PLAIN)
         for i in range(4):
             some = [np.asarray(x) if i == j else x for j, x in enumerate((*arrays, mask))]
-            assert not attention.ScaledDotProductAttention.supports(*some, scale=1.0, **PLAIN)
+            assert not attention.CUDAScaledDotProductAttention.supports(*some, scale=1.0, **PLAIN)
 
 
 @pytest.mark.parametrize(("size", "N"), [(227 << 10, 256), (163 << 10, 197), (99 << 10, 112)])
@@ -324,5 +324,5 @@ def test_length_is_limited_by_shared_memory(size, N):
     """The shared memory of a block on GPUs of compute capability 9.0, 8.0 and 8.9, with E = V = 64."""
     with emulated(), patch.dict(attention._most_shared, cpu=size):
         arrays = lambda N: qkv((1,), N, N, 64, 64)  # noqa: E731
-        fits = lambda N: attention.ScaledDotProductAttention.supports(*arrays(N), None, scale=1.0, **PLAIN)  # noqa: E731
+        fits = lambda N: attention.CUDAScaledDotProductAttention.supports(*arrays(N), None, scale=1.0, **PLAIN)  # noqa: E731
         assert fits(N) and not fits(N + 60)

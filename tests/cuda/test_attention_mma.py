@@ -80,7 +80,7 @@ def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **options):
     ]
     y = F.scaled_dot_product_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_mma.ScaledDotProductAttention
+    assert type(y.grad_fn) is attention_mma.MMAScaledDotProductAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
 
 
@@ -158,7 +158,7 @@ def window_outcome(qkv, bias, grad_y, wanted=(True, True), **options):
     inputs = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip((qkv, bias), wanted, strict=True)]
     y = F.window_attention(*inputs, **options)
     y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_mma.WindowAttention
+    assert type(y.grad_fn) is attention_mma.MMAWindowAttention
     return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
 
 
@@ -254,7 +254,7 @@ def test_aliased_and_broadcast_inputs(alike):
     q, k, v = qkv((2, 3), 5, 5, 16, 16)
     q, k, v = (q, q, q) if alike == "all three" else (q, np.broadcast_to(k[:, :1], k.shape), v)
     with emulated():
-        op = attention_mma.ScaledDotProductAttention()
+        op = attention_mma.MMAScaledDotProductAttention()
         op.needs_input_grad = (True, True, True, None)
         y = op.forward(q, k, v, None, scale=0.2)
         grad_y = drawn(9, 2, 3, 5, 16, dtype=DTYPES[0])
@@ -334,7 +334,7 @@ def test_autocast_selects_window_attention():
         with minigrad.autocast("bfloat16"):
             y = F.window_attention(qkv_map, bias, num_heads=1, window_size=2)
         y.backward(Tensor(drawn(2, 1, 4, 4, 16, dtype=DTYPES[0])))
-    assert type(y.grad_fn) is attention_mma.WindowAttention and y.dtype == DTYPES[0]
+    assert type(y.grad_fn) is attention_mma.MMAWindowAttention and y.dtype == DTYPES[0]
     assert qkv_map.grad.dtype == bias.grad.dtype == np.float32
 
 
@@ -365,7 +365,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
     ],
 )
 def test_unsupported_arguments_are_declined(arrays, mask, options):
-    takes = attention_mma.ScaledDotProductAttention.supports
+    takes = attention_mma.MMAScaledDotProductAttention.supports
     with emulated():
         assert takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
         assert not takes(*arrays, mask, **{**PLAIN, **options})
@@ -392,7 +392,7 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
     ],
 )
 def test_unsupported_windows_are_declined(shape, dtype, bias, options):
-    takes = attention_mma.WindowAttention.supports
+    takes = attention_mma.MMAWindowAttention.supports
     with emulated():
         assert takes(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), np.zeros((2, 4, 4), np.float32), **WINDOWS)
         assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
@@ -400,4 +400,4 @@ def test_unsupported_windows_are_declined(shape, dtype, bias, options):
 
 def test_gpus_before_ampere_are_declined():
     with emulated(), patch.dict(attention_mma._capabilities, cpu=75):
-        assert not attention_mma.ScaledDotProductAttention.supports(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
+        assert not attention_mma.MMAScaledDotProductAttention.supports(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)

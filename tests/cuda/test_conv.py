@@ -73,7 +73,7 @@ def assert_matches_reference(
     assert kind is Conv2d
     with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
         kind, found = outcome(x, weight, bias, grad_y, wanted, **options)
-    assert kind is conv.Conv2d
+    assert kind is conv.CUDAConv2d
     u = 2.0 ** -DIGITS[x.dtype.name] if is_half(x.dtype) else 0
     rounded = [u * abs(theirs) for theirs in expected[: 1 + wanted[0]]] + [0] * 3
     if wanted[0] and "fold" in names(recorder.launches):
@@ -181,7 +181,7 @@ def test_16_bit_parameters_have_16_bit_gradients(dtype):
         tensors = [Tensor(a, requires_grad=True) for a in (x, weight, bias)]
         y = F.conv2d(*tensors, groups=8)
         y.backward(y)
-    assert type(y.grad_fn) is conv.Conv2d and {a.dtype for a in (y, *(t.grad for t in tensors))} == {x.dtype}
+    assert type(y.grad_fn) is conv.CUDAConv2d and {a.dtype for a in (y, *(t.grad for t in tensors))} == {x.dtype}
 
 
 @pytest.mark.parametrize("groups", [1, 8])
@@ -192,7 +192,7 @@ def test_mixed_dtypes_compute_in_float32(groups):
         with emulated():
             y = F.conv2d(Tensor(x, requires_grad=True), *map(Tensor, inputs[1:]), groups=groups)
         exact = F.conv2d(*(Tensor(a.astype(np.float64)) for a in inputs), groups=groups).numpy()
-        assert type(y.grad_fn) is conv.Conv2d and y.dtype == x.dtype and y.grad_fn.rounded == x.dtype
+        assert type(y.grad_fn) is conv.CUDAConv2d and y.dtype == x.dtype and y.grad_fn.rounded == x.dtype
         assert (abs(y.numpy().astype(np.float64) - exact) <= 2.0**-8 * abs(exact) + 1e-5).all()
 
 
@@ -253,7 +253,7 @@ def test_accesses_stay_within_the_arrays(case, side):
         y = F.conv2d(*(Tensor(a, requires_grad=True) for a in inputs), **options)
         grad_y = drawn(9, y.shape[0], *y.shape[2:], y.shape[1], dtype=x.dtype)
         y.backward(Tensor(beside_the_guard(grad_y).transpose(0, 3, 1, 2)))
-    assert type(y.grad_fn) is conv.Conv2d
+    assert type(y.grad_fn) is conv.CUDAConv2d
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -304,12 +304,12 @@ def test_two_runs_make_the_same_launches():
 def test_unsupported_arrays_run_the_reference(x, weight, options):
     with emulated():
         y = F.conv2d(Tensor(x, requires_grad=True), Tensor(weight), **options)
-    assert not isinstance(y.grad_fn, conv.Conv2d)
+    assert not isinstance(y.grad_fn, conv.CUDAConv2d)
 
 
 def test_without_the_device_the_reference_runs():
     y = F.conv2d(Tensor(drawn(0, 2, 4, 9, 9), requires_grad=True), Tensor(drawn(1, 5, 4, 3, 3)))
-    assert not isinstance(y.grad_fn, conv.Conv2d)
+    assert not isinstance(y.grad_fn, conv.CUDAConv2d)
 
 
 def test_errors_are_those_of_the_reference():

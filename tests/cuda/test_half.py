@@ -37,7 +37,7 @@ def group_norm_2(x, weight, bias):
 
 
 FAST_PATHS = {
-    layer_norm: norm.LayerNorm, group_norm_2: group_norm.GroupNorm, F.gelu: activation.GELU, F.relu: activation.ReLU,
+    layer_norm: norm.CUDALayerNorm, group_norm_2: group_norm.CUDAGroupNorm, F.gelu: activation.CUDAGELU, F.relu: activation.CUDAReLU,
 }  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def assert_matches_reference(x, branch, scale=None, p=0.0, wanted=(True, True, T
     expected = [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in tensors)]
     with emulated(**options):
         node, found = outcome(x, branch, scale, p, wanted)
-    assert type(node) is residual.Residual
+    assert type(node) is residual.CUDAResidual
     *found, grad_scale = found
     *expected, exact_scale = expected
     assert worst(found, expected, x.dtype) <= ROUNDING[x.dtype]
@@ -146,8 +146,8 @@ def test_plain_residual_launches_nothing_backward():
 )
 def test_unsupported_arguments_are_declined(arrays):
     with emulated():
-        assert residual.Residual.supports(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
-        assert not residual.Residual.supports(*arrays, p=0.0)
+        assert residual.CUDAResidual.supports(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
+        assert not residual.CUDAResidual.supports(*arrays, p=0.0)
 
 
 # Residual connection and LayerNorm in one pass ------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, 
     assert type(kind) is ResidualLayerNorm
     with emulated(order):
         kind, found = normed(arrays, p, wanted, used)
-    assert type(kind) is norm.ResidualLayerNorm
+    assert type(kind) is norm.CUDAResidualLayerNorm
     u = ROUNDING[np.dtype(dtype)]
     # y is the norm of s, which is cast to 16 bits, and so are the gradients: a few casts, whose errors r magnifies.
     assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)
@@ -197,7 +197,7 @@ def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, 
 def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
     """Outputs and gradients of the fused kernels."""
     minigrad.manual_seed(3)
-    op = norm.ResidualLayerNorm()
+    op = norm.CUDAResidualLayerNorm()
     assert op.supports(*arrays, p=p, eps=1e-5)
     op.needs_input_grad = wanted
     outputs = op.forward(*arrays, p=p, eps=1e-5)
@@ -208,7 +208,7 @@ def two_passes(arrays, grads, p=0.4):
     """Outputs and gradients of the kernels of Residual and LayerNorm, with ∂s added in between."""
     minigrad.manual_seed(3)
     x, branch, *params = arrays
-    first, second = residual.Residual(), norm.LayerNorm()
+    first, second = residual.CUDAResidual(), norm.CUDALayerNorm()
     first.needs_input_grad, second.needs_input_grad = (True, True, False), (True,) * 3
     s = first.forward(x, branch, None, p=p)
     y = second.forward(s, *params, shape=x.shape[-1:], eps=1e-5)
@@ -327,4 +327,4 @@ def test_unused_y_passes_the_gradient_of_s(dtype):
 )
 def test_unsupported_arguments_take_two_passes(arrays):
     with emulated():
-        assert not norm.ResidualLayerNorm.supports(*arrays, p=0.0, eps=1e-5)
+        assert not norm.CUDAResidualLayerNorm.supports(*arrays, p=0.0, eps=1e-5)

@@ -106,7 +106,7 @@ def test_residual_layer_norm_rounds_once(dtype, N, L, width, p, offset, s_is_use
     weight, bias = drawn(1, C, np.float32), drawn(2, C, np.float32)
     with emulated(order) as device, use_device(recorder := Recorder(device)):
         minigrad.manual_seed(seed)
-        op = norm.ResidualLayerNorm()
+        op = norm.CUDAResidualLayerNorm()
         op.needs_input_grad = (True,) * 4
         s, y = op.forward(x, branch, weight, bias, p=p, eps=1e-5)
         found = op.backward([grad_s if s_is_used else None, grad_y])

@@ -412,7 +412,7 @@ ctypes.string_at(0)
 def test_emulated_ends_with_its_block():
     empty, twins = np.empty, LayerNorm.twins
     with pytest.raises(RuntimeError), emulated():
-        assert LayerNorm.twins[0] is norm.LayerNorm and set(LayerNorm.twins) == set(TWINS[LayerNorm])
+        assert LayerNorm.twins[0] is norm.CUDALayerNorm and set(LayerNorm.twins) == set(TWINS[LayerNorm])
         for array in (np.empty((2, 3), np.float32), np.empty_like(np.zeros(2, np.int32)), np.empty(3, np.int8)):
             assert np.array_equal(array.view(np.uint8), np.full_like(array.view(np.uint8), 0xFF))
             assert array.ctypes.data % 16 == 0

@@ -9,7 +9,7 @@ import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda.launch import Recorder, use_device
-from minigrad.kernels.cuda.standardize import StandardizeWeight
+from minigrad.kernels.cuda.standardize import CUDAStandardizeWeight
 from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler, worst
 
 pytestmark = needs_compiler
@@ -42,7 +42,7 @@ def test_standardize_weight_matches_reference(O, filters, as_a_convolution_leave
         node, found = outcome(weight, grad)
     with minigrad.without_fast_paths():
         _, exact = outcome(weight.astype(np.float64), grad)
-    assert type(node) is StandardizeWeight and worst(found, exact) <= 1e-5
+    assert type(node) is CUDAStandardizeWeight and worst(found, exact) <= 1e-5
     assert [launch.kernel.name for launch in recorder.launches] == ["layer_norm_forward", "layer_norm_backward"]
 
 
@@ -52,7 +52,7 @@ def test_standardize_weight_matches_reference(O, filters, as_a_convolution_leave
 def test_unsupported_arrays_run_the_reference(weight):
     with emulated():
         y = F.standardize_weight(Tensor(weight, requires_grad=True))
-    assert not isinstance(y.grad_fn, StandardizeWeight)
+    assert not isinstance(y.grad_fn, CUDAStandardizeWeight)
 
 
 def test_errors_are_those_of_the_reference():

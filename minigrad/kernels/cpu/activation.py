@@ -11,7 +11,7 @@ from minigrad.ops import activation, special
 
 
 @fast_path_of(activation.ReLU)
-class ReLU(activation.ReLU):
+class CPUReLU(activation.ReLU):
     """∂x = ∂y & mask, a mask of 32 ones but where y ≤ 0: branches that follow the signs would be guessed wrong."""
 
     supports = staticmethod(is_float32)
@@ -31,7 +31,7 @@ class ReLU(activation.ReLU):
 
 
 @fast_path_of(activation.GELU)
-class GELU(activation.GELU):
+class CPUGELU(activation.GELU):
     """y = x Φ(x) and its slope Φ(x) + x φ(x), from tables of Φ and φ at numbers c with 10 bits of fraction:
 
         Φ(x) ≈ Φ(c) + φ(c) (x - c),   φ(x) ≈ φ(c) - c φ(c) (x - c),   c nearest to x

@@ -15,7 +15,7 @@ SMALL, LARGE = 1e-20, 1e30  # a sum of exponentials between them has lost nothin
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
-class ScaledDotProductAttention(attention.ScaledDotProductAttention):
+class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The same formula, on as many entries of the first axis at a time as keep their scores in the cache.
 
     The largest score of a row, subtracted against overflow, is the slowest step of a softmax, and seldom needed: it

@@ -19,7 +19,7 @@ FEWEST_CHANNELS = 16  # below, 3 x 3 is not held up by its products
 
 
 @fast_path_of(conv.Conv2d)
-class Conv2d(conv.Conv2d):
+class CPUConv2d(conv.Conv2d):
     """Depthwise, with stride 1 and as many pixels out as in: by `Tiles`. 3 x 3 of stride 1: by `Winograd`. 1 x 1: as a
     linear layer. Everything else as in the specification."""
 

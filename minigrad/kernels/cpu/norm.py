@@ -11,7 +11,7 @@ OFFSET = 4  # standard deviations: beyond, the rounding error of μ shows in x -
 
 
 @fast_path_of(norm.LayerNorm)
-class LayerNorm(norm.LayerNorm):
+class CPULayerNorm(norm.LayerNorm):
     """The same formula, a few tokens at a time.
 
     Shapes: x, x̂ and y as (tokens, C), with C numbers in each; r (tokens, 1).  Saves x̂, r, weight.
@@ -77,7 +77,7 @@ class LayerNorm(norm.LayerNorm):
 
 
 @fast_path_of(norm.GroupNorm)
-class GroupNorm(norm.GroupNorm):
+class CPUGroupNorm(norm.GroupNorm):
     """The same formula on images that are channels-last in memory, as those that a convolution has made.
 
     Seen so, an image is (P, C): P places of C channels. In it, mean and variance come from sums for each channel,

@@ -33,7 +33,7 @@ class Piece(window_attention.WindowAttention):
 
 
 @fast_path_of(window_attention.WindowAttention)
-class WindowAttention(window_attention.WindowAttention):
+class CPUWindowAttention(window_attention.WindowAttention):
     """The same formula on as many images at a time as stay in the cache while they are cut, attended and joined.
 
     Shapes: qkv (B, H, W, 3C), bias (heads, N, N), y (B, H, W, C).  Saves for each piece what the specification does.

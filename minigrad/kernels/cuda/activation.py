@@ -16,7 +16,7 @@ def _supports(x: Array) -> bool:
 
 
 @fast_path_of(activation.ReLU)
-class ReLU(activation.ReLU):
+class CUDAReLU(activation.ReLU):
     """The op's formula by `activation.cu`.  Shapes: x, y any.  Dtypes: float32, bfloat16, float16.  Saves y."""
 
     supports = staticmethod(_supports)
@@ -32,8 +32,8 @@ class ReLU(activation.ReLU):
 
 
 @fast_path_of(activation.GELU)
-class GELU(activation.GELU):
-    """The op's formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as ReLU.  Saves x."""
+class CUDAGELU(activation.GELU):
+    """The op's formula by `activation.cu`; backward recomputes the slope.  Shapes and dtypes as CUDAReLU.  Saves x."""
 
     supports = staticmethod(_supports)
 

@@ -22,7 +22,7 @@ SHARED = 227 << 10  # bytes of shared memory of a block on a Hopper GPU
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
-class ScaledDotProductAttention(attention.ScaledDotProductAttention):
+class CUDAScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The op's formula by `attention.cu`: one kernel forward, and two backward, which recompute the scores.
 
     q, k and v may be strided views, such as parts of the packed qkv of a linear layer: nothing is copied. y has the

@@ -103,7 +103,7 @@ class Attention:
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
-class ScaledDotProductAttention(attention.ScaledDotProductAttention):
+class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The op's formula by `attention_mma.cu`: one kernel forward, and one backward, which recomputes the scores.
 
     q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and ∂S are cast to the
@@ -150,7 +150,7 @@ class ScaledDotProductAttention(attention.ScaledDotProductAttention):
 
 
 @fast_path_of(window_attention.WindowAttention)
-class WindowAttention(window_attention.WindowAttention):
+class MMAWindowAttention(window_attention.WindowAttention):
     """The op's formula by `attention_mma.cu`, which reads the tokens of a window from the feature map.
 
     The map is neither rolled nor copied into windows, and the kernel sums ∂bias over images and windows.

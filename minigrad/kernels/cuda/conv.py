@@ -25,7 +25,7 @@ BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of
 
 
 @fast_path_of(conv.Conv2d)
-class Conv2d(conv.Conv2d):
+class CUDAConv2d(conv.Conv2d):
     """The op's formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
     `Pointwise` (1 x 1, stride 1, no padding) or `Columns` (all others).
 

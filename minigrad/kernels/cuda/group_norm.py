@@ -1,4 +1,4 @@
-"""L2: GroupNorm, with a thread block for each group of each image."""
+"""L2: CUDAGroupNorm, with a thread block for each group of each image."""
 
 from functools import cache
 from math import gcd, prod
@@ -19,7 +19,7 @@ MAX_PIXELS = 1 << 30  # of an image
 
 
 @fast_path_of(norm.GroupNorm)
-class GroupNorm(norm.GroupNorm):
+class CUDAGroupNorm(norm.GroupNorm):
     """The op's formula by `group_norm.cu`, for images that are channels-last in memory, as a convolution returns them.
 
     Shapes: x, y (N, C, H, W), viewed as (N, P, C), P = H · W; μ, r (N, G).  Saves x, μ, r, weight.

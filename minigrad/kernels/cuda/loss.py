@@ -15,7 +15,7 @@ MAX_ROWS = 1 << 30
 
 
 @fast_path_of(loss.CrossEntropy)
-class CrossEntropy(loss.CrossEntropy):
+class CUDACrossEntropy(loss.CrossEntropy):
     """The op's formula by `loss.cu`: one kernel forward, one for the reduction, one backward. Q stays in registers.
 
     On a GPU indices are not checked, as a check would synchronize: an index out of range gives q = 0, no error.

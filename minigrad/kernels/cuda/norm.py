@@ -1,4 +1,4 @@
-"""L2: LayerNorm with each row in registers, with or without a residual connection before it."""
+"""L2: CUDALayerNorm with each row in registers, with or without a residual connection before it."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -10,7 +10,7 @@ from minigrad.backend import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
-from minigrad.kernels.cuda.residual import NONE_DROPPED, Dropped, Residual, dropped
+from minigrad.kernels.cuda.residual import NONE_DROPPED, CUDAResidual, Dropped, dropped
 from minigrad.ops import norm, residual
 
 THREADS = 256  # threads of a block, in norm.cu
@@ -20,7 +20,7 @@ BLOCKS = 256  # partial sums of ∂weight and ∂bias: enough blocks to fill a G
 
 
 @fast_path_of(norm.LayerNorm)
-class LayerNorm(norm.LayerNorm):
+class CUDALayerNorm(norm.LayerNorm):
     """The op's formula by `norm.cu`: one kernel forward, one backward, and sum_rows for ∂weight and ∂bias.
 
     Shapes: x and y are viewed as (rows, C), C the size of the normalised axes; μ, r (rows,).  Saves x, μ, r, weight.
@@ -53,17 +53,17 @@ class LayerNorm(norm.LayerNorm):
 
 
 @fast_path_of(residual.ResidualLayerNorm)
-class ResidualLayerNorm(residual.ResidualLayerNorm):
+class CUDAResidualLayerNorm(residual.ResidualLayerNorm):
     """The op's formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
-    is bit for bit LayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
+    is bit for bit CUDALayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
 
     Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and u and p of m.
     """
 
     @staticmethod
     def supports(x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float) -> bool:
-        normed = LayerNorm.supports(x, weight, bias, shape=x.shape[-1:], eps=eps)
-        return normed and Residual.supports(x, branch, None, p=p)
+        normed = CUDALayerNorm.supports(x, weight, bias, shape=x.shape[-1:], eps=eps)
+        return normed and CUDAResidual.supports(x, branch, None, p=p)
 
     def forward(
         self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
@@ -79,7 +79,7 @@ class ResidualLayerNorm(residual.ResidualLayerNorm):
                 grad_y, self.s, self.weight, self.mean, self.rstd, self.weight.shape, self.needs_input_grad,
                 grad_s, self.dropped,
             )  # fmt: skip
-        alone = Residual()  # y has no gradient: what remains is the residual connection
+        alone = CUDAResidual()  # y has no gradient: what remains is the residual connection
         alone.needs_input_grad = (*self.needs_input_grad[:2], None)
         alone.dropped, alone.scale, alone.branch = self.dropped, None, None
         return *alone.backward(grad_s)[:2], None, None
@@ -89,7 +89,7 @@ def normalize(
     x: Array, weight: Array | None, bias: Array | None, shape: tuple[int, ...], eps: float,
     branch: Array | None = None, dropped: Dropped = NONE_DROPPED,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """s = x + m · b, or x without a branch; y = LayerNorm(s); μ and r of s."""
+    """s = x + m · b, or x without a branch; y = CUDALayerNorm(s); μ and r of s."""
     xp, C = array_module(x), prod(shape)
     rows = x.size // C
     s = None if branch is None else xp.empty(x.shape, x.dtype)

@@ -24,7 +24,7 @@ NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 
 
 @fast_path_of(residual.Residual)
-class Residual(residual.Residual):
+class CUDAResidual(residual.Residual):
     """The op's formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
 
     Without γ and stochastic depth ∂b is ∂s, and backward launches nothing.  Saves u and p of m, γ, and b if γ needs a

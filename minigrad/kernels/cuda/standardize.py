@@ -1,13 +1,13 @@
-"""L2: weight standardisation of a convolution: LayerNorm of each filter."""
+"""L2: weight standardisation of a convolution: CUDALayerNorm of each filter."""
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cuda.norm import LayerNorm
+from minigrad.kernels.cuda.norm import CUDALayerNorm
 from minigrad.ops import norm
 
 
 @fast_path_of(norm.StandardizeWeight)
-class StandardizeWeight(norm.StandardizeWeight):
+class CUDAStandardizeWeight(norm.StandardizeWeight):
     """The op's formula by `norm.cu`, with a filter as a row, without weight and bias: one kernel forward, one backward.
 
     Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves w, μ, r.
@@ -15,10 +15,10 @@ class StandardizeWeight(norm.StandardizeWeight):
 
     @staticmethod
     def supports(weight: Array, *, eps: float) -> bool:
-        return LayerNorm.supports(weight, None, None, shape=weight.shape[1:], eps=eps)
+        return CUDALayerNorm.supports(weight, None, None, shape=weight.shape[1:], eps=eps)
 
     def forward(self, weight: Array, *, eps: float) -> Array:
-        self.filters = LayerNorm()
+        self.filters = CUDALayerNorm()
         self.filters.needs_input_grad = (*self.needs_input_grad, None, None)
         return self.filters.forward(weight, None, None, shape=weight.shape[1:], eps=eps)
 
