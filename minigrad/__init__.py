@@ -3,17 +3,20 @@
 Read the files in the order of their levels, L0 to L5: each says its own in its first line, and imports only from below.
 """
 
+import sys
+
 from minigrad import functional
+from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.autocast import autocast
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad
-from minigrad.backend import cuda_is_available
+from minigrad.backend import cublas, cuda_is_available, dtypes, random
+from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.functional import cat, einsum, stack, where
-from minigrad.kernels import without_fast_paths
 from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
@@ -37,3 +40,7 @@ reshape, flatten, squeeze, unsqueeze = Tensor.reshape, Tensor.flatten, Tensor.sq
 transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tensor.movedim, Tensor.roll, Tensor.flip
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
 gather, index_select = Tensor.gather, Tensor.index_select
+
+# Names and import paths of version 0.1 go on working: `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
+without_twins = without_fast_paths
+sys.modules |= {f"minigrad.{m.__name__.rpartition('.')[2]}": m for m in (cublas, dtypes, function, random)}

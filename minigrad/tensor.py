@@ -11,16 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd import tape as engine
-from minigrad.autograd import writes
+from minigrad.autograd import grad_mode, tape, writes
+from minigrad.autograd.anomaly import describe
+from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
-from minigrad.autograd.node import Leaf, Output, next_age
+from minigrad.autograd.node import Leaf, Node, Output, next_age
 from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
-from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, half_dtype, is_floating, upcast
+from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, is_floating
+from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
 from minigrad.methods import Methods, raw_index
-from minigrad.ops import checks
+from minigrad.ops import (
+    checks,
+    rules,  # noqa: F401 (importing it fills the table that `dispatch` reads)
+)
 from minigrad.ops.indexing import GetItem, steps
 from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
 
@@ -48,7 +53,7 @@ class Tensor(Methods):
     __array_priority__ = 1000  # the same, as CuPy asks
 
     data: Array
-    _node: Function | None  # the op that made it, or a Leaf; None: no gradient is wanted
+    _node: Node | None  # the op that made it, or a Leaf; None: no gradient is wanted
     _retained: Leaf | None  # keeps `grad` where _node does not: after retain_grad, or while requires_grad is off
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
@@ -63,65 +68,63 @@ class Tensor(Methods):
 
         Args:
             function: the op's class; this call makes one instance of it.
-            *inputs: what its `forward` takes by position: Tensors, arrays, Python numbers, or None.
-            **options: what its `forward` takes by keyword.
+            *inputs: the positional arguments of its `forward`: Tensors, arrays, Python numbers, or None.
+            **options: the keyword arguments of its `forward`.
 
         Returns:
             The output, a Tensor, or a tuple of them. It requires a gradient if any input does and recording is on.
         """
+        # Prepare: the array of each input, and the edge along which its gradient will go.
         arrays: list[Any] = []
         edges: list[Any] = []
-        recorded, plain, recording = False, True, mode.grad_enabled
+        wanted, all_float32, recording = 0, True, mode.grad_enabled  # wanted: how many inputs require a gradient
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
                 arrays.append(data)
                 dtype = data.dtype
                 if dtype is not FLOAT32:
-                    plain = False
+                    all_float32 = False
                 if node is not None and recording:
                     edges.append((node, data.shape, dtype))
-                    recorded = True
+                    wanted += 1
                     continue
             else:
                 if not (x is None or type(x) is float or type(x) is int):
-                    plain, x = False, _operand(x, function)
+                    all_float32, x = False, _operand(x, function)
                 arrays.append(x)
             edges.append(None)
-        if engine.autocasts and mode.autocast is not None:
-            arrays, plain = mode.autocast.inputs(function, edges, arrays), False
-        if not plain and function.promote is not None:
-            arrays = function.promote(arrays)
         if options:
             options = {name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()}
-        rounded = None
-        op = function.twin_for(*arrays, **options) if function.twins else None
-        if op is None:
-            if not (plain or function.narrow) and half_dtype(arrays) is not None:
-                rounded, arrays = _first_floating(arrays), upcast(arrays)
-                op = function.twin_for(*arrays, **options)
-            if op is None:
-                op = function()
-        op.needs_input_grad = edges
+
+        # Dispatch: the implementation that runs. Float32 arrays beside Python numbers need no promotion and no cast.
+        cast_back = None
+        if not all_float32 or grad_mode.open_blocks:
+            op, arrays, cast_back = dispatch(function, arrays, edges, options)
+        elif function in FAST_PATHS:
+            op = (fast_path(function, *arrays, **options) or function)()
+        else:
+            op = function()
+        op.needs_input_grad = (True,) * wanted if wanted == len(edges) else tuple(map(bool, edges))
         try:
             output = op.forward(*arrays, **options) if options else op.forward(*arrays)
         except Exception as error:
             _explain(error, op, arrays)
             raise
-        if rounded is not None:
-            op.rounded, output = rounded, _rounded(output, rounded)
-        if engine.observers and mode.observer is not None:
+
+        # Record: the op becomes a node of the graph if any input requires a gradient.
+        if wanted:
+            op.edges, op.age = edges, next_age()
+        if cast_back is not None:
+            op.cast_back, output = cast_back, _cast_back(output, cast_back)
+        if grad_mode.open_blocks and mode.observer is not None:
             mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
         if type(output) is tuple:
-            return _several(op, output, edges if recorded else None)
+            return _several(op, output, wanted > 0)
         result = _new(Tensor)
         result.data = output if type(output) is _ndarray else _checked(output, op)
         result._retained = None
-        if recorded:
-            op.edges, op.age = edges, next_age()
-            result._node = op
-        else:
-            result._node = None
+        result._node = op if wanted else None
         return result
 
     @staticmethod
@@ -164,7 +167,7 @@ class Tensor(Methods):
         return self._node is None or isinstance(self._node, Leaf)
 
     @property
-    def grad_fn(self) -> Function | None:
+    def grad_fn(self) -> Node | None:
         """The op that made this Tensor, if it was recorded."""
         return None if self.is_leaf else self._node
 
@@ -249,7 +252,7 @@ class Tensor(Methods):
             if grad.shape != self.shape:
                 raise ValueError(f"backward: gradient must have this tensor's shape {self.shape}, got {grad.shape}")
             grad = cast(grad, self.data.dtype)
-        engine.backward(self._node, grad, retain_graph)
+        tape.backward(self._node, grad, retain_graph)
 
     def detach(self) -> "Tensor":
         """The same numbers without the history."""
@@ -292,7 +295,7 @@ class Tensor(Methods):
         """For pickle. The graph, if there is one, comes first and from old to young, so that a node finds those it
         points to already read: however long the graph, pickle does not go deep."""
         slots = {"data": self.data, "_node": self._node, "_retained": self._retained}
-        return ([] if self._node is None else engine.history(self._node)), getattr(self, "__dict__", {}), slots
+        return ([] if self._node is None else tape.history(self._node)), getattr(self, "__dict__", {}), slots
 
     def __setstate__(self, state: Any) -> None:
         _, attributes, slots = state
@@ -474,7 +477,7 @@ def from_dlpack(x: Any) -> Tensor:
 _VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
 
 
-def _view_of_leaf(node: Function) -> str | None:
+def _view_of_leaf(node: Node) -> str | None:
     """What a message says before "leaf": nothing, or "view of a "; None for neither a leaf nor a view of one."""
     view, reshaped = "", False
     while not isinstance(node, Leaf):
@@ -506,23 +509,17 @@ def _operand(x: Any, function: type[Function]) -> Any:
     )
 
 
-def _first_floating(arrays: list[Any]) -> np.dtype:
-    """The dtype that a result has."""
-    return next(x.dtype for x in arrays if hasattr(x, "dtype") and is_floating(x.dtype))
-
-
-def _rounded(output: Any, dtype: np.dtype) -> Any:
-    """What an op made of upcast inputs: float32 numbers are rounded, and others (as of a comparison) left."""
+def _cast_back(output: Any, dtype: np.dtype) -> Any:
+    """The output of an op that computed in float32 for 16-bit inputs; other dtypes, as of a comparison, stay."""
     if type(output) is tuple:
-        return tuple(_rounded(part, dtype) for part in output)
+        return tuple(_cast_back(part, dtype) for part in output)
     return cast(output, dtype) if output.dtype == FLOAT32 else output
 
 
-def _several(op: Function, outputs: tuple[Array, ...], edges: list[Any] | None) -> Any:
-    """A Tensor for each output of an op, which is recorded if it is given edges."""
+def _several(op: Function, outputs: tuple[Array, ...], recorded: bool) -> tuple[Tensor, ...]:
+    """A Tensor for each output of an op."""
     results = tuple(Tensor(_checked(output, op)) for output in outputs)
-    if edges is not None:
-        op.edges, op.age = edges, next_age()
+    if recorded:
         for place, result in enumerate(results):
             result._node = Output(op, place, len(results))
     return results
@@ -531,7 +528,7 @@ def _several(op: Function, outputs: tuple[Array, ...], edges: list[Any] | None) 
 def _checked(output: Any, op: Function) -> Array:
     """What an op's forward returned, as an array."""
     if not hasattr(output, "dtype"):
-        raise TypeError(f"{type(op).__name__}.forward must return an array, it returned {type(output).__name__}")
+        raise TypeError(f"{op.op_name}.forward must return an array, it returned {type(output).__name__}")
     return whole(output)
 
 
@@ -573,11 +570,11 @@ def _explain(error: Exception, op: Function, arrays: list[Any]) -> None:
     devices = {device_of(x) for x in arrays if hasattr(x, "dtype")}
     if len(devices) > 1:
         error.add_note(f"the inputs are on different devices, {sorted(devices)}: move them with .to(device)")
-    error.add_note(f"{type(op).__name__} was given {engine.describe(arrays)}")
+    error.add_note(f"{op.op_name} was given {describe(arrays)}")
     shapes = [x.shape for x in arrays if hasattr(x, "shape")]
-    if op.broadcasts and isinstance(error, ValueError) and not _broadcast(shapes):
+    if "could not be broadcast together" in str(error) and not _broadcast(shapes):
         raise ValueError(
-            f"{type(op).__name__.lower()}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the "
+            f"{op.op_name.lower()}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the "
             "right, two sizes must be equal or one of them 1"
         ) from error
 

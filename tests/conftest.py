@@ -75,7 +75,7 @@ def exhaustive(pytestconfig):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def twins(pytestconfig):
+def fast_paths(pytestconfig):
     """On, as for users, or off throughout."""
     with minigrad.without_fast_paths() if pytestconfig.getoption("--without-fast-paths") else nullcontext():
         yield

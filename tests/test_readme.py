@@ -8,10 +8,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+PAGES = [
+    ROOT / "README.md",
+    *(page for name in ("minigrad", "models", "train", "tests") for page in (ROOT / name).rglob("README.md")),
+]
+EXAMPLES = [
+    pytest.param(example, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in PAGES
+    for i, example in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_runs_and_prints_what_it_says(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
     printed, promised = capsys.readouterr().out, re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
@@ -20,23 +28,27 @@ def test_an_example_runs_and_prints_what_it_says(example, capsys):
         assert line == expected
 
 
-def test_the_files_on_the_reading_list_exist():
-    rows = re.findall(r"^\| L\d \| (.*?) \|", TEXT, re.MULTILINE)
-    assert len(rows) >= 9
-    for row in rows:
-        folder = ROOT
-        for name in re.findall(r"`([\w/.]+)`", row):
-            path = ROOT / name if (ROOT / name).exists() else folder / name
-            assert path.exists(), name
-            folder = path.parent
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_that_a_page_names_exist(page):
+    """Paths in backquotes with a suffix or a slash at the end: relative to the page, to the repository, or to a run."""
+    for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|cu|cuh|md|npz|json|toml)))`", page.read_text()):
+        if "/" in name.rstrip("/"):
+            assert (page.parent / name).exists() or (ROOT / name).exists(), name
 
 
-def test_no_file_of_the_package_is_left_out_of_the_reading_list():
-    listed = set(re.findall(r"`(?:\w+/)*([\w.]+?)/?`", "".join(re.findall(r"^\| L\d.*$", TEXT, re.MULTILINE))))
-    present = {
-        path.name for path in (ROOT / "minigrad").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
-    assert present - {"__init__.py"} <= listed
+def test_the_lessons_name_what_is_in_their_files():
+    """`**Read** `file`: `Name`, `name``: each name is defined in that file."""
+    course = (ROOT / "minigrad" / "README.md").read_text()
+    lessons = re.findall(r"\*\*Read\*\* (.*?)\n\n", course, re.DOTALL)
+    assert len(lessons) == 20  # the first lesson shows its code
+    found = 0
+    for lesson in lessons:
+        for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:,\s)?)+)", lesson):
+            path = ROOT / file if (ROOT / file).exists() else ROOT / "minigrad" / file
+            for name in re.findall(r"`(\w+)`", names):
+                assert re.search(rf"^ *(class|def) {name}\b|^{name}\b", path.read_text(), re.MULTILINE), (file, name)
+                found += 1
+    assert found > 40
 
 
 def test_accuracies_are_those_of_their_logs():

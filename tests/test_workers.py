@@ -12,7 +12,7 @@ def workers(args, cores=2, plugin=True, worker=False, **options):
     """How many processes a run with these arguments gets."""
     off = {"numprocesses": None, "dist": "no", "tx": [], "usepdb": False, "trace": False, "capture": "fd"}
     config = SimpleNamespace(
-        option=SimpleNamespace(**off | {"collectonly": False} | options),
+        option=SimpleNamespace(**off | {"collectonly": False, "vacuous": False} | options),
         args=args,
         pluginmanager=SimpleNamespace(hasplugin=lambda name: plugin),
         hook=SimpleNamespace(pytest_xdist_auto_num_workers=lambda config: cores),

@@ -10,10 +10,10 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
-from minigrad.autograd.anomaly import NonFiniteError
 
 import minigrad.functional as F
 from minigrad import Tensor, detect_anomaly
+from minigrad.autograd.anomaly import NonFiniteError
 from minigrad.backend import Array
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep

@@ -23,9 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd import tape as engine
-from minigrad.autograd.function import Function
-from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.grad_mode import mode, mode_set
 from minigrad.autograd.node import Leaf
 from minigrad.backend import Array
 from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, half_dtype, is_half, upcast
@@ -54,15 +52,8 @@ def autocast(
         ValueError: another dtype.
         RuntimeError: bfloat16 without the package ml_dtypes.
     """
-    before, mode.autocast = mode.autocast, Autocast(as_dtype(dtype), parameters) if enabled else None
-    with engine.lock:
-        engine.autocasts += 1
-    try:
+    with mode_set(autocast=Autocast(as_dtype(dtype), parameters) if enabled else None):
         yield mode.autocast
-    finally:
-        with engine.lock:
-            engine.autocasts -= 1
-        mode.autocast = before
 
 
 class Autocast:
@@ -77,11 +68,11 @@ class Autocast:
         copies = zip(arrays, cast_all(arrays, dtype), strict=True)
         self.at_once = {id(x): (x, copy) for x, copy in copies}  # x too, as only its id is no other's
 
-    def inputs(self, op: type[Function], edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
-        """The arrays as the op is to see them. `edges`: for each, where its gradient goes, if anywhere."""
-        if op.autocast == "widen":
+    def inputs(self, rule: int | str, edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
+        """The inputs of an op, cast by its rule (`Rule.autocast`). `edges`: for each, where its gradient goes."""
+        if rule == "float32":
             return upcast(arrays)
-        count = op.autocast if isinstance(op.autocast, int) else len(arrays) if half_dtype(arrays) else 0
+        count = rule if isinstance(rule, int) else len(arrays) if half_dtype(arrays) else 0
         return [self._rounded(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
 
     def _rounded(self, x: Any, edge: Any) -> Any:

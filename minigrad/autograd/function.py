@@ -1,30 +1,27 @@
 """L1: what an op is. It knows arrays, never Tensors: a graph of Functions holds only what their backwards need."""
 
-import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from minigrad.autograd.node import Node
 from minigrad.backend import Array, array_module, scatter_add
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
+from minigrad.backend.fast_paths import fast_path
 from minigrad.backend.sums import sum_over
 
-Edge = tuple["Function", tuple[int, ...], np.dtype]
-"""Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
+KERNELS = "minigrad.kernels."
 
 
-next_age = itertools.count(1).__next__
-
-
-class Function:
+class Function(Node):
     """One op: `forward` on arrays, and `backward`, which maps ∂loss/∂output to ∂loss/∂input.
 
     An instance is one application of the op and, where a gradient is wanted, one node of the graph. `forward` assigns
     to `self` what `backward` will need, by name and as little as will do; the engine clears it all after use.
 
     The contract:
-      * arrays come positionally, options by keyword; an input that is not there (no bias) is None;
+      * arrays are positional arguments, options are keyword arguments; an input that is not there (no bias) is None;
       * inputs and `grad_output` are never written to;
       * `forward` may return a tuple: several outputs. Then `backward` gets a list, with None for one that was not used;
       * `backward` returns one gradient for each array, or None; a single one need not be in a tuple;
@@ -32,58 +29,46 @@ class Function:
       * a returned array is new, or `grad_output` or a view of it: never one that was saved, and none twice but
         `grad_output`, so that the engine may add to it in place (what an op of several outputs returns, it never does);
       * first order only: `backward` works on raw arrays, in place where it can, and is not itself differentiable.
+
+    What else happens when a Tensor meets an op is none of its business: the inputs are brought to one dtype, autocast
+    and 16-bit inputs are cast (`dispatch.py`), and a fast path may run in its place (`minigrad/backend/fast_paths.py`).
     """
 
-    broadcasts: ClassVar[bool] = False  # elementwise in all its inputs: a shape error can be explained for it
-    promote: ClassVar[Callable[..., list[Any]] | None] = None  # brings its inputs to one dtype before `forward`
-    narrow: ClassVar[bool] = False  # takes float16 and bfloat16 as they are; else they are upcast (Tensor.apply)
-    autocast: ClassVar[int | str] = "follow"  # what that does with its inputs: see minigrad/autograd/autocast.py
+    needs_input_grad: tuple[bool, ...] = ()  # for each input, whether its gradient is wanted: skip the others' work
 
-    twins: ClassVar["tuple[type[Function], ...]"] = ()  # the same op, faster for what each `takes` (minigrad/kernels/)
-
-    needs_input_grad: Sequence[object] = ()  # for each input, true if anyone wants its gradient: skip the others' work
-    edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
-    age: int = 0  # a node is younger than its inputs, so falling age is a topological order
-    rounded: np.dtype | None = None  # its inputs were upcast for it, and its output was rounded to this
-    hooks: tuple[Callable[[Array], Array | None], ...] = ()
-    where: str = ""  # the module path, noted while the NaN guard is on
-
-    def __init_subclass__(cls) -> None:
-        cls.twins = ()  # a twin is of one class, and not of those derived from it
-
-    @staticmethod
-    def supports(*arrays: Any, **options: Any) -> bool:
-        """Of a twin: whether it is for these inputs."""
-        return True
-
-    @classmethod
-    def twin_for(cls, *arrays: Any, **options: Any) -> "Function | None":
-        """A new instance of the first twin that takes these inputs, if there is one."""
-        for twin in cls.twins:
-            if twin.supports(*arrays, **options):
-                return twin()
-        return None
-
-    def forward(self, *arrays: Any, **options: Any) -> Array:
+    def forward(self, *arrays: Any, **options: Any) -> Any:
+        """The output, an array or a tuple of arrays."""
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def backward(self, grad_output: Array) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} has no backward")
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, or a node from another process, is as young as the ops recorded here: its inputs were made first."""
-        self.__dict__.update(state)
-        if self.age:
-            self.age = next_age()
-
     def grad_dtype(self, i: int, default: np.dtype) -> np.dtype:
-        """The dtype that the gradient of input i should have: in autocast, an op sees a narrow copy of a parameter, and
+        """The dtype that the gradient of input i should have: in autocast, an op sees a 16-bit copy of a parameter, and
         the parameter itself is float32."""
-        edge = self.needs_input_grad[i]
-        return edge[2] if isinstance(edge, tuple) else default
+        edge = self.edges[i] if self.edges else None
+        return default if edge is None else edge[2]
+
+    @property
+    def op_name(self) -> str:
+        return next(c.__name__ for c in type(self).__mro__ if not c.__module__.startswith(KERNELS))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"
+        """`<LayerNorm>`, or for a fast path the op and the machine it is for: `<LayerNorm, cpu fast path>`."""
+        module = type(self).__module__
+        if not module.startswith(KERNELS):
+            return f"<{self.op_name}>"
+        return f"<{self.op_name}, {module.removeprefix(KERNELS).partition('.')[0]} fast path>"
+
+
+def run(
+    function: type[Function], needs_input_grad: Sequence[object], *arrays: Any, **options: Any
+) -> tuple[Function, Any]:
+    """Run an op within another op's forward: by a fast path, if one supports the inputs.
+
+    Returns:
+        The inner op, for the backward of the outer one, and its output.
+    """
+    op: Function = (fast_path(function, *arrays, **options) or function)()
+    op.needs_input_grad = tuple(map(bool, needs_input_grad))
+    return op, op.forward(*arrays, **options)
 
 
 class Partial:

@@ -6,9 +6,9 @@ A loss L is computed by ops, each a `Function` that knows its own derivative. Th
     a graph   of calls: for each, its op (with what its forward saved) and its input Variables,
     an order  in which ∂y is complete before f.backward(∂y) runs: each call after all calls that used its output.
 
-This engine runs the same `Function` classes as the real one and gives the same gradients (tests/autograd/test_plain.py). The
-real one, `minigrad/autograd/tape.py`, adds what a training run needs: it frees each call's arrays as backward passes, adds
-gradients in place, records threads apart, chooses faster implementations, computes in 16 bits, and reports NaN.
+This engine runs the same `Function` classes as the real one and gives the same gradients: tests/autograd/test_plain.py.
+The real one, `tape.py` and `minigrad/tensor.py`, adds what training needs: it frees each call's arrays as backward
+passes, adds gradients in place, chooses faster implementations, computes in 16 bits, and reports NaN.
 
     x = Variable(np.array([1.0, 2.0, 3.0]), requires_grad=True)
     y = apply(Sum, apply(Mul, x, x), axis=None, keepdims=False)      # y = Σ x², ∂x = 2x
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.autograd.dispatch import DEFAULT, RULES
 from minigrad.autograd.function import Function, Partial, unbroadcast
 from minigrad.backend import Array
 
@@ -56,10 +57,11 @@ def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
         A Variable, or a tuple of them for an op of several outputs.
     """
     arrays = [x.data if isinstance(x, Variable) else x for x in inputs]
-    if function.promote is not None:
-        arrays = function.promote(arrays)
+    promote = RULES.get(function, DEFAULT).promote  # inputs of several dtypes are brought to one
+    if promote is not None:
+        arrays = promote(arrays)
     op = function()
-    op.needs_input_grad = [isinstance(x, Variable) and x.requires_grad for x in inputs]
+    op.needs_input_grad = tuple(isinstance(x, Variable) and x.requires_grad for x in inputs)
     output = op.forward(*arrays, **options)
     recorded = any(op.needs_input_grad)
     call = Call(op, inputs, output) if recorded else None

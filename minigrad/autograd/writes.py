@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd.function import Function
-from minigrad.autograd.node import next_age
+from minigrad.autograd.node import Node, next_age
 from minigrad.backend import Array
 from minigrad.backend.cublas import pointer
 
@@ -41,7 +40,7 @@ def note(arrays: Iterable[Array]) -> None:
                 _owners[key] = weakref.ref(owner, partial(_forget, key))
 
 
-def overwritten(node: Function) -> Array | None:
+def overwritten(node: Node) -> Array | None:
     """An array that the node saved and whose memory has been written to since, if there is one."""
     saved = [value for name, value in vars(node).items() if name not in _NOT_SAVED]
     for x in saved:  # the list grows while it is walked

@@ -23,6 +23,6 @@ from minigrad.backend.gemm import gemm, gemm_and_sums
 
 __all__ = [
     "Array", "array_module", "beside", "cuda_is_available", "cupy_module", "device_of", "empty", "gemm",
-    "gemm_and_sums", "plain", "plus", "promote", "promote_and_wrap", "promote_to_float", "require_gpu", "scatter_add", "sliding_windows",
-    "to_device", "whole",
+    "gemm_and_sums", "plain", "plus", "promote", "promote_and_wrap", "promote_to_float", "require_gpu", "scatter_add",
+    "sliding_windows", "to_device", "whole",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 A linear layer is y = x Wᵀ + b, and backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. As separate operations the bias is one
 more pass over y (three in half precision: the product in float32, the sum, the cast), and ∂b one more pass over ∂y. An
-epilogue of cublasLt does either while the elements are in registers. cublasLt is column-major (minigrad/backend/cublas.py):
+epilogue of cublasLt does either while the elements are in registers. cublasLt is column-major, as cublas.py explains:
 D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y

@@ -5,10 +5,12 @@ no bfloat16, which is the upper half of a float32; the package ml_dtypes gives i
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from minigrad.backend.fast_paths import fast_path
 
 HALF = ("float16", "bfloat16")
 FLOAT32 = np.dtype(np.float32)
@@ -57,11 +59,12 @@ def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
-    """x in another type, rounded to the nearest; beyond the largest number it is infinite. x itself if it is of it."""
+    """x in another dtype, rounded to the nearest value, ±∞ beyond the largest; x itself if it has this dtype."""
     if x.dtype == dtype:
         return x
-    if _on_device is not None and not isinstance(x, np.ndarray | np.generic):
-        return _on_device(x, dtype)
+    faster = fast_path(cast, x, dtype)
+    if faster is not None:
+        return faster(x, dtype)
     if not is_half(dtype):
         return x.astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -70,27 +73,10 @@ def cast(x: Any, dtype: np.dtype) -> Any:
 
 def cast_all(xs: Sequence[Any], dtype: np.dtype) -> list[Any]:
     """`cast(x, dtype)` of each, on a GPU in few launches."""
-    return [cast(x, dtype) for x in xs] if _all_on_device is None else _all_on_device(xs, dtype)
+    faster = fast_path(cast_all, xs, dtype)
+    return [cast(x, dtype) for x in xs] if faster is None else faster(xs, dtype)
 
 
 def upcast(xs: Sequence[Any]) -> list[Any]:
     """The narrow arrays among xs as float32; the rest as it is."""
     return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_half(x.dtype) else x for x in xs]
-
-
-_on_device: Callable[[Any, np.dtype], Any] | None = None
-_all_on_device: Callable[[Sequence[Any], np.dtype], list[Any]] | None = None
-
-
-def on_device(function: Callable[[Any, np.dtype], Any]) -> Callable[[Any, np.dtype], Any]:
-    """Decorates what `cast` is for arrays on a GPU."""
-    global _on_device
-    _on_device = function
-    return function
-
-
-def all_on_device(function: Callable[[Sequence[Any], np.dtype], list[Any]]) -> Callable[..., list[Any]]:
-    """Decorates what `cast_all` is."""
-    global _all_on_device
-    _all_on_device = function
-    return function

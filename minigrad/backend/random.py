@@ -10,7 +10,7 @@ Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": 
 """
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 from minigrad.backend.arrays import Array, array_module, to_device
 from minigrad.backend.dtypes import is_floating
+from minigrad.backend.fast_paths import fast_path
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # the golden ratio and √3 - 1, as 32-bit fractions
@@ -47,19 +48,6 @@ def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rou
     return c0, c1, c2, c3
 
 
-DeviceDraw = Callable[[int, int, Sequence[int], str, Array | None], Array]
-_on_device: dict[str, DeviceDraw] = {}  # by the method of Generator that it is for
-
-
-def on_device(function: DeviceDraw) -> DeviceDraw:
-    """Decorates what makes `words`, or float32 numbers for `uniform`, on a GPU: the method of that name calls it.
-
-    It takes seed, draw number, shape, device and the generator's `captured`.
-    """
-    _on_device[function.__name__] = function
-    return function
-
-
 class Generator:
     """A stream of random arrays under one seed. `seed` and `draws` are its whole state.
 
@@ -82,19 +70,19 @@ class Generator:
         with self._lock:
             self.draws += draws
 
-    def _next_draw(self) -> int:
+    def next_draw(self) -> int:
+        """The number of this draw, which is used up."""
         with self._lock:
             draw, self.draws = self.draws, self.draws + 1
         return draw
 
     def words(self, count: int, device: str = "cpu") -> Array:
         """`count` words of 32 random bits, (count,) uint32."""
-        if device != "cpu" and "words" in _on_device:
-            return _on_device["words"](self.seed, self._next_draw(), (count,), device, self.captured)
-        return to_device(self._words(count), device)
+        faster = fast_path(Generator.words, self, count, device)
+        return to_device(self._words(count), device) if faster is None else faster(self, count, device)
 
     def _words(self, count: int) -> np.ndarray:
-        draw = self._next_draw()
+        draw = self.next_draw()
         words = np.empty((-(-count // 4), 4), np.uint32)
         for start in range(0, len(words), 1 << 14):  # pieces that stay in the cache through the ten rounds
             block = np.arange(start, min(start + (1 << 14), len(words)), dtype=np.uint64)
@@ -107,8 +95,9 @@ class Generator:
         """Uniform in [0, 1): as many random bits as the dtype holds: 8 in bfloat16, 11 in float16, 24 in
         float32, 53 in float64."""
         count = _count(shape, dtype)
-        if device != "cpu" and np.dtype(dtype) == np.float32 and "uniform" in _on_device:
-            return _on_device["uniform"](self.seed, self._next_draw(), shape, device, self.captured)
+        faster = fast_path(Generator.uniform, self, shape, dtype, device)
+        if faster is not None:
+            return faster(self, shape, dtype, device)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53

@@ -3,6 +3,7 @@
 from typing import Any
 
 from minigrad.autograd.autocast import autocast
+from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, mode, no_grad
 from minigrad.backend import Array
@@ -23,9 +24,6 @@ class Checkpoint(Function):
     Saves x, the parameters, the modules' modes, the state of the generator, and autocast's dtype.
     """
 
-    narrow = True
-    autocast = 0
-
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
         self.x, self.parameters = x, parameters  # these so that the engine notices if they are overwritten
@@ -40,7 +38,7 @@ class Checkpoint(Function):
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         want_x, *others = self.needs_input_grad
-        x = Tensor(self.x, requires_grad=want_x is not None)
+        x = Tensor(self.x, requires_grad=want_x)
         buffers = [(buffer, buffer.data.copy()) for _, buffer in self.module.named_buffers()]
         changed = [(part, part.training, before) for part, before in self.modes if part.training != before]
         precision = autocast(self.dtype, enabled=self.dtype is not None)  # off where the first time it was off
@@ -56,3 +54,6 @@ class Checkpoint(Function):
                 buffer.data[...] = values
         y.backward(Tensor(grad_output))
         return None if x.grad is None else x.grad.data, *(None for _ in others)
+
+
+RULES[Checkpoint] = Rule(autocast=0, half=True)  # its inner ops decide for themselves

@@ -104,7 +104,7 @@ def skip_init() -> Iterator[None]:
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Within the block, parameters are made without numbers (`minigrad/backend/meta.py`): for a model that is only looked at.
+    """Within the block, parameters are meta arrays, without values (`minigrad/backend/meta.py`): to inspect a model.
 
     It takes no memory. Given a `MetaArray` it runs, and what comes out has a shape and a dtype.
     """

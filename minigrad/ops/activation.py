@@ -80,8 +80,6 @@ class Softmax(Function):
     ⟨·,·⟩ is the sum over `axis`.  Saves y.
     """
 
-    autocast = "widen"
-
     def forward(self, x: Array, *, axis: int) -> Array:
         checks.floating(x, "softmax")
         self.axis = checks.one_axis(axis, x.ndim, "softmax") if x.ndim else None
@@ -97,8 +95,6 @@ class Softmax(Function):
 
 class LogSoftmax(Function):
     """yᵢ = xᵢ - m - ln Σⱼ exp(xⱼ - m), m = max x;  ∂x = ∂y - exp(y) · Σⱼ ∂yⱼ.  Saves y."""
-
-    autocast = "widen"
 
     def forward(self, x: Array, *, axis: int) -> Array:
         checks.floating(x, "log_softmax")

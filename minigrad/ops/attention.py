@@ -27,8 +27,6 @@ class ScaledDotProductAttention(Function):
     Saves q, k, v, P, and the dropout's M / (1 - p).
     """
 
-    autocast = 3  # and not the mask
-
     def forward(
         self, q: Array, k: Array, v: Array, mask: Array | None, *, scale: float, is_causal: bool, dropout_p: float
     ) -> Array:

@@ -34,15 +34,6 @@ class Conv2d(Function):
     Shapes: x (N, C, H, W); weight (O, C', KH, KW); bias (O,) or None; y (N, O, OH, OW).  Saves x and weight.
     """
 
-    autocast = 3
-
-    @staticmethod
-    def promote(xs: Sequence[Any]) -> list[Any]:
-        """All in one dtype, but what narrow images give is narrow, whatever the parameters. Images of integers are
-        refused: they are likely pixels that nobody has normalised."""
-        checks.floating(xs[0], "conv2d")
-        return list(xs) if is_half(xs[0].dtype) else promote(xs)
-
     def forward(
         self, x: Array, weight: Array, bias: Array | None, *, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Array:
@@ -73,6 +64,13 @@ class Conv2d(Function):
         _, want_weight, want_bias = self.needs_input_grad
         grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape) if want_weight else None
         return grad_weight, sum_over(grad_y, (0, 1, 2)) if want_bias else None
+
+
+def promote_images(xs: Sequence[Any]) -> list[Any]:
+    """x, weight and bias in one dtype, but beside 16-bit images parameters of any dtype. Images of integers are
+    refused: they are likely pixels that nobody has normalised."""
+    checks.floating(xs[0], "conv2d")
+    return list(xs) if is_half(xs[0].dtype) else promote(xs)
 
 
 @dataclass(frozen=True)

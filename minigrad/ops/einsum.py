@@ -9,7 +9,7 @@ from string import ascii_letters
 from typing import NamedTuple
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, gemm, promote
+from minigrad.backend import Array, array_module, gemm
 from minigrad.backend.sums import sum_over
 
 
@@ -36,9 +36,6 @@ class Einsum(Function):
     Shapes: any number of operands (..., any);  y has one axis for each output label.
     Saves:  the operands, each one only if the gradient of another is wanted.
     """
-
-    autocast = 100  # all
-    promote = staticmethod(promote)
 
     def forward(self, *operands: Array, equation: str) -> Array:
         parsed = self.parsed = parse(equation, tuple(x.shape for x in operands))

@@ -7,34 +7,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd.function import Function
-from minigrad.backend import (
-    Array,
-    array_module,
-    device_of,
-    plus,
-    promote,
-    promote_and_wrap,
-    promote_to_float,
-    to_device,
-)
+from minigrad.backend import Array, array_module, device_of, plus, promote, promote_and_wrap, to_device
 from minigrad.backend.dtypes import cast
 from minigrad.ops import checks, special
 
 
-class _Binary(Function):
-    """Two operands, which broadcast and are brought to one dtype."""
-
-    broadcasts = True
-    promote = staticmethod(promote_and_wrap)
-
-
-class _Analytic(Function):
-    """A function of real numbers: integers become float32."""
-
-    promote = staticmethod(promote_to_float)
-
-
-class Add(_Binary):
+class Add(Function):
     """y = a + b;  ∂a = ∂y,  ∂b = ∂y.  Saves nothing."""
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -44,7 +22,7 @@ class Add(_Binary):
         return grad_output, grad_output
 
 
-class Sub(_Binary):
+class Sub(Function):
     """y = a - b;  ∂a = ∂y,  ∂b = -∂y.  Saves nothing."""
 
     def forward(self, a: Array, b: Array) -> Array:
@@ -54,7 +32,7 @@ class Sub(_Binary):
         return grad_output, -grad_output if self.needs_input_grad[1] else None
 
 
-class Mul(_Binary):
+class Mul(Function):
     """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves a factor only if the other one's gradient is wanted."""
 
     a: Array | None = None
@@ -75,10 +53,8 @@ class Mul(_Binary):
         )
 
 
-class Div(_Binary):
+class Div(Function):
     """y = a / b;  ∂a = ∂y / b,  ∂b = -∂y · y / b.  Saves b, and y if ∂b is wanted."""
-
-    promote = staticmethod(promote_to_float)  # a quotient of integers is no integer
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a / b
@@ -100,21 +76,11 @@ class Neg(Function):
         return -grad_output
 
 
-class Pow(_Binary):
+class Pow(Function):
     """y = aᵇ;  ∂a = ∂y · b · aᵇ⁻¹ (0 where b = 0),  ∂b = ∂y · y · ln a (0 where a = 0 and b ≥ 0).
 
     Saves a and b, and y if ∂b is wanted.
     """
-
-    autocast = "widen"
-
-    @staticmethod
-    def promote(xs: Sequence[Any]) -> list[Any]:
-        a, b = promote(xs)
-        if hasattr(a, "dtype"):
-            _entries([a, b], "pow")  # no exponent is taken modulo 2ⁿ
-            return [a, b]
-        return promote_and_wrap([a, b])
 
     def forward(self, a: Array, b: Array) -> Array:
         y = a**b
@@ -135,10 +101,8 @@ class Pow(_Binary):
         return grad_a, grad_b
 
 
-class Exp(_Analytic):
+class Exp(Function):
     """y = eˣ;  ∂x = ∂y · y.  Saves y."""
-
-    autocast = "widen"
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).exp(x)
@@ -148,10 +112,8 @@ class Exp(_Analytic):
         return grad_output * self.y
 
 
-class Log(_Analytic):
+class Log(Function):
     """y = ln x;  ∂x = ∂y / x.  Saves x."""
-
-    autocast = "widen"
 
     def forward(self, x: Array) -> Array:
         self.x = x
@@ -161,7 +123,7 @@ class Log(_Analytic):
         return grad_output / self.x
 
 
-class Sqrt(_Analytic):
+class Sqrt(Function):
     """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
 
     def forward(self, x: Array) -> Array:
@@ -183,7 +145,7 @@ class Abs(Function):
         return grad_output * array_module(grad_output).sign(self.x)
 
 
-class Tanh(_Analytic):
+class Tanh(Function):
     """y = tanh x;  ∂x = ∂y · (1 - y²).  Saves y."""
 
     def forward(self, x: Array) -> Array:
@@ -194,7 +156,7 @@ class Tanh(_Analytic):
         return grad_output * (1 - self.y * self.y)
 
 
-class Sigmoid(_Analytic):
+class Sigmoid(Function):
     """y = σ(x) = 1 / (1 + e⁻ˣ);  ∂x = ∂y · y · (1 - y).  Saves y."""
 
     def forward(self, x: Array) -> Array:
@@ -205,7 +167,7 @@ class Sigmoid(_Analytic):
         return grad_output * (self.y * (1 - self.y))
 
 
-class Erf(_Analytic):
+class Erf(Function):
     """y = erf x = 2/√π · ∫₀ˣ exp(-t²) dt;  ∂x = ∂y · 2/√π · exp(-x²).  Saves x."""
 
     def forward(self, x: Array) -> Array:
@@ -216,16 +178,12 @@ class Erf(_Analytic):
         return grad_output * (2 / np.pi**0.5 * array_module(grad_output).exp(-self.x * self.x))
 
 
-class Maximum(_Binary):
+class Maximum(Function):
     """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 where a < b;  ∂b likewise.
 
     Where one of them is no number, nor is y, and both have the gradient ∂y. Saves where a < b, where a > b, and where
     they tie.
     """
-
-    @classmethod
-    def promote(cls, xs: Sequence[Any]) -> list[Any]:
-        return _entries(promote(xs), cls.__name__.lower())
 
     def forward(self, a: Array, b: Array) -> Array:
         self.a_loses, self.b_loses, self.tie = a < b, a > b, a == b
@@ -246,6 +204,17 @@ class Minimum(Maximum):
     def forward(self, a: Array, b: Array) -> Array:
         self.a_loses, self.b_loses, self.tie = a > b, a < b, a == b
         return _module(a, b).minimum(a, b)
+
+
+def promote_power(xs: Sequence[Any]) -> list[Any]:
+    """Base and exponent in one dtype: a Python integer as base wraps modulo 2ⁿ, an exponent must fit."""
+    a, b = promote(xs)
+    return _entries([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
+
+
+def promote_entries(xs: Sequence[Any], op: str) -> list[Any]:
+    """The operands in one dtype; a Python number that it cannot hold is refused."""
+    return _entries(promote(xs), op)
 
 
 def _entries(xs: list[Any], op: str) -> list[Any]:
@@ -287,15 +256,13 @@ class Where(Function):
     Saves the condition.
     """
 
-    broadcasts = True
-
     def forward(self, condition: Array, a: Array, b: Array) -> Array:
         kind = getattr(condition, "dtype", None)
         if kind != np.dtype(bool):
             kind = kind or type(condition).__name__
             raise TypeError(f"where: the condition must be a Tensor of bool, got {kind}; compare first, as in x > 0")
         self.condition = condition
-        a, b = _entries(promote([a, b]), "where")
+        a, b = promote_entries([a, b], "where")
         y = array_module(condition).where(condition, a, b)
         return y if hasattr(a, "dtype") or hasattr(b, "dtype") or y.dtype.kind != "f" else y.astype(np.float32)
 
@@ -306,8 +273,6 @@ class Where(Function):
 
 class Cast(Function):
     """y = x in another dtype or on another device;  ∂x = ∂y, converted back.  Saves the device of x."""
-
-    narrow = True
 
     def forward(self, x: Array, *, dtype: np.dtype, device: str) -> Array:
         self.device = device_of(x)

@@ -16,8 +16,6 @@ class GetItem(Function):
     the op's own: arrays, not lists, and written to by nobody.
     """
 
-    narrow = True
-
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index = index
         y = x[index]
@@ -63,7 +61,8 @@ class Gather(Function):
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "gather")
-        checks.unambiguous(index, "gather")
+        if index.size:  # PyTorch takes an empty index of any dtype
+            checks.unambiguous(index, "gather")
         if index.dtype.kind not in "iu":
             raise TypeError(f"gather: the index must hold integers, got {index.dtype}")
         longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]

@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, promote
+from minigrad.backend import Array, array_module
 from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
 
@@ -25,8 +25,6 @@ class CrossEntropy(Function):
     Shapes: x (N, C, ...) or (C,); index target (N, ...), probabilities like x; w (C,).  Saves ln p, Q, s, w, and which
     rows are ignored.  Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
     """
-
-    autocast = "widen"
 
     def forward(
         self, x: Array, target: Array, weight: Array | None, *,
@@ -100,9 +98,6 @@ class CrossEntropy(Function):
 
 class MSELoss(Function):
     """lossᵢ = (xᵢ - tᵢ)², or its mean or sum over all n;  ∂x = 2 (x - t) · ∂loss (/ n),  ∂t = -∂x.  Saves x - t."""
-
-    autocast = "widen"
-    promote = staticmethod(promote)
 
     def forward(self, x: Array, target: Array, *, reduction: str) -> Array:
         checks.floating(x, "mse_loss")

@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, gemm, gemm_and_sums, promote
+from minigrad.backend import Array, array_module, gemm, gemm_and_sums
 from minigrad.backend.dtypes import is_half
 from minigrad.backend.sums import sum_over
 
@@ -17,10 +17,6 @@ class MatMul(Function):
 
     Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves a and b, each only if the other's gradient is wanted.
     """
-
-    narrow = True
-    autocast = 2
-    promote = staticmethod(promote)
 
     def forward(self, a: Array, b: Array) -> Array:
         if not a.ndim or not b.ndim or a.shape[-1] != b.shape[0 if b.ndim == 1 else -2]:
@@ -59,10 +55,6 @@ class Linear(Function):
 
     Shapes: x (..., D), W (O, D), b (O,), y (..., O).  Saves W if ∂x is wanted, x if ∂W is.
     """
-
-    narrow = True
-    autocast = 3
-    promote = staticmethod(promote)
 
     def forward(self, x: Array, weight: Array, bias: Array | None) -> Array:
         if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:

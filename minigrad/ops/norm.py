@@ -49,8 +49,6 @@ class LayerNorm(Function):
     Ba, Kiros, Hinton 2016, arXiv:1607.06450.
     """
 
-    autocast = 0
-
     def forward(
         self, x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float
     ) -> Array:
@@ -86,8 +84,6 @@ class GroupNorm(Function):
     Wu and He 2018, arXiv:1803.08494.
     """
 
-    autocast = 0
-
     def forward(self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> Array:
         N, C = _channels(x, weight, bias, "group_norm")
         if num_groups < 1 or C % num_groups:
@@ -116,8 +112,6 @@ class BatchNorm(Function):
     Shapes: x, x̂, y (N, C, ...); weight, bias, running_mean, running_var (C,); r (1, C, 1, ..).  Saves x̂, r, weight.
     Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
-
-    autocast = 0
 
     def forward(
         self, x: Array, weight: Array | None, bias: Array | None, *,

@@ -19,8 +19,6 @@ Axis = int | Sequence[int] | None
 class _Reduction(Function):
     """What the ops here share: which axes go, and how a reduced array is stretched over them again."""
 
-    autocast = "widen"
-
     axes: tuple[int, ...]
     shape: tuple[int, ...]
     keepdims: bool
@@ -186,8 +184,6 @@ class Prod(_Reduction):
 
 class CumSum(Function):
     """yᵢ = Σ_{j≤i} xⱼ along one axis;  ∂xⱼ = Σ_{i≥j} ∂yᵢ, a running sum from the end.  Saves nothing."""
-
-    autocast = "widen"
 
     def forward(self, x: Array, *, axis: int) -> Array:
         self.axis = checks.one_axis(axis, x.ndim, "cumsum")

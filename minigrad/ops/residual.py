@@ -6,7 +6,7 @@ He et al. 2015, arXiv:1512.03385; γ, a factor for each channel: Touvron et al. 
 2016, arXiv:1603.09382. Written as an op of its own because on a GPU it is all memory, and so should be read once.
 """
 
-from minigrad.autograd.function import Function
+from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, device_of
 from minigrad.backend.random import default_generator
 from minigrad.backend.sums import sum_over
@@ -19,8 +19,6 @@ class Residual(Function):
 
     Shapes: x, b, s (N, ..., C); γ (C,) or None; m (N, 1, .., 1).  Saves m, γ, and b if ∂γ is wanted.
     """
-
-    autocast = 2  # and not γ
 
     def forward(self, x: Array, branch: Array, scale: Array | None, *, p: float) -> Array:
         check(x, branch, scale)
@@ -50,20 +48,15 @@ class ResidualLayerNorm(Function):
     Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves what `Residual` and `LayerNorm`, which it is made of, do.
     """
 
-    autocast = 2
-
     def forward(
         self, x: Array, branch: Array, weight: Array, bias: Array, *, p: float, eps: float
     ) -> tuple[Array, Array]:
         check(x, branch, weight, bias)
         want_x, want_branch, *want_params = self.needs_input_grad
-        self.residual = Residual.twin_for(x, branch, None, p=p) or Residual()
-        self.residual.needs_input_grad = want_x, want_branch, None
-        s = self.residual.forward(x, branch, None, p=p)
-        options = {"shape": s.shape[-1:], "eps": eps}
-        self.norm = LayerNorm.twin_for(s, weight, bias, **options) or LayerNorm()
-        self.norm.needs_input_grad = want_x or want_branch, *want_params
-        return s, self.norm.forward(s, weight, bias, **options)
+        self.residual, s = run(Residual, (want_x, want_branch, False), x, branch, None, p=p)
+        needs = want_x or want_branch, *want_params
+        self.norm, y = run(LayerNorm, needs, s, weight, bias, shape=s.shape[-1:], eps=eps)
+        return s, y
 
     def backward(self, grad_outputs: list[Array | None]) -> tuple[Array | None, ...]:
         grad, grad_y = grad_outputs

@@ -6,15 +6,13 @@ from math import prod
 from operator import index
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, promote
+from minigrad.backend import Array, array_module
 from minigrad.backend.cublas import pointer
 from minigrad.ops import checks
 
 
 class Reshape(Function):
     """The same numbers, in the same order, in another shape; one size may be -1, for what is left.  Saves the shape."""
-
-    narrow = True
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         self.shape = x.shape
@@ -35,8 +33,6 @@ class Reshape(Function):
 class Permute(Function):
     """y's axis i is x's axis `axes[i]`; the gradient takes the inverse order.  Saves the order."""
 
-    narrow = True
-
     def forward(self, x: Array, *, axes: Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "permute")
         if len(self.axes) != x.ndim:
@@ -51,8 +47,6 @@ class Permute(Function):
 
 class Expand(Function):
     """Broadcast to `shape`, as a view; -1 keeps a size. The engine sums the gradient back.  Saves nothing."""
-
-    narrow = True
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         added = len(shape) - x.ndim
@@ -72,9 +66,6 @@ class Expand(Function):
 
 class Cat(Function):
     """Join arrays end to end along `axis`; each takes its own stretch of the gradient.  Saves the ends."""
-
-    narrow = True
-    promote = staticmethod(promote)
 
     def forward(self, *xs: Array, axis: int) -> Array:
         if not xs:
@@ -101,8 +92,6 @@ class Unbind(Function):
     Where these gradients lie in memory as the slices do in x, as attention leaves those of a packed q, k, v, they
     already are ∂x.
     """
-
-    narrow = True
 
     def forward(self, x: Array, *, axis: int) -> tuple[Array, ...]:
         self.shape, self.axis = x.shape, axis
@@ -142,8 +131,6 @@ def _memory(x: Array) -> tuple[int, int]:
 class Roll(Function):
     """yᵢ = x₍ᵢ₋ₛ₎ mod n along each named axis; the gradient rolls back by -s.  `axes` None: over the flat array."""
 
-    narrow = True
-
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
         self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
         self.axes = None if axes is None else tuple(
@@ -167,8 +154,6 @@ class Roll(Function):
 class Flip(Function):
     """Reverse the order along `axes`, as a copy; the gradient is reversed back.  Saves the axes."""
 
-    narrow = True
-
     def forward(self, x: Array, *, axes: int | Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "flip")
         return array_module(x).flip(x, self.axes).copy()
@@ -182,8 +167,6 @@ class Pad(Function):
 
     Saves the widths and the shape.
     """
-
-    narrow = True
 
     def forward(self, x: Array, *, widths: Sequence[tuple[int, int]], value: float) -> Array:
         self.shape, self.widths = x.shape, widths

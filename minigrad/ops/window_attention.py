@@ -23,7 +23,7 @@ from functools import cache
 
 import numpy as np
 
-from minigrad.autograd.function import Function
+from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
@@ -51,8 +51,6 @@ class WindowAttention(Function):
     numbers; bias (heads, N, N) or None; y (B, H, W, C).  Saves what attention does, and where the tokens are.
     """
 
-    autocast = 1  # and not the bias
-
     def forward(
         self, qkv: Array, bias: Array | None, *,
         num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float,
@@ -62,10 +60,10 @@ class WindowAttention(Function):
         self.windows = window_size, shift
         q, k, v = self.heads(qkv)  # each (B, windows, heads, N, d)
         mask, want_bias = self.mask(qkv, bias), bias is not None and self.needs_input_grad[1]
-        options = {"scale": q.shape[-1] ** -0.5, "is_causal": False, "dropout_p": dropout_p}
-        self.attention = ScaledDotProductAttention.twin_for(q, k, v, mask, **options) or ScaledDotProductAttention()
-        self.attention.needs_input_grad = (*[self.needs_input_grad[0]] * 3, want_bias)
-        y = self.attention.forward(q, k, v, mask, **options)  # (B, windows, heads, N, d)
+        self.attention, y = run(
+            ScaledDotProductAttention, (*[self.needs_input_grad[0]] * 3, want_bias), q, k, v, mask,
+            scale=q.shape[-1] ** -0.5, is_causal=False, dropout_p=dropout_p,
+        )  # (B, windows, heads, N, d)  # fmt: skip
         return self.uncut(y.swapaxes(2, 3), qkv.shape[-1] // 3)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:

@@ -4,8 +4,7 @@ from collections.abc import Iterable
 from json import dumps
 from typing import Any
 
-from minigrad.autograd.function import Function
-from minigrad.autograd.node import Leaf, Output
+from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.tensor import Tensor
 from minigrad.testing.gradcheck import graph
 
@@ -42,12 +41,12 @@ def draw_graph(output: Tensor, parameters: Iterable[tuple[str, Tensor]] = ()) ->
     return "\n  ".join(["digraph {", "output [shape=plaintext]", *lines]) + "\n}\n"
 
 
-def _op(node: Function) -> Function:
+def _op(node: Node) -> Node:
     """The op behind one of its several outputs; any other node itself."""
     return node.edges[0][0] if isinstance(node, Output) and node.edges else node  # type: ignore[index]
 
 
-def _appearance(node: Function, names: dict[Any, str]) -> str:
+def _appearance(node: Node, names: dict[Any, str]) -> str:
     if isinstance(node, Leaf):
         return f"shape=box, label={dumps(names.get(node, 'leaf'))}"
-    return f"label={dumps(type(node).__name__)}"
+    return f"label={dumps(node.op_name)}"

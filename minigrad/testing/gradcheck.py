@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.autograd.function import Function, Partial
+from minigrad.autograd.function import Partial
 from minigrad.autograd.grad_mode import no_grad
-from minigrad.autograd.node import Leaf, Output
+from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.tensor import Tensor
 
@@ -121,7 +121,7 @@ def watch(output: Tensor, *arrays: Any) -> None:
             node.backward = _watched(node, arrays)  # type: ignore[method-assign,assignment]
 
 
-def graph(output: Tensor) -> Iterator[Function]:
+def graph(output: Tensor) -> Iterator[Node]:
     """All nodes that `output` was computed by, leaves included, each once, in an order that a rerun repeats."""
     nodes = [output.grad_fn] if output.grad_fn is not None else []
     found = set(nodes)
@@ -133,7 +133,7 @@ def graph(output: Tensor) -> Iterator[Function]:
                 nodes.append(edge[0])
 
 
-def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Any], Any]:
+def _watched(node: Node, arrays: Sequence[Any]) -> Callable[[Any], Any]:
     unwatched = node.backward
 
     def backward(grad_output: Any) -> Any:
@@ -147,7 +147,7 @@ def _watched(node: Function, arrays: Sequence[Any]) -> Callable[[Any], Any]:
 
         def demand(holds: bool, rule: str) -> None:
             if not holds:
-                raise GradcheckError(f"{type(node).__name__}.backward: {rule}")
+                raise GradcheckError(f"{node.op_name}.backward: {rule}")
 
         demand(all(map(_equal, upstream, before)), "wrote into grad_output, which others may still read")
         count = f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
@@ -249,7 +249,7 @@ def _worst_entry(
 
 
 def _describe(function: Callable[..., Tensor], y: Tensor, arrays: Sequence[Any]) -> str:
-    made_by = type(y.grad_fn).__name__ if y.grad_fn is not None else "nothing recorded"
+    made_by = y.grad_fn.op_name if y.grad_fn is not None else "nothing recorded"
     return f"{getattr(function, '__name__', function)} ({made_by}) of {_shapes(arrays)}"
 
 

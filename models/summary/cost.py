@@ -1,7 +1,7 @@
 """L6: what a model costs: parameters, and multiply-accumulates (MACs), counted by watching its own ops.
 
-A trace runs the model on arrays without numbers (`minigrad/backend/meta.py`), so it takes milliseconds and no memory, even for
-a model that would not fit into this machine. It counts the products of matrices and convolutions, as papers do (many
+A trace runs the model on meta arrays (`minigrad/backend/meta.py`), so it takes milliseconds and no memory, even for a
+model that would not fit into this machine. It counts the products of matrices and convolutions, as papers do (many
 call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pooling.
 """
 
@@ -12,9 +12,9 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from minigrad.autograd.anomaly import Observer, observing
 
 from minigrad import Tensor, nn, no_grad
+from minigrad.autograd.anomaly import Observer, observing
 from minigrad.autograd.function import Function
 from minigrad.backend import Array
 from minigrad.backend.meta import MetaArray
@@ -162,7 +162,7 @@ class _Tracer(Observer):
         shapes = tuple(x.shape for x in arrays if hasattr(x, "shape"))
         count = _MACS.get(type(node))
         products = count(node, output, *arrays) if count else 0
-        self.calls.append(Call(where, type(node).__name__, shapes, output.shape, products))
+        self.calls.append(Call(where, node.op_name, shapes, output.shape, products))
 
 
 def _einsum_macs(op: Any, y: Array, *operands: Array) -> int:

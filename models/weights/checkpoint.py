@@ -1,4 +1,4 @@
-"""L6: a trained model from a file that `python -m train` wrote (`train/output/checkpoint.py` has the other direction)."""
+"""L6: a trained model from a file of `python -m train`; `train/output/checkpoint.py` has the other direction."""
 
 from math import isfinite
 from pathlib import Path

@@ -1,7 +1,7 @@
 """L6: weights from elsewhere: what other frameworks and repositories have trained, loaded into the models here.
 
-A file is read, its names and shapes are turned into ours (`models/weights/layouts.py`), and all of it is compared with the
-model before any of it is loaded.
+A file is read, its names and shapes are turned into ours (`layouts.py`), and all is compared with the model before
+any of it is loaded.
 """
 
 import io

@@ -8,6 +8,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -20,57 +21,7 @@ from minigrad import backend
 from minigrad.backend import cublas
 from minigrad.backend.dtypes import as_dtype
 
-SOURCE = r"""
-#include <cstring>
-
-struct BFloat16 {  // the upper half of a float
-  unsigned short bits;
-  operator float() const { unsigned all = bits << 16; float x; std::memcpy(&x, &all, 4); return x; }
-  BFloat16(float x) { unsigned all; std::memcpy(&all, &x, 4); bits = (all + 0x7fff + (all >> 16 & 1)) >> 16; }
-};
-
-struct Handle { void* stream; void* workspace; size_t size; };
-
-extern "C" int cublasCreate_v2(Handle** h) { *h = new Handle(); return 0; }
-extern "C" int cublasDestroy_v2(Handle* h) { delete h; return 0; }
-extern "C" int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; h->workspace = nullptr; return 0; }
-extern "C" int cublasSetWorkspace_v2(Handle* h, void* w, size_t n) { h->workspace = w; h->size = n; return n ? 0 : 7; }
-
-template <class T, class S, class R>  // of A and B, of the scalars, of C
-void gemm(int ta, int tb, int m, int n, int k, const void* one, const void* a, int lda, long long sa, const void* b,
-          int ldb, long long sb, const void* zero, void* c, int ldc, long long sc, int batch) {
-  const T *A = (T*)a, *B = (T*)b;
-  R* C = (R*)c;
-  for (int i = 0; i < batch; ++i, A += sa, B += sb, C += sc)
-    for (int row = 0; row < m; ++row)
-      for (int column = 0; column < n; ++column) {  // element (row, column) of a matrix in columns: row + column ld
-        double sum = 0;
-        for (int l = 0; l < k; ++l)
-          sum += double(A[ta ? l + (long long)row * lda : row + (long long)l * lda]) *
-                 B[tb ? column + (long long)l * ldb : l + (long long)column * ldb];
-        C[row + (long long)column * ldc] = R(S(*(S*)one * sum + *(S*)zero));
-      }
-}
-
-extern "C" int cublasGemmStridedBatchedEx(
-    Handle* h, int ta, int tb, int m, int n, int k, const void* one, const void* A, int At, int lda, long long sa,
-    const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
-    int compute, int algorithm) {
-  if (!h || At != Bt || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
-  if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // the manual's conditions
-  const auto product = At == 0 && Ct == 0 && (compute == 68 || compute == 77) ? gemm<float, float, float>
-                       : At == 1 && Ct == 1 && compute == 70                  ? gemm<double, double, double>
-                       : At == 2 && Ct == 2 && compute == 68                  ? gemm<_Float16, float, _Float16>
-                       : At == 2 && Ct == 0 && compute == 68                  ? gemm<_Float16, float, float>
-                       : At == 14 && Ct == 14 && compute == 68                ? gemm<BFloat16, float, BFloat16>
-                       : At == 14 && Ct == 0 && compute == 68                 ? gemm<BFloat16, float, float>
-                                                                              : nullptr;
-  if (!product) return 15;
-  product(ta, tb, m, n, k, one, A, lda, sa, B, ldb, sb, zero, C, ldc, sc, batch);
-  return 0;
-}
-"""
-
+SOURCE = Path(__file__).with_name("cublas.cpp")
 STREAM = 1 << 40  # a pointer that does not fit into 32 bits
 
 
@@ -79,8 +30,7 @@ def library(tmp_path_factory):
     if not shutil.which("g++"):
         pytest.skip("no g++ to build the stand-in for cuBLAS")
     folder = tmp_path_factory.mktemp("cublas")
-    (folder / "cublas.cpp").write_text(SOURCE)
-    command = ["g++", "-O1", "-shared", "-fPIC", "-o", folder / "libcublas.so", folder / "cublas.cpp"]
+    command = ["g++", "-O1", "-shared", "-fPIC", "-o", folder / "libcublas.so", SOURCE]
     subprocess.run(command, check=True)
     return ctypes.CDLL(str(folder / "libcublas.so"))
 
@@ -254,7 +204,7 @@ def test_narrow_products(blas, batch, sizes, layout_a, layout_b, dtype, wide, bi
     a = laid_out(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
     b = laid_out(rng.standard_normal((batch, K, N)).astype(a.dtype), layout_b)
     bias = rng.standard_normal(N).astype(a.dtype) if biased else None
-    with cublas.use_blas(blas), patch.object(backend, "_product", cublas.matmul):
+    with cublas.use_blas(blas), patch.object(sys.modules["minigrad.backend.gemm"], "_product", cublas.matmul):
         y = backend.gemm(a, b, bias=bias, dtype=np.dtype(np.float32) if wide else None)
     exact = a.astype(np.float64) @ b.astype(np.float64) + (0 if bias is None else bias.astype(np.float64))
     u = 1e-6 if wide else 2**-8 if dtype == "bfloat16" else 2**-11

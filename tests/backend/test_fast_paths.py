@@ -1,17 +1,41 @@
-"""The option --without-fast-paths does what it says."""
+"""Fast paths: registration, lookup, and `without_fast_paths`."""
+
+import pytest
 
 import minigrad
-from minigrad.kernels import TWINS
+from minigrad.backend import fast_paths
+from minigrad.backend.fast_paths import FAST_PATHS, fast_path, fast_path_of, fast_paths_of
 
 
-def test_blocks_may_be_nested():
-    before = {op: op.twins for op in TWINS}
+def double(x):
+    return x + x
+
+
+@pytest.fixture
+def registered():
+    """A fast path of `double` for integers, and one for all above 10."""
+    first = fast_path_of(double, supports=lambda x: type(x) is int)(lambda x: 2 * x)
+    second = fast_path_of(double, supports=lambda x: x > 10)(lambda x: x * 2)
+    yield first, second
+    fast_paths._registered.pop(double)
+    FAST_PATHS.pop(double, None)
+
+
+def test_the_first_that_supports_the_arguments_is_found(registered, pytestconfig):
+    if pytestconfig.getoption("--without-fast-paths"):
+        assert fast_path(double, 11) is None
+        return
+    assert [fast_path(double, x) for x in (11, 11.5, 1.5)] == [*registered, None]
+
+
+def test_blocks_without_fast_paths_may_be_nested(registered):
+    before = dict(FAST_PATHS)
     with minigrad.without_fast_paths():
         with minigrad.without_fast_paths():
             pass
-        assert not any(op.twins for op in TWINS)
-    assert {op: op.twins for op in TWINS} == before
+        assert not FAST_PATHS and fast_path(double, 11) is None and fast_paths_of(double) == registered
+    assert before == FAST_PATHS
 
 
-def test_twins_are_off_if_and_only_if_asked(pytestconfig):
-    assert all(bool(op.twins) != pytestconfig.getoption("--without-fast-paths") for op in TWINS)
+def test_the_option_switches_all_off(pytestconfig):
+    assert bool(FAST_PATHS) != pytestconfig.getoption("--without-fast-paths")

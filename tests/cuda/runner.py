@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 
 from minigrad.backend.cublas import pointer
-from minigrad.kernels import TWINS
+from minigrad.backend.fast_paths import FAST_PATHS
 from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, use_device
 
 ORDERS = ("round robin", "first warp ahead", "last warp ahead", "shuffled")
@@ -276,12 +276,11 @@ def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str |
         made = empty([like.shape[axis] for axis in order], like.dtype)
         return made.transpose([order.index(axis) for axis in range(like.ndim)])
 
-    before = {op: op.twins for op in TWINS}
-    for op, twins in TWINS.items():
-        op.twins = tuple(sorted(twins, key=lambda twin: not twin.__module__.startswith("minigrad.kernels.cuda.")))
+    before = dict(FAST_PATHS)
+    for op, paths in before.items():
+        FAST_PATHS[op] = tuple(sorted(paths, key=lambda path: not path.__module__.startswith("minigrad.kernels.cuda.")))
     try:
         with use_device(device), patch.object(np, "empty", empty), patch.object(np, "empty_like", empty_like):
             yield device
     finally:
-        for op, twins in before.items():
-            op.twins = twins
+        FAST_PATHS.update(before)

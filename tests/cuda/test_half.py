@@ -37,7 +37,8 @@ def group_norm_2(x, weight, bias):
 
 
 FAST_PATHS = {
-    layer_norm: norm.CUDALayerNorm, group_norm_2: group_norm.CUDAGroupNorm, F.gelu: activation.CUDAGELU, F.relu: activation.CUDAReLU,
+    layer_norm: norm.CUDALayerNorm, group_norm_2: group_norm.CUDAGroupNorm,
+    F.gelu: activation.CUDAGELU, F.relu: activation.CUDAReLU,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad.kernels import TWINS
+from minigrad.backend.fast_paths import FAST_PATHS, fast_paths_of
 from minigrad.kernels.cuda import norm
 from minigrad.kernels.cuda.launch import Kernel, use_device
 from minigrad.ops.norm import LayerNorm
@@ -410,14 +410,15 @@ ctypes.string_at(0)
 
 
 def test_emulated_ends_with_its_block():
-    empty, twins = np.empty, LayerNorm.twins
+    empty, paths = np.empty, FAST_PATHS[LayerNorm]
     with pytest.raises(RuntimeError), emulated():
-        assert LayerNorm.twins[0] is norm.CUDALayerNorm and set(LayerNorm.twins) == set(TWINS[LayerNorm])
+        assert FAST_PATHS[LayerNorm][0] is norm.CUDALayerNorm
+        assert set(FAST_PATHS[LayerNorm]) == set(fast_paths_of(LayerNorm))
         for array in (np.empty((2, 3), np.float32), np.empty_like(np.zeros(2, np.int32)), np.empty(3, np.int8)):
             assert np.array_equal(array.view(np.uint8), np.full_like(array.view(np.uint8), 0xFF))
             assert array.ctypes.data % 16 == 0
         raise RuntimeError
-    assert np.empty is empty and LayerNorm.twins == twins
+    assert np.empty is empty and FAST_PATHS[LayerNorm] == paths
     for wrong in (lambda: CpuDevice("backwards"), lambda: guarded(3, side="left")):
         with pytest.raises(ValueError, match="must be"):
             wrong()

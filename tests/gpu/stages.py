@@ -278,9 +278,8 @@ def kernel(case: Any, options: Options) -> Iterator[Row]:
 
 def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any], type]:
     """Value and gradients where they are, and the class that computed them."""
-    from minigrad.autograd.node import Output
-
     from minigrad import Tensor
+    from minigrad.autograd.node import Output
     from tests.gpu.cases import Last
 
     tensors = case.tensors(arrays, device)

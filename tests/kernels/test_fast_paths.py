@@ -11,7 +11,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.autograd.function import Function
-from minigrad.kernels import TWINS
+from minigrad.backend.fast_paths import FAST_PATHS, fast_paths_of
 from minigrad.kernels.cpu import winograd
 from minigrad.kernels.cpu.chunks import PIECE
 from minigrad.kernels.cpu.conv import DEAREST
@@ -38,12 +38,12 @@ def outcome(run, *arrays, wanted):
     return kind, [y.numpy(), *(t.grad.numpy() for t in tensors if t is not None and t.requires_grad)]
 
 
-def assert_twin_equals(op, run, *arrays, wanted=None, tolerance=2e-5):
+def assert_equals_reference(op, run, *arrays, wanted=None, tolerance=2e-5):
     wanted = wanted or [x is not None for x in arrays]
     kind, found = outcome(run, *arrays, wanted=wanted)
     with minigrad.without_fast_paths():
         plain, expected = outcome(run, *arrays, wanted=wanted)
-    assert kind in TWINS[op] and plain is op
+    assert kind in fast_paths_of(op) and plain is op
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
         assert abs(ours - theirs).max(initial=0) <= tolerance * max(abs(theirs).max(initial=0), 1)
@@ -53,8 +53,8 @@ def assert_twin_equals(op, run, *arrays, wanted=None, tolerance=2e-5):
 def test_activations(rows, columns, layout, seed):
     x = drawn(seed, rows, columns * (2 if layout == "strided" else 1))
     x = {"C": x, "F": np.asfortranarray(x), "reversed": x[::-1], "strided": x[:, ::2]}[layout]
-    assert_twin_equals(GELU, F.gelu, x, tolerance=6e-7)
-    assert_twin_equals(ReLU, F.relu, x, tolerance=0)
+    assert_equals_reference(GELU, F.gelu, x, tolerance=6e-7)
+    assert_equals_reference(ReLU, F.relu, x, tolerance=0)
 
 
 def test_gelu_over_several_pieces_and_far_out():
@@ -62,7 +62,7 @@ def test_gelu_over_several_pieces_and_far_out():
     exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x.astype(np.float64)])
     y = F.gelu(Tensor(x)).numpy()
     assert (abs(y - exact) <= 1.6e-7 * np.maximum(abs(exact), 1)).all()
-    assert_twin_equals(GELU, F.gelu, x, tolerance=6e-7)
+    assert_equals_reference(GELU, F.gelu, x, tolerance=6e-7)
     np.testing.assert_array_equal(
         F.gelu(Tensor(np.array([np.inf, 0, np.nan], np.float32))).numpy(), [np.inf, 0, np.nan]
     )
@@ -89,7 +89,9 @@ def test_layer_norm(tokens, C, weight, bias, eps, seed):
     weight, bias = drawn(1, C) if weight else None, drawn(2, C) if bias else None
     # One number is its own mean: what is left of it is rounding, which 1 / √eps magnifies.
     tolerance = 2e-5 if C > 2 else 2e-3
-    assert_twin_equals(LayerNorm, lambda x, w, b: F.layer_norm(x, C, w, b, eps), x, weight, bias, tolerance=tolerance)
+    assert_equals_reference(
+        LayerNorm, lambda x, w, b: F.layer_norm(x, C, w, b, eps), x, weight, bias, tolerance=tolerance
+    )
 
 
 def test_layer_norm_over_several_pieces():
@@ -97,7 +99,7 @@ def test_layer_norm_over_several_pieces():
     C = 300
     tokens = 2 * (PIECE // C) + 1
     run = lambda x, w, b: F.layer_norm(x, C, w, b)  # noqa: E731
-    assert_twin_equals(LayerNorm, run, drawn(0, tokens, C), drawn(1, C), drawn(2, C), tolerance=1e-4)
+    assert_equals_reference(LayerNorm, run, drawn(0, tokens, C), drawn(1, C), drawn(2, C), tolerance=1e-4)
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.integers(2, 5), st.integers(0, 99))
@@ -106,7 +108,7 @@ def test_group_norm(N, groups, width, H, W, seed):
     C = groups * width
     x = drawn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.group_norm(x, groups, w, b)  # noqa: E731
-    assert_twin_equals(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
+    assert_equals_reference(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
 
 
 def test_group_norm_over_several_pieces():
@@ -114,7 +116,7 @@ def test_group_norm_over_several_pieces():
     N, C, H = 2 * (PIECE // (32 * 32 * 32)) + 1, 32, 32
     run = lambda x, w, b: F.group_norm(x, 8, w, b)  # noqa: E731
     x = drawn(0, N, H, H, C, offset=1.0).transpose(0, 3, 1, 2)
-    assert_twin_equals(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
+    assert_equals_reference(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
 
 
 @given(
@@ -129,7 +131,7 @@ def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
     x = drawn(seed, N, C, H, W)
     padding = (kernel[0] // 2, kernel[1] // 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding, groups=C)  # noqa: E731
-    assert_twin_equals(Conv2d, run, x, drawn(1, C, 1, *kernel), drawn(2, C) if bias else None, tolerance=1e-4)
+    assert_equals_reference(Conv2d, run, x, drawn(1, C, 1, *kernel), drawn(2, C) if bias else None, tolerance=1e-4)
 
 
 @given(
@@ -140,20 +142,20 @@ def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
 def test_convolution_3_by_3(N, C, O, H, W, padding, bias, channels, seed):  # noqa: E741
     x = drawn(seed, N, C, H, W) if channels == "first" else drawn(seed, N, H, W, C).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding)  # noqa: E731
-    assert_twin_equals(Conv2d, run, x, drawn(1, O, C, 3, 3), drawn(2, O) if bias else None, tolerance=3e-6 * 9 * C)
+    assert_equals_reference(Conv2d, run, x, drawn(1, O, C, 3, 3), drawn(2, O) if bias else None, tolerance=3e-6 * 9 * C)
 
 
 def test_convolution_3_by_3_over_several_blocks():
     """The last of them is a single image."""
     x, weight = drawn(0, 2 * (winograd.NUMBERS // (16 * 16 * 16 * 16)) + 1, 16, 32, 32), drawn(1, 16, 16, 3, 3)
-    assert_twin_equals(Conv2d, lambda x, w: F.conv2d(x, w, padding=1), x, weight, tolerance=2e-5)
+    assert_equals_reference(Conv2d, lambda x, w: F.conv2d(x, w, padding=1), x, weight, tolerance=2e-5)
 
 
 @given(st.integers(1, 3), SIZES, SIZES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.booleans())
 def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
     run = lambda x, w, b: F.conv2d(x, w, b, stride=(stride, 1))  # noqa: E731
     x, weight = drawn(0, N, C, H, W), drawn(1, O, C, 1, 1)
-    assert_twin_equals(Conv2d, run, x, weight, drawn(2, O) if bias else None, tolerance=1e-4)
+    assert_equals_reference(Conv2d, run, x, weight, drawn(2, O) if bias else None, tolerance=1e-4)
 
 
 @given(
@@ -170,7 +172,7 @@ def test_attention(lead, L, S, E, V, mask, layout, seed):
     masks = {"all": lead, "last": lead[1:], "first": [lead[0], *[1] * (len(lead) - 1)], "middle": [1, *lead[1:]]}
     bias = None if mask is None else drawn(seed, *masks[mask], L, S)
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
-    assert_twin_equals(ScaledDotProductAttention, run, q, k, v, bias, tolerance=2e-5)
+    assert_equals_reference(ScaledDotProductAttention, run, q, k, v, bias, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -30.0, 30.0, 80.0, 1e4])
@@ -180,7 +182,9 @@ def test_attention_with_scores_far_out(offset):
     for mask in (np.full((7, 7), offset, np.float32), np.where(np.eye(7)[:, :1] > 0, offset, 0).astype(np.float32)):
         mask = np.broadcast_to(mask, (7, 7)).copy()
         run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
-        assert_twin_equals(ScaledDotProductAttention, run, q, k, v, mask, tolerance=1e-3 if abs(offset) > 1e3 else 2e-5)
+        assert_equals_reference(
+            ScaledDotProductAttention, run, q, k, v, mask, tolerance=1e-3 if abs(offset) > 1e3 else 2e-5
+        )
 
 
 def test_attention_without_a_gradient():
@@ -199,7 +203,7 @@ def test_attention_where_a_query_sees_nothing():
     mask[2] = -np.inf
     mask[3, :4] = -np.inf
     run = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, Tensor(mask))  # noqa: E731
-    assert_twin_equals(ScaledDotProductAttention, run, q, k, v)
+    assert_equals_reference(ScaledDotProductAttention, run, q, k, v)
 
 
 def test_attention_over_several_pieces():
@@ -209,7 +213,7 @@ def test_attention_over_several_pieces():
     q, k, v = (drawn(i, B, heads, L, 8) for i in range(3))
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
     for images in (B, 1):
-        assert_twin_equals(ScaledDotProductAttention, run, q, k, v, drawn(3, images, heads, L, L), tolerance=5e-5)
+        assert_equals_reference(ScaledDotProductAttention, run, q, k, v, drawn(3, images, heads, L, L), tolerance=5e-5)
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
@@ -219,7 +223,7 @@ def test_window_attention_over_several_pieces(wanted):
     images = 2 * (PIECE // (H * W * 3 * heads * d)) + 1
     qkv, bias = drawn(0, images, H, W, 3 * heads * d), drawn(1, heads, 4, 4)
     run = lambda qkv, bias: F.window_attention(qkv, bias, heads, window_size=2, shift=1)  # noqa: E731
-    assert_twin_equals(WindowAttention, run, qkv, bias, wanted=wanted, tolerance=5e-5)
+    assert_equals_reference(WindowAttention, run, qkv, bias, wanted=wanted, tolerance=5e-5)
     for alone in (qkv[:1], qkv.astype(np.float64)):
         assert outcome(run, alone, bias.astype(alone.dtype), wanted=(True, True))[0] is WindowAttention
 
@@ -228,13 +232,15 @@ def test_window_attention_over_several_pieces(wanted):
 def test_gradients_that_nobody_wants_are_left_out(frozen):
     wanted = [i != frozen for i in range(3)]
     x = drawn(0, 2, 5, 3, 8)
-    assert_twin_equals(LayerNorm, lambda x, w, b: F.layer_norm(x, 8, w, b), x, drawn(1, 8), drawn(2, 8), wanted=wanted)
+    assert_equals_reference(
+        LayerNorm, lambda x, w, b: F.layer_norm(x, 8, w, b), x, drawn(1, 8), drawn(2, 8), wanted=wanted
+    )
     images = x.transpose(0, 3, 1, 2)
-    assert_twin_equals(ScaledDotProductAttention, F.scaled_dot_product_attention, x, x + 1, x - 1, wanted=wanted)
+    assert_equals_reference(ScaledDotProductAttention, F.scaled_dot_product_attention, x, x + 1, x - 1, wanted=wanted)
     for weight in (drawn(1, 4, 8, 1, 1), drawn(1, 16, 16, 3, 3)):
         maps = drawn(0, 2, weight.shape[1], 5, 6)
-        assert_twin_equals(Conv2d, F.conv2d, maps, weight, drawn(2, len(weight)), wanted=wanted, tolerance=1e-4)
-    assert_twin_equals(
+        assert_equals_reference(Conv2d, F.conv2d, maps, weight, drawn(2, len(weight)), wanted=wanted, tolerance=1e-4)
+    assert_equals_reference(
         GroupNorm, lambda x, w, b: F.group_norm(x, 2, w, b), images, drawn(1, 8), drawn(2, 8), wanted=wanted
     )
 
@@ -265,12 +271,12 @@ def test_gradients_that_nobody_wants_are_left_out(frozen):
         (lambda x: F.scaled_dot_product_attention(x, x, x, Tensor(np.ones((3, 3), bool))), drawn(0, 2, 3, 4)),
     ],
 )
-def test_other_arrays_go_the_plain_way(run, x):
+def test_other_arrays_run_the_reference(run, x):
     y = run(Tensor(x, requires_grad=True))
-    assert type(y.grad_fn) in TWINS  # the classes of the specification
+    assert type(y.grad_fn) in FAST_PATHS  # the reference implementations
 
 
-def test_errors_are_those_of_the_specification():
+def test_errors_are_those_of_the_reference():
     with pytest.raises(ValueError, match="normalized_shape must be how the input's shape ends"):
         F.layer_norm(Tensor(drawn(0, 3, 4)), 5)
     with pytest.raises(ValueError, match="num_groups must divide"):
@@ -284,14 +290,6 @@ def test_a_class_derived_from_an_op_runs_itself():
 
     x = drawn(0, 3, 4)
     np.testing.assert_allclose(Tensor.apply(Doubled, x).numpy(), 2 * F.gelu(Tensor(x)).numpy(), rtol=1e-5)
-
-
-def test_without_twins_ends_with_its_block():
-    with pytest.raises(RuntimeError), minigrad.without_fast_paths():
-        assert all(not op.twins for op in TWINS)
-        raise RuntimeError
-    assert TWINS and all(op.twins == twins for op, twins in TWINS.items())
-    assert all(issubclass(twin, op) and issubclass(op, Function) for op, twins in TWINS.items() for twin in twins)
 
 
 CONVOLUTIONS = {"winograd": ((16, 16, 3, 3), 1), "depthwise 3 x 3": ((16, 1, 3, 3), 16), "7 x 7": ((16, 1, 7, 7), 16)}
@@ -316,8 +314,21 @@ def test_nan_and_infinity_stay_in_their_windows(name, bad):
             kind, found = run()
             with minigrad.without_fast_paths():
                 plain, expected = run()
-        assert kind in TWINS[Conv2d] and plain is Conv2d
+        assert kind in fast_paths_of(Conv2d) and plain is Conv2d
         for ours, theirs in zip(found, expected, strict=True):
             finite = np.isfinite(theirs)
             np.testing.assert_array_equal(ours[~finite], theirs[~finite])
             np.testing.assert_allclose(ours[finite], theirs[finite], rtol=1e-3, atol=1e-4)
+
+
+def test_fast_paths_of_ops_are_their_subclasses():
+    ops = {op: paths for op, paths in FAST_PATHS.items() if isinstance(op, type)}
+    assert len(ops) >= 10
+    assert all(issubclass(path, op) and issubclass(op, Function) for op, paths in ops.items() for path in paths)
+
+
+def test_grad_fn_names_its_implementation():
+    x = Tensor(drawn(0, 3, 4), requires_grad=True)
+    assert repr(F.layer_norm(x, 4).grad_fn) == "<LayerNorm, cpu fast path>"
+    with minigrad.without_fast_paths():
+        assert repr(F.layer_norm(x, 4).grad_fn) == "<LayerNorm>"

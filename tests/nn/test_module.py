@@ -375,6 +375,6 @@ class TestInit:
         minigrad.manual_seed(0)
         with init.skip_init():
             nn.Linear(1000, 1000)
-        assert minigrad.random.default_generator().draws == 0
+        assert minigrad.backend.random.default_generator().draws == 0
         nn.Linear(2, 2)
-        assert minigrad.random.default_generator().draws == 2
+        assert minigrad.backend.random.default_generator().draws == 2

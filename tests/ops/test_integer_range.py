@@ -119,7 +119,7 @@ def test_labels_of_any_integer_type(kind, smoothing, device):
         assert loss(kind, [0, -100, 5, 9]) == loss(np.int64, [0, -100, 5, 9])
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16])
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
 def test_indices_of_small_integers(kind, device):
     x = Tensor(np.arange(600.0).reshape(300, 2), device=device, requires_grad=True)
     index = Tensor(np.array([0, 127, 127], kind), device=device)
@@ -127,6 +127,10 @@ def test_indices_of_small_integers(kind, device):
         x.grad = None
         y.sum().backward()
         assert y[:, 0].tolist() == [0, 254, 254] and x.grad[127, 0].item() == 2
+    assert x[Tensor(np.array([-1], kind), device=device)][0, 0].item() == 598
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16])
+def test_one_hot_of_small_integers(kind, device):
+    index = Tensor(np.array([0, 127, 127], kind), device=device)
     assert F.one_hot(index, 300).shape == (3, 300) and F.one_hot(index, 300).sum().item() == 3
-    if kind is not np.uint8:
-        assert x[Tensor(np.array([-1], kind), device=device)][0, 0].item() == 598

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigrad.backend import Array, device_of, dtypes, empty
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.activation import empty_like, without_gaps
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, pack_of
 from minigrad.kernels.cuda.table import Table, fits
@@ -15,12 +16,14 @@ from minigrad.kernels.cuda.table import Table, fits
 THREADS = 256  # threads of a block
 
 
-@dtypes.on_device
+def _supports(x: Array, dtype: np.dtype) -> bool:
+    known = not isinstance(x, np.ndarray | np.generic) and on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
+    return known and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)
+
+
+@fast_path_of(dtypes.cast, supports=_supports)
 def convert(x: Array, dtype: np.dtype) -> Array:
-    """x cast to `dtype`, in the same memory order; by CuPy for other dtypes and for arrays that are not dense."""
-    supported = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
-    if not (supported and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)):
-        return x.astype(dtype)
+    """x in another dtype, the order of its axes in memory kept."""
     y = empty_like(x, dtype)
     wider = x if x.dtype.itemsize >= dtype.itemsize else y
     pack = pack_of(wider, PACK, x, y)  # the last pack may be partial
@@ -29,7 +32,7 @@ def convert(x: Array, dtype: np.dtype) -> Array:
     return y
 
 
-@dtypes.all_on_device
+@fast_path_of(dtypes.cast_all, supports=lambda xs, dtype: any(map(on_gpu, xs)))
 def convert_all(xs: Sequence[Array], dtype: np.dtype) -> list[Array]:
     """Cast each x. Contiguous float32 arrays are cast to a 16-bit dtype in one launch, into one allocation."""
     fused = [x for x in xs if fits(x) and x.flags.c_contiguous] if dtypes.is_half(dtype) else []

@@ -80,7 +80,7 @@ class CUDAResidualLayerNorm(residual.ResidualLayerNorm):
                 grad_s, self.dropped,
             )  # fmt: skip
         alone = CUDAResidual()  # y has no gradient: what remains is the residual connection
-        alone.needs_input_grad = (*self.needs_input_grad[:2], None)
+        alone.needs_input_grad = (*self.needs_input_grad[:2], False)
         alone.dropped, alone.scale, alone.branch = self.dropped, None, None
         return *alone.backward(grad_s)[:2], None, None
 

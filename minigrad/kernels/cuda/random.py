@@ -1,34 +1,41 @@
 """L2: random numbers generated on the GPU, equal to those of the CPU bit for bit."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, empty, random
+from minigrad.backend import Array, empty
+from minigrad.backend.fast_paths import fast_path_of
+from minigrad.backend.random import Generator
 from minigrad.kernels.cuda.launch import Kernel
 
 UNIFORM, WORDS = Kernel("random.cu", "uniform"), Kernel("random.cu", "words")
 THREADS, EACH = 256, 4  # threads of a block; elements of a thread
 
 
-@random.on_device
-def uniform(seed: int, draw: int, shape: Sequence[int], device: str, state: Array | None = None) -> Array:
-    """Draw number `draw` of `Generator(seed)`: float32, uniform in [0, 1).
-
-    Args:
-        seed, draw: of the generator.
-        shape, device: of the result.
-        state: (2,) uint64 on the device: a seed that replaces `seed`, and an offset that is added to `draw`.
-    """
-    return _drawn(UNIFORM, empty(shape, np.float32, device), seed, draw, state)
+@fast_path_of(Generator.uniform, supports=lambda g, shape, dtype, device: device != "cpu" and dtype == np.float32)
+def uniform(generator: Generator, shape: Sequence[int], dtype: Any, device: str) -> Array:
+    """Uniform in [0, 1), float32, on the device."""
+    return _drawn(UNIFORM, empty(shape, np.float32, device), generator)
 
 
-@random.on_device
-def words(seed: int, draw: int, shape: Sequence[int], device: str, state: Array | None = None) -> Array:
-    """As `uniform`, but uint32 words of 32 random bits."""
-    return _drawn(WORDS, empty(shape, np.uint32, device), seed, draw, state)
+@fast_path_of(Generator.words, supports=lambda g, count, device: device != "cpu")
+def words(generator: Generator, count: int, device: str) -> Array:
+    """32 random bits each, (count,) uint32, on the device."""
+    return _drawn(WORDS, empty((count,), np.uint32, device), generator)
 
 
-def _drawn(kernel: Kernel, y: Array, seed: int, draw: int, state: Array | None) -> Array:
-    kernel(-(-y.size // (THREADS * EACH)), THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), state)
+def _drawn(kernel: Kernel, y: Array, generator: Generator) -> Array:
+    """Fill y. In a captured CUDA graph, the kernel reads the seed and the first draw number from device memory."""
+    draw, seed = generator.next_draw(), generator.seed
+    kernel(
+        -(-y.size // (THREADS * EACH)),
+        THREADS,
+        y,
+        np.int64(y.size),
+        np.uint64(draw),
+        np.uint64(seed),
+        generator.captured,
+    )
     return y

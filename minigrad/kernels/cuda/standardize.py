@@ -19,7 +19,7 @@ class CUDAStandardizeWeight(norm.StandardizeWeight):
 
     def forward(self, weight: Array, *, eps: float) -> Array:
         self.filters = CUDALayerNorm()
-        self.filters.needs_input_grad = (*self.needs_input_grad, None, None)
+        self.filters.needs_input_grad = (*self.needs_input_grad, False, False)
         return self.filters.forward(weight, None, None, shape=weight.shape[1:], eps=eps)
 
     def backward(self, grad_output: Array) -> Array | None:

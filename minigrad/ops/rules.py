@@ -1,0 +1,80 @@
+"""L2: the rules of all ops: type promotion, autocast, 16-bit arithmetic; `minigrad/autograd/dispatch.py` applies them.
+
+PyTorch's own tables: "Tensor Attributes" for promotion, "Automatic Mixed Precision" for autocast.
+"""
+
+from functools import partial
+from typing import Any
+
+from minigrad.autograd.dispatch import RULES, Rule
+from minigrad.autograd.function import Function
+from minigrad.backend import promote, promote_and_wrap, promote_to_float
+from minigrad.ops.activation import LogSoftmax, Softmax
+from minigrad.ops.attention import ScaledDotProductAttention
+from minigrad.ops.conv import Conv2d, promote_images
+from minigrad.ops.einsum import Einsum
+from minigrad.ops.elementwise import (
+    Add,
+    Cast,
+    Div,
+    Erf,
+    Exp,
+    Log,
+    Maximum,
+    Minimum,
+    Mul,
+    Pow,
+    Sigmoid,
+    Sqrt,
+    Sub,
+    Tanh,
+    promote_entries,
+    promote_power,
+)  # fmt: skip
+from minigrad.ops.indexing import GetItem
+from minigrad.ops.loss import CrossEntropy, MSELoss
+from minigrad.ops.matmul import Linear, MatMul
+from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm
+from minigrad.ops.reduction import Amax, Amin, CumSum, LogSumExp, Mean, Prod, Std, Sum, Var
+from minigrad.ops.residual import Residual, ResidualLayerNorm
+from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
+from minigrad.ops.window_attention import WindowAttention
+
+ALL = 1_000_000  # inputs
+
+PROMOTION: dict[Any, list[type[Function]]] = {
+    promote: [MatMul, Linear, Einsum, Cat, MSELoss],
+    promote_and_wrap: [Add, Sub, Mul],  # a Python integer wraps to the dtype of the array, as in PyTorch
+    promote_power: [Pow],
+    partial(promote_entries, op="maximum"): [Maximum],
+    partial(promote_entries, op="minimum"): [Minimum],
+    promote_to_float: [Div, Exp, Log, Sqrt, Tanh, Sigmoid, Erf],  # of integers, the result is float32
+    promote_images: [Conv2d],
+}
+
+AUTOCAST: dict[int | str, list[type[Function]]] = {
+    # Matrix products: 16-bit inputs, sums in float32.
+    ALL: [Einsum],
+    3: [Linear, Conv2d, ScaledDotProductAttention],  # not attention's mask
+    2: [MatMul, Residual, ResidualLayerNorm],  # the stream and its branch, not the parameters
+    1: [WindowAttention],  # not the relative position bias
+    # Norms: the input as it is, statistics and parameters in float32.
+    0: [LayerNorm, GroupNorm, BatchNorm],
+    # Ops that lose too much in 16 bits.
+    "float32": [
+        Pow, Exp, Log, Softmax, LogSoftmax, CrossEntropy, MSELoss,
+        Sum, Mean, Var, Std, Prod, Amax, Amin, LogSumExp, CumSum,
+    ],
+}  # fmt: skip
+
+# Ops that compute on 16-bit arrays: matrix products, whose sums are in float32, and ops that change no value.
+HALF = [MatMul, Linear, Cast, GetItem, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad]
+
+
+def _by_op(groups: dict[Any, list[type[Function]]]) -> dict[type[Function], Any]:
+    return {op: key for key, ops in groups.items() for op in ops}
+
+
+_promotion, _autocast = _by_op(PROMOTION), _by_op(AUTOCAST)
+for _op in {*_promotion, *_autocast, *HALF}:
+    RULES[_op] = Rule(_promotion.get(_op), _autocast.get(_op, "follow"), _op in HALF)
