@@ -129,7 +129,7 @@ def compiled(row: Row, work: str) -> Callable[[], float]:
 
 
 def plain(row: Row, work: str) -> Callable[[], float]:
-    """minigrad without twins, and tuned only so far that its threads are not in each other's way."""
+    """minigrad without fast paths and tuning, but with BLAS threads limited so that they do not oversubscribe cores."""
     from minigrad import without_fast_paths
     from minigrad.backend import tune
 

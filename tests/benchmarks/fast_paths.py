@@ -1,4 +1,4 @@
-"""What each twin gains: its time over that of the op whose place it takes:  python -m tests.benchmarks.fast_paths
+"""The gain of each fast path: its time over that of the reference implementation: python -m tests.benchmarks.fast_paths
 
 Both run in turn, on one thread, in float32; the shapes are those of half a batch in the models. The clock is the CPU
 time of this thread, and the best of many rounds counts.

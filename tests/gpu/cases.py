@@ -1,4 +1,4 @@
-"""Calls for which there are CUDA twins, in sizes of the models: for `python -m tests.gpu`, stage `kernels`."""
+"""Calls that have CUDA fast paths, in sizes of the models: for `python -m tests.gpu`, stage `kernels`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext

@@ -247,7 +247,7 @@ LAUNCHES: dict[str, Callable[[Any], Callable[[], Any]]] = {
 
 
 def kernels(options: Options) -> Parts:
-    """Every twin against the op as it is written, in float64; and its time, and its share of a copy's."""
+    """Every fast path against the reference implementation in float64; its time, and that time over a copy's."""
     from tests.gpu.cases import CASES
 
     return {case.name: partial(kernel, case, options) for case in CASES}

@@ -1,4 +1,4 @@
-"""Twins: each equals the op whose place it takes, in value and in gradient, on drawn inputs and on large ones."""
+"""CPU fast paths equal the reference implementation, in value and gradient, on drawn inputs and on large ones."""
 
 import math
 
@@ -13,7 +13,7 @@ from minigrad import functional as F
 from minigrad.autograd.function import Function
 from minigrad.backend.fast_paths import FAST_PATHS, fast_paths_of
 from minigrad.kernels.cpu import winograd
-from minigrad.kernels.cpu.chunks import PIECE
+from minigrad.kernels.cpu.chunks import CHUNK
 from minigrad.kernels.cpu.conv import DEAREST
 from minigrad.kernels.cpu.depthwise import plan_for
 from minigrad.ops.activation import GELU, ReLU
@@ -97,7 +97,7 @@ def test_layer_norm(tokens, C, weight, bias, eps, seed):
 def test_layer_norm_over_several_pieces():
     """The last of them is a single token."""
     C = 300
-    tokens = 2 * (PIECE // C) + 1
+    tokens = 2 * (CHUNK // C) + 1
     run = lambda x, w, b: F.layer_norm(x, C, w, b)  # noqa: E731
     assert_equals_reference(LayerNorm, run, drawn(0, tokens, C), drawn(1, C), drawn(2, C), tolerance=1e-4)
 
@@ -113,7 +113,7 @@ def test_group_norm(N, groups, width, H, W, seed):
 
 def test_group_norm_over_several_pieces():
     """The last of them is a single image."""
-    N, C, H = 2 * (PIECE // (32 * 32 * 32)) + 1, 32, 32
+    N, C, H = 2 * (CHUNK // (32 * 32 * 32)) + 1, 32, 32
     run = lambda x, w, b: F.group_norm(x, 8, w, b)  # noqa: E731
     x = drawn(0, N, H, H, C, offset=1.0).transpose(0, 3, 1, 2)
     assert_equals_reference(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
@@ -190,7 +190,7 @@ def test_attention_with_scores_far_out(offset):
 def test_attention_without_a_gradient():
     """Where the probabilities are not kept, their memory is used again; the last piece is shorter."""
     heads, L = 3, 65
-    B = 3 * (PIECE // (heads * L * L)) - 1
+    B = 3 * (CHUNK // (heads * L * L)) - 1
     q, k, v = (Tensor(drawn(i, B, heads, L, 8)) for i in range(3))
     y = F.scaled_dot_product_attention(q, k, v)
     with minigrad.without_fast_paths():
@@ -209,7 +209,7 @@ def test_attention_where_a_query_sees_nothing():
 def test_attention_over_several_pieces():
     """The last of them is a single image."""
     heads, L = 3, 65
-    B = 2 * (PIECE // (heads * L * L)) + 1
+    B = 2 * (CHUNK // (heads * L * L)) + 1
     q, k, v = (drawn(i, B, heads, L, 8) for i in range(3))
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
     for images in (B, 1):
@@ -220,7 +220,7 @@ def test_attention_over_several_pieces():
 def test_window_attention_over_several_pieces(wanted):
     """The last of them is a single image."""
     H, W, heads, d = 4, 6, 2, 3
-    images = 2 * (PIECE // (H * W * 3 * heads * d)) + 1
+    images = 2 * (CHUNK // (H * W * 3 * heads * d)) + 1
     qkv, bias = drawn(0, images, H, W, 3 * heads * d), drawn(1, heads, 4, 4)
     run = lambda qkv, bias: F.window_attention(qkv, bias, heads, window_size=2, shift=1)  # noqa: E731
     assert_equals_reference(WindowAttention, run, qkv, bias, wanted=wanted, tolerance=5e-5)

@@ -82,7 +82,7 @@ def test_dropout_keeps_the_mean():
     st.sampled_from([bool, np.float32, np.float64]),
 )
 def test_a_mask_broadcasts_to_the_scores_and_the_scores_not_to_it(lead, of_mask, rows_and_keys, dtype):
-    """In the specification (float64, boolean masks) and in its twin (float32)."""
+    """In the reference implementation (float64, boolean masks) and in the fast path (float32)."""
     narrow = np.float32 if dtype is np.float32 else np.float64
     q, k, v = (draw(*lead, 4, 3).astype(narrow) for _ in range(3))
     mask = (draw(*of_mask, *rows_and_keys) + (dtype is bool)).astype(dtype)
@@ -97,7 +97,7 @@ def test_a_mask_broadcasts_to_the_scores_and_the_scores_not_to_it(lead, of_mask,
 
 
 def test_a_mask_for_more_images_than_there_are_is_refused():
-    """Few enough numbers for one piece of the twin, and so many that it takes image by image."""
+    """Few elements, which are one chunk of the fast path, and so many that each image is a chunk."""
     for images, masks, heads, tokens in ((1, 8, 12, 50), (2, 3, 1, 600)):
         q = Tensor(np.zeros((images, heads, tokens, 8), np.float32))
         with pytest.raises(ValueError, match="the mask must broadcast to"):

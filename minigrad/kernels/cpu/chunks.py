@@ -1,4 +1,4 @@
-"""L2: pieces of arrays that stay in the cache, and sums by BLAS."""
+"""L2: chunks of arrays that stay in the cache, and sums by BLAS."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -7,11 +7,11 @@ import numpy as np
 
 from minigrad.backend import Array
 
-PIECE = 1 << 18  # numbers: 1 MiB
+CHUNK = 1 << 18  # elements: 1 MiB
 
 
 def is_float32(x: Array) -> bool:
-    """Whether the twins are for this array: one of no axes is not worth it."""
+    """True for float32 NumPy arrays that are not 0-d."""
     return type(x) is np.ndarray and x.dtype == np.float32 and x.ndim > 0
 
 
@@ -24,16 +24,16 @@ def is_finite(x: Array) -> bool:
 
 
 def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
-    """The same pieces of arrays that have one shape and one order of axes in memory, flattened; None stays None."""
+    """Corresponding chunks of arrays of one shape and memory order, flattened; None stays None."""
     flat = [None if x is None else x.ravel(order="K") for x in arrays]
     size = next(x.size for x in flat if x is not None)
-    for start in range(0, size, PIECE):
-        yield tuple(None if x is None else x[start : start + PIECE] for x in flat)
+    for start in range(0, size, CHUNK):
+        yield tuple(None if x is None else x[start : start + CHUNK] for x in flat)
 
 
 def row_chunks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows of `width` numbers."""
-    step = max(1, PIECE // max(width, 1))
+    """Slices of `count` rows of `width` elements, a chunk each."""
+    step = max(1, CHUNK // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 
 

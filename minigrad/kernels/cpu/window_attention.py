@@ -6,7 +6,7 @@ import numpy as np
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cpu.chunks import PIECE, is_float32, row_chunks
+from minigrad.kernels.cpu.chunks import CHUNK, is_float32, row_chunks
 from minigrad.ops import window_attention
 
 
@@ -41,7 +41,7 @@ class CPUWindowAttention(window_attention.WindowAttention):
 
     @staticmethod
     def supports(qkv: Array, bias: Array | None, *, dropout_p: float, **options: Any) -> bool:
-        return is_float32(qkv) and qkv.ndim == 4 and qkv.size > PIECE and len(qkv) > 1 and not dropout_p
+        return is_float32(qkv) and qkv.ndim == 4 and qkv.size > CHUNK and len(qkv) > 1 and not dropout_p
 
     def forward(self, qkv: Array, bias: Array | None, **options: Any) -> Array:
         y = np.empty((*qkv.shape[:3], qkv.shape[3] // 3), np.float32)
