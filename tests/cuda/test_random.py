@@ -1,5 +1,7 @@
 """The random numbers of the CUDA kernels equal those of the CPU, bit for bit."""
 
+from math import prod
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,18 +22,20 @@ pytestmark = needs_compiler
 def test_draws_equal_the_cpu_bit_for_bit(shape, seed, draws, order):
     expected = Generator(seed, draws).uniform(shape), Generator(seed, draws).words(np.prod(shape, dtype=int))
     with emulated(order):
-        np.testing.assert_array_equal(uniform(seed, draws, shape, "cpu"), expected[0])
-        found = words(seed, draws, shape, "cpu")
+        np.testing.assert_array_equal(uniform(Generator(seed, draws), shape, np.float32, "cpu"), expected[0])
+        found = words(Generator(seed, draws), prod(shape), "cpu")
     assert found.dtype == np.uint32
-    np.testing.assert_array_equal(found.ravel(), expected[1])
+    np.testing.assert_array_equal(found, expected[1])
 
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1001), st.integers(0, 1000))
 def test_in_a_graph_the_state_is_read_from_memory(count, seed, before, draw):
-    """`state` in memory replaces the seed and the first draw of the captured arguments."""
-    state = np.array([seed, before], np.uint64)
+    """`captured`, an array, replaces the seed and the first draw number of the arguments."""
+    captured = [Generator(1, draw) for _ in range(2)]
+    for generator in captured:
+        generator.captured = np.array([seed, before], np.uint64)
     with emulated():
-        found = uniform(1, draw, (count,), "cpu", state), words(1, draw, (count,), "cpu", state)
+        found = uniform(captured[0], (count,), np.float32, "cpu"), words(captured[1], count, "cpu")
     np.testing.assert_array_equal(found[0], Generator(seed, before + draw).uniform((count,)))
     np.testing.assert_array_equal(found[1], Generator(seed, before + draw).words(count))
 
@@ -62,5 +66,5 @@ def test_cpu_and_gpu_draws_share_one_sequence(calls):
 @pytest.mark.parametrize("count", [1, 3, 4, 1023])
 def test_draws_stay_within_their_array(side, count):
     with emulated(guard=side):
-        assert np.isfinite(uniform(1, 2, (count,), "cpu")).all()
-        words(1, 2, (count,), "cpu")
+        assert np.isfinite(uniform(Generator(1, 2), (count,), np.float32, "cpu")).all()
+        words(Generator(1, 2), count, "cpu")

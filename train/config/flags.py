@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     dtypes = ["bfloat16", "float16"]
     add(where, "--amp-dtype", "bfloat16, or float16 with loss scaling", choices=dtypes, metavar="TYPE")
     add(where, "--tf32", "TF32 tensor cores for float32 matmuls on GPU", action=switch)
-    add(where, "--tune-cpu", "tune NumPy for speed (minigrad/backend/tune.py)", action=switch)
+    add(where, "--tune-cpu", "tune NumPy for speed: minigrad.tune_cpu", action=switch)
     add(where, "--validation-batch-size", "images per batch in evaluation", metavar="N", type=count)
     add(where, "--output", "results folder", metavar="DIR")
     add(where, "--resume", "continue the run in DIR; auto: the newest", metavar="DIR")

@@ -16,12 +16,13 @@ from minigrad.kernels.cuda.table import Table, fits
 THREADS = 256  # threads of a block
 
 
-def _supports(x: Array, dtype: np.dtype) -> bool:
-    known = not isinstance(x, np.ndarray | np.generic) and on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
+def supports(x: Array, dtype: np.dtype) -> bool:
+    """Whether the kernel takes x: dense, on the GPU, from and to float32, bfloat16 or float16."""
+    known = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
     return known and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)
 
 
-@fast_path_of(dtypes.cast, supports=_supports)
+@fast_path_of(dtypes.cast, supports=lambda x, dtype: not isinstance(x, np.ndarray | np.generic) and supports(x, dtype))
 def convert(x: Array, dtype: np.dtype) -> Array:
     """x in another dtype, the order of its axes in memory kept."""
     y = empty_like(x, dtype)

@@ -29,13 +29,6 @@ def words(generator: Generator, count: int, device: str) -> Array:
 def _drawn(kernel: Kernel, y: Array, generator: Generator) -> Array:
     """Fill y. In a captured CUDA graph, the kernel reads the seed and the first draw number from device memory."""
     draw, seed = generator.next_draw(), generator.seed
-    kernel(
-        -(-y.size // (THREADS * EACH)),
-        THREADS,
-        y,
-        np.int64(y.size),
-        np.uint64(draw),
-        np.uint64(seed),
-        generator.captured,
-    )
+    blocks = -(-y.size // (THREADS * EACH))
+    kernel(blocks, THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), generator.captured)
     return y
