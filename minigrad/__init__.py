@@ -1,11 +1,15 @@
 """minigrad: a deep-learning framework on NumPy and CuPy, written to be read.
 
-Read the files in the order of their levels, L0 to L5: each says its own in its first line, and imports only from below.
+The course through the code is README.md in this folder. Each file states its level in its first line, L0 to L5, and
+imports only from lower ones.
 """
 
 import sys
 
-from minigrad import functional
+from minigrad import (
+    functional,
+    kernels,  # noqa: F401 (importing it registers the fast paths)
+)
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.autocast import autocast

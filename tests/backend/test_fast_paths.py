@@ -1,5 +1,8 @@
 """Fast paths: registration, lookup, and `without_fast_paths`."""
 
+import subprocess
+import sys
+
 import pytest
 
 import minigrad
@@ -39,3 +42,9 @@ def test_blocks_without_fast_paths_may_be_nested(registered):
 
 def test_the_option_switches_all_off(pytestconfig):
     assert bool(FAST_PATHS) != pytestconfig.getoption("--without-fast-paths")
+
+
+def test_importing_minigrad_registers_them():
+    code = "import minigrad; from minigrad.backend.fast_paths import FAST_PATHS; print(len(FAST_PATHS))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 10
