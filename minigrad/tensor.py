@@ -31,6 +31,7 @@ from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
+_ALL_WANTED = [(True,) * n for n in range(4)]  # made once: `needs_input_grad` where all inputs require a gradient
 
 
 class Tensor(Methods):
@@ -98,14 +99,15 @@ class Tensor(Methods):
             options = {name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()}
 
         # Dispatch: the implementation that runs. Float32 arrays beside Python numbers need no promotion and no cast.
+        special = not all_float32 or grad_mode.open_blocks  # promotion, autocast or an observer may have to act
         cast_back = None
-        if not all_float32 or grad_mode.open_blocks:
+        if special:
             op, arrays, cast_back = dispatch(function, arrays, edges, options)
         elif function in FAST_PATHS:
             op = (fast_path(function, *arrays, **options) or function)()
         else:
             op = function()
-        op.needs_input_grad = (True,) * wanted if wanted == len(edges) else tuple(map(bool, edges))
+        op.needs_input_grad = _ALL_WANTED[wanted] if wanted == len(arrays) < 4 else tuple(map(bool, edges))
         try:
             output = op.forward(*arrays, **options) if options else op.forward(*arrays)
         except Exception as error:
@@ -115,10 +117,11 @@ class Tensor(Methods):
         # Record: the op becomes a node of the graph if any input requires a gradient.
         if wanted:
             op.edges, op.age = edges, next_age()
-        if cast_back is not None:
-            op.cast_back, output = cast_back, _cast_back(output, cast_back)
-        if grad_mode.open_blocks and mode.observer is not None:
-            mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
+        if special:
+            if cast_back is not None:
+                op.cast_back, output = cast_back, _cast_back(output, cast_back)
+            if mode.observer is not None:
+                mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
         if type(output) is tuple:
             return _several(op, output, wanted > 0)
         result = _new(Tensor)
