@@ -263,7 +263,7 @@ class Methods:
     # Shapes ---------------------------------------------------------------------------------------------------------
 
     def reshape(self, *shape: Any) -> "Tensor":
-        """The same numbers in another shape; one size may be -1."""
+        """The same elements in another shape; one size may be -1."""
         return self.apply(shapes.Reshape, self, shape=sequence(shape))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":

@@ -17,7 +17,7 @@ from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.node import Leaf, Node, Output, next_age
-from minigrad.backend import Array, array_module, device_of, plain, to_device, whole
+from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, is_floating
 from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
@@ -532,7 +532,7 @@ def _checked(output: Any, op: Function) -> Array:
     """What an op's forward returned, as an array."""
     if not hasattr(output, "dtype"):
         raise TypeError(f"{op.op_name}.forward must return an array, it returned {type(output).__name__}")
-    return whole(output)
+    return as_array(output)
 
 
 def _to_array(data: Any, dtype: Any, device: str | None) -> Array:

@@ -1,17 +1,15 @@
-"""L1: mixed precision: ops on narrow numbers, parameters in float32.
+"""L1: mixed precision: 16-bit activations, float32 parameters.
 
-A product of two matrices in bfloat16 takes a GPU a small part of the time that it takes in float32, and everything else
-reads and writes half as much. What must not be narrow is what small changes are added to for a long time: parameters,
-their gradients, the optimiser's memory, and sums. So within `autocast`
+A bfloat16 matrix product takes a GPU a small part of the time of a float32 one, and every other op reads and writes
+half as much. But a sum of many small updates must not be in 16 bits: parameters, their gradients, optimizer state and
+sums stay float32. So within `autocast`, by the rules of `minigrad/ops/rules.py`,
 
-    matrix products       take narrow copies of their inputs, parameters too, and sum in float32      ("the first n")
-    what follows them     goes on in what it is given: narrow where any input is                       ("follow")
-    norms                 have a narrow input, statistics and parameters in float32                    (0)
-    losses, softmax, sums are in float32                                                               ("widen")
+    matrix products         cast their inputs to 16 bits, parameters too, and sum in float32        (a number of inputs)
+    other ops               compute in the dtype that they are given: 16 bits if any input is       ("follow")
+    norms                   take a 16-bit input; statistics and parameters are float32              (0 inputs)
+    losses, softmax, sums   compute in float32                                                      ("float32")
 
-and each op says by `Function.autocast` which it is: a number for how many of its first inputs are rounded, the others
-being left as they are, or one of the two words. A gradient has the type of what it belongs to: of activations narrow,
-of parameters float32.
+A gradient has the dtype of its tensor: 16 bits for activations, float32 for parameters.
 
 Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar et al. 2019, "A Study of BFLOAT16 for
 Deep Learning Training", arXiv:1905.12322.
@@ -33,7 +31,7 @@ from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, hal
 def autocast(
     dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
 ) -> Iterator["Autocast | None"]:
-    """Within the block, this thread's ops work on numbers of a narrow dtype. Also a decorator.
+    """Within the block, this thread's ops compute in a 16-bit dtype, by the rules above. Also a decorator.
 
         with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)

@@ -13,7 +13,7 @@ from minigrad.autograd import writes
 from minigrad.autograd.function import Partial, unbroadcast
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.node import Leaf, Node, OutputGrad
-from minigrad.backend import Array, array_module, plus, whole
+from minigrad.backend import Array, array_module, as_array, plus
 from minigrad.backend.dtypes import FLOAT32, cast, upcast
 
 
@@ -70,8 +70,8 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                     continue
                 if not hasattr(result, "dtype"):
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
-                result = whole(result)
-            # By the contract of Function, nobody else has it, but for what came.
+                result = as_array(result)
+            # The contract of Function: a returned array is not aliased, unless it is grad_output.
             fresh = result is not grad and result.base is None and not several
             if result.shape != shape:  # the input was broadcast; here, and nowhere else, that is undone
                 result, fresh = unbroadcast(result, shape), True
@@ -85,7 +85,7 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 held += result
                 gradients[target] = held
             else:
-                gradients[target] = whole(plus(held, result))
+                gradients[target] = as_array(plus(held, result))
                 owned.add(target)
         if not retain_graph:
             node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone

@@ -3,6 +3,7 @@
 from minigrad.backend.arrays import (
     Array,
     array_module,
+    as_array,
     beside,
     cuda_is_available,
     cupy_module,
@@ -17,12 +18,11 @@ from minigrad.backend.arrays import (
     scatter_add,
     sliding_windows,
     to_device,
-    whole,
 )
 from minigrad.backend.gemm import gemm, gemm_and_sums
 
 __all__ = [
-    "Array", "array_module", "beside", "cuda_is_available", "cupy_module", "device_of", "empty", "gemm",
+    "Array", "array_module", "as_array", "beside", "cuda_is_available", "cupy_module", "device_of", "empty", "gemm",
     "gemm_and_sums", "plain", "plus", "promote", "promote_and_wrap", "promote_to_float", "require_gpu", "scatter_add",
-    "sliding_windows", "to_device", "whole",
+    "sliding_windows", "to_device",
 ]  # fmt: skip

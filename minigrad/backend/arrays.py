@@ -1,10 +1,9 @@
-"""L0: NumPy or CuPy. Which module an array belongs to, the moves between devices, and the gates.
+"""L0: NumPy or CuPy: the module of an array, copies between devices, type promotion.
 
-Everything above this file writes `xp = array_module(x)` and then plain array code, so that one text runs on the CPU
-and on the GPU. Some work must not be called on `xp` directly but through the gates here, because the two libraries
-differ there (or a captured CUDA step needs another path): matrix products (`gemm`, `gemm_and_sums`), scattered sums
-(`scatter_add`), views of all windows (`sliding_windows`), and sums that are to keep their order in memory (`plus`).
-Random numbers have a gate of their own, `minigrad/backend/random.py`.
+Ops write `xp = array_module(x)` and then plain array code, so that one text runs on the CPU and on the GPU. Where the
+two libraries differ, or where CuPy's function cannot be captured in a CUDA graph, ops call a function of this package:
+matrix products (`gemm.py`), sums (`sums.py`), random numbers (`random.py`), and here scattered sums (`scatter_add`),
+views of all windows (`sliding_windows`) and additions that keep the memory order (`plus`).
 """
 
 import importlib
@@ -22,7 +21,7 @@ Array: TypeAlias = Any
 
 
 def array_module(x: Array) -> ModuleType:
-    """The module whose functions take `x`: numpy or cupy, or for an array without numbers `minigrad.meta`."""
+    """The module whose functions take `x`: numpy or cupy, or `minigrad.backend.meta` for a meta array."""
     if isinstance(x, meta.MetaArray):
         return meta
     return np if isinstance(x, np.ndarray | np.generic) else cupy_module()
@@ -33,8 +32,8 @@ def device_of(x: Array) -> str:
     return "cpu" if isinstance(x, np.ndarray | np.generic) else f"cuda:{x.device.id}"
 
 
-def whole(x: Any) -> Array:
-    """`x` as an array: NumPy makes a scalar of every result that has no axes."""
+def as_array(x: Any) -> Array:
+    """`x` as an array: NumPy returns a scalar, not an array, for a 0-d result."""
     return np.asarray(x) if isinstance(x, np.generic) else x
 
 
@@ -75,7 +74,7 @@ def promote(xs: Sequence[Any]) -> list[Any]:
     dtypes = {x.dtype for x in deciding if x.ndim} or {x.dtype for x in deciding}
     if not dtypes:
         return list(xs)
-    if len(dtypes) > 1:  # NumPy knows no type for both of the narrow ones: it is float32
+    if len(dtypes) > 1:  # NumPy has no common type of float16 and bfloat16: it is float32
         dtypes = {FLOAT32 if is_half(dtype) else dtype for dtype in dtypes}
     dtype = np.result_type(*dtypes)
     return [cast(x, dtype) if hasattr(x, "dtype") else x for x in xs]
@@ -123,7 +122,7 @@ def beside(x: Array, host: np.ndarray) -> Array:
 
 
 def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
-    """An array on `device` whose numbers are whatever was there."""
+    """An uninitialized array on `device`."""
     number = _gpu_number(device)
     if number is None:
         return np.empty(shape, dtype)

@@ -1,7 +1,7 @@
-"""L0: the types of numbers that arrays hold, bfloat16 among them, and the gate through which arrays change theirs.
+"""L0: dtypes, bfloat16 among them, and casts.
 
-float16 and bfloat16 are narrow: numbers are kept in them, at half the memory, and computed with in float32. NumPy has
-no bfloat16, which is the upper half of a float32; the package ml_dtypes gives it one.
+float16 and bfloat16 ("half precision", 16 bits) are storage types: they halve the memory, and arithmetic is in float32.
+NumPy has no bfloat16, the upper half of a float32; the package ml_dtypes adds it.
 """
 
 import importlib
@@ -32,7 +32,7 @@ def as_dtype(dtype: Any) -> np.dtype:
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether numbers of this type are floating-point: `dtype.kind` alone does not tell for bfloat16."""
+    """Whether this dtype is floating-point: `dtype.kind` alone does not tell for bfloat16."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 
@@ -54,7 +54,7 @@ def wrapped(value: int, dtype: np.dtype) -> int:
 
 
 def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
-    """The narrow type among the arrays: of several the first; None if there is none."""
+    """The dtype of the first 16-bit floating-point array; None if there is none."""
     return next((x.dtype for x in xs if hasattr(x, "dtype") and is_half(x.dtype)), None)
 
 
@@ -78,5 +78,5 @@ def cast_all(xs: Sequence[Any], dtype: np.dtype) -> list[Any]:
 
 
 def upcast(xs: Sequence[Any]) -> list[Any]:
-    """The narrow arrays among xs as float32; the rest as it is."""
+    """xs with 16-bit floating-point arrays upcast to float32."""
     return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_half(x.dtype) else x for x in xs]

@@ -14,12 +14,12 @@ from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
 
 
 def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) -> Array:
-    """The one gate for matrix products: `a @ b + bias` over the last two axes, broadcasting the others.
+    """The matrix product `a @ b + bias` over the last two axes, broadcasting the others.
 
     Args:
-        a, b: of one dtype; products of narrow numbers are summed in float32.
+        a, b: of one dtype; 16-bit products are summed in float32.
         bias: a vector along the last axis, added before the result is rounded.
-        dtype: of the result, where a and b are narrow; by default theirs.
+        dtype: of the result of 16-bit a and b; by default theirs.
     """
     dtype = a.dtype if dtype is None or not is_half(a.dtype) else dtype
     if bias is not None and not isinstance(a, np.ndarray):
@@ -49,7 +49,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
 
 
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
-    """`a @ b`; of narrow numbers on the CPU in float32, whatever `dtype`: NumPy multiplies them no faster."""
+    """`a @ b`; on the CPU 16-bit arrays are multiplied in float32, whatever `dtype`: NumPy is no faster in 16 bits."""
     if isinstance(a, np.ndarray):
         return np.matmul(*upcast([a, b])) if is_half(a.dtype) else np.matmul(a, b)
     if a.dtype.kind in "biu":

@@ -9,7 +9,7 @@ from minigrad.ops import checks, special
 
 
 class ReLU(Function):
-    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y, as where x is no number.  Saves y, which is ≤ 0 just where x is."""
+    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y, also where x is NaN.  Saves y, which is ≤ 0 just where x is."""
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).maximum(x, 0)

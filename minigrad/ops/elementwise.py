@@ -1,4 +1,4 @@
-"""L2: ops that act on each number by itself. Inputs broadcast; the engine sums a broadcast gradient back."""
+"""L2: elementwise ops. Inputs broadcast; the engine sums the gradient of a broadcast input."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -181,7 +181,7 @@ class Erf(Function):
 class Maximum(Function):
     """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 where a < b;  ∂b likewise.
 
-    Where one of them is no number, nor is y, and both have the gradient ∂y. Saves where a < b, where a > b, and where
+    If either input is NaN, y is NaN, and both have the gradient ∂y. Saves where a < b, where a > b, and where
     they tie.
     """
 
@@ -198,7 +198,7 @@ class Maximum(Function):
 class Minimum(Maximum):
     """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 where a > b;  ∂b likewise.
 
-    As in Maximum for what is no number, and in what is saved.
+    NaN and what is saved: as in Maximum.
     """
 
     def forward(self, a: Array, b: Array) -> Array:

@@ -87,7 +87,7 @@ class Linear(Function):
 
 
 def sum_of_rows(x: Array, dtype: np.dtype) -> Array:
-    """Σ over the rows of a matrix, in another dtype if it is narrow: then as a product with ones, summed in float32
+    """Σ over the rows of a matrix, in another dtype if it is 16-bit: then as a product with ones, summed in float32
     without an array as large as x in float32."""
     if not is_half(x.dtype):
         return sum_over(x, 0)

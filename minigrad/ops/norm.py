@@ -1,6 +1,6 @@
-"""L2: normalisation. Four ops, one formula: what differs is which numbers share a mean and a variance.
+"""L2: normalisation. Four ops, one formula: they differ in which values share a mean and a variance.
 
-    x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over the numbers of one set
+    x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over the values of one set
 
     ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂loss/∂x̂,   ⟨·⟩ the mean over the set
 

@@ -1,4 +1,4 @@
-"""L2: ops that move numbers and change none. The gradient moves back the way its number came."""
+"""L2: ops that rearrange elements and change none. The gradient takes the inverse arrangement."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from minigrad.ops import checks
 
 
 class Reshape(Function):
-    """The same numbers, in the same order, in another shape; one size may be -1, for what is left.  Saves the shape."""
+    """The same elements, in the same order, in another shape; one size may be -1: the rest.  Saves the shape."""
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         self.shape = x.shape
@@ -21,7 +21,7 @@ class Reshape(Function):
         fits = x.size == known if not unknown else known > 0 and x.size % known == 0
         if len(unknown) > 1 or any(size != -1 for size in unknown) or not fits:
             raise ValueError(
-                f"reshape: {x.size} numbers of shape {x.shape} do not fit shape {tuple(shape)}: "
+                f"reshape: {x.size} elements of shape {x.shape} do not fit shape {tuple(shape)}: "
                 "sizes must multiply to the same count, and at most one may be -1"
             )
         return x.reshape(shape)

@@ -70,7 +70,7 @@ def test_split_pieces_join_again():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda x: x.reshape(4, 2), ValueError, r"reshape: 6 numbers of shape \(2, 3\) do not fit shape \(4, 2\)"),
+        (lambda x: x.reshape(4, 2), ValueError, r"reshape: 6 elements of shape \(2, 3\) do not fit shape \(4, 2\)"),
         (lambda x: x.reshape(-1, 4), ValueError, "sizes must multiply to the same count"),
         (lambda x: x.reshape(-1, -1), ValueError, "at most one may be -1"),
         (lambda x: x.reshape(-2, 3), ValueError, "reshape: 6 numbers"),
