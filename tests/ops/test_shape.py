@@ -73,7 +73,7 @@ def test_split_pieces_join_again():
         (lambda x: x.reshape(4, 2), ValueError, r"reshape: 6 elements of shape \(2, 3\) do not fit shape \(4, 2\)"),
         (lambda x: x.reshape(-1, 4), ValueError, "sizes must multiply to the same count"),
         (lambda x: x.reshape(-1, -1), ValueError, "at most one may be -1"),
-        (lambda x: x.reshape(-2, 3), ValueError, "reshape: 6 numbers"),
+        (lambda x: x.reshape(-2, 3), ValueError, "reshape: 6 elements"),
         (lambda x: x.permute(0), ValueError, r"permute: must name all 2 axes of the input.*got \(0,\)"),
         (lambda x: x.permute(0, 0), ValueError, "name the same axis twice"),
         (lambda x: x.transpose(0, 2), IndexError, "transpose: axis 2 does not exist"),
