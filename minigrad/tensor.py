@@ -258,7 +258,7 @@ class Tensor(Methods):
         tape.backward(self._node, grad, retain_graph)
 
     def detach(self) -> "Tensor":
-        """The same numbers without the history."""
+        """The same array without the graph."""
         return Tensor(self.data)
 
     # Copies ---------------------------------------------------------------------------------------------------------

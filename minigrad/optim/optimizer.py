@@ -1,4 +1,4 @@
-"""L5: optimisers. `step` moves the parameters against their gradients, in place."""
+"""L5: optimizers. `step` updates the parameters, in place."""
 
 from collections.abc import Iterable, Mapping
 from math import sqrt
@@ -74,20 +74,20 @@ class Optimizer:
         writes.note([*(x for x, *_ in moves), *(data for data, _ in half)])
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
-        """Move all these parameters: what `update` takes, of each."""
+        """Call `update` for each parameter; a fast path may update all at once."""
         for x, grad, state, group in moves:
             self.update(x, grad, state, group)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Move one parameter, in place. `state` is its memory, empty at first."""
+        """Update one parameter, in place. `state` is empty at first."""
         raise NotImplementedError
 
     def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of what is kept for each parameter of this group: all, or none before its first gradient."""
+        """The names of the state of each parameter of this group, which exists from its first gradient on."""
         return self.memory
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
@@ -240,7 +240,7 @@ class AdamW(Optimizer):
             raise ValueError(f"{name}: betas must be two numbers from 0 to below 1, got {betas}")
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
-        """On a GPU in one launch, those that it is for."""
+        """Update all parameters; on a GPU those that the kernel supports in one launch."""
         fused: list[cuda.optim.Move] = []
         others: list[cuda.optim.Move] = []
         for move in moves:
@@ -264,7 +264,7 @@ class AdamW(Optimizer):
         super().update_all(others)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Move one parameter, in place. `state` is its memory, which `update_all` has begun."""
+        """Update one parameter, in place. `update_all` has initialized `state`."""
         xp, (beta1, beta2), m, v = array_module(x), map(float, group["betas"]), state["m"], state["v"]
         lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
         state["step"] = t = state["step"] + 1
