@@ -30,10 +30,11 @@ def test_an_example_runs_and_prints_what_it_says(example, capsys):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_files_that_a_page_names_exist(page):
-    """Paths in backquotes with a suffix or a slash at the end: relative to the page, to the repository, or to a run."""
-    for name in re.findall(r"`([\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|cu|cuh|md|npz|json|toml)))`", page.read_text()):
-        if "/" in name.rstrip("/"):
-            assert (page.parent / name).exists() or (ROOT / name).exists(), name
+    """Files and folders in backquotes: in the page's folder or anywhere below it, or from the top of the repository."""
+    names = re.findall(r"`([\w./-]+(?:/|\.(?:py|cu|cuh|md)))`", page.read_text())
+    assert names
+    for name in names:
+        assert (ROOT / name).exists() or any(page.parent.rglob(name.rstrip("/"))), name
 
 
 def test_the_lessons_name_what_is_in_their_files():
