@@ -194,10 +194,10 @@ class Depthwise:
         for some in self._blocks(x):
             padded = xp.ascontiguousarray(self.windows.pad(x[some]))
             for grad_m, total in zip(self._multiples(grad_y[some], len(grad_filters)), grad_filters, strict=True):
-                scratch, ones = xp.empty_like(grad_m), xp.ones((1, grad_m.size // C), x.dtype)
+                scratch = xp.empty_like(grad_m)
                 for tap, where in self.windows.taps():
                     xp.multiply(padded[where], grad_m, out=scratch)
-                    total[tap] += gemm(ones, scratch.reshape(-1, C))[0]  # Σ_n,i,j, at the speed of BLAS
+                    total[tap] += sum_over(scratch, (0, 1, 2))  # Σ_n,i,j
         # (M, KH, KW, C) -> (C, M, KH, KW) -> (O, 1, KH, KW)
         return grad_filters.transpose(3, 0, 1, 2).reshape(shape)
 

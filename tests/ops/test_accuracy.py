@@ -16,7 +16,8 @@ from tests.accuracy import ALONG_ONE_AXIS, AXES, LAYOUTS, PARAMETERS, REDUCTIONS
 BOUNDS = {  # where terms of both signs cancel, what is left is small beside their rounding; the others have 4
     "log_softmax": 20, "layer norm": 20, "layer norm far from 0": 20, "group norm": 8,
     "group norm of channels last, far from 0": 8, "batch norm": 60, "batch norm of channels last, far from 0": 60,
-    "convolution": 6, "attention": 8,
+    "convolution": 9,  # ∂weight is a matrix product over all pixels, with BLAS's error
+    "attention": 8,
 }  # fmt: skip
 
 
