@@ -17,12 +17,9 @@ The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whate
 from math import prod
 from threading import Lock
 
-import numpy as np
-
 from minigrad.autograd import writes
 from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module
-from minigrad.backend.dtypes import cast
 from minigrad.backend.sums import deviations, mean_over, sum_over
 from minigrad.ops import checks
 
@@ -138,9 +135,7 @@ class BatchNorm(Function):
         else:
             if running_mean is None or running_var is None:
                 raise ValueError("batch_norm: outside training, running_mean and running_var must be given")
-            # In float64, as all terms of ∂weight share the rounding error of r.
-            rstd = 1 / array_module(x).sqrt(running_var.astype(np.float64) + eps)
-            self.rstd = _per_channel(cast(rstd, running_var.dtype), x.ndim)
+            self.rstd = _per_channel(1 / array_module(x).sqrt(running_var + eps), x.ndim)
             self.x_hat = (x - _per_channel(running_mean, x.ndim)) * self.rstd
         return _scaled(self.x_hat, weight, bias)
 
