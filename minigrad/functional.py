@@ -175,14 +175,14 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
     checks.floating(input, "normalize")
     eps = checks.not_negative(eps, "eps", "normalize")
-    narrow = is_half(input.dtype)
-    x = input.float() if narrow else input  # float16 has no room for squares, nor for eps
+    half = is_half(input.dtype)
+    x = input.float() if half else input  # squares and eps underflow or overflow in float16
     squares = (x * x).sum(dim, keepdim=True)
     is_zero = squares == 0  # √0 has no gradient: ‖0‖ is a constant, as in PyTorch
     norm = where(is_zero, 0.0, where(is_zero, 1.0, squares).sqrt())
     least = max(eps, float(np.finfo(x.dtype).tiny)) if eps else 0.0  # not rounded to 0
     y = x / norm.clamp(min=least)
-    return y.to(dtype=input.dtype) if narrow else y
+    return y.to(dtype=input.dtype) if half else y
 
 
 # Activations ----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the metadata of a file.
 
     NumPy's format has no name for bfloat16: minigrad, JAX and others write it as `V2`, two bytes without a meaning. So
-    that is what an array of `V2` in a `.npz` is taken for, if ml_dtypes is installed; else it stays as it is.
+    an array of `V2` in a `.npz` is read as bfloat16 if ml_dtypes is installed; else it stays `V2`.
 
     Raises:
         FileNotFoundError: there is no such file.

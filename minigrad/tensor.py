@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import in_place
 from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.anomaly import describe
 from minigrad.autograd.dispatch import dispatch
@@ -26,8 +27,7 @@ from minigrad.ops import (
     checks,
     rules,  # noqa: F401 (importing it fills the table that `dispatch` reads)
 )
-from minigrad.ops.indexing import GetItem, steps
-from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
+from minigrad.ops.indexing import steps
 
 _DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
@@ -341,7 +341,7 @@ class Tensor(Methods):
         if isinstance(value, int | np.integer | Sequence):
             _check_range(value, self.dtype, "x[i] = v")
         *first, last = steps(raw_index(index, self.ndim))  # the first step, if there are two, makes a view
-        self._expect_writable("x[i] = v")
+        in_place.expect_writable(self.data, "x[i] = v")
         (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
         self._note_write()
 
@@ -355,26 +355,11 @@ class Tensor(Methods):
             name: how users write it, such as `+=`, for messages.
         """
         recording = mode.grad_enabled
-        if recording and self._node is not None and (view := _view_of_leaf(self._node)) is not None:
-            raise RuntimeError(
-                f"a {view}leaf Variable that requires grad is being used in an in-place operation: {name} would change "
-                "what its gradient is taken of. Update parameters under no_grad(), or make a new tensor: x = x + y"
-            )
-        autocast, mode.autocast = mode.autocast, None  # self keeps its dtype, so nothing is to be rounded on the way
-        try:
+        if recording and self._node is not None:
+            in_place.expect_no_leaf(self._node, name)
+        with grad_mode.mode_set(autocast=None):  # self keeps its dtype
             result = compute(self, *others)
-        finally:
-            mode.autocast = autocast
-        if result.shape != self.shape:
-            raise RuntimeError(
-                f"output with shape {list(self.shape)} doesn't match the broadcast shape {list(result.shape)}: "
-                f"{name} cannot make a tensor larger; make a new one: x = x + y"
-            )
-        if _category(result.dtype) > _category(self.dtype):
-            raise RuntimeError(
-                f"result type {result.dtype} can't be cast to the desired output type {self.dtype}: {name} keeps the "
-                "dtype of its left side; convert that first, as with x = x.float()"
-            )
+        in_place.expect_fits(result.data, self.data, name)
         if recording and (self._node is not None or result._node is not None):
             result = result.to(dtype=self.dtype)
             retains = self._retained is not None and self._node is not None
@@ -382,23 +367,10 @@ class Tensor(Methods):
             if retains:
                 self.retain_grad()
         else:
-            self._expect_writable(name)
+            in_place.expect_writable(self.data, name)
             self.data[...] = cast(result.data, self.dtype)
             self._note_write()
         return self
-
-    def _expect_writable(self, name: str) -> None:
-        """Raises a RuntimeError if a write would reach several elements at once, or an array that must not change."""
-        data = self.data
-        if isinstance(data, MetaArray):
-            return
-        if any(size > 1 and stride == 0 for size, stride in zip(data.shape, data.strides, strict=True)):
-            raise RuntimeError(
-                "unsupported operation: more than one element of the written-to tensor refers to a single memory "
-                f"location, as after expand(): {name} would write them all. Copy first: x = Tensor(x.numpy().copy())"
-            )
-        if not getattr(data.flags, "writeable", True):
-            raise RuntimeError(f"{name}: this tensor's array is read-only. Copy first: x = Tensor(x.numpy().copy())")
 
     def _note_write(self) -> None:
         if not isinstance(self.data, MetaArray):  # these share one memory, in which there is nothing
@@ -475,30 +447,6 @@ def from_dlpack(x: Any) -> Tensor:
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
     return Tensor(xp.from_dlpack(plain(x)))
-
-
-_VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
-
-
-def _view_of_leaf(node: Node) -> str | None:
-    """What a message says before "leaf": nothing, or "view of a "; None for neither a leaf nor a view of one."""
-    view, reshaped = "", False
-    while not isinstance(node, Leaf):
-        if not isinstance(node, _VIEWS) or not node.edges or (isinstance(node, GetItem) and node.copies):
-            return None
-        if reshaped and not isinstance(node, Reshape):  # the reshape may have made a copy
-            return None
-        reshaped = reshaped or isinstance(node, Reshape)
-        edge = node.edges[0]
-        if edge is None:
-            return None
-        view, node = "view of a ", edge[0]
-    return view
-
-
-def _category(dtype: np.dtype) -> int:
-    """0 for booleans, 1 for integers, 2 for floating-point numbers: a result may not fall to a lower one."""
-    return 2 if is_floating(dtype) else 1 if dtype.kind in "iu" else 0
 
 
 def _operand(x: Any, function: type[Function]) -> Any:

@@ -148,7 +148,7 @@ def _opaque(image: Any) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")  # grey stays as it is when it becomes RGB and grey again
+    return image.convert("RGB")  # grey to RGB and back is exact
 
 
 def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:

@@ -33,7 +33,7 @@ def device(request):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--without-fast-paths", action="store_true", help="run every op as it is written in minigrad/ops/")
+    parser.addoption("--without-fast-paths", action="store_true", help="run the reference implementation of every op")
     parser.addoption("--vacuous", action="store_true", help="report tests that prove nothing: tests/vacuous.py")
     parser.addoption("--exhaustive", action="store_true", help="run all cases of the slow tests, not a sample")
 

@@ -60,7 +60,7 @@ COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 # Results of NumPy are in memory as the inputs are; those of CuPy are in the order of C, but for a few.
 
 AS_THE_INPUT = {"astype", "empty_like", "full_like", "ones_like", "roll", "zeros_like"}
-TO_FLOAT32 = {"clip", "round", "where"}  # what it has no bfloat16 for: then it takes the next that has room
+TO_FLOAT32 = {"clip", "round", "where"}  # CuPy has no bfloat16 loop for these, and takes the float32 one
 NO_BFLOAT16 = {"argsort", "cumprod", "cumsum"}
 
 
@@ -68,15 +68,15 @@ def _as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """A function of NumPy whose result has CuPy's order and dtype."""
 
     def call(*inputs: Any, **options: Any) -> Any:
-        narrow = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
-        if narrow and name in NO_BFLOAT16:
+        bfloat16 = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
+        if bfloat16 and name in NO_BFLOAT16:
             raise TypeError(f"cupy: {name}() takes no bfloat16")
         if name in COMPARISONS or name == "where":
             _refuse_out_of_range(inputs)
         result = function(*inputs, **options)
         if not isinstance(result, np.ndarray) or result.base is not None or options.get("out") is not None:
             return result
-        if narrow and name in TO_FLOAT32:
+        if bfloat16 and name in TO_FLOAT32:
             result = result.astype(np.float32)
         return result if name in AS_THE_INPUT else np.asarray(result, order="C")
 

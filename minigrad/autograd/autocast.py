@@ -37,14 +37,14 @@ def autocast(
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
 
-    A parameter is rounded once in a block, however often it is used; so the optimiser's step comes after the block.
+    A parameter is cast once in a block, however often it is used: call the optimizer's step after the block.
 
     Args:
         dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
             vanish in it: scale the loss by `optim.GradScaler`.
-        enabled: False: ops work on what they are given, within another such block too.
-        parameters: a list of Tensors that ops will round. Those on a GPU are rounded where the block begins, in one
-            launch, and not in one for each when it is first used. Too many do no harm.
+        enabled: False: ops compute in the dtypes of their inputs, also inside another autocast block.
+        parameters: Tensors that ops will cast. Those on a GPU are cast at the start of the block in one launch, instead
+            of in one launch each at first use. Unused ones do no harm.
 
     Raises:
         ValueError: another dtype.
@@ -55,7 +55,7 @@ def autocast(
 
 
 class Autocast:
-    """What `Tensor.apply` asks within such a block: the inputs of an op as it is to see them."""
+    """The state of an autocast block: its dtype, and the 16-bit copies of the parameters used in it."""
 
     def __init__(self, dtype: np.dtype, parameters: Iterable[Any] = ()) -> None:
         if not is_half(dtype):
@@ -71,9 +71,9 @@ class Autocast:
         if rule == "float32":
             return upcast(arrays)
         count = rule if isinstance(rule, int) else len(arrays) if half_dtype(arrays) else 0
-        return [self._rounded(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
+        return [self._cast(x, edge) for x, edge in zip(arrays[:count], edges, strict=False)] + arrays[count:]
 
-    def _rounded(self, x: Any, edge: Any) -> Any:
+    def _cast(self, x: Any, edge: Any) -> Any:
         if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_half(x.dtype)):
             return x  # float64 is meant to be exact, and stays so, as in PyTorch
         if id(x) in self.at_once:

@@ -26,7 +26,7 @@ class Rule:
     """How the inputs of an op are prepared.
 
     Args:
-        promote: maps the inputs to inputs of one dtype; None: the op takes them as they are.
+        promote: maps the inputs to inputs of one dtype; None: the inputs stay unchanged.
         autocast: what `minigrad.autocast` does with them: a number, how many of the first inputs are cast to 16 bits;
             "float32", all 16-bit inputs are cast to float32; "follow", all are cast to 16 bits if one of them is.
         half: the op computes on 16-bit arrays itself.

@@ -73,7 +73,7 @@ def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
 def backward(output: Variable, gradient: Array | None = None) -> None:
     """Add ∂L/∂x to `x.grad` of every leaf x that requires a gradient; ∂L/∂output is `gradient`, by default ones."""
     receive(output, np.ones_like(output.data) if gradient is None else gradient)
-    for call in reversed(in_order_of_creation(output)):
+    for call in reversed(topological_order(output)):
         grads, call.grads = call.grads, [None] * len(call.grads)
         if all(grad is None for grad in grads):
             continue  # L does not depend on this call: later ops returned None for its outputs
@@ -96,7 +96,7 @@ def receive(x: Variable, grad: Any) -> None:
         x.call.grads[x.index] = total
 
 
-def in_order_of_creation(output: Variable) -> list[Call]:
+def topological_order(output: Variable) -> list[Call]:
     """The calls that `output` depends on, each after the calls that made its inputs (depth-first, post-order)."""
     order: list[Call] = []
     visited: set[Call] = set()

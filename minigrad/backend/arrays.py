@@ -39,7 +39,7 @@ def as_array(x: Any) -> Array:
 
 def plain(x: Any) -> Any:
     """`x`, a subclass of NumPy's array as a plain array on the same memory: np.matrix, whose * is a matrix product,
-    np.memmap, np.recarray. Anything else as it is.
+    np.memmap, np.recarray. Any other x is returned unchanged.
 
     Raises:
         TypeError: it is a masked array, or a list that holds one: the mask would be lost.

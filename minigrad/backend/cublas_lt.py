@@ -125,7 +125,7 @@ def _fit(a: Array, b: Array, dtype: np.dtype) -> bool:
 
 
 def _product(epilogue: int, a: Array, b: Array, y: Array, vector: Array) -> bool:
-    """y = a b, with this epilogue. Returns False, and leaves y as it is, if cublasLt does not support it."""
+    """y = a b, with this epilogue. Returns False, and leaves y unchanged, if cublasLt does not support it."""
     lt = shared()
     if lt is None:
         return False

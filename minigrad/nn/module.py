@@ -15,6 +15,7 @@ from minigrad.backend.meta import MetaArray
 from minigrad.methods import target
 from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint
+from minigrad.ops import checks
 from minigrad.tensor import Tensor
 
 _hooks_lock = threading.Lock()
@@ -227,9 +228,8 @@ class Module:
             complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays
                            if name not in own and name not in optional]  # fmt: skip
         if complaints:
-            shown = complaints[:20] + [f"and {len(complaints) - 20} more"] * (len(complaints) > 20)
             raise ValueError(
-                f"these weights do not fit {type(self).__name__}, and none was loaded:\n  " + "\n  ".join(shown) + "\n"
+                f"these weights do not fit {type(self).__name__}, and none was loaded:\n  {checks.listed(complaints)}\n"
                 "Was the model created with the same name, num_classes and img_size?"
             )
         for name, tensor in own.items():

@@ -26,6 +26,12 @@ def integers(values: Any, name: str, op: str) -> tuple[int, ...]:
     return tuple(integer(value, name, op) for value in (values if isinstance(values, Sequence) else (values,)))
 
 
+def listed(complaints: Sequence[str]) -> str:
+    """Complaints for a message, a line each; of more than 20 the first 20 and the number of the others."""
+    shown = [*complaints[:20], *([f"and {len(complaints) - 20} more"] if len(complaints) > 20 else [])]
+    return "\n  ".join(shown)
+
+
 def one_axis(axis: Any, ndim: int, op: str) -> int:
     """`axis` as a number from 0 to ndim - 1 (a 0-d array counts as 1-d, as in PyTorch)."""
     size = max(ndim, 1)

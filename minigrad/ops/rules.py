@@ -58,7 +58,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     3: [Linear, Conv2d, ScaledDotProductAttention],  # not attention's mask
     2: [MatMul, Residual, ResidualLayerNorm],  # the stream and its branch, not the parameters
     1: [WindowAttention],  # not the relative position bias
-    # Norms: the input as it is, statistics and parameters in float32.
+    # Norms: the input in its own dtype, statistics and parameters in float32.
     0: [LayerNorm, GroupNorm, BatchNorm],
     # Ops that lose too much in 16 bits.
     "float32": [

@@ -16,7 +16,7 @@ back at the bottom, beside tokens that it has nothing to do with, and a mask kee
      c c c c d d d d                                                    6 6 6 6 7 7 8 8
 
 Rolling and cutting into windows only say where each token goes, which is a table of places. So both are one gather,
-and for narrow numbers on a GPU not even that: the kernels read and write every token where it is.
+and in 16 bits on a GPU not even that: the kernels read and write every token at its place in the map.
 """
 
 from functools import cache

@@ -83,9 +83,8 @@ class EMA:
             elif parameters.get(name) is not self.parameters.get(name):
                 changes.append(f"{name} {tensor.shape} is another parameter")
         if changes:
-            shown = changes[:20] + [f"and {len(changes) - 20} more"] * (len(changes) > 20)
             raise RuntimeError(
-                "EMA: the model has changed since its EMA was made:\n  " + "\n  ".join(shown) + "\n"
+                f"EMA: the model has changed since its EMA was made:\n  {checks.listed(changes)}\n"
                 "Make the EMA when the model is where and what it stays, and a new one after a change."
             )
         return tensors
@@ -95,7 +94,7 @@ class EMA:
 
         Raises:
             RuntimeError: the model has other parameters, shapes, dtypes or another device than when the EMA was made,
-                or a CUDA graph is captured and has an average that is not float32, whose decay would stay as it is now.
+                or a CUDA graph is captured and has an average that is not float32: the graph would freeze its decay.
         """
         tensors = self.tensors()
         pairs = [(average, tensors[name].data) for name, average in self.averages.items()]
@@ -134,9 +133,10 @@ class EMA:
 
         The arrays change places and nothing is copied, so that in the block the model is to be used, not trained.
         """
-        before = [(tensor, tensor.data) for tensor in self.tensors().values()]
+        tensors = self.tensors()
+        before = [(tensor, tensor.data) for tensor in tensors.values()]
         try:
-            for name, tensor in self.tensors().items():
+            for name, tensor in tensors.items():
                 tensor.data = cast(self.averages[name], tensor.dtype)
             yield
         finally:
@@ -184,9 +184,8 @@ class EMA:
             elif is_floating(array.dtype) and not (_finite(array) | ~_finite(to_device(average, "cpu"))).all():
                 complaints.append(f"unfit       {name}: has values that are NaN or infinite")
         if complaints:
-            shown = complaints[:20] + [f"and {len(complaints) - 20} more"] * (len(complaints) > 20)
             raise ValueError(
-                "EMA: this state does not fit, and none of it was loaded:\n  " + "\n  ".join(shown) + "\n"
+                f"EMA: this state does not fit, and none of it was loaded:\n  {checks.listed(complaints)}\n"
                 "Is it of an EMA of the same model?"
             )
         return arrays

@@ -59,6 +59,7 @@ class Optimizer:
         """Update every parameter that has a gradient. Of a 16-bit parameter, update and state are in float32."""
         moves: list[cuda.optim.Move] = []
         half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their copies in float32
+        updated: list[Array] = []
         for group, states in zip(self.param_groups, self.state, strict=True):
             for parameter, state in zip(group["params"], states, strict=True):
                 if (grad := parameter.grad) is None:
@@ -68,10 +69,11 @@ class Optimizer:
                     x, g = cast(x, FLOAT32), cast(g, FLOAT32)
                     half.append((parameter.data, x))
                 moves.append((x, g, state, group))
+                updated.append(parameter.data)
         self.update_all(moves)
         for data, x in half:
             data[...] = cast(x, data.dtype)
-        writes.note([*(x for x, *_ in moves), *(data for data, _ in half)])
+        writes.note(updated)
 
     def update_all(self, moves: list[cuda.optim.Move]) -> None:
         """Call `update` for each parameter; a fast path may update all at once."""
@@ -291,7 +293,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
 
     Returns:
         The norm before, a Tensor without axes, of the gradients' dtype; of several dtypes the widest, at least float32.
-        If it is not finite in float64, the gradients are left as they are.
+        If it is not finite in float64, the gradients are not changed.
     """
     max_norm = checks.scalar(max_norm, "max_norm", "clip_grad_norm_")
     if not max_norm > 0:

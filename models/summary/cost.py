@@ -42,10 +42,10 @@ class Call(NamedTuple):
 
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
     """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode."""
-    twin = _without_numbers(module, {})
-    tracer = _Tracer(twin)
+    shapes_only = _without_numbers(module, {})
+    tracer = _Tracer(shapes_only)
     with no_grad(), observing(tracer):
-        twin(Tensor(MetaArray(shape, np.float32)))
+        shapes_only(Tensor(MetaArray(shape, np.float32)))
     return tracer.calls
 
 
@@ -187,14 +187,14 @@ _MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its o
 def _without_numbers(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
     """A copy of the module and all within it, in evaluation mode, whose parameters and buffers have no numbers."""
     if module not in copies:
-        twin = copies[module] = copy(module)
-        twin.training = twin.checkpointing = False
-        vars(twin).pop("_forward_hooks", None)
-        for name, value in list(vars(twin).items()):
+        copied = copies[module] = copy(module)
+        copied.training = copied.checkpointing = False
+        vars(copied).pop("_forward_hooks", None)
+        for name, value in list(vars(copied).items()):
             if isinstance(value, nn.Module):
-                setattr(twin, name, _without_numbers(value, copies))
+                setattr(copied, name, _without_numbers(value, copies))
             elif isinstance(value, Tensor):
-                vars(twin)[name] = Tensor(MetaArray(value.shape, value.dtype))  # no Parameter: it wants no gradient
+                vars(copied)[name] = Tensor(MetaArray(value.shape, value.dtype))  # no Parameter: it wants no gradient
     return copies[module]
 
 

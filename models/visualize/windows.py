@@ -92,7 +92,7 @@ def windows_picture(
 
 
 def _draw_grid(axes: "Axes", size: Sequence[int], window: tuple[int, int], start: tuple[int, int] = (0, 0)) -> None:
-    """Lines around windows of so many pixels."""
+    """Lines around the windows of a map of `size` pixels."""
     H, W = size
     for draw, first, length, side in zip((axes.axhline, axes.axvline), start, size, window, strict=True):
         for place in range(first % side, length + 1, side):

@@ -25,14 +25,18 @@ SOURCE = Path(__file__).with_name("cublas.cpp")
 STREAM = 1 << 40  # a pointer that does not fit into 32 bits
 
 
+def built(source, folder):
+    """A library in C++, compiled and opened with ctypes."""
+    if not shutil.which("g++"):
+        pytest.skip(f"no g++ to compile {source.name}")
+    library = folder / "libcublas.so"
+    subprocess.run(["g++", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    return ctypes.CDLL(str(library))
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if not shutil.which("g++"):
-        pytest.skip("no g++ to build the stand-in for cuBLAS")
-    folder = tmp_path_factory.mktemp("cublas")
-    command = ["g++", "-O1", "-shared", "-fPIC", "-o", folder / "libcublas.so", SOURCE]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "libcublas.so"))
+    return built(SOURCE, tmp_path_factory.mktemp("cublas"))
 
 
 @pytest.fixture(scope="module")

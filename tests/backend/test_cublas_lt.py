@@ -8,8 +8,6 @@ types, what an algorithm was promised of alignment and workspace. And they count
 import ctypes
 import gc
 import importlib.util
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -28,7 +26,7 @@ from minigrad.backend import cublas, cublas_lt, to_device
 from minigrad.backend.cublas_lt import Lt, matmul_and_sums, matmul_with_bias
 from minigrad.backend.dtypes import as_dtype
 from minigrad.cuda_graph import direct_blas
-from tests.backend.test_cublas import LAYOUTS, STREAM, laid_out
+from tests.backend.test_cublas import LAYOUTS, STREAM, built, laid_out
 from tests.cupy_on_cpu import in_place_of_cupy, wrap
 
 SOURCE = Path(__file__).with_name("cublas_lt.cpp")
@@ -37,12 +35,7 @@ SHARED = cublas_lt.shared  # another is in its place while a test works with the
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if not shutil.which("g++"):
-        pytest.skip("no g++ to build the stand-in for cublasLt")
-    folder = tmp_path_factory.mktemp("cublas_lt")
-    command = ["g++", "-O1", "-shared", "-fPIC", "-o", folder / "libcublas.so", SOURCE]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(folder / "libcublas.so"))
+    return built(SOURCE, tmp_path_factory.mktemp("cublaslt"))
 
 
 @pytest.fixture(scope="module")

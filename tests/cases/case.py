@@ -30,7 +30,7 @@ class Case:
         oracle: `oracle(*arrays, **options)`: naive loops or textbook NumPy in float64.
         torch: `torch(torch_module, *torch_tensors, **options)`; None where PyTorch has no such function.
         differentiable: which inputs; None means every float one.
-        ops: how many are applied one after another: so often a narrow number is rounded.
+        ops: how many are applied one after another: as often a 16-bit result is rounded.
     """
 
     name: str
@@ -56,7 +56,7 @@ def combined(parts: Any, cat: Callable[[list[Any]], Any]) -> Any:
 
 
 def calls(*inputs: Any, **options: Any) -> st.SearchStrategy[Call]:
-    """Calls whose inputs and options are drawn independently; what is no strategy is passed as it is."""
+    """Calls whose inputs and options are drawn independently; a value that is no strategy is passed unchanged."""
 
     def drawn(value: Any) -> st.SearchStrategy[Any]:
         return value if isinstance(value, st.SearchStrategy) else st.just(value)

@@ -34,9 +34,9 @@ def torchvision_vit(name):
         case ["blocks", i, "attn", "qkv", kind]:
             return f"encoder.layers.encoder_layer_{i}.self_attention.in_proj_{kind}"
         case ["blocks", i, *layer, kind]:
-            twin = {"norm1": "ln_1", "norm2": "ln_2", "attn.proj": "self_attention.out_proj"}
-            twin |= {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"}
-            return f"encoder.layers.encoder_layer_{i}.{twin['.'.join(layer)]}.{kind}"
+            renamed = {"norm1": "ln_1", "norm2": "ln_2", "attn.proj": "self_attention.out_proj"}
+            renamed |= {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"}
+            return f"encoder.layers.encoder_layer_{i}.{renamed['.'.join(layer)]}.{kind}"
         case ["norm", kind]:
             return f"encoder.ln.{kind}"
         case ["pre_logits", "fc", kind]:
@@ -208,8 +208,8 @@ def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3
             case ["patch_embed", "backbone", "stem", part]:
                 put({"conv": "conv_root", "norm": "gn_root"}[part], kind, x)
             case ["patch_embed", "backbone", "stages", s, "blocks", b, *part]:
-                twin = {"downsample.conv": "conv_proj", "downsample.norm": "gn_proj"}
-                part = twin.get(".".join(part), part[0].replace("norm", "gn"))
+                renamed = {"downsample.conv": "conv_proj", "downsample.norm": "gn_proj"}
+                part = renamed.get(".".join(part), part[0].replace("norm", "gn"))
                 put(f"block{int(s) + 1}/unit{int(b) + 1}/{part}", kind, x)
             case ["blocks", i, "attn", "qkv"]:
                 path = f"Transformer/encoderblock_{i}/MultiHeadDotProductAttention_{attention}"

@@ -134,16 +134,16 @@ def test_without_these_convnext_computes_the_same():
     for name, parameter in convnext.named_parameters():
         match name.split("."):
             case ["downsample_layers", "0", "0", kind]:
-                twin = f"conv1.{kind}"
+                name_there = f"conv1.{kind}"
             case ["downsample_layers", s, "1", kind]:
-                twin = f"ds{s}.0.{kind}"
+                name_there = f"ds{s}.0.{kind}"
             case ["stages", _, _, "gamma"]:
                 continue
             case ["stages", s, block, layer, kind]:
-                twin = f"layer{int(s) + 1}.{block}.{renamed[layer]}.{kind}"
+                name_there = f"layer{int(s) + 1}.{block}.{renamed[layer]}.{kind}"
             case [layer, kind]:
-                twin = f"{layer.replace('head', 'fc')}.{kind}"
-        parameter.data[...] = weights.pop(twin).data.reshape(parameter.shape)  # (O, C, 1, 1) -> (O, C)
+                name_there = f"{layer.replace('head', 'fc')}.{kind}"
+        parameter.data[...] = weights.pop(name_there).data.reshape(parameter.shape)  # (O, C, 1, 1) -> (O, C)
     assert not weights
     np.testing.assert_allclose(last(images()).numpy(), convnext(images()).numpy(), rtol=1e-12)
 

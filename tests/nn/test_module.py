@@ -94,6 +94,17 @@ def test_values_that_do_not_fit_are_refused_before_any_is_loaded(values, message
     assert net.first.tolist() == [1, 1] and net.last.tolist() == [1, 1] and net.count.item() == 3
 
 
+@pytest.mark.parametrize(("count", "end"), [(20, "missing     19.bias (1,)"), (21, "and 1 more"), (25, "and 5 more")])
+def test_of_many_complaints_the_first_20_are_listed(count, end):
+    net = nn.Sequential(*(nn.LayerNorm(1) for _ in range(count)))
+    state = {name: x for name, x in net.state_dict().items() if not name.endswith("bias")}
+    with pytest.raises(ValueError, match="none was loaded") as caught:
+        net.load_state_dict(state)
+    _, *lines, _ = str(caught.value).split("\n")
+    assert [line.split()[1] for line in lines[:20]] == [f"{i}.bias" for i in range(20)]
+    assert lines[-1] == f"  {end}" and len(lines) == min(count, 21)
+
+
 # Assignment ----------------------------------------------------------------------------------------------------------
 
 

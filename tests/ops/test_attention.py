@@ -83,8 +83,8 @@ def test_dropout_keeps_the_mean():
 )
 def test_a_mask_broadcasts_to_the_scores_and_the_scores_not_to_it(lead, of_mask, rows_and_keys, dtype):
     """In the reference implementation (float64, boolean masks) and in the fast path (float32)."""
-    narrow = np.float32 if dtype is np.float32 else np.float64
-    q, k, v = (draw(*lead, 4, 3).astype(narrow) for _ in range(3))
+    dtype_of_inputs = np.float32 if dtype is np.float32 else np.float64
+    q, k, v = (draw(*lead, 4, 3).astype(dtype_of_inputs) for _ in range(3))
     mask = (draw(*of_mask, *rows_and_keys) + (dtype is bool)).astype(dtype)
     call = lambda: attention(*map(Tensor, (q, k, v, mask))).numpy()  # noqa: E731
     try:
@@ -97,7 +97,7 @@ def test_a_mask_broadcasts_to_the_scores_and_the_scores_not_to_it(lead, of_mask,
 
 
 def test_a_mask_for_more_images_than_there_are_is_refused():
-    """Few elements, which are one chunk of the fast path, and so many that each image is a chunk."""
+    """Few elements, which are one chunk of the fast path, and many, where each image is a chunk."""
     for images, masks, heads, tokens in ((1, 8, 12, 50), (2, 3, 1, 600)):
         q = Tensor(np.zeros((images, heads, tokens, 8), np.float32))
         with pytest.raises(ValueError, match="the mask must broadcast to"):

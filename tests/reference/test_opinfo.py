@@ -317,15 +317,15 @@ def samples_of(name: str) -> tuple[list[Any], Counter[str]]:
     return [samples[i * len(samples) // MOST] for i in range(MOST)] if len(samples) > MOST else samples, skipped
 
 
-def both(value: Any, twins: dict[int, Any]) -> tuple[Any, Any]:
-    """An argument as minigrad takes it, and as PyTorch does. `twins` collects the tensors, each once."""
+def both(value: Any, tensors: dict[int, Any]) -> tuple[Any, Any]:
+    """An argument as minigrad takes it, and as PyTorch does. `tensors` collects the tensors, each once."""
     if isinstance(value, torch.Tensor):
-        if id(value) not in twins:
+        if id(value) not in tensors:
             mine = Tensor(value.detach().numpy(), requires_grad=value.requires_grad)  # keeps the memory layout
-            twins[id(value)] = mine, value.detach().clone().requires_grad_(value.requires_grad)
-        return twins[id(value)]
+            tensors[id(value)] = mine, value.detach().clone().requires_grad_(value.requires_grad)
+        return tensors[id(value)]
     if isinstance(value, list | tuple):
-        pairs = [both(item, twins) for item in value]
+        pairs = [both(item, tensors) for item in value]
         kind = list if isinstance(value, list) else tuple
         return kind(mine for mine, _ in pairs), kind(theirs for _, theirs in pairs)
     if isinstance(value, torch.dtype):
@@ -346,9 +346,9 @@ def error_of(mine: Any, theirs: Any) -> float:
 
 def compare(row: Row, op: Any, sample: Any) -> float:
     """Run a sample through both and return the largest error among values, gradients and inputs written to."""
-    twins: dict[int, tuple[Any, Any]] = {}
-    pairs = [both(value, twins) for value in (sample.input, *sample.args)]
-    options = {name: both(value, twins) for name, value in sample.kwargs.items()}
+    tensors: dict[int, tuple[Any, Any]] = {}
+    pairs = [both(value, tensors) for value in (sample.input, *sample.args)]
+    options = {name: both(value, tensors) for name, value in sample.kwargs.items()}
     theirs = (row.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
     mine = row.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
 
@@ -361,9 +361,9 @@ def compare(row: Row, op: Any, sample: Any) -> float:
                 grad_output = torch.randn(b.shape, dtype=torch.float64).to(b.dtype)
                 b.backward(grad_output, retain_graph=True)
                 a.backward(Tensor(grad_output.numpy()), retain_graph=True)
-    errors += [error_of(a.data, b) for a, b in twins.values()]
-    if not any(b.is_floating_point() and b.isnan().any() for _, b in twins.values()):  # no gradient there is right
-        for a, b in twins.values():
+    errors += [error_of(a.data, b) for a, b in tensors.values()]
+    if not any(b.is_floating_point() and b.isnan().any() for _, b in tensors.values()):  # no gradient there is right
+        for a, b in tensors.values():
             if b.requires_grad:
                 zeros = np.zeros(b.shape)
                 errors.append(error_of(zeros if a.grad is None else a.grad.data, zeros if b.grad is None else b.grad))

@@ -22,9 +22,9 @@ def equal(ours: RoadmapNet, theirs, x: np.ndarray) -> None:
     `theirs` has its parameters and buffers in the order of ours.
     """
     probe = formula.stream("loss", len(x), ours.num_classes)
-    parameters, twins = list(ours.named_parameters()), list(theirs.parameters())
+    parameters, their_parameters = list(ours.named_parameters()), list(theirs.parameters())
     buffers = list(ours.named_buffers())
-    twin_buffers = [value for name, value in theirs.named_buffers() if not name.endswith("num_batches_tracked")]
+    their_buffers = [value for name, value in theirs.named_buffers() if not name.endswith("num_batches_tracked")]
     for training in (True, False):
         ours.train(training).zero_grad()
         theirs.train(training).zero_grad()
@@ -34,10 +34,10 @@ def equal(ours: RoadmapNet, theirs, x: np.ndarray) -> None:
         (expected * torch.tensor(probe)).sum().backward()
         assert difference(logits.numpy(), expected.detach().numpy()) < 1e-11
         assert difference(pixels.grad.numpy(), torch_pixels.grad.numpy()) < 1e-10
-        for (name, parameter), twin in zip(parameters, twins, strict=True):
-            assert difference(parameter.grad.numpy(), twin.grad.numpy()) < 1e-10, name
-        for (name, buffer), twin in zip(buffers, twin_buffers, strict=True):
-            assert difference(buffer.numpy(), twin.numpy()) < 1e-12, name
+        for (name, parameter), reference in zip(parameters, their_parameters, strict=True):
+            assert difference(parameter.grad.numpy(), reference.grad.numpy()) < 1e-10, name
+        for (name, buffer), reference in zip(buffers, their_buffers, strict=True):
+            assert difference(buffer.numpy(), reference.numpy()) < 1e-12, name
 
 
 # torchvision ----------------------------------------------------------------------------------------------------------
@@ -144,9 +144,9 @@ class TorchRoadmap(torch.nn.Module):
 def test_each_step(step):
     ours = formula.fill(small(step))
     theirs = TorchRoadmap(step, ours.num_classes).double()
-    for twin, (_, parameter) in zip(theirs.parameters(), ours.named_parameters(), strict=True):
-        assert tuple(twin.shape) == parameter.shape
+    for reference, (_, parameter) in zip(theirs.parameters(), ours.named_parameters(), strict=True):
+        assert tuple(reference.shape) == parameter.shape
         with torch.no_grad():
-            twin.copy_(torch.tensor(parameter.numpy()))
+            reference.copy_(torch.tensor(parameter.numpy()))
     equal(ours, theirs, formula.stream("images", 2, 3, 32, 32))
     equal(ours, theirs, formula.stream("images", 3, 3, 38, 21))

@@ -54,7 +54,7 @@ def test_two_types_meet_as_in_torch(first, shapes):
         for operation in operations:
             y, theirs = operation(a, b), operation(theirs_a, theirs_b)
             assert y.dtype.name == str(theirs.dtype).removeprefix("torch."), operation
-            rtol = 2**-7 if is_half(y.dtype) else 0  # PyTorch does not round a narrow number without axes
+            rtol = 2**-7 if is_half(y.dtype) else 0  # PyTorch does not round a 0-d 16-bit tensor
             np.testing.assert_allclose(y.double().numpy(), theirs.double().numpy(), rtol, err_msg=str(operation))
 
 

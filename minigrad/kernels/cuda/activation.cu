@@ -72,7 +72,7 @@ static inline __device__ float grad_gelu(float x, float grad_y) {
     return grad_y * (normal_cdf(x) + x * normal_density(x));
 }
 
-// (NaN ≤ 0 is false: NaN is returned as it is, and its gradient passes.)
+// (NaN ≤ 0 is false: NaN is returned unchanged, and its gradient passes.)
 static inline __device__ float relu(float x) { return x <= 0 ? 0 : x; }
 static inline __device__ float grad_relu(float y, float grad_y) { return y <= 0 ? 0 : grad_y; }
 

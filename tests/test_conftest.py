@@ -1,11 +1,17 @@
-"""Where pytest-xdist is installed, folders of tests run in parallel; what is run by name, or looked into, does not."""
+"""What tests/conftest.py adds to pytest: folders run in parallel, named files in one process; `--exhaustive`."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import MOST_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
+from tests.cuda.runner import barriers
+
+ROOT = Path(__file__).parent.parent
 
 
 def workers(args, cores=2, plugin=True, worker=False, **options):
@@ -63,3 +69,16 @@ def test_exhaustive_tests_run_if_asked_for(asked):
     hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
     pytest_collection_modifyitems(SimpleNamespace(getoption=lambda name: asked, hook=hook), items)
     assert (items, left_out) == (([plain, more], []) if asked else ([plain], [more]))
+
+
+def collected(*options):
+    """The tests that pytest, without pytest-xdist, collects for norm.cu's barriers."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "--collect-only", *options]
+    command += ["tests/cuda/test_norm.py", "-k", "barrier"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [line for line in done.stdout.splitlines() if "::" in line]
+
+
+def test_exhaustive_runs_every_case():
+    assert len(collected()) == 1
+    assert len(collected("--exhaustive")) == len(barriers("norm.cu")) > 1
