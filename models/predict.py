@@ -66,7 +66,7 @@ def probabilities(model: ImageModel, metadata: dict[str, Any], pixels: np.ndarra
     if answers.ndim != 2:
         raise ValueError("the model has an answer for each token and none for the image: its global_pool is empty")
     if not np.isfinite(answers).all():
-        raise ValueError("the model's answer is not a number: its training must have diverged")
+        raise ValueError("the model's probabilities are NaN: its training must have diverged")
     return answers
 
 

@@ -60,12 +60,12 @@ def load_weights(
             without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. What
             wraps them, such as `{"model": ...}`, is taken off; where there are averaged weights (EMA) beside the
             others, these are loaded. Other objects in the file are passed over, and none of their code is run.
-        head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise they
-            stay as they are in the model, and the file's are passed over. None: if they fit.
+        head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise the
+            model keeps its own, and the file's are passed over. None: if they fit.
         resize: whether to resample position embeddings and tables of relative positions that were made for another
             size of image or window. A checkpoint of `python -m train` names its model, so that its grid and windows
-            are known. In other files they are not, and are taken to be square: leave this out to load as they are the
-            positions of a model whose grid is oblong.
+            are known. In other files they are not, and are taken to be square: without `resize`, the positions of an
+            oblong grid are loaded unchanged.
 
     Returns:
         What was loaded: whether the classifier was, of how many classes the file's is, and what was resampled.

@@ -111,6 +111,15 @@ def test_wrong_writes_are_refused(write, message):
         write()
 
 
+def test_a_reshape_that_copies_is_no_view():
+    x = leaf(1.0, 2.0, 3.0, 4.0)
+    y = x.detach().reshape(2, 2).requires_grad_()
+    copied = y.T.reshape(4)
+    copied *= 2
+    copied.sum().backward()
+    assert y.grad.tolist() == [[2, 2], [2, 2]] and y.tolist() == [[1, 2], [3, 4]]
+
+
 def test_a_refused_write_changes_nothing():
     x = Tensor([1, 2])
     with pytest.raises(RuntimeError):

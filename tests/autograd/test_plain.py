@@ -101,6 +101,19 @@ def test_an_input_used_twice_receives_both_gradients():
     np.testing.assert_array_equal(x.grad, [2, 4, 6])
 
 
+DTYPES = [np.float16, np.float32, np.float64, np.int64, bool]
+
+
+@pytest.mark.parametrize("first", DTYPES)
+@pytest.mark.parametrize("second", DTYPES)
+def test_inputs_of_two_dtypes_give_the_real_engines_dtype(first, second, on_the_plain_engine):
+    def product(x, y):
+        return x * y
+
+    x, y = Tensor(np.ones(2, first)), Tensor(np.ones(2, second))
+    assert on_the_plain_engine(product, x, y).dtype == product(x, y).dtype
+
+
 def test_nothing_is_recorded_for_constants(on_the_plain_engine):
     assert plain.apply(Mul, plain.Variable(np.ones(2)), 3.0).call is None
     x = Tensor([1.0], requires_grad=True)

@@ -307,7 +307,7 @@ def to_float64(x: Any) -> Any:
 
 
 def error_of(found: Any, exact: list[Any]) -> float:
-    """The largest, relative to the largest entry of each array; not a number if one is none."""
+    """The largest, relative to the largest entry of each array; NaN if one of them is."""
     return max(
         (float(abs(a - b).max()) / max(float(abs(b).max()), 1e-3) for a, b in zip(found, exact, strict=True)),
         key=lambda error: np.inf if np.isnan(error) else error,
