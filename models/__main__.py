@@ -24,8 +24,8 @@ from models.registry import create_model, model_arguments, model_class, register
 from models.roadmap import RoadmapNet
 from models.summary.cost import Part, attention_costs, macs, parameters, parts
 from models.summary.published import PUBLISHED, SOURCES, Result
-from models.summary.table import escape_unencodable, table
 from models.swin import SwinTransformer
+from models.terminal import escape_unencodable, table
 from models.vit import VisionTransformer
 
 FAMILIES = {

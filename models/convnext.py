@@ -24,6 +24,7 @@ import numpy as np
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add
 from models.model import (
     ImageModel,
     Size,
@@ -58,12 +59,12 @@ class Block(nn.Module):
         self.pwconv1 = nn.Linear(dim, int(mlp_ratio * dim))  # a 1 x 1 ("pointwise") convolution, channels-last
         self.pwconv2 = nn.Linear(int(mlp_ratio * dim), dim)
         self.gamma = None if layer_scale is None else nn.Parameter(np.full(dim, layer_scale, np.float32))
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
-        y = self.residual(x.permute(0, 2, 3, 1), y, self.gamma)
+        y = residual_add(x.permute(0, 2, 3, 1), y, self.drop_path, self.gamma)
         return y.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
 
 

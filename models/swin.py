@@ -32,6 +32,7 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import shift_mask, window_places
 from models.model import (
@@ -198,13 +199,13 @@ class SwinTransformerBlock(nn.Module):
     ) -> None:
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window_size, shifted, qkv_bias, attn_drop, drop)
-        self.norm2 = nn.ResidualLayerNorm(dim, drop_path=drop_path)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = self.norm2(x, self.attn(self.norm1(x)))  # ẑ_l = W-MSA(LN(z_{l-1})) + z_{l-1}, and LN(ẑ_l)
-        return self.residual(x, self.mlp(y))  # z_l = MLP(LN(ẑ_l)) + ẑ_l
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l and LN(ẑ_l)
+        return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
         """How much each token of this block's input looks at each other one: (B, heads, H·W, H·W)."""

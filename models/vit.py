@@ -19,6 +19,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from models.model import (
     ImageModel,
@@ -128,13 +129,13 @@ class Block(nn.Module):
     ) -> None:
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
-        self.norm2 = nn.ResidualLayerNorm(dim, eps=1e-6, drop_path=drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = self.norm2(x, self.attn(self.norm1(x)))  # z'_l = MSA(LN(z_{l-1})) + z_{l-1}, and LN(z'_l)
-        return self.residual(x, self.mlp(y))  # z_l = MLP(LN(z'_l)) + z'_l
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l and LN(z'_l)
+        return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
         """How much each token of this block's input looks at each other one: (B, heads, L, L)."""

@@ -1,6 +1,7 @@
 """What every family can do: look inside, be fine-tuned, be checkpointed, learn."""
 
 import tracemalloc
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +11,7 @@ import minigrad
 import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
+from minigrad.testing import graph
 from models.compare import formula
 from models.hybrid import Bottleneck
 from models.model import param_groups
@@ -276,12 +278,10 @@ def test_checkpointing_saves_memory():
 @each_family
 def test_drop_path_rates_rise_linearly_over_all_blocks(family):
     model = small(family, drop_path_rate=0.5)
-    blocks = [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+    blocks = residual_blocks(model)
     assert len(blocks) == {"vit": 2, "hybrid": 2, "swin": 4, "convnext": 4}[family]
-    branches = 1 if family == "convnext" else 2  # a transformer block drops attention and MLP
     for block, rate in zip(blocks, np.linspace(0, 0.5, len(blocks)), strict=True):
-        rates = [m.p for m in block.modules() if isinstance(m, nn.Residual | nn.ResidualLayerNorm)]
-        np.testing.assert_allclose(rates, [rate] * branches)
+        np.testing.assert_allclose([m.p for m in block.modules() if isinstance(m, nn.DropPath)], [rate])
 
 
 @each_family
@@ -300,6 +300,46 @@ def test_drop_path_acts_in_training_only(family):
     model = formula.fill(small(family, drop_path_rate=0.5)).train()
     assert not np.array_equal(model(images(8)).numpy(), model(images(8)).numpy())
     np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
+
+
+def residual_blocks(model):
+    """All blocks but those of the hybrid's ResNet, whose residual connection ends with a ReLU."""
+    return [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+
+
+@each_family
+def test_a_residual_connection_is_one_op(family):
+    model = small(family, drop_path_rate=0.5)
+    ops, blocks = Counter(repr(node) for node in graph(model(images().float()))), residual_blocks(model)
+    assert ops["<Residual>"] == len(blocks) and ops["<Dropout>"] == 0
+    assert ops["<ResidualLayerNorm>"] == (0 if family == "convnext" else len(blocks))
+
+
+@each_family
+def test_forward_hooks_on_norms_see_the_values_of_the_forward(family):
+    model, x = formula.fill(small(family, drop_path_rate=0.5)), images()
+
+    def step() -> list[np.ndarray]:
+        minigrad.manual_seed(0)
+        model.zero_grad()
+        loss = F.cross_entropy(model(x), Tensor([1, 5]))
+        loss.backward()
+        return [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    expected, seen = step(), []
+    norms = [norm for block in residual_blocks(model) for norm in block.modules() if isinstance(norm, nn.LayerNorm)]
+    removals = [
+        norm.register_forward_hook(lambda norm, inputs, output: seen.append((norm, *inputs, output))) for norm in norms
+    ]
+    found = step()
+    for remove in removals:
+        remove()
+    assert [norm for norm, *_ in seen] == norms
+    assert len(norms) == len(residual_blocks(model)) * (1 if family == "convnext" else 2)
+    for norm, z, y in seen:
+        np.testing.assert_array_equal(y.numpy(), norm(z).numpy())
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def in_training(model):
