@@ -7,14 +7,14 @@ from minigrad.nn.layers import DropPath, LayerNorm
 from minigrad.nn.module import Module
 from minigrad.tensor import Tensor
 
-M = TypeVar("M", bound=Module)
+AnyModule = TypeVar("AnyModule", bound=Module)
 
 
 def residual_add(x: Tensor, branch: Tensor, drop_path: Module, gamma: Tensor | None = None) -> Tensor:
     """x + drop_path(gamma * branch)
 
-    The op `Residual` computes the sum in one pass over memory on a GPU. It knows `nn.DropPath` alone: any other module
-    is called.
+    The op `Residual` includes an `nn.DropPath`: on a GPU, the whole sum is one pass over memory. Any other module, and
+    an `nn.DropPath` with a forward hook, is called.
 
     Shapes: x, branch (N, ..., C); gamma, the layer scale, (C,) or None.
     """
@@ -29,8 +29,8 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
         x = x + drop_path(branch)
         y = norm(x)
 
-    The op `ResidualLayerNorm` computes both in one pass over memory on a GPU, with the same float32 values. It knows
-    `nn.DropPath`, and `nn.LayerNorm` over the last axis: any other norm, or one with a forward hook, is called.
+    The op `ResidualLayerNorm` includes an `nn.DropPath` and an `nn.LayerNorm` over the last axis: on a GPU, both lines
+    are one pass over memory, with the same float32 values. Any other module, and one with a forward hook, is called.
 
     Shapes: x, branch, y (N, ..., C).
     """
@@ -42,7 +42,7 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
     return x, norm(x)
 
 
-def _is_plain(module: Module, kind: type[M]) -> TypeGuard[M]:
+def _is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
     """True if a call of `module` runs `kind.forward` alone: no subclass, no forward hook, no checkpointing."""
     own = vars(module)
     return type(module) is kind and not (own.get("_forward_hooks") or module.checkpointing or "forward" in own)

@@ -1,4 +1,4 @@
-"""What every family can do: look inside, be fine-tuned, be checkpointed, learn."""
+"""What all families share: gradients, intermediate outputs, fine-tuning, checkpointing, dropout, arguments."""
 
 import tracemalloc
 from collections import Counter
@@ -26,7 +26,11 @@ def images(count: int = 2, size: int = 32) -> Tensor:
 
 @each_family
 def test_gradients_agree_with_finite_differences(family):
-    model, x, h = formula.fill(small(family)), images().data, 1e-7  # small: ReLU and max pooling have kinks
+    model, x, h = (
+        formula.fill(small(family)),
+        images().data,
+        1e-7,
+    )  # small, as ReLU and max pooling are not differentiable everywhere
     probe = formula.stream("loss", 2, 7)
 
     def loss() -> Tensor:
@@ -45,11 +49,11 @@ def test_gradients_agree_with_finite_differences(family):
         assert analytic == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-6), name
 
 
-# Looking inside -------------------------------------------------------------------------------------------------------
+# Intermediate outputs -------------------------------------------------------------------------------------------------
 
 
 @each_family
-def test_intermediates_are_images(family):
+def test_intermediates_are_feature_maps(family):
     model = formula.fill(small(family))
     blocks = model.blocks_by_name()
     features, maps = model.forward_intermediates(images())
@@ -64,7 +68,7 @@ def test_intermediates_are_images(family):
     assert not any("_forward_hooks" in vars(m) and m._forward_hooks for m in model.modules())
 
 
-def test_indices_may_be_a_number_or_any_iterable():
+def test_indices_may_be_an_integer_or_any_iterable():
     model = formula.fill(small("swin"))
     _, every = model.forward_intermediates(images())
     for indices, expected in [(2, [2, 3]), (0, []), (iter([3, 0, 3]), [0, 3]), ((-4,), [0])]:
@@ -74,7 +78,7 @@ def test_indices_may_be_a_number_or_any_iterable():
             np.testing.assert_array_equal(found.numpy(), every[i].numpy())
 
 
-def test_threads_do_not_see_each_other():
+def test_threads_get_their_own_intermediates():
     model = formula.fill(small("vit"))
     batches = [Tensor(formula.stream(f"images {i}", 2, 3, 32, 32)) for i in range(4)]
     alone = [model.forward_intermediates(x)[1][-1].numpy() for x in batches]
@@ -86,7 +90,7 @@ def test_threads_do_not_see_each_other():
                 np.testing.assert_array_equal(maps[-1].numpy(), expected)
 
 
-def test_the_last_intermediate_leads_to_the_features():
+def test_the_norm_of_the_last_intermediate_is_the_features():
     x = images()
     swin = formula.fill(small("swin"))
     features, maps = swin.forward_intermediates(x, [-1])
@@ -98,8 +102,8 @@ def test_the_last_intermediate_leads_to_the_features():
 
 
 @pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
-def test_attention_maps_are_what_the_forward_uses(family):
-    """A v, with the whole image's A, is what the block's attention makes: for Swin through all its windows."""
+def test_attention_maps_give_the_output_of_attention(family):
+    """The projection of A v is the output of a block's attention, in Swin with A of the whole map."""
     model, x = formula.fill(small(family)), images()
     maps = model.attention_maps(x)
     attending = [block for block in model.blocks_by_name().values() if hasattr(block, "attn")]
@@ -118,7 +122,7 @@ def test_attention_maps_are_what_the_forward_uses(family):
         np.testing.assert_allclose(y.numpy(), expected.numpy().reshape(B, -1, D), atol=1e-13)
 
 
-def test_attention_maps_can_be_chosen_and_need_attention():
+def test_attention_maps_of_selected_blocks():
     model = formula.fill(small("swin"))
     first, last = model.attention_maps(images(), [0, -1])
     assert first.shape == (2, 2, 64, 64) and last.shape == (2, 4, 16, 16)
@@ -139,7 +143,7 @@ def test_attention_to_padding_is_left_out():
 
 
 @each_family
-def test_a_new_head(family):
+def test_reset_classifier_replaces_the_head(family):
     model = formula.fill(small(family))
     features = model.forward_head(model.forward_features(images()), pre_logits=True)
     assert features.shape == (2, model.num_features)
@@ -162,7 +166,7 @@ def test_depths_rise_from_the_stem_to_the_head(family):
     assert min(depths.values()) == 0
 
 
-def test_what_leads_to_a_block_has_its_depth():
+def test_downsampling_has_the_depth_of_the_next_block():
     swin, convnext, hybrid = (small(family).layer_ids() for family in ("swin", "convnext", "hybrid"))
     assert swin["layers.0.downsample.norm.weight"] == swin["layers.1.blocks.0.norm1.weight"] == 3
     assert convnext["downsample_layers.2.1.weight"] == convnext["stages.2.0.gamma"] == 4
@@ -172,7 +176,7 @@ def test_what_leads_to_a_block_has_its_depth():
 
 
 @each_family
-def test_groups_decay_weights_alone(family):
+def test_only_weight_matrices_have_weight_decay(family):
     model = small(family)
     names = {id(p): name for name, p in model.named_parameters()}
     spared, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
@@ -185,7 +189,7 @@ def test_groups_decay_weights_alone(family):
 
 
 @each_family
-def test_early_layers_move_less(family):
+def test_layer_decay_gives_early_layers_lower_learning_rates(family):
     model = small(family)
     depths, n = model.layer_ids(), len(model.blocks_by_name())
     groups = param_groups(model, lr=0.1, weight_decay=0.05, layer_decay=0.5)
@@ -197,14 +201,14 @@ def test_early_layers_move_less(family):
     optimizer.step()
 
 
-def test_groups_of_other_modules():
+def test_param_groups_of_other_modules():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     spared, decaying = param_groups(model, 0.1, 0.05)
     assert decaying["params"] == [model[0].weight] and len(spared["params"]) == 3
     for layer_decay in (0, -0.5, 1.5):
         with pytest.raises(ValueError, match="layer_decay must be above 0"):
             param_groups(model, 0.1, 0.05, layer_decay)
-    with pytest.raises(TypeError, match="depths of the layers, which Sequential"):
+    with pytest.raises(TypeError, match=r"layer_decay needs an ImageModel, .* got Sequential"):
         param_groups(model, 0.1, 0.05, layer_decay=0.9)
 
 
@@ -212,7 +216,7 @@ def test_groups_of_other_modules():
 
 
 @each_family
-def test_checkpointing_changes_nothing(family):
+def test_checkpointing_changes_no_loss_or_gradient(family):
     """Bit for bit, with dropout and stochastic depth."""
     drops = {"drop_path_rate": 0.4} | ({} if family == "convnext" else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
 
@@ -229,7 +233,7 @@ def test_checkpointing_changes_nothing(family):
         np.testing.assert_array_equal(plain, recomputed)
 
 
-def test_checkpointing_moves_running_statistics_once():
+def test_checkpointing_updates_running_statistics_once():
     x = minigrad.randn(4, 3, 16, 16)
 
     def buffers(checkpointing: bool) -> list[np.ndarray]:
@@ -243,8 +247,8 @@ def test_checkpointing_moves_running_statistics_once():
         np.testing.assert_array_equal(plain, recomputed)
 
 
-def test_checkpointing_drops_the_same_whoever_else_draws():
-    """As another thread may, from the generator that all share, between a block's start and its dropout."""
+def test_checkpointed_dropout_ignores_other_draws():
+    """Another thread may draw from the shared generator between the start of a block and its dropout."""
     shared = minigrad.manual_seed(0)
 
     class Busy(nn.Module):
@@ -269,7 +273,7 @@ def test_checkpointing_saves_memory():
         tracemalloc.stop()
         return held
 
-    peak()  # the gradients have their memory now
+    peak()  # allocates the gradients
     everything = peak()
     model.set_grad_checkpointing()
     assert peak() < everything / 3
@@ -371,7 +375,7 @@ def test_attn_drop_rate_acts_on_the_probabilities(family):
 
 
 @each_family
-def test_it_learns_a_batch_by_heart(family):
+def test_training_overfits_one_batch(family):
     minigrad.manual_seed(0)
     model, x, y = small(family), minigrad.randn(7, 3, 32, 32), Tensor(np.arange(7))
     optimizer = optim.AdamW(model.parameters(), lr=5e-3)
@@ -384,14 +388,14 @@ def test_it_learns_a_batch_by_heart(family):
 
 
 @each_family
-def test_batches_may_be_empty(family):
+def test_empty_batches(family):
     assert small(family)(Tensor(np.empty((0, 3, 32, 32), np.float32))).shape == (0, 7)
 
 
 @each_family
-def test_arguments_that_are_no_sizes(family):
+def test_num_classes_in_chans_and_drop_path_rate_are_checked(family):
     for overrides in ({"num_classes": -3}, {"num_classes": None}, {"in_chans": 0}, {"in_chans": 1.5}):
-        with pytest.raises(ValueError, match=f"{next(iter(overrides))} must be made of whole numbers"):
+        with pytest.raises(ValueError, match=f"{next(iter(overrides))} must be an integer, at least"):
             small(family, **overrides)
     for rate in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"drop_path_rate: a probability must be from 0 to 1, got {rate}"):
@@ -413,18 +417,18 @@ WRONG_SIZES = [
 
 
 @pytest.mark.parametrize(("family", "name", "value"), WRONG_SIZES)
-def test_sizes_that_cannot_be_are_refused(family, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be made of whole numbers, each at least 1"):
+def test_invalid_sizes_raise(family, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer.*, at least 1, got"):
         small(family, **{name: value})
 
 
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be .*; it is one number, not a sequence"),
-        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be .*; it is one number, not a sequence"),
-        ("convnext", {"stem_size": (4, 2)}, "stem_size must be .*; it is one number, not a sequence"),
-        ("convnext", {"depths": 2}, "depths must be .* one for each stage; got 2"),
+        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be an integer, at least 1, got .24, 24"),
+        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be an integer, at least 1, got .7, 7"),
+        ("convnext", {"stem_size": (4, 2)}, "stem_size must be an integer, at least 1, got .4, 2"),
+        ("convnext", {"depths": 2}, "depths must be a sequence of integers, .* one for each stage, got 2"),
         ("convnext", {"dims": (8, 12, 0)}, "dims must be .* one for each stage"),
         ("swin", {"depths": "22"}, "depths must be .* one for each stage"),
         ("swin", {"num_heads": 2}, "num_heads must be .* one for each stage"),
@@ -434,12 +438,12 @@ def test_sizes_that_cannot_be_are_refused(family, name, value):
         ("vit", {"attn_drop_rate": 1.1}, "attn_drop_rate: a probability must be from 0 to 1, got 1.1"),
         ("swin", {"attn_drop_rate": float("nan")}, "attn_drop_rate: a probability must be from 0 to 1, got nan"),
         ("convnext", {"drop_path_rate": "0.1"}, "drop_path_rate: a probability must be from 0 to 1, got '0.1'"),
-        ("vit", {"mlp_ratio": 0}, "mlp_ratio must be a number, and leave the MLP a channel; got 0"),
+        ("vit", {"mlp_ratio": 0}, "mlp_ratio must be a number that gives the MLP a hidden channel, got 0"),
         ("swin", {"mlp_ratio": float("inf")}, "mlp_ratio must be a number"),
         ("convnext", {"mlp_ratio": -4}, "mlp_ratio must be a number"),
     ],
 )
-def test_other_arguments_that_cannot_be_are_refused(family, overrides, message):
+def test_other_invalid_arguments_raise(family, overrides, message):
     with pytest.raises(ValueError, match=message):
         small(family, **overrides)
 
@@ -455,7 +459,7 @@ def test_float32_stays_float32(family):
 
 
 @each_family
-def test_other_channels_and_classes(family):
+def test_other_numbers_of_channels_and_classes(family):
     model = small(family, in_chans=1, num_classes=3)
     assert model(minigrad.randn(2, 1, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match=r"takes images.*1, .*got \(2, 3, 32, 32\)"):
@@ -464,6 +468,6 @@ def test_other_channels_and_classes(family):
 
 @pytest.mark.parametrize("size", [(32,), (32, 32, 32), 0, (32, -1), 32.0, True])
 @each_family
-def test_image_sizes_that_are_none(family, size):
-    with pytest.raises(ValueError, match="img_size: must be a size, or a pair"):
+def test_invalid_image_sizes_raise(family, size):
+    with pytest.raises(ValueError, match="img_size must be an integer or a pair"):
         small(family, img_size=size)
