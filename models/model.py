@@ -155,8 +155,8 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: 
     """Parameter groups for an optimizer, each with its `lr` and `weight_decay`.
 
     Biases, norms and the parameters of `model.no_weight_decay()` have no weight decay, which regularizes weights, not
-    offsets and scales. With `layer_decay` γ below 1, the learning rate at depth i of n + 1 is lr · γⁿ⁺¹⁻ⁱ, because early
-    layers have general features, which fine-tuning should change less.  Clark et al. 2020, arXiv:2003.10555.
+    offsets and scales. With `layer_decay` γ below 1, the learning rate at depth i of n + 1 is lr · γⁿ⁺¹⁻ⁱ: early layers
+    have general features, which fine-tuning should change less.  Clark et al. 2020, arXiv:2003.10555.
 
     Raises:
         ValueError: `layer_decay` is not above 0 and at most 1.

@@ -182,7 +182,11 @@ def relative_position_index(M: Size, device: str = "cpu") -> Tensor:
 
 
 class SwinTransformerBlock(nn.Module):
-    """Two lines of equation (3): attention, then MLP, each after a LayerNorm and with a residual connection."""
+    """Two lines of equation (3): attention and MLP, each after a LayerNorm and with a residual connection.
+
+    x = x + drop_path(attn(norm1(x)))
+    x = x + drop_path(mlp(norm2(x)))
+    """
 
     def __init__(
         self,
@@ -203,7 +207,7 @@ class SwinTransformerBlock(nn.Module):
         self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l and LN(ẑ_l)
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l, LN(ẑ_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:

@@ -115,7 +115,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Equations (2) and (3): attention, then MLP, each after a LayerNorm and with a residual connection."""
+    """Equations (2) and (3): attention and MLP, each after a LayerNorm and with a residual connection.
+
+    x = x + drop_path(attn(norm1(x)))
+    x = x + drop_path(mlp(norm2(x)))
+    """
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class Block(nn.Module):
         self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l and LN(z'_l)
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l, LN(z'_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
@@ -156,7 +160,7 @@ class VisionTransformer(ImageModel):
     """ViT.
 
     Args:
-        img_size: height and width of the images, or one number for both.
+        img_size: (height, width) of the images, or one integer for both.
         patch_size: P, or (height, width); must divide `img_size`.
         in_chans: channels of the images.
         num_classes: outputs of the head; 0: no head, the model returns features.
@@ -304,7 +308,7 @@ class VisionTransformer(ImageModel):
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's is unchanged.
+    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's stays.
 
     With `antialias` as in timm; without, as in Hugging Face's transformers.
     """
