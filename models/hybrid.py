@@ -64,9 +64,8 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return (
-            F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x
-        )  # after a ReLU, zero padding equals -∞ padding
+        # After a ReLU, zero padding equals -∞ padding.
+        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x
 
 
 class Downsample(nn.Module):
@@ -129,8 +128,8 @@ class ResNet(nn.Module):
             )
         if any(width % 128 for width in channels) or stem_chs % 32:
             raise ValueError(
-                "hybrid: GroupNorm has 32 groups, so stem_chs must be a multiple of 32, and channels, of which the "
-                f"inside of a block has a quarter, multiples of 128; got {stem_chs} and {channels}"
+                "hybrid: GroupNorm has 32 groups, so stem_chs must be a multiple of 32 and channels multiples of 128 "
+                f"(a block has a quarter of its channels inside), got {stem_chs} and {channels}"
             )
         self.stem = Stem(in_chans, stem_chs, stem_stride)
         widths = [stem_chs, *channels]

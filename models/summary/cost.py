@@ -194,9 +194,7 @@ def _to_meta(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module
             if isinstance(value, nn.Module):
                 setattr(copied, name, _to_meta(value, copies))
             elif isinstance(value, Tensor):
-                vars(copied)[name] = Tensor(
-                    MetaArray(value.shape, value.dtype)
-                )  # not a Parameter: it needs no gradient
+                vars(copied)[name] = Tensor(MetaArray(value.shape, value.dtype))  # requires no gradient
     return copies[module]
 
 

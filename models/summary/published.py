@@ -60,9 +60,7 @@ PUBLISHED = {
         Result(71.16, "IN-1k", 384, _PAPER),
         Result(84.37, "JFT-300M", 384, _PAPER),
     ],
-    "vit_huge_patch14_224": [
-        Result(85.708, "SWAG", 224, _TORCHVISION)
-    ],  # hashtags (arXiv:2201.08371); fine-tuned: the head alone
+    "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags, arXiv:2201.08371
     "vit_tiny_r_s16_p8_384": [Result(75.40, "IN-21k", 384, _AUGREG)],
     "vit_small_r26_s32_384": [Result(83.85, "IN-21k", 384, _AUGREG)],
     "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _GOOGLE)],

@@ -26,11 +26,7 @@ def images(count: int = 2, size: int = 32) -> Tensor:
 
 @each_family
 def test_gradients_agree_with_finite_differences(family):
-    model, x, h = (
-        formula.fill(small(family)),
-        images().data,
-        1e-7,
-    )  # small, as ReLU and max pooling are not differentiable everywhere
+    model, x, h = formula.fill(small(family)), images().data, 1e-7  # small: ReLU and max pooling have kinks
     probe = formula.stream("loss", 2, 7)
 
     def loss() -> Tensor:
@@ -179,13 +175,13 @@ def test_downsampling_has_the_depth_of_the_next_block():
 def test_only_weight_matrices_have_weight_decay(family):
     model = small(family)
     names = {id(p): name for name, p in model.named_parameters()}
-    spared, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
-    assert (spared["weight_decay"], decaying["weight_decay"]) == (0, 0.05) and spared["lr"] == decaying["lr"] == 0.1
-    decaying, spared = ([names[id(p)] for p in group["params"]] for group in (decaying, spared))
+    excluded, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
+    assert (excluded["weight_decay"], decaying["weight_decay"]) == (0, 0.05) and excluded["lr"] == decaying["lr"] == 0.1
+    decaying, excluded = ([names[id(p)] for p in group["params"]] for group in (decaying, excluded))
     assert all(name.endswith("weight") and "norm" not in name for name in decaying)
-    assert {"norm.weight", "head.bias"} <= set(spared) and len(decaying) + len(spared) == len(names)
+    assert {"norm.weight", "head.bias"} <= set(excluded) and len(decaying) + len(excluded) == len(names)
     offsets = [name for name in names.values() if name.endswith(("pos_embed", "cls_token", "bias_table", "gamma"))]
-    assert set(offsets) <= set(spared)
+    assert set(offsets) <= set(excluded)
 
 
 @each_family
@@ -203,8 +199,8 @@ def test_layer_decay_gives_early_layers_lower_learning_rates(family):
 
 def test_param_groups_of_other_modules():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    spared, decaying = param_groups(model, 0.1, 0.05)
-    assert decaying["params"] == [model[0].weight] and len(spared["params"]) == 3
+    excluded, decaying = param_groups(model, 0.1, 0.05)
+    assert decaying["params"] == [model[0].weight] and len(excluded["params"]) == 3
     for layer_decay in (0, -0.5, 1.5):
         with pytest.raises(ValueError, match="layer_decay must be above 0"):
             param_groups(model, 0.1, 0.05, layer_decay)

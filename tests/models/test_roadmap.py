@@ -102,9 +102,7 @@ def test_each_step_is_one_decision():
     for step in STEPS[1:]:
         assert len(step.change) == 1
     names = [next(iter(step.change)) for step in STEPS[1:]]
-    assert (
-        list(dict.fromkeys(names)) == [f.name for f in fields(Design)][:-1]
-    )  # in this order; the last field is a variant
+    assert list(dict.fromkeys(names)) == [f.name for f in fields(Design)][:-1]  # in this order; the last is a variant
     assert DESIGNS["gelu"] == replace(DESIGNS["kernel_7"], gelu=True)  # kernel sizes 9 and 11 are not kept
 
 
@@ -156,11 +154,7 @@ def test_convnext_without_these_norms_equals_the_last_step():
 @each_step
 def test_gradients_agree_with_finite_differences(step):
     """For stem, each block and head: along one direction in the space of its parameters."""
-    model, x, h = (
-        formula.fill(small(step)),
-        images(),
-        1e-8,
-    )  # small, as ReLU and max pooling are not differentiable everywhere
+    model, x, h = formula.fill(small(step)), images(), 1e-8  # small: ReLU and max pooling have kinks
     probe = Tensor(formula.stream("loss", 2, 5))
 
     def loss() -> Tensor:

@@ -250,11 +250,7 @@ def test_the_table(capsys):
     assert cells("vit_base_patch16_384")[1:] == ["86,859,496", "17.564", "55.484", "83.97", "IN-21k", "@384",
                                                  "arXiv:2010.11929,", "table", "5"]  # fmt: skip
     assert cells("vit_huge_patch14_392")[1:] == ["632,721,640", "167.295", "544.952"]  # 14 does not divide 384
-    assert cells("swin_base_patch4_window12_384")[1:4] == [
-        "87,903,584",
-        "47.083",
-        "84.5",
-    ]  # windows of 12 are for 384 only
+    assert cells("swin_base_patch4_window12_384")[1:4] == ["87,903,584", "47.083", "84.5"]  # windows of 12: 384 only
     assert cells("hybrid_nano_cifar")[1:] == ["998,986", "115.7"]
     assert "swin_tiny_patch4_window7_224    56 x 56    96   7      2,003.8   2,003.8          145.1    145.1" in text
     assert "Hybrid" in text and "Swin-Transformer README: github.com" in text and "roadmap" not in text
