@@ -13,7 +13,7 @@ from minigrad import functional as F
 from minigrad import no_grad
 from models import images
 from models.model import ImageModel
-from models.summary.table import escape_unencodable, table
+from models.terminal import escape_unencodable, table
 from models.weights import checkpoint
 
 

@@ -175,34 +175,6 @@ class DropPath(Module):
         return f"p={self.p}"
 
 
-class Residual(Module):
-    """x + m · scale ⊙ branch: the branch of a block, added to its input; in training, now and then left out."""
-
-    def __init__(self, drop_path: float = 0.0) -> None:
-        self.p = checks.probability(drop_path, "Residual")
-
-    def forward(self, x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
-        return F.residual(x, branch, scale, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"drop_path={self.p}"
-
-
-class ResidualLayerNorm(LayerNorm):
-    """The branch added to x, and both that sum and its LayerNorm: what a block goes on with."""
-
-    def __init__(self, dim: int, eps: float = 1e-5, drop_path: float = 0.0) -> None:
-        super().__init__(dim, eps)
-        self.p = checks.probability(drop_path, "ResidualLayerNorm")
-
-    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        weight, bias = self.weight, self.bias
-        return F.residual_layer_norm(x, branch, weight, bias, self.eps, self.p, self.training)  # type: ignore[arg-type]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, drop_path={self.p}"
-
-
 class Identity(Module):
     """y = x"""
 

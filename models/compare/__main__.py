@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from models.compare import formula, golden
 from models.compare.golden import Fingerprint, Golden, fingerprint
 from models.compare.references import Reference
 from models.compare.trace import Arrays, channels, landmarks, loss_weights, readings
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 ENTRIES = {"logits": 16, "images": 8}  # of an array that a golden keeps; of other outputs 4, of gradients none
 

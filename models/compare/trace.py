@@ -35,9 +35,7 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
     """Run a model forward and backward, in the dtype of its parameters, as in evaluation: nothing is dropped."""
     found = Trace()
 
-    def watch(name: str, output: Tensor | tuple[Tensor, ...]) -> None:
-        if isinstance(output, tuple):  # of ResidualLayerNorm: what is normalised comes last
-            output = output[-1]
+    def watch(name: str, output: Tensor) -> None:
         found.outputs[name] = output.data
         output.register_hook(lambda grad: found.gradients.update({name: grad.data}))
 

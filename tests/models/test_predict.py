@@ -199,7 +199,7 @@ def test_a_model_without_an_answer(folder):
         ({"model": {"name": ["vit"]}}, "no name of a model"),
         ({"model": {"name": "vit_nano_cifr"}}, "did you mean vit_nano_cifar"),
         ({"model": {"name": "vit_nano_cifar", "num_classes": 7, "depth": 2, "colour": 3}}, "no argument colour"),
-        ({"model": {"name": "vit_nano_cifar", "num_classes": "7"}}, "num_classes must be made of whole numbers"),
+        ({"model": {"name": "vit_nano_cifar", "num_classes": "7"}}, "num_classes must be an integer, at least 0"),
         ({"model": {"name": "vit_nano_cifar", "num_classes": 7, "depth": 3}}, r"'blocks.2.norm1.weight' is none"),
         ({"model": {"name": "vit_nano_cifar", "num_classes": 7, "depth": 1}}, r"'blocks.1.norm1.weight' is \(64,\)"),
         ({"model": {"name": "vit_nano_cifar", "num_classes": 7, "depth": 2, "embed_dim": 1 << 12}}, "'cls_token' is"),
