@@ -1,5 +1,6 @@
 """L6: a trained model from a file of `python -m train`; `train/output/checkpoint.py` has the other direction."""
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,15 @@ def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
     model.load_state_dict(arrays)
     model.eval()
     return model, metadata
+
+
+def described_model(weights: str | Path | Mapping[str, Any]) -> ImageModel | None:
+    """The model that the metadata of a checkpoint describes, without values (`meta_init`); None: for other weights."""
+    try:
+        with init.meta_init():
+            return create_model(**serialize.load_metadata(weights)["model"])  # type: ignore[arg-type]
+    except Exception:  # no metadata, or another project's
+        return None
 
 
 def _arguments(metadata: Any) -> dict[str, Any]:

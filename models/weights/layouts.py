@@ -6,7 +6,7 @@ table finds the most of the model's parameters.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -84,6 +84,17 @@ class Layout:
         third = _THIRD.search(name)
         return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
 
+    def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
+        """The place of each entry in a model with the parameters `own`; None: there is none, or it is taken."""
+        found: dict[str, Place | None] = {}
+        taken: set[tuple[str, int | None]] = set()
+        for name in names:
+            place = self.place(name)
+            free = place.name in own and (place.name, place.part) not in taken
+            found[name] = place if free else None
+            taken.add((place.name, place.part))
+        return found
+
 
 def layout_of(names: Iterable[str], model: Module) -> Layout:
     """The layout in which most of the model's parameters have an entry; the first of them, where several are equal."""
@@ -92,21 +103,13 @@ def layout_of(names: Iterable[str], model: Module) -> Layout:
 
 
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
-    """Where the entries of a file, or the parameters of another implementation, belong in `model`; None: nowhere.
+    """The place of each entry of a file, or of each parameter of another implementation, in `model`; None: it has none.
 
-    All names are given at once, as they decide together whose they are: `layers.1.downsample` leads into stage 1 in
-    timm's Swin, and out of it in Microsoft's and ours.
+    All names are given at once, as together they decide the layout: `layers.1.downsample` leads into stage 1 in timm's
+    Swin, and out of stage 1 in Microsoft's and ours.
     """
-    names, own = list(names), set(model.state_dict())
-    layout = layout_of(names, model)
-    found: dict[str, Place | None] = {}
-    taken: set[tuple[str, int | None]] = set()
-    for name in names:
-        place = layout.place(name)
-        here = place.name in own and (place.name, place.part) not in taken
-        found[name] = place if here else None
-        taken.add((place.name, place.part))
-    return found
+    names = list(names)
+    return layout_of(names, model).places(names, model.state_dict())
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
@@ -117,13 +120,21 @@ def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array
     Raises:
         ValueError: a shape does not fit, or of queries, keys and values some are there and some are not.
     """
+    found = places(entries, model)
+    return assemble([(place, entries[name]) for name, place in found.items() if place is not None], model)
+
+
+def assemble(placed: Iterable[tuple[Place, Array]], model: Module) -> dict[str, Array]:
+    """The arrays by the names and in the shapes of the model's parameters; q, k and v are concatenated.
+
+    Raises:
+        ValueError: as for `to_canonical`.
+    """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     canonical: dict[str, Array] = {}
     thirds: dict[str, dict[int, Array]] = {}
-    for name, place in places(entries, model).items():
-        if place is None:
-            continue
-        array = place.arrange(entries[name], shapes[place.name])
+    for place, array in placed:
+        array = place.arrange(array, shapes[place.name])
         if place.part is None:
             canonical[place.name] = array
         else:
