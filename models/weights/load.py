@@ -1,4 +1,7 @@
-"""L6: pretrained weights: a file is read, its arrays are matched with the model's parameters, and loaded if all fit."""
+"""L6: pretrained weights from other frameworks and repositories.
+
+Read the file, match its arrays with the model's parameters by name, and load all of them or, if one does not fit, none.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,49 +17,48 @@ __all__ = ["Loaded", "MisfitError", "load_weights"]
 
 
 class Loaded(NamedTuple):
-    """What `load_weights` has loaded."""
+    """The result of `load_weights`."""
 
     head: bool  # whether the classifier was loaded
-    classes: int | None  # of the file's classifier; None: it has no classifier with a bias
-    resized: list[str]  # the parameters of positions that were resampled
+    classes: int | None  # number of classes of the file's classifier; None: no classifier bias in the file
+    resized: list[str]  # the names of the resampled parameters
 
 
 def load_weights(
     model: ImageModel, weights: str | Path | Mapping[str, Any], *, head: bool | None = True, resize: bool = False
 ) -> Loaded:
-    """Load weights in the names of timm, torchvision, Microsoft's Swin, Facebook's ConvNeXt, Hugging Face's
-    transformers, Google's JAX code, or minigrad. They take the model's dtype, and go to its device.
+    """Load weights under the parameter names of timm, torchvision, Microsoft's Swin, Facebook's ConvNeXt, Hugging
+    Face's transformers, Google's JAX code or minigrad. Weights are cast to the model's dtype and copied to its device.
 
     Args:
         model: a model of the same architecture.
         weights: a `.safetensors` or `.npz` file; a file of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, or
-            without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. What
-            wraps them, such as `{"model": ...}`, is taken off; where there are averaged weights (EMA) beside the
-            others, these are loaded. Other objects in the file are passed over, and none of their code is run.
-        head: whether to load the classifier, and the pre-logits layer before it where there is one. Otherwise the
-            model keeps its own, and the file's are passed over. None: if they fit.
-        resize: whether to resample position embeddings and tables of relative positions that were made for another
-            size of image or window. A checkpoint of `python -m train` names its model, so that its grid and windows
-            are known. In other files they are not, and are taken to be square: without `resize`, the positions of an
-            oblong grid are loaded unchanged.
+            without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. The
+            dict may be nested, as in `{"model": ...}`. If a file has averaged weights (EMA) too, the averaged ones are
+            loaded. Other objects in the file are ignored, and none of their code is run.
+        head: whether to load the classifier and, if there is one, the pre-logits layer before it. False: the model
+            keeps its own head, and the file's is ignored. None: load the head if it fits.
+        resize: whether to resample position embeddings and relative position bias tables of another image or window
+            size. A checkpoint of `python -m train` records its grid and window size. For other files both are assumed
+            square. Without `resize`, a position embedding of a different grid but equal length is loaded unchanged.
 
     Returns:
-        What was loaded: whether the classifier was, of how many classes the file's is, and what was resampled.
+        Whether the head was loaded, the number of classes in the file, and the resampled parameters.
 
     Raises:
-        MisfitError: the weights do not fit the model; the message shows where, and what may help. The model is as it
-            was.
-        ValueError: the file is damaged, or holds anything but arrays.
-        FileNotFoundError: there is no such file.
-        RuntimeError: the library that reads such a file is not installed.
+        MisfitError: the weights do not fit the model; the message lists all mismatches and likely fixes. The model is
+            unchanged.
+        ValueError: the file is damaged, or holds an entry that is not an array.
+        FileNotFoundError: the file does not exist.
+        RuntimeError: the library for this file format is not installed.
     """
     arrays = read(weights)
-    origin = checkpoint.described_model(weights) if resize else None
-    whole = make_plan(arrays, model, resize, origin)
+    saved_from = checkpoint.described_model(weights) if resize else None
+    full_plan = make_plan(arrays, model, resize, saved_from)
     if head is None:
-        head = not find_misfits(whole.part(head=True), model)
-    plan = whole if head else whole.part(head=False)
+        head = not find_misfits(full_plan.part(head=True), model)
+    plan = full_plan if head else full_plan.part(head=False)
     if misfits := find_misfits(plan, model):
         raise misfit_error(misfits, plan, model, resize)
     model.load_state_dict(plan.state_dict(model), strict=False)
-    return Loaded(head, whole.classes(), plan.resized())
+    return Loaded(head, full_plan.classes(), plan.resized())

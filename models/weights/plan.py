@@ -1,6 +1,6 @@
-"""L6: the plan for loading a file: where each of its arrays belongs in the model, and what the model misses.
+"""L6: the plan for loading a file: the parameter for each array of the file, and the parameters without an array.
 
-The plan is computed once. Loading, the table of mismatches, `head=None` and the search for a similar model read it.
+The plan is computed once. Loading, the table of mismatches, `head=None` and the search for a similar model all use it.
 """
 
 import re
@@ -21,13 +21,13 @@ from models.weights.layouts import Layout, Place, Shape, assemble, layout_of
 
 @dataclass(frozen=True)
 class Entry:
-    """An array of a file, and where it belongs.
+    """An array of a file and its place in the model.
 
     Attributes:
         name: the name in the file.
         place: the parameter of the model, or the third of a qkv parameter.
-        unexpected: the model has no parameter of this name, or an earlier entry fills the same place.
-        array: the values, resampled if `resized`; the axes are still in the file's order.
+        unexpected: the model has no parameter of this name, or an earlier entry has the same place.
+        array: the values, resampled if `resized`, not yet transposed.
         resized: whether the array was resampled to another grid or window size.
     """
 
@@ -40,13 +40,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What loading a file into a model would do.
+    """How to load a file into a model.
 
     Attributes:
         layout: the naming scheme of the file.
-        head: the prefixes of the head's parameters: of the classifier, and of the pre-logits layer before it.
-        entries: the arrays of the file, in its order, without those that the model computes itself.
-        missing: the parameters, or the thirds of a qkv parameter, that no entry fills.
+        head: the name prefixes of the classifier and of the pre-logits layer.
+        entries: the arrays of the file in the file's order, without buffers that the model computes itself.
+        missing: the parameters, or thirds of a qkv parameter, without an entry.
     """
 
     layout: Layout
@@ -63,29 +63,29 @@ class Plan:
         )
 
     def classes(self) -> int | None:
-        """The number of classes of the file's classifier; None: there is no classifier with a bias."""
+        """The number of classes of the file's classifier; None: the file has no classifier bias."""
         bias = f"{self.head[0]}bias"
         return next((entry.array.size for entry in self.entries if entry.place.name == bias), None)
 
     def resized(self) -> list[str]:
-        """The parameters whose arrays were resampled."""
+        """The names of the resampled parameters."""
         return [entry.place.name for entry in self.entries if entry.resized]
 
     def state_dict(self, model: ImageModel) -> dict[str, np.ndarray]:
-        """The arrays by the model's names and in its shapes; each must fit."""
+        """The arrays under the names and in the shapes of the model's parameters; every array must fit."""
         return assemble([(entry.place, entry.array) for entry in self.entries], model)
 
 
 def make_plan(
-    arrays: Mapping[str, np.ndarray], model: ImageModel, resize: bool = False, origin: ImageModel | None = None
+    arrays: Mapping[str, np.ndarray], model: ImageModel, resize: bool = False, saved_from: ImageModel | None = None
 ) -> Plan:
-    """Find the place of each array.
+    """Match the arrays of a file with the parameters of a model.
 
     Args:
-        arrays: the arrays of a file, by the names there.
-        model: the model to load.
-        resize: resample position embeddings and relative position bias tables to the model's size.
-        origin: the model that the file was saved from; None: unknown, its grid and windows are taken to be square.
+        arrays: the arrays under the file's names.
+        model: the model to load into.
+        resize: resample position embeddings and relative position bias tables to the model's grid and window size.
+        saved_from: the model that the file was saved from; None: unknown, assume a square grid and square windows.
     """
     layout, own = layout_of(arrays, model), model.state_dict()
     entries = []
@@ -94,18 +94,18 @@ def make_plan(
         if place.name not in own and _COMPUTED.search(place.name):
             continue
         if resize and found:
-            array = _resample(array, place.name, own[place.name].shape, model, origin)
+            array = _resample(array, place.name, own[place.name].shape, model, saved_from)
         entries.append(Entry(name, place, not found, array, resized=array is not arrays[name]))
     head = next(f"{name}." for name, module in model.named_modules() if module is model.head)
     return Plan(layout, (head, "pre_logits."), tuple(entries), tuple(_missing(entries, own)))
 
 
-# Buffers that models compute themselves, or do without.
+# Buffers that our models recompute or do not have.
 _COMPUTED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
 
 
 def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:
-    """The parameters that no entry fills; of a parameter that some of q, k and v fill, the other thirds."""
+    """The parameters without an entry; if only some of q, k and v have one, the other thirds."""
     filled = {(entry.place.name, entry.place.part) for entry in entries if not entry.unexpected}
     for name in own:
         in_thirds = any((name, part) in filled for part in range(3))
@@ -117,20 +117,22 @@ def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:
 # Position embeddings and bias tables of another size ----------------------------------------------------------------
 
 
-def _resample(array: np.ndarray, name: str, shape: Shape, model: ImageModel, origin: ImageModel | None) -> np.ndarray:
-    """The array resampled for the parameter `name` of this shape, if it holds positions of another grid or window size;
-    the same array otherwise. The old size is that of the model `origin`; None: a square."""
+def _resample(
+    array: np.ndarray, name: str, shape: Shape, model: ImageModel, saved_from: ImageModel | None
+) -> np.ndarray:
+    """Resample a position embedding or a bias table of another grid or window size to the parameter `name` of this
+    shape; return any other array itself. `saved_from` has the old size; None: assume a square."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
     if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D)
         side, grid = isqrt(max(array.shape[1] - 1, 0)), model.patch_embed.grid_size
-        old = origin.patch_embed.grid_size if isinstance(origin, VisionTransformer) else (side, side)
-        if array.shape[:2] == (1, 1 + prod(old)) and grid != old:  # grids of equal area too: 8 x 8, 4 x 16
+        old = saved_from.patch_embed.grid_size if isinstance(saved_from, VisionTransformer) else (side, side)
+        if array.shape[:2] == (1, 1 + prod(old)) and grid != old:  # a grid of equal length too: 8 x 8 to 4 x 16
             return resample_pos_embed(_to_float(array), old, grid).numpy()
     if name.endswith("relative_position_bias_table"):  # ((2M - 1)², heads)
         side, window = (isqrt(array.shape[0]) + 1) // 2, _window_size(model, name)
-        if isinstance(origin, SwinTransformer):
-            old = _window_size(origin, name)
+        if isinstance(saved_from, SwinTransformer):
+            old = _window_size(saved_from, name)
         else:
             old = window if array.shape == shape else side
         if prod(2 * length - 1 for length in sides(old)) == array.shape[0] and old != window:
@@ -139,11 +141,11 @@ def _resample(array: np.ndarray, name: str, shape: Shape, model: ImageModel, ori
 
 
 def _window_size(model: ImageModel, name: str) -> Size:
-    """The window size of the attention module that has the bias table `name`."""
+    """The window size of the attention module with the bias table `name`."""
     modules: dict[str, Any] = dict(model.named_modules())
     return modules[name.rpartition(".")[0]].window_size
 
 
 def _to_float(array: np.ndarray) -> Tensor:
-    """At least float32."""
+    """As a Tensor of float32, or of float64 if the array needs it."""
     return Tensor(array.astype(np.promote_types(array.dtype, np.float32)))
