@@ -103,7 +103,7 @@ def remove(name):
         (add("train/c"), "the classes in .*train and val differ: c only in train"),
         (add("val/c"), "the classes in .*train and val differ: c only in val"),
         (empty, "there are no images in the folder .*train/b"),
-        (damage, r"val/b/000\.png is no image that can be read here"),
+        (damage, r"val/b/000\.png is not an image in a supported format"),
         (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
     ],
 )
