@@ -100,13 +100,13 @@ def make_plan(
     return Plan(layout, (head, "pre_logits."), tuple(entries), tuple(_missing(entries, own)))
 
 
-# Buffers that our models recompute or do not have.
+# Ignored if the model has no such buffer: our models recompute these values or do not need them.
 _COMPUTED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
 
 
 def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:
     """The parameters without an entry; if only some of q, k and v have one, the other thirds."""
-    filled = {(entry.place.name, entry.place.part) for entry in entries if not entry.unexpected}
+    filled = {(entry.place.name, entry.place.part) for entry in entries}
     for name in own:
         in_thirds = any((name, part) in filled for part in range(3))
         for part in range(3) if in_thirds else [None]:

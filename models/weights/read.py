@@ -21,7 +21,7 @@ from minigrad.backend import plain, to_device
 
 Arrays = dict[str, np.ndarray]
 
-# Keys under which checkpoints hold weights, in order of preference: averaged weights (EMA), the evaluated ones, first.
+# Keys under which checkpoints hold weights, in order of preference: averaged weights (EMA) first.
 _WEIGHT_KEYS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema"),
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
@@ -180,8 +180,8 @@ def _to_array(name: Any, value: Any) -> np.ndarray:
 
 
 def _unstack_jax(arrays: Arrays) -> Arrays:
-    """Google's newer files (big_vision) in the format of the older ones: an array with a leading axis for the blocks
-    is split, and the class token gets a position embedding of zeros, which is the same as none."""
+    """Convert Google's newer format (big_vision) to the older one: split arrays with a leading axis for the blocks, and
+    add a position embedding of zeros for the class token, which has none."""
     unstacked = {}
     for name, array in arrays.items():
         *path, leaf = name.split("/")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from minigrad import Tensor, serialize
+from minigrad import Tensor, nn, serialize
 from models.compare import formula
 from models.swin import resample_relative_position_bias_table
 from models.vit import resample_pos_embed
@@ -73,6 +73,16 @@ def test_computed_buffers_are_ignored():
     entries["layers.0.bn.num_batches_tracked"] = np.array(0)
     models.load_weights(model, entries)
     assert_has_formula_weights(model)
+
+
+def test_buffers_that_the_model_has_are_loaded():
+    """BatchNorm2d(momentum=None) averages over all batches and needs their number."""
+    model, entries = file_of("Facebook")
+    model.bn = nn.BatchNorm2d(2, momentum=None)
+    entries |= {f"bn.{name}": tensor.numpy().copy() for name, tensor in model.bn.state_dict().items()}
+    entries["bn.num_batches_tracked"] = np.array(5)
+    models.load_weights(model, entries)
+    assert int(model.bn.num_batches_tracked.numpy()) == 5
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_torch_files_load(tmp_path, suffix, zipped):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_files_of_half_precision_load(tmp_path, dtype):
+def test_files_of_each_dtype_load(tmp_path, dtype):
     entries, ours = block()
     entries = {name: x.to(dtype) for name, x in entries.items()}
     torch.save(entries, tmp_path / "w.pth")

@@ -122,12 +122,12 @@ def test_all_unreadable_images_are_named(tmp_path, monkeypatch):
         (tmp_path / "train" / "a" / f"{i:03}.png").write_bytes(b"no image at all")
     (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
     with pytest.raises(
-        InputError, match=r"a/000\.png is no .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
+        InputError, match=r"a/000\.png is not .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
     ) as e:
         folder.load(tmp_path, 32)
     assert "perhaps more" not in str(e.value)
     monkeypatch.setattr(folder, "_MOST_PROBLEMS", 2)
-    with pytest.raises(InputError, match=r"a/000\.png is no .*a/001.*, and perhaps more: repair or") as e:
+    with pytest.raises(InputError, match=r"a/000\.png is not .*a/001.*, and perhaps more: repair or") as e:
         folder.load(tmp_path, 32)
     assert "gone" not in str(e.value)
 
