@@ -83,7 +83,7 @@ def conv2d(
     or "same" where the stride is 1.
     """
     groups = checks.integer(groups, "groups", "conv2d")
-    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", least=0)
+    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", minimum=0)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **options), input)
 
@@ -256,9 +256,9 @@ def window_attention(
     (B, H, W, C), in the map's order.
     """
     checks.probability(dropout_p, "window_attention")
-    shift = checks.pair(shift, "shift", "window_attention", least=0)
+    shift = checks.pair(shift, "shift", "window_attention", minimum=0)
     num_heads = checks.integer(num_heads, "num_heads", "window_attention")
-    MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
+    MH, MW = checks.pair(window_size, "window_size", "window_attention", minimum=0)
     window: Any = MH if MH == MW else (MH, MW)
     options = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
     return Tensor.apply(WindowAttention, qkv, bias, **options)
@@ -390,7 +390,7 @@ def interpolate(
             raise ValueError(f"interpolate: scale_factor {scale_factor} makes images {input.shape[2:]} empty: {size}")
         scales = None if recompute_scale_factor else scales
     options = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
-    size = checks.pair(size, "size", "interpolate", least=1)
+    size = checks.pair(size, "size", "interpolate", minimum=1)
     return Tensor.apply(Interpolate, input, size=size, scales=scales, **options)
 
 

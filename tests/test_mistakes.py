@@ -164,7 +164,7 @@ class _Returns(Function):
         (
             lambda: F.scaled_dot_product_attention(*[minigrad.ones(2, 3)] * 3, minigrad.ones(2, 2, dtype=np.int64)),
             TypeError,
-            "a mask holds booleans, or floats",
+            "the mask must be boolean, or floating-point",
         ),
     ],
 )

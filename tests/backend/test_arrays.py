@@ -92,7 +92,7 @@ def test_uint8_indices_are_refused(dims):
     if dims:
         uses += [lambda: x[[index, index]], lambda: x.index_select(0, index), lambda: x.gather(0, index[None])]
     for use in uses:
-        with pytest.raises(TypeError, match=r"uint8 may mean a mask or positions.*astype\(bool\)"):
+        with pytest.raises(TypeError, match=r"uint8 index is ambiguous, a mask or positions.*astype\(bool\)"):
             use()
     assert not x.numpy().any()
 

@@ -53,7 +53,7 @@ def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
         (lambda x: x[0, 0, 0], IndexError, "too many indices"),
         (lambda x: x.gather(0, np.zeros((1, 4))), TypeError, "gather: the index must hold integers, got float64"),
         (lambda x: x.gather(0, np.zeros(4, int)), ValueError, "gather: the index must have the axes of x"),
-        (lambda x: x.gather(0, np.zeros((1, 5), int)), ValueError, r"none but axis 0 longer: x has shape \(3, 4\)"),
+        (lambda x: x.gather(0, np.zeros((1, 5), int)), ValueError, r"only axis 0 may be longer than in x: x has shape \(3, 4\)"),
         (lambda x: x.gather(0, np.full((1, 4), 3)), IndexError, "gather: indices must be from 0 to 2, got .* 3 to 3"),
         (lambda x: x.gather(2, np.zeros((1, 4), int)), IndexError, "gather: axis 2 does not exist"),
         (lambda x: x.index_select(1, np.array([-1])), IndexError, "index_select: indices must be from 0 to 3"),

@@ -80,7 +80,7 @@ X, THREE, TWO = Tensor(draw(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
         (
             lambda: F.group_norm(X, 2),
             ValueError,
-            "group_norm: num_groups must divide the channels: got 2 groups of 3",
+            "group_norm: num_groups must divide the number of channels: got 2 groups, 3",
         ),
         (lambda: F.group_norm(X, 0), ValueError, "group_norm: num_groups must divide"),
         (lambda: F.group_norm(X, 1, TWO), ValueError, "group_norm: weight must have shape"),
@@ -88,7 +88,7 @@ X, THREE, TWO = Tensor(draw(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
         (
             lambda: F.batch_norm(X, None, None),
             ValueError,
-            "outside training, running_mean and running_var must be given",
+            "with training=False, running_mean and running_var must be given",
         ),
         (lambda: F.batch_norm(X, TWO, THREE), ValueError, r"batch_norm: running_mean must have shape \(3,\)"),
         (lambda: F.batch_norm(X[:1], None, None, training=True), ValueError, "more than one value per channel"),
