@@ -9,7 +9,7 @@ from minigrad.backend import Array, array_module, device_of, gemm
 from minigrad.backend.random import default_generator
 from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
-from minigrad.ops.shape import side_by_side
+from minigrad.ops.shape import stacked_view
 
 
 class ScaledDotProductAttention(Function):
@@ -53,7 +53,9 @@ class ScaledDotProductAttention(Function):
             elif mask.dtype.kind == "f":
                 scores = scores + mask.astype(scores.dtype, copy=False)
             else:
-                raise TypeError(f"attention: the mask must be boolean, or floating-point and added to the scores, got {mask.dtype}")
+                raise TypeError(
+                    f"attention: the mask must be boolean, or floating-point and added to the scores, got {mask.dtype}"
+                )
         self.probs = softmax_(scores)
         self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
         if dropout_p:
@@ -95,7 +97,7 @@ def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> li
 
     If q, k and v are views of one array (packed q, k, v), so are the gradients.
     """
-    packed = side_by_side((q, k, v)) if all(wanted) else None
+    packed = stacked_view((q, k, v)) if all(wanted) else None
     if packed is not None and 0 not in packed.strides:
         return list(array_module(q).empty_like(packed))
     return [_empty_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]

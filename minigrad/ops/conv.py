@@ -92,22 +92,22 @@ class Columns:
     def correlate(self, x: Array, weight: Array) -> Array:
         y = array_module(x).empty((len(x), *self.windows.out, len(weight)), x.dtype)
         W = self._matrix(weight)
-        for some in self._blocks(x, weight.shape):
-            self._rows(y[some])[...] = gemm(self.unfold(x[some]), W)
+        for block in self._blocks(x, weight.shape):
+            self._rows(y[block])[...] = gemm(self.unfold(x[block]), W)
         return y
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         grad_x = array_module(grad_y).empty(shape, grad_y.dtype)
         W = self._matrix(weight)
-        for some in self._blocks(grad_y, weight.shape):
-            grad_x[some] = self.fold(gemm(self._rows(grad_y[some]), W.swapaxes(1, 2)), grad_x[some].shape)
+        for block in self._blocks(grad_y, weight.shape):
+            grad_x[block] = self.fold(gemm(self._rows(grad_y[block]), W.swapaxes(1, 2)), grad_x[block].shape)
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         G, grouped = self.groups, shape[0] // self.groups
         grad_W = array_module(x).zeros((G, prod(shape[1:]), grouped), x.dtype)
-        for some in self._blocks(x, shape):
-            grad_W += gemm(self.unfold(x[some]).swapaxes(1, 2), self._rows(grad_y[some]))
+        for block in self._blocks(x, shape):
+            grad_W += gemm(self.unfold(x[block]).swapaxes(1, 2), self._rows(grad_y[block]))
         # (G, KH·KW·C', O') -> (G, KH, KW, C', O') -> (G, O', C', KH, KW) -> (O, C', KH, KW)
         return grad_W.reshape(G, *shape[2:], shape[1], grouped).transpose(0, 4, 3, 1, 2).reshape(shape)
 
@@ -161,7 +161,7 @@ class Depthwise:
 
         y += x' · weight[k,l],   ∂x' += ∂y · weight[k,l],   ∂weight[k,l] = Σ_n,i,j ∂y · x'
 
-    With O = M · C outputs (a depth multiplier M), channel c has the outputs c · M + m: the sums are computed for each m.
+    With O = M · C outputs (a depth multiplier M), channel c has the outputs c · M + m, computed for one m at a time.
     """
 
     windows: Windows
@@ -169,9 +169,9 @@ class Depthwise:
     def correlate(self, x: Array, weight: Array) -> Array:
         xp, filters = array_module(x), self._filters(weight, x.shape[3])
         y = xp.zeros((len(filters), len(x), *self.windows.out, x.shape[3]), x.dtype)
-        for some in self._blocks(x):
-            padded, scratch = xp.ascontiguousarray(self.windows.pad(x[some])), xp.empty_like(y[0, some])
-            for y_m, weight_m in zip(y[:, some], filters, strict=True):
+        for block in self._blocks(x):
+            padded, scratch = xp.ascontiguousarray(self.windows.pad(x[block])), xp.empty_like(y[0, block])
+            for y_m, weight_m in zip(y[:, block], filters, strict=True):
                 for tap, where in self.windows.taps():
                     y_m += xp.multiply(padded[where], weight_m[tap], out=scratch)
         return xp.moveaxis(y, 0, -1).reshape(*y.shape[1:4], len(weight))  # (M, N, OH, OW, C) -> (N, OH, OW, C·M)
@@ -179,21 +179,21 @@ class Depthwise:
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         xp, filters = array_module(grad_y), self._filters(weight, shape[3])
         grad_x = xp.empty(shape, grad_y.dtype)
-        for some in self._blocks(grad_x):
-            padded = xp.zeros(self.windows.padded_shape(grad_x[some].shape), grad_y.dtype)
-            for grad_m, weight_m in zip(self._multiples(grad_y[some], len(filters)), filters, strict=True):
+        for block in self._blocks(grad_x):
+            padded = xp.zeros(self.windows.padded_shape(grad_x[block].shape), grad_y.dtype)
+            for grad_m, weight_m in zip(self._multiples(grad_y[block], len(filters)), filters, strict=True):
                 scratch = xp.empty_like(grad_m)
                 for tap, where in self.windows.taps():
                     padded[where] += xp.multiply(grad_m, weight_m[tap], out=scratch)
-            grad_x[some] = self.windows.unpad(padded)
+            grad_x[block] = self.windows.unpad(padded)
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         xp, C = array_module(x), x.shape[3]
         grad_filters = xp.zeros((shape[0] // C, *self.windows.kernel, C), x.dtype)
-        for some in self._blocks(x):
-            padded = xp.ascontiguousarray(self.windows.pad(x[some]))
-            for grad_m, total in zip(self._multiples(grad_y[some], len(grad_filters)), grad_filters, strict=True):
+        for block in self._blocks(x):
+            padded = xp.ascontiguousarray(self.windows.pad(x[block]))
+            for grad_m, total in zip(self._multiples(grad_y[block], len(grad_filters)), grad_filters, strict=True):
                 scratch = xp.empty_like(grad_m)
                 for tap, where in self.windows.taps():
                     xp.multiply(padded[where], grad_m, out=scratch)

@@ -124,6 +124,6 @@ class MaskedFill(Function):
 
 
 def _in_range(index: Array, size: int, op: str) -> None:
-    """Check that all indices are from 0 to `size` - 1. Not on a GPU: reading them would synchronize; CuPy wraps them."""
+    """Check that indices are from 0 to `size` - 1: on the CPU only, since reading them synchronizes with a GPU."""
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < size:
         raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got some from {index.min()} to {index.max()}")

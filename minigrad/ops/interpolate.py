@@ -75,7 +75,7 @@ def _is_finite(x: np.ndarray) -> bool:
 
 
 def _taps(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, columns and values of the first nonzero entry of each row, then of the second one of each row, and so on."""
+    """Rows, columns and values of the first nonzero entry of each row, then of the second of each row, and so on."""
     rows, columns = np.nonzero(matrix)
     before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero entries before this one in its row
     for t in range(before.max() + 1):
@@ -150,9 +150,9 @@ def _check(x: Array, size: Any, scales: Any, mode: str, align_corners: bool | No
         raise ValueError(f"interpolate: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode in ("nearest", "nearest-exact"):
         if align_corners is not None:
-            raise ValueError(f"interpolate: align_corners is only for modes 'bilinear' and 'bicubic', got mode {mode!r}")
+            raise ValueError(f"interpolate: align_corners is only for mode 'bilinear' or 'bicubic', got {mode!r}")
         if antialias:
-            raise ValueError(f"interpolate: antialias is only for modes 'bilinear' and 'bicubic', got mode {mode!r}")
+            raise ValueError(f"interpolate: antialias is only for mode 'bilinear' or 'bicubic', got {mode!r}")
     if scales is not None and min(scales) <= 0:
         raise ValueError(f"interpolate: scales must be above 0, got {scales}")
     return checks.pair(size, "size", "interpolate", minimum=1)

@@ -130,7 +130,7 @@ def test_adaptive_windows_do_not_spread_what_they_do_not_see():
         ((1, 1, 4, 4), {"kernel_size": 2, "stride": 0}, ValueError, "stride must be at least 1"),
         ((1, 1, 4, 4), {"kernel_size": 2, "padding": -1}, ValueError, "padding must be at least 0"),
         ((1, 1, 4, 4), {"kernel_size": 3, "padding": 2}, ValueError, r"at most half of kernel_size \(3, 3\)"),
-        ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, more than .* \(4, 4\)"),
+        ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, but .* \(4, 4\)"),
     ],
 )
 def test_errors_teach(pool, shape, options, error, message):
@@ -142,7 +142,7 @@ def test_more_errors():
     x = Tensor(np.zeros((1, 1, 4, 4)))
     with pytest.raises(ValueError, match="dilation must be at least 1"):
         F.max_pool2d(x, 2, dilation=0)
-    with pytest.raises(ValueError, match=r"divisor_override .*, so it must not be 0"):
+    with pytest.raises(ValueError, match=r"divisor_override must not be 0"):
         F.avg_pool2d(x, 2, divisor_override=0)
     with pytest.raises(ValueError, match="output_size must be at least 1"):
         F.adaptive_avg_pool2d(x, 0)
