@@ -102,7 +102,7 @@ class MSELoss(Function):
     def forward(self, x: Array, target: Array, *, reduction: str) -> Array:
         checks.floating(x, "mse_loss")
         if x.shape != target.shape:
-            raise ValueError(f"mse_loss: input and target must have one shape, got {x.shape} and {target.shape}")
+            raise ValueError(f"mse_loss: input and target must have the same shape, got {x.shape} and {target.shape}")
         self.difference = x - target
         squares = self.difference * self.difference
         self.share = 1.0

@@ -72,7 +72,7 @@ X, THREE, TWO = Tensor(draw(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: F.layer_norm(X, 2), ValueError, r"layer_norm: normalized_shape must equal .*got \(2,\) for .*\(2, 3\)"),
+        (lambda: F.layer_norm(X, 2), ValueError, r"layer_norm: normalized_shape must equal .*got \(2,\) for"),
         (lambda: F.layer_norm(X, ()), ValueError, "and not be empty"),
         (lambda: F.layer_norm(X, (1, 2, 3)), ValueError, "layer_norm: normalized_shape must equal"),
         (lambda: F.layer_norm(X, 3, TWO), ValueError, r"layer_norm: weight must have shape \(3,\).*got \(2,\)"),

@@ -88,6 +88,6 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
         the same for all."""
         B, *rest = self.shape
         chunks = list(row_chunks(B, prod(rest)))
-        scratch = np.empty((min(chunks[0].stop, B), *rest), np.float32) if x is None else None
+        scratch: Array = np.empty((min(chunks[0].stop, B), *rest), np.float32) if x is None else None
         for chunk in chunks:
-            yield chunk, x[chunk] if scratch is None else scratch[: B - chunk.start]
+            yield chunk, scratch[: B - chunk.start] if x is None else x[chunk]
