@@ -42,7 +42,7 @@ Reduction = Literal["mean", "sum", "none"]
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along the existing axis `dim`.
 
-    Shapes: equal, with at least one axis, except for the sizes along `dim`, which are added.
+    Shapes: equal except along `dim`, where the sizes are added; at least one axis.
     """
     return Tensor.apply(Cat, *tensors, axis=dim)
 
@@ -106,7 +106,7 @@ def conv2d(
     Args:
         input: floating-point. If it is 16-bit, so is y, whatever the dtypes of `weight` and `bias`.
         padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only).
-        groups: the channels are divided into groups; outputs of a group depend on inputs of this group alone.
+        groups: the number of groups of channels; output channels of a group depend only on its input channels.
     """
     groups = checks.integer(groups, "groups", "conv2d")
     padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", minimum=0)
@@ -226,7 +226,7 @@ def batch_norm(
 def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
     """(w - μ) / √(σ² + eps), with μ and σ² over each filter w.
 
-    Shapes: weight, result (O, ...), as of a convolution; floating-point.
+    Shapes: weight, result (O, ...), a filter for each output channel of a convolution; floating-point.
     """
     return Tensor.apply(StandardizeWeight, weight, eps=eps)
 
@@ -271,7 +271,7 @@ def silu(input: Tensor) -> Tensor:
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
-    """yᵢ = exp xᵢ / Σⱼ exp xⱼ along `dim`; floating-point. Shapes: input and y alike."""
+    """yᵢ = exp xᵢ / Σⱼ exp xⱼ along `dim`; floating-point. y has the shape of the input."""
     return Tensor.apply(Softmax, input, axis=dim)
 
 
@@ -398,13 +398,14 @@ def cross_entropy(
 ) -> Tensor:
     """lossₙ = -Σ_c weight_c · q_nc · ln softmax(xₙ)_c, for logits x and target probabilities q.
 
-    Shapes: input (N, C, ...) or (C,), floating-point; target (N, ...) or () of class indices, integers, for which q is
-    one-hot, or q itself in the shape of the input; weight (C,). A class index out of range is an IndexError (CPU only).
+    Shapes: input (N, C, ...) or (C,), floating-point; losses (N, ...) or ().
 
     Args:
-        weight: the weights of the classes; None: all 1.
+        target: class indices, integers in the shape of the losses, for which q is one-hot; or q, in the shape of the
+            input. A class index out of range is an IndexError (CPU only).
+        weight: weights of the classes, (C,); None: all 1.
         ignore_index: targets with this index have loss 0 and do not count in the mean.
-        reduction: "none", "sum", or "mean": the sum divided by Σₙ weight[targetₙ], for probabilities by the count of n.
+        reduction: "none"; "sum"; or "mean", the sum divided by Σₙ weight[targetₙ], or for q by the number of losses.
         label_smoothing: s from 0 to 1: q becomes (1 - s) · q + s / C.
     """
     ignore_index = checks.integer(ignore_index, "ignore_index", "cross_entropy")

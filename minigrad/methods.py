@@ -186,27 +186,27 @@ class Methods:
     # Elementwise ----------------------------------------------------------------------------------------------------
 
     def exp(self) -> "Tensor":
-        """y = eˣ, elementwise; float32 for integers."""
+        """y = eˣ, elementwise. Integers give float32."""
         return self.apply(pointwise.Exp, self)
 
     def log(self) -> "Tensor":
-        """y = ln x, the natural logarithm, elementwise; float32 for integers."""
+        """y = ln x, the natural logarithm, elementwise. Integers give float32."""
         return self.apply(pointwise.Log, self)
 
     def sqrt(self) -> "Tensor":
-        """y = √x, elementwise; float32 for integers."""
+        """y = √x, elementwise. Integers give float32."""
         return self.apply(pointwise.Sqrt, self)
 
     def tanh(self) -> "Tensor":
-        """y = tanh x, elementwise; float32 for integers."""
+        """y = tanh x, elementwise. Integers give float32."""
         return self.apply(pointwise.Tanh, self)
 
     def sigmoid(self) -> "Tensor":
-        """y = 1 / (1 + e⁻ˣ), elementwise; float32 for integers."""
+        """y = 1 / (1 + e⁻ˣ), elementwise. Integers give float32."""
         return self.apply(pointwise.Sigmoid, self)
 
     def erf(self) -> "Tensor":
-        """The error function y = 2/√π · ∫₀ˣ exp(-t²) dt, elementwise; float32 for integers."""
+        """The error function y = 2/√π · ∫₀ˣ exp(-t²) dt, elementwise. Integers give float32."""
         return self.apply(pointwise.Erf, self)
 
     def maximum(self, other: Any) -> "Tensor":
@@ -283,7 +283,7 @@ class Methods:
         return self.apply(shapes.Reshape, self, shape=sequence(shape))
 
     def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Tensor":
-        """The axes from `start_dim` to `end_dim`, both included, merged into one."""
+        """Merge the axes from `start_dim` to `end_dim`, both included, into one."""
         first = checks.one_axis(start_dim, self.ndim, "flatten")
         last = checks.one_axis(end_dim, self.ndim, "flatten")
         if first > last:
@@ -292,16 +292,16 @@ class Methods:
         return self.reshape(*self.shape[:first], merged, *self.shape[last + 1 :])
 
     def unflatten(self, dim: int, sizes: Sequence[int]) -> "Tensor":
-        """The axis `dim` split into axes of `sizes`, one of which may be -1: the inverse of `flatten`."""
+        """Split the axis `dim` into axes of these `sizes`; one size may be -1. The inverse of `flatten`."""
         dim = checks.one_axis(dim, self.ndim, "unflatten")
         return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
 
     def permute(self, *dims: Any) -> "Tensor":
-        """The axes in another order: axis i of the result is axis `dims[i]`, as a view."""
+        """Permute the axes, as a view: axis i of the result is axis `dims[i]`."""
         return self.apply(shapes.Permute, self, axes=sequence(dims))
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
-        """The axes `dim0` and `dim1` exchanged, as a view."""
+        """Exchange the axes `dim0` and `dim1`, as a view."""
         order = list(range(self.ndim))
         first, second = (checks.one_axis(dim, self.ndim, "transpose") for dim in (dim0, dim1))
         if order:
@@ -309,7 +309,7 @@ class Methods:
         return self.permute(*order)
 
     def movedim(self, source: int | Sequence[int], destination: int | Sequence[int]) -> "Tensor":
-        """The axes `source` at the positions `destination`, the others in their order, as a view."""
+        """Move the axes `source` to the positions `destination`, as a view; the other axes keep their order."""
         old, new = (checks.axes(dims, self.ndim, "movedim") for dims in (source, destination))
         if len(old) != len(new):
             raise ValueError(f"movedim: source and destination must have one length, got {source} and {destination}")
@@ -345,7 +345,7 @@ class Methods:
         return self.reshape(*self.shape[:dim], 1, *self.shape[dim:])
 
     def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple["Tensor", ...]:
-        """The tensor split into chunks along `dim`, as views.
+        """Split the tensor into chunks along `dim`, as views.
 
         split_size: the size of every chunk, except that the last may be smaller; or a list of sizes.
         """
@@ -364,7 +364,7 @@ class Methods:
         return tuple(self[(*before, slice(a, b))] for a, b in pairwise(starts))
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
-        """At most `chunks` chunks of equal size along `dim`, of which the last may be smaller, as views."""
+        """Split the tensor along `dim` into at most `chunks` views of equal size; the last may be smaller."""
         if (chunks := checks.integer(chunks, "chunks", "chunk")) < 1:
             raise ValueError(f"chunk: chunks must be at least 1, got {chunks}")
         length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
@@ -454,7 +454,7 @@ class Methods:
 
 
 def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple[np.dtype | None, str | None]:
-    """(dtype, device), None if not given, from the arguments of `to`: in any order, positional or by keyword."""
+    """The dtype and the device among the arguments of `to`, in any order, positional or by keyword; None if absent."""
     for given in targets:
         if isinstance(given, str) and given.partition(":")[0] in ("cpu", "cuda"):
             device = given
@@ -467,7 +467,7 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
 
 
 def raw(x: Any) -> Any:
-    """The array of a Tensor. A NumPy scalar becomes a Python number, which never promotes an array."""
+    """The array of a Tensor; a NumPy scalar as a Python number, which never promotes an array; others unchanged."""
     return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else plain(x)
 
 

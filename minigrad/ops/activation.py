@@ -32,7 +32,7 @@ class GELU(Function):
         checks.floating(x, "gelu")
         cdf = special.normal_cdf(x)
         if any(self.needs_input_grad):
-            with np.errstate(over="ignore"):  # x² may overflow to ∞: exp(-∞) is 0, as it should be
+            with np.errstate(over="ignore"):  # if x² overflows to ∞, exp(-∞) is 0
                 self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
         return x * cdf
 

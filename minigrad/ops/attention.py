@@ -18,8 +18,8 @@ class ScaledDotProductAttention(Function):
         ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - ⟨∂P, P⟩),   ∂bias = ∂S
         ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
 
-    `mask` is boolean (True: the query may attend to the key) or a float bias that is added to the scores, such as
-    Swin's relative position bias, and then has a gradient. The mask is broadcast to the scores (..., L, S), never the
+    `mask` is boolean (True: the query may attend to the key), or a float bias that is added to the scores (such as
+    Swin's relative position bias), which has a gradient. The mask is broadcast to the scores (..., L, S), never the
     scores to the mask. A query that may attend to no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) replaces P in
     y and ∂v, and ∂P ⊙ M / (1 - p) replaces ∂P.
 

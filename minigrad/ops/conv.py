@@ -24,7 +24,7 @@ class Conv2d(Function):
 
         y[n,o,i,j]       = bias[o] + Σ_c,k,l  weight[o,c,k,l] · x[n,c,h,w]
                            h = i · stride + k · dilation - padding,  w likewise from j and l;  x = 0 beyond the edge
-        ∂x[n,c,h,w]      = Σ_o,i,j,k,l  ∂y[n,o,i,j] · weight[o,c,k,l],  over all i,j,k,l whose h and w are these
+        ∂x[n,c,h,w]      = Σ_o,i,j,k,l  ∂y[n,o,i,j] · weight[o,c,k,l],  over all i,j,k,l that give this h and w
         ∂weight[o,c,k,l] = Σ_n,i,j  ∂y[n,o,i,j] · x[n,c,h,w]
         ∂bias[o]         = Σ_n,i,j  ∂y[n,o,i,j]
 
@@ -124,7 +124,7 @@ class Columns:
     def fold(self, grad_X: Array, shape: tuple[int, ...]) -> Array:
         """∂x from ∂X (col2im): (G, N·OH·OW, KH·KW·C') -> (N, H, W, C).
 
-            ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over all i,j,k,l whose h and w are these
+            ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over all i,j,k,l that give this h and w
 
         At a given tap, no two windows read the same pixel. So KH·KW additions to slices suffice: no scattered sum.
         """

@@ -190,8 +190,8 @@ class Maximum(Function):
 
     def backward(self, grad_output: Array) -> tuple[Array, Array]:
         xp = array_module(grad_output)
-        share = xp.where(self.tie, grad_output / 2, grad_output)
-        return xp.where(self.no_grad_a, 0, share), xp.where(self.no_grad_b, 0, share)
+        grad = xp.where(self.tie, grad_output / 2, grad_output)
+        return xp.where(self.no_grad_a, 0, grad), xp.where(self.no_grad_b, 0, grad)
 
 
 class Minimum(Maximum):

@@ -126,4 +126,4 @@ class MaskedFill(Function):
 def _in_range(index: Array, size: int, op: str) -> None:
     """Check that indices are from 0 to `size` - 1: on the CPU only, since reading them synchronizes with a GPU."""
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < size:
-        raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got some from {index.min()} to {index.max()}")
+        raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got indices from {index.min()} to {index.max()}")

@@ -17,9 +17,9 @@ class Interpolate(Function):
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    `weights` computes R and C from the sizes along H and W. Most of their entries are 0, and these are left out of the
-    sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to a whole row or column. `scales` is the ratio of output
-    to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
+    `weights` computes R and C from the sizes along H and W. Most entries of R and C are 0, and zero entries are left out
+    of the sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to an entire row or column. `scales` is the ratio
+    of output to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); R (OH, H); C (OW, W).  Saves R and C.
     """
@@ -63,8 +63,8 @@ def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
     y = xp.zeros((N, C, *sizes), x.dtype)
     for rows, columns, entries in _taps(matrix):
         factors = entries.astype(x.dtype).reshape((-1, 1) if axis == 2 else -1)  # (rows, 1) or (columns,)
-        place = (slice(None),) * axis + (beside(x, rows),)
-        y[place] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
+        index = (slice(None),) * axis + (beside(x, rows),)
+        y[index] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
     return y
 
 

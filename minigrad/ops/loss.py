@@ -19,8 +19,8 @@ class CrossEntropy(Function):
         Q_nc = w_c · ((1 - s) · q_nc + s / C)
 
     Rows whose index is `ignore_index` have Q = 0 and gradient 0, even if all rows are ignored and the mean is NaN. The
-    mean is Σ lossₙ divided by Σ w_c over the target classes; for target probabilities, by the number of rows. These
-    have the gradient ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
+    mean is Σ lossₙ divided by Σ w_c over the target classes; for target probabilities, by the number of rows.
+    Target probabilities have the gradient ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
 
     Shapes: x (N, C, ...) or (C,); target (N, ...) of class indices, or probabilities like x; w (C,).
     Saves ln p, Q, s, w, and which rows are ignored.  Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
@@ -58,16 +58,16 @@ class CrossEntropy(Function):
         with np.errstate(invalid="ignore"):  # 0 · -∞, where p = 0 for a class that is not the target
             loss = -sum_over(xp.where(self.Q == 0, 0, self.Q * self.log_p), self.axis)
 
-        self.share = 1.0
+        self.scale = 1.0
         if reduction == "mean":
             total = sum_over(self.class_weight * q) if indices else xp.full((), prod(x.shape) // C, x.dtype)
-            self.share = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
-            return sum_over(loss) * self.share
+            self.scale = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
+            return sum_over(loss) * self.scale
         return sum_over(loss) if checks.reduction(reduction, "cross_entropy") == "sum" else loss
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None, None]:
         xp = array_module(self.log_p)
-        grad_loss = grad_output * self.share
+        grad_loss = grad_output * self.scale
         if grad_loss.ndim:
             grad_loss = xp.expand_dims(grad_loss, self.axis)
         if self.ignored is not None:
@@ -89,7 +89,7 @@ class CrossEntropy(Function):
             if used.size and not 0 <= used.min() <= used.max() < C:
                 raise IndexError(
                     f"cross_entropy: class indices must be from 0 to {C - 1} (or ignore_index = {ignore_index}), "
-                    f"got some from {used.min()} to {used.max()}"
+                    f"got indices from {used.min()} to {used.max()}"
                 )
         classes = xp.arange(C).reshape([C if a == self.axis else 1 for a in range(x.ndim)])
         target = xp.where(target == ignore_index, -1, target)  # -1 is no class
@@ -105,13 +105,13 @@ class MSELoss(Function):
             raise ValueError(f"mse_loss: input and target must have the same shape, got {x.shape} and {target.shape}")
         self.difference = x - target
         squares = self.difference * self.difference
-        self.share = 1.0
+        self.scale = 1.0
         if checks.reduction(reduction, "mse_loss") == "none":
             return squares
         if reduction == "mean":
-            self.share = 1 / x.size if x.size else float("nan")
-        return sum_over(squares) * self.share
+            self.scale = 1 / x.size if x.size else float("nan")
+        return sum_over(squares) * self.scale
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
-        grad_x = grad_output * (2 * self.share) * self.difference
+        grad_x = grad_output * (2 * self.scale) * self.difference
         return grad_x, -grad_x if self.needs_input_grad[1] else None

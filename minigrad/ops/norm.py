@@ -27,7 +27,7 @@ _running_lock = Lock()
 
 
 def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
-    """x̂, r, μ and σ², with a set along `axis`; r, μ and σ² keep it with size 1."""
+    """x̂, r, μ and σ², where the values along `axis` are a set; r, μ and σ² have size 1 along `axis`."""
     mean, centred = deviations(x, axis)
     var = mean_over(centred * centred, axis, keepdims=True)
     rstd = 1 / array_module(x).sqrt(var + eps)
@@ -153,7 +153,7 @@ class BatchNorm(Function):
 class StandardizeWeight(Function):
     """ŵ = (w - μ) · r for each output channel: a convolution with weight ŵ has filters of mean 0 and variance 1.
 
-    Shapes: w, ŵ (O, ...); Saves ŵ as (O, ·), r as (O, 1).  Qiao et al. 2019, arXiv:1903.10520.
+    Shapes: w, ŵ (O, ...).  Saves ŵ as (O, ·), r as (O, 1).  Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def forward(self, weight: Array, *, eps: float) -> Array:

@@ -89,10 +89,10 @@ class AvgPool2d(Function):
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
 
     def backward(self, grad_output: Array) -> Array:
-        share = grad_output.transpose(0, 2, 3, 1) / self.divisor
-        padded = array_module(share).zeros(self.windows.padded_shape(self.shape), share.dtype)
+        grad_pixel = grad_output.transpose(0, 2, 3, 1) / self.divisor
+        padded = array_module(grad_pixel).zeros(self.windows.padded_shape(self.shape), grad_pixel.dtype)
         for _, where in self.windows.taps():
-            padded[where] += share
+            padded[where] += grad_pixel
         return self.windows.unpad(padded).transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 

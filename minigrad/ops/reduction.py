@@ -31,7 +31,7 @@ class _Reduction(Function):
         return prod(x.shape[a] for a in self.axes)
 
     def with_axes(self, reduced: Array) -> Array:
-        """`reduced` with the reduced axes inserted in size 1, so that it broadcasts against x."""
+        """`reduced` with the reduced axes inserted again, of size 1, so that it broadcasts against x."""
         return reduced if self.keepdims else array_module(reduced).expand_dims(reduced, self.axes)
 
     def without_axes(self, reduced: Array) -> Array:

@@ -162,7 +162,7 @@ class Flip(Function):
 
 
 class Pad(Function):
-    """Pad each axis with (before, after) elements of `value`; negative widths crop.  ∂x is ∂y, cropped (padded).
+    """Pad each axis with (before, after) elements of `value`; negative widths crop.  ∂x = ∂y, and 0 where x is cropped.
 
     Saves the widths and the shape.
     """

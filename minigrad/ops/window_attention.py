@@ -102,7 +102,7 @@ class WindowAttention(Function):
         return array_module(x).take(x.reshape(B, H * W, C), places, axis=1)
 
     def merge(self, windows: Array, C: int) -> Array:
-        """The inverse of `partition`: (B, windows, N, ...), whose last axes have C elements, -> (B, H, W, C)."""
+        """The inverse of `partition`: (B, windows, N, ...) -> (B, H, W, C); the last axes (...) have C elements."""
         B, H, W, _ = self.shape
         places = map_places(H, W, *self.windows, device_of(windows))
         return array_module(windows).take(windows.reshape(B, H * W, C), places, axis=1).reshape(B, H, W, C)
@@ -110,14 +110,14 @@ class WindowAttention(Function):
 
 @cache  # never freed: a captured CUDA graph may read it
 def window_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
-    """The position in the map, counted row by row, of each token of each window: (windows, N) int64."""
+    """The index of each token of each window in the flattened map, (windows, N) int64."""
     places = np.arange(H * W).reshape(H, W)
     return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
 
 
 @cache  # never freed: a captured CUDA graph may read it
 def map_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
-    """The inverse permutation: for each token of the map, its index in `window_places`, flattened: (H·W,) int64."""
+    """The inverse of `window_places`: the index of each token of the map in the flattened windows, (H·W,) int64."""
     return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
 
 

@@ -61,7 +61,7 @@ def test_any_integers_name_classes(kind):
         (
             entropy([0, 3]),
             IndexError,
-            r"class indices must be from 0 to 2 \(or ignore_index = -100\), got some .* to 3",
+            r"class indices must be from 0 to 2 \(or ignore_index = -100\), got indices .* to 3",
         ),
         (entropy([0]), ValueError, "class indices must have the input's shape without its class axis 1"),
         (entropy([[0.5, 0.5]]), ValueError, "probabilities must have the shape of the input"),

@@ -84,8 +84,8 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
         return out
 
     def _chunks(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
-        """Slices of the first axis, each with an array for its scores: a slice of x, or if x is None a scratch array,
-        the same for all."""
+        """Slices of the first axis, each with an array to write its scores to: a slice of x, or if x is None a scratch
+        array, which is reused."""
         B, *rest = self.shape
         chunks = list(row_chunks(B, prod(rest)))
         scratch: Array = np.empty((min(chunks[0].stop, B), *rest), np.float32) if x is None else None
