@@ -244,7 +244,7 @@ class Plan(NamedTuple):
 def make_plan(terms: tuple[str, ...], output: str, shapes: tuple[tuple[int, ...], ...]) -> Plan:
     """Choose pairs greedily: the two operands whose product takes the fewest multiplications, then the smallest result.
 
-    The greedy order is not always optimal. For two operands there is only one order; for three or four, greedy is rarely worse.
+    This is not always the optimal order. Two operands have only one order; for three or four, greedy is rarely worse.
     """
     sizes: dict[str, int] = {}
     sums, work = [], []

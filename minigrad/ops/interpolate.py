@@ -17,9 +17,9 @@ class Interpolate(Function):
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    `weights` computes R and C from the sizes along H and W. Most entries of R and C are 0, and zero entries are left out
-    of the sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to an entire row or column. `scales` is the ratio
-    of output to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
+    `weights` computes R and C from the sizes along H and W. Most entries of R and C are 0. Zero entries are left out of
+    the sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to an entire row or column. `scales` is the ratio of
+    output to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); R (OH, H); C (OW, W).  Saves R and C.
     """
