@@ -58,16 +58,16 @@ class CrossEntropy(Function):
         with np.errstate(invalid="ignore"):  # 0 · -∞, where p = 0 for a class that is not the target
             loss = -sum_over(xp.where(self.Q == 0, 0, self.Q * self.log_p), self.axis)
 
-        self.scale = 1.0
+        self.mean_factor = 1.0
         if reduction == "mean":
             total = sum_over(self.class_weight * q) if indices else xp.full((), prod(x.shape) // C, x.dtype)
-            self.scale = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
-            return sum_over(loss) * self.scale
+            self.mean_factor = xp.where(total == 0, np.nan, 1 / xp.where(total == 0, 1, total)).astype(x.dtype)
+            return sum_over(loss) * self.mean_factor
         return sum_over(loss) if checks.reduction(reduction, "cross_entropy") == "sum" else loss
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None, None]:
         xp = array_module(self.log_p)
-        grad_loss = grad_output * self.scale
+        grad_loss = grad_output * self.mean_factor
         if grad_loss.ndim:
             grad_loss = xp.expand_dims(grad_loss, self.axis)
         if self.ignored is not None:
@@ -105,13 +105,13 @@ class MSELoss(Function):
             raise ValueError(f"mse_loss: input and target must have the same shape, got {x.shape} and {target.shape}")
         self.difference = x - target
         squares = self.difference * self.difference
-        self.scale = 1.0
+        self.mean_factor = 1.0
         if checks.reduction(reduction, "mse_loss") == "none":
             return squares
         if reduction == "mean":
-            self.scale = 1 / x.size if x.size else float("nan")
-        return sum_over(squares) * self.scale
+            self.mean_factor = 1 / x.size if x.size else float("nan")
+        return sum_over(squares) * self.mean_factor
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None]:
-        grad_x = grad_output * (2 * self.scale) * self.difference
+        grad_x = grad_output * (2 * self.mean_factor) * self.difference
         return grad_x, -grad_x if self.needs_input_grad[1] else None
