@@ -147,8 +147,8 @@ class _Returns(Function):
         (lambda: F.where(True, X32, 0.0), TypeError, "where: the condition must be a Tensor of bool, got bool"),
         (lambda: INTS**-1, ValueError, "negative integer powers"),
         (lambda: X32.to("gpu"), ValueError, 'a device "cpu" or "cuda"'),
-        (lambda: F.pad(X32, 1), ValueError, "pad: needs a pair"),
-        (lambda: Tensor(1.0).unbind(), ValueError, "no slices"),
+        (lambda: F.pad(X32, 1), ValueError, "pad: needs widths"),
+        (lambda: Tensor(1.0).unbind(), ValueError, "no axis to unbind"),
         (lambda: nn.Sequential([nn.Linear(2, 3)]), TypeError, "Sequential: holds Modules, got list"),
         (lambda: nn.Sequential(nn.Linear(2, 3), F.relu), TypeError, "holds Modules, got function"),
         (lambda: minigrad.rand(2, -1), ValueError, "must not be negative"),
@@ -164,7 +164,7 @@ class _Returns(Function):
         (
             lambda: F.scaled_dot_product_attention(*[minigrad.ones(2, 3)] * 3, minigrad.ones(2, 2, dtype=np.int64)),
             TypeError,
-            "a mask holds booleans, or floats",
+            "the mask must be boolean, or floating-point",
         ),
     ],
 )

@@ -56,7 +56,7 @@ class Conv2d(Module):
                 f"Conv2d: groups must divide in_channels and out_channels, got {groups} groups for "
                 f"{in_channels} -> {out_channels} channels"
             )
-        KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", least=1)
+        KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", minimum=1)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, KH, KW), np.float32))
         self.register_parameter("bias", Parameter(np.empty(out_channels, np.float32)) if bias else None)
