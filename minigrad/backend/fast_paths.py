@@ -60,6 +60,11 @@ def fast_path(reference: Any, *arrays: Any, **options: Any) -> Any:
     return None
 
 
+def run(reference: Any, *arrays: Any, **options: Any) -> Any:
+    """Call the first fast path of the function `reference` that supports these arguments, or else `reference`."""
+    return (fast_path(reference, *arrays, **options) or reference)(*arrays, **options)
+
+
 def fast_paths_of(reference: Any) -> tuple[Any, ...]:
     """All fast paths of `reference`, also within `without_fast_paths`."""
     return _registered.get(reference, ())

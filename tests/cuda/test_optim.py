@@ -1,4 +1,4 @@
-"""The kernels of optim.cu, each for all parameters in one launch, against the formulas in minigrad/optim/."""
+"""The kernels of optim.cu, each for all parameters in one launch, against minigrad/ops/updates.py."""
 
 from contextlib import contextmanager
 
