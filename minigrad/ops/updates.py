@@ -28,16 +28,18 @@ def sgd(
 
     v is 0 at first; None without momentum.
     """
-    step = grad + weight_decay * x if weight_decay else grad
+    g = grad + weight_decay * x if weight_decay else grad
+    step = g
     if v is not None:
         v *= momentum
-        v += step
-        step = step + momentum * v if nesterov else v  # frees g: lr · step reuses its memory
+        v += g
+        step = g + momentum * v if nesterov else v
+    del g  # lr · step reuses its memory
     x -= lr * step
 
 
 def adamw(
-    x: Array, grad: Array, m: Array, v: Array, t: int,
+    x: Array, g: Array, m: Array, v: Array, t: int,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
 ) -> None:  # fmt: skip
     """Step t = 1, 2, ... of Adam with decoupled weight decay.  Loshchilov and Hutter 2017, arXiv:1711.05101.
@@ -48,9 +50,9 @@ def adamw(
     m and v are 0 at first.
     """
     m *= beta1
-    m += (1 - beta1) * grad
+    m += (1 - beta1) * g
     v *= beta2
-    square = grad * grad
+    square = g * g
     square *= 1 - beta2
     v += square
     x *= 1 - lr * weight_decay
@@ -75,11 +77,11 @@ def adamw_all(updates: Sequence[Update]) -> None:
             "AdamW: a CUDA graph can capture only the CUDA fast path, which supports contiguous float32 parameters and "
             f"gradients, got {x.dtype} {x.shape}: the reference implementation would make the learning rate a constant"
         )
-    for x, grad, state, options in updates:
+    for x, g, state, options in updates:
         state["step"] = t = state["step"] + 1
         beta1, beta2 = map(float, options["betas"])
         lr, eps, weight_decay = float(options["lr"]), float(options["eps"]), float(options["weight_decay"])
-        adamw(x, grad, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay)
+        adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay)
 
 
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # a, b, c of `orthogonalize`
@@ -111,7 +113,7 @@ def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
     return cast(X if wide else X.T, G.dtype)
 
 
-def muon(x: Array, grad: Array, m: Array, lr: float, momentum: float, weight_decay: float) -> None:
+def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay: float) -> None:
     """One step of Muon for a matrix x (A, B), with μ the momentum.  Jordan et al. 2024.
 
         m <- μ m + (1 - μ) g,    u = μ m + (1 - μ) g
@@ -122,9 +124,9 @@ def muon(x: Array, grad: Array, m: Array, lr: float, momentum: float, weight_dec
     as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
     """
     m *= momentum
-    m += (1 - momentum) * grad
+    m += (1 - momentum) * g
     x *= 1 - lr * weight_decay
-    x -= lr * 0.2 * sqrt(max(x.shape)) * orthogonalize(momentum * m + (1 - momentum) * grad)
+    x -= lr * 0.2 * sqrt(max(x.shape)) * orthogonalize(momentum * m + (1 - momentum) * g)
 
 
 def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:
