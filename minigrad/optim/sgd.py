@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from minigrad.backend import Array, array_module
-from minigrad.ops.updates import sgd
+from minigrad.backend import array_module
+from minigrad.ops.updates import Update, sgd
 from minigrad.optim.optimizer import Optimizer
 
 
@@ -29,8 +29,9 @@ class SGD(Optimizer):
         """v; nothing without momentum."""
         return ("v",) if float(group["momentum"]) else ()
 
-    def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        lr, momentum, weight_decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
-        if momentum and "v" not in state:
-            state["v"] = array_module(x).zeros_like(x)
-        sgd(x, grad, state["v"] if momentum else None, lr, momentum, weight_decay, group["nesterov"])
+    def update_all(self, updates: list[Update]) -> None:
+        for x, grad, state, group in updates:
+            lr, momentum, weight_decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+            if momentum and "v" not in state:
+                state["v"] = array_module(x).zeros_like(x)
+            sgd(x, grad, state["v"] if momentum else None, lr, momentum, weight_decay, group["nesterov"])
