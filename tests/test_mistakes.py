@@ -154,7 +154,7 @@ class _Returns(Function):
         (lambda: minigrad.rand(2, -1), ValueError, "must not be negative"),
         (lambda: minigrad.randn(2, dtype=np.int64), TypeError, "floating-point"),
         (lambda: nn.init.kaiming_normal_(nn.Parameter(np.ones((2, 2))), mode="fanin"), ValueError, "fan_in"),
-        (lambda: optim.AdamW([X32]).load_state_dict({}), ValueError, "lacks the rate"),
+        (lambda: optim.AdamW([X32]).load_state_dict({}), ValueError, "lacks 0.lr"),
         (lambda: Tensor.apply(_Returns, X32, forward=1.0, backward=None), TypeError, "forward must return an array"),
         (
             lambda: Tensor.apply(_Returns, X32, forward=None, backward=[1.0]).sum().backward(),
