@@ -39,7 +39,7 @@ def forward_backward(case, call, grad_output):
 
 
 def torch_forward_backward(torch, case, call, grad_output):
-    """The same by PyTorch."""
+    """The output and gradients of a call in PyTorch."""
     differentiable = case.differentiable_inputs(call)
     tensors = [None if x is None else torch.tensor(x.copy()) for x in call.inputs]
     for i in differentiable:

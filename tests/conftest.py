@@ -43,7 +43,7 @@ MAX_WORKERS = 8  # a worker needs up to 1 GiB of memory
 def pytest_cmdline_main(config):
     """With pytest-xdist, run folders of tests in one process per core, each with one BLAS thread.
 
-    Named files, a debugger and `-n 0` run in this process.
+    Runs of named files, with a debugger or with `-n 0` use only this process.
     """
     option = config.option
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
@@ -74,7 +74,7 @@ def exhaustive(pytestconfig):
 
 @pytest.fixture(autouse=True, scope="session")
 def fast_paths(pytestconfig):
-    """Fast paths are enabled, the default, or with --without-fast-paths disabled in all tests."""
+    """Disable fast paths in all tests if --without-fast-paths is given."""
     with minigrad.without_fast_paths() if pytestconfig.getoption("--without-fast-paths") else nullcontext():
         yield
 

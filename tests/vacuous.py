@@ -30,28 +30,28 @@ EXCLUDED = {
 }
 
 EMPTY = r"(?:\[\]|\(\)|\{\}|set\(\)|frozenset\(\)|''|OrderedDict\(\)|dict_keys\(\[\]\)|array\(\[\][^)]*\))"
-NOTHING = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
+EMPTY_COMPARISON = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
 LITERAL = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"")
 
 
 class Vacuous:
     def __init__(self) -> None:
         self.test = None  # the running test
-        self.seen = defaultdict(dict)  # test -> {(file, line): whether the assertion there ever compared anything}
+        self.assertions = defaultdict(dict)  # test -> {(file, line): True if the assertion there ever compared values}
         self.passed = []
-        self.over_nothing = False  # since the last assertion, all() or any() was called on an empty iterable
+        self.empty_quantifier = False  # all() or any() of an empty iterable, since the last assertion
 
-    def record(self, place, something):
+    def record(self, place, compares):
         if self.test is not None:
-            self.seen[self.test][place] = something or self.seen[self.test].get(place, False)
+            self.assertions[self.test][place] = compares or self.assertions[self.test].get(place, False)
 
-    def recorded(self, check, something=lambda *args: True):
+    def recorded(self, check, compares=lambda *args: True):
         """`check`, with each of its calls recorded."""
 
         @wraps(check)
         def wrapper(*args, **options):
             caller = sys._getframe(1)
-            self.record((caller.f_code.co_filename, caller.f_lineno), something(*args))
+            self.record((caller.f_code.co_filename, caller.f_lineno), compares(*args))
             return check(*args, **options)
 
         return wrapper
@@ -61,7 +61,7 @@ class Vacuous:
 
         def wrapper(values):
             items = list(values)
-            self.over_nothing |= not items
+            self.empty_quantifier |= not items
             return built_in(items)
 
         return wrapper
@@ -82,7 +82,7 @@ class Vacuous:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        self.test, self.over_nothing = item, False
+        self.test, self.empty_quantifier = item, False
         try:
             result = yield
             self.passed.append(item)
@@ -91,23 +91,23 @@ class Vacuous:
             self.test = None
 
     def pytest_assertion_pass(self, item, lineno, orig, expl):
-        nothing = NOTHING.search(expl) and not LITERAL.search(orig)
-        nothing = nothing or (self.over_nothing and re.search(r"\b(all|any)\(", orig))
-        self.over_nothing = False
-        self.record((str(item.path), lineno), not nothing)
+        is_empty = EMPTY_COMPARISON.search(expl) and not LITERAL.search(orig)
+        is_empty = is_empty or (self.empty_quantifier and re.search(r"\b(all|any)\(", orig))
+        self.empty_quantifier = False
+        self.record((str(item.path), lineno), not is_empty)
 
     def findings(self):
         lines = []
         for item in self.passed:
-            seen = self.seen[item]
-            if not seen:
+            assertions = self.assertions[item]
+            if not assertions:
                 lines.append(f"no assertion      {item.nodeid}")
             lines += [
                 f"compares nothing  {Path(file).name}:{line} in {item.nodeid}"
-                for (file, line), something in seen.items()
-                if not something
+                for (file, line), compares in assertions.items()
+                if not compares
             ]
-        reached = {place for seen in self.seen.values() for place in seen}
+        reached = {place for assertions in self.assertions.values() for place in assertions}
         ran = defaultdict(set)
         for item in self.passed:
             ran[str(item.path)].add(item.originalname)

@@ -131,7 +131,7 @@ def compiled(row: Row, mode: str) -> Callable[[], float]:
 
 
 def plain(row: Row, mode: str) -> Callable[[], float]:
-    """minigrad without fast paths and tuning, except the limit of BLAS threads, which avoids oversubscribed cores."""
+    """minigrad without fast paths and tuning. Only the limit of BLAS threads stays: it avoids oversubscribed cores."""
     from minigrad import without_fast_paths
     from minigrad.backend import tune
 

@@ -73,7 +73,10 @@ def window_attention_calls(draw):
 
 
 def window_attention(qkv, bias, num_heads, window_size, shift=(0, 0)):
-    """The mean of the values in each token's window. Pairs of tokens that are neighbours only by the roll get -100."""
+    """The mean of the values in each token's window.
+
+    The mask adds -100 to the score of two tokens that only the cyclic shift made neighbours.
+    """
     B, H, W, channels = qkv.shape
     M, tokens = np.broadcast_to(window_size, 2), list(np.ndindex(H, W))
     qkv = qkv.reshape(B, H, W, 3, num_heads, channels // (3 * num_heads))

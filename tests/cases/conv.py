@@ -13,7 +13,7 @@ SIDES = st.integers(1, 3)
 
 
 def int_or_pair(pair):
-    """A pair, or if both are equal also one integer, as users write options."""
+    """The pair, or if both integers are equal, also the single integer."""
     return st.sampled_from([pair, pair[0]]) if pair[0] == pair[1] else st.just(pair)
 
 

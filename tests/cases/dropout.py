@@ -19,7 +19,7 @@ def seeded(drop):
 
 
 def scaled_mask_oracle(drop):
-    """x times the mask, already divided by 1 - p: dropout of ones returns it."""
+    """x · mask / (1 - p), where dropout of ones returns mask / (1 - p)."""
     return lambda x, **options: x * seeded(drop)(Tensor(np.ones(x.shape)), **options).data
 
 

@@ -88,20 +88,20 @@ def with_arrays(index, index_arrays):
 def getitem_in_torch(torch, x, *index_arrays, index):
     """PyTorch has no slices with negative steps: flip the axis, then take the same entries with a positive step."""
     index = index if isinstance(index, tuple) else (index,)
-    axes_taken = [
+    axes_per_part = [
         index_arrays[int(p.split()[1])].ndim if _is_mask(p, index_arrays) else int(p is not None and p is not ...)
         for p in index
     ]
     axis, parts = 0, []
-    for part, taken in zip(index, axes_taken, strict=True):
+    for part, count in zip(index, axes_per_part, strict=True):
         if part is ...:
-            taken = x.ndim - sum(axes_taken)
+            count = x.ndim - sum(axes_per_part)
         if isinstance(part, slice) and part.step is not None and part.step < 0:
             n, picked = x.shape[axis], range(*part.indices(x.shape[axis]))
             x, first = x.flip(axis), n - 1 - picked.start
             part = slice(first, first + len(picked) * -part.step, -part.step) if picked else slice(0, 0)
         parts.append(part)
-        axis += taken
+        axis += count
     return x[with_arrays(tuple(parts), index_arrays)]
 
 

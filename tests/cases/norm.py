@@ -45,7 +45,7 @@ def layer_norm_calls(draw):
 def group_norm_calls(draw):
     num_groups, per_group, N = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(0, 2))
     spatial_shape = draw(shapes(max_dims=2, min_side=1, max_side=3))
-    if per_group * math.prod(spatial_shape) == 1:  # PyTorch returns noise or raises
+    if per_group * math.prod(spatial_shape) == 1:  # for one element, PyTorch returns noise or raises
         per_group = 2
     C = num_groups * per_group
     x = draw(spread_values((N, C, *spatial_shape)))

@@ -227,8 +227,11 @@ def test_window_attention_over_several_chunks(requires_grad):
     qkv, bias = randn(0, images, H, W, 3 * heads * d), randn(1, heads, 4, 4)
     run = lambda qkv, bias: F.window_attention(qkv, bias, heads, window_size=2, shift=1)  # noqa: E731
     assert_equals_reference(WindowAttention, run, qkv, bias, requires_grad=requires_grad, tolerance=5e-5)
-    for alone in (qkv[:1], qkv.astype(np.float64)):
-        assert forward_backward(run, alone, bias.astype(alone.dtype), requires_grad=(True, True))[0] is WindowAttention
+    for unsupported in (qkv[:1], qkv.astype(np.float64)):
+        assert (
+            forward_backward(run, unsupported, bias.astype(unsupported.dtype), requires_grad=(True, True))[0]
+            is WindowAttention
+        )
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -285,7 +288,7 @@ def test_gradients_with_one_frozen_input(frozen):
 )
 def test_unsupported_inputs_run_the_reference(run, x):
     y = run(Tensor(x, requires_grad=True))
-    assert type(y.grad_fn) in FAST_PATHS  # whose keys are the reference implementations
+    assert type(y.grad_fn) in FAST_PATHS  # the keys are the reference implementations
 
 
 def test_error_messages_are_those_of_the_reference():

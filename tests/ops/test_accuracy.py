@@ -14,7 +14,7 @@ from minigrad.backend.fast_paths import FAST_PATHS
 from minigrad.backend.sums import cumulative_sum, sum_over
 from tests.accuracy import ALONG_ONE_AXIS, AXES, LAYOUTS, PARAMETERS, REDUCTIONS, rand, ulps
 
-BOUNDS = {  # in ulps; terms of both signs cancel, which raises the relative error. All others: 4
+BOUNDS = {  # in ulps, for sums whose terms cancel; the bound of all others is 4
     "log_softmax": 20, "layer norm": 20, "layer norm far from 0": 20, "group norm": 8,
     "group norm of channels last, far from 0": 8, "batch norm": 60, "batch norm of channels last, far from 0": 60,
     "convolution": 6, "attention": 8,

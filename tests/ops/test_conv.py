@@ -55,9 +55,9 @@ def test_blocks_of_the_batch_give_the_same_results(monkeypatch, groups):
 def test_blocks_cover_the_batch_once():
     x = np.arange(7)
     for per_image in (0, 1, 1 << 18, 1 << 19, 1 << 30):
-        taken = [x[some] for some in blocks(x, per_image)]
-        np.testing.assert_array_equal(np.concatenate(taken), x)
-        assert all(len(part) == 1 or len(part) * per_image <= 1 << 20 for part in taken)
+        parts = [x[block] for block in blocks(x, per_image)]
+        np.testing.assert_array_equal(np.concatenate(parts), x)
+        assert all(len(part) == 1 or len(part) * per_image <= 1 << 20 for part in parts)
     assert list(blocks(x[:0], 1)) == []
 
 

@@ -45,7 +45,7 @@ def test_equations_equal_numpy_functions(equation, shapes, expected):
     np.testing.assert_allclose(einsum(equation, *arrays), expected(*arrays), rtol=1e-12, atol=1e-12)
 
 
-def test_upper_case_comes_before_lower_case():
+def test_implicit_output_sorts_upper_case_labels_first():
     assert einsum("bA", randn(2, 3)).shape == (3, 2)
 
 

@@ -16,7 +16,7 @@ def test_every_op_has_goldens():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_op_equals_recorded_pytorch(name):
+def test_ops_equal_recorded_pytorch_results(name):
     for golden in GOLDENS:
         if golden.case == name:
             actual = forward_backward(

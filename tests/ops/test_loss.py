@@ -22,7 +22,7 @@ def test_large_logits_do_not_overflow():
 
 
 @pytest.mark.parametrize("target", [[0, 1], [[1.0, 0.0], [0.0, 1.0]]])
-def test_logit_minus_infinity_of_another_class_is_allowed(target):
+def test_loss_is_finite_if_another_logit_is_minus_infinity(target):
     y, grad_x = value_and_grad(cross_entropy(target), [[0.0, -INF], [0.0, 0.0]])
     np.testing.assert_allclose(y, np.log(2) / 2)
     np.testing.assert_allclose(grad_x, [[0, 0], [0.25, -0.25]])

@@ -6,7 +6,7 @@ import pytest
 
 
 def skip_without(library: str) -> None:
-    """Skip the test if the library is not installed. It is not imported: `models.compare.libraries` loads it."""
+    """Skip the test if the library is not installed, without an import: `models.compare.libraries` imports it."""
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
 

@@ -158,9 +158,9 @@ def test_cutmix_box_equals_timm(seed, H, W, first_lam):
     centre = iter([int(u[0] * H), int(u[1] * W)])
     with patch("numpy.random.randint", lambda *a, **k: next(centre)):
         (top, bottom, left, right), lam = cutmix_bbox_and_lam((3, H, W), first_lam)
-    drawn = np.array([0, 0, 0, 0, 0, *u, 0])
+    uniform_values = np.array([0, 0, 0, 0, 0, *u, 0])
     with (
-        patch.object(Generator, "uniform", lambda *a, **k: drawn),
+        patch.object(Generator, "uniform", lambda *a, **k: uniform_values),
         patch("train.data.augment.beta", lambda alpha, u: np.float64(first_lam)),
     ):
         weight, actual = Mix(cutmix=1.0).weights(H, W, Generator(), "cpu")

@@ -81,7 +81,7 @@ ATTRIBUTES = ["plain", *(f"{kind}{name}" for kind in ("", "absent_") for name in
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_attribute_assignment_equals_pytorch(name):
     for value in modules()[0][1]:
-        outcomes = []
+        results = []
         for module, values in modules():
             try:
                 setattr(module, name, values[value])
@@ -89,12 +89,12 @@ def test_attribute_assignment_equals_pytorch(name):
             except (TypeError, KeyError) as refusal:
                 error = type(refusal)
             named = [*module.named_parameters(), *module.named_buffers(), *module.named_children()]
-            outcomes.append((error, [name for name, _ in named], list(module.state_dict())))
+            results.append((error, [name for name, _ in named], list(module.state_dict())))
         if (name, value) == ("plain", "buffer"):
             # minigrad turns the attribute into a buffer; PyTorch requires `del` first
-            assert [error for error, *_ in outcomes] == [None, KeyError]
+            assert [error for error, *_ in results] == [None, KeyError]
         else:
-            assert outcomes[0] == outcomes[1], (name, value)
+            assert results[0] == results[1], (name, value)
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-25, 1e-30])

@@ -36,7 +36,7 @@ Rule = Callable[..., str | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """The equivalent of an op of PyTorch."""
+    """minigrad's equivalent of an op of PyTorch."""
 
     run: Callable[..., Any]  # takes the arguments of PyTorch's op, with Tensors of minigrad
     skip: tuple[Rule, ...] = ()
@@ -339,13 +339,13 @@ def error_of(actual: Any, expected: Any) -> float:
     return relative_error(actual.astype(np.float64), expected.astype(np.float64), floor=1e-2)
 
 
-def compare(row: Entry, op: Any, sample: Any) -> float:
+def compare(entry: Entry, op: Any, sample: Any) -> float:
     """Run a sample in both libraries and return the maximum error of outputs, gradients and inputs."""
     tensors: dict[int, tuple[Any, Any]] = {}
     pairs = [to_both(value, tensors) for value in (sample.input, *sample.args)]
     options = {name: to_both(value, tensors) for name, value in sample.kwargs.items()}
-    expected = (row.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
-    actual = row.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
+    expected = (entry.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
+    actual = entry.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
 
     outputs = list(zip(actual, expected, strict=True)) if isinstance(expected, list | tuple) else [(actual, expected)]
     errors = [error_of(a.data if isinstance(a, Tensor) else a, b) for a, b in outputs]

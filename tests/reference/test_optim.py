@@ -53,7 +53,7 @@ FAMILIES = {
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("layer_decay", [1.0, 0.9, 0.5])
 def test_layer_decay_and_weight_decay_equal_timm(name, layer_decay):
-    """One exception: timm gives the norm after the last block the decay of the block, minigrad and BEiT the head's."""
+    """One exception: the norm after the last block belongs to the head here and in BEiT, to the block in timm."""
     skip_without("timm")
     theirs = libraries.load("timm").create_model(name, num_classes=7, **FAMILIES[name])
     ours = models.create_model(name, num_classes=7, **FAMILIES[name])

@@ -59,7 +59,7 @@ def torchvision_convnext():
 
 
 def torchvision_resnet():
-    """torchvision's has buffers that the model here lacks."""
+    """torchvision's ResNet has buffers that the model here lacks."""
     libraries.load("torchvision")
     from torchvision.models.resnet import Bottleneck, ResNet
 
