@@ -24,7 +24,7 @@ def value_and_grad(function, *values, dtype=np.float64):
 
 
 def assert_close(results, *expected):
-    """Each array equals the expected one to a relative 1e-15."""
+    """Each array equals the expected one up to a relative error of 1e-15."""
     for actual, desired in zip(results, expected, strict=True):
         np.testing.assert_allclose(actual, desired, rtol=1e-15)
 

@@ -31,7 +31,8 @@ EXCLUDED = {
 
 EMPTY = r"(?:\[\]|\(\)|\{\}|set\(\)|frozenset\(\)|''|OrderedDict\(\)|dict_keys\(\[\]\)|array\(\[\][^)]*\))"
 EMPTY_COMPARISON = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
-LITERAL = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"")
+# In the source of an assertion: an empty literal, or the shape of a 0-d array.
+INTENDED = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"|\.shape\b")
 
 
 class Vacuous:
@@ -91,7 +92,7 @@ class Vacuous:
             self.test = None
 
     def pytest_assertion_pass(self, item, lineno, orig, expl):
-        is_empty = EMPTY_COMPARISON.search(expl) and not LITERAL.search(orig)
+        is_empty = EMPTY_COMPARISON.search(expl) and not INTENDED.search(orig)
         is_empty = is_empty or (self.empty_quantifier and re.search(r"\b(all|any)\(", orig))
         self.empty_quantifier = False
         self.record((str(item.path), lineno), not is_empty)

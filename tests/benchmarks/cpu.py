@@ -173,7 +173,7 @@ def serve(name: str, row: Row, mode: str) -> None:
 
 
 class Contender:
-    """The side of the main process: starts the process of a contender and collects its times."""
+    """Starts the process of a contender, requests steps from the main process, and collects their times."""
 
     def __init__(self, name: str, row: Row, mode: str) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.cpu", "--serve", name, row.model, mode]

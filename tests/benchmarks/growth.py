@@ -139,7 +139,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def by_family(points: Sequence[Point]) -> dict[str, list[Point]]:
-    """The points of each model that has any: its curve in the picture."""
+    """The points of each measured model, in the order of FAMILIES."""
     curves = {model: [point for point in points if point.model == model] for model in FAMILIES}
     return {model: curve for model, curve in curves.items() if curve}
 

@@ -180,7 +180,7 @@ def test_attention(lead, L, S, E, V, mask, layout, seed):
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -30.0, 30.0, 80.0, 1e4])
 def test_attention_of_scores_beyond_the_range_of_exp(offset):
-    """An offset of all scores, or of the first row, beyond the range of exp: softmax does not depend on it."""
+    """The scores of all rows, or of one row, have an offset beyond the range of exp."""
     q, k, v = (randn(i, 2, 3, 7, 4) for i in range(3))
     for mask in (np.full((7, 7), offset, np.float32), np.where(np.eye(7)[:, :1] > 0, offset, 0).astype(np.float32)):
         mask = np.broadcast_to(mask, (7, 7)).copy()

@@ -144,7 +144,7 @@ def test_unbind_if_the_parts_get_the_same_gradient_array():
 
 
 def test_gradient_in_memory_of_a_bytearray():
-    """A gradient of another library, whose base is not an array: `side_by_side` compares the addresses of bases."""
+    """Arrays from other libraries may have a base that is not an array: `side_by_side` must accept such a gradient."""
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     gradient = np.asarray(memoryview(bytearray(np.arange(6.0).tobytes())).cast("d", (2, 3)))
     minigrad.stack(list(x.unbind(0))).backward(Tensor(gradient))

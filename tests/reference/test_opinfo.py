@@ -368,7 +368,7 @@ def compare(entry: Entry, op: Any, sample: Any) -> float:
 
 @pytest.fixture(scope="module")
 def table():
-    """The lines of a table that is printed after the last op."""
+    """The lines of the report, printed after the last op."""
     lines = [f"\n{'op':44} run  skipped  error"]
     yield lines
     print("\n".join(lines))

@@ -63,7 +63,7 @@ def test_type_promotion_equals_pytorch(first, shapes):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32"])
 def test_arithmetic_with_python_integers_wraps_as_in_pytorch(dtype):
-    """Without comparisons: PyTorch wraps there too, so that uint8 44 == 300. In minigrad and NumPy they are exact."""
+    """Comparisons are not tested: PyTorch wraps, so that uint8 44 == 300; minigrad and NumPy compare exactly."""
     x, torch_x = tensors_of([0, 1, 44, 100], dtype)
     for number in (-300, -1, 128, 300, 70000):
         arithmetic = [operator.add, operator.sub, operator.mul, operator.and_, operator.or_, operator.xor]

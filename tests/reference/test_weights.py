@@ -109,7 +109,7 @@ PAIRS = {
 @pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("pair", PAIRS)
 def test_state_dicts_give_equal_logits(pair):
-    """In float64, with no weight left at zero. Each parameter of the reference is loaded."""
+    """In float64, with nonzero weights. Every parameter of the reference is loaded."""
     try:
         with init.skip_init():
             reference, model = PAIRS[pair]()
