@@ -190,6 +190,10 @@ class Contender:
         self.seconds.append(seconds)
         return value
 
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
@@ -233,7 +237,8 @@ def main() -> None:
     print("time, memory: minigrad's time and peak memory, relative to torch")
     if options.others:
         print(f"{', '.join(options.others)}: time relative to torch")
-    print(f"\n{'':8}{'minigrad':22}{'torch':19}{'time':>6}{'memory':>8}" + "".join(f"{name:>9}" for name in names[2:]))
+    others = "".join(f" {name}" for name in options.others)
+    print(f"\n{'':8}{'minigrad':22}{'torch':22}{'time':>5}{'memory':>7}{others}")
     for row in ROWS:
         steps = row.quick_steps if options.quick else row.steps
         if not steps or (options.rows and row.model not in options.rows):
@@ -241,16 +246,12 @@ def main() -> None:
         print(f"{row.model}, batch of {row.batch}")
         for mode in MODES:
             contenders = measure(row, mode, steps, names)
-            minigrad_run, torch_run = contenders["minigrad"], contenders["torch"]
-            ratio = statistics.median(minigrad_run.seconds) / statistics.median(torch_run.seconds)
-            others = [
-                statistics.median(contenders[name].seconds) / statistics.median(torch_run.seconds) for name in names[2:]
-            ]
-            print(
-                f"  {mode:6}{median_and_quartiles(minigrad_run):22}{median_and_quartiles(torch_run):19}{ratio:6.2f}"
-                f"{minigrad_run.peak / torch_run.peak:8.2f}" + "".join(f"{other:9.2f}" for other in others),
-                flush=True,
-            )
+            ours, theirs = contenders["minigrad"], contenders["torch"]
+            line = f"  {mode:6}{median_and_quartiles(ours):22}{median_and_quartiles(theirs):22}"
+            line += f"{ours.median / theirs.median:5.2f}{ours.peak / theirs.peak:7.2f}"
+            for name in options.others:
+                line += f"{contenders[name].median / theirs.median:{len(name) + 1}.2f}"
+            print(line, flush=True)
             times = {name: {"seconds": c.seconds, "peak_bytes": c.peak} for name, c in contenders.items()}
             results.append({"model": row.model, "batch": row.batch, "work": mode, **times})
     if options.json:
@@ -258,8 +259,8 @@ def main() -> None:
 
 
 def median_and_quartiles(contender: Contender) -> str:
-    low, middle, high = statistics.quantiles(contender.seconds, n=4)
-    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+    low, median, high = statistics.quantiles(contender.seconds, n=4)
+    return f"{median:.3f} ({low:.3f}-{high:.3f})"
 
 
 if __name__ == "__main__":
