@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import MOST_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
+from tests.conftest import MAX_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
 from tests.cuda.runner import barriers
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def environment(monkeypatch):
 
 @pytest.mark.parametrize("args", [["tests"], ["tests/ops", "tests/autograd/test_tape.py"]], ids=str)
 def test_folders_run_in_parallel(args):
-    assert workers(args) == 2 and workers(args, cores=64) == MOST_WORKERS
+    assert workers(args) == 2 and workers(args, cores=64) == MAX_WORKERS
     assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 

@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.vacuous import EXCLUDED
+
+TESTS = Path(__file__).parent
 PLANTED = """
 import numpy as np
 
@@ -58,3 +61,12 @@ def test_planted_tests_are_found(tmp_path):
         ("compares nothing", "test_two_empty_arrays"),
         ("never reached", "test_loop_over_nothing"),
     ]
+
+
+def test_excluded_tests_exist():
+    defined = {
+        name
+        for path in TESTS.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    assert defined >= EXCLUDED
