@@ -1,4 +1,4 @@
-"""L0: arrays on NumPy or CuPy. What an op imports from here works on both."""
+"""L0: arrays of NumPy or CuPy. All functions here accept both."""
 
 from minigrad.backend.arrays import (
     Array,

@@ -1,9 +1,9 @@
 """L0: matrix products with a fused bias or bias gradient, by the epilogues of cublasLt.
 
-A linear layer is y = x Wᵀ + b, and backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. As separate operations the bias is one
-more pass over y (three in half precision: the product in float32, the sum, the cast), and ∂b one more pass over ∂y. An
-epilogue of cublasLt does either while the elements are in registers. cublasLt is column-major, as cublas.py explains:
-D = op(A) op(B) is the transpose of the result, and
+A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
+bias takes one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
+one more pass over ∂y. An epilogue of cublasLt does either while the elements are in registers. cublasLt is
+column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
     a b and Σ_k a_mk         BGRADB    the vector has one element for each column of D, from op(B) = aᵀ
@@ -49,7 +49,7 @@ ALIGNMENTS = [(number, ctypes.c_uint32) for number in (5, 6, 7, 8)]  # bytes; of
 IN_COMPUTE_TYPE = 2  # split-k: partial sums over k are added in float32, never in a 16-bit type
 ALIGNED = 256  # bytes: no algorithm needs a larger alignment
 NO_ALGORITHM = (8, 15)  # CUBLAS_STATUS_ARCH_MISMATCH, _NOT_SUPPORTED
-MAX_PLANS = 4096  # kept, of about 1 KiB each: more would mean that sizes do not recur
+MAX_PLANS = 4096  # cached plans, of about 1 KiB each; exceeded only if sizes do not repeat
 
 
 class Problem(NamedTuple):
@@ -92,7 +92,7 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
         bias: (N,), of the result's dtype, or of any dtype if the result is float32.
         dtype: of the result: that of a and b, or float32.
     """
-    if not _fit(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
+    if not _supported(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
         return None
     xp = array_module(a)
     y = xp.empty((len(a), b.shape[1]), dtype)
@@ -108,15 +108,15 @@ def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] 
         b: (K, N), of the same dtype.
         dtype: of both results: that of a and b, or float32.
     """
-    if not _fit(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
+    if not _supported(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
         return None
     xp = array_module(a)
     y, sums = xp.empty((len(a), b.shape[1]), dtype), xp.empty((len(a),), dtype)
     return (y, sums) if _product(BGRADB, a, b, y, sums) else None
 
 
-def _fit(a: Array, b: Array, dtype: np.dtype) -> bool:
-    """True if the shapes and dtypes are those of a product with an epilogue."""
+def _supported(a: Array, b: Array, dtype: np.dtype) -> bool:
+    """True if cublasLt supports these shapes and dtypes in a product with an epilogue."""
     return (
         a.ndim == b.ndim == 2 and a.shape[1] == len(b) and a.size > 0 and b.size > 0
         and a.dtype == b.dtype and a.dtype.name in ("float16", "bfloat16", "float32")
@@ -168,7 +168,7 @@ class Lt:
         if plan is None:
             return False
         self._set("MatmulDesc", plan.operation, VECTOR, end)
-        stream, workspace = cublas.current().place(plan.workspace)
+        stream, workspace = cublas.current().stream_and_workspace(plan.workspace)
         at = ctypes.c_void_p
         one, zero = map(at, SCALARS[compute])
         status = call(

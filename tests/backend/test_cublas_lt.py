@@ -308,7 +308,7 @@ def test_the_stream_of_a_graph(library, monkeypatch):
     """What `GraphedStep` makes its products with."""
     monkeypatch.setattr(cublas, "load_library", lambda: library)
     direct = direct_blas("cpu", STREAM + 32)
-    stream, workspace = direct.place(10)
+    stream, workspace = direct.stream_and_workspace(10)
     assert stream == STREAM + 32 and workspace is direct.workspace and workspace.nbytes == cublas.WORKSPACE
     direct.close()
 
