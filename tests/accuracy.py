@@ -1,4 +1,4 @@
-"""Ops that add up many float32 values, and layouts in memory, for tests of their rounding errors."""
+"""Ops that sum many float32 values, and memory layouts, for tests of rounding errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,12 @@ Run = Callable[..., Any]
 
 
 def drawn(seed, *shape, offset=0.0):
-    """Positive values: their sums do not cancel."""
+    """Random positive float32 values, whose sums do not cancel."""
     return np.asarray(np.random.default_rng(seed).random(shape) + offset, np.float32)
 
 
 def ulps(found, exact):
-    """The largest error, in units in the last place of the largest entry."""
+    """The largest error, in units in the last place (ulp) of the largest element."""
     assert found.dtype == np.float32 and found.shape == exact.shape
     return float(abs(found - exact.astype(np.float64)).max() / np.spacing(np.float32(abs(exact).max())))
 

@@ -1,4 +1,4 @@
-"""One call of an op, here and in PyTorch: its output and gradients, and how far they are apart."""
+"""Output and gradients of one call of an op, in minigrad and in PyTorch, and their difference."""
 
 import warnings
 
@@ -10,7 +10,7 @@ TOLERANCE = 1e-10  # in float64
 
 
 def outcome(case, call, grad_output):
-    """The output, and the gradients of the inputs that have one."""
+    """The output, and the gradients of all differentiable inputs."""
     wanted = case.wanted(call)
     tensors = [None if x is None else Tensor(x, requires_grad=i in wanted) for i, x in enumerate(call.inputs)]
     y = case.run(*tensors, **call.options)
@@ -19,7 +19,7 @@ def outcome(case, call, grad_output):
 
 
 def at(function, *values, dtype=np.float64):
-    """The output at these values, and the gradient of its sum with respect to each, as arrays."""
+    """The output for these values, and the gradients of its sum with respect to each value, as arrays."""
     tensors = [Tensor(np.array(value, dtype), requires_grad=True) for value in values]
     y = function(*tensors)
     y.backward(Tensor(np.ones(y.shape, dtype)))
@@ -27,13 +27,13 @@ def at(function, *values, dtype=np.float64):
 
 
 def torch_outcome(torch, case, call, grad_output):
-    """The same, by PyTorch."""
+    """`outcome` in PyTorch."""
     wanted = case.wanted(call)
     tensors = [None if x is None else torch.tensor(x.copy()) for x in call.inputs]
     for i in wanted:
         tensors[i].requires_grad_()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch's advice on its own use
+        warnings.simplefilter("ignore")  # PyTorch warns about deprecated arguments
         y = case.torch(torch, *tensors, **call.options)
         y.backward(torch.tensor(grad_output(tuple(y.shape))))
     gradients = ((tensors[i], tensors[i].grad) for i in wanted)
@@ -41,9 +41,9 @@ def torch_outcome(torch, case, call, grad_output):
 
 
 def difference(ours, theirs):
-    """The largest difference, relative to the largest entry; NaN must meet NaN, and an infinity its like.
+    """The largest difference, relative to the largest element, but at least to 1e-3; NaN and ±∞ must be equal.
 
-    A tensor of entries below 1e-3 is what cancellation leaves of larger numbers: it is measured against 1e-3.
+    The errors of smaller results, which come from cancellation, are relative to the terms that cancelled.
     """
     assert ours.shape == theirs.shape
     finite = np.isfinite(theirs)

@@ -1,4 +1,4 @@
-"""What every test shares: workers, how much is tried, the devices, and a clean state before each test."""
+"""Configuration and fixtures of all tests: workers, number of examples, devices, clean state before each test."""
 
 import os
 from contextlib import nullcontext
@@ -11,7 +11,7 @@ from minigrad.backend import cublas, cuda_is_available
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.vacuous import Vacuous
 
-# HYPOTHESIS_PROFILE=ci|deep draws more. A slow or shared machine is no defect: no deadline, no health check on speed.
+# HYPOTHESIS_PROFILE=ci|deep draws more examples. Slow machines are allowed: no deadline, no health check of speed.
 settings.register_profile("quick", max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=40, derandomize=True)
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=500)
@@ -26,7 +26,7 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
 def device(request):
-    """Each test that asks for it runs on the CPU and on the GPU or, where there is none, on arrays as strict."""
+    """A test with this fixture runs on the CPU and on the GPU, or on a stand-in for CuPy if there is no GPU."""
     stand_in = request.param == "cuda" and not cuda_is_available()
     with in_place_of_cupy() if stand_in else nullcontext():
         yield request.param
@@ -38,14 +38,14 @@ def pytest_addoption(parser):
     parser.addoption("--exhaustive", action="store_true", help="run all cases of the slow tests, not a sample")
 
 
-MOST_WORKERS = 8  # each takes up to 1 GiB
+MAX_WORKERS = 8  # up to 1 GiB of memory each
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """With pytest-xdist, run folders of tests in one process for each core, each with one BLAS thread.
+    """With pytest-xdist, run folders of tests in one process per core, each with one BLAS thread.
 
-    A run of named files stays in this process, as does one with a debugger, and any run with `-n 0`.
+    Runs of single files, runs with a debugger, and runs with `-n 0` use one process.
     """
     option = config.option
     if not config.pluginmanager.hasplugin("xdist") or hasattr(config, "workerinput"):
@@ -53,7 +53,7 @@ def pytest_cmdline_main(config):
     if option.numprocesses is None and not (option.tx or option.usepdb or option.trace or option.capture == "no"):
         if option.collectonly or option.vacuous or all(".py" in argument for argument in config.args):
             return
-        workers = min(config.hook.pytest_xdist_auto_num_workers(config=config), MOST_WORKERS)
+        workers = min(config.hook.pytest_xdist_auto_num_workers(config=config), MAX_WORKERS)
         option.numprocesses, option.dist = (workers, "worksteal") if workers > 1 else (None, option.dist)
     if option.numprocesses:
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -63,27 +63,27 @@ def pytest_cmdline_main(config):
 def pytest_collection_modifyitems(config, items):
     """Deselect the tests marked exhaustive, unless --exhaustive is given."""
     if not config.getoption("exhaustive"):
-        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
-        config.hook.pytest_deselected(items=left_out)
+        deselected = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 @pytest.fixture(scope="session")
 def exhaustive(pytestconfig):
-    """Whether --exhaustive is given: a test then tries all cases, not a sample."""
+    """True if --exhaustive is given: tests then run all cases, not a sample."""
     return pytestconfig.getoption("exhaustive")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def fast_paths(pytestconfig):
-    """On, as for users, or off throughout."""
+    """Disable fast paths in all tests if --without-fast-paths is given."""
     with minigrad.without_fast_paths() if pytestconfig.getoption("--without-fast-paths") else nullcontext():
         yield
 
 
 @pytest.fixture(autouse=True)
 def clean_state():
-    """Recording on, seed 0, no TF32, and no test leaves it otherwise."""
+    """Before each test: gradients enabled, seed 0, TF32 off."""
     minigrad.manual_seed(0)
     cublas.allow_tf32(False)
     with minigrad.enable_grad():
@@ -91,7 +91,7 @@ def clean_state():
 
 
 class Parity:
-    """The worst differences from PyTorch seen in this run, and over how many examples, for each op."""
+    """For each op, the largest differences from PyTorch in this run, and the number of examples."""
 
     def __init__(self) -> None:
         self.worst: dict[str, tuple[int, float, float]] = {}
@@ -112,7 +112,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def parity(pytestconfig):
-    """Where the comparison with PyTorch notes what it saw."""
+    """The Parity of this run, to which comparisons with PyTorch add differences."""
     return pytestconfig.stash[_PARITY]
 
 

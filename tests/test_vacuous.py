@@ -1,4 +1,4 @@
-"""pytest --vacuous finds tests that prove nothing, and no others."""
+"""pytest --vacuous reports tests that prove nothing, and no other tests."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PLANTED = """
+TESTS = """
 import numpy as np
 
 def test_without_an_assertion():
@@ -41,8 +41,8 @@ def pytest_configure(config):
 """
 
 
-def test_planted_tests_are_found(tmp_path):
-    (tmp_path / "test_planted.py").write_text(PLANTED)
+def test_vacuous_tests_are_reported(tmp_path):
+    (tmp_path / "test_examples.py").write_text(TESTS)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nenable_assertion_pass_hook = true\n")
     done = subprocess.run(
