@@ -8,7 +8,7 @@ import sys
 
 from minigrad import (
     functional,
-    kernels,  # noqa: F401 (importing it registers the fast paths)
+    kernels,  # noqa: F401 (its import registers the fast paths)
 )
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly

@@ -45,7 +45,7 @@ def autocast(
             gradients underflow: scale the loss with `optim.GradScaler`.
         enabled: if False, ops compute in the dtypes of their inputs, also inside another autocast block.
         parameters: float32 Tensors to cast at the start of the block if they are on a GPU: one kernel launch in all,
-            instead of one launch per Tensor at its first use. They need not all be used in the block.
+            instead of one launch per Tensor at its first use. Unused parameters are allowed.
 
     Raises:
         ValueError: dtype is not a 16-bit dtype.

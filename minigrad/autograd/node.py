@@ -21,8 +21,8 @@ lock = Lock()
 class Node:
     """A node of the graph that `backward` in `tape.py` traverses.
 
-    `edges` connect nodes, not Tensors, so that an activation is freed unless an op saved it. `age` is the order of
-    creation: a node has a greater age than the nodes of its inputs, so decreasing age is a topological order.
+    `edges` connect nodes, not Tensors, so that an activation is freed unless an op saved it. `age` numbers nodes in
+    order of creation: the nodes of inputs have smaller numbers, so the reverse order is a topological order.
     """
 
     edges: Sequence[Edge | None] | None = None  # one per input, None without gradient; None as a whole: graph freed
@@ -36,7 +36,7 @@ class Node:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An unpickled or copied node gets a new age. Its inputs are unpickled first, so the order is preserved."""
+        """An unpickled or copied node gets a new `age`. Its inputs are unpickled first, so the order is preserved."""
         self.__dict__.update(state)
         if self.age:
             self.age = next_age()
@@ -54,8 +54,8 @@ class Leaf(Node):
     """The node of a leaf Tensor, which accumulates its gradient in `grad` (PyTorch: AccumulateGrad).
 
     A Tensor refers to its Leaf, and not the Leaf to its Tensor: a cycle would delay freeing. Threads may run backward
-    into the same parameters, so a lock guards the accumulation. The age of a Leaf is 0, less than that of every op, so
-    backward visits leaves last. While `requires_grad` is False, gradients from graphs recorded before are dropped.
+    into the same parameters, so a lock guards the accumulation. `age` is 0, smaller than that of every op, so backward
+    visits leaves last. While `requires_grad` is False, gradients from graphs recorded before are dropped.
     """
 
     requires_grad: bool = True

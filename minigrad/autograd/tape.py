@@ -20,12 +20,12 @@ from minigrad.backend.dtypes import FLOAT32, cast, upcast
 def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None:
     """Propagate `grad_output`, the gradient of the loss with respect to root's output, to every leaf.
 
-    Nodes are visited in decreasing order of age, so a node is visited after all gradients of its output were summed.
+    Nodes are visited in reverse order of creation, so a node is visited when all gradients of its output were summed.
     The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
     """
     gradients: dict[Node, Any] = {root: grad_output}
     owned, observer, written = set(), mode.observer, writes.latest
-    for node in _youngest_first(root):
+    for node in _newest_first(root):
         grad = gradients.pop(node, None)
         if grad is None:  # the backward of every op that uses this output returned None
             continue
@@ -102,8 +102,8 @@ def _refuse_overwritten(node: Node) -> None:
         )
 
 
-def _youngest_first(root: Node) -> list[Node]:
-    """Root and all nodes that it depends on, sorted by decreasing age: a topological order.
+def _newest_first(root: Node) -> list[Node]:
+    """Root and all nodes that it depends on, in reverse order of creation: a topological order.
 
     Raises:
         RuntimeError: an earlier backward freed a part of this graph.
@@ -124,9 +124,9 @@ def _youngest_first(root: Node) -> list[Node]:
 
 
 def history(root: Node) -> list[Node]:
-    """Root and all nodes that it depends on, sorted by age. The search ends at nodes that backward has freed."""
+    """Root and all nodes that it depends on, in order of creation. The search ends at nodes freed by backward."""
     nodes, found = [root], {root}
-    for node in nodes:  # as in `_youngest_first`
+    for node in nodes:  # as in `_newest_first`
         for edge in node.edges or ():
             if edge is not None and edge[0] not in found:
                 found.add(edge[0])

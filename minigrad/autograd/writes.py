@@ -1,9 +1,10 @@
 """L1: a record of in-place writes, by which backward detects that a saved array was overwritten.
 
 If an array that a node saved in forward is written to before backward, as by an optimizer step, the gradient would be
-silently wrong. PyTorch keeps a version counter in every tensor. Arrays have no such attribute, so this file keeps, for
-each block of memory written to, the age of the latest write, from the same counter as the ages of nodes. A node whose
-age is less than that of a write to an array it saved cannot compute its gradient.
+silently wrong. PyTorch keeps a version counter in every tensor. Arrays cannot have such an attribute, so this file
+numbers the writes, by the counter that numbers nodes in order of creation (`Node.age`), and keeps the number of the
+latest write to each block of memory. A node created before the latest write to an array it saved cannot compute its
+gradient.
 
 Recorded are in-place operators, `x[i] = v`, optimizer steps, `load_state_dict`, initialisers, updates of running
 statistics, and gradient clipping. Writes by NumPy to `x.data` or `x.numpy()` are not recorded.
@@ -21,8 +22,8 @@ from minigrad.autograd.node import Node, next_age
 from minigrad.backend import Array
 from minigrad.backend.cublas import pointer
 
-latest = 0  # the age of the latest write; nodes with a greater age need no check
-_ages: dict[int, int] = {}  # key of the memory (`_memory`) -> age of the latest write to it
+latest = 0  # the number of the latest write; nodes created later need no check
+_numbers: dict[int, int] = {}  # key of the memory (`_memory`) -> number of the latest write
 _owners: dict[int, weakref.ref] = {}  # key -> the array that owns the memory; when freed, the entries are removed
 _lock = threading.Lock()
 _NOT_SAVED = {"edges", "needs_input_grad", "hooks"}
@@ -35,7 +36,7 @@ def note(arrays: Iterable[Array]) -> None:
         latest = next_age()
         for x in arrays:
             key, owner = _memory(x)
-            _ages[key] = latest
+            _numbers[key] = latest
             if key not in _owners:
                 _owners[key] = weakref.ref(owner, partial(_forget, key))
 
@@ -46,7 +47,7 @@ def overwritten(node: Node) -> Array | None:
     for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):
             saved.extend(x)
-        elif _is_array(x) and _ages.get(_memory(x)[0], 0) > node.age:
+        elif _is_array(x) and _numbers.get(_memory(x)[0], 0) > node.age:
             return x
     return None
 
@@ -75,5 +76,5 @@ def _memory(x: Array) -> tuple[int, Any]:
 
 def _forget(key: int, _: weakref.ref) -> None:
     """Remove the entries of memory that was freed."""
-    _ages.pop(key, None)
+    _numbers.pop(key, None)
     _owners.pop(key, None)

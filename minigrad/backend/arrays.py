@@ -173,7 +173,7 @@ def sliding_windows(x: Array, sizes: Sequence[int], axes: Sequence[int]) -> Arra
 
 
 def plus(a: Array, b: Array) -> Array:
-    """a + b, in the memory layout of a and b if they have the same, such as channels-last.
+    """a + b, in the memory layout of a and b if both have the same layout, such as channels-last.
 
     NumPy's sum keeps the layout. CuPy's is always C-contiguous, which kernels for channels-last images do not support.
     """

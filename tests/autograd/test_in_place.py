@@ -283,15 +283,15 @@ def test_retained_gradient_refers_to_the_new_values():
 
 def test_records_of_writes_are_freed_with_the_memory():
     gc.collect()
-    before = len(writes._ages)
+    before = len(writes._numbers)
     x = minigrad.zeros(3)
     array = weakref.ref(x.data)
     for _ in range(3):
         x += 1
         x[1:][0] = 2.0
-    assert len(writes._ages) == len(writes._owners) == before + 1
+    assert len(writes._numbers) == len(writes._owners) == before + 1
     del x
-    assert array() is None and len(writes._ages) == len(writes._owners) == before
+    assert array() is None and len(writes._numbers) == len(writes._owners) == before
 
 
 def test_arrays_on_one_buffer_share_records_of_writes():

@@ -101,7 +101,7 @@ def test_backward_through_a_graph_pickled_to_another_process():
     np.testing.assert_array_equal(pickle.loads(there.stdout), 2 * x.data + 3)
 
 
-def test_backward_after_the_age_counter_restarts(monkeypatch):
+def test_backward_after_the_counter_of_nodes_restarts(monkeypatch):
     layer = nn.Linear(2, 2)
     y = layer(leaf(1.0, 2.0)) * 2
     layer, y = pickle.loads(pickle.dumps((layer, y)))
