@@ -41,7 +41,7 @@ class Function(Node):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def grad_dtype(self, i: int, default: np.dtype) -> np.dtype:
-        """The dtype of the gradient of input i: float32 for a parameter, if autocast gives forward a 16-bit copy."""
+        """The dtype of the gradient of input i: that of the input before autocast, such as float32 for a parameter."""
         edge = self.edges[i] if self.edges else None
         return default if edge is None else edge[2]
 

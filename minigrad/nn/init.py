@@ -47,7 +47,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
     """Fill with values of N(mean, std²) truncated to [a, b]: values outside are drawn again.
 
-    As in PyTorch, a and b are values, not multiples of std: with std=.02, the default bounds have practically no effect.
+    As in PyTorch, a and b are values, not multiples of std: with std=.02, the default bounds have almost no effect.
     """
     if not a < b or not std > 0:
         raise ValueError(f"trunc_normal_: needs a < b and std > 0, got a={a}, b={b}, std={std}")

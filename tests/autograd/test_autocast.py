@@ -211,7 +211,7 @@ def test_models_in_half_precision(name, dtype, device):
         assert np.linalg.norm(found[key] - expected) <= units * unit * size + 1e-4 * unit, key
 
 
-# Loss scaling ------------------------------------------------------------------------------------------------------
+# Loss scaling ---------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from([1.0, np.inf, np.nan]), max_size=12), st.integers(1, 3))

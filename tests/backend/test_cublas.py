@@ -107,11 +107,10 @@ def test_vectors_are_rows_or_columns(blas, a, b):
 
 
 UNSUPPORTED = {
-    "heads": with_layout(
-        np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"
-    ),  # two strides between matrices
-    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),  # with a second operand (1, 3, ...)
-    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),  # rows share elements
+    # Two strides between matrices, matrices shared by a part of the batch, rows that share elements, ...
+    "heads": with_layout(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"),
+    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),
+    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),
     "gaps": with_layout(np.random.default_rng(2).standard_normal((3, 4, 5)), "gaps"),
     "backwards": np.random.default_rng(4).standard_normal((3, 4, 5))[::-1],
     "upside down": np.random.default_rng(3).standard_normal((3, 4, 5))[::-1, ::-1],

@@ -408,9 +408,7 @@ def test_gemm_in_half_precision(device):
             np.testing.assert_array_equal(to_device(sums, "cpu"), [exact[0][0], 6])
         y = backend.gemm(a, b, bias=bias, dtype=dtype)
         assert y.dtype == (dtype or np.float16)
-        np.testing.assert_array_equal(
-            to_device(y, "cpu"), [[2050], [5.5]]
-        )  # rounded once, after the addition of the bias
+        np.testing.assert_array_equal(to_device(y, "cpu"), [[2050], [5.5]])  # rounded after the bias is added
 
 
 def test_bias_gradient_of_another_dtype(device):

@@ -82,9 +82,7 @@ def test_ops_on_meta_arrays(case, data):
     call = data.draw(case.calls)
     assume(any(is_float(x) for x in call.inputs))
     real = case.run(*(None if x is None else Tensor(x) for x in call.inputs), **call.options)
-    inputs = [
-        MetaArray(x.shape, x.dtype) if is_float(x) else x for x in call.inputs
-    ]  # indices and masks stay real arrays
+    inputs = [MetaArray(x.shape, x.dtype) if is_float(x) else x for x in call.inputs]  # indices and masks stay real
     found = case.run(*(None if x is None else Tensor(x) for x in inputs), **call.options)
     assert isinstance(found.data, MetaArray) and (found.shape, found.dtype) == (real.shape, real.dtype)
 

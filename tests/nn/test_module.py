@@ -104,7 +104,7 @@ def test_only_the_first_20_mismatches_are_listed(count, end):
     assert lines[-1] == f"  {end}" and len(lines) == min(count, 21)
 
 
-# Assignment ----------------------------------------------------------------------------------------------------------
+# Assignment -----------------------------------------------------------------------------------------------------------
 
 
 def ones(*shape):
@@ -207,7 +207,7 @@ def test_invalid_names_are_refused(name):
         setattr(nn.Module(), name, nn.Parameter(ones(1)))
 
 
-# Shared parameters and num_batches_tracked --------------------------------------------------------------------------
+# Shared parameters and num_batches_tracked ----------------------------------------------------------------------------
 
 
 class Tied(nn.Module):
