@@ -88,8 +88,8 @@ def receive(x: Variable, grad: Any) -> None:
     if isinstance(grad, Partial):  # the gradient of x[index], zero elsewhere
         grad = grad.add_to(np.zeros(x.data.shape, grad.values.dtype))
     grad = unbroadcast(np.asarray(grad), x.data.shape)
-    held = x.grad if x.call is None else x.call.grads[x.index]
-    total = np.asarray(grad if held is None else held + grad, x.data.dtype)
+    previous = x.grad if x.call is None else x.call.grads[x.index]
+    total = np.asarray(grad if previous is None else previous + grad, x.data.dtype)
     if x.call is None:
         x.grad = total
     else:

@@ -56,7 +56,7 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 continue
             # Deliver: add `result` to the gradients received so far by the node that computed this input.
             target, shape, dtype = edge
-            held = gradients.get(target)
+            total = gradients.get(target)
             if type(result) is not ndarray:
                 if type(result) is OutputGrad:
                     gradients.setdefault(target, [None] * result.num_outputs)[result.output_index] = result.grad
@@ -64,9 +64,9 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 if type(result) is Partial:
                     result.values = cast(result.values, dtype)
                     if target not in owned:
-                        held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
+                        total = array_module(result.values).zeros(shape, dtype) if total is None else total.copy()
                         owned.add(target)
-                    gradients[target] = result.add_to(held)
+                    gradients[target] = result.add_to(total)
                     continue
                 if not hasattr(result, "dtype"):
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
@@ -77,15 +77,15 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
                 result, fresh = cast(result, dtype), True
-            if held is None:
+            if total is None:
                 gradients[target] = result
                 if fresh:
                     owned.add(target)
             elif target in owned:
-                held += result
-                gradients[target] = held
+                total += result
+                gradients[target] = total
             else:
-                gradients[target] = as_array(plus(held, result))
+                gradients[target] = as_array(plus(total, result))
                 owned.add(target)
         if not retain_graph:
             node.__dict__.clear()  # frees saved arrays and edges: a second backward finds `edges` is None

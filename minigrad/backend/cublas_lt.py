@@ -157,7 +157,7 @@ class Lt:
         a, b, c, end = (pointer(x) for x in (A.array, B.array, C.array, vector))
         problem = Problem(
             epilogue, (m, n, k), (data_type(A), data_type(C), compute), (A.op, B.op),
-            (A.leading, B.leading, C.leading), (_aligned(a), _aligned(b), _aligned(c), _aligned(end)),
+            (A.leading, B.leading, C.leading), (_alignment(a), _alignment(b), _alignment(c), _alignment(end)),
         )  # fmt: skip
         if problem not in self.plans:
             if len(self.plans) >= MAX_PLANS:  # a launched product no longer needs its plan
@@ -182,28 +182,28 @@ class Lt:
 
     def _plan(self, problem: Problem, vector: int) -> Plan | None:
         (m, n, k), (data, out, compute), (op_A, op_B) = problem.sizes, problem.types, problem.ops
-        with ExitStack() as made:
-            operation = self._make(made, "MatmulDesc", compute, DATA_TYPES["float32"])  # float32: the scalars' type
+        with ExitStack() as stack:
+            operation = self._create(stack, "MatmulDesc", compute, DATA_TYPES["float32"])  # float32: the scalars' type
             for attribute, value in (
                 (TRANSPOSE_A, op_A), (TRANSPOSE_B, op_B), (EPILOGUE, problem.epilogue), (VECTOR, vector),
             ):  # fmt: skip
                 self._set("MatmulDesc", operation, attribute, value)
             in_memory = ((m, k)[:: -1 if op_A else 1], (k, n)[:: -1 if op_B else 1], (m, n))
             A, B, C = (
-                self._make(made, "MatrixLayout", kind, *map(ctypes.c_uint64, size), ctypes.c_int64(leading))
+                self._create(stack, "MatrixLayout", kind, *map(ctypes.c_uint64, size), ctypes.c_int64(leading))
                 for kind, size, leading in zip((data, data, out), in_memory, problem.leading, strict=True)
             )
             found = self._heuristic(operation, A, B, C, problem.aligned)
             if found is None:
                 return None
-            self.descriptors.push(made.pop_all())
+            self.descriptors.push(stack.pop_all())
         return Plan(operation, A, B, C, found.algorithm, found.workspace)
 
     def _heuristic(self, operation: Any, A: Any, B: Any, C: Any, aligned: tuple[int, ...]) -> HeuristicResult | None:
         """The first algorithm of the library's heuristic, or None."""
         found, count = HeuristicResult(), ctypes.c_int()
-        with ExitStack() as made:
-            preference = self._make(made, "MatmulPreference")
+        with ExitStack() as stack:
+            preference = self._create(stack, "MatmulPreference")
             self._set("MatmulPreference", preference, MAX_WORKSPACE, WORKSPACE)
             self._set("MatmulPreference", preference, REDUCTIONS, IN_COMPUTE_TYPE)
             for attribute, size in zip(ALIGNMENTS, (*aligned[:3], aligned[2]), strict=True):
@@ -214,23 +214,23 @@ class Lt:
             )  # fmt: skip
         return None if status or not count.value or found.state else found
 
-    def _make(self, made: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
-        """Create a descriptor, which closing `made` destroys."""
+    def _create(self, stack: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
+        """Create a descriptor, which closing `stack` destroys."""
         descriptor = ctypes.c_void_p()
         call(self.library, f"cublasLt{kind}Create", ctypes.byref(descriptor), *arguments)
-        made.callback(getattr(self.library, f"cublasLt{kind}Destroy"), descriptor)
+        stack.callback(getattr(self.library, f"cublasLt{kind}Destroy"), descriptor)
         return descriptor
 
     def _set(self, kind: str, descriptor: ctypes.c_void_p, attribute: tuple[int, Any], value: int) -> None:
         number, ctype = attribute
-        held = ctype(value)
-        size = ctypes.c_size_t(ctypes.sizeof(held))
-        call(self.library, f"cublasLt{kind}SetAttribute", descriptor, number, ctypes.byref(held), size)
+        data = ctype(value)
+        size = ctypes.c_size_t(ctypes.sizeof(data))
+        call(self.library, f"cublasLt{kind}SetAttribute", descriptor, number, ctypes.byref(data), size)
 
 
-def _aligned(place: int) -> int:
+def _alignment(address: int) -> int:
     """The alignment of an address: the largest power of two, at most ALIGNED, that divides it."""
-    return min(place & -place, ALIGNED)
+    return min(address & -address, ALIGNED)
 
 
 @cache

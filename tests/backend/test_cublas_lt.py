@@ -260,9 +260,9 @@ def test_attributes_match_the_real_library():
         "MatmulPreference": [cublas_lt.MAX_WORKSPACE, cublas_lt.REDUCTIONS, *cublas_lt.ALIGNMENTS],
         "MatrixLayout": [],
     }
-    with ExitStack() as made:
+    with ExitStack() as stack:
         for kind, arguments in (("MatmulDesc", [68, 0]), ("MatrixLayout", layout), ("MatmulPreference", [])):
-            descriptor = Lt._make(lt, made, kind, *arguments)
+            descriptor = Lt._create(lt, stack, kind, *arguments)
             for attribute, ctype in attributes[kind]:
                 value, size = ctype(), ctypes.c_size_t()
                 Lt._set(lt, kind, descriptor, (attribute, ctype), 1)
