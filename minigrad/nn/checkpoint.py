@@ -17,7 +17,7 @@ class Checkpoint(Function):
     cost of one more forward.
 
     Checkpoint is the only op that uses Tensors, for the graph in backward, through which the parameters receive their
-    gradients. They are also inputs of the op, so that the op is recorded if only parameters require gradients.
+    gradients. The parameters are inputs of the op, so that the op is recorded also if x does not require a gradient.
 
     The second forward repeats the first: a generator of the same state gives the same dropout masks, and every module
     is set to the training mode of the first forward. Buffers are restored afterwards, as the first forward already

@@ -29,7 +29,7 @@ class Shards:
 
     def __init__(self, threads: int, first_seed: int = 0) -> None:
         if threads < 1:
-            raise ValueError(f"Shards: needs at least one thread, got {threads}")
+            raise ValueError(f"Shards: threads must be at least 1, got {threads}")
         self.generators = [Generator(first_seed + i) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 

@@ -72,8 +72,8 @@ def gradcheck(
 
     def forward(i: int, x: Array) -> Array:
         with no_grad():
-            inputs = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
-            return function(*inputs, **options).data
+            arguments = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
+            return function(*arguments, **options).data
 
     random = np.random.default_rng(seed)
     u = to_device(random.standard_normal(y.shape), device_of(y.data))
