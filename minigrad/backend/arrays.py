@@ -108,7 +108,7 @@ def to_device(x: Array, device: str) -> Array:
     require_gpu(cupy)
     if isinstance(x, np.ndarray | np.generic) and cupy.cuda.get_current_stream().is_capturing():
         raise RuntimeError(
-            "copy from host to device during CUDA graph capture: a replay would read host memory that was freed; "
+            "a copy from the host during CUDA graph capture: a replay would read host memory that was freed; "
             "create the array before the capture, or on the device"
         )
     return cupy.asarray(x)

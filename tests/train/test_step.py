@@ -224,7 +224,7 @@ def test_nonfinite_steps_are_skipped_and_counted(dataset, flags):
     ("flags", "message"),
     [
         (["--skip-nonfinite"], "a loss or a gradient was not finite in every step of epoch 1/1"),
-        ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) made"),
+        ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) computed"),
     ],
 )
 def test_nonfinite_step_restores_running_statistics(dataset, flags, message):
@@ -300,5 +300,5 @@ def test_scaled_loss_is_checked_at_each_step_on_gpu(device):
     model.head.bias.data[0] = np.inf
     settings = parse(["--batch-size", "4", "--device", device, *HALF])
     assert not settings.graph
-    with pytest.raises(DivergedError, match=r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) made"):
+    with pytest.raises(DivergedError, match=r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) computed"):
         list(Trainer(model, shapes.load(8, 2), settings).fit())
