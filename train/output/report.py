@@ -9,7 +9,7 @@ import numpy as np
 from minigrad import serialize, tune_cpu
 from minigrad.parallel.threads import Shards
 from models.predict import one_line, printable
-from models.summary.table import table
+from models.terminal import table
 from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import parser
