@@ -344,6 +344,10 @@ TESTS = (
     "tests/models/test_devices.py",
     "tests/train/test_devices.py",
     "tests/autograd/test_autocast.py",
+    "tests/backend/test_arrays.py",
+    "tests/backend/test_dtypes.py",
+    "tests/backend/test_random.py",
+    "tests/nn/test_module.py",
     "tests/ops",
 )
 
