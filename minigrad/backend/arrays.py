@@ -114,11 +114,11 @@ def to_device(x: Array, device: str) -> Array:
     return cupy.asarray(x)
 
 
-def beside(x: Array, host: np.ndarray) -> Array:
-    """The NumPy array `host`, such as a table that an op computed on the CPU, on the device of x."""
+def to_device_of(array: np.ndarray, x: Array) -> Array:
+    """A NumPy array, such as a table that an op computed on the CPU, on the device of x."""
     if isinstance(x, np.ndarray | meta.MetaArray):
-        return array_module(x).asarray(host)
-    return to_device(host, device_of(x))
+        return array_module(x).asarray(array)
+    return to_device(array, device_of(x))
 
 
 def empty(shape: Sequence[int], dtype: Any, device: str) -> Array:
