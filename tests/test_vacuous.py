@@ -1,4 +1,4 @@
-"""pytest --vacuous reports tests that prove nothing, and no other tests."""
+"""pytest --vacuous finds tests that prove nothing, and no others."""
 
 import os
 import re
@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.vacuous import EXCLUDED
+
+TESTS = Path(__file__).parent
 TESTS = """
 import numpy as np
 
@@ -58,3 +61,12 @@ def test_vacuous_tests_are_reported(tmp_path):
         ("compares nothing", "test_two_empty_arrays"),
         ("never reached", "test_loop_over_nothing"),
     ]
+
+
+def test_excluded_tests_exist():
+    defined = {
+        name
+        for path in TESTS.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    assert defined >= EXCLUDED

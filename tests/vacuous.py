@@ -1,13 +1,13 @@
-"""pytest --vacuous: a plugin that reports tests which prove nothing.
+"""pytest --vacuous: report tests that prove nothing, because their assertions compare nothing or never run.
 
-An assertion is an `assert`, a call of `pytest.raises`, `warns` or `fail`, of `np.testing`, or of a check in
-minigrad.testing. For each test that passes, the plugin reports
+An assertion is an `assert`, `pytest.raises`, `pytest.warns`, `pytest.fail`, a function of `np.testing`, or a check of
+`minigrad.testing`. For each test that passes, this plugin reports
 
-    no assertion          the test ran no assertion: it shows only that no error was raised
-    compares nothing      an assertion that was trivial in every run: [] == [] of computed values, all() of no elements
-    never reached         an `assert` that no run of its test executed: in an empty loop, or under an `if`
+    no assertion          the test reaches no assertion: it shows only that nothing raises
+    compares nothing      an assertion that is empty in every call: computed values with [] == [], or all() of nothing
+    never reached         an `assert` that no run of the test reaches: in a loop over nothing, or behind an `if`
 
-Run in one process: assertions in workers of xdist are not counted.
+The tests run in one process: the plugin does not see assertions in workers of pytest-xdist.
 """
 
 import ast
@@ -22,7 +22,7 @@ import pytest
 
 import minigrad.testing
 
-# These tests count objects or compare addresses, which the plugin changes by keeping values of assertions alive.
+# These tests count live objects or check memory addresses, and pytest's explanations of assertions keep objects alive.
 EXCLUDED = {
     "test_step_leaves_no_reference_cycles",
     "test_cached_copies_are_freed_with_the_block",
@@ -30,38 +30,39 @@ EXCLUDED = {
 }
 
 EMPTY = r"(?:\[\]|\(\)|\{\}|set\(\)|frozenset\(\)|''|OrderedDict\(\)|dict_keys\(\[\]\)|array\(\[\][^)]*\))"
-NOTHING = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
-LITERAL = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"")
+EMPTY_COMPARISON = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
+# In the source of an assertion: an empty literal, or the shape of a 0-d array.
+INTENDED = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"|\.shape\b")
 
 
 class Vacuous:
     def __init__(self) -> None:
         self.test = None  # the running test
-        self.seen = defaultdict(dict)  # test -> {(file, line) of an assertion: True if any run compared something}
+        self.assertions = defaultdict(dict)  # test -> {(file, line): True if the assertion there ever compared values}
         self.passed = []
-        self.quantified_nothing = False  # True if all() or any() had no elements since the last assertion
+        self.empty_quantifier = False  # all() or any() of an empty iterable, since the last assertion
 
-    def record(self, location, something):
+    def record(self, place, compares):
         if self.test is not None:
-            self.seen[self.test][location] = something or self.seen[self.test].get(location, False)
+            self.assertions[self.test][place] = compares or self.assertions[self.test].get(place, False)
 
-    def recorded(self, check, something=lambda *args: True):
-        """Wrap `check`, an assertion function, so that its calls are recorded."""
+    def recorded(self, check, compares=lambda *args: True):
+        """`check`, with each of its calls recorded."""
 
         @wraps(check)
-        def wrapper(*args, **kwargs):
+        def wrapper(*args, **options):
             caller = sys._getframe(1)
-            self.record((caller.f_code.co_filename, caller.f_lineno), something(*args))
-            return check(*args, **kwargs)
+            self.record((caller.f_code.co_filename, caller.f_lineno), compares(*args))
+            return check(*args, **options)
 
         return wrapper
 
-    def quantifier(self, built_in):
-        """Wrap all() or any(), so that calls without elements are recorded."""
+    def recorded_quantifier(self, built_in):
+        """all() or any(), recording a call on an empty iterable."""
 
         def wrapper(values):
             items = list(values)
-            self.quantified_nothing |= not items
+            self.empty_quantifier |= not items
             return built_in(items)
 
         return wrapper
@@ -69,7 +70,7 @@ class Vacuous:
     def pytest_sessionstart(self):
         for name in dir(np.testing):
             if name.startswith("assert_"):
-                setattr(np.testing, name, self.recorded(getattr(np.testing, name), compares_something))
+                setattr(np.testing, name, self.recorded(getattr(np.testing, name), not_empty))
         for name in ("raises", "warns", "fail"):
             setattr(pytest, name, self.recorded(getattr(pytest, name)))
         for name in ("gradcheck", "watch"):
@@ -78,11 +79,11 @@ class Vacuous:
     def pytest_collection_modifyitems(self, items):
         items[:] = [item for item in items if item.originalname not in EXCLUDED]
         for module in {item.module for item in items}:
-            module.all, module.any = self.quantifier(all), self.quantifier(any)
+            module.all, module.any = self.recorded_quantifier(all), self.recorded_quantifier(any)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        self.test, self.quantified_nothing = item, False
+        self.test, self.empty_quantifier = item, False
         try:
             result = yield
             self.passed.append(item)
@@ -91,23 +92,23 @@ class Vacuous:
             self.test = None
 
     def pytest_assertion_pass(self, item, lineno, orig, expl):
-        nothing = NOTHING.search(expl) and not LITERAL.search(orig)
-        nothing = nothing or (self.quantified_nothing and re.search(r"\b(all|any)\(", orig))
-        self.quantified_nothing = False
-        self.record((str(item.path), lineno), not nothing)
+        is_empty = EMPTY_COMPARISON.search(expl) and not INTENDED.search(orig)
+        is_empty = is_empty or (self.empty_quantifier and re.search(r"\b(all|any)\(", orig))
+        self.empty_quantifier = False
+        self.record((str(item.path), lineno), not is_empty)
 
     def findings(self):
         lines = []
         for item in self.passed:
-            seen = self.seen[item]
-            if not seen:
+            assertions = self.assertions[item]
+            if not assertions:
                 lines.append(f"no assertion      {item.nodeid}")
             lines += [
                 f"compares nothing  {Path(file).name}:{line} in {item.nodeid}"
-                for (file, line), something in seen.items()
-                if not something
+                for (file, line), compares in assertions.items()
+                if not compares
             ]
-        reached = {location for seen in self.seen.values() for location in seen}
+        reached = {place for assertions in self.assertions.values() for place in assertions}
         ran = defaultdict(set)
         for item in self.passed:
             ran[str(item.path)].add(item.originalname)
@@ -132,6 +133,6 @@ class Vacuous:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def compares_something(*arrays):
-    """False if both arrays are empty and 1-d; empty arrays of other shapes, such as (0, 4), compare their shapes."""
+def not_empty(*arrays):
+    """False for two empty 1-D arrays. Arrays of shapes such as (0, 4) count: the assertion compares their shapes."""
     return not arrays or any(np.ndim(x) != 1 or np.size(x) for x in arrays[:2])

@@ -46,7 +46,7 @@ def on_the_plain_engine(monkeypatch):
 
 def gradients_of(case, call, run, backward):
     """The output of a drawn call, and the gradient of each differentiable input."""
-    wanted = case.wanted(call)
+    wanted = case.differentiable_inputs(call)
     tensors = [None if x is None else Tensor(x, requires_grad=i in wanted) for i, x in enumerate(call.inputs)]
     y = run(case.run, *tensors, **call.options)
     if not y.requires_grad:
