@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.vacuous import EXCLUDED
 
 TESTS = Path(__file__).parent
-TESTS = """
+EXAMPLES = """
 import numpy as np
 
 def test_without_an_assertion():
@@ -45,7 +45,7 @@ def pytest_configure(config):
 
 
 def test_vacuous_tests_are_reported(tmp_path):
-    (tmp_path / "test_examples.py").write_text(TESTS)
+    (tmp_path / "test_examples.py").write_text(EXAMPLES)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nenable_assertion_pass_hook = true\n")
     done = subprocess.run(
