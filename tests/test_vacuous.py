@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.vacuous import EXCLUDED
 
 TESTS = Path(__file__).parent
-PLANTED = """
+EXAMPLES = """
 import numpy as np
 
 def test_without_an_assertion():
@@ -44,8 +44,8 @@ def pytest_configure(config):
 """
 
 
-def test_planted_tests_are_found(tmp_path):
-    (tmp_path / "test_planted.py").write_text(PLANTED)
+def test_vacuous_tests_are_reported(tmp_path):
+    (tmp_path / "test_examples.py").write_text(EXAMPLES)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nenable_assertion_pass_hook = true\n")
     done = subprocess.run(
