@@ -104,7 +104,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 json_text = (file.metadata() or {}).get("minigrad", "{}")
         metadata = json.loads(json_text)
     except Exception as error:  # a damaged file makes the readers raise many types of errors
-        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+        raise ValueError(f"{path} is not a complete {kind} file of arrays: {error}") from error
     for name, x in arrays.items():
         if x.dtype == np.dtype("V2"):
             with suppress(RuntimeError):
@@ -130,7 +130,7 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             return json.loads(file[_METADATA].tobytes().decode()) if _METADATA in file.files else {}
     except Exception as error:  # as in `load`
-        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+        raise ValueError(f"{path} is not a complete {kind} file of arrays: {error}") from error
 
 
 def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -212,7 +212,7 @@ class Module:
             raise ValueError(
                 f"{type(self).__name__} or the state_dict has meta arrays, without values, as created under meta_init()"
             )
-        complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
+        complaints = [f"mismatch    {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
         complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
                        for name in own if name in arrays and not can_hold(own[name].dtype, arrays[name])]  # fmt: skip

@@ -58,7 +58,7 @@ def test_mismatches_are_listed_and_nothing_is_loaded():
     with pytest.raises(ValueError, match="none was loaded") as caught:
         net.load_state_dict(state)
     message = str(caught.value)
-    assert "misshapen   blocks.0.weight: (5, 4) in the file, (4, 4) here" in message
+    assert "mismatch    blocks.0.weight: (5, 4) in the file, (4, 4) here" in message
     assert "missing     scale (2,)" in message and "unexpected  head.weight (2,)" in message
     for name, value in net.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name])
