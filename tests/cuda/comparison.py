@@ -6,7 +6,7 @@ The reference gets the same inputs, upcast, and the same gradient of the output.
 rounding errors of float32 sums, and a result in a 16-bit dtype by the error of one cast more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -37,12 +37,28 @@ def random_array(
     return x if layout == "C" else with_layout(x, layout)
 
 
+def normal(seed: int, *shape: int, **options: Any) -> Array:
+    """Standard normal values; options as for `random_array`."""
+    return random_array(seed, *shape, scale=1.0, **options)
+
+
+def random_qkv(
+    lead: Sequence[int], L: int, S: int, E: int, V: int, dtype: Any = FLOAT32, layouts: Sequence[str] = ("C", "C", "C")
+) -> list[Array]:
+    """Queries (*lead, L, E), keys (*lead, S, E) and values (*lead, S, V), standard normal."""
+    shapes = (L, E), (S, E), (S, V)
+    return [
+        normal(i, *lead, *shape, dtype=dtype, layout=layout)
+        for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True))
+    ]
+
+
 def with_layout(x: Array, layout: str) -> Array:
     """A copy of x with another memory layout.
 
     layout               memory
     "F"                  axes in reverse order
-    "channels last"      (N, C, ...) as (N, ..., C)
+    "channels-last"      (N, C, ...) as (N, ..., C)
     "rows first"         (..., rows, columns) as (rows, ..., columns)
     "backwards"          rows with a negative stride
     "strided"            a gap after each element
@@ -51,7 +67,7 @@ def with_layout(x: Array, layout: str) -> Array:
     match layout:
         case "F":
             return np.asfortranarray(x)
-        case "channels last":
+        case "channels-last":
             return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
         case "rows first":
             return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, -2, 0)), 0, -2)
@@ -197,6 +213,11 @@ def barrier_is_needed(barrier: str, run: Callable[[], Sequence[Array | None]]) -
         if not same_bits(found, expected):
             return True
     return False
+
+
+def packs(launches: Iterable[Launch]) -> list[int]:
+    """The constant PACK of each kernel: the elements of one load."""
+    return [dict(launch.kernel.constants)["PACK"] for launch in launches]
 
 
 def kernel_names(launches: Sequence[Launch]) -> list[str]:

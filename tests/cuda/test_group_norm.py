@@ -12,7 +12,7 @@ from minigrad import functional as F
 from minigrad.kernels.cuda import group_norm
 from minigrad.ops.norm import GroupNorm
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, random_array, run_op, unaligned
+from tests.cuda.comparison import guarded_copy, kernel_names, packs, random_array, run_op, unaligned
 from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, sampled
 
 pytestmark = needs_compiler
@@ -22,7 +22,7 @@ WIDTHS = [1, 2, 3, 4, 24, 100]  # packs of 1, 2 or 4; threads without pixels
 
 def images(seed, *shape, **options):
     """Images (N, C, H, W) that are channels-last in memory."""
-    return random_array(seed, *shape, layout="channels last", **options)
+    return random_array(seed, *shape, layout="channels-last", **options)
 
 
 def inputs(N, C, H, W):
@@ -34,7 +34,7 @@ def two_groups(x, *params):
     return F.group_norm(x, 2, *params)
 
 
-def assert_matches_reference(arrays, op=two_groups, grad_layout="channels last", **options):
+def assert_matches_reference(arrays, op=two_groups, grad_layout="channels-last", **options):
     """Returns the launches."""
     return comparison.assert_matches_reference(
         op, *arrays, fast_path=group_norm.CUDAGroupNorm, grad_layout=grad_layout, **options
@@ -74,7 +74,7 @@ def test_accesses_stay_within_the_arrays(width, side):
 def test_unneeded_gradients_are_not_computed(wanted):
     launches = assert_matches_reference(inputs(2, 8, 3, 3), wanted=wanted)
     names = ["group_norm_forward", "group_norm_backward", "sum_rows"][: 3 if any(wanted[1:]) else 2]
-    assert comparison.kernel_names(launches) == names
+    assert kernel_names(launches) == names
     grad_x, partials = launches[1].args[5:7]
     assert (grad_x is not None) == wanted[0] and (partials is not None) == any(wanted[1:])
 
@@ -88,8 +88,7 @@ def test_unaligned_images_give_the_same_result(shift, pack, which):
         for i, moved in enumerate((which == "x", which == "grad_y"))
     )
     launches = assert_matches_reference([x], grad_y=grad_y)
-    packs = [dict(launch.kernel.constants)["PACK"] for launch in launches]
-    assert packs == [pack if which == "x" else 4, pack]
+    assert packs(launches) == [pack if which == "x" else 4, pack]
 
 
 def test_output_and_gradient_keep_the_memory_order():

@@ -12,7 +12,7 @@ from minigrad import functional as F
 from minigrad.kernels.cuda import loss
 from minigrad.ops.loss import CrossEntropy
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, random_array, run_op
+from tests.cuda.comparison import guarded_copy, kernel_names, random_array, run_op
 from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, sampled
 
 pytestmark = needs_compiler
@@ -130,7 +130,7 @@ def test_accesses_stay_within_the_arrays(C, by_index):
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
 def test_unneeded_gradients_are_not_computed(wanted):
     launches = assert_matches_reference(random_array(0, 9, 10), probabilities(1, 9, 10), wanted=wanted)
-    assert comparison.kernel_names(launches) == [
+    assert kernel_names(launches) == [
         "cross_entropy_forward",
         "cross_entropy_total",
         "cross_entropy_backward",

@@ -13,12 +13,12 @@ from minigrad import functional as F
 from minigrad.kernels.cuda import norm, residual
 from minigrad.ops.residual import ResidualLayerNorm
 from tests.cuda import comparison
-from tests.cuda.comparison import DTYPES, FLOAT32, UNIT_ROUNDOFF, guarded_copy, random_array, run_op, unaligned
+from tests.cuda.comparison import DTYPES, FLOAT32, guarded_copy, kernel_names, random_array, unaligned
 from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 
 pytestmark = needs_compiler
 
-ROUNDING = {**UNIT_ROUNDOFF, FLOAT32: 1e-6}  # of a few sums in float32, or of a cast
+ROUNDING = {**comparison.UNIT_ROUNDOFF, FLOAT32: 1e-6}  # of a few sums in float32, or of a cast
 WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; blocks along a row
 
 
@@ -67,7 +67,8 @@ def test_unaligned_arrays_give_the_same_result(dtype, which):
 
 @pytest.mark.parametrize("barrier", sampled(barriers("residual.cu")))
 def test_every_barrier_is_needed(barrier):
-    run = lambda: run_op(lambda *tensors: F.residual(*tensors, drop_path=0.4), *inputs(700, 40)).results  # noqa: E731
+    op = lambda *tensors: F.residual(*tensors, drop_path=0.4)  # noqa: E731
+    run = lambda: comparison.run_op(op, *inputs(700, 40)).results  # noqa: E731
     # residual.cu does not call block_sum
     assert comparison.barrier_is_needed(barrier, run) or barrier.startswith("common.cuh")
 
@@ -77,7 +78,7 @@ def test_unneeded_gradients_are_not_computed(wanted):
     launches = assert_matches_reference(*inputs(4, 8), p=0.5, wanted=wanted)
     _, want_branch, want_scale = wanted
     names = ["residual_backward"] * (want_branch or want_scale) + ["sum_rows"] * want_scale
-    assert comparison.kernel_names(launches) == ["residual_forward", *names]
+    assert kernel_names(launches) == ["residual_forward", *names]
     if want_branch or want_scale:
         grad_branch, partials = launches[1].args[3:5]
         assert (grad_branch is not None) == want_branch and (partials is not None) == want_scale
@@ -85,7 +86,7 @@ def test_unneeded_gradients_are_not_computed(wanted):
 
 def test_plain_residual_launches_nothing_backward():
     x, branch, _ = inputs(4, 8)
-    assert comparison.kernel_names(assert_matches_reference(x, branch)) == ["residual_forward"]
+    assert kernel_names(assert_matches_reference(x, branch)) == ["residual_forward"]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, 
     dtypes = [dtype] * 4 + [FLOAT32] * 2
     assert all(x is None or x.dtype == wanted for x, wanted in zip(found, dtypes, strict=True))
     # y is the norm of s, which is cast to 16 bits, and so are the gradients: a few casts, whose errors r magnifies.
-    assert comparison.max_error(found, expected) <= max(16 * UNIT_ROUNDOFF[dtype], 2e-5)
+    assert comparison.max_error(found, expected) <= max(16 * comparison.UNIT_ROUNDOFF[dtype], 2e-5)
 
 
 def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
@@ -229,13 +230,11 @@ def test_one_pass_of_unaligned_arrays(dtype, which):
     every = [unaligned(x, i == which) for i, x in enumerate(arrays + grads)]
     with recorded() as launches:
         found = one_pass(every[:4], every[4:])
-    forward, backward = (dict(launch.kernel.constants)["PACK"] for launch in launches[:2])
+    forward, backward = comparison.packs(launches[:2])
     assert (forward == 1) == (which < 4) and (backward == 1) == (which in (2, 4, 5))
     for ours, theirs in zip(found, expected, strict=True):  # another order of sums
-        assert (
-            ours.dtype == theirs.dtype
-            and comparison.error_of(ours, theirs.astype(np.float64)) <= 4 * ROUNDING[ours.dtype]
-        )
+        assert ours.dtype == theirs.dtype
+        assert comparison.error_of(ours, theirs.astype(np.float64)) <= 4 * ROUNDING[ours.dtype]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
@@ -246,7 +245,7 @@ def test_one_pass_computes_only_needed_gradients(wanted, p):
         found = one_pass(arrays, grads, p, wanted)
     want_x, want_branch, *want_params = wanted
     names = ["layer_norm_forward", "layer_norm_backward", *["sum_rows"] * any(want_params)]
-    assert comparison.kernel_names(launches) == names
+    assert kernel_names(launches) == names
     grad_x, partials, _, _, grad_branch = launches[1].args[5:10]
     assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m, ∂b is the array ∂x
     assert (grad_branch is not None) == (want_branch and p > 0) and (partials is not None) == any(want_params)

@@ -13,7 +13,7 @@ import minigrad
 from minigrad import functional as F
 from minigrad.kernels.cuda import norm
 from tests.cuda import comparison
-from tests.cuda.comparison import DIGITS, FLOAT16, HALF_PRECISION, as_float64, guarded_copy, run_op, run_reference
+from tests.cuda.comparison import DIGITS, FLOAT16, HALF_PRECISION, as_float64, guarded_copy, packs, run_op
 from tests.cuda.runner import ORDERS, needs_compiler, recorded
 
 pytestmark = needs_compiler
@@ -32,18 +32,17 @@ def beyond_rounding(found, exact):
     return float(rest.max() / max(abs(exact).max(), 1))
 
 
-def random_array(seed, shape, dtype, offset=0.0):
-    """Aligned to 32 bytes for loads in packs."""
-    return guarded_copy(comparison.random_array(seed, *shape, dtype=dtype, offset=offset), aligned=32)
+def random_array(seed, *shape, **options):
+    """A random array that is aligned to 32 bytes, for loads in packs."""
+    return guarded_copy(comparison.random_array(seed, *shape, **options), aligned=32)
 
 
 def assert_rounds_once(op, arrays, grad_y, pack, order):
     with recorded(order) as launches:
         found = run_op(op, *arrays, grad_y=grad_y).results
-    kernels = [launch.kernel for launch in launches if launch.kernel.name != "sum_rows"]
-    assert len(kernels) == 2 and all(dict(kernel.constants)["PACK"] == pack for kernel in kernels)
+    assert packs(launch for launch in launches if launch.kernel.name != "sum_rows") == [pack] * 2
     assert [a.dtype for a in found] == [grad_y.dtype, *(a.dtype for a in arrays)]
-    for ours, theirs in zip(found, run_reference(op, *arrays, grad_y=grad_y), strict=True):
+    for ours, theirs in zip(found, comparison.run_reference(op, *arrays, grad_y=grad_y), strict=True):
         assert beyond_rounding(ours, theirs) <= 1e-5
 
 
@@ -54,12 +53,8 @@ def assert_rounds_once(op, arrays, grad_y, pack, order):
 )  # fmt: skip
 def test_layer_norm_rounds_once(dtype, rows, width, offset, order, seed):
     C, pack = width
-    arrays = (
-        random_array(seed, (rows, C), dtype, offset),
-        random_array(1, (C,), np.float32),
-        random_array(2, (C,), np.float32),
-    )
-    grad_y = random_array(seed + 1, (rows, C), dtype)
+    arrays = random_array(seed, rows, C, dtype=dtype, offset=offset), random_array(1, C), random_array(2, C)
+    grad_y = random_array(seed + 1, rows, C, dtype=dtype)
     assert_rounds_once(lambda x, *params: F.layer_norm(x, C, *params), arrays, grad_y, pack, order)
 
 
@@ -69,8 +64,9 @@ def test_layer_norm_rounds_once(dtype, rows, width, offset, order, seed):
 def test_group_norm_rounds_once(dtype, width, pack, H, offset, order, seed):
     """With up to 40 · 37 pixels a thread loops over several pixels."""
     C, shape = 2 * width, (2, H, 37, 2 * width)
-    x, grad_y = (random_array(seed + i, shape, dtype, a).transpose(0, 3, 1, 2) for i, a in enumerate((offset, 0.0)))
-    params = random_array(1, (C,), np.float32), random_array(2, (C,), np.float32)
+    x = random_array(seed, *shape, dtype=dtype, offset=offset).transpose(0, 3, 1, 2)
+    grad_y = random_array(seed + 1, *shape, dtype=dtype).transpose(0, 3, 1, 2)
+    params = random_array(1, C), random_array(2, C)
     assert_rounds_once(lambda x, *params: F.group_norm(x, 2, *params), (x, *params), grad_y, pack, order)
 
 
@@ -78,7 +74,8 @@ def test_group_norm_rounds_once(dtype, width, pack, H, offset, order, seed):
 @pytest.mark.parametrize("run", [F.gelu, F.relu])
 @given(st.integers(1, 5000), st.sampled_from(ORDERS), st.integers(0, 99))
 def test_activations_round_once(dtype, run, count, order, seed):
-    assert_rounds_once(run, (random_array(seed, (count,), dtype),), random_array(seed + 1, (count,), dtype), 8, order)
+    x, grad_y = (random_array(seed + i, count, dtype=dtype) for i in range(2))
+    assert_rounds_once(run, [x], grad_y, 8, order)
 
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
@@ -90,20 +87,21 @@ def test_activations_round_once(dtype, run, count, order, seed):
 def test_residual_layer_norm_rounds_once(dtype, N, L, width, p, offset, s_is_used, order, seed):
     """s is cast once; y, the norm of the stored s, is cast once; ∂x and ∂b, sums of two terms, are cast once."""
     (C, pack), shape = width, (N, L, width[0])
-    x, branch, grad_s, grad_y = (random_array(seed + i, shape, dtype, a) for i, a in enumerate((offset, 0.0, 0.0, 0.0)))
-    weight, bias = random_array(1, (C,), np.float32), random_array(2, (C,), np.float32)
+    x = random_array(seed, *shape, dtype=dtype, offset=offset)
+    branch, grad_s, grad_y = (random_array(seed + i, *shape, dtype=dtype) for i in (1, 2, 3))
+    weight, bias = random_array(1, C), random_array(2, C)
     with recorded(order) as launches:
         minigrad.manual_seed(seed)
         op = norm.CUDAResidualLayerNorm()
         op.needs_input_grad = (True,) * 4
         s, y = op.forward(x, branch, weight, bias, p=p, eps=1e-5)
         found = op.backward([grad_s if s_is_used else None, grad_y])
-    assert all(dict(launch.kernel.constants)["PACK"] == pack for launch in launches)
+    assert set(packs(launches)) == {pack}
     wide = [as_float64(a) for a in (x, branch, weight, bias, grad_s, grad_y)]
     m = (minigrad.manual_seed(seed).uniform((N, 1, 1)) >= p) / (1 - p) if p else 1.0
     assert beyond_rounding(s, wide[0] + m * wide[1]) <= 1e-5
     normed = lambda s, *params: F.layer_norm(s, C, *params)  # noqa: E731
-    exact_y, exact, *exact_params = run_reference(normed, s, weight, bias, grad_y=grad_y)
+    exact_y, exact, *exact_params = comparison.run_reference(normed, s, weight, bias, grad_y=grad_y)
     exact = exact + wide[4] if s_is_used else exact
     for ours, theirs in zip((y, *found), (exact_y, exact, m * exact, *exact_params), strict=True):
         assert beyond_rounding(ours, theirs) <= 1e-5

@@ -23,7 +23,7 @@ def test_standardize_weight_matches_reference(O, filters, channels_last, guard, 
     weight = guarded_copy(random_array(0, O, *filters, scale=1, offset=1), guard)
     _, launches = assert_matches_reference(
         F.standardize_weight, weight, fast_path=CUDAStandardizeWeight,
-        grad_layout="channels last" if channels_last else "C", guard=guard, order=order,
+        grad_layout="channels-last" if channels_last else "C", guard=guard, order=order,
     )  # fmt: skip
     assert kernel_names(launches) == ["layer_norm_forward", "layer_norm_backward"]
 
