@@ -13,9 +13,9 @@ from minigrad.backend import cublas_lt
 from tests.cuda.runner import needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
-from tests.gpu import stages
 from tests.gpu.cases import CASES
-from tests.gpu.stages import ROUNDS, STAGES, STEPS, WARM, Stage, Workload, compared
+from tests.gpu.stages import STAGES, Stage, Workload, ceilings, properties, steps
+from tests.gpu.stages.steps import ROUNDS, STEPS, WARMUP, compared
 
 
 @needs_compiler
@@ -126,10 +126,10 @@ def test_all_stages_together_take_ten_minutes():
 
 
 def test_epilogues_are_compared(monkeypatch):
-    monkeypatch.setattr(stages, "on_device", lambda work: 1.0)
+    monkeypatch.setattr(ceilings, "gpu_seconds", lambda work: 1.0)
 
     def rows():
-        return [row for name in stages.EPILOGUES for row in stages.epilogues(name, 9, 4, 6)]
+        return [row for name in ceilings.EPILOGUES for row in ceilings.epilogues(name, 9, 4, 6)]
 
     with in_place_of_cupy():
         found = rows()
@@ -152,7 +152,7 @@ def test_contenders_are_measured_alone_and_then_in_turn():
     called = []
     names = {"a": 1.0, "b": 1.005, "c": 1.01}
     rows = list(compared(WORKLOAD, {name: contender(called, name, loss) for name, loss in names.items()}, 2.0))
-    assert called == [name for name in names for _ in range(WARM + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
+    assert called == [name for name in names for _ in range(WARMUP + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
     assert [row["what"].split(": ")[1] for row in rows] == ["a", "b", "c", "c to a"]
     assert rows[-1]["value"] > 0 and not any("wrong" in row for row in rows)
     assert all(row["images_s"] == pytest.approx(2 / row["value"] * 1e3) for row in rows[:3])
@@ -170,8 +170,8 @@ def test_a_contender_that_fails_costs_the_others_nothing(monkeypatch):
     first, *rows, last = compared(WORKLOAD, {"a": missing, "b": broken, "c": contender(called, "c", 1.0)}, 2.0)
     assert first["error"] == "ImportError: no such package" and "wrong" not in first
     assert rows[0]["error"] == "ValueError: broken" and rows[0]["wrong"]
-    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARM + STEPS + ROUNDS * STEPS
-    monkeypatch.setattr(stages, "alive", lambda: False)  # then nothing that follows would work
+    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARMUP + STEPS + ROUNDS * STEPS
+    monkeypatch.setattr(steps, "alive", lambda: False)  # then nothing that follows would work
     with pytest.raises(ValueError, match="broken"):
         list(compared(WORKLOAD, {"b": broken, "c": contender(called, "c", 1.0)}, 2.0))
 
@@ -185,7 +185,7 @@ def test_losses_that_differ_are_wrong(loss):
 def test_tests_are_counted_and_those_that_fail_are_named(tmp_path):
     """Two tests written here, and a file of tests on the stand-in for CuPy."""
     (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
-    rows = stages.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
+    rows = properties.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
     assert next(rows)["what"].endswith("::test_bad")
     assert next(rows)["value"] >= 3  # one is test_good
     with pytest.raises(RuntimeError, match="ended with 1"):
