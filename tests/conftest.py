@@ -19,9 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_report_header():
-    return (
-        "cuda: CuPy" if cuda_is_available() else "cuda: a stand-in for CuPy (tests/cupy_on_cpu.py), as there is no GPU"
-    )
+    return "cuda: CuPy" if cuda_is_available() else "cuda: a stand-in for CuPy (tests/cupy_on_cpu), as there is no GPU"
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
