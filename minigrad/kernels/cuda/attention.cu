@@ -25,10 +25,10 @@
 // Constants: QK_WIDTH (E) and V_WIDTH (V), multiples of 4; SLOTS, the scores of a row in a lane: L, S ≤ 32 · SLOTS.
 // Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
 //
-// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
-// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 152, attention_backward_kv 128
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 128, attention_backward_kv 128
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 208, attention_backward_kv 160
+// warps[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 24, attention_backward_q 24, attention_backward_kv 24
+// warps[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 16, attention_backward_q 16, attention_backward_kv 16
+// warps[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 24, attention_backward_q 16, attention_backward_kv 16
+// warps[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 16, attention_backward_q 8, attention_backward_kv 8
 #include "common.cuh"
 
 typedef float Stored;  // the element type of q, k, v, y and their gradients

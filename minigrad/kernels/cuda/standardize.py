@@ -1,4 +1,4 @@
-"""L2: weight standardisation of a convolution: CUDALayerNorm of each filter."""
+"""L2: weight standardisation of a convolution: LayerNorm of each filter."""
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of

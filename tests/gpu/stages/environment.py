@@ -10,7 +10,7 @@ from tests.gpu.stages.stage import Options, Parts, Row
 
 
 def parts(options: Options) -> Parts:
-    return {"versions": versions} | ({} if options.cpu else {"card": card, "libraries": libraries})
+    return {"versions": versions} | ({} if options.cpu else {"gpu": gpu, "libraries": libraries})
 
 
 def versions() -> Iterator[Row]:
@@ -22,7 +22,7 @@ def versions() -> Iterator[Row]:
             yield {"what": package, "value": "not installed"}
 
 
-def card() -> Iterator[Row]:
+def gpu() -> Iterator[Row]:
     import cupy
 
     runtime = cupy.cuda.runtime
@@ -31,7 +31,7 @@ def card() -> Iterator[Row]:
     yield {"what": "CUDA runtime, driver", "value": f"{runtime.runtimeGetVersion()}, {runtime.driverGetVersion()}"}
     yield {"what": "NVRTC", "value": ".".join(map(str, cupy.cuda.nvrtc.getVersion()))}
     memory = f"{properties['totalGlobalMem'] / 2**30:.0f} GiB"
-    yield {"what": "card", "value": properties["name"].decode(), "memory": memory}
+    yield {"what": "GPU", "value": properties["name"].decode(), "memory": memory}
 
 
 def libraries() -> Iterator[Row]:
