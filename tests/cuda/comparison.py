@@ -104,6 +104,8 @@ def as_float64(x: Array | None) -> Array | None:
 
 
 class Run(NamedTuple):
+    """Forward and backward of an op."""
+
     node: Any  # the op that computed the output: its grad_fn
     results: list[Array | None]  # the output, and the gradient of each input, None without a gradient
     grad_y: Array  # the gradient of the output
@@ -148,8 +150,8 @@ def max_error(found: Sequence[Array | None], exact: Sequence[Array | None]) -> f
 
     It is ∞ if NaN and infinities are at different places. Pairs of None are ignored.
     """
-    pairs = zip(found, exact, strict=True)
-    return max((error_of(ours, theirs) for ours, theirs in pairs if not ours is theirs is None), default=0.0)
+    pairs = [(a, b) for a, b in zip(found, exact, strict=True) if a is not None or b is not None]
+    return max((error_of(ours, theirs) for ours, theirs in pairs), default=0.0)
 
 
 def error_of(found: Any, exact: Any) -> float:
@@ -186,11 +188,13 @@ def assert_matches_reference(
 
 
 def same_bits(found: Sequence[Array | None], expected: Sequence[Array | None]) -> bool:
+    """True if dtypes, shapes and all bits are equal."""
     as_bytes = lambda arrays: [None if x is None else (x.dtype, x.shape, x.tobytes()) for x in arrays]  # noqa: E731
     return as_bytes(found) == as_bytes(expected)
 
 
 def results_in(order: str, run: Callable[[], Sequence[Array | None]], **options: Any) -> Sequence[Array | None]:
+    """The results of `run` in a thread order of `ORDERS`."""
     with emulated(order, **options):
         return run()
 
@@ -220,5 +224,5 @@ def packs(launches: Iterable[Launch]) -> list[int]:
     return [dict(launch.kernel.constants)["PACK"] for launch in launches]
 
 
-def kernel_names(launches: Sequence[Launch]) -> list[str]:
+def kernel_names(launches: Iterable[Launch]) -> list[str]:
     return [launch.kernel.name for launch in launches]

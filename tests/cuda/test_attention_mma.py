@@ -316,10 +316,10 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
     ],
 )
 def test_unsupported_arguments_are_declined(arrays, mask, options):
-    takes = attention_mma.MMAScaledDotProductAttention.supports
+    supports = attention_mma.MMAScaledDotProductAttention.supports
     with emulated():
-        assert takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
-        assert not takes(*arrays, mask, **{**PLAIN, **options})
+        assert supports(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
+        assert not supports(*arrays, mask, **{**PLAIN, **options})
 
 
 WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
@@ -343,10 +343,10 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
     ],
 )
 def test_unsupported_windows_are_declined(shape, dtype, bias, options):
-    takes = attention_mma.MMAWindowAttention.supports
+    supports = attention_mma.MMAWindowAttention.supports
     with emulated():
-        assert takes(normal(0, 1, 4, 4, 96, dtype=BFLOAT16), np.zeros((2, 4, 4), np.float32), **WINDOWS)
-        assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
+        assert supports(normal(0, 1, 4, 4, 96, dtype=BFLOAT16), np.zeros((2, 4, 4), np.float32), **WINDOWS)
+        assert not supports(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
 
 
 def test_gpus_before_ampere_are_declined():

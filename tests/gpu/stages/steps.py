@@ -35,7 +35,7 @@ LOSSES = 0.02  # the maximum relative difference of losses in mixed precision
 def parts(options: Options) -> Parts:
     """Stage `steps`: against PyTorch's eager mode."""
     contenders = {
-        "torch amp": partial(torchs, amp=True),
+        "torch amp": partial(torch_step, amp=True),
         "tf32": partial(ours, amp=False, graphed=False),
         "amp": partial(ours, amp=True, graphed=False),
         "amp graph": partial(ours, amp=True, graphed=True),
@@ -46,7 +46,7 @@ def parts(options: Options) -> Parts:
 def compiled_parts(options: Options) -> Parts:
     """Stage `compiled`: against `torch.compile` with CUDA graphs."""
     contenders = {
-        "torch reduce-overhead": partial(torchs, amp=True, mode="reduce-overhead"),
+        "torch reduce-overhead": partial(torch_step, amp=True, mode="reduce-overhead"),
         "amp graph": partial(ours, amp=True, graphed=True),
     }
     return {title(w): partial(compared, w, contenders, w.graphs) for w in WORKLOADS}
@@ -150,7 +150,7 @@ def reference(model: str) -> Any:
     return Reference("timm", model)
 
 
-def torchs(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
+def torch_step(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
