@@ -19,7 +19,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_report_header():
-    return "cuda: CuPy" if cuda_is_available() else "cuda: no GPU, so NumPy arrays replace CuPy (tests/cupy_on_cpu.py)"
+    return "cuda: CuPy" if cuda_is_available() else "cuda: no GPU, so NumPy arrays replace CuPy (tests/cupy_on_cpu)"
 
 
 @pytest.fixture(scope="session", params=["cpu", "cuda"])

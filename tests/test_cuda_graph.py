@@ -1,4 +1,4 @@
-"""A captured training step equals the eager step, bit for bit (without a GPU: on tests/cupy_on_cpu.py)."""
+"""A captured training step equals the eager step, bit for bit (without a GPU: on tests/cupy_on_cpu)."""
 
 import gc
 import sys

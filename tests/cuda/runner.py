@@ -30,7 +30,7 @@ import pytest
 
 from minigrad.backend.cublas import pointer
 from minigrad.backend.fast_paths import FAST_PATHS
-from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, use_device
+from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, Launch, Recorder, use_device
 
 ORDERS = ("round robin", "first warp ahead", "last warp ahead", "shuffled")
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
@@ -240,19 +240,6 @@ def _protect(address: int, size: int) -> None:
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
-def worst(found: Sequence[Any], exact: Sequence[Any], dtype: Any = np.float32) -> float:
-    """The maximum difference, relative to the maximum absolute value (at least 1). The dtype of `found` is checked."""
-    differences = [0.0]
-    for ours, theirs in zip(found, exact, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == dtype
-            differences.append(
-                float(abs(ours.astype(np.float64) - theirs).max(initial=0) / max(abs(theirs).max(initial=0), 1))
-            )
-    return max(differences) if np.isfinite(differences).all() else np.inf
-
-
 @contextmanager
 def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str | None = None) -> Iterator[CpuDevice]:
     """Within the block, CUDA fast paths run on NumPy arrays.
@@ -284,3 +271,10 @@ def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str |
             yield device
     finally:
         FAST_PATHS.update(before)
+
+
+@contextmanager
+def recorded(order: str = ORDERS[0], **options: Any) -> Iterator[list[Launch]]:
+    """`emulated`, with the list of the launches within the block."""
+    with emulated(order, **options) as device, use_device(recorder := Recorder(device)):
+        yield recorder.launches

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import activation
-from minigrad.kernels.cuda.launch import FOLDER, Kernel, Recorder, use_device
+from minigrad.kernels.cuda.launch import FOLDER, Kernel
 from minigrad.ops.activation import GELU, ReLU
+from tests.cuda import comparison
+from tests.cuda.comparison import guarded_copy, packs, random_array, run_op, unaligned
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, kernels, needs_compiler
 
 pytestmark = needs_compiler
@@ -21,41 +22,23 @@ FAST_PATHS = {F.gelu: activation.CUDAGELU, F.relu: activation.CUDAReLU}
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
 
-def drawn(seed, *shape):
-    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(np.float32)
-
-
-def outcome(run, x, grad_y):
-    """The node, the output, and the gradient."""
-    x = Tensor(x, requires_grad=True)
-    y = run(x)
-    node = y.grad_fn
-    y.backward(Tensor(grad_y))
-    return node, y.numpy(), x.grad.numpy()
-
-
-def assert_matches_reference(run, x, grad_y, **options):
-    with emulated(**options):
-        node, *found = outcome(run, x, grad_y)
-    assert type(node) is FAST_PATHS[run]
-    with minigrad.without_fast_paths():
-        _, *exact = outcome(run, x.astype(np.float64), grad_y.astype(np.float64))
-    for ours, theirs in zip(found, exact, strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == np.float32
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=6e-7 * max(1, abs(theirs).max()))
+def assert_matches_reference(op, x, grad_y, **options):
+    """Returns the launches."""
+    return comparison.assert_matches_reference(
+        op, x, grad_y=grad_y, fast_path=FAST_PATHS[op], tolerance=6e-7, **options
+    )[1]
 
 
 @pytest.mark.parametrize("run", FAST_PATHS)
-@given(SIZES, SIZES, st.sampled_from(["C", "F", "channels last"]), st.sampled_from(ORDERS), st.integers(0, 99))
+@given(SIZES, SIZES, st.sampled_from(["C", "F", "channels-last"]), st.sampled_from(ORDERS), st.integers(0, 99))
 def test_activations_match_reference(run, rows, columns, layout, order, seed):
-    x = drawn(seed, 2, rows, columns)
-    x = {"C": x, "F": np.asfortranarray(x), "channels last": x.transpose(0, 2, 1)}[layout]
-    assert_matches_reference(run, x, drawn(seed + 1, *x.shape), order=order)
+    x = random_array(seed, 2, rows, columns, layout=layout)
+    assert_matches_reference(run, x, random_array(seed + 1, *x.shape), order=order)
 
 
 @pytest.mark.parametrize("run", FAST_PATHS)
 def test_output_and_gradient_keep_the_memory_order(run):
-    x = Tensor(drawn(0, 2, 3, 5, 4).transpose(0, 3, 1, 2), requires_grad=True)
+    x = Tensor(random_array(0, 2, 4, 3, 5, layout="channels-last"), requires_grad=True)
     with emulated():
         y = run(x)
         grad_x = y.grad_fn.backward(y.numpy())
@@ -65,7 +48,7 @@ def test_output_and_gradient_keep_the_memory_order(run):
 @pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize("axes", [(0, 1), (1, 0)])
 def test_gradient_of_any_memory_layout(run, axes):
-    x, grad_y = drawn(0, 33, 5).transpose(axes), np.ascontiguousarray(drawn(1, 5, 33).T).transpose(axes)
+    x, grad_y = random_array(0, 33, 5).transpose(axes), random_array(1, 33, 5).transpose(axes)
     assert_matches_reference(run, x, np.asfortranarray(grad_y))
     assert_matches_reference(run, x, np.broadcast_to(grad_y[:1], grad_y.shape))
 
@@ -75,8 +58,7 @@ def test_gradient_of_any_memory_layout(run, axes):
 @pytest.mark.parametrize("count", [1, 3, 1023, 1024, 1025])
 def test_accesses_stay_within_the_arrays(run, side, count):
     """A block has 1024 elements."""
-    x, grad_y = guarded(count, side=side), guarded(count, side=side)
-    x[...], grad_y[...] = drawn(0, count), drawn(1, count)
+    x, grad_y = (guarded_copy(random_array(i, count), side) for i in range(2))
     assert_matches_reference(run, x, grad_y, guard=side)
 
 
@@ -87,7 +69,7 @@ def test_partial_last_pack_writes_nothing_beyond(name, count):
     memory = [guarded(1028, side="before") for _ in range(3 if "backward" in name else 2)]
     *inputs, result = (x[:count] for x in memory)
     for i, x in enumerate(inputs):
-        x[...] = drawn(i, count)
+        x[...] = random_array(i, count)
     with emulated():
         Kernel("activation.cu", name, PACK=4, STORED="float")(2, 256, *inputs, result, np.int64(count))
     assert np.isfinite(result).all() and np.isnan(memory[-1][count:]).all()
@@ -97,19 +79,11 @@ def test_partial_last_pack_writes_nothing_beyond(name, count):
 @pytest.mark.parametrize(("x_shift", "grad_shift"), [(0, 0), (1, 0), (0, 1), (2, 2), (3, 1)])
 def test_unaligned_arrays_give_the_same_result(run, x_shift, grad_shift):
     """Packs of 4 need all arrays aligned to 16 bytes; else PACK is 1."""
-    x, grad_y = drawn(0, 1200), drawn(1, 1200)
-    aligned = [-a.ctypes.data % 16 // 4 for a in (x, grad_y)]
-    x, grad_y = x[aligned[0] + x_shift :][:1100], grad_y[aligned[1] + grad_shift :][:1100]
-    recorder = Recorder()
-    with emulated() as device:
-        recorder.device = device
-        with use_device(recorder):
-            outcome(run, x, grad_y)
-    packs = [dict(launch.kernel.constants)["PACK"] for launch in recorder.launches]
+    x, grad_y = unaligned(random_array(0, 1100), x_shift), unaligned(random_array(1, 1100), grad_shift)
+    launches = assert_matches_reference(run, x, grad_y)
     read_by_backward = grad_shift if run is F.relu else x_shift or grad_shift  # ReLU saves y, which is aligned
-    assert packs == [1 if x_shift else 4, 1 if read_by_backward else 4]
-    assert recorder.launches[0].grid[0] == (5 if x_shift else 2)
-    assert_matches_reference(run, x, grad_y)
+    assert packs(launches) == [1 if x_shift else 4, 1 if read_by_backward else 4]
+    assert launches[0].grid[0] == (5 if x_shift else 2)
 
 
 def test_gelu_of_large_and_non_finite_values():
@@ -120,14 +94,15 @@ def test_gelu_of_large_and_non_finite_values():
         assert (abs(y - exact) <= 2e-7 * np.maximum(abs(exact), 1)).all()
         odd = F.gelu(Tensor(np.array([np.inf, 0, np.nan, 3e38, -3e38], np.float32))).numpy()
         np.testing.assert_array_equal(odd, np.array([np.inf, 0, np.nan, 3e38, 0], np.float32))
-        _, _, slope = outcome(F.gelu, np.array([0, np.nan, 3e38, -3e38], np.float32), np.ones(4, np.float32))
+        x = np.array([0, np.nan, 3e38, -3e38], np.float32)
+        _, slope = run_op(F.gelu, x, grad_y=np.ones(4, np.float32)).results
         np.testing.assert_array_equal(slope, [0.5, np.nan, 1, 0])
 
 
 def test_relu_keeps_nan_and_masks_non_finite_gradients():
     grad_y = np.array([np.inf, np.nan, np.inf, 1.0, -1.0], np.float32)
     with emulated():
-        _, y, grad_x = outcome(F.relu, np.array([-1.0, 0.0, 2.0, np.nan, np.inf], np.float32), grad_y)
+        y, grad_x = run_op(F.relu, np.array([-1.0, 0.0, 2.0, np.nan, np.inf], np.float32), grad_y=grad_y).results
     np.testing.assert_array_equal(y, [0, 0, 2, np.nan, np.inf])
     np.testing.assert_array_equal(grad_x, [0, 0, np.inf, 1, -1])
 
@@ -135,12 +110,12 @@ def test_relu_keeps_nan_and_masks_non_finite_gradients():
 @pytest.mark.parametrize("run", FAST_PATHS)
 def test_forward_saves_only_what_backward_reads(run):
     with emulated():
-        x = Tensor(drawn(0, 300), requires_grad=True)
+        x = Tensor(random_array(0, 300), requires_grad=True)
         node = run(x).grad_fn
         kept = [value for value in vars(node).values() if isinstance(value, np.ndarray)]
         assert len(kept) == 1 and (kept[0] is x.data or run is F.relu)
         op = FAST_PATHS[run]()
-        op.forward(drawn(0, 300))
+        op.forward(random_array(0, 300))
         assert not vars(op)
 
 
@@ -150,8 +125,12 @@ def test_there_are_no_barriers():
 
 @pytest.mark.parametrize("run", FAST_PATHS)
 @pytest.mark.parametrize(
-    "x", [drawn(0, 3, 4).astype(np.float64), drawn(0, 3, 8)[:, ::2], drawn(0, 4)[::-1], drawn(0, 0, 3)]
-)
+    "x",
+    [
+        random_array(0, 3, 4, dtype=np.float64), random_array(0, 3, 8)[:, ::2], random_array(0, 4)[::-1],
+        random_array(0, 0, 3),
+    ],
+)  # fmt: skip
 def test_unsupported_arrays_run_the_reference(run, x):
     with emulated():
         node = run(Tensor(x, requires_grad=True)).grad_fn

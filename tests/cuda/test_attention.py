@@ -1,6 +1,5 @@
 """Float32 attention in CUDA, run on the CPU in several thread orders, against the reference in float64."""
 
-from contextlib import nullcontext
 from itertools import product
 from unittest.mock import patch
 
@@ -13,64 +12,29 @@ from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda import attention
-from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.kernels.cuda.launch import use_device
 from minigrad.ops.attention import ScaledDotProductAttention
-from tests.cuda.runner import ORDERS, CpuDevice, KernelError, barriers, emulated, guarded, needs_compiler, sampled
+from tests.cuda import comparison
+from tests.cuda.comparison import guarded_copy, kernel_names, normal, run_op, unaligned
+from tests.cuda.comparison import random_qkv as qkv
+from tests.cuda.runner import ORDERS, CpuDevice, KernelError, barriers, emulated, needs_compiler, recorded, sampled
 
 pytestmark = needs_compiler
-
-ALL = (True, True, True, True)
-
-
-def drawn(seed, *shape, layout="C"):
-    """Standard normal (..., heads, rows, width), with one of the memory layouts of `LAYOUTS`."""
-    values = lambda *shape: np.random.default_rng(seed).standard_normal(shape).astype(np.float32)  # noqa: E731
-    *outer, heads, rows, width = (1,) * (3 - len(shape)) + shape
-    match layout:
-        case "packed":  # k of the packed qkv of a linear layer
-            return values(*outer, rows, 3, heads, width)[..., 1, :, :].swapaxes(-2, -3)
-        case "rows first":
-            return np.moveaxis(values(rows, *outer, heads, width), 0, -2)
-        case "backwards":
-            return values(*outer, heads, rows, width)[..., ::-1, :]
-        case "strided":
-            return values(*shape, 2)[..., 0]
-    return values(*shape)
-
 
 LAYOUTS = ["C", "packed", "rows first", "backwards"]
 
 
-def outcome(q, k, v, mask, grad_y, wanted=ALL, **options):
-    """The class that ran, the output, and the gradients."""
-    inputs = [None if x is None else Tensor(x, requires_grad=w) for x, w in zip((q, k, v, mask), wanted, strict=True)]
-    y = F.scaled_dot_product_attention(*inputs, **options)
-    y.backward(Tensor(grad_y))
-    return type(y.grad_fn), [y.numpy(), *(x.grad.numpy() for x in inputs if x is not None and x.requires_grad)]
+def attention_op(**options):
+    return lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, mask, **options)
 
 
-def assert_matches_reference(
-    q, k, v, mask=None, wanted=ALL, order=ORDERS[0], grad_layout="packed", tolerance=2e-6, guard=None, **options
-):
-    """Run the reference and the fast path. Returns the results of the fast path, and its launches."""
-    exact = [None if x is None else x.astype(np.float64) for x in (q, k, v, mask)]
-    grad_y = drawn(9, *q.shape[:-1], v.shape[-1], layout=grad_layout)
-    kind, expected = outcome(*exact, grad_y.astype(np.float64), wanted, **options)
-    assert kind is ScaledDotProductAttention
-    with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
-        kind, found = outcome(q, k, v, mask, grad_y, wanted, **options)
-    assert kind is attention.CUDAScaledDotProductAttention
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == np.float32
-        assert abs(ours - theirs).max() <= tolerance * max(abs(theirs).max(), 1)
-    return found, recorder.launches
-
-
-def qkv(lead, L, S, E, V, layouts=("C", "C", "C")):
-    shapes = ((L, E), (S, E), (S, V))
-    return [
-        drawn(i, *lead, *shape, layout=layout) for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True))
-    ]
+def assert_matches_reference(q, k, v, mask=None, *, scale=None, tolerance=2e-6, grad_layout="packed", **options):
+    """Returns the results of the fast path, and its launches."""
+    run, launches = comparison.assert_matches_reference(
+        attention_op(scale=scale), q, k, v, mask, fast_path=attention.CUDAScaledDotProductAttention,
+        tolerance=tolerance, grad_layout=grad_layout, **options,
+    )  # fmt: skip
+    return run.results, launches
 
 
 @given(
@@ -83,7 +47,7 @@ def test_value_and_gradients(lead, L, S, widths, layouts, grad_layout, scale, or
     arrays = qkv(lead, L, S, *widths, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, order=order, grad_layout=grad_layout, scale=scale)
     names = ["attention_forward", "attention_backward_q", "attention_backward_kv"]
-    assert [launch.kernel.name for launch in launches] == names
+    assert kernel_names(launches) == names
     assert all(launch.args[i] == pointer(x) for launch in launches for i, x in zip((0, 4, 8), arrays, strict=True))
 
 
@@ -95,7 +59,7 @@ def test_masks(lead, broadcast, missing, L, S, transposed, order):
     """Masks with axes of length 1, with missing axes, and with the first axis last in memory, as Swin's bias."""
     shape = [1 if one else n for n, one in zip((*lead, L, S), broadcast, strict=False)]
     shape = shape[min(missing, len(lead)) :]
-    mask = drawn(7, *shape)
+    mask = normal(7, *shape)
     if transposed:
         mask = np.moveaxis(np.ascontiguousarray(np.moveaxis(mask, 0, -1)), -1, 0)
     summed = np.prod([*lead, L, S]) / mask.size  # entries of ∂S in an entry of ∂mask: their errors add as the root
@@ -116,9 +80,9 @@ def test_masks(lead, broadcast, missing, L, S, transposed, order):
 def test_packed_qkv_is_not_copied(lead, N, d, mask):
     """q, k, v are views of one array, and y.swapaxes(-2, -3) is contiguous, so joining the heads copies nothing."""
     *outer, heads = lead
-    packed = drawn(0, *outer, N, 3, heads * d).reshape(*outer, N, 3, heads, d)
+    packed = normal(0, *outer, N, 3, heads * d).reshape(*outer, N, 3, heads, d)
     q, k, v = np.moveaxis(packed, -3, 0).swapaxes(-2, -3)
-    mask = None if mask is None else drawn(1, *mask)
+    mask = None if mask is None else normal(1, *mask)
     found, launches = assert_matches_reference(q, k, v, mask, order="shuffled")
     assert [launch.args[0] - pointer(packed) for launch in launches] == [0, 0, 0]
     assert found[0].swapaxes(-2, -3).flags.c_contiguous
@@ -131,7 +95,7 @@ def test_aliased_and_broadcast_inputs():
     """One array as q, k and v, and keys that all heads share: the gradients are not aliased."""
     q, k, v = qkv((2, 3), 5, 5, 8, 8)
     for arrays in ((q, q, q), (q, np.broadcast_to(k[:, :1], k.shape), v)):
-        grad_y = drawn(9, *q.shape)
+        grad_y = normal(9, *q.shape)
         results = []
         for x in (arrays, [x.astype(np.float64) for x in arrays]):
             with emulated():
@@ -144,40 +108,28 @@ def test_aliased_and_broadcast_inputs():
 
 
 def test_thread_order_changes_no_bit():
-    arrays = (*qkv((2, 2), 40, 37, 8, 12), drawn(3, 2, 40, 37))
-    outcomes = [assert_matches_reference(*arrays, order=order) for order in (*ORDERS, ORDERS[0])]
-    for found, launches in outcomes[1:]:
-        for ours, first in zip(found, outcomes[0][0], strict=True):
-            np.testing.assert_array_equal(ours, first)
-        assert [launch[:3] for launch in launches] == [launch[:3] for launch in outcomes[0][1]]
+    arrays = (*qkv((2, 2), 40, 37, 8, 12), normal(3, 2, 40, 37))
+    comparison.assert_thread_order_changes_no_bit(lambda: run_op(attention_op(), *arrays).results)
+    first, *others = ([launch[:3] for launch in assert_matches_reference(*arrays, order=order)[1]] for order in ORDERS)
+    assert all(launches == first for launches in others)
 
 
 @pytest.mark.parametrize("barrier", sampled([b for b in barriers("attention.cu") if b.startswith("attention.cu")]))
 def test_every_barrier_is_needed(barrier):
     """The sizes give each warp two iterations."""
-    arrays, grad_y = (*qkv((1, 2), 37, 41, 8, 12), drawn(3, 37, 41)), drawn(9, 1, 2, 37, 12)
-    with emulated():
-        _, right = outcome(*arrays, grad_y)
-    differences = 0
-    for order in ORDERS:
-        with emulated(order, barrier=barrier):
-            _, found = outcome(*arrays, grad_y)
-        differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
-    assert differences
+    arrays = *qkv((1, 2), 37, 41, 8, 12), normal(3, 37, 41)
+    assert comparison.barrier_is_needed(barrier, lambda: run_op(attention_op(), *arrays).results)
 
 
 @pytest.mark.parametrize(("side", "L", "S"), list(product(["after", "before"], [1, 35], [1, 34])))
 def test_accesses_stay_within_the_arrays(side, L, S):
-    shapes = ((2, 3, L, 8), (2, 3, S, 8), (2, 3, S, 12), (3, L, S))
-    arrays = [guarded(shape, side=side) for shape in shapes]
-    for i, x in enumerate(arrays):
-        x[...] = drawn(i, *x.shape)
-    assert_matches_reference(*arrays, guard=side)
+    arrays = *qkv((2, 3), L, S, 8, 12), normal(3, 3, L, S)
+    assert_matches_reference(*(guarded_copy(x, side) for x in arrays), guard=side)
 
 
 def test_guard_detects_an_access_out_of_bounds():
     """The test above can fail: here the keys lack a row."""
-    q, k, v = (guarded((1, 1, rows, 8)) for rows in (5, 5, 6))
+    q, k, v = (guarded_copy(normal(0, 1, 1, rows, 8)) for rows in (5, 5, 6))
     op = attention.CUDAScaledDotProductAttention()
     op.needs_input_grad = (None,) * 4
     with emulated(), pytest.raises(KernelError, match=r"attention_forward: .* memory access out of bounds"):
@@ -187,10 +139,10 @@ def test_guard_detects_an_access_out_of_bounds():
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
 def test_unneeded_gradients_are_not_computed(wanted):
     want_q, want_k, want_v, want_mask = wanted
-    _, launches = assert_matches_reference(*qkv((2, 3), 6, 5, 8, 12), drawn(3, 3, 6, 5), wanted=wanted)
+    _, launches = assert_matches_reference(*qkv((2, 3), 6, 5, 8, 12), normal(3, 3, 6, 5), wanted=wanted)
     queries, keys = want_q or want_k or want_mask, want_k or want_v
     expected = ["attention_backward_q"] * queries + ["attention_backward_kv"] * keys
-    assert [launch.kernel.name for launch in launches[1:]] == expected
+    assert kernel_names(launches[1:]) == expected
     if queries:
         *_, D, grad_scores = launches[1].args[:-4]
         assert [D is not None, grad_scores is not None] == [want_k, want_mask]
@@ -198,9 +150,9 @@ def test_unneeded_gradients_are_not_computed(wanted):
 
 def test_without_gradients_nothing_is_saved():
     q, k, v = qkv((2, 3), 6, 5, 8, 12)
-    with emulated() as device, use_device(recorder := Recorder(device)):
+    with recorded() as launches:
         y = F.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v))
-    (launch,) = recorder.launches
+    (launch,) = launches
     assert launch.args[-5] is None and y.grad_fn is None  # lse
     np.testing.assert_array_equal(y.numpy(), assert_matches_reference(q, k, v)[0][0])
 
@@ -246,27 +198,12 @@ def test_nan_stays_in_its_row():
 def test_broadcast_gradient():
     """The ∂y of y.sum() has strides of 0, which cannot be loaded in packs."""
     arrays = qkv((2, 3), 6, 5, 8, 12)
-    found = []
-    for context, dtype in ((emulated(), np.float32), (nullcontext(), np.float64)):
-        with context:
-            tensors = [Tensor(x.astype(dtype), requires_grad=True) for x in arrays]
-            F.scaled_dot_product_attention(*tensors).sum().backward()
-        found.append([x.grad.numpy() for x in tensors])
-    for ours, theirs in zip(*found, strict=True):
-        assert abs(ours - theirs).max() <= 2e-6 * max(abs(theirs).max(), 1)
+    assert_matches_reference(*arrays, grad_y=np.broadcast_to(np.float32(1), (2, 3, 6, 12)))
 
 
 def test_stride_of_an_axis_of_length_1_is_ignored():
     """The stride of an axis of length 1 has no meaning; here it is 40 bytes, no multiple of 16."""
-    assert_matches_reference(*(drawn(i, 1, 1, 10)[..., :8] for i in range(3)))
-
-
-def shifted(*shape):
-    """Zeros at an address that is not aligned to 16 bytes."""
-    count = int(np.prod(shape))
-    room = np.zeros(count + 8, np.float32)
-    start = next(i for i in range(8) if pointer(room[i:]) % 16 == 4)
-    return room[start : start + count].reshape(shape)
+    assert_matches_reference(*(normal(i, 1, 1, 10)[..., :8] for i in range(3)))
 
 
 @pytest.mark.parametrize(
@@ -284,9 +221,9 @@ def shifted(*shape):
         (qkv((2,), 3, 4, 8, 12, layouts=("strided", "C", "C")), None, {}),
         (qkv((2,), 3, 4, 8, 12, layouts=("C", "strided", "C")), None, {}),
         (qkv((2,), 3, 4, 8, 12, layouts=("C", "C", "strided")), None, {}),
-        ([shifted(2, 3, 8), *qkv((2,), 3, 4, 8, 12)[1:]], None, {}),
-        ([drawn(0, 2, 3, 10)[..., :8], *qkv((2,), 3, 4, 8, 12)[1:]], None, {}),  # rows 40 bytes apart
-        ([drawn(0, 3, 4, 2, 3, 8)[:, :2], *qkv((3, 2, 2), 3, 4, 8, 12)[1:]], None, {}),  # outer axes with a gap
+        ([unaligned(normal(0, 2, 3, 8)), *qkv((2,), 3, 4, 8, 12)[1:]], None, {}),
+        ([normal(0, 2, 3, 10)[..., :8], *qkv((2,), 3, 4, 8, 12)[1:]], None, {}),  # rows 40 bytes apart
+        ([normal(0, 3, 4, 2, 3, 8)[:, :2], *qkv((3, 2, 2), 3, 4, 8, 12)[1:]], None, {}),  # outer axes with a gap
         ([qkv((2,), 3, 4, 8, 12)[0][:1], *qkv((2,), 3, 4, 8, 12)[1:]], None, {}),
         (qkv((2,), 3, 4, 8, 12), np.ones((3, 4), bool), {}),
         (qkv((2,), 3, 4, 8, 12), np.ones((3, 4)), {}),

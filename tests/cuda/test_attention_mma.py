@@ -3,7 +3,6 @@
 from itertools import product
 from unittest.mock import patch
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,35 +13,24 @@ from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda import attention_mma
-from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.window_attention import map_places, shift_mask, window_places
-from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, sampled
+from tests.cuda import comparison
+from tests.cuda.comparison import BFLOAT16, FLOAT16, HALF_PRECISION, as_float64, kernel_names, normal, random_qkv
+from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 
 pytestmark = needs_compiler
 
-HALF_ULP = {np.dtype(ml_dtypes.bfloat16): 2.0**-8, np.dtype(np.float16): 2.0**-11}  # relative rounding error
 UNDERFLOW = 2.0**-25  # absolute rounding error of subnormal float16
-DTYPES = list(HALF_ULP)
-as_float64 = lambda x: x.astype(np.float64)  # noqa: E731
 
 
-def drawn(seed, *shape, dtype=np.float32, layout="C"):
-    values = lambda *shape: np.random.default_rng(seed).standard_normal(shape).astype(dtype)  # noqa: E731
-    *outer, heads, rows, width = (1,) * (3 - len(shape)) + shape
-    match layout:
-        case "packed":  # k of the packed qkv of a linear layer
-            return values(*outer, rows, 3, heads, width)[..., 1, :, :].swapaxes(-2, -3)
-        case "backwards":
-            return values(*outer, heads, rows, width)[..., ::-1, :]
-        case "strided":
-            return values(*shape, 2)[..., 0]
-    return values(*shape)
+def qkv(lead, L, S, E, V, dtype=BFLOAT16, **options):
+    return random_qkv(lead, L, S, E, V, dtype, **options)
 
 
 def exact(q, k, v, bias, grad_y, scale):
     """y and all gradients in float64, each with its error bound. The kernel casts P, y and ∂S to 16 bits for the matrix
     products, and the results again. `bias` is added to the scaled scores."""
-    u = HALF_ULP[q.dtype]
+    u = comparison.UNIT_ROUNDOFF[q.dtype]
     q, k, v, grad_y = map(as_float64, (q, k, v, grad_y))
     transposed = lambda x: x.swapaxes(-1, -2)  # noqa: E731
     S = scale * q @ transposed(k) + (0 if bias is None else bias)
@@ -74,20 +62,17 @@ def assert_within(found, exact, name):
     assert excess <= 1, f"{name}: {excess:.2f} times the bound"
 
 
-def outcome(q, k, v, bias, grad_y, wanted=(True,) * 4, **options):
-    inputs = [
-        None if x is None else Tensor(x, requires_grad=want) for x, want in zip((q, k, v, bias), wanted, strict=True)
-    ]
-    y = F.scaled_dot_product_attention(*inputs, **options)
-    y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_mma.MMAScaledDotProductAttention
-    return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
+def attention(*arrays, wanted=None, grad_y=None, grad_layout="packed", **options):
+    """The run of `F.scaled_dot_product_attention`: see `comparison.run_op`."""
+    op = lambda *tensors: F.scaled_dot_product_attention(*tensors, **options)  # noqa: E731
+    run = comparison.run_op(op, *arrays, wanted=wanted, grad_y=grad_y, grad_layout=grad_layout)
+    assert type(run.node) is attention_mma.MMAScaledDotProductAttention
+    return run
 
 
 def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORDERS[0], guard=None, scale=0.2):
-    grad_y = drawn(9, *q.shape[:-1], v.shape[-1], dtype=q.dtype, layout=grad_layout)
-    with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
-        found = outcome(q, k, v, bias, grad_y, scale=scale)
+    with recorded(order, guard=guard) as launches:
+        _, found, grad_y = attention(q, k, v, bias, grad_layout=grad_layout, scale=scale)
     expected = exact(q, k, v, bias, grad_y, scale)
     for name, ours in zip(("y", "grad_q", "grad_k", "grad_v"), found, strict=False):
         assert ours.dtype == q.dtype
@@ -99,20 +84,12 @@ def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORD
         one = tuple(i + len(added) for i, n in enumerate(bias.shape) if n == 1)
         summed = [x.sum(added + one, keepdims=True).reshape(bias.shape) for x in (full, off)]
         assert_within(found[-1], summed, "grad_bias")
-    return found, recorder.launches
-
-
-def qkv(lead, L, S, E, V, dtype=DTYPES[0], layouts=("C", "C", "C")):
-    shapes = (L, E), (S, E), (S, V)
-    return [
-        drawn(i, *lead, *shape, dtype=dtype, layout=layout)
-        for i, (shape, layout) in enumerate(zip(shapes, layouts, strict=True))
-    ]
+    return found, launches
 
 
 @given(
     st.lists(st.integers(1, 2), min_size=1, max_size=3), st.integers(1, 40), st.integers(1, 40),
-    st.sampled_from([(16, 48), (32, 16)]), st.sampled_from(DTYPES),
+    st.sampled_from([(16, 48), (32, 16)]), st.sampled_from(HALF_PRECISION),
     st.tuples(*[st.sampled_from(["C", "packed", "backwards"])] * 3), st.sampled_from(["C", "packed", "strided"]),
     st.sampled_from(ORDERS),
 )  # fmt: skip
@@ -120,22 +97,22 @@ def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, o
     """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)
-    assert [launch.kernel.name for launch in launches] == ["attention_mma_forward", "attention_mma_backward"]
+    assert kernel_names(launches) == ["attention_mma_forward", "attention_mma_backward"]
     assert all(launch.args[i] == pointer(x) for launch in launches for i, x in zip((0, 4, 8), arrays, strict=True))
 
 
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=2), st.integers(1, 3), st.booleans(), st.integers(0, 2),
-    st.integers(1, 20), st.integers(1, 34), st.sampled_from(DTYPES), st.sampled_from(ORDERS),
+    st.integers(1, 20), st.integers(1, 34), st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_bias_gradient_is_summed_over_the_batch(outer, heads, one_for_all_heads, outer_axes, L, S, dtype, order):
     """One bias for the whole batch: the kernel sums its gradient over the batch."""
-    bias = drawn(7, *(1,) * min(outer_axes, len(outer)), 1 if one_for_all_heads else heads, L, S)
+    bias = normal(7, *(1,) * min(outer_axes, len(outer)), 1 if one_for_all_heads else heads, L, S)
     assert_matches_reference(*qkv((*outer, heads), L, S, 16, 16, dtype), bias, order=order)
 
 
 def test_backward_blocks_loop_over_entries():
-    arrays, bias = qkv((7, 2), 5, 6, 16, 16), drawn(7, 2, 5, 6)
+    arrays, bias = qkv((7, 2), 5, 6, 16, 16), normal(7, 2, 5, 6)
     with patch.object(attention_mma, "BLOCKS", 6):  # three for each head
         _, launches = assert_matches_reference(*arrays, bias)
     assert [launch.grid for launch in launches] == [(14, 1, 1), (6, 1, 1), (2, 1, 1)]
@@ -145,7 +122,7 @@ def test_backward_blocks_loop_over_entries():
 def test_packed_qkv_is_not_copied(lead, N, d):
     """q, k, v are views of one array, and the kernels read that array."""
     *outer, heads = lead
-    packed = drawn(0, *outer, N, 3, heads * d, dtype=DTYPES[0]).reshape(*outer, N, 3, heads, d)
+    packed = normal(0, *outer, N, 3, heads * d, dtype=BFLOAT16).reshape(*outer, N, 3, heads, d)
     q, k, v = np.moveaxis(packed, -3, 0).swapaxes(-2, -3)
     found, launches = assert_matches_reference(q, k, v, scale=d**-0.5, order="shuffled")
     assert [launch.args[i] - pointer(packed) for launch in launches for i in (0, 4, 8)] == [
@@ -154,26 +131,27 @@ def test_packed_qkv_is_not_copied(lead, N, d):
     assert found[0].swapaxes(-2, -3).flags.c_contiguous
 
 
-def window_outcome(qkv, bias, grad_y, wanted=(True, True), **options):
-    inputs = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip((qkv, bias), wanted, strict=True)]
-    y = F.window_attention(*inputs, **options)
-    y.backward(Tensor(grad_y))
-    assert type(y.grad_fn) is attention_mma.MMAWindowAttention
-    return y.numpy(), *(None if x is None or x.grad is None else x.grad.numpy() for x in inputs)
+def windows(qkv, bias, grad_y=None, wanted=None, **options):
+    """The output and gradients of `F.window_attention`."""
+    run = comparison.run_op(
+        lambda *tensors: F.window_attention(*tensors, **options), qkv, bias, wanted=wanted, grad_y=grad_y
+    )
+    assert type(run.node) is attention_mma.MMAWindowAttention
+    return run.results
 
 
 @given(
     st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.data(), st.integers(1, 2),
-    st.sampled_from([16, 32]), st.booleans(), st.sampled_from(DTYPES), st.sampled_from(ORDERS),
+    st.sampled_from([16, 32]), st.booleans(), st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_windows_match_roll_and_mask(B, rows, columns, M, data, heads, d, biased, dtype, order):
     """Against attention after the reference's roll, partition into windows and mask."""
     H, W, shift = rows * M, columns * M, (data.draw(st.integers(0, M - 1)), data.draw(st.integers(0, M - 1)))
-    packed, grad_y = drawn(0, B, H, W, 3 * heads * d, dtype=dtype), drawn(1, B, H, W, heads * d, dtype=dtype)
-    bias = drawn(2, heads, M * M, M * M) if biased else None
+    packed, grad_y = normal(0, B, H, W, 3 * heads * d, dtype=dtype), normal(1, B, H, W, heads * d, dtype=dtype)
+    bias = normal(2, heads, M * M, M * M) if biased else None
     options = {"num_heads": heads, "window_size": M, "shift": shift}
     with patch.object(attention_mma, "BLOCKS", 3 * heads), emulated(order):
-        y, grad_qkv, grad_bias = window_outcome(packed, bias, grad_y, **options)
+        y, grad_qkv, grad_bias = windows(packed, bias, grad_y, **options)
 
     places, back = window_places(H, W, M, shift), map_places(H, W, M, shift)
     cut = packed.reshape(B, H * W, 3, heads, d)[:, places].transpose(3, 0, 1, 4, 2, 5)
@@ -190,15 +168,10 @@ def test_windows_match_roll_and_mask(B, rows, columns, M, data, heads, d, biased
 
 
 def test_thread_order_changes_no_bit():
-    packed, bias, grad_y = drawn(0, 2, 10, 10, 96, dtype=DTYPES[0]), drawn(1, 2, 25, 25), drawn(2, 2, 10, 10, 32)
-    grad_y = grad_y.astype(DTYPES[0])
-    outcomes = []
-    for order in ORDERS:
-        with emulated(order), patch.object(attention_mma, "BLOCKS", 4):
-            outcomes.append(window_outcome(packed, bias, grad_y, num_heads=2, window_size=5, shift=2))
-    for found in outcomes[1:]:
-        for ours, first in zip(found, outcomes[0], strict=True):
-            np.testing.assert_array_equal(ours, first)
+    packed, bias = normal(0, 2, 10, 10, 96, dtype=BFLOAT16), normal(1, 2, 25, 25)
+    with patch.object(attention_mma, "BLOCKS", 4):
+        run = lambda: windows(packed, bias, num_heads=2, window_size=5, shift=2)  # noqa: E731
+        comparison.assert_thread_order_changes_no_bit(run)
 
 
 BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_mma")]
@@ -207,45 +180,27 @@ BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_m
 @pytest.mark.parametrize("barrier", sampled(BARRIERS))
 def test_every_barrier_is_needed(barrier):
     """A block has several windows and several warps, some of which have two iterations."""
-    packed, bias = drawn(0, 1, 24, 12, 48, dtype=DTYPES[0]), drawn(1, 1, 144, 144)
-    grad_y = drawn(2, 1, 24, 12, 16, dtype=DTYPES[0])
-    options = {"num_heads": 1, "window_size": 12, "shift": 5}
+    packed, bias = normal(0, 1, 24, 12, 48, dtype=BFLOAT16), normal(1, 1, 144, 144)
     with patch.object(attention_mma, "BLOCKS", 1), patch.object(attention_mma, "MAX_WARPS", 5):
-        with emulated():
-            right = window_outcome(packed, bias, grad_y, **options)
-        differences = 0
-        for order in ORDERS:
-            with emulated(order, barrier=barrier):
-                found = window_outcome(packed, bias, grad_y, **options)
-            differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
-    assert differences
+        run = lambda: windows(packed, bias, num_heads=1, window_size=12, shift=5)  # noqa: E731
+        assert comparison.barrier_is_needed(barrier, run)
 
 
 @pytest.mark.parametrize(("side", "L", "S"), list(product(["after", "before"], [1, 35], [1, 34])))
 def test_accesses_stay_within_the_arrays(side, L, S):
-    shapes = ((2, 3, L, 16), (2, 3, S, 16), (2, 3, S, 32))
-    arrays = [guarded(shape, DTYPES[0], side=side, aligned=16) for shape in shapes]
-    for i, x in enumerate(arrays):
-        x[...] = drawn(i, *x.shape)
-    bias = guarded((3, L, S), side=side)
-    bias[...] = drawn(3, 3, L, S)
-    assert_matches_reference(*arrays, bias, guard=side)
+    arrays = [comparison.guarded_copy(x, side, aligned=16) for x in qkv((2, 3), L, S, 16, 32)]
+    assert_matches_reference(*arrays, comparison.guarded_copy(normal(3, 3, L, S), side), guard=side)
 
 
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
 def test_unneeded_gradients_are_not_computed(wanted):
-    arrays, bias = qkv((2, 3), 6, 5, 16, 32), drawn(3, 3, 6, 5)
-    grad_y = drawn(9, 2, 3, 6, 32, dtype=DTYPES[0])
+    arrays = *qkv((2, 3), 6, 5, 16, 32), normal(3, 3, 6, 5)
     with emulated():
-        full = outcome(*arrays, bias, grad_y)
-    with emulated() as device, use_device(recorder := Recorder(device)):
-        found = outcome(*arrays, bias, grad_y, wanted)
-    names = [launch.kernel.name for launch in recorder.launches[1:]]
-    assert names == ["attention_mma_backward"] + ["sum_rows"] * wanted[3]
-    for ours, all_of_them, want in zip(found[1:], full[1:], wanted, strict=True):
-        assert (ours is not None) == want
-        if want:
-            np.testing.assert_array_equal(ours, all_of_them)
+        every = attention(*arrays).results
+    with recorded() as launches:
+        found = attention(*arrays, wanted=wanted).results
+    assert kernel_names(launches[1:]) == ["attention_mma_backward"] + ["sum_rows"] * wanted[3]
+    assert comparison.same_bits(found[1:], [x if want else None for x, want in zip(every[1:], wanted, strict=True)])
 
 
 @pytest.mark.parametrize("alike", ["all three", "keys of all heads"])
@@ -257,7 +212,7 @@ def test_aliased_and_broadcast_inputs(alike):
         op = attention_mma.MMAScaledDotProductAttention()
         op.needs_input_grad = (True, True, True, None)
         y = op.forward(q, k, v, None, scale=0.2)
-        grad_y = drawn(9, 2, 3, 5, 16, dtype=DTYPES[0])
+        grad_y = normal(9, 2, 3, 5, 16, dtype=BFLOAT16)
         grads = op.backward(grad_y)
     expected = exact(q, k, v, None, grad_y, 0.2)
     for ours, name in zip((y, *grads), ("y", "grad_q", "grad_k", "grad_v"), strict=False):
@@ -272,35 +227,31 @@ def test_unaligned_gradient_gives_the_same_result(run):
             inputs = [Tensor(x, requires_grad=True) for x in qkv((1, 2), 5, 5, 16, 16)]
             y = F.scaled_dot_product_attention(*inputs)
         else:
-            inputs = [Tensor(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), requires_grad=True)]
+            inputs = [Tensor(normal(0, 1, 4, 4, 96, dtype=BFLOAT16), requires_grad=True)]
             y = F.window_attention(*inputs, None, num_heads=2, window_size=2)
-        grad_y = drawn(1, *y.shape, dtype=DTYPES[0])
+        grad_y = normal(1, *y.shape, dtype=BFLOAT16)
         y.backward(Tensor(grad_y), retain_graph=True)
         expected = [x.grad.numpy().copy() for x in inputs]
-        odd = np.empty(y.numpy().size + 8, DTYPES[0])
-        start = (2 - odd.ctypes.data) % 16 // 2
-        odd = odd[start : start + grad_y.size].reshape(y.shape)
-        odd[...] = grad_y
         for x in inputs:
             x.grad = None
-        y.backward(Tensor(odd))
+        y.backward(Tensor(comparison.unaligned(grad_y)))
     for x, right in zip(inputs, expected, strict=True):
         np.testing.assert_array_equal(x.grad.numpy(), right)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
 def test_windows_compute_only_needed_gradients(wanted):
-    packed, bias, grad_y = drawn(0, 1, 4, 4, 48, dtype=DTYPES[0]), drawn(1, 1, 4, 4), drawn(2, 1, 4, 4, 16)
+    packed, bias = normal(0, 1, 4, 4, 48, dtype=BFLOAT16), normal(1, 1, 4, 4)
     with emulated():
-        found = window_outcome(packed, bias, grad_y.astype(DTYPES[0]), wanted, num_heads=1, window_size=2)
+        found = windows(packed, bias, wanted=wanted, num_heads=1, window_size=2)
     assert [x is not None for x in found[1:]] == list(wanted)
 
 
 def test_without_gradients_nothing_is_saved():
     arrays = qkv((2, 3), 6, 5, 16, 16)
-    with emulated() as device, use_device(recorder := Recorder(device)):
+    with recorded() as launches:
         y = F.scaled_dot_product_attention(*map(Tensor, arrays))
-    (launch,) = recorder.launches
+    (launch,) = launches
     assert launch.args[17] is None and y.grad_fn is None  # lse
 
 
@@ -308,9 +259,9 @@ def test_fully_masked_query_gives_zeros():
     bias = np.zeros((1, 7, 40), np.float32)
     bias[0, 2] = -np.inf
     bias[0, 3, 20:] = -np.inf
-    arrays, grad_y = qkv((1,), 7, 40, 16, 16), drawn(9, 1, 7, 16, dtype=DTYPES[0])
+    arrays, grad_y = qkv((1,), 7, 40, 16, 16), normal(9, 1, 7, 16, dtype=BFLOAT16)
     with emulated():
-        y, grad_q, grad_k, grad_v, grad_bias = outcome(*arrays, bias, grad_y, scale=1.0)
+        y, grad_q, grad_k, grad_v, grad_bias = attention(*arrays, bias, grad_y=grad_y, scale=1.0).results
     assert not y[0, 2].any() and not grad_q[0, 2].any() and not grad_bias[0, 2].any() and not grad_bias[0, 3, 20:].any()
     others = [0, 1, 3, 4, 5, 6]
     expected = exact(arrays[0][:, others], *arrays[1:], bias[:, others], grad_y[:, others], 1.0)
@@ -321,20 +272,20 @@ def test_fully_masked_query_gives_zeros():
 
 def test_large_scores_do_not_overflow():
     """The maximum score comes last, so the online softmax rescales its sums at every step."""
-    q, k, v = qkv((1,), 20, 40, 16, 16, DTYPES[1])
+    q, k, v = qkv((1,), 20, 40, 16, 16, FLOAT16)
     bias = np.linspace(-300, 300, 40, dtype=np.float32)[None, None].repeat(20, 1)
     with emulated():
-        y, *_ = outcome(q, k, v, bias, drawn(9, 1, 20, 16, dtype=DTYPES[1]))
+        y, *_ = attention(q, k, v, bias).results
     np.testing.assert_allclose(as_float64(y), as_float64(v)[:, -1:].repeat(20, 1), rtol=1e-3)
 
 
 def test_autocast_selects_window_attention():
-    qkv_map, bias = Tensor(drawn(0, 1, 4, 4, 48), requires_grad=True), Tensor(drawn(1, 1, 4, 4), requires_grad=True)
+    qkv_map, bias = (Tensor(x, requires_grad=True) for x in (normal(0, 1, 4, 4, 48), normal(1, 1, 4, 4)))
     with emulated():
         with minigrad.autocast("bfloat16"):
             y = F.window_attention(qkv_map, bias, num_heads=1, window_size=2)
-        y.backward(Tensor(drawn(2, 1, 4, 4, 16, dtype=DTYPES[0])))
-    assert type(y.grad_fn) is attention_mma.MMAWindowAttention and y.dtype == DTYPES[0]
+        y.backward(Tensor(normal(2, 1, 4, 4, 16, dtype=BFLOAT16)))
+    assert type(y.grad_fn) is attention_mma.MMAWindowAttention and y.dtype == BFLOAT16
     assert qkv_map.grad.dtype == bias.grad.dtype == np.float32
 
 
@@ -349,9 +300,9 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
         (qkv((2,), 3, 4, 144, 16), None, {}),
         (qkv((2,), 3, 4, 16, 16, np.float32), None, {}),
         ([*qkv((2,), 3, 4, 16, 16)[:2], *qkv((2,), 3, 4, 16, 16, np.float16)[2:]], None, {}),
-        ([drawn(0, 3, 16, dtype=DTYPES[0])[0], *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),
-        ([drawn(0, 2, 3, 16, layout="strided", dtype=DTYPES[0]), *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),
-        ([drawn(0, 2, 3, 20, dtype=DTYPES[0])[..., :16], *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),  # rows of 40 bytes
+        ([normal(0, 3, 16, dtype=BFLOAT16)[0], *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),
+        ([normal(0, 2, 3, 16, layout="strided", dtype=BFLOAT16), *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),
+        ([normal(0, 2, 3, 20, dtype=BFLOAT16)[..., :16], *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),  # rows of 40 bytes
         ([qkv((2,), 3, 4, 16, 16)[0][:1], *qkv((2,), 3, 4, 16, 16)[1:]], None, {}),
         (qkv((2,), 3, 0, 16, 16), None, {}),
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4), bool), {}),
@@ -365,10 +316,10 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
     ],
 )
 def test_unsupported_arguments_are_declined(arrays, mask, options):
-    takes = attention_mma.MMAScaledDotProductAttention.supports
+    supports = attention_mma.MMAScaledDotProductAttention.supports
     with emulated():
-        assert takes(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
-        assert not takes(*arrays, mask, **{**PLAIN, **options})
+        assert supports(*qkv((2,), 3, 4, 16, 16), None, **PLAIN)
+        assert not supports(*arrays, mask, **{**PLAIN, **options})
 
 
 WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
@@ -378,24 +329,24 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
     ("shape", "dtype", "bias", "options"),
     [
         ((1, 4, 4, 96), np.float32, None, {}),
-        ((1, 4, 4, 48), DTYPES[0], None, {}),  # 8 values a head
-        ((1, 5, 4, 96), DTYPES[0], None, {}),
-        ((4, 4, 96), DTYPES[0], None, {}),
-        ((0, 4, 4, 96), DTYPES[0], None, {}),
-        ((1, 4, 4, 98), DTYPES[0], None, {}),
-        ((1, 4, 4, 96), DTYPES[0], np.zeros((2, 4, 4)), {}),
-        ((1, 4, 4, 96), DTYPES[0], np.zeros((1, 4, 4), np.float32), {}),
-        ((1, 4, 4, 96), DTYPES[0], None, {"dropout_p": 0.1}),
-        ((1, 4, 4, 96), DTYPES[0], None, {"shift": (2, 0)}),
-        ((1, 4, 4, 96), DTYPES[0], None, {"window_size": 0}),
-        ((1, 40, 40, 96), DTYPES[0], None, {"window_size": 40}),  # too much shared memory
+        ((1, 4, 4, 48), BFLOAT16, None, {}),  # 8 values a head
+        ((1, 5, 4, 96), BFLOAT16, None, {}),
+        ((4, 4, 96), BFLOAT16, None, {}),
+        ((0, 4, 4, 96), BFLOAT16, None, {}),
+        ((1, 4, 4, 98), BFLOAT16, None, {}),
+        ((1, 4, 4, 96), BFLOAT16, np.zeros((2, 4, 4)), {}),
+        ((1, 4, 4, 96), BFLOAT16, np.zeros((1, 4, 4), np.float32), {}),
+        ((1, 4, 4, 96), BFLOAT16, None, {"dropout_p": 0.1}),
+        ((1, 4, 4, 96), BFLOAT16, None, {"shift": (2, 0)}),
+        ((1, 4, 4, 96), BFLOAT16, None, {"window_size": 0}),
+        ((1, 40, 40, 96), BFLOAT16, None, {"window_size": 40}),  # too much shared memory
     ],
 )
 def test_unsupported_windows_are_declined(shape, dtype, bias, options):
-    takes = attention_mma.MMAWindowAttention.supports
+    supports = attention_mma.MMAWindowAttention.supports
     with emulated():
-        assert takes(drawn(0, 1, 4, 4, 96, dtype=DTYPES[0]), np.zeros((2, 4, 4), np.float32), **WINDOWS)
-        assert not takes(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
+        assert supports(normal(0, 1, 4, 4, 96, dtype=BFLOAT16), np.zeros((2, 4, 4), np.float32), **WINDOWS)
+        assert not supports(np.zeros(shape, dtype), bias, **{**WINDOWS, **options})
 
 
 def test_gpus_before_ampere_are_declined():

@@ -2,7 +2,6 @@
 
 from itertools import permutations, product
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,23 +9,13 @@ from hypothesis import strategies as st
 
 from minigrad.backend.dtypes import cast, cast_all
 from minigrad.kernels.cuda.convert import convert, supports
-from minigrad.kernels.cuda.launch import PACK, STORED, Kernel, Recorder, use_device
-from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler
+from minigrad.kernels.cuda.launch import PACK, STORED, Kernel
+from tests.cuda.comparison import DTYPES, HALF_PRECISION, guarded_copy, kernel_names, random_array
+from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, recorded
 
 pytestmark = needs_compiler
 
-DTYPES = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
 PAIRS = list(permutations(DTYPES, 2))
-
-
-def drawn(seed, *shape, dtype=np.float32):
-    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
-
-
-def through_the_kernel(x, dtype, **options):
-    with emulated(**options) as device, use_device(recorder := Recorder(device)):
-        y = convert(x, np.dtype(dtype))
-    return y, [launch.kernel.name for launch in recorder.launches]
 
 
 @given(
@@ -34,28 +23,33 @@ def through_the_kernel(x, dtype, **options):
     st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_casts_match_numpy(shape, old, new, transposed, order, seed):
-    x = drawn(seed, *shape, dtype=old)
+    x = random_array(seed, *shape, dtype=old)
     x = x.T if transposed else x
-    y, names = through_the_kernel(x, new, order=order)
-    assert names == ["convert"] and y.dtype == new
+    with recorded(order) as launches:
+        y = convert(x, new)
+    assert kernel_names(launches) == ["convert"] and y.dtype == new
     assert (y.T if transposed else y).flags.c_contiguous
-    np.testing.assert_array_equal(y, cast(x, np.dtype(new)))
+    np.testing.assert_array_equal(y, cast(x, new))
 
 
 @pytest.mark.parametrize(("side", "shift"), list(product(["after", "before"], [0, 1])))
 def test_casts_stay_within_their_arrays(side, shift):
     for old, new in PAIRS:
-        x = guarded(77, old, side)
-        x[...] = drawn(0, 77)
+        x = guarded_copy(random_array(0, 77, dtype=old), side)
         part = x[: 77 - shift] if side == "before" else x[shift:]
-        y, _ = through_the_kernel(part, new, guard=side)
-        np.testing.assert_array_equal(y, cast(part, np.dtype(new)))
+        with emulated(guard=side):
+            y = convert(part, new)
+        np.testing.assert_array_equal(y, cast(part, new))
 
 
 def test_other_dtypes_and_gaps_are_not_supported():
     with emulated():
-        assert supports(drawn(0, 4), DTYPES[1])
-        for x, dtype in ((np.arange(4), np.float32), (drawn(0, 4), np.float64), (drawn(0, 8)[::2], DTYPES[1])):
+        assert supports(random_array(0, 4), DTYPES[1])
+        for x, dtype in (
+            (np.arange(4), np.float32),
+            (random_array(0, 4), np.float64),
+            (random_array(0, 8)[::2], DTYPES[1]),
+        ):
             assert not supports(x, np.dtype(dtype))
 
 
@@ -63,8 +57,7 @@ def test_other_dtypes_and_gaps_are_not_supported():
 @pytest.mark.parametrize("count", [1, 7, 1023, 2047, 2049])
 def test_partial_last_pack_writes_nothing_beyond(old, new, count):
     """If the last pack is partial, the memory after the array is not written."""
-    x, y = guarded(2056, old, "before"), guarded(2056, new, "before")
-    x[...] = np.random.default_rng(0).standard_normal(2056).astype(old)
+    x, y = guarded_copy(random_array(0, 2056, dtype=old), "before"), guarded(2056, new, "before")
     pack = 16 // max(old.itemsize, new.itemsize)
     with emulated():
         Kernel("convert.cu", "convert", FROM=STORED[old.name], TO=STORED[new.name], PACK=pack)(
@@ -98,21 +91,19 @@ def test_there_are_no_barriers():
 
 @given(
     st.lists(st.lists(st.sampled_from([0, 1, 3, 8, 65, 4099]), max_size=2), max_size=8),
-    st.sampled_from(DTYPES[1:]), st.sampled_from([None, "before", "after"]),
+    st.sampled_from(HALF_PRECISION), st.sampled_from([None, "before", "after"]),
     st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
     """Of contiguous float32 views at any address; other layouts and dtypes are cast one by one."""
-    rng = np.random.default_rng(seed)
-    xs = [guarded(shape[:1] + [min(n, 70) for n in shape[1:]], side=guard or "after") for shape in shapes]
-    for x in xs:
-        x[...] = rng.standard_normal(x.shape) * 1e5  # some are beyond float16
+    shapes = [shape[:1] + [min(n, 70) for n in shape[1:]] for shape in shapes]
+    xs = [random_array(seed + i, *shape, scale=1e5) for i, shape in enumerate(shapes)]  # some are beyond float16
+    xs = [guarded_copy(x, guard or "after") for x in xs]
     xs += [x.reshape(-1)[1:] for x in xs]
-    xs += [drawn(seed, 3, 5).T, drawn(seed, 3, dtype=new), drawn(seed, 3, dtype=np.float64)]
-    with emulated(order, guard=guard) as device, use_device(recorder := Recorder(device)):
+    xs += [random_array(seed, 3, 5).T, random_array(seed, 3, dtype=new), random_array(seed, 3, dtype=np.float64)]
+    with recorded(order, guard=guard) as launches:
         found = cast_all(xs, new)
-    names = [launch.kernel.name for launch in recorder.launches]
-    assert names == ["convert_all"] * any(x.size for x in xs[:-3])
+    assert kernel_names(launches) == ["convert_all"] * any(x.size for x in xs[:-3])
     for x, y in zip(xs, found, strict=True):
         assert y.dtype == new and y.shape == x.shape
         np.testing.assert_array_equal(y, cast(x, new))
@@ -121,6 +112,6 @@ def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
 
 
 def test_cast_all_to_float64_launches_nothing():
-    with emulated() as device, use_device(recorder := Recorder(device)):
-        (y,) = cast_all([drawn(0, 4)], np.dtype(np.float64))
-    assert y.dtype == np.float64 and not recorder.launches
+    with recorded() as launches:
+        (y,) = cast_all([random_array(0, 4)], np.dtype(np.float64))
+    assert y.dtype == np.float64 and not launches

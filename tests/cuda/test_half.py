@@ -6,26 +6,18 @@ The reference gets the same 16-bit inputs, so the results differ by one cast, of
 
 from itertools import product
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import minigrad
-from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import activation, group_norm, norm
-from tests.cuda.runner import ORDERS, emulated, guarded, needs_compiler, worst
+from tests.cuda import comparison
+from tests.cuda.comparison import HALF_PRECISION, guarded_copy, random_array, run_op, unaligned
+from tests.cuda.runner import ORDERS, emulated, needs_compiler
 
 pytestmark = needs_compiler
-
-ROUNDING = {np.dtype(ml_dtypes.bfloat16): 2**-8, np.dtype(np.float16): 2**-11}
-DTYPES = list(ROUNDING)
-
-
-def drawn(seed, *shape, dtype=np.float32):
-    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
 
 
 def layer_norm(x, weight, bias):
@@ -42,23 +34,8 @@ FAST_PATHS = {
 }  # fmt: skip
 
 
-def outcome(run, x, *params):
-    """The class that ran, the output, and all gradients."""
-    tensors = [Tensor(a, requires_grad=True) for a in (x, *params)]
-    y = run(*tensors)
-    grad_y = drawn(9, *y.shape, dtype=np.float16)  # values that every dtype represents
-    y.backward(Tensor(grad_y.astype(ml_dtypes.bfloat16).astype(y.dtype)))
-    return type(y.grad_fn), [t.numpy() for t in (y.detach(), *(t.grad for t in tensors))]
-
-
-def assert_matches_reference(run, x, *params, **options):
-    with emulated(**options):
-        kind, (y, grad_x, *grads) = outcome(run, x, *params)
-    assert kind is FAST_PATHS[run]
-    with minigrad.without_fast_paths():
-        _, (exact, exact_x, *exact_grads) = outcome(run, *(a.astype(np.float64) for a in (x, *params)))
-    assert worst([y, grad_x], [exact, exact_x], x.dtype) <= ROUNDING[x.dtype] + 1e-5
-    assert worst(grads, exact_grads) <= 1e-5
+def assert_matches_reference(op, *arrays, **options):
+    comparison.assert_matches_reference(op, *arrays, fast_path=FAST_PATHS[op], **options)
 
 
 def images(x):
@@ -66,55 +43,54 @@ def images(x):
     return x.transpose(0, 3, 1, 2)
 
 
+def parameters(run, C, dtype=np.float32):
+    """Weight and bias of the norms."""
+    return [random_array(i, C, dtype=dtype) for i in (1, 2)] if run in (layer_norm, group_norm_2) else []
+
+
 @given(
-    st.integers(1, 9), st.sampled_from([1, 6, 8, 32, 192, 1028, 1032]), st.sampled_from(DTYPES),
+    st.integers(1, 9), st.sampled_from([1, 6, 8, 32, 192, 1028, 1032]), st.sampled_from(HALF_PRECISION),
     st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_layer_norm_matches_reference(rows, C, dtype, order, seed):
-    assert_matches_reference(layer_norm, drawn(seed, rows, C, dtype=dtype), drawn(1, C), drawn(2, C), order=order)
+    x = random_array(seed, rows, C, dtype=dtype)
+    assert_matches_reference(layer_norm, x, *parameters(layer_norm, C), order=order)
 
 
 @given(
     st.integers(1, 3), st.sampled_from([2, 6, 16, 48, 128]), st.integers(2, 5), st.integers(2, 9),
-    st.sampled_from(DTYPES), st.sampled_from(ORDERS), st.integers(0, 99),
+    st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_group_norm_matches_reference(N, C, H, W, dtype, order, seed):
-    x = images(drawn(seed, N, H, W, C, dtype=dtype))
-    assert_matches_reference(group_norm_2, x, drawn(1, C), drawn(2, C), order=order)
+    x = images(random_array(seed, N, H, W, C, dtype=dtype))
+    assert_matches_reference(group_norm_2, x, *parameters(group_norm_2, C), order=order)
 
 
 @pytest.mark.parametrize("run", [F.gelu, F.relu])
-@given(st.integers(1, 300), st.integers(1, 40), st.booleans(), st.sampled_from(DTYPES), st.sampled_from(ORDERS))
+@given(st.integers(1, 300), st.integers(1, 40), st.booleans(), st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS))
 def test_activations_match_reference(run, rows, columns, transposed, dtype, order):
-    x = drawn(0, rows, columns, dtype=dtype)
+    x = random_array(0, rows, columns, dtype=dtype)
     assert_matches_reference(run, x.T if transposed else x, order=order)
 
 
-@pytest.mark.parametrize(("run", "side", "dtype"), list(product(FAST_PATHS, ["after", "before"], DTYPES)))
+@pytest.mark.parametrize(("run", "side", "dtype"), list(product(FAST_PATHS, ["after", "before"], HALF_PRECISION)))
 def test_accesses_stay_within_the_arrays(run, side, dtype):
     for C in (32, 34):
         shape = (2, 3, 3, C) if run is group_norm_2 else (9, C)
-        x, params = guarded(shape, dtype, side), [guarded(C, side=side) for _ in range(2)]
-        for i, array in enumerate((x, *params)):
-            array[...] = drawn(i, *array.shape)
-        if run is group_norm_2:
-            x = images(x)
-        assert_matches_reference(run, x, *(params if run in (layer_norm, group_norm_2) else ()), guard=side)
+        x, *params = (guarded_copy(x, side) for x in (random_array(0, *shape, dtype=dtype), *parameters(run, C)))
+        assert_matches_reference(run, images(x) if run is group_norm_2 else x, *params, guard=side)
 
 
-@pytest.mark.parametrize(("run", "dtype"), list(product(FAST_PATHS, DTYPES)))
+@pytest.mark.parametrize(("run", "dtype"), list(product(FAST_PATHS, HALF_PRECISION)))
 def test_unaligned_arrays_give_the_same_result(run, dtype):
-    room = drawn(0, 2 * 9 * 32 + 16, dtype=dtype)
-    start = (-room.ctypes.data % 16) // 2 + 1
-    x = room[start : start + 2 * 9 * 32].reshape(2, 3, 3, 32)
-    params = () if run in (F.gelu, F.relu) else (drawn(1, 32), drawn(2, 32))
-    assert_matches_reference(run, images(x) if run is group_norm_2 else x, *params)
+    x = unaligned(random_array(0, 2, 3, 3, 32, dtype=dtype))
+    assert_matches_reference(run, images(x) if run is group_norm_2 else x, *parameters(run, 32))
 
 
 @pytest.mark.parametrize("run", [layer_norm, group_norm_2])
 def test_16_bit_parameters_are_upcast(run):
-    x = images(drawn(0, 2, 3, 3, 8, dtype=np.float16)) if run is group_norm_2 else drawn(0, 4, 8, dtype=np.float16)
+    x = random_array(0, 2, 3, 3, 8, dtype=np.float16)
+    x = images(x) if run is group_norm_2 else x
     with emulated():
-        kind, _ = outcome(run, x, drawn(1, 8, dtype=np.float16), drawn(2, 8, dtype=np.float16))
-        y = run(Tensor(x), Tensor(drawn(1, 8, dtype=np.float16)), Tensor(drawn(2, 8, dtype=np.float16)))
-    assert y.dtype == np.float16 and kind is FAST_PATHS[run]  # upcast to float32, and cast back
+        found = run_op(run, x, *parameters(run, 8, np.float16))
+    assert found.results[0].dtype == np.float16 and type(found.node) is FAST_PATHS[run]  # upcast, and cast back

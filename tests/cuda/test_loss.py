@@ -7,22 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import loss
-from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.ops.loss import CrossEntropy
-from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler, sampled
+from tests.cuda import comparison
+from tests.cuda.comparison import guarded_copy, kernel_names, random_array, run_op
+from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, sampled
 
 pytestmark = needs_compiler
 
 CLASSES = [1, 2, 10, 32, 33, 1025]  # a warp or a block for a row; threads without columns
 REDUCTIONS = ["mean", "sum", "none"]
-
-
-def drawn(seed, *shape):
-    return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(np.float32)
 
 
 def probabilities(seed, *shape):
@@ -34,37 +30,6 @@ def indices(seed, N, C):
     return np.random.default_rng(seed).integers(0, C, N)
 
 
-def outcome(x, target, weight, wanted=(True, True), **options):
-    """The node, the loss, and the gradients of x and target, if needed, else None."""
-    x = Tensor(x, requires_grad=wanted[0])
-    target = Tensor(target, requires_grad=wanted[1] and target.dtype.kind == "f")
-    y = F.cross_entropy(x, target, None if weight is None else Tensor(weight), **options)
-    node = y.grad_fn
-    y.backward(Tensor(drawn(9, *y.shape).astype(y.dtype)))
-    return node, [y.numpy(), *(None if t.grad is None else t.grad.numpy() for t in (x, target))]
-
-
-def expected(x, target, weight, *rest, **options):
-    exact = [a if a is None or a.dtype.kind in "iu" else a.astype(np.float64) for a in (x, target, weight)]
-    with minigrad.without_fast_paths():
-        return outcome(*exact, *rest, **options)[1]
-
-
-def worst(found, exact):
-    """The maximum difference, relative to the maximum absolute value (at least 1); NaN and Inf must be equal."""
-    differences = [0.0]
-    for ours, theirs in zip(found, exact, strict=True):
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.shape == theirs.shape and ours.dtype == np.float32
-            np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(theirs))
-            odd = ~np.isfinite(theirs)
-            np.testing.assert_array_equal(np.where(odd, ours, 0), np.where(odd, theirs, 0))
-            difference, size = abs(ours - theirs)[~odd], abs(theirs)[~odd]
-            differences.append(float(difference.max(initial=0) / max(size.max(initial=0), 1)))
-    return max(differences)
-
-
 @pytest.fixture(autouse=True)
 def quiet():
     """No NumPy warnings: the reference computes with infinities."""
@@ -72,11 +37,18 @@ def quiet():
         yield
 
 
-def assert_matches_reference(x, target, weight=None, wanted=(True, True), device=(), tolerance=1e-5, **options):
-    with emulated(**dict(device)):
-        node, found = outcome(x, target, weight, wanted, **options)
-    assert type(node) is loss.CUDACrossEntropy
-    assert worst(found, expected(x, target, weight, wanted, **options)) <= tolerance
+def cross_entropy(x, target, weight=None, **options):
+    """The loss, and the gradients of x and target: None for class indices."""
+    op = lambda *tensors: F.cross_entropy(*tensors, **options)  # noqa: E731
+    return run_op(op, x, target, weight, wanted=(True, True, False)).results[:3]
+
+
+def assert_matches_reference(x, target, weight=None, *, wanted=(True, True), run=(), **options):
+    """Returns the launches. `run`: arguments of `comparison.assert_matches_reference`."""
+    op = lambda *tensors: F.cross_entropy(*tensors, **options)  # noqa: E731
+    return comparison.assert_matches_reference(
+        op, x, target, weight, fast_path=loss.CUDACrossEntropy, wanted=(*wanted, False), **dict(run)
+    )[1]
 
 
 @given(
@@ -85,9 +57,9 @@ def assert_matches_reference(x, target, weight=None, wanted=(True, True), device
 )  # fmt: skip
 def test_cross_entropy_matches_reference(N, C, by_index, weighted, smoothing, reduction, order, seed):
     target = indices(seed, N, C) if by_index else probabilities(seed, N, C)
-    weight = abs(drawn(seed + 1, C)) if weighted else None
+    weight = abs(random_array(seed + 1, C)) if weighted else None
     options = {"label_smoothing": smoothing, "reduction": reduction}
-    assert_matches_reference(drawn(seed, N, C), target, weight, device={"order": order}, **options)
+    assert_matches_reference(random_array(seed, N, C), target, weight, run={"order": order}, **options)
 
 
 @given(
@@ -97,27 +69,27 @@ def test_cross_entropy_matches_reference(N, C, by_index, weighted, smoothing, re
 def test_ignore_index_matches_reference(N, C, ignored, reduction, dtype, weighted, seed):
     ignored = 1 if dtype == np.uint8 else ignored
     target = np.where(np.arange(N) % 3 == 1, ignored, indices(seed, N, C)).astype(dtype)
-    weight = abs(drawn(seed + 1, C)) if weighted else None
+    weight = abs(random_array(seed + 1, C)) if weighted else None
     options = {"ignore_index": ignored, "reduction": reduction, "label_smoothing": 0.1}
-    assert_matches_reference(drawn(seed, N, C), target, weight, **options)
+    assert_matches_reference(random_array(seed, N, C), target, weight, **options)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_zero_total_weight_gives_nan_mean(reduction):
     """The mean over no rows, or over classes of weight 0, is NaN, and its gradients; ignored rows have gradient 0."""
     options = {"ignore_index": 3, "reduction": reduction}
-    assert_matches_reference(drawn(0, 5, 7), np.full(5, 3), **options)
+    assert_matches_reference(random_array(0, 5, 7), np.full(5, 3), **options)
     weight = (np.arange(7) != 2).astype(np.float32)
     for smoothing in (0.0, 0.1):
-        assert_matches_reference(drawn(0, 5, 7), np.full(5, 2), weight, label_smoothing=smoothing, **options)
+        assert_matches_reference(random_array(0, 5, 7), np.full(5, 2), weight, label_smoothing=smoothing, **options)
 
 
 def test_index_out_of_range_selects_no_class():
     """The CPU raises. A GPU would have to synchronize to check, so the row has q = 0."""
-    x, inside = drawn(0, 4, 7), np.array([1, 5, 0, 6])
+    x, inside = random_array(0, 4, 7), np.array([1, 5, 0, 6])
     with emulated():
-        _, found = outcome(x, np.where(np.arange(4) % 2, 7, inside), None)
-        _, ignoring = outcome(x, np.where(np.arange(4) % 2, -100, inside), None)
+        found = cross_entropy(x, np.where(np.arange(4) % 2, 7, inside))
+        ignoring = cross_entropy(x, np.where(np.arange(4) % 2, -100, inside))
     for ours, theirs in zip(found[:2], ignoring[:2], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -126,7 +98,7 @@ def test_index_out_of_range_selects_no_class():
 @pytest.mark.parametrize("offset", [-1e4, 88.0, 1e4, 1e37])
 def test_large_logits_do_not_overflow(C, offset):
     """Logits beyond the range of exp: an offset of a row, or of one class, changes nothing else."""
-    x = drawn(0, 9, C)
+    x = random_array(0, 9, C)
     for far in (np.float32(offset) + x, np.where(np.arange(C) == C // 2 - 3, np.float32(offset), x)):
         assert_matches_reference(far, indices(0, 9, C), label_smoothing=0.1)
 
@@ -134,7 +106,7 @@ def test_large_logits_do_not_overflow(C, offset):
 @pytest.mark.parametrize("C", [10, 1025])
 def test_logits_of_minus_infinity_and_nan(C):
     """A logit -∞ gives a finite loss unless it is that of the target class, whose loss is ∞. NaN gives NaN."""
-    x, target = drawn(0, 9, C), indices(0, 9, C) % 5
+    x, target = random_array(0, 9, C), indices(0, 9, C) % 5
     x[:, 7] = -np.inf
     for reduction in REDUCTIONS:
         assert_matches_reference(x, target, reduction=reduction)
@@ -149,53 +121,37 @@ def test_logits_of_minus_infinity_and_nan(C):
 @pytest.mark.parametrize("C", [10, 1025])
 def test_accesses_stay_within_the_arrays(C, by_index):
     for side, N in product(("after", "before"), (1, 9)):
-        x, weight = guarded((N, C), side=side), guarded(C, side=side)
-        target = guarded(N, np.int64, side=side) if by_index else guarded((N, C), side=side)
-        x[...], weight[...] = drawn(0, N, C), abs(drawn(1, C))
-        target[...] = indices(0, N, C) if by_index else probabilities(0, N, C)
+        target = indices(0, N, C) if by_index else probabilities(0, N, C)
+        arrays = [guarded_copy(x, side) for x in (random_array(0, N, C), target, abs(random_array(1, C)))]
         for reduction in REDUCTIONS:
-            assert_matches_reference(x, target, weight, reduction=reduction, device={"guard": side})
+            assert_matches_reference(*arrays, reduction=reduction, run={"guard": side})
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True), (True, True)])
 def test_unneeded_gradients_are_not_computed(wanted):
-    arrays = drawn(0, 9, 10), probabilities(1, 9, 10)
-    assert_matches_reference(*arrays, wanted=wanted)
-    recorder = Recorder()
-    with emulated() as device:
-        recorder.device = device
-        with use_device(recorder):
-            outcome(*arrays, None, wanted)
-    names = [launch.kernel.name for launch in recorder.launches]
-    assert names == ["cross_entropy_forward", "cross_entropy_total", "cross_entropy_backward"]
-    assert tuple(grad is not None for grad in recorder.launches[2].args[7:9]) == wanted
+    launches = assert_matches_reference(random_array(0, 9, 10), probabilities(1, 9, 10), wanted=wanted)
+    assert kernel_names(launches) == [
+        "cross_entropy_forward",
+        "cross_entropy_total",
+        "cross_entropy_backward",
+    ]
+    assert tuple(grad is not None for grad in launches[2].args[7:9]) == wanted
 
 
 def test_total_loops_over_more_rows_than_threads():
     N = 2051
-    assert_matches_reference(drawn(0, N, 3), indices(1, N, 3), abs(drawn(2, 3)), label_smoothing=0.1)
+    assert_matches_reference(random_array(0, N, 3), indices(1, N, 3), abs(random_array(2, 3)), label_smoothing=0.1)
 
 
 def test_gradient_and_target_of_any_memory_layout():
-    x, target = drawn(0, 6, 5), indices(1, 12, 5)[::2]
-    both = []
-    for dtype in (np.float32, np.float64):
-        with emulated() if dtype == np.float32 else minigrad.without_fast_paths():
-            logits = Tensor(x.astype(dtype), requires_grad=True)
-            y = F.cross_entropy(logits, Tensor(target), reduction="none")
-            y.sum().backward()
-            both.append([y.numpy(), logits.grad.numpy()])
-    assert worst(*both) <= 1e-5
+    x, target = random_array(0, 6, 5), indices(1, 12, 5)[::2]
+    assert_matches_reference(x, target, reduction="none", run={"grad_y": np.broadcast_to(np.float32(1), 6)})
 
 
 def test_thread_order_changes_no_bit():
     for C in (10, 1025):
-        results = []
-        for order in ORDERS:
-            with emulated(order):
-                found = outcome(drawn(0, 37, C), probabilities(1, 37, C), abs(drawn(2, C)), label_smoothing=0.1)[1]
-                results.append([x.tobytes() for x in found])
-        assert all(result == results[0] for result in results)
+        arrays = random_array(0, 37, C), probabilities(1, 37, C), abs(random_array(2, C))
+        comparison.assert_thread_order_changes_no_bit(lambda arrays=arrays: cross_entropy(*arrays, label_smoothing=0.1))
 
 
 # (loss.cu does not call sum_rows of common.cuh.)
@@ -205,20 +161,12 @@ BLOCK_SUM = [place for place in barriers("loss.cu") if place.startswith("common.
 
 @pytest.mark.parametrize("barrier", sampled(OURS + BLOCK_SUM))
 def test_every_barrier_is_needed(barrier):
-    differences = []
-    for C, order in product((10, 1025), ORDERS):
-        arrays = drawn(0, 40, C), indices(1, 40, C), abs(drawn(2, C))
-        exact = expected(*arrays)
-        with emulated(order, barrier=barrier):
-            try:
-                differences.append(worst(outcome(*arrays)[1], exact))
-            except (KernelError, AssertionError):
-                differences.append(np.inf)
-    assert max(differences) > 1e-2
+    inputs = [(random_array(0, 40, C), indices(1, 40, C), abs(random_array(2, C))) for C in (10, 1025)]
+    assert any(comparison.barrier_is_needed(barrier, lambda arrays=arrays: cross_entropy(*arrays)) for arrays in inputs)
 
 
 def test_forward_saves_only_what_backward_reads():
-    x, target = Tensor(drawn(0, 9, 10), requires_grad=True), Tensor(indices(1, 9, 10))
+    x, target = Tensor(random_array(0, 9, 10), requires_grad=True), Tensor(indices(1, 9, 10))
     with emulated():
         node = F.cross_entropy(x, target).grad_fn
     assert node.x is x.data and node.targets[0] is target.data and node.targets[1:] == (None, None)
@@ -228,14 +176,14 @@ def test_forward_saves_only_what_backward_reads():
 @pytest.mark.parametrize(
     ("x", "target", "weight"),
     [
-        (drawn(0, 3, 4).astype(np.float64), np.zeros(3, np.int64), None),
-        (drawn(0, 3, 4, 2), np.zeros((3, 2), np.int64), None),
-        (drawn(0, 4), np.array(0), None),
-        (drawn(0, 3, 8)[:, ::2], np.zeros(3, np.int64), None),
-        (drawn(0, 3, 4), probabilities(0, 3, 4).astype(np.float64), None),
-        (drawn(0, 3, 4), probabilities(0, 3, 8)[:, ::2], None),
-        (drawn(0, 3, 4), np.zeros(3, np.int64), np.ones(8, np.float32)[::2]),
-        (drawn(0, 2, 24577), np.zeros(2, np.int64), None),
+        (random_array(0, 3, 4).astype(np.float64), np.zeros(3, np.int64), None),
+        (random_array(0, 3, 4, 2), np.zeros((3, 2), np.int64), None),
+        (random_array(0, 4), np.array(0), None),
+        (random_array(0, 3, 8)[:, ::2], np.zeros(3, np.int64), None),
+        (random_array(0, 3, 4), probabilities(0, 3, 4).astype(np.float64), None),
+        (random_array(0, 3, 4), probabilities(0, 3, 8)[:, ::2], None),
+        (random_array(0, 3, 4), np.zeros(3, np.int64), np.ones(8, np.float32)[::2]),
+        (random_array(0, 2, 24577), np.zeros(2, np.int64), None),
     ],
 )
 def test_unsupported_arrays_run_the_reference(x, target, weight):
@@ -249,12 +197,12 @@ def test_unsupported_arrays_run_the_reference(x, target, weight):
     ("target", "options", "message"),
     [
         (np.zeros(4, np.int64), {}, "class indices must have the input's shape without its class axis"),
-        (drawn(0, 3, 5), {}, "probabilities must have the shape of the input"),
-        (np.zeros(3, np.int64), {"weight": Tensor(drawn(0, 5))}, "weight must have shape"),
+        (random_array(0, 3, 5), {}, "probabilities must have the shape of the input"),
+        (np.zeros(3, np.int64), {"weight": Tensor(random_array(0, 5))}, "weight must have shape"),
         (np.zeros(3, np.int64), {"reduction": "average"}, "reduction must be"),
         (np.zeros(3, np.int64), {"label_smoothing": 1.5}, "label_smoothing must be from 0 to 1"),
     ],
 )
 def test_errors_are_those_of_the_reference(target, options, message):
     with emulated(), pytest.raises(ValueError, match=message):
-        F.cross_entropy(Tensor(drawn(0, 3, 4)), Tensor(target), **options)
+        F.cross_entropy(Tensor(random_array(0, 3, 4)), Tensor(target), **options)

@@ -2,7 +2,6 @@
 
 from itertools import product
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,53 +11,28 @@ import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
 from minigrad.kernels.cuda import norm, residual
-from minigrad.kernels.cuda.launch import Recorder, use_device
-from minigrad.ops.residual import Residual, ResidualLayerNorm
-from tests.cuda.runner import ORDERS, barriers, emulated, guarded, needs_compiler, sampled, worst
+from minigrad.ops.residual import ResidualLayerNorm
+from tests.cuda import comparison
+from tests.cuda.comparison import DTYPES, FLOAT32, guarded_copy, kernel_names, random_array, unaligned
+from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 
 pytestmark = needs_compiler
 
-ROUNDING = {
-    np.dtype(np.float32): 1e-6,
-    np.dtype(ml_dtypes.bfloat16): 2**-8,
-    np.dtype(np.float16): 2**-11,
-}  # relative error
-DTYPES = list(ROUNDING)
+ROUNDING = {**comparison.UNIT_ROUNDOFF, FLOAT32: 1e-6}  # of a few sums in float32, or of a cast
 WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; blocks along a row
 
 
-def drawn(seed, *shape, dtype=np.float32):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+def inputs(*shape, dtype=np.float32):
+    """x, b and scale."""
+    return random_array(0, *shape, dtype=dtype), random_array(1, *shape, dtype=dtype), random_array(2, shape[-1])
 
 
-def outcome(x, branch, scale, p, wanted=(True, True, True)):
-    """The node, the output, and the gradients."""
-    arrays = [
-        None if a is None else Tensor(a, requires_grad=w) for a, w in zip((x, branch, scale), wanted, strict=True)
-    ]
-    minigrad.manual_seed(3)
-    s = F.residual(*arrays, drop_path=p)
-    node = s.grad_fn
-    s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(s.dtype)))
-    return node, [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in arrays)]
-
-
-def assert_matches_reference(x, branch, scale=None, p=0.0, wanted=(True, True, True), **options):
-    exact = [None if a is None else a.astype(np.float64) for a in (x, branch, scale)]
-    tensors = [None if a is None else Tensor(a, requires_grad=w) for a, w in zip(exact, wanted, strict=True)]
-    minigrad.manual_seed(3)
-    with minigrad.without_fast_paths():
-        s = F.residual(*tensors, drop_path=p)
-        assert type(s.grad_fn) is Residual
-        s.backward(Tensor(drawn(9, *s.shape, dtype=x.dtype).astype(np.float64)))
-    expected = [s.numpy(), *(None if t is None or t.grad is None else t.grad.numpy() for t in tensors)]
-    with emulated(**options):
-        node, found = outcome(x, branch, scale, p, wanted)
-    assert type(node) is residual.CUDAResidual
-    *found, grad_scale = found
-    *expected, exact_scale = expected
-    assert worst(found, expected, x.dtype) <= ROUNDING[x.dtype]
-    assert worst([grad_scale], [exact_scale]) <= 1e-5  # float32 for every dtype of x
+def assert_matches_reference(x, branch, scale=None, p=0.0, **options):
+    """Returns the launches."""
+    op = lambda *tensors: F.residual(*tensors, drop_path=p)  # noqa: E731
+    return comparison.assert_matches_reference(
+        op, x, branch, scale, fast_path=residual.CUDAResidual, tolerance=1e-6, **options
+    )[1]
 
 
 @given(
@@ -66,87 +40,73 @@ def assert_matches_reference(x, branch, scale=None, p=0.0, wanted=(True, True, T
     st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_residual_matches_reference(lead, C, scaled, p, dtype, order, seed):
-    x, branch = drawn(seed, *lead, C, dtype=dtype), drawn(seed + 1, *lead, C, dtype=dtype)
-    assert_matches_reference(x, branch, drawn(2, C) if scaled else None, p, order=order)
+    x, branch = random_array(seed, *lead, C, dtype=dtype), random_array(seed + 1, *lead, C, dtype=dtype)
+    assert_matches_reference(x, branch, random_array(2, C) if scaled else None, p, order=order)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_grid_stride_loop_over_rows(dtype, monkeypatch):
     monkeypatch.setattr(residual, "BLOCKS", 2)
     monkeypatch.setattr(residual, "MAX_BLOCKS", 3)
-    x, branch = drawn(0, 60, 3, 24, dtype=dtype), drawn(1, 60, 3, 24, dtype=dtype)
-    assert_matches_reference(x, branch, drawn(2, 24), 0.3)
+    assert_matches_reference(*inputs(60, 3, 24, dtype=dtype), 0.3)
 
 
 @pytest.mark.parametrize(("dtype", "C"), list(product(DTYPES, [24, 31])), ids=str)
 def test_accesses_stay_within_the_arrays(dtype, C):
     for side in ("after", "before"):
-        arrays = [guarded((2, 5, C), dtype, side), guarded((2, 5, C), dtype, side), guarded(C, side=side)]
-        for i, array in enumerate(arrays):
-            array[...] = drawn(i, *array.shape)
+        arrays = [guarded_copy(x, side) for x in inputs(2, 5, C, dtype=dtype)]
         assert_matches_reference(*arrays, p=0.4, guard=side)
 
 
 @pytest.mark.parametrize("which", range(2))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unaligned_arrays_give_the_same_result(dtype, which):
-    room = [drawn(i, 9 * 32 + 16, dtype=dtype) for i in range(2)]
-    starts = [(-a.ctypes.data % 16) // dtype.itemsize + (i == which) for i, a in enumerate(room)]
-    x, branch = (a[start : start + 9 * 32].reshape(9, 32) for a, start in zip(room, starts, strict=True))
-    assert_matches_reference(x, branch, drawn(2, 32))
+    x, branch, scale = (unaligned(x, i == which) for i, x in enumerate(inputs(9, 32, dtype=dtype)))
+    assert_matches_reference(x, branch, scale)
 
 
 @pytest.mark.parametrize("barrier", sampled(barriers("residual.cu")))
 def test_every_barrier_is_needed(barrier):
-    arrays = drawn(0, 700, 40), drawn(1, 700, 40), drawn(2, 40)
-    with emulated():
-        _, right = outcome(*arrays, 0.4)
-    differences = 0
-    for order in ORDERS:
-        with emulated(order, barrier=barrier):
-            _, found = outcome(*arrays, 0.4)
-        differences += any((ours != theirs).any() for ours, theirs in zip(found, right, strict=True))
-    assert differences or barrier.startswith("common.cuh")  # residual.cu does not call block_sum
+    op = lambda *tensors: F.residual(*tensors, drop_path=0.4)  # noqa: E731
+    run = lambda: comparison.run_op(op, *inputs(700, 40)).results  # noqa: E731
+    # residual.cu does not call block_sum
+    assert comparison.barrier_is_needed(barrier, run) or barrier.startswith("common.cuh")
 
 
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=3) if any(w)])
 def test_unneeded_gradients_are_not_computed(wanted):
-    arrays = drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8)
-    assert_matches_reference(*arrays, p=0.5, wanted=wanted)
-    with emulated() as device, use_device(recorder := Recorder(device)):
-        outcome(*arrays, 0.5, wanted)
+    launches = assert_matches_reference(*inputs(4, 8), p=0.5, wanted=wanted)
     _, want_branch, want_scale = wanted
     names = ["residual_backward"] * (want_branch or want_scale) + ["sum_rows"] * want_scale
-    assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward", *names]
+    assert kernel_names(launches) == ["residual_forward", *names]
     if want_branch or want_scale:
-        grad_branch, partials = recorder.launches[1].args[3:5]
+        grad_branch, partials = launches[1].args[3:5]
         assert (grad_branch is not None) == want_branch and (partials is not None) == want_scale
 
 
 def test_plain_residual_launches_nothing_backward():
-    with emulated() as device, use_device(recorder := Recorder(device)):
-        outcome(drawn(0, 4, 8), drawn(1, 4, 8), None, 0.0)
-    assert [launch.kernel.name for launch in recorder.launches] == ["residual_forward"]
+    x, branch, _ = inputs(4, 8)
+    assert kernel_names(assert_matches_reference(x, branch)) == ["residual_forward"]
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        (drawn(0, 4, 8).astype(np.float64), drawn(1, 4, 8).astype(np.float64), None),
-        (drawn(0, 4, 8), drawn(1, 4, 8, dtype=np.float16), None),
-        (drawn(0, 8, 4).T, drawn(1, 4, 8), None),
-        (drawn(0, 4, 8), drawn(1, 8, 4).T, None),
-        (drawn(0, 0, 8), drawn(1, 0, 8), None),
-        (drawn(0, 8), drawn(1, 8), None),  # 1-D: an m for each element
-        (drawn(0, 4, 8), drawn(1, 1, 8), None),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float64)),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 16)[::2]),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 7)),
+        (random_array(0, 4, 8).astype(np.float64), random_array(1, 4, 8).astype(np.float64), None),
+        (random_array(0, 4, 8), random_array(1, 4, 8, dtype=np.float16), None),
+        (random_array(0, 8, 4).T, random_array(1, 4, 8), None),
+        (random_array(0, 4, 8), random_array(1, 8, 4).T, None),
+        (random_array(0, 0, 8), random_array(1, 0, 8), None),
+        (random_array(0, 8), random_array(1, 8), None),  # 1-D: an m for each element
+        (random_array(0, 4, 8), random_array(1, 1, 8), None),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 8).astype(np.float64)),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 16)[::2]),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 7)),
     ],
 )
 def test_unsupported_arguments_are_declined(arrays):
     with emulated():
-        assert residual.CUDAResidual.supports(drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), p=0.0)
+        assert residual.CUDAResidual.supports(*inputs(4, 8), p=0.0)
         assert not residual.CUDAResidual.supports(*arrays, p=0.0)
 
 
@@ -160,7 +120,7 @@ def normed(arrays, p, wanted, used):
     outputs = F.residual_layer_norm(*tensors, drop_path=p)
     loss = sum(
         (y.float() if y.dtype.itemsize == 2 else y)
-        .mul(Tensor(drawn(9 + i, *y.shape).round().astype(arrays[2].dtype)))
+        .mul(Tensor(random_array(9 + i, *y.shape).round().astype(arrays[2].dtype)))
         .sum()
         for i, y in enumerate(outputs)
         if used[i]
@@ -181,17 +141,17 @@ def normed(arrays, p, wanted, used):
 def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, order):
     if used == (True, False) and not any(wanted[:2]):
         return  # s depends on x and the branch alone
-    arrays = drawn(0, N, L, C, dtype=dtype), drawn(1, N, L, C, dtype=dtype), drawn(2, C), drawn(3, C)
+    arrays = *inputs(N, L, C, dtype=dtype), random_array(3, C)
     with minigrad.without_fast_paths():
         kind, expected = normed([a.astype(np.float64) for a in arrays], p, wanted, used)
     assert type(kind) is ResidualLayerNorm
     with emulated(order):
         kind, found = normed(arrays, p, wanted, used)
     assert type(kind) is norm.CUDAResidualLayerNorm
-    u = ROUNDING[np.dtype(dtype)]
+    dtypes = [dtype] * 4 + [FLOAT32] * 2
+    assert all(x is None or x.dtype == wanted for x, wanted in zip(found, dtypes, strict=True))
     # y is the norm of s, which is cast to 16 bits, and so are the gradients: a few casts, whose errors r magnifies.
-    assert worst(found[:4], expected[:4], dtype) <= (16 * u if u > 1e-5 else 2e-5)
-    assert worst(found[4:], expected[4:]) <= (16 * u if u > 1e-5 else 2e-5)
+    assert comparison.max_error(found, expected) <= max(16 * comparison.UNIT_ROUNDOFF[dtype], 2e-5)
 
 
 def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
@@ -217,13 +177,11 @@ def two_passes(arrays, grads, p=0.4):
     return [s, y, *first.backward(grad_s)[:2], *grad_params]
 
 
-def drawn_for_both(shape, dtype, make=np.empty):
+def inputs_of_both(shape, dtype):
     """x, b, weight and bias; ∂s and ∂y."""
-    arrays = [make(shape, dtype), make(shape, dtype), make(shape[-1:], np.float32), make(shape[-1:], np.float32)]
-    grads = [make(shape, dtype), make(shape, dtype)]
-    for i, array in enumerate(arrays + grads):
-        array[...] = drawn(i, *array.shape) * 3 + (i == 0)
-    return arrays, grads
+    x, branch, weight = inputs(*shape, dtype=dtype)
+    bias, *grads = random_array(3, shape[-1]), *(random_array(i, *shape, dtype=dtype) for i in (4, 5))
+    return [x + x.dtype.type(1), branch, weight, bias], grads
 
 
 def assert_as_two_passes(arrays, grads, p=0.4, **options):
@@ -235,7 +193,7 @@ def assert_as_two_passes(arrays, grads, p=0.4, **options):
     for i, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
         if i in (2, 3) and ours.dtype.itemsize == 2:
-            assert worst([ours], [theirs.astype(np.float64)], ours.dtype) <= 4 * ROUNDING[ours.dtype]
+            assert comparison.error_of(ours, theirs.astype(np.float64)) <= 4 * ROUNDING[ours.dtype]
         else:
             np.testing.assert_array_equal(ours, theirs)
 
@@ -245,7 +203,7 @@ def assert_as_two_passes(arrays, grads, p=0.4, **options):
     st.sampled_from([0.0, 0.4, 1.0]), st.sampled_from(DTYPES), st.booleans(), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_one_pass_equals_two_passes(lead, C, p, dtype, s_is_used, order):
-    arrays, (grad_s, grad_y) = drawn_for_both((*lead, C), dtype)
+    arrays, (grad_s, grad_y) = inputs_of_both((*lead, C), dtype)
     assert_as_two_passes(arrays, (grad_s if s_is_used else None, grad_y), p, order=order)
 
 
@@ -253,12 +211,12 @@ def test_one_pass_equals_two_passes(lead, C, p, dtype, s_is_used, order):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_pass_grid_stride_loop_over_rows(dtype, C, monkeypatch):
     monkeypatch.setattr(norm, "BLOCKS", 3)
-    assert_as_two_passes(*drawn_for_both((13, 4, C), dtype))
+    assert_as_two_passes(*inputs_of_both((13, 4, C), dtype))
 
 
 @pytest.mark.parametrize(("dtype", "C", "side"), list(product(DTYPES, [24, 31], ["after", "before"])), ids=str)
 def test_one_pass_stays_within_the_arrays(dtype, C, side):
-    arrays, grads = drawn_for_both((2, 5, C), dtype, lambda shape, dtype: guarded(shape, dtype, side))
+    arrays, grads = ([guarded_copy(x, side) for x in group] for group in inputs_of_both((2, 5, C), dtype))
     for p in (0.0, 0.4):
         assert_as_two_passes(arrays, grads, p, guard=side)
 
@@ -266,31 +224,29 @@ def test_one_pass_stays_within_the_arrays(dtype, C, side):
 @pytest.mark.parametrize("which", range(6))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_pass_of_unaligned_arrays(dtype, which):
-    arrays, grads = drawn_for_both((9, 32), dtype)
-    every = arrays + grads
-    room = guarded(every[which].size + 1, every[which].dtype, aligned=16)[1:].reshape(every[which].shape)
-    room[...] = every[which]
+    arrays, grads = ([unaligned(x, 0) for x in group] for group in inputs_of_both((9, 32), dtype))
     with emulated():
         expected = two_passes(arrays, grads)
-    every[which] = room
-    with emulated() as device, use_device(recorder := Recorder(device)):
+    every = [unaligned(x, i == which) for i, x in enumerate(arrays + grads)]
+    with recorded() as launches:
         found = one_pass(every[:4], every[4:])
-    forward, backward = (dict(launch.kernel.constants)["PACK"] for launch in recorder.launches[:2])
+    forward, backward = comparison.packs(launches[:2])
     assert (forward == 1) == (which < 4) and (backward == 1) == (which in (2, 4, 5))
     for ours, theirs in zip(found, expected, strict=True):  # another order of sums
-        assert worst([ours], [theirs.astype(np.float64)], ours.dtype) <= 4 * ROUNDING[ours.dtype]
+        assert ours.dtype == theirs.dtype
+        assert comparison.error_of(ours, theirs.astype(np.float64)) <= 4 * ROUNDING[ours.dtype]
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
 @pytest.mark.parametrize("wanted", [w for w in product([False, True], repeat=4) if any(w)])
 def test_one_pass_computes_only_needed_gradients(wanted, p):
-    arrays, grads = drawn_for_both((4, 3, 8), np.float32)
-    with emulated() as device, use_device(recorder := Recorder(device)):
+    arrays, grads = inputs_of_both((4, 3, 8), np.float32)
+    with recorded() as launches:
         found = one_pass(arrays, grads, p, wanted)
     want_x, want_branch, *want_params = wanted
     names = ["layer_norm_forward", "layer_norm_backward", *["sum_rows"] * any(want_params)]
-    assert [launch.kernel.name for launch in recorder.launches] == names
-    grad_x, partials, _, _, grad_branch = recorder.launches[1].args[5:10]
+    assert kernel_names(launches) == names
+    grad_x, partials, _, _, grad_branch = launches[1].args[5:10]
     assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m, ∂b is the array ∂x
     assert (grad_branch is not None) == (want_branch and p > 0) and (partials is not None) == any(want_params)
     with emulated():
@@ -303,26 +259,26 @@ def test_one_pass_computes_only_needed_gradients(wanted, p):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unused_y_passes_the_gradient_of_s(dtype):
     """∂s' is ∂s, even if s has infinities."""
-    arrays, (grad_s, _) = drawn_for_both((4, 3, 8), dtype)
+    arrays, (grad_s, _) = inputs_of_both((4, 3, 8), dtype)
     arrays[0][0] = np.inf
     with emulated(), np.errstate(invalid="ignore"):
         _, _, grad_x, grad_branch, *grad_params = one_pass(arrays, (grad_s, None))
     m = (minigrad.manual_seed(3).uniform((4, 1, 1)) >= 0.4) / 0.6
     np.testing.assert_array_equal(grad_x, grad_s)
-    np.testing.assert_allclose(grad_branch.astype(np.float64), grad_s * m, rtol=ROUNDING[np.dtype(dtype)])
+    np.testing.assert_allclose(grad_branch.astype(np.float64), grad_s * m, rtol=ROUNDING[dtype])
     assert grad_params == [None, None]
 
 
 @pytest.mark.parametrize(
     "arrays",
     [
-        (drawn(0, 4, 8), drawn(1, 4, 8, dtype=np.float16), drawn(2, 8), drawn(3, 8)),
-        (drawn(0, 4, 8), drawn(1, 8, 4).T, drawn(2, 8), drawn(3, 8)),
-        (drawn(0, 8), drawn(1, 8), drawn(2, 8), drawn(3, 8)),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8).astype(np.float16), drawn(3, 8)),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 8), drawn(3, 16)[::2]),
-        (drawn(0, 4, 8), drawn(1, 4, 8), drawn(2, 7), drawn(3, 8)),
-        (drawn(0, 2, 8193), drawn(1, 2, 8193), drawn(2, 8193), drawn(3, 8193)),
+        (random_array(0, 4, 8), random_array(1, 4, 8, dtype=np.float16), random_array(2, 8), random_array(3, 8)),
+        (random_array(0, 4, 8), random_array(1, 8, 4).T, random_array(2, 8), random_array(3, 8)),
+        (random_array(0, 8), random_array(1, 8), random_array(2, 8), random_array(3, 8)),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 8).astype(np.float16), random_array(3, 8)),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 8), random_array(3, 16)[::2]),
+        (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 7), random_array(3, 8)),
+        (random_array(0, 2, 8193), random_array(1, 2, 8193), random_array(2, 8193), random_array(3, 8193)),
     ],
 )
 def test_unsupported_arguments_take_two_passes(arrays):

@@ -1,8 +1,8 @@
-"""Everything that only a GPU can tell, in one go:  python -m tests.gpu  (needs CuPy; torch and timm for comparison)
+"""Everything that needs a GPU, in one command:  python -m tests.gpu  (needs CuPy; torch and timm for comparisons)
 
-The stages do not depend on each other, nor do the parts of a stage. A stage is a process of its own with a time limit;
-where a part kills it, or the card for it, another goes on with the next part. At the end there is a table, and whatever
-was found so far is as JSON in --output at any moment. With --cpu, what can be run without a GPU.
+Stages and their parts are independent. A stage is a process with a time limit. If a part ends its process, or makes the
+GPU unusable for it, another process continues with the next part. The results so far are always in --output, as JSON;
+a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
 """
 
 import argparse
@@ -23,21 +23,32 @@ from models.terminal import escape_unencodable
 from tests.gpu.stages import STAGES, alive, failed, release, synchronize
 
 COMMAND = [sys.executable, "-m", "tests.gpu"]
-LOST = 3  # the exit code of a process whose card does not work any more
+LOST = 3  # exit code of a process that has lost the GPU
 
 
 def main() -> int:
-    """0 if every stage came to its end and found nothing wrong."""
+    """Returns the exit code: 0 if every stage finished and found nothing wrong."""
     escape_unencodable()
     parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu", description="Measure and check minigrad on a GPU; at most ten minutes in all."
+        prog="python -m tests.gpu", description="Measure and check minigrad on a GPU. It takes at most ten minutes."
     )
     parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=" ".join(STAGES)
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        default=list(STAGES),
+        metavar="STAGE",
+        help=f"stages to run, all by default: {', '.join(STAGES)}",
     )
-    parser.add_argument("--cpu", action="store_true", help="run what a machine without a GPU can")
-    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), metavar="FOLDER", help="for results.json")
-    parser.add_argument("--data-dir", metavar="DIR", help="where CIFAR-10 is, for the stage `training`")
+    parser.add_argument("--cpu", action="store_true", help="run the stages that need no GPU")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/gpu"),
+        metavar="FOLDER",
+        help="folder of results.json, default runs/gpu",
+    )
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10, for the stage training")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,12 +68,12 @@ def main() -> int:
         run(name, options, results[name], keep)
         keep()
     wrong = report(results)
-    print(f"\nin {options.output / 'results.json'}" + (f"; NOT AS IT SHOULD BE: {', '.join(wrong)}" if wrong else ""))
+    print(f"\nin {options.output / 'results.json'}" + (f"; WRONG: {', '.join(wrong)}" if wrong else ""))
     return 1 if wrong else 0
 
 
 def work(options: argparse.Namespace) -> int:
-    """The process of a stage: its parts from `--first` on, as lines of JSON. A part that fails is a row."""
+    """The process of a stage: run its parts from `--first` on, and print their rows as JSON. A failure is a row."""
     parts = STAGES[options.stage].parts(options)
     for number, (name, part) in enumerate(parts.items()):
         if number < options.first:
@@ -71,7 +82,7 @@ def work(options: argparse.Namespace) -> int:
         try:
             for row in part():
                 say(row)
-            synchronize()  # else what goes wrong here would show in the next
+            synchronize()  # raises this part's asynchronous errors here, not in the next part
         except Exception as error:
             say(failed(name, error))
         if not alive():
@@ -86,12 +97,12 @@ def say(row: dict[str, Any]) -> None:
 
 class Ended(NamedTuple):
     code: int
-    part: dict[str, Any] | None  # the last that was begun
+    part: dict[str, Any] | None  # the last one that started
     errors: str
 
 
 def run(name: str, options: argparse.Namespace, result: dict[str, Any], keep: Callable[[], None]) -> None:
-    """One stage, in processes of its own, into `result`: its rows, its time, and how it ended."""
+    """Run one stage in processes of its own. `result` gets its rows, its time, and how it ended."""
     stage, start, first, end = STAGES[name], time.perf_counter(), 0, "done"
     while True:
         left = stage.seconds - (time.perf_counter() - start)
@@ -121,7 +132,7 @@ def process(
     rows: list[dict[str, Any]],
     keep: Callable[[], None],
 ) -> Ended:
-    """A process for the parts from `first` on: it is ended after `left` seconds, or if one part takes too many."""
+    """Run the parts from `first` on in one process. It is killed after `left` seconds, or at a part's time limit."""
     command = [*COMMAND, "--stage", name, "--first", str(first)]
     command += ["--cpu"] if options.cpu else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []
@@ -133,7 +144,7 @@ def process(
         ) as child,
     ):
 
-        def end() -> None:  # it and all that it has started
+        def end() -> None:  # kill the process and its children
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
 
@@ -161,7 +172,7 @@ def process(
 
 
 def report(results: dict[str, Any]) -> list[str]:
-    """Print the table; returns what is wrong."""
+    """Print the table. Returns the names of the stages and rows that are wrong."""
     wrong = []
     for name, result in results.items():
         print(f"\n{name}: {result['end']}, {result['seconds']} s")

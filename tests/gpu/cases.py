@@ -1,4 +1,4 @@
-"""Calls that have CUDA fast paths, in sizes of the models: for `python -m tests.gpu`, stage `kernels`."""
+"""Ops that have CUDA fast paths, in the sizes of the models: for stage `kernels` of `python -m tests.gpu`."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -8,29 +8,31 @@ import numpy as np
 
 from minigrad import Tensor, autocast, manual_seed
 from minigrad import functional as F
+from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
 from minigrad.backend import Array, to_device
 from minigrad.backend.dtypes import as_dtype
 
 
 class Case(NamedTuple):
-    """An op, the shapes of its inputs, and smaller ones for a machine without a GPU.
+    """An op, the shapes of its inputs, and smaller shapes, for a machine without a GPU.
 
-    In a narrow dtype it runs within `autocast`: the first inputs are narrow, the others are float32 of so few digits.
+    A case in half precision runs under `autocast`: the first inputs are 16-bit, the others are float32 inputs whose
+    values the 16-bit dtype represents.
     """
 
     name: str
     run: Callable[..., Tensor]
     shapes: tuple[tuple[int, ...], ...]
     small: tuple[tuple[int, ...], ...]
-    limit: float = 2e-5  # of the error, relative to the largest entry
-    images: bool = False  # the first is channels-last in memory, as a convolution leaves it
+    limit: float = 2e-5  # of the error, relative to the maximum absolute value
+    images: bool = False  # the first input is channels-last in memory, as the output of a convolution is
     dtype: str = "float32"
-    activations: int = 1  # the first inputs, which are narrow if dtype is
-    outputs: int = 1  # of the shape of the first input
+    activations: int = 1  # number of the first inputs that have this dtype
+    outputs: int = 1  # number of outputs, which have the shape of the first input
 
     def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
-        """The inputs there. (CuPy keeps no order of axes in memory but C's and Fortran's when it takes an array in.)"""
+        """The inputs on the device. (CuPy copies arrays in C or Fortran order, so images are transposed there.)"""
         tensors = [Tensor(np.ascontiguousarray(x), requires_grad=True, device=device) for x in arrays]
         if self.images:
             x = to_device(np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1)), device)
@@ -42,13 +44,14 @@ class Case(NamedTuple):
             return self.run(*inputs)
 
     def rounded(self, x: np.ndarray) -> np.ndarray:
-        """x, in its own dtype; if the case's is narrow, only what has room there."""
+        """x with its values rounded to the case's dtype, in x's own dtype."""
         return x if self.dtype == "float32" else x.astype(as_dtype(self.dtype)).astype(x.dtype)
 
     def arrays(self, *, small: bool) -> list[np.ndarray]:
         shapes = self.small if small else self.shapes
-        numbers = self.rounded(np.random.default_rng(0).standard_normal(1_000_003, np.float32))  # a prime: no pattern
-        arrays = [np.resize(np.roll(numbers, -i * 7919), shape) for i, shape in enumerate(shapes)]
+        # a prime number of values, so that no two rows are equal
+        values = self.rounded(np.random.default_rng(0).standard_normal(1_000_003, np.float32))
+        arrays = [np.resize(np.roll(values, -i * 7919), shape) for i, shape in enumerate(shapes)]
         count = self.activations
         arrays[:count] = [x.astype(as_dtype(self.dtype)) for x in arrays[:count]]
         return arrays
@@ -63,9 +66,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Last(Function):
-    """Of several outputs of an op the last, whose gradient goes to all: a loss of all of them that costs nothing."""
-
-    narrow = True
+    """The last of several outputs. Its gradient is the gradient of all: a loss of all outputs without a kernel."""
 
     def forward(self, *outputs: Array) -> Array:
         self.count = len(outputs)
@@ -75,9 +76,18 @@ class Last(Function):
         return (grad_output,) * self.count
 
 
+RULES[Last] = Rule(half=True)
+
+
 def residual_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    manual_seed(0)  # the same images are dropped wherever it runs
+    manual_seed(0)  # drop the same images on every device
     return Tensor.apply(Last, *F.residual_layer_norm(x, branch, weight, bias, drop_path=0.1))
+
+
+def standardize(weight: Tensor) -> Tensor:
+    """The op inside `F.standardize_weight`: LayerNorm of each filter."""
+    filters = weight.flatten(1)  # (O, C, KH, KW) -> (O, ·)
+    return F.layer_norm(filters, filters.shape[1], eps=1e-8)
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -102,7 +112,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *mask: Any) -> Tensor:
 
 
 def windows(window_size: int, shift: int) -> Callable[..., Tensor]:
-    """Swin's attention, 32 features for each head."""
+    """Swin's attention, with 32 features per head."""
 
     def run(qkv: Tensor, bias: Tensor) -> Tensor:
         return F.window_attention(qkv, bias, qkv.shape[-1] // 96, window_size, shift)
@@ -130,19 +140,19 @@ CASES = [
     Case("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7)), images=True),
     Case("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7)), images=True),
     Case("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3)), images=True),
-    Case("standardize_weight", F.standardize_weight, ((512, 256, 3, 3),), ((8, 16, 3, 3),)),
+    Case("standardized filters", standardize, ((512, 256, 3, 3),), ((8, 16, 3, 3),)),
 ]  # fmt: skip
 
-# What a number may be away from itself, 2⁻⁸ of it in bfloat16 and 2⁻¹¹ in float16, twice, and what sums add.
+# Limits: twice the relative error of a cast, 2⁻⁸ in bfloat16 and 2⁻¹¹ in float16, and the errors of sums.
 HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
-ALSO_NARROW = {
+ALSO_IN_HALF_PRECISION = {
     "layer_norm, ViT-B b128", "residual + layer_norm, ViT-B b128", "gelu, ViT CIFAR b512", "relu", "group_norm",
 }  # fmt: skip
 CASES += [
     case._replace(name=f"{case.name}, {dtype}", limit=limit, dtype=dtype)
     for dtype, limit in HALF.items()
     for case in CASES
-    if case.name in ALSO_NARROW
+    if case.name in ALSO_IN_HALF_PRECISION
 ]
 CASES += [
     Case(f"{name}, bfloat16", run, shapes, small, HALF["bfloat16"], images=shapes[0][1] > 3, dtype="bfloat16")

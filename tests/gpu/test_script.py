@@ -1,4 +1,4 @@
-"""`python -m tests.gpu` without a GPU: what can run does, and a stage that hangs or fails does not stop the others."""
+"""`python -m tests.gpu` without a GPU: stages that need none pass; a failure or a timeout does not stop the others."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ from minigrad.backend import cublas_lt
 from tests.cuda.runner import needs_compiler
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
-from tests.gpu import stages
 from tests.gpu.cases import CASES
-from tests.gpu.stages import ROUNDS, STAGES, STEPS, WARM, Stage, Workload, compared
+from tests.gpu.stages import STAGES, Stage, Workload, ceilings, properties, steps
+from tests.gpu.stages.steps import ROUNDS, STEPS, WARMUP, compared
 
 
 @needs_compiler
@@ -43,13 +43,13 @@ def raises():
     yield {"what": "half", "value": 1.0}
     raise ValueError("it is broken")
 
-def loses_the_card():
+def loses_the_gpu():
     script.alive = lambda: False
     raise RuntimeError("illegal address")
     yield
 
 def crashes():
-    print("what it says at last", file=sys.stderr, flush=True)
+    print("its last message", file=sys.stderr, flush=True)
     os.abort()
     yield
 
@@ -65,7 +65,7 @@ sys.exit(script.main())
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
-    """A stage of these parts, run: what is known of it at its end, and how often it was kept."""
+    """Run a stage of these parts. Returns its result, which is saved after each row."""
 
     def run(parts, seconds=20.0, part_seconds=20.0):
         (tmp_path / "stage.py").write_text(STAGE)
@@ -81,16 +81,16 @@ def stage(monkeypatch, tmp_path):
     return run
 
 
-def test_what_fails_is_a_row_and_the_rest_goes_on(stage):
-    result = stage("raises loses_the_card good crashes")
+def test_failed_part_is_a_row_and_the_next_part_runs(stage):
+    result = stage("raises loses_the_gpu good crashes")
     assert result["end"] == "done"
     assert [(row["what"], row["value"], row.get("wrong", False)) for row in result["rows"]] == [
-        ("half", 1.0, False), ("raises", "failed", True), ("loses_the_card", "failed", True), ("good", 1.5, False),
+        ("half", 1.0, False), ("raises", "failed", True), ("loses_the_gpu", "failed", True), ("good", 1.5, False),
         ("crashes", "failed", True),
     ]  # fmt: skip
     raised, lost, crashed = (row["error"] for row in result["rows"] if "error" in row)
     assert (raised, lost) == ("ValueError: it is broken", "RuntimeError: illegal address")
-    assert "what it says at last" in crashed
+    assert "its last message" in crashed
 
 
 def test_a_part_has_a_time_limit(stage):
@@ -105,12 +105,12 @@ def test_a_stage_has_a_time_limit(stage):
     assert [row["what"] for row in result["rows"]] == ["good"]
 
 
-def test_a_stage_that_does_not_begin_is_failed(stage):
+def test_stage_that_cannot_start_is_failed(stage):
     result = stage("unknown")
     assert result["end"] == "failed" and "KeyError" in result["errors"] and not result["rows"]
 
 
-def test_what_is_wrong_is_said(capsys):
+def test_report_lists_what_is_wrong(capsys):
     rows = [{"what": "a", "value": 1.0, "unit": "us"}, {"what": "b", "value": "failed", "wrong": True}]
     results = {
         "first": {"end": "done", "seconds": 1, "rows": rows},
@@ -120,21 +120,21 @@ def test_what_is_wrong_is_said(capsys):
     assert "<-- WRONG" in capsys.readouterr().out
 
 
-def test_all_stages_together_take_ten_minutes():
-    """With half a minute for what is around them."""
+def test_time_limits_add_up_to_ten_minutes():
+    """With half a minute for the program that starts them."""
     assert sum(stage.seconds for stage in STAGES.values()) <= 570
 
 
 def test_epilogues_are_compared(monkeypatch):
-    monkeypatch.setattr(stages, "on_device", lambda work: 1.0)
+    monkeypatch.setattr(ceilings, "gpu_seconds", lambda work: 1.0)
 
     def rows():
-        return [row for name in stages.EPILOGUES for row in stages.epilogues(name, 9, 4, 6)]
+        return [row for name in ceilings.EPILOGUES for row in ceilings.epilogues(name, 9, 4, 6)]
 
     with in_place_of_cupy():
         found = rows()
         assert len(found) == 6 and all(row["value"] == 1 and not row["wrong"] for row in found)
-        monkeypatch.setattr(cublas_lt.shared(), "matmul", lambda *_: True)  # whatever was in that memory
+        monkeypatch.setattr(cublas_lt.shared(), "matmul", lambda *_: True)  # computes nothing
         monkeypatch.setattr(sys.modules["cupy"], "empty", sys.modules["cupy"].zeros)
         assert all(row["wrong"] and row["error"] > 0.1 for row in rows())
         monkeypatch.setattr(cublas_lt, "shared", lambda: None)
@@ -152,13 +152,13 @@ def test_contenders_are_measured_alone_and_then_in_turn():
     called = []
     names = {"a": 1.0, "b": 1.005, "c": 1.01}
     rows = list(compared(WORKLOAD, {name: contender(called, name, loss) for name, loss in names.items()}, 2.0))
-    assert called == [name for name in names for _ in range(WARM + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
+    assert called == [name for name in names for _ in range(WARMUP + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
     assert [row["what"].split(": ")[1] for row in rows] == ["a", "b", "c", "c to a"]
     assert rows[-1]["value"] > 0 and not any("wrong" in row for row in rows)
     assert all(row["images_s"] == pytest.approx(2 / row["value"] * 1e3) for row in rows[:3])
 
 
-def test_a_contender_that_fails_costs_the_others_nothing(monkeypatch):
+def test_failed_contender_does_not_affect_the_others(monkeypatch):
     called = []
 
     def missing(workload):
@@ -170,8 +170,8 @@ def test_a_contender_that_fails_costs_the_others_nothing(monkeypatch):
     first, *rows, last = compared(WORKLOAD, {"a": missing, "b": broken, "c": contender(called, "c", 1.0)}, 2.0)
     assert first["error"] == "ImportError: no such package" and "wrong" not in first
     assert rows[0]["error"] == "ValueError: broken" and rows[0]["wrong"]
-    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARM + STEPS + ROUNDS * STEPS
-    monkeypatch.setattr(stages, "alive", lambda: False)  # then nothing that follows would work
+    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARMUP + STEPS + ROUNDS * STEPS
+    monkeypatch.setattr(steps, "alive", lambda: False)  # after the GPU is lost, the error is raised
     with pytest.raises(ValueError, match="broken"):
         list(compared(WORKLOAD, {"b": broken, "c": contender(called, "c", 1.0)}, 2.0))
 
@@ -182,10 +182,10 @@ def test_losses_that_differ_are_wrong(loss):
     assert rows[-1]["wrong"]
 
 
-def test_tests_are_counted_and_those_that_fail_are_named(tmp_path):
-    """Two tests written here, and a file of tests on the stand-in for CuPy."""
+def test_pytest_results_are_counted_and_failures_named(tmp_path):
+    """Two tests, and a file of tests on tests/cupy_on_cpu."""
     (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
-    rows = stages.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
+    rows = properties.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
     assert next(rows)["what"].endswith("::test_bad")
     assert next(rows)["value"] >= 3  # one is test_good
     with pytest.raises(RuntimeError, match="ended with 1"):

@@ -16,11 +16,11 @@
 //
 // Constants: STORED and PACK.
 //
-// registers[STORED=float PACK=1]: gelu_forward 24, gelu_backward 24, relu_forward 24, relu_backward 24
-// registers[STORED=float PACK=4]: gelu_forward 40, gelu_backward 40, relu_forward 32, relu_backward 32
-// registers[STORED=BFloat16 PACK=8]: gelu_forward 40, gelu_backward 48, relu_forward 32, relu_backward 32
-// registers[STORED=Half PACK=8]: gelu_forward 40, gelu_backward 48, relu_forward 32, relu_backward 32
-// registers[STORED=Half PACK=1]: gelu_forward 24, gelu_backward 24, relu_forward 24, relu_backward 24
+// warps[STORED=float PACK=1]: gelu_forward 64, gelu_backward 64, relu_forward 64, relu_backward 64
+// warps[STORED=float PACK=4]: gelu_forward 48, gelu_backward 48, relu_forward 64, relu_backward 64
+// warps[STORED=BFloat16 PACK=8]: gelu_forward 48, gelu_backward 40, relu_forward 64, relu_backward 64
+// warps[STORED=Half PACK=8]: gelu_forward 48, gelu_backward 40, relu_forward 64, relu_backward 64
+// warps[STORED=Half PACK=1]: gelu_forward 64, gelu_backward 64, relu_forward 64, relu_backward 64
 #include "stored.cuh"
 
 using Pack = Packed<Stored, PACK>;

@@ -25,16 +25,18 @@
 // Constants: QK_WIDTH (E) and V_WIDTH (V), multiples of 4; SLOTS, the scores of a row in a lane: L, S ≤ 32 · SLOTS.
 // Grid: entries · heads. Block: (32, warps). Shared memory: see attention.py.
 //
-// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 80, attention_backward_q 80, attention_backward_kv 80
-// registers[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 96, attention_backward_q 152, attention_backward_kv 128
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 80, attention_backward_q 128, attention_backward_kv 128
-// registers[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 128, attention_backward_q 208, attention_backward_kv 160
+// warps[QK_WIDTH=32 V_WIDTH=32 SLOTS=2]: attention_forward 24, attention_backward_q 24, attention_backward_kv 24
+// warps[QK_WIDTH=32 V_WIDTH=32 SLOTS=5]: attention_forward 16, attention_backward_q 16, attention_backward_kv 16
+// warps[QK_WIDTH=64 V_WIDTH=64 SLOTS=3]: attention_forward 24, attention_backward_q 16, attention_backward_kv 16
+// warps[QK_WIDTH=64 V_WIDTH=64 SLOTS=7]: attention_forward 16, attention_backward_q 8, attention_backward_kv 8
 #include "common.cuh"
 
 typedef float Stored;  // the element type of q, k, v, y and their gradients
 
 constexpr int E = QK_WIDTH, V = V_WIDTH, ROWS = 4, WEIGHTS = 32 * SLOTS;
-constexpr int MIN_BLOCKS = SLOTS <= 2 && E + V <= 64 ? 3 : 1;  // resident blocks per multiprocessor: limits registers
+// Resident blocks of 8 warps per multiprocessor: limits registers.
+constexpr int FORWARD_MIN_BLOCKS = SLOTS <= 3 && E + V <= 128 ? 3 : 2;
+constexpr int BACKWARD_MIN_BLOCKS = SLOTS <= 2 && E + V <= 64 ? 3 : SLOTS <= 5 && E + V <= 128 ? 2 : 1;
 #define INF __int_as_float(0x7f800000)
 
 // The stride of rows in shared memory: an odd number of float4, so that eight lanes that read one column of eight rows
@@ -146,7 +148,7 @@ struct Mask {
 };
 
 // y, and lse unless it is null. A query whose keys are all masked has weights 0, in the backward pass through lse = ∞.
-extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(256, FORWARD_MIN_BLOCKS)
 attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK, ARRAY(Stored, y),
                   float* lse, int heads, int L, int S, float scale) {
     const int lane = threadIdx.x, warp = threadIdx.y, warps = blockDim.y;
@@ -197,7 +199,7 @@ attention_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const St
 }
 
 // ∂q, D and ∂S (entries, heads, L, S), each unless it is null.
-extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(256, BACKWARD_MIN_BLOCKS)
 attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
                      ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), const float* lse, float* D, float* grad_scores,
                      int heads, int L, int S, float scale) {
@@ -250,7 +252,7 @@ attention_backward_q(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const
 }
 
 // ∂k and ∂v, each unless it is null; ∂k needs D. Here own rows are keys, and other rows are queries.
-extern "C" __global__ void __launch_bounds__(256, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(256, BACKWARD_MIN_BLOCKS)
 attention_backward_kv(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), MASK,
                       ARRAY(const Stored, grad_y), ARRAY(Stored, grad_k), ARRAY(Stored, grad_v), const float* lse,
                       const float* D, int heads, int L, int S, float scale) {

@@ -33,13 +33,13 @@
 // Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none. Grid: heads · entries;
 // backward heads · chunks, for any number of chunks of entries. Block: (32, warps). Shared memory: attention_mma.py.
 //
-// registers[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 96, attention_mma_backward 128
-// registers[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 96, attention_mma_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_mma_forward 80, attention_mma_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_mma_forward 80, attention_mma_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_mma_forward 80, attention_mma_backward 128
-// registers[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12]: attention_mma_forward 80, attention_mma_backward 128
-// registers[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0]: attention_mma_forward 128, attention_mma_backward 255
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0]: attention_mma_forward 16, attention_mma_backward 8
 #include "common.cuh"
 #include "mma.cuh"
 

@@ -164,7 +164,7 @@ class MMAWindowAttention(window_attention.WindowAttention):
         qkv: Array, bias: Array | None, *, num_heads: int, window_size: Window, shift: tuple[int, int], dropout_p: float
     ) -> bool:
         M = window_size
-        if not isinstance(M, int):  # of another height than width
+        if not isinstance(M, int):  # not a square
             return False
         if dropout_p or qkv.ndim != 4 or min(M, num_heads) < 1 or qkv.shape[3] % (3 * num_heads):
             return False

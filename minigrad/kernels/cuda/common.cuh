@@ -3,6 +3,9 @@
 // The threads of a block run in warps of 32; the index of a thread in its warp is its lane. Lanes of one warp exchange
 // registers by shuffles; warps of one block exchange data through shared memory, with a barrier between write and read.
 // No reduction uses atomics: the order of addition is fixed by the indices, so results are deterministic bit for bit.
+//
+// A line `warps[CONSTANTS]: kernel N` of a source states the occupancy that the registers allow if it is compiled with
+// these constants: at least N resident warps per multiprocessor, or the maximum of the GPU. tests/cuda checks the lines.
 #pragma once
 
 #define WARP 32
@@ -40,7 +43,7 @@ template <class T> static inline __device__ T block_sum(T value) {
 //
 // Thread (x, y) of block b sums column 32 b + x over the rows y, y + STRIPS, ...; the first warp sums the strips.
 //
-// registers[]: sum_rows 32
+// warps[]: sum_rows 64
 #define STRIPS 32
 
 extern "C" __global__ void __launch_bounds__(WARP * STRIPS)

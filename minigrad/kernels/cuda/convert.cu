@@ -10,10 +10,10 @@
 //
 // Constants: FROM and TO, types of stored.cuh; PACK.
 //
-// registers[FROM=float TO=BFloat16 PACK=4]: convert 16, convert_all 32
-// registers[FROM=BFloat16 TO=float PACK=4]: convert 16, convert_all 32
-// registers[FROM=BFloat16 TO=Half PACK=8]: convert 24, convert_all 32
-// registers[FROM=float TO=Half PACK=1]: convert 16, convert_all 32
+// warps[FROM=float TO=BFloat16 PACK=4]: convert 64, convert_all 64
+// warps[FROM=BFloat16 TO=float PACK=4]: convert 64, convert_all 64
+// warps[FROM=BFloat16 TO=Half PACK=8]: convert 64, convert_all 64
+// warps[FROM=float TO=Half PACK=1]: convert 64, convert_all 64
 #include "stored.cuh"
 #include "table.cuh"
 

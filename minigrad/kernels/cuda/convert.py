@@ -17,7 +17,7 @@ THREADS = 256  # threads of a block
 
 
 def supports(x: Array, dtype: np.dtype) -> bool:
-    """Whether the kernel takes x: dense, on the GPU, from and to float32, bfloat16 or float16."""
+    """True if the kernel supports x: dense, on the GPU, from and to float32, bfloat16 or float16."""
     known = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
     return known and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)
 
@@ -25,7 +25,7 @@ def supports(x: Array, dtype: np.dtype) -> bool:
 # A NumPy array is excluded although tests simulate a GPU with NumPy arrays: there, `cast` is the expected result.
 @fast_path_of(dtypes.cast, supports=lambda x, dtype: not isinstance(x, np.ndarray | np.generic) and supports(x, dtype))
 def convert(x: Array, dtype: np.dtype) -> Array:
-    """x in another dtype, the order of its axes in memory kept."""
+    """x cast to another dtype, with the same memory order of axes."""
     y = empty_like(x, dtype)
     wider = x if x.dtype.itemsize >= dtype.itemsize else y
     pack = pack_of(wider, PACK, x, y)  # the last pack may be partial

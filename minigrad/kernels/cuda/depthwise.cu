@@ -22,17 +22,16 @@
 // row are a bit mask, computed once for a tile.
 //
 // Constants: STORED, CHANNELS (C); KH, KW (the kernel), ROWS, RUN (a tile), WARPS (of a block).
-// Registers per thread, at most:
 //
-// registers[STORED=float CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
-// registers[STORED=float CHANNELS=96 KH=3 KW=3 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 64, depthwise_grad_weight 64
-// registers[STORED=float CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 64, depthwise_grad_weight 128
-// registers[STORED=BFloat16 CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
-// registers[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
-// registers[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 48, depthwise_grad_weight 104
-// registers[STORED=BFloat16 CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 64, depthwise_grad_weight 128
-// registers[STORED=Half CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
-// registers[STORED=Half CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 80, depthwise_grad_weight 128
+// warps[STORED=float CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
+// warps[STORED=float CHANNELS=96 KH=3 KW=3 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 32
+// warps[STORED=float CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 16
+// warps[STORED=BFloat16 CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
+// warps[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
+// warps[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 40, depthwise_grad_weight 16
+// warps[STORED=BFloat16 CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 16
+// warps[STORED=Half CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
+// warps[STORED=Half CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
 #include "common.cuh"
 #include "stored.cuh"
 

@@ -23,13 +23,13 @@
 // Constants: STORED; WIDTH; THREADS; PACK: 4 floats or 8 16-bit values, or less as WIDTH and the pointers allow.
 // (With 1024 threads, the occupancy is the same for 33 to 64 registers: one block.)
 //
-// registers[STORED=float WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 32, group_norm_backward 32
-// registers[STORED=float WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 32, group_norm_backward 32
-// registers[STORED=float WIDTH=4 THREADS=256 PACK=4]: group_norm_forward 32, group_norm_backward 48
-// registers[STORED=float WIDTH=64 THREADS=1024 PACK=4]: group_norm_forward 32, group_norm_backward 48
-// registers[STORED=BFloat16 WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 32, group_norm_backward 32
-// registers[STORED=BFloat16 WIDTH=8 THREADS=256 PACK=8]: group_norm_forward 48, group_norm_backward 64
-// registers[STORED=Half WIDTH=64 THREADS=1024 PACK=8]: group_norm_forward 56, group_norm_backward 64
+// warps[STORED=float WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 64, group_norm_backward 64
+// warps[STORED=float WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 64, group_norm_backward 64
+// warps[STORED=float WIDTH=4 THREADS=256 PACK=4]: group_norm_forward 64, group_norm_backward 40
+// warps[STORED=float WIDTH=64 THREADS=1024 PACK=4]: group_norm_forward 64, group_norm_backward 32
+// warps[STORED=BFloat16 WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 64, group_norm_backward 64
+// warps[STORED=BFloat16 WIDTH=8 THREADS=256 PACK=8]: group_norm_forward 40, group_norm_backward 32
+// warps[STORED=Half WIDTH=64 THREADS=1024 PACK=8]: group_norm_forward 32, group_norm_backward 32
 #include "common.cuh"
 #include "stored.cuh"
 

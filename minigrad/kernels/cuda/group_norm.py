@@ -1,4 +1,4 @@
-"""L2: CUDAGroupNorm, with a thread block for each group of each image."""
+"""L2: GroupNorm, with a thread block for each group of each image."""
 
 from functools import cache
 from math import gcd, prod

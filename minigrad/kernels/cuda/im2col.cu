@@ -16,15 +16,14 @@
 // are coalesced.
 //
 // Constants: STORED; KH, KW (kernel), SH, SW (stride), DH, DW (dilation); PACK, 1, or 4 floats or 8 16-bit values.
-// Registers per thread, at most:
 //
-// registers[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=1]: unfold 32, fold 56
-// registers[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=4]: unfold 32, fold 56
-// registers[STORED=BFloat16 KH=3 KW=3 SH=1 SW=1 DH=1 DW=1 PACK=8]: unfold 32, fold 64
-// registers[STORED=BFloat16 KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=8]: unfold 32, fold 48
-// registers[STORED=BFloat16 KH=2 KW=2 SH=2 SW=2 DH=1 DW=1 PACK=8]: unfold 32, fold 32
-// registers[STORED=BFloat16 KH=16 KW=16 SH=16 SW=16 DH=1 DW=1 PACK=1]: unfold 32, fold 80
-// registers[STORED=Half KH=3 KW=3 SH=1 SW=1 DH=1 DW=1 PACK=8]: unfold 32, fold 64
+// warps[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=1]: unfold 64, fold 32
+// warps[STORED=float KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=4]: unfold 64, fold 32
+// warps[STORED=BFloat16 KH=3 KW=3 SH=1 SW=1 DH=1 DW=1 PACK=8]: unfold 64, fold 32
+// warps[STORED=BFloat16 KH=3 KW=3 SH=2 SW=2 DH=1 DW=1 PACK=8]: unfold 64, fold 40
+// warps[STORED=BFloat16 KH=2 KW=2 SH=2 SW=2 DH=1 DW=1 PACK=8]: unfold 64, fold 64
+// warps[STORED=BFloat16 KH=16 KW=16 SH=16 SW=16 DH=1 DW=1 PACK=1]: unfold 64, fold 24
+// warps[STORED=Half KH=3 KW=3 SH=1 SW=1 DH=1 DW=1 PACK=8]: unfold 64, fold 32
 
 #include "stored.cuh"
 

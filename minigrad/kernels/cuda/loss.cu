@@ -15,9 +15,9 @@
 //
 // Constants: COLUMNS and TEAM.
 //
-// registers[COLUMNS=10 TEAM=32]: cross_entropy_forward 32, cross_entropy_backward 32, cross_entropy_total 24
-// registers[COLUMNS=1000 TEAM=32]: cross_entropy_forward 128, cross_entropy_backward 128, cross_entropy_total 24
-// registers[COLUMNS=21841 TEAM=512]: cross_entropy_forward 128, cross_entropy_backward 128, cross_entropy_total 24
+// warps[COLUMNS=10 TEAM=32]: cross_entropy_forward 64, cross_entropy_backward 64, cross_entropy_total 64
+// warps[COLUMNS=1000 TEAM=32]: cross_entropy_forward 16, cross_entropy_backward 16, cross_entropy_total 64
+// warps[COLUMNS=21841 TEAM=512]: cross_entropy_forward 16, cross_entropy_backward 16, cross_entropy_total 64
 #include "common.cuh"
 
 typedef float Stored;  // the element type of logits and their gradients; arithmetic is in float

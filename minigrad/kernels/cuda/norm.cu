@@ -24,18 +24,16 @@
 //
 //   columns 4t, 4t + 1, 4t + 2, 4t + 3,    then 4 (t + 32), ...
 //
-// Registers per thread, which limit the occupancy: a multiprocessor has 65,536.
-//
-// registers[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 40, layer_norm_backward 64
-// registers[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 80, layer_norm_backward 128
-// registers[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
-// registers[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 128, layer_norm_backward 240
-// registers[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
-// registers[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 40, layer_norm_backward 64
-// registers[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 64, layer_norm_backward 128
-// registers[STORED=BFloat16 COLUMNS=768 TEAM=32 PACK=8]: layer_norm_forward 80, layer_norm_backward 128
-// registers[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 128, layer_norm_backward 224
-// registers[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 128, layer_norm_backward 232
+// warps[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 24, layer_norm_backward 16
+// warps[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 32, layer_norm_backward 16
+// warps[STORED=BFloat16 COLUMNS=768 TEAM=32 PACK=8]: layer_norm_forward 24, layer_norm_backward 16
+// warps[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 16, layer_norm_backward 8
 #include "common.cuh"
 #include "dropped.cuh"
 #include "stored.cuh"

@@ -1,4 +1,4 @@
-"""L2: CUDALayerNorm with each row in registers, with or without a residual connection before it."""
+"""L2: LayerNorm with each row in registers, with or without a residual connection before it."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -89,7 +89,7 @@ def normalize(
     x: Array, weight: Array | None, bias: Array | None, shape: tuple[int, ...], eps: float,
     branch: Array | None = None, dropped: Dropped = NONE_DROPPED,
 ) -> tuple[Array, Array, Array, Array]:  # fmt: skip
-    """s = x + m · b, or x without a branch; y = CUDALayerNorm(s); μ and r of s."""
+    """s = x + m · b, or x without a branch; y = LayerNorm(s); μ and r of s."""
     xp, C = array_module(x), prod(shape)
     rows = x.size // C
     s = None if branch is None else xp.empty(x.shape, x.dtype)

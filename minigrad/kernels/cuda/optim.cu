@@ -18,7 +18,7 @@
 // unscale: g <- g / S, and whether any g is Inf or NaN.    A row: grad
 // average: ema <- ema + rest · (x - ema),  rest = 1 - decay, a scalar of the row.    A row: ema, x
 //
-// registers[]: adamw 40, squares 40, clip_factor 40, scale 32, unscale 32, average 32
+// warps[]: adamw 40, squares 48, clip_factor 32, scale 64, unscale 64, average 64
 #include "common.cuh"
 #include "table.cuh"
 

@@ -2,7 +2,7 @@
 //
 // Words 4k to 4k + 3 of draw d are philox(counter = (k, d), key = seed). A word depends only on its index, the draw and
 // the seed, so a thread needs no state. minigrad/backend/random.py computes the same words on the CPU, bit for bit.
-// registers[]: uniform 32, words 32
+// warps[]: uniform 64, words 64
 #include "common.cuh"
 
 struct Words {

@@ -16,9 +16,9 @@
 // Constants: STORED, the type of x, b, s and their gradients (γ, ∂γ and m are float); PACK, 16 bytes of Stored if C and
 // all pointers allow, else 1; C, the number of columns.
 //
-// registers[C=384 PACK=4 STORED=float]: residual_forward 40, residual_backward 48
-// registers[C=384 PACK=8 STORED=BFloat16]: residual_forward 48, residual_backward 64
-// registers[C=385 PACK=1 STORED=Half]: residual_forward 32, residual_backward 32
+// warps[C=384 PACK=4 STORED=float]: residual_forward 48, residual_backward 40
+// warps[C=384 PACK=8 STORED=BFloat16]: residual_forward 40, residual_backward 32
+// warps[C=385 PACK=1 STORED=Half]: residual_forward 64, residual_backward 64
 #include "common.cuh"
 #include "dropped.cuh"
 #include "stored.cuh"

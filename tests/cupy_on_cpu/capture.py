@@ -1,0 +1,93 @@
+"""Capture of a stream: each operation is recorded, so that a graph can repeat it into the same memory.
+
+A GPU does not execute what it captures. So after the capture, memory gets the content back that it had before.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_tape: list[Callable[[], Any]] | None = None
+alive: dict[int, Any] = {}  # weak references to all arrays, by id
+
+
+def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """Call a function of NumPy arrays, and record the call during capture."""
+    result = function(*inputs, **options)
+    if isinstance(result, np.generic):
+        result = np.asarray(result)
+    if _tape is not None:
+        into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
+
+        def again() -> None:
+            if function in (np.empty, np.empty_like):  # a replay allocates nothing
+                return
+            value = function(*inputs, **options)
+            if into is not None and not np.may_share_memory(into, value):
+                into[...] = value
+
+        _tape.append(again)
+    return result
+
+
+def refuse_in_capture(what: str) -> None:
+    if _tape is not None:
+        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}, while a stream is captured")
+
+
+def _memory(x: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of x."""
+    while isinstance(x.base, np.ndarray):
+        x = x.base
+    return x
+
+
+class Graph:
+    """The operations recorded between `begin_capture` and `end_capture`."""
+
+    def __init__(self, tape: list[Callable[[], Any]]) -> None:
+        self.tape = tape
+
+    def launch(self, stream: Any = None) -> None:
+        for again in self.tape:
+            again()
+
+
+class Stream:
+    """Operations of all streams run immediately, in the order of calls."""
+
+    ptr = 1 << 40
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        pass
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        pass
+
+    def begin_capture(self) -> None:
+        global _tape
+        arrays = [reference() for reference in list(alive.values())]
+        memory = {id(root): root for x in arrays if x is not None for root in [_memory(x._host)]}
+        self.before = [(root, root.copy()) for root in memory.values() if root.flags.writeable]
+        _tape = []
+
+    def end_capture(self) -> Graph:
+        global _tape
+        assert _tape is not None
+        graph, _tape = Graph(_tape), None
+        for root, content in self.before:
+            root[...] = content
+        del self.before
+        return graph
+
+    def is_capturing(self) -> bool:
+        return _tape is not None
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def synchronize(self) -> None:
+        refuse_in_capture("synchronize")

@@ -1,0 +1,49 @@
+"""Stage `properties`: the tests of ops, models and CUDA graphs that run on a GPU."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.gpu.stages.stage import Options, Parts, Row
+
+ROOT = Path(__file__).parents[3]
+
+
+def parts(options: Options) -> Parts:
+    return {"tests": tests}
+
+
+TESTS = (
+    "tests/test_cuda_graph.py",
+    "tests/models/test_devices.py",
+    "tests/train/test_devices.py",
+    "tests/autograd/test_autocast.py",
+    "tests/backend/test_arrays.py",
+    "tests/backend/test_dtypes.py",
+    "tests/backend/test_random.py",
+    "tests/nn/test_module.py",
+    "tests/ops",
+)
+
+
+def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:
+    command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "-k", "cuda", *chosen]
+    if importlib.util.find_spec("xdist"):  # CuPy's first run compiles its own kernels
+        command += ["-n", str(workers)]
+    passed = 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+        for line in process.stdout:  # type: ignore[union-attr]
+            words = line.split()
+            name = next((word for word in words if "::" in word), "")
+            if name and "PASSED" in words:
+                passed += 1
+                if passed % 100 == 0:  # a result even if the time runs out
+                    yield {"what": "tests passed so far", "value": passed}
+            elif name and ("FAILED" in words or "ERROR" in words) and "-" not in words:  # not the lines of the summary
+                yield {"what": name[-90:], "value": "failed", "wrong": True}
+    yield {"what": f"passed of pytest -k cuda {' '.join(chosen)}", "value": passed}
+    if process.returncode:
+        raise RuntimeError(f"pytest ended with {process.returncode}")
