@@ -17,7 +17,8 @@ from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep
 from tests.cuda.runner import needs_compiler
-from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot, repeated
+from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot
+from train.data.batches import repeated
 from train.data.randaugment import RandAugment, rand_augment
 
 SEEDS = st.integers(0, 2**32)

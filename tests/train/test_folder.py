@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.train.test_command_line import train as run
 from train.__main__ import parse
 from train.config.errors import InputError
-from train.data import datasets, folder
+from train.create import create_dataset
+from train.data import folder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -75,7 +76,7 @@ def test_images_are_resized_to_img_size(tmp_path):
         for name in "ab":
             paint(tmp_path / split / name / "1.png", 0, (20, 50))
             paint(tmp_path / split / name / "2.jpg", 1, (70, 30))
-    data = datasets.load(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
+    data = create_dataset(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
     assert data.train.images.shape == (4, 3, 24, 24)
 
 
@@ -199,7 +200,7 @@ def test_run_on_an_image_folder(tmp_path):
 )
 def test_conflicting_dataset_flags_are_refused(flags, message):
     with pytest.raises(InputError, match=message):
-        datasets.load(parse(flags))
+        create_dataset(parse(flags))
 
 
 @pytest.mark.parametrize(
