@@ -1,22 +1,22 @@
 """L5: a training step as one CUDA graph.
 
-On a GPU, a step of a small model is hundreds of kernels of a few microseconds, and to launch each from Python takes as
-long as it runs. A graph is a recording of them: CUDA notes the kernels, their arguments and their order once, and
-afterwards the whole step is one launch.
+On a GPU, the step of a small model is hundreds of kernels of a few microseconds, and launching a kernel from Python
+takes as long as running it. CUDA can capture a step as a graph: it records the kernels, their arguments and their
+order once. Afterwards one launch replays the whole step.
 
-What is recorded stays as it is: the kernels read and write the same memory every time. So
+A replay has the arguments of the capture: the same addresses, shapes and Python numbers. Therefore
 
-    inputs      are copied into memory that the graph reads
-    memory      of everything in between comes from a pool that belongs to the graph alone
-    lr and t    of the optimiser, the decay of an average, and the state of the generators are in device memory; before
-                each launch the host writes the next ones there
-    products    are calls of cuBLAS itself, as CuPy refuses them while it records (minigrad/backend/cublas.py)
-    addresses   of the parameters and gradients, for kernels that are for all at once, are in tables, which are filled
-                before the first launch
-    results     are in the same memory after each launch: use or copy them before the next
+    inputs          are copied into memory that the graph reads
+    intermediates   are in memory from a separate pool, which only the graph uses
+    scalars         (learning rate and step count of the optimizer, decay of an EMA, seed and draw number of the
+                    generators) are in device memory: before each launch the host copies the next ones there
+    tables          of addresses of parameters and gradients, for kernels that process all parameters at once, are
+                    filled before the first launch (minigrad/backend/capture.py)
+    products        call cuBLAS directly: CuPy refuses matrix products during capture (minigrad/backend/cublas.py)
+    outputs         are in the same memory after each launch: use or copy them before the next
 
-and nothing in a step may wait for the device or copy from the host: `.item()`, `.numpy()`, a random draw made on the
-CPU. Such calls are refused while a step is recorded.
+A step that is captured must not synchronize with the device or copy from the host: `.item()`, `.numpy()` and random
+draws on the CPU raise an error.
 """
 
 import gc
@@ -29,40 +29,44 @@ import numpy as np
 
 from minigrad.autograd import writes
 from minigrad.backend import Array, cublas, device_of, empty
+from minigrad.backend.capture import Tables, capturing
 from minigrad.backend.random import Generator, default_generator
-from minigrad.kernels.cuda.table import Tables, capturing
 from minigrad.optim import AdamW
 
 
 class GraphedStep:
-    """`step` as a graph: a call with arrays like those of the first replays it, any other call runs it as it is.
+    """A training step that is captured as a CUDA graph and replayed.
 
         step = GraphedStep(step, optimizer)
         for images, labels in batches:
             loss = step(images, labels)
 
+    The graph is captured for inputs with the shapes and dtypes of the first call. A call with other inputs runs `step`
+    eagerly.
+
     Args:
-        step: takes arrays on a GPU and returns an array or a tuple of them, on the GPU too. It goes all the way:
-            `zero_grad`, forward, backward, `optimizer.step`.
-        optimizer: whose `step` is called in it.
-        generators: those that it draws from; by default the current one when it is recorded.
-        warmup: so many calls first run as they are, at least one: kernels are compiled, and memory is made that lives
-            longer than a step. What is recorded is of the shapes of the first: if that may be the smaller batch at the
-            end of an epoch, as where a run is resumed, call `step` itself with it.
+        step: takes arrays on a GPU and returns an array or a tuple of arrays on the GPU. It contains the whole training
+            step: `zero_grad`, forward, backward, `optimizer.step`.
+        optimizer: the AdamW whose `step` is called in `step`.
+        warmup: the number of eager calls before the capture, at least 1: they compile kernels, and create memory that
+            outlives a step. If the first batch may be the smaller last batch of an epoch, as in a resumed run, call
+            `step` itself with it.
+        generators: those that `step` draws from; by default the current one at the time of the capture.
     """
 
     def __init__(
         self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3, generators: Sequence[Generator] = ()
     ) -> None:
         if warmup < 1:
-            raise ValueError(f"GraphedStep: needs at least one call to warm up, got {warmup}")
+            raise ValueError(f"GraphedStep: warmup must be at least 1, got {warmup}")
         if not isinstance(optimizer, AdamW):
             raise TypeError(
-                f"GraphedStep: is for AdamW, whose rate a graph can read anew, got {type(optimizer).__name__}"
+                "GraphedStep: optimizer must be AdamW, whose kernel reads the learning rate from device memory, "
+                f"got {type(optimizer).__name__}"
             )
         self.step, self.optimizer, self.warmup, self.generators = step, optimizer, warmup, list(generators)
         self.graph: Any = None
-        self.kinds: list[tuple[tuple[int, ...], np.dtype]] | None = None  # of the inputs of the first call
+        self.kinds: list[tuple[tuple[int, ...], np.dtype]] | None = None  # shapes and dtypes of the first inputs
 
     def __call__(self, *inputs: Array) -> Any:
         kinds = [(x.shape, x.dtype) for x in inputs]
@@ -70,14 +74,14 @@ class GraphedStep:
         if self.warmup or kinds != self.kinds:
             self.warmup = max(self.warmup - 1, 0)
             return self.step(*inputs)
-        if self.graph is None or self.state is not self.optimizer.state:  # another was loaded
+        if self.graph is None or self.state is not self.optimizer.state:  # load_state_dict replaced it
             self._capture(inputs)
         cuda = importlib.import_module("cupy").cuda
         outside = cuda.get_current_stream()
         _wait(self.stream, outside)
         with self.stream:
-            for mine, x in zip(self.inputs, inputs, strict=True):
-                mine[...] = x
+            for copy, x in zip(self.inputs, inputs, strict=True):
+                copy[...] = x
             self.tables.fill()
             self.random.set(np.array([[g.seed, g.draws] for g in self.drawn_from], np.uint64))
             for generator, draws in zip(self.drawn_from, self.draws, strict=True):
@@ -89,7 +93,8 @@ class GraphedStep:
 
     def _capture(self, inputs: tuple[Array, ...]) -> None:
         cuda = importlib.import_module("cupy").cuda
-        device, self.graph = device_of(inputs[0]), None  # an older one is not launched again, whatever happens
+        device = device_of(inputs[0])
+        self.graph = None  # if this capture fails, the next call must not launch an earlier graph
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
@@ -102,7 +107,7 @@ class GraphedStep:
             generator.draws, generator.captured = 0, state
         collecting = gc.isenabled()
         gc.collect()
-        gc.disable()  # what is freed while a graph is recorded is not to be another's memory
+        gc.disable()  # a collection during the capture would free memory for reuse within the graph
         try:
             with self.stream, cuda.using_allocator(self.pool.malloc), cublas.use_blas(self.blas):
                 self.stream.begin_capture()
@@ -110,7 +115,7 @@ class GraphedStep:
                     with capturing(self.tables):
                         self.outputs = self.step(*self.inputs)
                 except BaseException:
-                    with suppress(Exception):  # which says only that something went wrong before
+                    with suppress(Exception):  # a consequence of the first exception
                         self.stream.end_capture()
                     raise
                 self.graph = self.stream.end_capture()
@@ -130,7 +135,7 @@ def direct_blas(device: str, stream: int) -> cublas.Blas:
 
 
 def _wait(stream: Any, other: Any) -> None:
-    """What comes on `stream` waits for all that is on `other` now."""
+    """Work that is launched on `stream` later waits for the work that is on `other` now."""
     event = importlib.import_module("cupy").cuda.Event(disable_timing=True)
     event.record(other)
     stream.wait_event(event)

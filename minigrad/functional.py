@@ -1,8 +1,11 @@
 """L4: functions of Tensors, with the names, argument order and defaults of torch.nn.functional.
 
-Each checks and translates its arguments, and applies one op of `minigrad/ops/`, where the mathematics stands.
-`N C H W` are images, channels, height, width; `O` output channels. An argument that PyTorch has and that is not listed
-here is not supported, and Python says so when it is given.
+Each function checks its arguments and applies an op of `minigrad/ops/`, whose docstring has the gradients. Letters:
+N images, C channels, H height, W width, O output channels. A `Pair` is one integer for both axes, or (height, width).
+
+For all functions: arguments of different dtypes are promoted to one, as in PyTorch; shapes or values that do not fit
+raise a ValueError; "floating-point" input of another dtype raises a TypeError. Arguments of PyTorch that a signature
+lacks are not supported.
 """
 
 from collections.abc import Sequence
@@ -33,30 +36,46 @@ from minigrad.tensor import Tensor
 Pair = int | tuple[int, int]
 Reduction = Literal["mean", "sum", "none"]
 
-# Several tensors into one ---------------------------------------------------------------------------------------------
+# Joining, selection and sums of products ------------------------------------------------------------------------------
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors end to end along `dim`; the other sizes must agree."""
+    """Concatenate tensors along the existing axis `dim`.
+
+    Shapes: equal except along `dim`, where the sizes are added; at least one axis.
+    """
     return Tensor.apply(Cat, *tensors, axis=dim)
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    """Join tensors of one shape along a new axis `dim`."""
+    """Concatenate tensors along a new axis; `dim` is its position in the result.
+
+    Shapes: all equal, (...) -> (..., number of tensors, ...).
+    """
     if len({t.shape for t in tensors}) > 1:
-        raise ValueError(f"stack: all tensors must have one shape, got {[t.shape for t in tensors]}")
+        raise ValueError(f"stack: all tensors must have the same shape, got {[t.shape for t in tensors]}")
     return cat([t.unsqueeze(dim) for t in tensors], dim)
 
 
 def where(condition: Tensor, input: Any, other: Any) -> Tensor:
-    """`input` where the condition holds, else `other`; all three broadcast."""
+    """y = input where `condition` is True, else other, elementwise.
+
+    Shapes: all three broadcast. `condition` is a Tensor of bool (else TypeError); `input` and `other` are Tensors or
+    Python numbers.
+    """
     return Tensor.apply(Where, condition, input, other)
 
 
 def einsum(equation: str, *operands: Tensor) -> Tensor:
-    """Einstein summation: `einsum("bhid,bhjd->bhij", q, k)`. Labels, ellipsis and implicit output as in NumPy."""
+    """Einstein summation: the product of `operands`, summed over the labels that are not in the output.
+
+        einsum("bhid,bhjd->bhij", q, k)     y[b,h,i,j] = Σ_d q[b,h,i,d] · k[b,h,j,d]
+
+    As in PyTorch, a label that is repeated in one operand takes a diagonal; "..." stands for the axes without a label;
+    without "->", the output has the labels that occur once, in alphabetical order.
+    """
     if not isinstance(equation, str) or not all(isinstance(x, Tensor) for x in operands):
-        raise TypeError('einsum: takes an equation and then Tensors, as in einsum("ij,jk->ik", a, b)')
+        raise TypeError('einsum: needs an equation, then Tensors, as in einsum("ij,jk->ik", a, b)')
     return Tensor.apply(Einsum, *operands, equation=equation)
 
 
@@ -64,7 +83,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x Wᵀ + b. Shapes: x (..., D), weight (O, D), bias (O,), y (..., O)."""
+    """y = x Wᵀ + b, for x = input. Shapes: x (..., D), weight (O, D), bias (O,), y (..., O)."""
     return Tensor.apply(Linear, input, weight, bias)
 
 
@@ -77,13 +96,20 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Cross-correlation of images with filters.
+    """2-D convolution, which is cross-correlation: y[n,o,i,j] = bias[o] + Σ_c,k,l weight[o,c,k,l] · x[n,c,h,w],
 
-    Shapes: input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,). `padding` may also be "valid",
-    or "same" where the stride is 1.
+        h = i · stride + k · dilation - padding,  w likewise from j and l;   x = 0 outside the image
+        OH = ⌊(H + 2 · padding - dilation · (KH - 1) - 1) / stride⌋ + 1,  OW likewise
+
+    Shapes: input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,), y (N, O, OH, OW) or (O, OH, OW).
+
+    Args:
+        input: floating-point. If it is 16-bit, so is y, whatever the dtypes of `weight` and `bias`.
+        padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only).
+        groups: the number of groups of channels; output channels of a group depend only on its input channels.
     """
     groups = checks.integer(groups, "groups", "conv2d")
-    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", least=0)
+    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", minimum=0)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **options), input)
 
@@ -96,7 +122,15 @@ def max_pool2d(
     dilation: Pair = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The largest value in each window; the stride is the window's size if not given."""
+    """The maximum of each window: y[n,c,i,j] = max_k,l x[n,c,h,w], h and w as in `conv2d`, x = -∞ in the padding.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y with OH and OW as in `conv2d`.
+
+    Args:
+        stride: by default `kernel_size`, so that windows do not overlap.
+        padding: at most half of `kernel_size`.
+        ceil_mode: round OH and OW up, so that the last window may extend beyond the padding.
+    """
     stride = kernel_size if stride is None else stride
     options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
     return _batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **options), input)
@@ -111,7 +145,15 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window; the stride is the window's size if not given."""
+    """The mean of each window: y[n,c,i,j] = Σ_k,l x[n,c,h,w] / D, h and w as in `conv2d`, x = 0 in the padding.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y with OH and OW as in `conv2d`.
+
+    Args:
+        stride, padding, ceil_mode: as in `max_pool2d`.
+        count_include_pad: D is the number of pixels in the window, with those of the padding; False: without them.
+        divisor_override: D, instead; not 0.
+    """
     stride = kernel_size if stride is None else stride
     options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
     if divisor_override is not None:
@@ -121,7 +163,11 @@ def avg_pool2d(
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
-    """Means of as many windows as make an output of `output_size`; None keeps a size."""
+    """The means of OH x OW windows that cover the image: window i has rows ⌊i · H / OH⌋ to ⌈(i + 1) · H / OH⌉ - 1.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y (N, C, OH, OW) or (C, OH, OW). `output_size` is OH = OW,
+    or a pair (OH, OW), in which None keeps the size of the input.
+    """
     return _batched(lambda x: Tensor.apply(AdaptiveAvgPool2d, x, output_size=output_size), input)
 
 
@@ -135,7 +181,10 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over the last axes, of shape `normalized_shape`."""
+    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over the last axes.
+
+    Shapes: input, y (..., *normalized_shape), floating-point; weight and bias `normalized_shape`, or None for 1 and 0.
+    """
     shape = checks.integers(normalized_shape, "normalized_shape", "layer_norm")
     return Tensor.apply(LayerNorm, input, weight, bias, shape=shape, eps=eps)
 
@@ -143,7 +192,10 @@ def layer_norm(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """(x - μ) / √(σ² + eps) · weight + bias, with μ and σ² over each image's groups of channels; x is (N, C, ...)."""
+    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over each image's groups of channels.
+
+    Shapes: input, y (N, C, ...), floating-point; weight, bias (C,), or None for 1 and 0. `num_groups` divides C.
+    """
     num_groups = checks.integer(num_groups, "num_groups", "group_norm")
     return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
 
@@ -158,30 +210,40 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """(x - μ) / √(σ² + eps) · weight + bias per channel. In training μ and σ² are the batch's, and the running ones are
-    moved towards them, in place; otherwise they are the running ones."""
+    """y = (x - μ) / √(σ² + eps) · weight + bias for each channel.
+
+    In training, μ and σ² (divided by n) are those of the batch, and the running statistics, if given, are updated in
+    place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. Else μ and
+    σ² are `running_mean` and `running_var`, which must be given.
+
+    Shapes: input, y (N, C, ...), floating-point; all others (C,); weight and bias may be None for 1 and 0. In training
+    each channel needs more than one value.
+    """
     running = {"running_mean": raw(running_mean), "running_var": raw(running_var)}
     return Tensor.apply(BatchNorm, input, weight, bias, training=training, momentum=momentum, eps=eps, **running)
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
-    """The filters of a convolution, each with mean 0 and variance 1: (w - μ) / √(σ² + eps)."""
+    """(w - μ) / √(σ² + eps), with μ and σ² over each filter w.
+
+    Shapes: weight, result (O, ...), a filter for each output channel of a convolution; floating-point.
+    """
     return Tensor.apply(StandardizeWeight, weight, eps=eps)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """x / max(‖x‖₂, eps) along `dim`."""
+    """y = x / max(‖x‖₂, eps), with the Euclidean norm of the vectors along `dim`; floating-point. `p` must be 2."""
     if p != 2:
         raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
     checks.floating(input, "normalize")
     eps = checks.not_negative(eps, "eps", "normalize")
     half = is_half(input.dtype)
-    x = input.float() if half else input  # squares and eps underflow or overflow in float16
+    x = input.float() if half else input  # in float16, squares and eps under- or overflow
     squares = (x * x).sum(dim, keepdim=True)
-    is_zero = squares == 0  # √0 has no gradient: ‖0‖ is a constant, as in PyTorch
+    is_zero = squares == 0  # the gradient of √ at 0 is infinite: as in PyTorch, ‖0‖ is a constant
     norm = where(is_zero, 0.0, where(is_zero, 1.0, squares).sqrt())
-    least = max(eps, float(np.finfo(x.dtype).tiny)) if eps else 0.0  # not rounded to 0
-    y = x / norm.clamp(min=least)
+    minimum = max(eps, float(np.finfo(x.dtype).tiny)) if eps else 0.0  # a positive eps is not rounded to 0
+    y = x / norm.clamp(min=minimum)
     return y.to(dtype=input.dtype) if half else y
 
 
@@ -189,29 +251,32 @@ def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -
 
 
 def relu(input: Tensor) -> Tensor:
-    """max(x, 0)"""
+    """y = max(x, 0), elementwise."""
     return Tensor.apply(ReLU, input)
 
 
 def gelu(input: Tensor, approximate: Literal["none", "tanh"] = "none") -> Tensor:
-    """x · Φ(x), Φ the normal distribution; with approximate="tanh" the older formula by tanh."""
+    """y = x · Φ(x), elementwise, Φ the standard normal distribution function; floating-point.
+
+    approximate="tanh": y = ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), within 5e-4.
+    """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", got {approximate!r}')
     return Tensor.apply(GELU if approximate == "none" else GELUTanh, input)
 
 
 def silu(input: Tensor) -> Tensor:
-    """x / (1 + e⁻ˣ), also called swish."""
+    """y = x / (1 + e⁻ˣ), elementwise, also called swish; floating-point."""
     return Tensor.apply(SiLU, input)
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:
-    """eˣ / Σ eˣ along `dim`."""
+    """yᵢ = exp xᵢ / Σⱼ exp xⱼ along `dim`; floating-point. y has the shape of the input."""
     return Tensor.apply(Softmax, input, axis=dim)
 
 
 def log_softmax(input: Tensor, dim: int) -> Tensor:
-    """x - ln Σ eˣ along `dim`."""
+    """yᵢ = xᵢ - ln Σⱼ exp xⱼ along `dim`, more accurate than the logarithm of `softmax`; floating-point."""
     return Tensor.apply(LogSoftmax, input, axis=dim)
 
 
@@ -227,11 +292,16 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(scale · q kᵀ + mask) v.
+    """y = dropout(softmax(scale · q kᵀ + mask)) v, softmax over the keys.
 
-    Shapes: query (..., L, E), key (..., S, E), value (..., S, V); attn_mask broadcasts to (..., L, S): boolean, True
-    where a query may look at a key, or floats that are added. `scale` is 1 / √E if not given. As in PyTorch, dropout
-    happens whenever dropout_p is not 0: pass 0 in evaluation.
+    Shapes: query (..., L, E), key (..., S, E), value (..., S, V), y (..., L, V), floating-point; other axes broadcast.
+
+    Args:
+        attn_mask: broadcasts to (..., L, S): boolean, True where a query may attend to a key, or floating-point, added
+            to the scores. A query that may attend to no key gives zeros.
+        dropout_p: the probability of dropping an attention weight. As in PyTorch, pass 0 in evaluation.
+        is_causal: query i attends to keys 0 to i alone; not together with `attn_mask`.
+        scale: by default 1 / √E.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     checks.probability(dropout_p, "scaled_dot_product_attention")
@@ -247,31 +317,40 @@ def window_attention(
     shift: int | Sequence[int] = 0,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Swin's attention: softmax(q kᵀ / √d + bias) v within each window of a map that has been rolled by `shift`.
+    """Swin's attention: softmax(q kᵀ / √d + bias + mask) v within each window of a feature map.
 
-    A shift is how far the windows lie below and to the right of where they would be without. Tokens of a window that
-    are no neighbours in the map, because it goes on at the other side, do not look at each other (-100 is added).
-    Shapes: qkv (B, H, W, 3C), what a linear layer makes of a map; H and W multiples of the window's size M, which
-    may be a pair (height, width); bias (num_heads, N, N) for a window of N tokens; the result
-    (B, H, W, C), in the map's order.
+    Shapes: qkv (B, H, W, 3C), floating-point: q, k and v of each token, C channels each; bias (num_heads, N, N) or
+    None, for windows of N tokens; the result (B, H, W, C).
+
+    Args:
+        window_size: an integer or (height, width), which divide H and W.
+        shift: how far windows are shifted down and right, an integer or a pair, less than the window. Windows that
+            cross the border continue at the opposite side; the mask is -100 between tokens of different sides, else 0.
+        dropout_p: the probability of dropping an attention weight, as in `scaled_dot_product_attention`.
     """
     checks.probability(dropout_p, "window_attention")
-    shift = checks.pair(shift, "shift", "window_attention", least=0)
+    shift = checks.pair(shift, "shift", "window_attention", minimum=0)
     num_heads = checks.integer(num_heads, "num_heads", "window_attention")
-    MH, MW = checks.pair(window_size, "window_size", "window_attention", least=0)
+    MH, MW = checks.pair(window_size, "window_size", "window_attention", minimum=0)
     window: Any = MH if MH == MW else (MH, MW)
     options = {"num_heads": num_heads, "window_size": window, "shift": shift, "dropout_p": dropout_p}
     return Tensor.apply(WindowAttention, qkv, bias, **options)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """In training, each value is zero with probability p, and the others are divided by 1 - p."""
+    """In training, set each element to 0 with probability p and divide the others by 1 - p; else return the input.
+
+    Shapes: input and result alike; floating-point. p is from 0 to 1.
+    """
     checks.probability(p, "dropout")
     return Tensor.apply(Dropout, input, p=p, mask_shape=input.shape) if training and p else input
 
 
 def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Stochastic depth: in training, a whole image (of axis 0) is zero with probability p, else divided by 1 - p."""
+    """Stochastic depth: `dropout` of entire samples, the slices along axis 0.
+
+    Shapes: input and result (N, ...), floating-point. p is from 0 to 1.
+    """
     checks.probability(p, "drop_path")
     mask_shape = input.shape[:1] + (1,) * (input.ndim - 1)
     return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input
@@ -280,10 +359,10 @@ def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 def residual(
     x: Tensor, branch: Tensor, scale: Tensor | None = None, drop_path: float = 0.0, training: bool = True
 ) -> Tensor:
-    """x + m · scale ⊙ branch: a residual connection, with layer scale and stochastic depth.
+    """x + m · scale ⊙ branch: a residual connection with layer scale and stochastic depth.
 
-    In training, m is 0 for an image (of axis 0) with probability `drop_path`, and 1 / (1 - drop_path) otherwise.
-    Shapes: x, branch (N, ..., C); scale (C,).
+    In training, m is 0 for a sample (of axis 0) with probability `drop_path`, and 1 / (1 - drop_path) otherwise; in
+    evaluation, m is 1. Shapes: x, branch, result (N, ..., C), floating-point; scale (C,), or None for 1.
     """
     p = checks.probability(drop_path, "residual") if training else 0.0
     return Tensor.apply(Residual, x, branch, scale, p=p)
@@ -298,7 +377,10 @@ def residual_layer_norm(
     drop_path: float = 0.0,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`s = residual(x, branch, drop_path=...)`, and `layer_norm(s, C, weight, bias, eps)`: both, in one op."""
+    """`s = residual(x, branch, drop_path=...)` and `layer_norm(s, C, weight, bias, eps)`, both returned by one op.
+
+    Shapes: x, branch and both results (N, ..., C), floating-point; weight, bias (C,).
+    """
     p = checks.probability(drop_path, "residual") if training else 0.0
     return Tensor.apply(ResidualLayerNorm, x, branch, weight, bias, p=p, eps=eps)
 
@@ -314,10 +396,17 @@ def cross_entropy(
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-ln softmax(x)[target], for logits x.
+    """lossₙ = -Σ_c weight_c · q_nc · ln softmax(xₙ)_c, for logits x and target probabilities q.
 
-    Shapes: input (N, C, ...) or (C,); target (N, ...) of class indices, or class probabilities like the input; weight
-    (C,). The mean is weighted by the weights of the classes named.
+    Shapes: input (N, C, ...) or (C,), floating-point; losses (N, ...) or ().
+
+    Args:
+        target: class indices, integers in the shape of the losses, for which q is one-hot; or q, in the shape of the
+            input. A class index out of range is an IndexError (CPU only).
+        weight: weights of the classes, (C,); None: all 1.
+        ignore_index: targets with this index have loss 0 and do not count in the mean.
+        reduction: "none"; "sum"; or "mean", the sum divided by Σₙ weight[targetₙ], or for q by the number of losses.
+        label_smoothing: s from 0 to 1: q becomes (1 - s) · q + s / C.
     """
     ignore_index = checks.integer(ignore_index, "ignore_index", "cross_entropy")
     options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
@@ -325,15 +414,23 @@ def cross_entropy(
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """(x - t)², averaged."""
+    """lossᵢ = (xᵢ - tᵢ)², for x = input and t = target. reduction: "mean" over all elements, "sum", or "none".
+
+    Shapes: input, floating-point, and target alike (they do not broadcast).
+    """
     return Tensor.apply(MSELoss, input, target, reduction=reduction)
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
-    """1 at the class named, 0 elsewhere, as int64. Shapes: target (...), result (..., num_classes)."""
+    """1 at the class index, 0 elsewhere, as int64.
+
+    Shapes: target (...) of integers, result (..., num_classes). A class index out of range is an IndexError (CPU only).
+    """
     index, num_classes = raw(target), checks.integer(num_classes, "num_classes", "one_hot")
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < num_classes:
-        raise IndexError(f"one_hot: classes must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}")
+        raise IndexError(
+            f"one_hot: class indices must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}"
+        )
     xp = array_module(index)
     return Tensor((index[..., None] == xp.arange(num_classes)).astype(np.int64))
 
@@ -347,21 +444,25 @@ def pad(
     mode: Literal["constant", "reflect", "replicate", "circular"] = "constant",
     value: float | None = None,
 ) -> Tensor:
-    """Grow the last axes: `pad` is (before, after) of the last axis, then of the last but one, and so on.
+    """Pad the last axes; negative widths crop.
 
-    "constant" fills with `value` (0 if not given); "reflect" mirrors without repeating the edge, "replicate" repeats
-    it, "circular" wraps round. Negative widths crop: before "circular" wraps, but "reflect" and "replicate" still see
-    what is cropped at the other end, as in PyTorch.
+    Args:
+        pad: the widths (before, after) of the last axis, then those of the second to last axis, and so on. At most
+            the size of the axis for "circular", and 1 less for "reflect".
+        mode: "constant" fills with `value`; "reflect" mirrors at the border elements, "replicate" repeats the border
+            elements, "circular" continues at the opposite end. As in PyTorch, "circular" crops before it pads;
+            "reflect" and "replicate" pad before they crop.
+        value: for mode "constant" only; by default 0. An integer dtype must be able to hold the value.
     """
     if not isinstance(pad, Sequence) or len(pad) % 2 or len(pad) > 2 * input.ndim:
-        raise ValueError(f"pad: needs a pair (before, after) for each of at most {input.ndim} axes, got {pad!r}")
+        raise ValueError(f"pad: needs widths (before, after) for at most {input.ndim} axes, got {pad!r}")
     pad = checks.integers(pad, "each width", "pad")
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     if mode == "constant":
         widths = [(0, 0)] * (input.ndim - len(pairs)) + pairs[::-1]
         return Tensor.apply(Pad, input, widths=widths, value=0 if value is None else value)
     if value is not None:
-        raise ValueError(f"pad: a value goes with mode='constant', not with {mode!r}")
+        raise ValueError(f"pad: value is only for mode 'constant', got mode {mode!r}")
     for axis, (before, after) in enumerate(pairs, 1):
         if before or after:
             index = _border_index(input.shape[-axis], before, after, mode)
@@ -378,31 +479,42 @@ def interpolate(
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    """Resize images (N, C, H, W) to `size`, or by `scale_factor`. `antialias` widens the filter when shrinking."""
+    """Resize images. Shapes: input (N, C, H, W), floating-point; result (N, C, OH, OW).
+
+    Args:
+        size: (OH, OW), or one integer for both. Give either `size` or `scale_factor`.
+        scale_factor: OH = ⌊H · scale_factor⌋, and OW likewise; a number or a pair.
+        mode: "nearest-exact" copies the input pixel at the centre of an output pixel, "nearest" the one at its upper
+            left corner; "bilinear" and "bicubic" interpolate between 2 x 2 and 4 x 4 input pixels.
+        align_corners: for "bilinear" and "bicubic": True aligns the centres of the corner pixels of input and output,
+            False (default) the outer edges of these pixels.
+        recompute_scale_factor: True: place output pixels by the ratio OH / H of the sizes, not by `scale_factor`.
+        antialias: for "bilinear" and "bicubic": when shrinking, widen the filter by the scale.
+    """
     checks.rank(input, 4, "(N, C, H, W)", "interpolate")
     if (size is None) == (scale_factor is None):
-        raise ValueError("interpolate: give either size or scale_factor")
+        raise ValueError("interpolate: give either size or scale_factor, and not both")
     scales = None
     if scale_factor is not None:
         scales = _scales(scale_factor)
         size = (int(input.shape[2] * scales[0]), int(input.shape[3] * scales[1]))
         if min(size) < 1:
-            raise ValueError(f"interpolate: scale_factor {scale_factor} makes images {input.shape[2:]} empty: {size}")
+            raise ValueError(f"interpolate: scale_factor {scale_factor} of images {input.shape[2:]} gives size {size}")
         scales = None if recompute_scale_factor else scales
     options = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
-    size = checks.pair(size, "size", "interpolate", least=1)
+    size = checks.pair(size, "size", "interpolate", minimum=1)
     return Tensor.apply(Interpolate, input, size=size, scales=scales, **options)
 
 
 def _scales(scale_factor: Any) -> tuple[float, float]:
-    """`scale_factor` as two numbers, for rows and columns."""
+    """`scale_factor`, a number or a pair, as a pair of floats (height, width)."""
     both = scale_factor if isinstance(scale_factor, Sequence) else (scale_factor, scale_factor)
     if isinstance(both, str) or any(not isinstance(scale, int | float | np.number) for scale in both):
-        raise TypeError(f"interpolate: scale_factor is a number or a pair (height, width), got {scale_factor!r}")
+        raise TypeError(f"interpolate: scale_factor must be a number or a pair (height, width), got {scale_factor!r}")
     if len(both) != 2:
         raise ValueError(
-            f"interpolate: images have two axes to scale, height and width, but scale_factor names {len(both)}: "
-            f"got {scale_factor!r}"
+            f"interpolate: scale_factor must be a number or a pair (height, width), got {len(both)} values: "
+            f"{scale_factor!r}"
         )
     if not all(0 < scale < np.inf for scale in both):
         raise ValueError(f"interpolate: each scale_factor must be above 0 and finite, got {scale_factor!r}")
@@ -410,24 +522,27 @@ def _scales(scale_factor: Any) -> tuple[float, float]:
 
 
 def _batched(op: Any, x: Tensor) -> Tensor:
-    """`op` on images (N, C, H, W), or on one image (C, H, W)."""
+    """`op`, a function of images (N, C, H, W), applied to such images or to one image (C, H, W)."""
     return op(x) if x.ndim != 3 else op(x[None])[0]
 
 
 def _border_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """Which entry of an axis stands at each place of the padded one: from -before to size + after - 1, folded back."""
-    start, end = max(-before, 0), size - max(-after, 0)  # what cropping leaves
+    """The index of the input element at each position of a padded axis, from -before to size + after - 1."""
+    start, end = max(-before, 0), size - max(-after, 0)  # the part of the axis that is not cropped
     limits = {"reflect": size - 1, "circular": max(end - start, 0), "replicate": np.inf if size else 0}
     if mode not in limits:
         raise ValueError(f'pad: mode must be "constant", "reflect", "replicate" or "circular", got {mode!r}')
     if max(before, after) > limits[mode]:
         raise ValueError(
-            f"pad: in mode {mode!r} widths must be at most {limits[mode]} on an axis of {size}"
-            f"{' when it is cropped' if mode == 'circular' and min(before, after) < 0 else ''}, got {(before, after)}"
+            f"pad: in mode {mode!r} widths must be at most {limits[mode]} for an axis of size {size}"
+            f"{' that is cropped' if mode == 'circular' and min(before, after) < 0 else ''}, got {(before, after)}"
         )
-    if size + before + after < (mode != "circular"):
-        raise ValueError(f"pad: widths {(before, after)} crop all of an axis of {size} in mode {mode!r}")
-    place = np.arange(-before, size + after)
+    length = size + before + after
+    if length < 0 or (length == 0 and mode != "circular"):
+        raise ValueError(f"pad: widths {before, after} crop all of an axis of size {size} in mode {mode!r}")
+    position = np.arange(-before, size + after)
     if mode == "reflect":
-        return size - 1 - abs(size - 1 - abs(place))
-    return start + (place - start) % max(end - start, 1) if mode == "circular" else place.clip(0, size - 1)
+        return size - 1 - abs(size - 1 - abs(position))
+    if mode == "replicate":
+        return position.clip(0, size - 1)
+    return start + (position - start) % max(end - start, 1)

@@ -1,4 +1,4 @@
-"""L6: the models, each in one file that reads in its paper's order."""
+"""L6: the models, each in one file in the order of its paper."""
 
 from models import convnext, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups

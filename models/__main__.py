@@ -1,9 +1,9 @@
-"""L6: what the models cost, and how good they have been found to be.
+"""L6: the command line `python -m models`: cost and published accuracy.
 
-python -m models                    all of them
-python -m models 'swin_*'           those whose names fit; several names or patterns may be given
-python -m models convnext_tiny      one, with what is inside
-python -m models --csv              for a program
+python -m models                    all models
+python -m models 'swin_*'           the models that match one or several names or patterns
+python -m models convnext_tiny      one model, block by block
+python -m models --csv              comma-separated values
 """
 
 import argparse
@@ -24,8 +24,8 @@ from models.registry import create_model, model_arguments, model_class, register
 from models.roadmap import RoadmapNet
 from models.summary.cost import Part, attention_costs, macs, parameters, parts
 from models.summary.published import PUBLISHED, SOURCES, Result
-from models.summary.table import escape_unencodable, table
 from models.swin import SwinTransformer
+from models.terminal import escape_unencodable, table
 from models.vit import VisionTransformer
 
 FAMILIES = {
@@ -33,13 +33,13 @@ FAMILIES = {
     HybridVisionTransformer: "Hybrid: a Vision Transformer on the features of a ResNet",
     SwinTransformer: "Swin Transformer",
     ConvNeXt: "ConvNeXt",
-    RoadmapNet: "The road from ResNet-50 to ConvNeXt",
+    RoadmapNet: "From ResNet-50 to ConvNeXt, step by step",
 }
 LEGEND = """\
 GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
 and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
-ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k is the authors' name for the same images; SWAG are
-photos with hashtags, arXiv:2201.08371; "IN-1k" saw no others. One model, with its inside: python -m models NAME."""
+ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name of ImageNet-21k; SWAG: photos with
+hashtags, arXiv:2201.08371; IN-1k: no pre-training. One model, block by block: python -m models NAME."""
 
 ATTENTION = """\
 Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
@@ -48,51 +48,51 @@ Attention, in millions of multiply-accumulates for one block of each stage. C ch
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     parameters: int
-    macs: dict[int, int]  # by the height of the image; first at the model's own size
+    macs: dict[int, int]  # by image height; first at the default size of the model
     results: Sequence[Result]
 
 
 def row(name: str) -> Row:
-    """A model's line. It is counted at 224 and 384 and its own size, where these make sense."""
-    own = without_weights(name)
-    counted = {own.img_size[0]: macs(own)}
-    if own.img_size[0] >= 224 and not isinstance(own, SwinTransformer):  # its windows fit the maps of one size
+    """The row of a model, with MACs at its default image size; for ImageNet models, also at 224 and 384."""
+    model = without_weights(name)
+    counted = {model.img_size[0]: macs(model)}
+    if model.img_size[0] >= 224 and not isinstance(model, SwinTransformer):  # Swin's window size fits one image size
         for size in {224, 384} - set(counted):
-            with suppress(ValueError):  # the patches do not fit
+            with suppress(ValueError):  # patch_size does not divide the image size
                 counted[size] = macs(without_weights(name, img_size=size))
-    return Row(name, parameters(own), counted, PUBLISHED.get(name, ()))
+    return Row(name, parameters(model), counted, PUBLISHED.get(name, ()))
 
 
 def without_weights(name: str, **overrides: Any) -> ImageModel:
-    """A model that takes no memory."""
+    """A model whose parameters are meta arrays, which take no memory."""
     with init.meta_init():
         return create_model(name, **overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Run the command line."""
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m models", description="Cost and accuracy of the models.")
     parser.add_argument("pattern", nargs="*", default=["*"], help="names, or patterns such as 'swin_*'; default: all")
-    parser.add_argument("--csv", action="store_true", help="the table for a program, as comma-separated values")
+    parser.add_argument("--csv", action="store_true", help="print comma-separated values")
     options = parser.parse_args(arguments)
     for pattern in options.pattern:
         if not any(fnmatch(name, pattern) for name in registered()):
-            parser.error(f"no model is called {pattern!r}; `python -m models` lists all")
+            parser.error(f"no model matches {pattern!r}; `python -m models` lists all")
     names = [name for name in registered() if any(fnmatch(name, pattern) for pattern in options.pattern)]
     names.sort(key=lambda name: (list(FAMILIES).index(model_class(name)), is_small(name)))
     if options.csv:
         print_csv(map(row, names))
         return
     for (family, small), members in groupby(names, key=lambda name: (model_class(name), is_small(name))):
-        print(FAMILIES[family] + (", for images of 32 x 32 in ten classes" if small else ""))
+        print(FAMILIES[family] + (", for CIFAR-10 (images of 32 x 32)" if small else ""))
         print_rows([row(name) for name in members], small)
     if len(names) == 1:
-        print_inside(names[0])
+        print_parts(names[0])
     print(LEGEND)
     for source in dict.fromkeys(result.source for name in names for result in PUBLISHED.get(name, ())):
         if source in SOURCES:
@@ -103,12 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def is_small(name: str) -> bool:
-    """Whether a model is one for CIFAR."""
+    """True if a model is for images of CIFAR's size."""
     return model_arguments(name)["img_size"] == 32
 
 
 def print_rows(rows: Sequence[Row], small: bool) -> None:
-    """The table of models of one family."""
+    """Print the table of one family."""
     unit, scale, digits = ("M", 1e6, 1) if small else ("G", 1e9, 3)
     sizes = sorted({size for row in rows for size in row.macs})
     first, *others = (f"@{size}" for size in sizes)
@@ -120,28 +120,28 @@ def print_rows(rows: Sequence[Row], small: bool) -> None:
 
 
 def described(result: Result) -> list[str]:
-    """Accuracy, data and source."""
+    """The cells of a result: accuracy, data and source."""
     return [str(result.top1), f"{result.data} @{result.img_size}", result.source]
 
 
-def print_inside(name: str) -> None:
-    """One model, block by block, and all that was published of it."""
+def print_parts(name: str) -> None:
+    """Print one model block by block, and all its published results."""
     results = PUBLISHED.get(name, ())
     if results:
         print_table([["top-1", "trained on", "source"], *map(described, results)], left=(0, 1, 2))
     model = without_weights(name)
-    inside = parts(model)
-    inside.append(Part("together", None, sum(part.parameters for part in inside), sum(part.macs for part in inside)))
+    listed = parts(model)
+    listed.append(Part("total", None, sum(part.parameters for part in listed), sum(part.macs for part in listed)))
     lines = [["part", "output", "parameters", "MMACs"]]
-    for part in inside:
+    for part in listed:
         output = " x ".join(map(str, part.output or ()))
         lines.append([part.name, output, f"{part.parameters:,}", f"{part.macs / 1e6:,.1f}"])
-    print("Inside, for one image of {} x {}".format(*model.img_size))
+    print("Parts, for one image of {} x {}".format(*model.img_size))
     print_table(lines, left=(0, 1))
 
 
 def print_attention(names: Sequence[str]) -> None:
-    """The Swin paper's formulas beside what is counted; of models whose blocks are alike, the first."""
+    """Print the Swin paper's formulas beside the counted MACs, once for models with the same costs."""
     lines = [["model", "h x w", "C", "M", "MSA formula", "counted", "W-MSA formula", "counted"]]
     costs = {tuple(attention_costs(without_weights(name))): name for name in reversed(names)}
     for stages, name in reversed(costs.items()):
@@ -152,7 +152,7 @@ def print_attention(names: Sequence[str]) -> None:
 
 
 def print_csv(rows: Iterable[Row]) -> None:
-    """The table in whole numbers."""
+    """Print the rows as comma-separated values, not rounded."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["name", "parameters", "img_size", "macs", "macs_224", "macs_384", "top1", "data", "at", "source"])
     for name, count, counted, results in rows:
@@ -162,12 +162,12 @@ def print_csv(rows: Iterable[Row]) -> None:
 
 
 def print_table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> None:
-    """A table, and an empty line."""
+    """Print a table and an empty line."""
     print(table(lines, left), end="\n\n")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

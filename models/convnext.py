@@ -1,15 +1,15 @@
 """L6: ConvNeXt.  Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
 
-A ResNet-50, modernised step by step until it is as good as a Swin Transformer of its size, and still nothing but
-convolutions. `models/roadmap.py` walks those steps; this file is where they arrive (section 2.6 and figure 4):
+A ResNet-50, modernised step by step until it matches the accuracy of a Swin Transformer of the same size, with
+convolutions alone. `models/roadmap.py` has the steps, this file the result (section 2.6 and figure 4):
 
-    stem                  4 x 4 convolution of stride 4: patches, as in ViT
+    stem                  4 x 4 convolution of stride 4 (patches, as in ViT) → LayerNorm
     four stages           of blocks on C, 2C, 4C and 8C channels, with depths such as (3, 3, 9, 3)
-    between two stages    a 2 x 2 convolution of stride 2
+    between two stages    LayerNorm → 2 x 2 convolution of stride 2
     a block               depthwise 7 x 7 → LayerNorm → C to 4C → GELU → 4C to C → layer scale, added to its input
 
-Depthwise, a channel looks around in space and at no other channel; the two linear layers mix channels and do not look
-around. A transformer's block is made of the same two halves.
+The depthwise convolution mixes pixels within each channel; the two linear layers mix channels at each pixel. A
+transformer block separates the two in the same way: attention mixes tokens, the MLP mixes channels.
 
 Parameters have the names of the authors' code, https://github.com/facebookresearch/ConvNeXt. Axes: B images; C channels
 of H x W pixels.
@@ -24,6 +24,7 @@ import numpy as np
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add
 from models.model import (
     ImageModel,
     Size,
@@ -39,7 +40,7 @@ from models.registry import register
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of an image: every pixel by itself."""
+    """LayerNorm over the channels of each pixel of images (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x.permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
@@ -47,8 +48,8 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """y = x + γ ⊙ MLP(LN(dwconv(x))), with γ a scale for each channel that starts near zero (Touvron et al. 2021,
-    arXiv:2103.17239): at first the block is almost the identity, and a deep stack of them trains."""
+    """y = x + γ ⊙ MLP(LN(dwconv(x))). The layer scale γ, one factor for each channel, starts near zero (Touvron et al.
+    2021, arXiv:2103.17239): a block starts close to the identity, so that deep networks train."""
 
     def __init__(
         self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
@@ -58,12 +59,12 @@ class Block(nn.Module):
         self.pwconv1 = nn.Linear(dim, int(mlp_ratio * dim))  # a 1 x 1 ("pointwise") convolution, channels-last
         self.pwconv2 = nn.Linear(int(mlp_ratio * dim), dim)
         self.gamma = None if layer_scale is None else nn.Parameter(np.full(dim, layer_scale, np.float32))
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
-        y = self.residual(x.permute(0, 2, 3, 1), y, self.gamma)
+        y = residual_add(x.permute(0, 2, 3, 1), y, self.drop_path, self.gamma)  # x + drop_path(γ ⊙ y)
         return y.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
 
 
@@ -71,17 +72,17 @@ class ConvNeXt(ImageModel):
     """ConvNeXt.
 
     Args:
-        img_size: the size of image it is meant for; larger and other ones work too.
+        img_size: default size of the images; other sizes work too.
         in_chans: channels of the images.
-        num_classes: outputs of the head; 0: no head, the model returns normalised means of the channels.
+        num_classes: outputs of the head; 0: no head, the model returns the normalised channel means.
         depths: blocks in each stage.
         dims: channels in each stage.
         stem_size: kernel and stride of the first convolution; 4, or 2 for small images.
-        kernel_size: of the depthwise convolutions, an odd number.
-        mlp_ratio: hidden width of a block over its channels.
-        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
-        layer_scale_init_value: where γ starts; None: there is no γ.
-        head_init_scale: factor on the head's first weights; the authors fine-tune with 0.001.
+        kernel_size: of the depthwise convolutions; must be odd.
+        mlp_ratio: hidden channels of a block, divided by its channels.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
+        layer_scale_init_value: initial value of γ; None: no γ.
+        head_init_scale: factor on the initial weights of the head; the authors fine-tune with 0.001.
     """
 
     def __init__(
@@ -99,24 +100,24 @@ class ConvNeXt(ImageModel):
         head_init_scale: float = 1.0,
     ) -> None:
         check_sizes("ConvNeXt", in_chans=in_chans, stem_size=stem_size, kernel_size=kernel_size)
-        check_sizes("ConvNeXt", least=0, num_classes=num_classes)
+        check_sizes("ConvNeXt", minimum=0, num_classes=num_classes)
         check_lists("ConvNeXt", depths=depths, dims=dims)
         if not dims or len(depths) != len(dims):
-            raise ValueError(f"ConvNeXt: depths and dims need one number for each stage, got {depths} and {dims}")
+            raise ValueError(f"ConvNeXt: depths and dims must have one entry for each stage, got {depths} and {dims}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvNeXt: kernel_size must be odd, so that a block keeps H and W; got {kernel_size}")
         check_rates("ConvNeXt", drop_path_rate=drop_path_rate)
         check_ratio("ConvNeXt", mlp_ratio, *dims)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
         self.num_features, self.depths = dims[-1], tuple(depths)
-        self.smallest = stem_size * 2 ** (len(dims) - 1)
+        self.min_size = stem_size * 2 ** (len(dims) - 1)
         self.head_init_scale = head_init_scale
 
         stem = nn.Sequential(nn.Conv2d(in_chans, dims[0], stem_size, stride=stem_size), LayerNorm2d(dims[0], eps=1e-6))
         self.downsample_layers = nn.ModuleList([stem])
         for before, after in pairwise(dims):
-            halve = nn.Conv2d(before, after, kernel_size=2, stride=2)
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=1e-6), halve))
+            conv = nn.Conv2d(before, after, kernel_size=2, stride=2)
+            self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=1e-6), conv))
 
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         self.stages = nn.ModuleList(
@@ -132,7 +133,7 @@ class ConvNeXt(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """The weights of convolutions and linear layers N(0, 0.02), their biases 0."""
+        """Weights of convolutions and linear layers truncated normal with std 0.02, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)
@@ -159,19 +160,19 @@ class ConvNeXt(ImageModel):
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of 4."""
-        check_images("ConvNeXt", x, self.in_chans, self.smallest)
+        """Images (B, in_chans, H, W) to features (B, C, H / 32, W / 32), with `stem_size` 4."""
+        check_images("ConvNeXt", x, self.in_chans, self.min_size)
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, C, H, W) to logits (B, num_classes): the mean over the image, then LayerNorm, then the head."""
+        """Features (B, C, H, W) to logits (B, num_classes): the mean over all pixels, LayerNorm, and the head."""
         x = self.norm(x.mean((2, 3)))
         return x if pre_logits else self.head(x)
 
 
-# T to XL are the paper's (section 3); those below T are timm's.
+# The sizes T to XL are the paper's (section 3), the smaller ones timm's.
 _SIZES: dict[str, dict[str, Any]] = {
     "atto": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
     "femto": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
@@ -189,7 +190,7 @@ for _size, _config in _SIZES.items():
     if _size in ("tiny", "small", "base", "large", "xlarge"):
         register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
 
-# For images of 32 x 32 in ten classes: a stem of 2 x 2 leaves maps of 16, 8, 4 and 2 pixels a side.
+# For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side.
 for _name, _size in {
     "convnext_atto_cifar": "atto",
     "convnext_femto_cifar": "femto",

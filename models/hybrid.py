@@ -1,17 +1,17 @@
 """L6: the hybrid, a Vision Transformer on the features of a ResNet.  Dosovitskiy et al. 2020, arXiv:2010.11929,
 section 3.1, "Hybrid architecture", and section 4.1, "Model variants".
 
-The ResNet (He et al. 2015, arXiv:1512.03385) is changed in these ways, so that it trains and transfers with small
-batches (Kolesnikov et al. 2019, "Big Transfer", arXiv:1912.11370):
+The ResNet (He et al. 2015, arXiv:1512.03385) is changed as in Big Transfer (Kolesnikov et al. 2019, arXiv:1912.11370),
+to train and transfer with small batches, and R50+ViT-B/16 has no stage 4:
 
-    GroupNorm, of 32 groups, instead of BatchNorm
+    GroupNorm with 32 groups instead of BatchNorm
     standardised convolutions: each filter gets mean 0 and variance 1 before use (Qiao et al. 2019, arXiv:1903.10520)
-    in R50+ViT-B/16, no stage 4; its three blocks go to stage 3, which then has nine: the map stays 14 x 14 at 224
+    the three blocks of stage 4 are added to stage 3, which then has nine: the feature map is 14 x 14 at 224, not 7 x 7
 
-Every position of its last map is a patch, by a 1 x 1 convolution to D numbers. What follows is ViT as it is.
+Each position of the last feature map is a patch: a 1 x 1 convolution maps it to D values. The rest is ViT.
 
-Parameters have the names of timm's port. Convolutions pad as TensorFlow's "SAME" does, where the authors trained: with
-stride s the output has ⌈H / s⌉ rows, and an odd row of padding goes below.
+Parameters have the names of timm's port. Convolutions have TensorFlow's "SAME" padding, with which the authors trained:
+with stride s the output has ⌈H / s⌉ rows; of an odd number of padded rows, the extra row is at the bottom.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from models.vit import VisionTransformer, check_size
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Images (B, C, H, W) with as much of a border of zeros that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
+    """Zero-pad images (B, C, H, W) so that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
     total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel_size - size, 0) for size in x.shape[2:])
     if not (total_h or total_w):
         return x
@@ -39,8 +39,7 @@ def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
 class StdConv2d(nn.Conv2d):
     """Convolution with standardised filters, ŵ = (w - μ) / √(σ² + 10⁻⁸), "SAME" padding and no bias.
 
-    (The authors' JAX code divides by σ + 10⁻⁵, which differs by about 10⁻⁴; timm's port, which runs their weights, is
-    followed here.)
+    As in timm's port; the authors' JAX code divides by σ + 10⁻⁵, which differs by about 10⁻⁴.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
@@ -53,8 +52,8 @@ class StdConv2d(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """The first convolution. With stride 4, as in a ResNet: 7 x 7 of stride 2, then the largest of 3 x 3, again of
-    stride 2. With stride 1, for small images: 3 x 3, and no pooling."""
+    """The first layers. Stride 4, as in ResNet: a 7 x 7 convolution and 3 x 3 max pooling, each of stride 2. Stride 1,
+    for small images: a 3 x 3 convolution without pooling."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         if stride not in (1, 4):
@@ -65,11 +64,12 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
-        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x  # after a ReLU, 0 does for -∞
+        # After a ReLU, zero padding equals -∞ padding.
+        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x
 
 
 class Downsample(nn.Module):
-    """The shortcut of a stage's first block, where the channels change: a 1 x 1 convolution and GroupNorm."""
+    """The shortcut of a stage's first block, which changes the channels: a 1 x 1 convolution and GroupNorm."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         self.conv = StdConv2d(in_chans, out_chans, 1, stride)
@@ -80,7 +80,7 @@ class Downsample(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Down to a quarter of the channels, look around, and up again, added to the input; the stride is in the middle."""
+    """1 x 1 convolution to a quarter of the channels, 3 x 3 with the stride, 1 x 1 back; added to the shortcut."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int, first: bool) -> None:
         mid_chans = out_chans // 4
@@ -99,7 +99,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on maps of one size; the first of them comes from the stage before."""
+    """Blocks with the same output size; the first changes the channels and has the stride."""
 
     def __init__(self, in_chans: int, out_chans: int, depth: int, stride: int) -> None:
         firsts = [True] + [False] * (depth - 1)
@@ -123,11 +123,13 @@ class ResNet(nn.Module):
         check_lists("hybrid", layers=layers, channels=channels)
         check_sizes("hybrid", stem_chs=stem_chs)
         if len(layers) != len(channels):
-            raise ValueError(f"hybrid: layers and channels need one number a stage, got {layers} and {channels}")
+            raise ValueError(
+                f"hybrid: layers and channels must have one entry for each stage, got {layers} and {channels}"
+            )
         if any(width % 128 for width in channels) or stem_chs % 32:
             raise ValueError(
-                "hybrid: GroupNorm has 32 groups, so stem_chs must be a multiple of 32 and channels, of which a block "
-                f"uses a quarter inside, multiples of 128; got {stem_chs} and {channels}"
+                "hybrid: GroupNorm has 32 groups, so stem_chs must be a multiple of 32 and channels multiples of 128 "
+                f"(a block has a quarter of its channels inside), got {stem_chs} and {channels}"
             )
         self.stem = Stem(in_chans, stem_chs, stem_stride)
         widths = [stem_chs, *channels]
@@ -145,7 +147,8 @@ class ResNet(nn.Module):
 
 
 class HybridEmbed(nn.Module):
-    """Images to tokens: the ResNet, then P x P patches of its map; P = 1 but for R+ViT-Ti/16, which is all stem."""
+    """Images to tokens: the ResNet, then patches of P x P positions of its feature map. P = 1, except in R+ViT-Ti/16,
+    whose ResNet is the stem alone."""
 
     def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int, **resnet: Any) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
@@ -154,12 +157,13 @@ class HybridEmbed(nn.Module):
         self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, sides(patch_size), stride=sides(patch_size))
 
     def set_input_size(self, img_size: Size) -> None:
-        """Take images of this size from now on."""
+        """Set the size of the images that `forward` accepts."""
         (PH, PW), (H, W) = sides(self.patch_size), image_size(img_size)
         map_size = -(-H // self.backbone.stride), -(-W // self.backbone.stride)
         if map_size[0] % PH or map_size[1] % PW:
             raise ValueError(
-                f"hybrid: patch_size {self.patch_size} must divide the ResNet's map {map_size} of an image {H} x {W}"
+                f"hybrid: patch_size must divide the ResNet's feature map, got {self.patch_size} and {map_size} for an "
+                f"image of {H} x {W}"
             )
         self.img_size, self.grid_size = (H, W), (map_size[0] // PH, map_size[1] // PW)
 
@@ -170,14 +174,14 @@ class HybridEmbed(nn.Module):
 
 
 class HybridVisionTransformer(VisionTransformer):
-    """A Vision Transformer whose patches are positions of a ResNet's map.
+    """A Vision Transformer whose patches are positions of a ResNet's feature map.
 
     Args:
         layers: blocks in each stage of the ResNet.
         channels: channels of each stage.
         stem_chs: channels of the stem.
-        stem_stride: 4, as in a ResNet; or 1, for small images.
-        patch_size: of the ResNet's map, not of the image.
+        stem_stride: 4, as in a ResNet, or 1, for small images.
+        patch_size: P, in positions of the feature map, not in pixels.
         **vit: the other arguments of VisionTransformer.
     """
 
@@ -199,7 +203,7 @@ class HybridVisionTransformer(VisionTransformer):
         return HybridEmbed(img_size, patch_size, in_chans, embed_dim, **self.resnet)
 
     def init_weights(self) -> None:
-        """ViT's, and for the ResNet LeCun normal; each block starts with its branch at zero."""
+        """As VisionTransformer; in the ResNet LeCun normal, and 0 for the last norm of each block's branch."""
         super().init_weights()
         for module in self.patch_embed.backbone.modules():
             if isinstance(module, StdConv2d):
@@ -217,12 +221,12 @@ class HybridVisionTransformer(VisionTransformer):
         return [[f"{backbone}.stem"], *bottlenecks, *blocks]
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """The ResNet's are images already."""
+        """Outputs of ResNet blocks are feature maps (B, C, H, W) already."""
         return x if x.ndim == 4 else super().feature_map(x)
 
 
-# R50+ViT-B/16 is the paper's (section 4.1). The others are from Steiner et al. 2021, arXiv:2106.10270; s16 and s32:
-# one position of the map stands for 16 or 32 pixels a side.
+# R50+ViT-B/16 is the paper's (section 4.1), the others are from Steiner et al. 2021, arXiv:2106.10270. In timm's names,
+# s16 and s32 are the stride of the ResNet (of vit_tiny_r_s16_p8 the stride is 4).
 _WIDTHS = (256, 512, 1024, 2048)
 _HYBRIDS: dict[str, dict[str, Any]] = {
     "vit_tiny_r_s16_p8": {"layers": (), "channels": (), "patch_size": 8, "embed_dim": 192, "depth": 12, "num_heads": 3},
@@ -239,11 +243,11 @@ register(
     num_classes=21843, representation_size=768, **_HYBRIDS["vit_base_r50_s16"],
 )  # fmt: skip
 
-# For images of 32 x 32 in ten classes: no stride in the stem, so maps of 32, 16 and 8 pixels a side, and 64 tokens.
-_NARROW: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32}
+# For CIFAR-10, images of 32 x 32: a stem of stride 1, so feature maps of 32, 16 and 8 positions a side, and 64 tokens.
+_SMALL: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32}
 _CIFAR: dict[str, dict[str, Any]] = {
-    "hybrid_nano_cifar": {"layers": (1, 1, 1), **_NARROW, "embed_dim": 96, "depth": 4, "num_heads": 3},
-    "hybrid_cifar": {"layers": (2, 2, 2), **_NARROW, "embed_dim": 192, "depth": 6, "num_heads": 3},
+    "hybrid_nano_cifar": {"layers": (1, 1, 1), **_SMALL, "embed_dim": 96, "depth": 4, "num_heads": 3},
+    "hybrid_cifar": {"layers": (2, 2, 2), **_SMALL, "embed_dim": 192, "depth": 6, "num_heads": 3},
     "hybrid_wide_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
     "hybrid_r50_cifar": {"layers": (3, 4, 9), "embed_dim": 192, "depth": 12, "num_heads": 3},
 }

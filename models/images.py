@@ -1,10 +1,10 @@
-"""L6: from image files to what a model takes.
+"""L6: from image files to model inputs: resize, center crop, normalize.
 
-An image is scaled, keeping its proportions, until it just covers the model's size, and its middle is cut out; one that
-has that size already stays as it is. Then x ↦ (x/255 - mean) / std for each channel, as in training.
+An image is resized, with its aspect ratio kept, to just cover the model's input size, then center-cropped; an image of
+the input size is unchanged. Normalization is x ↦ (x/255 - mean) / std per channel, as in training.
 
-Every program here reads image files with `read`. Unlike torchvision's and timm's loaders, it turns an image upright by
-its EXIF orientation, and puts what is transparent on white instead of dropping the alpha channel.
+All programs here read image files with `read`. Unlike torchvision's and timm's loaders, `read` applies the EXIF
+orientation, and composites transparent pixels onto white instead of dropping the alpha channel.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from minigrad import Tensor
 from minigrad.backend import Array, array_module
 from models.model import ImageModel
 
-FORMATS = {  # others are not opened: Pillow hands some of them, such as EPS, to other programs
+FORMATS = {  # only these are opened: Pillow runs external programs for some other formats, such as EPS
     "PNG": (".png",), "JPEG": (".jpg", ".jpeg"), "WEBP": (".webp",), "BMP": (".bmp",), "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"), "PPM": (".ppm", ".pgm", ".pbm"),
 }  # fmt: skip
@@ -26,12 +26,12 @@ _SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:
-    """The files that are meant: a folder stands for the images in it and in the folders below, by name, without hidden
-    ones (macOS leaves a `._x.png` beside `x.png`, Jupyter a folder `.ipynb_checkpoints`).
+    """The files for these paths: a folder is replaced by the images in it and its subfolders, sorted by name, without
+    hidden files and folders (macOS adds `._x.png` beside `x.png`, Jupyter adds `.ipynb_checkpoints`).
 
     Raises:
-        FileNotFoundError: there is no such file or folder.
-        ValueError: a folder without images.
+        FileNotFoundError: a path does not exist.
+        ValueError: a folder has no images.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -48,7 +48,7 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _within(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """The images in a folder, then those in each folder below; a link to one of the folders `above` ends there."""
+    """The images in a folder, then in each subfolder; a symbolic link to one of the folders `above` is not followed."""
     here = folder.resolve()
     if here in above:
         return
@@ -60,62 +60,62 @@ def _within(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What is in a folder, by name, without hidden entries."""
+    """The entries of a folder, sorted by name, without hidden ones."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the suffix of an image format. A link to nothing counts: reading it fails, by name."""
+    """Whether a file has the suffix of an image format. A broken link counts too, so that reading it names the file."""
     return path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())
 
 
 def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
-    """An image file as (C, H, W) uint8, white 255; of an animation the first picture. What is transparent is white.
-    More than 8 bits a channel are scaled to 8; floating-point values must be from 0 to 1, which is white.
+    """An image file as (C, H, W) uint8, resized and center-cropped. Animations give the first frame; transparent pixels
+    become white. Channels of more than 8 bits are scaled to 8; floating-point values must be in [0, 1].
 
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
         size: (H, W) of the result.
-        channels: 3: red, green, blue; 1: grey.
+        channels: 3: RGB; 1: greyscale.
 
     Raises:
-        ValueError: it is no image, or damaged, or too large, or does not say which value is white; or another number of
-            channels.
-        OSError: it cannot be read.
+        ValueError: the file is not an image, is damaged or too large, or has values of unknown range; or `channels` is
+            neither 3 nor 1.
+        OSError: the file cannot be opened.
         RuntimeError: Pillow is not installed.
     """
     if channels not in (1, 3):
-        raise ValueError(f"image files have 3 channels, or 1 if they are grey; this model takes {channels}")
+        raise ValueError(f"image files have 3 channels, or 1 in greyscale; this model takes {channels}")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise RuntimeError("reading image files needs Pillow: pip install pillow") from None
     with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of strange metadata
+        warnings.simplefilter("ignore")  # about unusual metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file, formats=list(FORMATS)) as image:
                 grey = _eight_bits(image, ImageOps.exif_transpose(image))
                 image = _opaque(grey).convert("RGB" if channels == 3 else "L")
                 pixels = np.asarray(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
-        except _NoWhiteError as error:
-            raise ValueError(f"{path} {error}; save it with 8 or 16 bits a channel") from None
+        except _UnknownRangeError as error:
+            raise ValueError(f"{path} {error}; save the image with 8 or 16 bits per channel") from None
         except UnidentifiedImageError:
-            raise ValueError(f"{path} is no image that can be read here ({', '.join(FORMATS)})") from None
-        except Exception as error:  # the readers stumble over a damaged file in a dozen ways
+            raise ValueError(f"{path} is not an image in a supported format ({', '.join(FORMATS)})") from None
+        except Exception as error:  # Pillow raises many types for a damaged file
             raise ValueError(f"{path} is a damaged or too large image: {error}") from error
     return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
 
 
-class _NoWhiteError(Exception):
-    """An image whose values cannot be scaled to 8 bits."""
+class _UnknownRangeError(Exception):
+    """The value of white is unknown, so the image cannot be scaled to 8 bits."""
 
 
 def _eight_bits(source: Any, image: Any) -> Any:
-    """`image`, made from the file `source`, with 8 bits a channel. Pillow's own conversion clips grey of more bits.
+    """`image`, opened from `source`, with 8 bits per channel. (Pillow's own conversion clips greyscale of more bits.)
 
     Raises:
-        _NoWhiteError: the file does not say which value is white.
+        _UnknownRangeError: the file does not define the value of white.
     """
     from PIL import Image
 
@@ -129,11 +129,11 @@ def _eight_bits(source: Any, image: Any) -> Any:
             grey.putalpha(Image.fromarray(np.where(x == transparent, 0, 255).astype(np.uint8)))
         return grey
     if image.mode == "I":
-        raise _NoWhiteError("has integers of another type than 8 or 16 bits, and the value of white is unknown")
+        raise _UnknownRangeError("has integers other than unsigned 8 or 16 bits, and the value of white is unknown")
     if image.mode == "F":
         x = np.asarray(image)
-        if not (x.min() >= 0 and x.max() <= 1):  # nor is NaN
-            raise _NoWhiteError(f"has floating-point values from {x.min():g} to {x.max():g}, not from 0 to 1")
+        if not (x.min() >= 0 and x.max() <= 1):  # also if NaN
+            raise _UnknownRangeError(f"has floating-point values from {x.min():g} to {x.max():g}, not from 0 to 1")
         return Image.fromarray(np.rint(255 * x).astype(np.uint8))
     return image
 
@@ -142,19 +142,19 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of a TIFF file
 
 
 def _opaque(image: Any) -> Any:
-    """An image in RGB, on white where it is transparent."""
+    """The image in RGB, composited onto white."""
     from PIL import Image
 
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")  # grey to RGB and back is exact
+    return image.convert("RGB")  # greyscale to RGB and back is exact
 
 
 def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:
-    """(B, C, H, W) uint8 -> float32, x ↦ (x/255 - mean) / std for each channel.
+    """(B, C, H, W) uint8 -> float32, x ↦ (x/255 - mean) / std per channel.
 
-    With mean and std where the images are, it may be a part of a captured step.
+    With mean and std on the device of the images, the function can be captured in a CUDA graph.
     """
     xp = array_module(images)
     mean_255, std_255 = (255 * xp.asarray(values, np.float32)[:, None, None] for values in (mean, std))  # (C, 1, 1)
@@ -162,5 +162,5 @@ def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequenc
 
 
 def to_input(images: np.ndarray, model: ImageModel, metadata: dict[str, Any]) -> Tensor:
-    """Images (B, C, H, W) uint8 as the model of a checkpoint takes them, where it is."""
+    """Images (B, C, H, W) uint8 normalized with the mean and std of a checkpoint, on the model's device."""
     return Tensor(normalize(images, metadata["mean"], metadata["std"]), device=next(model.parameters()).device)

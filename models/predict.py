@@ -1,4 +1,4 @@
-"""L6: what a trained model sees in images: `python -m models.predict CHECKPOINT IMAGE...`."""
+"""L6: classify image files with a trained model: `python -m models.predict CHECKPOINT IMAGE...`."""
 
 import argparse
 import os
@@ -13,23 +13,23 @@ from minigrad import functional as F
 from minigrad import no_grad
 from models import images
 from models.model import ImageModel
-from models.summary.table import escape_unencodable, table
+from models.terminal import escape_unencodable, table
 from models.weights import checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
+    """Run the command line; returns the exit code: 0, or 2 for invalid input."""
     return command(parser(), run, arguments)
 
 
 def command(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> int:
-    """`run` with the flags that `parser` finds; returns the exit code, and a mistake in the input is one line."""
+    """Parse the arguments and call `run`; returns the exit code. Invalid input is reported in one line."""
     escape_unencodable()
     try:
         run(parser.parse_args(arguments))
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except INPUT_ERRORS as error:
         print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
@@ -38,88 +38,91 @@ def command(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table."""
+    """Print the table of predictions."""
     model, metadata = checkpoint.load(options.checkpoint)
     model.to(device=options.device)
     files = images.find(options.image)
-    answers: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
     for start in range(0, len(files), options.batch_size):
-        part = files[start : start + options.batch_size]
-        pixels = np.stack([images.read(file, model.img_size, model.in_chans) for file in part])
-        answers.extend(probabilities(model, metadata, pixels))
+        batch = files[start : start + options.batch_size]
+        pixels = np.stack([images.read(file, model.img_size, model.in_chans) for file in batch])
+        predictions.extend(probabilities(model, metadata, pixels))
     ranks = range(1, min(options.top_k, model.num_classes) + 1)
     lines = [["image", *(cell for rank in ranks for cell in (str(rank), ""))]]
-    for file, answer in zip(files, answers, strict=True):
-        best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(answer, metadata["classes"], len(ranks))]
+    for file, prediction in zip(files, predictions, strict=True):
+        best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(prediction, metadata["classes"], len(ranks))]
         lines.append([printable(str(file)), *(cell for pair in best for cell in pair)])
     print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
 
 
 def probabilities(model: ImageModel, metadata: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
-    """softmax of the logits for images (B, C, H, W) uint8: (B, classes).
+    """softmax of the logits of images (B, C, H, W) uint8: (B, classes).
 
     Raises:
-        ValueError: they are not finite; or the model answers for each token.
+        ValueError: a probability is NaN, or the model has no pooling.
     """
     with no_grad(), np.errstate(all="ignore"):
-        answers = F.softmax(model(images.to_input(pixels, model, metadata)), dim=-1).to(device="cpu").numpy()
-    if answers.ndim != 2:
-        raise ValueError("the model has an answer for each token and none for the image: its global_pool is empty")
-    if not np.isfinite(answers).all():
+        result = F.softmax(model(images.to_input(pixels, model, metadata)), dim=-1).to(device="cpu").numpy()
+    if result.ndim != 2:
+        raise ValueError("the model has logits for each token and none for the image: its global_pool is empty")
+    if not np.isfinite(result).all():
         raise ValueError("the model's probabilities are NaN: its training must have diverged")
-    return answers
+    return result
 
 
-def top(answer: np.ndarray, classes: Sequence[str], count: int) -> list[tuple[str, float]]:
-    """The most probable classes with their probabilities, the first first."""
-    return [(classes[i], float(answer[i])) for i in (-answer).argsort(kind="stable")[:count]]
+def top(prediction: np.ndarray, classes: Sequence[str], k: int) -> list[tuple[str, float]]:
+    """The k most probable classes with their probabilities, in descending order."""
+    return [(classes[i], float(prediction[i])) for i in (-prediction).argsort(kind="stable")[:k]]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m models.predict",
-        description="The classes that a trained model finds most probable in images, a line for each image.",
+        description="Classify images with a trained model. Prints one line per image: the most probable classes and "
+        "their probabilities.",
         epilog="example: python -m models.predict runs/vit_nano_cifar-cifar10/best.npz photos",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
     parser.add_argument(
         "image", nargs="+", metavar="IMAGE",
-        help="an image, or a folder with images in it or below; each is scaled until it just covers the model's size, "
-        "and its middle is cut out",
+        help="image file, or folder whose images are classified, subfolders included; each image is resized to cover "
+        "the model's input size, then center-cropped",
     )  # fmt: skip
-    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes for each image (default 5)")
-    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images at once (default 64)")
+    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes per image (default 5)")
+    parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images per batch (default 64)")
     return parser
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """What says which model is meant, and where it works."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file that `python -m train` wrote")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), or cuda")
+    """Add the arguments for checkpoint and device."""
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="model file of `python -m train`, such as best.npz"
+    )
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
 
 
 def count(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """A positive integer, for argparse."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 
 
 INPUT_ERRORS = (OSError, ValueError, RuntimeError, MemoryError)
-"""What a wrong checkpoint, image, device or folder raises."""
+"""The exceptions for an invalid checkpoint, image, device or folder."""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, as one line that a terminal can show."""
-    named = isinstance(error, OSError) and error.filename
-    text = f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[attr-defined]
+    """The message of an error in one printable line."""
+    has_file = isinstance(error, OSError) and error.filename
+    text = f"{error.filename}: {error.strerror}" if has_file else str(error)  # type: ignore[attr-defined]
     return printable(" ".join(text.split()) or type(error).__name__)
 
 
 def printable(text: str) -> str:
-    """A name from a file, without what would steer a terminal."""
+    """A name from a file, with unprintable characters escaped: they could send commands to the terminal."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

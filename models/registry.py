@@ -11,34 +11,34 @@ _MODELS: dict[str, tuple[type[ImageModel], dict[str, Any]]] = {}
 
 
 def register(name: str, cls: type[ImageModel], **config: Any) -> None:
-    """Let `create_model(name)` make `cls(**config)`."""
+    """Register a model: `create_model(name)` returns `cls(**config)`."""
     if name in _MODELS:
-        raise ValueError(f"two models are called {name!r}")
+        raise ValueError(f"a model named {name!r} is already registered")
     _MODELS[name] = (cls, config)
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a pattern such as `vit_*_cifar`, sorted."""
+    """The names of the models that match a pattern such as `vit_*_cifar`, sorted."""
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
 
 def registered() -> list[str]:
-    """All names, in the order of the files that say them: small models first, those for CIFAR last."""
+    """The names of all models, in the order of their registration: in each file by size, then those for CIFAR."""
     return list(_MODELS)
 
 
 def create_model(name: str, **overrides: Any) -> ImageModel:
-    """A freshly initialised model; `num_classes`, `img_size`, `in_chans`, `drop_path_rate` and the other arguments of
-    its class may be given to override the named configuration.
+    """A newly initialized model. Any argument of its class, such as `num_classes`, `img_size`, `in_chans` or
+    `drop_path_rate`, overrides the value in the named configuration.
 
     Raises:
         ValueError: there is no model of this name.
-        TypeError: the model has no such argument.
+        TypeError: the class of the model has no argument of this name.
     """
     known = model_arguments(name)
     unknown = sorted(set(overrides) - set(known))
     if unknown:
-        fix = "; weights come by models.load_weights(model, file)" if "pretrained" in unknown else ""
+        fix = "; load weights by models.load_weights(model, file)" if "pretrained" in unknown else ""
         raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{fix}")
     cls, config = _MODELS[name]
     return cls(**(config | overrides))
@@ -57,9 +57,9 @@ def model_class(name: str) -> type[ImageModel]:
 
 
 def model_arguments(name: str) -> dict[str, Any]:
-    """Every argument that a model takes, and the value that `create_model(name)` gives it.
+    """The arguments of a model's class, with the values that `create_model(name)` uses.
 
-    Where a class passes `**others` on, the arguments of its base are meant too.
+    If a class passes `**arguments` on to its base class, the arguments of the base class are included.
 
     Raises:
         ValueError: there is no model of this name.

@@ -1,12 +1,12 @@
-"""L6: the road from ResNet-50 to ConvNeXt.  Liu et al. 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
+"""L6: the roadmap from ResNet-50 to ConvNeXt.  Liu et al. 2022, "A ConvNet for the 2020s", arXiv:2201.03545.
 
-Section 2 of the paper changes a ResNet (He et al. 2015, arXiv:1512.03385), one decision at a time, until it is as good
-as a Swin Transformer of its size. This file follows it: `Design` has a field for each decision, `STEPS` takes them in
-the paper's order, and `RoadmapNet` is the network at any of them, so that each can be trained and taken apart.
+Section 2 of the paper changes a ResNet (He et al. 2015, arXiv:1512.03385), one design decision at a time, until the
+network matches the accuracy of a Swin Transformer of the same size. `Design` has a field for each decision, `STEPS`
+takes the decisions in the paper's order, and `RoadmapNet` is the network after any step.
 
-Parameters have the names of torchvision's ResNet all the way: `bn1` stays `bn1` when it is a LayerNorm. Where the paper
-leaves a detail open, the authors' code decides: https://github.com/anonymous20222022/convnext. Axes: B images; C
-channels of H x W pixels.
+Parameters have the names of torchvision's ResNet in all steps: `bn1` stays `bn1` when the norm is a LayerNorm. Details
+that the paper leaves open are as in the authors' code, https://github.com/anonymous20222022/convnext. Axes: B images;
+C channels of H x W pixels.
 """
 
 from collections.abc import Iterator
@@ -32,42 +32,42 @@ from models.registry import register
 
 @dataclass(frozen=True)
 class Design:
-    """The decisions, in the order of the road, and the parts that follow from them. The defaults make ResNet-50."""
+    """The design decisions, in the order of the roadmap, and the layers that depend on them. Defaults: ResNet-50."""
 
     depths: tuple[int, ...] = (3, 4, 6, 3)  # blocks in each of the four stages
-    patchify: bool = False  # the stem cuts the image into patches; else 7 x 7 convolution and pooling, which overlap
-    depthwise: bool = False  # the k x k convolution has a filter for each channel; else it is dense
-    width: int = 64  # C in the first stage, doubled in each one after it
-    inverted: bool = False  # a block is wide inside, C → 4C → C; else wide at its ends, 4C → C → 4C
-    moved_up: bool = False  # the k x k convolution is a block's first; else it is between the two 1 x 1
+    patchify: bool = False  # the stem is a convolution of patches; else a 7 x 7 convolution and max pooling
+    depthwise: bool = False  # the k x k convolution is depthwise; else dense
+    width: int = 64  # C in the first stage, doubled in each following stage
+    inverted: bool = False  # inverted bottleneck, C → 4C → C; else bottleneck, 4C → C → 4C
+    moved_up: bool = False  # the k x k convolution is the first of a block; else between the two 1 x 1
     kernel_size: int = 3  # k
-    gelu: bool = False  # a block's activation; else ReLU
-    fewer_activations: bool = False  # one in a block, between the last two convolutions; else three
-    fewer_norms: bool = False  # one in a block, after the first convolution; else after each
-    layer_norm: bool = False  # over the channels of a pixel; else BatchNorm
-    final_norm: bool = False  # a LayerNorm between the mean over the image and the classifier
-    separate_downsampling: bool = False  # by a convolution between two stages; else by the first block's stride
-    downsampling_norm: bool = False  # a norm after each of those convolutions: a variant in the authors' code, no step
+    gelu: bool = False  # the activation is GELU; else ReLU
+    fewer_activations: bool = False  # one activation in a block, between the last two convolutions; else three
+    fewer_norms: bool = False  # one norm in a block, after the first convolution; else one after each
+    layer_norm: bool = False  # the norm is LayerNorm over channels; else BatchNorm
+    final_norm: bool = False  # a LayerNorm between global average pooling and classifier
+    separate_downsampling: bool = False  # a convolution between two stages; else the stride of the first block
+    downsampling_norm: bool = False  # a norm after each downsampling: a variant in the authors' code, not a step
 
     def __post_init__(self) -> None:
-        check_lists("roadmap", least=0, depths=self.depths)
+        check_lists("roadmap", minimum=0, depths=self.depths)
         check_sizes("roadmap", width=self.width, kernel_size=self.kernel_size)
         if len(self.depths) != 4 or min(self.depths) < 1:
-            raise ValueError(f"roadmap: depths must be of four stages, each of at least one block, got {self.depths}")
+            raise ValueError(f"roadmap: depths must have four entries, each at least 1, got {self.depths}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"roadmap: kernel_size must be odd, so that a block keeps H and W; got {self.kernel_size}")
 
     def pointwise(self, in_chans: int, out_chans: int) -> nn.Conv2d:
-        """A 1 x 1 convolution of a block. BatchNorm would take a bias away again: there is one from LayerNorm on."""
+        """A 1 x 1 convolution of a block. Before BatchNorm, which would subtract the bias, without bias."""
         return nn.Conv2d(in_chans, out_chans, 1, bias=self.layer_norm)
 
     def spatial(self, channels: int, stride: int) -> nn.Conv2d:
-        """The k x k convolution of a block, where pixels meet."""
+        """The k x k convolution of a block, which mixes pixels."""
         k, groups = self.kernel_size, channels if self.depthwise else 1
         return nn.Conv2d(channels, channels, k, stride, padding=k // 2, groups=groups, bias=self.layer_norm)
 
     def norm(self, channels: int) -> nn.Module:
-        """The normalisation, of a block or the stem."""
+        """A norm of a block or of the stem."""
         return LayerNorm2d(channels, eps=1e-6) if self.layer_norm else nn.BatchNorm2d(channels)
 
     def activation(self) -> nn.Module:
@@ -75,66 +75,67 @@ class Design:
         return nn.GELU() if self.gelu else nn.ReLU()
 
     def downsampling(self, channels: int) -> nn.Module:
-        """What is between two stages: from C channels to 2C, on half of H and of W."""
+        """The layers between two stages: C to 2C channels, half of H and W."""
         if not self.separate_downsampling:
             return nn.Identity()
-        halve = nn.Conv2d(channels, 2 * channels, 2, stride=2)
-        return nn.Sequential(halve, self.norm(2 * channels)) if self.downsampling_norm else nn.Sequential(halve)
+        conv = nn.Conv2d(channels, 2 * channels, 2, stride=2)
+        return nn.Sequential(conv, self.norm(2 * channels)) if self.downsampling_norm else nn.Sequential(conv)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A change of the design, and what it made of the accuracy."""
+    """A change of the design, and the accuracy after the change."""
 
     name: str
     change: dict[str, Any]
     top1: float | None  # % on ImageNet at 224: table 10 of the paper, the mean of three runs; None: not in the paper
-    spread: float | None  # their standard deviation
-    kept: bool = True  # the next step starts from here; else from where this one did
+    spread: float | None  # standard deviation of the three runs
+    kept: bool = True  # the next step starts from this step; else from the step before
 
 
 STEPS = (
-    # 2.1 Training. The network of He et al., which had 76.13 %. Trained as transformers are (300 epochs of AdamW, with
-    # mixup, CutMix, RandAugment, erasing, stochastic depth, label smoothing) it gains more than by any step to come.
+    # 2.1 Training. The network of He et al. had 76.13 %. The training recipe of transformers (300 epochs of AdamW, with
+    # mixup, CutMix, RandAugment, random erasing, stochastic depth, label smoothing) gains more than any later step.
     Step("resnet50", {}, 78.82, 0.07),
-    # 2.2 Macro design. Blocks in the ratio of Swin-T, 1 : 1 : 3 : 1, so that most work is done on 14 x 14 maps.
+    # 2.2 Macro design. Depths in the ratio of Swin-T, 1 : 1 : 3 : 1, so most of the cost is on 14 x 14 feature maps.
     Step("stage_ratio", {"depths": (3, 3, 9, 3)}, 79.36, 0.07),
-    # The stem of ViT and Swin, one convolution whose windows do not overlap, does as well as 7 x 7 and pooling.
+    # The stem of ViT and Swin, one convolution with non-overlapping windows, is as good as 7 x 7 and max pooling.
     Step("patchify", {"patchify": True}, 79.51, 0.18),
-    # 2.3 ResNeXt-ify. As in attention, one operation mixes pixels and another one channels. That almost halves the cost
-    # and loses accuracy ...
+    # 2.3 ResNeXt-ify. As in a transformer, one layer mixes pixels and another mixes channels. The cost almost halves,
+    # and accuracy drops ...
     Step("depthwise", {"depthwise": True}, 78.28, 0.08),
-    # ... and more comes back when what was saved is spent on width, Swin-T's.
+    # ... and rises above the previous steps when the saved cost is spent on the width of Swin-T.
     Step("width", {"width": 96}, 80.50, 0.02),
-    # 2.4 Inverted bottleneck. Wide inside, as a transformer's MLP is. It costs less: where the map is halved, the 1 x 1
-    # convolution on the shortcut is narrow now.
+    # 2.4 Inverted bottleneck. Wide inside, as a transformer's MLP. The cost drops: the 1 x 1 convolutions on the
+    # shortcuts that downsample have fewer channels.
     Step("inverted", {"inverted": True}, 80.64, 0.03),
-    # 2.5 Large kernels. The depthwise convolution goes first, as attention goes before the MLP. There it has C channels
-    # and not 4C: a step back, which makes room for large kernels.
+    # 2.5 Large kernels. The depthwise convolution comes first, as attention comes before the MLP. With C channels, not
+    # 4C, accuracy drops, but large kernels cost little.
     Step("moved_up", {"moved_up": True}, 79.92, 0.08),
-    # Swin's windows are 7 x 7 or larger. With kernels too, accuracy rises up to 7, and no further.
+    # Swin's windows are 7 x 7 or larger. Accuracy rises with the kernel size up to 7, and no further.
     Step("kernel_5", {"kernel_size": 5}, 80.35, 0.08),
     Step("kernel_7", {"kernel_size": 7}, 80.57, 0.14),
     Step("kernel_9", {"kernel_size": 9}, 80.57, 0.06, kept=False),
     Step("kernel_11", {"kernel_size": 11}, 80.47, 0.11, kept=False),
-    # 2.6 Micro design. The activation of transformers: no difference, within the spread.
+    # 2.6 Micro design. The activation of transformers: no difference within the standard deviation.
     Step("gelu", {"gelu": True}, 80.62, 0.14),
-    # A transformer's block has one activation, inside its MLP. Now this one has too, between the two 1 x 1: +0.7.
+    # One activation, between the two 1 x 1, as in a transformer's block, which has one inside its MLP: +0.7.
     Step("fewer_activations", {"fewer_activations": True}, 81.27, 0.06),
-    # One norm, before the two 1 x 1, where a transformer's block has two. Here Swin-T, with 81.3 %, is overtaken.
+    # One norm, before the two 1 x 1; a transformer's block has two. The accuracy exceeds that of Swin-T, 81.3 %.
     Step("fewer_norms", {"fewer_norms": True}, 81.41, 0.09),
-    # The paper says that a plain ResNet gets worse by LayerNorm in place of BatchNorm. This one no longer does.
+    # In the original ResNet, LayerNorm in place of BatchNorm loses accuracy, as the paper says; in this network it
+    # does not.
     Step("layer_norm", {"layer_norm": True}, 81.47, 0.09),
-    # A step in the authors' code; the paper counts it to the next one.
+    # A step in the authors' code; in the paper, part of the next step.
     Step("final_norm", {"final_norm": True}, None, None),
-    # As Swin does. Training diverged until the paper put a LayerNorm wherever the map changes its size: with the one
-    # after the stem, those before each halving, and a layer scale in each block, this is `models/convnext.py`.
+    # As in Swin. Training diverged until the authors added a LayerNorm wherever the feature map changes size. With
+    # LayerNorm after the stem and before each downsampling, and layer scale, the network is `models/convnext.py`.
     Step("separate_downsampling", {"separate_downsampling": True}, 81.97, 0.06),
 )
 
 
 def designs() -> Iterator[tuple[str, Design]]:
-    """The name of each step, and the design when it has been taken."""
+    """The name of each step, and the design after the step."""
     kept = Design()
     for step in STEPS:
         design = replace(kept, **step.change)
@@ -143,12 +144,12 @@ def designs() -> Iterator[tuple[str, Design]]:
 
 
 class Block(nn.Module):
-    """Three convolutions, added to their input. On their way from `in_chans` to `dim` channels there are `hidden` ones:
+    """Three convolutions with a residual connection, from `in_chans` through `hidden` to `dim` channels:
 
         at first      1 x 1  in_chans → hidden      k x k  hidden → hidden        1 x 1  hidden → dim
         moved up      k x k  in_chans → in_chans    1 x 1  in_chans → hidden      1 x 1  hidden → dim
 
-    The k x k has the stride. An input that does not have the sum's shape gets it from a 1 x 1 convolution and a norm.
+    The k x k convolution has the stride. If the shape changes, the shortcut is a 1 x 1 convolution and a norm.
     """
 
     def __init__(self, design: Design, in_chans: int, dim: int, hidden: int, stride: int, drop_path: float) -> None:
@@ -177,15 +178,15 @@ class Block(nn.Module):
 
 
 class RoadmapNet(ImageModel):
-    """The network at any place on the road; `RoadmapNet()` is ResNet-50.
+    """The network after any step of the roadmap; `RoadmapNet()` is ResNet-50.
 
     Args:
-        img_size: the size of image it is meant for; larger and other ones work too.
+        img_size: default size of the images; other sizes work too.
         in_chans: channels of the images.
-        num_classes: outputs of the head; 0: no head, the model returns means of the channels.
-        stem_stride: what the stem, of either kind, divides H and W by; 4, or 2 for small images.
-        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
-        **decisions: fields of `Design`; what is not given is as in ResNet-50.
+        num_classes: outputs of the head; 0: no head, the model returns the channel means.
+        stem_stride: total stride of the stem; 4, or 2 for small images.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
+        **decisions: fields of `Design`; their defaults are those of ResNet-50.
     """
 
     def __init__(
@@ -198,13 +199,15 @@ class RoadmapNet(ImageModel):
         **decisions: Any,
     ) -> None:
         check_sizes("roadmap", in_chans=in_chans, stem_stride=stem_stride)
-        check_sizes("roadmap", least=0, num_classes=num_classes)
+        check_sizes("roadmap", minimum=0, num_classes=num_classes)
         check_rates("roadmap", drop_path_rate=drop_path_rate)
         if stem_stride < 2 or stem_stride % 2:
-            raise ValueError(f"roadmap: stem_stride must be even, as a ResNet's pooling halves; got {stem_stride}")
+            raise ValueError(
+                f"roadmap: stem_stride must be even, as the pooling of ResNet's stem has stride 2, got {stem_stride}"
+            )
         self.design = design = Design(**decisions)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
-        self.smallest = 8 * stem_stride if design.separate_downsampling else stem_stride
+        self.min_size = 8 * stem_stride if design.separate_downsampling else stem_stride
 
         if design.patchify:
             self.conv1 = nn.Conv2d(in_chans, design.width, stem_stride, stride=stem_stride)
@@ -212,13 +215,13 @@ class RoadmapNet(ImageModel):
             self.conv1 = nn.Conv2d(in_chans, design.width, 7, stride=stem_stride // 2, padding=3, bias=False)
             self.bn1 = design.norm(design.width)
 
-        stages, halvings = [], []
-        C, rates = design.width, iter(drop_path_rates(drop_path_rate, sum(design.depths)))  # C: as it is so far
+        stages, downsamplings = [], []
+        C, rates = design.width, iter(drop_path_rates(drop_path_rate, sum(design.depths)))  # C: the present channels
         for s, depth in enumerate(design.depths):
-            narrow, stride = design.width * 2**s, 2 if s else 1
-            dim, hidden = (narrow, 4 * narrow) if design.inverted else (4 * narrow, narrow)
+            width, stride = design.width * 2**s, 2 if s else 1
+            dim, hidden = (width, 4 * width) if design.inverted else (4 * width, width)
             if s:
-                halvings.append(design.downsampling(C))
+                downsamplings.append(design.downsampling(C))
             if s and design.separate_downsampling:
                 C, stride = 2 * C, 1
             blocks = []
@@ -227,14 +230,14 @@ class RoadmapNet(ImageModel):
                 C, stride = dim, 1
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.ds1, self.ds2, self.ds3 = halvings
+        self.ds1, self.ds2, self.ds3 = downsamplings
 
         self.num_features = C
         self.norm = nn.LayerNorm(C, eps=1e-6) if design.final_norm else nn.Identity()
         self.head = self.make_head(num_classes)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        """The authors leave convolutions and norms as they come, and draw this layer from N(0, 0.02)."""
+        """The classifier, truncated normal with std 0.02. As in the authors' code, other layers keep their defaults."""
         if not num_classes:
             return nn.Identity()
         head = nn.Linear(self.num_features, num_classes)
@@ -244,7 +247,7 @@ class RoadmapNet(ImageModel):
 
     @property
     def head(self) -> nn.Module:
-        """The classifier, which ResNet calls fc."""
+        """The classifier, named `fc` in ResNet."""
         return self.fc
 
     @head.setter
@@ -263,8 +266,8 @@ class RoadmapNet(ImageModel):
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, in_chans, H, W) to (B, C, H / 32, W / 32), for a stem of stride 4."""
-        check_images("roadmap", x, self.in_chans, self.smallest)
+        """Images (B, in_chans, H, W) to features (B, C, H / 32, W / 32), with `stem_stride` 4."""
+        check_images("roadmap", x, self.in_chans, self.min_size)
         x = self.conv1(x)
         if not self.design.patchify:
             x = F.max_pool2d(F.relu(self.bn1(x)), 3, stride=2, padding=1)
@@ -279,8 +282,9 @@ class RoadmapNet(ImageModel):
         return x if pre_logits else self.head(x)
 
 
-# For images of 32 x 32, a third of the blocks and a quarter of the channels. With a stem of stride 2, the maps have 16,
-# 8, 4 and 2 pixels a side; with stride 4, most blocks would see 2 x 2 pixels, on which no kernel is large.
+# For CIFAR-10, images of 32 x 32: a third of the blocks and a quarter of the channels. With a stem of stride 2, the
+# feature maps have 16, 8, 4 and 2 pixels a side; with stride 4, most blocks would see 2 x 2 pixels, too few for large
+# kernels.
 for _number, (_name, _design) in enumerate(designs()):
     _small = replace(_design, depths=tuple(depth // 3 for depth in _design.depths), width=_design.width // 4)
     register(f"roadmap_{_number:02}_{_name}", RoadmapNet, **asdict(_design))

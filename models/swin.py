@@ -1,23 +1,23 @@
 """L6: the Swin Transformer.  Liu, Lin, Cao, Hu, Wei, Zhang, Lin, Guo 2021, "Swin Transformer: Hierarchical Vision
 Transformer using Shifted Windows", arXiv:2103.14030.
 
-The file follows section 3, from the image to the class. Attention between all hw tokens of an image costs (hw)², so
-here a token looks only at the M x M window it is in, and from one block to the next the windows move by half their
-size, so that what was a border lies inside:
+The file follows section 3, from image to logits. Attention between all hw tokens of an image costs (hw)², so here a
+token attends only to the tokens of its window of M x M. Every second block shifts the windows by half their size, so
+that information crosses their borders:
 
     ẑ_l   = W-MSA(LN(z_{l-1})) + z_{l-1}           attention within windows
     z_l   = MLP(LN(ẑ_l)) + ẑ_l
     ẑ_l+1 = SW-MSA(LN(z_l)) + z_l                  attention within shifted windows           (3)
     z_l+1 = MLP(LN(ẑ_l+1)) + ẑ_l+1
 
-Between stages, patch merging halves the map and doubles the channels, as in a convolutional network.
+Between stages, patch merging halves height and width and doubles the channels, as in a convolutional network.
 
-Parameters have the names of the authors' code, https://github.com/microsoft/Swin-Transformer, whose checkpoints load as
-they are. Axes: B images; a map of H x W tokens, each of C numbers; windows of N = M·M tokens.
+Parameters have the names of the authors' code, https://github.com/microsoft/Swin-Transformer, whose checkpoints load
+without renaming. Axes: B images; a feature map of H x W tokens with C channels; windows of N = M·M tokens.
 
-Any size of image works. Where the windows do not cover the map exactly it is padded, below and to the right, with
-zeros, as in torchvision's port; the padding takes part in attention. (Other ports differ there: timm shifts before it
-pads, the authors' code refuses. On sizes that fit, all agree.)
+Any image size works. A map that the window size does not divide is padded with zeros at the bottom and right, as in
+torchvision's port, and the padding takes part in attention. (On such a map, timm shifts before padding, and the
+authors' code raises an error. Without padding, all agree.)
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import shift_mask, window_places
 from models.model import (
@@ -51,8 +52,8 @@ from models.vit import Mlp
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches of P x P pixels, or of another height than width, and map each to C numbers (section
-    3.1); the authors' code normalises these."""
+    """Cut images into patches of P x P (or PH x PW) pixels and map each patch linearly to C channels (section 3.1); in
+    the authors' code, LayerNorm follows."""
 
     def __init__(self, patch_size: Size, in_chans: int, embed_dim: int) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
@@ -67,8 +68,8 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each 2 x 2 tokens into one: their 4C numbers side by side, and mapped to 2C (section 3.1); the authors' code
-    normalises between."""
+    """Merge 2 x 2 tokens into one: concatenate their channels to 4C, and map them linearly to 2C (section 3.1); in the
+    authors' code, with LayerNorm between the two."""
 
     def __init__(self, dim: int) -> None:
         self.norm = nn.LayerNorm(4 * dim)
@@ -83,14 +84,13 @@ class PatchMerging(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """W-MSA, and with a shift SW-MSA: multi-head self-attention within windows (section 3.2).
+    """W-MSA, or SW-MSA if `shifted`: multi-head self-attention within windows (section 3.2).
 
     Attention(Q, K, V) = softmax(Q Kᵀ / √d + B) V                                                                  (4)
 
-    B is a learned number for each head and each offset between two tokens of a window, kept in a table of
-    (2M - 1)² rows, or (2MH - 1)(2MW - 1) for windows of MH x MW. The map is shifted by rolling it: what leaves at the
-    top comes back at the bottom, beside tokens it has nothing to do with, and a mask of -100 keeps those apart (figure
-    4). All this is an op of its own, in minigrad/ops/window_attention.py.
+    B is a learned bias for each head and each offset between two tokens of a window: a table of (2M - 1)² rows, or of
+    (2MH - 1)(2MW - 1) for windows of MH x MW. The shift is a cyclic roll of the map. Tokens that only the roll has
+    made neighbours are masked by -100 (figure 4). The op is in minigrad/ops/window_attention.py.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(self.proj(y)[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the padded map, and its shift: ⌊M / 2⌋, but none along an axis that one window covers."""
+        """Height and width of the padded map, and its shift: ⌊M / 2⌋, or 0 along an axis that one window covers."""
         MH, MW = sides(self.window_size)
         Hp, Wp = H + -H % MH, W + -W % MW
         return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)
@@ -133,15 +133,15 @@ class WindowAttention(nn.Module):
         return self.qkv(pad_below_right(x, Hp - H, Wp - W))
 
     def bias(self) -> Tensor:
-        """B, for each two tokens of a window: (heads, N, N)."""
+        """B, for each pair of tokens of a window: (heads, N, N)."""
         M, table = self.window_size, self.relative_position_bias_table
         index = relative_position_index(M, table.device)
         return table.index_select(0, index).reshape(N := prod(sides(M)), N, self.num_heads).permute(2, 0, 1)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """softmax(Q Kᵀ / √d + B), which the forward does not keep, put back into the image: (B, heads, H·W, H·W).
+        """softmax(Q Kᵀ / √d + B) for all tokens of the map, which `forward` does not return: (B, heads, H·W, H·W).
 
-        Row i is what token i looks at: zero outside its window. Attention to the padding is left out.
+        Row i belongs to query i and is zero outside its window. Columns of padding are left out.
         """
         B, H, W, C = x.shape
         (Hp, Wp), shift = self.layout(H, W)
@@ -156,22 +156,22 @@ class WindowAttention(nn.Module):
             scores = scores + Tensor(shift_mask(Hp, Wp, self.window_size, shift, x.device))
         windowed = F.softmax(scores, dim=-1).data
         stitched = array_module(windowed).zeros((B, self.num_heads, Hp * Wp, Hp * Wp), windowed.dtype)
-        # (B, windows, heads, N, N) -> (B, heads, windows, N, N), each number to its query's row and its key's column
+        # (B, windows, heads, N, N) -> (B, heads, windows, N, N), then to the row of the query and the column of the key
         stitched[:, :, places[:, :, None], places[:, None, :]] = windowed.swapaxes(1, 2)
         stitched = stitched.reshape(B, self.num_heads, Hp, Wp, Hp, Wp)[:, :, :H, :W, :H, :W]
         return Tensor(stitched.reshape(B, self.num_heads, H * W, H * W))
 
 
 def pad_below_right(x: Tensor, bottom: int, right: int, axes_after: int = 1) -> Tensor:
-    """Zeros below and to the right of a map; after H and W come `axes_after` axes that stay as they are."""
+    """Pad a map with zeros at the bottom and right; `axes_after` is the number of axes after H and W."""
     if not (bottom or right):
         return x
     return F.pad(x, (0, 0) * axes_after + (0, right, 0, bottom))
 
 
-@cache  # for good: a graph may read it
+@cache  # never freed: a CUDA graph may read the array
 def relative_position_index(M: Size, device: str = "cpu") -> Tensor:
-    """For query i and key j of a window, the row of the table that their offset has: (N·N,), i the slower axis.
+    """The row of the bias table for query i and key j of a window: (N·N,), i the slower axis.
 
     row = (h_i - h_j + MH - 1) · (2MW - 1) + (w_i - w_j + MW - 1),   h = i // MW,  w = i mod MW
     """
@@ -182,7 +182,11 @@ def relative_position_index(M: Size, device: str = "cpu") -> Tensor:
 
 
 class SwinTransformerBlock(nn.Module):
-    """Two lines of equation (3): attention within windows, then MLP, each on normalised input and added."""
+    """Two lines of equation (3): attention and MLP, each after a LayerNorm and with a residual connection.
+
+    x = x + drop_path(attn(norm1(x)))
+    x = x + drop_path(mlp(norm2(x)))
+    """
 
     def __init__(
         self,
@@ -198,21 +202,21 @@ class SwinTransformerBlock(nn.Module):
     ) -> None:
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window_size, shifted, qkv_bias, attn_drop, drop)
-        self.norm2 = nn.ResidualLayerNorm(dim, drop_path=drop_path)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = self.norm2(x, self.attn(self.norm1(x)))  # ẑ_l = W-MSA(LN(z_{l-1})) + z_{l-1}, and LN(ẑ_l)
-        return self.residual(x, self.mlp(y))  # z_l = MLP(LN(ẑ_l)) + ẑ_l
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l, LN(ẑ_l)
+        return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """How much each token of this block's input looks at each other one: (B, heads, H·W, H·W)."""
+        """The attention probabilities of this block for its input x: (B, heads, H·W, H·W), a row for each query."""
         return self.attn.probabilities(self.norm1(x))
 
 
 class BasicLayer(nn.Module):
-    """A stage: blocks without and with shift in turn, then patch merging (none after the last stage)."""
+    """A stage: blocks, alternately without and with shift, then patch merging (none after the last stage)."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module) -> None:
         self.blocks = nn.ModuleList(blocks)
@@ -228,19 +232,19 @@ class SwinTransformer(ImageModel):
     """Swin.
 
     Args:
-        img_size: the size of image it is meant for; any other works too.
+        img_size: default size of the images; any other size works too.
         patch_size: P, or (height, width).
         in_chans: channels of the images.
-        num_classes: outputs of the head; 0: no head, the model returns the mean token.
-        embed_dim: C in the first stage; it doubles from stage to stage.
+        num_classes: outputs of the head; 0: no head, the model returns the mean of the tokens.
+        embed_dim: C in the first stage; doubled in each following stage.
         depths: blocks in each stage.
-        num_heads: heads of attention in each stage.
+        num_heads: attention heads in each stage.
         window_size: M, or (height, width).
-        mlp_ratio: hidden width of the MLP over the channels.
-        qkv_bias: whether queries, keys and values have a bias.
-        drop_rate: dropout after the patch embedding and after every dense layer but qkv.
+        mlp_ratio: hidden dimension of the MLP, divided by the channels.
+        qkv_bias: add a bias to queries, keys and values.
+        drop_rate: dropout after the patch embedding and after every linear layer of a block except qkv.
         attn_drop_rate: dropout on the attention probabilities.
-        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
     """
 
     def __init__(
@@ -264,11 +268,13 @@ class SwinTransformer(ImageModel):
         )
         check_sizes("Swin", in_chans=in_chans, embed_dim=embed_dim)
         check_lists("Swin", depths=depths, num_heads=num_heads)
-        check_sizes("Swin", least=0, num_classes=num_classes)
+        check_sizes("Swin", minimum=0, num_classes=num_classes)
         check_rates("Swin", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_ratio("Swin", mlp_ratio, embed_dim)
         if not depths or len(depths) != len(num_heads):
-            raise ValueError(f"Swin: depths and num_heads need one number for each stage, got {depths} and {num_heads}")
+            raise ValueError(
+                f"Swin: depths and num_heads must have one entry for each stage, got {depths} and {num_heads}"
+            )
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -290,7 +296,7 @@ class SwinTransformer(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """As the authors' code: linear weights and bias tables N(0, 0.02), biases 0."""
+        """As the authors' code: weights of linear layers and bias tables truncated normal with std 0.02, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)
@@ -307,9 +313,9 @@ class SwinTransformer(ImageModel):
         return head
 
     def set_window_size(self, window_size: Size) -> None:
-        """Use windows of another size from now on, as for larger images: the bias tables are resized.
+        """Change the window size, for example for larger images: interpolate the bias tables.
 
-        Make the optimiser afterwards: it would go on with the old ones.
+        Create the optimizer afterwards: an existing optimizer holds the old tables.
         """
         window_size = pair_size(window_size, "window_size", "Swin")
         for block in self.blocks_by_name().values():
@@ -321,7 +327,7 @@ class SwinTransformer(ImageModel):
                 attn.window_size = window_size
 
     def no_weight_decay(self) -> set[str]:
-        """The bias tables: they are offsets, though their shapes are those of matrices."""
+        """The relative position bias tables, which are biases, not weight matrices."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     def sections(self) -> list[list[str]]:
@@ -344,14 +350,14 @@ class SwinTransformer(ImageModel):
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (B, H, W, C) to logits (B, num_classes): their mean, then the head."""
+        """Tokens (B, H, W, C) to logits (B, num_classes): the mean of the tokens, then the head."""
         x = x.mean((1, 2))
         return x if pre_logits else self.head(x)
 
 
 def resample_relative_position_bias_table(table: Tensor, window_size: Size, old: Size | None = None) -> Tensor:
-    """A bias table ((2M - 1)², heads) for another window, by bicubic interpolation over the offsets, as the authors
-    do it when they fine-tune at a higher resolution. `old` is the window that it was made for; None: a square one."""
+    """Interpolate a bias table ((2M - 1)², heads) to another window size, bicubic over the offsets, as the authors do
+    to fine-tune at a higher resolution. `old` is the window size of `table`; None: a square window."""
     rows, new = table.shape[0], _offsets(window_size)
     before = (isqrt(rows), isqrt(rows)) if old is None else _offsets(old)
     if prod(before) != rows:
@@ -364,12 +370,12 @@ def resample_relative_position_bias_table(table: Tensor, window_size: Size, old:
 
 
 def _offsets(window_size: Size) -> tuple[int, int]:
-    """How many differences there are between two rows of a window, and between two columns."""
+    """The number of row offsets and of column offsets between two tokens of a window."""
     MH, MW = sides(window_size)
     return 2 * MH - 1, 2 * MW - 1
 
 
-# Section 3.3, with L's heads from the authors' code. The larger window goes with images of 384.
+# Section 3.3; the heads of L are from the authors' code. Windows of 12 are for images of 384.
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
@@ -384,7 +390,7 @@ for _size, _config in _SIZES.items():
         register(_name, SwinTransformer, **_config)
         register(f"{_name}_in22k", SwinTransformer, num_classes=21841, **_config)
 
-# For images of 32 x 32 in ten classes: 2 x 2 patches, so maps of 16, 8 and 4 tokens a side, in windows of 4.
+# For CIFAR-10, images of 32 x 32: patches of 2 x 2, so feature maps of 16, 8 and 4 tokens a side; windows of 4.
 _CIFAR: dict[str, dict[str, Any]] = {
     "swin_nano_cifar": {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
     "swin_mini_cifar": {"embed_dim": 48, "depths": (2, 2, 4), "num_heads": (3, 6, 12)},

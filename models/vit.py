@@ -1,14 +1,14 @@
 """L6: the Vision Transformer.  Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", arXiv:2010.11929.
 
-The file follows section 3.1 of the paper, from the image to the class:
+The file follows section 3.1 of the paper, from image to logits:
 
     z₀   = [x_class; x¹E; ...; xᴺE] + E_pos          patches to tokens             (1)
     z'_l = MSA(LN(z_{l-1})) + z_{l-1}                attention between tokens      (2)
-    z_l  = MLP(LN(z'_l)) + z'_l                      a network on each token       (3)
-    y    = LN(z_L⁰)                                  the class token, read out     (4)
+    z_l  = MLP(LN(z'_l)) + z'_l                      an MLP on each token          (3)
+    y    = LN(z_L⁰)                                  output: the class token       (4)
 
-Parameters have the names of timm's port, so that its checkpoints load as they are. Axes: B images of C H W, cut into
-N patches; L = N + 1 tokens; D numbers a token.
+Parameters have the names of timm's port, so timm's checkpoints load without renaming. Axes: B images (C, H, W), cut
+into N patches; L = N + 1 tokens of D values each.
 """
 
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from models.model import (
     ImageModel,
@@ -35,8 +36,8 @@ from models.registry import register
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches of P x P pixels, or of another height than width, and map each to D numbers: a
-    convolution whose stride is its kernel."""
+    """Cut images into patches of P x P (or PH x PW) pixels and map each patch linearly to D values: a convolution
+    whose stride equals its kernel size."""
 
     def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
@@ -44,7 +45,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, sides(patch_size), stride=sides(patch_size))
 
     def set_input_size(self, img_size: Size) -> None:
-        """Take images of this size from now on."""
+        """Set the size of the images that `forward` accepts."""
         (PH, PW), (H, W) = sides(self.patch_size), image_size(img_size)
         if H % PH or W % PW:
             raise ValueError(
@@ -60,7 +61,7 @@ class PatchEmbed(nn.Module):
 
 
 def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
-    """Refuse images that the position embedding was not made for."""
+    """Raise an error unless the images have the size of the position embedding."""
     check_images("ViT", x, in_chans)
     if x.shape[2:] != img_size:
         raise ValueError(
@@ -70,7 +71,7 @@ def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A): every token looks at every token, in `num_heads` subspaces.
+    """Multi-head self-attention (appendix A): every token attends to every token, in `num_heads` subspaces.
 
     [q, k, v] = z U_qkv,    A = softmax(q kᵀ / √D_h),    SA(z) = A v,    MSA(z) = [SA₁(z); ...; SA_h(z)] U_msa
     """
@@ -96,13 +97,13 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(y))
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """A, which the forward does not keep: (B, heads, L, L)."""
+        """The attention probabilities A, which `forward` does not return: (B, heads, L, L)."""
         q, k, _ = self.heads(x)
         return F.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them, on each token by itself."""
+    """Two linear layers with a GELU between them, applied to each token separately."""
 
     def __init__(self, dim: int, hidden: int, drop: float) -> None:
         self.fc1 = nn.Linear(dim, hidden)
@@ -114,7 +115,11 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Equations (2) and (3): attention, then MLP, each on normalised input and added to the stream."""
+    """Equations (2) and (3): attention and MLP, each after a LayerNorm and with a residual connection.
+
+    x = x + drop_path(attn(norm1(x)))
+    x = x + drop_path(mlp(norm2(x)))
+    """
 
     def __init__(
         self,
@@ -128,21 +133,21 @@ class Block(nn.Module):
     ) -> None:
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
-        self.norm2 = nn.ResidualLayerNorm(dim, eps=1e-6, drop_path=drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
-        self.residual = nn.Residual(drop_path)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, y = self.norm2(x, self.attn(self.norm1(x)))  # z'_l = MSA(LN(z_{l-1})) + z_{l-1}, and LN(z'_l)
-        return self.residual(x, self.mlp(y))  # z_l = MLP(LN(z'_l)) + z'_l
+        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l, LN(z'_l)
+        return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
-        """How much each token of this block's input looks at each other one: (B, heads, L, L)."""
+        """The attention probabilities of this block for its input x: (B, heads, L, L), a row for each query."""
         return self.attn.probabilities(self.norm1(x))
 
 
 class PreLogits(nn.Module):
-    """tanh(y W + b), between the encoder and the head: the paper has it in pre-training (sections 3.1 and D.3)."""
+    """tanh(y W + b), the hidden layer of the paper's pre-training head (sections 3.1 and D.3)."""
 
     def __init__(self, dim: int, representation_size: int) -> None:
         self.fc = nn.Linear(dim, representation_size)
@@ -155,21 +160,21 @@ class VisionTransformer(ImageModel):
     """ViT.
 
     Args:
-        img_size: height and width of the images, or one number for both.
-        patch_size: P, or (height, width); it must divide `img_size`.
+        img_size: (height, width) of the images, or one integer for both.
+        patch_size: P, or (height, width); must divide `img_size`.
         in_chans: channels of the images.
-        num_classes: outputs of the head; 0: no head, the model returns the representation.
-        embed_dim: D, the width of a token.
+        num_classes: outputs of the head; 0: no head, the model returns features.
+        embed_dim: D, the dimension of a token.
         depth: number of blocks.
-        num_heads: heads of attention; it must divide `embed_dim`.
-        mlp_ratio: hidden width of the MLP over `embed_dim`.
-        qkv_bias: whether queries, keys and values have a bias.
-        representation_size: width of the pre-logits layer; None: there is none.
-        global_pool: what the head reads: "token", the class token, as in the paper; "avg", the mean of the patches,
-            normalised after it and not before; "", every token, so that the logits are (B, L, num_classes).
-        drop_rate: dropout after the position embedding and after every dense layer but qkv.
+        num_heads: attention heads; must divide `embed_dim`.
+        mlp_ratio: hidden dimension of the MLP, divided by `embed_dim`.
+        qkv_bias: add a bias to queries, keys and values.
+        representation_size: dimension of the pre-logits layer; None: no pre-logits layer.
+        global_pool: the input of the head: "token", the class token, as in the paper; "avg", the mean of the patch
+            tokens, with the last LayerNorm after the mean, not before; "", every token: logits (B, L, num_classes).
+        drop_rate: dropout after the position embedding and after every linear layer of a block except qkv.
         attn_drop_rate: dropout on the attention probabilities.
-        drop_path_rate: stochastic depth of the last block; it rises to that linearly from 0 at the first.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
     """
 
     def __init__(
@@ -191,7 +196,7 @@ class VisionTransformer(ImageModel):
     ) -> None:
         patch_size = pair_size(patch_size, "patch_size", "ViT")
         check_sizes("ViT", in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
-        check_sizes("ViT", least=0, depth=depth, num_classes=num_classes)
+        check_sizes("ViT", minimum=0, depth=depth, num_classes=num_classes)
         check_rates("ViT", drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
         check_ratio("ViT", mlp_ratio, embed_dim)
         if representation_size is not None:
@@ -220,14 +225,14 @@ class VisionTransformer(ImageModel):
         self.init_weights()
 
     def make_patch_embed(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> Any:
-        """What turns images into N tokens."""
+        """The module that maps images to N tokens."""
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
 
     def init_weights(self) -> None:
-        """As the authors' code: https://github.com/google-research/vision_transformer, models_vit.py.
+        """Initialize as the authors' code: https://github.com/google-research/vision_transformer, models_vit.py.
 
-        Patches: LeCun normal. Attention: Xavier uniform for each of q, k, v by itself. MLP: Xavier uniform, biases
-        N(0, 10⁻⁶). Position embedding N(0, 0.02); class token, head and other biases 0.
+        Patch embedding: LeCun normal. Attention: Xavier uniform, for q, k and v separately. MLP: Xavier uniform, biases
+        normal with std 10⁻⁶. Position embedding: normal with std 0.02. Class token, head and other biases: 0.
         """
         init.lecun_normal_(self.patch_embed.proj.weight)
         init.zeros_(self.patch_embed.proj.bias)
@@ -245,7 +250,7 @@ class VisionTransformer(ImageModel):
             init.zeros_(self.pre_logits.fc.bias)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        """A head of zeros: every class is as likely at first."""
+        """A head initialized to 0: all classes start with the same probability."""
         if not num_classes:
             return nn.Identity()
         head = nn.Linear(self.num_features, num_classes)
@@ -253,15 +258,15 @@ class VisionTransformer(ImageModel):
         return head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """As the paper fine-tunes (section 3.2): the whole pre-training head goes, and one linear layer comes."""
-        check_sizes("ViT", least=0, num_classes=num_classes)  # before anything goes
+        """Replace the whole pre-training head by one linear layer, as the paper does to fine-tune (section 3.2)."""
+        check_sizes("ViT", minimum=0, num_classes=num_classes)  # before anything is replaced
         self.pre_logits, self.num_features = nn.Identity(), self.pos_embed.shape[-1]
         super().reset_classifier(num_classes)
 
     def set_input_size(self, img_size: Size) -> None:
-        """Take images of another size from now on: the position embedding is resized to the new grid (section 3.2).
+        """Accept images of another size: interpolate the position embedding to the new grid (section 3.2).
 
-        Make the optimiser afterwards: it would go on with the old one.
+        Create the optimizer afterwards: an existing optimizer holds the old position embedding.
         """
         old = self.patch_embed.grid_size
         self.patch_embed.set_input_size(img_size)
@@ -271,7 +276,7 @@ class VisionTransformer(ImageModel):
             self.pos_embed = nn.Parameter(pos_embed.data, self.pos_embed.requires_grad)
 
     def no_weight_decay(self) -> set[str]:
-        """The embeddings: they are offsets, though their shapes are those of matrices."""
+        """The embeddings, which are offsets, not weight matrices."""
         return {"pos_embed", "cls_token"}
 
     def sections(self) -> list[list[str]]:
@@ -279,13 +284,13 @@ class VisionTransformer(ImageModel):
         return [stem, *([f"blocks.{i}"] for i in range(len(self.blocks)))]
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """The patch tokens of (B, L, D) as an image (B, D, H', W')."""
+        """The patch tokens of x (B, L, D) as a feature map (B, D, H', W')."""
         B, _, D = x.shape
         return x[:, 1:].transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the norm of (4),
-        unless that comes after the mean."""
+        """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of
+        (4) unless `global_pool` is "avg"."""
         x = self.patch_embed(x)
         cls_token = self.cls_token.expand(x.shape[0], -1, -1)  # (1, 1, D) -> (B, 1, D)
         x = minigrad.cat([cls_token, x], dim=1)  # -> (B, L, D), L = N + 1
@@ -303,9 +308,9 @@ class VisionTransformer(ImageModel):
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Position embeddings (1, 1 + h·w, D) for another grid, by bicubic interpolation; the class token's stays.
+    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's stays.
 
-    Conventions differ: this is timm's. Without `antialias` it is Hugging Face's.
+    With `antialias` as in timm; without, as in Hugging Face's transformers.
     """
     if pos_embed.shape[1] != 1 + old[0] * old[1]:
         raise ValueError(f"a {old[0]} x {old[1]} grid has {1 + old[0] * old[1]} positions, got {pos_embed.shape}")
@@ -318,7 +323,7 @@ def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, 
     return minigrad.cat([pos_embed[:, :1], grid], dim=1)
 
 
-# The sizes of table 1 of the paper, and Ti and S of Steiner et al. 2021, arXiv:2106.10270.
+# Sizes B, L and H are from table 1 of the paper, Ti and S from Steiner et al. 2021, arXiv:2106.10270.
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -330,12 +335,12 @@ _PATCHES = {"tiny": (16,), "small": (16, 32), "base": (16, 32), "large": (16, 32
 
 for _size, _patch in [(size, patch) for size, patches in _PATCHES.items() for patch in patches]:
     _config = _SIZES[_size] | {"patch_size": _patch}
-    for _img_size in (224, 384 if _patch != 14 else 392):  # 384 is no multiple of 14
+    for _img_size in (224, 384 if _patch != 14 else 392):  # 384 is not a multiple of 14
         register(f"vit_{_size}_patch{_patch}_{_img_size}", VisionTransformer, img_size=_img_size, **_config)
     _pretraining = {"num_classes": 21843, "representation_size": _config["embed_dim"]}
     register(f"vit_{_size}_patch{_patch}_224_in21k", VisionTransformer, img_size=224, **_config, **_pretraining)
 
-# For images of 32 x 32 in ten classes: 4 x 4 patches, so 64 of them.
+# For CIFAR-10, images of 32 x 32: patches of 4 x 4, so N = 64.
 _CIFAR: dict[str, dict[str, Any]] = {
     "vit_nano_cifar": {"embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0},
     "vit_micro_cifar": {"embed_dim": 96, "depth": 6, "num_heads": 3},

@@ -20,11 +20,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from minigrad.backend import cublas, cublas_lt
+from minigrad.backend import capture, cublas, cublas_lt
 from minigrad.backend.dtypes import as_dtype
 from minigrad.backend.fast_paths import FAST_PATHS
 from minigrad.backend.random import Generator
-from minigrad.kernels.cuda import table
 from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
 from tests.cuda.runner import HAS_COMPILER, CpuDevice
 
@@ -463,8 +462,8 @@ class Kernels(CpuDevice):
     """Runs kernels, and notes them while a stream is captured."""
 
     def launch(self, kernel: Kernel, grid: Dim3, block: Dim3, args: Sequence[Any], shared: int) -> None:
-        tables = table._captured.tables if table._captured is not None else []
-        read = [t for t in tables if any(t.memory is x for x in args)]
+        tables = capture.current()
+        read = [t for t in tables.tables if any(t.memory is x for x in args)] if tables is not None else []
         for t in read:  # it is filled after the capture: what follows here needs what the kernel makes
             t.memory._host[...] = t.rows.view(np.uint64)
         _do(super().launch, kernel, grid, block, args, shared)

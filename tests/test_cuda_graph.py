@@ -1,4 +1,4 @@
-"""A captured training step does what the step does, bit for bit (on a stand-in for CuPy where there is no GPU)."""
+"""A captured training step equals the eager step, bit for bit (without a GPU: on tests/cupy_on_cpu.py)."""
 
 import gc
 import sys
@@ -12,22 +12,21 @@ import minigrad
 import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
-from minigrad.backend import empty, to_device
+from minigrad.backend import capture, empty, to_device
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep
-from minigrad.kernels.cuda import table
 from minigrad.nn.module import Buffer
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
 from tests.test_cuda import SMALL
 
-pytestmark = needs_compiler  # AdamW in a graph is a kernel
+pytestmark = needs_compiler  # a graph can contain AdamW's kernel only
 
 
 @pytest.fixture(autouse=True)
 def only_on_a_gpu(device):
     if device == "cpu":
-        pytest.skip("graphs are CUDA's")
+        pytest.skip("CUDA graphs need a GPU")
 
 
 class Flatten(nn.Module):
@@ -36,7 +35,7 @@ class Flatten(nn.Module):
 
 
 def train(build, batches, graphed, warmup=2, clip=0.0, amp=False):
-    """The losses, the parameters at the end, and the wrapped step."""
+    """The losses, parameters and optimizer state at the end, and the GraphedStep."""
     minigrad.manual_seed(7)
     model = build().to(dtype=np.float32).to("cuda")
     optimizer = optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -61,7 +60,7 @@ def train(build, batches, graphed, warmup=2, clip=0.0, amp=False):
     return losses, state | {key: np.asarray(value) for key, value in optimizer.state_dict().items()}, run
 
 
-def made(sizes, shape):
+def batches_of(sizes, shape):
     rng = np.random.default_rng(0)
     return [(rng.standard_normal((n, *shape)).astype(np.float32), rng.integers(0, 10, n)) for n in sizes]
 
@@ -76,25 +75,27 @@ def assert_same(build, batches, rtol=0.0, **options):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_models(name):
+def test_captured_models(name):
     size = SMALL[name]["img_size"]
-    # CuPy adds Swin's bias table up in whatever order the card comes to it.
+    # CuPy sums the gradient of Swin's bias table in no fixed order.
     rtol = 1e-4 if name.startswith("swin") and hasattr(sys.modules["cupy"], "__file__") else 0.0
-    assert_same(lambda: formula.fill(models.create_model(name, **SMALL[name])), made([4] * 5, (3, size, size)), rtol)
+    assert_same(
+        lambda: formula.fill(models.create_model(name, **SMALL[name])), batches_of([4] * 5, (3, size, size)), rtol
+    )
 
 
-def test_dropout_goes_on_where_it_was():
-    """Every replay has masks of its own, the same as without a graph."""
+def test_replays_draw_the_dropout_masks_of_eager_steps():
+    """Every replay draws new masks."""
 
     def build():
         return nn.Sequential(Flatten(), nn.Linear(48, 20), nn.Dropout(0.5), nn.Linear(20, 10), nn.Dropout(0.1))
 
-    assert_same(build, made([4] * 6, (3, 4, 4)))
+    assert_same(build, batches_of([4] * 6, (3, 4, 4)))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=4), st.integers(0, 5), st.integers(1, 4))
-def test_several_generators_go_on_where_they_were(draws, before, steps):
-    """Whichever of two is drawn from in which order, each replay gives the next words of each."""
+def test_replays_draw_the_next_words_of_each_generator(draws, before, steps):
+    """In any order of draws from two generators."""
     parameter = Tensor(to_device(np.ones(2, np.float32), "cuda"), requires_grad=True)
     optimizer = optim.AdamW([parameter])
     ours, theirs = [Generator(1, before), Generator(2)], [Generator(1, before), Generator(2)]
@@ -114,51 +115,51 @@ def test_several_generators_go_on_where_they_were(draws, before, steps):
     assert run.graph is not None and all(g.captured is None for g in ours)
 
 
-def test_batch_normalisation():
+def test_captured_batch_norm():
     assert_same(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Flatten(), nn.Linear(16, 10)),
-        made([4] * 5, (3, 4, 4)),
+        batches_of([4] * 5, (3, 4, 4)),
     )
 
 
-def test_a_smaller_batch_runs_as_it_is():
+def test_smaller_batch_runs_eagerly():
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
-    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)))
+    assert_same(build, batches_of([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)))
 
 
 @pytest.mark.parametrize("sizes", [[4, 4, 3, 4, 4, 3, 4], [4, 3, 3, 3, 4, 4]], ids=str)
-def test_what_is_recorded_is_a_batch_like_the_first(sizes):
-    """Also where the warm-up ends with an epoch, whose last batch is smaller: else whole batches would never replay."""
+def test_capture_waits_for_the_shapes_of_the_first_batch(sizes):
+    """Also if the warm-up ends with a smaller last batch: a graph of the smaller shape would never replay full ones."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
-    assert_same(build, made(sizes, (3, 4, 4)))
-    _, _, run = train(build, made(sizes, (3, 4, 4)), graphed=True)
+    assert_same(build, batches_of(sizes, (3, 4, 4)))
+    _, _, run = train(build, batches_of(sizes, (3, 4, 4)), graphed=True)
     assert [len(x) for x in run.inputs] == [4, 4]
 
 
 @pytest.mark.parametrize("options", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
-def test_tables_of_a_graph_are_its_own(options):
-    """Of clipping, rounding and AdamW: those of a step in between, on a smaller batch, are others."""
+def test_eager_steps_between_replays_have_other_tables(options):
+    """The tables of clipping, casts and AdamW."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 20), nn.LayerNorm(20), nn.Linear(20, 10))  # noqa: E731
-    assert_same(build, made([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **options)
+    assert_same(build, batches_of([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **options)
 
 
-def test_tables_are_in_memory_that_the_graph_does_not_use_again(monkeypatch):
-    """What is freed while it is captured is another's memory in it, before the table is read and after it is filled."""
+def test_tables_are_not_allocated_from_the_pool_of_the_graph(monkeypatch):
+    """The graph's pool reuses memory that is freed during the capture: a kernel could overwrite a filled table."""
     allocators = []
 
-    def noting(*arguments):
+    def recording(*arguments):
         allocators.append(sys.modules["cupy"].cuda.get_allocator())
         return empty(*arguments)
 
-    monkeypatch.setattr("minigrad.kernels.cuda.table.empty", noting)
+    monkeypatch.setattr("minigrad.backend.capture.empty", recording)
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
-    _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True, clip=1.0, amp=True)
+    _, _, run = train(build, batches_of([4] * 4, (3, 4, 4)), graphed=True, clip=1.0, amp=True)
     assert len(run.tables.tables) == 3
     assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
 
 
-def test_two_steps_of_the_optimizer_in_a_graph():
-    """Each counts, and has the numbers of its own t."""
+def test_two_optimizer_steps_in_a_graph():
+    """Each increments t, and has the scalars of its t."""
 
     def run(graphed):
         parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
@@ -182,18 +183,17 @@ def test_two_steps_of_the_optimizer_in_a_graph():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_a_replay_launches_the_same_with_the_same_arguments(device):
-    """And allocates nothing: what is new since the capture would show in the addresses."""
+def test_replay_writes_its_outputs_to_the_same_memory(device):
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
-    _, _, run = train(build, made([4] * 4, (3, 4, 4)), graphed=True)
+    _, _, run = train(build, batches_of([4] * 4, (3, 4, 4)), graphed=True)
     assert gc.isenabled()
     before = run.outputs.data.ptr
     run(*run.inputs)
     assert run.outputs.data.ptr == before
 
 
-def test_inputs_are_copied_in():
-    """What was captured with is the caller's, and free to change."""
+def test_inputs_are_copied():
+    """A replay does not write to the arrays of the call that captured."""
     model = nn.Linear(4, 4).to("cuda")
     optimizer = optim.AdamW(model.parameters(), lr=0.0)
 
@@ -212,7 +212,7 @@ def test_inputs_are_copied_in():
     np.testing.assert_array_equal(first.get(), 1)
 
 
-def test_what_waits_for_the_device_is_refused():
+def test_synchronizing_during_capture_raises():
     model = nn.Sequential(Flatten(), nn.Linear(48, 10)).to("cuda")
     optimizer = optim.AdamW(model.parameters())
 
@@ -224,16 +224,16 @@ def test_what_waits_for_the_device_is_refused():
         return loss.item()
 
     run = GraphedStep(step, optimizer, warmup=1)
-    batch = [to_device(x, "cuda") for x in made([4], (3, 4, 4))[0]]
+    batch = [to_device(x, "cuda") for x in batches_of([4], (3, 4, 4))[0]]
     run(*batch)
     draws = minigrad.random.default_generator().draws
     with pytest.raises(RuntimeError, match="capture"):
         run(*batch)
-    assert run.graph is None and not table.is_capturing() and gc.isenabled()
+    assert run.graph is None and not capture.is_capturing() and gc.isenabled()
     assert minigrad.random.default_generator().draws == draws
 
 
-def test_a_copy_from_the_host_is_refused():
+def test_copy_from_the_host_during_capture_raises():
     parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
     optimizer = optim.AdamW([parameter])
 
@@ -250,7 +250,7 @@ def test_a_copy_from_the_host_is_refused():
         run(x)
 
 
-def test_a_first_gradient_must_not_come_in_the_capture():
+def test_first_gradient_during_capture_raises():
     model = nn.Sequential(Flatten(), nn.Linear(48, 10)).to("cuda")
     optimizer = optim.AdamW(model.parameters())
     calls = []
@@ -264,20 +264,21 @@ def test_a_first_gradient_must_not_come_in_the_capture():
         return images
 
     run = GraphedStep(step, optimizer, warmup=1)
-    batch = [to_device(x, "cuda") for x in made([4], (3, 4, 4))[0]]
+    batch = [to_device(x, "cuda") for x in batches_of([4], (3, 4, 4))[0]]
     run(*batch)
-    with pytest.raises(RuntimeError, match="warm up longer"):
+    with pytest.raises(RuntimeError, match="use a larger `warmup`"):
         run(*batch)
 
 
-def test_only_adamw_reads_its_rate_anew():
+def test_other_optimizers_raise():
     parameter = Tensor(np.ones(2), requires_grad=True)
-    with pytest.raises(TypeError, match=r"is for AdamW.*got SGD"):
+    with pytest.raises(TypeError, match=r"must be AdamW.*got SGD"):
         GraphedStep(lambda: None, optim.SGD([parameter]))
 
 
-def test_parameters_whose_rate_would_stay_are_refused():
-    parameter = Tensor(to_device(np.ones(3), "cuda"), requires_grad=True)  # float64
+def adamw_step(x):
+    """A step of AdamW on a parameter with the dtype of x, warmed up, and x: the next call captures."""
+    parameter = Tensor(to_device(np.ones(3, x.dtype), "cuda"), requires_grad=True)
     optimizer = optim.AdamW([parameter])
 
     def step(x):
@@ -287,15 +288,51 @@ def test_parameters_whose_rate_would_stay_are_refused():
         return x
 
     run = GraphedStep(step, optimizer, warmup=1)
-    x = to_device(np.ones(3), "cuda")
+    x = to_device(x, "cuda")
     run(x)
-    with pytest.raises(RuntimeError, match="takes float32 parameters"):
+    return run, x
+
+
+def test_adamw_of_float64_during_capture_raises():
+    run, x = adamw_step(np.ones(3))
+    with pytest.raises(
+        RuntimeError, match=r"AdamW: .* supports contiguous float32 parameters and gradients, got float64"
+    ):
+        run(x)
+    assert run.optimizer.state[0][0]["step"] == 1
+
+
+def test_capture_without_fast_paths_raises():
+    run, x = adamw_step(np.ones(3, np.float32))
+    with (
+        minigrad.without_fast_paths(),
+        pytest.raises(RuntimeError, match="AdamW: a CUDA graph can capture only the CUDA"),
+    ):
+        run(x)
+    run(x)
+    assert run.graph is not None and run.optimizer.state[0][0]["step"] == 2
+
+
+def test_muon_of_a_matrix_during_capture_raises():
+    matrix = Tensor(to_device(np.ones((3, 3), np.float32), "cuda"), requires_grad=True)
+    optimizer = optim.Muon([{"params": [matrix], "muon": True}])
+
+    def step(x):
+        optimizer.zero_grad()
+        (matrix * Tensor(x)).sum().backward()
+        optimizer.step()
+        return x
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    x = to_device(np.ones((3, 3), np.float32), "cuda")
+    run(x)
+    with pytest.raises(RuntimeError, match="cannot contain the update of a matrix"):
         run(x)
 
 
-def test_a_state_that_is_loaded_is_captured_anew():
+def test_loading_a_state_captures_again():
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
-    batches = made([4] * 3, (3, 4, 4))
+    batches = batches_of([4] * 3, (3, 4, 4))
     _, _, run = train(build, batches, graphed=True)
     first = run.graph
     saved = {key: np.array(value) for key, value in run.optimizer.state_dict().items()}
@@ -306,14 +343,14 @@ def test_a_state_that_is_loaded_is_captured_anew():
     assert [int(value) for value in steps] == [len(batches) + 1] * 2
 
 
-def test_there_is_always_a_warm_up():
-    with pytest.raises(ValueError, match="at least one"):
+def test_warmup_of_0_raises():
+    with pytest.raises(ValueError, match="at least 1"):
         GraphedStep(lambda: None, optim.AdamW([Tensor(1.0, requires_grad=True)]), warmup=0)
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_an_average_is_a_part_of_the_step(warmup):
-    """Each replay counts, and has the decay of its own number; a buffer that is counted is copied."""
+def test_ema_in_a_graph(warmup):
+    """Each replay increments the number of updates, and has its decay; an integer buffer is copied."""
 
     class Counting(nn.Module):
         def __init__(self):
@@ -343,7 +380,7 @@ def test_an_average_is_a_part_of_the_step(warmup):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_an_average_of_another_type_is_not_captured():
+def test_ema_of_float64_during_capture_raises():
     model = nn.Linear(4, 4).to("cuda")
     optimizer, ema = optim.AdamW(model.parameters()), optim.EMA(model.to(dtype=np.float64))
 
@@ -354,6 +391,6 @@ def test_an_average_of_another_type_is_not_captured():
     run = GraphedStep(step, optimizer, warmup=1)
     x = to_device(np.ones((2, 4), np.float32), "cuda")
     run(x)
-    with pytest.raises(RuntimeError, match="must be of float32"):
+    with pytest.raises(RuntimeError, match=r"EMA: .* supports contiguous float32 arrays, got float64"):
         run(x)
     assert ema.updates == 1

@@ -86,6 +86,15 @@ def test_ops_never_see_tensors():
         assert not re.search(r"minigrad\.(tensor|methods|functional|nn|optim)", path.read_text()), path
 
 
+def test_only_the_package_imports_kernels():
+    """Importing minigrad registers the fast paths. Other code finds them by `minigrad/backend/fast_paths.py`."""
+    kernels = ROOT / "minigrad" / "kernels"
+    for path in FILES:
+        if kernels not in path.parents and path != ROOT / "minigrad" / "__init__.py":
+            found = [str(p.relative_to(ROOT)) for p in imported(path) if kernels in p.parents]
+            assert not found, f"{path.relative_to(ROOT)} imports {found}"
+
+
 def test_every_exception_is_needed():
     for path, allowed in EXCEPTIONS.items():
         assert f"from {allowed.removesuffix('.py').replace('/', '.')} import" in (ROOT / path).read_text()

@@ -147,14 +147,14 @@ class _Returns(Function):
         (lambda: F.where(True, X32, 0.0), TypeError, "where: the condition must be a Tensor of bool, got bool"),
         (lambda: INTS**-1, ValueError, "negative integer powers"),
         (lambda: X32.to("gpu"), ValueError, 'a device "cpu" or "cuda"'),
-        (lambda: F.pad(X32, 1), ValueError, "pad: needs a pair"),
-        (lambda: Tensor(1.0).unbind(), ValueError, "no slices"),
+        (lambda: F.pad(X32, 1), ValueError, "pad: needs widths"),
+        (lambda: Tensor(1.0).unbind(), ValueError, "no axis to unbind"),
         (lambda: nn.Sequential([nn.Linear(2, 3)]), TypeError, "Sequential: holds Modules, got list"),
         (lambda: nn.Sequential(nn.Linear(2, 3), F.relu), TypeError, "holds Modules, got function"),
         (lambda: minigrad.rand(2, -1), ValueError, "must not be negative"),
         (lambda: minigrad.randn(2, dtype=np.int64), TypeError, "floating-point"),
         (lambda: nn.init.kaiming_normal_(nn.Parameter(np.ones((2, 2))), mode="fanin"), ValueError, "fan_in"),
-        (lambda: optim.AdamW([X32]).load_state_dict({}), ValueError, "lacks the rate"),
+        (lambda: optim.AdamW([X32]).load_state_dict({}), ValueError, "lacks 0.lr"),
         (lambda: Tensor.apply(_Returns, X32, forward=1.0, backward=None), TypeError, "forward must return an array"),
         (
             lambda: Tensor.apply(_Returns, X32, forward=None, backward=[1.0]).sum().backward(),
@@ -164,7 +164,7 @@ class _Returns(Function):
         (
             lambda: F.scaled_dot_product_attention(*[minigrad.ones(2, 3)] * 3, minigrad.ones(2, 2, dtype=np.int64)),
             TypeError,
-            "a mask holds booleans, or floats",
+            "the mask must be boolean, or floating-point",
         ),
     ],
 )

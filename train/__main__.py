@@ -18,7 +18,7 @@ from train.output import naming
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0, 2 for an input error, 128 + n after signal n."""
-    for stream in (sys.stdout, sys.stderr):  # as models.summary.table.escape_unencodable, whose import loads NumPy
+    for stream in (sys.stdout, sys.stderr):  # as models.terminal.escape_unencodable, whose import loads NumPy
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

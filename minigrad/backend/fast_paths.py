@@ -12,8 +12,9 @@ them, on the CPU and on the GPU, are registered with the inputs that they suppor
     @fast_path_of(cast, supports=lambda x, dtype: on_gpu(x))
     def convert(x, dtype): ...
 
-and are looked up by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`. Each has a test that both give
-the same, and with the gain that was measured: `python -m tests.benchmarks.fast_paths`.
+and are looked up by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `run(function, ...)` looks up and
+calls. Each has a test that both give the same, and with the gain that was measured:
+`python -m tests.benchmarks.fast_paths`.
 """
 
 from collections.abc import Callable, Iterator
@@ -58,6 +59,11 @@ def fast_path(reference: Any, *arrays: Any, **options: Any) -> Any:
         if implementation.supports(*arrays, **options):
             return implementation
     return None
+
+
+def run(reference: Any, *arrays: Any, **options: Any) -> Any:
+    """Call the first fast path of the function `reference` that supports these arguments, or else `reference`."""
+    return (fast_path(reference, *arrays, **options) or reference)(*arrays, **options)
 
 
 def fast_paths_of(reference: Any) -> tuple[Any, ...]:

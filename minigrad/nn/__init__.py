@@ -13,13 +13,11 @@ from minigrad.nn.layers import (
     Linear,
     ModuleList,
     ReLU,
-    Residual,
-    ResidualLayerNorm,
     Sequential,
 )  # fmt: skip
 from minigrad.nn.module import Buffer, Module, Parameter
 
 __all__ = [
     "GELU", "BatchNorm2d", "Buffer", "Conv2d", "DropPath", "Dropout", "GroupNorm", "Identity", "LayerNorm", "Linear",
-    "Module", "ModuleList", "Parameter", "ReLU", "Residual", "ResidualLayerNorm", "Sequential", "init",
+    "Module", "ModuleList", "Parameter", "ReLU", "Sequential", "init",
 ]  # fmt: skip

@@ -56,7 +56,7 @@ class Conv2d(Module):
                 f"Conv2d: groups must divide in_channels and out_channels, got {groups} groups for "
                 f"{in_channels} -> {out_channels} channels"
             )
-        KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", least=1)
+        KH, KW = checks.pair(kernel_size, "kernel_size", "Conv2d", minimum=1)
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.weight = Parameter(np.empty((out_channels, in_channels // groups, KH, KW), np.float32))
         self.register_parameter("bias", Parameter(np.empty(out_channels, np.float32)) if bias else None)
@@ -173,34 +173,6 @@ class DropPath(Module):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
-
-
-class Residual(Module):
-    """x + m · scale ⊙ branch: the branch of a block, added to its input; in training, now and then left out."""
-
-    def __init__(self, drop_path: float = 0.0) -> None:
-        self.p = checks.probability(drop_path, "Residual")
-
-    def forward(self, x: Tensor, branch: Tensor, scale: Tensor | None = None) -> Tensor:
-        return F.residual(x, branch, scale, self.p, self.training)
-
-    def extra_repr(self) -> str:
-        return f"drop_path={self.p}"
-
-
-class ResidualLayerNorm(LayerNorm):
-    """The branch added to x, and both that sum and its LayerNorm: what a block goes on with."""
-
-    def __init__(self, dim: int, eps: float = 1e-5, drop_path: float = 0.0) -> None:
-        super().__init__(dim, eps)
-        self.p = checks.probability(drop_path, "ResidualLayerNorm")
-
-    def forward(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        weight, bias = self.weight, self.bias
-        return F.residual_layer_norm(x, branch, weight, bias, self.eps, self.p, self.training)  # type: ignore[arg-type]
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, drop_path={self.p}"
 
 
 class Identity(Module):

@@ -9,7 +9,7 @@ from minigrad.ops import checks, special
 
 
 class ReLU(Function):
-    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y, also where x is NaN.  Saves y, which is ≤ 0 just where x is."""
+    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y (also where x is NaN).  Saves y, for y ≤ 0 exactly where x ≤ 0."""
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).maximum(x, 0)
@@ -20,19 +20,19 @@ class ReLU(Function):
 
 
 class GELU(Function):
-    """y = x · Φ(x), Φ the normal distribution;  ∂x = ∂y · (Φ(x) + x · φ(x)), φ its density.
+    """y = x · Φ(x);  ∂x = ∂y · (Φ(x) + x · φ(x)), Φ and φ the standard normal distribution function and density.
 
         Φ(x) = ½ (1 + erf(x / √2)),   φ(x) = exp(-x² / 2) / √(2π)
 
-    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves the slope Φ + x φ: as large as x, and backward need not
-    compute erf again.
+    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves the slope Φ(x) + x φ(x), which has the shape of x, so that
+    backward does not compute erf again.
     """
 
     def forward(self, x: Array) -> Array:
         checks.floating(x, "gelu")
         cdf = special.normal_cdf(x)
         if any(self.needs_input_grad):
-            with np.errstate(over="ignore"):  # exp(-∞), far out
+            with np.errstate(over="ignore"):  # if x² overflows to ∞, exp(-∞) is 0
                 self.slope = cdf + x * array_module(x).exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
         return x * cdf
 
@@ -45,9 +45,9 @@ class GELUTanh(Function):
 
         ∂x = ∂y · (s + x · s (1 - s) · 2u'),   u' = √(2/π) (1 + 3 · 0.044715 x²)
 
-    The form with σ is the same number, but does not cancel on the left, where tanh u is near -1.
+    ½ (1 + tanh u) is computed as σ(2u), since 1 + tanh u cancels for negative x, where tanh u is near -1.
 
-    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves that slope.
+    Hendrycks and Gimpel 2016, arXiv:1606.08415.  Saves the slope s + x · s (1 - s) · 2u'.
     """
 
     def forward(self, x: Array) -> Array:
@@ -75,9 +75,9 @@ class SiLU(Function):
 
 
 class Softmax(Function):
-    """yᵢ = exp(xᵢ - m) / Σⱼ exp(xⱼ - m), m = max x against overflow;  ∂x = y ⊙ (∂y - ⟨∂y, y⟩).
+    """yᵢ = exp(xᵢ - m) / Σⱼ exp(xⱼ - m), m = max x to avoid overflow;  ∂x = y ⊙ (∂y - ⟨∂y, y⟩).
 
-    ⟨·,·⟩ is the sum over `axis`.  Saves y.
+    ⟨∂y, y⟩ is the sum of ∂y ⊙ y over `axis`.  Saves y.
     """
 
     def forward(self, x: Array, *, axis: int) -> Array:

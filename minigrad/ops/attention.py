@@ -9,7 +9,7 @@ from minigrad.backend import Array, array_module, device_of, gemm
 from minigrad.backend.random import default_generator
 from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
-from minigrad.ops.shape import side_by_side
+from minigrad.ops.shape import stacked_view
 
 
 class ScaledDotProductAttention(Function):
@@ -18,13 +18,13 @@ class ScaledDotProductAttention(Function):
         ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - ⟨∂P, P⟩),   ∂bias = ∂S
         ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
 
-    `mask` is boolean (True: this query may look at this key) or a float bias that is added to the scores, such as
-    Swin's relative position bias; it broadcasts to (..., L, S), and not they to it, and a float one has a gradient. A
-    query that may look at no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) takes its place in y and ∂v, and
-    ∂P ⊙ M / (1 - p) that of ∂P.
+    `mask` is boolean (True: the query may attend to the key), or a float bias that is added to the scores (such as
+    Swin's relative position bias), which has a gradient. The mask is broadcast to the scores (..., L, S), never the
+    scores to the mask. A query that may attend to no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) replaces P in
+    y and ∂v, and ∂P ⊙ M / (1 - p) replaces ∂P.
 
     Shapes: q (..., L, E), k (..., S, E), v (..., S, V), P, S (..., L, S), y (..., L, V), leading axes broadcast.
-    Saves q, k, v, P, and the dropout's M / (1 - p).
+    Saves q, k, v, P, and M / (1 - p) of the dropout.
     """
 
     def forward(
@@ -45,20 +45,22 @@ class ScaledDotProductAttention(Function):
                 raise ValueError("attention: give a mask or is_causal=True, not both")
             mask = xp.tri(L, S, dtype=bool)
         if mask is not None:
-            whole = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]), L, S)
-            if not broadcasts_to(mask.shape, whole):
-                raise ValueError(f"attention: the mask must broadcast to (..., L, S), here {whole}, got {mask.shape}")
+            full = (*np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]), L, S)
+            if not broadcasts_to(mask.shape, full):
+                raise ValueError(f"attention: the mask must broadcast to (..., L, S), here {full}, got {mask.shape}")
             if mask.dtype == bool:
                 scores = xp.where(mask, scores, -xp.inf)
             elif mask.dtype.kind == "f":
                 scores = scores + mask.astype(scores.dtype, copy=False)
             else:
-                raise TypeError(f"attention: a mask holds booleans, or floats to be added, got {mask.dtype}")
+                raise TypeError(
+                    f"attention: the mask must be boolean, or floating-point and added to the scores, got {mask.dtype}"
+                )
         self.probs = softmax_(scores)
         self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
         if dropout_p:
-            kept = default_generator().uniform(scores.shape, device=device_of(q)) >= dropout_p
-            self.keep = kept.astype(q.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0)
+            M = default_generator().uniform(scores.shape, device=device_of(q)) >= dropout_p
+            self.keep = M.astype(q.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0)
         return gemm(self.probs if self.keep is None else self.probs * self.keep, v)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
@@ -84,28 +86,31 @@ class ScaledDotProductAttention(Function):
         return grad_q, grad_k, grad_v, grad_scores
 
 
-def broadcasts_to(shape: Sequence[int], whole: Sequence[int]) -> bool:
-    """Whether an array of this shape broadcasts to `whole`, and nothing of `whole` to it."""
-    aligned = zip(reversed(shape), reversed(whole), strict=False)
-    return len(shape) <= len(whole) and all(own in (1, count) for own, count in aligned)
+def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether an array of shape `shape` can be broadcast to shape `target`."""
+    aligned = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, target_size) for size, target_size in aligned)
 
 
 def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> list[Array | None]:
-    """Room for ∂q, ∂k and ∂v, those wanted, in the memory order of q, k and v; side by side if these are."""
-    packed = side_by_side((q, k, v)) if all(wanted) else None
+    """Empty arrays for ∂q, ∂k and ∂v (None if not wanted), in the memory layout of q, k and v.
+
+    If q, k and v are views of one array (packed q, k, v), so are the gradients.
+    """
+    packed = stacked_view((q, k, v)) if all(wanted) else None
     if packed is not None and 0 not in packed.strides:
         return list(array_module(q).empty_like(packed))
-    return [_room_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]
+    return [_empty_like(x) if want else None for x, want in zip((q, k, v), wanted, strict=True)]
 
 
-def _room_like(x: Array) -> Array:
-    """In x's memory order; an axis along which x repeats itself has none."""
+def _empty_like(x: Array) -> Array:
+    """An empty array in the memory order of x; in C order if x is an expanded view, with a stride of 0."""
     xp = array_module(x)
     return xp.empty(x.shape, x.dtype) if 0 in x.strides else xp.empty_like(x)
 
 
 def softmax_(scores: Array) -> Array:
-    """Softmax over the last axis, written into `scores`; a row of nothing but -∞ gives zeros."""
+    """Softmax over the last axis, in place. A row in which every score is -∞ gives zeros."""
     xp = array_module(scores)
     if not scores.size:
         return scores

@@ -1,8 +1,8 @@
-"""L2: convolution of images: cross-correlation, as in every deep-learning framework.
+"""L2: 2-D convolution, which is cross-correlation in every deep-learning framework.
 
-Inside, images are channels-last, (N, H, W, C), and so is the memory of the output, a view (N, O, OH, OW): the next
-layer often wants tokens (N, OH·OW, O), and these then cost nothing. Letters: KH × KW taps, OH × OW windows,
-G groups, each of C' = C / G input and O' = O / G output channels.
+Inside, images are channels-last, (N, H, W, C). The output (N, O, OH, OW) is a view of channels-last memory too: if the
+next layer wants tokens (N, OH·OW, O), they need no copy. Letters: KH × KW taps, OH × OW windows, G groups, each of
+C' = C / G input and O' = O / G output channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ from minigrad.ops.windows import Pair, Windows, blocks, span
 
 
 class Conv2d(Function):
-    """y = x ⋆ weight + bias: every window of the padded image times the weight.  LeCun et al. 1989, "Backpropagation
-    applied to handwritten zip code recognition"; in groups: Krizhevsky, Sutskever, Hinton 2012.
+    """y = x ⋆ weight + bias: the inner product of each window of the padded image with the weight.  LeCun et al. 1989,
+    "Backpropagation applied to handwritten zip code recognition"; groups: Krizhevsky, Sutskever, Hinton 2012.
 
         y[n,o,i,j]       = bias[o] + Σ_c,k,l  weight[o,c,k,l] · x[n,c,h,w]
                            h = i · stride + k · dilation - padding,  w likewise from j and l;  x = 0 beyond the edge
-        ∂x[n,c,h,w]      = Σ_o,i,j,k,l  ∂y[n,o,i,j] · weight[o,c,k,l],  over the i,j,k,l that read this h and w
+        ∂x[n,c,h,w]      = Σ_o,i,j,k,l  ∂y[n,o,i,j] · weight[o,c,k,l],  over all i,j,k,l that give this h and w
         ∂weight[o,c,k,l] = Σ_n,i,j  ∂y[n,o,i,j] · x[n,c,h,w]
         ∂bias[o]         = Σ_n,i,j  ∂y[n,o,i,j]
 
-    An output channel sees only the C' input channels of its own group. How the sums are taken is up to the method:
-    `Columns`, or `Depthwise` where every group is a single input channel.
+    An output channel depends only on the C' input channels of its group. The sums are computed by `Columns`, or by
+    `Depthwise` if every group has a single input channel.
 
     Shapes: x (N, C, H, W); weight (O, C', KH, KW); bias (O,) or None; y (N, O, OH, OW).  Saves x and weight.
     """
@@ -43,7 +43,7 @@ class Conv2d(Function):
         return self.correlate(bias).transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
-        """How the sums are to be taken."""
+        """The object that computes the sums: it has the methods `correlate`, `grad_x` and `grad_weight`."""
         return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
 
     def correlate(self, bias: Array | None) -> Array:
@@ -60,15 +60,15 @@ class Conv2d(Function):
         return grad_x, *self.grad_parameters(grad_y)
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
-        """∂weight and ∂bias, if they are wanted, from ∂y (N, OH, OW, O)."""
+        """∂weight and ∂bias, None if not wanted, from ∂y (N, OH, OW, O)."""
         _, want_weight, want_bias = self.needs_input_grad
         grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape) if want_weight else None
         return grad_weight, sum_over(grad_y, (0, 1, 2)) if want_bias else None
 
 
 def promote_images(xs: Sequence[Any]) -> list[Any]:
-    """x, weight and bias in one dtype, but beside 16-bit images parameters of any dtype. Images of integers are
-    refused: they are likely pixels that nobody has normalised."""
+    """x, weight and bias promoted to one dtype; if x is 16-bit, weight and bias keep theirs. Integer images are a
+    TypeError: they are probably pixels that were not normalised."""
     checks.floating(xs[0], "conv2d")
     return list(xs) if is_half(xs[0].dtype) else promote(xs)
 
@@ -78,12 +78,12 @@ class Columns:
     """Convolution as matrix products.  Chellapilla, Puri, Simard 2006, "High performance convolutional neural
     networks for document processing".
 
-    Let each window be a row of X (N·OH·OW, KH·KW·C') and let W (KH·KW·C', O') be the weight. What is left is a linear
-    layer, one for each group, with its three products:
+    Let each window be a row of X (N·OH·OW, KH·KW·C') and let W (KH·KW·C', O') be the weight. Then convolution is a
+    linear layer for each group, with three matrix products:
 
         Y = X W,   ∂X = ∂Y Wᵀ,   ∂W = Xᵀ ∂Y
 
-    X is up to KH·KW times as large as x, so it is made for a few images at a time, and again in backward.
+    X is up to KH·KW times as large as x, so X is built for a few images at a time, and built again in backward.
     """
 
     windows: Windows
@@ -92,51 +92,51 @@ class Columns:
     def correlate(self, x: Array, weight: Array) -> Array:
         y = array_module(x).empty((len(x), *self.windows.out, len(weight)), x.dtype)
         W = self._matrix(weight)
-        for some in self._blocks(x, weight.shape):
-            self._rows(y[some])[...] = gemm(self.unfold(x[some]), W)
+        for block in self._blocks(x, weight.shape):
+            self._rows(y[block])[...] = gemm(self.unfold(x[block]), W)
         return y
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         grad_x = array_module(grad_y).empty(shape, grad_y.dtype)
         W = self._matrix(weight)
-        for some in self._blocks(grad_y, weight.shape):
-            grad_x[some] = self.fold(gemm(self._rows(grad_y[some]), W.swapaxes(1, 2)), grad_x[some].shape)
+        for block in self._blocks(grad_y, weight.shape):
+            grad_x[block] = self.fold(gemm(self._rows(grad_y[block]), W.swapaxes(1, 2)), grad_x[block].shape)
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         G, grouped = self.groups, shape[0] // self.groups
         grad_W = array_module(x).zeros((G, prod(shape[1:]), grouped), x.dtype)
-        for some in self._blocks(x, shape):
-            grad_W += gemm(self.unfold(x[some]).swapaxes(1, 2), self._rows(grad_y[some]))
+        for block in self._blocks(x, shape):
+            grad_W += gemm(self.unfold(x[block]).swapaxes(1, 2), self._rows(grad_y[block]))
         # (G, KH·KW·C', O') -> (G, KH, KW, C', O') -> (G, O', C', KH, KW) -> (O, C', KH, KW)
         return grad_W.reshape(G, *shape[2:], shape[1], grouped).transpose(0, 4, 3, 1, 2).reshape(shape)
 
     def unfold(self, x: Array) -> Array:
-        """X, where each window is a row (im2col): (N, H, W, C) -> (G, N·OH·OW, KH·KW·C').
+        """X, with each window as a row (im2col): (N, H, W, C) -> (G, N·OH·OW, KH·KW·C').
 
             X[(n,i,j), (k,l,c)] = x[n,h,w,c],   h and w as in `Conv2d`
 
-        A view where the windows do not overlap and the memory of x allows, as for a 1 × 1 kernel; else a copy.
+        A view if the windows do not overlap and the strides of x allow it, as for a 1 × 1 kernel; else a copy.
         """
-        seen = self._by_group(self.windows.view(self.windows.pad(x)))
-        return seen.reshape(self.groups, prod(seen.shape[1:4]), prod(seen.shape[4:]))
+        pixels = self._by_group(self.windows.view(self.windows.pad(x)))  # (G, N, OH, OW, KH, KW, C')
+        return pixels.reshape(self.groups, prod(pixels.shape[1:4]), prod(pixels.shape[4:]))
 
     def fold(self, grad_X: Array, shape: tuple[int, ...]) -> Array:
         """∂x from ∂X (col2im): (G, N·OH·OW, KH·KW·C') -> (N, H, W, C).
 
-            ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over the i,j,k,l that read this h and w
+            ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over all i,j,k,l that give this h and w
 
-        At one tap, no two windows stand on the same pixel: KH·KW sums over slices do it, and no scattered sum.
+        At a given tap, no two windows read the same pixel. So KH·KW additions to slices suffice: no scattered sum.
         """
         padded = array_module(grad_X).zeros(self.windows.padded_shape(shape), grad_X.dtype)
         by_group = self._by_group(padded)  # (G, N, H, W, C'), a view
-        seen = grad_X.reshape(self.groups, shape[0], *self.windows.out, *self.windows.kernel, -1)
+        grad_pixels = grad_X.reshape(self.groups, shape[0], *self.windows.out, *self.windows.kernel, -1)
         for tap, where in self.windows.taps():
-            by_group[:, *where] += seen[:, :, :, :, *tap]
+            by_group[:, *where] += grad_pixels[:, :, :, :, *tap]
         return self.windows.unpad(padded)
 
     def _by_group(self, x: Array) -> Array:
-        """(..., C) -> (G, ..., C'), a view if x is one block of memory or G = 1."""
+        """(..., C) -> (G, ..., C'), a view if x is contiguous or G = 1."""
         return array_module(x).moveaxis(x.reshape(*x.shape[:-1], self.groups, -1), -2, 0)
 
     def _rows(self, y: Array) -> Array:
@@ -149,19 +149,19 @@ class Columns:
         return grouped.reshape(self.groups, -1, grouped.shape[4])
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
-        """Images taken at once, by the size of X."""
+        """Slices of the batch, such that X of each is small."""
         return blocks(x, prod(self.windows.out) * self.groups * prod(weight_shape[1:]))
 
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Convolution where each channel goes by itself. Its matrices would be one column thin, so it goes tap by tap.
+    """Depthwise convolution, tap by tap: as matrix products, W of each channel would have only one column.
 
-    At tap (k, l), the windows together see one strided slice x' (N, OH, OW, C) of the padded image; over all taps,
+    At tap (k, l), the windows read one strided slice x' (N, OH, OW, C) of the padded image. Summed over all taps,
 
         y += x' · weight[k,l],   ∂x' += ∂y · weight[k,l],   ∂weight[k,l] = Σ_n,i,j ∂y · x'
 
-    With O = M · C outputs (a depth multiplier M), channel c makes the outputs c · M + m: this is done for each m.
+    With O = M · C outputs (a depth multiplier M), channel c has the outputs c · M + m, computed for one m at a time.
     """
 
     windows: Windows
@@ -169,9 +169,9 @@ class Depthwise:
     def correlate(self, x: Array, weight: Array) -> Array:
         xp, filters = array_module(x), self._filters(weight, x.shape[3])
         y = xp.zeros((len(filters), len(x), *self.windows.out, x.shape[3]), x.dtype)
-        for some in self._blocks(x):
-            padded, scratch = xp.ascontiguousarray(self.windows.pad(x[some])), xp.empty_like(y[0, some])
-            for y_m, weight_m in zip(y[:, some], filters, strict=True):
+        for block in self._blocks(x):
+            padded, scratch = xp.ascontiguousarray(self.windows.pad(x[block])), xp.empty_like(y[0, block])
+            for y_m, weight_m in zip(y[:, block], filters, strict=True):
                 for tap, where in self.windows.taps():
                     y_m += xp.multiply(padded[where], weight_m[tap], out=scratch)
         return xp.moveaxis(y, 0, -1).reshape(*y.shape[1:4], len(weight))  # (M, N, OH, OW, C) -> (N, OH, OW, C·M)
@@ -179,21 +179,21 @@ class Depthwise:
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         xp, filters = array_module(grad_y), self._filters(weight, shape[3])
         grad_x = xp.empty(shape, grad_y.dtype)
-        for some in self._blocks(grad_x):
-            padded = xp.zeros(self.windows.padded_shape(grad_x[some].shape), grad_y.dtype)
-            for grad_m, weight_m in zip(self._multiples(grad_y[some], len(filters)), filters, strict=True):
+        for block in self._blocks(grad_x):
+            padded = xp.zeros(self.windows.padded_shape(grad_x[block].shape), grad_y.dtype)
+            for grad_m, weight_m in zip(self._multiples(grad_y[block], len(filters)), filters, strict=True):
                 scratch = xp.empty_like(grad_m)
                 for tap, where in self.windows.taps():
                     padded[where] += xp.multiply(grad_m, weight_m[tap], out=scratch)
-            grad_x[some] = self.windows.unpad(padded)
+            grad_x[block] = self.windows.unpad(padded)
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         xp, C = array_module(x), x.shape[3]
         grad_filters = xp.zeros((shape[0] // C, *self.windows.kernel, C), x.dtype)
-        for some in self._blocks(x):
-            padded = xp.ascontiguousarray(self.windows.pad(x[some]))
-            for grad_m, total in zip(self._multiples(grad_y[some], len(grad_filters)), grad_filters, strict=True):
+        for block in self._blocks(x):
+            padded = xp.ascontiguousarray(self.windows.pad(x[block]))
+            for grad_m, total in zip(self._multiples(grad_y[block], len(grad_filters)), grad_filters, strict=True):
                 scratch = xp.empty_like(grad_m)
                 for tap, where in self.windows.taps():
                     xp.multiply(padded[where], grad_m, out=scratch)
@@ -211,12 +211,12 @@ class Depthwise:
         return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
 
     def _blocks(self, x: Array) -> Iterator[slice]:
-        """Images taken at once: the slices in use, of x, y and scratch, are together about four times as large as x."""
+        """Slices of the batch: x, its padded copy, y and scratch are together about four times as large as x."""
         return blocks(x, 4 * prod(x.shape[1:]))
 
 
 def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Windows:
-    """Check the arguments of conv2d, and lay out its windows."""
+    """Check the arguments of conv2d and compute its windows."""
     checks.rank(x, 4, "(N, C, H, W)", "conv2d")
     if weight.ndim != 4 or 0 in weight.shape:
         raise ValueError(f"conv2d: weight must be (O, C / groups, KH, KW), each at least 1, got shape {weight.shape}")
@@ -225,34 +225,37 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
         raise ValueError(f"conv2d: groups must divide the {outputs} output channels of the weight, got {groups!r}")
     if x.shape[1] != groups * grouped:
         raise ValueError(
-            f"conv2d: weight {weight.shape} in {groups} group(s) takes {groups * grouped} input channels "
+            f"conv2d: weight {weight.shape} in {groups} group(s) expects {groups * grouped} input channels "
             f"(groups · weight.shape[1]), but x {x.shape} has {x.shape[1]}; is x channels-first?"
         )
     checks.affine(bias, (outputs,), "bias", "conv2d")
-    stride = checks.pair(stride, "stride", "conv2d", least=1)
-    dilation = checks.pair(dilation, "dilation", "conv2d", least=1)
-    reach = span((kernel[0], kernel[1]), dilation)
-    before, after = _padding(padding, stride, reach)
-    room = x.shape[2] + before[0] + after[0], x.shape[3] + before[1] + after[1]
-    if room[0] < reach[0] or room[1] < reach[1]:
+    stride = checks.pair(stride, "stride", "conv2d", minimum=1)
+    dilation = checks.pair(dilation, "dilation", "conv2d", minimum=1)
+    extent = span((kernel[0], kernel[1]), dilation)
+    before, after = _padding(padding, stride, extent)
+    padded = x.shape[2] + before[0] + after[0], x.shape[3] + before[1] + after[1]
+    if padded[0] < extent[0] or padded[1] < extent[1]:
         raise ValueError(
-            f"conv2d: the kernel spans {reach} pixels, dilation · (kernel - 1) + 1, but the padded image has {room}; "
-            "pad more, or use a smaller kernel or dilation"
+            f"conv2d: the kernel spans {extent} pixels, dilation · (kernel - 1) + 1, but the padded image has {padded};"
+            " pad more, or use a smaller kernel or dilation"
         )
-    out = (room[0] - reach[0]) // stride[0] + 1, (room[1] - reach[1]) // stride[1] + 1
+    out = (padded[0] - extent[0]) // stride[0] + 1, (padded[1] - extent[1]) // stride[1] + 1
     return Windows((kernel[0], kernel[1]), stride, dilation, before, after, out)
 
 
-def _padding(padding: Any, stride: Pair, reach: Pair) -> tuple[Pair, Pair]:
-    """Pixels (above, left) and (below, right). "same" keeps H and W; an odd pixel goes below or to the right."""
+def _padding(padding: Any, stride: Pair, extent: Pair) -> tuple[Pair, Pair]:
+    """The padding (above, left) and (below, right), for windows that span `extent` pixels.
+
+    "same" keeps H and W; of an odd total, the larger half is below or to the right.
+    """
     if padding == "valid":
         padding = 0
     if padding != "same":
         if isinstance(padding, str):
             raise ValueError(f"conv2d: padding must be a size, 'valid' or 'same', got {padding!r}")
-        both = checks.pair(padding, "padding", "conv2d", least=0)
+        both = checks.pair(padding, "padding", "conv2d", minimum=0)
         return both, both
     if stride != (1, 1):
-        raise ValueError(f"conv2d: padding='same' needs stride 1, as the output is as large as the input; got {stride}")
-    above, left = (reach[0] - 1) // 2, (reach[1] - 1) // 2
-    return (above, left), (reach[0] - 1 - above, reach[1] - 1 - left)
+        raise ValueError(f"conv2d: padding='same' needs stride 1, for an output as large as the input; got {stride}")
+    above, left = (extent[0] - 1) // 2, (extent[1] - 1) // 2
+    return (above, left), (extent[0] - 1 - above, extent[1] - 1 - left)

@@ -1,4 +1,4 @@
-"""L2: Einstein summation, lowered by hand to batched matrix products."""
+"""L2: Einstein summation, as a sequence of batched matrix products."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,25 +16,25 @@ from minigrad.backend.sums import sum_over
 class Einsum(Function):
     """y[output labels] = Σ over the other labels of Π_k x_k[labels of operand k].
 
-    A label names an index, and an axis of every operand that carries it: "bid,bjd->bij" is
+    Each letter is a label, the name of an index. An equation gives one label to each axis: "bid,bjd->bij" is
 
         y[b,i,j] = Σ_d  q[b,i,d] · k[b,j,d].
 
-    A label twice in one operand is a diagonal ("ii->i"); without "->" the output has the labels that occur once, in
-    alphabetical order; "..." stands for the axes that are not named, aligned from the right. An axis of size 1
-    broadcasts against other operands' axes of the same label. All of it as in `torch.einsum`.
+    As in `torch.einsum`: a label that is repeated in one operand takes a diagonal ("ii->i"); without "->" the output
+    has the labels that occur once, in alphabetical order; "..." stands for the axes without a label, aligned from the
+    right; an axis of size 1 broadcasts against axes of the same label in other operands.
 
-    Gradient: y is linear in each operand. ∂x_k is ∂y summed against everything x_k was multiplied by, so it is an
-    einsum too, of ∂y and the other operands, with the labels of x_k and those of y exchanged:
+    Gradient: y is linear in each operand, so ∂x_k is an einsum of ∂y and the other operands, with the labels of x_k
+    and those of y exchanged:
 
         ∂q[b,i,d] = Σ_j ∂y[b,i,j] · k[b,j,d]        "bij,bjd->bid"
         ∂k[b,j,d] = Σ_i ∂y[b,i,j] · q[b,i,d]        "bij,bid->bjd"
 
-    A label of x_k that is in neither (it was summed out of x_k alone) tells entries apart that all had the same part
-    in y: there ∂x_k is repeated. Off a diagonal that was taken, ∂x_k is 0.
+    If a label of x_k occurs neither in y nor in another operand, y depends on the sum of x_k along this axis alone, so
+    ∂x_k is constant along this axis. If a diagonal of x_k was taken, ∂x_k is 0 off the diagonal.
 
     Shapes: any number of operands (..., any);  y has one axis for each output label.
-    Saves:  the operands, each one only if the gradient of another is wanted.
+    Saves:  the operands, each only if the gradient of another operand is wanted.
     """
 
     def forward(self, *operands: Array, equation: str) -> Array:
@@ -52,28 +52,28 @@ class Einsum(Function):
                 continue
             arrays, terms = [*self.arrays], [*self.parsed.terms]
             term, arrays[k], terms[k] = terms[k], grad_output, self.parsed.output
-            reached = "".join(label for label in term if any(label in other for other in terms))
-            grads.append(spread(contract(arrays, tuple(terms), reached), reached, self.parsed, k))
+            shared = "".join(label for label in term if any(label in other for other in terms))
+            grads.append(spread(contract(arrays, tuple(terms), shared), shared, self.parsed, k))
         return tuple(grads)
 
 
 @dataclass(frozen=True)
 class Equation:
-    """An equation that fits its operands. One character is one label; the axes of "..." have become Greek letters.
+    """A parsed equation, checked against its operands. One character is one label; axes of "..." have Greek letters.
 
     For "...ij,jj" with shapes (2, 5, 1), (3, 3): inputs ("αij", "jj"), terms ("αi", "j"), output "αi",
     sizes {α: 2, i: 5, j: 3}.
     """
 
-    inputs: tuple[str, ...]  # for each operand, the label of every axis
-    terms: tuple[str, ...]  # the same, each label once, and without axes of size 1 that broadcast: they name no index
+    inputs: tuple[str, ...]  # for each operand, the labels of its axes
+    terms: tuple[str, ...]  # the same, without repeated labels, and without labels of axes of size 1 that broadcast
     output: str
     sizes: dict[str, int]
 
 
 @lru_cache(maxsize=1024)
 def parse(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Equation:
-    """Read `equation` for operands of these shapes.
+    """Parse `equation` for operands of these shapes.
 
     Raises:
         ValueError: the equation is malformed, or the operands do not fit it.
@@ -95,7 +95,7 @@ def parse(equation: str, shapes: tuple[tuple[int, ...], ...]) -> Equation:
                 f'einsum: "{part}" in "{equation}" names {len(shape) - extra} axes, '
                 f"but operand {k} has {len(shape)}, shape {shape}{hint}"
             )
-    # Ellipses align from the right: the shorter one gets the last of the Greek letters.
+    # Ellipses align from the right: a shorter one gets the last of the Greek letters.
     greek = "".join(chr(ord("α") + i) for i in range(max(unnamed)))
     inputs = tuple(
         part.replace("...", greek[len(greek) - extra :]) for part, extra in zip(written, unnamed, strict=True)
@@ -128,13 +128,13 @@ def _check_characters(part: str, equation: str) -> None:
     for label in part.replace("...", ""):
         if label not in ascii_letters:
             raise ValueError(
-                f'einsum: "{label}" in "{equation}" is not a label: a label is one letter, a-z or A-Z, and beside '
-                'labels there are only "...", "," and one "->"'
+                f'einsum: "{label}" in "{equation}" is not a label: a label is one letter, a-z or A-Z; the other '
+                'characters are "...", "," and one "->"'
             )
 
 
 def _sizes(inputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], equation: str) -> dict[str, int]:
-    """The size of every label: that of its axes, except those of size 1 in other operands, which broadcast."""
+    """The size of each label: the size of its axes, other than axes of size 1, which broadcast."""
     sizes: dict[str, int] = {}
     for k, (labels, shape) in enumerate(zip(inputs, shapes, strict=True)):
         own: dict[str, int] = {}
@@ -157,9 +157,10 @@ def _sizes(inputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], equatio
 
 
 def distinct(x: Array, labels: str, term: str) -> Array:
-    """The view of `x` with one axis for each label of `term`: x_ii is an axis with the sum of both axes' strides.
+    """A view of `x` with one axis for each label of `term`.
 
-    Labels that `term` lacks have size 1 in `x`; their axes go.
+    The axis of a repeated label is a diagonal, whose stride is the sum of the strides. Labels that are not in `term`
+    have size 1 in `x`, and their axes are dropped.
     """
     if labels == term:
         return x
@@ -170,28 +171,33 @@ def distinct(x: Array, labels: str, term: str) -> Array:
     return as_strided(x, [sizes[label] for label in term], strides)
 
 
-def spread(grad: Array, reached: str, parsed: Equation, k: int) -> Array:
-    """The gradient of operand `k`, from its entries `grad` along the labels `reached`."""
+def spread(grad: Array, shared: str, parsed: Equation, k: int) -> Array:
+    """The gradient of operand `k`, from `grad`, which has an axis for each label of `shared`.
+
+    These are the labels that y or another operand has too; along axes of other labels, the gradient is repeated.
+    """
     labels, term, sizes = parsed.inputs[k], parsed.terms[k], parsed.sizes
     shape = tuple(sizes[label] if label in term else 1 for label in labels)
     xp = array_module(grad)
     if len(set(labels)) == len(labels):  # no diagonal was taken
-        grad = grad.reshape([sizes[label] if label in reached else 1 for label in labels])
+        grad = grad.reshape([sizes[label] if label in shared else 1 for label in labels])
         return grad if grad.shape == shape else xp.broadcast_to(grad, shape)
     grad_x = xp.zeros(shape, grad.dtype)
-    distinct(grad_x, labels, term)[...] = grad.reshape([sizes[label] if label in reached else 1 for label in term])
+    distinct(grad_x, labels, term)[...] = grad.reshape([sizes[label] if label in shared else 1 for label in term])
     return grad_x
 
 
 def contract(arrays: list[Array], terms: tuple[str, ...], output: str) -> Array:
-    """Σ over labels not in `output` of the product of `arrays`, two at a time. `terms` are their labels, none twice.
+    """The product of `arrays`, two at a time, summed over the labels that are not in `output`.
 
-    "bihd,bjhd->bhij" is one batched matrix product: b and h, in both and in the output, are its batch; i is on the
-    left only, j on the right only; d, in both and not in the output, is contracted:
+    `terms` are the labels of each array, without repetition.
+
+    "bihd,bjhd->bhij" is one batched matrix product: b and h, in both and in the output, are batch axes; i is in
+    the left operand only, j in the right only; d, in both and not in the output, is contracted:
 
         (B, I, H, D) -> (B, H, I, D),  (B, J, H, D) -> (B, H, D, J),  (B, H, I, D) @ (B, H, D, J) = (B, H, I, J).
 
-    Batch axes stay apart, since merging them could need a copy; several left, right or contracted axes become one.
+    Batch axes are not merged, which could need a copy; several left, right or contracted axes are merged into one.
     """
     plan = make_plan(terms, output, tuple(x.shape for x in arrays))
     work = [
@@ -204,7 +210,7 @@ def contract(arrays: list[Array], terms: tuple[str, ...], output: str) -> Array:
 
 
 class View(NamedTuple):
-    """An operand in another shape: its axes in another order, merged, and perhaps the last two exchanged."""
+    """How to view an operand for a product: permute its axes, reshape, and if `swap` exchange the last two axes."""
 
     axes: tuple[int, ...]
     shape: tuple[int, ...]
@@ -216,18 +222,18 @@ class View(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One step of a plan: operands i < j, seen in these shapes and multiplied, become operand i."""
+    """One step of a plan: the product of operands i < j, viewed as `a` and `b`, which replaces operand i."""
 
     i: int
     j: int
-    contracts: bool  # a matrix product; else a product of numbers, by broadcasting
+    contracts: bool  # a matrix product; else an elementwise product, by broadcasting
     a: View  # (batch..., left, contracted)
     b: View  # (batch..., contracted, right)
     shape: tuple[int, ...]  # (batch..., left..., right...)
 
 
 class Plan(NamedTuple):
-    """How to contract: sums over labels that one operand alone has, then products of pairs, then a transposition."""
+    """The steps of a contraction: sums within each operand, then products of pairs, then a permutation."""
 
     sums: tuple[tuple[int, ...], ...]
     pairs: tuple[Pair, ...]
@@ -236,10 +242,9 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def make_plan(terms: tuple[str, ...], output: str, shapes: tuple[tuple[int, ...], ...]) -> Plan:
-    """Choose the pairs greedily: always the two operands whose product takes the fewest multiplications.
+    """Choose pairs greedily: the two operands whose product takes the fewest multiplications, then the smallest result.
 
-    Of equals, the one with the smallest result. Neither is always best, but with two operands there is no choice, and
-    with three or four the best order is rarely another.
+    This is not always the optimal order. Two operands have only one order; for three or four, greedy is rarely worse.
     """
     sizes: dict[str, int] = {}
     sums, work = [], []
@@ -249,33 +254,33 @@ def make_plan(terms: tuple[str, ...], output: str, shapes: tuple[tuple[int, ...]
         sums.append(tuple(axis for axis, label in enumerate(term) if label not in elsewhere))
         work.append("".join(label for label in term if label in elsewhere))
 
-    def kept(i: int, j: int) -> str:
-        """What is still needed once operands i and j have met."""
+    def needed_after(i: int, j: int) -> str:
+        """The labels of the output and of all operands but i and j."""
         return output + "".join(work[:i] + work[i + 1 : j] + work[j + 1 :])
 
-    def cost(choice: tuple[int, int]) -> tuple[int, int]:
-        i, j = choice
-        both, needed = set(work[i] + work[j]), kept(i, j)
+    def cost(candidate: tuple[int, int]) -> tuple[int, int]:
+        i, j = candidate
+        both, needed = set(work[i] + work[j]), needed_after(i, j)
         return prod(sizes[label] for label in both), prod(sizes[label] for label in both if label in needed)
 
     pairs = []
     while len(work) > 1:
         i, j = min(combinations(range(len(work)), 2), key=cost)
-        work[i], pair = _make_pair(i, j, work[i], work[j], kept(i, j), sizes)
+        work[i], pair = _make_pair(i, j, work[i], work[j], needed_after(i, j), sizes)
         del work[j]
         pairs.append(pair)
     return Plan(tuple(sums), tuple(pairs), tuple(work[0].index(label) for label in output))
 
 
-def _make_pair(i: int, j: int, a: str, b: str, kept: str, sizes: dict[str, int]) -> tuple[str, Pair]:
-    """The step that multiplies operands with labels `a` and `b`, and the labels of its result."""
+def _make_pair(i: int, j: int, a: str, b: str, needed: str, sizes: dict[str, int]) -> tuple[str, Pair]:
+    """The labels of the product of operands with labels `a` and `b`, and the step that computes it."""
 
     def shape(labels: str) -> tuple[int, ...]:
         return tuple(sizes[label] for label in labels)
 
     def matrices(labels: str, rows: str, columns: str) -> View:
-        # Where merging needs a copy, it moves whole runs if the last axis stays last. BLAS takes a transposed matrix
-        # as it is, so the exchange is free.
+        # If merging axes needs a copy, the copy is in contiguous runs if the last axis stays last. The swap is free:
+        # BLAS accepts transposed matrices.
         swap = labels[-1] in rows
         first, last = (columns, rows) if swap else (rows, columns)
         axes = tuple(labels.index(label) for label in batch + first + last)
@@ -285,14 +290,14 @@ def _make_pair(i: int, j: int, a: str, b: str, kept: str, sizes: dict[str, int])
         axes = tuple(labels.index(label) for label in result if label in labels)
         return View(axes, tuple(sizes[label] if label in labels else 1 for label in result), False)
 
-    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # rather reorder the smaller one
-    contracted = "".join(label for label in larger if label in a and label in b and label not in kept)
-    batch = "".join(sorted(set(a) & set(b) & set(kept), key=kept.index))
+    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # its order of labels: only the smaller one is reordered
+    contracted = "".join(label for label in larger if label in a and label in b and label not in needed)
+    batch = "".join(sorted(set(a) & set(b) & set(needed), key=needed.index))
     left, right = "".join(label for label in a if label not in b), "".join(label for label in b if label not in a)
     result = batch + left + right
     if contracted:
         views = matrices(a, left, contracted), matrices(b, contracted, right)
     else:
-        result = "".join(sorted(result, key=kept.index))
+        result = "".join(sorted(result, key=needed.index))
         views = factor(a), factor(b)
     return result, Pair(i, j, bool(contracted), *views, shape(result))

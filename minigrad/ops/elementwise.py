@@ -1,4 +1,4 @@
-"""L2: elementwise ops. Inputs broadcast; the engine sums the gradient of a broadcast input."""
+"""L2: elementwise ops. Inputs broadcast; the engine sums the gradient over the broadcast axes."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -33,7 +33,7 @@ class Sub(Function):
 
 
 class Mul(Function):
-    """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves a factor only if the other one's gradient is wanted."""
+    """y = a · b;  ∂a = ∂y · b,  ∂b = ∂y · a.  Saves b if ∂a is wanted, a if ∂b is."""
 
     a: Array | None = None
     b: Array | None = None
@@ -181,44 +181,43 @@ class Erf(Function):
 class Maximum(Function):
     """y = max(a, b);  ∂a = ∂y where a > b, ∂y / 2 where a = b, 0 where a < b;  ∂b likewise.
 
-    If either input is NaN, y is NaN, and both have the gradient ∂y. Saves where a < b, where a > b, and where
-    they tie.
+    If either input is NaN, y is NaN, and ∂a = ∂b = ∂y.  Saves the masks a < b, a > b and a = b.
     """
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.a_loses, self.b_loses, self.tie = a < b, a > b, a == b
+        self.no_grad_a, self.no_grad_b, self.tie = a < b, a > b, a == b
         return _module(a, b).maximum(a, b)
 
     def backward(self, grad_output: Array) -> tuple[Array, Array]:
         xp = array_module(grad_output)
-        share = xp.where(self.tie, grad_output / 2, grad_output)
-        return xp.where(self.a_loses, 0, share), xp.where(self.b_loses, 0, share)
+        grad = xp.where(self.tie, grad_output / 2, grad_output)
+        return xp.where(self.no_grad_a, 0, grad), xp.where(self.no_grad_b, 0, grad)
 
 
 class Minimum(Maximum):
     """y = min(a, b);  ∂a = ∂y where a < b, ∂y / 2 where a = b, 0 where a > b;  ∂b likewise.
 
-    NaN and what is saved: as in Maximum.
+    NaN as in Maximum.  Saves the masks a > b, a < b and a = b.
     """
 
     def forward(self, a: Array, b: Array) -> Array:
-        self.a_loses, self.b_loses, self.tie = a > b, a < b, a == b
+        self.no_grad_a, self.no_grad_b, self.tie = a > b, a < b, a == b
         return _module(a, b).minimum(a, b)
 
 
 def promote_power(xs: Sequence[Any]) -> list[Any]:
-    """Base and exponent in one dtype: a Python integer as base wraps modulo 2ⁿ, an exponent must fit."""
+    """Base and exponent promoted to one dtype. A Python integer wraps modulo 2ⁿ as base; as exponent it must fit."""
     a, b = promote(xs)
-    return _entries([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
+    return _check_range([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
 
 
 def promote_entries(xs: Sequence[Any], op: str) -> list[Any]:
-    """The operands in one dtype; a Python number that it cannot hold is refused."""
-    return _entries(promote(xs), op)
+    """The operands promoted to one dtype. A Python number that an integer dtype cannot hold is a ValueError."""
+    return _check_range(promote(xs), op)
 
 
-def _entries(xs: list[Any], op: str) -> list[Any]:
-    """The operands, once the Python numbers among them fit the dtype of the arrays."""
+def _check_range(xs: list[Any], op: str) -> list[Any]:
+    """Check that the dtype of the arrays in `xs` can hold the Python numbers in `xs`; return `xs`."""
     dtype = next((x.dtype for x in xs if hasattr(x, "dtype")), np.dtype(np.float32))
     for x in xs:
         if isinstance(x, int | float):
@@ -231,17 +230,17 @@ def _module(a: Any, b: Any) -> ModuleType:
 
 
 class Clamp(Function):
-    """y = min(max(x, min), max);  ∂x = ∂y where min ≤ x ≤ max, else 0.  Saves that mask."""
+    """y = min(max(x, min), max);  ∂x = ∂y where min ≤ x ≤ max, else 0.  Saves the mask min ≤ x ≤ max."""
 
     def forward(self, x: Array, *, min: Any, max: Any) -> Array:
         if min is None and max is None:
             raise ValueError("clamp: needs a min, a max, or both")
         x = promote([x, min, max])[0]
         if x.dtype.kind in "iu":
-            least, most = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max  # a limit beyond these is none
-            min = least if min is None or min < least else min
-            max = most if max is None or max > most else max
-            _entries([x, min, max], "clamp")
+            lowest, highest = np.iinfo(x.dtype).min, np.iinfo(x.dtype).max  # a limit beyond the range has no effect
+            min = lowest if min is None or min < lowest else min
+            max = highest if max is None or max > highest else max
+            _check_range([x, min, max], "clamp")
         inside = True if min is None else x >= min
         self.inside = inside if max is None else inside & (x <= max)
         return array_module(x).clip(x, min, max)
@@ -251,7 +250,7 @@ class Clamp(Function):
 
 
 class Where(Function):
-    """y = a where the condition holds, else b;  ∂a = ∂y where it holds, ∂b = ∂y where not, else 0.
+    """y = a where the condition holds, else b;  ∂a = ∂y where it holds, else 0;  ∂b = 0 where it holds, else ∂y.
 
     Saves the condition.
     """
@@ -264,7 +263,8 @@ class Where(Function):
         self.condition = condition
         a, b = promote_entries([a, b], "where")
         y = array_module(condition).where(condition, a, b)
-        return y if hasattr(a, "dtype") or hasattr(b, "dtype") or y.dtype.kind != "f" else y.astype(np.float32)
+        any_array = hasattr(a, "dtype") or hasattr(b, "dtype")
+        return y if any_array or y.dtype.kind != "f" else y.astype(np.float32)  # Python floats are float32
 
     def backward(self, grad_output: Array) -> tuple[None, Array, Array]:
         xp = array_module(grad_output)
@@ -279,4 +279,4 @@ class Cast(Function):
         return cast(to_device(x, device), dtype)
 
     def backward(self, grad_output: Array) -> Array:
-        return to_device(grad_output, self.device)
+        return to_device(grad_output, self.device)  # the engine casts to the dtype of x

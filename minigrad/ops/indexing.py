@@ -1,4 +1,4 @@
-"""L2: ops that pick entries. Backward hands the engine a Partial: the gradient at the index, and nothing elsewhere."""
+"""L2: indexing ops. Backward returns a Partial, the gradient of the selected elements alone: the others have none."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from minigrad.ops import checks
 class GetItem(Function):
     """y = x[index], with NumPy's rules: slices, integers, None, Ellipsis, boolean masks, arrays of integers.
 
-    ∂x[index] = ∂y; an entry that an index array names several times receives the sum.  Saves the index, which must be
-    the op's own: arrays, not lists, and written to by nobody.
+    ∂x[index] = ∂y; an element that an index array selects several times receives the sum of their gradients.
+    Saves the index, without a copy: its arrays must not be written to until backward.
     """
 
     def forward(self, x: Array, *, index: Any) -> Array:
         self.index = index
         y = x[index]
-        if isinstance(y, np.generic):  # one entry: with an Ellipsis it is a view too, and not a scalar
+        if isinstance(y, np.generic):  # NumPy returns a scalar for one element, but with an Ellipsis a 0-d view
             y = x[(*index, ...) if isinstance(index, tuple) else (index, ...)]
         return y
 
     @property
     def copies(self) -> bool:
-        """Whether y is a copy, as where arrays pick entries, and not a view of x."""
+        """Whether y is a copy, as for an index with arrays, and not a view of x."""
         return any(hasattr(part, "dtype") for part in (self.index if isinstance(self.index, tuple) else (self.index,)))
 
     def backward(self, grad_output: Array) -> Partial:
@@ -35,7 +35,11 @@ class GetItem(Function):
 
 
 def steps(index: Any) -> list[Any]:
-    """An index in which integers stand beside arrays as two: integers, slices and None first, the arrays after."""
+    """`index` as a list of indices to apply one after another: two if `index` has both integers and arrays, else one.
+
+    Of the two, the first has the integers, slices and None, the second the arrays. This gives PyTorch's order of axes:
+    NumPy broadcasts integers with index arrays, and then may put their axes first.
+    """
     parts = index if isinstance(index, tuple) else (index,)
     arrays = [getattr(part, "ndim", 0) > 0 for part in parts]
     integers = [isinstance(part, int | np.integer) and not isinstance(part, bool) for part in parts]
@@ -45,7 +49,7 @@ def steps(index: Any) -> list[Any]:
     second: list[Any] = []
     for part, is_array, is_integer in zip(parts, arrays, integers, strict=True):
         if is_array:
-            first += [slice(None)] * (part.ndim if part.dtype == bool else 1)  # a mask covers as many axes as it has
+            first += [slice(None)] * (part.ndim if part.dtype == bool else 1)  # a mask indexes as many axes as it has
             second.append(part)
         else:
             first.append(part)
@@ -54,9 +58,9 @@ def steps(index: Any) -> list[Any]:
 
 
 class Gather(Function):
-    """y[i,j,..] = x[.., index[i,j,..], ..], the index standing in the place of `axis`.  Saves the index.
+    """y[i,j,..] = x[.., index[i,j,..], ..], with the index at position `axis`.  Saves the index.
 
-    The index has as many axes as x, and no axis but `axis` may be longer than x's.
+    The index has as many axes as x, and each axis other than `axis` is at most as long as that of x.
     """
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
@@ -68,7 +72,7 @@ class Gather(Function):
         longer = [a for a in range(min(x.ndim, index.ndim)) if a != axis and index.shape[a] > x.shape[a]]
         if index.ndim != x.ndim or longer:
             raise ValueError(
-                f"gather: the index must have the axes of x, none but axis {axis} longer: "
+                f"gather: the index must have as many axes as x, and only axis {axis} may be longer than in x: "
                 f"x has shape {x.shape}, the index {index.shape}"
             )
         _in_range(index, x.shape[axis] if x.ndim else 1, "gather")
@@ -84,13 +88,16 @@ class Gather(Function):
 
 
 class IndexSelect(Function):
-    """y[.., k, ..] = x[.., index[k], ..]: the slices of x along `axis` that a 1-D index names.  Saves the index."""
+    """y[.., k, ..] = x[.., index[k], ..]: the slices of x along `axis` at the positions of a 1-D index.
+
+    Saves the index.
+    """
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "index_select")
         checks.unambiguous(index, "index_select")
         if not x.ndim:
-            raise ValueError("index_select: a tensor with no axes has no slices; give it one with x.reshape(1)")
+            raise ValueError("index_select: a 0-d tensor has no axis to select from; add one with x.reshape(1)")
         if index.ndim != 1 or index.dtype.kind not in "iu":
             raise TypeError(f"index_select: the index must be 1-D, of integers, got {index.shape} {index.dtype}")
         _in_range(index, x.shape[axis], "index_select")
@@ -102,7 +109,7 @@ class IndexSelect(Function):
 
 
 class MaskedFill(Function):
-    """y = value where the mask holds, else x;  ∂x = 0 where it holds, else ∂y.  Saves the mask."""
+    """y = value where the mask is True, else x;  ∂x = 0 where the mask is True, else ∂y.  Saves the mask."""
 
     def forward(self, x: Array, *, mask: Array, value: float) -> Array:
         if mask.dtype != bool:
@@ -117,6 +124,6 @@ class MaskedFill(Function):
 
 
 def _in_range(index: Array, size: int, op: str) -> None:
-    """Every index names an entry. On the GPU the look would stop the host, and an index out of range wraps there."""
+    """Check that indices are from 0 to `size` - 1: on the CPU only, since reading them synchronizes with a GPU."""
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < size:
-        raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got some from {index.min()} to {index.max()}")
+        raise IndexError(f"{op}: indices must be from 0 to {size - 1}, got indices from {index.min()} to {index.max()}")

@@ -1,4 +1,4 @@
-"""L2: resizing images, by two small matrices."""
+"""L2: resizing images, as multiplication by two small matrices."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,14 +13,13 @@ MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
 
 
 class Interpolate(Function):
-    """y = R x Cᵀ for every channel: rows are mixed by R, then columns by C.  Bicubic: Keys 1981.
+    """y = R x Cᵀ for each channel: R interpolates between rows, C between columns.  Bicubic: Keys 1981.
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    R and C come from one function of the sizes along their axis, `weights`. Most of their entries are 0 and are left
-    out, so that an x that is no number shows only in the pixels that are made of it: 0 · NaN would be in all others
-    too. `scales` are output over input sizes, along H and W, where a caller gave these; None is the ratio of the whole
-    sizes.
+    `weights` computes R and C from the sizes along H and W. Most entries of R and C are 0. Zero entries are left out of
+    the sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to an entire row or column. `scales` is the ratio of
+    output to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); R (OH, H); C (OW, W).  Saves R and C.
     """
@@ -54,9 +53,9 @@ class Interpolate(Function):
 
 
 def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
-    """M x along the rows (axis 2) or columns (axis 3) of images: y_r = Σ_j M_rj xⱼ over the j where M_rj is not 0."""
+    """M x along H (axis 2) or W (axis 3) of images: y_r = Σ_j M_rj xⱼ, over the j where M_rj is not 0."""
     xp = array_module(x)
-    if xp is np and _is_finite(x):  # then 0 · xⱼ is 0, and a product the same, and faster
+    if xp is np and _is_finite(x):  # then 0 · xⱼ is 0, and a matrix product is faster
         M = matrix.astype(x.dtype)
         return gemm(M, x) if axis == 2 else gemm(x, M.T)
     N, C, *sizes = x.shape
@@ -64,21 +63,21 @@ def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
     y = xp.zeros((N, C, *sizes), x.dtype)
     for rows, columns, entries in _taps(matrix):
         factors = entries.astype(x.dtype).reshape((-1, 1) if axis == 2 else -1)  # (rows, 1) or (columns,)
-        place = (slice(None),) * axis + (beside(x, rows),)
-        y[place] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
+        index = (slice(None),) * axis + (beside(x, rows),)
+        y[index] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
     return y
 
 
 def _is_finite(x: np.ndarray) -> bool:
-    """Seen from the sum; a sum that is too large counts as not finite."""
+    """True if x has no NaN or infinity. (False too if the sum of x overflows: then the slower path runs.)"""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(x.sum()))
 
 
 def _taps(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The first entries of the rows that are not 0, then the second ones, and so on: their rows, columns and values."""
+    """Rows, columns and values of the first nonzero entry of each row, then of the second of each row, and so on."""
     rows, columns = np.nonzero(matrix)
-    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # so many stand before it in its row
+    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero entries before this one in its row
     for t in range(before.max() + 1):
         at = before == t
         yield rows[at], columns[at], matrix[rows[at], columns[at]]
@@ -89,22 +88,22 @@ def weights(
 ) -> np.ndarray:
     """The matrix (out_size, in_size) that resizes one axis, in float64.
 
-    Input pixel j covers the stretch from j to j + 1, so its centre is j + ½. Output pixel r covers `step` of these
-    pixels, step = in_size / out_size or 1 / scale, and its centre is c = step · (r + ½). The weights are
+    Input pixel j is the interval from j to j + 1, with centre j + ½. Output pixel r is an interval of length `step`,
+    step = in_size / out_size or 1 / scale, with centre c = step · (r + ½). The weights are
 
-        nearest          1 for j = ⌊step · r⌋, the pixel under the near edge of r and not under its centre
+        nearest          1 for j = ⌊step · r⌋, the input pixel at the left edge of r, not at its centre
         nearest-exact    1 for j = ⌊c⌋
         bilinear         triangle(j + ½ - c)
         bicubic          cubic(j + ½ - c)
 
-    where pixels beyond the border count as the pixel at the border. With `align_corners` the outer centres of both axes
-    meet: step = (in_size - 1) / (out_size - 1), c = step · r + ½. With `antialias`, where the image shrinks, the
-    filters are `step` times as wide, with pixels beyond the border left out and the weights made to sum to 1; then
-    `align_corners` changes the step only, and c = step · (r + ½) again (as in PyTorch).
+    and pixels outside the image have the value of the nearest border pixel. With `align_corners`, the centres of the
+    first and of the last pixels coincide: step = (in_size - 1) / (out_size - 1), c = step · r + ½. With `antialias`,
+    filters are `step` times as wide if step > 1, pixels outside the image have weight 0, and each row is normalised to
+    sum 1; as in PyTorch, `align_corners` then changes only the step: c = step · (r + ½).
     """
     unchanged = out_size == in_size and (antialias or mode in ("nearest", "bilinear"))
     if unchanged or (mode == "nearest" and out_size == 2 * in_size):
-        scale = None  # PyTorch too takes the sizes here, so that a scale that is slightly off keeps whole pixels
+        scale = None  # as in PyTorch: a scale with rounding errors still copies pixels exactly
     r, j = np.arange(out_size), np.arange(in_size)
     if align_corners:
         step = (in_size - 1) / (out_size - 1) if out_size > 1 else 0.0
@@ -113,15 +112,16 @@ def weights(
     centre = step * r + 0.5 if align_corners and not antialias else step * (r + 0.5)
     if mode in ("nearest", "nearest-exact"):
         edge_or_centre = r.astype(np.float32) + (0 if mode == "nearest" else 0.5)
-        source = np.floor(np.float32(step) * edge_or_centre)  # float32 decides the ties, as in PyTorch
+        source = np.floor(np.float32(step) * edge_or_centre)  # in float32, as in PyTorch, so that ties round alike
         return (j == np.minimum(source, in_size - 1)[:, None]).astype(np.float64)
     if antialias:
         distance = (j + 0.5 - centre[:, None]) / max(step, 1)
         matrix = _triangle(distance) if mode == "bilinear" else _cubic(distance, a=-0.5)
         return matrix / matrix.sum(axis=1, keepdims=True)
-    beyond = np.arange(-2, in_size + 2)  # two pixels more at both ends, as far as the filters reach
+    beyond = np.arange(-2, in_size + 2)  # cubic filters reach two pixels outside the image
     distance = beyond + 0.5 - centre[:, None]
     matrix = _triangle(distance) if mode == "bilinear" else _cubic(distance, a=-0.75)
+    # Add the weights of pixels outside the image to those of the border pixels.
     matrix[:, 2] += matrix[:, :2].sum(axis=1)
     matrix[:, -3] += matrix[:, -2:].sum(axis=1)
     return matrix[:, 2:-2]
@@ -141,7 +141,7 @@ def _cubic(t: np.ndarray, *, a: float) -> np.ndarray:
 
 
 def _check(x: Array, size: Any, scales: Any, mode: str, align_corners: bool | None, antialias: bool) -> tuple[int, int]:
-    """The output size, if the arguments go together."""
+    """Check the arguments of interpolate and return the output size."""
     checks.rank(x, 4, "(N, C, H, W)", "interpolate")
     checks.floating(x, "interpolate")
     if 0 in x.shape[1:]:
@@ -150,9 +150,9 @@ def _check(x: Array, size: Any, scales: Any, mode: str, align_corners: bool | No
         raise ValueError(f"interpolate: mode must be one of {', '.join(MODES)}, got {mode!r}")
     if mode in ("nearest", "nearest-exact"):
         if align_corners is not None:
-            raise ValueError(f"interpolate: align_corners is for 'bilinear' and 'bicubic'; leave it out with {mode!r}")
+            raise ValueError(f"interpolate: align_corners is only for mode 'bilinear' or 'bicubic', got {mode!r}")
         if antialias:
-            raise ValueError(f"interpolate: antialias is for 'bilinear' and 'bicubic', {mode!r} has no filter to widen")
+            raise ValueError(f"interpolate: antialias is only for mode 'bilinear' or 'bicubic', got {mode!r}")
     if scales is not None and min(scales) <= 0:
-        raise ValueError(f"interpolate: the scales must be above 0, got {scales}")
-    return checks.pair(size, "size", "interpolate", least=1)
+        raise ValueError(f"interpolate: scales must be above 0, got {scales}")
+    return checks.pair(size, "size", "interpolate", minimum=1)

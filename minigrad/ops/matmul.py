@@ -11,17 +11,17 @@ from minigrad.backend.sums import sum_over
 
 
 class MatMul(Function):
-    """y = a b over the last two axes, the others broadcasting;  ∂a = ∂y bᵀ,  ∂b = aᵀ ∂y.
+    """y = a b over the last two axes; the others broadcast;  ∂a = ∂y bᵀ,  ∂b = aᵀ ∂y.
 
-    A 1-D a is one row, a 1-D b one column, and that axis is dropped from y.
+    A 1-D a is treated as a row, a 1-D b as a column, and the added axis is removed from y.
 
-    Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves a and b, each only if the other's gradient is wanted.
+    Shapes: a (..., M, K), b (..., K, N), y (..., M, N).  Saves b if ∂a is wanted, a if ∂b is.
     """
 
     def forward(self, a: Array, b: Array) -> Array:
         if not a.ndim or not b.ndim or a.shape[-1] != b.shape[0 if b.ndim == 1 else -2]:
             raise ValueError(
-                f"matmul: the last axis of a must be as long as the last but one of b (the only one of a 1-D b): "
+                f"matmul: the last axis of a must be as long as the second to last axis of b (a 1-D b: its only axis): "
                 f"got shapes {a.shape} and {b.shape}"
             )
         want_a, want_b = self.needs_input_grad
@@ -42,7 +42,7 @@ class MatMul(Function):
                 grad_a = grad_a[..., 0, :]
         if self.a is not None:
             a = self.a if self.a_ndim > 1 else self.a[None]
-            if self.b_ndim <= 2 < a.ndim:  # one b for all the batch: one product sums over it
+            if self.b_ndim <= 2 < a.ndim:  # the same b for the whole batch: a single product sums over it
                 a, grad_output = rows(a), rows(grad_output)
             grad_b = gemm(a.swapaxes(-1, -2), grad_output, dtype=self.grad_dtype(1, a.dtype))
             if self.b_ndim == 1:
@@ -87,13 +87,13 @@ class Linear(Function):
 
 
 def sum_of_rows(x: Array, dtype: np.dtype) -> Array:
-    """Σ over the rows of a matrix, in another dtype if it is 16-bit: then as a product with ones, summed in float32
-    without an array as large as x in float32."""
+    """Σ over the rows of a matrix. A 16-bit x is multiplied by a row of ones, with sums in float32 and the result in
+    `dtype`: this needs no copy of x in float32."""
     if not is_half(x.dtype):
         return sum_over(x, 0)
     return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=dtype)[0]
 
 
 def rows(x: Array) -> Array:
-    """x as a matrix of its last axis: (..., D) -> (·, D)."""
+    """x as a matrix, with all axes but the last merged: (..., D) -> (·, D)."""
     return x.reshape(prod(x.shape[:-1]), x.shape[-1])

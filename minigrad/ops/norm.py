@@ -1,13 +1,13 @@
-"""L2: normalisation. Four ops, one formula: they differ in which values share a mean and a variance.
+"""L2: normalisation: four ops with one formula, which differ in the sets of values that share a mean and a variance.
 
-    x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over the values of one set
+    x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over each set
 
     ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂loss/∂x̂,   ⟨·⟩ the mean over the set
 
-The gradient, in two steps: x̂ has mean 0 and (but for eps) mean square 1 whatever x is, so ∂x loses the two parts of
-ĝ that would change them: the constant one, and the one along x̂.
+Why: x̂ has mean 0 and (up to eps) mean square 1 for every x, so ∂x lacks the two components of ĝ that would change
+these: the constant one, and the one along x̂.
 
-    op                 a set is                            shape it is seen in, and the axis of ⟨·⟩
+    op                 one set                             x reshaped, and the axis of ⟨·⟩
     LayerNorm          one token's channels                (·, C)       last
     GroupNorm          one image's group of channels       (N, G, ·)    last
     BatchNorm          one channel, over the whole batch   (N, C, ·)    first and last
@@ -27,7 +27,7 @@ _running_lock = Lock()
 
 
 def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
-    """x̂ and r, and μ and σ², of the sets along `axis`; r, μ and σ² keep size-1 axes."""
+    """x̂, r, μ and σ², where the values along `axis` are a set; r, μ and σ² have size 1 along `axis`."""
     mean, centred = deviations(x, axis)
     var = mean_over(centred * centred, axis, keepdims=True)
     rstd = 1 / array_module(x).sqrt(var + eps)
@@ -43,7 +43,7 @@ def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int |
 class LayerNorm(Function):
     """y = x̂ ⊙ weight + bias, with a mean and a variance for each token, over its last axes.
 
-    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over the tokens (the engine sums what was broadcast);  ĝ = ∂y ⊙ weight.
+    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over the tokens (summed by the engine);  ĝ = ∂y ⊙ weight.
 
     Shapes: x, x̂, y (..., *shape); weight, bias `shape` or None; r (..., 1, .., 1).  Saves x̂, r, weight.
     Ba, Kiros, Hinton 2016, arXiv:1607.06450.
@@ -56,7 +56,7 @@ class LayerNorm(Function):
         lead = x.ndim - len(shape)
         if not prod(shape) or not shape or x.shape[max(lead, 0) :] != shape:
             raise ValueError(
-                f"layer_norm: normalized_shape must be how the input's shape ends, and not empty: "
+                f"layer_norm: normalized_shape must equal the last sizes of the input's shape, and not be empty: "
                 f"got {shape} for an input of shape {x.shape}"
             )
         checks.affine(weight, shape, "weight", "layer_norm")
@@ -78,7 +78,7 @@ class LayerNorm(Function):
 class GroupNorm(Function):
     """y = x̂ ⊙ weight + bias, with a mean and a variance for each image and each group of C / G channels.
 
-    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over images and places;  ĝ = ∂y ⊙ weight.
+    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over images and positions;  ĝ = ∂y ⊙ weight.
 
     Shapes: x, y (N, C, ...); weight, bias (C,) or None; x̂ (N, G, ·); r (N, G, 1).  Saves x̂, r, weight.
     Wu and He 2018, arXiv:1803.08494.
@@ -88,7 +88,7 @@ class GroupNorm(Function):
         N, C = _channels(x, weight, bias, "group_norm")
         if num_groups < 1 or C % num_groups:
             raise ValueError(
-                f"group_norm: num_groups must divide the channels: got {num_groups} groups of {C} channels"
+                f"group_norm: num_groups must divide the number of channels: got {num_groups} groups, {C} channels"
             )
         self.weight = weight
         sets = x.reshape(N, num_groups, prod(x.shape[1:]) // num_groups)  # (N, C, ...) -> (N, G, ·)
@@ -104,8 +104,8 @@ class GroupNorm(Function):
 
 
 class BatchNorm(Function):
-    """y = x̂ ⊙ weight + bias, with a mean and a variance for each channel: of this batch in training, else the running
-    ones, which are constants (then ∂x = r · ĝ).
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each channel: in training those of the batch, else the
+    running mean and variance, which are constants, so that ∂x = r · ĝ.
 
         running <- (1 - momentum) · running + momentum · batch,  with the batch variance divided by n - 1
 
@@ -126,7 +126,7 @@ class BatchNorm(Function):
             if n < 2:
                 raise ValueError(f"batch_norm: training needs more than one value per channel, got shape {x.shape}")
             self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps)
-            with _running_lock:  # two threads may train one model
+            with _running_lock:  # several threads may train one model
                 if running_mean is not None:
                     running_mean += momentum * (mean.reshape(C) - running_mean)
                 if running_var is not None:
@@ -134,7 +134,7 @@ class BatchNorm(Function):
                 writes.note(running for running in (running_mean, running_var) if running is not None)
         else:
             if running_mean is None or running_var is None:
-                raise ValueError("batch_norm: outside training, running_mean and running_var must be given")
+                raise ValueError("batch_norm: with training=False, running_mean and running_var must be given")
             self.rstd = _per_channel(1 / array_module(x).sqrt(running_var + eps), x.ndim)
             self.x_hat = (x - _per_channel(running_mean, x.ndim)) * self.rstd
         return _scaled(self.x_hat, weight, bias)
@@ -151,15 +151,15 @@ class BatchNorm(Function):
 
 
 class StandardizeWeight(Function):
-    """ŵ = (w - μ) · r for each output channel: the weight of a convolution, seen from outside, has mean 0, variance 1.
+    """ŵ = (w - μ) · r for each output channel: a convolution with weight ŵ has filters of mean 0 and variance 1.
 
-    Shapes: w, ŵ (O, ...); inside, ŵ (O, ·), r (O, 1).  Saves ŵ, r.  Qiao et al. 2019, arXiv:1903.10520.
+    Shapes: w, ŵ (O, ...).  Saves ŵ as (O, ·), r as (O, 1).  Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def forward(self, weight: Array, *, eps: float) -> Array:
         checks.floating(weight, "standardize_weight")
         if weight.ndim < 2 or not prod(weight.shape[1:]):
-            raise ValueError(f"standardize_weight: needs a weight of shape (O, ...), not empty, got {weight.shape}")
+            raise ValueError(f"standardize_weight: the weight must be (O, ...) and not empty, got shape {weight.shape}")
         filters = weight.reshape(weight.shape[0], prod(weight.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
         self.w_hat, self.rstd, _, _ = normalize(filters, -1, eps)
         return self.w_hat.reshape(weight.shape)
@@ -170,7 +170,7 @@ class StandardizeWeight(Function):
 
 
 def _channels(x: Array, weight: Array | None, bias: Array | None, op: str) -> tuple[int, int]:
-    """N and C of an input (N, C, ...), once it is known to fit the op."""
+    """Check an input (N, C, ...) and its weight and bias (C,); return N and C."""
     checks.floating(x, op)
     if x.ndim < 2 or not prod(x.shape[1:]):
         raise ValueError(f"{op}: the input must be (N, C, ...) with values to normalise over, got shape {x.shape}")

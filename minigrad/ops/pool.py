@@ -1,6 +1,6 @@
-"""L2: pooling: one number for each window of an image, channel by channel.
+"""L2: pooling: each window of an image is reduced to one value, channel by channel.
 
-As in convolution, images are channels-last inside `MaxPool2d` and `AvgPool2d`, and so is the memory of their outputs.
+As in `conv.py`, `MaxPool2d` and `AvgPool2d` compute on channels-last images, and return views of channels-last memory.
 """
 
 from typing import Any
@@ -15,15 +15,15 @@ from minigrad.ops.windows import Pair, Windows, span
 
 
 class MaxPool2d(Function):
-    """y = the largest number in each window, where the padding counts as -∞.
+    """y = the maximum of each window, with padding of -∞.
 
         y[n,c,i,j]  = max_k,l  x[n,c,h,w],   h = i · stride + k · dilation - padding;  w likewise from j and l
-        ∂x[n,c,h,w] = Σ ∂y[n,c,i,j]  over the windows i,j that took their y from this h and w
+        ∂x[n,c,h,w] = Σ ∂y[n,c,i,j]  over the windows i,j whose maximum is at this h and w
 
-    Of equal numbers a window takes the first, and only that one has a gradient. A NaN counts as larger than any
-    number; of several, the last is taken.
+    Of several equal maxima only the first has a gradient. NaN counts as the maximum; of several NaNs, the last has the
+    gradient.
 
-    Shapes: x (N, C, H, W); y (N, C, OH, OW).  Saves the tap that each window took, in a byte if KH·KW ≤ 256.
+    Shapes: x (N, C, H, W); y (N, C, OH, OW).  Saves the tap of each maximum, as uint8 if KH·KW ≤ 256.
     """
 
     def forward(
@@ -33,30 +33,30 @@ class MaxPool2d(Function):
         x = x.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         self.shape, padded, xp = x.shape, windows.pad(x, -np.inf), array_module(x)
         y = xp.full((x.shape[0], *windows.out, x.shape[3]), -np.inf, x.dtype)
-        self.taken = xp.empty(y.shape, np.min_scalar_type(windows.kernel[0] * windows.kernel[1] - 1))
-        self.taken[...] = beside(x, _first_tap(windows))[:, :, None]  # it stays where a window sees nothing but -∞
-        for number, (_, where) in enumerate(windows.taps()):
-            seen = padded[where]
-            self.taken[(seen > y) | xp.isnan(seen)] = number
-            xp.maximum(y, seen, out=y)
+        self.argmax = xp.empty(y.shape, np.min_scalar_type(windows.kernel[0] * windows.kernel[1] - 1))
+        self.argmax[...] = beside(x, _first_tap(windows))[:, :, None]  # for windows in which all values are -∞
+        for tap, (_, where) in enumerate(windows.taps()):
+            values = padded[where]
+            self.argmax[(values > y) | xp.isnan(values)] = tap
+            xp.maximum(y, values, out=y)
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
 
     def backward(self, grad_output: Array) -> Array:
         grad_y, xp = grad_output.transpose(0, 2, 3, 1), array_module(grad_output)
         padded = xp.zeros(self.windows.padded_shape(self.shape), grad_y.dtype)
-        for number, (_, where) in enumerate(self.windows.taps()):
-            padded[where] += xp.where(self.taken == number, grad_y, 0)
+        for tap, (_, where) in enumerate(self.windows.taps()):
+            padded[where] += xp.where(self.argmax == tap, grad_y, 0)
         return self.windows.unpad(padded).transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 class AvgPool2d(Function):
-    """y = the mean of each window, where the padding counts as 0.
+    """y = the mean of each window, with padding of 0.
 
         y[n,c,i,j]  = Σ_k,l  x[n,c,h,w] / D[i,j],   h = i · stride + k - padding;  w likewise from j and l
-        ∂x[n,c,h,w] = Σ ∂y[n,c,i,j] / D[i,j]  over the windows i,j that see this h and w
+        ∂x[n,c,h,w] = Σ ∂y[n,c,i,j] / D[i,j]  over the windows i,j that contain this h and w
 
-    The divisor D[i,j] is `divisor_override`, or how many pixels the window sees: those of the image, and those of the
-    padding if `count_include_pad`, but never those beyond the padding, where `ceil_mode` lets a window hang over.
+    The divisor D[i,j] is `divisor_override`, or else the number of pixels in the window: of the image, and with
+    `count_include_pad` of the padding. Pixels beyond the padding, which `ceil_mode` allows, are never counted.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); D (OH, OW, 1).  Saves D.
     """
@@ -74,7 +74,7 @@ class AvgPool2d(Function):
     ) -> Array:
         self.windows = windows = _windows(x, kernel_size, stride, padding, 1, ceil_mode, "avg_pool2d")
         if divisor_override == 0:
-            raise ValueError("avg_pool2d: divisor_override divides the sums, so it must not be 0")
+            raise ValueError("avg_pool2d: divisor_override must not be 0")
         x = x.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         self.shape, padded, xp = x.shape, windows.pad(x), array_module(x)
         if divisor_override is None:
@@ -89,21 +89,21 @@ class AvgPool2d(Function):
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
 
     def backward(self, grad_output: Array) -> Array:
-        share = grad_output.transpose(0, 2, 3, 1) / self.divisor
-        padded = array_module(share).zeros(self.windows.padded_shape(self.shape), share.dtype)
+        grad_pixel = grad_output.transpose(0, 2, 3, 1) / self.divisor
+        padded = array_module(grad_pixel).zeros(self.windows.padded_shape(self.shape), grad_pixel.dtype)
         for _, where in self.windows.taps():
-            padded[where] += share
+            padded[where] += grad_pixel
         return self.windows.unpad(padded).transpose(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 class AdaptiveAvgPool2d(Function):
-    """y = means over OH × OW windows that cover the image, as equal in size as whole pixels allow.
+    """y = the means of OH × OW windows that cover the image; their heights and widths differ by at most one pixel.
 
-        y[..,i,j] = the mean of x[.., a:b, (likewise from j)],   a = ⌊i · H / OH⌋,  b = ⌈(i + 1) · H / OH⌉
-        ∂x[..,h,w] = Σ ∂y[..,i,j] / (the pixels of window i,j)  over the windows that see this h and w
+        y[..,i,j] = the mean of x[.., a:b, likewise from j],   a = ⌊i · H / OH⌋,  b = ⌈(i + 1) · H / OH⌉
+        ∂x[..,h,w] = Σ ∂y[..,i,j] / (the pixels of window i,j)  over the windows that contain this h and w
 
-    A mean over a rectangle is a mean of its rows' means, so the two axes go one after the other. `output_size` is OH
-    and OW, or one number for both; None keeps the size of an axis.
+    The mean of a rectangle is the mean of the means of its rows, so H and W are averaged one after the other.
+    `output_size` is (OH, OW), or one integer for both; None keeps the size of an axis.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW).  Saves the shape of x.
     """
@@ -114,73 +114,74 @@ class AdaptiveAvgPool2d(Function):
         _not_empty(x, "adaptive_avg_pool2d")
         pair = output_size if isinstance(output_size, tuple | list) else (output_size, output_size)
         sizes = tuple(x.shape[2 + i] if size is None else size for i, size in enumerate(pair))
-        height, width = checks.pair(sizes, "output_size", "adaptive_avg_pool2d", least=1)
+        height, width = checks.pair(sizes, "output_size", "adaptive_avg_pool2d", minimum=1)
         self.shape = x.shape
         # (N, C, H, W) -> (N, C, W, H) -> (N, C, W, OH) -> (N, C, OH, W) -> (N, C, OH, OW)
         return _means(_means(x.swapaxes(2, 3), height).swapaxes(2, 3), width)
 
     def backward(self, grad_output: Array) -> Array:
-        grad_rows = _share_out(grad_output, self.shape[3])  # (N, C, OH, OW) -> (N, C, OH, W)
-        return _share_out(grad_rows.swapaxes(2, 3), self.shape[2]).swapaxes(2, 3)  # -> (N, C, H, W)
+        grad_rows = _means_backward(grad_output, self.shape[3])  # (N, C, OH, OW) -> (N, C, OH, W)
+        return _means_backward(grad_rows.swapaxes(2, 3), self.shape[2]).swapaxes(2, 3)  # -> (N, C, H, W)
 
 
 def _means(x: Array, parts: int) -> Array:
-    """Means of `parts` stretches of the last axis."""
-    means = [mean_over(x[..., a:b], -1) for a, b in _stretches(x.shape[-1], parts)]
+    """The means of `parts` intervals of the last axis: (..., size) -> (..., parts)."""
+    means = [mean_over(x[..., a:b], -1) for a, b in _intervals(x.shape[-1], parts)]
     return array_module(x).stack(means, axis=-1)
 
 
-def _share_out(grad: Array, size: int) -> Array:
-    """The adjoint of `_means`: each stretch of `size` numbers shares a gradient equally."""
+def _means_backward(grad: Array, size: int) -> Array:
+    """∂x of `_means`, (..., parts) -> (..., size): each gradient is divided equally among its interval."""
     grad_x = array_module(grad).zeros((*grad.shape[:-1], size), grad.dtype)
-    for i, (a, b) in enumerate(_stretches(size, grad.shape[-1])):
+    for i, (a, b) in enumerate(_intervals(size, grad.shape[-1])):
         grad_x[..., a:b] += grad[..., i : i + 1] / (b - a)
     return grad_x
 
 
-def _stretches(size: int, parts: int) -> list[Pair]:
-    """Stretch i is from ⌊i · size / parts⌋ to ⌈(i + 1) · size / parts⌉; neighbours may share a pixel."""
+def _intervals(size: int, parts: int) -> list[Pair]:
+    """Interval i is from ⌊i · size / parts⌋ to ⌈(i + 1) · size / parts⌉; neighbours may share a pixel."""
     return [(i * size // parts, -(-(i + 1) * size // parts)) for i in range(parts)]
 
 
 def _windows(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool, op: str) -> Windows:
-    """Check the arguments of a pooling op, and lay out its windows."""
+    """Check the arguments of a pooling op and compute its windows."""
     checks.rank(x, 4, "(N, C, H, W)", op)
     checks.floating(x, op)
     _not_empty(x, op)
-    kernel = checks.pair(kernel, "kernel_size", op, least=1)
-    stride = checks.pair(stride, "stride", op, least=1)
-    dilation = checks.pair(dilation, "dilation", op, least=1)
-    padding = checks.pair(padding, "padding", op, least=0)
-    reach = span(kernel, dilation)
+    kernel = checks.pair(kernel, "kernel_size", op, minimum=1)
+    stride = checks.pair(stride, "stride", op, minimum=1)
+    dilation = checks.pair(dilation, "dilation", op, minimum=1)
+    padding = checks.pair(padding, "padding", op, minimum=0)
+    extent = span(kernel, dilation)
     if padding[0] > kernel[0] // 2 or padding[1] > kernel[1] // 2:
         raise ValueError(
-            f"{op}: padding must be at most half of kernel_size {kernel}, got {padding}; a larger border: F.pad"
+            f"{op}: padding must be at most half of kernel_size {kernel}, got {padding}; for more padding, use F.pad"
         )
-    rows, below = _fit(x.shape[2], reach[0], stride[0], padding[0], ceil_mode)
-    columns, right = _fit(x.shape[3], reach[1], stride[1], padding[1], ceil_mode)
+    rows, below = _fit(x.shape[2], extent[0], stride[0], padding[0], ceil_mode)
+    columns, right = _fit(x.shape[3], extent[1], stride[1], padding[1], ceil_mode)
     if rows < 1 or columns < 1:
         raise ValueError(
-            f"{op}: a window spans {reach} pixels, more than the padded image's "
+            f"{op}: a window spans {extent} pixels, but the padded image has only "
             f"{x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1]}; use a smaller kernel_size, or pad more"
         )
     return Windows(kernel, stride, dilation, padding, (below, right), (rows, columns))
 
 
-def _fit(size: int, reach: int, stride: int, padding: int, ceil_mode: bool) -> Pair:
-    """How many windows fit along one axis, and how many pixels the last one needs beyond the image.
+def _fit(size: int, extent: int, stride: int, padding: int, ceil_mode: bool) -> Pair:
+    """The number of windows along one axis, and the number of pixels of the last window after the end of the image.
 
-    `ceil_mode` rounds up: the last window may hang over the padding, but must start in the image or before it.
+    `ceil_mode` rounds the number of windows up: the last one may end outside the padding, but must start in the image
+    or in the padding before it.
     """
-    room = size + 2 * padding - reach
-    out = (room + (stride - 1 if ceil_mode else 0)) // stride + 1
+    last_start = size + 2 * padding - extent
+    out = (last_start + (stride - 1 if ceil_mode else 0)) // stride + 1
     if ceil_mode and (out - 1) * stride >= size + padding:
         out -= 1
-    return out, max(0, (out - 1) * stride + reach - size - padding)
+    return out, max(0, (out - 1) * stride + extent - size - padding)
 
 
 def _counts(windows: Windows, size: Pair, count_include_pad: bool) -> list[np.ndarray]:
-    """How many pixels the windows see along H (OH,), and along W (OW,)."""
+    """The number of counted pixels of each window, along H (OH,) and along W (OW,)."""
     counts = []
     for axis in (0, 1):
         padding = windows.before[axis]
@@ -193,7 +194,7 @@ def _counts(windows: Windows, size: Pair, count_include_pad: bool) -> list[np.nd
 
 
 def _first_tap(windows: Windows) -> np.ndarray:
-    """The number of the first tap within the image, for each window: (OH, OW)."""
+    """The index of the first tap of each window that is inside the image: (OH, OW)."""
     first = []
     for axis in (0, 1):
         outside = windows.before[axis] - np.arange(windows.out[axis]) * windows.stride[axis]

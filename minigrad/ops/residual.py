@@ -1,9 +1,9 @@
-"""L2: the residual connection, with what stands in its branch: layer scale, stochastic depth, and the next norm.
+"""L2: the residual connection, with layer scale and stochastic depth on its branch, and the LayerNorm after it.
 
-    s = x + m · γ ⊙ b,    m = M / (1 - p),  M = 1 with probability 1 - p, else 0, once for each image
+    s = x + m · γ ⊙ b,    m = M / (1 - p),  M = 1 with probability 1 - p, else 0, one for each image
 
 He et al. 2015, arXiv:1512.03385; γ, a factor for each channel: Touvron et al. 2021, arXiv:2103.17239; M: Huang et al.
-2016, arXiv:1603.09382. Written as an op of its own because on a GPU it is all memory, and so should be read once.
+2016, arXiv:1603.09382. One op, because elementwise operations are memory-bound on a GPU: fused, x and b are read once.
 """
 
 from minigrad.autograd.function import Function, run
@@ -40,12 +40,12 @@ class Residual(Function):
 
 
 class ResidualLayerNorm(Function):
-    """s = x + m · b, and y = LayerNorm(s): both are outputs.
+    """s = x + m · b and y = LayerNorm(s): two outputs.
 
-        ∂s' = ∂s + the gradient that LayerNorm has for s, from ∂y         the whole gradient of s
-        ∂x = ∂s',   ∂b = m · ∂s',   ∂weight and ∂bias as LayerNorm's
+        ∂s' = ∂s + the gradient of s that LayerNorm computes from ∂y         the total gradient of s
+        ∂x = ∂s',   ∂b = m · ∂s',   ∂weight and ∂bias as in LayerNorm
 
-    Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves what `Residual` and `LayerNorm`, which it is made of, do.
+    Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves what `Residual` and `LayerNorm` save.
     """
 
     def forward(
@@ -69,7 +69,7 @@ class ResidualLayerNorm(Function):
 
 
 def kept(x: Array, p: float) -> Array | None:
-    """m, (N, 1, .., 1) in the dtype of x; None where nothing is dropped."""
+    """m, (N, 1, .., 1) in the dtype of x; None if p is 0."""
     if not p:
         return None
     shape = (len(x),) + (1,) * (x.ndim - 1)
@@ -79,11 +79,11 @@ def kept(x: Array, p: float) -> Array | None:
 
 
 def check(x: Array, branch: Array, *params: Array | None) -> None:
-    """Refuse a branch that is not added number by number, and parameters that have not one number a channel."""
+    """Raise an error unless x and the branch have the same shape (N, ..., C), and parameters the shape (C,)."""
     checks.floating(x, "residual")
     if not x.ndim or x.shape != branch.shape:
         raise ValueError(
-            f"residual: x and the branch must have one shape (N, ..., C), got {x.shape} and {branch.shape}"
+            f"residual: x and branch must have the same shape (N, ..., C), got {x.shape} and {branch.shape}"
         )
     for param in params:
         checks.affine(param, x.shape[-1:], "a parameter", "residual")

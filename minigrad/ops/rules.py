@@ -1,6 +1,6 @@
-"""L2: the rules of all ops: type promotion, autocast, 16-bit arithmetic; `minigrad/autograd/dispatch.py` applies them.
+"""L2: tables of type promotion, autocast and 16-bit arithmetic for all ops; `minigrad/autograd/dispatch.py` uses them.
 
-PyTorch's own tables: "Tensor Attributes" for promotion, "Automatic Mixed Precision" for autocast.
+PyTorch's tables: "Tensor Attributes" for promotion, "Automatic Mixed Precision" for autocast.
 """
 
 from functools import partial
@@ -40,7 +40,7 @@ from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
-ALL = 1_000_000  # inputs
+ALL = 1_000_000  # more inputs than any op has
 
 PROMOTION: dict[Any, list[type[Function]]] = {
     promote: [MatMul, Linear, Einsum, Cat, MSELoss],
@@ -55,12 +55,12 @@ PROMOTION: dict[Any, list[type[Function]]] = {
 AUTOCAST: dict[int | str, list[type[Function]]] = {
     # Matrix products: 16-bit inputs, sums in float32.
     ALL: [Einsum],
-    3: [Linear, Conv2d, ScaledDotProductAttention],  # not attention's mask
-    2: [MatMul, Residual, ResidualLayerNorm],  # the stream and its branch, not the parameters
-    1: [WindowAttention],  # not the relative position bias
-    # Norms: the input in its own dtype, statistics and parameters in float32.
+    3: [Linear, Conv2d, ScaledDotProductAttention],  # all inputs but the attention mask
+    2: [MatMul, Residual, ResidualLayerNorm],  # x and the branch, not the parameters
+    1: [WindowAttention],  # qkv, not the relative position bias
+    # Norms: the input keeps its dtype; statistics and parameters are float32.
     0: [LayerNorm, GroupNorm, BatchNorm],
-    # Ops that lose too much in 16 bits.
+    # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Log, Softmax, LogSoftmax, CrossEntropy, MSELoss,
         Sum, Mean, Var, Std, Prod, Amax, Amin, LogSumExp, CumSum,

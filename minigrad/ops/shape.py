@@ -1,4 +1,4 @@
-"""L2: ops that rearrange elements and change none. The gradient takes the inverse arrangement."""
+"""L2: ops that rearrange elements without changing their values. Backward applies the inverse rearrangement."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,7 +12,7 @@ from minigrad.ops import checks
 
 
 class Reshape(Function):
-    """The same elements, in the same order, in another shape; one size may be -1: the rest.  Saves the shape."""
+    """The same elements, in the same order, in another shape; a size of -1 is inferred.  Saves the shape."""
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         self.shape = x.shape
@@ -22,7 +22,7 @@ class Reshape(Function):
         if len(unknown) > 1 or any(size != -1 for size in unknown) or not fits:
             raise ValueError(
                 f"reshape: {x.size} elements of shape {x.shape} do not fit shape {tuple(shape)}: "
-                "sizes must multiply to the same count, and at most one may be -1"
+                "the product of the sizes must be the number of elements, and at most one size may be -1"
             )
         return x.reshape(shape)
 
@@ -31,13 +31,13 @@ class Reshape(Function):
 
 
 class Permute(Function):
-    """y's axis i is x's axis `axes[i]`; the gradient takes the inverse order.  Saves the order."""
+    """Axis i of y is axis `axes[i]` of x; backward applies the inverse permutation.  Saves the permutation."""
 
     def forward(self, x: Array, *, axes: Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "permute")
         if len(self.axes) != x.ndim:
             raise ValueError(
-                f"permute: must name all {x.ndim} axes of the input, of shape {x.shape}: got {tuple(axes)}"
+                f"permute: dims must list all {x.ndim} axes of the input, of shape {x.shape}: got {tuple(axes)}"
             )
         return x.transpose(self.axes)
 
@@ -46,18 +46,18 @@ class Permute(Function):
 
 
 class Expand(Function):
-    """Broadcast to `shape`, as a view; -1 keeps a size. The engine sums the gradient back.  Saves nothing."""
+    """Broadcast to `shape`, as a view; -1 keeps a size. The engine sums ∂y over the broadcast axes.  Saves nothing."""
 
     def forward(self, x: Array, *, shape: Sequence[int]) -> Array:
         added = len(shape) - x.ndim
         if added < 0 or any(size < -1 or (size == -1 and i < added) for i, size in enumerate(shape)):
             raise ValueError(
                 f"expand: shape {tuple(shape)} must have at least the {x.ndim} axes of {x.shape}, no negative size, "
-                "and -1 (keep this size) only for axes that exist"
+                "and -1 (keep the size) only for axes of the input"
             )
         sizes = [size if size != -1 else x.shape[i - added] for i, size in enumerate(shape)]
         if any(old not in (1, new) for old, new in zip(x.shape, sizes[added:], strict=True)):
-            raise ValueError(f"expand: only axes of size 1 can grow: {x.shape} does not broadcast to {tuple(shape)}")
+            raise ValueError(f"expand: only axes of size 1 can be expanded, got {x.shape} for shape {tuple(shape)}")
         return array_module(x).broadcast_to(x, sizes)
 
     def backward(self, grad_output: Array) -> Array:
@@ -65,17 +65,17 @@ class Expand(Function):
 
 
 class Cat(Function):
-    """Join arrays end to end along `axis`; each takes its own stretch of the gradient.  Saves the ends."""
+    """Concatenate arrays along `axis`; the gradient of each is its slice of ∂y.  Saves the ends of the slices."""
 
     def forward(self, *xs: Array, axis: int) -> Array:
         if not xs:
             raise ValueError("cat: needs at least one tensor, got an empty list")
         self.axis = checks.one_axis(axis, xs[0].ndim, "cat")
-        frame = [size for a, size in enumerate(xs[0].shape) if a != self.axis]
-        if any(x.ndim != xs[0].ndim or [s for a, s in enumerate(x.shape) if a != self.axis] != frame for x in xs):
+        other_sizes = [size for a, size in enumerate(xs[0].shape) if a != self.axis]
+        if any(x.ndim != xs[0].ndim or [s for a, s in enumerate(x.shape) if a != self.axis] != other_sizes for x in xs):
             raise ValueError(f"cat: shapes must agree on every axis but {self.axis}, got {[x.shape for x in xs]}")
         if not xs[0].ndim:
-            raise ValueError("cat: zero-dimensional tensors cannot be joined; use stack")
+            raise ValueError("cat: 0-d tensors cannot be concatenated; use stack")
         self.ends = [0]
         for x in xs:
             self.ends.append(self.ends[-1] + x.shape[self.axis])
@@ -87,10 +87,9 @@ class Cat(Function):
 
 
 class Unbind(Function):
-    """The slices along `axis`, as views, each an output; ∂x has the gradient of each at its place.  Saves x's shape.
+    """One output for each slice along `axis`, a view; ∂x stacks their gradients along `axis`.  Saves the shape of x.
 
-    Where these gradients lie in memory as the slices do in x, as attention leaves those of a packed q, k, v, they
-    already are ∂x.
+    The gradients need no copy if they are already slices of one array, as attention returns them for packed q, k, v.
     """
 
     def forward(self, x: Array, *, axis: int) -> tuple[Array, ...]:
@@ -99,37 +98,37 @@ class Unbind(Function):
         return tuple(x[(*before, i, ...)] for i in range(x.shape[axis]))
 
     def backward(self, grad_outputs: list[Array | None]) -> Array:
-        some = next(grad for grad in grad_outputs if grad is not None)
-        xp, whole = array_module(some), side_by_side(grad_outputs)
-        if whole is None:
-            absent = xp.zeros(self.shape[: self.axis] + self.shape[self.axis + 1 :], some.dtype)
-            whole = xp.stack([absent if grad is None else grad for grad in grad_outputs])
-        return xp.moveaxis(whole, 0, self.axis)
+        first = next(grad for grad in grad_outputs if grad is not None)
+        xp, stacked = array_module(first), stacked_view(grad_outputs)
+        if stacked is None:
+            zeros = xp.zeros(self.shape[: self.axis] + self.shape[self.axis + 1 :], first.dtype)
+            stacked = xp.stack([zeros if grad is None else grad for grad in grad_outputs])
+        return xp.moveaxis(stacked, 0, self.axis)
 
 
-def side_by_side(parts: Sequence[Array | None]) -> Array | None:
-    """The array of which the parts are the entries along a first axis: a view, if they lie so in one array's memory."""
+def stacked_view(parts: Sequence[Array | None]) -> Array | None:
+    """`stack(parts)` as a view, if the parts are equally spaced views of one array; else None."""
     arrays = [part for part in parts if part is not None]
     first = arrays[0]
     if len(arrays) < max(len(parts), 2) or any((x.shape, x.strides) != (first.shape, first.strides) for x in arrays):
         return None
-    roots, places = {_memory(x) for x in arrays}, [pointer(x) for x in arrays]
-    steps = {after - before for before, after in pairwise(places)}
-    if len(roots) > 1 or len(steps) > 1 or not first.size:
+    buffers, addresses = {_buffer(x) for x in arrays}, [pointer(x) for x in arrays]
+    steps = {after - before for before, after in pairwise(addresses)}
+    if len(buffers) > 1 or len(steps) > 1 or not first.size:
         return None
-    strided = array_module(first).lib.stride_tricks.as_strided
-    return strided(first, (len(arrays), *first.shape), (*steps, *first.strides))
+    as_strided = array_module(first).lib.stride_tricks.as_strided
+    return as_strided(first, (len(arrays), *first.shape), (*steps, *first.strides))
 
 
-def _memory(x: Array) -> tuple[int, int]:
-    """Where the array begins that x is a view of, and how long it is."""
+def _buffer(x: Array) -> tuple[int, int]:
+    """The address and the size in bytes of the array that x is a view of."""
     while isinstance(x.base, type(x)):
         x = x.base
     return pointer(x), x.nbytes
 
 
 class Roll(Function):
-    """yᵢ = x₍ᵢ₋ₛ₎ mod n along each named axis; the gradient rolls back by -s.  `axes` None: over the flat array."""
+    """yᵢ = x₍ᵢ₋ₛ₎ mod n along each of `axes` (None: the flattened array);  ∂x rolls ∂y by -s.  Saves s and the axes."""
 
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
         self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
@@ -152,7 +151,7 @@ class Roll(Function):
 
 
 class Flip(Function):
-    """Reverse the order along `axes`, as a copy; the gradient is reversed back.  Saves the axes."""
+    """Reverse the order of elements along `axes`, as a copy; ∂x is ∂y, reversed.  Saves the axes."""
 
     def forward(self, x: Array, *, axes: int | Sequence[int]) -> Array:
         self.axes = checks.axes(axes, x.ndim, "flip")
@@ -163,7 +162,7 @@ class Flip(Function):
 
 
 class Pad(Function):
-    """Grow each axis by (before, after) entries of `value`; negative widths crop.  ∂x is the inside of ∂y.
+    """Pad each axis with (before, after) elements of `value`; negative widths crop.  ∂x = ∂y, and 0 where x is cropped.
 
     Saves the widths and the shape.
     """
@@ -172,22 +171,24 @@ class Pad(Function):
         self.shape, self.widths = x.shape, widths
         sizes = [size + before + after for size, (before, after) in zip(x.shape, widths, strict=True)]
         if min(sizes, default=0) < 0:
-            raise ValueError(f"pad: cropping {list(widths)} leaves shape {x.shape} with negative sizes {sizes}")
+            raise ValueError(f"pad: widths {list(widths)} give negative sizes {sizes} for an input of shape {x.shape}")
         checks.entry(value, x.dtype, "pad")
         y = array_module(x).full(sizes, value, x.dtype)
-        y[self._inside(after=False)] = x[self._inside(after=True)]
+        in_x, in_y = self._shared()
+        y[in_y] = x[in_x]
         return y
 
     def backward(self, grad_output: Array) -> Array:
         grad_x = array_module(grad_output).zeros(self.shape, grad_output.dtype)
-        grad_x[self._inside(after=True)] = grad_output[self._inside(after=False)]
+        in_x, in_y = self._shared()
+        grad_x[in_x] = grad_output[in_y]
         return grad_x
 
-    def _inside(self, *, after: bool) -> tuple[slice, ...]:
-        """The stretch that x and y share, along each axis: where it lies in x (`after` cropping), or in y."""
-        shared = []
-        for size, (before, behind) in zip(self.shape, self.widths, strict=True):
-            length = max(size + min(before, 0) + min(behind, 0), 0)
-            start = max(-before, 0) if after else max(before, 0)
-            shared.append(slice(start, start + length))
-        return tuple(shared)
+    def _shared(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The index of the elements that x and y share: in x, and in y."""
+        in_x, in_y = [], []
+        for size, (before, after) in zip(self.shape, self.widths, strict=True):
+            length = max(size + min(before, 0) + min(after, 0), 0)
+            in_x.append(slice(max(-before, 0), max(-before, 0) + length))
+            in_y.append(slice(max(before, 0), max(before, 0) + length))
+        return tuple(in_x), tuple(in_y)

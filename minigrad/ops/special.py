@@ -34,11 +34,11 @@ _FAR = {
         -1.363614111119141e-05,
     ),
 }  # fmt: skip
-_BLOCK = 1 << 16  # elements processed at once on the CPU, so that the forty passes run in the cache
+_BLOCK = 1 << 16  # elements computed at once on the CPU, so that about 40 array operations run in the cache
 
 
 def erf(x: Array) -> Array:
-    """erf x = 2/√π · ∫₀ˣ exp(-t²) dt, within 1e-15 of its value in float64, 3e-7 in float32."""
+    """erf x = 2/√π · ∫₀ˣ exp(-t²) dt, with an error of at most 1e-15 in float64, 3e-7 in float32."""
 
     def block(x: Array) -> Array:
         xp = array_module(x)
@@ -49,7 +49,10 @@ def erf(x: Array) -> Array:
 
 
 def normal_cdf(x: Array) -> Array:
-    """Φ(x) = ½ (1 + erf(x / √2)); for x < -√2 computed as ½ erfc(-x / √2), as the sum would cancel."""
+    """Φ(x) = ½ (1 + erf(x / √2)), the standard normal distribution function.
+
+    For x < -√2 computed as ½ erfc(-x / √2), since 1 + erf(x / √2) cancels.
+    """
 
     def block(x: Array) -> Array:
         xp = array_module(x)
@@ -60,10 +63,12 @@ def normal_cdf(x: Array) -> Array:
 
 
 def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
-    """erf x, valid for |x| ≤ 1; erfc |x|, valid for |x| > 1 (approximate beyond 6, where it is below 1e-16); |x| ≤ 1.
+    """erf x, valid where |x| ≤ 1; erfc |x|, valid where |x| > 1; and the mask |x| ≤ 1.
 
     erf x    = x · P(x²)                |x| ≤ 1
     erfc |x| = exp(-x²) · Q(t)          |x| > 1,   t = (|x| - 3) / (|x| + 3)
+
+    For |x| > 6, where erfc |x| < 1e-16, Q is that of |x| = 6.
     """
     xp, kind = array_module(x), "f8" if x.dtype == np.float64 else "f4"
     size = abs(x).clip(0, 30)  # exp(-30²) is 0, and x² cannot overflow
@@ -74,7 +79,7 @@ def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
 
 
 def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
-    """`function(x)`, in blocks of x on the CPU; float16 is computed in float32."""
+    """`function(x)`, for an elementwise function: on the CPU in blocks of x, and for float16 in float32."""
     if x.dtype == np.float16:
         return _in_blocks(function, x.astype(np.float32)).astype(np.float16)
     if type(x) is not np.ndarray or x.size <= _BLOCK:
@@ -86,7 +91,7 @@ def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """σ(x) = 1 / (1 + e⁻ˣ), computed from e^-|x|, which cannot overflow."""
+    """σ(x) = 1 / (1 + e⁻ˣ), computed from exp(-|x|), which cannot overflow."""
     xp = array_module(x)
     decay = xp.exp(-abs(x))
     return xp.where(x >= 0, xp.ones_like(decay), decay) / (1 + decay)

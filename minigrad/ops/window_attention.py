@@ -1,9 +1,9 @@
-"""L2: attention within the windows of a map, which may be shifted: the step that makes Swin what it is.
+"""L2: Swin's attention within windows of a feature map, which may be shifted.
 
-Liu et al. 2021, "Swin Transformer", arXiv:2103.14030, section 3.2. Between all tokens of an H x W map attention costs
-(HW)²; here a token looks only at the M x M window that it is in. From one layer to the next the windows move by half
-their size, or nothing in one would ever reach another. To move them, the map is rolled: what leaves at the top comes
-back at the bottom, beside tokens that it has nothing to do with, and a mask keeps those apart (figure 4):
+Liu et al. 2021, "Swin Transformer", arXiv:2103.14030, section 3.2. Attention between all tokens of an H x W map costs
+(HW)²; here a token attends only to the tokens of its M x M window. In every second layer the windows are shifted by
+half their size, so that information crosses their borders. To shift them, the map is rolled: rows that leave at the top
+return at the bottom, beside tokens that are not their neighbours. A mask separates these regions (figure 4):
 
      before                 rolled by half a window, up and left        regions
      a a a a b b b b        the window at the bottom right has          0 0 0 0 1 1 2 2
@@ -15,8 +15,8 @@ back at the bottom, beside tokens that it has nothing to do with, and a mask kee
      c c c c d d d d           b b a a     a           top     left     6 6 6 6 7 7 8 8
      c c c c d d d d                                                    6 6 6 6 7 7 8 8
 
-Rolling and cutting into windows only say where each token goes, which is a table of places. So both are one gather,
-and in 16 bits on a GPU not even that: the kernels read and write every token at its place in the map.
+Rolling and partitioning into windows is a permutation of the tokens, so both together are one gather. In 16 bits on a
+GPU there is not even a gather: the kernels read and write each token at its position in the map.
 """
 
 from functools import cache
@@ -29,12 +29,12 @@ from minigrad.backend.sums import sum_over
 from minigrad.ops import checks
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.checks import sides
-from minigrad.ops.shape import side_by_side
+from minigrad.ops.shape import stacked_view
 
 Window = int | tuple[int, int]
-"""Height and width of a window, in tokens; one number M where both are the same."""
+"""Height and width of a window in tokens, or one integer M for both."""
 
-APART = -100.0  # added to the score of two tokens of different regions, as the authors do
+MASKED = -100.0  # added to the scores of two tokens of different regions, as in the authors' code
 
 
 class WindowAttention(Function):
@@ -42,13 +42,12 @@ class WindowAttention(Function):
 
         P = softmax(q kᵀ / √d + B + mask),   y = P v          for the N = M·M tokens of a window
 
-    A window may be of another height than width: then M is a pair, and N their product.
+    M may also be a pair (height, width), with N their product. B is the bias of each pair of positions in a window. The
+    mask is MASKED for two tokens that are in one window only because of the roll, else 0. The tokens of y are in the
+    order of the map, not of the rolled map.
 
-    B is added for each pair of places in a window; the mask is APART for two tokens that only the roll made neighbours.
-    y is in the map's own order: as if it had been rolled back.
-
-    Shapes: qkv (B, H, W, 3C), in which of each token q, k and v lie side by side, and in each of them the heads, of d
-    numbers; bias (heads, N, N) or None; y (B, H, W, C).  Saves what attention does, and where the tokens are.
+    Shapes: qkv (B, H, W, 3C), the channels of a token being (3, heads, d) for q, k and v; bias (heads, N, N) or None;
+    y (B, H, W, C).  Saves what `ScaledDotProductAttention` saves, and the shape and windows of the map.
     """
 
     def forward(
@@ -64,11 +63,11 @@ class WindowAttention(Function):
             ScaledDotProductAttention, (*[self.needs_input_grad[0]] * 3, want_bias), q, k, v, mask,
             scale=q.shape[-1] ** -0.5, is_causal=False, dropout_p=dropout_p,
         )  # (B, windows, heads, N, d)  # fmt: skip
-        return self.uncut(y.swapaxes(2, 3), qkv.shape[-1] // 3)
+        return self.merge(y.swapaxes(2, 3), qkv.shape[-1] // 3)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
         C = grad_output.shape[-1]
-        grad = self.cut(grad_output)  # (B, H, W, C) -> (B, windows, N, C)
+        grad = self.partition(grad_output)  # (B, H, W, C) -> (B, windows, N, C)
         grad = grad.reshape(*grad.shape[:-1], self.num_heads, C // self.num_heads).swapaxes(-2, -3)
         *grads, grad_bias = self.attention.backward(grad)
         if grad_bias is not None:
@@ -76,57 +75,58 @@ class WindowAttention(Function):
             grad_bias = sum_over(grad_bias, tuple(range(grad_bias.ndim - 3)))
         if not self.needs_input_grad[0]:
             return None, grad_bias
-        packed = side_by_side(grads)
-        packed = array_module(grads[0]).stack(grads) if packed is None else packed
+        packed = stacked_view(grads)
+        if packed is None:
+            packed = array_module(grads[0]).stack(grads)
         # (3, B, windows, heads, N, d) -> (B, windows, N, 3, heads, d) -> (B, H, W, 3C)
-        return self.uncut(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
+        return self.merge(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
 
     def mask(self, qkv: Array, bias: Array | None) -> Array | None:
-        """What is added to the scores: B, and with a shift the mask: (heads, N, N), or (windows, heads, N, N)."""
+        """B (heads, N, N), or with a shift B + mask (windows, heads, N, N): the float mask of the inner attention."""
         M, shift = self.windows
         if not any(shift):
             return bias
-        apart = shift_mask(*qkv.shape[1:3], M, shift, device_of(qkv)).astype(qkv.dtype, copy=False)
-        return apart if bias is None else bias + apart
+        mask = shift_mask(*qkv.shape[1:3], M, shift, device_of(qkv)).astype(qkv.dtype, copy=False)
+        return mask if bias is None else bias + mask
 
     def heads(self, qkv: Array) -> Array:
         """(B, H, W, 3C) -> q, k, v, (3, B, windows, heads, N, d)."""
-        cut = self.cut(qkv)  # (B, windows, N, 3C)
+        windows = self.partition(qkv)  # (B, windows, N, 3C)
         d = qkv.shape[-1] // (3 * self.num_heads)
-        return cut.reshape(*cut.shape[:3], 3, self.num_heads, d).transpose(3, 0, 1, 4, 2, 5)
+        return windows.reshape(*windows.shape[:3], 3, self.num_heads, d).transpose(3, 0, 1, 4, 2, 5)
 
-    def cut(self, x: Array) -> Array:
-        """A map as its windows: (B, H, W, C) -> (B, windows, N, C)."""
+    def partition(self, x: Array) -> Array:
+        """The windows of a map: (B, H, W, C) -> (B, windows, N, C)."""
         B, H, W, C = x.shape
         places = window_places(H, W, *self.windows, device_of(x))
         return array_module(x).take(x.reshape(B, H * W, C), places, axis=1)
 
-    def uncut(self, windows: Array, C: int) -> Array:
-        """The map that windows are of: (B, windows, N, ...), the last axes C numbers -> (B, H, W, C)."""
+    def merge(self, windows: Array, C: int) -> Array:
+        """The inverse of `partition`: (B, windows, N, ...) -> (B, H, W, C); the last axes (...) have C elements."""
         B, H, W, _ = self.shape
         places = map_places(H, W, *self.windows, device_of(windows))
         return array_module(windows).take(windows.reshape(B, H * W, C), places, axis=1).reshape(B, H, W, C)
 
 
-@cache  # for good: a graph may read it
+@cache  # never freed: a captured CUDA graph may read it
 def window_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
-    """Which token of the map each token of the windows is, (windows, N) int64; tokens are counted row by row."""
+    """The index of each token of each window in the flattened map, (windows, N) int64."""
     places = np.arange(H * W).reshape(H, W)
     return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
 
 
-@cache  # for good: a graph may read it
+@cache  # never freed: a captured CUDA graph may read it
 def map_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
-    """The other way round: which token of all windows, one after another, each token of the map is, (H·W,) int64."""
+    """The inverse of `window_places`: the index of each token of the map in the flattened windows, (H·W,) int64."""
     return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
 
 
-@cache  # for good: a graph may read it
+@cache  # never freed: a captured CUDA graph may read it
 def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
-    """0 for tokens of one region, APART for two that only the roll made neighbours: (windows, 1, N, N) float32.
+    """0 for two tokens of one region, MASKED for two of different regions: (windows, 1, N, N) float32.
 
-    Along each axis the rolled map has up to three parts: all windows but the last, and of that what is before the seam
-    and what is after it.
+    Along each axis the rolled map has up to three regions: all windows but the last, the part of the last window that
+    was last before the roll too, and the part that the roll brought from the other end.
     """
     rows, columns = (
         (np.arange(length) >= length - side).astype(int) + (np.arange(length) >= length - offset) if offset else
@@ -134,19 +134,18 @@ def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = 
         for length, side, offset in zip((H, W), sides(M), shift, strict=True)
     )  # fmt: skip
     region = windows_of(3 * rows[:, None] + columns, M)
-    apart = region[:, :, None] != region[:, None, :]  # (windows, N, N)
-    return to_device(np.where(apart, np.float32(APART), np.float32(0))[:, None], device)
+    different = region[:, :, None] != region[:, None, :]  # (windows, N, N)
+    return to_device(np.where(different, np.float32(MASKED), np.float32(0))[:, None], device)
 
 
 def windows_of(grid: np.ndarray, M: Window) -> np.ndarray:
-    """One number for each position, window by window: (H, W) -> (windows, N)."""
+    """The windows of an array with one value for each token: (H, W) -> (windows, N)."""
     (H, W), (MH, MW) = grid.shape, sides(M)
     return grid.reshape(H // MH, MH, W // MW, MW).swapaxes(1, 2).reshape(-1, MH * MW)
 
 
 def check(qkv: Array, bias: Array | None, num_heads: int, M: Window, shift: tuple[int, int]) -> None:
-    """Refuse a map that windows do not cover, channels that are not q, k, v of so many heads, and shifts and biases
-    that fit no window."""
+    """Check that the windows cover the map, and that the channels, the shift and the shape of the bias fit."""
     checks.floating(qkv, "window_attention")
     checks.rank(qkv, 4, "(B, H, W, 3C)", "window_attention")
     _, H, W, channels = qkv.shape
@@ -155,13 +154,13 @@ def check(qkv: Array, bias: Array | None, num_heads: int, M: Window, shift: tupl
         raise ValueError(f"window_attention: windows of {MH} x {MW} do not cover a map of {H} x {W}: pad it first")
     if num_heads < 1 or channels % (3 * num_heads):
         raise ValueError(
-            f"window_attention: q, k and v of {num_heads} heads need a multiple of 3 x {num_heads} channels, got "
+            f"window_attention: the channels of qkv must be a multiple of 3 x {num_heads} for {num_heads} heads, got "
             f"{channels}"
         )
     if not all(0 <= offset < side for offset, side in zip(shift, (MH, MW), strict=True)):
-        raise ValueError(f"window_attention: a shift is from 0 to below the window's size, {M}: got {shift}")
+        raise ValueError(f"window_attention: the shift must be from 0 to below the window's size {M}, got {shift}")
     if bias is not None and bias.shape != (num_heads, N := MH * MW, N):
         raise ValueError(
-            f"window_attention: the bias needs a number for each pair of the {N} tokens of a window, for each "
-            f"head: ({num_heads}, {N}, {N}), got {bias.shape}"
+            f"window_attention: the bias must have shape (num_heads, N, N) for windows of N = {N} tokens: "
+            f"({num_heads}, {N}, {N}), got {bias.shape}"
         )

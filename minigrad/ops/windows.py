@@ -1,14 +1,14 @@
-"""L1: windows that slide over images, shared by convolution and pooling.
+"""L1: sliding windows over images, shared by convolution and pooling.
 
-Inside these ops an image is channels-last, (N, H, W, C): a window is then a few long runs of memory, and the channels
-of a pixel stand side by side for the matrix product. Along either axis, tap k of window i looks at the pixel
+Inside these ops, images are channels-last, (N, H, W, C): a row of a window is contiguous in memory, and so are the
+channels of a pixel, for the matrix product. Along H and along W, tap k of window i is the pixel
 
     i · stride + k · dilation - before
 
-of the image, where `before` (like `after`, at the other end) counts the padding. Two ways to use that:
+of the image, with `before` pixels of padding before the image and `after` behind. Two methods give the pixels:
 
-    view    all windows of a padded image, as a view                             convolution: columns for a gemm
-    taps    for one tap after another, the pixels that all windows see there     depthwise, pooling, every backward
+    view    all windows of a padded image, as a view                   used by convolution, as rows of a matrix
+    taps    for one tap after another, its pixels in all windows       used by depthwise, pooling, every backward
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Windows:
-    """Where the windows lie. Each pair is (along H, along W); `out` is (OH, OW), the number of windows."""
+    """The geometry of the windows. Each pair is (along H, along W); `out` is (OH, OW), the number of windows."""
 
     kernel: Pair
     stride: Pair
@@ -34,12 +34,12 @@ class Windows:
     out: Pair
 
     def padded_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of an image (N, H, W, C) together with its padding."""
+        """The shape of images (N, H, W, C) after padding."""
         N, H, W, C = shape
         return N, self.before[0] + H + self.after[0], self.before[1] + W + self.after[1], C
 
     def pad(self, x: Array, value: float = 0.0) -> Array:
-        """x (N, H, W, C) within its padding, where every pixel is `value`; x itself if there is no padding."""
+        """x (N, H, W, C) padded with `value`; x itself if there is no padding."""
         if not any(self.before + self.after):
             return x
         padded = array_module(x).full(self.padded_shape(x.shape), value, x.dtype)
@@ -47,19 +47,19 @@ class Windows:
         return padded
 
     def unpad(self, padded: Array) -> Array:
-        """The image within its padding, as a view."""
+        """Padded images without their padding, as a view."""
         (top, left), (bottom, right) = self.before, self.after
         return padded[:, top : padded.shape[1] - bottom, left : padded.shape[2] - right]
 
     def view(self, padded: Array) -> Array:
-        """All windows, (N, H, W, C) -> (N, OH, OW, KH, KW, C), where a pixel appears many times but is not copied."""
+        """All windows of padded images, as a view: (N, H, W, C) -> (N, OH, OW, KH, KW, C)."""
         (SH, SW), (DH, DW), (OH, OW) = self.stride, self.dilation, self.out
         at_every_pixel = sliding_windows(padded, span(self.kernel, self.dilation), (1, 2))
         # (N, OH, OW, C, KH, KW) -> (N, OH, OW, KH, KW, C)
         return at_every_pixel[:, ::SH, ::SW, :, ::DH, ::DW][:, :OH, :OW].transpose(0, 1, 2, 4, 5, 3)
 
     def taps(self) -> Iterator[tuple[Pair, tuple[slice, slice, slice]]]:
-        """Each tap (k, l), and the index of the pixels (N, OH, OW) of a padded image which the windows see there."""
+        """For each tap (k, l): the tap, and the index that selects its pixels (N, OH, OW, C) from padded images."""
         for tap in product(range(self.kernel[0]), range(self.kernel[1])):
             rows, columns = (
                 slice(k * dilation, k * dilation + (out - 1) * stride + 1, stride)
@@ -69,14 +69,15 @@ class Windows:
 
 
 def span(kernel: Pair, dilation: Pair) -> Pair:
-    """How many pixels a window reaches over, (kernel - 1) · dilation + 1."""
+    """The extent of a window in pixels, (kernel - 1) · dilation + 1."""
     return (kernel[0] - 1) * dilation[0] + 1, (kernel[1] - 1) * dilation[1] + 1
 
 
 def blocks(x: Array, per_image: int) -> Iterator[slice]:
-    """Slices of the batch x (N, ...), such that a scratch array of `per_image` numbers an image stays small.
+    """Slices of the batch x (N, ...), such that scratch arrays of `per_image` elements for each image stay small.
 
-    Small is 4 MiB of float32 on the CPU, so that the scratch is still in the cache when it is read; 1 GiB on a GPU.
+    Small is 4 MiB of float32 on the CPU, so that the scratch array is still in the cache when it is read, and 1 GiB on
+    a GPU.
     """
     step = max(1, (1 << 20 if isinstance(x, np.ndarray) else 1 << 28) // max(1, per_image))
     return (slice(n, n + step) for n in range(0, len(x), step))

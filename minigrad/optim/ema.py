@@ -1,36 +1,36 @@
-"""L5: the moving average of a model in training."""
+"""L5: the moving average of a model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import compress
 from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of, plain, to_device
+from minigrad.backend import Array, array_module, device_of, fast_paths, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
-from minigrad.kernels import cuda
 from minigrad.nn import Module
 from minigrad.nn.module import can_hold
 from minigrad.ops import checks
+from minigrad.ops.updates import average_all
 from minigrad.tensor import Tensor
 
 
 class EMA:
-    """The exponential moving average of a model's parameters and buffers: it is often better than the model itself.
+    """The exponential moving average of a model's parameters and buffers, often more accurate than the model itself.
 
-        ema <- decay · ema + (1 - decay) · x          after each step of the optimiser
+        ema <- decay · ema + (1 - decay) · x          after each optimizer step
 
-    begun at the model as it is. A step counts for about 1 / (1 - decay) steps. `warmup` is for the first ones, so that
-    the random weights of the beginning are soon forgotten: in update t = 0, 1, 2, ...
+    The average starts at the current model. A step counts for about 1 / (1 - decay) steps. With `warmup`, the random
+    initial weights are forgotten sooner: in update t = 0, 1, 2, ...
 
         decay_t = min(decay, (1 + t) / (10 + t))
 
-    What is not floating-point, such as a count, is copied. The average of a 16-bit parameter is in float32, as small
+    Buffers of integers, such as a count, are copied. The average of a 16-bit parameter is in float32, as small
     changes vanish in 16 bits.  Polyak and Juditsky 1992; `warmup`: TensorFlow's ExponentialMovingAverage.
 
-    The parameters stay those of the model when the EMA was made, in names and shapes: after `reset_classifier`, say,
-    make a new EMA. A buffer may be replaced by one of the same shape, and `model.to` a 16-bit dtype and back is fine.
+    The model must keep the parameters that it had when the EMA was made, in names and shapes: after
+    `reset_classifier`, for example, make a new EMA. A buffer may be replaced by one of the same shape, and `model.to` a
+    16-bit dtype and back is allowed.
 
         ema = optim.EMA(model, 0.9998)
         ...
@@ -40,12 +40,12 @@ class EMA:
             evaluate(model)
 
     Args:
-        model: with its parameters where they are to stay: move it to a GPU first.
-        decay: from 0, the model itself, to below 1.
-        warmup: whether the decay rises to this.
+        model: on the device of the training: move it to a GPU first.
+        decay: from 0 to below 1. With 0, the average equals the model.
+        warmup: increase the decay to `decay`, by the formula above.
 
     Raises:
-        ValueError: another decay, or a model without parameters.
+        ValueError: `decay` is out of range, or the model has no parameters and buffers.
     """
 
     def __init__(self, model: Module, decay: float = 0.9998, *, warmup: bool = False) -> None:
@@ -53,19 +53,19 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay must be from 0 to below 1, got {decay}")
         self.decay, self.warmup = decay, warmup
-        self.updates = 0  # so many there have been
+        self.updates = 0  # the number of updates so far
         self.model, self.parameters = model, dict(model.named_parameters())
         tensors = {**self.parameters, **dict(model.named_buffers())}
         if not tensors or "updates" in tensors:
-            what = "one named `updates`, which is what the state calls their count" if tensors else "none"
+            what = "one named `updates`, the name of the number of updates in the state" if tensors else "none"
             raise ValueError(f"EMA: averages a model's parameters and buffers, got {what}")
-        self.averages = {name: _kept(tensor.data).copy() for name, tensor in tensors.items()}
+        self.averages = {name: _upcast(tensor.data).copy() for name, tensor in tensors.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The model's parameters and buffers, by the names of their averages.
 
         Raises:
-            RuntimeError: they are no longer those that are averaged.
+            RuntimeError: names, shapes, dtypes, device or parameters differ from those of the averages.
         """
         parameters = dict(self.model.named_parameters())
         tensors: dict[str, Tensor] = {**parameters, **dict(self.model.named_buffers())}
@@ -85,53 +85,37 @@ class EMA:
         if changes:
             raise RuntimeError(
                 f"EMA: the model has changed since its EMA was made:\n  {checks.listed(changes)}\n"
-                "Make the EMA when the model is where and what it stays, and a new one after a change."
+                "Make the EMA after `model.to(...)`, and a new EMA after a change of the model."
             )
         return tensors
 
     def update(self) -> None:
-        """After a step of the optimiser. Waits for nothing, and may be a part of a captured step.
+        """Update the averages after an optimizer step. Does not synchronize, so a CUDA graph can contain this call.
 
         Raises:
             RuntimeError: the model has other parameters, shapes, dtypes or another device than when the EMA was made,
-                or a CUDA graph is captured and has an average that is not float32: the graph would freeze its decay.
+                or a CUDA graph is captured and an average is not float32: its decay would be a constant of the graph.
         """
         tensors = self.tensors()
-        pairs = [(average, tensors[name].data) for name, average in self.averages.items()]
-        fused = [cuda.table.fits(*pair) for pair in pairs]
-        others = [pair for pair, is_fused in zip(pairs, fused, strict=True) if not is_fused]
-        if cuda.table.is_capturing():
-            if any(is_floating(average.dtype) for average, _ in others):
-                raise RuntimeError("EMA: in a captured step all averages must be of float32 arrays without gaps")
-            next_rest = self._next_rest  # for each launch of the graph
-        else:
-            rest = self._next_rest()
-            next_rest = lambda: rest  # noqa: E731
-
-        for average, x in others:
-            if not is_floating(average.dtype):
-                average[...] = x
+        pairs: list[tuple[Array, Array]] = []
+        for name, average in self.averages.items():
+            if is_floating(average.dtype):
+                pairs.append((average, tensors[name].data))
             else:
-                # The same as decay · ema + (1 - decay) · x, but these two factors rounded to float32 do not sum to 1:
-                # at 0.9999 the average of a constant would end 0.02 % beside it.
-                change = cast(x, average.dtype) - average
-                change *= rest
-                average += change
-        if any(fused):
-            averages, values = zip(*compress(pairs, fused), strict=True)
-            cuda.optim.average(averages, values, next_rest)
+                average[...] = tensors[name].data
+        fast_paths.run(average_all, pairs, self._next_rest)
 
     def _next_rest(self) -> float:
-        """1 - decay of this update, which is counted."""
+        """1 - decay of the next update, after counting it."""
         t = self.updates
         self.updates += 1
         return 1 - (min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block, the model is its average; afterwards it is what it was, whatever happens in the block.
+        """Within the block, the model's arrays are the averages. Afterwards they are restored, also after an exception.
 
-        The arrays change places and nothing is copied, so that in the block the model is to be used, not trained.
+        The averages are not copied: do not train the model within the block.
         """
         tensors = self.tensors()
         before = [(tensor, tensor.data) for tensor in tensors.values()]
@@ -146,17 +130,17 @@ class EMA:
     def state_dict(self) -> dict[str, Array]:
         """The averages by the names of their parameters and buffers, and the number of `updates`, on the CPU.
 
-        There they are the live arrays: copy them, or save them, before the next update.
+        For a model on the CPU, the arrays are the live averages, not copies: copy or save them before the next update.
         """
         averages = {name: to_device(average, "cpu") for name, average in self.averages.items()}
         return {**averages, "updates": np.asarray(self.updates)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, for the same model.
+        """Load a `state_dict` of an EMA of the same model.
 
         Raises:
-            ValueError: a name is missing or unexpected, a shape differs, or a value is NaN, infinite or none that the
-                average's dtype can hold. Nothing has been loaded then.
+            ValueError: a name is missing or unexpected, a shape differs, or a value is NaN, infinite or not
+                representable in the dtype of the average. The EMA is unchanged.
         """
         arrays = self.read_state_dict(state_dict)
         for name, average in self.averages.items():
@@ -185,8 +169,8 @@ class EMA:
                 complaints.append(f"unfit       {name}: has values that are NaN or infinite")
         if complaints:
             raise ValueError(
-                f"EMA: this state does not fit, and none of it was loaded:\n  {checks.listed(complaints)}\n"
-                "Is it of an EMA of the same model?"
+                f"EMA: this state does not fit the model, and the EMA is unchanged:\n  {checks.listed(complaints)}\n"
+                "Load the state of an EMA of the same model."
             )
         return arrays
 
@@ -195,6 +179,6 @@ def _finite(x: Array) -> Array:
     return array_module(x).isfinite(x)
 
 
-def _kept(x: Array) -> Array:
-    """x in the type of its average."""
+def _upcast(x: Array) -> Array:
+    """x in the dtype of its average."""
     return cast(x, FLOAT32) if is_half(x.dtype) else x

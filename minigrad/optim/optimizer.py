@@ -1,28 +1,25 @@
-"""L5: optimizers. `step` updates the parameters, in place."""
+"""L5: the base class of optimizers: parameter groups, state, and `state_dict`."""
 
 from collections.abc import Iterable, Mapping
-from math import sqrt
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from minigrad.autograd import writes
-from minigrad.backend import Array, array_module, gemm, plain, to_device
+from minigrad.backend import Array, array_module, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
-from minigrad.kernels import cuda
 from minigrad.ops import checks
+from minigrad.ops.updates import Update
 from minigrad.tensor import Tensor
 
 
 class Optimizer:
-    """Parameters in groups, each with settings of its own, and a state for each parameter.
+    """Parameters in groups, each with its own options, and a state for each parameter.
 
     Args:
-        params: Tensors, or groups: `{"params": [...], "lr": ..., ...}`, where what a group leaves out is the default.
-        defaults: the settings, by name.
+        params: Tensors, or groups: `{"params": [...], "lr": ..., ...}`. Options missing from a group have the default.
+        defaults: the default options, by name.
     """
-
-    memory: ClassVar[tuple[str, ...]] = ()  # the names of what is kept for each parameter, from its first gradient on
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         entries: list[Any] = list(params)
@@ -35,11 +32,11 @@ class Optimizer:
             tensors = list(group["params"])
             if unknown:
                 raise ValueError(
-                    f"{type(self).__name__}: a group has the unknown settings {sorted(unknown)}; "
+                    f"{type(self).__name__}: a group has the unknown options {sorted(unknown)}; "
                     f"it may have {sorted(defaults)}"
                 )
             if any(not isinstance(p, Tensor) or not p.is_leaf for p in tensors):
-                raise TypeError(f"{type(self).__name__}: optimises leaf Tensors, such as model.parameters()")
+                raise TypeError(f"{type(self).__name__}: optimizes leaf Tensors, such as model.parameters()")
             if seen & {id(p) for p in tensors} or len({id(p) for p in tensors}) < len(tensors):
                 raise ValueError(f"{type(self).__name__}: a parameter is in two groups, or twice in one")
             seen |= {id(p) for p in tensors}
@@ -47,18 +44,18 @@ class Optimizer:
             self.check(self.param_groups[-1])
             self.state.append([{} for _ in tensors])
         if not seen:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
 
     def check(self, group: Mapping[str, Any]) -> None:
-        """Refuse settings of a group that are out of range."""
+        """Raise ValueError if an option of the group is out of range."""
         for name in ("lr", "initial_lr", "momentum", "eps", "weight_decay"):
             if name in group:
                 checks.not_negative(group[name], name, type(self).__name__)
 
     def step(self) -> None:
-        """Update every parameter that has a gradient. Of a 16-bit parameter, update and state are in float32."""
-        moves: list[cuda.optim.Move] = []
-        half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their copies in float32
+        """Update every parameter that has a gradient. For a 16-bit parameter, update and state are in float32."""
+        updates: list[Update] = []
+        half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their float32 copies
         updated: list[Array] = []
         for group, states in zip(self.param_groups, self.state, strict=True):
             for parameter, state in zip(group["params"], states, strict=True):
@@ -68,25 +65,25 @@ class Optimizer:
                 if is_half(x.dtype):
                     x, g = cast(x, FLOAT32), cast(g, FLOAT32)
                     half.append((parameter.data, x))
-                moves.append((x, g, state, group))
+                updates.append((x, g, state, group))
                 updated.append(parameter.data)
-        self.update_all(moves)
+        self.update_all(updates)
         for data, x in half:
             data[...] = cast(x, data.dtype)
         writes.note(updated)
 
-    def update_all(self, moves: list[cuda.optim.Move]) -> None:
-        """Call `update` for each parameter; a fast path may update all at once."""
-        for x, grad, state, group in moves:
+    def update_all(self, updates: list[Update]) -> None:
+        """Update the parameters; by default with `update`, one after another."""
+        for x, grad, state, group in updates:
             self.update(x, grad, state, group)
 
     def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Update one parameter, in place. `state` is empty at first."""
+        """Update one parameter, in place. `state` is empty before the parameter's first update."""
         raise NotImplementedError
 
-    def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of the state of each parameter of this group, which exists from its first gradient on."""
-        return self.memory
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the state of each parameter of this group. The first update of a parameter creates its state."""
+        return ()
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -95,10 +92,10 @@ class Optimizer:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """The state of every parameter as arrays, named `GROUP.NUMBER.NAME`, and of every group `GROUP.lr`, with a
-        schedule `GROUP.initial_lr`, and `GROUP.has_state`, (P,) bool: which parameters have had a gradient.
+        """The state of every parameter as arrays named `GROUP.NUMBER.NAME`. For every group also `GROUP.lr`, with a
+        schedule `GROUP.initial_lr`, and `GROUP.has_state`, (P,) bool: which of its P parameters have a state.
 
-        They are the live arrays: copy them, or save them, before the next step.
+        On the CPU, the arrays are the live state, not copies: copy or save them before the next step.
         """
         arrays: dict[str, Array] = {}
         for g, (group, states) in enumerate(zip(self.param_groups, self.state, strict=True)):
@@ -111,10 +108,10 @@ class Optimizer:
         return arrays
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, for the same parameters in the same order.
+        """Load a `state_dict` of the same parameters in the same order.
 
         Raises:
-            ValueError: it is the state of other parameters, or not all of one. Nothing has been loaded then.
+            ValueError: `state_dict` is incomplete or belongs to other parameters. The optimizer is unchanged.
         """
         rates, self.state = self.read_state_dict(state_dict)
         for group, rate in zip(self.param_groups, rates, strict=True):
@@ -123,41 +120,48 @@ class Optimizer:
     def read_state_dict(
         self, state_dict: Mapping[str, Any]
     ) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
-        """What `load_state_dict` sets: the learning rates of each group, and the state of each parameter.
+        """The learning rates of each group, and the state of each parameter, checked.
 
-        A state without `GROUP.has_state`, from an older version, must be complete: it does not say which parameters
-        it is of.
+        A `state_dict` of an older version has no `GROUP.has_state`: every parameter must then have a state.
         """
         own = type(self).__name__
         arrays = {key: value.data if isinstance(value, Tensor) else plain(value) for key, value in state_dict.items()}
         if extra := {key.partition(".")[0] for key in arrays} - {str(g) for g in range(len(self.param_groups))}:
-            raise ValueError(f"{own}: this state has a group {min(extra)!r}, here there are {len(self.state)} groups")
+            raise ValueError(
+                f"{own}: this state has a group {min(extra)!r}, this optimizer has {len(self.state)} groups"
+            )
         rates: list[dict[str, float]] = []
         states: list[list[dict[str, Any]]] = []
         read: set[str] = set()
         for g, group in enumerate(self.param_groups):
             if f"{g}.lr" not in arrays:
-                raise ValueError(f"{own}: this state lacks the rate of a group, {g}.lr: it is of other parameters")
+                raise ValueError(
+                    f"{own}: this state lacks {g}.lr, the learning rate of a group: it belongs to other parameters"
+                )
             names = [name for name in ("lr", "initial_lr") if f"{g}.{name}" in arrays]
             rates.append({name: checks.not_negative(arrays[f"{g}.{name}"], f"{g}.{name}", own) for name in names})
-            count, kept = len(group["params"]), self.memory_of(group)
+            count, kept = len(group["params"]), self.state_names(group)
             has_state = np.asarray(arrays.get(f"{g}.has_state", np.ones(count, np.bool_)))
             if has_state.shape != (count,):
-                raise ValueError(f"{own}: group {g} has {has_state.size} parameters in this state, {count} here")
+                raise ValueError(
+                    f"{own}: group {g} has {has_state.size} parameters in this state, {count} in this optimizer"
+                )
             states.append([{} for _ in range(count)])
             for i in has_state.nonzero()[0]:
                 if missing := [name for name in kept if f"{g}.{i}.{name}" not in arrays]:
                     raise ValueError(
-                        f"{own}: the state of parameter {g}.{i} does not fit these parameters: with it belongs "
-                        f"{', '.join(missing)}, which is missing"
+                        f"{own}: the state of parameter {g}.{i} does not fit these parameters: "
+                        f"{', '.join(missing)} is missing"
                     )
                 states[g][i] = {name: self._read(f"{g}.{i}.{name}", arrays, group["params"][i]) for name in kept}
                 read |= {f"{g}.{i}.{name}" for name in kept}
             read |= {f"{g}.{name}" for name in ("has_state", *names)}
             for key in arrays:
                 if key.startswith(f"{g}.") and key not in read:
-                    keeps = ", ".join(kept) or "nothing"
-                    raise ValueError(f"{own}: {key!r} does not fit these parameters: {own} keeps {keeps}")
+                    raise ValueError(
+                        f"{own}: {key!r} does not fit these parameters: the state of a parameter of group {g} is "
+                        f"{', '.join(kept) or 'empty'}"
+                    )
         return rates, states
 
     def _read(self, key: str, arrays: Mapping[str, Array], parameter: Tensor) -> Any:
@@ -172,148 +176,8 @@ class Optimizer:
             raise ValueError(f"{misfit}: it has shape {value.shape}, the parameter {parameter.shape}")
         if not is_floating(value.dtype):
             raise ValueError(f"{misfit}: it must be floating-point, got {value.dtype}")
-        with np.errstate(over="ignore"):  # which the next check reports
+        with np.errstate(over="ignore"):  # the next check reports overflow
             array = cast(value, FLOAT32 if is_half(parameter.dtype) else parameter.dtype)
         if not array_module(array).isfinite(array).all():
             raise ValueError(f"{misfit}: it has values that are NaN or infinite in {array.dtype}")
         return to_device(array.copy() if array is value else array, parameter.device)
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent, with momentum: v <- momentum · v + g,  x <- x - lr · v;  g = ∂x + weight_decay · x.
-
-    With `nesterov`, x <- x - lr · (g + momentum · v).  Sutskever et al. 2013.
-    """
-
-    memory = ("v",)
-
-    def memory_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """Without momentum nothing."""
-        return self.memory if float(group["momentum"]) else ()
-
-    def __init__(
-        self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, defaults)
-
-    def check(self, group: Mapping[str, Any]) -> None:
-        super().check(group)
-        if group["nesterov"] and not float(group["momentum"]):
-            raise ValueError("SGD: nesterov needs a momentum above 0")
-
-    def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        lr, momentum, decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
-        if decay:
-            grad = grad + decay * x
-        if momentum:
-            if "v" not in state:
-                state["v"] = grad.copy()
-            else:
-                state["v"] *= momentum
-                state["v"] += grad
-            grad = grad + momentum * state["v"] if group["nesterov"] else state["v"]
-        x -= lr * grad
-
-
-class AdamW(Optimizer):
-    """Adam with decoupled weight decay.  Loshchilov and Hutter 2017, arXiv:1711.05101.
-
-    m <- β₁ m + (1 - β₁) g,    v <- β₂ v + (1 - β₂) g²
-    x <- (1 - lr · weight_decay) x - lr · m̂ / (√v̂ + eps),    m̂ = m / (1 - β₁ᵗ),   v̂ = v / (1 - β₂ᵗ)
-    """
-
-    memory = ("step", "m", "v")
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    def check(self, group: Mapping[str, Any]) -> None:
-        super().check(group)
-        name, betas = type(self).__name__, tuple(group["betas"])
-        if len(betas) != 2 or not all(0 <= checks.scalar(beta, "a beta", name) < 1 for beta in betas):
-            raise ValueError(f"{name}: betas must be two numbers from 0 to below 1, got {betas}")
-
-    def update_all(self, moves: list[cuda.optim.Move]) -> None:
-        """Update all parameters; on a GPU those that the kernel supports in one launch."""
-        fused: list[cuda.optim.Move] = []
-        others: list[cuda.optim.Move] = []
-        for move in moves:
-            x, grad, state, _ = move
-            if not state:
-                if cuda.table.is_capturing():
-                    raise RuntimeError(
-                        "AdamW: a parameter has its first gradient in a step that is captured: warm up longer"
-                    )
-                xp = array_module(x)
-                state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
-            (fused if cuda.table.fits(x, grad, state["m"], state["v"]) else others).append(move)
-        if others and cuda.table.is_capturing():
-            x = others[0][0]
-            raise RuntimeError(
-                f"AdamW: a captured step takes float32 parameters and gradients without gaps, got {x.dtype} {x.shape}: "
-                "the rate of any other would stay as it is now"
-            )
-        if fused:
-            cuda.optim.adamw(fused)
-        super().update_all(others)
-
-    def update(self, x: Array, grad: Array, state: dict[str, Any], group: Mapping[str, Any]) -> None:
-        """Update one parameter, in place. `update_all` has initialized `state`."""
-        xp, (beta1, beta2), m, v = array_module(x), map(float, group["betas"]), state["m"], state["v"]
-        lr, eps, decay = float(group["lr"]), float(group["eps"]), float(group["weight_decay"])
-        state["step"] = t = state["step"] + 1
-        m *= beta1
-        m += (1 - beta1) * grad
-        v *= beta2
-        square = grad * grad
-        square *= 1 - beta2
-        v += square
-        x *= 1 - lr * decay
-        denominator = xp.sqrt(v, out=xp.empty_like(v))
-        denominator *= 1 / sqrt(1 - beta2**t)
-        denominator += eps
-        xp.divide(m, denominator, out=denominator)
-        denominator *= lr / (1 - beta1**t)
-        x -= denominator
-
-
-def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients, in place, so that their common Euclidean norm is at most `max_norm`.
-
-    Squares are summed in float64, where no square of a float32 overflows or vanishes. Nothing waits for a GPU in this,
-    so a step that is captured can have it.
-
-    Returns:
-        The norm before, a Tensor without axes, of the gradients' dtype; of several dtypes the widest, at least float32.
-        If it is not finite in float64, the gradients are not changed.
-    """
-    max_norm = checks.scalar(max_norm, "max_norm", "clip_grad_norm_")
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    grads = [p.grad.data for p in parameters if p.grad is not None]
-    if not grads:
-        return Tensor(0.0)
-    writes.note(grads)
-    if cuda.table.fits_each(grads):
-        return Tensor(cuda.optim.clip(grads, max_norm))
-    xp = array_module(grads[0])
-    rows = (g.reshape(1, g.size).astype(np.float64) for g in grads)
-    total = xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
-    factor = xp.where(xp.isfinite(total), xp.minimum(max_norm / (total + 1e-6), 1), 1)
-    for g in grads:
-        if is_half(g.dtype):
-            g[...] = cast(cast(g, FLOAT32) * factor.astype(FLOAT32), g.dtype)
-        else:
-            g *= factor.astype(g.dtype)
-    dtypes = {g.dtype for g in grads}
-    widest = np.result_type(FLOAT32, *(dtype for dtype in dtypes if not is_half(dtype)))
-    return Tensor(cast(total, grads[0].dtype if len(dtypes) == 1 else widest))

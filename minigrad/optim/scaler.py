@@ -1,4 +1,4 @@
-"""L5: scaling the loss, so that gradients in float16 neither vanish nor overflow."""
+"""L5: loss scaling, so that float16 gradients neither underflow nor overflow."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -6,41 +6,42 @@ from math import isfinite
 import numpy as np
 
 from minigrad.autograd import writes
-from minigrad.backend import Array, array_module
-from minigrad.backend.dtypes import FLOAT32, cast, is_half
-from minigrad.kernels import cuda
+from minigrad.backend import Array, fast_paths
+from minigrad.backend.dtypes import is_half
 from minigrad.ops import checks
+from minigrad.ops.updates import unscale
 from minigrad.optim.optimizer import Optimizer
 from minigrad.tensor import Tensor
 
-SMALLEST = 2.0**-14  # float16's smallest normal number: S is the first gradient of all, and below it loses digits
+SMALLEST = 2.0**-14  # float16's smallest normal number: S is the first gradient of backward, and exact above SMALLEST
 
 _STATE = "scale", "good_steps"
 _UPDATE = "call update() after the step of every optimizer"
 
 
 class GradScaler:
-    """The loss times a factor S, and the gradients of the parameters divided by it before they are used.
+    """Multiplies the loss by a factor S, and divides the gradients of the parameters by S before the optimizer step.
 
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
 
-    float16 has nothing between 0 and 6e-8, where many gradients are; times S they are in its range. S is tried out:
-    where a gradient overflows, the step is left out and S falls; after `growth_interval` steps in which none did, S
-    rises. All its values are powers of two if the factors are, so that scaling rounds nothing. (bfloat16 has float32's
-    range, and needs none of this.)
+    Many gradients are below 6e-8, the smallest positive float16; gradients of S · loss are in its range. S adapts: if
+    a gradient overflows, the step is skipped and S decreases; after `growth_interval` steps without overflow, S
+    increases. With powers of two as factors, S is a power of two, so scaling does not round. (bfloat16 has the range of
+    float32 and needs no scaling.)
 
-    S does not fall below 2^-14. A gradient that is not finite even so is above 2^30, or NaN whatever S is: to go on
-    would be to leave out step after step.
+    S does not fall below 2^-14. A gradient that is not finite even then is above 2^30, or NaN for every S: skipping
+    further steps would not help.
 
-    `step` waits for the device, to see whether all is finite.  Micikevicius et al. 2017, arXiv:1710.03740, section 3.2.
+    `step` synchronizes with the device, to check for Inf and NaN.  Micikevicius et al. 2017, arXiv:1710.03740, section
+    3.2.
 
     Args:
         init_scale: the first S.
-        growth_factor, backoff_factor: what S is multiplied by when it rises and when it falls.
-        growth_interval: so many steps without an overflow make it rise.
-        enabled: False: S is 1, and nothing is looked at.
+        growth_factor, backoff_factor: S is multiplied by them when it increases and when it decreases.
+        growth_interval: the number of steps without overflow after which S increases.
+        enabled: False: S is 1, and gradients are not checked.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class GradScaler:
         self.factor, self.growth_factor, self.backoff_factor = init_scale, growth_factor, backoff_factor
         self.growth_interval, self.enabled = growth_interval, enabled
         self.good_steps = 0  # since S last changed
-        # Since the last `update`: of the optimizers whose gradients are unscaled, whether all are finite; who stepped.
+        # Since the last `update`: whether an optimizer's unscaled gradients are finite, and the optimizers that stepped
         self._finite: dict[Optimizer, bool] = {}
         self._stepped: set[Optimizer] = set()
 
@@ -74,16 +75,16 @@ class GradScaler:
         return self.factor if self.enabled else 1.0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """S · loss, to call `backward` on. A 16-bit loss is scaled in float32, as float16 ends at 65504."""
+        """S · loss, to call `backward` on. A 16-bit loss is scaled in float32: the largest float16 is 65504."""
         if not self.enabled:
             return loss
         return (loss.float() if is_half(loss.dtype) else loss) * self.factor
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by S now, in place: before they are clipped, say. `step` does it otherwise.
+        """Divide the gradients by S, in place, for example before clipping. Without this call, `step` does.
 
         Raises:
-            RuntimeError: these gradients are unscaled already, or `step` was called, since the last `update`.
+            RuntimeError: `unscale_` or `step` was called for this optimizer since the last `update`.
         """
         if not self.enabled:
             return
@@ -97,10 +98,10 @@ class GradScaler:
         self._finite[optimizer] = scale_all(grads, 1 / self.factor)
 
     def step(self, optimizer: Optimizer) -> bool:
-        """`optimizer.step()` if all gradients are finite. Returns whether they are.
+        """Call `optimizer.step()` if all gradients are finite. Returns whether all are finite.
 
         Raises:
-            RuntimeError: it was called for this optimizer since the last `update`.
+            RuntimeError: `step` was called for this optimizer since the last `update`.
         """
         if not self.enabled:
             optimizer.step()
@@ -115,11 +116,11 @@ class GradScaler:
         return finite
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """After the steps of all optimizers: S for the next ones, or `new_scale`.
+        """Update S after the steps of all optimizers, or set it to `new_scale`.
 
         Raises:
-            RuntimeError: no gradient was unscaled since the last `update`, so that there is nothing to go by.
-            FloatingPointError: a gradient was not finite, and S is as small as it may be. It stays as it is.
+            RuntimeError: neither `step` nor `unscale_` was called since the last `update`.
+            FloatingPointError: a gradient was not finite, and S cannot decrease further. S is unchanged.
         """
         if not self.enabled:
             return
@@ -143,34 +144,25 @@ class GradScaler:
             raise FloatingPointError(f"a gradient is infinite or NaN even with the smallest scale, {self.factor:g}")
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """S, and how many steps went well since it changed."""
+        """S, and the number of steps without overflow since S last changed."""
         return {"scale": np.asarray(self.factor), "good_steps": np.asarray(self.good_steps)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load a `state_dict`."""
         if missing := set(_STATE) - set(state_dict):
             raise ValueError(f"GradScaler: this state lacks {', '.join(sorted(missing))}")
         scale, good_steps = (checks.not_negative(state_dict[name], name, "GradScaler") for name in _STATE)
         if not scale or good_steps != int(good_steps):
-            raise ValueError(f"GradScaler: needs scale > 0 and whole good_steps, got {scale} and {good_steps}")
+            raise ValueError(f"GradScaler: needs scale > 0 and a whole number good_steps, got {scale} and {good_steps}")
         self.factor, self.good_steps = scale, int(good_steps)
 
 
 def scale_all(arrays: Sequence[Array], factor: float) -> bool:
-    """All arrays times a factor, in place. Returns whether all their numbers are finite, for which it waits.
+    """Multiply all arrays by a factor, in place. Returns whether all results are finite, and so synchronizes.
 
-    16-bit arrays are multiplied in float32: in float16 1/S itself may be zero.
+    16-bit arrays are multiplied in float32: in float16, a factor 1/S may itself be 0.
     """
     factor = checks.scalar(factor, "factor", "scale_all")
     if factor != 1:
         writes.note(arrays)
-    if arrays and cuda.table.fits_each(arrays):
-        return bool(cuda.optim.unscale(arrays, factor))
-    finite = np.True_
-    for x in arrays:
-        if factor != 1 and is_half(x.dtype):
-            x[...] = cast(cast(x, FLOAT32) * factor, x.dtype)
-        elif factor != 1:
-            x *= factor
-        finite = array_module(x).isfinite(x).all() & finite
-    return bool(finite)
+    return bool(fast_paths.run(unscale, arrays, factor))

@@ -1,4 +1,4 @@
-"""L5: learning rates that change with the step."""
+"""L5: learning-rate schedules."""
 
 from collections.abc import Mapping
 from math import cos, pi
@@ -10,14 +10,14 @@ from minigrad.optim.optimizer import Optimizer
 
 
 class WarmupCosine:
-    """A straight rise over `warmup_steps`, then half a cosine down to `final` times the base rate at `total_steps`.
+    """Linear warm-up over `warmup_steps`, then half a cosine down to `final` times the base rate at `total_steps`.
 
         lr(t) = base · (t + 1) / warmup                                   t < warmup
         lr(t) = base · (final + (1 - final) · ½ (1 + cos π s))            s = (t - warmup) / (total - warmup)
 
-    Call `step` after each `optimizer.step`. Each group keeps its base rate as `initial_lr`, as in PyTorch: the learning
-    rate when the first schedule was made. It is part of the optimizer's state, so that a schedule and an optimizer can
-    be made and loaded in any order, and a second schedule begins with the same base rates.
+    Call `step` after each `optimizer.step`. The base rate of a group is its learning rate when its first schedule is
+    made. As in PyTorch, the group keeps the base rate as `initial_lr`, which is part of the optimizer's state: schedule
+    and optimizer can be made and loaded in any order, and a second schedule starts from the same base rates.
 
     Loshchilov and Hutter 2016, arXiv:1608.03983; warmup: Goyal et al. 2017, arXiv:1706.02677.
     """
@@ -42,16 +42,16 @@ class WarmupCosine:
         return self.final + (1 - self.final) * 0.5 * (1 + cos(pi * s))
 
     def step(self) -> None:
-        """Go on to the next step's rate."""
+        """Set the learning rates of the next step."""
         self.t += 1
         self._set()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """t."""
+        """t, the number of steps."""
         return {"t": np.asarray(self.t)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load a `state_dict`."""
         if "t" not in state_dict:
             raise ValueError("WarmupCosine: this state lacks t, the number of steps")
         t = checks.not_negative(state_dict["t"], "t", "WarmupCosine")

@@ -1,1 +1,1 @@
-"""L6: models compared with the public implementations of them, layer by layer: `python -m models.compare --help`."""
+"""L6: compare the models with their public implementations, layer by layer: `python -m models.compare --help`."""

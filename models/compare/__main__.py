@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 if all agrees, 1 if not, 2 for a mistake in the input."""
+    """Run the command line; returns the exit code: 0 if all arrays agree, 1 if not, 2 for invalid input."""
     escape_unencodable()
     options = parser().parse_args(arguments)
     try:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compare, and print what was found. NumPy and the models load here, not before `--help`."""
+    """Compare, and print the result. Imports are here so that `--help` is fast."""
     from models.compare import golden, table
     from models.compare.differences import compare
     from models.compare.formula import fill, stream
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.against == "golden":
         if options.img_size or options.batch:
-            raise ValueError("a golden has its own images: --img-size and --batch are for the libraries")
+            raise ValueError("--img-size and --batch do not apply to a golden, which has its own images")
         recorded = golden.load(options.model)
         model, source = recorded.create(), f"a golden of {recorded.library} {recorded.version}"
         model.to(options.dtype)
@@ -53,28 +53,32 @@ def run(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m models.compare",
-        description="Run a model here and in another library, forward and backward, with the same weights on the same "
-        "images, and show how far apart the two are after each layer. Weights and images are computed from names: "
-        "nothing is downloaded. Differences are relative to the largest entry of an array. The exit code is 0 if all "
-        "agree, 1 if not, 2 for a mistake in the input.",
-        epilog="examples: python -m models.compare --model swin_tiny_patch4_window7_224 --against timm;  "
-        "python -m models.compare --model vit_tiny_cifar --against golden  (needs no torch)",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+        description="Compare a model with another library's implementation. Both run forward and\n"
+        "backward with the same weights on the same images. The table shows the\n"
+        "differences of the layers' outputs and gradients, relative to the largest\n"
+        "absolute value of each array. Weights and images are pseudo-random, computed\n"
+        "from their names: nothing is downloaded.",
+        epilog="exit code: 0 if all arrays agree, 1 if not, 2 for invalid input\n\n"
+        "examples:\n"
+        "  python -m models.compare --model swin_tiny_patch4_window7_224 --against timm\n"
+        "  python -m models.compare --model vit_tiny_cifar --against golden",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=80),
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME", help="as models.list_models() gives it; or the name of a golden")
+    add("--model", required=True, metavar="NAME", help="a name that `python -m models` lists, or the name of a golden")
     add(
         "--against", required=True, choices=["torchvision", "timm", "transformers", "golden"], metavar="LIBRARY",
-        help="torchvision, timm or transformers, which must be installed; or golden: what one of them once answered",
+        help="torchvision, timm or transformers, which must be installed; or golden: a recorded run of one of them, "
+        "which needs no torch",
     )  # fmt: skip
     add(
         "--dtype", default="float64", choices=["float64", "float32"],
-        help="in which the model here runs; the reference is in float64 always (default float64)",
+        help="dtype of the model here (default float64); the reference is always float64",
     )  # fmt: skip
-    add("--img-size", type=_size, metavar="N or HxW", help="size of the images (default: the model's)")
+    add("--img-size", type=_size, metavar="N or HxW", help="image size (default: the model's)")
     add("--batch", type=_count, metavar="N", help="number of images (default 1)")
     return parser
 
@@ -86,12 +90,12 @@ def _size(text: str) -> int | tuple[int, int]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"needs a whole number above 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""L6: how far apart two runs of a model are, layer by layer, and how far they may be."""
+"""L6: the differences between two runs of a model, layer by layer, and their tolerances."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,32 +7,32 @@ from typing import Any
 
 import numpy as np
 
-from models.compare.trace import Trace, channels, holders, readings
+from models.compare.trace import Trace, block_containers, channels, to_rows
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
 
 
 @dataclass(frozen=True)
 class Row:
-    """The largest and the mean difference between two arrays, relative to the largest entry of the reference."""
+    """The largest and mean difference of two arrays, relative to the largest absolute value of the reference."""
 
     name: str
     largest: float
     mean: float
 
     def within(self, tolerance: float) -> bool:
-        """Whether the arrays agree."""
+        """Whether the largest difference is at most the tolerance."""
         return self.largest <= tolerance
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs of a model have in common.
+    """The differences between two runs of a model, for the arrays that both have.
 
     Attributes:
-        outputs: of the modules, but for those that hold blocks, in the order of the forward; last the logits.
-        gradients: with respect to these, in the order of the backward; last of the images.
-        parameters: their gradients, the worst first.
+        outputs: the modules' outputs in forward order, without containers of blocks; the logits last.
+        gradients: the gradients of these outputs in backward order; the images' last.
+        parameters: the gradients of the parameters, in descending order of the difference.
         tolerances: for the outputs, and for all gradients.
     """
 
@@ -42,17 +42,17 @@ class Comparison:
     tolerances: tuple[float, float]
 
     def out_of_tolerance(self) -> list[Row]:
-        """The rows that disagree, in the order in which they were computed."""
+        """The rows above their tolerance, in the order of computation."""
         value, gradient = self.tolerances
-        found = [row for row in self.outputs if not row.within(value)]
-        return found + [row for row in [*self.gradients, *self.parameters] if not row.within(gradient)]
+        wrong_outputs = [row for row in self.outputs if not row.within(value)]
+        return wrong_outputs + [row for row in [*self.gradients, *self.parameters] if not row.within(gradient)]
 
 
 Distance = Callable[[str, np.ndarray, Any], np.ndarray]
 
 
 def relative(name: str, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Differences relative to the largest entry of `theirs`."""
+    """Differences relative to the largest absolute value of `theirs`; infinite if the shapes differ."""
     if ours.shape != theirs.shape:
         return np.array([np.inf])
     return abs(ours - theirs) / (np.max(abs(theirs), initial=0) or 1)
@@ -61,15 +61,16 @@ def relative(name: str, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = relative) -> Comparison:
     """Compare two runs.
 
+    Libraries differ in the layout of feature maps, channels first or last. Outputs are compared as (positions,
+    channels); if the shape allows both layouts, the smallest difference counts.
+
     Args:
         ours: a run of `model`.
-        theirs: a Trace, or what has the same three dicts, with values that `distance` understands.
+        theirs: a Trace, or an object with the same three dicts, with values that `distance` accepts.
         model: the model.
-        distance: (name, our array, their value) to relative differences.
-
-    Where an output can be read as (positions, channels) in more than one way, the closest counts.
+        distance: maps (name, our array, their value) to relative differences.
     """
-    width, skipped = channels(model), holders(model)
+    width, skipped = channels(model), block_containers(model)
 
     def rows(mine: Mapping[str, np.ndarray], others: Mapping[str, Any]) -> list[Row]:
         found = []
@@ -78,8 +79,8 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
                 continue
             x, y = [mine[name]], [others[name]]
             if name in width:
-                x = readings(mine[name], width[name])
-                y = readings(others[name], width[name]) if isinstance(others[name], np.ndarray) else y
+                x = to_rows(mine[name], width[name])
+                y = to_rows(others[name], width[name]) if isinstance(others[name], np.ndarray) else y
             with np.errstate(invalid="ignore"):
                 pairs = [np.nan_to_num(distance(name, *pair), nan=np.inf) for pair in product(x, y)]
             closest = min(pairs, key=np.max, default=np.array([np.inf]))
@@ -96,11 +97,11 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
 
 
 def tolerances(model: ImageModel) -> tuple[float, float]:
-    """How far apart outputs may be, and gradients, for a model of this kind, depth and dtype.
+    """The tolerances of outputs and of gradients, for a model of this class, depth and dtype.
 
-    In float64, a layer with another epsilon or a GELU approximated by tanh is far outside; in float32 it is not. There,
-    too, a ReLU's input that is almost zero may fall on the other side, and take an entry of the gradient with it: in a
-    full ResNet this happens, and the mean difference tells more than the largest.
+    In float64, another epsilon or GELU approximated by tanh exceeds the tolerance by far; in float32 it does not. In
+    float32, rounding can also flip the sign of a ReLU input near zero and so change an entry of the gradient. In a full
+    ResNet this happens, and the mean difference is more informative than the largest.
     """
     if next(model.parameters()).dtype == np.float64:
         return 1e-12, 1e-11

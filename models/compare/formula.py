@@ -1,5 +1,4 @@
-"""L6: weights and inputs computed from their names: the same numbers here and in any other framework, none of them
-stored.
+"""L6: pseudo-random weights and inputs, seeded by their names: equal in every framework, with nothing to store.
 
 SplitMix64 (Steele, Lea, Flood 2014), seeded with the FNV-1a hash of the name; uint64 arithmetic is exact everywhere.
 """
@@ -15,7 +14,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def stream(name: str, *shape: int) -> np.ndarray:
-    """Numbers in [-1, 1) that depend on the name alone, float64."""
+    """Uniform pseudo-random numbers in [-1, 1), float64, determined by the name."""
     seed = 0xCBF29CE484222325
     for byte in name.encode():
         seed = (seed ^ byte) * 0x100000001B3 % 2**64
@@ -27,7 +26,7 @@ def stream(name: str, *shape: int) -> np.ndarray:
 
 
 def weight(name: str, *shape: int) -> np.ndarray:
-    """The value of a parameter: biases small, norms near 1, matrices of unit gain."""
+    """The formula weights of a parameter: small biases, norm weights near 1, matrices of unit gain."""
     v = stream(name, *shape)
     if name.endswith("gamma"):
         return 0.5 + 0.3 * v
@@ -41,7 +40,7 @@ def weight(name: str, *shape: int) -> np.ndarray:
 
 
 def fill(model: Model) -> Model:
-    """Give a model its formula weights, in float64."""
+    """Set all parameters of a model to their formula weights, in float64."""
     for name, parameter in model.named_parameters():
         parameter.data = weight(name, *parameter.shape)
     model.to(dtype=np.float64)

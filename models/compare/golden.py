@@ -1,7 +1,7 @@
-"""L6: what other libraries answered, recorded in a few kilobytes, so that models can be compared where no PyTorch is.
+"""L6: goldens, runs of other libraries recorded in a few kilobytes, for comparisons without PyTorch.
 
-A golden names a model, its images and the library. Of each array it has a fingerprint: norm and sum, a few entries, and
-the product with a fixed random array, which sees what is permuted or transposed.
+A golden names the model, the images and the library. For each array it stores a fingerprint: norm, sum, a few entries,
+and the dot product with a fixed random array, which detects permutations and transposes.
 """
 
 import json
@@ -22,7 +22,7 @@ FOLDER = Path(__file__).parent / "goldens"
 
 
 class Fingerprint(NamedTuple):
-    """Of an array: `probe` is the sum of its products with `stream("probe." + name)`, entries are evenly spaced."""
+    """Of an array: `probe` is the dot product with `stream("probe." + name)`; `entries` are evenly spaced."""
 
     shape: list[int]
     norm: float
@@ -32,22 +32,24 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(name: str, x: np.ndarray, entries: int) -> Fingerprint:
-    """Of the array x, which has this name."""
+    """The fingerprint of the array x with this name and number of entries."""
     flat = x.reshape(-1).astype(np.float64)
     probe = formula.stream(f"probe.{name}", flat.size)
-    few = flat[:: max(flat.size // entries, 1)][:entries] if entries else flat[:0]
-    return Fingerprint([*x.shape], float(np.linalg.norm(flat)), float(flat.sum()), float(flat @ probe), few.tolist())
+    sampled = flat[:: max(flat.size // entries, 1)][:entries] if entries else flat[:0]
+    return Fingerprint(
+        [*x.shape], float(np.linalg.norm(flat)), float(flat.sum()), float(flat @ probe), sampled.tolist()
+    )
 
 
 def distance(name: str, ours: np.ndarray, theirs: Fingerprint) -> np.ndarray:
-    """Differences between the fingerprint of an array and a recorded one, relative to the norm; of the entries,
-    relative to the root of their mean square."""
+    """Differences between the fingerprint of an array and a recorded one: of norm, sum and probe relative to the norm;
+    of the entries relative to the root mean square."""
     if [*ours.shape] != theirs.shape:
         return np.array([np.inf])
     mine = fingerprint(name, ours, len(theirs.entries))
     norm = theirs.norm or 1.0
-    whole = np.subtract(mine[1:4], theirs[1:4]) / norm
-    return abs(np.append(whole, np.subtract(mine.entries, theirs.entries) / norm * ours.size**0.5))
+    totals = np.subtract(mine[1:4], theirs[1:4]) / norm
+    return abs(np.append(totals, np.subtract(mine.entries, theirs.entries) / norm * ours.size**0.5))
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,15 @@ class Golden:
     """A recorded run of a model with formula weights, in float64.
 
     Attributes:
-        library: which ran it.
-        version: of the library.
+        library: the library that was recorded.
+        version: the version of the library.
         model: the name of the model here.
-        overrides: its arguments that differ from the named configuration.
-        stream: the images are the stream of this name,
-        shape: in this shape.
-        loss: the sum of the logits' products with `stream("loss")`.
-        outputs: of the blocks and of the layers between them, as (positions, channels); last the logits.
-        gradients: of the loss, with respect to the same and to the images.
+        overrides: the arguments of `create_model`.
+        stream: the name of the images, `formula.stream(stream, *shape)`.
+        shape: the shape of the images, (B, C, H, W).
+        loss: the dot product of the logits with `stream("loss")`.
+        outputs: of the blocks and of the layers outside blocks, as (positions, channels); the logits last.
+        gradients: of the loss with respect to these outputs and to the images.
         parameters: the gradients of the parameters.
     """
 
@@ -83,17 +85,17 @@ class Golden:
         return formula.stream(self.stream, *self.shape)
 
     def create(self) -> ImageModel:
-        """The model, with its formula weights."""
+        """The model with its formula weights."""
         with init.skip_init():
             return formula.fill(create_model(self.model, **self.overrides))
 
     def compare(self, model: ImageModel) -> Comparison:
-        """Run the model, and compare it with what was recorded."""
+        """Run the model, and compare it with the recorded run."""
         return compare(trace(model, self.images()), self, model, distance)
 
 
 def list_goldens() -> list[str]:
-    """Their names, sorted; that of a model as it is registered is the model's."""
+    """The names of all goldens, sorted. The golden of an unmodified registered model has the model's name."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
@@ -101,7 +103,7 @@ def load(name: str) -> Golden:
     """A golden by name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no golden of this name.
     """
     path = FOLDER / f"{name}.json"
     if not path.is_file():
@@ -114,7 +116,7 @@ def load(name: str) -> Golden:
 
 
 def save(name: str, golden: Golden) -> None:
-    """Write a golden, a line for each fingerprint."""
+    """Write a golden as JSON, with one fingerprint per line."""
     head, lines = vars(golden) | {"fingerprint": ", ".join(Fingerprint._fields)}, []
     for kind in _KINDS:
         rows = [f"{json.dumps(key)}: {json.dumps(values)}" for key, values in head.pop(kind).items()]

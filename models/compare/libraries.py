@@ -1,7 +1,7 @@
-"""L6: our configurations as networks of other libraries: torchvision, timm, Hugging Face's transformers.
+"""L6: build our models with other libraries: torchvision, timm, Hugging Face's transformers.
 
-Each is made of the library's own classes, reduced sizes included. What a library does not have is refused: its answer
-would be to another question. PyTorch and the libraries are imported when they are asked for, and not before.
+Networks use the library's own classes, for reduced sizes too. A configuration that a library does not support is
+refused, as its network would compute another function. PyTorch and the libraries are imported lazily.
 """
 
 import re
@@ -24,18 +24,18 @@ from models.swin import SwinTransformer
 from models.vit import VisionTransformer
 
 LIBRARIES = ("torchvision", "timm", "transformers")
-_ATTENTION = "sdpa"  # of transformers; its own, "eager", takes softmax in float32 whatever the dtype
+_ATTENTION = "sdpa"  # for transformers: its "eager" attention computes softmax in float32, whatever the dtype
 
 
 class UnsupportedError(ValueError):
-    """The library is not installed, or has no such network."""
+    """The library is not installed, or does not support the model."""
 
 
 def build(library: str, model: str, **overrides: Any) -> Any:
-    """A model, given as to `create_model`, as another library has it: a torch.nn.Module, freshly initialised.
+    """Another library's implementation of `create_model(model, **overrides)`: a newly initialized torch.nn.Module.
 
     Raises:
-        UnsupportedError: the library is not installed, or has no such network.
+        UnsupportedError: the library is not installed, or does not support the model.
     """
     cls, config = model_class(model), SimpleNamespace(**(model_arguments(model) | overrides))
     config.img_size = image_size(config.img_size)
@@ -45,10 +45,10 @@ def build(library: str, model: str, **overrides: Any) -> Any:
     if builder is None:
         others = " or ".join(name for name, built in _BUILDERS if built is cls)
         raise UnsupportedError(
-            f"{library} has no {cls.__name__}; " + (f"try {others}" if others else "no library here has one")
+            f"{library} has no {cls.__name__}; " + (f"try {others}" if others else "no supported library has one")
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the libraries' own affairs
+        warnings.simplefilter("ignore")  # from inside the libraries
         load(library)
         return builder(config)
 
@@ -57,20 +57,21 @@ def load(library: str) -> Any:
     """Import a library.
 
     Raises:
-        UnsupportedError: it is not installed.
+        UnsupportedError: the library is not installed.
     """
     for name in ("torch", library):
         if find_spec(name) is None:
             raise UnsupportedError(f"{name} is not installed: pip install {name}")
-    if find_spec("torchvision") is not None:  # the others import it
+    if find_spec("torchvision") is not None:  # the other libraries import torchvision
         _load_torchvision()
     return import_module(library)
 
 
 def _load_torchvision() -> None:
-    """Import torchvision, also beside a PyTorch for which its compiled operators were not made.
+    """Import torchvision, even if its compiled operators do not match the version of PyTorch.
 
-    There the import fails, as it describes operators that do not exist. No model needs these, so they are declared.
+    If not, the import fails, as torchvision registers fake implementations of operators that do not exist. No model
+    needs the operators, so they are declared here without an implementation.
     """
     try:
         import_module("torchvision")
@@ -89,14 +90,14 @@ def _load_torchvision() -> None:
         import_module("torchvision")
 
 
-_DECLARED: list[Any] = []  # a declaration ends with its Library
+_DECLARED: list[Any] = []  # keeps the declarations alive
 
 
 def _require(library: str, conditions: dict[str, bool]) -> None:
-    """Refuse a configuration of which something is not so."""
+    """Raise UnsupportedError unless all conditions are met."""
     unmet = [condition for condition, met in conditions.items() if not met]
     if unmet:
-        raise UnsupportedError(f"{library} cannot build this model: it has only {', '.join(unmet)}")
+        raise UnsupportedError(f"{library} cannot build this model: it supports only {', '.join(unmet)}")
 
 
 # ViT ----------------------------------------------------------------------------------------------------------------
@@ -106,10 +107,10 @@ def _torchvision_vit(config: SimpleNamespace) -> Any:
     from torchvision.models.vision_transformer import VisionTransformer as Theirs
 
     H, W = config.img_size
-    of_token = config.global_pool == "token"
+    class_token = config.global_pool == "token"
     conditions = {"square patches": isinstance(config.patch_size, int)}
     conditions |= {"square images": H == W, "3 channels": config.in_chans == 3, "qkv with a bias": config.qkv_bias}
-    _require("torchvision", conditions | {"a head on the class token": of_token})
+    _require("torchvision", conditions | {"a head on the class token": class_token})
     return Theirs(
         H, config.patch_size, config.depth, config.num_heads, config.embed_dim,
         int(config.embed_dim * config.mlp_ratio), num_classes=config.num_classes,
@@ -130,8 +131,8 @@ def _timm_vit(config: SimpleNamespace, **embedding: Any) -> Any:
 def _transformers_vit(config: SimpleNamespace) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
-    simple = config.representation_size is None and config.global_pool == "token"
-    _require("transformers", {"a head on the class token, without a pre-logits layer": simple})
+    supported = config.representation_size is None and config.global_pool == "token"
+    _require("transformers", {"a head on the class token, without a pre-logits layer": supported})
     return ViTForImageClassification(
         ViTConfig(
             image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
@@ -170,7 +171,7 @@ def _timm_hybrid(config: SimpleNamespace) -> Any:
 
 
 def _maps(config: SimpleNamespace) -> list[tuple[int, int]]:
-    """Height and width of the map in each stage."""
+    """Height and width of the feature map in each stage."""
     (H, W), (PH, PW) = config.img_size, sides(config.patch_size)
     return [(-(-H // (PH << stage)), -(-W // (PW << stage))) for stage in range(len(config.depths))]
 
@@ -185,7 +186,7 @@ def _torchvision_swin(config: SimpleNamespace) -> Any:
         [PH, PW], config.embed_dim, config.depths, config.num_heads, list(M), config.mlp_ratio,
         stochastic_depth_prob=0.0, num_classes=config.num_classes,
     )  # fmt: skip
-    if H % PH or W % PW:  # it would cut off what fills no patch
+    if H % PH or W % PW:  # torchvision drops incomplete patches
         pad = nn.ZeroPad2d((0, -W % PW, 0, -H % PH))
         network.register_forward_pre_hook(lambda network, images: (pad(*images),))
     return network
@@ -195,8 +196,8 @@ def _timm_swin(config: SimpleNamespace) -> Any:
     from timm.models.swin_transformer import SwinTransformer as Theirs
 
     (MH, MW), maps = sides(config.window_size), _maps(config)
-    covered = all(H % MH == W % MW == 0 for H, W in maps)  # otherwise it pads after the shift, or shrinks the window
-    _require("timm", {f"maps of whole {MH} x {MW} windows, and here they are {_listed(maps)}": covered})
+    divisible = all(H % MH == W % MW == 0 for H, W in maps)  # otherwise timm pads after the shift, or shrinks windows
+    _require("timm", {f"maps divisible into {MH} x {MW} windows, got {_listed(maps)}": divisible})
     return Theirs(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
@@ -209,9 +210,10 @@ def _transformers_swin(config: SimpleNamespace) -> Any:
 
     M, maps = config.window_size, _maps(config)
     _require("transformers", {"square windows": isinstance(M, int)})
-    alike = all(min(H, W) > M or H == W == M for H, W in maps)  # otherwise it shrinks the window, or shifts one way
-    needed = f"maps that are one {M} x {M} window, or larger on both sides, and here they are {_listed(maps)}"
-    _require("transformers", {needed: alike})
+    # Otherwise transformers shrinks the window, or shifts along one axis only.
+    supported = all(min(H, W) > M or H == W == M for H, W in maps)
+    condition = f"maps equal to one {M} x {M} window, or larger on both sides, got {_listed(maps)}"
+    _require("transformers", {condition: supported})
     return SwinForImageClassification(
         SwinConfig(
             image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,

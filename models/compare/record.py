@@ -1,6 +1,6 @@
 """L6: record the goldens:  python -m models.compare.record  (needs torch, torchvision, timm and transformers)
 
-They are what these libraries answer; our models do not run here.
+A golden records only the library; our models do not run here.
 """
 
 import argparse
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from models.compare import formula, golden
 from models.compare.golden import Fingerprint, Golden, fingerprint
 from models.compare.references import Reference
-from models.compare.trace import Arrays, channels, landmarks, loss_weights, readings
-from models.summary.table import escape_unencodable
+from models.compare.trace import Arrays, channels, loss_weights, outer_layers, to_rows
+from models.terminal import escape_unencodable
 
-ENTRIES = {"logits": 16, "images": 8}  # of an array that a golden keeps; of other outputs 4, of gradients none
+ENTRIES = {"logits": 16, "images": 8}  # entries stored in a fingerprint; of other outputs 4, of other gradients none
 
 
 class Case(NamedTuple):
-    """What to record: a library, a model as for `create_model`, and its images (B, 3, H, W), a stream."""
+    """A run to record: the library, the arguments of `create_model`, and the stream and shape of the images."""
 
     library: str
     model: str
@@ -37,13 +37,13 @@ _REDUCED: dict[str, dict[str, Any]] = {
 
 
 def small(library: str, model: str, stream: str, B: int, H: int, W: int, **overrides: Any) -> Case:
-    """A case of a model reduced so far that it runs in a moment."""
+    """A case with a reduced model that runs fast."""
     sizes = {"img_size": H if H == W else (H, W), "num_classes": 7}
     return Case(library, model, sizes | _REDUCED[model] | overrides, stream, (B, 3, H, W))
 
 
 def named(library: str, model: str, side: int) -> Case:
-    """A case of a model as it is registered, and one image."""
+    """A case with an unmodified registered model and one image."""
     return Case(library, model, {}, f"x.{model}", (1, 3, side, side))
 
 
@@ -79,18 +79,18 @@ CASES = {
 
 
 def record(case: Case) -> Golden:
-    """Let the library run a case."""
+    """Run a case in its library."""
     reference = Reference(case.library, case.model, **case.overrides)
     found = reference.trace(formula.stream(case.stream, *case.shape))
     width = channels(reference.model)
 
     def fingerprints(arrays: Arrays, entries: int) -> dict[str, Fingerprint]:
-        kept = {}
-        for name in landmarks(reference.model, arrays):
-            x, *others = readings(arrays[name], width[name]) if name in width else [arrays[name]]
-            if not others:  # otherwise there are as many channels as pixels a side: which are the channels?
-                kept[name] = fingerprint(name, x, ENTRIES.get(name, entries))
-        return kept
+        recorded = {}
+        for name in outer_layers(reference.model, arrays):
+            x, *others = to_rows(arrays[name], width[name]) if name in width else [arrays[name]]
+            if not others:  # otherwise C = W, and the layout is ambiguous
+                recorded[name] = fingerprint(name, x, ENTRIES.get(name, entries))
+        return recorded
 
     logits = found.outputs["logits"]
     return Golden(
@@ -102,10 +102,10 @@ def record(case: Case) -> Golden:
 
 
 def main() -> None:
-    """Record all, or those that are named."""
+    """Record all goldens, or the named ones."""
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m models.compare.record", description="Record the goldens.")
-    parser.add_argument("names", nargs="*", help="which ones; all, if none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="goldens to record (default: all)")
     for name in parser.parse_args().names or CASES:
         golden.save(name, record(CASES[name]))
         print(f"{name:32} {(golden.FOLDER / f'{name}.json').stat().st_size / 1024:6.1f} KB")

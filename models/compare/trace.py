@@ -1,6 +1,6 @@
-"""L6: what one forward and one backward leave behind, layer by layer.
+"""L6: the outputs and gradients of one forward and backward, layer by layer.
 
-The loss is the sum of the logits, each times a number of its own, so that every logit has another gradient.
+The loss is a weighted sum of the logits with pseudo-random weights, so that every logit has a different gradient.
 """
 
 from collections.abc import Iterable
@@ -21,8 +21,8 @@ class Trace:
     """Arrays by the names of our modules and parameters.
 
     Attributes:
-        outputs: what each module with parameters returned, in the order of the forward; the logits, as "logits".
-        gradients: of the loss, with respect to these outputs; to the images, as "images".
+        outputs: the output of each module with parameters, in forward order; "logits" is last.
+        gradients: of the loss with respect to these outputs, and to "images".
         parameters: the gradients of the parameters.
     """
 
@@ -32,24 +32,22 @@ class Trace:
 
 
 def trace(model: ImageModel, images: np.ndarray) -> Trace:
-    """Run a model forward and backward, in the dtype of its parameters, as in evaluation: nothing is dropped."""
+    """Run a model forward and backward in evaluation mode, in the dtype of its parameters."""
     found = Trace()
 
-    def watch(name: str, output: Tensor | tuple[Tensor, ...]) -> None:
-        if isinstance(output, tuple):  # of ResidualLayerNorm: what is normalised comes last
-            output = output[-1]
+    def record(name: str, output: Tensor) -> None:
         found.outputs[name] = output.data
         output.register_hook(lambda grad: found.gradients.update({name: grad.data}))
 
     def hook(name: str) -> Any:
-        return lambda module, inputs, output: watch(name, output)
+        return lambda module, inputs, output: record(name, output)
 
     dtype = next(model.parameters()).dtype
     pixels = Tensor(images.astype(dtype), requires_grad=True)
     removals = [
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
-        if [*module.parameters()] and name not in ("", "head")  # what these return is the logits
+        if [*module.parameters()] and name not in ("", "head")  # these return the logits
     ]
     was_training = model.training
     try:
@@ -58,7 +56,7 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
         model.train(was_training)
         for remove in removals:
             remove()
-    watch("logits", logits)
+    record("logits", logits)
     model.zero_grad()
     (logits * Tensor(loss_weights(logits.shape).astype(dtype))).sum().backward()
     found.gradients["images"] = gradient(pixels)
@@ -67,7 +65,7 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
 
 
 def gradient(tensor: Tensor) -> np.ndarray:
-    """What backward left in a leaf; zeros, where it had no part in the loss."""
+    """The gradient of a leaf; zeros if the loss does not depend on it."""
     return np.zeros(tensor.shape) if tensor.grad is None else tensor.grad.data
 
 
@@ -77,13 +75,13 @@ def loss_weights(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def channels(model: ImageModel) -> dict[str, int]:
-    """How many channels the output of each module has: as many as the last of its parameters has rows."""
-    last = {name: [p.shape[0] for p in module.parameters()] for name, module in model.named_modules()}
-    return {name: rows[-1] for name, rows in last.items() if rows}
+    """The number of output channels of each module: the first dimension of its last parameter."""
+    sizes = {name: [p.shape[0] for p in module.parameters()] for name, module in model.named_modules()}
+    return {name: rows[-1] for name, rows in sizes.items() if rows}
 
 
-def readings(x: np.ndarray, channels: int) -> list[np.ndarray]:
-    """An output as (positions, channels), whether it has the channels last or second, in each way its shape allows."""
+def to_rows(x: np.ndarray, channels: int) -> list[np.ndarray]:
+    """An output as (positions, channels), for each layout that its shape allows: channels last, channels first."""
     found = []
     if x.shape[-1] == channels:
         found.append(x.reshape(-1, channels))
@@ -92,19 +90,19 @@ def readings(x: np.ndarray, channels: int) -> list[np.ndarray]:
     return found
 
 
-def landmarks(model: ImageModel, names: Iterable[str]) -> list[str]:
-    """Of these modules, the blocks and what lies between them; not what is within one of these, or holds a block."""
-    holding = holders(model)
-    found = [name for name in names if name not in holding]
-    return [name for name in found if not any(within(name, other) for other in found)]
+def outer_layers(model: ImageModel, names: Iterable[str]) -> list[str]:
+    """Of these modules, the blocks and the layers outside blocks; neither their submodules nor containers of blocks."""
+    containers = block_containers(model)
+    found = [name for name in names if name not in containers]
+    return [name for name in found if not any(is_submodule(name, other) for other in found)]
 
 
-def holders(model: ImageModel) -> set[str]:
-    """The modules that hold blocks, as a stage does: what they return, the last layer in them has returned."""
+def block_containers(model: ImageModel) -> set[str]:
+    """The modules with blocks inside, such as stages: their output is the output of their last block."""
     blocks = list(model.blocks_by_name())
-    return {name for name, _ in model.named_modules() if any(within(block, name) for block in blocks)}
+    return {name for name, _ in model.named_modules() if any(is_submodule(block, name) for block in blocks)}
 
 
-def within(name: str, other: str) -> bool:
-    """Whether the module `name` is inside the module `other`."""
+def is_submodule(name: str, other: str) -> bool:
+    """Whether the module or parameter `name` is inside the module `other`."""
     return name.startswith(f"{other}.")

@@ -1,4 +1,4 @@
-"""L6: the cost of a model: parameters, multiply-accumulates, activations, published accuracy."""
+"""L6: the cost of a model, in parameters and multiply-accumulates, and published accuracy."""
 
 from models.summary.cost import AttentionCost, Part, attention_costs, macs, parameters, parts
 

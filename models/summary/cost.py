@@ -1,8 +1,8 @@
-"""L6: what a model costs: parameters, and multiply-accumulates (MACs), counted by watching its own ops.
+"""L6: the cost of a model: parameters, and multiply-accumulates (MACs), counted by tracing its ops.
 
-A trace runs the model on meta arrays (`minigrad/backend/meta.py`), so it takes milliseconds and no memory, even for a
-model that would not fit into this machine. It counts the products of matrices and convolutions, as papers do (many
-call a MAC a FLOP), and nothing for biases, norms, softmax, activations and pooling.
+A trace runs the model on meta arrays (`minigrad/backend/meta.py`), so tracing takes milliseconds and no memory, even
+for a model larger than the memory of this machine. As in papers (many call a MAC a FLOP), MACs are those of matrix
+products and convolutions; biases, norms, softmax, activations and pooling count as 0.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ Shape = tuple[int, ...]
 class Call(NamedTuple):
     """One op of a trace."""
 
-    module: str  # the dotted name of the innermost module that it ran in; "" is the model itself
+    module: str  # the dotted name of the innermost module that ran the op; "" is the model itself
     op: str
     inputs: tuple[Shape, ...]
     output: Shape
@@ -41,44 +41,44 @@ class Call(NamedTuple):
 
 
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
-    """The ops, in their order, by which `module` turns an input of this shape into its output, in evaluation mode."""
-    shapes_only = _without_numbers(module, {})
-    tracer = _Tracer(shapes_only)
+    """The ops that `module` runs on an input of this shape, in order, in evaluation mode."""
+    meta_module = _to_meta(module, {})
+    tracer = _Tracer(meta_module)
     with no_grad(), observing(tracer):
-        shapes_only(Tensor(MetaArray(shape, np.float32)))
+        meta_module(Tensor(MetaArray(shape, np.float32)))
     return tracer.calls
 
 
 def macs(model: ImageModel, img_size: Size | None = None) -> int:
-    """Multiply-accumulates for one image, of the size that the model is made for, or of `img_size`.
+    """Multiply-accumulates for one image, of the default size of the model or of `img_size`.
 
     Raises:
-        ValueError: the model does not take images of this size (a ViT: create it with `img_size=...`).
+        ValueError: the model does not accept images of this size (create a ViT with `img_size=...`).
     """
     return sum(call.macs for call in trace(model, _one_image(model, img_size)))
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers the model learns."""
+    """The number of elements of all parameters."""
     return sum(parameter.data.size for parameter in model.parameters())
 
 
 class Part(NamedTuple):
-    """A line of a model's table: a block, or what is between blocks."""
+    """A row of a model's table: a block, or a module or parameter outside of the blocks."""
 
     name: str
-    output: Shape | None  # of its last op; None for a parameter by itself
+    output: Shape | None  # of its last op; None for a parameter
     parameters: int
     macs: int
 
 
 def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
-    """The model cut into its blocks and what is around them, in the order of the forward. Together they are all of it:
-    the columns sum to `parameters(model)` and `macs(model, img_size)`."""
+    """The blocks of the model and the modules around the blocks, in the order of the forward. The sums over all parts
+    are `parameters(model)` and `macs(model, img_size)`."""
     listed = dict.fromkeys(name for section in model.sections() for name in section)
 
     def part_of(name: str) -> str:
-        """The part that a module or parameter of this name belongs to."""
+        """The part to which a module or parameter of this name belongs."""
         around = list(prefixes(name))
         return next((prefix for prefix in around if prefix in listed), around[-1])
 
@@ -100,19 +100,19 @@ def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
 def msa_macs(h: int, w: int, C: int) -> int:
     """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of a map of h x w.
 
-    Three maps to q, k, v and one from the heads, C² for each token; and for each pair of tokens a score and a share of
-    v, C each:  Ω(MSA) = 4 hw C² + 2 (hw)² C
+    For each token, C² for each of the projections to q, k, v and output; for each pair of tokens, C for q kᵀ and C for
+    the product with v:  Ω(MSA) = 4 hw C² + 2 (hw)² C
     """
     return 4 * h * w * C**2 + 2 * (h * w) ** 2 * C
 
 
 def w_msa_macs(h: int, w: int, C: int, M: Size) -> int:
-    """Equation (2): the same within windows of M x M, so pairs are M² to a token:  Ω(W-MSA) = 4 hw C² + 2 M² hw C"""
+    """Equation (2): attention within windows of M x M, so M² pairs for each token:  Ω(W-MSA) = 4 hw C² + 2 M² hw C"""
     return 4 * h * w * C**2 + 2 * prod(sides(M)) * h * w * C
 
 
 class AttentionCost(NamedTuple):
-    """A block of a stage: its map, its windows, and MACs by both formulas beside those counted."""
+    """Attention in one block: map, window size, and MACs of MSA and W-MSA, each by formula and as counted."""
 
     h: int
     w: int
@@ -125,18 +125,18 @@ class AttentionCost(NamedTuple):
 
 
 def attention_costs(model: ImageModel, img_size: Size | None = None) -> list[AttentionCost]:
-    """For each stage of a Swin Transformer, the attention of its first block, and ViT's if it were in its place."""
+    """For each stage of a Swin Transformer: attention in its first block, and ViT's attention on the same map."""
     costs: list[AttentionCost] = []
     calls = trace(model, _one_image(model, img_size))
     outputs = {call.module: call.output for call in calls}
     for name, block in model.blocks_by_name().items():
         attn: Any = block.attn  # type: ignore[attr-defined]
-        (_, h, w, C), M = outputs[f"{name}.residual"], attn.window_size
-        if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage are alike
+        (_, h, w, C), M = outputs[name], attn.window_size
+        if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage cost the same
             continue
-        everywhere = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))
-        within = (call for call in calls if call.module.startswith(f"{name}.attn"))
-        counted = sum(call.macs for call in everywhere), sum(call.macs for call in within)
+        msa_calls = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))
+        w_msa_calls = (call for call in calls if call.module.startswith(f"{name}.attn"))
+        counted = sum(call.macs for call in msa_calls), sum(call.macs for call in w_msa_calls)
         costs.append(AttentionCost(h, w, C, M, msa_macs(h, w, C), counted[0], w_msa_macs(h, w, C, M), counted[1]))
     return costs
 
@@ -146,11 +146,11 @@ def _vit_attention(dim: int, num_heads: int) -> Attention:
         return Attention(dim, num_heads, qkv_bias=True, attn_drop=0.0, proj_drop=0.0)
 
 
-# Watching -------------------------------------------------------------------------------------------------------------
+# Tracing --------------------------------------------------------------------------------------------------------------
 
 
 class _Tracer(Observer):
-    """Notes what runs where."""
+    """Records each op with the module that runs it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -166,13 +166,13 @@ class _Tracer(Observer):
 
 
 def _einsum_macs(op: Any, y: Array, *operands: Array) -> int:
-    """Those of the matrix products that the equation is lowered to."""
+    """MACs of the matrix products to which the equation is lowered."""
     terms, sizes = op.parsed.terms, op.parsed.sizes
     plan = make_plan(terms, op.parsed.output, tuple(tuple(sizes[label] for label in term) for term in terms))
     return sum(prod(pair.shape) * pair.a.shape[-2 if pair.a.swap else -1] for pair in plan.pairs if pair.contracts)
 
 
-_MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its output and its inputs
+_MACS: dict[type[Function], Callable[..., int]] = {  # functions of an op, its output and its inputs
     Linear: lambda op, y, x, weight, bias: y.size * weight.shape[1],
     MatMul: lambda op, y, a, b: y.size * a.shape[-1],
     Einsum: _einsum_macs,
@@ -184,17 +184,17 @@ _MACS: dict[type[Function], Callable[..., int]] = {  # by op, from the op, its o
 }
 
 
-def _without_numbers(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of the module and all within it, in evaluation mode, whose parameters and buffers have no numbers."""
+def _to_meta(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of the module and its submodules, in evaluation mode, with meta arrays as parameters and buffers."""
     if module not in copies:
         copied = copies[module] = copy(module)
         copied.training = copied.checkpointing = False
         vars(copied).pop("_forward_hooks", None)
         for name, value in list(vars(copied).items()):
             if isinstance(value, nn.Module):
-                setattr(copied, name, _without_numbers(value, copies))
+                setattr(copied, name, _to_meta(value, copies))
             elif isinstance(value, Tensor):
-                vars(copied)[name] = Tensor(MetaArray(value.shape, value.dtype))  # no Parameter: it wants no gradient
+                vars(copied)[name] = Tensor(MetaArray(value.shape, value.dtype))  # requires no gradient
     return copies[module]
 
 

@@ -1,9 +1,8 @@
-"""L6: accuracy on ImageNet-1k as published, by the names of the models here, each figure with its source.
+"""L6: published accuracy on ImageNet-1k by model name, each figure with its source.
 
-These are their authors' figures, for weights that were trained elsewhere. "IN-1k" is ImageNet-1k alone; anything else
-is what a model was trained on first, before it (with SWAG only its head) was fine-tuned on ImageNet-1k at `img_size`.
-Where there are several,
-the first is the one that the table of `python -m models` shows.
+The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, else the dataset of the
+pre-training, before fine-tuning on ImageNet-1k at `img_size` (with SWAG, of the head alone). Of several figures, the
+table of `python -m models` shows the first.
 """
 
 from typing import NamedTuple
@@ -22,7 +21,7 @@ class Result(NamedTuple):
 
 _PAPER, _GOOGLE, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README", "AugReg README"
 _SWIN, _CONVNEXT, _TORCHVISION = "Swin-Transformer README", "ConvNeXt README", "torchvision weights"
-SOURCES = {  # where a source is found, if it does not say so itself
+SOURCES = {  # where to find a source without an arXiv number
     _GOOGLE: "github.com/google-research/vision_transformer, models of arXiv:2010.11929",
     _AUGREG: "github.com/google-research/vision_transformer, models of arXiv:2106.10270",
     _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030",
@@ -61,7 +60,7 @@ PUBLISHED = {
         Result(71.16, "IN-1k", 384, _PAPER),
         Result(84.37, "JFT-300M", 384, _PAPER),
     ],
-    "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags (arXiv:2201.08371); only the head
+    "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags, arXiv:2201.08371
     "vit_tiny_r_s16_p8_384": [Result(75.40, "IN-21k", 384, _AUGREG)],
     "vit_small_r26_s32_384": [Result(83.85, "IN-21k", 384, _AUGREG)],
     "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _GOOGLE)],

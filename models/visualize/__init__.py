@@ -1,4 +1,4 @@
-"""L6: pictures of what is inside a trained model: `python -m models.visualize --help`.
+"""L6: visualizations of a trained model: `python -m models.visualize --help`.
 
-Each file has the numbers of a kind of picture, as functions on arrays, and below them what draws these.
+Each file has the functions that compute the arrays of one kind of picture, and below them the functions that draw.
 """

@@ -29,46 +29,46 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Drawn = Iterator[tuple[str, str, Figure]]
-    """Names of files, what they show, and the figures."""
+    """(file name, description, figure)"""
 
-MOST = 8  # images: more rows are not taken in at a glance
+MAX_IMAGES = 8  # rows of a picture
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for a mistake in the input."""
+    """Run the command line; returns the exit code: 0, or 2 for invalid input."""
     return command(parser(), run, arguments)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw, and print which files there are."""
-    new_figure(1, 1, "", "")  # refuse before any work what would fail only after it
+    """Save the pictures, and print their paths."""
+    new_figure(1, 1, "", "")  # without matplotlib, fail before loading the model
     model, metadata = checkpoint.load(options.checkpoint)
     model.to(device=options.device)
     files = images.find(options.image)
-    if len(files) > MOST:
-        raise ValueError(f"a picture has room for {MOST} images, got {len(files)}: name some of them")
+    if len(files) > MAX_IMAGES:
+        raise ValueError(f"at most {MAX_IMAGES} images fit in a picture, got {len(files)}")
     pixels = [images.read(file, model.img_size, model.in_chans) for file in files]
-    pictures = [Picture(short(file.stem), one) for file, one in zip(files, pixels, strict=True)]
+    pictures = [Picture(short(file.stem), image) for file, image in zip(files, pixels, strict=True)]
     options.output.mkdir(parents=True, exist_ok=True)
     for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):
         path = options.output / name
         figure.savefig(path, dpi=120)
         print(f"{printable(str(path))}  {text}", flush=True)
     if not pictures:
-        print("with images, python -m models.visualize CHECKPOINT IMAGE..., there is more to see")
+        print("give images for further pictures: python -m models.visualize CHECKPOINT IMAGE... --output DIR")
 
 
 def draw(
     model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
-    """Every picture there is of this model; `pixels` are those of `pictures`, (B, C, H, W) uint8, if there are any."""
+    """All pictures for this model; `pixels` is the batch of `pictures`, (B, C, H, W) uint8; None: no images."""
     best: list[int] = []
     if pixels is not None:
-        answers = probabilities(model, metadata, pixels)
-        best = [int(answer.argmax()) for answer in answers]
-        ranked = [top(answer, metadata["classes"], 5) for answer in answers]
+        predictions = probabilities(model, metadata, pixels)
+        best = [int(prediction.argmax()) for prediction in predictions]
+        ranked = [top(prediction, metadata["classes"], 5) for prediction in predictions]
         figure = prediction_picture(metadata["model"]["name"], pictures, ranked)
-        yield "prediction.png", "the classes it finds most probable", figure
+        yield "prediction.png", "the most probable classes", figure
     yield from first_layer(model)
     if isinstance(model, VisionTransformer):
         yield from transformer(model, metadata, pictures, pixels)
@@ -81,34 +81,35 @@ def draw(
 
 
 def first_layer(model: ImageModel) -> "Drawn":
-    """Its filters, as they are used."""
+    """The filters of the first layer; the hybrid's are standardized, as in its forward."""
     layer = next(module for module in model.modules() if isinstance(module, Conv2d))
     weight = layer.weight.detach()
     weight = F.standardize_weight(weight) if isinstance(layer, StdConv2d) else weight
-    yield "filters.png", "what the first layer looks for", kernels.filters_picture(weight.numpy())
+    yield "filters.png", "filters of the first layer", kernels.filters_picture(weight.numpy())
 
 
 def transformer(
     model: VisionTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
-    """Attention, its rollout, and the position embedding."""
+    """Attention maps, attention rollout, and similarity of the position embeddings."""
     grid, pool = model.patch_embed.grid_size, model.global_pool
     if pixels is not None and len(model.blocks):
-        maps = [one.numpy() for one in model.attention_maps(to_input(pixels, model, metadata))]
-        last = attention.readers(maps[-1], pool)  # (B, heads, N)
+        maps = [A.numpy() for A in model.attention_maps(to_input(pixels, model, metadata))]
+        last = attention.pooled_attention(maps[-1], pool)  # (B, heads, N)
         figure = attention.attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool)
-        yield "attention.png", "where it looks in the last block, head by head", figure
-        flows = np.stack([attention.readers(flow, pool) for flow in attention.rollout(maps)])  # (blocks, B, N)
+        yield "attention.png", "attention in the last block, per head", figure
+        rollouts = attention.rollout(maps)
+        flows = np.stack([attention.pooled_attention(flow, pool) for flow in rollouts])  # (blocks, B, N)
         figure = attention.rollout_picture(pictures, flows.reshape(*flows.shape[:2], *grid), pool)
-        yield "rollout.png", "what has reached the output, block by block", figure
+        yield "rollout.png", "attention rollout after each block", figure
     similarity = attention.position_similarity(model.pos_embed.detach().numpy()[0, 1:], grid)
-    yield "positions.png", "which positions it takes for alike", attention.position_picture(similarity)
+    yield "positions.png", "similarity of the position embeddings", attention.position_picture(similarity)
 
 
 def shifted_windows(
     model: SwinTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
-    """Windows, the bias within them, and the attention of one token; of several images over the first."""
+    """Windows and mask, relative position bias, and the attention of one token; of several images, uses the first."""
     blank = Picture("blank", np.full((model.in_chans, *model.img_size), 235, np.uint8))
     picture, names = pictures[0] if pictures else blank, block_names(model)
     blocks: list[Any] = list(model.blocks_by_name().values())
@@ -122,56 +123,56 @@ def shifted_windows(
         figure = windows.windows_picture(
             picture, (PH * merged, PW * merged), size, shift, blocks[shifted].attn.window_size
         )
-        yield "windows.png", "its windows, their shift and the mask", figure
+        yield "windows.png", "windows, shifted windows and attention mask", figure
     biased = [
         (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy(), block.attn.window_size))
         for name, block in zip(names, blocks, strict=True)
     ]
     stages = [i for i in range(len(blocks)) if i == 0 or sizes[i] != sizes[i - 1]]
-    yield "bias.png", "what it adds to scores for where a key lies", windows.bias_picture([biased[i] for i in stages])
+    yield "bias.png", "relative position bias", windows.bias_picture([biased[i] for i in stages])
     if pixels is None:
         return
     chosen = sorted({*stages, 0 if shifted is None else shifted})
     maps = model.attention_maps(to_input(pixels[:1], model, metadata), chosen)
-    looked = []
-    for i, one in zip(chosen, maps, strict=True):
+    panels = []
+    for i, A in zip(chosen, maps, strict=True):
         H, W = sizes[i]
         token = H // 2 * W + W // 2
         (size, shift), M = layouts[i], blocks[i].attn.window_size
         inside = windows.window_of(divmod(token, W), size, shift, M)[:H, :W]
-        heads = one.numpy()[0, :, token].reshape(-1, H, W)
+        heads = A.numpy()[0, :, token].reshape(-1, H, W)
         name = names[i] + ("\n(shifted)" if any(shift) else "")
-        looked.append((name, heads, inside, divmod(token, W)))
-    figure = windows.query_picture(picture, looked)
-    yield "window-attention.png", "how one patch looks at its window, head by head", figure
+        panels.append((name, heads, inside, divmod(token, W)))
+    figure = windows.query_picture(picture, panels)
+    yield "window-attention.png", "attention of one patch in its window, per head", figure
 
 
 def depthwise_kernels(model: ConvNeXt) -> "Drawn":
-    """Of the first block of each stage."""
+    """The depthwise kernels of the first block of each stage."""
     stages = [
         (f"stage {s}, {stage[0].dwconv.weight.shape[0]} channels", stage[0].dwconv.weight.detach().numpy())
         for s, stage in enumerate(model.stages, start=1)
     ]
-    yield "kernels.png", "its depthwise kernels", kernels.kernels_picture(stages)
+    yield "kernels.png", "depthwise kernels", kernels.kernels_picture(stages)
 
 
 def grad_cams(
     model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray, best: list[int]
 ) -> "Drawn":
-    """For the most probable class, in the last block on each size of map; of the hybrid, in those of its ResNet."""
+    """Grad-CAM of the most probable class, in the last block of each feature map size; of the hybrid, in its ResNet."""
     blocks = gradcam.last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]
-    if not blocks:  # a ResNet that is all stem
+    if not blocks:  # a hybrid whose ResNet has no stages
         return
     maps = gradcam.grad_cam(model, to_input(pixels, model, metadata), best, [name for name, _ in blocks])
-    named = [(f"{h} x {w} map", one) for (_, (h, w)), one in zip(blocks, maps, strict=True)]
+    named = [(f"{h} x {w} map", cam) for (_, (h, w)), cam in zip(blocks, maps, strict=True)]
     classes = [metadata["classes"][i] for i in best]
-    yield "grad-cam.png", "which parts speak for the class", gradcam.grad_cam_picture(pictures, classes, named)
+    yield "grad-cam.png", "Grad-CAM of the most probable class", gradcam.grad_cam_picture(pictures, classes, named)
 
 
 def map_sizes(model: ImageModel) -> list[tuple[int, int]]:
-    """Height and width of what each block returns."""
+    """Height and width of each block's feature map."""
     like = next(model.parameters())
     with no_grad():
         blank = Tensor(np.zeros((1, model.in_chans, *model.img_size)), dtype=like.dtype, device=like.device)
@@ -179,28 +180,36 @@ def map_sizes(model: ImageModel) -> list[tuple[int, int]]:
 
 
 def block_names(model: ImageModel) -> list[str]:
-    """`layers.0.blocks.1` as people count: stage 1, block 2."""
+    """The blocks numbered from 1: `layers.0.blocks.1` is "stage 1, block 2"."""
     numbers = [[int(part) + 1 for part in name.split(".") if part.isdecimal()] for name in model.blocks_by_name()]
     return [f"stage {stage}, block {block}" for stage, block in numbers]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m models.visualize",
-        description="Draw what is inside a trained model, as PNG files. Of a ViT or hybrid: attention over the images, "
-        "its rollout, position embeddings; of a Swin: windows, shift and mask, position bias, attention in a window; "
-        "of a ConvNeXt: depthwise kernels; of all but ViT: Grad-CAM; of each: the prediction, the first filters.",
-        epilog="example: python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg --output pictures",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
+        description="Visualize a trained model as PNG files.\n\n"
+        "  all models      predictions*, filters of the first layer\n"
+        "  ViT and hybrid  attention maps*, attention rollout*,\n"
+        "                  similarity of the position embeddings\n"
+        "  Swin            windows, shifted windows and attention mask,\n"
+        "                  relative position bias, window attention*\n"
+        "  ConvNeXt        depthwise kernels\n"
+        "  all but ViT     Grad-CAM*\n\n"
+        "  * if images are given",
+        epilog="example:\n"
+        "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg \\\n"
+        "    --output pictures",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
     parser.add_argument(
         "image", nargs="*", metavar="IMAGE",
-        help=f"up to {MOST} images, or a folder of them, taken as python -m models.predict takes them; without any, "
-        "what needs none is drawn",
+        help=f"image file, or folder of images, at most {MAX_IMAGES} images in all; resized and cropped as in "
+        "python -m models.predict",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
     return parser
 
 

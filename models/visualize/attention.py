@@ -1,4 +1,4 @@
-"""L6: where a Vision Transformer looks, and what it knows of positions.
+"""L6: a Vision Transformer's attention maps, attention rollout and position embeddings.
 
 Arrays here are NumPy's. Axes: B images; L = N + 1 tokens, the class token first; N = h·w patches.
 """
@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from models.visualize.draw import SIGNED, TALL, Picture, bare, heat_sheet, mosaic, new_figure
+from models.visualize.draw import LINE, SIGNED, Picture, bare, heat_sheet, mosaic, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-READERS = {"token": "the class token", "avg": "the average patch"}
+QUERIES = {"token": "the class token", "avg": "the average patch"}
 
 
-def readers(attention: np.ndarray, pool: str = "token") -> np.ndarray:
-    """How much each patch is looked at by what the head reads: (..., L, L) -> (..., N).
+def pooled_attention(attention: np.ndarray, pool: str = "token") -> np.ndarray:
+    """The attention to each patch from the tokens that the head pools: (..., L, L) -> (..., N).
 
-    That is the class token, or with the pool "avg" the mean of the patches.
+    The query is the class token, or with the pool "avg" the mean over all patches.
     """
     rows = attention[..., :1, :] if pool == "token" else attention[..., 1:, :]
     return rows.mean(-2)[..., 1:]
 
 
 def rollout(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Attention rollout: how much of each token of the input is in each token after each block, (B, L, L).
+    """Attention rollout: the share of each input token in each token after each block, (B, L, L).
 
-    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv:2005.00928: a block passes on half of
-    what a token was, and half of what it looked at, over the mean of the heads,
+    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", arXiv:2005.00928. The residual connection and
+    the attention, averaged over the heads, count half each:
 
         R₀ = I,    R_l = (½ mean_heads(A_l) + ½ I) R_{l-1}
 
-    Rows sum to 1 if those of A do. It is a way of looking, not what the network computes: values and MLPs are left out.
+    Rows sum to 1 if the rows of A do. Rollout is an approximation: values and MLPs are ignored.
 
     Args:
-        maps: A of each block, (B, heads, L, L), in the order of the forward.
+        maps: A of each block, (B, heads, L, L), in forward order.
     """
     flows: list[np.ndarray] = []
     for attention in maps:
@@ -47,7 +47,7 @@ def rollout(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def position_similarity(pos_embed: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Cosine of the angle between the embeddings (h·w, D) of any two positions of a grid: (h, w, h, w)."""
+    """Cosine similarity of the embeddings (h·w, D) of all pairs of positions of a grid: (h, w, h, w)."""
     unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)
     return (unit @ unit.T).reshape(*grid, *grid)  # (N, N) -> (h, w, h, w)
 
@@ -56,46 +56,46 @@ def position_similarity(pos_embed: np.ndarray, grid: tuple[int, int]) -> np.ndar
 
 
 def attention_picture(pictures: Sequence[Picture], attention: np.ndarray, pool: str) -> "Figure":
-    """`attention` (B, heads, h, w): what `readers` found in the last block."""
-    reader = READERS[pool]
+    """`attention` (B, heads, h, w): `pooled_attention` of the last block."""
+    query = QUERIES[pool]
     heads = attention.shape[1]
     names = ["mean of the heads", *(f"head {head}" for head in range(1, heads + 1))]
     heats = [[100 * image.mean(0), *(100 * head for head in image)] for image in attention]
     note = (
-        f"Attention of {reader} to each patch in the last block. Evenly spread, a patch would get "
+        f"Attention of {query} to each patch in the last block. Evenly spread, a patch would get "
         f"{100 / (1 + attention[0, 0].size):.1f} %."
     )
-    return heat_sheet(f"Where {reader} looks", note, "share of the attention, %", pictures, names, heats)
+    return heat_sheet(f"Attention of {query}", note, "share of the attention, %", pictures, names, heats)
 
 
 def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str) -> "Figure":
-    """`flows` (blocks, B, h, w): what `readers` found in the rollout after each block."""
+    """`flows` (blocks, B, h, w): `pooled_attention` of the rollout after each block."""
     names = [f"after block {block}" for block in range(1, len(flows) + 1)]
     note = (
-        "Attention rollout (arXiv:2005.00928): attention multiplied up through the blocks, each of which passes on "
-        "half of what a token was. What is missing to 100 % is the class token's own."
+        "Attention rollout (arXiv:2005.00928): the product of the blocks' attention matrices, each averaged with the "
+        "identity for the residual connection. The remainder to 100 % is the share of the class token itself."
     )
     heats = [[100 * flow[i] for flow in flows] for i in range(len(pictures))]
-    title, label = f"What has reached {READERS[pool]}", "share of the patch in it, %"
+    title, label = f"Attention rollout to {QUERIES[pool]}", "share of the patch, %"
     return heat_sheet(title, note, label, pictures, names, heats, power=1.0)
 
 
 def position_picture(similarity: np.ndarray) -> "Figure":
-    """A small map for each position of the grid: how alike its embedding is to those of all the others."""
+    """A map for each position of the grid: the similarity of its embedding to all others."""
     h, w = similarity.shape[:2]
     side = 5.2 / max(h, w)
     note = (
-        "A small map for each patch: how alike its position embedding is to that of each patch (cosine similarity). "
-        "That patches near each other are alike was learned, not built in (arXiv:2010.11929, figure 7)."
+        "A map for each patch: cosine similarity of its position embedding to the embeddings of all patches. "
+        "The similarity of neighbouring patches is learned, not built in (arXiv:2010.11929, figure 7)."
     )
-    figure = new_figure(w * side + 1.6, h * side + TALL, "What positions are alike", note)
+    figure = new_figure(w * side + 1.6, h * side + LINE, "Similarity of position embeddings", note)
     axes = figure.subplots()
     shown = axes.imshow(mosaic(similarity.reshape(h * w, h, w), w), cmap=SIGNED, vmin=-1, vmax=1)
     bare(axes)
     axes.set_xlabel("column of the patch")
     axes.set_ylabel("row of the patch")
     for ticks, count, size in ((axes.set_xticks, w, w + 1), (axes.set_yticks, h, h + 1)):
-        numbers = range(0, count, -(-count // 14))  # not more than there is room for
+        numbers = range(0, count, -(-count // 14))  # at most 14 ticks
         ticks([i * size + (size - 2) / 2 for i in numbers], [str(i + 1) for i in numbers])
     axes.tick_params(length=0, labelsize=8)
     figure.colorbar(shown, ax=axes, shrink=0.7, label="cosine similarity")

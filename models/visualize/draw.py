@@ -1,4 +1,4 @@
-"""L6: what the pictures share: figures, images as matplotlib takes them, sheets of tiles, and heat over images.
+"""L6: drawing helpers: figures, images in matplotlib's layout, mosaics of tiles, and heatmaps over images.
 
 Images are (C, H, W) uint8, with one channel or three.
 """
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HEAT, SIGNED = "inferno", "RdBu_r"  # colour maps: from nothing to much; blue below zero, red above it
+HEAT, SIGNED = "inferno", "RdBu_r"  # colormaps: sequential; diverging, blue for negative and red for positive
 GREY = "0.35"
-PANEL = 1.45  # inches: the side of a small picture
-TALL = 0.28  # inches: the height of a line of text
+PANEL = 1.45  # inches: the side of a panel
+LINE = 0.28  # inches: the height of a line of text
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as the model sees it, and what to call it above a small picture."""
+    """An image as the model receives it, and its title."""
 
     name: str
     pixels: np.ndarray  # (C, H, W) uint8
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
-    """An empty figure with a title, and under everything what a reader should know; in inches, without these two.
+    """An empty figure with a title above and a note below; width and height in inches, without these two.
 
     Raises:
         RuntimeError: matplotlib is not installed.
@@ -38,8 +38,8 @@ def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError("drawing needs matplotlib: pip install matplotlib") from None
-    lines = textwrap.wrap(note, int(14 * width))  # letters of 9 points in an inch
-    figure = Figure(figsize=(width, height + 1.5 * TALL + 0.65 * TALL * len(lines)), layout="constrained")
+    lines = textwrap.wrap(note, int(14 * width))  # characters of 9-point text per inch
+    figure = Figure(figsize=(width, height + 1.5 * LINE + 0.65 * LINE * len(lines)), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=9, color=GREY)
     return figure
@@ -55,18 +55,18 @@ def bare(axes: "Axes", title: str = "", **style: Any) -> "Axes":
 
 
 def short(name: str, length: int = 16) -> str:
-    """A name that fits above a small picture."""
+    """A name truncated to `length` characters, with unprintable characters escaped."""
     name = name if name.isprintable() else ascii(name)[1:-1]
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def channels_last(pixels: np.ndarray) -> np.ndarray:
-    """(C, H, W) of one channel or three -> (H, W, 3)."""
+    """(C, H, W) with C = 1 or 3 -> (H, W, 3)."""
     return np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)
 
 
 def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (n, h, w) or (n, h, w, 3) row by row in one array, NaN in the gaps between them."""
+    """Tiles (n, h, w) or (n, h, w, 3) in one array, row by row, with NaN between tiles."""
     n, h, w, *rest = tiles.shape
     rows = -(-n // columns)
     sheet = np.full((rows * (h + 1) - 1, columns * (w + 1) - 1, *rest), np.nan)
@@ -76,8 +76,8 @@ def mosaic(tiles: np.ndarray, columns: int) -> np.ndarray:
     return sheet
 
 
-def lay_over(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, norm: Any) -> None:
-    """Heat (h, w), NaN where there is none, over an image, of which the grey is left."""
+def overlay(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, norm: Any) -> None:
+    """A heatmap (h, w), transparent where NaN, over the greyscale image."""
     _, H, W = pixels.shape
     axes.imshow(pixels.mean(0), cmap="gray", vmin=0, vmax=255)
     alpha = np.where(np.isnan(heat), 0, 0.25 + 0.6 * norm(np.nan_to_num(heat)))
@@ -85,15 +85,15 @@ def lay_over(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, norm: Any) -> N
     axes.imshow(heat, cmap=HEAT, norm=norm, alpha=alpha, extent=extent, interpolation="nearest")
 
 
-def scale(most: float, power: float) -> Any:
-    """Colours for heat from 0 to `most`, in steps of heat to this power: below 1, little can be told from nothing."""
+def heat_norm(maximum: float, power: float) -> Any:
+    """Normalization of heat from 0 to `maximum` by a power law: a power below 1 separates small values."""
     from matplotlib.colors import PowerNorm
 
-    return PowerNorm(power, 0, most or 1.0)
+    return PowerNorm(power, 0, maximum or 1.0)
 
 
 def heat_bar(figure: "Figure", norm: Any, axes: np.ndarray, label: str) -> None:
-    """What the colours of heat mean."""
+    """The colorbar of the heatmaps."""
     from matplotlib.cm import ScalarMappable
 
     shrink = min(1.0, 2.5 / len(axes))
@@ -104,30 +104,30 @@ def heat_sheet(
     title: str, note: str, label: str, pictures: Sequence[Picture], names: Sequence[str],
     heats: Sequence[Sequence[np.ndarray]], power: float = 0.5, columns: int = 8,
 ) -> "Figure":  # fmt: skip
-    """Each image, and beside it the same with each of its heats (h, w) laid over, all on one scale of colours.
+    """Each image beside overlays of its heatmaps (h, w), all on one color scale.
 
     Args:
-        title: of the figure.
-        note: the sentences under it.
-        label: what the colours mean.
+        title: the title of the figure.
+        note: the text below the figure.
+        label: the label of the colorbar.
         pictures: the images.
-        names: of the heats, the same for each image.
-        heats: for each image, an array for each name.
-        power: see `scale`.
-        columns: how many panels are side by side before a new row begins.
+        names: the names of the heatmaps, the same for all images.
+        heats: for each image, a heatmap for each name.
+        power: see `heat_norm`.
+        columns: the maximum number of panels in a row.
     """
     columns = min(columns, 1 + len(names))
-    depth = -(-len(names) // (columns - 1))  # rows for an image
+    depth = -(-len(names) // (columns - 1))  # rows per image
     rows = len(pictures) * depth
-    figure = new_figure(columns * PANEL + 1.0, rows * (PANEL + TALL), title, note)
+    figure = new_figure(columns * PANEL + 1.0, rows * (PANEL + LINE), title, note)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         bare(axes)
-    norm = scale(max(float(heat.max()) for row in heats for heat in row), power)
+    norm = heat_norm(max(float(heat.max()) for row in heats for heat in row), power)
     for i, (picture, row) in enumerate(zip(pictures, heats, strict=True)):
         bare(grid[i * depth, 0], picture.name).imshow(channels_last(picture.pixels))
         for j, (name, heat) in enumerate(zip(names, row, strict=True)):
             axes = bare(grid[i * depth + j // (columns - 1), 1 + j % (columns - 1)], name)
-            lay_over(axes, picture.pixels, heat, norm)
+            overlay(axes, picture.pixels, heat, norm)
     heat_bar(figure, norm, grid, label)
     return figure

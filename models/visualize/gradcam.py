@@ -1,4 +1,4 @@
-"""L6: Grad-CAM, which parts of an image speak for a class.  Selvaraju et al. 2016, arXiv:1610.02391."""
+"""L6: Grad-CAM, the image regions that increase the logit of a class.  Selvaraju et al. 2016, arXiv:1610.02391."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: Sequence[str]) -> list[np.ndarray]:
-    """For each of these blocks a map (B, h, w), at least 0, of what in it speaks for the class.
+    """A non-negative map (B, h, w) for each block: where its output increases the logit of the class.
 
-    With A the block's output as an image (B, C, h, w) and y_c the logit of the class, channel k counts by its mean
-    gradient, and what speaks against the class is left out (equations 1 and 2):
+    With A the block's output as a feature map (B, C, h, w) and y_c the logit of the class, channel k is weighted by its
+    mean gradient, and negative values are set to 0 (equations 1 and 2):
 
         α_k = mean_ij ∂y_c / ∂A_kij,    map = ReLU(Σ_k α_k A_k)
 
-    The model should be in evaluation mode. Its parameters' gradients are as before.
+    The model should be in evaluation mode. The gradients of its parameters are unchanged.
 
     Args:
-        model: any whose blocks' outputs are read by more than a class token (in the last block of a ViT, the patches
-            have no gradient).
-        images: (B, C, H, W), as the model takes them.
-        classes: for each image, a class by its number, from 0.
+        model: any model in which the blocks' feature maps have a gradient (in the last block of a ViT with a class
+            token, the patches have none).
+        images: model inputs (B, C, H, W).
+        classes: for each image, the index of a class.
         blocks: names from `model.blocks_by_name()`.
 
     Raises:
-        ValueError: there is no such block or class; or the model has no logits (B, K), as without pooling.
+        ValueError: a block or class does not exist, or the logits are not (B, K), as in a model without pooling.
     """
     modules = model.blocks_by_name()
     missing = [name for name in blocks if name not in modules]
@@ -43,24 +43,24 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
         raise ValueError(f"grad_cam: needs a class for each of {len(images)} images, got {len(classes)}")
     outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
+    def save_output(name: str) -> Any:
         def hook(module: Module, inputs: Any, output: Tensor) -> None:
             output.retain_grad()
             outputs[name] = output
 
         return hook
 
-    removals = [modules[name].register_forward_hook(keep(name)) for name in blocks]
+    removals = [modules[name].register_forward_hook(save_output(name)) for name in blocks]
     try:
-        with enable_grad(), _gradients_aside(model):
+        with enable_grad(), _restored_gradients(model):
             logits = model(Tensor(images.data, requires_grad=True))
             if logits.ndim != 2:
                 raise ValueError(f"grad_cam: needs a model that pools, with logits (B, K), got {logits.shape}")
             if not all(0 <= c < logits.shape[1] for c in classes):
                 raise ValueError(f"grad_cam: classes must be from 0 to {logits.shape[1] - 1}, got {list(classes)}")
-            chosen = np.zeros(logits.shape, logits.dtype)
-            chosen[np.arange(len(images)), list(classes)] = 1
-            logits.backward(Tensor(chosen, device=logits.device))  # of the sum of all y_c: images do not meet
+            one_hot = np.zeros(logits.shape, logits.dtype)
+            one_hot[np.arange(len(images)), list(classes)] = 1
+            logits.backward(Tensor(one_hot, device=logits.device))  # of the sum of y_c: images are independent
     finally:
         for remove in removals:
             remove()
@@ -73,24 +73,24 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
 
 
 def _gradient(output: Tensor) -> Tensor:
-    assert output.grad is not None  # the logits come from every block
+    assert output.grad is not None  # the logits depend on every block
     return output.grad
 
 
 @contextmanager
-def _gradients_aside(model: Module) -> Iterator[None]:
-    """A backward inside leaves the gradients of the parameters as they were."""
-    kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
+def _restored_gradients(model: Module) -> Iterator[None]:
+    """Restore the gradients of the parameters on exit."""
+    saved = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad()
     try:
         yield
     finally:
-        for parameter, grad in kept:
+        for parameter, grad in saved:
             parameter.grad = grad
 
 
 def last_of_each_size(model: ImageModel, sizes: Sequence[tuple[int, int]]) -> list[tuple[str, tuple[int, int]]]:
-    """The last block before the map changes its size, and that size, for each size there is."""
+    """For each size of feature map, the last block with this size: its name and the size."""
     named = list(zip(model.blocks_by_name(), sizes, strict=True))
     return [named[i] for i in range(len(named)) if i + 1 == len(named) or named[i + 1][1] != named[i][1]]
 
@@ -98,15 +98,15 @@ def last_of_each_size(model: ImageModel, sizes: Sequence[tuple[int, int]]) -> li
 def grad_cam_picture(
     pictures: Sequence[Picture], classes: Sequence[str], maps: Sequence[tuple[str, np.ndarray]]
 ) -> "Figure":
-    """Maps (B, h, w) by the names of their blocks, for the class that the model finds most probable in each image."""
+    """Maps (B, h, w) with their titles, for the most probable class of each image."""
     named = [
         Picture(f"{short(picture.name, 14)}:\n{short(name, 14)}?", picture.pixels)
         for picture, name in zip(pictures, classes, strict=True)
     ]
-    heats = [[one / (one.max() or 1.0) for one in (values[i] for _, values in maps)] for i in range(len(pictures))]
+    heats = [[cam / (cam.max() or 1.0) for cam in (values[i] for _, values in maps)] for i in range(len(pictures))]
     note = (
-        "Grad-CAM (arXiv:1610.02391): where the output of a block speaks for the class under the name of the image, "
-        "the one found most probable. Each map is scaled to its own largest value; one that stays grey has none."
+        "Grad-CAM (arXiv:1610.02391): where the output of a block increases the logit of the most probable class, the "
+        "name above the image. Each map is scaled to its maximum; a grey map is zero everywhere."
     )
-    names, label = [name for name, _ in maps], "share of the largest value"
-    return heat_sheet("What speaks for the class", note, label, named, names, heats, power=1.0)
+    names, label = [name for name, _ in maps], "share of the maximum"
+    return heat_sheet("Grad-CAM of the most probable class", note, label, named, names, heats, power=1.0)

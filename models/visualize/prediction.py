@@ -1,26 +1,26 @@
-"""L6: a picture of what a model takes an image for."""
+"""L6: a picture of a model's predictions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from models.visualize.draw import GREY, PANEL, TALL, Picture, bare, channels_last, new_figure, short
+from models.visualize.draw import GREY, LINE, PANEL, Picture, bare, channels_last, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def prediction_picture(
-    model: str, pictures: Sequence[Picture], answers: Sequence[Sequence[tuple[str, float]]]
+    model: str, pictures: Sequence[Picture], predictions: Sequence[Sequence[tuple[str, float]]]
 ) -> "Figure":
-    """Each image as the model gets it, and the classes it finds most probable, as bars."""
+    """Each image as the model receives it, and a bar chart of its most probable classes."""
     side_by_side = min(2, len(pictures))
     rows = -(-len(pictures) // side_by_side)
-    note = "Images as the model gets them: scaled, and the middle cut out. Bars: softmax of the logits."
-    figure = new_figure(side_by_side * 4.6, rows * (PANEL + TALL), f"What {model} sees", note)
+    note = "Images as the model receives them: resized and center-cropped. Bars: softmax of the logits."
+    figure = new_figure(side_by_side * 4.6, rows * (PANEL + LINE), f"Predictions of {model}", note)
     grid = figure.subplots(rows, 2 * side_by_side, squeeze=False, width_ratios=[1, 2] * side_by_side)
     for axes in grid.flat:
         bare(axes)
-    for i, (picture, best) in enumerate(zip(pictures, answers, strict=True)):
+    for i, (picture, best) in enumerate(zip(pictures, predictions, strict=True)):
         left, right = grid[i // side_by_side, 2 * (i % side_by_side) :][:2]
         bare(left, picture.name).imshow(channels_last(picture.pixels))
         places = range(len(best))

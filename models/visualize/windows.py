@@ -1,6 +1,6 @@
-"""L6: the windows of a Swin Transformer, their shift and mask, and what is learned within them.
+"""L6: a Swin Transformer's windows, their shift and mask, relative position bias and window attention.
 
-Arrays here are NumPy's. Axes: windows of N = M·M tokens, on a map of H x W tokens, each of P x P pixels.
+Arrays here are NumPy arrays. Axes: windows of N = M·M tokens, on a map of H x W tokens, each of P x P pixels.
 """
 
 from collections.abc import Sequence
@@ -13,42 +13,43 @@ from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window, shift_mask, window_places
 from models.visualize.draw import (
     GREY,
+    LINE,
     PANEL,
     SIGNED,
-    TALL,
     Picture,
     bare,
     channels_last,
     heat_bar,
-    lay_over,
+    heat_norm,
     new_figure,
-    scale,
+    overlay,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REGIONS = ("#ffffff", "#f28e2b", "#4e79a7", "#59a14f")  # stays; comes back at the right; at the bottom; at both
-LINES = "#e0245e"
+REGIONS = ("#ffffff", "#f28e2b", "#4e79a7", "#59a14f")  # colours of the regions 0 to 3 of `regions`
+BORDERS = "#e0245e"  # colour of window borders
 
 
 def regions(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """For each token of the map before the roll, whether it leaves it: 0: no; 1: to the left; 2: above; 3: both."""
+    """For each token, before the roll, over which edge the roll wraps it: 0: none; 1: left; 2: top; 3: both."""
     rows, columns = (np.arange(length) < offset for length, offset in zip(size, shift, strict=True))
     return 2 * rows[:, None] + columns
 
 
 def bias_maps(table: np.ndarray, M: Window | None = None) -> np.ndarray:
-    """A bias table ((2M - 1)², heads) as seen from the query: (heads, 2M - 1, 2M - 1), where [h, M-1 + y, M-1 + x] is
-    what head h adds to its score for the key y rows below and x columns to the right. (The table counts from the key.)
+    """A bias table ((2M - 1)², heads) by the key's offset from the query: (heads, 2M - 1, 2M - 1), where
+    [h, M-1 + y, M-1 + x] is the bias of head h for the key y rows below and x columns to the right. (The table itself
+    has the query's offset from the key.)
     """
-    MH, MW = sides((isqrt(len(table)) + 1) // 2 if M is None else M)  # None: of a square window
+    MH, MW = sides((isqrt(len(table)) + 1) // 2 if M is None else M)  # None: a square window
     return table.T.reshape(-1, 2 * MH - 1, 2 * MW - 1)[:, ::-1, ::-1]
 
 
 def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, int], M: Window) -> np.ndarray:
-    """The tokens in the window of the one in this row and column, which it can look at: (H, W) bool, the padded map."""
+    """The tokens in the window of `token` (row, column), a bool mask (H, W) over the padded map of this size."""
     (row, column), places = token, window_places(*size, M, shift)
     window = places[(places == row * size[1] + column).any(1)]
     return np.isin(np.arange(size[0] * size[1]), window).reshape(size)
@@ -60,7 +61,7 @@ def window_of(token: tuple[int, int], size: tuple[int, int], shift: tuple[int, i
 def windows_picture(
     picture: Picture, patch: Window, size: tuple[int, int], shift: tuple[int, int], M: Window
 ) -> "Figure":
-    """Windows, shifted windows, what the roll makes of them, and the masks; `size` is that of the padded map."""
+    """Windows, shifted windows, the rolled map, and the masks; `size` is the size of the padded map."""
     (PH, PW), (MH, MW) = sides(patch), sides(M)
     pixels = np.full((3, size[0] * PH, size[1] * PW), 128, np.uint8)  # padding: grey
     _, H, W = picture.pixels.shape
@@ -69,14 +70,14 @@ def windows_picture(
     offset, window = (-shift[0] * PH, -shift[1] * PW), (MH * PH, MW * PW)
     title = f"Windows of {MH} x {MW} patches, and the same shifted by {max(shift)}"
     note = (
-        "1: attention stays within a window. 2: in the next block the windows lie across the borders of the last; "
-        "those at the edges are cut off. 3: so that all are whole, the image is rolled: B, C and D come back at the "
-        "other side. 4: in a window of parts that were not together in the image, a mask of -100, after softmax 0, "
-        "keeps attention within each part."
+        "1: attention is computed within each window. 2: the next block shifts the windows across these borders; "
+        "windows at the edges are cut off. 3: a cyclic shift (roll) makes all windows full: B, C and D wrap around to "
+        "the opposite edge. 4: in windows of several regions, a mask of -100, after softmax 0, keeps attention within "
+        "each region."
     )
     figure = new_figure(13.2, 3.6, title, note)
     axes = figure.subplots(1, 4)
-    names = ["1. windows", "2. shifted windows", "3. rolled, to make them whole", "4. masks of the four corners"]
+    names = ["1. windows", "2. shifted windows", "3. cyclic shift (roll)", "4. masks of the four corners"]
     for panel, name in zip(axes, names, strict=True):
         bare(panel, name, fontsize=11)
     axes[0].imshow(image)
@@ -92,16 +93,16 @@ def windows_picture(
 
 
 def _draw_grid(axes: "Axes", size: Sequence[int], window: tuple[int, int], start: tuple[int, int] = (0, 0)) -> None:
-    """Lines around the windows of a map of `size` pixels."""
+    """Draw the window borders on a map of `size` pixels."""
     H, W = size
     for draw, first, length, side in zip((axes.axhline, axes.axvline), start, size, window, strict=True):
         for place in range(first % side, length + 1, side):
-            draw(min(max(place, 0), length) - 0.5, color=LINES, linewidth=1.6)
+            draw(min(max(place, 0), length) - 0.5, color=BORDERS, linewidth=1.6)
     axes.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
 
 
 def _draw_regions(axes: "Axes", region: np.ndarray, patch: tuple[int, int]) -> None:
-    """The parts that leave the image, each in its colour, and letters on all."""
+    """Colour the regions that wrap around, and label all regions with letters."""
     from matplotlib.colors import to_rgba
     from matplotlib.patheffects import withStroke
 
@@ -117,7 +118,7 @@ def _draw_regions(axes: "Axes", region: np.ndarray, patch: tuple[int, int]) -> N
 
 
 def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int) -> None:
-    """The masks of the windows in the corners, (N, N) each, where they are in the rolled image."""
+    """The masks (N, N) of the four corner windows, each in its corner."""
     names = ("top left", "top right", "bottom left", "bottom right")
     for i, (corner, name) in enumerate(zip(mask[[0, columns - 1, -columns, -1]], names, strict=True)):
         inset = axes.inset_axes((0.52 * (i % 2), 0.54 - 0.54 * (i // 2), 0.46, 0.42))
@@ -128,17 +129,16 @@ def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int) -> None:
 
 
 def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
-    """The bias maps (heads, 2M - 1, 2M - 1) of some blocks, a row or more for each, all on one scale."""
+    """The bias maps (heads, 2M - 1, 2M - 1) of the given blocks, in one or more rows each, all on one scale."""
     columns = min(12, max(len(maps) for _, maps in blocks))
     rows = [(name, maps[i : i + columns], i) for name, maps in blocks for i in range(0, len(maps), columns)]
-    most = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
+    limit = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
     reach_y, reach_x = (side // 2 for side in blocks[0][1].shape[-2:])
-    away = f"{reach_y} rows and {reach_x}" if reach_y != reach_x else f"{reach_y} rows and"
     note = (
-        f"What a head adds to the score of a key, by where the key lies seen from the query (the dot), up to {away} "
-        "columns away: red draws attention there, blue away."
+        "The bias that a head adds to the score of a key, by the key's offset from the query (dot), up to "
+        f"{reach_y} rows and {reach_x} columns. Red increases attention, blue decreases it."
     )
-    size = max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + TALL)
+    size = max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + LINE)
     figure = new_figure(*size, "Relative position bias", note)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     shown: Any = None
@@ -148,7 +148,7 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
         for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
             extent = (-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5)
             bare(axes, f"head {first + i + 1}")
-            shown = axes.imshow(values, cmap=SIGNED, vmin=-most, vmax=most, extent=extent)
+            shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, extent=extent)
             axes.plot(0, 0, ".", color="black", markersize=4)
         line[0].set_ylabel(name if first == 0 else "", fontsize=9)
     figure.colorbar(shown, ax=grid, shrink=min(1.0, 2 / len(rows)), label="added to the score")
@@ -156,27 +156,27 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
 
 
 def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]) -> "Figure":
-    """How one token looks at its window, in each head.
+    """The attention of one token to its window, in each head.
 
     Args:
         picture: the image.
-        blocks: for each, its name; the attention of the token (heads, H, W), 0 outside the window; whether a token is
-            in the window (H, W); and where the token is, (row, column).
+        blocks: for each block, the name; the attention of the token (heads, H, W), 0 outside the window; the mask of
+            the window (H, W); and the position of the token, (row, column).
     """
     heads = max(len(attention) for _, attention, _, _ in blocks)
     columns = min(9, 1 + heads)
     depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
     rows = sum(depth)
     note = (
-        "Left: one patch (cross) and its window (outline), in some of the blocks. Right: how much that patch looks at "
-        "each patch of its window, head by head; together 100 %."
+        "Left: one patch (cross) and its window (outline), in some of the blocks. Right: the attention of the patch to "
+        "each patch of the window in each head; the sum is 100 %."
     )
-    title = f"How one patch of {picture.name} looks at its window"
-    figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + TALL), title, note)
+    title = f"Window attention of one patch of {picture.name}"
+    figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + LINE), title, note)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         bare(axes)
-    norm = scale(max(float(100 * attention.max()) for _, attention, _, _ in blocks), 0.5)
+    norm = heat_norm(max(float(100 * attention.max()) for _, attention, _, _ in blocks), 0.5)
     row = 0
     for (name, attention, inside, query), lines in zip(blocks, depth, strict=True):
         _, H, W = picture.pixels.shape
@@ -186,7 +186,7 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
         _mark(start, inside, query, patch)
         for i, head in enumerate(attention):
             axes = bare(grid[row + i // (columns - 1), 1 + i % (columns - 1)], f"head {i + 1}")
-            lay_over(axes, picture.pixels, np.where(inside, 100 * head, np.nan), norm)
+            overlay(axes, picture.pixels, np.where(inside, 100 * head, np.nan), norm)
             _mark(axes, inside, query, patch)
             y, x = np.nonzero(inside)
             axes.set_xlim((x.min() - 0.3) * patch[1] - 0.5, (x.max() + 1.3) * patch[1] - 0.5)
@@ -197,12 +197,12 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
 
 
 def _mark(axes: "Axes", inside: np.ndarray, query: tuple[int, int], patch: tuple[float, float]) -> None:
-    """The outline of a window and a cross on one of its tokens, in the pixels of the image, `patch` to a token."""
+    """Draw the outline of a window and a cross on one token, in pixels; `patch` is the size of a token."""
     from matplotlib.patches import Rectangle
 
     y, x = np.nonzero(inside)
     corner = x.min() * patch[1] - 0.5, y.min() * patch[0] - 0.5
     size = (np.ptp(x) + 1) * patch[1], (np.ptp(y) + 1) * patch[0]
-    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=LINES, linewidth=1.6))
+    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=BORDERS, linewidth=1.6))
     place = (query[1] + 0.5) * patch[1] - 0.5, (query[0] + 0.5) * patch[0] - 0.5
     axes.plot(*place, "+", color="#39ff14", markersize=7, markeredgewidth=1.6)

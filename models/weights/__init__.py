@@ -1,4 +1,4 @@
-"""L6: files of weights: other projects' names and layouts, and this project's checkpoints."""
+"""L6: pretrained weights of other projects, under their parameter names, and this project's checkpoints."""
 
 from models.weights.load import Loaded, MisfitError, load_weights
 

@@ -1,5 +1,6 @@
-"""L6: a trained model from a file of `python -m train`; `train/output/checkpoint.py` has the other direction."""
+"""L6: load a checkpoint of `python -m train` as a model and its metadata; `train/output/checkpoint.py` writes them."""
 
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,36 @@ from models.registry import create_model
 
 
 def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
-    """The model, in evaluation mode, and the metadata: `classes`, their names; `mean` and `std` of the training images'
-    channels, white being 1; and what else the training program noted.
+    """The model in evaluation mode, and the metadata: `classes`, the class names; `mean` and `std`, per channel of the
+    training images scaled to [0, 1]; and further entries that `python -m train` writes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or was written by something else, or its weights are of another model.
-        RuntimeError: it is a `.safetensors` file, and their library is not installed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged, is not a checkpoint of `python -m train`, or holds weights of another model.
+        RuntimeError: the file is a `.safetensors` file, and safetensors is not installed.
     """
     arrays, metadata = serialize.load(path)
     try:
         arguments = _arguments(metadata)
-        with init.meta_init():  # without touching memory: the sizes are what a file says
-            expected = create_model(**arguments)
-        _check_statistics(metadata, expected)
+        with init.meta_init():  # allocates nothing: a damaged file may state any size
+            described = create_model(**arguments)
+        _check_metadata(metadata, described)
     except (ValueError, TypeError, MemoryError, OverflowError) as error:
         raise ValueError(
-            f"{path} is no checkpoint of `python -m train`: {error}; weights that others have trained load with "
+            f"{path} is not a checkpoint of `python -m train`: {error}; load pretrained weights of other projects with "
             "models.load_weights(model, file)"
         ) from None
-    wanted = {name: (tensor.shape, tensor.dtype.kind) for name, tensor in expected.state_dict().items()}
+    expected = {name: (tensor.shape, tensor.dtype.kind) for name, tensor in described.state_dict().items()}
     found = {name: (array.shape, array.dtype.kind) for name, array in arrays.items()}
-    for name in [*wanted, *found]:
-        if wanted.get(name) != found.get(name):
-            here, there = (
-                f"{entry[0]} of kind {entry[1]!r}" if entry else "none" for entry in (wanted.get(name), found.get(name))
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            in_model, in_file = (
+                f"{entry[0]} of kind {entry[1]!r}" if entry else "absent"
+                for entry in (expected.get(name), found.get(name))
             )
             raise ValueError(
-                f"{path} does not hold the weights of {arguments['name']} that it names: {name!r} is {there} in the "
-                f"file, {here} in the model"
+                f"{path} does not fit {arguments['name']}, the model in its metadata: {name!r} is {in_file} in the "
+                f"file, {in_model} in the model"
             )
     model = create_model(**arguments)
     model.load_state_dict(arrays)
@@ -47,26 +49,36 @@ def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
     return model, metadata
 
 
+def described_model(weights: str | Path | Mapping[str, Any]) -> ImageModel | None:
+    """The model in the metadata of a checkpoint of `python -m train`, with shapes only (`meta_init`); None: the weights
+    have no metadata like that."""
+    try:
+        with init.meta_init():
+            return create_model(**serialize.load_metadata(weights)["model"])  # type: ignore[arg-type]
+    except Exception:  # a dict, a file of another format, other metadata
+        return None
+
+
 def _arguments(metadata: Any) -> dict[str, Any]:
-    """What `create_model` takes."""
+    """The arguments for `create_model`."""
     if not isinstance(metadata, dict) or not {"model", "classes", "mean", "std"} <= set(metadata):
-        raise ValueError("it does not say of which model it is, with which classes, mean and std")
+        raise ValueError("its metadata lacks model, classes, mean or std")
     arguments = metadata["model"]
     if not isinstance(arguments, dict) or not isinstance(arguments.get("name"), str):
-        raise ValueError("it gives no name of a model")
+        raise ValueError("its metadata has no model name")
     return arguments
 
 
-def _check_statistics(metadata: dict[str, Any], model: ImageModel) -> None:
-    """Refuse classes, mean or std that do not fit the model."""
+def _check_metadata(metadata: dict[str, Any], model: ImageModel) -> None:
+    """Raise ValueError unless classes, mean and std fit the model."""
     classes = metadata["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are no list of names")
+        raise ValueError("its classes are not a list of names")
     if not classes or len(classes) != model.num_classes:
-        raise ValueError(f"it names {len(classes)} classes for a model of {model.num_classes}")
-    for name, least in (("mean", float("-inf")), ("std", 0.0)):
+        raise ValueError(f"it has {len(classes)} class names for a model with {model.num_classes} classes")
+    for name, minimum in (("mean", float("-inf")), ("std", 0.0)):
         values = metadata[name]
-        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
-        if not numbers or len(values) != model.in_chans or not all(isfinite(v) and v > least for v in values):
-            above = ", above 0," if least == 0 else ""
-            raise ValueError(f"its {name} is not one finite number{above} for each of {model.in_chans} channels")
+        numeric = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numeric or len(values) != model.in_chans or not all(isfinite(v) and v > minimum for v in values):
+            kind = "positive finite" if minimum == 0 else "finite"
+            raise ValueError(f"its {name} must have a {kind} number for each of {model.in_chans} channels")

@@ -1,12 +1,12 @@
-"""L6: where the parameters of other implementations belong in the models here.
+"""L6: parameter names and shapes of other implementations, translated into ours.
 
-Each public implementation has its own names for the same arrays: a layout. Here a layout is a table of regular
-expressions, applied in order, that turns its names into ours. Which layout a file has is not asked: it is the one whose
-table finds the most of the model's parameters.
+Each public implementation has its own names for the same arrays. A Layout is one such naming scheme: a table of regular
+expressions, applied in order, that translates its names into ours. The layout of a file is detected: the layout whose
+translation gives the most of the model's parameter names.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -22,61 +22,64 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 @dataclass(frozen=True)
 class Place:
-    """Where an array of a file belongs: the parameter, or one part of it, and the order of its axes.
+    """The place of an array in a model: a parameter, or the query, key or value third of a qkv parameter.
 
     Args:
-        name: our parameter.
-        part: 0, 1, 2: the array is the queries', the keys' or the values' third of the first axis; None: all of it.
-        axes: as for `transpose`: what brings its axes into our order; None: they are in it.
+        name: the parameter's name in our model.
+        part: 0, 1, 2: the query, key or value third of the first axis; None: the whole parameter.
+        axes: the argument of `transpose` that brings the array's axes into our order; None: no transpose.
     """
 
     name: str
     part: int | None = None
     axes: Shape | None = None
 
-    def shape(self, whole: Shape) -> Shape:
-        """The shape of this part of a parameter of shape `whole`."""
-        return whole if self.part is None else (whole[0] // 3, *whole[1:])
+    def shape(self, parameter_shape: Shape) -> Shape:
+        """The shape of the part, given the shape of the parameter."""
+        return parameter_shape if self.part is None else (parameter_shape[0] // 3, *parameter_shape[1:])
 
-    def fits(self, shape: Shape, whole: Shape) -> bool:
-        """Whether an array of `shape` can go here: neighbouring axes may be merged, as (heads, D_h, D) -> (D, D),
-        and axes of size 1 dropped, as (C, 1, 1) -> (C,); neither mixes up numbers."""
+    def fits(self, shape: Shape, parameter_shape: Shape) -> bool:
+        """Whether an array of `shape` can be transposed and reshaped to the part: adjacent axes may be merged,
+        (heads, D_h, D) -> (D, D), and axes of size 1 dropped, (C, 1, 1) -> (C,). Neither changes the order of elements.
+        """
         if self.axes is not None:
             if len(self.axes) != len(shape):
                 return False
             shape = tuple(shape[axis] for axis in self.axes)
-        ends, wanted = list(accumulate(shape, mul, initial=1)), list(accumulate(self.shape(whole), mul, initial=1))
-        return ends[-1] == wanted[-1] and set(wanted) <= set(ends)
+        sizes = list(accumulate(shape, mul, initial=1))
+        expected = list(accumulate(self.shape(parameter_shape), mul, initial=1))
+        return sizes[-1] == expected[-1] and set(expected) <= set(sizes)
 
-    def arrange(self, array: Array, whole: Shape) -> Array:
-        """The array in our order of axes and our shape.
+    def arrange(self, array: Array, parameter_shape: Shape) -> Array:
+        """The array transposed and reshaped to the part.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: the array does not fit.
         """
-        if not self.fits(array.shape, whole):
-            raise ValueError(f"{self.name}: an array of shape {array.shape} cannot become {self.shape(whole)}")
+        expected = self.shape(parameter_shape)
+        if not self.fits(array.shape, parameter_shape):
+            raise ValueError(f"{self.name}: an array of shape {array.shape} cannot be reshaped to {expected}")
         array = array if self.axes is None else array.transpose(self.axes)
-        return array.reshape(self.shape(whole))
+        return array.reshape(expected)
 
 
 class Layout:
-    """The names of one implementation.
+    """The naming scheme of one implementation.
 
     Args:
-        name: whose names these are.
-        rules: (pattern, replacement) in order; a pattern matches whole words between the dots, and slashes count as
-            dots. `[q]`, `[k]` or `[v]` in a replacement says which third of our parameter an array is.
-        axes: (pattern, axes): the first that matches tells how to transpose an array.
+        name: of the implementation.
+        rules: (pattern, replacement), applied in order. A pattern matches whole dot-separated components; slashes are
+            replaced by dots first. `[q]`, `[k]` or `[v]` in a replacement marks a third of our parameter.
+        axes: (pattern, axes): the first pattern that matches the name in the file gives the transpose.
     """
 
     def __init__(self, name: str, rules: Iterable[Rule] = (), axes: Iterable[tuple[str, Shape]] = ()) -> None:
         self.name = name
-        self.rules = [(_words(pattern), replacement) for pattern, replacement in rules]
-        self.axes = [(_words(pattern), order) for pattern, order in axes]
+        self.rules = [(_components(pattern), replacement) for pattern, replacement in rules]
+        self.axes = [(_components(pattern), order) for pattern, order in axes]
 
     def place(self, name: str) -> Place:
-        """Where an entry belongs, in a model that has the parameter."""
+        """The place of an entry, in a model that has the parameter."""
         name = _PREFIX.sub("", name.replace("/", "."))
         axes = next((order for pattern, order in self.axes if pattern.search(name)), None)
         for pattern, replacement in self.rules:
@@ -84,46 +87,58 @@ class Layout:
         third = _THIRD.search(name)
         return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
 
+    def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
+        """The place of each entry in a model with the parameters `own`; None: the model has no such parameter, or an
+        earlier entry has the same place."""
+        found: dict[str, Place | None] = {}
+        taken: set[tuple[str, int | None]] = set()
+        for name in names:
+            place = self.place(name)
+            free = place.name in own and (place.name, place.part) not in taken
+            found[name] = place if free else None
+            taken.add((place.name, place.part))
+        return found
+
 
 def layout_of(names: Iterable[str], model: Module) -> Layout:
-    """The layout in which most of the model's parameters have an entry; the first of them, where several are equal."""
+    """The layout that gives the most of the model's parameters an entry; of several, the first."""
     names, own = list(names), set(model.state_dict())
     return max(LAYOUTS, key=lambda layout: len(own & {layout.place(name).name for name in names}))
 
 
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
-    """Where the entries of a file, or the parameters of another implementation, belong in `model`; None: nowhere.
+    """The place in `model` of each entry of a file, or each parameter of another implementation; None: no place.
 
-    All names are given at once, as they decide together whose they are: `layers.1.downsample` leads into stage 1 in
-    timm's Swin, and out of it in Microsoft's and ours.
+    One name alone is ambiguous, so all are passed together to detect the layout: `layers.1.downsample` leads into stage
+    1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
     """
-    names, own = list(names), set(model.state_dict())
-    layout = layout_of(names, model)
-    found: dict[str, Place | None] = {}
-    taken: set[tuple[str, int | None]] = set()
-    for name in names:
-        place = layout.place(name)
-        here = place.name in own and (place.name, place.part) not in taken
-        found[name] = place if here else None
-        taken.add((place.name, place.part))
-    return found
+    names = list(names)
+    return layout_of(names, model).places(names, model.state_dict())
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
-    """The entries that belong in `model` by our names and in our shapes, queries, keys and values stacked.
+    """The entries with a place in `model`, under our names and in our shapes; q, k and v are concatenated.
 
-    Every step is linear and only moves numbers, so it serves gradients as well as weights.
+    Elements are only rearranged, so the function converts gradients as well as weights.
 
     Raises:
-        ValueError: a shape does not fit, or of queries, keys and values some are there and some are not.
+        ValueError: a shape does not fit, or only some of q, k and v are present.
+    """
+    found = places(entries, model)
+    return assemble([(place, entries[name]) for name, place in found.items() if place is not None], model)
+
+
+def assemble(placed: Iterable[tuple[Place, Array]], model: Module) -> dict[str, Array]:
+    """The arrays by the names and in the shapes of the model's parameters; q, k and v are concatenated.
+
+    Raises:
+        ValueError: as for `to_canonical`.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     canonical: dict[str, Array] = {}
     thirds: dict[str, dict[int, Array]] = {}
-    for name, place in places(entries, model).items():
-        if place is None:
-            continue
-        array = place.arrange(entries[name], shapes[place.name])
+    for place, array in placed:
+        array = place.arrange(array, shapes[place.name])
         if place.part is None:
             canonical[place.name] = array
         else:
@@ -135,17 +150,17 @@ def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array
     return canonical
 
 
-def _words(pattern: str) -> re.Pattern[str]:
+def _components(pattern: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![^.])(?:{pattern})(?![^.])")
 
 
-def _numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
-    """A replacement that computes with the numbers matched."""
+def _from_numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
+    """A replacement computed from the matched integers, such as the index of a stage."""
     return lambda match: make(*map(int, match.groups()))
 
 
-# What DistributedDataParallel, torch.compile, Lightning (the attribute that holds the network), Hugging Face's classes
-# with a head, and JAX's trees put before all names.
+# Prefixes of all names: from DistributedDataParallel, torch.compile, Lightning (the attribute with the network),
+# Hugging Face's classes with a head, and JAX's trees.
 _PREFIX = re.compile(
     r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|swin|convnext|opt\.target|params|img)\.)+"
 )
@@ -164,11 +179,11 @@ _HUGGING_FACE_BLOCK: list[Rule] = [
 
 LAYOUTS = [
     Layout("minigrad, timm's ViT, Microsoft's Swin, Facebook's ConvNeXt, torchvision's ResNet"),
-    Layout("timm's hybrid that is all stem", [(r"backbone\.(conv|norm)", r"backbone.stem.\1")]),
+    Layout("timm's hybrid without ResNet stages", [(r"backbone\.(conv|norm)", r"backbone.stem.\1")]),
     Layout(
         "timm's Swin",
         [
-            (r"layers\.(\d+)\.downsample", _numbers(lambda s: f"layers.{s - 1}.downsample")),
+            (r"layers\.(\d+)\.downsample", _from_numbers(lambda s: f"layers.{s - 1}.downsample")),
             (r"head\.fc", "head"),
         ],
     ),
@@ -206,8 +221,8 @@ LAYOUTS = [
         [
             (r"features\.0\.0", "patch_embed.proj"),
             (r"features\.0\.2", "patch_embed.norm"),
-            (r"features\.(\d*[13579])\.(\d+)", _numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
-            (r"features\.(\d*[02468])", _numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
+            (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
+            (r"features\.(\d*[02468])", _from_numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
             (r"mlp\.0", "mlp.fc1"),
             (r"mlp\.3", "mlp.fc2"),
         ],
@@ -215,8 +230,8 @@ LAYOUTS = [
     Layout(
         "torchvision's ConvNeXt",
         [
-            (r"features\.(\d*[13579])\.(\d+)", _numbers(lambda i, b: f"stages.{i // 2}.{b}")),
-            (r"features\.(\d*[02468])", _numbers(lambda i: f"downsample_layers.{i // 2}")),
+            (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"stages.{i // 2}.{b}")),
+            (r"features\.(\d*[02468])", _from_numbers(lambda i: f"downsample_layers.{i // 2}")),
             (r"block\.0", "dwconv"),
             (r"block\.2", "norm"),
             (r"block\.3", "pwconv1"),
@@ -268,7 +283,7 @@ LAYOUTS = [
             (r"gn_root", "patch_embed.backbone.stem.norm"),
             (
                 r"block(\d+)\.unit(\d+)",
-                _numbers(lambda s, b: f"patch_embed.backbone.stages.{s - 1}.blocks.{b - 1}"),
+                _from_numbers(lambda s, b: f"patch_embed.backbone.stages.{s - 1}.blocks.{b - 1}"),
             ),
             (r"conv_proj", "downsample.conv"),
             (r"gn_proj", "downsample.norm"),

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 THREADS = 2
 REST = 0.03  # seconds between two steps, in which the other's threads come to rest

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minigrad import Tensor
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 LENGTH = 1000
 

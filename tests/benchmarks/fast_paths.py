@@ -12,7 +12,7 @@ import numpy as np
 
 from minigrad import Tensor, tune_cpu, without_fast_paths
 from minigrad import functional as F
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 ROUNDS = 15
 

@@ -30,7 +30,7 @@ from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 
 FAMILIES = {  # in the picture: name, colour (Okabe and Ito's, which the colour-blind can tell apart), marker
     "vit_small_patch16_224": ("ViT-S/16", "#D55E00", "o"),

@@ -200,7 +200,7 @@ def test_unsupported_arrays_run_the_reference(x, weight, groups):
 
 def test_errors_are_those_of_the_reference():
     for groups in (0, 3):
-        with emulated(), pytest.raises(ValueError, match="num_groups must divide the channels"):
+        with emulated(), pytest.raises(ValueError, match="num_groups must divide the number of channels"):
             F.group_norm(Tensor(images(0, 2, 4, 3, 3)), groups)
     with emulated(), pytest.raises(ValueError, match="weight must have shape"):
         F.group_norm(Tensor(images(0, 2, 4, 3, 3)), 2, Tensor(drawn(1, 3)))

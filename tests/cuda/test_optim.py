@@ -1,4 +1,4 @@
-"""The kernels of optim.cu, each for all parameters in one launch, against the formulas in minigrad/optim/."""
+"""The kernels of optim.cu, each for all parameters in one launch, against minigrad/ops/updates.py."""
 
 from contextlib import contextmanager
 
@@ -147,7 +147,7 @@ def test_adamw_stays_within_its_arrays(side):
     assert all((a != b).all() for a, b in zip(x, before, strict=True))
 
 
-def test_gradient_of_another_layout_is_stepped_separately():
+def test_gradient_of_another_layout_is_updated_separately():
     """The parameter with the other layout is updated by NumPy; the others by one launch."""
     x, grad = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
     expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])

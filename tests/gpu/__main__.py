@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.summary.table import escape_unencodable
+from models.terminal import escape_unencodable
 from tests.gpu.stages import STAGES, alive, failed, release, synchronize
 
 COMMAND = [sys.executable, "-m", "tests.gpu"]

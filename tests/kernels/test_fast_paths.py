@@ -14,7 +14,7 @@ from minigrad.autograd.function import Function
 from minigrad.backend.fast_paths import FAST_PATHS, fast_paths_of
 from minigrad.kernels.cpu import winograd
 from minigrad.kernels.cpu.chunks import CHUNK
-from minigrad.kernels.cpu.conv import DEAREST
+from minigrad.kernels.cpu.conv import MAX_COST
 from minigrad.kernels.cpu.depthwise import plan_for
 from minigrad.ops.activation import GELU, ReLU
 from minigrad.ops.attention import ScaledDotProductAttention
@@ -125,9 +125,9 @@ def test_group_norm_over_several_pieces():
 )  # fmt: skip
 def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
     """Tiles that are the whole image, rows of it, one row, or a part of the width."""
-    while plan_for(N, H, W, kernel).cost >= DEAREST and N < 50:  # for few images it is not worth it
+    while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # for few images it is not worth it
         N += 8
-    assume(plan_for(N, H, W, kernel).cost < DEAREST)
+    assume(plan_for(N, H, W, kernel).cost < MAX_COST)
     x = drawn(seed, N, C, H, W)
     padding = (kernel[0] // 2, kernel[1] // 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding, groups=C)  # noqa: E731
@@ -147,7 +147,7 @@ def test_convolution_3_by_3(N, C, O, H, W, padding, bias, channels, seed):  # no
 
 def test_convolution_3_by_3_over_several_blocks():
     """The last of them is a single image."""
-    x, weight = drawn(0, 2 * (winograd.NUMBERS // (16 * 16 * 16 * 16)) + 1, 16, 32, 32), drawn(1, 16, 16, 3, 3)
+    x, weight = drawn(0, 2 * (winograd.SCRATCH // (16 * 16 * 16 * 16)) + 1, 16, 32, 32), drawn(1, 16, 16, 3, 3)
     assert_equals_reference(Conv2d, lambda x, w: F.conv2d(x, w, padding=1), x, weight, tolerance=2e-5)
 
 
@@ -277,7 +277,7 @@ def test_other_arrays_run_the_reference(run, x):
 
 
 def test_errors_are_those_of_the_reference():
-    with pytest.raises(ValueError, match="normalized_shape must be how the input's shape ends"):
+    with pytest.raises(ValueError, match="normalized_shape must equal the last sizes"):
         F.layer_norm(Tensor(drawn(0, 3, 4)), 5)
     with pytest.raises(ValueError, match="num_groups must divide"):
         nn.GroupNorm(3, 4)(Tensor(drawn(0, 1, 4, 2, 2)))

@@ -1,4 +1,4 @@
-"""Small checkpoints, as `python -m train` writes them, and image files."""
+"""Write small checkpoints in the format of `python -m train`, and image files."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ METADATA = {"epoch": 3, "test_acc": 0.5, "classes": CLASSES, "mean": [0.5, 0.4, 
 
 
 def write(path: Path, family: str, **changes: Any) -> ImageModel:
-    """A checkpoint with the formula weights; `changes` are of the metadata. Returns the model."""
+    """Write a checkpoint with formula weights; `changes` override metadata. Returns the model."""
     arguments = {"num_classes": len(CLASSES)} | FAMILIES[family]
     model = formula.fill(models.create_model(**arguments)).to(dtype=np.float32).eval()
     serialize.save(path, model.state_dict(), {**METADATA, "model": arguments} | changes)
@@ -31,7 +31,7 @@ def write(path: Path, family: str, **changes: Any) -> ImageModel:
 
 
 def write_image(path: Path, size: tuple[int, int] = (32, 32), seed: int = 0) -> np.ndarray:
-    """Noise as a PNG file of this (H, W). Returns (C, H, W) uint8."""
+    """Write a PNG file of noise with this (H, W). Returns the pixels, (C, H, W) uint8."""
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)

@@ -1,6 +1,6 @@
-"""Formula weights as others write them: the inverse of what `models.load_weights` does, by other means.
+"""Formula weights in the file layouts of other libraries: an independent inverse of `models.load_weights`.
 
-With it, what its tests share.
+Also the helpers that its tests share.
 """
 
 import re
@@ -16,7 +16,7 @@ from tests.models.small import small
 
 Arrays = dict[str, np.ndarray]
 
-# Our names in the words of others. `{}` stands for q, k and v, which are arrays of their own there.
+# Each function translates our parameter name into a library's; `{}` stands for q, k and v if they are separate arrays.
 
 
 def ours(name):
@@ -103,7 +103,7 @@ def timm_convnext(name):
 
 
 def hugging_face_block(layer, version):
-    """The layer of a transformer block, as versions 4 and 5 of transformers call it."""
+    """The name of a layer of a transformer block in version 4 or 5 of transformers."""
     return {
         "norm1": "layernorm_before",
         "norm2": "layernorm_after",
@@ -136,7 +136,7 @@ def hugging_face_4_vit(name):
 
 
 def hugging_face_vit_model(name):
-    """ViTModel, which has no head, but the pre-logits layer."""
+    """ViTModel: no head, but a pre-logits layer."""
     return f"pooler.dense.{name.split('.')[-1]}" if "pre_logits" in name else hugging_face_vit(name)[len("vit.") :]
 
 
@@ -178,7 +178,7 @@ def hugging_face_convnext(name):
 
 
 def written(model: nn.Module, rename: Callable[[str], str], words: Sequence[str] = ("q", "k", "v")) -> Arrays:
-    """The formula weights of a model, as a library writes them that calls its arrays so."""
+    """The formula weights of a model under a library's names; `words` are its names of q, k and v."""
     entries: Arrays = {}
     for name, tensor in formula.fill(model).state_dict().items():
         theirs, x = rename(name), tensor.numpy().copy()
@@ -188,7 +188,7 @@ def written(model: nn.Module, rename: Callable[[str], str], words: Sequence[str]
 
 
 def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3) -> Arrays:
-    """As Google's JAX code writes them: outputs are the last axis, heads have an axis of their own."""
+    """The layout of Google's JAX code: output channels are the last axis, heads are a separate axis."""
     entries: Arrays = {}
     heads = model.blocks[0].attn.num_heads
 
@@ -238,7 +238,7 @@ def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3
 
 
 def big_vision(model: nn.Module) -> Arrays:
-    """Its newer form: other numbers, no position for the class token, all blocks in one array."""
+    """The layout of big_vision: other layer numbers, no position of the class token, blocks stacked in one array."""
     blocks: dict[str, list[np.ndarray]] = {}
     entries: Arrays = {}
     for name, x in jax(model, attention=0, second_norm=1, mlp=0).items():
@@ -251,7 +251,7 @@ def big_vision(model: nn.Module) -> Arrays:
     return {f"params/{name}": x for name, x in entries.items()}
 
 
-# In three stages of Swin, the second has a merging at both of its ends: whose it is depends on the layout.
+# Of three stages of Swin, the second is between two downsample layers: which one it owns depends on the layout.
 _SWIN = {"depths": (2, 1, 1), "num_heads": (2, 2, 4)}
 _NAMES_OF_4 = ("query", "key", "value")
 FILES = {
@@ -280,7 +280,7 @@ FILES = {
 
 
 def file_of(layout: str) -> tuple[models.ImageModel, Arrays]:
-    """A model with its first weights, in float64, and the arrays of a file for it."""
+    """A newly initialized model in float64, and the arrays of a file for it."""
     family, overrides, write = FILES[layout]
     return small(family, **overrides).to(dtype=np.float64), write(small(family, **overrides))
 
@@ -295,11 +295,11 @@ def values(model) -> Arrays:
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
 
 
-def refusal(model, weights, **choices) -> str:
-    """What the error says. The model is as it was."""
+def refusal(model, weights, **options) -> str:
+    """The message of the ValueError that load_weights raises. Checks that the model is unchanged."""
     before = values(model)
     with pytest.raises(ValueError) as error:
-        models.load_weights(model, weights, **choices)
+        models.load_weights(model, weights, **options)
     for name, value in values(model).items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
     return str(error.value)

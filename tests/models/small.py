@@ -1,4 +1,4 @@
-"""One small model of each family, made as the large ones are."""
+"""A small model of each family."""
 
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer

@@ -1,4 +1,4 @@
-"""The comparison itself: what it lines up, what it marks, and its command line. No torch is used."""
+"""models.compare: traces, differences, tables and the command line, without torch."""
 
 import sys
 
@@ -10,7 +10,7 @@ from minigrad import Function, Tensor
 from models.compare import formula, table
 from models.compare.__main__ import main
 from models.compare.differences import compare, relative
-from models.compare.trace import landmarks, readings, trace
+from models.compare.trace import outer_layers, to_rows, trace
 from tests.models.small import FAMILIES, small
 
 
@@ -19,7 +19,7 @@ def images(model, B: int = 2) -> np.ndarray:
 
 
 class WrongBackward(Function):
-    """y = x, with a gradient twice too large."""
+    """y = x, with twice the correct gradient."""
 
     def forward(self, x):
         return x.copy()
@@ -28,7 +28,7 @@ class WrongBackward(Function):
         return 2 * grad_output
 
 
-def test_a_trace_holds_everything_once():
+def test_trace_has_all_outputs_and_gradients():
     model = formula.fill(small("swin"))
     found = trace(model, images(model))
     assert list(found.outputs)[:4] == ["patch_embed.proj", "patch_embed.norm", "patch_embed", "layers.0.blocks.0.norm1"]
@@ -38,22 +38,22 @@ def test_a_trace_holds_everything_once():
     assert model.training and not any(vars(module).get("_forward_hooks") for module in model.modules())
 
 
-def test_layouts_are_lined_up():
+def test_to_rows_accepts_channels_first_and_last():
     image = np.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     rows = image.transpose(0, 2, 3, 1).reshape(40, 3)
     for x in (image, image.transpose(0, 2, 3, 1), rows.reshape(2, 20, 3), rows.reshape(4, 10, 3)):
-        (found,) = readings(x, 3)
+        (found,) = to_rows(x, 3)
         np.testing.assert_array_equal(found, rows)
-    assert len(readings(np.zeros((2, 4, 4, 4)), 4)) == 2 and not readings(image, 7)
+    assert len(to_rows(np.zeros((2, 4, 4, 4)), 4)) == 2 and not to_rows(image, 7)
 
 
-def test_differences_are_relative_to_the_largest_entry():
+def test_differences_are_relative_to_the_largest_value():
     np.testing.assert_allclose(relative("x", np.array([1.0, -4.5]), np.array([1.0, -4.0])), [0, 0.125])
     assert relative("x", np.array([1.0]), np.zeros(1)) == 1 and relative("x", np.ones(2), np.ones(1)) == np.inf
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_agrees_with_itself(family):
+def test_model_agrees_with_itself(family):
     model = formula.fill(small(family))
     comparison = compare(trace(model, images(model)), trace(model, images(model)), model)
     assert not comparison.out_of_tolerance() and "all" in table.verdict(comparison)
@@ -62,12 +62,12 @@ def test_a_model_agrees_with_itself(family):
     assert "first out of tolerance" not in table.table(comparison, model)
 
 
-def mistakes(family: str, layer: str, change):
-    """The model with a change in one layer, against itself without."""
+def compare_changed(family: str, layer: str, change):
+    """Compare a model with one changed layer with the unchanged model."""
     model = formula.fill(small(family))
-    right = trace(model, images(model))
+    expected = trace(model, images(model))
     change(dict(model.named_modules())[layer])
-    return compare(trace(model, images(model)), right, model), model
+    return compare(trace(model, images(model)), expected, model), model
 
 
 @pytest.mark.parametrize(
@@ -80,46 +80,48 @@ def mistakes(family: str, layer: str, change):
         ("convnext", "stages.1.1.norm"),
     ],
 )
-def test_the_first_wrong_layer_is_marked(family, layer):
-    comparison, model = mistakes(family, layer, lambda norm: setattr(norm, "eps", 1e-4))
+def test_first_wrong_layer_is_marked(family, layer):
+    comparison, model = compare_changed(family, layer, lambda norm: setattr(norm, "eps", 1e-4))
     marked = [line for line in table.table(comparison, model).splitlines() if "first out of tolerance" in line]
     assert marked[0].split()[0] == layer and len(marked) == 2  # the second is a gradient
-    assert table.verdict(comparison).endswith(f"in the forward, the first is what {layer} returns")
+    assert table.verdict(comparison).endswith(f"the first in forward order is the output of {layer}")
 
 
-def test_a_wrong_backward_is_told_from_a_wrong_forward():
+def test_wrong_backward_with_correct_forward_is_found():
     def change(norm):
         norm.register_forward_hook(lambda module, inputs, output: Tensor.apply(WrongBackward, output))
 
-    comparison, model = mistakes("convnext", "stages.1.0.norm", change)
+    comparison, model = compare_changed("convnext", "stages.1.0.norm", change)
     assert all(row.within(1e-12) for row in comparison.outputs)
-    assert table.verdict(comparison).endswith("the first is the gradient that comes back to stages.1.0.dwconv")
+    assert table.verdict(comparison).endswith("the first in backward order is the gradient of stages.1.0.dwconv")
     line = next(line for line in table.table(comparison, model).splitlines() if "first out" in line)
     assert line.split()[0] == "stages.1.0.dwconv"
 
 
-def test_a_gradient_of_a_parameter_alone():
-    comparison, _ = mistakes("vit", "blocks.1.mlp.fc1", lambda linear: setattr(linear.bias, "requires_grad", False))
+def test_wrong_parameter_gradient_is_found():
+    comparison, _ = compare_changed(
+        "vit", "blocks.1.mlp.fc1", lambda linear: setattr(linear.bias, "requires_grad", False)
+    )
     assert table.verdict(comparison) == (
         f"1 of {sum(map(len, (comparison.outputs, comparison.gradients, comparison.parameters)))} arrays are out of "
-        "tolerance, all of them gradients of parameters; the worst is that of blocks.1.mlp.fc1.bias"
+        "tolerance, all of them gradients of parameters; the largest difference is in blocks.1.mlp.fc1.bias"
     )
 
 
-def test_what_is_not_a_number_does_not_agree():
-    comparison, _ = mistakes("vit", "blocks.0.mlp.fc2", lambda linear: linear.weight.data.fill(np.nan))
+def test_nan_is_out_of_tolerance():
+    comparison, _ = compare_changed("vit", "blocks.0.mlp.fc2", lambda linear: linear.weight.data.fill(np.nan))
     assert comparison.out_of_tolerance()[0].name == "blocks.0.mlp.fc2"
 
 
-def test_landmarks_are_the_blocks_and_what_lies_between():
+def test_outer_layers_are_blocks_and_layers_outside_them():
     model = small("hybrid", layers=(1,), channels=(128,))
     stem, proj = "patch_embed.backbone.stem", "patch_embed.proj"
     names = [stem, f"{stem}.conv", "patch_embed.backbone.stages.0.blocks.0", "patch_embed", proj, "blocks.0", "norm"]
-    assert landmarks(model, names) == [stem, "patch_embed.backbone.stages.0.blocks.0", proj, "blocks.0", "norm"]
+    assert outer_layers(model, names) == [stem, "patch_embed.backbone.stages.0.blocks.0", proj, "blocks.0", "norm"]
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_the_command_line_compares_with_goldens(dtype, capsys, monkeypatch):
+def test_command_line_compares_with_goldens(dtype, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["--model", "hybrid_63x33", "--against", "golden", "--dtype", dtype]) == 0
     out = capsys.readouterr().out
@@ -127,17 +129,19 @@ def test_the_command_line_compares_with_goldens(dtype, capsys, monkeypatch):
     assert "2 images of 3 x 63 x 33" in out and out.endswith("arrays agree\n")
 
 
-def test_the_command_line_fails_where_a_model_does(capsys, monkeypatch):
+def test_command_line_reports_a_wrong_model(capsys, monkeypatch):
     monkeypatch.setattr(models.vit.F, "gelu", models.vit.F.relu)
     assert main(["--model", "vit", "--against", "golden"]) == 1
     out = capsys.readouterr().out
-    assert out.count("<-- first out of tolerance") == 2 and "the first is what blocks.0 returns" in out
+    assert (
+        out.count("<-- first out of tolerance") == 2 and "the first in forward order is the output of blocks.0" in out
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "vit", "--against", "golden", "--batch", "2"], "a golden has its own images"),
+        (["--model", "vit", "--against", "golden", "--batch", "2"], "do not apply to a golden"),
         (["--model", "vit_nano_cifr", "--against", "golden"], "there are convnext_64x64, "),
         (["--model", "vit_nano_cifr", "--against", "timm"], "did you mean vit_nano_cifar"),
         (["--model", "vit_nano_cifar", "--against", "timm", "--img-size", "33"], "next size that fits is 36 x 36"),
@@ -145,14 +149,14 @@ def test_the_command_line_fails_where_a_model_does(capsys, monkeypatch):
         (["--model", "vit_nano_cifar", "--against", "timm"], "is not installed: pip install torch"),
     ],
 )
-def test_mistakes_in_the_input_are_explained(arguments, message, capsys, monkeypatch):
+def test_invalid_input_is_explained(arguments, message, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", ["0", "32x", "32x0", "big", "1x2x3"])
-def test_a_size_that_is_none_is_explained(size, capsys):
+def test_invalid_image_size_is_explained(size, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--model", "vit_nano_cifar", "--against", "timm", "--img-size", size])
-    assert "needs a whole number above 0" in capsys.readouterr().err
+    assert "must be a positive integer" in capsys.readouterr().err

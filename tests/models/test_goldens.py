@@ -1,4 +1,4 @@
-"""Every model against what torchvision, timm and transformers answered, with no torch; and mistakes that this sees."""
+"""All models against recorded runs of torchvision, timm and transformers; and bugs that these comparisons find."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ from models.compare.record import CASES
 from models.compare.trace import loss_weights, trace
 
 
-def test_the_formula_gives_known_numbers():
+def test_formula_has_known_values():
     known = [0.7278347454202369, 0.7813568787542086, 0.4991072145164014]
     np.testing.assert_array_equal((formula.stream("head.weight", 3) + 1) / 2, known)
 
@@ -33,13 +33,13 @@ def test_the_formula_gives_known_numbers():
         ("hybrid_63x33", [0.214805774808, -1.350806581169, -1.749036075954]),
     ],
 )
-def test_the_goldens_agree_with_an_earlier_recording(name, logits):
-    """Of the same libraries, by another program."""
+def test_goldens_agree_with_an_earlier_recording(name, logits):
+    """The earlier recording is by another program with the same libraries."""
     recorded = golden.load(name).outputs["logits"].entries
     np.testing.assert_allclose(recorded[: len(logits)], logits, rtol=0, atol=1e-12)
 
 
-def test_the_goldens_are_those_of_the_cases():
+def test_every_case_has_a_golden():
     assert golden.list_goldens() == sorted(CASES)
     for name, case in CASES.items():
         recorded = golden.load(name)
@@ -48,7 +48,7 @@ def test_the_goldens_are_those_of_the_cases():
 
 
 @pytest.mark.parametrize("name", golden.list_goldens())
-def test_values_and_gradients(name):
+def test_outputs_and_gradients_agree(name):
     recorded = golden.load(name)
     model = recorded.create()
     found = trace(model, recorded.images())
@@ -65,13 +65,13 @@ def test_values_and_gradients(name):
     assert loss == pytest.approx(recorded.loss, rel=0, abs=1e-12 * abs(logits).sum())
 
     for parameter, gradient in found.parameters.items():
-        if parameter.endswith("qkv.bias"):  # softmax does not see what a key's bias adds to all scores of a query
+        if parameter.endswith("qkv.bias"):  # softmax is invariant to the key bias: it adds a constant per query
             q, k, v = np.split(gradient, 3)
             assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
 
 
 def with_eps(kind: type, eps: float):
-    """All layers of this kind with another epsilon."""
+    """Set the epsilon of all layers of this class."""
 
     def change(monkeypatch, model):
         for module in model.modules():
@@ -81,8 +81,8 @@ def with_eps(kind: type, eps: float):
     return change
 
 
-def instead(owner, name: str, other):
-    """`owner.name` replaced by what `other` makes of it."""
+def replaced(owner, name: str, other):
+    """Replace `owner.name` by `other(owner.name)`."""
     return lambda monkeypatch, model: monkeypatch.setattr(owner, name, other(getattr(owner, name)))
 
 
@@ -118,17 +118,17 @@ def shifted_before_padding(packed):
     return changed
 
 
-def shifted_the_other_way(forward):
-    def changed(self, qkv, bias, *, shift, **choices):
+def shifted_backwards(forward):
+    def changed(self, qkv, bias, *, shift, **options):
         twice = 2 * shift[0], 2 * shift[1]
         return np.roll(
-            forward(self, np.roll(qkv, twice, (1, 2)), bias, shift=shift, **choices), (-twice[0], -twice[1]), (1, 2)
+            forward(self, np.roll(qkv, twice, (1, 2)), bias, shift=shift, **options), (-twice[0], -twice[1]), (1, 2)
         )
 
     return changed
 
 
-def norm_before_mean(head):
+def norm_before_pooling(head):
     def changed(self, x, pre_logits=False):
         return self.head(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
 
@@ -144,7 +144,7 @@ def relu_before_the_addition(forward):
     return changed
 
 
-def border_above(pad):
+def odd_padding_at_the_top(pad):
     def changed(x, kernel_size, stride):
         return pad(x.flip(2, 3), kernel_size, stride).flip(2, 3)
 
@@ -161,57 +161,59 @@ def gammas_of_one(monkeypatch, model):
             parameter.data[...] = 1
 
 
-WRONG = {
+BUGS = {
     "ViT's eps 1e-5": ("vit", with_eps(nn.LayerNorm, 1e-5), "blocks.0"),
     "ViT's eps 1e-12": ("vit", with_eps(nn.LayerNorm, 1e-12), "blocks.0"),
-    "GELU by tanh": ("vit", instead(F, "gelu", lambda gelu: partial(gelu, approximate="tanh")), "blocks.0"),
-    "keys before queries": ("vit", instead(vit.Attention, "heads", keys_first), "blocks.0"),
+    "GELU by tanh": ("vit", replaced(F, "gelu", lambda gelu: partial(gelu, approximate="tanh")), "blocks.0"),
+    "keys before queries": ("vit", replaced(vit.Attention, "heads", keys_first), "blocks.0"),
     "Swin's eps 1e-6": ("swin_36x44", with_eps(nn.LayerNorm, 1e-6), "patch_embed"),
-    "a shift where one window covers the map": (
-        "swin_map_is_window", instead(swin.WindowAttention, "layout", always_shifted), "layers.1.blocks.1",
+    "a shift though one window covers the map": (
+        "swin_map_is_window", replaced(swin.WindowAttention, "layout", always_shifted), "layers.1.blocks.1",
     ),
     "a shift before the padding": (
-        "swin_36x44", instead(swin.WindowAttention, "packed", shifted_before_padding), "layers.0.blocks.1",
+        "swin_36x44", replaced(swin.WindowAttention, "packed", shifted_before_padding), "layers.0.blocks.1",
     ),
-    "a shift the other way": (
+    "a shift in the opposite direction": (
         "swin_64x64",
-        instead(window_attention.WindowAttention, "forward", shifted_the_other_way),
+        replaced(window_attention.WindowAttention, "forward", shifted_backwards),
         "layers.0.blocks.1",
     ),
     "no mask": (
         "swin_64x64",
-        instead(window_attention, "shift_mask", lambda mask: lambda *where: np.zeros(1)),
+        replaced(window_attention, "shift_mask", lambda mask: lambda *where: np.zeros(1)),
         "layers.0.blocks.1",
     ),
     "queries and keys of the bias swapped": (
         "swin_64x64",
-        instead(swin, "relative_position_index", lambda index: lambda M, on: index(M, on).flip(0)),
+        replaced(swin, "relative_position_index", lambda index: lambda M, on: index(M, on).flip(0)),
         "layers.0.blocks.0",
     ),
-    "merging column by column": (
-        "swin_64x64", instead(swin.PatchMerging, "forward", columns_first), "layers.0.downsample",
+    "patch merging in column order": (
+        "swin_64x64", replaced(swin.PatchMerging, "forward", columns_first), "layers.0.downsample",
     ),
     "ConvNeXt's eps 1e-5": ("convnext_64x64", with_eps(nn.LayerNorm, 1e-5), "downsample_layers.0"),
-    "LayerNorm before the mean": (
-        "convnext_64x64", instead(convnext.ConvNeXt, "forward_head", norm_before_mean), "norm",
+    "LayerNorm before pooling": (
+        "convnext_64x64", replaced(convnext.ConvNeXt, "forward_head", norm_before_pooling), "norm",
     ),
     "no layer scale": ("convnext_64x64", gammas_of_one, "stages.0.0"),
-    "the odd border above": ("hybrid_64x64", instead(hybrid, "pad_same", border_above), "stem"),
+    "odd padding at the top": ("hybrid_64x64", replaced(hybrid, "pad_same", odd_padding_at_the_top), "stem"),
     "GroupNorm's eps 1e-6": ("hybrid_64x64", with_eps(nn.GroupNorm, 1e-6), "stem"),
-    "filters with eps 1e-6": (
-        "hybrid_64x64", instead(F, "standardize_weight", lambda standardize: partial(standardize, eps=1e-6)), "stem",
+    "weight standardization with eps 1e-6": (
+        "hybrid_64x64", replaced(F, "standardize_weight", lambda standardize: partial(standardize, eps=1e-6)), "stem",
     ),
-    "filters with the unbiased variance": ("hybrid_64x64", instead(F, "standardize_weight", unbiased), "stem"),
-    "a ReLU before the addition": (
-        "hybrid_64x64", instead(hybrid.Bottleneck, "forward", relu_before_the_addition), "stages.0.blocks.0",
+    "weight standardization with unbiased variance": (
+        "hybrid_64x64", replaced(F, "standardize_weight", unbiased), "stem",
+    ),
+    "a ReLU before the residual addition": (
+        "hybrid_64x64", replaced(hybrid.Bottleneck, "forward", relu_before_the_addition), "stages.0.blocks.0",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mistake", WRONG)
-def test_a_mistake_is_seen_and_found(mistake, monkeypatch):
-    """What implementations have got wrong, each in turn: the layer it is in is the first that is out of tolerance."""
-    name, change, layer = WRONG[mistake]
+@pytest.mark.parametrize("bug", BUGS)
+def test_bug_is_located_in_its_layer(bug, monkeypatch):
+    """Known bugs of implementations: the layer with the bug is the first out of tolerance."""
+    name, change, layer = BUGS[bug]
     recorded = golden.load(name)
     model = recorded.create()
     change(monkeypatch, model)

@@ -1,4 +1,4 @@
-"""The hybrid: SAME padding, standardised convolutions, and the ResNet's shape."""
+"""The hybrid: "SAME" padding, standardised convolutions, and the shapes of the ResNet."""
 
 import numpy as np
 import pytest
@@ -26,14 +26,14 @@ def test_same_padding(size, kernel, stride, before, after):
     assert (len(padded) - kernel) // stride + 1 == -(-size // stride)
 
 
-def test_scale_and_offset_of_a_filter_do_not_matter():
+def test_std_conv_ignores_scale_and_offset_of_its_filters():
     conv, x = hybrid.StdConv2d(3, 4, 3, stride=2), minigrad.randn(2, 3, 9, 9)
     before = conv(x).numpy()
     conv.weight.data[...] = 5 * conv.weight.data - 2
     np.testing.assert_allclose(conv(x).numpy(), before, atol=1e-5)
 
 
-def test_blocks_start_as_their_shortcut():
+def test_a_new_block_equals_its_shortcut():
     stage = hybrid.HybridVisionTransformer(
         img_size=16, layers=(2,), channels=(128,), stem_chs=32, embed_dim=24, depth=1, num_heads=3
     ).patch_embed.backbone.stages[0]
@@ -45,24 +45,24 @@ def test_blocks_start_as_their_shortcut():
 
 
 @pytest.mark.parametrize(("size", "grid"), [((64, 64), (8, 8)), ((50, 70), (7, 9)), ((63, 33), (8, 5))])
-def test_maps_are_rounded_up(size, grid):
+def test_odd_sizes_are_rounded_up(size, grid):
     model = small("hybrid", img_size=size)
     assert model.patch_embed.grid_size == grid
     assert model.forward_features(minigrad.randn(1, 3, *size)).shape == (1, 1 + grid[0] * grid[1], 24)
 
 
-def test_small_images_keep_their_size_in_the_stem():
+def test_a_stem_of_stride_1_keeps_the_size():
     model = small("hybrid", stem_stride=1)
     assert model.patch_embed.grid_size == (16, 16) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
 
 
-def test_patches_of_the_map():
+def test_patches_of_the_feature_map():
     model = small("hybrid", layers=(), channels=(), patch_size=2)
     assert model.patch_embed.grid_size == (4, 4) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
     assert list(model.blocks_by_name()) == ["blocks.0", "blocks.1"]
 
 
-def test_other_image_sizes_resize_the_position_embedding():
+def test_set_input_size_resizes_the_position_embedding():
     model = formula.fill(small("hybrid"))
     model.pos_embed.data[...] = 0.5
     model.set_input_size((40, 64))
@@ -76,13 +76,13 @@ def test_other_image_sizes_resize_the_position_embedding():
     [
         ({"channels": (128, 100)}, "multiples of 128"),
         ({"stem_chs": 40}, "multiple of 32"),
-        ({"layers": (1,)}, "one number a stage"),
+        ({"layers": (1,)}, "one entry for each stage"),
         ({"stem_stride": 2}, "must be 4, or 1 for small images, got 2"),
-        ({"patch_size": 3}, "must divide the ResNet's map"),
-        ({"layers": (1, 0)}, "layers must be made of whole numbers, each at least 1"),
+        ({"patch_size": 3}, "must divide the ResNet's feature map"),
+        ({"layers": (1, 0)}, "layers must be a sequence of integers, each at least 1"),
     ],
 )
-def test_configurations_that_do_not_fit_are_explained(overrides, message):
+def test_invalid_arguments_raise(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("hybrid", **overrides)
 
@@ -98,10 +98,10 @@ def test_initial_weights():
     for conv in (stage.conv1, stage.conv2, stage.conv3):
         fan_in = conv.weight.numpy()[0].size
         assert conv.weight.numpy().std() == pytest.approx(fan_in**-0.5, rel=0.1)
-    assert not stage.norm3.weight.numpy().any()  # a block begins as its shortcut
+    assert not stage.norm3.weight.numpy().any()  # a new block equals its shortcut
 
 
-def test_the_nan_guard_finds_nothing():
+def test_no_nan_or_inf_in_forward_and_backward():
     model = small("hybrid")
     with minigrad.detect_anomaly():
         model(minigrad.randn(1, 3, 32, 32)).sum().backward()

@@ -1,6 +1,7 @@
-"""What every family can do: look inside, be fine-tuned, be checkpointed, learn."""
+"""What all families share: gradients, intermediate outputs, fine-tuning, checkpointing, dropout, arguments."""
 
 import tracemalloc
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +11,7 @@ import minigrad
 import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
+from minigrad.testing import graph
 from models.compare import formula
 from models.hybrid import Bottleneck
 from models.model import param_groups
@@ -43,11 +45,11 @@ def test_gradients_agree_with_finite_differences(family):
         assert analytic == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-6), name
 
 
-# Looking inside -------------------------------------------------------------------------------------------------------
+# Intermediate outputs -------------------------------------------------------------------------------------------------
 
 
 @each_family
-def test_intermediates_are_images(family):
+def test_intermediates_are_feature_maps(family):
     model = formula.fill(small(family))
     blocks = model.blocks_by_name()
     features, maps = model.forward_intermediates(images())
@@ -62,7 +64,7 @@ def test_intermediates_are_images(family):
     assert not any("_forward_hooks" in vars(m) and m._forward_hooks for m in model.modules())
 
 
-def test_indices_may_be_a_number_or_any_iterable():
+def test_indices_may_be_an_integer_or_any_iterable():
     model = formula.fill(small("swin"))
     _, every = model.forward_intermediates(images())
     for indices, expected in [(2, [2, 3]), (0, []), (iter([3, 0, 3]), [0, 3]), ((-4,), [0])]:
@@ -72,7 +74,7 @@ def test_indices_may_be_a_number_or_any_iterable():
             np.testing.assert_array_equal(found.numpy(), every[i].numpy())
 
 
-def test_threads_do_not_see_each_other():
+def test_threads_get_their_own_intermediates():
     model = formula.fill(small("vit"))
     batches = [Tensor(formula.stream(f"images {i}", 2, 3, 32, 32)) for i in range(4)]
     alone = [model.forward_intermediates(x)[1][-1].numpy() for x in batches]
@@ -84,7 +86,7 @@ def test_threads_do_not_see_each_other():
                 np.testing.assert_array_equal(maps[-1].numpy(), expected)
 
 
-def test_the_last_intermediate_leads_to_the_features():
+def test_the_norm_of_the_last_intermediate_is_the_features():
     x = images()
     swin = formula.fill(small("swin"))
     features, maps = swin.forward_intermediates(x, [-1])
@@ -96,8 +98,8 @@ def test_the_last_intermediate_leads_to_the_features():
 
 
 @pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
-def test_attention_maps_are_what_the_forward_uses(family):
-    """A v, with the whole image's A, is what the block's attention makes: for Swin through all its windows."""
+def test_attention_maps_give_the_output_of_attention(family):
+    """The projection of A v is the output of a block's attention, in Swin with A of the whole map."""
     model, x = formula.fill(small(family)), images()
     maps = model.attention_maps(x)
     attending = [block for block in model.blocks_by_name().values() if hasattr(block, "attn")]
@@ -116,7 +118,7 @@ def test_attention_maps_are_what_the_forward_uses(family):
         np.testing.assert_allclose(y.numpy(), expected.numpy().reshape(B, -1, D), atol=1e-13)
 
 
-def test_attention_maps_can_be_chosen_and_need_attention():
+def test_attention_maps_of_selected_blocks():
     model = formula.fill(small("swin"))
     first, last = model.attention_maps(images(), [0, -1])
     assert first.shape == (2, 2, 64, 64) and last.shape == (2, 4, 16, 16)
@@ -137,7 +139,7 @@ def test_attention_to_padding_is_left_out():
 
 
 @each_family
-def test_a_new_head(family):
+def test_reset_classifier_replaces_the_head(family):
     model = formula.fill(small(family))
     features = model.forward_head(model.forward_features(images()), pre_logits=True)
     assert features.shape == (2, model.num_features)
@@ -160,7 +162,7 @@ def test_depths_rise_from_the_stem_to_the_head(family):
     assert min(depths.values()) == 0
 
 
-def test_what_leads_to_a_block_has_its_depth():
+def test_downsampling_has_the_depth_of_the_next_block():
     swin, convnext, hybrid = (small(family).layer_ids() for family in ("swin", "convnext", "hybrid"))
     assert swin["layers.0.downsample.norm.weight"] == swin["layers.1.blocks.0.norm1.weight"] == 3
     assert convnext["downsample_layers.2.1.weight"] == convnext["stages.2.0.gamma"] == 4
@@ -170,20 +172,20 @@ def test_what_leads_to_a_block_has_its_depth():
 
 
 @each_family
-def test_groups_decay_weights_alone(family):
+def test_only_weight_matrices_have_weight_decay(family):
     model = small(family)
     names = {id(p): name for name, p in model.named_parameters()}
-    spared, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
-    assert (spared["weight_decay"], decaying["weight_decay"]) == (0, 0.05) and spared["lr"] == decaying["lr"] == 0.1
-    decaying, spared = ([names[id(p)] for p in group["params"]] for group in (decaying, spared))
+    excluded, decaying = param_groups(model, lr=0.1, weight_decay=0.05)
+    assert (excluded["weight_decay"], decaying["weight_decay"]) == (0, 0.05) and excluded["lr"] == decaying["lr"] == 0.1
+    decaying, excluded = ([names[id(p)] for p in group["params"]] for group in (decaying, excluded))
     assert all(name.endswith("weight") and "norm" not in name for name in decaying)
-    assert {"norm.weight", "head.bias"} <= set(spared) and len(decaying) + len(spared) == len(names)
+    assert {"norm.weight", "head.bias"} <= set(excluded) and len(decaying) + len(excluded) == len(names)
     offsets = [name for name in names.values() if name.endswith(("pos_embed", "cls_token", "bias_table", "gamma"))]
-    assert set(offsets) <= set(spared)
+    assert set(offsets) <= set(excluded)
 
 
 @each_family
-def test_early_layers_move_less(family):
+def test_layer_decay_gives_early_layers_lower_learning_rates(family):
     model = small(family)
     depths, n = model.layer_ids(), len(model.blocks_by_name())
     groups = param_groups(model, lr=0.1, weight_decay=0.05, layer_decay=0.5)
@@ -195,14 +197,14 @@ def test_early_layers_move_less(family):
     optimizer.step()
 
 
-def test_groups_of_other_modules():
+def test_param_groups_of_other_modules():
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
-    spared, decaying = param_groups(model, 0.1, 0.05)
-    assert decaying["params"] == [model[0].weight] and len(spared["params"]) == 3
+    excluded, decaying = param_groups(model, 0.1, 0.05)
+    assert decaying["params"] == [model[0].weight] and len(excluded["params"]) == 3
     for layer_decay in (0, -0.5, 1.5):
         with pytest.raises(ValueError, match="layer_decay must be above 0"):
             param_groups(model, 0.1, 0.05, layer_decay)
-    with pytest.raises(TypeError, match="depths of the layers, which Sequential"):
+    with pytest.raises(TypeError, match=r"layer_decay needs an ImageModel, .* got Sequential"):
         param_groups(model, 0.1, 0.05, layer_decay=0.9)
 
 
@@ -210,7 +212,7 @@ def test_groups_of_other_modules():
 
 
 @each_family
-def test_checkpointing_changes_nothing(family):
+def test_checkpointing_changes_no_loss_or_gradient(family):
     """Bit for bit, with dropout and stochastic depth."""
     drops = {"drop_path_rate": 0.4} | ({} if family == "convnext" else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
 
@@ -227,7 +229,7 @@ def test_checkpointing_changes_nothing(family):
         np.testing.assert_array_equal(plain, recomputed)
 
 
-def test_checkpointing_moves_running_statistics_once():
+def test_checkpointing_updates_running_statistics_once():
     x = minigrad.randn(4, 3, 16, 16)
 
     def buffers(checkpointing: bool) -> list[np.ndarray]:
@@ -241,8 +243,8 @@ def test_checkpointing_moves_running_statistics_once():
         np.testing.assert_array_equal(plain, recomputed)
 
 
-def test_checkpointing_drops_the_same_whoever_else_draws():
-    """As another thread may, from the generator that all share, between a block's start and its dropout."""
+def test_checkpointed_dropout_ignores_other_draws():
+    """Another thread may draw from the shared generator between the start of a block and its dropout."""
     shared = minigrad.manual_seed(0)
 
     class Busy(nn.Module):
@@ -267,7 +269,7 @@ def test_checkpointing_saves_memory():
         tracemalloc.stop()
         return held
 
-    peak()  # the gradients have their memory now
+    peak()  # allocates the gradients
     everything = peak()
     model.set_grad_checkpointing()
     assert peak() < everything / 3
@@ -276,12 +278,10 @@ def test_checkpointing_saves_memory():
 @each_family
 def test_drop_path_rates_rise_linearly_over_all_blocks(family):
     model = small(family, drop_path_rate=0.5)
-    blocks = [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+    blocks = residual_blocks(model)
     assert len(blocks) == {"vit": 2, "hybrid": 2, "swin": 4, "convnext": 4}[family]
-    branches = 1 if family == "convnext" else 2  # a transformer block drops attention and MLP
     for block, rate in zip(blocks, np.linspace(0, 0.5, len(blocks)), strict=True):
-        rates = [m.p for m in block.modules() if isinstance(m, nn.Residual | nn.ResidualLayerNorm)]
-        np.testing.assert_allclose(rates, [rate] * branches)
+        np.testing.assert_allclose([m.p for m in block.modules() if isinstance(m, nn.DropPath)], [rate])
 
 
 @each_family
@@ -300,6 +300,46 @@ def test_drop_path_acts_in_training_only(family):
     model = formula.fill(small(family, drop_path_rate=0.5)).train()
     assert not np.array_equal(model(images(8)).numpy(), model(images(8)).numpy())
     np.testing.assert_array_equal(model.eval()(images()).numpy(), formula.fill(small(family))(images()).numpy())
+
+
+def residual_blocks(model):
+    """All blocks but those of the hybrid's ResNet, whose residual connection ends with a ReLU."""
+    return [block for block in model.blocks_by_name().values() if not isinstance(block, Bottleneck)]
+
+
+@each_family
+def test_a_residual_connection_is_one_op(family):
+    model = small(family, drop_path_rate=0.5)
+    ops, blocks = Counter(repr(node) for node in graph(model(images().float()))), residual_blocks(model)
+    assert ops["<Residual>"] == len(blocks) and ops["<Dropout>"] == 0
+    assert ops["<ResidualLayerNorm>"] == (0 if family == "convnext" else len(blocks))
+
+
+@each_family
+def test_forward_hooks_on_norms_see_the_values_of_the_forward(family):
+    model, x = formula.fill(small(family, drop_path_rate=0.5)), images()
+
+    def step() -> list[np.ndarray]:
+        minigrad.manual_seed(0)
+        model.zero_grad()
+        loss = F.cross_entropy(model(x), Tensor([1, 5]))
+        loss.backward()
+        return [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
+
+    expected, seen = step(), []
+    norms = [norm for block in residual_blocks(model) for norm in block.modules() if isinstance(norm, nn.LayerNorm)]
+    removals = [
+        norm.register_forward_hook(lambda norm, inputs, output: seen.append((norm, *inputs, output))) for norm in norms
+    ]
+    found = step()
+    for remove in removals:
+        remove()
+    assert [norm for norm, *_ in seen] == norms
+    assert len(norms) == len(residual_blocks(model)) * (1 if family == "convnext" else 2)
+    for norm, z, y in seen:
+        np.testing.assert_array_equal(y.numpy(), norm(z).numpy())
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def in_training(model):
@@ -331,7 +371,7 @@ def test_attn_drop_rate_acts_on_the_probabilities(family):
 
 
 @each_family
-def test_it_learns_a_batch_by_heart(family):
+def test_training_overfits_one_batch(family):
     minigrad.manual_seed(0)
     model, x, y = small(family), minigrad.randn(7, 3, 32, 32), Tensor(np.arange(7))
     optimizer = optim.AdamW(model.parameters(), lr=5e-3)
@@ -344,14 +384,14 @@ def test_it_learns_a_batch_by_heart(family):
 
 
 @each_family
-def test_batches_may_be_empty(family):
+def test_empty_batches(family):
     assert small(family)(Tensor(np.empty((0, 3, 32, 32), np.float32))).shape == (0, 7)
 
 
 @each_family
-def test_arguments_that_are_no_sizes(family):
+def test_num_classes_in_chans_and_drop_path_rate_are_checked(family):
     for overrides in ({"num_classes": -3}, {"num_classes": None}, {"in_chans": 0}, {"in_chans": 1.5}):
-        with pytest.raises(ValueError, match=f"{next(iter(overrides))} must be made of whole numbers"):
+        with pytest.raises(ValueError, match=f"{next(iter(overrides))} must be an integer, at least"):
             small(family, **overrides)
     for rate in (-0.1, 1.5):
         with pytest.raises(ValueError, match=f"drop_path_rate: a probability must be from 0 to 1, got {rate}"):
@@ -373,18 +413,18 @@ WRONG_SIZES = [
 
 
 @pytest.mark.parametrize(("family", "name", "value"), WRONG_SIZES)
-def test_sizes_that_cannot_be_are_refused(family, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be made of whole numbers, each at least 1"):
+def test_invalid_sizes_raise(family, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer.*, at least 1, got"):
         small(family, **{name: value})
 
 
 @pytest.mark.parametrize(
     ("family", "overrides", "message"),
     [
-        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be .*; it is one number, not a sequence"),
-        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be .*; it is one number, not a sequence"),
-        ("convnext", {"stem_size": (4, 2)}, "stem_size must be .*; it is one number, not a sequence"),
-        ("convnext", {"depths": 2}, "depths must be .* one for each stage; got 2"),
+        ("vit", {"embed_dim": (24, 24)}, "embed_dim must be an integer, at least 1, got .24, 24"),
+        ("convnext", {"kernel_size": (7, 7)}, "kernel_size must be an integer, at least 1, got .7, 7"),
+        ("convnext", {"stem_size": (4, 2)}, "stem_size must be an integer, at least 1, got .4, 2"),
+        ("convnext", {"depths": 2}, "depths must be a sequence of integers, .* one for each stage, got 2"),
         ("convnext", {"dims": (8, 12, 0)}, "dims must be .* one for each stage"),
         ("swin", {"depths": "22"}, "depths must be .* one for each stage"),
         ("swin", {"num_heads": 2}, "num_heads must be .* one for each stage"),
@@ -394,12 +434,12 @@ def test_sizes_that_cannot_be_are_refused(family, name, value):
         ("vit", {"attn_drop_rate": 1.1}, "attn_drop_rate: a probability must be from 0 to 1, got 1.1"),
         ("swin", {"attn_drop_rate": float("nan")}, "attn_drop_rate: a probability must be from 0 to 1, got nan"),
         ("convnext", {"drop_path_rate": "0.1"}, "drop_path_rate: a probability must be from 0 to 1, got '0.1'"),
-        ("vit", {"mlp_ratio": 0}, "mlp_ratio must be a number, and leave the MLP a channel; got 0"),
+        ("vit", {"mlp_ratio": 0}, "mlp_ratio must be a number that gives the MLP a hidden channel, got 0"),
         ("swin", {"mlp_ratio": float("inf")}, "mlp_ratio must be a number"),
         ("convnext", {"mlp_ratio": -4}, "mlp_ratio must be a number"),
     ],
 )
-def test_other_arguments_that_cannot_be_are_refused(family, overrides, message):
+def test_other_invalid_arguments_raise(family, overrides, message):
     with pytest.raises(ValueError, match=message):
         small(family, **overrides)
 
@@ -415,7 +455,7 @@ def test_float32_stays_float32(family):
 
 
 @each_family
-def test_other_channels_and_classes(family):
+def test_other_numbers_of_channels_and_classes(family):
     model = small(family, in_chans=1, num_classes=3)
     assert model(minigrad.randn(2, 1, 32, 32)).shape == (2, 3)
     with pytest.raises(ValueError, match=r"takes images.*1, .*got \(2, 3, 32, 32\)"):
@@ -424,6 +464,6 @@ def test_other_channels_and_classes(family):
 
 @pytest.mark.parametrize("size", [(32,), (32, 32, 32), 0, (32, -1), 32.0, True])
 @each_family
-def test_image_sizes_that_are_none(family, size):
-    with pytest.raises(ValueError, match="img_size: must be a size, or a pair"):
+def test_invalid_image_sizes_raise(family, size):
+    with pytest.raises(ValueError, match="img_size must be an integer or a pair"):
         small(family, img_size=size)

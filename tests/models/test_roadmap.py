@@ -1,4 +1,4 @@
-"""The road from ResNet-50 to ConvNeXt: what each step costs, that it is a change and trains, and where it ends."""
+"""The roadmap from ResNet-50 to ConvNeXt: costs, logits, gradients and training of each step, and the last one."""
 
 from dataclasses import asdict, fields, replace
 from itertools import combinations
@@ -17,7 +17,7 @@ from models.roadmap import STEPS, Design, RoadmapNet, designs
 from models.summary import cost as summary
 
 # Parameters with 1000 classes, counted on the authors' code, and 10⁹ multiply-accumulates at 224: the paper's table 10
-# with one more digit (but for BN -> LN and the last step, where it counts 4.46 and 4.49, more than convolutions).
+# with one more digit (for BN -> LN and the last step the paper has 4.46 and 4.49, with more ops than convolutions).
 COSTS = {
     "roadmap_00_resnet50": (25_557_032, 4.089),
     "roadmap_01_stage_ratio": (28_628_520, 4.526),
@@ -67,7 +67,7 @@ def count(model) -> int:
 
 
 def empty(name: str, **overrides) -> RoadmapNet:
-    with init.skip_init():  # the memory is reserved, never touched
+    with init.skip_init():  # allocates memory, writes none
         return models.create_model(name, **overrides)
 
 
@@ -82,10 +82,10 @@ def images(count: int = 2, size: int = 32) -> Tensor:
     return Tensor(formula.stream("images", count, 3, size, size))
 
 
-# The road -------------------------------------------------------------------------------------------------------------
+# The steps ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_names_are_in_the_order_of_the_road():
+def test_names_are_in_the_order_of_the_steps():
     assert [n for n in models.list_models("roadmap_*") if not n.endswith("_cifar")] == list(COSTS)
     assert models.list_models("roadmap_*_cifar") == [name + "_cifar" for name in COSTS]
     assert [name[len("roadmap_00_") :] for name in COSTS] == [step.name for step in STEPS]
@@ -103,14 +103,14 @@ def test_each_step_is_one_decision():
         assert len(step.change) == 1
     names = [next(iter(step.change)) for step in STEPS[1:]]
     assert list(dict.fromkeys(names)) == [f.name for f in fields(Design)][:-1]  # in this order; the last is a variant
-    assert DESIGNS["gelu"] == replace(DESIGNS["kernel_7"], gelu=True)  # 9 and 11 were tried and not kept
+    assert DESIGNS["gelu"] == replace(DESIGNS["kernel_7"], gelu=True)  # kernel sizes 9 and 11 are not kept
 
 
 def test_a_norm_after_each_downsampling_convolution():
     assert count(empty(LAST, downsampling_norm=True)) == 28_583_656
 
 
-def test_the_last_step_and_convnext_differ_by_norms_and_layer_scale():
+def test_convnext_has_more_norms_and_layer_scale():
     tiny = models.convnext._SIZES["tiny"]
     dims, depths = tiny["dims"], tiny["depths"]
     stem_norm, downsampling_norms = 2 * dims[0], 2 * sum(dims[:3])
@@ -119,7 +119,7 @@ def test_the_last_step_and_convnext_differ_by_norms_and_layer_scale():
     assert count(empty(LAST)) + stem_norm + downsampling_norms + layer_scale == count(empty("convnext_tiny"))
 
 
-def test_without_these_convnext_computes_the_same():
+def test_convnext_without_these_norms_equals_the_last_step():
     last = formula.fill(small("separate_downsampling"))
     dims = [6, 12, 24, 48]
     convnext = ConvNeXt(
@@ -153,8 +153,8 @@ def test_without_these_convnext_computes_the_same():
 
 @each_step
 def test_gradients_agree_with_finite_differences(step):
-    """Stem, blocks and head in turn, each along one direction through all of its parameters."""
-    model, x, h = formula.fill(small(step)), images(), 1e-8  # tiny: ReLU and max pooling have kinks
+    """For stem, each block and head: along one direction in the space of its parameters."""
+    model, x, h = formula.fill(small(step)), images(), 1e-8  # small: ReLU and max pooling have kinks
     probe = Tensor(formula.stream("loss", 2, 5))
 
     def loss() -> Tensor:
@@ -185,13 +185,13 @@ def test_logits_equal_the_reference_implementation(step):
     np.testing.assert_allclose(logits[0, :3], LOGITS[step], rtol=0, atol=1e-12)
 
 
-def test_every_step_changes_what_is_computed():
+def test_every_step_changes_the_logits():
     distances = [np.abs(np.subtract(a, b)).max() for a, b in combinations(LOGITS.values(), 2)]
     assert min(distances) > 0.01
 
 
 @each_step
-def test_it_learns_a_batch_by_heart(step):
+def test_training_overfits_one_batch(step):
     minigrad.manual_seed(0)
     model, x, y = small(step), minigrad.randn(5, 3, 32, 32), Tensor(np.arange(5))
     optimizer = optim.AdamW(model.parameters(), lr=2e-2)
@@ -213,12 +213,12 @@ def test_depths_rise_from_the_stem_to_the_classifier(step):
         assert {depth for name, depth in depths.items() if name.startswith(block + ".")} == {number}
     assert {depth for name, depth in depths.items() if name.startswith(("conv1.", "bn1."))} == {0}
     assert {depth for name, depth in depths.items() if name.startswith(("norm.", "fc."))} == {len(blocks) + 1}
-    halving = {depth for name, depth in depths.items() if name.startswith("ds1.")}
-    assert halving == ({depths["layer2.0.conv1.weight"]} if model.design.separate_downsampling else set())
+    downsampling = {depth for name, depth in depths.items() if name.startswith("ds1.")}
+    assert downsampling == ({depths["layer2.0.conv1.weight"]} if model.design.separate_downsampling else set())
 
 
 @each_step
-def test_both_stems_lead_to_the_same_maps(step):
+def test_feature_maps_have_the_same_sizes_in_all_steps(step):
     _, maps = small(step, depths=(1, 1, 1, 1)).forward_intermediates(minigrad.randn(2, 3, 32, 32))
     assert [m.shape[2:] for m in maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
     _, maps = small(step, depths=(1, 1, 1, 1), stem_stride=4).forward_intermediates(minigrad.randn(2, 3, 64, 32))
@@ -228,7 +228,7 @@ def test_both_stems_lead_to_the_same_maps(step):
 # Arguments ------------------------------------------------------------------------------------------------------------
 
 
-def test_any_step_can_be_varied():
+def test_arguments_override_a_step():
     model = models.create_model("roadmap_08_kernel_7_cifar", kernel_size=13, width=8, num_classes=3, in_chans=1)
     assert model.layer1[0].conv1.weight.shape == (8, 1, 13, 13)
     assert model(minigrad.randn(2, 1, 32, 32)).shape == (2, 3)
@@ -236,7 +236,7 @@ def test_any_step_can_be_varied():
         models.create_model("roadmap_08_kernel_7_cifar", kernel=13)
 
 
-def test_a_new_classifier():
+def test_reset_classifier_replaces_fc():
     model = small("layer_norm")
     features = model.forward_head(model.forward_features(images().float()), pre_logits=True)
     model.reset_classifier(3)
@@ -246,7 +246,7 @@ def test_a_new_classifier():
     assert features.shape == (2, model.num_features) and not any(name.startswith("fc") for name in model.state_dict())
 
 
-def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only():
+def test_drop_path_rises_linearly_and_acts_in_training_only():
     minigrad.manual_seed(0)
     model = formula.fill(small("layer_norm", drop_path_rate=0.5))
     np.testing.assert_allclose([b.drop_path.p for b in model.blocks_by_name().values()], np.linspace(0, 0.5, 6))
@@ -257,27 +257,27 @@ def test_stochastic_depth_rises_with_the_blocks_and_acts_in_training_only():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"depths": (1, 1, 1)}, "of four stages, each of at least one block"),
-        ({"depths": (1, 0, 1, 1)}, "of four stages, each of at least one block"),
+        ({"depths": (1, 1, 1)}, "depths must have four entries, each at least 1"),
+        ({"depths": (1, 0, 1, 1)}, "depths must have four entries, each at least 1"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"stem_stride": 1}, "stem_stride must be even"),
         ({"stem_stride": 3}, "stem_stride must be even"),
-        ({"stem_stride": (4, 4)}, "stem_stride must be made of whole numbers, .*; it is one number"),
-        ({"kernel_size": (7, 7)}, "kernel_size must be made of whole numbers, .*; it is one number"),
-        ({"width": 0}, "width must be made of whole numbers"),
-        ({"in_chans": 0}, "in_chans must be made of whole numbers"),
-        ({"num_classes": -1}, "num_classes must be made of whole numbers, each at least 0"),
-        ({"depths": (1, 1.5, 1, 1)}, "depths must be made of whole numbers"),
+        ({"stem_stride": (4, 4)}, "stem_stride must be an integer, at least 1, got .4, 4"),
+        ({"kernel_size": (7, 7)}, "kernel_size must be an integer, at least 1, got .7, 7"),
+        ({"width": 0}, "width must be an integer"),
+        ({"in_chans": 0}, "in_chans must be an integer"),
+        ({"num_classes": -1}, "num_classes must be an integer, at least 0"),
+        ({"depths": (1, 1.5, 1, 1)}, "depths must be a sequence of integers"),
         ({"drop_path_rate": 2}, "drop_path_rate: a probability must be from 0 to 1"),
     ],
 )
-def test_decisions_that_do_not_fit_are_explained(overrides, message):
+def test_invalid_arguments_raise(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("width", **overrides)
 
 
-def test_images_that_do_not_fit_are_explained():
-    with pytest.raises(ValueError, match=r"at least 16 x 16; got \(1, 3, 15, 40\)"):
+def test_invalid_images_raise():
+    with pytest.raises(ValueError, match=r"at least 16 x 16 .* got \(1, 3, 15, 40\)"):
         small("separate_downsampling")(minigrad.randn(1, 3, 15, 40))
     with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
         small("resnet50")(minigrad.randn(1, 1, 32, 32))

@@ -1,4 +1,4 @@
-"""What the models cost, against figures counted elsewhere, and the table that shows it."""
+"""The costs of the models, against figures counted by other programs, and the table of costs."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from models.summary import cost as summary
 from models.summary.published import PUBLISHED, SOURCES
 
 # Parameters, and 10⁹ multiply-accumulates at the model's own size, counted on timm's and torchvision's models by
-# PyTorch's FlopCounterMode. The steps of the roadmap have theirs in test_roadmap.py.
+# PyTorch's FlopCounterMode. The costs of the roadmap are in test_roadmap.py.
 COSTS = {
     "vit_tiny_patch16_224": (5_717_416, 1.254), "vit_tiny_patch16_384": (5_790_376, 4.682),
     "vit_small_patch16_224": (22_050_664, 4.599), "vit_small_patch16_384": (22_196_584, 15.490),
@@ -51,7 +51,7 @@ SMALL_COSTS = {
     "hybrid_nano_cifar": (998_986, 115.7), "hybrid_cifar": (3_645_802, 322.6), "hybrid_wide_cifar": (6_317_322, 729.3),
     "hybrid_r50_cifar": (17_437_322, 1624.6),
 }  # fmt: skip
-# Parameters alone. ViT's in21k have the pre-logits layer; the sizes of ConvNeXt below T are timm's.
+# Parameters alone. ViTs of ImageNet-21k have the pre-logits layer; the sizes of ConvNeXt below T are timm's.
 PARAMETERS = {
     "vit_tiny_patch16_224_in21k": 9_777_171,
     "vit_small_patch16_224_in21k": 30_223_059, "vit_small_patch32_224_in21k": 31_051_347,
@@ -60,7 +60,7 @@ PARAMETERS = {
     "vit_huge_patch14_224_in21k": 660_385_363, "vit_base_r50_s16_224_in21k": 115_277_971,
     "convnext_atto": 3_695_520, "convnext_femto": 5_217_784, "convnext_pico": 9_045_672, "convnext_nano": 15_593_560,
 }  # fmt: skip
-# What a model becomes by other arguments: its name, these, parameters, 10⁹ multiply-accumulates.
+# Models with other arguments: name, arguments, parameters, 10⁹ multiply-accumulates.
 VARIANTS = [
     ("vit_huge_patch14_224", {"img_size": 518}, 633_470_440, 1016.717),
     ("convnext_tiny", {"img_size": 384}, 28_589_128, 13.092),
@@ -73,7 +73,7 @@ VARIANTS = [
     ("swin_mini_cifar",
      {"patch_size": 1, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}, 6_899_764, 0.362),  # 361.5 of 10⁶
 ]  # fmt: skip
-# ViT's with 21,843 classes: features alone, a head without pre-logits, and pre-logits with 1000 classes.
+# Parameters of ViTs of ImageNet-21k: without head, with head but no pre-logits, with pre-logits and 1000 classes.
 IN21K = {
     "vit_base_patch16_224_in21k": (85_798_656, 102_595_923, 87_158_248),
     "vit_base_patch32_224_in21k": (87_455_232, 104_252_499, 88_814_824),
@@ -115,7 +115,7 @@ def test_parameters(name):
 
 
 @pytest.mark.parametrize("name", models.list_models("*_in22k"))
-def test_parameters_with_the_classes_of_imagenet_22k(name):
+def test_parameters_with_imagenet_22k_classes(name):
     model, (count, _) = without_weights(name), COSTS[name.removesuffix("_in22k")]
     assert summary.parameters(model) == count + (21841 - 1000) * (model.num_features + 1)
 
@@ -126,13 +126,13 @@ def test_parameters_of_heads(name):
     assert tuple(summary.parameters(without_weights(name, **head)) for head in heads) == IN21K[name]
 
 
-def test_every_model_has_its_count():
+def test_every_model_is_in_a_table_of_costs():
     counted = {*COSTS, *SMALL_COSTS, *PARAMETERS}
     assert counted == {name for name in registered() if not name.startswith("roadmap_") and not name.endswith("_in22k")}
 
 
 def test_macs_of_single_ops():
-    """By hand: each number of the output, times what it sums over."""
+    """By hand: output elements times the products summed for each."""
 
     class Products(nn.Module):
         def __init__(self) -> None:
@@ -166,7 +166,7 @@ def test_macs_of_single_ops():
     assert all(parameter.data is before[name] for name, parameter in model.named_parameters())
 
 
-def test_a_trace_that_fails_leaves_the_model_as_it_was():
+def test_a_failed_trace_leaves_the_model_unchanged():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2))
     model[1].eval()
     with pytest.raises(ValueError, match="linear"):
@@ -177,18 +177,18 @@ def test_a_trace_that_fails_leaves_the_model_as_it_was():
         summary.macs(without_weights("vit_nano_cifar"), 64)
 
 
-def test_the_largest_model_is_counted_without_its_weights():
+def test_counting_the_largest_model_allocates_no_weights():
     tracemalloc.start()
     model = without_weights("vit_huge_patch14_392")
     assert summary.macs(model) > 5e11
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB, where the weights would be 2400"
+    assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB, the weights alone would take 2400"
 
 
 @pytest.mark.parametrize("name", ["vit_nano_cifar", "hybrid_cifar", "swin_tiny_cifar", "convnext_atto_cifar",
                                   "roadmap_00_resnet50", "roadmap_16_separate_downsampling_cifar"])  # fmt: skip
-def test_parts_are_all_of_the_model(name):
+def test_parts_sum_to_the_model(name):
     model = without_weights(name)
     parts = summary.parts(model)
     assert sum(part.parameters for part in parts) == summary.parameters(model)
@@ -202,7 +202,7 @@ def test_parts_are_all_of_the_model(name):
 
 
 @pytest.mark.parametrize("name", [name for name in models.list_models("swin_*") if not name.endswith("_in22k")])
-def test_the_formulas_of_the_swin_paper_are_what_is_counted(name):
+def test_counted_attention_equals_the_formulas_of_the_swin_paper(name):
     model = without_weights(name)
     costs = summary.attention_costs(model)
     assert len(costs) == len(model.layers)
@@ -212,7 +212,7 @@ def test_the_formulas_of_the_swin_paper_are_what_is_counted(name):
         assert (cost.msa > cost.w_msa) == (cost.h > cost.M)
 
 
-def test_oblong_windows_are_counted_too():
+def test_counted_attention_of_rectangular_windows():
     costs = summary.attention_costs(without_weights("swin_nano_cifar", window_size=(2, 4), patch_size=(2, 1)))
     assert [(cost.h, cost.w, cost.M) for cost in costs] == [(16, 32, (2, 4)), (8, 16, (2, 4)), (4, 8, (2, 4))]
     assert all(cost.w_msa == cost.w_msa_counted == 4 * cost.h * cost.w * cost.C * (cost.C + 4) for cost in costs)
@@ -225,13 +225,13 @@ def test_padding_costs_more_than_the_formula():
     assert first.w_msa_counted == summary.w_msa_macs(20, 20, 32, 4)
 
 
-def test_the_class_token_of_vit_counts_as_a_token():
+def test_attention_of_vit_includes_the_class_token():
     model = without_weights("vit_base_patch16_224")
     calls = [call for call in summary.trace(model, (1, 3, 224, 224)) if call.module.startswith("blocks.0.attn")]
     assert sum(call.macs for call in calls) == summary.msa_macs(1, 197, 768)
 
 
-# The program ----------------------------------------------------------------------------------------------------------
+# The command line -----------------------------------------------------------------------------------------------------
 
 
 def run(capsys, *arguments) -> str:
@@ -249,8 +249,8 @@ def test_the_table(capsys):
 
     assert cells("vit_base_patch16_384")[1:] == ["86,859,496", "17.564", "55.484", "83.97", "IN-21k", "@384",
                                                  "arXiv:2010.11929,", "table", "5"]  # fmt: skip
-    assert cells("vit_huge_patch14_392")[1:] == ["632,721,640", "167.295", "544.952"]  # no patches of 14 at 384
-    assert cells("swin_base_patch4_window12_384")[1:4] == ["87,903,584", "47.083", "84.5"]  # its windows fit 384 only
+    assert cells("vit_huge_patch14_392")[1:] == ["632,721,640", "167.295", "544.952"]  # 14 does not divide 384
+    assert cells("swin_base_patch4_window12_384")[1:4] == ["87,903,584", "47.083", "84.5"]  # windows of 12: 384 only
     assert cells("hybrid_nano_cifar")[1:] == ["998,986", "115.7"]
     assert "swin_tiny_patch4_window7_224    56 x 56    96   7      2,003.8   2,003.8          145.1    145.1" in text
     assert "Hybrid" in text and "Swin-Transformer README: github.com" in text and "roadmap" not in text
@@ -258,9 +258,9 @@ def test_the_table(capsys):
 
 def test_one_model_is_shown_block_by_block(capsys):
     text = run(capsys, "convnext_tiny")
-    assert "84.1   IN-22k @384  ConvNeXt README" in text  # not in the table itself
+    assert "84.1   IN-22k @384  ConvNeXt README" in text  # not in the table of all models
     assert "stages.2.8           1 x 384 x 14 x 14   1,201,920    234.9" in text
-    assert "together                                28,589,128  4,455.5" in text
+    assert "total                                   28,589,128  4,455.5" in text
     assert "W-MSA" not in text and max(map(len, text.splitlines())) <= 120
 
 
@@ -275,13 +275,13 @@ def test_csv(capsys):
     )  # fmt: skip
 
 
-def test_a_name_that_is_not_there_is_explained(capsys):
+def test_unknown_names_raise(capsys):
     with pytest.raises(SystemExit):
         main(["swin_huge"])
-    assert "no model is called 'swin_huge'" in capsys.readouterr().err
+    assert "no model matches 'swin_huge'" in capsys.readouterr().err
 
 
-def test_every_family_and_every_published_figure_has_its_model():
+def test_families_and_published_figures_belong_to_models():
     assert {model_class(name) for name in registered()} == set(FAMILIES)
     assert set(PUBLISHED) <= set(registered())
     for name, results in PUBLISHED.items():

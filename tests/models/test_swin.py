@@ -1,4 +1,4 @@
-"""Swin: windows, shift, mask and bias against their definitions."""
+"""Swin: windows, shift, mask and relative position bias, against their definitions."""
 
 from math import ceil
 
@@ -14,7 +14,7 @@ from models.compare import formula
 from tests.models.small import small
 
 
-def test_relative_position_index_by_hand():
+def test_relative_position_index_of_two_by_two_windows():
     np.testing.assert_array_equal(
         swin.relative_position_index(2).numpy().reshape(4, 4), [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
     )
@@ -38,7 +38,7 @@ def test_initial_weights():
             assert p.numpy().std() == pytest.approx(0.02, rel=0.2), name
 
 
-def test_nothing_is_shifted_where_one_window_covers_the_map():
+def test_no_shift_along_an_axis_that_one_window_covers():
     attn = small("swin").layers[0].blocks[1].attn
     assert attn.layout(8, 8) == ((8, 8), (2, 2))
     assert attn.layout(4, 9) == ((4, 12), (0, 2))
@@ -46,7 +46,7 @@ def test_nothing_is_shifted_where_one_window_covers_the_map():
 
 
 @given(st.integers(1, 44), st.integers(1, 44), st.integers(1, 6))
-def test_any_size_of_image(H, W, M):
+def test_any_image_size(H, W, M):
     model = small("swin", window_size=M)
     with minigrad.no_grad():
         features = model.forward_features(minigrad.randn(1, 3, H, W))
@@ -54,7 +54,7 @@ def test_any_size_of_image(H, W, M):
     assert np.isfinite(features.numpy()).all()
 
 
-def test_merging_takes_rows_first():
+def test_patch_merging_takes_rows_first():
     merging = swin.PatchMerging(1)
     seen = []
     merging.norm.register_forward_hook(lambda m, inputs, y: seen.append(inputs[0]))
@@ -62,12 +62,12 @@ def test_merging_takes_rows_first():
     np.testing.assert_array_equal(seen[0].numpy().reshape(2, 4), [[0, 2, 1, 3], [4, 0, 5, 0]])
 
 
-def test_windows_can_be_made_larger():
+def test_set_window_size_resizes_the_bias_tables():
     model = formula.fill(small("swin"))
     x = Tensor(formula.stream("x", 1, 3, 48, 48))
     before = model(x).numpy()
     tables = [block.attn.relative_position_bias_table for block in model.blocks_by_name().values()]
-    model.set_window_size(4)  # which they are: an optimiser goes on with the same tables
+    model.set_window_size(4)  # no change: an optimizer may keep the tables
     assert all(
         a.relative_position_bias_table is b
         for a, b in zip([b.attn for b in model.blocks_by_name().values()], tables, strict=True)
@@ -88,8 +88,8 @@ def test_windows_can_be_made_larger():
     np.testing.assert_allclose(model(x).numpy(), fresh(x).numpy(), rtol=1e-12)
 
 
-def test_a_resampled_table_keeps_its_axes():
-    """The offset along h is the slower axis: a table that rises with it rises with it afterwards."""
+def test_a_resampled_bias_table_keeps_its_axes():
+    """A table that rises along h alone, the slower axis, rises along h alone after resampling."""
     table = Tensor(np.repeat(np.arange(7.0), 7)[:, None])  # windows of 4: 7 x 7 offsets, one head
     grid = swin.resample_relative_position_bias_table(table, 6).numpy().reshape(11, 11)
     np.testing.assert_allclose(grid, np.broadcast_to(grid[:, :1], (11, 11)), atol=1e-12)
@@ -97,8 +97,8 @@ def test_a_resampled_table_keeps_its_axes():
 
 
 @pytest.mark.parametrize("window", [(4, 2), (2, 4), (3, 5)])
-def test_windows_of_another_height_than_width(window):
-    """Attention stays in the window; the maps have the windows' mean of values, as the forward has."""
+def test_rectangular_windows(window):
+    """Attention is zero outside the window of a query."""
     model = formula.fill(small("swin", window_size=window)).eval()
     x = Tensor(formula.stream("x", 1, 3, 48, 40))
     features, maps = model.forward_intermediates(x)
@@ -111,14 +111,14 @@ def test_windows_of_another_height_than_width(window):
         np.testing.assert_allclose(attention.sum(-1), 1)
 
 
-def test_a_square_window_may_be_a_pair():
+def test_a_pair_of_equal_sides_equals_one_integer():
     pair, number = (small("swin", window_size=size, patch_size=p) for size, p in (((4, 4), [4, 4]), (4, 4)))
     assert pair.layers[0].blocks[0].attn.window_size == 4 and pair.patch_embed.patch_size == 4
     x = Tensor(formula.stream("x", 1, 3, 32, 32))
     np.testing.assert_array_equal(formula.fill(pair)(x).numpy(), formula.fill(number)(x).numpy())
 
 
-def test_windows_can_become_oblong_and_square_again():
+def test_set_window_size_to_rectangular_and_back():
     model = formula.fill(small("swin"))
     name = "layers.1.blocks.1.attn.relative_position_bias_table"
     ramp = np.arange(-3.0, 4)[:, None] + 10 * np.arange(-3.0, 4)  # of dy and dx: [dy + 3, dx + 3]
@@ -127,23 +127,23 @@ def test_windows_can_become_oblong_and_square_again():
     table = dict(model.named_parameters())[name].numpy()
     assert table.shape == (7 * 15, 4)
     middle = table[:, 0].reshape(7, 15)[:, 4:11]
-    np.testing.assert_allclose(np.diff(middle, axis=0), 1, rtol=1e-10)  # along the axis that stays
+    np.testing.assert_allclose(np.diff(middle, axis=0), 1, rtol=1e-10)  # along the unchanged axis
     assert (np.diff(middle, axis=1) > 3).all()
     model.set_window_size(4)
     assert dict(model.named_parameters())[name].shape == (49, 4) and model.layers[0].blocks[0].attn.window_size == 4
     assert model(Tensor(formula.stream("x", 1, 3, 32, 32))).shape == (1, 7)
 
 
-def test_a_table_that_is_not_square_is_explained():
+def test_resampling_a_table_of_non_square_windows_raises():
     with pytest.raises(ValueError, match="has \\(2M - 1\\)² rows"):
         swin.resample_relative_position_bias_table(Tensor(np.zeros((10, 2))), 4)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"num_heads": (3, 4)}, "num_heads must divide"), ({"depths": (2, 2, 2)}, "one number for each stage")],
+    [({"num_heads": (3, 4)}, "num_heads must divide"), ({"depths": (2, 2, 2)}, "one entry for each stage")],
 )
-def test_configurations_that_do_not_fit_are_explained(overrides, message):
+def test_invalid_arguments_raise(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("swin", **overrides)
 

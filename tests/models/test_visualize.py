@@ -1,4 +1,4 @@
-"""`python -m models.visualize`: the numbers in the pictures against their definitions, and the files."""
+"""`python -m models.visualize`: the arrays behind the pictures against their definitions, and the files."""
 
 import re
 import subprocess
@@ -21,64 +21,66 @@ from tests.models.small import small
 
 ROOT = Path(__file__).parents[2]
 
-# The numbers ----------------------------------------------------------------------------------------------------------
+# The arrays -----------------------------------------------------------------------------------------------------------
 
 
-def drawn(name, *shape):
+def sample(name, *shape):
     return formula.stream(name, *shape)
 
 
 def attention_of(name, *shape):
-    """Rows that sum to 1."""
-    values = drawn(name, *shape) + 1
+    """Attention matrices: rows sum to 1."""
+    values = sample(name, *shape) + 1
     return values / values.sum(-1, keepdims=True)
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 6), st.integers(1, 4))
-def test_rollout_follows_every_path(B, heads, L, blocks):
-    """Element by element: what token i has of token k is half of what it had, and half of what it looked at had."""
+def test_rollout_matches_its_definition(B, heads, L, blocks):
+    """Element by element: R_l[i, k] = ½ R[i, k] + ½ Σ_j A[i, j] R[j, k], with A averaged over the heads."""
     maps = [attention_of(f"A{block}", B, heads, L, L) for block in range(blocks)]
     flows = attention.rollout(maps)
     assert len(flows) == blocks
     for b in range(B):
-        had = [[float(i == k) for k in range(L)] for i in range(L)]
+        R = [[float(i == k) for k in range(L)] for i in range(L)]
         for A, flow in zip(maps, flows, strict=True):
-            had = [
+            R = [
                 [
-                    0.5 * had[i][k]
-                    + 0.5 * sum(sum(A[b, h, i, j] for h in range(heads)) / heads * had[j][k] for j in range(L))
+                    0.5 * R[i][k]
+                    + 0.5 * sum(sum(A[b, h, i, j] for h in range(heads)) / heads * R[j][k] for j in range(L))
                     for k in range(L)
                 ]
                 for i in range(L)
             ]
-            np.testing.assert_allclose(flow[b], had, rtol=1e-12, atol=1e-15)
+            np.testing.assert_allclose(flow[b], R, rtol=1e-12, atol=1e-15)
             np.testing.assert_allclose(flow.sum(-1), 1, rtol=1e-12)
 
 
-def test_rollout_keeps_the_dtype_and_its_inputs():
+def test_rollout_keeps_dtype_and_inputs():
     A = attention_of("A", 2, 3, 5, 5).astype(np.float32)
     before = A.copy()
     assert {flow.dtype for flow in attention.rollout([A, A])} == {np.dtype(np.float32)}
     np.testing.assert_array_equal(A, before)
 
 
-def test_who_reads():
+def test_pooled_attention():
     A = attention_of("A", 2, 3, 5, 5)
-    np.testing.assert_array_equal(attention.readers(A), A[:, :, 0, 1:])
-    np.testing.assert_allclose(attention.readers(A, "avg"), sum(A[:, :, i, 1:] for i in range(1, 5)) / 4, rtol=1e-13)
-    assert attention.readers(A[:, 0]).shape == (2, 4)
+    np.testing.assert_array_equal(attention.pooled_attention(A), A[:, :, 0, 1:])
+    np.testing.assert_allclose(
+        attention.pooled_attention(A, "avg"), sum(A[:, :, i, 1:] for i in range(1, 5)) / 4, rtol=1e-13
+    )
+    assert attention.pooled_attention(A[:, 0]).shape == (2, 4)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
-def test_similarity_of_positions(h, w, D):
-    embedding = drawn("E", h * w, D)
+def test_position_similarity_is_the_cosine(h, w, D):
+    embedding = sample("E", h * w, D)
     similarity = attention.position_similarity(embedding, (h, w))
     for y, x, v, u in np.ndindex(h, w, h, w):
         a, b = embedding[y * w + x], embedding[v * w + u]
         assert similarity[y, x, v, u] == pytest.approx(a @ b / np.sqrt((a @ a) * (b @ b)), abs=1e-12)
 
 
-def test_a_position_that_is_zero_is_like_no_other():
+def test_zero_embedding_has_zero_similarity():
     similarity = attention.position_similarity(np.array([[0.0, 0.0], [1.0, 2.0]]), (1, 2))
     np.testing.assert_allclose(similarity.reshape(2, 2), [[0, 0], [0, 1]])
 
@@ -87,8 +89,8 @@ sizes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.bo
 
 
 @given(sizes)
-def test_the_regions_are_those_of_the_mask(drawn_sizes):
-    rows, columns, M, down, right = drawn_sizes
+def test_regions_match_the_attention_mask(sampled_sizes):
+    rows, columns, M, down, right = sampled_sizes
     size = rows * M, columns * M
     shift = (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
     region = windows_of(np.roll(windows.regions(size, shift), (-shift[0], -shift[1]), (0, 1)), M)
@@ -96,14 +98,14 @@ def test_the_regions_are_those_of_the_mask(drawn_sizes):
     np.testing.assert_array_equal(shift_mask(*size, M, shift)[:, 0], np.where(apart, -100, 0))
 
 
-def test_the_regions_by_hand():
+def test_regions_of_a_small_map():
     np.testing.assert_array_equal(windows.regions((4, 3), (2, 1)), [[3, 2, 2], [3, 2, 2], [1, 0, 0], [1, 0, 0]])
 
 
 @pytest.mark.parametrize("M", [2, 3, 4])
-def test_bias_is_shown_where_the_key_lies(M):
+def test_bias_maps_are_indexed_by_the_key_offset(M):
     attn = formula.fill(small("swin", window_size=M)).layers[1].blocks[0].attn
-    bias = attn.bias().numpy()  # (heads, N, N): what query i adds for key j
+    bias = attn.bias().numpy()  # (heads, N, N): of query i and key j
     maps = windows.bias_maps(attn.relative_position_bias_table.detach().numpy())
     assert maps.shape == (4, 2 * M - 1, 2 * M - 1)
     for i, j in np.ndindex(M * M, M * M):
@@ -111,24 +113,24 @@ def test_bias_is_shown_where_the_key_lies(M):
         np.testing.assert_array_equal(maps[:, M - 1 + down, M - 1 + right], bias[:, i, j])
 
 
-def test_the_window_of_a_token_is_what_it_can_look_at():
+def test_attention_stays_within_the_window():
     model = formula.fill(small("swin", img_size=(36, 44)))
-    x = Tensor(drawn("x", 1, 3, 36, 44))
+    x = Tensor(sample("x", 1, 3, 36, 44))
     for index, attn in enumerate(block.attn for block in model.blocks_by_name().values()):
         maps = model.attention_maps(x, [index])[0].numpy()[0]
         H, W = [(9, 11), (9, 11), (5, 6), (5, 6)][index]
         size, shift = attn.layout(H, W)
         for token in (0, 3, H * W // 2, H * W - 1):
-            seen = np.flatnonzero(maps[:, token].max(0) > 0)
+            attended = np.flatnonzero(maps[:, token].max(0) > 0)
             window = np.flatnonzero(windows.window_of(divmod(token, W), size, shift, attn.window_size)[:H, :W])
-            assert set(seen) <= set(window) and token in seen
+            assert set(attended) <= set(window) and token in attended
             if not any(shift):
-                assert set(seen) == set(window)
+                assert set(attended) == set(window)
 
 
-def test_principal_filters():
-    """Eigenvectors of the covariance, in falling order of the eigenvalues."""
-    weight = drawn("W", 60, 2, 3, 3) * np.arange(1, 4)
+def test_principal_filters_are_eigenvectors():
+    """Of the covariance, in descending order of the eigenvalues."""
+    weight = sample("W", 60, 2, 3, 3) * np.arange(1, 4)
     found, shares = kernels.principal_filters(weight, 5)
     assert found.shape == (5, 2, 3, 3) and shares.shape == (5,)
     values, vectors = np.linalg.eigh(np.cov(weight.reshape(60, -1).T))
@@ -137,8 +139,8 @@ def test_principal_filters():
         assert direction[abs(direction).argmax()] > 0
         np.testing.assert_allclose(direction, expected * np.sign(expected @ direction), atol=1e-8)
     assert len(kernels.principal_filters(weight, 99)[0]) == 18
-    alike, shares = kernels.principal_filters(np.ones((3, 1, 2, 2)), 2)
-    assert np.isfinite(alike).all() and (shares == 0).all()
+    equal, shares = kernels.principal_filters(np.ones((3, 1, 2, 2)), 2)
+    assert np.isfinite(equal).all() and (shares == 0).all()
 
 
 # Grad-CAM -------------------------------------------------------------------------------------------------------------
@@ -152,8 +154,8 @@ LAST = {
 
 @pytest.mark.parametrize("family", LAST)
 def test_grad_cam_against_finite_differences(family):
-    """α_k is how fast the logit grows if the whole channel k of the block's output is raised, over its area."""
-    model, x = formula.fill(small(family)).eval(), drawn("x", 2, 3, 32, 32)
+    """α_k is the derivative of the logit when all of channel k of the block's output is raised, over the area."""
+    model, x = formula.fill(small(family)).eval(), sample("x", 2, 3, 32, 32)
     classes, eps = [2, 5], 1e-5
     found = gradcam.grad_cam(model, Tensor(x), classes, LAST[family])
     for name, maps in zip(LAST[family], found, strict=True):
@@ -171,9 +173,9 @@ def test_grad_cam_against_finite_differences(family):
 
             remove = block.register_forward_hook(hook)
             with minigrad.no_grad():
-                answer = model(Tensor(x)).numpy()
+                result = model(Tensor(x)).numpy()
             remove()
-            return answer[[0, 1], classes]
+            return result[[0, 1], classes]
 
         logits(0, 0.0)
         A = outputs[0]
@@ -185,8 +187,8 @@ def test_grad_cam_against_finite_differences(family):
         assert maps.max() > 0
 
 
-def test_grad_cam_leaves_gradients_hooks_and_recording_alone():
-    model, x = formula.fill(small("convnext")).eval(), Tensor(drawn("x", 2, 3, 32, 32))
+def test_grad_cam_restores_gradients_hooks_and_grad_mode():
+    model, x = formula.fill(small("convnext")).eval(), Tensor(sample("x", 2, 3, 32, 32))
     model(x).sum().backward()
     before = {name: parameter.grad.numpy().copy() for name, parameter in model.named_parameters()}
     with minigrad.no_grad():
@@ -200,18 +202,18 @@ def test_grad_cam_leaves_gradients_hooks_and_recording_alone():
 
 
 @pytest.mark.parametrize("family", LAST)
-def test_grad_cam_on_every_device(family, device):
-    x, answers = drawn("x", 2, 3, 32, 32), []
-    for place in ("cpu", device):
-        model = formula.fill(small(family)).eval().to(device=place)
-        answers.append(gradcam.grad_cam(model, Tensor(x, device=place), [2, 5], LAST[family]))
-    for here, there in zip(*answers, strict=True):
-        assert isinstance(there, np.ndarray)
-        np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-12)
+def test_grad_cam_agrees_across_devices(family, device):
+    x, results = sample("x", 2, 3, 32, 32), []
+    for each in ("cpu", device):
+        model = formula.fill(small(family)).eval().to(device=each)
+        results.append(gradcam.grad_cam(model, Tensor(x, device=each), [2, 5], LAST[family]))
+    for expected, found in zip(*results, strict=True):
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_grad_cam_of_what_is_not_there_is_explained():
-    model, x = small("convnext"), Tensor(drawn("x", 2, 3, 32, 32).astype(np.float32))
+def test_grad_cam_explains_invalid_blocks_and_classes():
+    model, x = small("convnext"), Tensor(sample("x", 2, 3, 32, 32).astype(np.float32))
     with pytest.raises(ValueError, match=r"no block 'stages\.3\.0'; blocks are stages\.0\.0, "):
         gradcam.grad_cam(model, x, [0, 1], ["stages.3.0"])
     with pytest.raises(ValueError, match="a class for each of 2 images, got 1"):
@@ -223,7 +225,7 @@ def test_grad_cam_of_what_is_not_there_is_explained():
         gradcam.grad_cam(small("vit", global_pool=""), x, [0, 1], ["blocks.0"])
 
 
-def test_the_last_block_of_each_size():
+def test_last_block_of_each_size():
     model = small("swin")
     found = gradcam.last_of_each_size(model, [(8, 8), (8, 8), (4, 4), (4, 4)])
     assert found == [("layers.0.blocks.1", (8, 8)), ("layers.1.blocks.1", (4, 4))]
@@ -232,7 +234,7 @@ def test_the_last_block_of_each_size():
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_mosaic():
+def test_mosaic():
     sheet = draw.mosaic(np.arange(1.0, 13).reshape(3, 2, 2), 2)
     gap = np.nan
     np.testing.assert_array_equal(
@@ -241,12 +243,12 @@ def test_a_mosaic():
     )
 
 
-def test_short_names():
+def test_long_names_are_truncated():
     assert draw.short("horse") == "horse" and draw.short("a-rather-long-name.png", 8) == "a-rathe…"
     assert draw.short("a\nb") == "a\\nb"
 
 
-def test_the_same_scale_for_all_panels():
+def test_all_panels_share_one_scale():
     pytest.importorskip("matplotlib")
     pictures = [draw.Picture(f"{i}", np.full((3, 8, 8), 100, np.uint8)) for i in range(2)]
     heats = [[np.full((2, 2), 1.0), np.full((4, 4), 3.0)], [np.full((2, 2), 9.0), np.full((4, 4), 2.0)]]
@@ -280,7 +282,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files(family, tmp_path, capsys):
+def test_files_of_each_family(family, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     image_module = pytest.importorskip("PIL.Image")
     write(tmp_path / "best.npz", family)
@@ -293,16 +295,16 @@ def test_files(family, tmp_path, capsys):
         out, err = capsys.readouterr()
         assert {file.name for file in folder.iterdir()} == expected and err == ""
         assert set(re.findall(r"[\w-]+\.png(?=  )", out)) == expected
-        assert ("with images" in out) == (not given_images)
+        assert ("give images for further pictures" in out) == (not given_images)
         for file in folder.iterdir():
             with image_module.open(file) as picture:
                 assert picture.format == "PNG" and 300 < picture.width < 2500 and 150 < picture.height < 2500
                 colours = picture.convert("L").getextrema()
-                assert colours[1] - colours[0] > 100  # something is on it
+                assert colours[1] - colours[0] > 100  # the picture is not blank
 
 
 @pytest.mark.parametrize("family", ["hybrid", "swin"])
-def test_on_every_device(family, tmp_path, device):
+def test_files_on_every_device(family, tmp_path, device):
     pytest.importorskip("matplotlib")
     write(tmp_path / "best.npz", family)
     write_image(tmp_path / "x.png")
@@ -311,8 +313,8 @@ def test_on_every_device(family, tmp_path, device):
     assert len(list((tmp_path / "out").iterdir())) == len(WITHOUT[family] | MORE[family]) + 1
 
 
-def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
-    """From the file to the axes: the classes, their bars, and the class that Grad-CAM explains."""
+def test_pictures_show_the_computed_values(tmp_path, monkeypatch):
+    """In the figures' axes: the classes, the bars of their probabilities, and Grad-CAM's class."""
     pytest.importorskip("matplotlib")
     from models.visualize import __main__ as program
 
@@ -322,12 +324,12 @@ def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
     figures = {}
     draw_all = program.draw
 
-    def keep(*arguments):
+    def draw_and_save(*arguments):
         for name, text, figure in draw_all(*arguments):
             figures[name] = figure
             yield name, text, figure
 
-    monkeypatch.setattr(program, "draw", keep)
+    monkeypatch.setattr(program, "draw", draw_and_save)
     images = [str(tmp_path / f"{name}.png") for name in "xy"]
     assert main([str(tmp_path / "best.npz"), *images, "--output", str(tmp_path / "out")]) == 0
     image, bars = figures["prediction.png"].axes[:2]
@@ -348,7 +350,7 @@ def test_what_a_picture_shows_is_what_was_computed(tmp_path, monkeypatch):
         ("vit", {"patch_size": [8, 4], "img_size": [32, 24]}),
     ],
 )
-def test_oblong_patches_and_windows_are_drawn(family, overrides, tmp_path, monkeypatch):
+def test_pictures_of_non_square_patches_and_windows(family, overrides, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setitem(FAMILIES, "oblong", FAMILIES[family] | overrides | {"num_classes": len(CLASSES)})
     write(tmp_path / "best.npz", "oblong")
@@ -358,7 +360,7 @@ def test_oblong_patches_and_windows_are_drawn(family, overrides, tmp_path, monke
     assert {"swin": {"windows.png", "bias.png", "window-attention.png"}, "vit": {"attention.png"}}[family] <= files
 
 
-def test_one_window_that_covers_all_has_no_shift(tmp_path, capsys):
+def test_single_window_has_no_shifted_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     arguments = FAMILIES["swin"] | {"window_size": 16, "num_classes": len(CLASSES)}
     FAMILIES["wide"] = arguments
@@ -377,14 +379,14 @@ def test_one_window_that_covers_all_has_no_shift(tmp_path, capsys):
     [
         (["no.npz"], "there is no file no.npz"),
         (["vit.npz", "no.png"], "there is no file or folder no.png"),
-        (["vit.npz", "vit.npz"], "vit.npz is no image"),
-        (["vit.npz", *["x.png"] * 9], "room for 8 images, got 9"),
+        (["vit.npz", "vit.npz"], "vit.npz is not an image"),
+        (["vit.npz", *["x.png"] * 9], "at most 8 images fit in a picture, got 9"),
         (["vit.npz", "--device", "tpu"], 'device must be "cpu"'),
         (["vit.npz", "--output", "x.png/below"], "x.png/below: Not a directory"),
         (["vit.npz", "--output", "x.png"], "x.png: File exists"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, capsys, monkeypatch):
+def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "vit.npz", "vit")
@@ -395,7 +397,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, cap
     assert not Path("out").exists()
 
 
-def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+def test_missing_matplotlib_is_explained(tmp_path, monkeypatch, capsys):
     write(tmp_path / "vit.npz", "vit")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main([str(tmp_path / "vit.npz"), "--output", str(tmp_path / "out")]) == 2
@@ -403,7 +405,7 @@ def test_without_matplotlib(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_as_a_program(tmp_path):
+def test_runs_as_a_program(tmp_path):
     pytest.importorskip("matplotlib")
     write(tmp_path / "vit.npz", "vit")
     command = [sys.executable, "-W", "error", "-m", "models.visualize", "vit.npz", "--output", "out"]

@@ -1,4 +1,4 @@
-"""ViT: facts about its gradients, and what its arguments do."""
+"""ViT: initial weights, gradients, arguments, position embedding."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def images() -> Tensor:
     return Tensor(formula.stream("x", 2, 3, 32, 32))
 
 
-def test_patches_of_another_height_than_width():
+def test_rectangular_patches():
     model = formula.fill(small("vit", img_size=(48, 32), patch_size=(16, 8))).eval()
     x = Tensor(formula.stream("x", 2, 3, 48, 32))
     assert model.patch_embed.grid_size == (3, 4) and model(x).shape == (2, 7)
@@ -33,9 +33,9 @@ def test_patches_of_another_height_than_width():
         model.set_input_size((40, 20))
 
 
-def test_facts_about_the_gradient():
-    """Position 0's embedding and the class token are added, so they share a gradient; a key's bias shifts all scores of
-    a query alike, which softmax does not see."""
+def test_gradients_of_class_token_and_key_bias():
+    """The class token and its position embedding are added, so their gradients are equal. The bias of the keys adds a
+    constant to all scores of a query, which softmax ignores, so its gradient is 0."""
     model = formula.fill(small("vit"))
     model(images()).sum().backward()
     np.testing.assert_allclose(model.cls_token.grad.numpy(), model.pos_embed.grad.numpy()[:, :1], rtol=1e-13)
@@ -61,8 +61,8 @@ def test_initial_weights():
         assert not x.numpy().any()
 
 
-def test_what_the_head_reads():
-    """The class token, or the mean of the patches normalised after it, or every token."""
+def test_global_pool_is_the_input_of_the_head():
+    """The class token, the mean of the patch tokens with LayerNorm after the mean, or every token."""
     token, average, all_tokens = (formula.fill(small("vit", global_pool=pool)) for pool in ("token", "avg", ""))
     tokens = token.forward_features(images())
     np.testing.assert_array_equal(token(images()).numpy(), token.head(tokens[:, 0]).numpy())
@@ -73,24 +73,24 @@ def test_what_the_head_reads():
     np.testing.assert_array_equal(average(images()).numpy(), average.head(mean).numpy())
 
 
-def test_the_pre_training_head_goes_as_a_whole():
+def test_reset_classifier_removes_the_pre_logits_layer():
     model = formula.fill(small("vit", representation_size=20))
     assert model.num_features == 20
     assert model.forward_head(model.forward_features(images()), pre_logits=True).shape == (2, 20)
-    with pytest.raises(ValueError, match="num_classes must be made of"):
+    with pytest.raises(ValueError, match="num_classes must be an integer"):
         model.reset_classifier(-1)
     assert model.num_features == 20 and "pre_logits.fc.weight" in model.state_dict()
     model.reset_classifier(3)
     assert model.num_features == 24 and model.head.weight.shape == (3, 24)
-    assert (model(images()).numpy() == 0).all()  # every class is as likely
+    assert (model(images()).numpy() == 0).all()  # the new head is 0
     assert small("vit", num_classes=0, representation_size=20)(minigrad.randn(2, 3, 32, 32)).shape == (2, 20)
 
 
-def test_another_size_of_image():
+def test_set_input_size_resizes_the_position_embedding():
     model = formula.fill(small("vit"))
     before = model(images()).numpy()
     positions = model.pos_embed
-    model.set_input_size(32)  # which it is: an optimiser goes on with the same positions
+    model.set_input_size(32)  # no change: an optimizer may keep the parameter
     assert model.pos_embed is positions
     np.testing.assert_array_equal(model(images()).numpy(), before)
     cls_position = model.pos_embed.numpy()[:, 0]
@@ -100,8 +100,8 @@ def test_another_size_of_image():
     assert model(Tensor(formula.stream("x", 1, 3, 48, 24))).shape == (1, 7)
 
 
-def test_positions_are_smoothed_when_the_grid_shrinks():
-    """Of a checkerboard, antialiasing leaves nearly nothing; interpolation alone takes every third entry."""
+def test_resample_pos_embed_antialiases():
+    """Antialiasing averages a checkerboard to almost 0; plain interpolation takes every third entry."""
     checkerboard = (-1.0) ** np.indices((9, 9)).sum(0)
     pos_embed = Tensor(np.concatenate([[7.0], checkerboard.ravel()]).reshape(1, 82, 1))
     smoothed = resample_pos_embed(pos_embed, (9, 9), (3, 3)).numpy().ravel()
@@ -110,7 +110,7 @@ def test_positions_are_smoothed_when_the_grid_shrinks():
     np.testing.assert_allclose(taken[1:], checkerboard[1::3, 1::3].ravel())
 
 
-def test_a_grid_that_is_not_that_of_the_positions_is_explained():
+def test_resample_pos_embed_checks_the_old_grid():
     with pytest.raises(ValueError, match="a 3 x 4 grid has 13 positions, got"):
         resample_pos_embed(Tensor(np.zeros((1, 17, 8))), (3, 4), (4, 4))
 
@@ -124,20 +124,20 @@ def test_a_grid_that_is_not_that_of_the_positions_is_explained():
         ({"global_pool": "max"}, 'must be "token", "avg" or ""'),
     ],
 )
-def test_configurations_that_do_not_fit_are_explained(overrides, message):
+def test_invalid_arguments_raise(overrides, message):
     with pytest.raises(ValueError, match=message):
         small("vit", **overrides)
 
 
-def test_images_of_another_size_are_explained():
+def test_images_of_another_size_raise():
     with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\), got \(1, 3, 40, 40\)"):
         small("vit")(minigrad.randn(1, 3, 40, 40))
 
 
-def test_names_that_are_not_there_are_explained():
+def test_unknown_models_and_arguments_raise():
     with pytest.raises(ValueError, match="did you mean vit_nano_cifar"):
         models.create_model("vit_nano_cifr")
-    with pytest.raises(TypeError, match=r"no argument pretrained; .*; weights come by models.load_weights"):
+    with pytest.raises(TypeError, match=r"no argument pretrained; .*; load weights by models.load_weights"):
         models.create_model("vit_nano_cifar", pretrained=True)
     with pytest.raises(TypeError, match="no argument dept; it has img_size"):
         models.create_model("vit_nano_cifar", dept=3)

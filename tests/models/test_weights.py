@@ -1,4 +1,4 @@
-"""Weights in the layouts of others: what is loaded, what is refused, and what the refusal says."""
+"""Weights under the names of other libraries: loading, mismatches, and the error messages."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from minigrad import Tensor, serialize
+from minigrad import Tensor, nn, serialize
 from models.compare import formula
 from models.swin import resample_relative_position_bias_table
 from models.vit import resample_pos_embed
@@ -19,15 +19,15 @@ from tests.models.small import small
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_every_layout(layout):
+def test_every_layout_loads(layout):
     model, entries = file_of(layout)
     models.load_weights(model, entries)
     assert_has_formula_weights(model)
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_renaming_is_linear(layout):
-    """So gradients can take the same way as weights."""
+def test_to_canonical_is_linear(layout):
+    """So the function converts gradients as well as weights."""
     model, entries = file_of(layout)
     once, twice = to_canonical(entries, model), to_canonical({name: 2 * x for name, x in entries.items()}, model)
     assert once.keys() == dict(model.named_parameters()).keys()
@@ -35,8 +35,8 @@ def test_renaming_is_linear(layout):
         np.testing.assert_array_equal(2 * x, twice[name])
 
 
-def test_big_vision():
-    """Its class token has no position: the same as a position of zeros."""
+def test_big_vision_files_load():
+    """big_vision's class token has no position embedding, which equals one of zeros."""
     model = small("vit", representation_size=20).to(dtype=np.float64)
     models.load_weights(model, foreign.big_vision(small("vit", representation_size=20)))
     assert_has_formula_weights(model, except_for=["pos_embed"])
@@ -45,34 +45,44 @@ def test_big_vision():
     np.testing.assert_array_equal(model.pos_embed.numpy(), expected)
 
 
-def test_a_merging_is_placed_by_whose_names_the_others_are():
+def test_downsample_index_depends_on_the_layout():
     model, entries = file_of("timm's Swin")
     assert places(entries, model)["layers.1.downsample.norm.weight"].name == "layers.0.downsample.norm.weight"
     official = dict(model.named_parameters())
     assert places(official, model)["layers.1.downsample.norm.weight"].name == "layers.1.downsample.norm.weight"
 
 
-def test_linear_layers_stored_as_1x1_convolutions():
+def test_linear_weights_stored_as_1x1_convolutions_load():
     model, entries = file_of("timm's ConvNeXt")
     entries |= {name: x[..., None, None] for name, x in entries.items() if "mlp" in name and x.ndim == 2}
     models.load_weights(model, entries)
     assert_has_formula_weights(model)
 
 
-def test_layer_scale_with_axes_of_size_1():
+def test_layer_scale_with_axes_of_size_1_loads():
     model, entries = file_of("torchvision's ConvNeXt")
     entries |= {name: x[:, None, None] for name, x in entries.items() if name.endswith("layer_scale")}
     models.load_weights(model, entries)
     assert_has_formula_weights(model)
 
 
-def test_what_a_model_computes_itself_is_passed_over():
+def test_computed_buffers_are_ignored():
     model, entries = file_of("Microsoft")
     entries["layers.0.blocks.1.attn_mask"] = np.zeros((4, 16, 16))
     entries["layers.0.blocks.0.attn.relative_position_index"] = np.zeros((16, 16), np.int64)
     entries["layers.0.bn.num_batches_tracked"] = np.array(0)
     models.load_weights(model, entries)
     assert_has_formula_weights(model)
+
+
+def test_buffers_that_the_model_has_are_loaded():
+    """BatchNorm2d(momentum=None) averages over all batches and needs their number."""
+    model, entries = file_of("Facebook")
+    model.bn = nn.BatchNorm2d(2, momentum=None)
+    entries |= {f"bn.{name}": tensor.numpy().copy() for name, tensor in model.bn.state_dict().items()}
+    entries["bn.num_batches_tracked"] = np.array(5)
+    models.load_weights(model, entries)
+    assert int(model.bn.num_batches_tracked.numpy()) == 5
 
 
 @pytest.mark.parametrize(
@@ -87,46 +97,46 @@ def test_what_a_model_computes_itself_is_passed_over():
         lambda entries: {name: Tensor(x) for name, x in entries.items()},
     ],
 )
-def test_wrappers(wrap):
+def test_nested_and_prefixed_state_dicts_load(wrap):
     model, entries = file_of("HF 5 Swin")
     models.load_weights(model, wrap(entries))
     assert_has_formula_weights(model)
 
 
-# What does not fit --------------------------------------------------------------------------------------------------
+# Mismatches --------------------------------------------------------------------------------------------------
 
 
-def test_the_table():
+def test_table_of_mismatches():
     model, entries = file_of("timm's Swin")
     del entries["patch_embed.norm.bias"]
     entries["head.fc.weight"] = entries["head.fc.weight"].T
     entries["layers.0.gate"] = np.zeros(5)
     assert refusal(model, entries).splitlines()[:5] == [
-        "these weights (in the names of timm's Swin) do not fit this SwinTransformer, and none was loaded:",
-        "              in the file     in the model           shape in the file  shape in the model",
-        "  misshapen   head.fc.weight  head.weight            (32, 7)            (7, 32)",
-        "  unexpected  layers.0.gate   -                      (5,)               -",
-        "  missing     -               patch_embed.norm.bias  -                  (8,)",
+        "these weights (with the names of timm's Swin) do not fit this SwinTransformer, and none was loaded:",
+        "                  in the file     in the model           shape in the file  shape in the model",
+        "  shape mismatch  head.fc.weight  head.weight            (32, 7)            (7, 32)",
+        "  unexpected      layers.0.gate   -                      (5,)               -",
+        "  missing         -               patch_embed.norm.bias  -                  (8,)",
     ]
 
 
 @pytest.mark.parametrize("shape", [(), (168,), (7, 24), (24, 7, 1)])
-def test_axes_that_would_be_mixed_up(shape):
-    """A kernel of JAX's is transposed, so for (7, 24) here it must be (24, 7) there."""
+def test_reshapes_that_reorder_elements_are_refused(shape):
+    """JAX's kernels are transposed: a weight (7, 24) is (24, 7) in the file."""
     model, entries = small("vit"), foreign.jax(small("vit"))
     entries["head/kernel"] = np.resize(entries["head/kernel"], shape)
     assert re.search(
-        rf"misshapen +head/kernel +head.weight +{re.escape(str(shape))} +\(7, 24\)", refusal(model, entries)
+        rf"shape mismatch +head/kernel +head.weight +{re.escape(str(shape))} +\(7, 24\)", refusal(model, entries)
     )
 
 
-def test_long_tables_are_cut():
+def test_long_tables_are_truncated():
     text = refusal(small("vit", depth=3), written(small("vit"), foreign.hugging_face_vit))
     assert text.count("\n  missing ") == 11 and "and 2 more" in text
 
 
 @pytest.mark.parametrize("layout", ["HF 5 ViT", "HF 4 Swin", "JAX hybrid"])
-def test_one_of_q_k_v_is_missing(layout):
+def test_missing_key_weight_is_reported(layout):
     model, entries = file_of(layout)
     del entries[next(name for name in entries if re.search("k(ey|_proj)", name))]
     assert re.search(r"missing +- +\S+\.attn\.qkv\.(weight|bias) \[k\]", refusal(model, entries))
@@ -135,31 +145,31 @@ def test_one_of_q_k_v_is_missing(layout):
 
 
 @pytest.mark.parametrize("layout", [name for name in FILES if name != "HF 5 ViTModel"])
-def test_another_number_of_classes(layout):
+def test_another_number_of_classes_needs_head_false(layout):
     family, overrides, _ = FILES[layout]
     model, (_, entries) = small(family, **overrides, num_classes=5).to(dtype=np.float64), file_of(layout)
     before = values(model)
     text = refusal(model, entries)
-    assert "(7,)" in text and "head=False keeps the model's; create_model(..., num_classes=7) makes one like" in text
+    assert "(7,)" in text and "head=False keeps the model's; create_model(..., num_classes=7) matches the" in text
     assert "Was the model" not in text and "look like" not in text
     models.load_weights(model, entries, head=False)
-    kept = [name for name in before if name.startswith(("head", "pre_logits"))]
-    assert_has_formula_weights(model, except_for=kept)
-    for name in kept:
+    unchanged = [name for name in before if name.startswith(("head", "pre_logits"))]
+    assert_has_formula_weights(model, except_for=unchanged)
+    for name in unchanged:
         np.testing.assert_array_equal(values(model)[name], before[name])
 
 
-def test_no_classifier_here_or_there():
-    for there, here in [({"num_classes": 0}, {}), ({}, {"num_classes": 0})]:
-        model, entries = small("vit", **here), written(small("vit", **there), foreign.torchvision_vit)
+def test_classifier_only_in_file_or_model():
+    for in_file, in_model in [({"num_classes": 0}, {}), ({}, {"num_classes": 0})]:
+        model, entries = small("vit", **in_model), written(small("vit", **in_file), foreign.torchvision_vit)
         assert "The classifiers differ: head=False keeps the model's" in refusal(model, entries)
         models.load_weights(model.to(dtype=np.float64), entries, head=False)
         assert_has_formula_weights(model, except_for=["head.weight", "head.bias"])
 
 
-def test_a_pre_logits_layer_here_or_there():
-    for there, here, size in [({"representation_size": 20}, {}, 20), ({}, {"representation_size": 20}, None)]:
-        model, entries = small("vit", **here), foreign.jax(small("vit", **there))
+def test_pre_logits_only_in_file_or_model():
+    for in_file, in_model, size in [({"representation_size": 20}, {}, 20), ({}, {"representation_size": 20}, None)]:
+        model, entries = small("vit", **in_model), foreign.jax(small("vit", **in_file))
         text = refusal(model, entries)
         assert f"create_model(..., representation_size={size})" in text and "Was the model" not in text
         models.load_weights(model.to(dtype=np.float64), entries, head=False)
@@ -167,19 +177,19 @@ def test_a_pre_logits_layer_here_or_there():
         assert_has_formula_weights(model, except_for=head)
 
 
-def test_another_number_of_heads():
-    """In most files the heads cannot be seen; in JAX's they are an axis, and 8 of 3 numbers are not 3 of 8."""
+def test_another_number_of_heads_is_refused():
+    """Only JAX's files have an axis for the heads: 3 heads of size 8 are not 8 heads of size 3."""
     message = refusal(small("vit", num_heads=8), foreign.jax(small("vit", num_heads=3)))
     assert "not 8 heads" in message and "num_heads=" in message and "and 4 more" in message
 
 
-def test_nothing_to_load():
+def test_empty_weights_are_refused():
     assert "no weights to load" in refusal(small("vit"), {})
-    assert "head=False passes over" in refusal(small("vit"), {"head.weight": np.zeros((7, 24))}, head=False)
+    assert "head=False ignores" in refusal(small("vit"), {"head.weight": np.zeros((7, 24))}, head=False)
 
 
 @pytest.mark.parametrize("write", [foreign.jax, foreign.big_vision])
-def test_another_size_of_image(write):
+def test_position_embeddings_are_resampled(write):
     file, model = small("vit"), small("vit", img_size=(48, 32)).to(dtype=np.float64)
     entries = write(file)
     assert "resize=True" in refusal(model, entries)
@@ -191,8 +201,8 @@ def test_another_size_of_image(write):
     assert_has_formula_weights(model, except_for=["pos_embed"])
 
 
-def test_another_grid_of_as_many_patches():
-    """The file's is square. Without resize=True its positions are taken as they come."""
+def test_other_grid_of_equal_length_needs_resize():
+    """The grid of the file is square. Without resize=True its position embedding is loaded unchanged."""
     file, model = small("vit"), small("vit", img_size=(16, 64)).to(dtype=np.float64)
     entries = foreign.jax(file)
     models.load_weights(model, entries)
@@ -203,8 +213,8 @@ def test_another_grid_of_as_many_patches():
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_a_checkpoint_of_ours_says_its_grid_and_windows(tmp_path, suffix):
-    """A grid of 4 x 16 has as many positions as one of 8 x 8; only the metadata tells them apart."""
+def test_checkpoint_metadata_gives_grid_and_window_size(tmp_path, suffix):
+    """Grids of 4 x 16 and 8 x 8 have the same length; only the metadata distinguishes them."""
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     for name, here, there in (
@@ -231,7 +241,7 @@ def test_a_checkpoint_of_ours_says_its_grid_and_windows(tmp_path, suffix):
         )
 
 
-def test_another_window():
+def test_bias_tables_are_resampled():
     file, model = small("swin"), small("swin", window_size=7).to(dtype=np.float64)
     entries = written(file, foreign.hugging_face_swin)
     assert "resize=True" in refusal(model, entries)
@@ -242,23 +252,23 @@ def test_another_window():
     assert_has_formula_weights(model, except_for=[n for n, _ in model.named_parameters() if n.endswith("table")])
 
 
-def test_resizing_half_precision():
+def test_half_precision_is_resampled_in_float32():
     model, entries = small("vit", img_size=64), foreign.jax(small("vit"))
     models.load_weights(model, {name: x.astype(np.float16) for name, x in entries.items()}, resize=True)
     expected = Tensor(entries["Transformer/posembed_input/pos_embedding"].astype(np.float16).astype(np.float32))
     np.testing.assert_array_equal(model.pos_embed.numpy(), resample_pos_embed(expected, (4, 4), (8, 8)).numpy())
 
 
-def test_positions_that_cannot_be_resized():
+def test_positions_that_cannot_be_resampled():
     model, entries = small("vit"), foreign.jax(small("vit", img_size=(48, 32)))
-    assert "from a square grid or window only" in refusal(model, entries, resize=True)
+    assert "only from a square grid or window" in refusal(model, entries, resize=True)
     assert "resize=True" not in refusal(small("vit", embed_dim=48), foreign.jax(small("vit")), resize=True)
 
 
-def test_the_wrong_model():
-    """Whose they are is told from names and shapes."""
+def test_message_names_the_model_that_fits():
+    """Names and shapes identify the registered model."""
     entries = written(models.create_model("vit_nano_cifar"), foreign.hugging_face_vit)
-    look = "They look like those of create_model('{}'), without other arguments."
+    look = "The weights look like those of create_model('{}') without further arguments."
     assert look.format("vit_nano_cifar") in refusal(models.create_model("vit_micro_cifar"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)
@@ -266,8 +276,8 @@ def test_the_wrong_model():
     assert look.format("vit_nano_cifar") in refusal(small("swin"), entries)
 
 
-def test_no_model_is_named_where_none_is_alike():
-    """Three quarters of them would fit, or no more than fit already."""
+def test_message_names_no_model_if_none_fits():
+    """The first file fits 3/4 of a registered model; the second fits no model better than the given one."""
     of_three_blocks = written(models.create_model("vit_nano_cifar", depth=3), foreign.ours)
     incomplete = written(models.create_model("vit_nano_cifar"), foreign.ours)
     del incomplete["norm.bias"]
@@ -276,20 +286,20 @@ def test_no_model_is_named_where_none_is_alike():
         assert "Was the model created with the same arguments" in text and "look like" not in text
 
 
-def test_names_that_nobody_knows():
+def test_unknown_names_list_the_known_layouts():
     text = refusal(small("vit"), {"encoder.embed.w": np.zeros(3), "epoch": 4})
-    assert "none of these 2 names (encoder.embed.w, epoch) is known here" in text
+    assert "none of the 2 names (encoder.embed.w, epoch) is known" in text
     assert all(name in text for name in ("minigrad", "timm", "torchvision", "Hugging Face", "Google"))
     assert "no weights to load" in refusal(small("vit"), {})
 
 
-def test_quantised_weights():
+def test_quantized_weights_are_refused():
     model, entries = file_of("Facebook")
     entries["norm.weight"] = np.ones(16, np.int8)
     text = refusal(model, entries)
-    assert "int8  norm.weight" in text and "quantised" in text
+    assert "int8  norm.weight" in text and "quantized" in text
 
 
-def test_two_entries_for_one_parameter():
+def test_second_entry_for_a_parameter_is_unexpected():
     model, entries = file_of("timm's Swin")
     assert "unexpected  head.weight" in refusal(model, entries | {"head.weight": entries["head.fc.weight"]})

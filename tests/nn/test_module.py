@@ -328,8 +328,6 @@ def test_conv2d_passes_every_argument():
         (nn.LayerNorm(2), "(2,), eps=1e-05"),
         (nn.GroupNorm(1, 2), "1, 2, eps=1e-05"),
         (nn.BatchNorm2d(2), "2, eps=1e-05, momentum=0.1"),
-        (nn.ResidualLayerNorm(2), "(2,), eps=1e-05, drop_path=0.0"),
-        (nn.Residual(), "drop_path=0.0"),
         (nn.DropPath(), "p=0.0"),
         (nn.Dropout(), "p=0.5"),
     ],

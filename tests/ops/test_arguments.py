@@ -61,10 +61,10 @@ def test_booleans_are_no_counts(name):
         (float("nan"), ValueError, "above 0 and finite, got nan"), (float("inf"), ValueError, "above 0 and finite"),
         (0, ValueError, "above 0 and finite, got 0"), (-1.5, ValueError, "above 0 and finite, got -1.5"),
         ((1.0, float("nan")), ValueError, "above 0 and finite"), ((2.0, 0.0), ValueError, "above 0 and finite"),
-        ((1.0, 2.0, 3.0), ValueError, "two axes to scale.* names 3"), ((2.0,), ValueError, "two axes .* names 1"),
-        (0.1, ValueError, r"scale_factor 0.1 makes images \(6, 6\) empty: \(0, 0\)"),
-        ("22", TypeError, "is a number or a pair"),
-        ((None, 2), TypeError, "is a number or a pair"), (np.ones(2), TypeError, "is a number or a pair"),
+        ((1.0, 2.0, 3.0), ValueError, "a number or a pair .* 3 values"), ((2.0,), ValueError, "got 1 values"),
+        (0.1, ValueError, r"scale_factor 0.1 of images \(6, 6\) gives size \(0, 0\)"),
+        ("22", TypeError, "must be a number or a pair"),
+        ((None, 2), TypeError, "must be a number or a pair"), (np.ones(2), TypeError, "must be a number or a pair"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["nearest", "bicubic"])

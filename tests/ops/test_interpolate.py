@@ -160,8 +160,8 @@ def test_only_the_matrices_are_saved():
         ((1, 1, 0, 4), {"size": 2}, ValueError, "only the batch may be empty"),
         ((1, 1, 4, 4), {"size": 0}, ValueError, "size must be at least 1"),
         ((1, 1, 4, 4), {"size": 2, "mode": "area"}, ValueError, "mode must be one of nearest, .*'area'"),
-        ((1, 1, 4, 4), {"size": 2, "mode": "nearest", "align_corners": False}, ValueError, "align_corners is for"),
-        ((1, 1, 4, 4), {"size": 2, "mode": "nearest-exact", "antialias": True}, ValueError, "antialias is for"),
+        ((1, 1, 4, 4), {"size": 2, "mode": "nearest", "align_corners": False}, ValueError, "align_corners is only for"),
+        ((1, 1, 4, 4), {"size": 2, "mode": "nearest-exact", "antialias": True}, ValueError, "antialias is only for"),
     ],
 )
 def test_errors_teach(shape, options, error, message):

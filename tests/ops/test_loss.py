@@ -61,7 +61,7 @@ def test_any_integers_name_classes(kind):
         (
             entropy([0, 3]),
             IndexError,
-            r"class indices must be from 0 to 2 \(or ignore_index = -100\), got some .* to 3",
+            r"class indices must be from 0 to 2 \(or ignore_index = -100\), got indices .* to 3",
         ),
         (entropy([0]), ValueError, "class indices must have the input's shape without its class axis 1"),
         (entropy([[0.5, 0.5]]), ValueError, "probabilities must have the shape of the input"),
@@ -74,9 +74,9 @@ def test_any_integers_name_classes(kind):
         (entropy([0, 1], weight=Tensor(np.ones(2))), ValueError, r"cross_entropy: weight must have shape \(3,\)"),
         (lambda x: F.cross_entropy(x[:, :0], x), ValueError, "C at least 1"),
         (lambda x: F.cross_entropy(x > 0, x), TypeError, "cross_entropy: needs floating-point numbers"),
-        (lambda x: F.mse_loss(x, x[0]), ValueError, r"mse_loss: input and target must have one shape, got .* \(3,\)"),
+        (lambda x: F.mse_loss(x, x[0]), ValueError, r"mse_loss: .* must have the same shape, got .* \(3,\)"),
         (lambda x: F.mse_loss(x, x, reduction="max"), ValueError, "mse_loss: reduction must be"),
-        (lambda x: F.one_hot(Tensor(np.array([3])), 3), IndexError, "one_hot: classes must be from 0 to 2"),
+        (lambda x: F.one_hot(Tensor(np.array([3])), 3), IndexError, "one_hot: class indices must be from 0 to 2"),
     ],
 )
 def test_errors_teach(call, error, message):

@@ -70,9 +70,9 @@ def test_padding_is_never_the_maximum():
 def test_a_byte_for_each_window_is_saved():
     node = MaxPool2d()
     node.forward(np.zeros((1, 1, 16, 16)), kernel_size=16, stride=1, padding=0, dilation=1, ceil_mode=False)
-    assert node.taken.dtype == np.uint8
+    assert node.argmax.dtype == np.uint8
     node.forward(np.zeros((1, 1, 17, 17)), kernel_size=17, stride=1, padding=0, dilation=1, ceil_mode=False)
-    assert node.taken.dtype == np.uint16
+    assert node.argmax.dtype == np.uint16
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_adaptive_windows_do_not_spread_what_they_do_not_see():
         ((4, 4), {"kernel_size": 2}, ValueError, "4-D"),
         ((1, 0, 4, 4), {"kernel_size": 2}, ValueError, "only the batch may be empty"),
         ((1, 1, 4, 4), {"kernel_size": 0}, ValueError, "kernel_size must be at least 1"),
-        ((1, 1, 4, 4), {"kernel_size": "2"}, TypeError, "kernel_size is an integer or a pair"),
+        ((1, 1, 4, 4), {"kernel_size": "2"}, TypeError, "kernel_size must be an integer or a pair"),
         ((1, 1, 4, 4), {"kernel_size": 2, "stride": 0}, ValueError, "stride must be at least 1"),
         ((1, 1, 4, 4), {"kernel_size": 2, "padding": -1}, ValueError, "padding must be at least 0"),
         ((1, 1, 4, 4), {"kernel_size": 3, "padding": 2}, ValueError, r"at most half of kernel_size \(3, 3\)"),
-        ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, more than .* \(4, 4\)"),
+        ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, but .* \(4, 4\)"),
     ],
 )
 def test_errors_teach(pool, shape, options, error, message):
@@ -142,11 +142,11 @@ def test_more_errors():
     x = Tensor(np.zeros((1, 1, 4, 4)))
     with pytest.raises(ValueError, match="dilation must be at least 1"):
         F.max_pool2d(x, 2, dilation=0)
-    with pytest.raises(ValueError, match=r"divisor_override .*, so it must not be 0"):
+    with pytest.raises(ValueError, match=r"divisor_override must not be 0"):
         F.avg_pool2d(x, 2, divisor_override=0)
     with pytest.raises(ValueError, match="output_size must be at least 1"):
         F.adaptive_avg_pool2d(x, 0)
-    with pytest.raises(TypeError, match="output_size is an integer or a pair"):
+    with pytest.raises(TypeError, match="output_size must be an integer or a pair"):
         F.adaptive_avg_pool2d(x, (1, 2, 3))
     for pool in (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d):
         with pytest.raises(TypeError, match="floating-point"):

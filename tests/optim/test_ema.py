@@ -1,4 +1,4 @@
-"""The moving average of a model against its formula written out; where it is put and put back; its state."""
+"""EMA against its formula; `applied`; state."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from minigrad.nn.module import Buffer
 
 
 class Counting(nn.Module):
-    """A parameter, a buffer that is averaged and one that is counted."""
+    """Parameters, a floating-point buffer, which is averaged, and an integer buffer, which is copied."""
 
     def __init__(self, dtype=np.float64):
         self.layer = nn.Linear(3, 2).to(dtype=dtype)
@@ -22,8 +22,8 @@ def values(model):
     return {name: np.array(tensor.numpy()) for name, tensor in model.state_dict().items()}
 
 
-def moved(model, rng):
-    """The model after something like a step of an optimiser, in place."""
+def change(model, rng):
+    """Change parameters and buffers in place, as an optimizer step and a forward do."""
     for name, tensor in model.state_dict().items():
         if name == "count":
             tensor.data += 1
@@ -32,11 +32,11 @@ def moved(model, rng):
 
 
 @given(st.floats(0, 0.9999), st.booleans(), st.integers(0, 12), st.integers(0, 99))
-def test_it_follows_its_formula(decay, warmup, steps, seed):
+def test_ema_follows_its_formula(decay, warmup, steps, seed):
     model, rng = Counting(), np.random.default_rng(seed)
     ema, expected = optim.EMA(model, decay, warmup=warmup), values(model)
     for t in range(steps):
-        moved(model, rng)
+        change(model, rng)
         ema.update()
         d = min(decay, (1 + t) / (10 + t)) if warmup else decay
         for name, x in values(model).items():
@@ -48,11 +48,11 @@ def test_it_follows_its_formula(decay, warmup, steps, seed):
         np.testing.assert_allclose(found[name], x, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
-def test_on_every_device(device):
+def test_ema_on_every_device(device):
     model, rng = Counting(np.float32).to(device), np.random.default_rng(0)
     ema, expected = optim.EMA(model, 0.9), values(model)
     for _ in range(3):
-        moved(model, rng)
+        change(model, rng)
         ema.update()
         for name, x in values(model).items():
             expected[name] = x if name == "count" else 0.9 * expected[name] + (1 - 0.9) * x
@@ -61,8 +61,8 @@ def test_on_every_device(device):
         np.testing.assert_allclose(x, expected[name] if name != "updates" else 3, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-def test_a_constant_is_its_own_average():
-    """Which decay and 1 - decay, each rounded to float32, would miss by one in 6000."""
+def test_average_of_a_constant_is_the_constant():
+    """With decay · ema + (1 - decay) · x in float32, the error would be 1/6000."""
     model = Counting(np.float32)
     ema = optim.EMA(model, 0.9999)
     for average in ema.averages.values():
@@ -78,8 +78,8 @@ def test_a_constant_is_its_own_average():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_averages_of_narrow_numbers_are_in_float32(dtype):
-    """Where a thousandth of a step is nothing in them."""
+def test_averages_of_16_bit_parameters_are_in_float32(dtype):
+    """0.001 of the difference underflows in 16 bits."""
     model = nn.Linear(3, 2).to(dtype=dtype)
     model.weight.data[...] = 1
     ema = optim.EMA(model, 0.999)
@@ -92,28 +92,28 @@ def test_averages_of_narrow_numbers_are_in_float32(dtype):
         np.testing.assert_allclose(model.weight.float().numpy(), 2 - 0.999**100, rtol=2**-8)
 
 
-def test_the_weights_come_back(device):
+def test_applied_restores_the_parameters(device):
     model = Counting().to(device)
     ema, before = optim.EMA(model, 0.5), [tensor.data for tensor in model.state_dict().values()]
-    moved(model, np.random.default_rng(0))
+    change(model, np.random.default_rng(0))
     expected = values(model)
     with pytest.raises(ZeroDivisionError), ema.applied(), ema.applied():
         assert (values(model)["layer.weight"] != expected["layer.weight"]).all()
         1 / 0  # noqa: B018
     after = [tensor.data for tensor in model.state_dict().values()]
-    assert all(a is b for a, b in zip(after, before, strict=True))  # what a graph reads is where it was
+    assert all(a is b for a, b in zip(after, before, strict=True))  # a CUDA graph reads the same addresses
     for name, x in values(model).items():
         np.testing.assert_array_equal(x, expected[name])
 
 
-def test_a_restored_average_goes_on_bit_for_bit(device):
+def test_restored_ema_continues_bit_for_bit(device):
     model, rng = Counting(np.float32).to(device), np.random.default_rng(0)
     one, two = (optim.EMA(model, 0.99, warmup=True) for _ in range(2))
     for _ in range(3):
-        moved(model, rng)
+        change(model, rng)
         one.update()
     two.load_state_dict({name: np.array(value) for name, value in one.state_dict().items()})
-    moved(model, rng)
+    change(model, rng)
     one.update()
     two.update()
     found = two.state_dict()
@@ -122,7 +122,7 @@ def test_a_restored_average_goes_on_bit_for_bit(device):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("edit", "message"),
     [
         (lambda state: state.pop("mean"), r"missing     mean \(2,\)"),
         (lambda state: state.pop("updates"), r"missing     updates \(\)"),
@@ -134,10 +134,10 @@ def test_a_restored_average_goes_on_bit_for_bit(device):
         (lambda state: state.update(updates=np.array(-1)), "unfit       updates: must be a whole number from 0 on"),
     ],
 )
-def test_a_foreign_state_is_refused(change, message):
+def test_state_of_another_model_raises(edit, message):
     ema = optim.EMA(Counting())
     state = {name: np.array(value) + 1 for name, value in ema.state_dict().items()}
-    change(state)
+    edit(state)
     before = {name: np.array(value) for name, value in ema.state_dict().items()}
     with pytest.raises(ValueError, match=message):
         ema.load_state_dict(state)
@@ -146,7 +146,7 @@ def test_a_foreign_state_is_refused(change, message):
 
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
-def test_a_model_that_has_moved_is_refused(device):
+def test_model_on_another_device_raises(device):
     model = nn.Linear(2, 2)
     ema = optim.EMA(model)
     model.to(device)
@@ -156,7 +156,7 @@ def test_a_model_that_has_moved_is_refused(device):
     ema.update()
 
 
-def test_bad_settings_are_refused():
+def test_invalid_options_raise():
     for decay in (-0.1, 1.0, float("nan")):
         with pytest.raises(ValueError, match="decay must be from 0 to below 1"):
             optim.EMA(nn.Linear(2, 2), decay)
@@ -168,15 +168,15 @@ def test_bad_settings_are_refused():
         optim.EMA(model)
 
 
-def changed_shape(model):
+def change_shape(model):
     model.layer.weight.data = np.ones((5, 3))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("edit", "message"),
     [
         (lambda model: setattr(model, "layer", nn.Linear(3, 5)), r"layer.weight is \(5, 3\), its average \(2, 3\)"),
-        (changed_shape, r"layer.weight is \(5, 3\), its average \(2, 3\)"),
+        (change_shape, r"layer.weight is \(5, 3\), its average \(2, 3\)"),
         (
             lambda model: setattr(model, "layer", nn.Linear(3, 2).to(dtype="float64")),
             "layer.weight .* another parameter",
@@ -186,11 +186,11 @@ def changed_shape(model):
         (lambda model: model.to(dtype="float32"), "layer.weight is float32, its average float64"),
     ],
 )
-def test_a_model_that_has_changed_is_refused(change, message):
-    """Instead of averaging on parameters that are no longer the model's."""
+def test_changed_model_raises(edit, message):
+    """`update` does not go on averaging parameters that the model no longer has."""
     model = Counting()
     ema = optim.EMA(model, 0.5)
-    change(model)
+    edit(model)
     for use in (ema.update, lambda: ema.applied().__enter__()):
         with pytest.raises(RuntimeError, match=message):
             use()
@@ -198,7 +198,7 @@ def test_a_model_that_has_changed_is_refused(change, message):
     optim.EMA(model).update()
 
 
-def test_a_buffer_may_be_replaced_and_16_bits_come_and_go():
+def test_buffer_can_be_replaced_and_dtype_cast_and_restored():
     model = Counting(np.float32)
     ema = optim.EMA(model, 0.5)
     model.mean = Buffer(np.float32([2, 4]))

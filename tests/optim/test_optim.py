@@ -1,4 +1,4 @@
-"""Optimisers against their formulas written out, schedules, clipping, state."""
+"""Optimizers against their formulas, learning-rate schedules, gradient clipping, state."""
 
 from itertools import permutations
 
@@ -55,7 +55,7 @@ def test_adamw_follows_its_formula():
         np.testing.assert_allclose(p.data, x, rtol=1e-12)
 
 
-def test_a_group_has_settings_of_its_own():
+def test_each_group_has_its_own_options():
     still, moving = Parameter(np.ones(2)), Parameter(np.ones(2))
     optimizer = optim.AdamW([{"params": [still], "lr": 0.0}, {"params": [moving], "weight_decay": 0.0}], lr=0.1)
     run(optimizer, [still, moving], 1)
@@ -79,10 +79,10 @@ def test_defaults_of_optimizers():
 
 
 @pytest.mark.parametrize("make", [lambda p: optim.SGD(p, 0.1, 0.9), lambda p: optim.AdamW(p, 0.1)])
-def test_a_restored_optimizer_goes_on_bit_for_bit(make):
+def test_restored_optimizer_continues_bit_for_bit(make):
     params, copies = parameters(), parameters()
     one, two = make(params), make(copies)
-    one.param_groups[0]["lr"] = 0.05  # as a schedule leaves it
+    one.param_groups[0]["lr"] = 0.05  # as after a schedule's step
     run(one, params, 3)
     for p, c in zip(params, copies, strict=True):
         c.data[...] = p.data
@@ -92,7 +92,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(make):
     for p, c in zip(params, copies, strict=True):
         np.testing.assert_array_equal(p.data, c.data)
     other = make([Parameter(np.ones(7))])
-    with pytest.raises(ValueError, match="group 0 has 3 parameters in this state, 1 here"):
+    with pytest.raises(ValueError, match="group 0 has 3 parameters in this state, 1 in this optimizer"):
         other.load_state_dict(one.state_dict())
     assert other.state == [[{}]]
 
@@ -105,7 +105,7 @@ def test_float32_parameters_stay_float32():
     assert p.dtype == np.float32 and optimizer.state[0][0]["m"].dtype == np.float32
 
 
-def test_a_parameter_without_a_gradient_stays():
+def test_parameter_without_gradient_is_unchanged():
     p = Parameter(np.ones(3))
     optim.AdamW([p]).step()
     np.testing.assert_array_equal(p.data, 1)
@@ -120,7 +120,7 @@ def test_warmup_and_cosine():
         schedule.step()
     np.testing.assert_allclose(rates[:5], [0.25, 0.5, 0.75, 1.0, 1.0])
     np.testing.assert_allclose(rates[8], 0.55)
-    np.testing.assert_allclose(rates[12:], 0.1)  # and beyond the end
+    np.testing.assert_allclose(rates[12:], 0.1)  # also beyond total_steps
     assert sorted(rates[4:], reverse=True) == rates[4:]
 
 
@@ -139,7 +139,7 @@ def test_clipping_scales_all_gradients_by_one_factor():
 
 
 def test_clipping_divides_by_the_norm_plus_1e_6():
-    """As PyTorch does: a norm of 1e-6 is scaled by max_norm / 2e-6."""
+    """As in PyTorch: gradients with a norm of 1e-6 are scaled by max_norm / 2e-6."""
     p = Parameter(np.ones(1))
     p.grad = Tensor(np.array([1e-6]))
     optim.clip_grad_norm_(p, 1e-7)
@@ -154,7 +154,7 @@ def test_clipping_divides_by_the_norm_plus_1e_6():
         (lambda p: optim.AdamW(p, betas=(0.9, 1.0)), "betas must be"),
         (lambda p: optim.AdamW([*p, p[0]]), "in two groups, or twice"),
         (lambda p: optim.AdamW([]), "no parameters"),
-        (lambda p: optim.AdamW([{"params": p, "momentum": 1}]), "unknown settings"),
+        (lambda p: optim.AdamW([{"params": p, "momentum": 1}]), "unknown options"),
         (lambda p: optim.AdamW([p[0] * 2]), "leaf Tensors"),
         (lambda p: optim.WarmupCosine(optim.SGD(p), 5, 4), "0 <= warmup_steps <= total_steps"),
         (lambda p: optim.clip_grad_norm_(p, 0), "max_norm must be above 0"),
@@ -165,15 +165,15 @@ def test_clipping_divides_by_the_norm_plus_1e_6():
         (lambda p: optim.WarmupCosine(optim.SGD(p), 1, 4, final=-0.1), "final must not be negative"),
     ],
 )
-def test_bad_settings_are_refused(make, message):
+def test_invalid_options_raise(make, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make(parameters())
 
 
-# The state of a schedule ---------------------------------------------------------------------------------------------
+# State of a schedule -------------------------------------------------------------------------------------------------
 
 
-ORDER = "make", "load", "load optimizer"  # a schedule is made before it is loaded
+ORDER = "make", "load", "load optimizer"  # a schedule must be made before it is loaded
 
 
 def two_groups():
@@ -213,7 +213,7 @@ def test_schedule_and_optimizer_load_in_any_order(order, done):
     assert rates_from(two, again) == rates_from(one, schedule)
 
 
-def test_a_second_schedule_begins_with_the_base_rates():
+def test_second_schedule_starts_from_the_base_rates():
     optimizer = two_groups()
     first = optim.WarmupCosine(optimizer, 0, 3)
     for _ in range(3):
@@ -226,7 +226,7 @@ def test_a_second_schedule_begins_with_the_base_rates():
     assert given.param_groups[0]["lr"] == 0.5
 
 
-def test_an_older_state_without_base_rates_keeps_those_here():
+def test_old_state_without_base_rates_keeps_current_ones():
     one, two = two_groups(), two_groups()
     schedule, again = schedule_of(one), schedule_of(two)
     run(one, [p for group in one.param_groups for p in group["params"]], 1)
@@ -237,14 +237,14 @@ def test_an_older_state_without_base_rates_keeps_those_here():
 
 
 @pytest.mark.parametrize("t", [-1, 1.5, np.nan])
-def test_a_schedule_refuses_a_step_that_is_none(t):
+def test_schedule_rejects_invalid_t(t):
     schedule = schedule_of(two_groups())
     with pytest.raises(ValueError, match="WarmupCosine: t"):
         schedule.load_state_dict({"t": np.asarray(t)})
     assert schedule.t == 0
 
 
-# The state of other parameters ---------------------------------------------------------------------------------------
+# State of other parameters -------------------------------------------------------------------------------------------
 
 MAKE = {
     "sgd": lambda p: optim.SGD(p, 0.1, 0.9),
@@ -272,7 +272,7 @@ MAKE = {
         lambda state: {k: v * 1e300 if v.ndim == 2 else v for k, v in state.items()},
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_whole(make, change):
+def test_state_that_does_not_fit_changes_nothing(make, change):
     rng = np.random.default_rng(0)
     (one, params), (two, _) = (
         (make(params), params)
@@ -289,7 +289,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(make, change):
 
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 @pytest.mark.parametrize(("ours", "kept"), [("float32", "float32"), ("float64", "float64"), ("float16", "float32")])
-def test_a_state_is_cast_to_the_dtype_of_the_update(make, ours, kept):
+def test_state_is_cast_to_the_dtype_of_the_update(make, ours, kept):
     params, others = parameters(), [Parameter(p.data.astype(ours)) for p in parameters()]
     one, two = make(params), make(others)
     run(one, params, 2)
@@ -298,7 +298,7 @@ def test_a_state_is_cast_to_the_dtype_of_the_update(make, ours, kept):
     assert len(arrays) >= 3 and {x.dtype.name for x in arrays} == {kept}
 
 
-def test_which_parameters_have_state_is_known():
+def test_state_dict_says_which_parameters_have_state():
     still, moving = parameters()[:2]
     one, two = optim.AdamW([still, moving]), optim.AdamW(parameters()[:2])
     run(one, [moving], 1)
@@ -316,14 +316,14 @@ def in_16_bits(values, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_16_bit_parameters_follow_float32(make, dtype):
-    """Also where float16 has neither the squares of the gradients nor eps."""
+    """Also if the squares of the gradients and eps underflow in float16."""
     start, grads = [[1.0, -2.0], [0.5, 3.0]], [[[1e-6, 300.0], [0.0, -6e4]], [[0.0, 1.0], [1e-5, -1.0]]]
     half, single = (Parameter(in_16_bits(start, d)) for d in (dtype, "float32"))
     optimizers = make([half]), make([single])
     for grad in grads:
         half.grad = Tensor(in_16_bits(grad, dtype))
         single.grad = half.grad.float()
-        single.data[...] = half.data.astype(np.float32)  # so that rounding does not add up
+        single.data[...] = half.data.astype(np.float32)  # rounding errors do not accumulate
         for optimizer in optimizers:
             optimizer.step()
         assert half.dtype == dtype
@@ -347,7 +347,7 @@ def test_clipping_16_bit_gradients(dtype, value):
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-30, 1.0])
-def test_squares_of_float32_neither_overflow_nor_vanish(size):
+def test_norm_if_squares_overflow_or_underflow_float32(size):
     p = Parameter(np.zeros((2, 8), np.float32))
     p.grad = Tensor(np.full((2, 8), size, np.float32))
     found = optim.clip_grad_norm_(p, 2.0)
@@ -356,7 +356,7 @@ def test_squares_of_float32_neither_overflow_nor_vanish(size):
     np.testing.assert_allclose(p.grad.data, min(size, 0.5), rtol=1e-6)
 
 
-def test_the_norm_of_several_dtypes_has_the_widest():
+def test_norm_of_several_dtypes_has_the_widest():
     params = [Parameter(in_16_bits(np.ones(2), dtype)) for dtype in ("float16", "bfloat16", "float64")]
     for p in params:
         p.grad = Tensor(p.data.copy())
@@ -364,7 +364,7 @@ def test_the_norm_of_several_dtypes_has_the_widest():
     assert optim.clip_grad_norm_(params[:2], 1.0).dtype == np.float32
 
 
-# Settings that are NumPy's or Tensors --------------------------------------------------------------------------------
+# Options that are NumPy scalars or Tensors ---------------------------------------------------------------------------
 
 AS = [np.float64, np.float32, np.asarray, Tensor, lambda x: Tensor(np.float64([x]))]
 
@@ -378,7 +378,7 @@ AS = [np.float64, np.float32, np.asarray, Tensor, lambda x: Tensor(np.float64([x
         lambda p, of: optim.Muon([{"params": p, "muon": True}], of(0.5), of(0.75), weight_decay=of(0.25)),
     ],
 )
-def test_settings_of_numpy_or_a_tensor_widen_nothing(make, kind):
+def test_numpy_and_tensor_options_keep_float32(make, kind):
     found, expected = (Parameter(np.float32([[1, 2], [3, 5]])) for _ in range(2))
     for p, of in ((found, kind), (expected, float)):
         optimizer = make([p], of)
@@ -393,7 +393,7 @@ def test_settings_of_numpy_or_a_tensor_widen_nothing(make, kind):
     np.testing.assert_array_equal(found.data, expected.data)
 
 
-def test_a_rate_that_is_a_tensor_may_be_set_later_and_saved():
+def test_tensor_learning_rate_can_be_changed_and_saved():
     p, rate = Parameter(np.float32([1])), Tensor(0.5)
     optimizer = optim.SGD([p], rate)
     for change, expected in (
@@ -410,7 +410,7 @@ def test_a_rate_that_is_a_tensor_may_be_set_later_and_saved():
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
 @pytest.mark.parametrize("kind", [float, np.float32, Tensor])
 @pytest.mark.parametrize("name", ["lr", "weight_decay", "eps"])
-def test_negative_and_nan_settings_are_refused(value, kind, name):
+def test_negative_infinite_and_nan_options_raise(value, kind, name):
     for groups, settings in ((parameters(), {name: kind(value)}), ([{"params": parameters(), name: kind(value)}], {})):
         with pytest.raises(ValueError, match=f"AdamW: {name} must not be negative, infinite or NaN"):
             optim.AdamW(groups, **settings)

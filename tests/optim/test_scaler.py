@@ -1,4 +1,4 @@
-"""The scale of a loss: how small it may become, and when. (How it falls and rises: tests/autograd/test_autocast.py.)"""
+"""GradScaler: the smallest scale, order of calls, 16 bits. (How the scale changes: tests/autograd/test_autocast.py.)"""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from minigrad import Tensor, optim
 
 
 @given(exponent=st.integers(-14, 20), factor=st.sampled_from([0.5, 0.3, 0.9]), value=st.sampled_from([np.nan, np.inf]))
-def test_a_scale_ends_where_float16_loses_digits(exponent, factor, value):
-    """With it, an error says that no scale is the cure, and whoever goes on has the same scale still."""
+def test_overflow_at_the_smallest_scale_raises(exponent, factor, value):
+    """The error leaves the scale unchanged."""
     parameter = Tensor(np.zeros(2, np.float32), requires_grad=True)
     optimizer = optim.SGD([parameter], lr=1.0)
     scaler, scale = optim.GradScaler(2.0**exponent, backoff_factor=factor), 2.0**exponent
@@ -30,20 +30,20 @@ def test_a_scale_ends_where_float16_loses_digits(exponent, factor, value):
     np.testing.assert_allclose(parameter.numpy(), -1, rtol=1e-6)
 
 
-def made(*values, dtype=np.float32):
-    """An optimizer for each value, whose parameter is 0 and has this gradient."""
+def optimizers_with(*values, dtype=np.float32):
+    """An optimizer for each value, with one parameter that is 0 and has this gradient."""
     optimizers = [optim.SGD([Tensor(np.zeros(1, dtype), requires_grad=True)], lr=1.0) for _ in values]
     for optimizer, value in zip(optimizers, values, strict=True):
         optimizer.param_groups[0]["params"][0].grad = Tensor(np.array([value], dtype))
     return optimizers
 
 
-def at(optimizer):
+def parameter_of(optimizer):
     return optimizer.param_groups[0]["params"][0].item()
 
 
-def test_each_call_is_once_between_two_updates():
-    (optimizer,), scaler = made(8.0), optim.GradScaler(8.0)
+def test_unscale_and_step_run_once_between_updates():
+    (optimizer,), scaler = optimizers_with(8.0), optim.GradScaler(8.0)
     with pytest.raises(RuntimeError, match=r"update\(\) was called without step\(\) or unscale_\(\)"):
         scaler.update()
     for _ in range(2):
@@ -59,20 +59,20 @@ def test_each_call_is_once_between_two_updates():
             scaler.unscale_(optimizer)
         scaler.update(8.0)
         optimizer.param_groups[0]["params"][0].grad = Tensor(np.float32([8]))
-    assert at(optimizer) == -2
+    assert parameter_of(optimizer) == -2
 
 
-def test_two_optimizers_have_one_scale():
-    optimizers, scaler = made(4.0, np.inf), optim.GradScaler(4.0)
+def test_two_optimizers_share_a_scale():
+    optimizers, scaler = optimizers_with(4.0, np.inf), optim.GradScaler(4.0)
     assert [scaler.step(optimizer) for optimizer in optimizers] == [True, False]
     scaler.update()
-    assert [at(optimizer) for optimizer in optimizers] == [-1, 0] and scaler.get_scale() == 2
+    assert [parameter_of(optimizer) for optimizer in optimizers] == [-1, 0] and scaler.get_scale() == 2
     optimizers[1].param_groups[0]["params"][0].grad = Tensor(np.float32([2]))
-    assert scaler.step(optimizers[1]) and at(optimizers[1]) == -1
+    assert scaler.step(optimizers[1]) and parameter_of(optimizers[1]) == -1
 
 
 @pytest.mark.parametrize("scale", [2.0**20, np.float32(2.0**20), Tensor(2.0**20)])
-def test_a_new_scale_is_taken(scale):
+def test_update_sets_a_new_scale(scale):
     scaler = optim.GradScaler(4.0)
     scaler.update(scale)
     assert scaler.get_scale() == 2.0**20 and type(scaler.get_scale()) is float
@@ -83,8 +83,8 @@ def test_a_new_scale_is_taken(scale):
 
 @pytest.mark.parametrize("exponent", [14, 30, 40])
 def test_16_bit_gradients_are_unscaled_in_float32(exponent):
-    """Where 1/S is nothing in float16."""
-    (optimizer,), scaler = made(2.0**14, dtype=np.float16), optim.GradScaler(2.0**exponent)
+    """1/S underflows in float16."""
+    (optimizer,), scaler = optimizers_with(2.0**14, dtype=np.float16), optim.GradScaler(2.0**exponent)
     scaler.unscale_(optimizer)
     assert optimizer.param_groups[0]["params"][0].grad.item() == float(np.float16(2.0 ** (14 - exponent)))
 
@@ -97,7 +97,7 @@ def test_a_16_bit_loss_is_scaled_in_float32():
 
 @pytest.mark.parametrize("state", [{"scale": np.nan, "good_steps": 0}, {"scale": 0, "good_steps": 0},
                                    {"scale": 1, "good_steps": 0.5}])  # fmt: skip
-def test_a_state_that_is_none_is_refused(state):
+def test_invalid_state_raises(state):
     scaler = optim.GradScaler(4.0)
     with pytest.raises(ValueError, match="GradScaler"):
         scaler.load_state_dict({name: np.asarray(value) for name, value in state.items()})

@@ -1,4 +1,4 @@
-"""Every model against torchvision, timm and transformers: all activations and all gradients, layer by layer."""
+"""All models against torchvision, timm and transformers: activations and gradients, layer by layer."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -13,12 +13,12 @@ from models.compare.__main__ import main
 from models.compare.differences import compare
 from models.compare.record import CASES
 from models.compare.references import Reference
-from models.compare.trace import Trace, trace, within
+from models.compare.trace import Trace, is_submodule, trace
 from models.model import ImageModel
 
 torch = pytest.importorskip("torch")
 
-# Which libraries can build which case; torchvision alone has all of Swin's sizes, timm alone the hybrid.
+# The libraries that support each case. Only torchvision supports all of Swin's sizes; only timm has the hybrid.
 ALL = ("torchvision", "timm", "transformers")
 BUILT = {
     "vit": ALL,
@@ -41,14 +41,14 @@ BUILT = {
     "swin_map_below_window": ("torchvision",),
     "swin_24x24_window_7": ("torchvision",),
 }
-# Larger ones, each by another library than the one that recorded its golden.
+# Larger cases, each with a library other than the golden's.
 LARGER = [("vit_tiny_cifar", "transformers"), ("swin_tiny_cifar", "timm"), ("convnext_atto_cifar", "timm")]
 PAIRS = [(name, library) for name, built in BUILT.items() for library in built]
 
 
 @cache
 def theirs(name: str, library: str) -> tuple[Reference, Trace]:
-    """A case as a library runs it, in float64."""
+    """A library's run of a case, in float64."""
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     case = CASES[name]
@@ -57,7 +57,7 @@ def theirs(name: str, library: str) -> tuple[Reference, Trace]:
 
 
 def ours(name: str) -> tuple[ImageModel, np.ndarray]:
-    """The model of a case and its images."""
+    """Our model of a case, and the images."""
     case = CASES[name]
     with init.skip_init():
         model = formula.fill(models.create_model(case.model, **case.overrides))
@@ -65,7 +65,7 @@ def ours(name: str) -> tuple[ImageModel, np.ndarray]:
 
 
 @pytest.mark.parametrize(("name", "library"), PAIRS + LARGER)
-def test_values_and_gradients(name, library):
+def test_outputs_and_gradients_agree(name, library):
     (_, expected), (model, images) = theirs(name, library), ours(name)
     comparison = compare(trace(model, images), expected, model)
     assert comparison.tolerances == (1e-12, 1e-11)
@@ -75,12 +75,12 @@ def test_values_and_gradients(name, library):
     assert blocks | {"fc_norm" if name == "vit_avg" else "norm", "logits"} <= rows
     assert {row.name for row in comparison.gradients} == rows | {"images"}
     assert {row.name for row in comparison.parameters} == {parameter for parameter, _ in model.named_parameters()}
-    inside = [row for row in rows if any(within(row, block) for block in blocks)]
-    assert len(inside) >= 4 * len(blocks)  # of the layers in a block
+    inside = [row for row in rows if any(is_submodule(row, block) for block in blocks)]
+    assert len(inside) >= 4 * len(blocks)  # several layers of each block
 
 
 @pytest.mark.parametrize(("name", "library"), PAIRS)
-def test_values_and_gradients_in_float32(name, library):
+def test_outputs_and_gradients_agree_in_float32(name, library):
     (_, expected), (model, images) = theirs(name, library), ours(name)
     model.to("float32")
     comparison = compare(trace(model, images), expected, model)
@@ -91,7 +91,7 @@ def test_values_and_gradients_in_float32(name, library):
 @pytest.mark.parametrize(
     ("name", "library"), [(name, library) for name in BUILT for library in ALL if library not in BUILT[name]]
 )
-def test_what_a_library_does_not_have_is_refused(name, library):
+def test_unsupported_configurations_are_refused(name, library):
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     with pytest.raises(libraries.UnsupportedError, match=rf"{library} (has no \w+; try |cannot build this model: )"):
@@ -109,7 +109,7 @@ def test_what_a_library_does_not_have_is_refused(name, library):
         ("torchvision", "vit_nano_cifar", {"patch_size": (8, 4)}, "square patches"),
     ],
 )
-def test_refusals_give_the_reason(library, model, overrides, reason):
+def test_refusals_name_the_condition(library, model, overrides, reason):
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     with pytest.raises(libraries.UnsupportedError, match=reason):
@@ -133,7 +133,7 @@ def test_refusals_give_the_reason(library, model, overrides, reason):
         ("torchvision", "swin_nano_cifar", {"window_size": (2, 9)}),
     ],
 )
-def test_other_arguments(library, model, overrides):
+def test_other_arguments_agree(library, model, overrides):
     if find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
     reference, own = Reference(library, model, **overrides), formula.fill(models.create_model(model, **overrides))
@@ -150,13 +150,13 @@ def test_other_arguments(library, model, overrides):
         ("hybrid_64x64", "timm", "patch_embed.backbone.stages.1.blocks.0.norm1"),
     ],
 )
-def test_a_wrong_layer_is_the_first_that_is_out_of_tolerance(name, library, layer):
+def test_wrong_layer_is_first_out_of_tolerance(name, library, layer):
     (_, expected), (model, images) = theirs(name, library), ours(name)
     dict(model.named_modules())[layer].eps *= 2
     assert compare(trace(model, images), expected, model).out_of_tolerance()[0].name == layer
 
 
-def test_the_command_line(capsys):
+def test_command_line_compares_with_a_library(capsys):
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
     arguments = ["--model", "swin_nano_cifar", "--against", "torchvision", "--img-size", "33x40", "--batch", "2"]
@@ -165,7 +165,7 @@ def test_the_command_line(capsys):
     assert "against torchvision" in out and "2 images of 3 x 33 x 40" in out and out.endswith("arrays agree\n")
 
 
-def test_the_same_module_has_the_same_name():
+def test_corresponding_modules_have_our_names():
     reference, _ = theirs("swin_36x44", "torchvision")
     pairs = reference.corresponding_modules()
     assert pairs["features.1.0"] == "layers.0.blocks.0" and pairs["features.2.norm"] == "layers.0.downsample.norm"

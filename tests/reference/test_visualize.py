@@ -1,4 +1,4 @@
-"""The numbers in the pictures against PyTorch's."""
+"""The arrays behind the pictures against PyTorch."""
 
 from importlib.util import find_spec
 
@@ -27,7 +27,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "overrides", "block"), CASES)
-def test_grad_cam_is_that_of_torch_on_timms_model(name, overrides, block):
+def test_grad_cam_agrees_with_torch_on_timm(name, overrides, block):
     if find_spec("timm") is None:
         pytest.skip("timm is not installed")
     reference = Reference("timm", name, **overrides)
@@ -50,7 +50,7 @@ def test_grad_cam_is_that_of_torch_on_timms_model(name, overrides, block):
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11 * expected.max())
 
 
-def test_similarity_is_torchs():
+def test_position_similarity_agrees_with_torch():
     embedding = formula.stream("E", 12, 5)
     rows = torch.from_numpy(embedding)
     expected = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1).numpy()

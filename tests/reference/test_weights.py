@@ -1,4 +1,4 @@
-"""Weights of real networks of timm, torchvision and transformers, loaded under their own names: the same logits."""
+"""State dicts of timm, torchvision and transformers, loaded under their own names, give the same logits."""
 
 import argparse
 import datetime
@@ -28,7 +28,7 @@ _CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
 
 
 def from_timm(name, **overrides):
-    """One of timm's models, smaller, and ours of the same name."""
+    """A reduced model of timm, and ours of the same name."""
     theirs = libraries.load("timm").create_model(name, num_classes=7, **overrides)
     return theirs, models.create_model(name, num_classes=7, **overrides)
 
@@ -59,7 +59,7 @@ def torchvision_convnext():
 
 
 def torchvision_resnet():
-    """With buffers, of which ours lack some."""
+    """Has buffers that our model does not have."""
     libraries.load("torchvision")
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -92,7 +92,7 @@ def transformers_convnext():
 PAIRS = {
     "timm vit": lambda: from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
     "timm hybrid": lambda: from_timm("vit_base_r50_s16_224", img_size=64, depth=1, embed_dim=96, num_heads=3),
-    "timm hybrid, all stem": lambda: from_timm("vit_tiny_r_s16_p8_224", img_size=64, depth=1),
+    "timm hybrid without stages": lambda: from_timm("vit_tiny_r_s16_p8_224", img_size=64, depth=1),
     "timm swin": lambda: from_timm("swin_tiny_patch4_window7_224", img_size=128, **_SWIN),
     "timm convnext_atto": lambda: from_timm("convnext_atto", **_CONVNEXT),
     "timm convnext_tiny": lambda: from_timm("convnext_tiny", **_CONVNEXT),
@@ -106,10 +106,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # the libraries' own affairs
+@pytest.mark.filterwarnings("ignore")  # warnings inside the libraries
 @pytest.mark.parametrize("pair", PAIRS)
-def test_a_state_dict(pair):
-    """Logits equal in float64, with weights that leave nothing at zero; none of theirs is passed over."""
+def test_loaded_state_dict_gives_equal_logits(pair):
+    """In float64, with noise on all weights so that none is zero. No parameter of the library is ignored."""
     try:
         with init.skip_init():
             theirs, ours = PAIRS[pair]()
@@ -135,7 +135,7 @@ def test_a_state_dict(pair):
 
 
 def block() -> tuple[dict[str, torch.Tensor], ConvNeXt]:
-    """A state dict of torch's, with the names of timm, and a model for it."""
+    """A state dict of torch tensors under timm's names, and a model for it."""
     ours = ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7)
     entries = written(ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7), timm_convnext)
     return {name: torch.from_numpy(x) for name, x in entries.items()}, ours.to(dtype=np.float64)
@@ -149,7 +149,7 @@ def assert_has_weights(ours, rounded=lambda x: x):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_torch(tmp_path, suffix, zipped):
+def test_torch_files_load(tmp_path, suffix, zipped):
     entries, ours = block()
     checkpoint = {
         "model": {f"module.{name}": x for name, x in entries.items()},
@@ -162,7 +162,7 @@ def test_a_file_of_torch(tmp_path, suffix, zipped):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_files_of_lower_precision(tmp_path, dtype):
+def test_files_of_each_dtype_load(tmp_path, dtype):
     entries, ours = block()
     entries = {name: x.to(dtype) for name, x in entries.items()}
     torch.save(entries, tmp_path / "w.pth")
@@ -173,29 +173,29 @@ def test_files_of_lower_precision(tmp_path, dtype):
         assert_has_weights(ours, lambda x: x.to(dtype))
 
 
-def test_parameters_of_a_network_in_training():
+def test_torch_parameters_load():
     entries, ours = block()
     models.load_weights(ours, {name: torch.nn.Parameter(x) for name, x in entries.items()})
     assert_has_weights(ours)
 
 
-class Bomb:
+class RunsCode:
     def __reduce__(self):
         return exec, ("raise SystemExit('a pickle was run')",)
 
 
-class Command:
+class RunsShell:
     def __reduce__(self):
         return os.system, ("exit 1",)
 
 
-class Program:
+class RunsProgram:
     def __reduce__(self):
         return subprocess.call, (["false"],)
 
 
-class Stranger:
-    """What checkpoints hold beside the weights; to make one again is to be noticed."""
+class Custom:
+    """An object in a checkpoint, beside the weights. Unpickling one fails the test."""
 
     def __init__(self):
         self.settings = {"lr": 0.1}
@@ -206,25 +206,25 @@ class Stranger:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("stranger", "name"),
-    [(Bomb(), "exec"), (Command(), r"(posix|nt)\.system"), (Program(), r"(subprocess|commands)\.call")],
+    ("malicious", "name"),
+    [(RunsCode(), "exec"), (RunsShell(), r"(posix|nt)\.system"), (RunsProgram(), r"(subprocess|commands)\.call")],
 )
-def test_a_file_that_runs_programs_is_refused(tmp_path, stranger, name, zipped):
+def test_files_that_run_code_are_refused(tmp_path, malicious, name, zipped):
     entries, ours = block()
-    torch.save({"model": entries, "args": stranger}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    said = refusal(ours, tmp_path / "w.pth")
-    assert re.search(rf"holds more than tensors, which is not loaded as it could run code: it names {name}\. If", said)
-    assert said.isprintable() and said.endswith("torch.save(model.state_dict(), file)")
+    torch.save({"model": entries, "args": malicious}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    message = refusal(ours, tmp_path / "w.pth")
+    assert re.search(rf"holds objects that could run code and are not loaded: it names {name}\. If", message)
+    assert message.isprintable() and message.endswith("torch.save(model.state_dict(), file)")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["w.pth", "W.PTH", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar", "W.PTH.TAR", "w"])
-def test_objects_beside_the_weights_are_passed_over(tmp_path, name, zipped):
-    """As timm and Lightning leave them; nothing of them is made again."""
+def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
+    """Checkpoints of timm and Lightning hold other objects; none is unpickled."""
     entries, ours = block()
     beside = {
         "args": argparse.Namespace(lr=0.1, output=tmp_path, begun=datetime.datetime.now()), "epoch": 3,
-        "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {Stranger: Stranger()},
+        "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {Custom: Custom()},
     }  # fmt: skip
     checkpoint = {"state_dict": {f"model.{key}": x for key, x in entries.items()}, **beside}
     torch.save(checkpoint, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -243,32 +243,32 @@ def test_objects_beside_the_weights_are_passed_over(tmp_path, name, zipped):
         lambda x: {"state_dict_ema": x, "state_dict": {name: 2 * y for name, y in x.items()}},
     ],
 )  # fmt: skip
-def test_what_wraps_the_weights_is_taken_off(wrap):
+def test_nested_state_dicts_load(wrap):
     entries, ours = block()
     models.load_weights(ours, wrap(entries))
     assert_has_weights(ours)
 
 
-def test_a_whole_module_is_refused(tmp_path):
+def test_pickled_module_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pth")
-    said = refusal(block()[1], tmp_path / "w.pth")
-    assert "w.pth is a whole object of class Linear, which is not loaded" in said
-    assert said.endswith("write its weights alone: torch.save(model.state_dict(), file)")
+    message = refusal(block()[1], tmp_path / "w.pth")
+    assert "w.pth is a pickled object of class Linear, which could run code and is not loaded" in message
+    assert message.endswith("save the weights alone: torch.save(model.state_dict(), file)")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
-def test_truncated_files(tmp_path, kept):
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+def test_truncated_files_are_refused(tmp_path, fraction):
     entries, ours = block()
     torch.save(entries, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
-    (tmp_path / "w.pth").write_bytes(content[: int(kept * len(content))])
+    (tmp_path / "w.pth").write_bytes(content[: int(fraction * len(content))])
     assert "is damaged" in refusal(ours, tmp_path / "w.pth")
 
 
-def test_what_is_no_dict_of_tensors(tmp_path):
+def test_anything_but_a_dict_of_tensors_is_refused(tmp_path):
     entries, ours = block()
     torch.save([torch.zeros(3)], tmp_path / "w.pth")
-    with pytest.raises(TypeError, match="a file with a dict of arrays by name, or such a dict, got list"):
+    with pytest.raises(TypeError, match="must be a dict of arrays by name, or a file with such a dict, got list"):
         models.load_weights(ours, tmp_path / "w.pth")
     torch.save(entries | {"norm.weight": torch.zeros(8, 8).to_sparse()}, tmp_path / "w.pth")
-    assert "'norm.weight' is no array that NumPy can hold" in refusal(ours, tmp_path / "w.pth")
+    assert "'norm.weight' cannot be converted to a NumPy array" in refusal(ours, tmp_path / "w.pth")

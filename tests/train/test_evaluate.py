@@ -142,7 +142,7 @@ def test_checkpoint_of_an_earlier_version(kept):
         (lambda metadata: {**metadata, "settings": 3}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": {"epochs": "x"}}, "is damaged|another version"),
         (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "has other classes than shapes"),
-        (lambda metadata: {**metadata, "classes": ["dog"]}, "it names 1 classes for a model of 10"),
+        (lambda metadata: {**metadata, "classes": ["dog"]}, "it has 1 class names for a model with 10 classes"),
     ],
 )
 def test_damaged_or_foreign_checkpoint_is_refused(kept, change, message, capsys):

@@ -104,7 +104,7 @@ def remove(name):
         (add("train/c"), "the classes in .*train and val differ: c only in train"),
         (add("val/c"), "the classes in .*train and val differ: c only in val"),
         (empty, "there are no images in the folder .*train/b"),
-        (damage, r"val/b/000\.png is no image that can be read here"),
+        (damage, r"val/b/000\.png is not an image in a supported format"),
         (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
     ],
 )
@@ -123,12 +123,12 @@ def test_all_unreadable_images_are_named(tmp_path, monkeypatch):
         (tmp_path / "train" / "a" / f"{i:03}.png").write_bytes(b"no image at all")
     (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
     with pytest.raises(
-        InputError, match=r"a/000\.png is no .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
+        InputError, match=r"a/000\.png is not .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
     ) as e:
         folder.load(tmp_path, 32)
     assert "perhaps more" not in str(e.value)
     monkeypatch.setattr(folder, "_MOST_PROBLEMS", 2)
-    with pytest.raises(InputError, match=r"a/000\.png is no .*a/001.*, and perhaps more: repair or") as e:
+    with pytest.raises(InputError, match=r"a/000\.png is not .*a/001.*, and perhaps more: repair or") as e:
         folder.load(tmp_path, 32)
     assert "gone" not in str(e.value)
 

@@ -170,7 +170,7 @@ def altered(earlier, file, change):
         (lambda x: x.update(gate=np.ones(3)), r"1 unexpected \(gate\); the file must"),
         (
             lambda x: x.update({"norm.bias": np.ones(5)}),
-            r"1 misshapen \(norm.bias, \(5,\) in the file and \(64,\) in the model\)",
+            r"1 shape mismatch \(norm.bias, \(5,\) in the file and \(64,\) in the model\)",
         ),
         (lambda x: x.update({"norm.bias": np.ones(64, int)}), r"1 int64 \(norm.bias"),
         (lambda x: x.update(pos_embed=np.ones((1, 8, 64))), r"resampled from a square grid or window only"),
@@ -205,7 +205,7 @@ def test_invalid_weight_files_are_refused(earlier, tmp_path, capsys):
         ("cut.npz", "is no complete npz file"),
         ("objects.npz", "Object arrays cannot be loaded"),
         ("text.safetensors", "is no complete safetensors file|needs its library"),
-        ("pickle.pth", "is damaged, or holds more than tensors|only torch can read"),
+        ("pickle.pth", "is damaged, or holds objects that could run code|needs torch"),
     ]:
         assert re.search(message, refused(capsys, tmp_path, tmp_path / name)), name
 

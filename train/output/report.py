@@ -7,7 +7,7 @@ import numpy as np
 
 from minigrad.backend import device_of
 from models.predict import one_line, printable
-from models.summary.table import table
+from models.terminal import table
 from train.config.errors import InputError
 from train.data.dataset import Dataset
 from train.evaluate import Evaluation, Predictions

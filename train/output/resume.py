@@ -159,7 +159,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
     for g, group in enumerate(optimizer.param_groups):
         optional |= {f"optimizer/{g}.{name}" for name in ("has_state", "initial_lr")}  # absent from older files
         for i, parameter in enumerate(group["params"]):  # a parameter has optimizer state from its first gradient on
-            keys = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.memory_of(group)}
+            keys = {f"optimizer/{g}.{i}.{name}": name for name in optimizer.state_names(group)}
             optional |= set() if any(key in arrays for key in keys) else set(keys)
             expected |= {key: np.asarray(0) if name == "step" else parameter.data for key, name in keys.items()}
     for name in [*expected, *arrays]:

@@ -1,4 +1,4 @@
-"""L2: activations, in pieces."""
+"""L2: activations, chunk by chunk."""
 
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from minigrad.ops import activation, special
 
 @fast_path_of(activation.ReLU)
 class CPUReLU(activation.ReLU):
-    """∂x = ∂y & mask, a mask of 32 ones but where y ≤ 0: branches that follow the signs would be guessed wrong."""
+    """∂x = ∂y & mask, a bit mask of 32 ones where y > 0, else of zeros: this avoids branch mispredictions."""
 
     supports = staticmethod(is_float32)
 
@@ -23,20 +23,21 @@ class CPUReLU(activation.ReLU):
         if grad_output.strides != self.y.strides:
             grad_x[...] = grad_output
             grad_output = grad_x
-        for y, grad_y, grad_x_i in chunks(self.y, grad_output, grad_x):
+        for y, grad_y, grad_x_chunk in chunks(self.y, grad_output, grad_x):
             mask = (y <= 0).astype(np.int32)
             mask -= 1  # 0 -> 0xffffffff, 1 -> 0
-            np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x_i.view(np.int32))
+            np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x_chunk.view(np.int32))
         return grad_x
 
 
 @fast_path_of(activation.GELU)
 class CPUGELU(activation.GELU):
-    """y = x Φ(x) and its slope Φ(x) + x φ(x), from tables of Φ and φ at numbers c with 10 bits of fraction:
+    """y = x Φ(x) and its slope Φ(x) + x φ(x), from tables of Φ and φ at values c with 10 fraction bits:
 
         Φ(x) ≈ Φ(c) + φ(c) (x - c),   φ(x) ≈ φ(c) - c φ(c) (x - c),   c nearest to x
 
-    As |x - c| ≤ 2⁻¹¹ |x|, Φ is within 1e-7 and the slope within 3e-7. The upper 19 bits of x, rounded, are the index.
+    Since |x - c| ≤ 2⁻¹¹ |x|, the error of Φ is at most 1e-7 and that of the slope 3e-7. The table index is x, rounded
+    to its upper 19 bits.
     """
 
     supports = staticmethod(is_float32)
@@ -46,8 +47,8 @@ class CPUGELU(activation.GELU):
         y = np.empty_like(x)
         self.slope = np.empty_like(x) if any(self.needs_input_grad) else None
         for x_i, y_i, slope in chunks(x, y, self.slope):
-            if not is_finite(x_i):  # somewhere c, of fewer bits, may be infinite, or no number
-                y_i[...] = _plain(x_i, slope)
+            if not is_finite(x_i):  # rounding to c may give infinity or NaN
+                y_i[...] = _reference(x_i, slope)
                 continue
             bits = x_i.view(np.uint32) + _HALF
             bits >>= _DROPPED
@@ -68,8 +69,8 @@ class CPUGELU(activation.GELU):
         return y
 
 
-def _plain(x: Array, slope: Array | None) -> Array:
-    """As the specification has it, the slope written into `slope`."""
+def _reference(x: Array, slope: Array | None) -> Array:
+    """y by the reference implementation, with the slope written into `slope`."""
     op = activation.GELU()
     op.needs_input_grad = (slope is not None,)
     y = op.forward(x)
@@ -78,14 +79,14 @@ def _plain(x: Array, slope: Array | None) -> Array:
     return y
 
 
-_DROPPED = np.uint32(13)  # of the 23 bits of a fraction
-_HALF = np.uint32(1 << 12)
+_DROPPED = np.uint32(13)  # of the 23 fraction bits of float32
+_HALF = np.uint32(1 << 12)  # half a unit of the last bit kept, to round to nearest
 
 
 @lru_cache(maxsize=1)
 def _normal_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Φ and φ for all 2¹⁹ numbers of 19 bits: 2 MiB each, of which the cache sees what is used."""
+    """Φ and φ at all 2¹⁹ values c: 2 MiB each, of which only the entries in use are in the cache."""
     c = (np.arange(1 << 19, dtype=np.uint32) << _DROPPED).view(np.float32)
-    c = np.where(np.isfinite(c), c, 0).astype(np.float64).clip(-50, 50)  # where φ has long been 0
+    c = np.where(np.isfinite(c), c, 0).astype(np.float64).clip(-50, 50)  # at ±50, φ is 0
     density = np.exp(-0.5 * c * c) * (2 * np.pi) ** -0.5
     return special.normal_cdf(c).astype(np.float32), density.astype(np.float32)

@@ -16,15 +16,15 @@ def is_float32(x: Array) -> bool:
 
 
 def is_finite(x: Array) -> bool:
-    """Whether x has no NaN and no infinity, from the sum of its squares: one pass by BLAS. Values beyond 1e19, whose
-    squares overflow, count as infinite too."""
+    """True if x has no NaN and no infinity: its sum of squares, one pass by BLAS, is finite. False too if this sum
+    overflows, as it does if x has a value beyond 1e19."""
     flat = x.ravel(order="K")
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(flat @ flat))
 
 
 def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
-    """Corresponding chunks of arrays of one shape and memory order, flattened; None stays None."""
+    """The arrays flattened, CHUNK elements of each at a time. They have one shape and memory order; None stays None."""
     flat = [None if x is None else x.ravel(order="K") for x in arrays]
     size = next(x.size for x in flat if x is not None)
     for start in range(0, size, CHUNK):
@@ -32,12 +32,12 @@ def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
 
 
 def row_chunks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows of `width` elements, a chunk each."""
+    """Slices of `count` rows of `width` elements, such that each slice has about CHUNK elements."""
     step = max(1, CHUNK // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 
 
 @lru_cache(maxsize=64)
 def ones(count: int) -> np.ndarray:
-    """A row of ones: `x @ ones(x.shape[1])` are sums of rows, `ones(len(x)) @ x` sums of columns."""
+    """A vector of ones: `x @ ones(x.shape[1])` sums each row, `ones(len(x)) @ x` each column."""
     return np.ones(count, np.float32)

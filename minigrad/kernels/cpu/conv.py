@@ -1,4 +1,4 @@
-"""L2: convolutions that have a way of their own: depthwise, 3 x 3, and 1 x 1."""
+"""L2: convolutions with special methods: depthwise, 3 x 3, and 1 x 1."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ from minigrad.ops import conv
 from minigrad.ops.matmul import rows
 from minigrad.ops.windows import Pair, Windows
 
-DEAREST = 700  # multiply-adds for an output: tap by tap, an output costs as much
-FEWEST_CHANNELS = 16  # below, 3 x 3 is not held up by its products
+MAX_COST = 700  # multiply-adds for an output: beyond, `Depthwise` (tap by tap) is faster than `Tiles`
+MIN_CHANNELS = 16  # with fewer, matrix products are not the slowest part of a 3 x 3 convolution
 
 
 @fast_path_of(conv.Conv2d)
 class CPUConv2d(conv.Conv2d):
-    """Depthwise, with stride 1 and as many pixels out as in: by `Tiles`. 3 x 3 of stride 1: by `Winograd`. 1 x 1: as a
-    linear layer. Everything else as in the specification."""
+    """Depthwise, with stride 1 and an output as large as the input: by `Tiles`. 3 x 3 with stride 1: by `Winograd`.
+    1 x 1: by `Pointwise`, as a linear layer."""
 
     @staticmethod
     def supports(
@@ -38,9 +38,9 @@ class CPUConv2d(conv.Conv2d):
         if stride not in (1, (1, 1)):
             return False
         if groups == 1:
-            return kernel == [3, 3] and max(padding) <= 2 and min(H, W) >= 3 and min(C, O) >= FEWEST_CHANNELS
+            return kernel == [3, 3] and max(padding) <= 2 and min(H, W) >= 3 and min(C, O) >= MIN_CHANNELS
         same = kernel[0] % 2 == kernel[1] % 2 == 1 and padding == (kernel[0] // 2, kernel[1] // 2)
-        return groups == C == O and same and plan_for(N, H, W, (kernel[0], kernel[1])).cost < DEAREST
+        return groups == C == O and same and plan_for(N, H, W, (kernel[0], kernel[1])).cost < MAX_COST
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         if groups == channels > 1:
@@ -50,24 +50,24 @@ class CPUConv2d(conv.Conv2d):
 
 @dataclass(frozen=True)
 class Pointwise:
-    """1 x 1: Y = X Wᵀ, ∂X = ∂Y W, ∂W = ∂Yᵀ X, with a row in X for each pixel that the stride does not leave out."""
+    """1 x 1: Y = X Wᵀ, ∂X = ∂Y W, ∂W = ∂Yᵀ X, where X has a row for each pixel of x[:, ::stride, ::stride]."""
 
     stride: Pair
 
     def correlate(self, x: Array, weight: Array) -> Array:
-        seen = self._seen(x)
-        return (rows(seen) @ weight[:, :, 0, 0].T).reshape(*seen.shape[:3], -1)
+        pixels = self._strided(x)
+        return (rows(pixels) @ weight[:, :, 0, 0].T).reshape(*pixels.shape[:3], -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        grad_seen = (rows(grad_y) @ weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
+        grad_pixels = (rows(grad_y) @ weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
         if self.stride == (1, 1):
-            return grad_seen
+            return grad_pixels
         grad_x = np.zeros(shape, np.float32)
-        self._seen(grad_x)[...] = grad_seen
+        self._strided(grad_x)[...] = grad_pixels
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        return (rows(grad_y).T @ rows(self._seen(x))).reshape(shape)
+        return (rows(grad_y).T @ rows(self._strided(x))).reshape(shape)
 
-    def _seen(self, x: Array) -> Array:
+    def _strided(self, x: Array) -> Array:
         return x[:, :: self.stride[0], :: self.stride[1]]

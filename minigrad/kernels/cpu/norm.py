@@ -7,20 +7,21 @@ from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import norm
 
-OFFSET = 4  # standard deviations: beyond, the rounding error of μ shows in x - μ, and is subtracted (`deviations`)
+OFFSET = 4  # if |μ| exceeds this many σ, the rounding error of μ is subtracted from x - μ, as in `sums.deviations`
 
 
 @fast_path_of(norm.LayerNorm)
 class CPULayerNorm(norm.LayerNorm):
-    """The same formula, a few tokens at a time.
+    """The same formula, for chunks of tokens.
 
-    Shapes: x, x̂ and y as (tokens, C), with C numbers in each; r (tokens, 1).  Saves x̂, r, weight.
+    Shapes: x, x̂, y (tokens, C); r (tokens, 1).  Saves x̂, r, weight.
     """
 
     @staticmethod
     def supports(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
-        whole = is_float32(x) and x.flags.c_contiguous and x.ndim > len(shape) == 1 and x.size and x.shape[-1:] == shape
-        return bool(whole) and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
+        if not (is_float32(x) and x.flags.c_contiguous and x.size and x.ndim > len(shape) == 1):
+            return False
+        return x.shape[-1:] == shape and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
 
     def forward(
         self, x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float
@@ -29,11 +30,11 @@ class CPULayerNorm(norm.LayerNorm):
         tokens = x.reshape(-1, C)
         y, self.x_hat = np.empty_like(tokens), np.empty_like(tokens)
         self.rstd, self.weight, self.shape = np.empty((len(tokens), 1), np.float32), weight, x.shape
-        for some in row_chunks(*tokens.shape):
-            x_hat, rstd = self.x_hat[some], self.rstd[some]
-            mean = tokens[some] @ ones(C)
+        for chunk in row_chunks(*tokens.shape):
+            x_hat, rstd = self.x_hat[chunk], self.rstd[chunk]
+            mean = tokens[chunk] @ ones(C)
             mean *= 1 / C
-            np.subtract(tokens[some], mean[:, None], out=x_hat)
+            np.subtract(tokens[chunk], mean[:, None], out=x_hat)
             var = np.einsum("ij,ij->i", x_hat, x_hat)
             var *= 1 / C
             var += eps
@@ -44,11 +45,11 @@ class CPULayerNorm(norm.LayerNorm):
             np.divide(1, std, out=rstd[:, 0])
             x_hat *= rstd
             if weight is None:
-                y[some] = x_hat
+                y[chunk] = x_hat
             else:
-                np.multiply(x_hat, weight, out=y[some])
+                np.multiply(x_hat, weight, out=y[chunk])
             if bias is not None:
-                y[some] += bias
+                y[chunk] += bias
         return y.reshape(x.shape)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
@@ -58,8 +59,8 @@ class CPULayerNorm(norm.LayerNorm):
         grad_x = np.empty_like(self.x_hat) if want_x else None
         grad_weight = np.zeros(C, np.float32) if want_weight else None
         grad_bias = np.zeros(C, np.float32) if want_bias else None
-        for some in row_chunks(*grad_y.shape):
-            g, x_hat = grad_y[some], self.x_hat[some]
+        for chunk in row_chunks(*grad_y.shape):
+            g, x_hat = grad_y[chunk], self.x_hat[chunk]
             if grad_bias is not None:
                 grad_bias += ones(len(g)) @ g
             if grad_weight is not None:
@@ -69,24 +70,24 @@ class CPULayerNorm(norm.LayerNorm):
                 mean, along_x_hat = g @ ones(C), np.einsum("ij,ij->i", g, x_hat)
                 mean *= 1 / C
                 along_x_hat *= 1 / C
-                np.multiply(x_hat, along_x_hat[:, None], out=grad_x[some])
-                np.subtract(g, grad_x[some], out=grad_x[some])
-                grad_x[some] -= mean[:, None]
-                grad_x[some] *= self.rstd[some]
+                np.multiply(x_hat, along_x_hat[:, None], out=grad_x[chunk])
+                np.subtract(g, grad_x[chunk], out=grad_x[chunk])
+                grad_x[chunk] -= mean[:, None]
+                grad_x[chunk] *= self.rstd[chunk]
         return None if grad_x is None else grad_x.reshape(self.shape), grad_weight, grad_bias
 
 
 @fast_path_of(norm.GroupNorm)
 class CPUGroupNorm(norm.GroupNorm):
-    """The same formula on images that are channels-last in memory, as those that a convolution has made.
+    """The same formula on images that are channels-last in memory, as the output of a convolution is.
 
-    Seen so, an image is (P, C): P places of C channels. In it, mean and variance come from sums for each channel,
-    which are then summed over a group; and x̂, y and ∂x are x and ∂y with a factor and an offset for each channel:
+    Such an image is a matrix (P, C) of P pixels and C channels. Mean and variance are sums for each channel, added over
+    each group; y and ∂x are x and ∂y with factors and offsets for each channel:
 
         y  = a x̃ + bias,                          a = r · weight,   x̃ = x - μ
         ∂x = a ∂y - r ⟨ĝ⟩ - r² ⟨ĝ ⊙ x̂⟩ x̃           ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · Σ (∂y ⊙ x̃) / n
 
-    the inner sums over places, the outer over a group's channels, of n numbers.
+    with inner sums over the pixels, outer sums over the channels of a group, and n elements in a group.
 
     Shapes: x, y (N, C, H, W).  Saves x̃ as (N, P, C), r and r · weight as (N, 1, C).
     """
@@ -105,20 +106,20 @@ class CPUGroupNorm(norm.GroupNorm):
         self.weight, self.centred = weight, np.empty_like(images)
         self.rstd, self.scale = np.empty((2, N, 1, C), np.float32)
         y = np.empty_like(images)
-        for some in row_chunks(N, H * W * C):
-            centred, rstd, scale, y_some = self.centred[some], self.rstd[some], self.scale[some], y[some]
-            mean = self._over_groups(ones(H * W) @ images[some])
-            np.subtract(images[some], mean, out=centred)
-            np.multiply(centred, centred, out=y_some)
-            var = self._over_groups(ones(H * W) @ y_some)
+        for chunk in row_chunks(N, H * W * C):
+            centred, rstd, scale, y_chunk = self.centred[chunk], self.rstd[chunk], self.scale[chunk], y[chunk]
+            mean = self._over_groups(ones(H * W) @ images[chunk])
+            np.subtract(images[chunk], mean, out=centred)
+            np.multiply(centred, centred, out=y_chunk)
+            var = self._over_groups(ones(H * W) @ y_chunk)
             if (abs(mean) > OFFSET * np.sqrt(var)).any():
                 centred -= self._over_groups(ones(H * W) @ centred)
-                np.multiply(centred, centred, out=y_some)
-                var = self._over_groups(ones(H * W) @ y_some)
+                np.multiply(centred, centred, out=y_chunk)
+                var = self._over_groups(ones(H * W) @ y_chunk)
             np.divide(1, np.sqrt(var + eps), out=rstd)
             np.multiply(rstd, weight, out=scale)
-            np.multiply(centred, scale, out=y_some)
-            y_some += bias
+            np.multiply(centred, scale, out=y_chunk)
+            y_chunk += bias
         return y.reshape(N, H, W, C).transpose(0, 3, 1, 2)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
@@ -126,18 +127,18 @@ class CPUGroupNorm(norm.GroupNorm):
         grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
         grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
         grad_weight, grad_bias = np.zeros((2, C), np.float32)
-        for some in row_chunks(N, H * W * C):
-            g, centred, rstd = grads[some], self.centred[some], self.rstd[some]
+        for chunk in row_chunks(N, H * W * C):
+            g, centred, rstd = grads[chunk], self.centred[chunk], self.rstd[chunk]
             along_x = g * centred
             total, along = ones(H * W) @ g, ones(H * W) @ along_x  # (n, C)
             grad_bias += total.sum(axis=0)
             grad_weight += (rstd[:, 0] * along).sum(axis=0)
             if grad_x is not None:
                 mean, along = self._over_groups(self.weight * total), self._over_groups(self.weight * along)
-                np.multiply(g, self.scale[some], out=grad_x[some])
-                grad_x[some] -= rstd * mean
+                np.multiply(g, self.scale[chunk], out=grad_x[chunk])
+                grad_x[chunk] -= rstd * mean
                 np.multiply(centred, rstd**3 * along, out=along_x)
-                grad_x[some] -= along_x
+                grad_x[chunk] -= along_x
         return (
             None if grad_x is None else grad_x.reshape(N, H, W, C).transpose(0, 3, 1, 2),
             grad_weight if self.needs_input_grad[1] else None,
@@ -145,6 +146,6 @@ class CPUGroupNorm(norm.GroupNorm):
         )
 
     def _over_groups(self, sums: Array) -> Array:
-        """Sums for each channel to means over its group, again for each channel: (n, C) -> (n, 1, C)."""
+        """From sums for each channel, the mean over its group for each channel: (n, C) -> (n, 1, C)."""
         means = sums.reshape(len(sums), self.groups, -1).sum(axis=2) / self.n
         return np.repeat(means, sums.shape[1] // self.groups, axis=1)[:, None]

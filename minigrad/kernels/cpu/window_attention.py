@@ -10,33 +10,33 @@ from minigrad.kernels.cpu.chunks import CHUNK, is_float32, row_chunks
 from minigrad.ops import window_attention
 
 
-class Piece(window_attention.WindowAttention):
-    """The specification on some images, which puts them where they belong: `to`, (images, H, W, C).
+class Chunk(window_attention.WindowAttention):
+    """The reference implementation on a few images, with its result written to `out`, (images, H, W, C).
 
-    What is added to the scores is the same for all pieces, and is made by the first.
+    `masks` is a list that all chunks share: the first chunk computes the mask and appends it.
     """
 
-    to: Array
-    added: list[Array | None]
+    out: Array
+    masks: list[Array | None]
 
     def mask(self, qkv: Array, bias: Array | None) -> Array | None:
-        if not self.added:
-            self.added.append(super().mask(qkv, bias))
-        return self.added[0]
+        if not self.masks:
+            self.masks.append(super().mask(qkv, bias))
+        return self.masks[0]
 
-    def uncut(self, windows: Array, C: int) -> Array:
+    def merge(self, windows: Array, C: int) -> Array:
         B, H, W, _ = self.shape
         places = window_attention.map_places(H, W, *self.windows)
-        # (Without a mode, NumPy would make the result elsewhere and copy it.)
-        np.take(windows.reshape(B, H * W, C), places, axis=1, out=self.to.reshape(B, H * W, C), mode="clip")
-        return self.to
+        # In the default mode, NumPy writes into a buffer and copies it to `out`.
+        np.take(windows.reshape(B, H * W, C), places, axis=1, out=self.out.reshape(B, H * W, C), mode="clip")
+        return self.out
 
 
 @fast_path_of(window_attention.WindowAttention)
 class CPUWindowAttention(window_attention.WindowAttention):
-    """The same formula on as many images at a time as stay in the cache while they are cut, attended and joined.
+    """The same formula, for chunks of images that stay in the cache from partitioning to merging.
 
-    Shapes: qkv (B, H, W, 3C), bias (heads, N, N), y (B, H, W, C).  Saves for each piece what the specification does.
+    Shapes: qkv (B, H, W, 3C), bias (heads, N, N), y (B, H, W, C).  Saves for each chunk what the reference saves.
     """
 
     @staticmethod
@@ -45,13 +45,13 @@ class CPUWindowAttention(window_attention.WindowAttention):
 
     def forward(self, qkv: Array, bias: Array | None, **options: Any) -> Array:
         y = np.empty((*qkv.shape[:3], qkv.shape[3] // 3), np.float32)
-        self.pieces = []
-        added: list[Array | None] = []
-        for some in row_chunks(len(qkv), qkv[0].size):
-            piece = Piece()
-            piece.needs_input_grad, piece.to, piece.added = self.needs_input_grad, y[some], added
-            piece.forward(qkv[some], bias, **options)
-            self.pieces.append((some, piece))
+        self.chunks = []
+        masks: list[Array | None] = []
+        for images in row_chunks(len(qkv), qkv[0].size):
+            chunk = Chunk()
+            chunk.needs_input_grad, chunk.out, chunk.masks = self.needs_input_grad, y[images], masks
+            chunk.forward(qkv[images], bias, **options)
+            self.chunks.append((images, chunk))
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None]:
@@ -59,9 +59,9 @@ class CPUWindowAttention(window_attention.WindowAttention):
         B, H, W, C = grad_output.shape
         grad_qkv = np.empty((B, H, W, 3 * C), np.float32) if want_qkv else None
         grad_bias = None
-        for some, piece in self.pieces:
-            piece.to = None if grad_qkv is None else grad_qkv[some]
-            _, of_piece = piece.backward(grad_output[some])
+        for images, chunk in self.chunks:
+            chunk.out = None if grad_qkv is None else grad_qkv[images]
+            _, grad = chunk.backward(grad_output[images])
             if want_bias:
-                grad_bias = of_piece if grad_bias is None else grad_bias + of_piece
+                grad_bias = grad if grad_bias is None else grad_bias + grad
         return grad_qkv, grad_bias

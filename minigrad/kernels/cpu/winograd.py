@@ -1,22 +1,22 @@
-"""L2: 3 x 3 convolution in fewer multiplications.  Winograd 1980, "Arithmetic complexity of computations"; for
-networks: Lavin and Gray 2015, arXiv:1509.09308.
+"""L2: 3 x 3 convolution with fewer multiplications.  Winograd 1980, "Arithmetic complexity of computations"; for
+convolutional networks: Lavin and Gray 2015, arXiv:1509.09308.
 
-Two outputs of a filter with three taps take four products instead of six,
+Two outputs of a filter with three taps need four products instead of six,
 
     y₀ = d₀ g₀ + d₁ g₁ + d₂ g₂ = m₀ + m₁ + m₂        m₀ = (d₀ - d₂) g₀        m₁ = (d₁ + d₂) (g₀ + g₁ + g₂) / 2
     y₁ = d₁ g₀ + d₂ g₁ + d₃ g₂ = m₁ - m₂ - m₃        m₃ = (d₁ - d₃) g₂        m₂ = (d₂ - d₁) (g₀ - g₁ + g₂) / 2
 
-in matrices y = Aᵀ (G g ⊙ Bᵀ d). Along both axes of an image this gives a tile of 2 x 2 outputs from a patch d of 4 x 4
-pixels in 16 products instead of 36:
+or y = Aᵀ (G g ⊙ Bᵀ d) with matrices. Along both axes of an image this gives a tile of 2 x 2 outputs from a patch d of
+4 x 4 pixels with 16 products instead of 36:
 
     Y = Aᵀ (U ⊙ V) A,   U = G g Gᵀ,   V = Bᵀ d B
 
-For many channels each of the 16 is a matrix product M = V U, (tiles, C) times (C, O). Every step is linear, so
+With channels, each of the 16 products is a matrix product M = V U, (tiles, C) times (C, O). Each step is linear, so
 
-    ∂U = Vᵀ ∂M,   ∂M = A ∂Y Aᵀ,   ∂g = Gᵀ ∂U G,   and ∂x is the convolution of ∂y with the weight turned around
+    ∂U = Vᵀ ∂M,   ∂M = A ∂Y Aᵀ,   ∂g = Gᵀ ∂U G,   and ∂x is the convolution of ∂y with the weight flipped on both axes
 
-In a y, terms with pixels outside its window cancel, but not a NaN or an infinity. So images whose Y is not finite are
-computed again, window by window.
+Pixels of a patch outside the window of an output cancel in the output, unless they are NaN or infinite. So images whose
+Y is not finite are computed again, by `Columns`.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Columns
 from minigrad.ops.windows import Pair, Windows
 
-NUMBERS = 1 << 19  # in V or M at once: 2 MiB
+SCRATCH = 1 << 19  # elements of V or M computed at once: 2 MiB
 
 G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 G_BOTH = np.kron(G, G)  # (16, 9): along both axes, G g Gᵀ = G_BOTH · g
@@ -37,32 +37,33 @@ G_BOTH = np.kron(G, G)  # (16, 9): along both axes, G g Gᵀ = G_BOTH · g
 
 @dataclass(frozen=True)
 class Winograd:
-    """Y, ∂X and ∂weight for images (N, H, W, C), weights (O, C, 3, 3), and windows one pixel apart."""
+    """The method of `Conv2d` for a 3 x 3 kernel and stride 1: images (N, H, W, C), weight (O, C, 3, 3)."""
 
     windows: Windows
 
     def correlate(self, x: Array, weight: Array) -> Array:
-        again = lambda some: Columns(self.windows, 1).correlate(x[some], weight)  # noqa: E731
-        return _correlate(x, weight, self.windows.before, self.windows.out, again)
+        recompute = lambda images: Columns(self.windows, 1).correlate(x[images], weight)  # noqa: E731
+        return _correlate(x, weight, self.windows.before, self.windows.out, recompute)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        turned = weight[:, :, ::-1, ::-1].swapaxes(0, 1)  # (O, C, 3, 3) -> (C, O, 3, 3)
+        flipped = weight[:, :, ::-1, ::-1].swapaxes(0, 1)  # (O, C, 3, 3) -> (C, O, 3, 3)
         above, left = self.windows.before
 
-        def again(some: slice) -> Array:
-            g = grad_y[some]
+        def recompute(images: slice) -> Array:
+            g = grad_y[images]
             return Columns(self.windows, 1).grad_x(g, weight, (len(g), *shape[1:]))
 
-        return _correlate(grad_y, turned, (2 - above, 2 - left), (shape[1], shape[2]), again)
+        return _correlate(grad_y, flipped, (2 - above, 2 - left), (shape[1], shape[2]), recompute)
 
     @np.errstate(over="ignore", invalid="ignore")
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         O, C = shape[:2]  # noqa: E741 (the output channels' axis)
         tiles = _tiles(self.windows.out)
         grad_U = np.zeros((16, C, O), np.float32)
-        for some in _blocks(len(x), tiles, max(C, O)):
-            grad_tiles = _even(grad_y[some], (0, 0), tiles)
-            V, grad_M = _data(x[some], self.windows.before, tiles), np.empty((4, 4, *grad_tiles.shape[2:]), np.float32)
+        for images in _blocks(len(x), tiles, max(C, O)):
+            grad_tiles = _in_pairs(grad_y[images], (0, 0), tiles)
+            V = _data(x[images], self.windows.before, tiles)
+            grad_M = np.empty((4, 4, *grad_tiles.shape[2:]), np.float32)
             rows = np.empty((4, *grad_tiles.shape[1:]), np.float32)
             _times_A(grad_tiles, rows)
             _times_A(rows.swapaxes(0, 1), grad_M)
@@ -74,29 +75,29 @@ class Winograd:
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def _correlate(x: Array, weight: Array, before: Pair, out: Pair, again: Callable[[slice], Array]) -> Array:
+def _correlate(x: Array, weight: Array, before: Pair, out: Pair, recompute: Callable[[slice], Array]) -> Array:
     """(N, H, W, C) with `before` pixels of zeros above and to the left -> (N, *out, O).
 
-    Images whose output is not finite come from `again`.
+    `recompute` gives the images whose output is not finite.
     """
     O, C = weight.shape[:2]  # noqa: E741
     TH, TW = tiles = _tiles(out)
     U = (G_BOTH @ weight.transpose(3, 2, 1, 0).reshape(9, C * O)).reshape(16, C, O)
     y = np.empty((len(x), TH, 2, TW, 2, O), np.float32)
-    images = y.reshape(len(x), 2 * TH, 2 * TW, O)[:, : out[0], : out[1]]
-    for some in _blocks(len(x), tiles, max(C, O)):
-        M = (_data(x[some], before, tiles) @ U).reshape(4, 4, -1, TH, TW, O)
+    output = y.reshape(len(x), 2 * TH, 2 * TW, O)[:, : out[0], : out[1]]
+    for images in _blocks(len(x), tiles, max(C, O)):
+        M = (_data(x[images], before, tiles) @ U).reshape(4, 4, -1, TH, TW, O)
         columns = np.empty((2, *M.shape[1:]), np.float32)
         _times_A_transposed(M, columns)
-        _times_A_transposed(columns.swapaxes(0, 1), y[some].transpose(2, 4, 0, 1, 3, 5))
-        if not is_finite(y[some]):
-            images[some] = again(some)
-    return images
+        _times_A_transposed(columns.swapaxes(0, 1), y[images].transpose(2, 4, 0, 1, 3, 5))
+        if not is_finite(y[images]):
+            output[images] = recompute(images)
+    return output
 
 
 def _data(x: Array, before: Pair, tiles: Pair) -> Array:
-    """V: (n, H, W, C) -> (16, n·TH·TW, C)."""
-    pixels = _even(x, before, (tiles[0] + 1, tiles[1] + 1))  # row 2t + i and column 2u + j at [i, j, :, t, u]
+    """V = Bᵀ d B of the patches of images: (n, H, W, C) -> (16, n·TH·TW, C)."""
+    pixels = _in_pairs(x, before, (tiles[0] + 1, tiles[1] + 1))  # row 2t + i and column 2u + j at [i, j, :, t, u]
     _, _, n, rows, columns, C = pixels.shape
     R = np.empty((4, 2, n, rows - 1, columns, C), np.float32)
     V = np.empty((4, 4, n, rows - 1, columns - 1, C), np.float32)
@@ -106,8 +107,8 @@ def _data(x: Array, before: Pair, tiles: Pair) -> Array:
     return V.reshape(16, -1, C)
 
 
-def _even(x: Array, before: Pair, pairs: Pair) -> Array:
-    """x within zeros, as pairs of rows and columns: (n, H, W, C) -> (2, 2, n, *pairs, C); x itself if it fits."""
+def _in_pairs(x: Array, before: Pair, pairs: Pair) -> Array:
+    """x, padded with zeros if needed, as pairs of rows and columns: (n, H, W, C) -> (2, 2, n, *pairs, C)."""
     n, H, W, C = x.shape
     above, left = before
     if 2 * pairs[0] != H or 2 * pairs[1] != W:
@@ -118,9 +119,9 @@ def _even(x: Array, before: Pair, pairs: Pair) -> Array:
     return x.reshape(n, pairs[0], 2, pairs[1], 2, C).transpose(2, 4, 0, 1, 3, 5)
 
 
-def _times_B_transposed(now: Array, then: Array, v: Array) -> None:  # noqa: N802
-    """v = Bᵀ d along the first axis, with d₀ and d₁ in `now`, and d₂ and d₃ in `then`."""
-    (d0, d1), (d2, d3) = now, then
+def _times_B_transposed(d01: Array, d23: Array, v: Array) -> None:  # noqa: N802
+    """v = Bᵀ d along the first axis, for d₀ and d₁ in `d01`, d₂ and d₃ in `d23`."""
+    (d0, d1), (d2, d3) = d01, d23
     np.subtract(d0, d2, out=v[0])
     np.add(d1, d2, out=v[1])
     np.subtract(d2, d1, out=v[2])
@@ -148,5 +149,5 @@ def _tiles(out: Pair) -> Pair:
 
 
 def _blocks(N: int, tiles: Pair, channels: int) -> Iterator[slice]:
-    step = max(1, NUMBERS // (16 * tiles[0] * tiles[1] * channels))
+    step = max(1, SCRATCH // (16 * tiles[0] * tiles[1] * channels))
     return (slice(start, start + step) for start in range(0, N, step))

@@ -1,4 +1,4 @@
-// Optimiser steps over all parameters in one launch: table.cuh. Letters as in minigrad/optim/.
+// Optimizer steps over all parameters in one launch: table.cuh. Letters as in minigrad/ops/updates.py.
 //
 // AdamW in one pass: each element is read and written once.    A row: x, grad, m, v
 //

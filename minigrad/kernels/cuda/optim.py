@@ -1,39 +1,52 @@
-"""L2: AdamW, gradient clipping, unscaling and EMA, each for all parameters at once, by `optim.cu`."""
+"""L2: AdamW, gradient clipping, unscaling and EMA, each for all parameters at once, by `optim.cu`.
 
-from collections.abc import Callable, Mapping, Sequence
+Parameters whose arrays fit a row of a table are processed in one launch; AdamW and EMA leave the others to the
+reference implementation in `minigrad/ops/updates.py`.
+"""
+
+from collections.abc import Callable, Sequence
 from math import sqrt
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, empty
+from minigrad.backend.capture import is_capturing
+from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import Kernel
-from minigrad.kernels.cuda.table import Table
+from minigrad.kernels.cuda.table import Table, fits, fits_each, split
+from minigrad.ops import updates as reference
+from minigrad.ops.updates import Update
 
 ADAMW, AVERAGE = Kernel("optim.cu", "adamw"), Kernel("optim.cu", "average")
 SQUARES, CLIP_FACTOR, SCALE = (Kernel("optim.cu", name) for name in ("squares", "clip_factor", "scale"))
 UNSCALE = Kernel("optim.cu", "unscale")
 ONE_BLOCK = 1024  # threads
 
-Move: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
-"""The update of one parameter: x, grad, the state with `step`, `m` and `v`, and the options of the parameter group."""
+
+def is_row(update: Update) -> bool:
+    """True if x, grad, m and v can be one row of a table."""
+    x, grad, state, _ = update
+    return fits(x, grad, state["m"], state["v"])
 
 
-def adamw(updates: Sequence[Move]) -> None:
-    """One step of AdamW, in place. `table.fits` must support each row x, grad, m, v."""
-    columns = [[x for x, *_ in updates], [grad for _, grad, *_ in updates]]
-    columns += [[state[name] for _, _, state, _ in updates] for name in ("m", "v")]
-    Table(*columns, scalars=lambda: next_scalars(updates)).launch(ADAMW)
+@fast_path_of(reference.adamw_all, supports=lambda updates: any(map(is_row, updates)))
+def adamw_all(updates: Sequence[Update]) -> None:
+    """One step of AdamW, in place. A row: x, grad, m, v."""
+    rows, others = split(updates, is_row)
+    reference.adamw_all(others)
+    columns = [[x for x, *_ in rows], [grad for _, grad, *_ in rows]]
+    columns += [[state[name] for _, _, state, _ in rows] for name in ("m", "v")]
+    Table(*columns, scalars=lambda: next_scalars(rows)).launch(ADAMW)
 
 
-def next_scalars(updates: Sequence[Move]) -> list[tuple[float, ...]]:
+def next_scalars(rows: Sequence[Update]) -> list[tuple[float, ...]]:
     """The scalars of each parameter at the next step t, after incrementing the step count in its state:
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
     """
     known: dict[tuple[int, int], tuple[float, ...]] = {}  # parameters of a group mostly have the same t
     scalars = []
-    for _, _, state, group in updates:
+    for _, _, state, group in rows:
         state["step"] = t = state["step"] + 1
         key = id(group), t
         if key not in known:
@@ -44,9 +57,9 @@ def next_scalars(updates: Sequence[Move]) -> list[tuple[float, ...]]:
     return scalars
 
 
-def clip(grads: Sequence[Array], max_norm: float) -> Array:
-    """Clip gradients in place, as `optim.clip_grad_norm_`. `table.fits_each` must support them. Returns the norm
-    before clipping, a 0-d float32 array."""
+@fast_path_of(reference.clip_by_global_norm, supports=lambda grads, max_norm: fits_each(grads))
+def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:
+    """Clip gradients in place. Returns the norm before clipping, a 0-d float32 array."""
     table, device = Table(grads), device_of(grads[0])
     parts = empty((table.chunks,), np.float64, device)
     norm, factor = empty((), np.float32, device), empty((), np.float32, device)
@@ -56,15 +69,22 @@ def clip(grads: Sequence[Array], max_norm: float) -> Array:
     return norm
 
 
+@fast_path_of(reference.unscale, supports=lambda grads, factor: fits_each(grads))
 def unscale(grads: Sequence[Array], factor: float) -> Array:
-    """g <- factor · g, in place. `table.fits_each` must support the gradients. Returns whether all results are finite,
-    a 0-d bool array."""
+    """g <- factor · g, in place. Returns whether all results are finite, a 0-d bool array."""
     overflow = array_module(grads[0]).zeros((), np.bool_)
     Table(grads).launch(UNSCALE, np.float32(factor), overflow)
     return ~overflow
 
 
-def average(averages: Sequence[Array], values: Sequence[Array], next_rest: Callable[[], float]) -> None:
-    """ema <- ema + rest · (x - ema), in place. `table.fits` must support each pair ema, x. `next_rest` is called once
-    for each step."""
+@fast_path_of(reference.average_all, supports=lambda pairs, next_rest: any(fits(*pair) for pair in pairs))
+def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], float]) -> None:
+    """ema <- ema + rest · (x - ema), in place. A row: ema, x. A captured graph calls `next_rest` before each launch."""
+    rows, others = split(pairs, lambda pair: fits(*pair))
+    if not is_capturing():
+        rest = next_rest()
+        next_rest = lambda: rest  # noqa: E731
+    if others:
+        reference.average_all(others, next_rest)
+    averages, values = zip(*rows, strict=True)
     Table(averages, values, scalars=next_rest).launch(AVERAGE)

@@ -1,15 +1,16 @@
 """L2: the table of table.cuh, with which one launch processes the arrays of many parameters."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minigrad.backend import Array, cupy_module, device_of, empty, to_device
+from minigrad.backend import Array, capture, device_of, to_device
 from minigrad.backend.cublas import pointer
 from minigrad.kernels.cuda.activation import without_gaps
 from minigrad.kernels.cuda.launch import Kernel, on_gpu
+
+T = TypeVar("T")
 
 THREADS, CHUNK = 256, 4096  # of a block: threads, and elements of each array
 ROW = np.dtype([("at", np.uint64, 4), ("count", np.int64), ("end", np.int64), ("scalars", np.float32, 8)])
@@ -22,8 +23,8 @@ class Table:
         table.launch(EMA, np.float32(0.1))
 
     The constructor makes one asynchronous copy from the host. During the capture of a CUDA graph nothing can be copied:
-    the table is filled after the capture (see `capturing`). Before every launch of the graph the scalars are computed
-    again, so that values such as the learning rate change from step to step.
+    the table is filled after the capture (backend/capture.py). Before every launch of the graph, the scalars are
+    computed again, so that values such as the learning rate change from step to step.
 
     Args:
         *columns: up to four lists of one length: the first array of every row, the second of every row, ...
@@ -37,8 +38,8 @@ class Table:
         self.rows["count"] = [x.size for x in columns[0]]
         self.rows["end"] = np.cumsum(-(-self.rows["count"] // CHUNK))
         self.chunks, self.scalars = int(self.rows["end"][-1]) if len(self.rows) else 0, scalars
-        if len(self.rows) and _captured is not None:
-            self.memory = _captured.room(self, device_of(columns[0][0]))
+        if len(self.rows) and (tables := capture.current()) is not None:
+            self.memory = tables.allocate(self, self.rows.nbytes, device_of(columns[0][0]))
             return
         if scalars is not None:
             self.rows["scalars"] = scalars()
@@ -65,49 +66,17 @@ def fits(*arrays: Array) -> bool:
 
 
 def fits_each(arrays: Sequence[Array]) -> bool:
-    """True if each array can be a row that a kernel writes: supported, and listed once (two blocks would race)."""
-    return all(fits(x) for x in arrays) and len({pointer(x) for x in arrays if x.size}) == sum(
-        x.size > 0 for x in arrays
-    )
+    """True if each array, at least one, can be a row that a kernel writes: supported, and listed once (two blocks would
+    race)."""
+    if not (arrays and all(fits(x) for x in arrays)):
+        return False
+    return len({pointer(x) for x in arrays if x.size}) == sum(x.size > 0 for x in arrays)
 
 
-class Tables:
-    """The tables of a captured graph, allocated from a pool of their own: the graph's pool reuses memory that is freed
-    during the capture."""
-
-    def __init__(self) -> None:
-        self.tables: list[Table] = []
-        self.filled = False
-        self.pool = cupy_module().cuda.MemoryPool()
-
-    def room(self, table: Table, device: str) -> Array:
-        """Allocate the device memory of a table."""
-        self.tables.append(table)
-        with cupy_module().cuda.using_allocator(self.pool.malloc):
-            return empty((table.rows.nbytes // 8,), np.uint64, device)
-
-    def fill(self) -> None:
-        """Fill the tables before a launch of the graph: all at the first launch, then only those with scalars."""
-        for table in self.tables:
-            if table.scalars is not None or not self.filled:
-                table.fill()
-        self.filled = True
-
-
-_captured: Tables | None = None
-
-
-def is_capturing() -> bool:
-    """True while a step is captured: values computed on the host are then constants of the graph."""
-    return _captured is not None
-
-
-@contextmanager
-def capturing(tables: Tables) -> Iterator[None]:
-    """Within the block, new tables are added to `tables`, which fills them after the capture."""
-    global _captured
-    _captured = tables
-    try:
-        yield
-    finally:
-        _captured = None
+def split(entries: Sequence[T], is_row: Callable[[T], bool]) -> tuple[list[T], list[T]]:
+    """The entries that can be rows of a table, and the others."""
+    rows: list[T] = []
+    others: list[T] = []
+    for entry in entries:
+        (rows if is_row(entry) else others).append(entry)
+    return rows, others

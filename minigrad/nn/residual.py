@@ -1,0 +1,48 @@
+"""L5: the residual connection of a block, with layer scale, stochastic depth, and the norm that follows."""
+
+from typing import TypeGuard, TypeVar
+
+from minigrad import functional as F
+from minigrad.nn.layers import DropPath, LayerNorm
+from minigrad.nn.module import Module
+from minigrad.tensor import Tensor
+
+AnyModule = TypeVar("AnyModule", bound=Module)
+
+
+def residual_add(x: Tensor, branch: Tensor, drop_path: Module, gamma: Tensor | None = None) -> Tensor:
+    """x + drop_path(gamma * branch)
+
+    The op `Residual` includes an `nn.DropPath`: on a GPU, the whole sum is one pass over memory. Any other module, and
+    an `nn.DropPath` with a forward hook, is called.
+
+    Shapes: x, branch (N, ..., C); gamma, the layer scale, (C,) or None.
+    """
+    if _is_plain(drop_path, DropPath):
+        return F.residual(x, branch, gamma, drop_path.p, drop_path.training)
+    return x + drop_path(branch if gamma is None else gamma * branch)
+
+
+def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module) -> tuple[Tensor, Tensor]:
+    """The sum, and its norm for the next branch:
+
+        x = x + drop_path(branch)
+        y = norm(x)
+
+    The op `ResidualLayerNorm` includes an `nn.DropPath` and an `nn.LayerNorm` over the last axis: on a GPU, both lines
+    are one pass over memory, with the same float32 values. Any other module, and one with a forward hook, is called.
+
+    Shapes: x, branch, y (N, ..., C).
+    """
+    if _is_plain(drop_path, DropPath) and _is_plain(norm, LayerNorm) and len(norm.normalized_shape) == 1:
+        weight, bias = norm.weight, norm.bias
+        if weight is not None and bias is not None:
+            return F.residual_layer_norm(x, branch, weight, bias, norm.eps, drop_path.p, drop_path.training)
+    x = residual_add(x, branch, drop_path)
+    return x, norm(x)
+
+
+def _is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
+    """True if a call of `module` runs `kind.forward` alone: no subclass, no forward hook, no checkpointing."""
+    own = vars(module)
+    return type(module) is kind and not (own.get("_forward_hooks") or module.checkpointing or "forward" in own)

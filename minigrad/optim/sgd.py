@@ -1,0 +1,37 @@
+"""L5: SGD."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from minigrad.backend import array_module
+from minigrad.ops.updates import Update, sgd
+from minigrad.optim.optimizer import Optimizer
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.  Sutskever et al. 2013.
+
+    The formula and its implementation: `sgd` in `minigrad/ops/updates.py`.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, defaults)
+
+    def check(self, group: Mapping[str, Any]) -> None:
+        super().check(group)
+        if group["nesterov"] and not float(group["momentum"]):
+            raise ValueError("SGD: nesterov needs a momentum above 0")
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """v; nothing without momentum."""
+        return ("v",) if float(group["momentum"]) else ()
+
+    def update_all(self, updates: list[Update]) -> None:
+        for x, grad, state, group in updates:
+            lr, momentum, weight_decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+            if momentum and "v" not in state:
+                state["v"] = array_module(x).zeros_like(x)
+            sgd(x, grad, state["v"] if momentum else None, lr, momentum, weight_decay, group["nesterov"])

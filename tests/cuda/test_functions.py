@@ -1,0 +1,127 @@
+"""Fast paths of functions: casts, random numbers, optimizer updates. On a GPU, or on the stand-in for CuPy, the kernels
+run outside `without_fast_paths`, the reference implementation runs within, and both give the same."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad import Tensor, nn, optim
+from minigrad.backend import array_module, fast_paths, to_device
+from minigrad.backend.dtypes import FLOAT32, cast, cast_all
+from minigrad.backend.random import Generator
+from minigrad.kernels.cuda import launch
+from minigrad.kernels.cuda.launch import Recorder, use_device
+from minigrad.ops import updates
+from tests.cuda.runner import needs_compiler
+
+pytestmark = [needs_compiler, pytest.mark.parametrize("device", ["cuda"], indirect=True)]
+
+SHAPES = [(3, 5), (7,), (), (4097,)]
+
+
+def arrays(seed, dtype=FLOAT32):
+    rng = np.random.default_rng(seed)
+    return [to_device(np.asarray(rng.standard_normal(shape), dtype), "cuda") for shape in SHAPES]
+
+
+def parameters(dtype=FLOAT32):
+    """Tensors on the GPU, with gradients."""
+    tensors = [Tensor(x, requires_grad=True) for x in arrays(0, dtype)]
+    for tensor, grad in zip(tensors, arrays(1, dtype), strict=True):
+        tensor.grad = Tensor(grad)
+    return tensors
+
+
+def grads_of(tensors):
+    return [tensor.grad.data for tensor in tensors]
+
+
+def adamw(other=()):
+    """Three steps: the parameters and the state."""
+    tensors = [*parameters(), *other]
+    optimizer = optim.AdamW(tensors, lr=0.1)
+    for _ in range(3):
+        optimizer.step()
+    return [*(tensor.data for tensor in tensors), *optimizer.state_dict().values()]
+
+
+def clip():
+    tensors = parameters()
+    return [optim.clip_grad_norm_(tensors, 1.0).data, *grads_of(tensors)]
+
+
+def unscale():
+    tensors = parameters()
+    scaler, optimizer = optim.GradScaler(3.0), optim.SGD(tensors)
+    scaler.unscale_(optimizer)
+    return [np.asarray(scaler._finite[optimizer]), *grads_of(tensors)]
+
+
+class Model(nn.Module):
+    def __init__(self, tensors):
+        for i, x in enumerate(tensors):
+            setattr(self, f"p{i}", nn.Parameter(x.data))
+
+
+def ema(other=()):
+    """Two updates of an average of changed parameters."""
+    model = Model([*parameters(), *other])
+    average = optim.EMA(model, 0.9, warmup=True)
+    for _ in range(2):
+        for parameter in model.parameters():
+            parameter.data += 1
+        average.update()
+    return list(average.state_dict().values())
+
+
+CASES = {  # the reference implementation: the kernels, and a call
+    cast: (["convert"], lambda: [cast(arrays(0)[0], np.dtype(np.float16))]),
+    cast_all: (["convert_all"], lambda: cast_all(arrays(0), np.dtype(np.float16))),
+    Generator.words: (["words"], lambda: [Generator(1).words(9, "cuda")]),
+    Generator.uniform: (["uniform"], lambda: [Generator(1).uniform((3, 5), device="cuda")]),
+    updates.adamw_all: (["adamw"] * 3, adamw),
+    updates.clip_by_global_norm: (["squares", "clip_factor", "scale"], clip),
+    updates.unscale: (["unscale"], unscale),
+    updates.average_all: (["average"] * 2, ema),
+}
+
+
+@contextmanager
+def recorded():
+    """Within the block, the names of the kernels that are launched are recorded."""
+    names = []
+    with use_device(recorder := Recorder(launch._device)):
+        yield names
+    names += [launch.kernel.name for launch in recorder.launches]
+
+
+def compared(run):
+    """The kernels that `run` launches. Without fast paths it launches none, with the same results."""
+    with recorded() as names:
+        found = run()
+    with minigrad.without_fast_paths(), recorded() as without:
+        expected = run()
+    assert not without
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype and array_module(x) is array_module(y)
+        np.testing.assert_allclose(to_device(x, "cpu"), to_device(y, "cpu"), rtol=1e-6, atol=1e-7)
+    return names
+
+
+@pytest.mark.parametrize("reference", CASES, ids=lambda function: function.__qualname__)
+def test_kernel_equals_reference(reference, device):
+    kernels, run = CASES[reference]
+    assert compared(run) == kernels
+
+
+def test_every_function_with_fast_paths_has_a_case(device):
+    assert {function for function in fast_paths._registered if not isinstance(function, type)} == set(CASES)
+
+
+@pytest.mark.parametrize("run", [adamw, ema])
+def test_rows_that_do_not_fit_are_left_to_the_reference(run, device):
+    """float64 parameters beside float32 ones, which are still processed in one launch for each step."""
+    names = compared(lambda: run(parameters(np.float64)))
+    assert names == ["adamw" if run is adamw else "average"] * len(names) and len(names) == (3 if run is adamw else 2)
