@@ -50,7 +50,7 @@ class Trainer:
     ) -> None:
         self.dataset, self.step, self.evaluation, self.sampler = dataset, step, evaluation, sampler
         self.model, self.epochs, self.peak_lr = step.model, epochs, lr
-        self.steps = ceil(len(dataset.train) / step.images)  # in an epoch
+        self.steps = ceil(len(dataset.train) / step.images_per_step)  # in an epoch
         self.schedule = WarmupCosine(step.optimizer, round(self.steps * warmup_epochs), self.steps * epochs)
         self.stop = Event()  # if set, `fit` ends after the current step
         # Progress of the run, which train/output/resume.py saves and loads.
@@ -96,7 +96,7 @@ class Trainer:
         if self.order is None:
             self.step.clear()
             self.order = self.sampler.sample()
-        parts = list(batches(count, self.step.images))
+        parts = list(batches(count, self.step.images_per_step))
         done = parts[self.position - 1].stop if self.position else 0
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:

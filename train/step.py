@@ -1,6 +1,6 @@
 """L7: one training step: batch indices in, updated parameters out.
 
-`Step.compute` is the step. The methods below `compute` surround it: threads, the CUDA graph, NaN and Inf.
+`Step.compute` is the training step. The methods below `compute` surround it: threads, the CUDA graph, NaN and Inf.
 
 On a GPU the entire step runs on the device, including the sums of loss and correct predictions. The host only launches
 kernels, so a step can be captured as a CUDA graph.
@@ -79,13 +79,13 @@ class Step:
         self.parameters = list(model.parameters())
         self.scaler = GradScaler(enabled=options.amp_dtype == "float16")
         self.sums = Sums(device_of(data.labels))  # since `clear`
-        self.skipped = self.images_skipped = 0  # since `clear`: skipped steps; images whose loss is in no sum
+        self.skipped = self.images_skipped = 0  # since `clear`: steps without an update; images that are not in `sums`
         self.generators = [transform.generator, *shards.generators]
-        self.images = min(options.batch_size * options.grad_accum_steps, len(data))  # in a full-size step
+        self.images_per_step = min(options.batch_size * options.grad_accum_steps, len(data))
         # Check for NaN and Inf before the update. Loss scaling synchronizes with the GPU anyway.
         on_cpu = device_of(data.labels) == "cpu"
         self.checks_finite = on_cpu or options.skip_nonfinite or self.scaler.enabled
-        self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext  # in `find_first_op`, detect_anomaly
         self.graphed: Callable[[Array], bool] | None = None
         if options.graph:
             self.graphed = GraphedStep(self.compute, optimizer, generators=self.generators)
@@ -97,16 +97,16 @@ class Step:
             with mixed_precision(self.options.amp_dtype, self.parameters):
                 logits = self.model(Tensor(images)).float()
                 loss = self.criterion(logits, Tensor(targets))
-            # The mean over a shard. Weighted by its share of the images, the losses add up to the mean of the step.
+            # A mean over the shard. Weighted by the shard's share of the images, the losses add up to the step's mean.
             loss = loss * (len(labels) / len(index))
             self.scaler.scale(loss).backward()
             return loss.data.astype(np.float64), count_correct(logits, labels)
 
         self.optimizer.zero_grad()
         results = []
-        for part in batches(len(index), self.options.batch_size):  # gradients add up
+        for part in batches(len(index), self.options.batch_size):  # the gradients of the batches add up
             images, labels = self.data.take(index[part])
-            images, targets = self.transform(images, labels)
+            images, targets = self.transform(images, labels)  # augment, normalise
             results += self.run_shards(forward_backward, images, targets, labels)
         loss, correct = (sum(values) for values in zip(*results, strict=True))
         if not self.is_finite(loss):
@@ -146,7 +146,7 @@ class Step:
 
     @_unwarned
     def __call__(self, index: Array) -> None:
-        """`compute`, as a CUDA graph if possible. Without an update, buffers are restored and the step is counted.
+        """`compute`, as a CUDA graph if possible. Without an update, the step is counted as skipped.
 
         Raises:
             StepError: with `checks_finite`, the loss or a gradient is not finite; with loss scaling, not even at the
@@ -156,7 +156,7 @@ class Step:
         buffers = [(x, x.data.copy()) for _, x in self.model.named_buffers()] if self.checks_finite else []
         # A CUDA graph is captured for one batch size. The smaller last batch of an epoch runs eagerly, even if a
         # resumed run starts with it.
-        compute = self.graphed if self.graphed is not None and len(index) == self.images else self.compute
+        compute = self.graphed if self.graphed is not None and len(index) == self.images_per_step else self.compute
         updated = False
         try:
             updated = compute(index)
@@ -169,12 +169,12 @@ class Step:
                     x.data[...] = before
 
     def is_finite(self, loss: Array) -> bool:
-        """True if loss and gradients are finite, for which the host waits, or if `checks_finite` is False.
+        """True if loss and gradients are finite, or if `checks_finite` is False. The check synchronizes.
 
         Gradients of a scaled loss are checked later, by the scaler.
 
         Raises:
-            FloatingPointError: NaN or Inf without --skip-nonfinite, or at the end of a search for the first op.
+            FloatingPointError: NaN or Inf without --skip-nonfinite; or `find_first_op` repeats the step.
         """
         if not self.checks_finite:
             return True
@@ -192,7 +192,7 @@ class Step:
         return False
 
     def find_first_op(self, index: Array, draws: Sequence[int]) -> str:
-        """Repeat a step, without its update, under `detect_anomaly`; returns the message about the first bad op.
+        """Repeat a step, up to `is_finite`, under `detect_anomaly`; returns its error message.
 
         `draws` are the counters of the generators before the step: the step repeats with the same random numbers.
         """
@@ -200,7 +200,7 @@ class Step:
             generator.draws = count
         self.guard, message = detect_anomaly, ""
         try:
-            self.compute(index)  # raises an error in an op, or in `is_finite`
+            self.compute(index)  # raises an error before the update
         except NonFiniteError as error:
             message = str(error)
         finally:
@@ -214,7 +214,7 @@ class Step:
 
 
 class StepError(Exception):
-    """NaN or Inf in the loss or a gradient: `what` says which of these, `why` names the first op with NaN or Inf."""
+    """NaN or Inf. `what`: the loss or a gradient; `why`: a message about the first op with NaN or Inf."""
 
     def __init__(self, what: str, why: str) -> None:
         super().__init__(f"{what}: {why}")

@@ -82,7 +82,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--no-such-flag"], r"unrecognized arguments: --no-such-flag \(--help lists all flags\)"),
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3; did you mean --epochs\?"),
         (["--epochs"], "--epochs: expected one argument"),
-        (["--dataset", "cifar10"], "no cifar10 in data: add --download to fetch it there"),
+        (["--dataset", "cifar10"], "there is no cifar10 in data: add --download, or set --data-dir"),
         (["--output", "file/below"], "cannot write to --output file/below: Not a directory"),
         (["--output", "old"], "--output old holds the results of an earlier run"),
     ],
