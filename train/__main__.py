@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, which Windows has no name for
+        return 141  # 128 + SIGPIPE, which Windows lacks
     except InputError as error:
         message = str(error)
     except OSError as error:
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:  # from NumPy, or from CuPy on a GPU; the saved state stays complete
         reason = " ".join(str(error).split())
         message = (
-            f"out of memory{f' ({reason})' if reason else ''}; a lower --batch-size, with more --grad-accum-steps for "
-            "the same step, takes less, and so does a lower --validation-batch-size"
+            f"out of memory{f' ({reason})' if reason else ''}; lower --batch-size, and raise --grad-accum-steps for an "
+            "equal step, or lower --validation-batch-size"
         )
     print(f"python -m train: {message}", file=sys.stderr)
     return 2

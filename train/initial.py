@@ -1,7 +1,7 @@
 """L7: training from pretrained weights: `--initial-checkpoint FILE`.
 
 `models/weights/load.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics
-of their own dataset, not with those stored in the file.
+of the dataset of the run, not with statistics in the file.
 """
 
 from collections.abc import Iterable, Sequence

@@ -365,7 +365,7 @@ def test_randaugment_fills_with_the_mean_colour():
     [
         ("hflip", 1.5, "hflip must be from 0 to 1, got 1.5"),
         ("reprob", -0.1, "reprob must be from 0 to 1"),
-        ("mixup", -1.0, "mixup must be at least 0, which switches it off, got -1"),
+        ("mixup", -1.0, "mixup must be at least 0 (0: off), got -1"),
         ("cutmix", inf, "cutmix must be at least 0"),
         ("cutout", -1, "cutout must be at least 0"),
         ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),

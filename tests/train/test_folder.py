@@ -208,7 +208,7 @@ def test_conflicting_dataset_flags_are_refused(flags, message):
     [
         (
             ["--model", "convnext_atto", "--img-size", "16"],
-            "images must be at least 32 x 32 for the strides of this model, got (1, 3, 16, 16)",
+            "at least 32 x 32 for the strides of this model, got (1, 3, 16, 16)",
         ),
         (["--model", "vit_tiny_patch16_224", "--img-size", "40"], "40 x 40"),
     ],

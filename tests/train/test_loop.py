@@ -55,7 +55,7 @@ def test_data_larger_than_device_memory_is_refused(monkeypatch):
 
     monkeypatch.setattr("train.data.dataset.to_device", full)
     split = Split(np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int))
-    with pytest.raises(InputError, match=r"stays on cuda, and 10 images of 0\.00 GiB do not fit"):
+    with pytest.raises(InputError, match=r"10 images of 0\.00 GiB do not fit into the memory of cuda"):
         split.to("cuda")
 
 

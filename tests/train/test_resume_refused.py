@@ -32,12 +32,15 @@ def changed(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model/head.bias": lambda x: x[:5]}, r"model/head.bias is \(5,\) float32 in it, and \(10,\) float32 in this"),
-        ({"model/head.bias": lambda x: x.astype(float)}, r"model/head.bias is \(10,\) float64 in it"),
+        (
+            {"model/head.bias": lambda x: x[:5]},
+            r"head.bias is \(5,\) float32 in the file, \(10,\) float32 in this run",
+        ),
+        ({"model/head.bias": lambda x: x.astype(float)}, r"model/head.bias is \(10,\) float64 in the file"),
         ({"model/head.bias": lambda x: None}, r"model/head.bias is missing"),
         ({"ema/updates": lambda x: None}, r"ema/updates is missing"),
         ({"optimizer/0.0.m": lambda x: None}, r"optimizer/0.0.m is missing"),
-        ({"optimizer/0.0.step": lambda x: x * 1.5}, r"optimizer/0.0.step is \(\) float64 in it"),
+        ({"optimizer/0.0.step": lambda x: x * 1.5}, r"optimizer/0.0.step is \(\) float64 in the file"),
         ({"order": lambda x: x + 1}, r"order of the images has indices out of range"),
         ({"order": lambda x: None}, r"not of the same step"),
         ({"schedule/t": lambda x: x + 1}, r"not of the same step"),

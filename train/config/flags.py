@@ -15,9 +15,9 @@ class Flag:
     """A flag of the command line, which is also a setting of a TOML file.
 
     Fields:
-        name, type: those of the field of `Settings`. The type `int | None` is a number of images; None means all.
+        name, type: of the field of `Settings`. The type `int | None` is a number of images; None means all.
         text: the line of --help.
-        group: heading of --help, which starts a group with this flag.
+        group: heading of the group that starts with this flag in --help.
         default: None if the default is derived from other settings.
         shapes: default for the dataset `shapes`, if another.
         shown: description of a derived default in --help.

@@ -13,7 +13,7 @@ from train.config.flags import Flag, flag
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a run. Their names are those of the flags, and timm's where timm has the flag."""
+    """The settings of a run. A setting has the name of its flag, which is timm's name where timm has the flag."""
 
     recipe: str = flag(
         "preset settings, listed below",

@@ -1,6 +1,6 @@
 """L7: data augmentation of batches.
 
-The order is that of timm and torchvision. A value of 0 switches a transform off:
+The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
     pixels, uint8           flip, random crop, RandAugment (train/data/randaugment.py)
     normalised, float32     cutout, random erasing
@@ -220,7 +220,7 @@ def _boxes(top: Array, left: Array, bottom: Array, right: Array, H: int, W: int)
 
 @dataclass(frozen=True)
 class Augment:
-    """All transforms of a run. The names are those of timm's flags where timm has the flag; 0 and None switch off.
+    """All transforms of a run. A field has the name of its flag. 0 and None switch a transform off.
 
     Fields:
         hflip: probability of a horizontal flip.
@@ -256,7 +256,7 @@ class Augment:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be at least 0, which switches it off, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0 (0: off), got {getattr(self, name)}")
         for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")

@@ -25,7 +25,7 @@ _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images,
 
 @dataclass(frozen=True)
 class Source:
-    """The archive of a version of CIFAR, and the names in it."""
+    """A version of CIFAR: its archive, the files in the archive, and their keys."""
 
     name: str
     archive: str

@@ -1,4 +1,4 @@
-"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals one that was never interrupted.
+"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals an uninterrupted run.
 
 The file holds everything that the next step depends on: parameters and buffers, optimizer state, EMA, loss scale,
 schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
@@ -87,9 +87,9 @@ def load(path: Path, trainer: Trainer, info: RunInfo) -> list[Metrics]:
 
 
 def repeat_with_checks(path: Path, trainer: Trainer, info: RunInfo) -> str:
-    """The error message with the first op that made NaN or Inf, for a run that read its loss only now and then.
+    """The error message with the first op that made NaN or Inf, for a run without a check at each step.
 
-    Loads the saved state and repeats up to one epoch, without a CUDA graph, with a check at each step. Empty if no NaN
+    Loads the saved state and repeats up to one epoch with a check at each step, without a CUDA graph. Empty if no NaN
     or Inf occurs again.
     """
     load(path, trainer, info)
@@ -125,7 +125,7 @@ def _metadata(info: RunInfo, history: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def _parts(trainer: Trainer) -> dict[str, Any]:
-    """The objects with a `state_dict`, by their prefix in the file."""
+    """The objects with a `state_dict`, by the prefix of their arrays in the file."""
     parts = {
         "model": trainer.model,
         "optimizer": trainer.step.optimizer,
@@ -136,7 +136,7 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
 
 
 def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state of one part, by its own names."""
+    """The state of one part, its names without the prefix."""
     return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
 
 
@@ -166,7 +166,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
         if name in arrays and name in expected:
             found, wanted = ((x.shape, str(x.dtype)) for x in (arrays[name], expected[name]))
             if found != wanted:
-                raise ValueError(f"{name} is {found[0]} {found[1]} in it, and {wanted[0]} {wanted[1]} in this run")
+                raise ValueError(f"{name} is {found[0]} {found[1]} in the file, {wanted[0]} {wanted[1]} in this run")
         elif name not in optional:
             raise ValueError(f"{name} is {'missing' if name in expected else 'no part of this run'}")
     for part, owner in _parts(trainer).items():
