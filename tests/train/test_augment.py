@@ -222,7 +222,7 @@ def test_beta_stays_within_0_and_1(alpha):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_box_of_cutmix_has_a_share_of_1_minus_lambda(seed):
+def test_cutmix_box_area_is_1_minus_lambda(seed):
     H, W, u = 40, 60, Generator(seed).uniform((8,)).astype(np.float64)
     side = (1 - beta(np.array(1.0), u[1:5])) ** 0.5
     rows, columns = (

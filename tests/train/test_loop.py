@@ -258,13 +258,13 @@ def test_ema_is_evaluated_and_does_not_change_training(dataset):
     expected = {name: p.numpy().copy() for name, p in averaged.named_parameters()}
     step = trainer.advance
 
-    def watched(index):
+    def recorded_step(index):
         step(index)
         t = trainer.step.ema.updates - 1
         for name, p in averaged.named_parameters():
             expected[name] += (1 - min(0.6, (1 + t) / (10 + t))) * (p.numpy() - expected[name])
 
-    trainer.advance = watched
+    trainer.advance = recorded_step
     epochs = list(trainer.fit())
     assert trainer.step.ema.updates == 8
     for ours, theirs in zip(epochs, plain, strict=True):

@@ -135,12 +135,12 @@ def test_stop_during_evaluation(dataset, tmp_path):
     expected, _ = finish(trainer_of(dataset, settings))
     trainer, seen = trainer_of(dataset, settings), []
 
-    def look(model, inputs, output):
+    def record(model, inputs, output):
         seen.append(model.training)
         if seen.count(False) == 2:
             trainer.stop.set()
 
-    trainer.model.register_forward_hook(look)
+    trainer.model.register_forward_hook(record)
     with pytest.raises(Stopped):
         list(trainer.fit())
     assert trainer.position == trainer.steps and seen.count(False) < 20

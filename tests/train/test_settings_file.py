@@ -87,7 +87,7 @@ def test_unreadable_settings_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_settings_file_in_the_encodings_of_windows(encoding, newline, tmp_path):
+def test_settings_file_in_windows_encodings(encoding, newline, tmp_path):
     """Notepad and PowerShell write UTF-8 and UTF-16 with a byte order mark."""
     text = f"epochs = 3{newline}output = 'r\u00e9sultats \u4e2d'{newline}"
     mark = "\ufeff" if encoding.endswith("e") else ""
@@ -104,7 +104,7 @@ def test_a_settings_file_in_the_encodings_of_windows(encoding, newline, tmp_path
         ("lr = 1".encode("utf-16-le"), "a zero byte in line 1, as in UTF-16 without a byte order mark"),
     ],
 )
-def test_bytes_that_are_no_text_are_located(content, message, tmp_path):
+def test_undecodable_bytes_are_located(content, message, tmp_path):
     (tmp_path / "run.toml").write_bytes(content)
     with pytest.raises(InputError, match=rf"^--config .*run\.toml is not TOML: {message}; save the file as UTF-8$"):
         parse(["--config", str(tmp_path / "run.toml")])

@@ -29,8 +29,8 @@ def test_accumulated_gradients_equal_a_larger_batch(dataset, threads, batch, par
     """Equal gradients, loss and accuracy, also with a smaller last batch."""
     images = min(images, batch * parts)
     runs = []
-    for choices in ({"batch_size": batch, "grad_accum_steps": parts}, {"batch_size": batch * parts}):
-        settings = replace(parse(["--smoothing", "0.1", "--clip-grad", "0"]), threads=threads, **choices)
+    for options in ({"batch_size": batch, "grad_accum_steps": parts}, {"batch_size": batch * parts}):
+        settings = replace(parse(["--smoothing", "0.1", "--clip-grad", "0"]), threads=threads, **options)
         manual_seed(0)
         model = Small()
         model.drop = nn.Dropout(0.0)
@@ -68,8 +68,8 @@ def test_gradient_sum_is_independent_of_thread_order(dataset):
 def test_inputs_and_targets_equal_the_augmentation(dataset):
     """Without mixup the targets are labels."""
     images, labels = dataset.train.take(np.arange(20))
-    for choices in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
-        settings = replace(parse([]), **choices)
+    for options in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
+        settings = replace(parse([]), **options)
         transform = create_trainer(settings, Small(), dataset).step.transform
         generator = Generator(transform.generator.seed)
         given, targets = transform(images, labels)
@@ -77,11 +77,11 @@ def test_inputs_and_targets_equal_the_augmentation(dataset):
         expected = augment.pixels(images, generator)
         expected = augment.normalized(normalize(expected, dataset.mean, dataset.std), generator)
         wanted = labels
-        if choices is EVERYTHING:
+        if options is EVERYTHING:
             expected, wanted = augment.mixed(expected, labels, 10, generator)
         np.testing.assert_array_equal(given, expected)
         np.testing.assert_array_equal(targets, wanted)
-        assert (given == normalize(images, dataset.mean, dataset.std)).all() == (not choices)
+        assert (given == normalize(images, dataset.mean, dataset.std)).all() == (not options)
 
 
 def test_mixed_targets_are_smoothed_once(dataset):
@@ -97,10 +97,10 @@ def test_muon_updates_hidden_matrices_only(dataset):
     trainer = create_trainer(settings, model, dataset)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = trainer.step.optimizer.param_groups
-    moved = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
-    assert {n.rsplit(".", 2)[-2] for n in moved} == {"qkv", "proj", "fc1", "fc2", "reduction"}
+    updated = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
+    assert {n.rsplit(".", 2)[-2] for n in updated} == {"qkv", "proj", "fc1", "fc2", "reduction"}
     assert sum(len(group["params"]) for group in groups) == len(names)
-    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "patch_embed")) for name in moved)
+    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "patch_embed")) for name in updated)
     assert {group["weight_decay"] for group in groups if group["muon"]} == {settings.weight_decay}
     losses = [m.train_loss for m in fit(dataset, epochs=4, opt="muon", lr=3e-3, threads=1)[0]]
     assert losses[-1] < 0.95 * losses[0]
@@ -164,12 +164,12 @@ def test_search_for_first_op_repeats_random_numbers(dataset, monkeypatch):
     settings = parse(["--batch-size", "16", "--threads", "2", "--hflip", "0.5"])
     trainer, seen = create_trainer(settings, Small(), dataset), []
 
-    def look(module, inputs, output):
+    def record(module, inputs, output):
         seen.append(inputs[0].data.copy())
         if trainer.position == 1:
             output.data[:] = np.inf
 
-    trainer.model.drop.register_forward_hook(look)
+    trainer.model.drop.register_forward_hook(record)
     message = r"in step 2 of epoch 1/4: Linear \(in head\) made .* input 0 already had some"
     with pytest.raises(DivergedError, match=message), trainer.step.shards:  # which waits for both threads
         list(trainer.fit())
@@ -195,7 +195,7 @@ def test_nonfinite_gradient_stops_before_the_update(dataset):
         np.testing.assert_array_equal(p.numpy(), before[name])
 
 
-def test_infinite_sum_of_finite_gradients_stops_before_the_update(dataset):
+def test_infinite_gradient_sum_stops_before_the_update(dataset):
     """Each op makes finite gradients; only their sum, 6e38, is above the range of float32."""
     trainer = create_trainer(parse(["--batch-size", "60", "--threads", "1"]), Small(), dataset)
     bias = trainer.model.head.bias
@@ -212,23 +212,23 @@ def test_nonfinite_steps_are_skipped_and_counted(dataset, flags):
     """A skipped step changes neither weights nor optimizer state nor EMA, and does not count in the mean loss."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1", "--skip-nonfinite", *flags])
     trainer = create_trainer(settings, poisoned(Small(), 2, 3), dataset)
-    step, moved = trainer.advance, []
+    step, updated = trainer.advance, []
 
-    def watched(index):
+    def recorded_step(index):
         state = {**trainer.model.state_dict(), **(trainer.step.ema.state_dict() if trainer.step.ema else {})}
         before = {name: np.copy(x.numpy() if isinstance(x, Tensor) else x) for name, x in state.items()}
         step(index)
         state = {**trainer.model.state_dict(), **(trainer.step.ema.state_dict() if trainer.step.ema else {})}
-        moved.append(any((before[k] != (x.numpy() if isinstance(x, Tensor) else x)).any() for k, x in state.items()))
+        updated.append(any((before[k] != (x.numpy() if isinstance(x, Tensor) else x)).any() for k, x in state.items()))
 
-    trainer.advance = watched
+    trainer.advance = recorded_step
     epochs = trainer.fit()
     first = next(epochs)
     assert first.train_loss == trainer.step.sums.sums[0] / (60 - 2 * 16)
     second = next(epochs)
     left_out = [0, 1] if settings.grad_accum_steps > 1 else [1, 2]
     assert (first.skipped, second.skipped) == (2, 0) and "2 steps skipped" in first.line(2)
-    assert moved == [i not in left_out for i in range(8)]
+    assert updated == [i not in left_out for i in range(8)]
     assert 1 < first.train_loss < 4 and trainer.step.optimizer.state[0][0]["step"] == 6
 
 
@@ -254,8 +254,8 @@ def test_nonfinite_step_restores_running_statistics(dataset, flags, message):
 def test_mixed_precision_matches_float32_losses(dtype):
     dataset = shapes.load(200, 20)
     losses = [
-        [epoch.train_loss for epoch in fit(dataset, epochs=4, lr=3e-3, threads=1, **choices)[0]]
-        for choices in ({}, {"amp": True, "amp_dtype": dtype})
+        [epoch.train_loss for epoch in fit(dataset, epochs=4, lr=3e-3, threads=1, **options)[0]]
+        for options in ({}, {"amp": True, "amp_dtype": dtype})
     ]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
     assert losses[0] != losses[1] and losses[1][-1] < 0.95 * losses[1][0]
