@@ -1,14 +1,14 @@
 """minigrad: a deep-learning framework on NumPy and CuPy, written to be read.
 
-The course through the code is README.md in this folder. Each file states its level in its first line, L0 to L5, and
-imports only from lower ones.
+README.md in this folder is a course through the code. Each file states its level, L0 to L5, in its first line, and
+imports only files of the same level or lower levels.
 """
 
 import sys
 
 from minigrad import (
     functional,
-    kernels,  # noqa: F401 (importing it registers the fast paths)
+    kernels,  # noqa: F401 (its import registers the fast paths)
 )
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
@@ -34,7 +34,7 @@ __all__ = [
     "zeros_like",
 ]  # fmt: skip
 
-# A method of Tensor is also a function of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
+# Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
 abs, pow, matmul = Tensor.abs, Tensor.pow, Tensor.matmul
 exp, log, sqrt, tanh, sigmoid, erf = Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.erf
 maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
@@ -45,6 +45,6 @@ transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tens
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
 gather, index_select = Tensor.gather, Tensor.index_select
 
-# Names and import paths of version 0.1 go on working: `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
+# Aliases of earlier versions: `minigrad.without_twins`, `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
 without_twins = without_fast_paths
 sys.modules |= {f"minigrad.{m.__name__.rpartition('.')[2]}": m for m in (cublas, dtypes, function, random)}

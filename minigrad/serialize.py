@@ -1,7 +1,7 @@
-"""L5: arrays in files: `.npz`, NumPy's own format, and `.safetensors`, for exchange with other frameworks.
+"""L5: arrays in files: `.npz`, NumPy's format, and `.safetensors`, for exchange with other frameworks.
 
-Never pickle, which can run code: an array of Python objects is refused on the way out and on the way in. A file is
-written beside its place and moved there when complete, so a crash leaves the old one.
+Loading runs no code: pickle is never used, so `save` and `load` refuse arrays of Python objects. A file is written
+under a temporary name and renamed when complete, so after a crash the previous file is still there.
 """
 
 import json
@@ -23,34 +23,34 @@ _METADATA = "__metadata__"
 
 
 def save(path: str | Path, arrays: Mapping[str, Tensor | Array], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write arrays by name, and metadata (anything JSON can hold), to a `.npz` or `.safetensors` file.
+    """Write named arrays, and metadata (JSON values), to a `.npz` or `.safetensors` file.
 
     Raises:
-        ValueError: another suffix.
-        TypeError: an array of Python objects, or one without numbers.
-        OSError: the disk is full, or the folder cannot be written; an older file at `path` is as it was.
+        ValueError: `path` has another suffix.
+        TypeError: an array contains Python objects, or is a meta array, without values.
+        OSError: the disk is full, or the folder is not writable. An existing file at `path` is not changed.
     """
     path, kind = Path(path), _kind(Path(path))
     on_cpu = {}
     for name, x in arrays.items():
         x = x.data if isinstance(x, Tensor) else x
         if isinstance(x, MetaArray):
-            raise TypeError(f"cannot save {name!r}: it has no numbers, as its model was made under meta_init()")
+            raise TypeError(f"cannot save {name!r}: a meta array, as created under meta_init(), has no values")
         on_cpu[name] = np.asarray(to_device(plain(x), "cpu"), order="C")
         if on_cpu[name].dtype.hasobject:
-            raise TypeError(f"cannot save {name!r}: it holds Python objects, which only pickle could store")
-    text = json.dumps(dict(metadata or {}))
+            raise TypeError(f"cannot save {name!r}: the array contains Python objects, which only pickle could store")
+    json_text = json.dumps(dict(metadata or {}))
     with replacing(path) as file:
         if kind == "npz":
-            _write_npz(file, on_cpu | {_METADATA: np.frombuffer(text.encode(), np.uint8)})
+            _write_npz(file, on_cpu | {_METADATA: np.frombuffer(json_text.encode(), np.uint8)})
         else:
-            file.write(_safetensors().numpy.save(on_cpu, {"minigrad": text}))
+            file.write(_safetensors().numpy.save(on_cpu, {"minigrad": json_text}))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into, that takes the place of `path` at the end of the block, whole and on the disk; if the block
-    fails, or the process is killed in it, the old one stays."""
+    """A temporary file to write to, which replaces `path` atomically, flushed to disk, at the end of the block. If the
+    block raises, or the process is killed, `path` is not changed."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
@@ -65,8 +65,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring to the disk which file has which name, where a system can."""
-    with suppress(OSError):  # Windows opens no folders
+    """Flush the renaming of files in `folder` to disk, if the system supports fsync of folders."""
+    with suppress(OSError):  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -77,12 +77,12 @@ def _sync_folder(folder: Path) -> None:
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the metadata of a file.
 
-    NumPy's format has no name for bfloat16: minigrad, JAX and others write it as `V2`, two bytes without a meaning. So
-    an array of `V2` in a `.npz` is read as bfloat16 if ml_dtypes is installed; else it stays `V2`.
+    NumPy's format does not support bfloat16: minigrad, JAX and others store bfloat16 with dtype `V2`, raw data of two
+    bytes. So arrays of dtype `V2` in a `.npz` are loaded as bfloat16 if ml_dtypes is installed, else as `V2`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another format, or holds Python objects.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is damaged, has another format, or contains Python objects.
     """
     path, kind = Path(path), _kind(Path(path))
     if not path.is_file():
@@ -91,20 +91,20 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
         if reader is None:
             if not zipfile.is_zipfile(path):
-                raise ValueError("not a zip archive, or one that is cut short")
+                raise ValueError("not a zip archive, or a truncated one")
             with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            strange = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
-            if strange:
-                raise ValueError(f"{strange[0]} holds no array")
-            text = arrays.pop(_METADATA, np.frombuffer(b"{}", np.uint8)).tobytes().decode()
+            invalid = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
+            if invalid:
+                raise ValueError(f"{invalid[0]} is not an array")
+            json_text = arrays.pop(_METADATA, np.frombuffer(b"{}", np.uint8)).tobytes().decode()
         else:
             with reader.safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                text = (file.metadata() or {}).get("minigrad", "{}")
-        metadata = json.loads(text)
-    except Exception as error:  # the readers stumble over a damaged file in a dozen ways
-        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+                json_text = (file.metadata() or {}).get("minigrad", "{}")
+        metadata = json.loads(json_text)
+    except Exception as error:  # a damaged file makes the readers raise many types of errors
+        raise ValueError(f"{path} is not a complete {kind} file of arrays: {error}") from error
     for name, x in arrays.items():
         if x.dtype == np.dtype("V2"):
             with suppress(RuntimeError):
@@ -113,11 +113,11 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata of a file alone, without reading the rest.
+    """The metadata of a file, without reading the arrays.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or of another format.
+        FileNotFoundError: there is no file at `path`.
+        ValueError: the file is damaged, or has another format.
     """
     path, kind = Path(path), _kind(Path(path))
     if not path.is_file():
@@ -130,11 +130,11 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             return json.loads(file[_METADATA].tobytes().decode()) if _METADATA in file.files else {}
     except Exception as error:  # as in `load`
-        raise ValueError(f"{path} is no complete {kind} file of arrays: {error}") from error
+        raise ValueError(f"{path} is not a complete {kind} file of arrays: {error}") from error
 
 
 def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
-    """As `numpy.savez`, for which some names are taken."""
+    """As `numpy.savez`, which cannot save arrays named `file` or `allow_pickle`."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, x in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -144,7 +144,7 @@ def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 def _kind(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"files of arrays end in .npz or .safetensors, got {path.name!r}")
+        raise ValueError(f"the file name must end in .npz or .safetensors, got {path.name!r}")
     return suffix[1:]
 
 
@@ -153,6 +153,6 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise RuntimeError(
-            "a .safetensors file needs its library: pip install safetensors; .npz files need none"
+            "a .safetensors file needs its library: pip install safetensors; a .npz file needs none"
         ) from error
     return safetensors

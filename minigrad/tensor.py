@@ -1,8 +1,8 @@
-"""L3: Tensor, an array that remembers how it was made.
+"""L3: Tensor: an array, and the node of the autograd graph that computed it.
 
-`Tensor.apply` runs an op's forward on the arrays and, if any input wants a gradient, keeps the op as a node of the
-graph; `backward` starts the walk through that graph (`minigrad/autograd/tape.py`). What a Tensor can do is in
-`minigrad/methods.py`, one line an op.
+`Tensor.apply` runs an op's forward and, if any input requires a gradient, records the op as a node of the graph.
+`Tensor.backward` runs backward through that graph (`minigrad/autograd/tape.py`). The methods for the ops, one line
+each, are in `minigrad/methods.py`.
 """
 
 import copy
@@ -13,72 +13,68 @@ import numpy as np
 
 from minigrad import in_place
 from minigrad.autograd import grad_mode, tape, writes
-from minigrad.autograd.anomaly import describe
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.node import Leaf, Node, Output, next_age
 from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
-from minigrad.backend.dtypes import FLOAT32, as_dtype, cast, is_floating
+from minigrad.backend.dtypes import FLOAT32, cast, is_floating
 from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
+from minigrad.inputs import check_range, explain, operand, to_array
 from minigrad.methods import Methods, raw_index
-from minigrad.ops import (
-    checks,
-    rules,  # noqa: F401 (importing it fills the table that `dispatch` reads)
-)
+from minigrad.ops import rules  # noqa: F401 (its import fills the table of rules that `dispatch` reads)
 from minigrad.ops.indexing import steps
 
-_DTYPES = {np.dtype(t) for t in (np.float16, np.float32, np.float64, bool, "u1", "i1", "i2", "i4", "i8")}
 _new, _ndarray = object.__new__, np.ndarray
-_ALL_WANTED = [(True,) * n for n in range(4)]  # made once: `needs_input_grad` where all inputs require a gradient
+_ALL_TRUE = [(True,) * n for n in range(4)]  # `needs_input_grad` if all inputs require gradients, allocated once
 
 
 class Tensor(Methods):
-    """An array with a gradient.
+    """A multi-dimensional array of one dtype, with automatic differentiation.
 
     Args:
-        data: numbers, nested lists, an array (which is not copied) or another Tensor (which is detached).
-        requires_grad: collect ∂loss/∂self in `grad` when `backward` is called on a loss made from it.
-        dtype: float16, bfloat16, float32, float64, bool or an integer type. By default an array keeps its own, and
+        data: a number, nested lists, an array (shared, not copied) or another Tensor (detached).
+        requires_grad: record the ops on this Tensor, so that `backward` can accumulate ∂loss/∂self in `grad`.
+        dtype: float16, bfloat16, float32, float64, bool or an integer type. By default an array keeps its dtype, and
             Python floats become float32.
-        device: "cpu" or "cuda"; by default where the data is.
+        device: "cpu" or "cuda"; by default the device of the data.
 
-    In-place operators (`x += y`) and `x[i] = v` write into the array, as in PyTorch: views of it, `detach()` and
-    `state_dict()` see the new values, and backward refuses to go through an op that has saved the old ones. But a
-    recorded `x += y` changes this Tensor alone: views made before keep the old values, and so does what x is a view of.
+    In-place operators (`x += y`) and `x[i] = v` write into the array, as in PyTorch: views, `detach()` and
+    `state_dict()` share the new values, and backward raises an error at an op that saved the old values. Unlike in
+    PyTorch, a recorded `x += y` changes x alone: views of x, and the base if x is a view, keep the old values.
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
-    __array_ufunc__ = None  # array + tensor asks the tensor, not NumPy
-    __array_priority__ = 1000  # the same, as CuPy asks
+    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__, not a NumPy ufunc
+    __array_priority__ = 1000  # the same for CuPy arrays
 
     data: Array
-    _node: Node | None  # the op that made it, or a Leaf; None: no gradient is wanted
-    _retained: Leaf | None  # keeps `grad` where _node does not: after retain_grad, or while requires_grad is off
+    _node: Node | None  # the op that computed this Tensor, or a Leaf; None: requires_grad is False
+    _retained: Leaf | None  # holds `grad` if _node does not: after retain_grad(), or while requires_grad is False
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None, device: str | None = None) -> None:
-        self.data = _to_array(data, dtype, device)
+        self.data = to_array(data.data if isinstance(data, Tensor) else data, dtype, device)
         self._node = self._retained = None
         if requires_grad:
             self.requires_grad = True
 
     @staticmethod
     def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
-        """Run an op and record it.
+        """Run an op, and record it if any input requires a gradient.
 
         Args:
-            function: the op's class; this call makes one instance of it.
-            *inputs: the positional arguments of its `forward`: Tensors, arrays, Python numbers, or None.
-            **options: the keyword arguments of its `forward`.
+            function: the op's class; each call creates one instance.
+            *inputs: the positional arguments of the op's `forward`: Tensors, arrays, Python numbers, or None.
+            **options: the keyword arguments of the op's `forward`.
 
         Returns:
-            The output, a Tensor, or a tuple of them. It requires a gradient if any input does and recording is on.
+            The output Tensor, or a tuple of Tensors. Outputs require gradients if any input does and grad mode is on.
         """
-        # Prepare: the array of each input, and the edge along which its gradient will go.
+        # Prepare: the array of each input, and the edge along which backward sends the gradient of this input.
         arrays: list[Any] = []
         edges: list[Any] = []
-        wanted, all_float32, recording = 0, True, mode.grad_enabled  # wanted: how many inputs require a gradient
+        requiring, all_float32, recording = 0, True, mode.grad_enabled  # requiring: number of inputs with requires_grad
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
@@ -88,18 +84,18 @@ class Tensor(Methods):
                     all_float32 = False
                 if node is not None and recording:
                     edges.append((node, data.shape, dtype))
-                    wanted += 1
+                    requiring += 1
                     continue
             else:
                 if not (x is None or type(x) is float or type(x) is int):
-                    all_float32, x = False, _operand(x, function)
+                    all_float32, x = False, operand(x, function)
                 arrays.append(x)
             edges.append(None)
         if options:
             options = {name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()}
 
-        # Dispatch: the implementation that runs. Float32 arrays beside Python numbers need no promotion and no cast.
-        special = not all_float32 or grad_mode.open_blocks  # promotion, autocast or an observer may have to act
+        # Dispatch: select the implementation. If all arrays are float32, neither promotion nor casts are needed.
+        special = not all_float32 or grad_mode.open_blocks  # promotion, autocast or an observer may apply
         cast_back = None
         if special:
             op, arrays, cast_back = dispatch(function, arrays, edges, options)
@@ -107,15 +103,15 @@ class Tensor(Methods):
             op = (fast_path(function, *arrays, **options) or function)()
         else:
             op = function()
-        op.needs_input_grad = _ALL_WANTED[wanted] if wanted == len(arrays) < 4 else tuple(map(bool, edges))
+        op.needs_input_grad = _ALL_TRUE[requiring] if requiring == len(arrays) < 4 else tuple(map(bool, edges))
         try:
             output = op.forward(*arrays, **options) if options else op.forward(*arrays)
         except Exception as error:
-            _explain(error, op, arrays)
+            explain(error, op, arrays)
             raise
 
         # Record: the op becomes a node of the graph if any input requires a gradient.
-        if wanted:
+        if requiring:
             op.edges, op.age = edges, next_age()
         if special:
             if cast_back is not None:
@@ -123,41 +119,39 @@ class Tensor(Methods):
             if mode.observer is not None:
                 mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
         if type(output) is tuple:
-            return _several(op, output, wanted > 0)
+            return _output_tensors(op, output, requiring > 0)
         result = _new(Tensor)
-        result.data = output if type(output) is _ndarray else _checked(output, op)
+        result.data = output if type(output) is _ndarray else _output_array(output, op)
         result._retained = None
-        result._node = op if wanted else None
+        result._node = op if requiring else None
         return result
 
     @staticmethod
     def constant(array: Array) -> "Tensor":
-        """A Tensor on `array` that no gradient flows through."""
+        """A Tensor that shares `array` and does not require a gradient."""
         return Tensor(array)
 
     # The graph ------------------------------------------------------------------------------------------------------
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients flow to or through this Tensor. It may be set on a leaf, one that no recorded op made: off
-        and on again, the leaf keeps its gradient and its hooks."""
+        """True if backward computes gradients for or through this Tensor. Only on a leaf can it be set to False; when
+        set to True again, the leaf still has its gradient and hooks."""
         return self._node is not None
 
     @requires_grad.setter
-    def requires_grad(self, wanted: bool) -> None:
+    def requires_grad(self, requires_grad: bool) -> None:
         if not self.is_leaf:
-            if wanted:
+            if requires_grad:
                 return
-            raise RuntimeError(
-                "requires_grad can be switched off only on a leaf; x.detach() is the value without history"
-            )
-        if wanted and not is_floating(self.data.dtype):
-            raise TypeError(f"only floating-point tensors can require a gradient, this one holds {self.data.dtype}")
-        if wanted == self.requires_grad:
+            raise RuntimeError("requires_grad can be set to False only on a leaf; use x.detach() for other tensors")
+        if requires_grad and not is_floating(self.data.dtype):
+            raise TypeError(f"only floating-point tensors can require a gradient, got dtype {self.data.dtype}")
+        if requires_grad == self.requires_grad:
             return
-        leaf: Any = self._node or self._retained or Leaf()  # one leaf for good, with its gradient and its hooks
-        leaf.requires_grad = wanted
-        self._node, self._retained = (leaf, None) if wanted else (None, leaf)
+        leaf: Any = self._node or self._retained or Leaf()  # an existing Leaf is reused with its gradient and hooks
+        leaf.requires_grad = requires_grad
+        self._node, self._retained = (leaf, None) if requires_grad else (None, leaf)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Tensor":
         """Set `requires_grad` and return self."""
@@ -166,17 +160,17 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """Whether no recorded op made this Tensor: it is where the graph begins."""
+        """True if this Tensor is not the output of a recorded op."""
         return self._node is None or isinstance(self._node, Leaf)
 
     @property
     def grad_fn(self) -> Node | None:
-        """The op that made this Tensor, if it was recorded."""
+        """The recorded op that computed this Tensor; None for a leaf."""
         return None if self.is_leaf else self._node
 
     @property
     def grad(self) -> "Tensor | None":
-        """∂loss/∂self, summed over all calls of backward since it was last set to None. Leaves and retained Tensors."""
+        """∂loss/∂self of a leaf (or after `retain_grad`), accumulated over calls of `backward` until set to None."""
         leaf = self._node if isinstance(self._node, Leaf) else self._retained
         return None if leaf is None or leaf.grad is None else Tensor(leaf.grad)
 
@@ -186,107 +180,108 @@ class Tensor(Methods):
         if leaf is None:
             if value is None:
                 return
-            raise RuntimeError("only a tensor that requires a gradient can be given one")
+            raise RuntimeError("grad can be set only on a tensor that requires a gradient")
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"grad must be a Tensor or None, got {type(value).__name__}")
         if value is not None and (value.shape != self.shape or value.dtype != self.dtype):
             raise ValueError(
-                f"grad must be {self.shape} {self.dtype}, as the tensor is: got {value.shape} {value.dtype}"
+                f"grad must have the tensor's shape and dtype, {self.shape} {self.dtype}, "
+                f"got {value.shape} {value.dtype}"
             )
         leaf.grad = None if value is None else value.data
 
     def retain_grad(self) -> None:
-        """Keep `grad` for this Tensor too, though it is not a leaf: for looking at what flows through a graph. What is
-        kept is what the hooks have made of it."""
+        """Accumulate `grad` also for a Tensor that is not a leaf. All hooks run before the gradient is stored."""
         if self._node is None:
-            raise RuntimeError("retain_grad: this tensor requires no gradient")
+            raise RuntimeError("retain_grad: this tensor does not require a gradient")
         if not self.is_leaf and self._retained is None:
-            self._retained = box = Leaf()
-            self._node.hooks += (lambda grad: box.accumulate(grad, owned=False),)
+            self._retained = leaf = Leaf()
+            self._node.hooks += (lambda grad: leaf.accumulate(grad, owned=False),)
 
     def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> Callable[[], None]:
-        """Call `hook(grad)` in backward, when this Tensor's gradient is complete; a Tensor it returns replaces it.
+        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`.
 
         Returns:
             A function that removes the hook.
         """
         node = self._node
         if node is None:
-            raise RuntimeError("register_hook: this tensor requires no gradient, so none will ever come")
+            raise RuntimeError("register_hook: this tensor does not require a gradient")
 
-        def on_arrays(grad: Array) -> Array | None:
+        def array_hook(grad: Array) -> Array | None:
             replaced = hook(Tensor(grad))
             if replaced is None:
                 return None
             if not isinstance(replaced, Tensor) or (replaced.shape, replaced.dtype) != (grad.shape, grad.dtype):
                 raise TypeError(
-                    f"a hook returns None or a Tensor like the gradient, {grad.shape} {grad.dtype}: got {replaced!r}"
+                    "a hook must return None or a Tensor of the gradient's shape and dtype, "
+                    f"{grad.shape} {grad.dtype}: got {replaced!r}"
                 )
             return replaced.data
 
         def remove() -> None:
-            node.hooks = tuple(h for h in node.hooks if h is not on_arrays)
+            node.hooks = tuple(h for h in node.hooks if h is not array_hook)
 
-        last = len(node.hooks) - (self._retained is not None)  # retain_grad's own hook comes behind all others
-        node.hooks = (*node.hooks[:last], on_arrays, *node.hooks[last:])
+        last = len(node.hooks) - (self._retained is not None)  # the hook of retain_grad stays the last
+        node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
         return remove
 
     def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
         """Add ∂self/∂x to `x.grad` for every leaf x that requires a gradient.
 
         Args:
-            gradient: ∂loss/∂self, of self's shape; may be left out when self is a single number.
-            retain_graph: keep the saved arrays, so that backward can walk this graph again.
+            gradient: ∂loss/∂self, of self's shape; optional if self has one element.
+            retain_graph: keep the arrays that the ops saved, so that backward can run through this graph again.
         """
         if self._node is None:
             raise RuntimeError(
-                "backward: this tensor was not made from anything that requires a gradient: "
-                "set requires_grad=True on an input, and do not compute it under no_grad"
+                "backward: this tensor does not require a gradient: set requires_grad=True on an input, and compute "
+                "outside no_grad()"
             )
         if gradient is None:
             if self.data.size != 1:
                 raise RuntimeError(
-                    f"backward: only a single number has an obvious gradient, this tensor has shape {self.shape}: "
-                    "reduce it first, as in x.sum().backward(), or pass gradient=..."
+                    "backward: the gradient can be omitted only for a tensor with one element, got shape "
+                    f"{self.shape}: reduce the tensor, as in x.sum().backward(), or pass gradient=..."
                 )
             grad = array_module(self.data).ones_like(self.data)
         else:
-            grad = gradient.data if isinstance(gradient, Tensor) else _to_array(gradient, self.dtype, self.device)
+            grad = gradient.data if isinstance(gradient, Tensor) else to_array(gradient, self.dtype, self.device)
             if grad.shape != self.shape:
-                raise ValueError(f"backward: gradient must have this tensor's shape {self.shape}, got {grad.shape}")
+                raise ValueError(f"backward: gradient must have the tensor's shape {self.shape}, got {grad.shape}")
             grad = cast(grad, self.data.dtype)
         tape.backward(self._node, grad, retain_graph)
 
     def detach(self) -> "Tensor":
-        """The same array without the graph."""
+        """A Tensor that shares this array and is detached from the graph."""
         return Tensor(self.data)
 
     # Copies ---------------------------------------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
-        """A leaf of its own, with a copy of the values and of the gradient, and without hooks."""
+        """A new leaf with copies of the values and the gradient, without hooks."""
         if not self.is_leaf:
             raise RuntimeError(
-                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol: this one is "
-                f"the output of {self._node!r}, and gradients of a copied graph would go to copies of its leaves. "
-                "Copy x.detach(), or drop the Tensor from the module or object that holds it"
+                "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol: this Tensor "
+                f"is the output of {self._node!r}, and backward through a copy would reach copies of the leaves. "
+                "Copy x.detach(), or remove the Tensor from the object that is copied"
             )
         leaf: Any = self._node or self._retained
         grad = None if leaf is None else copy.deepcopy(leaf.grad, memo)
         return self._leaf_like(copy.deepcopy(self.data, memo), grad, copy.deepcopy(getattr(self, "__dict__", {}), memo))
 
     def __copy__(self) -> "Tensor":
-        """The same array. Of a leaf, another leaf, without gradient; of any other, the same place in the graph."""
+        """A Tensor that shares the array and grad_fn. The copy of a leaf is a leaf without a gradient."""
         other = self._leaf_like(self.data, None, dict(getattr(self, "__dict__", {})))
         if not self.is_leaf:
             other._node = self._node
         return other
 
     def _leaf_like(self, data: Array, grad: Array | None, attributes: dict[str, Any]) -> "Tensor":
-        """A leaf of self's class, and with requires_grad as self has it."""
+        """A new leaf with self's class and requires_grad."""
         other: Tensor = _new(type(self))
         other.data, other._node, other._retained = data, None, None
-        if attributes:  # only subclasses have any
+        if attributes:  # only subclasses have attributes
             other.__dict__.update(attributes)
         if self.requires_grad or grad is not None:
             leaf = Leaf()
@@ -295,8 +290,8 @@ class Tensor(Methods):
         return other
 
     def __getstate__(self) -> Any:
-        """For pickle. The graph, if there is one, comes first and from old to young, so that a node finds those it
-        points to already read: however long the graph, pickle does not go deep."""
+        """For pickle. The nodes of the graph come first, in order of creation, so that each node refers to nodes that
+        are already pickled: otherwise a long graph would exceed the recursion limit."""
         slots = {"data": self.data, "_node": self._node, "_retained": self._retained}
         return ([] if self._node is None else tape.history(self._node)), getattr(self, "__dict__", {}), slots
 
@@ -328,31 +323,31 @@ class Tensor(Methods):
         return len(self.data.shape)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Write into the array of a Tensor that no gradient depends on."""
+        """Write into the array. The write is not recorded, so no gradient may depend on this Tensor."""
         if self.requires_grad and mode.grad_enabled:
             raise RuntimeError(
-                "in-place write to a tensor of the graph: its gradient would be computed from the old numbers. "
-                "Build a new tensor with where(), masked_fill() or cat(), or write under no_grad() to a leaf"
+                "in-place write to a tensor that requires a gradient: x[i] = v is not recorded. "
+                "Create a new tensor with where(), masked_fill() or cat(), or write to a leaf under no_grad()"
             )
         if not self.is_leaf:
-            raise RuntimeError("in-place write to a tensor that an op made and recorded; write to x.detach() instead")
+            raise RuntimeError("in-place write to the output of a recorded op; write to x.detach() instead")
         if isinstance(value, Tensor) and value.requires_grad and mode.grad_enabled:
-            raise RuntimeError("a write is not recorded, so the value's gradient would be lost; use where() or cat()")
+            raise RuntimeError("x[i] = v is not recorded, so v's gradient would be lost; use where() or cat()")
         if isinstance(value, int | np.integer | Sequence):
-            _check_range(value, self.dtype, "x[i] = v")
-        *first, last = steps(raw_index(index, self.ndim))  # the first step, if there are two, makes a view
+            check_range(value, self.dtype, "x[i] = v")
+        *first, last = steps(raw_index(index, self.ndim))  # if there are two steps, the first returns a view
         in_place.expect_writable(self.data, "x[i] = v")
         (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
         self._note_write()
 
     def _in_place(self, name: str, compute: Callable[..., "Tensor"], *others: Any) -> "Tensor":
-        """Give self the values of `compute(self, *others)`, in self's dtype; return self. Every in-place op is this.
+        """Assign `compute(self, *others)`, cast to self's dtype, to self; return self. Used by every in-place op.
 
-        Where nothing is recorded, the values are written into the array itself. Where the op is recorded, the Tensor
-        gets the new array and its node, and the graph keeps the old ones.
+        An op that is not recorded writes its result into self's array. After a recorded op, self has the array and the
+        node of the result, and the graph keeps the old array and node.
 
         Args:
-            name: how users write it, such as `+=`, for messages.
+            name: the op as users write it, such as `+=`, for error messages.
         """
         recording = mode.grad_enabled
         if recording and self._node is not None:
@@ -373,11 +368,11 @@ class Tensor(Methods):
         return self
 
     def _note_write(self) -> None:
-        if not isinstance(self.data, MetaArray):  # these share one memory, in which there is nothing
+        if not isinstance(self.data, MetaArray):  # all meta arrays share one dummy element
             writes.note([self.data])
 
     def numpy(self) -> np.ndarray:
-        """The numbers as a NumPy array, sharing memory on the CPU (read-only where a gradient depends on them)."""
+        """A NumPy array, sharing memory if self is on the CPU, and read-only if self requires a gradient."""
         array: np.ndarray = to_device(self.data, "cpu")
         if self.requires_grad:
             array = array.view()
@@ -385,14 +380,14 @@ class Tensor(Methods):
         return array
 
     def item(self) -> Any:
-        """The one number in this Tensor, as a Python number."""
+        """The value of a Tensor with one element, as a Python number."""
         if self.data.size != 1:
-            raise ValueError(f"item: needs a tensor of exactly one number, this one has shape {self.shape}")
-        number = self.data.item()
-        return number if isinstance(number, int | float) else float(number)  # of bfloat16
+            raise ValueError(f"item: the tensor must have exactly one element, got shape {self.shape}")
+        value = self.data.item()
+        return value if isinstance(value, int | float) else float(value)  # a bfloat16 scalar
 
     def tolist(self) -> Any:
-        """The numbers as nested lists."""
+        """The values as nested lists of Python numbers."""
         return self.data.tolist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -406,7 +401,7 @@ class Tensor(Methods):
 
     def __len__(self) -> int:
         if not self.ndim:
-            raise TypeError("len() of a tensor with no axes")
+            raise TypeError("len() of a 0-d tensor")
         return self.shape[0]
 
     def __iter__(self) -> Iterator["Tensor"]:
@@ -423,116 +418,50 @@ class Tensor(Methods):
 
     def __index__(self) -> int:
         if self.data.size != 1 or self.dtype.kind not in "iu":
-            raise TypeError(f"only a tensor of one integer is an index, this one is {self.shape} {self.dtype}")
+            raise TypeError(f"only an integer tensor with one element is an index, got {self.shape} {self.dtype}")
         return int(self.item())
 
     def __format__(self, spec: str) -> str:
-        """`f"{loss:.4f}"`: a tensor without axes is formatted as its number."""
+        """`f"{loss:.4f}"`: a 0-d tensor is formatted as a Python number."""
         if self.ndim and spec:
             raise TypeError(
-                f"format {spec!r} is for one number, this tensor has shape {self.shape}: format x.item(), or x.tolist()"
+                f"format {spec!r} needs a 0-d tensor, got shape {self.shape}: format x.item(), or numbers of x.tolist()"
             )
         return repr(self) if self.ndim else format(self.item(), spec)
 
     def __repr__(self) -> str:
-        numbers = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")
+        values = np.array2string(self.numpy(), separator=", ", precision=4, prefix="Tensor(")
         notes = "" if self.dtype in (FLOAT32, np.int64, np.bool_) else f", dtype={self.dtype}"
         notes += "" if self.device == "cpu" else f", device={self.device!r}"
         notes += f", grad_fn={self._node!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({numbers}{notes})"
+        return f"Tensor({values}{notes})"
 
 
 def from_dlpack(x: Any) -> Tensor:
-    """A Tensor on the memory of any array that speaks DLPack: NumPy, CuPy, PyTorch, JAX."""
+    """A Tensor that shares memory with an array of any library that supports DLPack: NumPy, CuPy, PyTorch, JAX."""
     on_cuda = x.__dlpack_device__()[0] == 2
     xp = array_module(to_device(np.empty(0), "cuda")) if on_cuda else np
     return Tensor(xp.from_dlpack(plain(x)))
 
 
-def _operand(x: Any, function: type[Function]) -> Any:
-    """An input of an op that is no Tensor."""
-    if isinstance(x, np.generic):
-        return x.item()  # a NumPy scalar would widen float32
-    if isinstance(x, int | float | np.ndarray) or hasattr(x, "__cuda_array_interface__"):
-        return plain(x)
-    raise TypeError(
-        f"{function.__name__}: takes Tensors, arrays and real numbers, got {type(x).__name__}; wrap it in Tensor(...)"
-    )
-
-
 def _cast_back(output: Any, dtype: np.dtype) -> Any:
-    """The output of an op that computed in float32 for 16-bit inputs; other dtypes, as of a comparison, stay."""
+    """`output` with float32 arrays cast to a 16-bit `dtype`; other dtypes, such as bool of a comparison, stay."""
     if type(output) is tuple:
-        return tuple(_cast_back(part, dtype) for part in output)
+        return tuple(_cast_back(x, dtype) for x in output)
     return cast(output, dtype) if output.dtype == FLOAT32 else output
 
 
-def _several(op: Function, outputs: tuple[Array, ...], recorded: bool) -> tuple[Tensor, ...]:
+def _output_tensors(op: Function, outputs: tuple[Array, ...], recorded: bool) -> tuple[Tensor, ...]:
     """A Tensor for each output of an op."""
-    results = tuple(Tensor(_checked(output, op)) for output in outputs)
+    results = tuple(Tensor(_output_array(output, op)) for output in outputs)
     if recorded:
-        for place, result in enumerate(results):
-            result._node = Output(op, place, len(results))
+        for i, result in enumerate(results):
+            result._node = Output(op, i, len(results))
     return results
 
 
-def _checked(output: Any, op: Function) -> Array:
-    """What an op's forward returned, as an array."""
+def _output_array(output: Any, op: Function) -> Array:
+    """The return value of an op's forward, as an array."""
     if not hasattr(output, "dtype"):
-        raise TypeError(f"{op.op_name}.forward must return an array, it returned {type(output).__name__}")
+        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}")
     return as_array(output)
-
-
-def _to_array(data: Any, dtype: Any, device: str | None) -> Array:
-    if isinstance(data, Tensor):
-        data = data.data
-    data = plain(data)
-    if not hasattr(data, "dtype"):
-        if dtype is not None:
-            _check_range(data, as_dtype(dtype), "Tensor")
-        data = np.asarray(data)
-        if data.dtype == np.float64 and dtype is None:
-            data = data.astype(FLOAT32)
-    elif not hasattr(data, "__array_interface__") and not hasattr(data, "__cuda_array_interface__"):
-        raise TypeError(f"a Tensor holds NumPy or CuPy arrays, got {type(data).__name__}; from_dlpack() takes others")
-    if isinstance(data, np.generic):
-        data = np.asarray(data)
-    if dtype is not None:
-        data = cast(data, as_dtype(dtype))
-    if data.dtype not in _DTYPES and data.dtype.name != "bfloat16":
-        raise TypeError(
-            f"a Tensor holds float16, bfloat16, float32, float64, bool or integers, got {data.dtype}"
-            + ("; are the nested lists all of one length?" if data.dtype == object else "")
-            + ("; is this bfloat16 from a .npz? x.view(ml_dtypes.bfloat16)" if data.dtype == np.dtype("V2") else "")
-        )
-    return data if device is None else to_device(data, device)
-
-
-def _check_range(numbers: Any, dtype: np.dtype, op: str) -> None:
-    """Python integers, in nested lists or alone, fit into an integer dtype: NumPy's cast would take them modulo 2ⁿ."""
-    array = np.asarray(numbers) if dtype.kind in "iu" else np.empty(0)
-    if array.size and array.dtype.kind in "iu":
-        for extreme in (array.min(), array.max()):
-            checks.entry(extreme, dtype, op)
-
-
-def _explain(error: Exception, op: Function, arrays: list[Any]) -> None:
-    """Add to an error from an op's forward what the op was given, and the likely cause."""
-    devices = {device_of(x) for x in arrays if hasattr(x, "dtype")}
-    if len(devices) > 1:
-        error.add_note(f"the inputs are on different devices, {sorted(devices)}: move them with .to(device)")
-    error.add_note(f"{op.op_name} was given {describe(arrays)}")
-    shapes = [x.shape for x in arrays if hasattr(x, "shape")]
-    if "could not be broadcast together" in str(error) and not _broadcast(shapes):
-        raise ValueError(
-            f"{op.op_name.lower()}: shapes {' and '.join(map(str, shapes))} do not broadcast: counted from the "
-            "right, two sizes must be equal or one of them 1"
-        ) from error
-
-
-def _broadcast(shapes: list[tuple[int, ...]]) -> bool:
-    try:
-        np.broadcast_shapes(*shapes)
-    except ValueError:
-        return False
-    return True

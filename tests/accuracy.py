@@ -1,4 +1,4 @@
-"""Ops that add up many float32 values, and layouts in memory, for tests of their rounding errors."""
+"""Ops that sum many float32 values, and memory layouts, for tests of rounding errors."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ import numpy as np
 Run = Callable[..., Any]
 
 
-def drawn(seed, *shape, offset=0.0):
-    """Positive values: their sums do not cancel."""
+def rand(seed, *shape, offset=0.0):
+    """Uniform float32 values in [offset, offset + 1). They are positive: sums do not cancel."""
     return np.asarray(np.random.default_rng(seed).random(shape) + offset, np.float32)
 
 
-def ulps(found, exact):
-    """The largest error, in units in the last place of the largest entry."""
-    assert found.dtype == np.float32 and found.shape == exact.shape
-    return float(abs(found - exact.astype(np.float64)).max() / np.spacing(np.float32(abs(exact).max())))
+def ulps(actual, exact):
+    """The maximum error, in units in the last place (ulps) of the maximum entry."""
+    assert actual.dtype == np.float32 and actual.shape == exact.shape
+    return float(abs(actual - exact.astype(np.float64)).max() / np.spacing(np.float32(abs(exact).max())))
 
 
 LAYOUTS = {
@@ -38,37 +38,37 @@ AXES = [((20_000, 3), (0,)), ((40, 6, 500), (0, 2)), ((6, 900, 4), (1,)), ((64, 
 
 N, C = 20_000, 6
 ALONG_ONE_AXIS: dict[str, tuple[Run, np.ndarray]] = {
-    "softmax": (lambda F, x: F.softmax(x, 0), drawn(0, N, C)),
-    "log_softmax": (lambda F, x: F.log_softmax(x, 0), drawn(0, N, C)),
-    "cumsum": (lambda F, x: x.cumsum(0), drawn(0, N, C)),
-    "normalize": (lambda F, x: F.normalize(x, dim=0), drawn(0, N, C)),
-    "adaptive_avg_pool2d": (lambda F, x: F.adaptive_avg_pool2d(x, (2, 3)), drawn(0, 2, 4, 120, 100)),
-    "global average": (lambda F, x: x.mean((2, 3)), drawn(0, 2, 4, 120, 100)),
-    "var far from 0": (lambda F, x: x.var(1), drawn(0, 50, 700, offset=1e6)),
-    "var of rows far from 0": (lambda F, x: x.var(0), drawn(0, N, C, offset=1e6)),
-    "std far from 0": (lambda F, x: x.std(0), drawn(0, N, C, offset=1e4)),
-    "mean of squares": (lambda F, x: F.mse_loss(x, 0 * x), drawn(0, N, C)),
+    "softmax": (lambda F, x: F.softmax(x, 0), rand(0, N, C)),
+    "log_softmax": (lambda F, x: F.log_softmax(x, 0), rand(0, N, C)),
+    "cumsum": (lambda F, x: x.cumsum(0), rand(0, N, C)),
+    "normalize": (lambda F, x: F.normalize(x, dim=0), rand(0, N, C)),
+    "adaptive_avg_pool2d": (lambda F, x: F.adaptive_avg_pool2d(x, (2, 3)), rand(0, 2, 4, 120, 100)),
+    "global average": (lambda F, x: x.mean((2, 3)), rand(0, 2, 4, 120, 100)),
+    "var far from 0": (lambda F, x: x.var(1), rand(0, 50, 700, offset=1e6)),
+    "var of columns far from 0": (lambda F, x: x.var(0), rand(0, N, C, offset=1e6)),
+    "std far from 0": (lambda F, x: x.std(0), rand(0, N, C, offset=1e4)),
+    "mean of squares": (lambda F, x: F.mse_loss(x, 0 * x), rand(0, N, C)),
 }
 
-_images, _scale, _bias = drawn(1, 30, 16, 20, 20), drawn(2, 16), drawn(3, 16)
+_images, _scale, _bias = rand(1, 30, 16, 20, 20), rand(2, 16), rand(3, 16)
 _class = np.arange(N) % C
 PARAMETERS: dict[str, tuple[Run, list[np.ndarray]]] = {
-    "bias added": (lambda F, x, b: x + b, [drawn(0, N, C), drawn(1, C)]),
-    "factor": (lambda F, x, w: x * w, [drawn(0, N, C), drawn(1, 1, C)]),
-    "factor per row": (lambda F, x, w: x * w, [drawn(0, C, N), drawn(1, C, 1)]),
-    "positions": (lambda F, x, p: x + p, [drawn(0, 400, 9, 8), drawn(1, 1, 9, 8)]),
-    "layer scale": (lambda F, x, b, s: x + s * b, [drawn(0, 99, 50, C), drawn(1, 99, 50, C), drawn(2, C)]),
-    "expand": (lambda F, x: x.expand(N, C), [drawn(0, 1, C)]),
-    "linear": (lambda F, x, w, b: F.linear(x, w, b), [drawn(0, N, 8), drawn(1, C, 8), drawn(2, C)]),
+    "bias": (lambda F, x, b: x + b, [rand(0, N, C), rand(1, C)]),
+    "factor per column": (lambda F, x, w: x * w, [rand(0, N, C), rand(1, 1, C)]),
+    "factor per row": (lambda F, x, w: x * w, [rand(0, C, N), rand(1, C, 1)]),
+    "position embedding": (lambda F, x, p: x + p, [rand(0, 400, 9, 8), rand(1, 1, 9, 8)]),
+    "layer scale": (lambda F, x, b, s: x + s * b, [rand(0, 99, 50, C), rand(1, 99, 50, C), rand(2, C)]),
+    "expand": (lambda F, x: x.expand(N, C), [rand(0, 1, C)]),
+    "linear": (lambda F, x, w, b: F.linear(x, w, b), [rand(0, N, 8), rand(1, C, 8), rand(2, C)]),
     "convolution": (
-        lambda F, x, w, b: F.conv2d(x, w, b, padding=1), [_images, drawn(4, 16, 16, 3, 3), _bias]
+        lambda F, x, w, b: F.conv2d(x, w, b, padding=1), [_images, rand(4, 16, 16, 3, 3), _bias]
     ),
     "depthwise": (
-        lambda F, x, w, b: F.conv2d(x, w, b, padding=3, groups=16), [_images, drawn(4, 16, 1, 7, 7), _bias]
+        lambda F, x, w, b: F.conv2d(x, w, b, padding=3, groups=16), [_images, rand(4, 16, 1, 7, 7), _bias]
     ),
-    "layer norm": (lambda F, x, w, b: F.layer_norm(x, (16,), w, b), [drawn(0, N, 16), _scale, _bias]),
+    "layer norm": (lambda F, x, w, b: F.layer_norm(x, (16,), w, b), [rand(0, N, 16), _scale, _bias]),
     "layer norm far from 0": (
-        lambda F, x, w, b: F.layer_norm(x, (16,), w, b), [drawn(0, N, 16, offset=1e3), _scale, _bias]
+        lambda F, x, w, b: F.layer_norm(x, (16,), w, b), [rand(0, N, 16, offset=1e3), _scale, _bias]
     ),
     "group norm": (lambda F, x, w, b: F.group_norm(x, 4, w, b), [_images, _scale, _bias]),
     "group norm of channels last, far from 0": (
@@ -81,6 +81,6 @@ PARAMETERS: dict[str, tuple[Run, list[np.ndarray]]] = {
     ),
     "attention": (
         lambda F, q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
-        [drawn(0, 900, 2, 5, 4), drawn(1, 900, 2, 5, 4), drawn(2, 900, 2, 5, 4), drawn(3, 2, 5, 5)],
+        [rand(0, 900, 2, 5, 4), rand(1, 900, 2, 5, 4), rand(2, 900, 2, 5, 4), rand(3, 2, 5, 5)],
     ),
 }  # fmt: skip

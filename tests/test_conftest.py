@@ -1,4 +1,4 @@
-"""What tests/conftest.py adds to pytest: folders run in parallel, named files in one process; `--exhaustive`."""
+"""tests/conftest.py: folders run in parallel, single files in one process; `--exhaustive`."""
 
 import os
 import subprocess
@@ -8,14 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.conftest import MOST_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
+from tests.conftest import MAX_WORKERS, pytest_cmdline_main, pytest_collection_modifyitems
 from tests.cuda.runner import barriers
 
 ROOT = Path(__file__).parent.parent
 
 
 def workers(args, cores=2, plugin=True, worker=False, **options):
-    """How many processes a run with these arguments gets."""
+    """The number of processes for a run with these arguments."""
     off = {"numprocesses": None, "dist": "no", "tx": [], "usepdb": False, "trace": False, "capture": "fd"}
     config = SimpleNamespace(
         option=SimpleNamespace(**off | {"collectonly": False, "vacuous": False} | options),
@@ -32,13 +32,13 @@ def workers(args, cores=2, plugin=True, worker=False, **options):
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        monkeypatch.setenv(name, "")  # to be put back
+        monkeypatch.setenv(name, "")  # restored after the test
         monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize("args", [["tests"], ["tests/ops", "tests/autograd/test_tape.py"]], ids=str)
 def test_folders_run_in_parallel(args):
-    assert workers(args) == 2 and workers(args, cores=64) == MOST_WORKERS
+    assert workers(args) == 2 and workers(args, cores=64) == MAX_WORKERS
     assert os.environ["OMP_NUM_THREADS"] == os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
@@ -50,7 +50,7 @@ def test_folders_run_in_parallel(args):
     ],
     ids=str,
 )  # fmt: skip
-def test_these_run_in_one_process(options):
+def test_some_runs_use_one_process(options):
     assert not workers(["tests"], **options) and "OMP_NUM_THREADS" not in os.environ
 
 
@@ -58,27 +58,27 @@ def test_named_files_run_in_one_process():
     assert not workers(["tests/autograd/test_tape.py::test_x", "tests/test_tensor.py"])
 
 
-def test_the_number_that_is_asked_for_stands():
+def test_given_number_of_processes_is_used():
     assert workers(["tests"], numprocesses=3) == 3 and workers(["tests/autograd/test_tape.py"], numprocesses=3) == 3
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_exhaustive_tests_run_if_asked_for(asked):
+@pytest.mark.parametrize("given", [False, True])
+def test_exhaustive_tests_run_only_with_the_option(given):
     plain, more = (SimpleNamespace(get_closest_marker=lambda name, found=found: found) for found in (None, "mark"))
     items, left_out = [plain, more], []
     hook = SimpleNamespace(pytest_deselected=lambda items: left_out.extend(items))
-    pytest_collection_modifyitems(SimpleNamespace(getoption=lambda name: asked, hook=hook), items)
-    assert (items, left_out) == (([plain, more], []) if asked else ([plain], [more]))
+    pytest_collection_modifyitems(SimpleNamespace(getoption=lambda name: given, hook=hook), items)
+    assert (items, left_out) == (([plain, more], []) if given else ([plain], [more]))
 
 
 def collected(*options):
-    """The tests that pytest, without pytest-xdist, collects for norm.cu's barriers."""
+    """The tests of the barriers in norm.cu that pytest collects, without pytest-xdist."""
     command = [sys.executable, "-m", "pytest", "-p", "no:xdist", "--collect-only", *options]
     command += ["tests/cuda/test_norm.py", "-k", "barrier"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [line for line in done.stdout.splitlines() if "::" in line]
 
 
-def test_exhaustive_runs_every_case():
+def test_exhaustive_collects_every_case():
     assert len(collected()) == 1
     assert len(collected("--exhaustive")) == len(barriers("norm.cu")) > 1

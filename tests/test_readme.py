@@ -1,4 +1,4 @@
-"""README is true: its examples run, and print what it says; the files it sends the reader to are there."""
+"""The READMEs: examples run and print the stated output; files and names in the text exist."""
 
 import csv
 import re
@@ -20,25 +20,25 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_an_example_runs_and_prints_what_it_says(example, capsys):
+def test_examples_print_the_stated_output(example, capsys):
     exec(compile(example, "README.md", "exec"), {})
-    printed, promised = capsys.readouterr().out, re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
-    assert len(promised) == example.count("print(")
-    for line, expected in zip(printed.splitlines(), promised, strict=True):
+    printed, stated = capsys.readouterr().out, re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
+    assert len(stated) == example.count("print(")
+    for line, expected in zip(printed.splitlines(), stated, strict=True):
         assert line == expected
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_files_that_a_page_names_exist(page):
-    """Files and folders in backquotes: in the page's folder or anywhere below it, or from the top of the repository."""
+def test_files_named_on_a_page_exist(page):
+    """Files and folders in backquotes, relative to the repository, or anywhere below the folder of the page."""
     names = re.findall(r"`([\w./-]+(?:/|\.(?:py|cu|cuh|md)))`", page.read_text())
     assert names
     for name in names:
         assert (ROOT / name).exists() or any(page.parent.rglob(name.rstrip("/"))), name
 
 
-def test_the_lessons_name_what_is_in_their_files():
-    """`**Read** `file`: `Name`, `name``: each name is defined in that file."""
+def test_names_in_the_lessons_are_defined_in_their_files():
+    """In `**Read** `file`: `Name`, `name``, each name is defined in the file."""
     course = (ROOT / "minigrad" / "README.md").read_text()
     lessons = re.findall(r"\*\*Read\*\* (.*?)\n\n", course, re.DOTALL)
     assert len(lessons) == 20  # the first lesson shows its code
@@ -52,8 +52,8 @@ def test_the_lessons_name_what_is_in_their_files():
     assert found > 40
 
 
-def test_accuracies_are_those_of_their_logs():
-    """Each row of the table of runs with a log: the accuracy after its last epoch, and the minutes that it took."""
+def test_accuracies_match_the_logs():
+    """The accuracy and the time in each row of the table of results are those in the row's log."""
     rows = re.findall(r"^\|.*\| ([\d.]+) % \(\[log\]\((\S+)\)\) \| (\d+) min \|$", TEXT, re.MULTILINE)
     assert rows
     for accuracy, log, minutes in rows:
@@ -63,8 +63,8 @@ def test_accuracies_are_those_of_their_logs():
         assert round(sum(float(epoch["seconds"]) for epoch in epochs) / 60) == int(minutes)
 
 
-def test_no_message_names_an_extra_of_another_project():
-    """`minigrad` on the package index is another project: a message names the library that is missing."""
+def test_no_message_says_to_install_minigrad():
+    """`minigrad` on PyPI is another project, so messages name the missing package, not an extra of minigrad."""
     for folder in ("minigrad", "models", "train"):
         for file in (ROOT / folder).rglob("*.py"):
             assert not re.search(r"minigrad\[|install minigrad", file.read_text(encoding="utf-8")), file

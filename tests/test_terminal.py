@@ -1,4 +1,4 @@
-"""Every program prints in any encoding: what a terminal lacks is escaped, and ends no run."""
+"""Programs print in any terminal encoding: characters that the encoding lacks are escaped."""
 
 import ast
 import io
@@ -20,12 +20,12 @@ PROGRAMS = [
 ]
 
 
-def brief(value):
+def identifier(value):
     return module(value) if isinstance(value, Path) else value
 
 
 def parses(path):
-    """Whether the program takes arguments; one without would run."""
+    """True if the program parses arguments; other programs would run despite --help."""
     return re.search(r"ArgumentParser|parser\(\)|parse\(", path.read_text(encoding="utf-8"))
 
 
@@ -38,8 +38,10 @@ CALLS = [(path, flag) for path in PROGRAMS for flag in ("--help", "--no-such-fla
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize(("path", "argument"), [*CALLS, (MODELS, "swin_nano_cifar"), (MODELS, "vit_t*")], ids=brief)
-def test_a_program_prints_in_any_encoding(path, argument, encoding, monkeypatch):
+@pytest.mark.parametrize(
+    ("path", "argument"), [*CALLS, (MODELS, "swin_nano_cifar"), (MODELS, "vit_t*")], ids=identifier
+)
+def test_programs_print_in_any_encoding(path, argument, encoding, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding, errors="strict"))
     monkeypatch.setattr(sys, "argv", ["program", argument])
@@ -47,21 +49,22 @@ def test_a_program_prints_in_any_encoding(path, argument, encoding, monkeypatch)
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as end:
         assert end.code in (0, 2)
-    said = sys.stdout, sys.stderr
-    assert [stream.errors for stream in said] == ["backslashreplace"] * 2 and sum(stream.tell() for stream in said)
+    streams = sys.stdout, sys.stderr
+    assert [stream.errors for stream in streams] == ["backslashreplace"] * 2
+    assert sum(stream.tell() for stream in streams)
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=module)
-def test_a_program_begins_with_its_streams(path):
-    """Before it parses arguments, which may print; predict and visualize share `command`."""
+def test_programs_set_the_error_handler_of_their_streams(path):
+    """In `main`, before parsing arguments, which may print; predict and visualize share `command`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = {node.name: ast.unparse(node.body) for node in tree.body if isinstance(node, ast.FunctionDef)}
     main = functions["main"] + functions.get("command", "")
     assert any(call in main for call in ("escape_unencodable()", "command(parser()", "backslashreplace")), path
 
 
-def test_a_run_in_ascii(tmp_path):
-    """Names of files too, which may be no text at all."""
+def test_error_with_an_undecodable_file_name_in_ascii(tmp_path):
+    """A file name may contain bytes that are not valid in any encoding."""
     data = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xff")
     flags = ["--dataset", "folder", "--data-dir", data.name]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii:strict"}

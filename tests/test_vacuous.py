@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-PLANTED = """
+from tests.vacuous import EXCLUDED
+
+TESTS = Path(__file__).parent
+EXAMPLES = """
 import numpy as np
 
 def test_without_an_assertion():
@@ -41,8 +44,8 @@ def pytest_configure(config):
 """
 
 
-def test_planted_tests_are_found(tmp_path):
-    (tmp_path / "test_planted.py").write_text(PLANTED)
+def test_vacuous_tests_are_reported(tmp_path):
+    (tmp_path / "test_examples.py").write_text(EXAMPLES)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\nenable_assertion_pass_hook = true\n")
     done = subprocess.run(
@@ -58,3 +61,12 @@ def test_planted_tests_are_found(tmp_path):
         ("compares nothing", "test_two_empty_arrays"),
         ("never reached", "test_loop_over_nothing"),
     ]
+
+
+def test_excluded_tests_exist():
+    defined = {
+        name
+        for path in TESTS.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    assert defined >= EXCLUDED

@@ -1,13 +1,13 @@
-"""pytest --vacuous: which tests prove nothing, because their assertions compared nothing or never ran.
+"""pytest --vacuous: report tests that prove nothing, because their assertions compare nothing or never run.
 
-An assertion is an `assert`, `pytest.raises` and its like, one of `np.testing`, or a check of minigrad.testing. For each
-test that passes, this plugin reports
+An assertion is an `assert`, `pytest.raises`, `pytest.warns`, `pytest.fail`, a function of `np.testing`, or a check of
+`minigrad.testing`. For each test that passes, this plugin reports
 
-    no assertion          none was reached: the test shows only that nothing raises
-    compares nothing      an assertion that was empty each time: [] == [] (of two that are computed), all() of nothing
-    never reached         an `assert` that no run of its test reached: in a loop over nothing, or behind an `if`
+    no assertion          the test reaches no assertion: it shows only that nothing raises
+    compares nothing      an assertion that is empty in every call: computed values with [] == [], or all() of nothing
+    never reached         an `assert` that no run of the test reaches: in a loop over nothing, or behind an `if`
 
-In one process: assertions that ran in workers of xdist are not seen.
+The tests run in one process: the plugin does not see assertions in workers of pytest-xdist.
 """
 
 import ast
@@ -22,67 +22,68 @@ import pytest
 
 import minigrad.testing
 
-# These count objects, or ask where arrays lie: explanations of assertions hold on to values, and make others.
-UNWATCHED = {
-    "test_nothing_is_left_after_a_step_without_the_garbage_collector",
-    "test_the_copies_of_a_block_end_with_it",
-    "test_what_it_cannot_do_is_done_one_by_one",
+# These tests count live objects or check memory addresses, and pytest's explanations of assertions keep objects alive.
+EXCLUDED = {
+    "test_step_leaves_no_reference_cycles",
+    "test_cached_copies_are_freed_with_the_block",
+    "test_without_an_algorithm_bias_and_sums_are_separate",
 }
 
 EMPTY = r"(?:\[\]|\(\)|\{\}|set\(\)|frozenset\(\)|''|OrderedDict\(\)|dict_keys\(\[\]\)|array\(\[\][^)]*\))"
-NOTHING = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
-LITERAL = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"")
+EMPTY_COMPARISON = re.compile(rf"(?<!\w){EMPTY} == {EMPTY}")
+# In the source of an assertion: an empty literal, or the shape of a 0-d array.
+INTENDED = re.compile(r"\[\]|\(\)(?<!\w\(\))|\{\}|\bset\(\)|''|\"\"|\.shape\b")
 
 
 class Vacuous:
     def __init__(self) -> None:
-        self.test = None  # the one that runs
-        self.seen = defaultdict(dict)  # test -> {(file, line): whether an assertion there ever compared anything}
+        self.test = None  # the running test
+        self.assertions = defaultdict(dict)  # test -> {(file, line): True if the assertion there ever compared values}
         self.passed = []
-        self.over_nothing = False  # all() or any(), since the last assertion
+        self.empty_quantifier = False  # all() or any() of an empty iterable, since the last assertion
 
-    def note(self, place, something):
+    def record(self, place, compares):
         if self.test is not None:
-            self.seen[self.test][place] = something or self.seen[self.test].get(place, False)
+            self.assertions[self.test][place] = compares or self.assertions[self.test].get(place, False)
 
-    def counted(self, check, something=lambda *args: True):
-        """`check`, whose calls are noted."""
+    def recorded(self, check, compares=lambda *args: True):
+        """`check`, with each of its calls recorded."""
 
         @wraps(check)
-        def noted(*args, **choices):
+        def wrapper(*args, **options):
             caller = sys._getframe(1)
-            self.note((caller.f_code.co_filename, caller.f_lineno), something(*args))
-            return check(*args, **choices)
+            self.record((caller.f_code.co_filename, caller.f_lineno), compares(*args))
+            return check(*args, **options)
 
-        return noted
+        return wrapper
 
-    def quantifier(self, built_in):
-        """all() or any(), which says if it is over nothing."""
+    def recorded_quantifier(self, built_in):
+        """all() or any(), recording a call on an empty iterable."""
 
-        def watched(values):
+        def wrapper(values):
             items = list(values)
-            self.over_nothing |= not items
+            self.empty_quantifier |= not items
             return built_in(items)
 
-        return watched
+        return wrapper
 
     def pytest_sessionstart(self):
         for name in dir(np.testing):
             if name.startswith("assert_"):
-                setattr(np.testing, name, self.counted(getattr(np.testing, name), compares_something))
+                setattr(np.testing, name, self.recorded(getattr(np.testing, name), not_empty))
         for name in ("raises", "warns", "fail"):
-            setattr(pytest, name, self.counted(getattr(pytest, name)))
+            setattr(pytest, name, self.recorded(getattr(pytest, name)))
         for name in ("gradcheck", "watch"):
-            setattr(minigrad.testing, name, self.counted(getattr(minigrad.testing, name)))
+            setattr(minigrad.testing, name, self.recorded(getattr(minigrad.testing, name)))
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [item for item in items if item.originalname not in UNWATCHED]
+        items[:] = [item for item in items if item.originalname not in EXCLUDED]
         for module in {item.module for item in items}:
-            module.all, module.any = self.quantifier(all), self.quantifier(any)
+            module.all, module.any = self.recorded_quantifier(all), self.recorded_quantifier(any)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item):
-        self.test, self.over_nothing = item, False
+        self.test, self.empty_quantifier = item, False
         try:
             result = yield
             self.passed.append(item)
@@ -91,23 +92,23 @@ class Vacuous:
             self.test = None
 
     def pytest_assertion_pass(self, item, lineno, orig, expl):
-        nothing = NOTHING.search(expl) and not LITERAL.search(orig)
-        nothing = nothing or (self.over_nothing and re.search(r"\b(all|any)\(", orig))
-        self.over_nothing = False
-        self.note((str(item.path), lineno), not nothing)
+        is_empty = EMPTY_COMPARISON.search(expl) and not INTENDED.search(orig)
+        is_empty = is_empty or (self.empty_quantifier and re.search(r"\b(all|any)\(", orig))
+        self.empty_quantifier = False
+        self.record((str(item.path), lineno), not is_empty)
 
     def findings(self):
         lines = []
         for item in self.passed:
-            seen = self.seen[item]
-            if not seen:
+            assertions = self.assertions[item]
+            if not assertions:
                 lines.append(f"no assertion      {item.nodeid}")
             lines += [
                 f"compares nothing  {Path(file).name}:{line} in {item.nodeid}"
-                for (file, line), something in seen.items()
-                if not something
+                for (file, line), compares in assertions.items()
+                if not compares
             ]
-        reached = {place for seen in self.seen.values() for place in seen}
+        reached = {place for assertions in self.assertions.values() for place in assertions}
         ran = defaultdict(set)
         for item in self.passed:
             ran[str(item.path)].add(item.originalname)
@@ -132,6 +133,6 @@ class Vacuous:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def compares_something(*arrays):
-    """Whether these are more than two empty lists: shapes such as (0, 4) are compared too."""
+def not_empty(*arrays):
+    """False for two empty 1-D arrays. Arrays of shapes such as (0, 4) count: the assertion compares their shapes."""
     return not arrays or any(np.ndim(x) != 1 or np.size(x) for x in arrays[:2])

@@ -1,1 +1,1 @@
-"""L1: automatic differentiation. Read `function.py`, then `plain.py`, then `tape.py`."""
+"""L1: reverse-mode automatic differentiation. Read `function.py`, then `plain.py`, then `tape.py`."""

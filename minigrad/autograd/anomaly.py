@@ -1,4 +1,4 @@
-"""L1: observers of the ops of a thread, and the one that finds where a NaN or an infinity begins."""
+"""L1: observers, called for every op of a thread, and `detect_anomaly`, which finds the origin of NaN and Inf."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,19 +12,19 @@ from minigrad.backend.dtypes import is_floating, upcast
 
 
 class Observer:
-    """Sees every op of a thread, within `observing(...)`. `path` holds the modules now running, outermost first."""
+    """Called for every op within a block `observing(observer)`. `path`: the running modules, outermost first."""
 
     def __init__(self) -> None:
-        self.path: list[Any] = []  # kept by `nn.Module`
+        self.path: list[Any] = []  # updated by `nn.Module.__call__`
 
     def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
-        """`node.forward` took these arrays, and made `output`: of several outputs, the last."""
+        """Called after `node.forward(*arrays)`, with the output, or the last of several outputs."""
 
     def backward(self, node: Node, grad_output: Array, results: tuple[Any, ...]) -> None:
-        """`node.backward` took `grad_output`, and made a gradient for each input."""
+        """Called after `node.backward(grad_output)`, with the gradients of the inputs."""
 
     def module_path(self) -> str:
-        """The dotted name of the running module, seen from the outermost one: `blocks.3.attn.qkv`."""
+        """The name of the running module within the outermost running module: `blocks.3.attn.qkv`."""
         if not self.path:
             return ""
         names = {id(module): name for name, module in self.path[0].named_modules()}
@@ -33,26 +33,26 @@ class Observer:
 
 @contextmanager
 def observing(observer: Observer) -> Iterator[Observer]:
-    """Within the block, show `observer` what this thread does; of nested blocks, the inner one's observer sees it."""
+    """Within the block, call `observer` for every op of this thread. In nested blocks only the innermost is called."""
     with mode_set(observer=observer):
         yield observer
 
 
 class NonFiniteError(FloatingPointError):
-    """A NaN or an infinity appeared while `detect_anomaly` was on."""
+    """An op computed a NaN or an infinity under `detect_anomaly`."""
 
 
 class NonFiniteGuard(Observer):
-    """Looks for NaN and infinity in every array an op makes."""
+    """Checks every output and every gradient of an op for NaN and infinity."""
 
     def forward(self, node: Function, arrays: list[Any], output: Array) -> None:
         node.where = self.module_path()
         if _finite(output):
             return
-        culprit = [i for i, x in enumerate(arrays) if not _finite(x)]
-        origin = f"input {culprit[0]} already had some" if culprit else "all its inputs were finite: it starts here"
+        non_finite = [i for i, x in enumerate(arrays) if not _finite(x)]
+        origin = f"input {non_finite[0]} was already not finite" if non_finite else "all inputs were finite"
         raise NonFiniteError(
-            f"{_name(node)} made {_count(output)} in its output of shape {output.shape}; {origin}. "
+            f"{_name(node)} computed {_count(output)} in its output of shape {output.shape}; {origin}. "
             f"Inputs: {describe(arrays)}"
         )
 
@@ -60,25 +60,25 @@ class NonFiniteGuard(Observer):
         for i, result in enumerate(results):
             values = result.values if type(result) is Partial else result
             if not _finite(values):
-                origin = "finite: it starts here" if _finite(grad_output) else "already not finite"
+                origin = "finite" if _finite(grad_output) else "already not finite"
                 raise NonFiniteError(
-                    f"{_name(node)}.backward made {_count(values)} in the gradient of input {i}, shape {values.shape}; "
-                    f"grad_output, shape {grad_output.shape}, was {origin}"
+                    f"{_name(node)}.backward computed {_count(values)} in the gradient of input {i}, shape "
+                    f"{values.shape}; grad_output, shape {grad_output.shape}, was {origin}"
                 )
 
 
 def detect_anomaly() -> AbstractContextManager[Observer]:
-    """Within the block, the first op that makes a NaN or an infinity raises an error that names it, its shapes, and
-    the module it runs in.
+    """Within the block, the first op that computes a NaN or an infinity raises an error, which names the op, its shapes
+    and its module.
 
-    Every array is read once more, so a step takes two to three times as long. An infinity that is meant, as in
-    `masked_fill(mask, -inf)`, is reported too: use a large number there.
+    Every array is read once more, so a training step takes two to three times as long. Intended infinities, as in
+    `masked_fill(mask, -inf)`, raise an error too: use a large finite value instead.
     """
     return observing(NonFiniteGuard())
 
 
 def describe(arrays: list[Any]) -> str:
-    """Shapes and dtypes for a message: `(2, 3) float32, (3,) float32, None`."""
+    """The shapes and dtypes of arrays, for error messages: `(2, 3) float32, (3,) float32, None`."""
     return ", ".join(f"{x.shape} {x.dtype}" if hasattr(x, "dtype") else repr(x) for x in arrays)
 
 

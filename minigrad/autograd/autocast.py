@@ -1,15 +1,16 @@
 """L1: mixed precision: 16-bit activations, float32 parameters.
 
-A bfloat16 matrix product takes a GPU a small part of the time of a float32 one, and every other op reads and writes
-half as much. But a sum of many small updates must not be in 16 bits: parameters, their gradients, optimizer state and
-sums stay float32. So within `autocast`, by the rules of `minigrad/ops/rules.py`,
+On a GPU, matrix products are several times faster in bfloat16 than in float32, and every other op reads and writes
+half as many bytes. But 16-bit sums of many small terms lose the terms to rounding, so parameters, their gradients,
+optimizer state and accumulators stay float32. Within `autocast`, each op follows its rule in `minigrad/ops/rules.py`
+(`Rule.autocast`, in brackets):
 
-    matrix products         cast their inputs to 16 bits, parameters too, and sum in float32        (a number of inputs)
-    other ops               compute in the dtype that they are given: 16 bits if any input is       ("follow")
-    norms                   take a 16-bit input; statistics and parameters are float32              (0 inputs)
-    losses, softmax, sums   compute in float32                                                      ("float32")
+    matrix products         cast their first n inputs to 16 bits, accumulate in float32      (n)
+    norms                   cast no input; statistics and parameters are float32             (0)
+    losses, softmax, sums   cast 16-bit inputs to float32                                    ("float32")
+    other ops               cast all inputs to 16 bits if one of them is 16-bit              ("follow")
 
-A gradient has the dtype of its tensor: 16 bits for activations, float32 for parameters.
+A gradient has the dtype of its tensor: 16-bit for activations, float32 for parameters.
 
 Micikevicius et al. 2017, "Mixed Precision Training", arXiv:1710.03740; Kalamkar et al. 2019, "A Study of BFLOAT16 for
 Deep Learning Training", arXiv:1905.12322.
@@ -31,43 +32,43 @@ from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, hal
 def autocast(
     dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
 ) -> Iterator["Autocast | None"]:
-    """Within the block, this thread's ops compute in a 16-bit dtype, by the rules above. Also a decorator.
+    """Within the block, ops of this thread compute in a 16-bit dtype, by the rules above. Also usable as a decorator.
 
         with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
 
-    A parameter is cast once in a block, however often it is used: call the optimizer's step after the block.
+    The 16-bit copy of a parameter is cached until the block ends, so call the optimizer's step after the block.
 
     Args:
-        dtype: "bfloat16", with float32's range, or "float16", with more digits but a range so small that gradients
-            vanish in it: scale the loss by `optim.GradScaler`.
-        enabled: False: ops compute in the dtypes of their inputs, also inside another autocast block.
-        parameters: Tensors that ops will cast. Those on a GPU are cast at the start of the block in one launch, instead
-            of in one launch each at first use. Unused ones do no harm.
+        dtype: "bfloat16", with the range of float32, or "float16", with more digits, but a small range in which
+            gradients underflow: scale the loss with `optim.GradScaler`.
+        enabled: if False, ops compute in the dtypes of their inputs, also inside another autocast block.
+        parameters: float32 Tensors to cast at the start of the block if they are on a GPU: one kernel launch in all,
+            instead of one launch per Tensor at its first use. Unused parameters are allowed.
 
     Raises:
-        ValueError: another dtype.
-        RuntimeError: bfloat16 without the package ml_dtypes.
+        ValueError: dtype is not a 16-bit dtype.
+        RuntimeError: dtype is bfloat16, and the package ml_dtypes is not installed.
     """
     with mode_set(autocast=Autocast(as_dtype(dtype), parameters) if enabled else None):
         yield mode.autocast
 
 
 class Autocast:
-    """The state of an autocast block: its dtype, and the 16-bit copies of the parameters used in it."""
+    """The state of an autocast block: the 16-bit dtype, and cached 16-bit copies of parameters."""
 
     def __init__(self, dtype: np.dtype, parameters: Iterable[Any] = ()) -> None:
         if not is_half(dtype):
-            raise ValueError(f"autocast: the dtype is {' or '.join(HALF)}, got {dtype}")
+            raise ValueError(f"autocast: dtype must be {' or '.join(HALF)}, got {dtype}")
         self.dtype = dtype
-        self.copies: dict[Leaf, Array] = {}  # of parameters
+        self.copies: dict[Leaf, Array] = {}  # parameter -> 16-bit copy, cast at first use
         arrays = [p.data for p in parameters if p.dtype == FLOAT32 and not isinstance(p.data, np.ndarray)]
         copies = zip(arrays, cast_all(arrays, dtype), strict=True)
-        self.at_once = {id(x): (x, copy) for x, copy in copies}  # x too, as only its id is no other's
+        self.precast = {id(x): (x, copy) for x, copy in copies}  # the reference to x keeps its id unique
 
     def inputs(self, rule: int | str, edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
-        """The inputs of an op, cast by its rule (`Rule.autocast`). `edges`: for each, where its gradient goes."""
+        """The input arrays of an op, cast as its `Rule.autocast` says. `edges`: the edge of each input, or None."""
         if rule == "float32":
             return upcast(arrays)
         count = rule if isinstance(rule, int) else len(arrays) if half_dtype(arrays) else 0
@@ -75,9 +76,9 @@ class Autocast:
 
     def _cast(self, x: Any, edge: Any) -> Any:
         if not hasattr(x, "dtype") or (x.dtype != FLOAT32 and not is_half(x.dtype)):
-            return x  # float64 is meant to be exact, and stays so, as in PyTorch
-        if id(x) in self.at_once:
-            return self.at_once[id(x)][1]
+            return x  # float64 is not cast, as in PyTorch
+        if id(x) in self.precast:
+            return self.precast[id(x)][1]
         if edge is None or type(edge[0]) is not Leaf:
             return cast(x, self.dtype)
         copy = self.copies.get(edge[0])

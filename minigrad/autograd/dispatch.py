@@ -1,12 +1,11 @@
-"""L1: from the inputs of an op to the implementation that runs, and the dtypes that it computes in.
+"""L1: dispatch: choose the implementation of an op, and the dtypes of its inputs.
 
-An op's class is mathematics. What else PyTorch users expect of an op is decided here, by rules that stand in one table
-(`minigrad/ops/rules.py`):
+An op's class contains only its mathematics. The rest is decided here, by the rules in `minigrad/ops/rules.py`:
 
-    promotion   inputs of several dtypes are brought to one, as PyTorch's type promotion does
-    autocast    within `minigrad.autocast`, float32 inputs are cast to 16 bits, or 16-bit inputs to float32
-    16 bits     other ops than matrix products and copies compute in float32, and their output is cast back
-    fast path   the first implementation that supports the inputs runs (`minigrad/backend/fast_paths.py`)
+    promotion        inputs of several dtypes are cast to one dtype, as PyTorch promotes types
+    autocast         within `minigrad.autocast`, float32 inputs are cast to 16 bits, or 16-bit inputs to float32
+    half precision   16-bit inputs of most ops are upcast to float32, and the output is cast back
+    fast path        the first implementation that supports the inputs runs (`minigrad/backend/fast_paths.py`)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,13 @@ from minigrad.backend.fast_paths import fast_path
 
 @dataclass(frozen=True)
 class Rule:
-    """How the inputs of an op are prepared.
+    """How `dispatch` prepares the inputs of an op.
 
     Args:
-        promote: maps the inputs to inputs of one dtype; None: the inputs stay unchanged.
-        autocast: what `minigrad.autocast` does with them: a number, how many of the first inputs are cast to 16 bits;
-            "float32", all 16-bit inputs are cast to float32; "follow", all are cast to 16 bits if one of them is.
-        half: the op computes on 16-bit arrays itself.
+        promote: casts the inputs to one dtype; None: no type promotion.
+        autocast: within `minigrad.autocast`, an integer n casts the first n inputs to 16 bits, "float32" casts 16-bit
+            inputs to float32, and "follow" casts all inputs to 16 bits if one of them is 16-bit.
+        half: the op's own code supports 16-bit arrays, so they are not upcast to float32.
     """
 
     promote: Callable[[Sequence[Any]], list[Any]] | None = None
@@ -44,7 +43,7 @@ DEFAULT = Rule()
 def dispatch(
     function: type[Function], arrays: list[Any], edges: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[Function, list[Any], np.dtype | None]:
-    """The op that runs, its inputs, and the 16-bit dtype that its output is cast back to (None: it is not cast)."""
+    """The op to run, its prepared inputs, and the 16-bit dtype to cast its output back to (None: no cast)."""
     rule = RULES.get(function, DEFAULT)
     if mode.autocast is not None:
         arrays = mode.autocast.inputs(rule.autocast, edges, arrays)

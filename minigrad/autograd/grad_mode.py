@@ -1,4 +1,4 @@
-"""L1: the modes of a thread: whether ops are recorded, what observes them, and autocast."""
+"""L1: thread-local modes: grad mode (whether ops are recorded), the observer, and autocast."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class _Mode(threading.local):
-    """What each thread decides for itself; a new thread starts with these defaults."""
+    """The modes of the current thread; a new thread starts with these defaults."""
 
     grad_enabled: bool = True
     observer: Any = None  # an anomaly.Observer
@@ -17,13 +17,13 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-open_blocks = 0  # with an observer or autocast, in all threads: reading this is cheaper than reading `mode`
+open_blocks = 0  # number of open `mode_set` blocks in all threads; faster to read than the thread-local `mode`
 _lock = threading.Lock()
 
 
 @contextmanager
 def mode_set(**values: Any) -> Iterator[None]:
-    """Within the block, this thread's mode has these values."""
+    """Within the block, set these attributes of this thread's `mode`."""
     global open_blocks
     before = {name: getattr(mode, name) for name in values}
     vars(mode).update(values)
@@ -38,7 +38,7 @@ def mode_set(**values: Any) -> Iterator[None]:
 
 
 class _GradMode(ContextDecorator):
-    """A context manager that sets this thread's grad mode; also a decorator, with or without brackets."""
+    """A context manager that sets the grad mode of this thread; also a decorator, with or without parentheses."""
 
     enabled: bool
 
@@ -47,12 +47,12 @@ class _GradMode(ContextDecorator):
         return self if function is None else self(function)
 
     def __call__(self, function: Callable[..., Any]) -> Any:
-        """Decorate: of a generator, each step runs in this mode, and what is between the steps does not."""
+        """Decorate a function. Of a generator function, only the code between two yields runs in this mode."""
         if not isgeneratorfunction(function):
             return super().__call__(function)
 
         @wraps(function)
-        def in_steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        def decorated(*args: Any, **kwargs: Any) -> Iterator[Any]:
             generator = function(*args, **kwargs)
             resume, sent = generator.send, None
             while True:
@@ -63,10 +63,10 @@ class _GradMode(ContextDecorator):
                     return end.value
                 try:
                     resume, sent = generator.send, (yield value)
-                except BaseException as error:  # thrown in, or the end: the generator's own `finally` is to run too
+                except BaseException as error:  # from throw() or close(): let the generator's except and finally run
                     resume, sent = generator.throw, error
 
-        return in_steps
+        return decorated
 
     def __enter__(self) -> None:
         self._stack().append(mode.grad_enabled)
@@ -82,17 +82,17 @@ class _GradMode(ContextDecorator):
 
 
 class no_grad(_GradMode):  # noqa: N801 (PyTorch's name)
-    """Record nothing in this block, or in this function when used as a decorator: nothing can be differentiated."""
+    """Disable the recording of ops in a block or a decorated function: the outputs do not require gradients."""
 
     enabled = False
 
 
 class enable_grad(_GradMode):  # noqa: N801 (PyTorch's name)
-    """Record again, inside a `no_grad` block."""
+    """Enable the recording of ops in a block or a decorated function, inside a `no_grad` block."""
 
     enabled = True
 
 
 def is_grad_enabled() -> bool:
-    """Whether this thread is recording operations."""
+    """True if ops of this thread are recorded."""
     return mode.grad_enabled

@@ -1,4 +1,4 @@
-"""L1: a node of the autograd graph: where the gradients of an op go, and in which order nodes are visited."""
+"""L1: the nodes of the autograd graph: ops, leaves, and the outputs of ops with several outputs."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from minigrad.backend import Array
 from minigrad.backend.dtypes import FLOAT32
 
 Edge = tuple["Node", tuple[int, ...], np.dtype]
-"""Where a gradient goes on to: the node that made the input, and the input's shape and dtype."""
+"""The destination of an input's gradient: the node that computed the input, and the input's shape and dtype."""
 
 
 next_age = itertools.count(1).__next__
@@ -19,31 +19,31 @@ lock = Lock()
 
 
 class Node:
-    """What the engine (`tape.py`) keeps for each op of the graph, for each leaf, and for each of several outputs.
+    """A node of the graph that `backward` in `tape.py` traverses.
 
-    `edges` join nodes, not Tensors: an activation lives only as long as some op has saved it. `age` counts upwards, so
-    a node is younger than those that its inputs came from, and falling age is a topological order.
+    `edges` connect nodes, not Tensors, so that an activation is freed unless an op saved it. `age` numbers nodes in
+    order of creation: the nodes of inputs have smaller numbers, so the reverse order is a topological order.
     """
 
-    edges: Sequence[Edge | None] | None = None  # for each input, where its gradient goes, if anywhere; None: freed
+    edges: Sequence[Edge | None] | None = None  # one per input, None without gradient; None as a whole: graph freed
     age: int = 0
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
-    cast_back: np.dtype | None = None  # the 16-bit dtype of the output of an op that computed in float32
-    where: str = ""  # the module path, noted while `detect_anomaly` is on
+    cast_back: np.dtype | None = None  # the op computed in float32, and its output was cast to this 16-bit dtype
+    where: str = ""  # the name of the module that ran the op; only set under `detect_anomaly`
 
     def backward(self, grad_output: Any) -> Any:
-        """The gradient of each input, from the gradient of the output."""
+        """Compute the gradients of the inputs from the gradient of the output."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy, or a node from another process, is as young as the ops recorded here: its inputs were made first."""
+        """An unpickled or copied node gets a new `age`. Its inputs are unpickled first, so the order is preserved."""
         self.__dict__.update(state)
         if self.age:
             self.age = next_age()
 
     @property
     def op_name(self) -> str:
-        """The name of the op, whichever implementation runs."""
+        """The name of the op, also if a fast path runs."""
         return type(self).__name__
 
     def __repr__(self) -> str:
@@ -51,12 +51,11 @@ class Node:
 
 
 class Leaf(Node):
-    """The end of a path: gradients that arrive here are kept, summed, for the user.
+    """The node of a leaf Tensor, which accumulates its gradient in `grad` (PyTorch: AccumulateGrad).
 
-    The leaf holds the gradient and not the Tensor (the Tensor holds the leaf), so there is no reference cycle. Two
-    threads may run backward into the same parameters: the sum is taken under a lock. Its age stays 0: older than every
-    op, a leaf comes last, whichever process it was made in. While `requires_grad` is off, gradients that arrive from a
-    graph recorded before are dropped.
+    A Tensor refers to its Leaf, and not the Leaf to its Tensor: a cycle would delay freeing. Threads may run backward
+    into the same parameters, so a lock guards the accumulation. `age` is 0, smaller than that of every op, so backward
+    visits leaves last. While `requires_grad` is False, gradients from graphs recorded before are dropped.
     """
 
     requires_grad: bool = True
@@ -66,7 +65,7 @@ class Leaf(Node):
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
-        """Add a gradient, in place; `owned`: nothing else holds this array, so it need not be copied."""
+        """Add a gradient in place. `owned`: nothing else refers to this array, so no copy is needed."""
         if not self.requires_grad:
             return
         with lock:
@@ -77,20 +76,20 @@ class Leaf(Node):
 
 
 class Output(Node):
-    """One of several outputs of an op. Its gradient goes on to the op, whose `backward` takes a list: the gradient of
-    each output, or None for one that the loss does not depend on."""
+    """The node of one output of an op with several outputs. The op's `backward` gets a list of the gradients of all
+    outputs, with None for an output that the loss does not depend on."""
 
-    def __init__(self, op: Node, place: int, count: int) -> None:
-        self.place, self.count, self.age = place, count, next_age()
+    def __init__(self, op: Node, index: int, count: int) -> None:
+        self.index, self.count, self.age = index, count, next_age()
         self.edges = [(op, (), FLOAT32)]
 
     def backward(self, grad_output: Array) -> "OutputGrad":
-        return OutputGrad(grad_output, self.place, self.count)
+        return OutputGrad(grad_output, self.index, self.count)
 
 
 class OutputGrad(NamedTuple):
-    """The gradient of one of several outputs."""
+    """The gradient of one output of an op with several outputs."""
 
     grad: Array
-    place: int
-    outputs: int  # how many the op has
+    output_index: int
+    num_outputs: int

@@ -1,14 +1,14 @@
-"""L1: reverse-mode automatic differentiation in one page: the engine without speed. Lesson one.
+"""L1: reverse-mode automatic differentiation in one page, without optimizations. Lesson one.
 
-A loss L is computed by ops, each a `Function` that knows its own derivative. The chain rule joins them: if y = f(x) and
-∂y stands for ∂L/∂y, then ∂x = f.backward(∂y), and if x is used twice, its two gradients are added. So backward needs
+A loss L is computed by ops, each a `Function` with a derivative. The chain rule connects them: if y = f(x) and ∂y
+stands for ∂L/∂y, then ∂x = f.backward(∂y). If x is used twice, its two gradients are added. So backward needs
 
-    a graph   of calls: for each, its op (with what its forward saved) and its input Variables,
-    an order  in which ∂y is complete before f.backward(∂y) runs: each call after all calls that used its output.
+    a graph   of calls: each with its op (and the arrays its forward saved) and its input Variables,
+    an order  in which ∂y is complete before f.backward(∂y) runs: a call after all calls that used its output.
 
-This engine runs the same `Function` classes as the real one and gives the same gradients: tests/autograd/test_plain.py.
-The real one, `tape.py` and `minigrad/tensor.py`, adds what training needs: it frees each call's arrays as backward
-passes, adds gradients in place, chooses faster implementations, computes in 16 bits, and reports NaN.
+This engine and the real engine (`tape.py`, `minigrad/tensor.py`) run the same `Function` classes, and give the same
+gradients (tests/autograd/test_plain.py). The real engine also frees saved arrays during backward, accumulates gradients
+in place, chooses fast paths, supports half precision, and detects NaN.
 
     x = Variable(np.array([1.0, 2.0, 3.0]), requires_grad=True)
     y = apply(Sum, apply(Mul, x, x), axis=None, keepdims=False)      # y = Σ x², ∂x = 2x
@@ -27,12 +27,12 @@ from minigrad.backend import Array
 
 
 class Variable:
-    """An array and where it came from. A leaf (no op made it) collects ∂L/∂self in `grad`, of the shape of `data`."""
+    """An array and the call that computed it. A leaf, without call, accumulates ∂L/∂self in `grad`, of data's shape."""
 
     def __init__(self, data: Array, requires_grad: bool = False, call: "Call | None" = None, index: int = 0) -> None:
         self.data = np.asarray(data)
         self.requires_grad = requires_grad
-        self.call, self.index = call, index  # this Variable is output number `index` of `call`; None: a leaf
+        self.call, self.index = call, index  # self is output number `index` of `call`; a leaf has call None
         self.grad: Array | None = None
 
 
@@ -41,23 +41,23 @@ class Call:
 
     def __init__(self, op: Function, inputs: Sequence[Any], output: Any) -> None:
         self.op, self.inputs = op, inputs
-        self.several = isinstance(output, tuple)  # the op returns a tuple: its backward takes a list of gradients
+        self.several = isinstance(output, tuple)  # several outputs: backward takes a list of gradients
         self.grads: list[Any] = [None] * (len(output) if self.several else 1)  # ∂L/∂output, summed over its uses
 
 
 def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
-    """Run the op's forward on arrays and, if any input requires a gradient, record the call.
+    """Run an op's forward and, if any input requires a gradient, record the call.
 
     Args:
         function: the class of the op.
-        *inputs: Variables, or arrays, Python numbers and None, through which no gradient flows.
-        **options: keyword arguments of its `forward`.
+        *inputs: Variables; or arrays, Python numbers and None, which get no gradients.
+        **options: the keyword arguments of the op's `forward`.
 
     Returns:
-        A Variable, or a tuple of them for an op of several outputs.
+        A Variable, or a tuple of Variables if the op has several outputs.
     """
     arrays = [x.data if isinstance(x, Variable) else x for x in inputs]
-    promote = RULES.get(function, DEFAULT).promote  # inputs of several dtypes are brought to one
+    promote = RULES.get(function, DEFAULT).promote  # type promotion
     if promote is not None:
         arrays = promote(arrays)
     op = function()
@@ -71,12 +71,12 @@ def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
 
 
 def backward(output: Variable, gradient: Array | None = None) -> None:
-    """Add ∂L/∂x to `x.grad` of every leaf x that requires a gradient; ∂L/∂output is `gradient`, by default ones."""
+    """Add ∂L/∂x to `x.grad` for every leaf x that requires a gradient; `gradient` is ∂L/∂output, by default ones."""
     receive(output, np.ones_like(output.data) if gradient is None else gradient)
     for call in reversed(topological_order(output)):
         grads, call.grads = call.grads, [None] * len(call.grads)
         if all(grad is None for grad in grads):
-            continue  # L does not depend on this call: later ops returned None for its outputs
+            continue  # the backward of every call that uses these outputs returned None
         results = call.op.backward(grads if call.several else grads[0])
         for x, result in zip(call.inputs, results if isinstance(results, tuple) else (results,), strict=True):
             if isinstance(x, Variable) and x.requires_grad and result is not None:
@@ -84,12 +84,12 @@ def backward(output: Variable, gradient: Array | None = None) -> None:
 
 
 def receive(x: Variable, grad: Any) -> None:
-    """Add one gradient to those that x has received: of a leaf in `grad`, of an op's output in its call."""
-    if isinstance(grad, Partial):  # the gradient of x[index]: zero elsewhere
+    """Add `grad` to the sum of gradients of x, kept in `x.grad` for a leaf, else in `x.call.grads`."""
+    if isinstance(grad, Partial):  # the gradient of x[index], zero elsewhere
         grad = grad.add_to(np.zeros(x.data.shape, grad.values.dtype))
     grad = unbroadcast(np.asarray(grad), x.data.shape)
-    held = x.grad if x.call is None else x.call.grads[x.index]
-    total = np.asarray(grad if held is None else held + grad, x.data.dtype)
+    previous = x.grad if x.call is None else x.call.grads[x.index]
+    total = np.asarray(grad if previous is None else previous + grad, x.data.dtype)
     if x.call is None:
         x.grad = total
     else:

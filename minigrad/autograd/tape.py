@@ -1,7 +1,7 @@
-"""L1: the tape: how gradients walk back through the graph.
+"""L1: backward through the autograd graph, from a loss to the leaves.
 
-A graph is nothing but nodes: each knows, for every input of its op, the node that made it (`node.py`). There is no
-reference cycle: an output points to its node, a node to the nodes before it, never back.
+A graph consists of nodes (`node.py`). Each node has, for every input of its op, an edge to the node that computed this
+input. There are no reference cycles: a Tensor refers to its node, and a node only to the nodes of its inputs.
 """
 
 from operator import attrgetter
@@ -18,30 +18,30 @@ from minigrad.backend.dtypes import FLOAT32, cast, upcast
 
 
 def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None:
-    """Send `grad_output`, the gradient of the loss with respect to root's output, back to every leaf.
+    """Propagate `grad_output`, the gradient of the loss with respect to root's output, to every leaf.
 
-    Nodes are visited from young to old, so a node's gradient is complete when its turn comes. Of several gradients for
-    one node, a later one is added in place where the sum so far is the engine's own array, else out of place.
+    Nodes are visited in reverse order of creation, so a node is visited when all gradients of its output were summed.
+    The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
     """
     gradients: dict[Node, Any] = {root: grad_output}
     owned, observer, written = set(), mode.observer, writes.latest
-    for node in _youngest_first(root):
+    for node in _newest_first(root):
         grad = gradients.pop(node, None)
-        if grad is None:  # every path from the root to here ended in a None
+        if grad is None:  # the backward of every op that uses this output returned None
             continue
         if node.hooks:
             for hook in node.hooks:
                 replaced = hook(grad)
                 grad = grad if replaced is None else replaced
-            owned.discard(node)  # a hook may have kept it
-            written = writes.latest  # and may have updated parameters
+            owned.discard(node)  # a hook may have kept a reference to grad
+            written = writes.latest  # a hook may have written to parameters
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
         if node.age < written:
             _refuse_overwritten(node)
         several = type(grad) is list
-        if node.cast_back is not None:  # as its inputs were in forward
+        if node.cast_back is not None:  # forward computed in float32
             grad = upcast(grad) if several else cast(grad, FLOAT32)
         results = node.backward(grad)
         if type(results) is not tuple:
@@ -54,66 +54,66 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
         for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)
             if edge is None or result is None:
                 continue
-            # Deliver: add `result` to what the node that made this input has received so far.
+            # Deliver: add `result` to the gradients received so far by the node that computed this input.
             target, shape, dtype = edge
-            held = gradients.get(target)
+            total = gradients.get(target)
             if type(result) is not ndarray:
                 if type(result) is OutputGrad:
-                    gradients.setdefault(target, [None] * result.outputs)[result.place] = result.grad
+                    gradients.setdefault(target, [None] * result.num_outputs)[result.output_index] = result.grad
                     continue
                 if type(result) is Partial:
                     result.values = cast(result.values, dtype)
                     if target not in owned:
-                        held = array_module(result.values).zeros(shape, dtype) if held is None else held.copy()
+                        total = array_module(result.values).zeros(shape, dtype) if total is None else total.copy()
                         owned.add(target)
-                    gradients[target] = result.add_to(held)
+                    gradients[target] = result.add_to(total)
                     continue
                 if not hasattr(result, "dtype"):
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = as_array(result)
             # The contract of Function: a returned array is not aliased, unless it is grad_output.
             fresh = result is not grad and result.base is None and not several
-            if result.shape != shape:  # the input was broadcast; here, and nowhere else, that is undone
+            if result.shape != shape:  # the input was broadcast
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
                 result, fresh = cast(result, dtype), True
-            if held is None:
+            if total is None:
                 gradients[target] = result
                 if fresh:
                     owned.add(target)
             elif target in owned:
-                held += result
-                gradients[target] = held
+                total += result
+                gradients[target] = total
             else:
-                gradients[target] = as_array(plus(held, result))
+                gradients[target] = as_array(plus(total, result))
                 owned.add(target)
         if not retain_graph:
-            node.__dict__.clear()  # what was saved, and the way on: a second backward will find `edges` gone
+            node.__dict__.clear()  # frees saved arrays and edges: a second backward finds `edges` is None
 
 
 def _refuse_overwritten(node: Node) -> None:
-    """Raises a RuntimeError if an array that the node saved has been written to since."""
+    """Raise RuntimeError if an array saved by the node was written to after forward."""
     x = writes.overwritten(node)
     if x is not None:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"{node!r} saved an array of shape {x.shape} {x.dtype} in forward, and it was written to before backward. "
-            "Call backward before the write (an optimizer step, x += y, x[i] = v), or make a new tensor: x = x + y"
+            f"{node!r} saved an array of shape {x.shape} {x.dtype} in forward, which was written to before backward. "
+            "Call backward before the write (an optimizer step, x += y, x[i] = v), or create a new tensor: x = x + y"
         )
 
 
-def _youngest_first(root: Node) -> list[Node]:
-    """All nodes that root depends on, itself included, sorted by falling age: a topological order.
+def _newest_first(root: Node) -> list[Node]:
+    """Root and all nodes that it depends on, in reverse order of creation: a topological order.
 
     Raises:
-        RuntimeError: a backward has already walked through a part of this graph and freed it.
+        RuntimeError: an earlier backward freed a part of this graph.
     """
     nodes, found = [root], {root}
-    for node in nodes:  # as in `history`
+    for node in nodes:  # `nodes` grows during the loop: a breadth-first search
         if node.edges is None:
             raise RuntimeError(
-                "backward through a graph that is gone: its saved arrays were freed by an earlier backward. "
-                "Run the forward again, sum the losses and call backward once, or pass retain_graph=True the first time"
+                "backward through a graph whose saved arrays were freed by an earlier backward. Run forward again, "
+                "or sum the losses and call backward once, or pass retain_graph=True the first time"
             )
         for edge in node.edges:
             if edge is not None and edge[0] not in found:
@@ -124,9 +124,9 @@ def _youngest_first(root: Node) -> list[Node]:
 
 
 def history(root: Node) -> list[Node]:
-    """All nodes that root depends on, itself included, old ones first; not beyond those that backward has freed."""
+    """Root and all nodes that it depends on, in order of creation. The search ends at nodes freed by backward."""
     nodes, found = [root], {root}
-    for node in nodes:  # the list grows while it is walked
+    for node in nodes:  # as in `_newest_first`
         for edge in node.edges or ():
             if edge is not None and edge[0] not in found:
                 found.add(edge[0])

@@ -1,12 +1,13 @@
-"""L1: in-place writes, and how backward notices that an array which it needs has been overwritten.
+"""L1: a record of in-place writes, by which backward detects that a saved array was overwritten.
 
-A node saves arrays in forward. A write to their memory before backward, such as an optimizer step, would make the
-gradient silently wrong. PyTorch counts a version in every tensor and compares the counts; arrays have no room for a
-count, so the writes are listed here: the memory that was written, and the age of the latest write to it, taken from the
-same counter as the ages of nodes. A node older than a write to memory that it saved cannot compute its gradient.
+If an array that a node saved in forward is written to before backward, as by an optimizer step, the gradient would be
+silently wrong. PyTorch keeps a version counter in every tensor. Arrays cannot have such an attribute, so this file
+numbers the writes, by the counter that numbers nodes in order of creation (`Node.age`), and keeps the number of the
+latest write to each block of memory. A node created before the latest write to an array it saved cannot compute its
+gradient.
 
-Noted are in-place operators, `x[i] = v`, optimizer steps, `load_state_dict`, initialisers, running statistics and
-gradient clipping. A write to `x.data` or `x.numpy()` by NumPy's own means is not.
+Recorded are in-place operators, `x[i] = v`, optimizer steps, `load_state_dict`, initialisers, updates of running
+statistics, and gradient clipping. Writes by NumPy to `x.data` or `x.numpy()` are not recorded.
 """
 
 import threading
@@ -21,32 +22,32 @@ from minigrad.autograd.node import Node, next_age
 from minigrad.backend import Array
 from minigrad.backend.cublas import pointer
 
-latest = 0  # the age of the latest write: a node that is younger needs no check
-_ages: dict[int, int] = {}  # of the latest write to each memory, which is named as `_memory` does
-_owners: dict[int, weakref.ref] = {}  # an entry goes with the array that owns the memory
+latest = 0  # the number of the latest write; nodes created later need no check
+_numbers: dict[int, int] = {}  # key of the memory (`_memory`) -> number of the latest write
+_owners: dict[int, weakref.ref] = {}  # key -> the array that owns the memory; when freed, the entries are removed
 _lock = threading.Lock()
 _NOT_SAVED = {"edges", "needs_input_grad", "hooks"}
 
 
 def note(arrays: Iterable[Array]) -> None:
-    """These arrays have been written to."""
+    """Record a write to each of these arrays."""
     global latest
     with _lock:
         latest = next_age()
         for x in arrays:
             key, owner = _memory(x)
-            _ages[key] = latest
+            _numbers[key] = latest
             if key not in _owners:
                 _owners[key] = weakref.ref(owner, partial(_forget, key))
 
 
 def overwritten(node: Node) -> Array | None:
-    """An array that the node saved and whose memory has been written to since, if there is one."""
+    """The first array saved by the node that was written to after the node was created, or None."""
     saved = [value for name, value in vars(node).items() if name not in _NOT_SAVED]
-    for x in saved:  # the list grows while it is walked
+    for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):
             saved.extend(x)
-        elif _is_array(x) and _ages.get(_memory(x)[0], 0) > node.age:
+        elif _is_array(x) and _numbers.get(_memory(x)[0], 0) > node.age:
             return x
     return None
 
@@ -56,15 +57,16 @@ def _is_array(x: Any) -> bool:
 
 
 def _memory(x: Array) -> tuple[int, Any]:
-    """A name for the memory of x, which all views of it share, and the array that owns it.
+    """A key for the memory of x, the same for all views of one array, and the array that owns the memory.
 
-    Memory that is not NumPy's own, such as a file's or another library's, has the name of what NumPy got it from.
+    The key is the id of the last object in the chain of bases: the owning array, or a buffer that is not NumPy's, such
+    as an mmap or another library's array. On a GPU it is the address of the owning array.
     """
     if not isinstance(x, np.ndarray):
         while x.base is not None:
             x = x.base
         return pointer(x), x
-    owner, base = x, x.base  # None where x owns its memory
+    owner, base = x, x.base  # base is None if x owns its memory
     while base is not None:
         if isinstance(base, np.ndarray):
             owner = base
@@ -73,6 +75,6 @@ def _memory(x: Array) -> tuple[int, Any]:
 
 
 def _forget(key: int, _: weakref.ref) -> None:
-    """Drop the entry of memory that is gone."""
-    _ages.pop(key, None)
+    """Remove the entries of memory that was freed."""
+    _numbers.pop(key, None)
     _owners.pop(key, None)

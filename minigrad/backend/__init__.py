@@ -1,10 +1,9 @@
-"""L0: arrays on NumPy or CuPy. What an op imports from here works on both."""
+"""L0: arrays of NumPy or CuPy. All functions here accept both."""
 
 from minigrad.backend.arrays import (
     Array,
     array_module,
     as_array,
-    beside,
     cuda_is_available,
     cupy_module,
     device_of,
@@ -18,11 +17,12 @@ from minigrad.backend.arrays import (
     scatter_add,
     sliding_windows,
     to_device,
+    to_device_of,
 )
 from minigrad.backend.gemm import gemm, gemm_and_sums
 
 __all__ = [
-    "Array", "array_module", "as_array", "beside", "cuda_is_available", "cupy_module", "device_of", "empty", "gemm",
+    "Array", "array_module", "as_array", "cuda_is_available", "cupy_module", "device_of", "empty", "gemm",
     "gemm_and_sums", "plain", "plus", "promote", "promote_and_wrap", "promote_to_float", "require_gpu", "scatter_add",
-    "sliding_windows", "to_device",
+    "sliding_windows", "to_device", "to_device_of",
 ]  # fmt: skip

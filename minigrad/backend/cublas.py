@@ -1,12 +1,12 @@
 """L0: matrix products on NVIDIA GPUs, by cuBLAS.
 
 CuPy's `matmul` casts batches of float16 to float32 and back, supports no batches of bfloat16, and ignores TF32 for
-batches. CuPy also refuses cuBLAS calls during the capture of a CUDA graph, although cuBLAS supports capture. So every
-product is one call of `cublasGemmStridedBatchedEx`, through CuPy (`CupyBlas`) or, during capture, through ctypes on the
-same library (`CtypesBlas`). Products with a bias use cublasLt: minigrad/backend/cublas_lt.py.
+batches. CuPy also refuses cuBLAS calls during CUDA graph capture, although cuBLAS supports capture. So every product is
+one call of `cublasGemmStridedBatchedEx`, through CuPy (`CupyBlas`) or, during capture, through ctypes on the same
+library (`CtypesBlas`). Products with a bias use cublasLt: minigrad/backend/cublas_lt.py.
 
-cuBLAS is column-major: a row-major matrix of NumPy is its transpose to cuBLAS. So cuBLAS computes Cᵀ = Bᵀ Aᵀ, and
-nothing is copied:
+cuBLAS is column-major: a row-major matrix in memory is the transposed matrix for cuBLAS. So cuBLAS computes
+Cᵀ = Bᵀ Aᵀ, without copies:
 
     layout of a (M, K)       op        leading dimension
     row-major                "N"       row stride, in elements
@@ -70,7 +70,7 @@ class Blas(Protocol):
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None: ...
 
-    def place(self, size: int) -> tuple[int, Array]:
+    def stream_and_workspace(self, size: int) -> tuple[int, Array]:
         """The stream (a pointer) and a workspace for calls of cublasLt: at least `size` bytes of device memory that no
         concurrent work on the stream uses."""
         ...
@@ -97,7 +97,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     (M, K), (K2, N) = a.shape[-2:], b.shape[-2:]
     if K != K2:
         raise ValueError(
-            f"matmul: the last axis of a must be as long as the last but one of b, got {a.shape} and {b.shape}"
+            f"matmul: the last axis of a must match the second-last of b, got shapes {a.shape} and {b.shape}"
         )
     lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     out = array_module(a).empty((*lead, M, N), a.dtype if dtype is None else dtype)
@@ -125,11 +125,12 @@ def operand(x: Array, batch: Sequence[int]) -> Operand:
     """x as a batch of matrices, copied if cuBLAS cannot express its strides."""
     stride = _batch_stride(x, batch)
     if stride is not None:
-        (rows, columns), (down, across) = x.shape[-2:], (step // x.dtype.itemsize for step in x.strides[-2:])
-        if (across == 1 or columns == 1) and (down >= columns or rows == 1):
-            return Operand(x, OP_N, max(down, columns), stride // x.dtype.itemsize)
-        if (down == 1 or rows == 1) and (across >= rows or columns == 1):
-            return Operand(x, OP_T, max(across, rows), stride // x.dtype.itemsize)
+        rows, columns = x.shape[-2:]
+        row_stride, column_stride = (step // x.dtype.itemsize for step in x.strides[-2:])
+        if (column_stride == 1 or columns == 1) and (row_stride >= columns or rows == 1):
+            return Operand(x, OP_N, max(row_stride, columns), stride // x.dtype.itemsize)
+        if (row_stride == 1 or rows == 1) and (column_stride >= rows or columns == 1):
+            return Operand(x, OP_T, max(column_stride, rows), stride // x.dtype.itemsize)
     xp = array_module(x)
     return operand(xp.ascontiguousarray(xp.broadcast_to(x, (*batch, *x.shape[-2:]))), batch)
 
@@ -146,7 +147,7 @@ def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
 
 @cache
 def _cupy_blas() -> tuple[Any, Any]:
-    """CuPy's binding of cuBLAS, and the module with its handle. (The import of the package loads the library.)"""
+    """CuPy's binding of cuBLAS, and the module with CuPy's cuBLAS handle. Their import loads the library."""
     return importlib.import_module("cupy_backends.cuda.libs").cublas, importlib.import_module("cupy.cuda.device")
 
 
@@ -164,7 +165,7 @@ class CupyBlas:
             pointer(C.array), data_type(C), C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def place(self, size: int) -> tuple[int, Array]:
+    def stream_and_workspace(self, size: int) -> tuple[int, Array]:
         """The current stream, and new memory. CuPy has a memory pool for each stream, so freed memory is reused only by
         later work on that stream."""
         cupy = cupy_module()
@@ -201,8 +202,8 @@ class CtypesBlas:
             batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
 
-    def place(self, size: int) -> tuple[int, Array]:
-        """The stream and the one workspace, for any size: products on one stream run in sequence."""
+    def stream_and_workspace(self, size: int) -> tuple[int, Array]:
+        """The stream, and the workspace of `WORKSPACE` bytes, which products on one stream can share."""
         return self.stream, self.workspace
 
 

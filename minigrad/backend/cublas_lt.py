@@ -1,9 +1,9 @@
 """L0: matrix products with a fused bias or bias gradient, by the epilogues of cublasLt.
 
-A linear layer is y = x Wᵀ + b, and backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. As separate operations the bias is one
-more pass over y (three in half precision: the product in float32, the sum, the cast), and ∂b one more pass over ∂y. An
-epilogue of cublasLt does either while the elements are in registers. cublasLt is column-major, as cublas.py explains:
-D = op(A) op(B) is the transpose of the result, and
+A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
+bias takes one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
+one more pass over ∂y. An epilogue of cublasLt does either while the elements are in registers. cublasLt is
+column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
     a b and Σ_k a_mk         BGRADB    the vector has one element for each column of D, from op(B) = aᵀ
@@ -49,7 +49,7 @@ ALIGNMENTS = [(number, ctypes.c_uint32) for number in (5, 6, 7, 8)]  # bytes; of
 IN_COMPUTE_TYPE = 2  # split-k: partial sums over k are added in float32, never in a 16-bit type
 ALIGNED = 256  # bytes: no algorithm needs a larger alignment
 NO_ALGORITHM = (8, 15)  # CUBLAS_STATUS_ARCH_MISMATCH, _NOT_SUPPORTED
-MAX_PLANS = 4096  # kept, of about 1 KiB each: more would mean that sizes do not recur
+MAX_PLANS = 4096  # cached plans, of about 1 KiB each; exceeded only if sizes do not repeat
 
 
 class Problem(NamedTuple):
@@ -92,7 +92,7 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
         bias: (N,), of the result's dtype, or of any dtype if the result is float32.
         dtype: of the result: that of a and b, or float32.
     """
-    if not _fit(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
+    if not _supported(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
         return None
     xp = array_module(a)
     y = xp.empty((len(a), b.shape[1]), dtype)
@@ -108,15 +108,15 @@ def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] 
         b: (K, N), of the same dtype.
         dtype: of both results: that of a and b, or float32.
     """
-    if not _fit(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
+    if not _supported(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
         return None
     xp = array_module(a)
     y, sums = xp.empty((len(a), b.shape[1]), dtype), xp.empty((len(a),), dtype)
     return (y, sums) if _product(BGRADB, a, b, y, sums) else None
 
 
-def _fit(a: Array, b: Array, dtype: np.dtype) -> bool:
-    """True if the shapes and dtypes are those of a product with an epilogue."""
+def _supported(a: Array, b: Array, dtype: np.dtype) -> bool:
+    """True if cublasLt supports these shapes and dtypes in a product with an epilogue."""
     return (
         a.ndim == b.ndim == 2 and a.shape[1] == len(b) and a.size > 0 and b.size > 0
         and a.dtype == b.dtype and a.dtype.name in ("float16", "bfloat16", "float32")
@@ -157,7 +157,7 @@ class Lt:
         a, b, c, end = (pointer(x) for x in (A.array, B.array, C.array, vector))
         problem = Problem(
             epilogue, (m, n, k), (data_type(A), data_type(C), compute), (A.op, B.op),
-            (A.leading, B.leading, C.leading), (_aligned(a), _aligned(b), _aligned(c), _aligned(end)),
+            (A.leading, B.leading, C.leading), (_alignment(a), _alignment(b), _alignment(c), _alignment(end)),
         )  # fmt: skip
         if problem not in self.plans:
             if len(self.plans) >= MAX_PLANS:  # a launched product no longer needs its plan
@@ -168,7 +168,7 @@ class Lt:
         if plan is None:
             return False
         self._set("MatmulDesc", plan.operation, VECTOR, end)
-        stream, workspace = cublas.current().place(plan.workspace)
+        stream, workspace = cublas.current().stream_and_workspace(plan.workspace)
         at = ctypes.c_void_p
         one, zero = map(at, SCALARS[compute])
         status = call(
@@ -182,28 +182,28 @@ class Lt:
 
     def _plan(self, problem: Problem, vector: int) -> Plan | None:
         (m, n, k), (data, out, compute), (op_A, op_B) = problem.sizes, problem.types, problem.ops
-        with ExitStack() as made:
-            operation = self._make(made, "MatmulDesc", compute, DATA_TYPES["float32"])  # float32: the scalars' type
+        with ExitStack() as stack:
+            operation = self._create(stack, "MatmulDesc", compute, DATA_TYPES["float32"])  # float32: the scalars' type
             for attribute, value in (
                 (TRANSPOSE_A, op_A), (TRANSPOSE_B, op_B), (EPILOGUE, problem.epilogue), (VECTOR, vector),
             ):  # fmt: skip
                 self._set("MatmulDesc", operation, attribute, value)
             in_memory = ((m, k)[:: -1 if op_A else 1], (k, n)[:: -1 if op_B else 1], (m, n))
             A, B, C = (
-                self._make(made, "MatrixLayout", kind, *map(ctypes.c_uint64, size), ctypes.c_int64(leading))
+                self._create(stack, "MatrixLayout", kind, *map(ctypes.c_uint64, size), ctypes.c_int64(leading))
                 for kind, size, leading in zip((data, data, out), in_memory, problem.leading, strict=True)
             )
             found = self._heuristic(operation, A, B, C, problem.aligned)
             if found is None:
                 return None
-            self.descriptors.push(made.pop_all())
+            self.descriptors.push(stack.pop_all())
         return Plan(operation, A, B, C, found.algorithm, found.workspace)
 
     def _heuristic(self, operation: Any, A: Any, B: Any, C: Any, aligned: tuple[int, ...]) -> HeuristicResult | None:
         """The first algorithm of the library's heuristic, or None."""
         found, count = HeuristicResult(), ctypes.c_int()
-        with ExitStack() as made:
-            preference = self._make(made, "MatmulPreference")
+        with ExitStack() as stack:
+            preference = self._create(stack, "MatmulPreference")
             self._set("MatmulPreference", preference, MAX_WORKSPACE, WORKSPACE)
             self._set("MatmulPreference", preference, REDUCTIONS, IN_COMPUTE_TYPE)
             for attribute, size in zip(ALIGNMENTS, (*aligned[:3], aligned[2]), strict=True):
@@ -214,23 +214,23 @@ class Lt:
             )  # fmt: skip
         return None if status or not count.value or found.state else found
 
-    def _make(self, made: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
-        """Create a descriptor, which closing `made` destroys."""
+    def _create(self, stack: ExitStack, kind: str, *arguments: Any) -> ctypes.c_void_p:
+        """Create a descriptor, which closing `stack` destroys."""
         descriptor = ctypes.c_void_p()
         call(self.library, f"cublasLt{kind}Create", ctypes.byref(descriptor), *arguments)
-        made.callback(getattr(self.library, f"cublasLt{kind}Destroy"), descriptor)
+        stack.callback(getattr(self.library, f"cublasLt{kind}Destroy"), descriptor)
         return descriptor
 
     def _set(self, kind: str, descriptor: ctypes.c_void_p, attribute: tuple[int, Any], value: int) -> None:
         number, ctype = attribute
-        held = ctype(value)
-        size = ctypes.c_size_t(ctypes.sizeof(held))
-        call(self.library, f"cublasLt{kind}SetAttribute", descriptor, number, ctypes.byref(held), size)
+        data = ctype(value)
+        size = ctypes.c_size_t(ctypes.sizeof(data))
+        call(self.library, f"cublasLt{kind}SetAttribute", descriptor, number, ctypes.byref(data), size)
 
 
-def _aligned(place: int) -> int:
+def _alignment(address: int) -> int:
     """The alignment of an address: the largest power of two, at most ALIGNED, that divides it."""
-    return min(place & -place, ALIGNED)
+    return min(address & -address, ALIGNED)
 
 
 @cache

@@ -1,7 +1,7 @@
-"""L0: dtypes, bfloat16 among them, and casts.
+"""L0: dtypes, including bfloat16, and casts.
 
-float16 and bfloat16 ("half precision", 16 bits) are storage types: they halve the memory, and arithmetic is in float32.
-NumPy has no bfloat16, the upper half of a float32; the package ml_dtypes adds it.
+float16 and bfloat16 ("half precision", 16 bits) are storage types: arrays take half the memory, but arithmetic is in
+float32. NumPy has no bfloat16 (the upper 16 bits of a float32), which the package ml_dtypes adds.
 """
 
 import importlib
@@ -17,11 +17,11 @@ FLOAT32 = np.dtype(np.float32)
 
 
 def as_dtype(dtype: Any) -> np.dtype:
-    """A dtype from whatever names one: `np.float32`, `"float16"`, `"bfloat16"`.
+    """The NumPy dtype for `dtype`, such as `np.float32`, `"float16"` or `"bfloat16"`.
 
     Raises:
-        TypeError: it names none.
-        RuntimeError: bfloat16 is asked for, and ml_dtypes is not installed.
+        TypeError: `dtype` is not a dtype.
+        RuntimeError: `dtype` is bfloat16, and ml_dtypes is not installed.
     """
     if not (isinstance(dtype, str) and dtype == "bfloat16"):
         return np.dtype(dtype)
@@ -32,39 +32,39 @@ def as_dtype(dtype: Any) -> np.dtype:
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether this dtype is floating-point: `dtype.kind` alone does not tell for bfloat16."""
+    """True for floating-point dtypes, including bfloat16, whose `kind` is "V"."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 
 def is_half(dtype: np.dtype) -> bool:
-    """Whether this is float16 or bfloat16."""
+    """True for float16 and bfloat16."""
     return dtype.itemsize == 2 and is_floating(dtype)
 
 
 def is_held(value: float, dtype: np.dtype) -> bool:
-    """Whether a Python number is within the range of this integer type."""
-    held = np.iinfo(dtype)
-    return bool(held.min <= value <= held.max)
+    """True if a Python number is in the range of an integer dtype."""
+    info = np.iinfo(dtype)
+    return bool(info.min <= value <= info.max)
 
 
 def wrapped(value: int, dtype: np.dtype) -> int:
-    """The integer of this n-bit integer type that equals `value` modulo 2ⁿ."""
-    least, count = np.iinfo(dtype).min, 1 << (8 * dtype.itemsize)
-    return (value - least) % count + least
+    """The integer in the range of this n-bit integer dtype that equals `value` modulo 2ⁿ."""
+    minimum, count = np.iinfo(dtype).min, 1 << (8 * dtype.itemsize)
+    return (value - minimum) % count + minimum
 
 
 def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
-    """The dtype of the first 16-bit floating-point array; None if there is none."""
+    """The dtype of the first float16 or bfloat16 array in xs, or None."""
     return next((x.dtype for x in xs if hasattr(x, "dtype") and is_half(x.dtype)), None)
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
-    """x in another dtype, rounded to the nearest value, ±∞ beyond the largest; x itself if it has this dtype."""
+    """x cast to `dtype`: rounded to nearest, ±∞ on overflow. No copy if x already has this dtype."""
     if x.dtype == dtype:
         return x
-    faster = fast_path(cast, x, dtype)
-    if faster is not None:
-        return faster(x, dtype)
+    fast = fast_path(cast, x, dtype)
+    if fast is not None:
+        return fast(x, dtype)
     if not is_half(dtype):
         return x.astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -72,11 +72,11 @@ def cast(x: Any, dtype: np.dtype) -> Any:
 
 
 def cast_all(xs: Sequence[Any], dtype: np.dtype) -> list[Any]:
-    """`cast(x, dtype)` of each, on a GPU in few launches."""
-    faster = fast_path(cast_all, xs, dtype)
-    return [cast(x, dtype) for x in xs] if faster is None else faster(xs, dtype)
+    """`cast(x, dtype)` for each x; on a GPU, in few kernel launches."""
+    fast = fast_path(cast_all, xs, dtype)
+    return [cast(x, dtype) for x in xs] if fast is None else fast(xs, dtype)
 
 
 def upcast(xs: Sequence[Any]) -> list[Any]:
-    """xs with 16-bit floating-point arrays upcast to float32."""
+    """xs with float16 and bfloat16 arrays cast to float32."""
     return [cast(x, FLOAT32) if hasattr(x, "dtype") and is_half(x.dtype) else x for x in xs]

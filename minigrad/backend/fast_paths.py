@@ -1,8 +1,8 @@
-"""L0: fast paths: how a faster implementation takes the place of the one that is read.
+"""L0: fast paths: the registry of faster implementations, and the choice of one for given arguments.
 
-The reference implementation says what is computed: an op in `minigrad/ops/`, or a function such as `cast`. For some
-there are further implementations in `minigrad/kernels/`, faster on one kind of machine and for some inputs. All of
-them, on the CPU and on the GPU, are registered with the inputs that they support,
+A reference implementation, an op in `minigrad/ops/` or a function such as `cast`, is written to be read. Some have
+further implementations in `minigrad/kernels/`, faster on one kind of hardware and for some inputs. Each is registered
+with a condition `supports` on its arguments, on the CPU and on the GPU alike,
 
     @fast_path_of(LayerNorm)
     class CPULayerNorm(LayerNorm):
@@ -12,9 +12,9 @@ them, on the CPU and on the GPU, are registered with the inputs that they suppor
     @fast_path_of(cast, supports=lambda x, dtype: on_gpu(x))
     def convert(x, dtype): ...
 
-and are looked up by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `run(function, ...)` looks up and
-calls. Each has a test that both give the same, and with the gain that was measured:
-`python -m tests.benchmarks.fast_paths`.
+and found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `run(function, ...)` calls a fast path of a
+function, or the function. Tests compare every fast path with its reference implementation;
+`python -m tests.benchmarks.fast_paths` measures the speedups.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,21 +25,21 @@ from typing import Any, TypeVar
 Implementation = TypeVar("Implementation", bound=Callable[..., Any])
 
 FAST_PATHS: dict[Any, tuple[Any, ...]] = {}
-"""For each reference implementation its fast paths, in the order of registration; empty in `without_fast_paths`."""
+"""Reference implementation -> its fast paths, in order of registration. Empty within `without_fast_paths`."""
 
 _registered: dict[Any, tuple[Any, ...]] = {}
-_blocks_without = 0
+_blocks_without = 0  # number of open `without_fast_paths` blocks, in all threads
 _lock = Lock()
 
 
 def fast_path_of(
     reference: Any, supports: Callable[..., bool] | None = None
 ) -> Callable[[Implementation], Implementation]:
-    """Decorates a class or function that computes the same as `reference`, where it supports the arguments.
+    """Register the decorated class or function as a fast path of `reference`.
 
     Args:
-        reference: an op's class, or a function.
-        supports: whether it is for these arguments; by default the method `supports` of the decorated class.
+        reference: the reference implementation, an op's class or a function.
+        supports: returns True if the fast path supports these arguments; by default the decorated class's `supports`.
     """
 
     def register(implementation: Implementation) -> Implementation:
@@ -67,16 +67,16 @@ def run(reference: Any, *arrays: Any, **options: Any) -> Any:
 
 
 def fast_paths_of(reference: Any) -> tuple[Any, ...]:
-    """All fast paths of `reference`, also within `without_fast_paths`."""
+    """All registered fast paths of `reference`, also within `without_fast_paths`."""
     return _registered.get(reference, ())
 
 
 @contextmanager
 def without_fast_paths() -> Iterator[None]:
-    """Within the block, and in all threads, the reference implementations run. Also a decorator; blocks may be nested.
+    """Within the block, run only reference implementations, in all threads. Also a decorator; blocks may be nested.
 
     with minigrad.without_fast_paths():
-        y = F.layer_norm(x, (64,))     # a breakpoint in minigrad/ops/norm.py is reached
+        y = F.layer_norm(x, (64,))     # reaches a breakpoint in minigrad/ops/norm.py
     """
     global _blocks_without
     with _lock:

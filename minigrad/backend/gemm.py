@@ -1,7 +1,7 @@
-"""L0: matrix products, of NumPy on the CPU, of cuBLAS on a GPU.
+"""L0: matrix products, by NumPy on the CPU, by cuBLAS on a GPU.
 
-Every matrix product of the project is a call of `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA
-graph, does not choose the dtype of the sums, and adds no bias.
+Every matrix product in minigrad calls `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA graph,
+does not choose the dtype of the accumulator, and cannot add a bias.
 """
 
 from typing import Any
@@ -14,12 +14,12 @@ from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
 
 
 def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) -> Array:
-    """The matrix product `a @ b + bias` over the last two axes, broadcasting the others.
+    """The matrix product `a @ b + bias` over the last two axes; the other axes broadcast.
 
     Args:
-        a, b: of one dtype; 16-bit products are summed in float32.
-        bias: a vector along the last axis, added before the result is rounded.
-        dtype: of the result of 16-bit a and b; by default theirs.
+        a, b: arrays of the same dtype; 16-bit products accumulate in float32.
+        bias: a vector along the last axis, added before the result is cast to 16 bits.
+        dtype: the dtype of the result if a and b are 16-bit: their dtype (default), or float32.
     """
     dtype = a.dtype if dtype is None or not is_half(a.dtype) else dtype
     if bias is not None and not isinstance(a, np.ndarray):
@@ -39,7 +39,7 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
 def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Array | None]:
     """`gemm(a, b, dtype=dtype)` of two matrices, and `a.sum(axis=1)` in the dtype of the product.
 
-    The sums are None where nothing makes both in one pass over a: then they are a call of their own.
+    The sums are None if no implementation computes product and sums in one pass over a; compute them separately then.
     """
     if not isinstance(a, np.ndarray):
         both = cublas_lt.matmul_and_sums(a, b, a.dtype if dtype is None or not is_half(a.dtype) else dtype)
@@ -49,7 +49,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
 
 
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
-    """`a @ b`; on the CPU 16-bit arrays are multiplied in float32, whatever `dtype`: NumPy is no faster in 16 bits."""
+    """`a @ b`. On the CPU, the product of 16-bit arrays is float32 whatever `dtype`: 16 bits would not be faster."""
     if isinstance(a, np.ndarray):
         return np.matmul(*upcast([a, b])) if is_half(a.dtype) else np.matmul(a, b)
     if a.dtype.kind in "biu":

@@ -1,11 +1,11 @@
 """L0: meta arrays: a shape and a dtype without values, to run a model's shapes without its computation or memory.
 
-A meta array, like a tensor on PyTorch's meta device, has a shape and a dtype only: it is a view of one element with
-stride 0 along every axis. Reshaping, transposing and slicing change only strides, so NumPy's own implementations run,
-at no cost. A function that would compute values returns a meta array of the result's shape and dtype. A function that
-needs values, such as `bool(x)` or indexing by a boolean mask, raises TypeError.
+A meta array, like a tensor on PyTorch's meta device, has only a shape and a dtype. In memory, it is a view of one
+element, with stride 0 along every axis. Reshaping, transposing and slicing change only shape and strides, so NumPy's
+implementations are used. A function that would compute values returns a meta array of the result's shape and dtype. A
+function that needs values, such as `bool(x)` or indexing by a boolean mask, raises TypeError.
 
-This module is also the `xp` of meta arrays, from `array_module(x)`, so `xp.empty` in an op returns a meta array too.
+For a meta array x, `array_module(x)` returns this module, so that `xp.empty` in an op also returns a meta array.
 Names not defined here, such as `xp.exp`, are NumPy's. NumPy offers no hook for `np.asarray(x)` and for
 `array[index] = x` on an ordinary array: both read zeros.
 """
@@ -22,7 +22,7 @@ _BASIC = {int, slice, type(None), type(Ellipsis)}  # basic indexing: returns a v
 
 Shape = tuple[int, ...]
 Operand = tuple[Shape, Any]
-"""The shape of an operand, and its dtype, or the type of a Python number."""
+"""The shape and dtype of an array, or () and the type of a Python number."""
 
 
 class MetaArray(np.ndarray):
@@ -73,7 +73,7 @@ class MetaArray(np.ndarray):
         return _like(self)
 
     def __pow__(self, exponent: Any, modulo: None = None) -> Any:
-        return np.power(self, exponent)  # NumPy 2.0's own reads the value of an exponent without axes
+        return np.power(self, exponent)  # ndarray.__pow__ of NumPy 2.0 reads the value of a 0-d exponent
 
     # Functions that need values ---------------------------------------------------------------------------------------
 
@@ -161,7 +161,7 @@ def _matmul_shape(a: Shape, b: Shape) -> Shape:
 
 
 def _dtype(function: Any, operands: Sequence[Operand], dtype: Any = None) -> np.dtype:
-    """The dtype of a result, computed by calling the function on ones."""
+    """The dtype of the function's result, found by a call with one-element arrays."""
     ones = [kind(1) if isinstance(kind, type) else np.ones(1, kind) for _, kind in operands]
     found: np.dtype = (function(*ones) if dtype is None else function(*ones, dtype=dtype)).dtype
     return found

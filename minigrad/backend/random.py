@@ -1,10 +1,10 @@
-"""L0: counter-based random numbers, the same on NumPy and on CUDA.
+"""L0: counter-based random numbers, the same on CPU and GPU.
 
-An ordinary generator walks through a hidden state, one number after another. A counter-based one is a pure function:
-the k-th number of draw d under seed s is `philox(counter=(k, d), key=s)`, whoever computes it, in whatever order. So
-a dropout mask need not be stored to be seen again, a GPU thread could make its own numbers, and the state to save in
-a checkpoint is two integers. Words and uniform float32 numbers for a GPU are made there
-(`minigrad/kernels/cuda/random.py`), all others here on the CPU, and copied where they are wanted.
+An ordinary generator updates a hidden state for each number. A counter-based generator is a pure function: number k of
+draw d with seed s is `philox(counter=(k, d), key=s)`, on any device and in any order. So a dropout mask can be
+recomputed instead of saved, every GPU thread can compute its own numbers, and the state in a checkpoint is two
+integers. Random words and uniform float32 values for a GPU are computed on the GPU (`minigrad/kernels/cuda/random.py`);
+all other values are computed on the CPU, in this file, and copied to the device.
 
 Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
 """
@@ -28,9 +28,9 @@ _HALF = np.uint64(32)
 
 
 def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rounds: int = 10) -> tuple[Array, ...]:
-    """Four 32-bit words for each 128-bit counter; all words are held in uint64 arrays.
+    """Four random 32-bit words for each 128-bit counter of four words; all words are stored in uint64 arrays.
 
-    One round, on words (c0, c1, c2, c3) and keys (k0, k1), with hi and lo the halves of a 64-bit product:
+    One round, on words (c0, c1, c2, c3) and key (k0, k1), where hi and lo are the halves of a 64-bit product:
 
         (c0, c1, c2, c3) <- (hi(M1·c2) ⊕ c1 ⊕ k0,  lo(M1·c2),  hi(M0·c0) ⊕ c3 ⊕ k1,  lo(M0·c0))
     """
@@ -49,42 +49,42 @@ def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rou
 
 
 class Generator:
-    """A stream of random arrays under one seed. `seed` and `draws` are its whole state.
+    """A random number generator. Its state consists of `seed` and `draws`, the number of arrays drawn so far.
 
-    Every call uses up one draw number, so the values depend on the order of the calls and on nothing else.
+    Each call draws one array and increments `draws`, so the values depend only on the seed and the order of calls.
 
-    While a CUDA graph is captured, `captured` is its own memory for (seed, draws), (2,) uint64 on the device, and draws
-    are counted from there: see minigrad/cuda_graph.py.
+    During the capture of a CUDA graph, `captured` is a device array (seed, draws), (2,) uint64, which belongs to the
+    graph: its kernels read the state from there (minigrad/cuda_graph.py).
     """
 
     captured: Array | None = None
 
     def __init__(self, seed: int = 0, draws: int = 0) -> None:
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
-            raise ValueError(f"a seed is an integer from 0 to 2**64 - 1, got {seed!r}")
+            raise ValueError(f"the seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
         self.seed, self.draws = int(seed), draws
         self._lock = threading.Lock()
 
     def skip(self, draws: int) -> None:
-        """Go on as if so many arrays had been drawn."""
+        """Advance the state as if `draws` arrays had been drawn."""
         with self._lock:
             self.draws += draws
 
     def next_draw(self) -> int:
-        """The number of this draw, which is used up."""
+        """Return the number of the next draw, and increment `draws`."""
         with self._lock:
             draw, self.draws = self.draws, self.draws + 1
         return draw
 
     def words(self, count: int, device: str = "cpu") -> Array:
-        """`count` words of 32 random bits, (count,) uint32."""
-        faster = fast_path(Generator.words, self, count, device)
-        return to_device(self._words(count), device) if faster is None else faster(self, count, device)
+        """`count` random 32-bit words, (count,) uint32."""
+        fast = fast_path(Generator.words, self, count, device)
+        return to_device(self._words(count), device) if fast is None else fast(self, count, device)
 
     def _words(self, count: int) -> np.ndarray:
         draw = self.next_draw()
         words = np.empty((-(-count // 4), 4), np.uint32)
-        for start in range(0, len(words), 1 << 14):  # pieces that stay in the cache through the ten rounds
+        for start in range(0, len(words), 1 << 14):  # chunks that stay in the cache for all ten rounds
             block = np.arange(start, min(start + (1 << 14), len(words)), dtype=np.uint64)
             counter = (block & _LOW, block >> _HALF, np.uint64(draw & 0xFFFFFFFF), np.uint64(draw >> 32))
             for column, word in enumerate(philox(counter, (self.seed & 0xFFFFFFFF, self.seed >> 32))):
@@ -92,12 +92,12 @@ class Generator:
         return words.reshape(-1)[:count]
 
     def uniform(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
-        """Uniform in [0, 1): as many random bits as the dtype holds: 8 in bfloat16, 11 in float16, 24 in
-        float32, 53 in float64."""
+        """Uniform values in [0, 1), with as many random bits as the dtype has significant bits: 8 in bfloat16, 11 in
+        float16, 24 in float32, 53 in float64."""
         count = _count(shape, dtype)
-        faster = fast_path(Generator.uniform, self, shape, dtype, device)
-        if faster is not None:
-            return faster(self, shape, dtype, device)
+        fast = fast_path(Generator.uniform, self, shape, dtype, device)
+        if fast is not None:
+            return fast(self, shape, dtype, device)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
@@ -107,7 +107,7 @@ class Generator:
         return to_device(values.reshape(shape), device)
 
     def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
-        """Standard normal, by Box and Muller 1958: √(-2 ln u₁) · cos 2πu₂ and · sin 2πu₂, with u₁ in (0, 1]."""
+        """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1]."""
         count = _count(shape, dtype)
         u = self.uniform((2, -(-count // 2)), np.float64)
         radius, angle = np.sqrt(-2 * np.log(1 - u[0])), 2 * np.pi * u[1]
@@ -115,16 +115,16 @@ class Generator:
         return to_device(values.reshape(shape).astype(dtype), device)
 
     def permutation(self, count: int, device: str = "cpu") -> Array:
-        """The numbers 0 to count - 1 in random order, (count,) int64."""
-        keys = self.words(2 * count, device).view(np.uint64)  # 64-bit: a tie among n of them has odds of n² / 2⁶⁵
+        """A random permutation of 0 to count - 1, (count,) int64."""
+        keys = self.words(2 * count, device).view(np.uint64)  # 64 bits: n keys collide with probability n² / 2⁶⁵
         return array_module(keys).argsort(keys, kind="stable")
 
 
 def _count(shape: Sequence[int], dtype: Any) -> int:
     if min(shape, default=0) < 0:
-        raise ValueError(f"random numbers: sizes must not be negative, got {tuple(shape)}")
+        raise ValueError(f"random numbers: the shape must not have negative sizes, got {tuple(shape)}")
     if not is_floating(np.dtype(dtype)):
-        raise TypeError(f"random numbers are drawn as floating-point, got dtype {np.dtype(dtype)}")
+        raise TypeError(f"random numbers: dtype must be floating-point, got {np.dtype(dtype)}")
     return prod(shape)
 
 
@@ -137,12 +137,12 @@ _default = Generator(0)
 
 
 def default_generator() -> Generator:
-    """The generator that dropout and initialisers draw from: this thread's own if it has one, else the process's."""
+    """The generator used by dropout and initialisers: of `use_generator` in this thread, else the global one."""
     return _current.generator or _default
 
 
 def manual_seed(seed: int) -> Generator:
-    """Restart the current generator at `seed`; the same seed gives the same numbers on every device."""
+    """Set the seed of the default generator. The same seed gives the same numbers on every device."""
     generator, fresh = default_generator(), Generator(seed)
     generator.seed, generator.draws = fresh.seed, fresh.draws
     return generator
@@ -150,7 +150,7 @@ def manual_seed(seed: int) -> Generator:
 
 @contextmanager
 def use_generator(generator: Generator) -> Iterator[Generator]:
-    """Within the block, this thread draws from `generator`: so each worker thread can have a stream of its own."""
+    """Within the block, `generator` is the default generator of this thread, so that each thread can have its own."""
     previous, _current.generator = _current.generator, generator
     try:
         yield generator

@@ -1,20 +1,20 @@
-"""L0: sums of float32 over any axes of an array, in any layout, as exact as PyTorch's.
+"""L0: sums over any axes of an array, in any memory layout, as accurate in float32 as PyTorch's.
 
-NumPy adds pairwise along the axis that is contiguous in memory. Along every other axis NumPy adds row by row into one
-row of totals (naive summation). For n terms, with u the unit roundoff, 2⁻²⁴ in float32, the errors are at most
+NumPy uses pairwise summation along the axis that is contiguous in memory, but naive summation along every other axis:
+it adds row by row to one row of totals. For n terms and unit roundoff u, 2⁻²⁴ in float32, the errors are at most
 
     naive       (n - 1) · u · Σ |xᵢ|       every addition rounds a total that is as large as the result
     pairwise    ⌈log₂ n⌉ · u · Σ |xᵢ|      Higham 1993, "The accuracy of floating point summation"
 
-A sum over a batch, as in the gradient of a bias, is a naive one: over 10⁵ rows it loses two decimal digits. So here
-the rows are added in two stages, with k = ⌊n / GROUP⌋:
+So NumPy's sum over a batch, as in the gradient of a bias, is naive, and over 10⁵ rows loses two decimal digits. Here,
+rows are added in two stages, with k = ⌊n / GROUP⌋:
 
     sⱼ = xⱼ + xⱼ₊ₖ + xⱼ₊₂ₖ + ..,   j < k    GROUP terms in float32: one product of a vector of ones and a matrix
     y  = Σⱼ sⱼ                              k terms in float64
 
 The error is at most GROUP · u · Σ |xᵢ| for every n, and BLAS takes half the time of NumPy's sum.
 
-On a GPU, sums are CuPy's own, which are trees.
+On a GPU, CuPy's sums are used, which are tree reductions.
 """
 
 from math import prod
@@ -24,20 +24,20 @@ import numpy as np
 from minigrad.backend.arrays import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 
-FEW = 8  # terms, of which a naive sum is as exact as any
-GROUP = 32  # terms added in float32 if there are MANY in all: the errors of many groups cancel; else FEW
-MANY = 256  # also the terms added at once along a row: BLAS adds them in lanes of a few each
+FEW = 8  # up to FEW terms, naive summation is accurate enough
+GROUP = 32  # terms of a group added in float32 if n >= MANY, as the errors of many groups cancel; else groups of FEW
+MANY = 256  # also the terms of a contiguous row added by one BLAS call, which adds in several SIMD lanes
 ONES = {np.dtype(kind): np.ones(MANY, kind) for kind in (np.float32, np.float64)}
 
 Axis = int | tuple[int, ...] | None
 
 
 def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Σ x over `axis` (None: all axes), in the dtype of x, and with the axes in memory in the order of x.
+    """Σ x over `axis` (None: all axes), in the dtype of x; the remaining axes keep the memory order of x.
 
-    NaN and infinity give what they give in `x.sum`. 16-bit floats are added in float32. Integers are NumPy's to add.
+    NaN and infinity propagate as in `x.sum`. 16-bit floats are added in float32. Integers are added by NumPy.
     """
-    if x.size <= 2 * GROUP and x.itemsize > 2:  # too few to be worth more
+    if x.size <= 2 * GROUP and x.itemsize > 2:  # naive summation is accurate enough, and has less overhead
         return x.sum(axis=axis, keepdims=keepdims)
     if axis is None:
         axes = tuple(range(x.ndim))
@@ -55,37 +55,37 @@ def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
         y = _sum_of_run(x, 0, len(axes))
         return y.reshape((1,) * len(axes) + y.shape) if keepdims else y
     repeated = [a for a in axes if not x.strides[a] and shape[a] > 1]
-    if repeated:  # the same values n times: their sum is a product
+    if repeated:  # broadcast axes, with stride 0: the sum of n equal values is a product
         once = x[tuple([slice(1) if a in repeated else slice(None) for a in range(x.ndim)])]
         return sum_over(once, axes, keepdims) * prod([shape[a] for a in repeated])
-    # View x with its axes in the order of memory, outermost first, without those of size 1.
+    # View x with its axes in order of decreasing strides, without axes of size 1.
     order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(x.strides[a]))
     y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
     stop = len(order)
-    while stop:  # from the innermost axis outwards, add up each run of neighbouring axes that are summed
+    while stop:  # from the innermost axis outwards, sum each run of adjacent reduced axes
         start = stop
         while start and (order[start - 1] in axes) == (order[stop - 1] in axes):
             start -= 1
         if order[start] in axes:
             y = _sum_of_run(y, start, stop)
         stop = start
-    kept = [a for a in order if a not in axes]
-    y = y.transpose(sorted(range(len(kept)), key=kept.__getitem__))  # axes in the order of x again
+    remaining = [a for a in order if a not in axes]
+    y = y.transpose(sorted(range(len(remaining)), key=remaining.__getitem__))  # the axes in the order of x again
     return y.reshape([1 if a in axes else size for a, size in enumerate(shape) if keepdims or a not in axes])
 
 
 def mean_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """The mean of x over `axis`; NaN of no values."""
+    """The mean of x over `axis`; NaN if there are no elements."""
     total = sum_over(x, axis, keepdims)
     n = x.size // max(total.size, 1)
     return total / n if n else total * np.nan
 
 
 def deviations(x: Array, axis: Axis) -> tuple[Array, Array]:
-    """μ = ⟨x⟩ over `axis`, of size 1 there, and d = x - μ.
+    """μ = ⟨x⟩ over `axis`, with keepdims, and d = x - μ.
 
-    If x is large and varies little, rounding μ to the dtype of x leaves all deviations off by the same amount, and by
-    more than many values of x differ. This amount is the mean of the deviations, so it is computed and subtracted.
+    The rounding of μ to the dtype of x shifts all deviations by one amount, which is large compared with d if |μ| is
+    large compared with the spread of x. The mean of d equals this amount, so ⟨d⟩ is subtracted from d and added to μ.
     """
     xp, mean = array_module(x), mean_over(x, axis, keepdims=True)
     d = x - mean
@@ -96,14 +96,14 @@ def deviations(x: Array, axis: Axis) -> tuple[Array, Array]:
 
 
 def cumulative_sum(x: Array, axis: int) -> Array:
-    """yᵢ = Σ_{j≤i} xⱼ along `axis`. NumPy adds one term after another: floats in float64, then."""
+    """yᵢ = Σ_{j≤i} xⱼ along `axis`. Floats are added in float64, as NumPy's cumsum is a naive summation."""
     if type(x) is not np.ndarray or x.dtype.kind != "f":
         return x.cumsum(axis=axis)
     return x.cumsum(axis=axis, dtype=np.float64).astype(x.dtype, copy=False)
 
 
 def _sum_of_run(x: Array, start: int, stop: int) -> Array:
-    """Σ over the axes from `start` to `stop`: (..., *run, *tail) -> (..., *tail)."""
+    """Σ over the adjacent axes from `start` to before `stop`: (..., *run, *tail) -> (..., *tail)."""
     lead, tail = x.shape[:start], x.shape[stop:]
     n, C = prod(x.shape[start:stop]), prod(tail)
     rows = x.reshape(*lead, n, C)
@@ -123,7 +123,7 @@ def _sum_of_run(x: Array, start: int, stop: int) -> Array:
 
 
 def _sum_along_last(x: Array) -> Array:
-    """(..., n) -> (...): pairwise, or by BLAS if there are many short rows, on which NumPy is slow."""
+    """Σ over the last axis, (..., n) -> (...): pairwise, or by BLAS for many short rows, for which NumPy is slow."""
     n = x.shape[-1]
     if x.ndim == 1 or n > 16 * MANY or not x.flags.c_contiguous:
         return x.sum(axis=-1)
@@ -134,7 +134,7 @@ def _sum_along_last(x: Array) -> Array:
 
 
 def _product_with_ones(rows: Array) -> Array:
-    """Σ over the rows of matrices by BLAS: (..., n, C) -> (..., C). BLAS needs rows without gaps, one after another."""
+    """Σ over the rows of matrices by BLAS: (..., n, C) -> (..., C). BLAS requires rows without gaps or overlap."""
     *_, n, C = rows.shape
     if rows.strides[-1] != rows.itemsize or rows.strides[-2] < C * rows.itemsize:
         rows = np.ascontiguousarray(rows)

@@ -1,16 +1,16 @@
-"""L0: process-wide settings that speed up numerical work on a CPU.
+"""L0: process-wide settings that speed up numerical computation on a CPU.
 
-The settings affect the whole process, so importing minigrad changes none: call `tune_cpu()`, as the command line does.
-Each setting is optional, and does nothing where it does not apply.
+Importing minigrad changes no settings: call `tune_cpu()`, as `python -m train` does. Each setting is optional, and has
+no effect on systems without the feature.
 
     threads      BLAS uses cores / `threads` threads. Without the limit, Python threads that compute shards of a batch
                  (`minigrad/parallel/threads.py`) and their BLAS threads would oversubscribe the cores. The environment
                  variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
-    allocator    glibc keeps freed memory. By default the memory of a large array returns to the system at once, and
-                 the next array causes a page fault, and a page of zeros to be written, for each page.
+    allocator    glibc keeps freed memory. By default the memory of a large array is returned to the system at once, and
+                 each page of the next array costs a page fault and the zeroing of the page.
     kernels      OpenBLAS uses its AVX-512 kernels on processors where it selects AVX2 although they have AVX-512:
-                 AMD's Zen 4 and Zen 5. NumPy 2.5's OpenBLAS cannot switch any more: there only the variable
-                 OPENBLAS_CORETYPE=SkylakeX, set before Python starts, selects them.
+                 AMD's Zen 4 and Zen 5. The OpenBLAS of NumPy 2.5 cannot switch kernels: there, set the environment
+                 variable OPENBLAS_CORETYPE=SkylakeX before Python starts.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ class Tuning(NamedTuple):
 
 
 def tune_cpu(threads: int = 1, *, allocator: bool = True, kernels: bool = True) -> Tuning:
-    """Tune this process for numerical work. No other thread may compute during the call.
+    """Tune this process for numerical computation. No other thread may compute during the call.
 
     Args:
         threads: number of Python threads that will compute at the same time, as in `Shards(threads)`.
@@ -93,7 +93,7 @@ _AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 def _switch_kernels(blas: ctypes.CDLL, kind: str) -> str:
-    """Make OpenBLAS select its kernels again, by name. Returns the name of those in use."""
+    """Make OpenBLAS select the kernels of this name. Returns the name of the selected kernels."""
     os.environ["OPENBLAS_CORETYPE"] = kind
     try:
         blas.gotoblas_dynamic_quit()

@@ -1,4 +1,4 @@
-"""L5: layers and models, with PyTorch's names."""
+"""L5: Module, layers and initialisers, with PyTorch's names."""
 
 from minigrad.nn import init
 from minigrad.nn.layers import (

@@ -1,4 +1,4 @@
-"""L5: gradient checkpointing: memory for time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
+"""L5: gradient checkpointing: less memory, more time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
 
 from typing import Any
 
@@ -12,21 +12,23 @@ from minigrad.tensor import Tensor
 
 
 class Checkpoint(Function):
-    """y = module(x), of which nothing is kept but x. Backward runs the forward again, this time recorded, and walks
-    back through that: one more forward in time, and the activations of one module at a time in memory.
+    """y = module(x), without saving the activations inside the module. Backward runs module.forward again, records a
+    graph, and runs backward through this graph. So only the activations of one module at a time are in memory, at the
+    cost of one more forward.
 
-    It is the one op that knows Tensors, as it holds a graph of its own. The parameters are inputs so that the op is
-    recorded even where x wants no gradient; theirs arrive through the inner graph. Both times random numbers come from
-    a generator of the op's own, set to the same place in the stream, so dropout drops the same numbers. The second time
-    each module is in the mode, training or evaluation, that it was in the first time, and buffers keep their values: a
-    running mean has been updated already.
+    Checkpoint is the only op that uses Tensors, for the graph in backward, through which the parameters receive their
+    gradients. The parameters are inputs of the op, so that the op is recorded also if x does not require a gradient.
 
-    Saves x, the parameters, the modules' modes, the state of the generator, and autocast's dtype.
+    The second forward repeats the first: a generator of the same state gives the same dropout masks, and every module
+    is set to the training mode of the first forward. Buffers are restored afterwards, as the first forward already
+    updated the running statistics.
+
+    Saves x, the parameters, the training mode of each module, the state of the generator, and the dtype of autocast.
     """
 
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
-        self.x, self.parameters = x, parameters  # these so that the engine notices if they are overwritten
+        self.x, self.parameters = x, parameters  # parameters: backward raises an error if they were overwritten
         self.module, self.state = module, (shared.seed, shared.draws)
         self.modes = [(part, part.training) for part in module.modules()]
         self.dtype = mode.autocast.dtype if mode.autocast is not None else None
@@ -41,7 +43,7 @@ class Checkpoint(Function):
         x = Tensor(self.x, requires_grad=want_x)
         buffers = [(buffer, buffer.data.copy()) for _, buffer in self.module.named_buffers()]
         changed = [(part, part.training, before) for part, before in self.modes if part.training != before]
-        precision = autocast(self.dtype, enabled=self.dtype is not None)  # off where the first time it was off
+        precision = autocast(self.dtype, enabled=self.dtype is not None)  # as in the first forward
         try:
             for part, _, before in changed:
                 part.training = before
@@ -56,4 +58,4 @@ class Checkpoint(Function):
         return None if x.grad is None else x.grad.data, *(None for _ in others)
 
 
-RULES[Checkpoint] = Rule(autocast=0, half=True)  # its inner ops decide for themselves
+RULES[Checkpoint] = Rule(autocast=0, half=True)  # casts happen at the ops inside the module

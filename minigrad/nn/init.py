@@ -1,6 +1,6 @@
-"""L5: initialisers. Each fills a Tensor in place, from `minigrad.manual_seed`'s stream.
+"""L5: initialisers. Each fills a Tensor in place; random values come from the generator that `manual_seed` seeds.
 
-A weight is (out, in, ...): fan_in is what one output sums over, fan_out what one input feeds.
+A weight has shape (out, in, ...): fan_in is the number of inputs of one output, fan_out of outputs of one input.
 """
 
 import threading
@@ -22,32 +22,32 @@ from minigrad.tensor import Tensor
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """fan_in and fan_out of a weight (out, in, ...)."""
     if len(shape) < 2:
-        raise ValueError(f"fans: needs a weight of at least two axes, (out, in, ...), got shape {shape}")
+        raise ValueError(f"fans: the weight must have at least two axes, (out, in, ...), got shape {shape}")
     receptive = prod(shape[2:])
     return shape[1] * receptive, shape[0] * receptive
 
 
 def zeros_(*tensors: Tensor | None) -> None:
-    """Zeros, in every tensor given; a bias that is not there may be None."""
+    """Fill tensors with 0. None, such as an absent bias, is skipped."""
     for tensor in tensors:
         if tensor is not None:
             _fill(tensor, partial(np.zeros, tensor.shape))
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
-    """Uniform from a to b."""
+    """Fill with values of the uniform distribution on [a, b)."""
     return _fill(tensor, lambda: default_generator().uniform(tensor.shape, np.float64) * (b - a) + a)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    """Normal."""
+    """Fill with values of the normal distribution N(mean, std²)."""
     return _fill(tensor, lambda: default_generator().normal(tensor.shape, np.float64) * std + mean)
 
 
 def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0) -> Tensor:
-    """Normal, confined to [a, b]: absolute bounds, as in PyTorch, so that std=.02 is hardly cut at all.
+    """Fill with values of N(mean, std²) truncated to [a, b]: values outside are drawn again.
 
-    What falls outside is drawn again.
+    As in PyTorch, a and b are values, not multiples of std: with std=.02, the default bounds have almost no effect.
     """
     if not a < b or not std > 0:
         raise ValueError(f"trunc_normal_: needs a < b and std > 0, got a={a}, b={b}, std={std}")
@@ -65,13 +65,13 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Uniform in ±gain · √(6 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
+    """Uniform on ±gain · √(6 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
     bound = gain * sqrt(6 / max(sum(fans(tensor.shape)), 1))
     return uniform_(tensor, -bound, bound)
 
 
 def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
-    """Normal with std √(2 / fan), for a layer that a ReLU follows.  He et al. 2015, arXiv:1502.01852."""
+    """Normal with std √(2 / fan), for a layer followed by ReLU.  He et al. 2015, arXiv:1502.01852."""
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f'kaiming_normal_: mode must be "fan_in" or "fan_out", got {mode!r}')
     fan_in, fan_out = fans(tensor.shape)
@@ -79,13 +79,13 @@ def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan
 
 
 def lecun_normal_(tensor: Tensor) -> Tensor:
-    """Normal cut at two standard deviations, of variance 1 / fan_in after the cut."""
-    std = sqrt(1 / fans(tensor.shape)[0]) / 0.87962566103423978  # the std of N(0, 1) cut at ±2
+    """Normal, truncated at two standard deviations, with variance 1 / fan_in after truncation.  LeCun et al. 1998."""
+    std = sqrt(1 / fans(tensor.shape)[0]) / 0.87962566103423978  # the std of N(0, 1) truncated to ±2
     return trunc_normal_(tensor, 0, std, -2 * std, 2 * std)
 
 
 def torch_default_(weight: Tensor, bias: Tensor | None) -> None:
-    """What PyTorch gives Linear and Conv2d: both uniform in ±1 / √fan_in (its kaiming_uniform_ with a = √5)."""
+    """PyTorch's default for weight and bias of Linear and Conv2d: uniform on ±1 / √fan_in."""
     bound = 1 / sqrt(max(fans(weight.shape)[0], 1))
     uniform_(weight, -bound, bound)
     if bias is not None:
@@ -94,7 +94,7 @@ def torch_default_(weight: Tensor, bias: Tensor | None) -> None:
 
 @contextmanager
 def skip_init() -> Iterator[None]:
-    """Within the block, initialisers do nothing: for a model whose weights will be loaded."""
+    """Within the block, initialisers do nothing, which saves time if weights are loaded afterwards."""
     previous, _state.skip = _state.skip, True
     try:
         yield
@@ -104,9 +104,9 @@ def skip_init() -> Iterator[None]:
 
 @contextmanager
 def meta_init() -> Iterator[None]:
-    """Within the block, parameters are meta arrays, without values (`minigrad/backend/meta.py`): to inspect a model.
+    """Within the block, parameters and buffers are created as meta arrays, without values (`minigrad/backend/meta.py`).
 
-    It takes no memory. Given a `MetaArray` it runs, and what comes out has a shape and a dtype.
+    Such a model takes no memory. It maps a Tensor of a `MetaArray` to an output with a shape and a dtype only.
     """
     previous, _state.meta = _state.meta, True
     try:
@@ -116,7 +116,7 @@ def meta_init() -> Iterator[None]:
 
 
 def is_meta() -> bool:
-    """Whether parameters are made without numbers now, in this thread."""
+    """True within `meta_init` in this thread."""
     return _state.meta
 
 

@@ -1,4 +1,4 @@
-"""L5: the layers with parameters, and those that differ between training and evaluation."""
+"""L5: layers, with PyTorch's names and arguments."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ class Linear(Module):
 
 
 class Conv2d(Module):
-    """Cross-correlation of images (N, in_channels, H, W) with filters (out_channels, in_channels / groups, KH, KW)."""
+    """2-D convolution of (N, in_channels, H, W) with a weight (out_channels, in_channels / groups, KH, KW)."""
 
     bias: Parameter | None
 
@@ -66,7 +66,7 @@ class Conv2d(Module):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        O, C, KH, KW = self.weight.shape  # noqa: E741 (the output channels' axis)
+        O, C, KH, KW = self.weight.shape  # noqa: E741 (O: output channels)
         return (
             f"{C * self.groups}, {O}, kernel_size=({KH}, {KW}), stride={self.stride}, padding={self.padding}, "
             f"groups={self.groups}, bias={self.bias is not None}"
@@ -74,7 +74,7 @@ class Conv2d(Module):
 
 
 class _Norm(Module):
-    """A normalisation with a learned scale and shift."""
+    """A normalisation layer with learnable scale (weight) and shift (bias)."""
 
     weight: Parameter | None
     bias: Parameter | None
@@ -86,7 +86,7 @@ class _Norm(Module):
 
 
 class LayerNorm(_Norm):
-    """Each token normalised over its last axes, which have shape `normalized_shape`."""
+    """Normalisation over the last axes, of shape `normalized_shape`: for (N, L, D), of each token over D."""
 
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5, elementwise_affine: bool = True
@@ -102,7 +102,7 @@ class LayerNorm(_Norm):
 
 
 class GroupNorm(_Norm):
-    """Each image normalised over groups of its channels; x is (N, num_channels, ...)."""
+    """Normalisation of each sample over `num_groups` groups of channels; x is (N, num_channels, ...)."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         num_groups = checks.integer(num_groups, "num_groups", "GroupNorm")
@@ -118,10 +118,10 @@ class GroupNorm(_Norm):
 
 
 class BatchNorm2d(_Norm):
-    """Each channel normalised over the batch; in evaluation by the running mean and variance. x is (N, C, H, W).
+    """Normalisation of each channel over (N, H, W), or in evaluation by running mean and variance. x is (N, C, H, W).
 
-    With momentum=None the running statistics are the means over all batches so far: in the n-th, momentum is 1/n.
-    Then n is a buffer, `num_batches_tracked`, which PyTorch has in any case.
+    With momentum=None, running statistics are cumulative averages over all batches: in batch n, momentum is 1/n. The
+    buffer `num_batches_tracked` counts n; unlike in PyTorch, it exists only if momentum is None.
     """
 
     optional_state = ("num_batches_tracked",)
@@ -150,7 +150,7 @@ class BatchNorm2d(_Norm):
 
 
 class Dropout(Module):
-    """In training, zero with probability p, and 1 / (1 - p) times the value otherwise."""
+    """In training, set each element to 0 with probability p, else multiply by 1 / (1 - p)."""
 
     def __init__(self, p: float = 0.5) -> None:
         self.p = checks.probability(p, "Dropout")
@@ -163,7 +163,7 @@ class Dropout(Module):
 
 
 class DropPath(Module):
-    """Stochastic depth: in training, a whole image's branch is zero with probability p."""
+    """Stochastic depth: in training, set each sample to 0 with probability p, else multiply by 1 / (1 - p)."""
 
     def __init__(self, p: float = 0.0) -> None:
         self.p = checks.probability(p, "DropPath")
@@ -183,7 +183,7 @@ class Identity(Module):
 
 
 class GELU(Module):
-    """x · Φ(x), exactly or by tanh."""
+    """x · Φ(x), with approximate="tanh" the tanh approximation."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate
@@ -200,7 +200,7 @@ class ReLU(Module):
 
 
 class ModuleList(Module):
-    """Modules in a list; their names are their numbers."""
+    """A list of modules, named by their indices: "0", "1", ..."""
 
     def __init__(self, modules: Sequence[Module] = ()) -> None:
         for module in modules:
@@ -216,15 +216,15 @@ class ModuleList(Module):
         return list(self)[index]
 
     def append(self, module: Module) -> "ModuleList":
-        """Add one at the end."""
+        """Append a module."""
         if not isinstance(module, Module):
-            raise TypeError(f"{type(self).__name__}: holds Modules, got {type(module).__name__}")
+            raise TypeError(f"{type(self).__name__}: elements must be Modules, got {type(module).__name__}")
         setattr(self, str(len(self)), module)
         return self
 
 
 class Sequential(ModuleList):
-    """Modules one after another: `Sequential(Linear(4, 8), GELU(), Linear(8, 2))`."""
+    """Apply modules in sequence: `Sequential(Linear(4, 8), GELU(), Linear(8, 2))`."""
 
     def __init__(self, *modules: Module) -> None:
         super().__init__(modules)

@@ -1,4 +1,4 @@
-"""L5: Module, a tree of layers with parameters."""
+"""L5: Module, the base class of layers and models, a tree of modules with parameters."""
 
 import threading
 from collections import OrderedDict
@@ -22,7 +22,7 @@ _hooks_lock = threading.Lock()
 
 
 class Parameter(Tensor):
-    """A Tensor that is learned: assigned to an attribute of a Module, it is one of its parameters."""
+    """A learnable Tensor. Assigned to an attribute of a Module, it is registered as a parameter."""
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
@@ -31,7 +31,7 @@ class Parameter(Tensor):
 
 
 class Buffer(Tensor):
-    """A Tensor that belongs to a Module's state but is not learned, such as a running mean."""
+    """A Tensor in a Module's state that is not learned, such as a running mean."""
 
     def __init__(self, data: Any) -> None:
         super().__init__(data)
@@ -40,34 +40,34 @@ class Buffer(Tensor):
 
 
 class Module:
-    """A layer or a model: parameters, buffers and sub-modules by name, and a `forward`.
+    """The base class of layers and models: named parameters, buffers and sub-modules, and a `forward`.
 
-    Whatever Parameter, Buffer or Module is assigned to an attribute is registered under its name, and found again, in
-    the order of assignment, by `parameters`, `state_dict` and the others; what is in a list or a dict is not, as in
-    PyTorch: use a ModuleList. Names are joined by dots: `blocks.0.attn.qkv.weight`.
+    A Parameter, Buffer or Module assigned to an attribute is registered under the attribute's name, in the order of
+    assignment, for `parameters`, `state_dict` and other methods. As in PyTorch, modules in a list or dict are not
+    registered: use a ModuleList. Names in nested modules are joined by dots: `blocks.0.attn.qkv.weight`.
 
-    A registered name keeps its kind, by PyTorch's rules: it takes another of its kind, or None; a buffer's takes any
-    Tensor; a Parameter takes the place of anything, a Module that of a buffer. Anything else is a TypeError. Change the
-    values themselves with `init`, `load_state_dict` or `weight.data[...] = values`.
+    A registered name accepts only values of its kind, or None, by PyTorch's rules: a buffer also accepts any Tensor, a
+    Parameter can replace any kind, and a Module can replace a buffer. Other assignments raise TypeError. To change
+    values, use `init`, `load_state_dict` or `weight.data[...] = values`.
 
-    A module that is `checkpointing` keeps none of its activations, and makes them again in backward. It takes one
-    Tensor and returns one.
+    With `checkpointing`, the activations of this module are not saved, but recomputed in backward (gradient
+    checkpointing). Its forward must map one Tensor to one Tensor.
     """
 
     training: bool = True
     checkpointing: bool = False
-    optional_state: ClassVar[tuple[str, ...]] = ()  # buffers that a state may lack, or have where the module does not
+    optional_state: ClassVar[tuple[str, ...]] = ()  # names that may be missing or unexpected in a state_dict
 
     def __setattr__(self, name: str, value: Any) -> None:
         kinds = self._kinds
-        held, given = kinds.get(name), next((kind for kind in _KINDS if isinstance(value, kind)), None)
-        if held is not None and value is not None and not isinstance(value, _TAKEN_BY[held]):
+        old, new = kinds.get(name), next((kind for kind in _KINDS if isinstance(value, kind)), None)
+        if old is not None and value is not None and not isinstance(value, _ACCEPTED[old]):
             raise TypeError(
-                f"cannot assign {type(value).__name__!r} as {_KINDS[held]} {name!r} of {type(self).__name__} "
-                f"({_EXPECTED[held]} or None expected); del it first to have a plain attribute of this name"
+                f"cannot assign {type(value).__name__!r} as {_KINDS[old]} {name!r} of {type(self).__name__} "
+                f"({_EXPECTED[old]} or None expected); for a plain attribute, del module.{name} first"
             )
-        if given is not None and given is not held:
-            self._register(name, given)
+        if new is not None and new is not old:
+            self._register(name, new)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -77,18 +77,18 @@ class Module:
 
     @property
     def _kinds(self) -> dict[str, type]:
-        """The kind of each registered name: Parameter, Module or Buffer, also where its value is None."""
+        """The kind of each registered name: Parameter, Module or Buffer. The value of a registered name may be None."""
         return vars(self).get("_registered", {})
 
     def _register(self, name: str, kind: type) -> None:
-        """Note the kind of a name, in a new dict: a copy of the module keeps its own."""
+        """Store the kind of a name in a new dict, as a copy of the module shares the old dict."""
         if not name or "." in name:
             raise KeyError(f"{_KINDS[kind]} name must not be empty and must not contain '.', got {name!r}")
         others = {other: kind for other, kind in self._kinds.items() if other != name}
         vars(self)["_registered"] = {**others, name: kind}
 
     def register_parameter(self, name: str, param: "Parameter | None") -> None:
-        """Assign a parameter, or None where a layer is made without it: the name takes nothing else later."""
+        """Assign a parameter, or None for an absent parameter, such as the bias of a layer with bias=False."""
         self._register(name, Parameter)
         setattr(self, name, param)
 
@@ -96,7 +96,7 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run `forward`, then the hooks on it."""
+        """Run `forward`, then the forward hooks."""
         forward = self._checkpointed if self.checkpointing and mode.grad_enabled else self.forward
         if mode.observer is None:
             output = forward(*inputs, **options)
@@ -115,7 +115,7 @@ class Module:
         return Tensor.apply(Checkpoint, x, *self.parameters(), module=self)
 
     def register_forward_hook(self, hook: Callable[["Module", tuple[Any, ...], Any], Any]) -> Callable[[], None]:
-        """Call `hook(module, inputs, output)` after each forward; what it returns, unless None, is the new output.
+        """Call `hook(module, inputs, output)` after each forward. A return value other than None replaces the output.
 
         Returns:
             A function that removes the hook.
@@ -132,11 +132,11 @@ class Module:
     # The tree -------------------------------------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """The sub-modules directly below this one."""
+        """The direct sub-modules, with their names."""
         return self._own(Module)
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
-        """This module, named `prefix`, and all below it, parents first; one that is shared comes once, or each time."""
+        """This module, named `prefix`, and all nested modules, parents first; by default shared modules only once."""
         return self._walk(prefix, set() if remove_duplicate else None)
 
     def _walk(self, name: str, seen: "set[Module] | None") -> Iterator[tuple[str, "Module"]]:
@@ -149,11 +149,11 @@ class Module:
             yield from child._walk(f"{name}.{child_name}" if name else child_name, seen)
 
     def modules(self) -> Iterator["Module"]:
-        """This module and all below it."""
+        """This module and all nested modules."""
         return (module for _, module in self.named_modules())
 
     def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """All parameters by their dotted names; one that is shared comes once, or under each of its names."""
+        """All parameters with their names; by default shared parameters only once."""
         return self._named([Parameter], remove_duplicate)
 
     def parameters(self) -> Iterator[Parameter]:
@@ -161,7 +161,7 @@ class Module:
         return (parameter for _, parameter in self.named_parameters())
 
     def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """All buffers by their dotted names; one that is shared comes once, or under each of its names."""
+        """All buffers with their names; by default shared buffers only once."""
         return self._named([Buffer], remove_duplicate)
 
     def _named(self, kinds: Sequence[type], remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
@@ -173,33 +173,32 @@ class Module:
                     yield f"{prefix}.{name}" if prefix else name, value
 
     def _own(self, kind: type) -> Iterator[tuple[str, Any]]:
-        """What is registered in this module itself as of this kind, and is not None."""
+        """The registered values of one kind in this module itself, without None."""
         values = vars(self)
         return ((name, values[name]) for name, k in self._kinds.items() if k is kind and values.get(name) is not None)
 
     # State ----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> "OrderedDict[str, Tensor]":
-        """All parameters and buffers by name, module by module. The Tensors share memory with the module's.
+        """All parameters and buffers by name, in the order of modules. The Tensors share memory with the module's.
 
-        One that is shared has an entry for each of its names, as in PyTorch.
+        As in PyTorch, a shared parameter has an entry for each of its names.
         """
         named = self._named([Parameter, Buffer], remove_duplicate=False)
         return OrderedDict((name, tensor.detach()) for name, tensor in named)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
-        """Copy values into the parameters and buffers of these names, keeping this module's dtypes and devices.
+        """Copy values into the parameters and buffers of this module, cast to their dtypes and devices.
 
         Args:
             state_dict: Tensors or arrays by name.
-            strict: refuse a missing or an unexpected name; otherwise these are passed over. Of the names of one shared
-                parameter any will do. A batch normalisation's `num_batches_tracked` may be missing, or be there where
-                the module has no need of it.
+            strict: raise an error for missing and unexpected names, instead of ignoring them. A shared parameter needs
+                only one of its names. `num_batches_tracked` of BatchNorm2d is optional.
 
         Raises:
             ValueError: a name is missing or unexpected, a shape differs, two names of one shared parameter have
-                different values, or a value is not of real numbers that the dtype here can hold; or one side has no
-                numbers, as in a model made under `init.meta_init()`. Nothing has been loaded then.
+                different values, values are out of range for the dtype here or not real, or one side has meta arrays,
+                as created under `init.meta_init()`. Then no parameter was changed.
         """
         own: dict[str, Tensor] = dict(self._named([Parameter, Buffer], remove_duplicate=False))
         optional = {f"{prefix}.{name}" if prefix else name
@@ -211,17 +210,17 @@ class Module:
         }
         if any(isinstance(x, MetaArray) for x in [*arrays.values(), *(tensor.data for tensor in own.values())]):
             raise ValueError(
-                f"{type(self).__name__}, or what is to be loaded, has no numbers: it was made under meta_init()"
+                f"{type(self).__name__} or the state_dict has meta arrays, without values, as created under meta_init()"
             )
-        complaints = [f"misshapen   {name}: {arrays[name].shape} in the file, {own[name].shape} here"
+        complaints = [f"mismatch    {name}: {arrays[name].shape} in the file, {own[name].shape} here"
                       for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
         complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
                        for name in own if name in arrays and not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
-        first: dict[int, str] = {}  # of the names in the state of each tensor here
+        first: dict[int, str] = {}  # id of a tensor -> the first of its names that is in state_dict
         for name, tensor in own.items():
             other = first.setdefault(id(tensor), name) if name in arrays else name
             if other != name and not _equal(arrays[other], arrays[name]):
-                complaints.append(f"differing   {other} and {name}: one parameter here, two in the file")
+                complaints.append(f"differing   {other} and {name}: one parameter here, two values in the file")
         if strict:
             complaints += [f"missing     {name} {tensor.shape}" for name, tensor in own.items()
                            if id(tensor) not in first and name not in optional]  # fmt: skip
@@ -240,30 +239,30 @@ class Module:
     # Modes ----------------------------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Module":
-        """Training mode: dropout drops, batch normalisation uses the batch."""
+        """Set training mode: dropout is active, and batch normalisation uses the statistics of the batch."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> "Module":
-        """Evaluation mode."""
+        """Set evaluation mode: dropout is off, and batch normalisation uses running statistics."""
         return self.train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> "Module":
-        """Make all parameters learnable, or freeze them."""
+        """Set `requires_grad` of all parameters: False freezes them."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
     def zero_grad(self) -> None:
-        """Set all gradients to None."""
+        """Set the gradients of all parameters to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> "Module":
-        """Move all parameters and buffers to a device, or floating-point ones to a dtype, or both. In place.
+        """Move all parameters and buffers to a device, cast floating-point ones to a dtype, or both, in place.
 
-        A gradient that no longer fits its parameter is forgotten.
+        The gradient of a parameter that was moved or cast is set to None.
         """
         dtype, device = target(*targets, dtype=dtype, device=device)
         for _, tensor in [*self.named_parameters(), *self.named_buffers()]:
@@ -279,13 +278,13 @@ class Module:
         return f"{type(self).__name__}({inner})"
 
     def extra_repr(self) -> str:
-        """What a layer shows of itself between the brackets."""
+        """The arguments that `repr` shows in parentheses."""
         return ""
 
 
 _KINDS = {Parameter: "parameter", Module: "child module", Buffer: "buffer"}
 _EXPECTED = {Parameter: "nn.Parameter", Module: "nn.Module", Buffer: "nn.Buffer, Tensor"}
-_TAKEN_BY: dict[type, tuple[type, ...]] = {
+_ACCEPTED: dict[type, tuple[type, ...]] = {  # kind of a registered name -> types of values it accepts
     Parameter: (Parameter,),
     Module: (Parameter, Module),
     Buffer: (Tensor, Module),
@@ -297,11 +296,11 @@ def _equal(a: Array, b: Array) -> bool:
 
 
 def can_hold(dtype: np.dtype, array: Any) -> bool:
-    """Whether the numbers of an array are real, and in this dtype neither another one, if whole, nor infinite."""
+    """True if `array` is real, and its cast to `dtype` does not overflow, and for an integer dtype is exact."""
     if not is_floating(array.dtype) and array.dtype.kind not in "biu":
         return False
     with np.errstate(invalid="ignore", over="ignore"):
-        held = cast(array, dtype)
-    if held is array:
+        result = cast(array, dtype)
+    if result is array:
         return True
-    return not bool((np.isinf(held) & ~np.isinf(array)).any() if is_floating(dtype) else (held != array).any())
+    return not bool((np.isinf(result) & ~np.isinf(array)).any() if is_floating(dtype) else (result != array).any())

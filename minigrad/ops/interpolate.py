@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, beside, gemm
+from minigrad.backend import Array, array_module, gemm, to_device_of
 from minigrad.ops import checks
 
 MODES = ("nearest", "nearest-exact", "bilinear", "bicubic")
@@ -63,8 +63,8 @@ def _mix(matrix: np.ndarray, x: Array, axis: int) -> Array:
     y = xp.zeros((N, C, *sizes), x.dtype)
     for rows, columns, entries in _taps(matrix):
         factors = entries.astype(x.dtype).reshape((-1, 1) if axis == 2 else -1)  # (rows, 1) or (columns,)
-        index = (slice(None),) * axis + (beside(x, rows),)
-        y[index] += xp.take(x, beside(x, columns), axis=axis) * beside(x, factors)
+        index = (slice(None),) * axis + (to_device_of(rows, x),)
+        y[index] += xp.take(x, to_device_of(columns, x), axis=axis) * to_device_of(factors, x)
     return y
 
 

@@ -18,7 +18,7 @@ from math import prod
 from threading import Lock
 
 from minigrad.autograd import writes
-from minigrad.autograd.function import Function
+from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, array_module
 from minigrad.backend.sums import deviations, mean_over, sum_over
 from minigrad.ops import checks
@@ -153,7 +153,9 @@ class BatchNorm(Function):
 class StandardizeWeight(Function):
     """ŵ = (w - μ) · r for each output channel: a convolution with weight ŵ has filters of mean 0 and variance 1.
 
-    Shapes: w, ŵ (O, ...).  Saves ŵ as (O, ·), r as (O, 1).  Qiao et al. 2019, arXiv:1903.10520.
+    The same as LayerNorm of each filter, without weight and bias, so that op computes both directions.
+
+    Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves what `LayerNorm` saves.  Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def forward(self, weight: Array, *, eps: float) -> Array:
@@ -161,12 +163,13 @@ class StandardizeWeight(Function):
         if weight.ndim < 2 or not prod(weight.shape[1:]):
             raise ValueError(f"standardize_weight: the weight must be (O, ...) and not empty, got shape {weight.shape}")
         filters = weight.reshape(weight.shape[0], prod(weight.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
-        self.w_hat, self.rstd, _, _ = normalize(filters, -1, eps)
-        return self.w_hat.reshape(weight.shape)
+        needs = *self.needs_input_grad, False, False
+        self.norm, w_hat = run(LayerNorm, needs, filters, None, None, shape=filters.shape[1:], eps=eps)
+        return w_hat.reshape(weight.shape)
 
     def backward(self, grad_output: Array) -> Array:
-        grad_w_hat = grad_output.reshape(self.w_hat.shape)
-        return normalize_backward(grad_w_hat, self.w_hat, self.rstd, -1).reshape(grad_output.shape)
+        grad_w_hat = grad_output.reshape(grad_output.shape[0], prod(grad_output.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
+        return self.norm.backward(grad_w_hat)[0].reshape(grad_output.shape)
 
 
 def _channels(x: Array, weight: Array | None, bias: Array | None, op: str) -> tuple[int, int]:

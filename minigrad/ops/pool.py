@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, array_module, beside
+from minigrad.backend import Array, array_module, to_device_of
 from minigrad.backend.sums import mean_over
 from minigrad.ops import checks
 from minigrad.ops.windows import Pair, Windows, span
@@ -34,7 +34,7 @@ class MaxPool2d(Function):
         self.shape, padded, xp = x.shape, windows.pad(x, -np.inf), array_module(x)
         y = xp.full((x.shape[0], *windows.out, x.shape[3]), -np.inf, x.dtype)
         self.argmax = xp.empty(y.shape, np.min_scalar_type(windows.kernel[0] * windows.kernel[1] - 1))
-        self.argmax[...] = beside(x, _first_tap(windows))[:, :, None]  # for windows in which all values are -∞
+        self.argmax[...] = to_device_of(_first_tap(windows), x)[:, :, None]  # for windows in which all values are -∞
         for tap, (_, where) in enumerate(windows.taps()):
             values = padded[where]
             self.argmax[(values > y) | xp.isnan(values)] = tap
@@ -79,7 +79,7 @@ class AvgPool2d(Function):
         self.shape, padded, xp = x.shape, windows.pad(x), array_module(x)
         if divisor_override is None:
             rows, columns = _counts(windows, x.shape[1:3], count_include_pad)
-            self.divisor = beside(x, (rows[:, None, None] * columns[:, None]).astype(x.dtype))
+            self.divisor = to_device_of((rows[:, None, None] * columns[:, None]).astype(x.dtype), x)
         else:
             self.divisor = xp.full((), divisor_override, x.dtype)
         y = xp.zeros((x.shape[0], *windows.out, x.shape[3]), x.dtype)

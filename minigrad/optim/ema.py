@@ -159,7 +159,7 @@ class EMA:
             if name not in expected:
                 complaints.append(f"unexpected  {name} {array.shape}")
             elif array.shape != expected[name]:
-                complaints.append(f"misshapen   {name}: {array.shape} in the state, {expected[name]} here")
+                complaints.append(f"mismatch    {name}: {array.shape} in the state, {expected[name]} here")
             elif name == "updates":
                 if not can_hold(np.dtype(np.int64), array) or array < 0:
                     complaints.append(f"unfit       updates: must be a whole number from 0 on, got {array}")

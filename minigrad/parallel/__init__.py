@@ -1,4 +1,4 @@
-"""L1: data parallel training in one process."""
+"""L1: data-parallel training in one process."""
 
 from minigrad.parallel.threads import Shards
 

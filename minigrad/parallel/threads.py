@@ -1,13 +1,12 @@
-"""L1: data parallel in one process: a batch is cut into shards, and each goes forward and backward in its own thread.
+"""L1: data parallelism in one process: a batch is split into shards; each thread runs forward and backward on one.
 
-NumPy lets go of Python's lock while it computes, so two threads keep two cores busy all the way, where threads inside
-the BLAS library keep the second core busy in matrix products only. The parameters are shared, and the gradients of the
-shards add up in them. Two shards give the same sum in either order, a + b = b + a, so a run repeats bit for bit; with
-three or more, the last bits depend on which thread comes first.
+BLAS threads use several cores in matrix products only. Python threads use several cores in every op, as NumPy releases
+the GIL while computing. The threads share the parameters, and add the gradients of their shards into the same `grad`.
+With two shards, results are reproducible bit for bit, as a + b = b + a; with three or more, rounding depends on the
+order in which threads finish.
 
-In training, batch normalisation has the mean and variance of its own shard, not of the whole batch (as PyTorch's has
-in DataParallel), and its running statistics move once for each shard, in the order in which these end: a model that has
-it is better given whole batches.
+In training, batch normalisation uses the mean and variance of each shard, as in PyTorch's DataParallel, and updates its
+running statistics once per shard, in the order in which threads finish. Prefer one thread for models with BatchNorm.
 """
 
 from collections.abc import Callable
@@ -21,23 +20,23 @@ Result = TypeVar("Result")
 
 
 class Shards:
-    """A pool of threads, each with a random stream of its own for dropout.
+    """A pool of threads, each with its own random generator for dropout.
 
     Args:
-        threads: into how many shards a batch is cut; 1 is the thread that there is.
-        first_seed: of the streams; the i-th thread has seed first_seed + i.
+        threads: number of shards per batch; 1 runs in the calling thread.
+        first_seed: thread i has a generator with seed first_seed + i.
     """
 
     def __init__(self, threads: int, first_seed: int = 0) -> None:
         if threads < 1:
-            raise ValueError(f"Shards: needs at least one thread, got {threads}")
+            raise ValueError(f"Shards: threads must be at least 1, got {threads}")
         self.generators = [Generator(first_seed + i) for i in range(threads)]
         self.pool = ThreadPoolExecutor(threads)
 
     def run(self, work: Callable[..., Result], *arrays: Any) -> list[Result]:
-        """`work(*parts)` for every part of the arrays, cut along their first axis, all at the same time.
+        """Call `work(*shards)` for every shard of the arrays, split along axis 0, in parallel; return all results.
 
-        Where there is one part only, it is worked on in the thread that asks: a CUDA graph is captured in one thread.
+        With one thread, `work` runs in the calling thread, as the capture of a CUDA graph requires.
         """
         count, length = len(self.generators), len(arrays[0])
         if count == 1:
@@ -51,7 +50,7 @@ class Shards:
         return [job.result() for job in jobs]
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.pool.shutdown()
 
     def __enter__(self) -> "Shards":
@@ -63,6 +62,6 @@ class Shards:
         self.close()
 
 
-def _with_generator(generator: Generator, work: Callable[..., Result], *parts: Any) -> Result:
+def _with_generator(generator: Generator, work: Callable[..., Result], *shards: Any) -> Result:
     with use_generator(generator):
-        return work(*parts)
+        return work(*shards)

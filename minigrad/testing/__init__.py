@@ -1,6 +1,6 @@
-"""L5: check a gradient, and draw the arrays to check it with.
+"""L5: gradient checks, hypothesis strategies for their inputs, and drawings of the autograd graph.
 
-`gradcheck` needs nothing but NumPy; the strategies need hypothesis (`pip install hypothesis`):
+`gradcheck` needs only NumPy. The strategies need hypothesis (`pip install hypothesis`):
 
     @given(arrays(shapes(max_dims=3)))
     def test_my_op(x):

@@ -1,4 +1,4 @@
-"""L5: the autograd graph of a Tensor as Graphviz DOT text."""
+"""L5: the autograd graph of a Tensor in Graphviz's DOT language."""
 
 from collections.abc import Iterable
 from json import dumps
@@ -10,26 +10,26 @@ from minigrad.testing.gradcheck import graph
 
 
 def draw_graph(output: Tensor, parameters: Iterable[tuple[str, Tensor]] = ()) -> str:
-    """The graph that `output.backward()` would walk, in Graphviz's DOT language.
+    """The graph that `output.backward()` would traverse, in Graphviz's DOT language.
 
-    A box is a leaf, an ellipse is an op. An arrow carries one array from the op (or leaf) that made it to an op that
-    uses it, and is labelled with its shape and dtype; backward walks the arrows the other way. Inputs that require no
-    gradient are not part of the graph.
+    Boxes are leaves, ellipses are ops. An arrow is an array, from the op or leaf that computed the array to an op that
+    uses it, labelled with shape and dtype; backward follows the arrows in reverse. Inputs that do not require gradients
+    are not part of the graph.
 
         dot = draw_graph(loss, model.named_parameters())
         pathlib.Path("graph.dot").write_text(dot)          # dot -Tsvg graph.dot > graph.svg
 
     Args:
         output: a Tensor that requires a gradient, before `backward` has freed its graph.
-        parameters: leaves by name, such as `model.named_parameters()`; the others are called "leaf".
+        parameters: names of leaves, such as `model.named_parameters()`; other leaves are labelled "leaf".
 
     Raises:
-        RuntimeError: no op made `output`, or its graph has been freed.
+        RuntimeError: `output` has no graph, or backward has freed its graph.
     """
     if output.grad_fn is None or output.grad_fn.edges is None:
         raise RuntimeError(
-            "draw_graph: this tensor has no graph. Compute it from an input with requires_grad=True, "
-            "outside no_grad(), and draw it before backward() frees the graph"
+            "draw_graph: this tensor has no graph. Compute the tensor from an input with requires_grad=True, outside "
+            "no_grad(), and draw the graph before backward() frees it"
         )
     names = {tensor._node: name for name, tensor in parameters}
     nodes = {node: f"n{i}" for i, node in enumerate(n for n in graph(output) if not isinstance(n, Output))}
@@ -42,7 +42,7 @@ def draw_graph(output: Tensor, parameters: Iterable[tuple[str, Tensor]] = ()) ->
 
 
 def _op(node: Node) -> Node:
-    """The op behind one of its several outputs; any other node itself."""
+    """The op of an Output node; any other node itself."""
     return node.edges[0][0] if isinstance(node, Output) and node.edges else node  # type: ignore[index]
 
 

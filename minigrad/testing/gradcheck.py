@@ -1,4 +1,4 @@
-"""L5: check a gradient: an op's backward against central differences of its forward, and the contract of `Function`."""
+"""L5: gradient checks: compare backward with central differences of forward, and check the contract of `Function`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.backend import Array, array_module, device_of, to_device
 from minigrad.tensor import Tensor
 
-_Forward = Callable[[int, Array], Array]  # the output with another array as input number i
+_Forward = Callable[[int, Array], Array]  # (i, x) -> the output with x as input i
 
 
 class GradcheckError(AssertionError):
-    """A backward that disagrees with its forward, or breaks the contract of `Function`."""
+    """A backward does not match its forward, or violates the contract of `Function`."""
 
 
 def gradcheck(
@@ -30,28 +30,27 @@ def gradcheck(
 ) -> None:
     """Check the gradient of `function(*tensors, **options)` with respect to each float64 array among `arrays`.
 
-    For each such input x a random direction v is drawn, and for the output y a random cotangent u. With J = ∂y/∂x,
+    For each such input x, a random direction v is drawn, and for the output y a random gradient u. With J = ∂y/∂x,
 
         ⟨u, J v⟩ ≈ ⟨u, dy⟩,   dy = (f(x + h v) - f(x - h v)) / 2h
 
-    must equal ⟨Jᵀ u, v⟩, of which backward computes Jᵀ u. They may differ by rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), the
-    natural size of the two sums, and 10 ε/h · Σ|uᵢ yᵢ|, what rounding alone makes of the difference. If there are at
-    most `full_jacobian_below` entries in J, each is compared too, within rtol · max|J| + 10 ε/h · max|y|: then no two
-    errors can cancel.
+    must equal ⟨Jᵀ u, v⟩, where backward computes Jᵀ u. The tolerance is rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), relative to
+    the terms of both sums, plus 10 ε/h · Σ|uᵢ yᵢ|, for the rounding of dy. If J has at most `full_jacobian_below`
+    entries, every entry is compared too, within rtol · max|J| + 10 ε/h · max|y|, so that errors cannot cancel.
 
-    Checked besides: neither input nor upstream gradient is written to; a second backward, with `retain_graph` and a
-    grad_output of another memory layout, gives the same; and `watch` finds nothing.
+    Also checked: inputs and `grad_output` are not written to; a second backward, with `retain_graph` and with
+    `grad_output` in another memory layout, gives the same gradients; and the checks of `watch`.
 
     Args:
-        function: maps Tensors to one Tensor; it must be smooth near the inputs, and give the same at each call.
-        arrays: its inputs, arrays or Tensors; integers, booleans, numbers and None are passed on, not differentiated.
-        step: h above.
-        wrt: which inputs to differentiate; None means every float64 array.
-        seed: of the random directions.
-        options: keyword arguments for `function`; one that is named as an argument here goes into a lambda instead.
+        function: maps Tensors to one Tensor; must be differentiable near the inputs, and deterministic.
+        arrays: the inputs, arrays or Tensors. Integers, booleans, Python numbers and None are not differentiated.
+        step: the h above.
+        wrt: indices of the inputs to differentiate; None means every float64 array.
+        seed: the seed of the random directions.
+        options: keyword arguments of `function`; wrap `function` in a lambda if names conflict with those above.
 
     Raises:
-        GradcheckError: the gradient is wrong; the message has the op, the input, and both numbers.
+        GradcheckError: the gradient is wrong. The message names the op, the input, and both values.
     """
     arrays = tuple(x.data if isinstance(x, Tensor) else x for x in arrays)
     inputs = _differentiable(arrays, wrt)
@@ -60,9 +59,9 @@ def gradcheck(
 
     y = function(*tensors, **options)
     name = _describe(function, y, arrays)
-    _expect_unchanged(arrays, originals, f"{name}: forward wrote into")
+    _expect_unchanged(arrays, originals, f"{name}: forward wrote to")
     if not y.requires_grad:
-        raise GradcheckError(f"{name}: the output is cut off from the inputs: it does not require a gradient")
+        raise GradcheckError(f"{name}: the output does not require a gradient: it is detached from the inputs")
     watch(y, *arrays)
 
     def gradients(u: Array) -> list[Array]:
@@ -73,18 +72,18 @@ def gradcheck(
 
     def forward(i: int, x: Array) -> Array:
         with no_grad():
-            moved = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
-            return function(*moved, **options).data
+            arguments = [Tensor(x) if j == i else t for j, t in enumerate(tensors)]
+            return function(*arguments, **options).data
 
     random = np.random.default_rng(seed)
     u = to_device(random.standard_normal(y.shape), device_of(y.data))
     exact = gradients(u)
-    _expect_unchanged(arrays, originals, f"{name}: backward wrote into")
+    _expect_unchanged(arrays, originals, f"{name}: backward wrote to")
     for i, first, second in zip(inputs, exact, gradients(u.copy(order="F")), strict=True):
         if not _close(first, second, rtol * max(_largest(first), _largest(u))):
             raise GradcheckError(
-                f"{name}, input {i}: a second backward with retain_graph=True gives another gradient: "
-                "the first wrote into what forward had saved, or the layout of grad_output matters"
+                f"{name}, input {i}: a second backward with retain_graph=True gives a different gradient: the first "
+                "wrote to a saved array, or the result depends on the memory layout of grad_output"
             )
 
     for i, gradient in zip(inputs, exact, strict=True):
@@ -94,27 +93,27 @@ def gradcheck(
         size = float(abs(u * dy).sum() + abs(gradient * v).sum())
         rounding = 10 * np.finfo(np.float64).eps / step * float(abs(u * y.data).sum())
         if not abs(numeric - backward) <= rtol * size + rounding:
-            where = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step)
+            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step)
             raise GradcheckError(
                 f"{name}: the gradient of input {i}, shape {arrays[i].shape}, is wrong: along a random direction "
                 f"central differences give {numeric:.10g}, backward gives {backward:.10g} "
-                f"(tolerance {rtol * size + rounding:.1g}, step {step:g}).{where}"
+                f"(tolerance {rtol * size + rounding:.1g}, step {step:g}).{worst}"
             )
         if arrays[i].size * y.data.size <= full_jacobian_below:
-            where = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol)
-            if where:
-                raise GradcheckError(f"{name}: the Jacobian of input {i}, shape {arrays[i].shape}, is wrong.{where}")
+            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol)
+            if worst:
+                raise GradcheckError(f"{name}: the Jacobian of input {i}, shape {arrays[i].shape}, is wrong.{worst}")
 
 
 def watch(output: Tensor, *arrays: Any) -> None:
-    """Hold every backward in the graph of `output` to the contract of `Function`, from now on.
+    """Check every later backward of the ops in the graph of `output` against the contract of `Function`.
 
-    In backward, each op must then leave `grad_output` as it was, and return one gradient for each input,
-    of a shape that broadcasting explains and of the input's dtype, sharing memory with nothing but `grad_output`: not
+    An op's backward must not write to `grad_output`, and must return one gradient for each input, with the dtype of the
+    input, and with its shape or a shape that it broadcasts to. A gradient may share memory with `grad_output`, but not
     with a saved array, another gradient, or one of `arrays`.
 
     Raises:
-        GradcheckError: later, in `output.backward()`, naming the op and the rule.
+        GradcheckError: later, in `output.backward()`; the message names the op and the rule.
     """
     for node in graph(output):
         if not isinstance(node, Leaf | Output):
@@ -122,10 +121,10 @@ def watch(output: Tensor, *arrays: Any) -> None:
 
 
 def graph(output: Tensor) -> Iterator[Node]:
-    """All nodes that `output` was computed by, leaves included, each once, in an order that a rerun repeats."""
+    """All nodes of the graph of `output`, leaves included, each once, in a reproducible order."""
     nodes = [output.grad_fn] if output.grad_fn is not None else []
     found = set(nodes)
-    for node in nodes:  # the list grows while it is read
+    for node in nodes:  # `nodes` grows during the loop
         yield node
         for edge in node.edges or ():
             if edge is not None and edge[0] not in found:
@@ -134,24 +133,24 @@ def graph(output: Tensor) -> Iterator[Node]:
 
 
 def _watched(node: Node, arrays: Sequence[Any]) -> Callable[[Any], Any]:
-    unwatched = node.backward
+    original = node.backward
 
     def backward(grad_output: Any) -> Any:
-        several = type(grad_output) is list  # one for each output; the engine then adds to no result
+        several = type(grad_output) is list  # one per output; then the engine accumulates out of place
         upstream = [grad for grad in (grad_output if several else [grad_output]) if grad is not None]
         edges, before = list(node.edges or ()), [grad.copy() for grad in upstream]
         saved = [*_arrays_in(list(vars(node).values())), *_arrays_in(arrays)]
-        results = unwatched(grad_output)
+        results = original(grad_output)
         saved += _arrays_in(list(vars(node).values()))
         gradients = results if type(results) is tuple else (results,)
 
-        def demand(holds: bool, rule: str) -> None:
-            if not holds:
+        def check(condition: bool, rule: str) -> None:
+            if not condition:
                 raise GradcheckError(f"{node.op_name}.backward: {rule}")
 
-        demand(all(map(_equal, upstream, before)), "wrote into grad_output, which others may still read")
-        count = f"must return one gradient an input, {len(edges)}, returned {len(gradients)}"
-        demand(len(gradients) == len(edges), count)
+        check(all(map(_equal, upstream, before)), "wrote to grad_output, which other ops may still read")
+        count = f"must return one gradient per input, {len(edges)}, returned {len(gradients)}"
+        check(len(gradients) == len(edges), count)
         for i, (edge, gradient) in enumerate(zip(edges, gradients, strict=True)):
             if edge is None or gradient is None:
                 continue
@@ -159,16 +158,16 @@ def _watched(node: Node, arrays: Sequence[Any]) -> Callable[[Any], Any]:
             partial = type(gradient) is Partial
             values = gradient.values if partial else gradient
             kind = type(values).__name__
-            demand(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {kind}")
-            demand(
+            check(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {kind}")
+            check(
                 partial or _broadcasts_to(shape, values.shape),
-                f"gradient {i} must have the input's shape {shape}, or one this broadcasts to, got {values.shape}",
+                f"gradient {i} must have the input's shape {shape}, or a shape it broadcasts to, got {values.shape}",
             )
-            demand(values.dtype in (dtype, upstream[0].dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
-            demand(
+            check(values.dtype in (dtype, upstream[0].dtype), f"gradient {i} must be {dtype}, got {values.dtype}")
+            check(
                 any(_overlap(values, grad) for grad in upstream) or not any(_overlap(values, other) for other in saved),
                 f"gradient {i} shares memory with an input, a saved array or another gradient, and the engine may "
-                "add to it: return a copy",
+                "accumulate into it: return a copy",
             )
             if not several:
                 saved.append(values)
@@ -178,12 +177,12 @@ def _watched(node: Node, arrays: Sequence[Any]) -> Callable[[Any], Any]:
 
 
 def _differentiable(arrays: Sequence[Any], wrt: Sequence[int] | None) -> list[int]:
-    """The numbers of the inputs to differentiate."""
+    """The indices of the inputs to differentiate."""
     inputs = [i for i, x in enumerate(arrays) if _is_array(x) and x.dtype.kind == "f" and (wrt is None or i in wrt)]
     for i in inputs:
         if arrays[i].dtype != np.float64:
             raise TypeError(
-                f"gradcheck: input {i} is {arrays[i].dtype}, whose rounding drowns the differences it takes; "
+                f"gradcheck: input {i} is {arrays[i].dtype}, whose rounding errors exceed the differences; "
                 "check in float64: x.astype(np.float64)"
             )
     if not inputs or (wrt is not None and len(inputs) < len(set(wrt))):
@@ -192,21 +191,21 @@ def _differentiable(arrays: Sequence[Any], wrt: Sequence[int] | None) -> list[in
 
 
 def _gradient(tensor: Tensor, name: str) -> Array:
-    """The gradient that backward left in `tensor`, of its shape and dtype."""
+    """`tensor.grad` as an array, checked to have the shape and dtype of `tensor`."""
     if tensor.grad is None:
-        raise GradcheckError(f"{name}: backward left no gradient")
+        raise GradcheckError(f"{name}: grad is None after backward")
     gradient, x = tensor.grad.data, tensor.data
     if gradient.shape != x.shape or gradient.dtype != x.dtype:
         raise GradcheckError(
-            f"{name}: the gradient must be like the input, {x.shape} {x.dtype}, got {gradient.shape} {gradient.dtype}"
+            f"{name}: the gradient must have the input's {x.shape} {x.dtype}, got {gradient.shape} {gradient.dtype}"
         )
     return gradient
 
 
 def _difference(forward: _Forward, i: int, x: Array, v: Array, step: float) -> tuple[Array, Array]:
-    """The central difference of `forward` at x along v, and the v that rounding x ± h v has left."""
-    ahead, behind = x + step * v, x - step * v
-    return (forward(i, ahead) - forward(i, behind)) / (2 * step), (ahead - behind) / (2 * step)
+    """The central difference of `forward` at x along v, and v as it results from the rounding of x ± h v."""
+    plus, minus = x + step * v, x - step * v
+    return (forward(i, plus) - forward(i, minus)) / (2 * step), (plus - minus) / (2 * step)
 
 
 def _worst_entry(
@@ -219,9 +218,9 @@ def _worst_entry(
     step: float,
     rtol: float = 0.0,
 ) -> str:
-    """A sentence on the entry ∂y/∂x that is farthest off, or nothing if all are within the tolerance.
+    """A sentence on the entry of ∂y/∂x with the largest error, or "" if all entries are within the tolerance.
 
-    It takes 2 · x.size forwards and y.size backwards; beyond 10,000 entries it is not tried.
+    The full Jacobian takes 2 · x.size forwards and y.size backwards, so above 10,000 entries "" is returned.
     """
     if not 0 < x.size * y.size <= 10_000:
         return ""
@@ -230,8 +229,8 @@ def _worst_entry(
     for column in range(x.size):
         one = xp.zeros(x.size)
         one[column] = 1
-        dy, moved = _difference(forward, i, x, one.reshape(x.shape), step)
-        numeric[:, column] = to_device((dy / moved.sum()).reshape(-1), "cpu")
+        dy, v = _difference(forward, i, x, one.reshape(x.shape), step)
+        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")
     for row in range(y.size):
         one = xp.zeros(y.size)
         one[row] = 1
@@ -243,24 +242,24 @@ def _worst_entry(
     row, column = divmod(int(np.argmax(np.where(np.isnan(error), np.inf, error))), x.size)
     at_y, at_x = ([int(k) for k in np.unravel_index(flat, a.shape)] for flat, a in ((row, y), (column, x)))
     return (
-        f" The entry farthest off is ∂y{at_y} / ∂x{at_x}: "
+        f" The entry with the largest error is ∂y{at_y} / ∂x{at_x}: "
         f"central differences give {numeric[row, column]:.10g}, backward gives {backward[row, column]:.10g}"
     )
 
 
 def _describe(function: Callable[..., Tensor], y: Tensor, arrays: Sequence[Any]) -> str:
-    made_by = y.grad_fn.op_name if y.grad_fn is not None else "nothing recorded"
-    return f"{getattr(function, '__name__', function)} ({made_by}) of {_shapes(arrays)}"
+    op = y.grad_fn.op_name if y.grad_fn is not None else "no recorded op"
+    return f"{getattr(function, '__name__', function)} ({op}) of {_shapes(arrays)}"
 
 
 def _shapes(arrays: Sequence[Any]) -> str:
     return "(" + ", ".join(f"{x.shape} {x.dtype}" if _is_array(x) else repr(x) for x in arrays) + ")"
 
 
-def _expect_unchanged(arrays: Sequence[Any], originals: Sequence[Any], accusation: str) -> None:
+def _expect_unchanged(arrays: Sequence[Any], originals: Sequence[Any], message: str) -> None:
     for i, (x, original) in enumerate(zip(arrays, originals, strict=True)):
         if _is_array(x) and not _equal(x, original):
-            raise GradcheckError(f"{accusation} input {i}, which belongs to the caller")
+            raise GradcheckError(f"{message} input {i}")
 
 
 def _is_array(x: Any) -> bool:
@@ -268,7 +267,7 @@ def _is_array(x: Any) -> bool:
 
 
 def _arrays_in(values: Sequence[Any]) -> list[Array]:
-    """The arrays among `values` and in the lists and tuples there."""
+    """The arrays in `values`, also in nested lists and tuples."""
     found = []
     for value in values:
         found += _arrays_in(value) if isinstance(value, list | tuple) else [value] if _is_array(value) else []
@@ -276,22 +275,22 @@ def _arrays_in(values: Sequence[Any]) -> list[Array]:
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    """Whether a and b share memory; an empty array shares none."""
+    """True if a and b share memory; empty arrays never do."""
     return bool(device_of(a) == device_of(b) and array_module(a).shares_memory(a, b))
 
 
 def _equal(a: Array, b: Array) -> bool:
-    """Equal in every entry; NaN equals NaN."""
+    """True if all elements are equal; NaN equals NaN."""
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _close(a: Array, b: Array, tolerance: float) -> bool:
-    """No two entries further apart than the tolerance; NaN equals NaN."""
+    """True if all elements differ by at most `tolerance`; NaN equals NaN."""
     return bool(array_module(a).allclose(a, b, rtol=0, atol=tolerance, equal_nan=True))
 
 
 def _largest(a: Array) -> float:
-    """The largest size of a finite entry, 0 if there is none."""
+    """The largest absolute value of the finite elements, or 0 if there are none."""
     finite = abs(a[array_module(a).isfinite(a)])
     return float(finite.max()) if finite.size else 0.0
 

@@ -1,4 +1,4 @@
-"""L5: draw arrays to check ops with: strategies for the library hypothesis, for shapes, values and memory layouts."""
+"""L5: hypothesis strategies for arrays: shapes, axes, dtypes, values and memory layouts."""
 
 import importlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def shapes(
     min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 5
 ) -> "SearchStrategy[tuple[int, ...]]":
-    """Shapes of arrays: scalars, empty ones and sides of 1 included."""
+    """Shapes of arrays, including (), empty shapes and axes of size 1."""
     st = _hypothesis("strategies")
     return st.lists(st.integers(min_side, max_side), min_size=min_dims, max_size=max_dims).map(tuple)
 
@@ -21,7 +21,7 @@ def shapes(
 def broadcastable_shapes(
     count: int, max_dims: int = 4, min_side: int = 0, max_side: int = 5
 ) -> "SearchStrategy[tuple[tuple[int, ...], ...]]":
-    """`count` shapes that broadcast with one another, each of its own length."""
+    """Tuples of `count` shapes that broadcast together, in general with different numbers of axes."""
     drawn = _hypothesis("extra.numpy").mutually_broadcastable_shapes(
         num_shapes=count, max_dims=max_dims, min_side=min_side, max_side=max_side
     )
@@ -29,12 +29,12 @@ def broadcastable_shapes(
 
 
 def dtypes() -> "SearchStrategy[type]":
-    """The floating dtypes: float64, float32, float16."""
+    """The floating-point dtypes float64, float32 and float16."""
     return _hypothesis("strategies").sampled_from([np.float64, np.float32, np.float16])
 
 
 def axes(ndim: int) -> "SearchStrategy[int | tuple[int, ...] | None]":
-    """What a reduction takes as its axes: None, one, or several distinct ones, counted from either end."""
+    """The argument `axis` of a reduction: None, an axis, or a tuple of distinct axes, also negative."""
     st = _hypothesis("strategies")
     if ndim == 0:
         return st.sampled_from([None, ()])
@@ -51,10 +51,10 @@ def arrays(
     high: float = 2.0,
     gap: float = 0.0,
 ) -> "SearchStrategy[np.ndarray]":
-    """Arrays of `shape` (or of drawn shapes) with values from `low` up to `high`, in various memory layouts.
+    """Arrays of `shape`, a shape or a strategy for shapes, with values in [low, high), in various memory layouts.
 
-    The values come from a drawn seed and not one by one, so that drawing is fast. With `gap`, any two values differ
-    by at least `gap`, and each is that far from 0: then no step of `gradcheck` crosses a kink of max, relu or abs.
+    For speed, hypothesis draws a seed, not every value. With `gap`, values differ from one another and from 0 by at
+    least `gap`, so that no step of `gradcheck` crosses a kink of max, relu or abs.
     """
     st = _hypothesis("strategies")
     given_shapes = st.just(shape) if isinstance(shape, tuple) else shape
@@ -63,8 +63,8 @@ def arrays(
     layouts = st.sampled_from([_contiguous, _transposed, _strided, _reversed])
 
     def array(drawn: tuple[tuple[int, ...], int, Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
-        shape, seed, lay_out = drawn
-        return np.asarray(lay_out(_values(shape, seed, np.dtype(dtype), low, high, gap)))  # of shape () too an array
+        shape, seed, layout = drawn
+        return np.asarray(layout(_values(shape, seed, np.dtype(dtype), low, high, gap)))  # also for shape (), an array
 
     return st.tuples(given_shapes, st.integers(0, 2**32 - 1), layouts).map(array)
 
@@ -75,13 +75,13 @@ def _values(shape: tuple[int, ...], seed: int, dtype: np.dtype, low: float, high
         return random.integers(int(low), int(high), shape).astype(dtype)
     if not gap:
         return random.uniform(low, high, shape).astype(dtype)
-    # Slots 2·gap apart, 0 left out; a value strays from the middle of its slot by up to gap / 2.
-    slots = np.arange(np.ceil(low / (2 * gap) + 0.25), np.floor(high / (2 * gap) - 0.25) + 1)
-    slots, count = slots[slots != 0], int(np.prod(shape))
-    if count > len(slots):
-        raise ValueError(f"arrays: {count} values a gap of {gap} apart do not fit from {low} to {high}")
-    middles = 2 * gap * random.permutation(slots)[:count]
-    return (middles + random.uniform(-gap / 2, gap / 2, count)).reshape(shape).astype(dtype)
+    # Distinct multiples of 2·gap, except 0, each shifted by at most gap / 2.
+    multiples = np.arange(np.ceil(low / (2 * gap) + 0.25), np.floor(high / (2 * gap) - 0.25) + 1)
+    multiples, count = multiples[multiples != 0], int(np.prod(shape))
+    if count > len(multiples):
+        raise ValueError(f"arrays: {count} values with a gap of {gap} do not fit in the range from {low} to {high}")
+    centers = 2 * gap * random.permutation(multiples)[:count]
+    return (centers + random.uniform(-gap / 2, gap / 2, count)).reshape(shape).astype(dtype)
 
 
 def _contiguous(x: np.ndarray) -> np.ndarray:
@@ -89,19 +89,19 @@ def _contiguous(x: np.ndarray) -> np.ndarray:
 
 
 def _transposed(x: np.ndarray) -> np.ndarray:
-    """The same values with the first axis running fastest in memory."""
+    """The same values in Fortran order: the first axis is contiguous."""
     return np.asarray(x, order="F")
 
 
 def _strided(x: np.ndarray) -> np.ndarray:
-    """The same values with other numbers between them in memory."""
+    """The same values with gaps between them in memory."""
     spread = np.ones((*x.shape, 2), x.dtype)
     spread[..., 0] = x
     return spread[..., 0]
 
 
 def _reversed(x: np.ndarray) -> np.ndarray:
-    """The same values with every axis running backward in memory."""
+    """The same values with negative strides along every axis."""
     return np.flip(np.flip(x).copy())
 
 
@@ -109,4 +109,4 @@ def _hypothesis(name: str) -> Any:
     try:
         return importlib.import_module(f"hypothesis.{name}")
     except ImportError as error:
-        raise ImportError("minigrad.testing draws with hypothesis: pip install hypothesis") from error
+        raise ImportError("the strategies of minigrad.testing need hypothesis: pip install hypothesis") from error

@@ -1,4 +1,4 @@
-"""detect_anomaly, observers, and what an op's errors say."""
+"""detect_anomaly and observers."""
 
 import threading
 
@@ -19,12 +19,12 @@ class TestGuard:
         with minigrad.detect_anomaly(), pytest.raises(NonFiniteError) as caught:
             model(Tensor(np.ones((5, 2), np.float32)))
         message = str(caught.value)
-        assert "Linear (in 1.0)" in message and "(5, 4)" in message and "input 1 already had some" in message
+        assert "Linear (in 1.0)" in message and "(5, 4)" in message and "input 1 was already not finite" in message
 
-    def test_finds_the_first_op_of_the_backward(self):
+    def test_names_the_first_non_finite_backward(self):
         x = leaf(0.0, 1.0)
         with minigrad.detect_anomaly(), np.errstate(all="ignore"):  # noqa: SIM117
-            with pytest.raises(NonFiniteError, match=r"Sqrt\.backward made 0 NaN and 1 Inf"):
+            with pytest.raises(NonFiniteError, match=r"Sqrt\.backward computed 0 NaN and 1 Inf"):
                 x.sqrt().sum().backward()
 
     def test_is_off_by_default_and_outside_its_block(self):
@@ -41,7 +41,7 @@ class TestGuard:
 
 
 class TestObserver:
-    class Diary(anomaly.Observer):
+    class Log(anomaly.Observer):
         def __init__(self) -> None:
             super().__init__()
             self.seen: list[tuple[str, str, str, tuple[int, ...]]] = []
@@ -52,8 +52,8 @@ class TestObserver:
         def backward(self, node, grad_output, results):
             self.seen.append(("backward", node.op_name, self.module_path(), grad_output.shape))
 
-    def test_sees_every_op_and_where_it_runs(self):
-        model, diary = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())), self.Diary()
+    def test_is_called_for_every_op_with_its_module(self):
+        model, diary = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU())), self.Log()
         with anomaly.observing(diary):
             model(Tensor(np.ones((5, 2), np.float32))).sum().backward()
         assert diary.seen == [
@@ -66,8 +66,8 @@ class TestObserver:
         ]
         assert diary.path == []
 
-    def test_the_inner_one_sees_and_none_is_left(self):
-        outer, inner, x = self.Diary(), self.Diary(), leaf(1.0)
+    def test_only_the_innermost_observer_is_called(self):
+        outer, inner, x = self.Log(), self.Log(), leaf(1.0)
         with anomaly.observing(outer):
             with pytest.raises(ValueError, match="broadcast"), anomaly.observing(inner):
                 leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
@@ -78,18 +78,10 @@ class TestObserver:
         assert [entry[1] for entry in inner.seen] == ["Add"] and [entry[1] for entry in outer.seen] == ["Mul"]
         assert grad_mode.open_blocks == 0 and grad_mode.mode.observer is None
 
-    def test_sees_its_own_thread_alone(self):
-        diary = self.Diary()
+    def test_is_called_only_for_its_own_thread(self):
+        diary = self.Log()
         with anomaly.observing(diary):
             thread = threading.Thread(target=lambda: leaf(1.0) + 1)
             thread.start()
             thread.join()
         assert diary.seen == []
-
-
-def test_errors_from_an_op_say_what_it_was_given():
-    with pytest.raises(ValueError, match=r"add: shapes \(2,\) and \(3,\) do not broadcast"):
-        leaf(1.0, 2.0) + leaf(1.0, 2.0, 3.0)
-    with pytest.raises(ValueError, match="matmul") as caught:
-        Tensor(np.ones((2, 3), np.float32)) @ Tensor(np.ones((2, 3), np.float32))
-    assert any("MatMul was given (2, 3) float32, (2, 3) float32" in note for note in caught.value.__notes__)

@@ -29,7 +29,7 @@ def test_grad_mode_is_per_thread_and_nests():
     assert frozen(3) is False and minigrad.is_grad_enabled()
 
 
-def test_each_step_of_a_generator_runs_in_its_mode():
+def test_decorated_generators_run_in_grad_mode():
     x, log = leaf(1.0), []
 
     @no_grad()
@@ -57,3 +57,12 @@ def test_each_step_of_a_generator_runs_in_its_mode():
     steps.close()
     assert log[3:] == ["caught", False] and minigrad.is_grad_enabled()
     assert numbers.__name__ == "numbers" and numbers.__doc__ == "Counts."
+
+
+def test_no_grad_decorator_without_parentheses():
+    @minigrad.no_grad
+    def double(x):
+        return x * 2
+
+    x = leaf(1.0)
+    assert not double(x).requires_grad and (x * 2).requires_grad

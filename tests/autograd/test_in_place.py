@@ -1,4 +1,4 @@
-"""In-place operators and writes: what changes, what backward refuses, what is forgotten."""
+"""In-place operators and `x[i] = v`: shared memory, gradients, and errors if a saved array was overwritten."""
 
 import gc
 import operator
@@ -28,7 +28,7 @@ def leaf(*values):
 @pytest.mark.parametrize("in_place", OPERATORS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("shape", [(3,), ()])
-def test_operators_write_into_the_array(in_place, dtype, shape):
+def test_in_place_operators_write_into_the_array(in_place, dtype, shape):
     x = Tensor(np.full(shape, 3.0), dtype=dtype)
     memory, view, expected = x.data, x.detach(), OPERATORS[in_place](x, 2)
     same = in_place(x, 2)
@@ -36,7 +36,7 @@ def test_operators_write_into_the_array(in_place, dtype, shape):
     np.testing.assert_array_equal(view.double().data, expected.double().data)
 
 
-def test_integers_and_booleans_are_written_too():
+def test_in_place_operators_on_integers_and_booleans():
     x, flags = Tensor([6, 3]), Tensor([True, False])
     memory = x.data
     x += True
@@ -49,7 +49,7 @@ def test_integers_and_booleans_are_written_too():
     assert x.data is memory and x.tolist() == [7, 5] and flags.tolist() == [True, False]
 
 
-def test_a_hand_written_sgd_step_updates_the_model():
+def test_sgd_step_under_no_grad_updates_the_model():
     model = nn.Linear(2, 1)
     state, before = model.state_dict(), model.weight.numpy().copy()
     model(Tensor([[1.0, 2.0]])).sum().backward()
@@ -61,7 +61,7 @@ def test_a_hand_written_sgd_step_updates_the_model():
     assert model.weight.grad.tolist() == [[0.5, 1.0]] and isinstance(model.weight, nn.Parameter)
 
 
-def test_views_see_a_write_and_a_write_goes_through_views():
+def test_views_share_in_place_writes():
     x = minigrad.zeros(2, 3)
     first, flat, (row, _) = x[0], x.reshape(6), x.unbind()
     x[0][1] = 5.0
@@ -78,7 +78,7 @@ def test_views_see_a_write_and_a_write_goes_through_views():
     assert x.tolist() == [[2, 10, 14], [0, 0, 7]]
 
 
-def test_overlapping_operands_are_read_before_they_are_written():
+def test_overlapping_operands_are_read_before_the_write():
     x = minigrad.arange(4).float()
     x[1:] += x[:-1]
     assert x.tolist() == [0, 1, 3, 5]
@@ -106,12 +106,12 @@ def test_overlapping_operands_are_read_before_they_are_written():
         (lambda: operator.imul(leaf(1.0, 2.0).unbind()[0], 2), "^a view of a leaf Variable"),
     ],
 )
-def test_wrong_writes_are_refused(write, message):
+def test_invalid_writes_are_refused(write, message):
     with pytest.raises(RuntimeError, match=message):
         write()
 
 
-def test_a_reshape_that_copies_is_no_view():
+def test_reshape_that_copies_is_not_a_view():
     x = leaf(1.0, 2.0, 3.0, 4.0)
     y = x.detach().reshape(2, 2).requires_grad_()
     copied = y.T.reshape(4)
@@ -120,7 +120,7 @@ def test_a_reshape_that_copies_is_no_view():
     assert y.grad.tolist() == [[2, 2], [2, 2]] and y.tolist() == [[1, 2], [3, 4]]
 
 
-def test_a_refused_write_changes_nothing():
+def test_refused_write_changes_nothing():
     x = Tensor([1, 2])
     with pytest.raises(RuntimeError):
         x += 0.5
@@ -135,7 +135,7 @@ def test_a_refused_write_changes_nothing():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("retained", [False, True])
-def test_backward_refuses_what_was_overwritten(write, retained):
+def test_backward_refuses_overwritten_saved_arrays(write, retained):
     w = leaf(1.0, 2.0)
     y = (w * w).sum()
     if retained:
@@ -146,7 +146,7 @@ def test_backward_refuses_what_was_overwritten(write, retained):
         y.backward()
 
 
-def test_backward_goes_on_where_nothing_overwritten_was_saved():
+def test_writes_to_arrays_that_are_not_saved_are_allowed():
     w, x = leaf(1.0, 2.0), Tensor([3.0, 4.0])
     y = (x + w).sum()
     z = (w * x).sum()  # saves x
@@ -154,12 +154,12 @@ def test_backward_goes_on_where_nothing_overwritten_was_saved():
         w -= 1
     (y + z).backward()
     assert w.grad.tolist() == [4, 5]
-    y = (w * w).sum()  # after the write: saves the new values
+    y = (w * w).sum()  # recorded after the write
     y.backward()
     assert w.grad.tolist() == [4, 7]
 
 
-def test_views_that_ops_save_count_as_written():
+def test_writes_to_the_base_of_a_saved_view_are_detected():
     model = nn.Conv2d(1, 2, 3)
     x = minigrad.zeros(1, 1, 5, 5)
     y = model(x).sum()
@@ -169,7 +169,7 @@ def test_views_that_ops_save_count_as_written():
     index, mask = np.array([0, 1]), Tensor([True, False])
     w = leaf(1.0, 2.0)
     y, z = w.masked_fill(mask, 0.0).sum(), w[index].sum()
-    index[:] = 1  # the op has a copy of it
+    index[:] = 1  # the op saved a copy
     z.backward()
     mask[0] = False
     with pytest.raises(RuntimeError, match="<MaskedFill> saved"):
@@ -190,7 +190,7 @@ def _adamw(model):
         lambda m: m.load_state_dict(m.state_dict()),
     ],
 )
-def test_an_update_between_forward_and_backward_is_noticed(update):
+def test_update_between_forward_and_backward_is_refused(update):
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     x = Tensor([[1.0, 2.0]])
     model(x).sum().backward()
@@ -201,7 +201,7 @@ def test_an_update_between_forward_and_backward_is_noticed(update):
     model(x).sum().backward()
 
 
-def test_checkpointing_notices_an_update_too():
+def test_checkpoint_refuses_updated_parameters():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     model.checkpointing = True
     y = model(leaf(1.0, 2.0)[None]).sum()
@@ -212,11 +212,11 @@ def test_checkpointing_notices_an_update_too():
         y.backward()
 
 
-def test_running_statistics_and_clipped_gradients_count():
+def test_running_statistics_and_clipping_are_recorded():
     norm, w = nn.BatchNorm2d(2), leaf(1.0, 2.0)
     y = (w * norm.running_mean).sum()
     z = norm(minigrad.randn(2, 2, 3, 3) * w.reshape(2, 1, 1)).sum()
-    z.backward()  # older than the write, and saves none of it
+    z.backward()  # the ops saved no overwritten array
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
     y = (w * w.grad).sum()
@@ -225,7 +225,7 @@ def test_running_statistics_and_clipped_gradients_count():
         y.backward()
 
 
-def test_a_hook_that_updates_a_parameter_is_noticed():
+def test_update_in_a_hook_is_refused():
     w = leaf(1.0, 2.0)
     y = w * w
     z = y * 3
@@ -234,7 +234,7 @@ def test_a_hook_that_updates_a_parameter_is_noticed():
         z.sum().backward()
 
 
-def test_a_recorded_operator_is_seen_by_all_names():
+def test_recorded_operator_updates_the_same_tensor():
     total, x = Tensor(0.0), leaf(3.0)
     same = total
     for _ in range(2):
@@ -249,7 +249,7 @@ def test_gradients_of_recorded_operators(in_place):
     grads = []
     for function in (in_place, OPERATORS[in_place]):
         x, y = Tensor([2.0, 3.0], requires_grad=True, dtype=np.float64), leaf(1.5, 0.5)
-        z = x.exp()  # saves its output, which the graph goes on with
+        z = x.exp()  # saves its output, which must not be overwritten
         w = function(z, y)
         assert (w is z) == (function is in_place)
         (w * w).sum().backward()
@@ -257,7 +257,7 @@ def test_gradients_of_recorded_operators(in_place):
     assert grads[0] == grads[1]
 
 
-def test_a_recorded_operator_keeps_the_dtype_within_autocast():
+def test_in_place_operators_keep_the_dtype_within_autocast():
     x, y = minigrad.zeros(2, 2), leaf(1.0, 2.0)
     with minigrad.autocast("bfloat16"):
         x += F.linear(Tensor(np.eye(2, dtype=np.float32)), y[None])
@@ -272,7 +272,7 @@ def test_a_recorded_operator_keeps_the_dtype_within_autocast():
     assert half.dtype == np.float16
 
 
-def test_retained_gradient_is_of_the_new_values():
+def test_retained_gradient_refers_to_the_new_values():
     x = leaf(2.0)
     y = x * 1
     y.retain_grad()
@@ -281,20 +281,20 @@ def test_retained_gradient_is_of_the_new_values():
     assert y.grad.tolist() == [5] and x.grad.tolist() == [15]
 
 
-def test_the_list_of_writes_ends_with_the_memory():
+def test_records_of_writes_are_freed_with_the_memory():
     gc.collect()
-    before = len(writes._ages)
+    before = len(writes._numbers)
     x = minigrad.zeros(3)
     array = weakref.ref(x.data)
     for _ in range(3):
         x += 1
         x[1:][0] = 2.0
-    assert len(writes._ages) == len(writes._owners) == before + 1
+    assert len(writes._numbers) == len(writes._owners) == before + 1
     del x
-    assert array() is None and len(writes._ages) == len(writes._owners) == before
+    assert array() is None and len(writes._numbers) == len(writes._owners) == before
 
 
-def test_views_of_foreign_memory_share_a_name():
+def test_arrays_on_one_buffer_share_records_of_writes():
     memory = bytearray(8)
     x, y = (Tensor(np.frombuffer(memory, np.float32)) for _ in range(2))
     w = leaf(1.0, 2.0)
@@ -309,7 +309,7 @@ def test_views_of_foreign_memory_share_a_name():
         z.backward()
 
 
-def test_a_node_from_another_process_is_younger_than_all_writes():
+def test_unpickled_node_ignores_earlier_writes():
     w = leaf(1.0, 2.0)
     y = (w * w).sum()
     w, y = pickle.loads(pickle.dumps((w, y)))
@@ -317,7 +317,7 @@ def test_a_node_from_another_process_is_younger_than_all_writes():
     assert w.grad.tolist() == [2, 4]
 
 
-def test_arrays_without_values_are_written_for_nothing():
+def test_writes_to_meta_arrays_do_nothing():
     x = Tensor(MetaArray((2, 3), np.float32))
     y = (Tensor(MetaArray((2, 3), np.float32)) * leaf(1.0, 2.0, 3.0)).sum()
     x += 1
@@ -326,8 +326,8 @@ def test_arrays_without_values_are_written_for_nothing():
     y.backward()
 
 
-def test_on_a_device(device):
-    """Writes reach the array, through views too, and an overwritten one is refused."""
+def test_in_place_writes_on_a_device(device):
+    """Writes reach the array, also through views, and backward refuses an overwritten saved array."""
     w = Tensor([1.0, 2.0], device=device).requires_grad_()
     y, memory = (w * w).sum(), w.data
     with no_grad():
@@ -344,3 +344,22 @@ def test_on_a_device(device):
     x[0][1] = 2.0
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.backward()
+
+
+def test_setitem_indexes_like_getitem():
+    x = minigrad.zeros(2, 3, 4)
+    x[0, :, [0, 1]] = Tensor([[1.0, 2.0]] * 3)
+    assert x[0, :, [0, 1]].tolist() == [[1, 2]] * 3 and x.sum().item() == 9
+    with pytest.raises(RuntimeError, match="gradient would be lost"):
+        x[0, 0, 0] = leaf(1.0)[0]
+    y = Tensor([1.0, 2.0], requires_grad=True)
+    y[(0, 0),].sum().backward()
+    assert y.grad.tolist() == [2, 0]
+
+
+def test_later_changes_of_an_index_array_have_no_effect():
+    x, index = Tensor([1.0, 2.0, 3.0], requires_grad=True), np.array([0, 0])
+    y = x[index]
+    index[:] = 2
+    y.sum().backward()
+    assert x.grad.tolist() == [2, 0, 0]

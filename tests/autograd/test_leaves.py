@@ -1,4 +1,4 @@
-"""Leaves of the graph: switched off and on, copied, pickled."""
+"""Leaves: setting requires_grad, copying, pickling."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ def leaf(*values):
     return Tensor(np.array(values, np.float32), requires_grad=True)
 
 
-def test_gradient_and_hooks_outlast_requires_grad_off():
+def test_requires_grad_false_keeps_gradient_and_hooks():
     p = leaf(1.0, 2.0)
     p.register_hook(lambda grad: grad * 3)
     p.sum().backward()
@@ -26,8 +26,8 @@ def test_gradient_and_hooks_outlast_requires_grad_off():
     assert p.grad is None
 
 
-def test_gradients_that_arrive_while_off_are_dropped():
-    """As in PyTorch: what was recorded before counts again once requires_grad is back on."""
+def test_gradients_of_frozen_leaves_are_dropped():
+    """As in PyTorch, a graph recorded before accumulates again once requires_grad is True again."""
     p, q = leaf(1.0, 2.0), leaf(1.0, 1.0)
     first, second = (p * p * q).sum(), (p * 2).sum()
     p.requires_grad_(False)
@@ -65,12 +65,12 @@ def test_deepcopy_of_leaves_copies_values_and_gradients():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm2d(2))
     first, second, norm = model
     second.weight = first.weight  # tied
-    first.weight.note = ["kept"]
+    first.weight.note = ["copied"]
     first.weight.register_hook(lambda grad: grad * 100)
     second(first(Tensor([[1.0, 2.0]]))).sum().backward()
     first.bias.requires_grad_(False)
     a, b, c = copied = copy.deepcopy(model)
-    assert a.weight is b.weight and isinstance(a.weight, nn.Parameter) and a.weight.note == ["kept"]
+    assert a.weight is b.weight and isinstance(a.weight, nn.Parameter) and a.weight.note == ["copied"]
     assert a.weight.grad.tolist() == first.weight.grad.tolist() and not a.bias.requires_grad
     assert a.bias.grad.tolist() == first.bias.grad.tolist() and c.running_mean.data is not norm.running_mean.data
     before = first.weight.numpy().copy(), first.weight.grad.numpy().copy()
@@ -82,7 +82,7 @@ def test_deepcopy_of_leaves_copies_values_and_gradients():
     np.testing.assert_array_equal(first.weight.grad.numpy(), before[1])
 
 
-def test_a_shallow_copy_shares_the_array():
+def test_shallow_copy_shares_the_array():
     x = leaf(1.0, 2.0)
     x.sum().backward()
     y, z = copy.copy(x), copy.copy(x * 2)
@@ -92,7 +92,7 @@ def test_a_shallow_copy_shares_the_array():
     assert x.requires_grad and x.grad.tolist() == [3, 3]
 
 
-def test_a_long_graph_can_be_pickled():
+def test_long_graphs_can_be_pickled():
     x = leaf(1.0, 2.0)
     y = x
     for _ in range(3000):
@@ -100,6 +100,6 @@ def test_a_long_graph_can_be_pickled():
     x, y = pickle.loads(pickle.dumps((x, y)))
     y.sum().backward()
     assert x.grad.tolist() == [3001, 3001]
-    assert pickle.loads(pickle.dumps(y)).tolist() == y.tolist()  # freed by backward
+    assert pickle.loads(pickle.dumps(y)).tolist() == y.tolist()  # a graph freed by backward
     p = pickle.loads(pickle.dumps(nn.Parameter(np.ones(2))))
     assert isinstance(p, nn.Parameter) and p.requires_grad and p.tolist() == [1, 1]

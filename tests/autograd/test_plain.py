@@ -1,4 +1,4 @@
-"""The plain engine gives the gradients of the real one: on every op of the table, and on a training step of a ViT."""
+"""The plain engine and the real engine give the same gradients: of every op, and of a training step of a ViT."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.cases import ALL_CASES
 
 
 def as_variable(x):
-    """The Variable of a Tensor. A Tensor that requires a gradient keeps its Variable where a node would be."""
+    """The Variable of a Tensor. If the Tensor requires a gradient, its Variable is stored as `_node`."""
     if not isinstance(x, Tensor):
         return x
     if x.requires_grad and not isinstance(x._node, plain.Variable):
@@ -24,7 +24,7 @@ def as_variable(x):
 
 @pytest.fixture
 def on_the_plain_engine(monkeypatch):
-    """A function that calls another one while `Tensor.apply` is the plain engine's."""
+    """`run(function, ...)`: call a function while the plain engine replaces `Tensor.apply`."""
 
     def tensor(y):
         result = Tensor(y.data)
@@ -45,8 +45,8 @@ def on_the_plain_engine(monkeypatch):
 
 
 def gradients_of(case, call, run, backward):
-    """The output of a drawn call and the gradient of each input that is to be differentiated."""
-    wanted = case.wanted(call)
+    """The output of a drawn call, and the gradient of each differentiable input."""
+    wanted = case.differentiable_inputs(call)
     tensors = [None if x is None else Tensor(x, requires_grad=i in wanted) for i, x in enumerate(call.inputs)]
     y = run(case.run, *tensors, **call.options)
     if not y.requires_grad:
@@ -56,13 +56,13 @@ def gradients_of(case, call, run, backward):
 
 
 def leaf_gradient(tensor):
-    """The gradient that either engine has left: `_node` is a Leaf or a Variable."""
+    """The gradient of a leaf in either engine: `_node` is a Leaf or a Variable."""
     grad = tensor._node.grad
     return np.zeros(tensor.shape) if grad is None else grad
 
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
-def test_gradients_equal_the_real_engines(case, on_the_plain_engine):
+def test_ops_match_the_real_engine(case, on_the_plain_engine):
     @given(call=case.calls)
     def check(call):
         with without_fast_paths():
@@ -75,7 +75,7 @@ def test_gradients_equal_the_real_engines(case, on_the_plain_engine):
     check()
 
 
-def test_a_vit_step_equals_the_real_engines(on_the_plain_engine):
+def test_vit_step_matches_the_real_engine(on_the_plain_engine):
     images, labels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)), Tensor([3, 1])
 
     def loss_of(model):
@@ -94,7 +94,7 @@ def test_a_vit_step_equals_the_real_engines(on_the_plain_engine):
         np.testing.assert_allclose(p._node.grad, q.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
-def test_an_input_used_twice_receives_both_gradients():
+def test_input_used_twice_gets_both_gradients():
     x = plain.Variable(np.array([1.0, 2.0, 3.0]), requires_grad=True)
     y = plain.apply(Sum, plain.apply(Mul, x, x), axis=None, keepdims=False)
     plain.backward(y)
@@ -106,7 +106,7 @@ DTYPES = [np.float16, np.float32, np.float64, np.int64, bool]
 
 @pytest.mark.parametrize("first", DTYPES)
 @pytest.mark.parametrize("second", DTYPES)
-def test_inputs_of_two_dtypes_give_the_real_engines_dtype(first, second, on_the_plain_engine):
+def test_promotion_matches_the_real_engine(first, second, on_the_plain_engine):
     def product(x, y):
         return x * y
 

@@ -1,7 +1,7 @@
-// cublasGemmStridedBatchedEx on the CPU, computed from pointers, sizes and strides alone: for tests/backend/test_cublas.py.
+// cublasGemmStridedBatchedEx on the CPU, from pointers, sizes and strides. Used by tests/backend/test_cublas.py.
 #include <cstring>
 
-struct BFloat16 {  // the upper half of a float
+struct BFloat16 {  // the upper 16 bits of a float
   unsigned short bits;
   operator float() const { unsigned all = bits << 16; float x; std::memcpy(&x, &all, 4); return x; }
   BFloat16(float x) { unsigned all; std::memcpy(&all, &x, 4); bits = (all + 0x7fff + (all >> 16 & 1)) >> 16; }
@@ -14,14 +14,14 @@ extern "C" int cublasDestroy_v2(Handle* h) { delete h; return 0; }
 extern "C" int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; h->workspace = nullptr; return 0; }
 extern "C" int cublasSetWorkspace_v2(Handle* h, void* w, size_t n) { h->workspace = w; h->size = n; return n ? 0 : 7; }
 
-template <class T, class S, class R>  // of A and B, of the scalars, of C
+template <class T, class S, class R>  // element types of A and B, of the scalars, and of C
 void gemm(int ta, int tb, int m, int n, int k, const void* one, const void* a, int lda, long long sa, const void* b,
           int ldb, long long sb, const void* zero, void* c, int ldc, long long sc, int batch) {
   const T *A = (T*)a, *B = (T*)b;
   R* C = (R*)c;
   for (int i = 0; i < batch; ++i, A += sa, B += sb, C += sc)
     for (int row = 0; row < m; ++row)
-      for (int column = 0; column < n; ++column) {  // element (row, column) of a matrix in columns: row + column ld
+      for (int column = 0; column < n; ++column) {  // column-major: element (row, column) is at row + column * ld
         double sum = 0;
         for (int l = 0; l < k; ++l)
           sum += double(A[ta ? l + (long long)row * lda : row + (long long)l * lda]) *
@@ -35,7 +35,7 @@ extern "C" int cublasGemmStridedBatchedEx(
     const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
     int compute, int algorithm) {
   if (!h || At != Bt || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
-  if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // the manual's conditions
+  if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // as the cuBLAS manual requires
   const auto product = At == 0 && Ct == 0 && (compute == 68 || compute == 77) ? gemm<float, float, float>
                        : At == 1 && Ct == 1 && compute == 70                  ? gemm<double, double, double>
                        : At == 2 && Ct == 2 && compute == 68                  ? gemm<_Float16, float, _Float16>

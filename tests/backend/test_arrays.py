@@ -1,4 +1,4 @@
-"""Which arrays may enter: NumPy's subclasses, masked arrays, indices of uint8, several Ellipses."""
+"""Arrays from users: ndarray subclasses, masked arrays, uint8 indices, several Ellipses; memory layouts of sums."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor, nn, optim, serialize
+from minigrad.backend import to_device
 
 X = Tensor(np.arange(24.0).reshape(2, 3, 4))
 SQUARE = Tensor(np.arange(4.0).reshape(2, 2))
@@ -14,7 +15,7 @@ MASKED = np.ma.array([[1.0, 2.0], [3.0, 1e9]], mask=[[0, 0], [0, 1]])
 
 @pytest.fixture(params=["matrix", "memmap", "recarray", "subclass"])
 def wrapped(request, tmp_path):
-    """The values of SQUARE + 1 in a subclass of NumPy's array."""
+    """SQUARE + 1 as an instance of a subclass of np.ndarray."""
     values = SQUARE.numpy() + 1
     if request.param == "matrix":
         return values.view(np.matrix)
@@ -26,7 +27,7 @@ def wrapped(request, tmp_path):
     return values.view(type("Own", (np.ndarray,), {}))
 
 
-def test_subclasses_become_plain_arrays(wrapped):
+def test_ndarray_subclasses_are_converted(wrapped):
     plain = np.array(wrapped)
     for result, expected in (
         (Tensor(wrapped), plain),
@@ -75,14 +76,14 @@ def _backward_with_masked():
     ],
 )  # fmt: skip
 def test_masked_arrays_are_refused(use, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where a file would be written, were the array not refused
+    monkeypatch.chdir(tmp_path)  # serialize.save must not write a file here
     with pytest.raises(TypeError, match=r"masked array would lose its mask.* x\.filled\(0\)"):
         use()
 
 
 @pytest.mark.parametrize("dims", [(2,), ()])
 def test_uint8_indices_are_refused(dims):
-    """PyTorch takes them for a mask in x[index], and refuses them in gather and index_select."""
+    """PyTorch treats uint8 as a mask in x[index], and refuses uint8 in gather and index_select."""
     index = np.ones(dims, np.uint8)
     x = minigrad.zeros(2, 2)
     uses = [
@@ -97,7 +98,7 @@ def test_uint8_indices_are_refused(dims):
     assert not x.numpy().any()
 
 
-def test_integers_of_numpy_are_indices():
+def test_numpy_integers_are_indices():
     assert X[np.uint8(1)].shape == (3, 4) and X[[np.uint8(0), np.uint8(1)]].shape == (2, 3, 4)
     assert X[np.array([1, 0], np.int8)].shape == X[np.array([1, 0], np.uint16)].shape == (2, 3, 4)
     assert X[np.array([1, 0], np.uint8).astype(bool)].shape == (1, 3, 4)
@@ -112,7 +113,7 @@ def test_integers_of_numpy_are_indices():
         ((..., np.ones((3, 4), bool), ...), (2, 12)),
     ],
 )  # fmt: skip
-def test_only_the_first_ellipsis_stands_for_axes(index, shape):
+def test_only_the_first_ellipsis_expands(index, shape):
     assert X[index].shape == shape
     x = minigrad.zeros(2, 3, 4)
     x[index] = 1.0
@@ -120,6 +121,18 @@ def test_only_the_first_ellipsis_stands_for_axes(index, shape):
 
 
 @pytest.mark.parametrize("index", [(..., ..., 0), (..., ..., slice(1, None)), (..., ..., [1]), (..., ..., None)])
-def test_an_index_behind_two_ellipses_is_refused(index):
+def test_index_after_two_ellipses_is_refused(index):
     with pytest.raises(IndexError, match="the first Ellipsis covers all"):
         X[index]
+
+
+def test_sums_keep_the_channels_last_layout(device):
+    """Sums of outputs and of gradients. CuPy's own addition returns C-contiguous arrays."""
+    x = Tensor(to_device(np.ones((2, 4, 5, 3), np.float32), device).transpose(0, 3, 1, 2), requires_grad=True)
+    y = x + x
+    grads = []
+    y.register_hook(lambda grad: grads.append(grad.data.strides))
+    z = F.relu(y) + F.relu(y)
+    z.backward(Tensor(to_device(np.ones((2, 4, 5, 3), np.float32), device).transpose(0, 3, 1, 2)))
+    assert y.data.strides == z.data.strides == grads[0] == x.data.strides
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), np.full(x.shape, 4))

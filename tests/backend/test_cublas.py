@@ -1,7 +1,7 @@
-"""Matrix products on a GPU, as far as they can be seen without one: which call is made, and what it means.
+"""cuBLAS products, tested without a GPU.
 
-`cublasGemmStridedBatchedEx` is written here once more, in C and without a GPU: from pointers, sizes and distances in
-memory alone it computes the product. What reaches it comes through the same ctypes binding as on a GPU.
+cublas.cpp implements `cublasGemmStridedBatchedEx` on the CPU, from pointers, sizes and strides only. It is called
+through the same ctypes binding as the real library.
 """
 
 import ctypes
@@ -25,8 +25,8 @@ SOURCE = Path(__file__).with_name("cublas.cpp")
 STREAM = 1 << 40  # a pointer that does not fit into 32 bits
 
 
-def built(source, folder):
-    """A library in C++, compiled and opened with ctypes."""
+def compiled(source, folder):
+    """Compile a C++ library, and load it with ctypes."""
     if not shutil.which("g++"):
         pytest.skip(f"no g++ to compile {source.name}")
     library = folder / "libcublas.so"
@@ -36,7 +36,7 @@ def built(source, folder):
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return built(SOURCE, tmp_path_factory.mktemp("cublas"))
+    return compiled(SOURCE, tmp_path_factory.mktemp("cublas"))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def blas(library):
     blas.close()
 
 
-class Watched:
-    """Notes the operands of every call, and passes it on."""
+class Recorder:
+    """Stores the operands of every call, and forwards the call."""
 
     def __init__(self, blas):
         self.blas, self.calls = blas, []
@@ -58,8 +58,8 @@ class Watched:
         self.blas.gemm(m, n, k, A, B, C, batch, data, compute)
 
 
-def laid_out(x, layout):
-    """The same numbers in another order of memory, or with gaps."""
+def with_layout(x, layout):
+    """The same values in another memory layout."""
     if layout == "columns":
         return np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2)
     if layout == "gaps":
@@ -77,7 +77,7 @@ LAYOUTS = st.sampled_from(["rows", "columns", "gaps", "wide", "reversed", "heads
 
 
 @given(st.data(), st.integers(0, 99))
-def test_products(blas, data, seed):
+def test_products_of_any_shape_and_layout(blas, data, seed):
     lead = data.draw(st.lists(st.integers(0, 3), max_size=3))
     M, K, N = data.draw(st.tuples(*[st.integers(0, 5)] * 3))
     dtype = data.draw(st.sampled_from([np.float32, np.float64]))
@@ -86,7 +86,7 @@ def test_products(blas, data, seed):
     def operand(rows, columns):
         axes = lead[data.draw(st.integers(0, len(lead))) :]
         axes = [1 if data.draw(st.booleans()) else size for size in axes]
-        return laid_out(rng.standard_normal((*axes, rows, columns)).astype(dtype), data.draw(LAYOUTS))
+        return with_layout(rng.standard_normal((*axes, rows, columns)).astype(dtype), data.draw(LAYOUTS))
 
     a, b = operand(M, K), operand(K, N)
     with cublas.use_blas(blas):
@@ -99,26 +99,27 @@ def test_products(blas, data, seed):
 @pytest.mark.parametrize(
     ("a", "b"), [((4,), (4,)), ((4,), (4, 3)), ((2, 4), (4,)), ((5, 2, 4), (4,)), ((4,), (5, 4, 3))]
 )
-def test_rows_and_columns(blas, a, b):
+def test_vectors_are_rows_or_columns(blas, a, b):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal(a), rng.standard_normal(b)
     with cublas.use_blas(blas):
         np.testing.assert_allclose(cublas.matmul(a, b), a @ b)
 
 
-AWKWARD = {
-    "heads": laid_out(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"),  # two distances in a batch
-    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),  # beside (1, 3, ...)
-    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),  # a row begins within the one before
-    "gaps": laid_out(np.random.default_rng(2).standard_normal((3, 4, 5)), "gaps"),
+UNSUPPORTED = {
+    # Two strides between matrices, matrices shared by a part of the batch, rows that share elements, ...
+    "heads": with_layout(np.random.default_rng(0).standard_normal((2, 3, 4, 5)), "heads"),
+    "some shared": np.random.default_rng(1).standard_normal((2, 1, 4, 5)),
+    "overlapping": np.lib.stride_tricks.sliding_window_view(np.arange(8.0), 5),
+    "gaps": with_layout(np.random.default_rng(2).standard_normal((3, 4, 5)), "gaps"),
     "backwards": np.random.default_rng(4).standard_normal((3, 4, 5))[::-1],
     "upside down": np.random.default_rng(3).standard_normal((3, 4, 5))[::-1, ::-1],
 }
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-def test_what_lies_badly_is_copied(blas, name):
-    a, b = AWKWARD[name], np.random.default_rng(9).standard_normal((1, 3, 5, 2))
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_strides_are_copied(blas, name):
+    a, b = UNSUPPORTED[name], np.random.default_rng(9).standard_normal((1, 3, 5, 2))
     with cublas.use_blas(blas):
         np.testing.assert_allclose(cublas.matmul(a, b), a @ b, rtol=1e-12)
         np.testing.assert_allclose(
@@ -126,31 +127,31 @@ def test_what_lies_badly_is_copied(blas, name):
         )
 
 
-def test_what_lies_well_is_not_copied(blas):
-    """A transposed matrix, a part of the columns, a batch that shares one matrix; one matrix for a batch of rows."""
+def test_supported_strides_are_not_copied(blas):
+    """A transposed matrix, a slice of columns, a batch, one matrix for a whole batch on either side."""
     x, w = np.ones((6, 4), np.float32), np.ones((5, 4), np.float32)
     batch = np.ones((2, 3, 6, 4), np.float32)
-    watched = Watched(blas)
-    with cublas.use_blas(watched):
+    recorder = Recorder(blas)
+    with cublas.use_blas(recorder):
         cublas.matmul(x, w.T)
         cublas.matmul(x[:, 1:3], w.T[1:3])
         cublas.matmul(batch, batch.swapaxes(-1, -2))
         cublas.matmul(np.broadcast_to(x, (2, 3, 6, 4)), batch.swapaxes(-1, -2))
         cublas.matmul(batch, w.T)
-    first, columns, pairs, shared, rows = watched.calls
+    first, columns, pairs, shared, rows = recorder.calls
     assert first.A.op == cublas.OP_T and first.B.op == cublas.OP_N
     assert columns.B.leading == 4 and columns.A.leading == 4
     assert pairs.batch == 6 and pairs.A.stride == pairs.B.stride == 24
     assert shared.B.stride == 0 and shared.batch == 6
     assert rows.batch == 1 and rows.C.leading == 5
-    for call, ours, other in zip(watched.calls, (x, x, batch, x, batch), (w, w, batch, batch, w), strict=True):
+    for call, ours, other in zip(recorder.calls, (x, x, batch, x, batch), (w, w, batch, batch, w), strict=True):
         assert np.shares_memory(call.B.array, ours) and np.shares_memory(call.A.array, other)
 
 
 def test_compute_types(blas):
-    watched = Watched(blas)
+    recorder = Recorder(blas)
     x32, x64 = np.ones((2, 2), np.float32), np.ones((2, 2))
-    with cublas.use_blas(watched):
+    with cublas.use_blas(recorder):
         cublas.matmul(x32, x32)
         cublas.matmul(x64, x64)
         cublas.allow_tf32(True)
@@ -160,12 +161,12 @@ def test_compute_types(blas):
         finally:
             cublas.allow_tf32(False)
         cublas.matmul(x32, x32)
-    found = [(call.data, call.compute) for call in watched.calls]
+    found = [(call.data, call.compute) for call in recorder.calls]
     f32, f64 = (0, cublas.COMPUTE_32F), (1, cublas.COMPUTE_64F)
     assert found == [f32, f64, (0, cublas.COMPUTE_32F_FAST_TF32), f64, f32]
 
 
-def test_half_precision_is_summed_in_float32():
+def test_half_precision_accumulates_in_float32():
     calls = []
     recorder = SimpleNamespace(gemm=lambda *arguments: calls.append(arguments[-2:]))
     with cublas.use_blas(recorder):
@@ -173,8 +174,8 @@ def test_half_precision_is_summed_in_float32():
     assert calls == [(2, cublas.COMPUTE_32F)]
 
 
-def test_through_cupy(monkeypatch, blas):
-    """CuPy's binding takes the same arguments, with pointers as numbers."""
+def test_arguments_of_cupys_binding(monkeypatch, blas):
+    """CuPy's binding takes the same arguments, with pointers as integers."""
     calls = []
     module = SimpleNamespace(gemmStridedBatchedEx=lambda *arguments: calls.append(arguments))
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=module))
@@ -201,12 +202,12 @@ def test_through_cupy(monkeypatch, blas):
     st.integers(0, 3), st.tuples(*[st.integers(1, 5)] * 3), LAYOUTS, LAYOUTS,
     st.sampled_from(["float16", "bfloat16"]), st.booleans(), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-def test_narrow_products(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
-    """Rounded once, the bias in it, or left in float32."""
+def test_half_precision_products_are_rounded_once(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
+    """Rounded after the addition of the bias, or not at all if float32 is returned."""
     M, K, N = sizes
     rng = np.random.default_rng(seed)
-    a = laid_out(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
-    b = laid_out(rng.standard_normal((batch, K, N)).astype(a.dtype), layout_b)
+    a = with_layout(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
+    b = with_layout(rng.standard_normal((batch, K, N)).astype(a.dtype), layout_b)
     bias = rng.standard_normal(N).astype(a.dtype) if biased else None
     with cublas.use_blas(blas), patch.object(sys.modules["minigrad.backend.gemm"], "_product", cublas.matmul):
         y = backend.gemm(a, b, bias=bias, dtype=np.dtype(np.float32) if wide else None)
@@ -216,7 +217,7 @@ def test_narrow_products(blas, batch, sizes, layout_a, layout_b, dtype, wide, bi
     assert (abs(y.astype(np.float64) - exact) <= u * abs(exact) + 1e-5).all()
 
 
-def test_errors(blas, monkeypatch):
+def test_error_messages(blas, monkeypatch):
     x = np.ones((2, 3), np.float32)
     with pytest.raises(TypeError, match="got float32 and float64"):
         cublas.matmul(x, x.T.astype(np.float64))
@@ -232,8 +233,8 @@ def test_errors(blas, monkeypatch):
         cublas.matmul(half, half.T)
 
 
-def test_the_workspace_is_given_again_with_every_stream(library):
-    """cuBLAS forgets it when the stream changes."""
+def test_use_stream_sets_the_workspace_again(library):
+    """cublasSetStream resets the workspace."""
     memory = np.empty(4096, np.uint8)
     blas = cublas.CtypesBlas(library, memory)
     for stream in (STREAM, STREAM + 8):

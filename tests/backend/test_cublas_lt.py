@@ -1,8 +1,9 @@
-"""Products with epilogues, as far as they can be seen without a GPU.
+"""Products with epilogues, tested without a GPU.
 
-cublasLt's functions are written here once more, in C. Like the library, they compute from pointers and descriptors
-alone; unlike it, they doubt everything: what kind of thing a pointer is, the size of an attribute, leading dimensions,
-types, what an algorithm was promised of alignment and workspace. And they count what is made, given back and asked.
+cublas_lt.cpp implements cublasLt's functions on the CPU. Like the library, they compute from pointers and descriptors
+only. Unlike the library, they check every argument: the kind of object that a pointer refers to, sizes of attributes,
+leading dimensions, data types, and the alignment and workspace that an algorithm requires. They count the descriptors
+created and destroyed, and the heuristic queries.
 """
 
 import ctypes
@@ -26,16 +27,16 @@ from minigrad.backend import cublas, cublas_lt, to_device
 from minigrad.backend.cublas_lt import Lt, matmul_and_sums, matmul_with_bias
 from minigrad.backend.dtypes import as_dtype
 from minigrad.cuda_graph import direct_blas
-from tests.backend.test_cublas import LAYOUTS, STREAM, built, laid_out
+from tests.backend.test_cublas import LAYOUTS, STREAM, compiled, with_layout
 from tests.cupy_on_cpu import in_place_of_cupy, wrap
 
 SOURCE = Path(__file__).with_name("cublas_lt.cpp")
-SHARED = cublas_lt.shared  # another is in its place while a test works with the stand-in for CuPy
+SHARED = cublas_lt.shared  # the stand-in for CuPy replaces cublas_lt.shared
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return built(SOURCE, tmp_path_factory.mktemp("cublaslt"))
+    return compiled(SOURCE, tmp_path_factory.mktemp("cublaslt"))
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +49,16 @@ def blas(library):
 
 @pytest.fixture
 def lt(library, blas, monkeypatch):
-    """For one test; at its end nothing that was made may be left, and the library is as it was."""
-    known = known_of(library)
+    """An Lt on the library. After the test, all its descriptors must be destroyed."""
+    before = alive(library)
     lt = Lt(library)
     monkeypatch.setattr(cublas_lt, "shared", lambda: lt)
     with cublas.use_blas(blas):
         yield lt
     lt.close()
-    for name, value in {"lt_answer": 0, "lt_count": 1, "lt_state": 0, "lt_status": 0}.items():
+    for name, value in {"lt_query_status": 0, "lt_query_count": 1, "lt_query_state": 0, "lt_product_status": 0}.items():
         number(library, name).value = value
-    assert alive(library) == known
+    assert alive(library) == before
 
 
 def number(library, name):
@@ -68,11 +69,8 @@ def alive(library):
     return list((ctypes.c_int * 4).in_dll(library, "lt_alive"))
 
 
-known_of = alive
-
-
 def counts(library):
-    return Counter({name: number(library, name).value for name in ("lt_made", "lt_asked", "lt_products")})
+    return Counter({name: number(library, name).value for name in ("lt_created", "lt_queries", "lt_products")})
 
 
 DTYPES = st.sampled_from(["float16", "bfloat16", "float32"])
@@ -82,11 +80,11 @@ def drawn(seed, sizes, dtype, layouts):
     M, K, N = sizes
     rng = np.random.default_rng(seed)
     a, b = rng.standard_normal((M, K)), rng.standard_normal((K, N))
-    return (laid_out(x.astype(as_dtype(dtype)), layout) for x, layout in zip((a, b), layouts, strict=True))
+    return (with_layout(x.astype(as_dtype(dtype)), layout) for x, layout in zip((a, b), layouts, strict=True))
 
 
 def assert_rounded_once(found, exact, dtype, terms):
-    """As near as the result's own dtype allows, after a sum of so many terms in float32."""
+    """Accurate up to one rounding to `dtype`, and the rounding of `terms` additions in float32."""
     u = {"float32": 0, "bfloat16": 2**-8, "float16": 2**-11}[dtype.name]
     assert found.dtype == dtype and found.shape == exact.shape
     assert (abs(found.astype(np.float64) - exact) <= u * abs(exact) + 1e-6 * terms).all()
@@ -96,7 +94,7 @@ SIZES = st.tuples(*[st.integers(1, 9)] * 3)
 
 
 @given(st.integers(0, 99), SIZES, DTYPES, st.tuples(LAYOUTS, LAYOUTS), st.booleans(), st.booleans(), st.booleans())
-def test_with_bias(library, blas, seed, sizes, dtype, layouts, wide, biased_wide, spread):
+def test_product_with_bias(library, blas, seed, sizes, dtype, layouts, wide, biased_wide, spread):
     a, b = drawn(seed, sizes, dtype, layouts)
     out = np.dtype(np.float32) if wide else a.dtype
     bias = np.random.default_rng(seed + 1).standard_normal(sizes[2]).astype(out if biased_wide else a.dtype)
@@ -109,7 +107,7 @@ def test_with_bias(library, blas, seed, sizes, dtype, layouts, wide, biased_wide
 
 
 @given(st.integers(0, 99), SIZES, DTYPES, st.tuples(LAYOUTS, LAYOUTS), st.booleans())
-def test_and_sums(library, blas, seed, sizes, dtype, layouts, wide):
+def test_product_and_sums(library, blas, seed, sizes, dtype, layouts, wide):
     a, b = drawn(seed, sizes, dtype, layouts)
     out = np.dtype(np.float32) if wide else a.dtype
     lt = Lt(library)
@@ -122,7 +120,7 @@ def test_and_sums(library, blas, seed, sizes, dtype, layouts, wide):
 
 
 def ones(*shape, dtype=np.float32, aligned=256):
-    """An array that begins at a multiple of so many bytes, and of no more."""
+    """An array of ones whose address is a multiple of `aligned` bytes, but not of 2 · `aligned`."""
     memory = np.zeros(np.prod(shape) * np.dtype(dtype).itemsize + 1024, np.uint8)
     start = -memory.ctypes.data % 512 + aligned
     x = memory[start : start + np.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
@@ -130,33 +128,33 @@ def ones(*shape, dtype=np.float32, aligned=256):
     return x
 
 
-def test_the_library_is_asked_once(library, lt):
-    """For each shape, type, layout, alignment and epilogue; what comes again makes nothing, and only multiplies."""
+def test_algorithms_are_selected_once(library, lt):
+    """One heuristic query per shape, dtype, layout, alignment and epilogue; repeated products create no descriptors."""
     a, b, bias = ones(4, 8), ones(8, 6), ones(6)
     y = ones(4, 6)
 
-    def make(a=a, b=b, bias=bias, dtype=a.dtype):
+    def multiply(a=a, b=b, bias=bias, dtype=a.dtype):
         with patch.object(np, "empty", lambda *_: y.astype(dtype, copy=False)):
             before = counts(library)
             assert matmul_with_bias(a, b, bias, dtype) is not None
             return counts(library) - before
 
-    first = make()
-    assert first == {"lt_made": 5, "lt_asked": 1, "lt_products": 1}  # an operation, three layouts, a preference
-    assert make() == make(ones(4, 8), ones(8, 6), ones(6)) == {"lt_products": 1}
+    first = multiply()
+    assert first == {"lt_created": 5, "lt_queries": 1, "lt_products": 1}  # operation, three layouts, preference
+    assert multiply() == multiply(ones(4, 8), ones(8, 6), ones(6)) == {"lt_products": 1}
     twos = [ones(*shape) for shape in ((4, 8), (8, 6), (6,))]
     for x in twos:
         x *= 2
-    assert make(*twos) == {"lt_products": 1}
-    np.testing.assert_array_equal(y, np.full((4, 6), 4 * 8 + 2))  # of the numbers that are meant now
+    assert multiply(*twos) == {"lt_products": 1}
+    np.testing.assert_array_equal(y, np.full((4, 6), 4 * 8 + 2))  # the new values are used
     others = [
         {"a": ones(4, 8, aligned=4)}, {"b": ones(8, 6, aligned=8)}, {"bias": ones(6, aligned=4)},
         {"a": ones(4, 10)[:, :8]}, {"a": ones(8, 4).T}, {"b": ones(6, 8).T},
     ]  # fmt: skip
     for other in others:
-        assert make(**other) == first and make(**other) == {"lt_products": 1}
+        assert multiply(**other) == first and multiply(**other) == {"lt_products": 1}
     cublas.allow_tf32(True)
-    assert make() == first
+    assert multiply() == first
     before = counts(library)
     cublas.allow_tf32(False)
     assert matmul_and_sums(a, b, a.dtype) is not None
@@ -164,19 +162,19 @@ def test_the_library_is_asked_once(library, lt):
     assert len(lt.plans) == len(others) + 3
 
 
-def test_what_is_made_is_given_back(library, blas):
+def test_descriptors_are_destroyed(library, blas):
     before = alive(library)
-    held = [Lt(library)]
-    with cublas.use_blas(blas), patch.object(cublas_lt, "shared", lambda: held[0]):
+    instances = [Lt(library)]
+    with cublas.use_blas(blas), patch.object(cublas_lt, "shared", lambda: instances[0]):
         for n in (3, 4):
             assert matmul_with_bias(ones(2, 8), ones(8, n), ones(n), np.dtype(np.float32)) is not None
     assert np.subtract(alive(library), before).tolist() == [1, 2, 6, 0]
-    held.clear()
+    instances.clear()
     gc.collect()
     assert alive(library) == before
 
 
-def test_sizes_without_end_are_not_kept(library, lt, monkeypatch):
+def test_the_number_of_cached_plans_is_bounded(library, lt, monkeypatch):
     monkeypatch.setattr(cublas_lt, "MAX_PLANS", 3)
     before = alive(library)
     for n in (*range(1, 9), *range(1, 9)):
@@ -189,11 +187,14 @@ def test_sizes_without_end_are_not_kept(library, lt, monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lt_count", 0), ("lt_answer", 15), ("lt_answer", 8), ("lt_state", 15), ("lt_status", 15), ("lt_status", 8)],
-)
-def test_what_it_cannot_do_is_done_one_by_one(library, lt, blas, name, value, dtype):
+    [
+        ("lt_query_count", 0), ("lt_query_status", 15), ("lt_query_status", 8), ("lt_query_state", 15),
+        ("lt_product_status", 15), ("lt_product_status", 8),
+    ],
+)  # fmt: skip
+def test_without_an_algorithm_bias_and_sums_are_separate(library, lt, blas, name, value, dtype):
     number(library, name).value = value
-    before, there = counts(library), alive(library)
+    before, descriptors = counts(library), alive(library)
     with in_place_of_cupy(), cublas.use_blas(blas), patch.object(cublas_lt, "shared", lambda: lt):
         a, b, bias = (to_device(np.ones(shape, dtype), "cuda") for shape in ((4, 8), (8, 6), (6,)))
         for _ in range(2):
@@ -203,50 +204,50 @@ def test_what_it_cannot_do_is_done_one_by_one(library, lt, blas, name, value, dt
             y, sums = backend.gemm_and_sums(a, b, dtype=np.dtype(np.float32))
             assert sums is None and y.dtype == np.float32
             np.testing.assert_array_equal(y.get(), np.full((4, 6), 8))
-    made = counts(library) - before
-    assert made["lt_asked"] == 2 and made["lt_products"] == 0  # once for each epilogue: an answer is remembered
+    calls = counts(library) - before
+    assert calls["lt_queries"] == 2 and calls["lt_products"] == 0  # one query per epilogue: failures are cached
     assert list(lt.plans.values()) == [None, None]
-    if name != "lt_status":
-        assert alive(library) == there
+    if name != "lt_product_status":
+        assert alive(library) == descriptors
 
 
-def test_other_failures_are_errors(library, lt):
+def test_other_statuses_raise_errors(library, lt):
     a, b, bias = ones(4, 8), ones(8, 6), ones(6)
-    there = alive(library)
-    number(library, "lt_answer").value = 7
+    descriptors = alive(library)
+    number(library, "lt_query_status").value = 7
     with pytest.raises(RuntimeError, match=r"cublasLtMatmulAlgoGetHeuristic failed: invalid value \(status 7\)"):
         matmul_with_bias(a, b, bias, a.dtype)
-    assert alive(library) == there and not lt.plans
-    number(library, "lt_answer").value = 0
-    number(library, "lt_status").value = 13
+    assert alive(library) == descriptors and not lt.plans
+    number(library, "lt_query_status").value = 0
+    number(library, "lt_product_status").value = 13
     with pytest.raises(RuntimeError, match=r"cublasLtMatmul failed: the kernel failed \(status 13\)"):
         matmul_with_bias(a, b, bias, a.dtype)
 
 
-def test_where_products_are_made(library, lt, blas, monkeypatch):
-    """Directly: on the stream that is captured, in the workspace that is there. Through CuPy: on its stream, in memory
-    of its pool, as much as the algorithm needs."""
+def test_stream_and_workspace_of_products(library, lt, blas, monkeypatch):
+    """CtypesBlas: the captured stream and the fixed workspace. CupyBlas: CuPy's current stream, and memory from CuPy's
+    pool of the size that the algorithm requires."""
     stream, workspace = (ctypes.c_void_p.in_dll(library, f"lt_{name}") for name in ("stream", "workspace"))
     a, b, bias = ones(4, 8), ones(8, 6), ones(6)
     assert matmul_with_bias(a, b, bias, a.dtype) is not None
     assert (stream.value, workspace.value) == (STREAM, blas.workspace.ctypes.data)
-    taken = []
+    allocated = []
 
     def empty(shape, dtype):
-        taken.append(np.empty(shape, dtype))
-        return taken[-1]
+        allocated.append(np.empty(shape, dtype))
+        return allocated[-1]
 
     cuda = SimpleNamespace(get_current_stream=lambda: SimpleNamespace(ptr=STREAM + 16))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, empty=empty))
     with cublas.use_blas(cublas.CupyBlas()):
         assert matmul_with_bias(a, b, bias, a.dtype) is not None
-    (memory,) = taken
+    (memory,) = allocated
     assert (stream.value, workspace.value) == (STREAM + 16, memory.ctypes.data)
     assert memory.dtype == np.uint8 and memory.size == next(iter(lt.plans.values())).workspace
 
 
-def test_the_library_itself_knows_these_attributes():
-    """Descriptors need no GPU: what is set is read again, at the size that the library keeps it in."""
+def test_attributes_match_the_real_library():
+    """Descriptors need no GPU: attributes set in the real cublasLt are read back with the same value and size."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else spec.submodule_search_locations or []
     found = [path for folder in folders for path in sorted(Path(folder).glob("*/lib/libcublasLt.so.*"))]
@@ -259,9 +260,9 @@ def test_the_library_itself_knows_these_attributes():
         "MatmulPreference": [cublas_lt.MAX_WORKSPACE, cublas_lt.REDUCTIONS, *cublas_lt.ALIGNMENTS],
         "MatrixLayout": [],
     }
-    with ExitStack() as made:
+    with ExitStack() as stack:
         for kind, arguments in (("MatmulDesc", [68, 0]), ("MatrixLayout", layout), ("MatmulPreference", [])):
-            descriptor = Lt._make(lt, made, kind, *arguments)
+            descriptor = Lt._create(lt, stack, kind, *arguments)
             for attribute, ctype in attributes[kind]:
                 value, size = ctype(), ctypes.c_size_t()
                 Lt._set(lt, kind, descriptor, (attribute, ctype), 1)
@@ -270,13 +271,13 @@ def test_the_library_itself_knows_these_attributes():
                 assert value.value == 1 and size.value == ctypes.sizeof(ctype)
 
 
-def test_in_a_capture_it_only_multiplies(library, lt):
-    """What a step before has planned is used: nothing is made or asked, and no memory is taken but for the results."""
-    taken = []
+def test_capture_only_launches_products(library, lt):
+    """Captured products use plans of an earlier step: no descriptors, no queries, no memory except for results."""
+    allocated = []
 
     def empty(shape, dtype):
-        taken.append(shape)
-        return wrap(ones(*shape, dtype=dtype))  # at 256 bytes, as CuPy's memory is
+        allocated.append(shape)
+        return wrap(ones(*shape, dtype=dtype))  # aligned to 256 bytes, as CuPy's memory
 
     with in_place_of_cupy(), patch.object(cublas_lt, "shared", lambda: lt):
         cupy = sys.modules["cupy"]
@@ -291,12 +292,13 @@ def test_in_a_capture_it_only_multiplies(library, lt):
 
         with cublas.use_blas(cublas.CupyBlas()):
             eager = step()
-        results, before, taken[:] = [shape for shape in taken if len(shape) > 1 or shape == (4,)], counts(library), []
+        results = [shape for shape in allocated if len(shape) > 1 or shape == (4,)]
+        before, allocated[:] = counts(library), []
         with cublas.use_blas(direct):
             stream.begin_capture()
             captured = step()
             stream.end_capture()
-        assert taken == results == [(4, 6), (4, 6), (4,)]
+        assert allocated == results == [(4, 6), (4, 6), (4,)]
         assert counts(library) - before == {"lt_products": 2}
         assert ctypes.c_void_p.in_dll(library, "lt_workspace").value == direct.workspace.data.ptr
         for x, y in zip(eager, captured, strict=True):
@@ -304,20 +306,20 @@ def test_in_a_capture_it_only_multiplies(library, lt):
         direct.close()
 
 
-def test_the_stream_of_a_graph(library, monkeypatch):
-    """What `GraphedStep` makes its products with."""
+def test_direct_blas_uses_the_graph_stream(library, monkeypatch):
+    """`GraphedStep` computes products with `direct_blas`."""
     monkeypatch.setattr(cublas, "load_library", lambda: library)
     direct = direct_blas("cpu", STREAM + 32)
-    stream, workspace = direct.place(10)
+    stream, workspace = direct.stream_and_workspace(10)
     assert stream == STREAM + 32 and workspace is direct.workspace and workspace.nbytes == cublas.WORKSPACE
     direct.close()
 
 
-def test_what_is_not_for_it(lt):
+def test_unsupported_arguments_return_none(lt):
     f32, f64 = np.dtype(np.float32), np.dtype(np.float64)
     half = np.dtype(np.float16)
     a, b, bias = ones(4, 8), ones(8, 6), ones(6)
-    for unfit in (
+    for arguments in (
         (a.astype(f64), b.astype(f64), bias.astype(f64), f64),
         (a, b.astype(half), bias, f32),
         (a, b, bias, half),
@@ -328,10 +330,11 @@ def test_what_is_not_for_it(lt):
         (a, b[:, :0], bias[:0], f32),
         (a.astype(int), b.astype(int), bias.astype(int), np.dtype(int)),
         (a, b, bias[:1], f32),
-        (a.astype(half), b.astype(half), bias, half),  # the bias would be rounded first
+        (a.astype(half), b.astype(half), bias, half),  # the bias would be cast to float16 before the addition
     ):
-        assert matmul_with_bias(*unfit) is None
-        assert unfit[2].shape == (1,) or unfit[3] == half or matmul_and_sums(*unfit[:2], unfit[3]) is None
+        assert matmul_with_bias(*arguments) is None
+        a_, b_, bias_, dtype = arguments
+        assert bias_.shape == (1,) or dtype == half or matmul_and_sums(a_, b_, dtype) is None
     assert not lt.plans
     cublas.allow_tf32(True)
     assert matmul_and_sums(a, b, f32) is None
@@ -349,7 +352,7 @@ def test_without_the_library(monkeypatch):
     assert matmul_with_bias(ones(4, 8), ones(8, 6), ones(6), np.dtype(np.float32)) is None
 
 
-def test_there_is_one_for_all(library, monkeypatch):
+def test_the_shared_instance_is_created_once(library, monkeypatch):
     names = []
     monkeypatch.setattr(cublas_lt, "load_library", lambda name: names.append(name) or library)
     SHARED.cache_clear()
@@ -360,36 +363,36 @@ def test_there_is_one_for_all(library, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
-def test_a_linear_layer(device, monkeypatch, dtype):
-    """Forward one product with the bias in it, backward one with ∂bias beside ∂W; the numbers are the CPU's."""
+def test_linear_uses_both_epilogues(device, monkeypatch, dtype):
+    """Forward adds the bias in the product, backward computes ∂bias with ∂W; results match the CPU."""
     rng = np.random.default_rng(0)
-    numbers = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 8), (6, 8), (6,), (2, 3, 6))]
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 8), (6, 8), (6,), (2, 3, 6))]
 
     def run(where, enabled):
-        x, weight, bias = (Tensor(n, requires_grad=True, device=where) for n in numbers[:3])
+        x, weight, bias = (Tensor(x, requires_grad=True, device=where) for x in arrays[:3])
         with autocast(dtype or "float16", enabled):
             y = F.linear(x, weight, bias)
-        y.backward(Tensor(numbers[3], device=where).to(dtype=y.dtype))
+        y.backward(Tensor(arrays[3], device=where).to(dtype=y.dtype))
         return [t.detach().cpu().numpy() for t in (y, x.grad, weight.grad, bias.grad)]
 
-    asked = []
+    epilogues = []
     lt = cublas_lt.shared() if device != "cpu" else None
 
-    class Watched:
+    class Recorder:
         def matmul(self, epilogue, *arguments):
-            asked.append(epilogue)
+            epilogues.append(epilogue)
             return lt.matmul(epilogue, *arguments)
 
-    monkeypatch.setattr(cublas_lt, "shared", Watched)
+    monkeypatch.setattr(cublas_lt, "shared", Recorder)
     found, exact = run(device, dtype is not None), run("cpu", False)
-    assert asked == ([] if device == "cpu" else [cublas_lt.BIAS, cublas_lt.BGRADB])
+    assert epilogues == ([] if device == "cpu" else [cublas_lt.BIAS, cublas_lt.BGRADB])
     for a, b in zip(found, exact, strict=True):
         np.testing.assert_allclose(a.astype(np.float32), b, rtol=0, atol=1e-5 if dtype is None else 0.1)
     assert [x.dtype for x in found[2:]] == [np.float32] * 2
 
 
-def test_the_gates(device):
-    """Narrow products stay in float32 where that is asked for, and sums with them; on the CPU these are not made."""
+def test_gemm_in_half_precision(device):
+    """With dtype=float32, products and sums of float16 are not cast back. On the CPU, gemm_and_sums returns no sums."""
     a = np.array([[1, 2048, 0], [1, 2, 3]], np.float16)
     b, bias = np.array([[1], [1], [0.5]], np.float16), np.ones(1, np.float16)
     a, b, bias = (to_device(x, device) for x in (a, b, bias))
@@ -405,25 +408,25 @@ def test_the_gates(device):
             np.testing.assert_array_equal(to_device(sums, "cpu"), [exact[0][0], 6])
         y = backend.gemm(a, b, bias=bias, dtype=dtype)
         assert y.dtype == (dtype or np.float16)
-        np.testing.assert_array_equal(to_device(y, "cpu"), [[2050], [5.5]])  # rounded with the bias in it
+        np.testing.assert_array_equal(to_device(y, "cpu"), [[2050], [5.5]])  # rounded after the bias is added
 
 
-def test_gradients_of_different_types(device):
-    """Sums come in the dtype of the product: where ∂bias has another, they are a product of their own."""
+def test_bias_gradient_of_another_dtype(device):
+    """The epilogue computes sums in the dtype of the product; a ∂bias of another dtype is computed separately."""
     x, weight = (np.ones(shape, np.float16) for shape in ((2049, 8), (6, 8)))
     tensors = [Tensor(n, requires_grad=True, device=device) for n in (x, weight)]
     bias = Tensor(np.ones(6, np.float32), requires_grad=True, device=device)
     F.linear(*tensors, bias).sum().backward()
     assert tensors[1].grad.dtype == np.float16 and bias.grad.dtype == np.float32
-    np.testing.assert_array_equal(bias.grad.cpu().numpy(), 2049)  # no number of float16
+    np.testing.assert_array_equal(bias.grad.cpu().numpy(), 2049)  # not representable in float16
 
 
-def test_sums_nobody_asked_for(device, monkeypatch):
-    def unwanted(*_, **__):
-        raise AssertionError("sums for a bias that is not trained")
+def test_no_sums_for_a_bias_without_gradient(device, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("computed sums for a bias that does not require a gradient")
 
-    monkeypatch.setattr("minigrad.ops.matmul.sum_of_rows", unwanted)
-    monkeypatch.setattr("minigrad.ops.matmul.gemm_and_sums", unwanted)
+    monkeypatch.setattr("minigrad.ops.matmul.sum_of_rows", fail)
+    monkeypatch.setattr("minigrad.ops.matmul.gemm_and_sums", fail)
     x, weight = (Tensor(np.ones((4, 4)), requires_grad=True, device=device) for _ in range(2))
     F.linear(x, weight, Tensor(np.ones(4), device=device)).sum().backward()
     np.testing.assert_array_equal(weight.grad.cpu().numpy(), 4)

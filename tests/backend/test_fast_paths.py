@@ -16,7 +16,7 @@ def double(x):
 
 @pytest.fixture
 def registered():
-    """A fast path of `double` for integers, and one for all above 10."""
+    """Two fast paths of `double`: for integers, and for numbers above 10."""
     first = fast_path_of(double, supports=lambda x: type(x) is int)(lambda x: 2 * x)
     second = fast_path_of(double, supports=lambda x: x > 10)(lambda x: x * 2)
     yield first, second
@@ -24,7 +24,7 @@ def registered():
     FAST_PATHS.pop(double, None)
 
 
-def test_the_first_that_supports_the_arguments_is_found(registered, pytestconfig):
+def test_first_supporting_fast_path_is_chosen(registered, pytestconfig):
     found = [fast_path(double, x) for x in (11, 11.5, 1.5)]
     assert found == ([None] * 3 if pytestconfig.getoption("--without-fast-paths") else [*registered, None])
 
@@ -38,11 +38,11 @@ def test_blocks_without_fast_paths_may_be_nested(registered):
     assert before == FAST_PATHS
 
 
-def test_the_option_switches_all_off(pytestconfig):
+def test_command_line_option_disables_fast_paths(pytestconfig):
     assert bool(FAST_PATHS) != pytestconfig.getoption("--without-fast-paths")
 
 
-def test_importing_minigrad_registers_them():
+def test_importing_minigrad_registers_fast_paths():
     code = "import minigrad; from minigrad.backend.fast_paths import FAST_PATHS; print(len(FAST_PATHS))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) >= 10

@@ -1,4 +1,4 @@
-"""Arrays without numbers: shapes and dtypes are those of real arrays, nothing is allocated, no number gets out."""
+"""Meta arrays: shapes and dtypes of real arrays, no allocation, errors if values are needed."""
 
 import tracemalloc
 
@@ -15,7 +15,7 @@ from minigrad.backend.meta import MetaArray
 from minigrad.nn import init
 from tests.cases import ALL_CASES
 
-# Each is computed on real arrays and on meta arrays of the same shapes and dtypes.
+# Each expression is evaluated on real arrays and on meta arrays of the same shapes and dtypes.
 EXPRESSIONS = {
     "exp": lambda xp, a, b, v: xp.exp(a),
     "add, broadcast": lambda xp, a, b, v: a + v,
@@ -78,16 +78,16 @@ def test_shapes_and_dtypes_are_those_of_real_arrays(name, data):
 
 @pytest.mark.parametrize("case", ALL_CASES, ids=[case.name for case in ALL_CASES])
 @given(data=st.data())
-def test_every_op_runs_on_them(case, data):
+def test_ops_on_meta_arrays(case, data):
     call = data.draw(case.calls)
     assume(any(is_float(x) for x in call.inputs))
     real = case.run(*(None if x is None else Tensor(x) for x in call.inputs), **call.options)
-    inputs = [MetaArray(x.shape, x.dtype) if is_float(x) else x for x in call.inputs]  # indices and masks stay known
+    inputs = [MetaArray(x.shape, x.dtype) if is_float(x) else x for x in call.inputs]  # indices and masks stay real
     found = case.run(*(None if x is None else Tensor(x) for x in inputs), **call.options)
     assert isinstance(found.data, MetaArray) and (found.shape, found.dtype) == (real.shape, real.dtype)
 
 
-def test_a_power_of_no_axes():
+def test_power_of_0d_arrays():
     y = Tensor(MetaArray((), np.float32)) ** Tensor(MetaArray((), np.float32))
     assert isinstance(y.data, MetaArray) and (y.shape, y.dtype) == ((), np.float32)
 
@@ -102,7 +102,7 @@ def test_meta_init_ends_with_its_block():
     assert type(nn.Linear(2, 3).weight.data) is np.ndarray
 
 
-def test_a_model_runs_forward_without_memory():
+def test_model_runs_forward_without_memory():
     tracemalloc.start()
     with init.meta_init(), minigrad.no_grad():
         model = models.create_model("vit_huge_patch14_224")
@@ -113,7 +113,7 @@ def test_a_model_runs_forward_without_memory():
     assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB, where the weights would be 2400 and one hidden layer 40"
 
 
-def test_scratch_is_meta_too_and_writes_go_nowhere():
+def test_arrays_created_by_ops_are_meta_arrays():
     x = MetaArray((2, 3), np.float32)
     xp = array_module(x)
     assert xp.float32 is np.float32 and array_module(np.ones(2)) is np
@@ -128,14 +128,14 @@ def test_scratch_is_meta_too_and_writes_go_nowhere():
 @pytest.mark.parametrize(
     "use", [bool, int, float, np.ndarray.item, np.ndarray.tolist, np.ndarray.argmax, range, lambda x: [1, 2][x]]
 )
-def test_what_needs_numbers_is_refused(use):
+def test_functions_that_need_values_are_refused(use):
     if use in (np.ndarray.item, np.ndarray.tolist, np.ndarray.argmax):
         use = getattr(MetaArray, use.__name__)
     with pytest.raises(TypeError, match="no values"):
         use(MetaArray((), np.int64))
 
 
-def test_what_would_be_wrong_is_refused():
+def test_unsupported_functions_are_refused():
     x, real = MetaArray((3,), np.float32), np.ones(3, np.float32)
     with pytest.raises(TypeError, match="no values"):
         x[x > 0]
@@ -155,14 +155,14 @@ def test_what_would_be_wrong_is_refused():
         x + MetaArray((2,))
 
 
-def test_what_has_no_numbers_is_not_saved_or_loaded(tmp_path):
+def test_meta_arrays_are_not_saved_or_loaded(tmp_path):
     with nn.init.meta_init():
         meta = nn.Linear(2, 3)
     real = nn.Linear(2, 3)
     before = real.weight.numpy().copy()
     for target, source in ((meta, real), (real, meta)):
-        with pytest.raises(ValueError, match="has no numbers"):
+        with pytest.raises(ValueError, match="has meta arrays, without values"):
             target.load_state_dict(source.state_dict())
     np.testing.assert_array_equal(real.weight.numpy(), before)
-    with pytest.raises(TypeError, match="cannot save 'weight': it has no numbers"):
+    with pytest.raises(TypeError, match="cannot save 'weight': a meta array"):
         serialize.save(tmp_path / "meta.npz", meta.state_dict())

@@ -1,4 +1,4 @@
-"""The random stream: the published vectors of Philox, its distributions, its state, its threads."""
+"""Random numbers: Philox's published test vectors, distributions, state, threads."""
 
 import threading
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 import minigrad
+import minigrad.functional as F
+from minigrad import Tensor
 from minigrad.backend.random import Generator, default_generator, manual_seed, philox, use_generator
 
 
 @pytest.mark.parametrize(
     ("counter", "key", "words"),
-    [  # the known answers that Random123 is distributed with
+    [  # the known-answer tests of Random123
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
         (
@@ -20,11 +22,11 @@ from minigrad.backend.random import Generator, default_generator, manual_seed, p
         ),
     ],
 )  # fmt: skip
-def test_philox_gives_the_published_words(counter, key, words):
+def test_philox_matches_published_test_vectors(counter, key, words):
     assert tuple(int(w) for w in philox(tuple(np.uint64(c) for c in counter), key)) == words
 
 
-def test_a_number_depends_on_its_place_alone():
+def test_values_depend_on_seed_draw_and_position():
     long, short = Generator(7).words(100_003), Generator(7).words(10)
     np.testing.assert_array_equal(long[:10], short)
     generator = Generator(7)
@@ -33,7 +35,7 @@ def test_a_number_depends_on_its_place_alone():
     np.testing.assert_array_equal(Generator(7, draws=1).words(10), Generator(7, generator.draws - 1).words(10))
 
 
-def test_the_seed_and_the_count_of_draws_are_the_whole_state():
+def test_seed_and_draws_are_the_complete_state():
     generator = Generator(2**64 - 1)
     generator.normal((3,))
     later = Generator(generator.seed, generator.draws)
@@ -54,7 +56,7 @@ def test_distributions(dtype):
     assert abs(np.corrcoef(u[:, :-1].ravel(), u[:, 1:].ravel())[0, 1]) < 0.01
 
 
-def test_uniform_fills_all_53_bits_in_float64():
+def test_uniform_float64_has_53_random_bits():
     scaled = Generator(0).uniform((1000,), np.float64) * 2.0**53
     np.testing.assert_array_equal(scaled, np.floor(scaled))
     assert (scaled % 2).any()
@@ -67,14 +69,14 @@ def test_permutation():
     assert len(Generator(1).permutation(0)) == 0
 
 
-def test_manual_seed_repeats_what_follows():
+def test_manual_seed_reproduces_values():
     manual_seed(5)
     first = minigrad.randn(3, 4)
     manual_seed(5)
     np.testing.assert_array_equal(minigrad.randn(3, 4).numpy(), first.numpy())
 
 
-def test_a_thread_may_have_a_stream_of_its_own():
+def test_threads_may_have_their_own_generators():
     outer = default_generator()
     results = {}
 
@@ -93,6 +95,13 @@ def test_a_thread_may_have_a_stream_of_its_own():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "0"])
-def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(ValueError, match="a seed is an integer"):
+def test_invalid_seeds_are_refused(seed):
+    with pytest.raises(ValueError, match="the seed must be an integer"):
         Generator(seed)
+
+
+def test_dropout_is_the_same_on_every_device(device):
+    minigrad.manual_seed(3)
+    expected = F.dropout(Tensor(np.ones((4, 5), np.float32)), 0.5).numpy()
+    minigrad.manual_seed(3)
+    np.testing.assert_array_equal(F.dropout(Tensor(np.ones((4, 5), np.float32), device=device), 0.5).numpy(), expected)

@@ -1,9 +1,11 @@
-"""Training and inference against PyTorch eager, on the CPU:  python -m tests.benchmarks.cpu  (needs torch and timm)
+"""Compare time and memory of training and inference with PyTorch, on the CPU.
 
-Both run the same model with the same weights on the same batch, in float32, on two threads: here as a user writes it,
-with `create_model`, autograd and `optim.AdamW`. Each contender is a process of its own, as two BLAS libraries in one
-process disturb each other; they take turns, one step at a time, and the medians are compared. Before that, their
-first loss, or the sum of their logits, must agree.
+    python -m tests.benchmarks.cpu      (needs torch and timm)
+
+Both libraries run the same model with the same weights on the same batch, in float32 with two threads. minigrad's code
+is that of a user: `create_model`, autograd and `optim.AdamW`. Two BLAS libraries in one process slow each other down,
+so each contender runs in its own process. Contenders take turns, one step at a time, and their medians are compared.
+Before the measurement, their losses, or in inference the sums of their logits, must agree.
 """
 
 import argparse
@@ -23,11 +25,11 @@ from typing import Any, NamedTuple
 from models.terminal import escape_unencodable
 
 THREADS = 2
-REST = 0.03  # seconds between two steps, in which the other's threads come to rest
+PAUSE = 0.03  # seconds between two steps, until the waiting threads of the other process sleep
 
 
 class Row(NamedTuple):
-    """A line of the table: a model and its batch; steps to be taken, and taken with --quick."""
+    """A row of the table: a model, its batch size, the number of steps, and the number with --quick (0: no row)."""
 
     model: str
     batch: int
@@ -44,13 +46,13 @@ ROWS = [
     Row("swin_tiny_patch4_window7_224", 8, 5, 0),
     Row("hybrid_cifar", 64, 9, 2),
 ]
-WORK = ("train", "infer")
+MODES = ("train", "infer")
 
 
-# Contenders: each makes a function that takes one step and returns a number that must agree ---------------------------
+# Contenders: each returns a function that runs one step and returns a value that must agree ---------------------------
 
 
-def minigrad(row: Row, work: str) -> Callable[[], float]:
+def minigrad(row: Row, mode: str) -> Callable[[], float]:
     import numpy as np
 
     import models
@@ -71,12 +73,12 @@ def minigrad(row: Row, work: str) -> Callable[[], float]:
         with no_grad():
             return model(Tensor(images)).numpy()
 
-    def train(images: np.ndarray, part: np.ndarray) -> float:
-        loss = F.cross_entropy(model(Tensor(images)), Tensor(part)) * (len(part) / len(labels))
+    def train(images: np.ndarray, targets: np.ndarray) -> float:
+        loss = F.cross_entropy(model(Tensor(images)), Tensor(targets)) * (len(targets) / len(labels))
         loss.backward()
         return loss.item()
 
-    if work == "infer":
+    if mode == "infer":
         model.eval()
         return lambda: float(sum(logits.sum() for logits in shards.run(infer, images)))
     optimizer = optim.AdamW(model.parameters(), lr=1e-4)
@@ -90,7 +92,7 @@ def minigrad(row: Row, work: str) -> Callable[[], float]:
     return step
 
 
-def torch(row: Row, work: str, *, compiled: bool = False) -> Callable[[], float]:
+def torch(row: Row, mode: str, *, compiled: bool = False) -> Callable[[], float]:
     import torch
 
     from models.compare.references import Reference
@@ -100,10 +102,10 @@ def torch(row: Row, work: str, *, compiled: bool = False) -> Callable[[], float]
     model = reference.network.float()
     for module in model.modules():
         if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0  # timm's default for Swin is not
+            module.drop_prob = 0.0  # timm's default for Swin is 0.1
     images, labels = map(torch.from_numpy, batch(row, reference.model))
     run = torch.compile(model) if compiled else model
-    if work == "infer":
+    if mode == "infer":
         model.eval()
 
         def infer() -> float:
@@ -124,17 +126,17 @@ def torch(row: Row, work: str, *, compiled: bool = False) -> Callable[[], float]
     return step
 
 
-def compiled(row: Row, work: str) -> Callable[[], float]:
-    return torch(row, work, compiled=True)
+def compiled(row: Row, mode: str) -> Callable[[], float]:
+    return torch(row, mode, compiled=True)
 
 
-def plain(row: Row, work: str) -> Callable[[], float]:
-    """minigrad without fast paths and tuning, but with BLAS threads limited so that they do not oversubscribe cores."""
+def plain(row: Row, mode: str) -> Callable[[], float]:
+    """minigrad without fast paths and tuning. Only the limit of BLAS threads stays: it avoids oversubscribed cores."""
     from minigrad import without_fast_paths
     from minigrad.backend import tune
 
     tune.tune_cpu = partial(tune.tune_cpu, allocator=False, kernels=False)
-    step = minigrad(row, work)
+    step = minigrad(row, mode)
 
     def run() -> float:
         with without_fast_paths():
@@ -144,7 +146,7 @@ def plain(row: Row, work: str) -> Callable[[], float]:
 
 
 def batch(row: Row, model: Any) -> Any:
-    """Images and labels, computed from names."""
+    """Images and labels. Both are computed by formulas, so that all contenders get the same."""
     import numpy as np
 
     from models.compare import formula
@@ -159,9 +161,9 @@ CONTENDERS = {"minigrad": minigrad, "torch": torch, "plain": plain, "compiled": 
 # The processes --------------------------------------------------------------------------------------------------------
 
 
-def serve(name: str, row: Row, work: str) -> None:
-    """A contender: takes a step for each line it reads, and answers with seconds and the number that must agree."""
-    step = CONTENDERS[name](row, work)
+def serve(name: str, row: Row, mode: str) -> None:
+    """The process of a contender: for each input line, run a step; print its seconds, its value, and peak memory."""
+    step = CONTENDERS[name](row, mode)
     for _ in sys.stdin:
         start = time.perf_counter()
         value = step()
@@ -171,10 +173,10 @@ def serve(name: str, row: Row, work: str) -> None:
 
 
 class Contender:
-    """The other end."""
+    """Starts the process of a contender, requests steps from the main process, and collects their times."""
 
-    def __init__(self, name: str, row: Row, work: str) -> None:
-        command = [sys.executable, "-m", "tests.benchmarks.cpu", "--serve", name, row.model, work]
+    def __init__(self, name: str, row: Row, mode: str) -> None:
+        command = [sys.executable, "-m", "tests.benchmarks.cpu", "--serve", name, row.model, mode]
         self.name, self.seconds, self.peak = name, [], 0
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -183,28 +185,32 @@ class Contender:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name} has ended")
+            raise SystemExit(f"the process of {self.name} has ended")
         seconds, value, self.peak = json.loads(line)
         self.seconds.append(seconds)
         return value
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
 
 
-def measure(row: Row, work: str, steps: int, names: list[str]) -> dict[str, Contender]:
-    """Two steps to warm up, of which the first shows that all compute the same; then turn by turn."""
-    contenders = [Contender(name, row, work) for name in names]
+def measure(row: Row, mode: str, steps: int, names: list[str]) -> dict[str, Contender]:
+    """Two warm-up steps, with a check that the values of the first agree; then the contenders take turns."""
+    contenders = [Contender(name, row, mode) for name in names]
     values = [contender.step() for contender in contenders]
     if max(abs(value - values[0]) for value in values) > 1e-3 * max(1, abs(values[0])):
-        raise SystemExit(f"{row.model}: {dict(zip(names, values, strict=True))} should be equal")
+        raise SystemExit(f"{row.model}: {dict(zip(names, values, strict=True))} must be equal")
     for contender in contenders:
         contender.step()
         contender.seconds.clear()
     for _ in range(steps):
         for contender in contenders:
-            time.sleep(REST)
+            time.sleep(PAUSE)
             contender.step()
     for contender in contenders:
         contender.close()
@@ -214,44 +220,47 @@ def measure(row: Row, work: str, steps: int, names: list[str]) -> dict[str, Cont
 def main() -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer steps, and no images of 224 x 224")
-    parser.add_argument("--rows", nargs="+", metavar="MODEL", help="only these")
-    parser.add_argument("--with", nargs="+", dest="others", default=[], choices=["plain", "compiled"], help="besides")
-    parser.add_argument("--json", type=Path, help="write all times there")
+    parser.add_argument("--quick", action="store_true", help="fewer steps, without the models for images of 224 x 224")
+    parser.add_argument("--rows", nargs="+", metavar="MODEL", help="only these models")
+    parser.add_argument(
+        "--with", nargs="+", dest="others", default=[], choices=["plain", "compiled"], metavar="CONTENDER",
+        help="also measure plain (minigrad without fast paths and tuning) or compiled (torch.compile)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the times of all steps to FILE")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        name, model, work = options.serve
-        return serve(name, next(row for row in ROWS if row.model == model), work)
+        name, model, mode = options.serve
+        return serve(name, next(row for row in ROWS if row.model == model), mode)
     names, results = ["minigrad", "torch", *options.others], []
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; seconds a step, median (quartiles)\n")
-    print(
-        f"{'':38}{'minigrad':>20}{'torch':>22}   ratio   peak memory of torch's"
-        + "".join(f"{o:>12}" for o in names[2:])
-    )
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores. Seconds per step: median (quartiles)")
+    print("time, memory: minigrad's time and peak memory, relative to torch")
+    if options.others:
+        print(f"{', '.join(options.others)}: time relative to torch")
+    others = "".join(f" {name}" for name in options.others)
+    print(f"\n{'':8}{'minigrad':22}{'torch':22}{'time':>5}{'memory':>7}{others}")
     for row in ROWS:
         steps = row.quick_steps if options.quick else row.steps
         if not steps or (options.rows and row.model not in options.rows):
             continue
-        for work in WORK:
-            found = measure(row, work, steps, names)
-            ours, theirs = found["minigrad"], found["torch"]
-            ratio = statistics.median(ours.seconds) / statistics.median(theirs.seconds)
-            others = [statistics.median(found[name].seconds) / statistics.median(theirs.seconds) for name in names[2:]]
-            print(
-                f"{row.model:30}{work:>6}{row.batch:>3} {spread(ours)} {spread(theirs)}   {ratio:5.2f}"
-                f"   {ours.peak / theirs.peak:8.2f}" + " " * 14 + "".join(f"{other:12.2f}" for other in others),
-                flush=True,
-            )
-            times = {name: {"seconds": c.seconds, "peak_bytes": c.peak} for name, c in found.items()}
-            results.append({"model": row.model, "batch": row.batch, "work": work, **times})
+        print(f"{row.model}, batch of {row.batch}")
+        for mode in MODES:
+            contenders = measure(row, mode, steps, names)
+            ours, theirs = contenders["minigrad"], contenders["torch"]
+            line = f"  {mode:6}{median_and_quartiles(ours):22}{median_and_quartiles(theirs):22}"
+            line += f"{ours.median / theirs.median:5.2f}{ours.peak / theirs.peak:7.2f}"
+            for name in options.others:
+                line += f"{contenders[name].median / theirs.median:{len(name) + 1}.2f}"
+            print(line, flush=True)
+            times = {name: {"seconds": c.seconds, "peak_bytes": c.peak} for name, c in contenders.items()}
+            results.append({"model": row.model, "batch": row.batch, "work": mode, **times})
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def spread(contender: Contender) -> str:
-    low, middle, high = statistics.quantiles(contender.seconds, n=4)
-    return f"{middle:8.3f} ({low:.3f}-{high:.3f})"
+def median_and_quartiles(contender: Contender) -> str:
+    low, median, high = statistics.quantiles(contender.seconds, n=4)
+    return f"{median:.3f} ({low:.3f}-{high:.3f})"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""What the engine adds to NumPy's own time, for one op: `python -m tests.benchmarks.engine`.
+"""Measure the overhead of the autograd engine for one op, compared with NumPy alone.
 
-A chain of 1,000 operations on arrays of four numbers, where the arithmetic costs next to nothing; NumPy's time for the
-same forward and backward arithmetic is taken off. NumPy and minigrad take turns, round by round. The clock is the CPU
-time of this thread; where the processor itself is shared, the best round says most about the code.
+    python -m tests.benchmarks.engine
+
+A round is a chain of 1,000 ops on arrays of four elements, where the arithmetic itself costs little. The overhead is
+the CPU time of minigrad's forward and backward minus NumPy's time for the same arithmetic. minigrad and NumPy take
+turns, round by round. On a shared processor, the best round is the most reliable.
 """
 
 import argparse
@@ -53,20 +55,22 @@ def microseconds(function: Callable[..., None], *arguments: object) -> float:
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=41)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=41, metavar="N", help="number of rounds (default: 41)")
     rounds = parser.parse_args().rounds
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")
-    print("forward + backward, µs an op    minigrad   NumPy's own   the engine's share: best round, median, quartiles")
-    for name, plain, tracked in (("add", add_numpy, add_minigrad), ("mul", mul_numpy, mul_minigrad)):
+    print(f"µs per op, forward and backward, best of {rounds} rounds; overhead = minigrad - NumPy\n")
+    print(f"{'op':6}{'minigrad':>10}{'NumPy':>10}{'overhead: best':>17}{'median':>9}   quartiles")
+    for name, with_numpy, with_minigrad in (("add", add_numpy, add_minigrad), ("mul", mul_numpy, mul_minigrad)):
         x, y = np.ones(4, np.float32), np.ones(4, np.float32)
         times = []
         for _ in range(rounds):
-            own = microseconds(plain, x, y)
-            times.append((microseconds(tracked, Tensor(x, requires_grad=True), Tensor(y)), own))
-        ours, own = (min(column) for column in zip(*times, strict=True))
-        low, middle, high = statistics.quantiles([a - b for a, b in times])
-        print(f"{name:31} {ours:8.2f} {own:13.2f} {ours - own:9.2f} {middle:10.2f}   {low:.2f} to {high:.2f}")
+            numpy_time = microseconds(with_numpy, x, y)
+            times.append((microseconds(with_minigrad, Tensor(x, requires_grad=True), Tensor(y)), numpy_time))
+        best, numpy_best = (min(column) for column in zip(*times, strict=True))
+        low, median, high = statistics.quantiles([a - b for a, b in times])
+        overhead = f"{best - numpy_best:17.2f}{median:9.2f}   {low:.2f} to {high:.2f}"
+        print(f"{name:6}{best:10.2f}{numpy_best:10.2f}{overhead}")
 
 
 if __name__ == "__main__":

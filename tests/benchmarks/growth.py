@@ -1,17 +1,20 @@
-"""What an image costs ViT, Swin and ConvNeXt as it grows:  python -m tests.benchmarks.growth  (picture: matplotlib)
+"""Measure how the cost of ViT, Swin and ConvNeXt grows with the size of the image.
 
-Three models of equal cost at 224 x 224, 4.5 to 4.6 GMACs each, classify one image of 224·k a side. Swin's maps and
-windows fit these sides without padding. Seconds and memory are measured; multiply-adds are counted (`models.summary`).
+    python -m tests.benchmarks.growth      (with matplotlib, also a picture)
 
-A straight line of slope p in the picture means cost ∝ pixelsᵖ. In ViT a layer costs 12 D² multiply-adds a token and
-2 L D more for its attention to all L tokens, so p rises from 1 towards 2: at L = 6 D attention overtakes the rest, in
-S/16 (D = 384) with images of 768 x 768, in the middle of the sizes here. Smaller patches would show it on smaller
-images, but then the three would not begin equal. Swin's L is that of a window and ConvNeXt has no attention: p = 1.
+Three models of equal cost at 224 x 224, 4.5 to 4.6 GMACs each, classify one image of 224·k pixels a side, sizes that
+Swin's feature maps and windows fit without padding. Time and memory are measured; `models.summary` counts
+multiply-accumulates (MACs).
 
-Each point is a process of its own, so that its peak memory is its own too: what a forward takes beyond the weights and
-all that was there before it. One thread computes, as each thread of `Shards` does, and the clock is CPU time, so that
-other work on the machine disturbs little; the median of at least three runs counts. On one core all of it takes about
-four minutes, --quick half a minute.
+A line of slope p in the picture, with logarithmic axes, means cost ∝ pixelsᵖ. In ViT a layer costs 12 D² MACs a token,
+and attention to all L tokens 2 L D more, so p rises from 1 towards 2. Above L = 6 D, attention costs more than the
+rest: for S/16 (D = 384) with images above 768 x 768, in the middle of the sizes here. Smaller patches would show the
+growth on smaller images, but then the three models would not start equal. In Swin, L is the size of a window, and
+ConvNeXt has no attention: p = 1.
+
+Each measurement runs in its own process, so that the peak memory minus the memory before the forward is the memory of
+the forward alone. The clock is CPU time of one thread, which other processes hardly change; the median of at least
+three runs counts. All sizes take about four minutes on one core, --quick half a minute.
 """
 
 import argparse
@@ -39,13 +42,13 @@ FAMILIES = {  # in the picture: name, colour (Okabe and Ito's, which the colour-
 }
 SIDES = [224 * k for k in (1, 2, 3, 4, 5, 6)]
 QUICK_SIDES = SIDES[:3]
-SECONDS, QUICK_SECONDS = 3.0, 0.5  # runs are repeated for so long, but
-FEWEST_RUNS, MOST_RUNS = 3, 15
-END = 3  # slopes are fitted to so many sizes at an end
+BUDGET, QUICK_BUDGET = 3.0, 0.5  # seconds: a measurement repeats the forward for this time
+MIN_RUNS, MAX_RUNS = 3, 15
+SLOPE_POINTS = 3  # slopes are fitted to the 3 smallest and the 3 largest sizes
 
 
 class Point(NamedTuple):
-    """A line of growth.csv."""
+    """A row of growth.csv."""
 
     model: str
     side: int
@@ -55,27 +58,27 @@ class Point(NamedTuple):
     seconds: float  # median
     fastest: float
     slowest: float
-    memory: int  # bytes that the forward took at its peak, beyond what was there before
-    peak: int  # bytes, all together
+    memory: int  # bytes: the peak of the forward minus the memory before
+    peak: int  # bytes: the peak of the process
 
 
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
 def serve(model: str, side: int, budget: float) -> None:
-    """One point, in this process: prints the seconds of each run, memory before, and peak memory."""
+    """Measure one point in this process. Print the seconds of each run, the memory before, and the peak memory."""
     import numpy as np
 
     import models
     from minigrad import Tensor, no_grad, tune_cpu
     from minigrad.nn import init
 
-    tune_cpu(os.cpu_count() or 1)  # leaves BLAS one thread
+    tune_cpu(os.cpu_count() or 1)  # with all cores as threads of minigrad, BLAS gets one thread
     rng = np.random.default_rng(0)
     with init.skip_init():
         network = models.create_model(model, img_size=side)
     network.eval()
-    for parameter in network.parameters():  # in place, as what an initialiser takes would hide what the forward takes
+    for parameter in network.parameters():  # in place: temporary arrays of an initialiser would raise the peak
         if parameter.data.ndim > 1:
             rng.standard_normal(out=parameter.data, dtype=np.float32)
             parameter.data *= 0.02
@@ -84,7 +87,7 @@ def serve(model: str, side: int, budget: float) -> None:
     image = Tensor(rng.standard_normal((1, network.in_chans, side, side), np.float32))
     before = peak_memory()
     seconds: list[float] = []
-    while len(seconds) < FEWEST_RUNS or (sum(seconds) < budget and len(seconds) < MOST_RUNS):
+    while len(seconds) < MIN_RUNS or (sum(seconds) < budget and len(seconds) < MAX_RUNS):
         start = time.process_time()
         with no_grad():
             logits = network(image)
@@ -95,18 +98,20 @@ def serve(model: str, side: int, budget: float) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes. On Linux not from getrusage, which begins with the peak of the process that has started this one."""
+    """Peak memory in bytes. On Linux not by getrusage, which includes the peak of the parent process."""
     status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
+    if status.exists() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(match[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def measure(model: str, side: int, budget: float) -> Point:
-    """One point, in a process of its own."""
+    """Measure one point in a new process."""
     command = [sys.executable, "-m", "tests.benchmarks.growth", "--serve", model, str(side), str(budget)]
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
-    result = subprocess.run(command, env={**os.environ, **one}, stdout=subprocess.PIPE, text=True)
+    one_thread = dict.fromkeys(
+        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+    )
+    result = subprocess.run(command, env={**os.environ, **one_thread}, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         raise SystemExit(f"{model} at {side} x {side} has failed")
     seconds, before, peak = json.loads(result.stdout)
@@ -116,7 +121,7 @@ def measure(model: str, side: int, budget: float) -> Point:
 
 
 def count(model: str, side: int) -> int:
-    """Multiply-adds, without computing anything."""
+    """The multiply-accumulates of a forward, counted without computing it."""
     import models
     from minigrad.nn import init
     from models.summary.cost import macs
@@ -126,7 +131,7 @@ def count(model: str, side: int) -> int:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """p of the power law y = c xᵖ that fits best: a straight line through the logarithms."""
+    """The exponent p of the power law y = c xᵖ, by linear regression of the logarithms."""
     return statistics.linear_regression([log(v) for v in x], [log(v) for v in y]).slope
 
 
@@ -134,7 +139,9 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def by_family(points: Sequence[Point]) -> dict[str, list[Point]]:
-    return {model: found for model in FAMILIES if (found := [point for point in points if point.model == model])}
+    """The points of each measured model, in the order of FAMILIES."""
+    curves = {model: [point for point in points if point.model == model] for model in FAMILIES}
+    return {model: curve for model, curve in curves.items() if curve}
 
 
 def slope_of(points: Sequence[Point], field: str) -> float:
@@ -142,17 +149,19 @@ def slope_of(points: Sequence[Point], field: str) -> float:
 
 
 def table(points: Sequence[Point]) -> str:
-    """A line for each side, then the slopes at both ends."""
+    """A row for each side, then the slopes over the smallest and over the largest sides."""
     families = by_family(points)
-    groups = "".join(f"{FAMILIES[model][0]:>28}" for model in families)
-    lines = [f"{'':14}{groups}", f"{'side':14}" + f"{'GMACs':>12}{'s':>8}{'MB':>8}" * len(families)]
+    groups = "".join(f"{FAMILIES[model][0]:>22}" for model in families)
+    lines = [f"{'':14}{groups}", f"{'side':14}" + f" {'GMACs':>7} {'s':>6} {'MB':>6}" * len(families)]
     for row in zip(*families.values(), strict=True):
-        cells = (f"{p.macs / 1e9:12.2f}{p.seconds:8.3f}{p.memory / 1e6:8.0f}" for p in row)
+        cells = (f" {p.macs / 1e9:7.2f} {p.seconds:6.2f} {p.memory / 1e6:6.0f}" for p in row)
         lines.append(f"{row[0].side:<14}" + "".join(cells))
     sides = [point.side for point in next(iter(families.values()))]
-    for part in dict.fromkeys([tuple(sides[:END]), tuple(sides[-END:])]):
-        ends = [[p for p in found if p.side in part] for found in families.values()]
-        cells = (f"{slope_of(e, 'macs'):12.2f}{slope_of(e, 'seconds'):8.2f}{slope_of(e, 'memory'):8.2f}" for e in ends)
+    for part in dict.fromkeys([tuple(sides[:SLOPE_POINTS]), tuple(sides[-SLOPE_POINTS:])]):
+        ends = [[p for p in curve if p.side in part] for curve in families.values()]
+        cells = (
+            f" {slope_of(e, 'macs'):7.2f} {slope_of(e, 'seconds'):6.2f} {slope_of(e, 'memory'):6.2f}" for e in ends
+        )
         lines.append(f"slope {part[0]}-{part[-1]:<{7 - len(str(part[0]))}}" + "".join(cells))
     return "\n".join(lines)
 
@@ -164,8 +173,8 @@ def write(points: Sequence[Point], path: Path) -> None:
         writer.writerows(points)
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
-    """Time and memory over the number of pixels."""
+def plot(points: Sequence[Point], path: Path) -> None:
+    """Plot time and memory over the number of pixels."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
@@ -173,21 +182,29 @@ def draw(points: Sequence[Point], path: Path) -> None:
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     families = by_family(points)
     pixels = [point.pixels for point in next(iter(families.values()))]
-    rate = statistics.median(point.macs / point.seconds for point in points)
+    macs_per_second = statistics.median(point.macs / point.seconds for point in points)
     for axes, field in ((left, "seconds"), (right, "memory")):
         axes.set(xscale="log", yscale="log", xlabel="pixels")
-        for model, found in families.items():
+        for model, curve in families.items():
             _, colour, marker = FAMILIES[model]
             if axes is left:
-                axes.plot(pixels, [p.macs / rate for p in found], "--", color=colour, linewidth=1)
-            values = [getattr(p, field) for p in found]
+                axes.plot(pixels, [p.macs / macs_per_second for p in curve], "--", color=colour, linewidth=1)
+            values = [getattr(p, field) for p in curve]
             axes.plot(pixels, values, marker=marker, color=colour, linewidth=2, markersize=6.5, markeredgecolor="white")
         low, high = (log(limit) for limit in axes.get_ylim())
-        ends = apart([log(getattr(found[-1], field)) for found in families.values()], 0.115 * (high - low))
-        for (model, found), end in zip(families.items(), ends, strict=True):
+        ends = spread_apart([log(getattr(curve[-1], field)) for curve in families.values()], 0.115 * (high - low))
+        for (model, curve), end in zip(families.items(), ends, strict=True):
             name, colour, _ = FAMILIES[model]
-            text, place = f"{name}\nslope {slope_of(found[-END:], field):.2f}", (pixels[-1], exp(end))
-            axes.annotate(text, place, (9, 0), textcoords="offset points", va="center", color=colour, linespacing=1.3)
+            label = f"{name}\nslope {slope_of(curve[-SLOPE_POINTS:], field):.2f}"
+            axes.annotate(
+                label,
+                (pixels[-1], exp(end)),
+                (9, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                linespacing=1.3,
+            )
         axes.xaxis.set_major_locator(FixedLocator(pixels))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x**0.5:.0f}²"))
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -203,21 +220,22 @@ def draw(points: Sequence[Point], path: Path) -> None:
     right.set_title("Peak memory beyond the weights", loc="left", fontsize=11)
     left.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} s"))
     right.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y / 1e6:g} MB" if y < 1e9 else f"{y / 1e9:g} GB"))
-    note = f"dashed: multiply-adds,\nat {rate / 1e9:.0f} billion a second"
+    note = f"dashed: MACs, at\n{macs_per_second / 1e9:.0f} billion per second"
     left.text(0.97, 0.04, note, transform=left.transAxes, ha="right", color="0.35", fontsize=9, linespacing=1.3)
-    ratios = (f"{FAMILIES[model][0]} {found[-1].seconds / found[0].seconds:.0f}" for model, found in families.items())
-    title = f"{pixels[-1] / pixels[0]:.0f} times the pixels take how many times as long? {', '.join(ratios)}"
+    ratios = (f"{FAMILIES[model][0]} {curve[-1].seconds / curve[0].seconds:.0f}x" for model, curve in families.items())
+    title = f"Time for {pixels[-1] / pixels[0]:.0f} times the pixels: {', '.join(ratios)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-    under = f"Inference in float32, one image, one thread. Slope p over the {END} largest sizes: cost grows as pixelsᵖ."
-    figure.supxlabel(under, x=0.01, ha="left", fontsize=9, color="0.35")
+    caption = "Inference in float32, one image, one thread. "
+    caption += f"Slope p over the {SLOPE_POINTS} largest sizes: cost grows as pixelsᵖ."
+    figure.supxlabel(caption, x=0.01, ha="left", fontsize=9, color="0.35")
     figure.savefig(path, dpi=150)
 
 
-def apart(values: Sequence[float], gap: float) -> list[float]:
-    """The values, moved as little as makes neighbours `gap` apart, in their order."""
+def spread_apart(values: Sequence[float], gap: float) -> list[float]:
+    """The values with minimum changes so that neighbours differ by at least `gap`. The order stays."""
     places: dict[int, float] = {}
     order = sorted(range(len(values)), key=lambda i: values[i])
-    groups: list[list[int]] = []  # neighbours that touch, around their common middle
+    groups: list[list[int]] = []  # groups of neighbours at distance `gap`, centred on the mean of their values
     for i in order:
         groups.append([i])
         while True:
@@ -233,35 +251,43 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="only the three smallest sizes")
-    parser.add_argument("--output", type=Path, default=Path("runs/growth"), metavar="FOLDER", help="for the results")
+    parser.add_argument("--quick", action="store_true", help="only the three smallest sizes, with fewer runs")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/growth"),
+        metavar="FOLDER",
+        help="where to write growth.csv and growth.png (default: runs/growth)",
+    )
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         model, side, budget = options.serve
         return serve(model, int(side), float(budget))
     options.output.mkdir(parents=True, exist_ok=True)
-    ready = has_matplotlib()
-    if not ready:
-        print("matplotlib is not installed, so there will be no growth.png: pip install -e '.[train]'\n")
-    print(f"{platform.processor() or platform.machine()}, one thread; float32, batch of one image\n")
+    can_plot = has_matplotlib()
+    if not can_plot:
+        print("No growth.png without matplotlib: pip install -e '.[train]'\n")
+    print(f"{platform.processor() or platform.machine()}, one thread, float32")
+    print("Forward of one image: multiply-accumulates (GMACs), CPU time (s), peak memory")
+    print("minus memory before (MB). Slope p: the cost grows as pixels to the power p.\n")
     points = []
     for side in QUICK_SIDES if options.quick else SIDES:
         for model in FAMILIES:
             progress(f"{FAMILIES[model][0]} at {side} x {side} ...")
-            points.append(measure(model, side, QUICK_SECONDS if options.quick else SECONDS))
+            points.append(measure(model, side, QUICK_BUDGET if options.quick else BUDGET))
     progress("")
     print(table(points))
     write(points, options.output / "growth.csv")
-    if ready:
-        draw(points, options.output / "growth.png")
-    print(f"\nin {options.output}: growth.csv" + (" and growth.png" if ready else ""))
+    if can_plot:
+        plot(points, options.output / "growth.png")
+    print(f"\nWritten to {options.output}: growth.csv" + (" and growth.png" if can_plot else ""))
 
 
-def progress(text: str) -> None:
-    """In place of the last, where somebody watches."""
+def progress(label: str) -> None:
+    """Replace the last progress line, if the output is a terminal."""
     if sys.stderr.isatty():
-        print(f"\r{text:30}\r", end="", file=sys.stderr, flush=True)
+        print(f"\r{label:30}\r", end="", file=sys.stderr, flush=True)
 
 
 def has_matplotlib() -> bool:

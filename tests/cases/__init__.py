@@ -1,4 +1,4 @@
-"""The table of all ops, one file a family, each with its list CASES."""
+"""The table of all ops: each file holds one family of ops in its list CASES."""
 
 from importlib import import_module
 from pkgutil import iter_modules

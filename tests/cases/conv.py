@@ -1,4 +1,4 @@
-"""Convolution. The oracle reads the definition aloud, one number at a time."""
+"""Convolution. The oracle is the definition, as loops over all elements."""
 
 from itertools import product
 
@@ -7,44 +7,44 @@ from hypothesis import strategies as st
 
 import minigrad.functional as F
 from minigrad.testing import arrays
-from tests.cases.case import Call, Case
+from tests.cases.case import Call, Case, torch_functional
 
 SIDES = st.integers(1, 3)
 
 
 def int_or_pair(pair):
-    """How users write it: a pair, or one number where both are equal."""
+    """The pair, or if both integers are equal, also the single integer."""
     return st.sampled_from([pair, pair[0]]) if pair[0] == pair[1] else st.just(pair)
 
 
 @st.composite
-def convolutions(draw):
-    """Groups from dense to depthwise, kernels from 1 × 1 up, images as small as the padded kernel allows."""
+def conv2d_calls(draw):
+    """Groups from dense to depthwise, kernels from 1 × 1, and images down to the smallest that the kernel fits in."""
     groups, kernel = draw(SIDES), (draw(SIDES), draw(SIDES))
-    grouped, outputs = draw(st.sampled_from([1, 1, 2])), groups * draw(st.integers(1, 2))
+    channels_per_group, outputs = draw(st.sampled_from([1, 1, 2])), groups * draw(st.integers(1, 2))
     stride, dilation = (draw(SIDES), draw(SIDES)), (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
     options = {"padding": draw(int_or_pair(padding)), "groups": groups}
-    special = draw(st.sampled_from([None, None, "same", "valid", "patches"]))
-    if special == "same":
-        options["padding"], stride = special, (1, 1)
-    elif special == "valid":
-        options["padding"], padding = special, (0, 0)
-    elif special == "patches":
+    kind = draw(st.sampled_from([None, None, "same", "valid", "patches"]))
+    if kind == "same":
+        options["padding"], stride = kind, (1, 1)
+    elif kind == "valid":
+        options["padding"], padding = kind, (0, 0)
+    elif kind == "patches":
         options["padding"], padding, stride, dilation = 0, (0, 0), kernel, (1, 1)
     options |= {"stride": draw(int_or_pair(stride)), "dilation": draw(int_or_pair(dilation))}
-    least = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    least = [1 if special == "same" else max(1, side) for side in least]
-    image = (groups * grouped, least[0] + draw(st.integers(0, 4)), least[1] + draw(st.integers(0, 4)))
+    minimum = [(k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True)]
+    minimum = [1 if kind == "same" else max(1, side) for side in minimum]
+    image = (groups * channels_per_group, minimum[0] + draw(st.integers(0, 4)), minimum[1] + draw(st.integers(0, 4)))
     batch = draw(st.sampled_from([(), (0,), (1,), (2,)]))
     bias = draw(st.none() | arrays((outputs,)))
-    return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, grouped, *kernel))), bias), options)
+    return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, channels_per_group, *kernel))), bias), options)
 
 
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
     if x.ndim == 3:
         return conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
-    (SH, SW), (DH, DW) = (np.broadcast_to(choice, 2) for choice in (stride, dilation))
+    (SH, SW), (DH, DW) = (np.broadcast_to(value, 2) for value in (stride, dilation))
     (N, _, H, W), (O, Cg, KH, KW) = x.shape, weight.shape  # noqa: E741
     if padding == "same":
         top, left = (KH - 1) * DH // 2, (KW - 1) * DW // 2
@@ -64,11 +64,5 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 
 CASES = [
-    Case(
-        "conv2d",
-        F.conv2d,
-        convolutions(),
-        conv2d,
-        lambda torch, x, weight, bias, **options: torch.nn.functional.conv2d(x, weight, bias, **options),
-    )
+    Case("conv2d", F.conv2d, conv2d_calls(), conv2d, torch_functional("conv2d")),
 ]

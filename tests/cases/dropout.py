@@ -1,4 +1,4 @@
-"""Dropout under a fixed seed, so that each run draws the same mask. PyTorch draws another one."""
+"""Dropout with a fixed seed, so that each call has the same mask. PyTorch's random numbers differ."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -18,7 +18,8 @@ def seeded(drop):
     return run
 
 
-def times_what_is_left_of_ones(drop):
+def scaled_mask_oracle(drop):
+    """x · mask / (1 - p), where dropout of ones returns mask / (1 - p)."""
     return lambda x, **options: x * seeded(drop)(Tensor(np.ones(x.shape)), **options).data
 
 
@@ -28,7 +29,7 @@ def case(drop, shape):
         run=seeded(drop),
         calls=calls(arrays(shape), p=st.sampled_from([0.0, 0.25, 0.5, 1.0]), training=st.booleans())
         | calls(arrays(shape)),
-        oracle=times_what_is_left_of_ones(drop),
+        oracle=scaled_mask_oracle(drop),
         torch=None,
     )
 

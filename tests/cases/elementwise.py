@@ -1,4 +1,4 @@
-"""Ops that act on each number by itself."""
+"""Elementwise ops."""
 
 import math
 import operator
@@ -9,36 +9,36 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad.testing import arrays, broadcastable_shapes, shapes
-from tests.cases.case import Call, Case, calls, combined
+from tests.cases.case import Call, Case, calls, concatenated
 
-GAP = 0.02  # between values at a kink; bounds of clamp at odd multiples of it lie between them
+GAP = 0.02  # minimum distance of values from a kink and from each other; clamp's bounds are odd multiples of GAP
 SMALL = shapes(max_dims=3, max_side=4)
 
 
-def pairs(first, second):
-    """Two arrays of shapes that broadcast, with values in these (low, high)."""
+def broadcast_pairs(first, second):
+    """Two arrays of shapes that broadcast, with values in the ranges `first` and `second`, (low, high)."""
     ranges = [{"low": low, "high": high} for low, high in (first, second)]
-    drawn = broadcastable_shapes(2, max_dims=3, max_side=4)
-    return drawn.flatmap(lambda s: calls(*(arrays(shape, **r) for shape, r in zip(s, ranges, strict=True))))
+    two_shapes = broadcastable_shapes(2, max_dims=3, max_side=4)
+    return two_shapes.flatmap(lambda s: calls(*(arrays(shape, **r) for shape, r in zip(s, ranges, strict=True))))
 
 
 @st.composite
-def pairs_apart(draw):
-    """Two arrays of shapes that broadcast, in which no two values are near each other."""
+def distinct_pairs(draw):
+    """Two arrays of shapes that broadcast, without ties: all values differ by at least GAP."""
     a, b = draw(broadcastable_shapes(2, max_dims=3, max_side=3))
     values = draw(arrays((math.prod(a) + math.prod(b),), gap=GAP))
     return Call((values[: math.prod(a)].reshape(a), values[math.prod(a) :].reshape(b)))
 
 
 @st.composite
-def choices_between(draw):
-    """A condition and two arrays, whose shapes broadcast; either branch may be a number."""
+def where_calls(draw):
+    """A condition and two arrays, of shapes that broadcast."""
     condition, a, b = draw(broadcastable_shapes(3, max_dims=3, max_side=4))
     return Call((draw(arrays(condition, dtype=bool)), draw(arrays(a)), draw(arrays(b))))
 
 
 def scalar_forms(x):
-    """Each operator with a number on either side."""
+    """Each operator with a Python number on either side."""
     return [x + 2, 2 + x, x - 2, 2 - x, x * 3, 3 * x, x / 2, 2 / x, x**3, 2**x, x**0.5, -x, +2.5 * x]
 
 
@@ -59,13 +59,13 @@ def binary(name, run, calls, oracle):
 ANY, POSITIVE, NEGATIVE = (-2.0, 2.0), (0.5, 2.0), (-2.0, -0.5)
 
 CASES = [
-    binary("add", operator.add, pairs(ANY, ANY), np.add),
-    binary("sub", operator.sub, pairs(ANY, ANY), np.subtract),
-    binary("mul", operator.mul, pairs(ANY, ANY), np.multiply),
-    binary("div", operator.truediv, pairs(ANY, POSITIVE) | pairs(ANY, NEGATIVE), np.true_divide),
-    binary("pow", operator.pow, pairs(POSITIVE, ANY), np.power),
-    binary("maximum", Tensor.maximum, pairs_apart(), np.maximum),
-    binary("minimum", Tensor.minimum, pairs_apart(), np.minimum),
+    binary("add", operator.add, broadcast_pairs(ANY, ANY), np.add),
+    binary("sub", operator.sub, broadcast_pairs(ANY, ANY), np.subtract),
+    binary("mul", operator.mul, broadcast_pairs(ANY, ANY), np.multiply),
+    binary("div", operator.truediv, broadcast_pairs(ANY, POSITIVE) | broadcast_pairs(ANY, NEGATIVE), np.true_divide),
+    binary("pow", operator.pow, broadcast_pairs(POSITIVE, ANY), np.power),
+    binary("maximum", Tensor.maximum, distinct_pairs(), np.maximum),
+    binary("minimum", Tensor.minimum, distinct_pairs(), np.minimum),
     Case(
         name="pow_number",
         run=lambda x, exponent: x**exponent,
@@ -76,16 +76,16 @@ CASES = [
     ),
     Case(
         name="scalar_operators",
-        ops=13,  # whose gradients are added up
-        run=lambda x: combined(scalar_forms(x), minigrad.cat),
+        ops=13,  # with a sum of 13 gradients
+        run=lambda x: concatenated(scalar_forms(x), minigrad.cat),
         calls=calls(arrays(SMALL, low=0.5)),
-        oracle=lambda x: combined(scalar_forms(x), np.concatenate),
-        torch=lambda torch, x: combined(scalar_forms(x), torch.cat),
+        oracle=lambda x: concatenated(scalar_forms(x), np.concatenate),
+        torch=lambda torch, x: concatenated(scalar_forms(x), torch.cat),
     ),
     Case(
         name="where",
         run=minigrad.where,
-        calls=choices_between(),
+        calls=where_calls(),
         oracle=np.where,
         torch=lambda torch, condition, a, b: torch.where(condition, a, b),
     ),

@@ -1,4 +1,4 @@
-"""Ops that pick entries."""
+"""Indexing: getitem, gather, index_select, masked_fill."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -9,52 +9,52 @@ from minigrad.testing import arrays, broadcastable_shapes, shapes
 from tests.cases.case import Call, Case
 
 SMALL = shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
-WHOLE = slice(None)
+FULL_SLICE = slice(None)
 
 
 @st.composite
-def basic(draw):
-    """Integers, slices of any step, None and Ellipsis."""
+def basic_index_calls(draw):
+    """Indices of integers, slices with any step, None and Ellipsis."""
     x = draw(arrays(shapes(max_dims=3, max_side=4)))
     return Call((x,), {"index": draw(basic_indices(x.shape, allow_newaxis=True, max_dims=5))})
 
 
 @st.composite
-def masks(draw):
-    """One boolean array over the first axes, or over a later one behind slices."""
+def mask_calls(draw):
+    """Indices with one boolean array, for the first axes, or after slices for one later axis."""
     x = draw(arrays(SMALL))
     first = draw(st.integers(0, x.ndim - 1))
     last = draw(st.integers(first + 1, x.ndim)) if first == 0 else first + 1
     mask = draw(arrays(x.shape[first:last], dtype=bool))
-    return Call((x, mask), {"index": (WHOLE,) * first + ("array 0",) + draw(st.sampled_from([(), (...,)]))})
+    return Call((x, mask), {"index": (FULL_SLICE,) * first + ("array 0",) + draw(st.sampled_from([(), (...,)]))})
 
 
 @st.composite
-def integer_arrays(draw):
-    """One to three arrays of integers that broadcast, next to each other or with slices, None or Ellipsis between."""
+def integer_array_calls(draw):
+    """Indices with one to three integer arrays that broadcast, adjacent or separated by slices, None or Ellipsis."""
     x = draw(arrays(SMALL))
-    chosen = sorted(draw(st.sets(st.integers(0, x.ndim - 1), min_size=1, max_size=x.ndim)))
-    some = broadcastable_shapes(len(chosen), max_dims=2, min_side=draw(st.integers(0, 2)), max_side=4)
-    drawn = draw(some.filter(all))  # a 0-d array is an index like any other for NumPy, but a number for PyTorch
-    places = [
+    indexed_axes = sorted(draw(st.sets(st.integers(0, x.ndim - 1), min_size=1, max_size=x.ndim)))
+    index_shapes = broadcastable_shapes(len(indexed_axes), max_dims=2, min_side=draw(st.integers(0, 2)), max_side=4)
+    drawn_shapes = draw(index_shapes.filter(all))  # without 0-d arrays: for PyTorch they are integers, not index arrays
+    index_arrays = [
         draw(arrays(shape, dtype=np.int64, low=-x.shape[axis], high=x.shape[axis]))
-        for axis, shape in zip(chosen, drawn, strict=True)
+        for axis, shape in zip(indexed_axes, drawn_shapes, strict=True)
     ]
-    parts = [draw(st.sampled_from([WHOLE, slice(1, None), slice(None, None, -1)])) for _ in x.shape]
-    for number, axis in enumerate(chosen):
+    parts = [draw(st.sampled_from([FULL_SLICE, slice(1, None), slice(None, None, -1)])) for _ in x.shape]
+    for number, axis in enumerate(indexed_axes):
         parts[axis] = f"array {number}"
     if draw(st.booleans()):
         parts.insert(draw(st.integers(0, len(parts))), None)
     if draw(st.booleans()):
-        # For an axis. One between two arrays that stands for none parts them in NumPy's eyes, and not in PyTorch's.
-        whole = [i for i, part in enumerate(parts) if part == WHOLE]
-        at = draw(st.sampled_from(whole or [len(parts)]))
+        # The Ellipsis replaces a slice: for NumPy, but not for PyTorch, an empty Ellipsis separates two index arrays.
+        full_slices = [i for i, part in enumerate(parts) if part == FULL_SLICE]
+        at = draw(st.sampled_from(full_slices or [len(parts)]))
         parts[at : at + 1] = [...]
-    return Call((x, *places), {"index": tuple(parts)})
+    return Call((x, *index_arrays), {"index": tuple(parts)})
 
 
 @st.composite
-def gatherings(draw):
+def gather_calls(draw):
     x = draw(arrays(SMALL))
     dim = draw(st.integers(-x.ndim, x.ndim - 1))
     shape = [draw(st.integers(0, size)) for size in x.shape]
@@ -63,7 +63,7 @@ def gatherings(draw):
 
 
 @st.composite
-def selections(draw):
+def index_select_calls(draw):
     x = draw(arrays(SMALL))
     dim = draw(st.integers(-x.ndim, x.ndim - 1))
     index = draw(arrays((draw(st.integers(0, 6)),), dtype=np.int64, low=0, high=x.shape[dim]))
@@ -71,53 +71,54 @@ def selections(draw):
 
 
 @st.composite
-def fillings(draw):
+def masked_fill_calls(draw):
     x = draw(arrays(shapes(max_dims=3, max_side=4)))
     mask_shape = [draw(st.sampled_from([1, size])) for size in x.shape][draw(st.integers(0, x.ndim)) :]
     value = draw(st.sampled_from([0.0, -1.5, 3]))
     return Call((x, draw(arrays(tuple(mask_shape), dtype=bool))), {"value": value})
 
 
-def filled_in(index, places):
-    """The index with arrays where it says "array 0", "array 1", ..."""
+def with_arrays(index, index_arrays):
+    """The index, with the strings "array 0", "array 1", ... replaced by the arrays."""
     if not isinstance(index, tuple):
         return index
-    return tuple(places[int(part.split()[1])] if isinstance(part, str) else part for part in index)
+    return tuple(index_arrays[int(part.split()[1])] if isinstance(part, str) else part for part in index)
 
 
-def getitem_in_torch(torch, x, *places, index):
-    """PyTorch has no negative steps: a flip, and the same entries in rising order."""
+def getitem_in_torch(torch, x, *index_arrays, index):
+    """PyTorch has no slices with negative steps: flip the axis, then take the same entries with a positive step."""
     index = index if isinstance(index, tuple) else (index,)
-    axes_taken = [
-        places[int(p.split()[1])].ndim if _is_mask(p, places) else int(p is not None and p is not ...) for p in index
+    axes_per_part = [
+        index_arrays[int(p.split()[1])].ndim if _is_mask(p, index_arrays) else int(p is not None and p is not ...)
+        for p in index
     ]
     axis, parts = 0, []
-    for part, taken in zip(index, axes_taken, strict=True):
+    for part, count in zip(index, axes_per_part, strict=True):
         if part is ...:
-            taken = x.ndim - sum(axes_taken)
+            count = x.ndim - sum(axes_per_part)
         if isinstance(part, slice) and part.step is not None and part.step < 0:
             n, picked = x.shape[axis], range(*part.indices(x.shape[axis]))
             x, first = x.flip(axis), n - 1 - picked.start
             part = slice(first, first + len(picked) * -part.step, -part.step) if picked else slice(0, 0)
         parts.append(part)
-        axis += taken
-    return x[filled_in(tuple(parts), places)]
+        axis += count
+    return x[with_arrays(tuple(parts), index_arrays)]
 
 
-def _is_mask(part, places):
-    return isinstance(part, str) and str(places[int(part.split()[1])].dtype) == "torch.bool"
+def _is_mask(part, index_arrays):
+    return isinstance(part, str) and str(index_arrays[int(part.split()[1])].dtype) == "torch.bool"
 
 
-def gathered(x, index, dim):
+def naive_gather(x, index, dim):
     y = np.empty(index.shape)
-    for place in np.ndindex(index.shape):
-        origin = list(place)
-        origin[dim] = index[place]
-        y[place] = x[tuple(origin)]
+    for position in np.ndindex(index.shape):
+        source = list(position)
+        source[dim] = index[position]
+        y[position] = x[tuple(source)]
     return y
 
 
-def selected(x, index, dim):
+def naive_index_select(x, index, dim):
     parts = [np.moveaxis(x, dim, 0)[i] for i in index]
     empty = np.moveaxis(x, dim, 0)[:0]
     return np.moveaxis(np.stack(parts) if parts else empty, 0, dim)
@@ -126,35 +127,35 @@ def selected(x, index, dim):
 def getitem(name, calls):
     return Case(
         name=name,
-        run=lambda x, *places, index: x[filled_in(index, places)],
+        run=lambda x, *index_arrays, index: x[with_arrays(index, index_arrays)],
         calls=calls,
-        oracle=lambda x, *places, index: x[filled_in(index, places)],  # NumPy's rules are the definition
+        oracle=lambda x, *index_arrays, index: x[with_arrays(index, index_arrays)],  # NumPy's rules are the definition
         torch=getitem_in_torch,
     )
 
 
 CASES = [
-    getitem("getitem_slices", basic()),
-    getitem("getitem_masks", masks()),
-    getitem("getitem_arrays", integer_arrays()),
+    getitem("getitem_slices", basic_index_calls()),
+    getitem("getitem_masks", mask_calls()),
+    getitem("getitem_arrays", integer_array_calls()),
     Case(
         name="gather",
         run=lambda x, index, dim: x.gather(dim, index),
-        calls=gatherings(),
-        oracle=gathered,
+        calls=gather_calls(),
+        oracle=naive_gather,
         torch=lambda torch, x, index, dim: x.gather(dim, index),
     ),
     Case(
         name="index_select",
         run=lambda x, index, dim: x.index_select(dim, index),
-        calls=selections(),
-        oracle=selected,
+        calls=index_select_calls(),
+        oracle=naive_index_select,
         torch=lambda torch, x, index, dim: x.index_select(dim, index),
     ),
     Case(
         name="masked_fill",
         run=Tensor.masked_fill,
-        calls=fillings(),
+        calls=masked_fill_calls(),
         oracle=lambda x, mask, value: np.where(mask, float(value), x),
         torch=lambda torch, x, mask, value: x.masked_fill(mask, value),
     ),

@@ -1,4 +1,4 @@
-"""Ops that fold axes. The oracles walk over plain lists of numbers."""
+"""Reductions and cumsum. The oracles reduce lists of Python numbers."""
 
 import math
 from functools import partial
@@ -14,33 +14,33 @@ GAP = 0.01
 
 
 @st.composite
-def reductions(draw, *, gap=0.0, least=0, max_side=4, dim_needed=False, **more):
-    """An array and dims; with `least`, that many values at least are folded, though other axes may be empty."""
+def reduction_calls(draw, *, gap=0.0, min_side=0, max_side=4, dim_required=False, **more):
+    """An array and `dim`. The reduced axes have at least `min_side` entries; other axes may be empty."""
     shape = list(draw(shapes(max_dims=3, max_side=max_side)))
-    dim = draw(axes(len(shape)).filter(lambda dim: dim is not None or not dim_needed))
+    dim = draw(axes(len(shape)).filter(lambda dim: dim is not None or not dim_required))
     for axis in range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim:
-        shape[axis] = max(shape[axis], least)
+        shape[axis] = max(shape[axis], min_side)
     options = {"dim": dim, "keepdim": draw(st.booleans())}
-    options |= {name: draw(choice) for name, choice in more.items()}
+    options |= {name: draw(strategy) for name, strategy in more.items()}
     return Call((draw(arrays(tuple(shape), gap=gap)),), options)
 
 
 @st.composite
-def cumulations(draw):
+def cumsum_calls(draw):
     x = draw(arrays(shapes(max_dims=3)))
     size = max(x.ndim, 1)
     return Call((x,), {"dim": draw(st.integers(-size, size - 1))})
 
 
-def folded(fold, x, dim, keepdim, **options):
-    """`fold` applied to the list of numbers that share a place on the axes which stay."""
-    gone = set(range(x.ndim)) if dim is None else {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
-    y = np.empty([1 if axis in gone else size for axis, size in enumerate(x.shape)])
-    for place in np.ndindex(y.shape):
-        y[place] = fold(
-            x[tuple(slice(None) if a in gone else i for a, i in enumerate(place))].ravel().tolist(), **options
+def naive_reduce(reduce, x, dim, keepdim, **options):
+    """`reduce` of the list of elements along the reduced axes, for each index of the other axes."""
+    reduced = set(range(x.ndim)) if dim is None else {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
+    y = np.empty([1 if axis in reduced else size for axis, size in enumerate(x.shape)])
+    for index in np.ndindex(y.shape):
+        y[index] = reduce(
+            x[tuple(slice(None) if a in reduced else i for a, i in enumerate(index))].ravel().tolist(), **options
         )
-    return y if keepdim else y.reshape([size for axis, size in enumerate(x.shape) if axis not in gone])
+    return y if keepdim else y.reshape([size for axis, size in enumerate(x.shape) if axis not in reduced])
 
 
 def mean(values):
@@ -51,25 +51,25 @@ def var(values, correction=1):
     return math.fsum((value - mean(values)) ** 2 for value in values) / (len(values) - correction)
 
 
-def running_sum(x, dim):
+def naive_cumsum(x, dim):
     y = x.copy()
-    for place in np.ndindex(x.shape):
-        before = list(place)
-        if x.ndim and place[dim]:
-            before[dim] -= 1
-            y[place] += y[tuple(before)]
+    for index in np.ndindex(x.shape):
+        previous = list(index)
+        if x.ndim and index[dim]:
+            previous[dim] -= 1
+            y[index] += y[tuple(previous)]
     return y
 
 
 def torch_prod(torch, x, dim, keepdim):
-    """PyTorch's takes one dim at a time."""
+    """PyTorch's prod reduces one dim at a time."""
     dims = list(range(x.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
     for axis in sorted((d % x.ndim for d in dims), reverse=True):
         x = x.prod(axis, keepdim)
     return x
 
 
-def torch_extremum(name, torch, x, dim, keepdim):
+def torch_amax_or_amin(name, torch, x, dim, keepdim):
     return getattr(torch, name)(x, () if dim is None else dim, keepdim)
 
 
@@ -77,28 +77,30 @@ def same_in_torch(name, torch, x, **options):
     return getattr(torch, name)(x, **options)
 
 
-def reduction(name, fold, calls, in_torch=None):
-    return Case(name, getattr(Tensor, name), calls, partial(folded, fold), in_torch or partial(same_in_torch, name))
+def reduction(name, reduce, calls, in_torch=None):
+    return Case(
+        name, getattr(Tensor, name), calls, partial(naive_reduce, reduce), in_torch or partial(same_in_torch, name)
+    )
 
 
-SPREAD = {"gap": GAP, "least": 2, "correction": st.sampled_from([0, 1])}
+VARIANCE = {"gap": GAP, "min_side": 2, "correction": st.sampled_from([0, 1])}
 
 CASES = [
-    reduction("sum", math.fsum, reductions()),
-    reduction("mean", mean, reductions(least=1)),
-    reduction("var", var, reductions(**SPREAD).filter(lambda call: call.inputs[0].ndim)),
+    reduction("sum", math.fsum, reduction_calls()),
+    reduction("mean", mean, reduction_calls(min_side=1)),
+    reduction("var", var, reduction_calls(**VARIANCE).filter(lambda call: call.inputs[0].ndim)),
     reduction(
         "std",
         lambda values, **c: math.sqrt(var(values, **c)),
-        reductions(**SPREAD).filter(lambda call: call.inputs[0].ndim),
+        reduction_calls(**VARIANCE).filter(lambda call: call.inputs[0].ndim),
     ),
-    reduction("amax", max, reductions(gap=GAP, least=1), partial(torch_extremum, "amax")),
-    reduction("amin", min, reductions(gap=GAP, least=1), partial(torch_extremum, "amin")),
-    reduction("prod", math.prod, reductions(max_side=3), torch_prod),
+    reduction("amax", max, reduction_calls(gap=GAP, min_side=1), partial(torch_amax_or_amin, "amax")),
+    reduction("amin", min, reduction_calls(gap=GAP, min_side=1), partial(torch_amax_or_amin, "amin")),
+    reduction("prod", math.prod, reduction_calls(max_side=3), torch_prod),
     reduction(
         "logsumexp",
         lambda values: math.log(math.fsum(map(math.exp, values))),
-        reductions(least=1, dim_needed=True),
+        reduction_calls(min_side=1, dim_required=True),
     ),
-    Case("cumsum", Tensor.cumsum, cumulations(), running_sum, partial(same_in_torch, "cumsum")),
+    Case("cumsum", Tensor.cumsum, cumsum_calls(), naive_cumsum, partial(same_in_torch, "cumsum")),
 ]

@@ -1,7 +1,7 @@
-"""PyTorch's answers, recorded, so that a machine without PyTorch can compare with them.
+"""Recorded results of PyTorch (goldens), so that tests without PyTorch compare with them.
 
-`calls.json` has a list of calls: the case, the options, and the shapes and dtypes of the arrays; `values.npz` has all
-the arrays' numbers, one behind the other, as one float64 array. `python -m tests.goldens.record` writes both.
+`calls.json` is a list of calls: the case, the options, and the shapes and dtypes of the arrays. `values.npz` holds the
+elements of all arrays, concatenated as one float64 array. `python -m tests.goldens.record` writes both files.
 """
 
 import json
@@ -19,22 +19,24 @@ _CALLS, _VALUES = (Path(__file__).parent / name for name in ("calls.json", "valu
 
 @dataclass(frozen=True)
 class Golden:
-    """One call of a case, and what PyTorch made of it."""
+    """One call of a case, and PyTorch's results."""
 
     case: str
     call: Call
     grad_output: np.ndarray
-    answers: list[np.ndarray]  # the output, and the gradients of the inputs that have one
+    results: list[np.ndarray]  # the output, and the gradients of the differentiable inputs
 
 
 def save(goldens: list[Golden]) -> None:
     table, values = [], []
     for golden in goldens:
-        arrays = [*golden.call.inputs, golden.grad_output, *golden.answers]
-        kinds = [None if x is None else [x.dtype.str, *x.shape] for x in arrays]
+        arrays = [*golden.call.inputs, golden.grad_output, *golden.results]
+        dtypes_and_shapes = [None if x is None else [x.dtype.str, *x.shape] for x in arrays]
         values += [x.astype(np.float64).ravel() for x in arrays if x is not None]
-        options = {name: _encoded(choice) for name, choice in golden.call.options.items()}
-        table.append({"case": golden.case, "options": options, "inputs": len(golden.call.inputs), "arrays": kinds})
+        options = {name: _encoded(value) for name, value in golden.call.options.items()}
+        table.append(
+            {"case": golden.case, "options": options, "inputs": len(golden.call.inputs), "arrays": dtypes_and_shapes}
+        )
     _CALLS.write_text("[\n" + ",\n".join(map(json.dumps, table)) + "\n]\n")
     np.savez_compressed(_VALUES, values=np.concatenate(values))
 
@@ -44,37 +46,37 @@ def load() -> list[Golden]:
         values, start, goldens = file["values"], 0, []
     for entry in json.loads(_CALLS.read_text()):
         arrays: list[np.ndarray | None] = []
-        for kind in entry["arrays"]:
-            if kind is None:
+        for dtype_and_shape in entry["arrays"]:
+            if dtype_and_shape is None:
                 arrays.append(None)
                 continue
-            dtype, *shape = kind
+            dtype, *shape = dtype_and_shape
             stop = start + prod(shape)
             arrays.append(values[start:stop].reshape(shape).astype(dtype))
             start = stop
-        inputs, (grad_output, *answers) = arrays[: entry["inputs"]], arrays[entry["inputs"] :]
-        options = {name: _decoded(choice) for name, choice in entry["options"].items()}
-        goldens.append(Golden(entry["case"], Call(tuple(inputs), options), grad_output, answers))
+        inputs, (grad_output, *results) = arrays[: entry["inputs"]], arrays[entry["inputs"] :]
+        options = {name: _decoded(value) for name, value in entry["options"].items()}
+        goldens.append(Golden(entry["case"], Call(tuple(inputs), options), grad_output, results))
     return goldens
 
 
-def _encoded(choice: Any) -> Any:
-    """A choice in JSON's words, and a few more for what JSON has no word for."""
-    if isinstance(choice, slice):
-        return {"slice": [choice.start, choice.stop, choice.step]}
-    if choice is ...:
+def _encoded(value: Any) -> Any:
+    """A JSON value for an option. Slices, Ellipsis and tuples, which JSON lacks, become one-entry dicts."""
+    if isinstance(value, slice):
+        return {"slice": [value.start, value.stop, value.step]}
+    if value is ...:
         return {"ellipsis": 0}
-    if isinstance(choice, tuple):
-        return {"tuple": [_encoded(part) for part in choice]}
-    if isinstance(choice, list):
-        return [_encoded(part) for part in choice]
-    return choice.item() if isinstance(choice, np.generic) else choice
+    if isinstance(value, tuple):
+        return {"tuple": [_encoded(part) for part in value]}
+    if isinstance(value, list):
+        return [_encoded(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _decoded(choice: Any) -> Any:
-    if isinstance(choice, list):
-        return [_decoded(part) for part in choice]
-    if not isinstance(choice, dict):
-        return choice
-    ((kind, value),) = choice.items()
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, value),) = value.items()
     return ... if kind == "ellipsis" else slice(*value) if kind == "slice" else tuple(map(_decoded, value))

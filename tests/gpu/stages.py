@@ -339,7 +339,17 @@ def properties(options: Options) -> Parts:
     return {"tests": tests}
 
 
-TESTS = ("tests/test_cuda_graph.py", "tests/test_cuda.py", "tests/autograd/test_autocast.py", "tests/ops")
+TESTS = (
+    "tests/test_cuda_graph.py",
+    "tests/models/test_devices.py",
+    "tests/train/test_devices.py",
+    "tests/autograd/test_autocast.py",
+    "tests/backend/test_arrays.py",
+    "tests/backend/test_dtypes.py",
+    "tests/backend/test_random.py",
+    "tests/nn/test_module.py",
+    "tests/ops",
+)
 
 
 def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:

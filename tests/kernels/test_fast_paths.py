@@ -1,4 +1,4 @@
-"""CPU fast paths equal the reference implementation, in value and gradient, on drawn inputs and on large ones."""
+"""CPU fast paths equal the reference implementation, outputs and gradients, on random and on large inputs."""
 
 import math
 
@@ -25,39 +25,42 @@ from minigrad.ops.window_attention import WindowAttention
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
 
-def drawn(seed, *shape, offset=0.0):
+def randn(seed, *shape, offset=0.0):
     return (np.random.default_rng(seed).standard_normal(shape) * 3 + offset).astype(np.float32)
 
 
-def outcome(run, *arrays, wanted):
-    """Output and gradients, and which classes ran."""
-    tensors = [None if x is None else Tensor(x, requires_grad=want) for x, want in zip(arrays, wanted, strict=True)]
+def forward_backward(run, *arrays, requires_grad):
+    """The class of grad_fn, which is the implementation that ran; and the output and gradients."""
+    tensors = [
+        None if x is None else Tensor(x, requires_grad=requires)
+        for x, requires in zip(arrays, requires_grad, strict=True)
+    ]
     y = run(*tensors)
-    kind = type(y.grad_fn)
-    y.backward(Tensor(drawn(9, *y.shape)))
-    return kind, [y.numpy(), *(t.grad.numpy() for t in tensors if t is not None and t.requires_grad)]
+    implementation = type(y.grad_fn)
+    y.backward(Tensor(randn(9, *y.shape)))
+    return implementation, [y.numpy(), *(t.grad.numpy() for t in tensors if t is not None and t.requires_grad)]
 
 
-def assert_equals_reference(op, run, *arrays, wanted=None, tolerance=2e-5):
-    wanted = wanted or [x is not None for x in arrays]
-    kind, found = outcome(run, *arrays, wanted=wanted)
+def assert_equals_reference(op, run, *arrays, requires_grad=None, tolerance=2e-5):
+    requires_grad = requires_grad or [x is not None for x in arrays]
+    implementation, actual = forward_backward(run, *arrays, requires_grad=requires_grad)
     with minigrad.without_fast_paths():
-        plain, expected = outcome(run, *arrays, wanted=wanted)
-    assert kind in fast_paths_of(op) and plain is op
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-        assert abs(ours - theirs).max(initial=0) <= tolerance * max(abs(theirs).max(initial=0), 1)
+        reference, expected = forward_backward(run, *arrays, requires_grad=requires_grad)
+    assert implementation in fast_paths_of(op) and reference is op
+    for y, expected_y in zip(actual, expected, strict=True):
+        assert y.shape == expected_y.shape and y.dtype == expected_y.dtype
+        assert abs(y - expected_y).max(initial=0) <= tolerance * max(abs(expected_y).max(initial=0), 1)
 
 
 @given(SIZES, SIZES, st.sampled_from(["C", "F", "reversed", "strided"]), st.integers(0, 99))
-def test_activations(rows, columns, layout, seed):
-    x = drawn(seed, rows, columns * (2 if layout == "strided" else 1))
+def test_gelu_and_relu(rows, columns, layout, seed):
+    x = randn(seed, rows, columns * (2 if layout == "strided" else 1))
     x = {"C": x, "F": np.asfortranarray(x), "reversed": x[::-1], "strided": x[:, ::2]}[layout]
     assert_equals_reference(GELU, F.gelu, x, tolerance=6e-7)
     assert_equals_reference(ReLU, F.relu, x, tolerance=0)
 
 
-def test_gelu_over_several_pieces_and_far_out():
+def test_gelu_over_several_chunks_and_of_large_inputs():
     x = np.linspace(-40, 40, 200_001, dtype=np.float32)
     exact = np.array([v * 0.5 * math.erfc(-v / 2**0.5) for v in x.astype(np.float64)])
     y = F.gelu(Tensor(x)).numpy()
@@ -69,7 +72,7 @@ def test_gelu_over_several_pieces_and_far_out():
     x = Tensor(np.array([0, np.nan], np.float32), requires_grad=True)
     F.gelu(x).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [0.5, np.nan])
-    largest = np.finfo(np.float32).max  # rounded to fewer bits it would be infinite; and with its negative the sum is 0
+    largest = np.finfo(np.float32).max  # infinity if rounded to fewer bits
     x = Tensor(np.array([largest, 2, -largest], np.float32), requires_grad=True)
     y = F.gelu(x)
     y.sum().backward()
@@ -77,7 +80,7 @@ def test_gelu_over_several_pieces_and_far_out():
     np.testing.assert_array_equal(x.grad.numpy()[[0, 2]], [1, 0])
 
 
-def test_relu_stops_what_is_not_finite_but_where_it_is_no_number_itself():
+def test_relu_backward_at_nan_and_for_infinite_gradients():
     x = Tensor(np.array([-1.0, 0.0, 2.0, np.nan], np.float32), requires_grad=True)
     F.relu(x).backward(Tensor(np.array([np.inf, np.nan, np.inf, 1.0], np.float32)))
     np.testing.assert_array_equal(x.grad.numpy(), [0, 0, np.inf, 1])
@@ -85,38 +88,38 @@ def test_relu_stops_what_is_not_finite_but_where_it_is_no_number_itself():
 
 @given(SIZES, SIZES, st.booleans(), st.booleans(), st.sampled_from([1e-5, 0.1]), st.integers(0, 99))
 def test_layer_norm(tokens, C, weight, bias, eps, seed):
-    x = drawn(seed, 2, tokens, C, offset=seed % 3)
-    weight, bias = drawn(1, C) if weight else None, drawn(2, C) if bias else None
-    # One number is its own mean: what is left of it is rounding, which 1 / √eps magnifies.
+    x = randn(seed, 2, tokens, C, offset=seed % 3)
+    weight, bias = randn(1, C) if weight else None, randn(2, C) if bias else None
+    # For C = 1, x - mean is 0 up to rounding errors, which 1 / √eps magnifies.
     tolerance = 2e-5 if C > 2 else 2e-3
     assert_equals_reference(
         LayerNorm, lambda x, w, b: F.layer_norm(x, C, w, b, eps), x, weight, bias, tolerance=tolerance
     )
 
 
-def test_layer_norm_over_several_pieces():
-    """The last of them is a single token."""
+def test_layer_norm_over_several_chunks():
+    """The last chunk is a single token."""
     C = 300
     tokens = 2 * (CHUNK // C) + 1
     run = lambda x, w, b: F.layer_norm(x, C, w, b)  # noqa: E731
-    assert_equals_reference(LayerNorm, run, drawn(0, tokens, C), drawn(1, C), drawn(2, C), tolerance=1e-4)
+    assert_equals_reference(LayerNorm, run, randn(0, tokens, C), randn(1, C), randn(2, C), tolerance=1e-4)
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.integers(2, 5), st.integers(0, 99))
 def test_group_norm(N, groups, width, H, W, seed):
-    """On images as convolutions leave them: channels-last in memory."""
+    """For channels-last images, the memory layout of convolution outputs."""
     C = groups * width
-    x = drawn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
+    x = randn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.group_norm(x, groups, w, b)  # noqa: E731
-    assert_equals_reference(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
+    assert_equals_reference(GroupNorm, run, x, randn(1, C), randn(2, C), tolerance=2e-4)
 
 
-def test_group_norm_over_several_pieces():
-    """The last of them is a single image."""
+def test_group_norm_over_several_chunks():
+    """The last chunk is a single image."""
     N, C, H = 2 * (CHUNK // (32 * 32 * 32)) + 1, 32, 32
     run = lambda x, w, b: F.group_norm(x, 8, w, b)  # noqa: E731
-    x = drawn(0, N, H, H, C, offset=1.0).transpose(0, 3, 1, 2)
-    assert_equals_reference(GroupNorm, run, x, drawn(1, C), drawn(2, C), tolerance=2e-4)
+    x = randn(0, N, H, H, C, offset=1.0).transpose(0, 3, 1, 2)
+    assert_equals_reference(GroupNorm, run, x, randn(1, C), randn(2, C), tolerance=2e-4)
 
 
 @given(
@@ -124,14 +127,14 @@ def test_group_norm_over_several_pieces():
     st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
-    """Tiles that are the whole image, rows of it, one row, or a part of the width."""
-    while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # for few images it is not worth it
+    """For tiles of a full image, several rows, one row, and part of a row."""
+    while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # the fast path needs enough images
         N += 8
     assume(plan_for(N, H, W, kernel).cost < MAX_COST)
-    x = drawn(seed, N, C, H, W)
+    x = randn(seed, N, C, H, W)
     padding = (kernel[0] // 2, kernel[1] // 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding, groups=C)  # noqa: E731
-    assert_equals_reference(Conv2d, run, x, drawn(1, C, 1, *kernel), drawn(2, C) if bias else None, tolerance=1e-4)
+    assert_equals_reference(Conv2d, run, x, randn(1, C, 1, *kernel), randn(2, C) if bias else None, tolerance=1e-4)
 
 
 @given(
@@ -140,22 +143,22 @@ def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
     st.integers(0, 99),
 )  # fmt: skip
 def test_convolution_3_by_3(N, C, O, H, W, padding, bias, channels, seed):  # noqa: E741
-    x = drawn(seed, N, C, H, W) if channels == "first" else drawn(seed, N, H, W, C).transpose(0, 3, 1, 2)
+    x = randn(seed, N, C, H, W) if channels == "first" else randn(seed, N, H, W, C).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding)  # noqa: E731
-    assert_equals_reference(Conv2d, run, x, drawn(1, O, C, 3, 3), drawn(2, O) if bias else None, tolerance=3e-6 * 9 * C)
+    assert_equals_reference(Conv2d, run, x, randn(1, O, C, 3, 3), randn(2, O) if bias else None, tolerance=3e-6 * 9 * C)
 
 
-def test_convolution_3_by_3_over_several_blocks():
-    """The last of them is a single image."""
-    x, weight = drawn(0, 2 * (winograd.SCRATCH // (16 * 16 * 16 * 16)) + 1, 16, 32, 32), drawn(1, 16, 16, 3, 3)
+def test_convolution_3_by_3_over_several_chunks():
+    """The last chunk is a single image."""
+    x, weight = randn(0, 2 * (winograd.SCRATCH // (16 * 16 * 16 * 16)) + 1, 16, 32, 32), randn(1, 16, 16, 3, 3)
     assert_equals_reference(Conv2d, lambda x, w: F.conv2d(x, w, padding=1), x, weight, tolerance=2e-5)
 
 
 @given(st.integers(1, 3), SIZES, SIZES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.booleans())
 def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
     run = lambda x, w, b: F.conv2d(x, w, b, stride=(stride, 1))  # noqa: E731
-    x, weight = drawn(0, N, C, H, W), drawn(1, O, C, 1, 1)
-    assert_equals_reference(Conv2d, run, x, weight, drawn(2, O) if bias else None, tolerance=1e-4)
+    x, weight = randn(0, N, C, H, W), randn(1, O, C, 1, 1)
+    assert_equals_reference(Conv2d, run, x, weight, randn(2, O) if bias else None, tolerance=1e-4)
 
 
 @given(
@@ -164,21 +167,21 @@ def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
     st.integers(0, 99),
 )  # fmt: skip
 def test_attention(lead, L, S, E, V, mask, layout, seed):
-    """Masks that have all of the leading axes, the last ones only, or some of length 1."""
+    """For masks with all leading axes, without the first, and with axes of size 1."""
     shapes = [(*lead, L, E), (*lead, S, E), (*lead, S, V)]
-    q, k, v = (drawn(seed + i, *shape) for i, shape in enumerate(shapes))
-    if layout == "packed":  # as a linear layer leaves heads: (..., L, heads, E) in memory
+    q, k, v = (randn(seed + i, *shape) for i, shape in enumerate(shapes))
+    if layout == "packed":  # the layout of a linear layer's output: (..., L, heads, E) in memory
         q, k, v = (np.ascontiguousarray(x.swapaxes(-2, -3)).swapaxes(-2, -3) for x in (q, k, v))
     masks = {"all": lead, "last": lead[1:], "first": [lead[0], *[1] * (len(lead) - 1)], "middle": [1, *lead[1:]]}
-    bias = None if mask is None else drawn(seed, *masks[mask], L, S)
+    bias = None if mask is None else randn(seed, *masks[mask], L, S)
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
     assert_equals_reference(ScaledDotProductAttention, run, q, k, v, bias, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -30.0, 30.0, 80.0, 1e4])
-def test_attention_with_scores_far_out(offset):
-    """Too large or too small for an exponential, in one row or in all: rows do not care about an offset."""
-    q, k, v = (drawn(i, 2, 3, 7, 4) for i in range(3))
+def test_attention_of_scores_beyond_the_range_of_exp(offset):
+    """The scores of all rows, or of one row, have an offset beyond the range of exp."""
+    q, k, v = (randn(i, 2, 3, 7, 4) for i in range(3))
     for mask in (np.full((7, 7), offset, np.float32), np.where(np.eye(7)[:, :1] > 0, offset, 0).astype(np.float32)):
         mask = np.broadcast_to(mask, (7, 7)).copy()
         run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
@@ -188,17 +191,17 @@ def test_attention_with_scores_far_out(offset):
 
 
 def test_attention_without_a_gradient():
-    """Where the probabilities are not kept, their memory is used again; the last piece is shorter."""
+    """Without a gradient, all chunks share one buffer of probabilities; the last chunk is shorter."""
     heads, L = 3, 65
     B = 3 * (CHUNK // (heads * L * L)) - 1
-    q, k, v = (Tensor(drawn(i, B, heads, L, 8)) for i in range(3))
+    q, k, v = (Tensor(randn(i, B, heads, L, 8)) for i in range(3))
     y = F.scaled_dot_product_attention(q, k, v)
     with minigrad.without_fast_paths():
         np.testing.assert_allclose(y.numpy(), F.scaled_dot_product_attention(q, k, v).numpy(), atol=2e-5)
 
 
-def test_attention_where_a_query_sees_nothing():
-    q, k, v = (drawn(i, 2, 3, 7, 4) for i in range(3))
+def test_attention_of_a_fully_masked_query():
+    q, k, v = (randn(i, 2, 3, 7, 4) for i in range(3))
     mask = np.zeros((7, 7), np.float32)
     mask[2] = -np.inf
     mask[3, :4] = -np.inf
@@ -206,103 +209,115 @@ def test_attention_where_a_query_sees_nothing():
     assert_equals_reference(ScaledDotProductAttention, run, q, k, v)
 
 
-def test_attention_over_several_pieces():
-    """The last of them is a single image."""
+def test_attention_over_several_chunks():
+    """The last chunk is a single image."""
     heads, L = 3, 65
     B = 2 * (CHUNK // (heads * L * L)) + 1
-    q, k, v = (drawn(i, B, heads, L, 8) for i in range(3))
+    q, k, v = (randn(i, B, heads, L, 8) for i in range(3))
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
     for images in (B, 1):
-        assert_equals_reference(ScaledDotProductAttention, run, q, k, v, drawn(3, images, heads, L, L), tolerance=5e-5)
+        assert_equals_reference(ScaledDotProductAttention, run, q, k, v, randn(3, images, heads, L, L), tolerance=5e-5)
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_window_attention_over_several_pieces(wanted):
-    """The last of them is a single image."""
+@pytest.mark.parametrize("requires_grad", [(True, True), (True, False), (False, True)])
+def test_window_attention_over_several_chunks(requires_grad):
+    """The last chunk is a single image."""
     H, W, heads, d = 4, 6, 2, 3
     images = 2 * (CHUNK // (H * W * 3 * heads * d)) + 1
-    qkv, bias = drawn(0, images, H, W, 3 * heads * d), drawn(1, heads, 4, 4)
+    qkv, bias = randn(0, images, H, W, 3 * heads * d), randn(1, heads, 4, 4)
     run = lambda qkv, bias: F.window_attention(qkv, bias, heads, window_size=2, shift=1)  # noqa: E731
-    assert_equals_reference(WindowAttention, run, qkv, bias, wanted=wanted, tolerance=5e-5)
-    for alone in (qkv[:1], qkv.astype(np.float64)):
-        assert outcome(run, alone, bias.astype(alone.dtype), wanted=(True, True))[0] is WindowAttention
+    assert_equals_reference(WindowAttention, run, qkv, bias, requires_grad=requires_grad, tolerance=5e-5)
+    for unsupported in (qkv[:1], qkv.astype(np.float64)):
+        assert (
+            forward_backward(run, unsupported, bias.astype(unsupported.dtype), requires_grad=(True, True))[0]
+            is WindowAttention
+        )
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
-def test_gradients_that_nobody_wants_are_left_out(frozen):
-    wanted = [i != frozen for i in range(3)]
-    x = drawn(0, 2, 5, 3, 8)
+def test_gradients_with_one_frozen_input(frozen):
+    requires_grad = [i != frozen for i in range(3)]
+    x = randn(0, 2, 5, 3, 8)
     assert_equals_reference(
-        LayerNorm, lambda x, w, b: F.layer_norm(x, 8, w, b), x, drawn(1, 8), drawn(2, 8), wanted=wanted
+        LayerNorm, lambda x, w, b: F.layer_norm(x, 8, w, b), x, randn(1, 8), randn(2, 8), requires_grad=requires_grad
     )
     images = x.transpose(0, 3, 1, 2)
-    assert_equals_reference(ScaledDotProductAttention, F.scaled_dot_product_attention, x, x + 1, x - 1, wanted=wanted)
-    for weight in (drawn(1, 4, 8, 1, 1), drawn(1, 16, 16, 3, 3)):
-        maps = drawn(0, 2, weight.shape[1], 5, 6)
-        assert_equals_reference(Conv2d, F.conv2d, maps, weight, drawn(2, len(weight)), wanted=wanted, tolerance=1e-4)
     assert_equals_reference(
-        GroupNorm, lambda x, w, b: F.group_norm(x, 2, w, b), images, drawn(1, 8), drawn(2, 8), wanted=wanted
+        ScaledDotProductAttention, F.scaled_dot_product_attention, x, x + 1, x - 1, requires_grad=requires_grad
+    )
+    for weight in (randn(1, 4, 8, 1, 1), randn(1, 16, 16, 3, 3)):
+        maps = randn(0, 2, weight.shape[1], 5, 6)
+        assert_equals_reference(
+            Conv2d, F.conv2d, maps, weight, randn(2, len(weight)), requires_grad=requires_grad, tolerance=1e-4
+        )
+    assert_equals_reference(
+        GroupNorm,
+        lambda x, w, b: F.group_norm(x, 2, w, b),
+        images,
+        randn(1, 8),
+        randn(2, 8),
+        requires_grad=requires_grad,
     )
 
 
 @pytest.mark.parametrize(
     ("run", "x"),
     [
-        (F.gelu, drawn(0, 3, 4).astype(np.float64)),
-        (F.relu, drawn(0, 3, 4).astype(np.float64)),
-        (lambda x: F.layer_norm(x, 4), drawn(0, 3, 8)[:, ::2]),
-        (lambda x: F.layer_norm(x, (3, 4)), drawn(0, 2, 3, 4)),
-        (lambda x: F.group_norm(x, 2), drawn(0, 2, 4, 3, 3)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), groups=4), drawn(0, 20, 4, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 2, 3)), padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 8, 1, 3, 3)), padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), stride=2, padding=1, groups=4), drawn(0, 20, 4, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 4, 1, 3, 3)), padding="same", groups=4), drawn(0, 20, 4, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 16, 3, 3)), stride=2), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 16, 3, 3)), dilation=2), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 16, 3, 3)), padding=3), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 8, 3, 3)), groups=2), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 8, 1, 1)), groups=2), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.conv2d(x, Tensor(drawn(1, 16, 16, 1, 1)), padding=1), drawn(0, 2, 16, 9, 9)),
-        (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), drawn(0, 2, 3, 4)),
-        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), drawn(0, 2, 3, 4)),
-        (lambda x: F.scaled_dot_product_attention(x, x, x), drawn(0, 3, 4)),
-        (lambda x: F.scaled_dot_product_attention(x, x[:1], x[:1]), drawn(0, 2, 3, 4)),
-        (lambda x: F.scaled_dot_product_attention(x, x, x, Tensor(np.ones((3, 3), bool))), drawn(0, 2, 3, 4)),
+        (F.gelu, randn(0, 3, 4).astype(np.float64)),
+        (F.relu, randn(0, 3, 4).astype(np.float64)),
+        (lambda x: F.layer_norm(x, 4), randn(0, 3, 8)[:, ::2]),
+        (lambda x: F.layer_norm(x, (3, 4)), randn(0, 2, 3, 4)),
+        (lambda x: F.group_norm(x, 2), randn(0, 2, 4, 3, 3)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 4, 1, 3, 3)), groups=4), randn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 4, 1, 2, 3)), padding=1, groups=4), randn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 8, 1, 3, 3)), padding=1, groups=4), randn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 4, 1, 3, 3)), stride=2, padding=1, groups=4), randn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 4, 1, 3, 3)), padding="same", groups=4), randn(0, 20, 4, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 16, 3, 3)), stride=2), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 16, 3, 3)), dilation=2), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 16, 3, 3)), padding=3), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 8, 3, 3)), groups=2), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 8, 1, 1)), groups=2), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.conv2d(x, Tensor(randn(1, 16, 16, 1, 1)), padding=1), randn(0, 2, 16, 9, 9)),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), randn(0, 2, 3, 4)),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5), randn(0, 2, 3, 4)),
+        (lambda x: F.scaled_dot_product_attention(x, x, x), randn(0, 3, 4)),
+        (lambda x: F.scaled_dot_product_attention(x, x[:1], x[:1]), randn(0, 2, 3, 4)),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, Tensor(np.ones((3, 3), bool))), randn(0, 2, 3, 4)),
     ],
 )
-def test_other_arrays_run_the_reference(run, x):
+def test_unsupported_inputs_run_the_reference(run, x):
     y = run(Tensor(x, requires_grad=True))
-    assert type(y.grad_fn) in FAST_PATHS  # the reference implementations
+    assert type(y.grad_fn) in FAST_PATHS  # the keys are the reference implementations
 
 
-def test_errors_are_those_of_the_reference():
+def test_error_messages_are_those_of_the_reference():
     with pytest.raises(ValueError, match="normalized_shape must equal the last sizes"):
-        F.layer_norm(Tensor(drawn(0, 3, 4)), 5)
+        F.layer_norm(Tensor(randn(0, 3, 4)), 5)
     with pytest.raises(ValueError, match="num_groups must divide"):
-        nn.GroupNorm(3, 4)(Tensor(drawn(0, 1, 4, 2, 2)))
+        nn.GroupNorm(3, 4)(Tensor(randn(0, 1, 4, 2, 2)))
 
 
-def test_a_class_derived_from_an_op_runs_itself():
+def test_a_subclass_of_an_op_runs_its_own_forward():
     class Doubled(GELU):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    x = drawn(0, 3, 4)
+    x = randn(0, 3, 4)
     np.testing.assert_allclose(Tensor.apply(Doubled, x).numpy(), 2 * F.gelu(Tensor(x)).numpy(), rtol=1e-5)
 
 
 CONVOLUTIONS = {"winograd": ((16, 16, 3, 3), 1), "depthwise 3 x 3": ((16, 1, 3, 3), 16), "7 x 7": ((16, 1, 7, 7), 16)}
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_nan_and_infinity_stay_in_their_windows(name, bad):
-    """In the input, the weight, and the gradient of the output. 3e38 overflows, if added to others of its like."""
+def test_nan_and_infinity_reach_only_their_windows(name, value):
+    """In the input, the weight, and the upstream gradient. The sum of two values 3e38 overflows."""
     shape, groups = CONVOLUTIONS[name]
-    for spoilt in ("x", "weight", "gradient"):
-        x, weight, gradient = drawn(0, 3, 16, 12, 11), drawn(1, *shape) / 100, drawn(2, 3, 16, 12, 11)
-        {"x": x[1, 3], "weight": weight[3, 0], "gradient": gradient[1, 3]}[spoilt][-1, 2] = bad
+    for place in ("x", "weight", "gradient"):
+        x, weight, gradient = randn(0, 3, 16, 12, 11), randn(1, *shape) / 100, randn(2, 3, 16, 12, 11)
+        {"x": x[1, 3], "weight": weight[3, 0], "gradient": gradient[1, 3]}[place][-1, 2] = value
 
         def run(x=x, weight=weight, gradient=gradient):
             x, weight = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
@@ -311,24 +326,24 @@ def test_nan_and_infinity_stay_in_their_windows(name, bad):
             return type(y.grad_fn), [y.numpy(), x.grad.numpy(), weight.grad.numpy()]
 
         with np.errstate(all="ignore"):
-            kind, found = run()
+            implementation, actual = run()
             with minigrad.without_fast_paths():
-                plain, expected = run()
-        assert kind in fast_paths_of(Conv2d) and plain is Conv2d
-        for ours, theirs in zip(found, expected, strict=True):
-            finite = np.isfinite(theirs)
-            np.testing.assert_array_equal(ours[~finite], theirs[~finite])
-            np.testing.assert_allclose(ours[finite], theirs[finite], rtol=1e-3, atol=1e-4)
+                reference, expected = run()
+        assert implementation in fast_paths_of(Conv2d) and reference is Conv2d
+        for y, expected_y in zip(actual, expected, strict=True):
+            finite = np.isfinite(expected_y)
+            np.testing.assert_array_equal(y[~finite], expected_y[~finite])
+            np.testing.assert_allclose(y[finite], expected_y[finite], rtol=1e-3, atol=1e-4)
 
 
-def test_fast_paths_of_ops_are_their_subclasses():
+def test_fast_paths_are_subclasses_of_their_ops():
     ops = {op: paths for op, paths in FAST_PATHS.items() if isinstance(op, type)}
     assert len(ops) >= 10
     assert all(issubclass(path, op) and issubclass(op, Function) for op, paths in ops.items() for path in paths)
 
 
-def test_grad_fn_names_its_implementation():
-    x = Tensor(drawn(0, 3, 4), requires_grad=True)
+def test_repr_of_grad_fn_names_the_implementation():
+    x = Tensor(randn(0, 3, 4), requires_grad=True)
     assert repr(F.layer_norm(x, 4).grad_fn) == "<LayerNorm, cpu fast path>"
     with minigrad.without_fast_paths():
         assert repr(F.layer_norm(x, 4).grad_fn) == "<LayerNorm>"

@@ -124,7 +124,7 @@ def test_help_needs_no_pillow():
         (["vit.npz", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images/a.png", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images", "--device", "tpu"], 'device must be "cpu", "cuda"'),
-        (["cut.npz", "images"], "cut.npz is no complete npz file"),
+        (["cut.npz", "images"], "cut.npz is not a complete npz file"),
         (
             ["foreign.npz", "images"],
             r"foreign.npz is not a checkpoint of `python -m train`: .*load_weights\(model, file\)",

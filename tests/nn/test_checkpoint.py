@@ -1,4 +1,4 @@
-"""Checkpointing: the second forward repeats the first, whatever has changed between."""
+"""Gradient checkpointing: the second forward repeats the first, also if modes, seed or autocast change."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ class Block(nn.Module):
 def gradients(checkpointing, training, between):
     minigrad.manual_seed(0)
     block = Block().train(training)
-    block.norm.training = not training  # a part may be in a mode of its own
+    block.norm.training = not training  # modules may have different modes
     block.checkpointing = checkpointing
     x = Tensor(np.random.default_rng(0).normal(size=(2, 2, 5, 5)).astype(np.float32), requires_grad=True)
     y = block(x)
@@ -54,13 +54,13 @@ class _Between:
         lambda block: minigrad.no_grad(),
     ],
 )  # fmt: skip
-def test_changes_between_forward_and_backward_do_not_count(training, between):
+def test_changes_before_backward_have_no_effect(training, between):
     expected = gradients(False, training, between)
     for ours, theirs in zip(gradients(True, training, between), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_autocast_of_the_forward_is_used_again():
+def test_backward_uses_autocast_of_forward():
     layer, x = nn.Linear(4, 4), minigrad.randn(3, 4)
     layer.checkpointing = True
     with minigrad.autocast("bfloat16"):

@@ -1,4 +1,4 @@
-"""Arguments out of their kind: floats where counts are meant, scales that are no scales, widths that crop."""
+"""Invalid arguments: floats in place of integers, invalid scale factors; and negative padding, which crops."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from minigrad import Tensor, nn
 
 X = minigrad.ones(2, 4, 6, 6)
 W = minigrad.ones(4, 4, 1, 1)
-LINE = Tensor([[1.0, 2.0, 3.0, 4.0]])
+ROW = Tensor([[1.0, 2.0, 3.0, 4.0]])
 
-COUNTS = {
+INTEGER_ARGUMENTS = {
     "group_norm": lambda v: F.group_norm(X, v), "GroupNorm": lambda v: nn.GroupNorm(v, 4),
     "layer_norm": lambda v: F.layer_norm(minigrad.ones(2, 2), v), "LayerNorm": lambda v: nn.LayerNorm(v),
     "layer_norm, a sequence": lambda v: F.layer_norm(minigrad.ones(2, 2), (v,)),
@@ -40,19 +40,19 @@ COUNTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COUNTS)
-def test_counts_must_be_integers(name):
-    for count in (2, np.int64(2)):
-        COUNTS[name](count)
-    for wrong in (2.0, 1.5, np.float64(2)):
+@pytest.mark.parametrize("name", INTEGER_ARGUMENTS)
+def test_integer_arguments_refuse_floats(name):
+    for integer in (2, np.int64(2)):
+        INTEGER_ARGUMENTS[name](integer)
+    for value in (2.0, 1.5, np.float64(2)):
         with pytest.raises(TypeError, match="integer"):
-            COUNTS[name](wrong)
+            INTEGER_ARGUMENTS[name](value)
 
 
 @pytest.mark.parametrize("name", ["group_norm", "max_pool2d", "softmax", "conv2d, groups", "split"])
-def test_booleans_are_no_counts(name):
+def test_integer_arguments_refuse_booleans(name):
     with pytest.raises(TypeError, match="got True"):
-        COUNTS[name](True)
+        INTEGER_ARGUMENTS[name](True)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_booleans_are_no_counts(name):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("mode", ["nearest", "bicubic"])
-def test_wrong_scales_are_named(scale, error, message, mode):
+def test_error_messages_of_scale_factor(scale, error, message, mode):
     with pytest.raises(error, match=message):
         F.interpolate(X, scale_factor=scale, mode=mode)
 
@@ -84,8 +84,8 @@ def test_wrong_scales_are_named(scale, error, message, mode):
         ("circular", (-4, 0), []), ("circular", (-3, -1), []), ("circular", (4, 4), [1, 2, 3, 4] * 3),
     ],
 )  # fmt: skip
-def test_negative_widths_crop(mode, widths, expected):
-    x = LINE.detach().requires_grad_()
+def test_negative_padding_crops(mode, widths, expected):
+    x = ROW.detach().requires_grad_()
     y = F.pad(x, widths, mode=mode)
     assert y[0].tolist() == expected
     y.sum().backward()
@@ -101,6 +101,6 @@ def test_negative_widths_crop(mode, widths, expected):
         ("constant", (-5, 0)),
     ],
 )  # fmt: skip
-def test_widths_that_do_not_fit_are_refused(mode, widths):
+def test_padding_beyond_the_input_is_refused(mode, widths):
     with pytest.raises(ValueError, match="pad: "):
-        F.pad(LINE, widths, mode=mode)
+        F.pad(ROW, widths, mode=mode)

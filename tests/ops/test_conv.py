@@ -1,4 +1,4 @@
-"""Convolution beyond the table of cases: the two methods agree, what costs no copy, errors that teach."""
+"""Convolution: its two methods agree, views instead of copies, and error messages."""
 
 import numpy as np
 import pytest
@@ -8,15 +8,10 @@ from minigrad import Tensor
 from minigrad.ops import conv as module
 from minigrad.ops.conv import Columns, Conv2d, Depthwise
 from minigrad.ops.windows import Windows, blocks
-
-RANDOM = np.random.default_rng(0)
-
-
-def draw(*shape):
-    return RANDOM.standard_normal(shape)
+from tests.compare import randn
 
 
-def run(x, weight, bias=None, **options):
+def forward_backward(x, weight, bias=None, **options):
     """The output and the gradients of x and weight, for a fixed upstream gradient."""
     x, weight = Tensor(x, requires_grad=True), Tensor(weight, requires_grad=True)
     y = F.conv2d(x, weight, bias, **options)
@@ -33,88 +28,88 @@ def run(x, weight, bias=None, **options):
         Windows(kernel=(1, 1), stride=(1, 1), dilation=(1, 1), before=(0, 0), after=(0, 0), out=(7, 6)),
     ],
 )
-def test_both_methods_agree_on_a_depthwise_convolution(windows, multiplier):
+def test_depthwise_and_columns_methods_agree(windows, multiplier):
     x, weight, grad_y = (
-        draw(2, 7, 6, 4),
-        draw(4 * multiplier, 1, *windows.kernel),
-        draw(2, *windows.out, 4 * multiplier),
+        randn(2, 7, 6, 4),
+        randn(4 * multiplier, 1, *windows.kernel),
+        randn(2, *windows.out, 4 * multiplier),
     )
-    one, other = Depthwise(windows), Columns(windows, groups=4)
+    depthwise, columns = Depthwise(windows), Columns(windows, groups=4)
     for a, b in (
-        (one.correlate(x, weight), other.correlate(x, weight)),
-        (one.grad_x(grad_y, weight, x.shape), other.grad_x(grad_y, weight, x.shape)),
-        (one.grad_weight(grad_y, x, weight.shape), other.grad_weight(grad_y, x, weight.shape)),
+        (depthwise.correlate(x, weight), columns.correlate(x, weight)),
+        (depthwise.grad_x(grad_y, weight, x.shape), columns.grad_x(grad_y, weight, x.shape)),
+        (depthwise.grad_weight(grad_y, x, weight.shape), columns.grad_weight(grad_y, x, weight.shape)),
     ):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_the_batch_may_be_taken_in_blocks(monkeypatch, groups):
-    x, weight = draw(5, 4, 6, 6), draw(8, 4 // groups, 3, 3)
-    together = run(x, weight, padding=1, groups=groups)
+def test_blocks_of_the_batch_give_the_same_results(monkeypatch, groups):
+    x, weight = randn(5, 4, 6, 6), randn(8, 4 // groups, 3, 3)
+    expected = forward_backward(x, weight, padding=1, groups=groups)
     monkeypatch.setattr(module, "blocks", lambda x, per_image: (slice(n, n + 2) for n in range(0, len(x), 2)))
-    for a, b in zip(together, run(x, weight, padding=1, groups=groups), strict=True):
+    for a, b in zip(expected, forward_backward(x, weight, padding=1, groups=groups), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
 def test_blocks_cover_the_batch_once():
     x = np.arange(7)
     for per_image in (0, 1, 1 << 18, 1 << 19, 1 << 30):
-        taken = [x[some] for some in blocks(x, per_image)]
-        np.testing.assert_array_equal(np.concatenate(taken), x)
-        assert all(len(part) == 1 or len(part) * per_image <= 1 << 20 for part in taken)
+        parts = [x[block] for block in blocks(x, per_image)]
+        np.testing.assert_array_equal(np.concatenate(parts), x)
+        assert all(len(part) == 1 or len(part) * per_image <= 1 << 20 for part in parts)
     assert list(blocks(x[:0], 1)) == []
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_fold_is_the_adjoint_of_unfold(groups):
     windows = Windows(kernel=(3, 2), stride=(2, 1), dilation=(1, 2), before=(1, 2), after=(1, 2), out=(4, 8))
-    method, x = Columns(windows, groups), draw(2, 7, 6, 4)
+    method, x = Columns(windows, groups), randn(2, 7, 6, 4)
     columns = method.unfold(x)
     assert columns.shape == (groups, 2 * 4 * 8, 3 * 2 * 4 // groups)
-    other = draw(*columns.shape)
+    other = randn(*columns.shape)
     np.testing.assert_allclose(np.vdot(columns, other), np.vdot(x, method.fold(other, x.shape)), rtol=1e-12)
 
 
-def test_a_pointwise_convolution_copies_no_windows():
+def test_a_1_by_1_convolution_copies_nothing():
     windows = Windows(kernel=(1, 1), stride=(1, 1), dilation=(1, 1), before=(0, 0), after=(0, 0), out=(7, 6))
-    x = draw(2, 7, 6, 4)
+    x = randn(2, 7, 6, 4)
     assert np.shares_memory(Columns(windows, groups=1).unfold(x), x)
 
 
-def test_tokens_of_a_patch_embedding_are_a_view():
-    y = F.conv2d(Tensor(draw(2, 3, 8, 8)), Tensor(draw(5, 3, 4, 4)), stride=4).numpy()  # (N, O, OH, OW)
+def test_patch_embedding_tokens_are_a_contiguous_view():
+    y = F.conv2d(Tensor(randn(2, 3, 8, 8)), Tensor(randn(5, 3, 4, 4)), stride=4).numpy()  # (N, O, OH, OW)
     tokens = y.reshape(2, 5, 4).swapaxes(1, 2)  # (B, D, L) -> (B, L, D)
     assert np.shares_memory(tokens, y)
     assert tokens.flags.c_contiguous
 
 
-def test_a_patch_embedding_is_a_linear_layer_on_patches():
-    x, weight, bias = draw(2, 3, 8, 12), draw(5, 3, 4, 4), draw(5)
+def test_patch_embedding_equals_a_linear_layer_on_patches():
+    x, weight, bias = randn(2, 3, 8, 12), randn(5, 3, 4, 4), randn(5)
     # (N, C, OH·4, OW·4) -> (N, OH, OW, C, 4, 4) -> (N, OH, OW, C·16)
     patches = x.reshape(2, 3, 2, 4, 3, 4).transpose(0, 2, 4, 1, 3, 5).reshape(2, 2, 3, 48)
     y = F.conv2d(Tensor(x), Tensor(weight), Tensor(bias), stride=4).numpy()
     np.testing.assert_allclose(y.transpose(0, 2, 3, 1), patches @ weight.reshape(5, 48).T + bias, atol=1e-12)
 
 
-def test_same_padding_puts_the_odd_pixel_after():
+def test_same_padding_pads_more_at_the_end():
     row = Tensor(np.arange(1.0, 5.0).reshape(1, 1, 1, 4))
     weight = Tensor(np.array([1.0, 10.0]).reshape(1, 1, 1, 2))
     np.testing.assert_array_equal(F.conv2d(row, weight, padding="same").numpy().ravel(), [21, 32, 43, 4])
 
 
-def test_pixels_that_no_window_sees_have_gradient_zero():
-    _, grad_x, _ = run(draw(1, 2, 6, 6), draw(3, 2, 2, 2), stride=3)
-    unseen = np.ones((6, 6), bool)
-    unseen[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])] = False
-    assert not grad_x[:, :, unseen].any()
-    assert grad_x[:, :, ~unseen].all()
+def test_pixels_outside_all_windows_get_zero_gradient():
+    _, grad_x, _ = forward_backward(randn(1, 2, 6, 6), randn(3, 2, 2, 2), stride=3)
+    outside = np.ones((6, 6), bool)
+    outside[np.ix_([0, 1, 3, 4], [0, 1, 3, 4])] = False
+    assert not grad_x[:, :, outside].any()
+    assert grad_x[:, :, ~outside].all()
 
 
-def test_unwanted_gradients_are_not_computed():
+def test_gradients_that_are_not_needed_are_not_computed():
     node = Conv2d()
     node.needs_input_grad = (False, False, True)
-    y = node.forward(draw(2, 3, 5, 5), draw(4, 3, 3, 3), draw(4), stride=1, padding=0, dilation=1, groups=1)
+    y = node.forward(randn(2, 3, 5, 5), randn(4, 3, 3, 3), randn(4), stride=1, padding=0, dilation=1, groups=1)
     node.method = None
     grad_x, grad_weight, grad_bias = node.backward(np.ones(y.shape))
     assert grad_x is None
@@ -145,11 +140,11 @@ def test_unwanted_gradients_are_not_computed():
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": "same", "stride": 2}, ValueError, "needs stride 1"),
     ],
 )
-def test_errors_teach(x, weight, bias, options, error, message):
+def test_error_messages(x, weight, bias, options, error, message):
     with pytest.raises(error, match=message):
-        F.conv2d(Tensor(draw(*x)), Tensor(draw(*weight)), None if bias is None else Tensor(draw(*bias)), **options)
+        F.conv2d(Tensor(randn(*x)), Tensor(randn(*weight)), None if bias is None else Tensor(randn(*bias)), **options)
 
 
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="conv2d: needs floating-point numbers, got int64"):
-        F.conv2d(Tensor(np.ones((1, 1, 3, 3), np.int64)), Tensor(draw(1, 1, 3, 3)))
+        F.conv2d(Tensor(np.ones((1, 1, 3, 3), np.int64)), Tensor(randn(1, 1, 3, 3)))

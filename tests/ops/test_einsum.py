@@ -1,4 +1,4 @@
-"""Einsum beyond the table of cases: equations everyone knows, what is saved, the order of products, errors."""
+"""Einsum: well-known equations, saved operands, the order of contractions, and error messages."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,10 @@ import minigrad
 from minigrad import Tensor
 from minigrad.ops import einsum as module
 from minigrad.ops.einsum import make_plan, parse
-
-RANDOM = np.random.default_rng(0)
-
-
-def draw(*shape):
-    return RANDOM.standard_normal(shape)
+from tests.compare import randn
 
 
-def run(equation, *arrays):
+def einsum(equation, *arrays):
     return minigrad.einsum(equation, *map(Tensor, arrays)).numpy()
 
 
@@ -45,48 +40,48 @@ def run(equation, *arrays):
         ("bi,oij,bj->bo", [(2, 3), (4, 3, 5), (2, 5)], lambda x, w, y: ((x @ w) * y).sum(-1).T),
     ],
 )
-def test_known_equations(equation, shapes, expected):
-    arrays = [draw(*shape) for shape in shapes]
-    np.testing.assert_allclose(run(equation, *arrays), expected(*arrays), rtol=1e-12, atol=1e-12)
+def test_equations_equal_numpy_functions(equation, shapes, expected):
+    arrays = [randn(*shape) for shape in shapes]
+    np.testing.assert_allclose(einsum(equation, *arrays), expected(*arrays), rtol=1e-12, atol=1e-12)
 
 
-def test_upper_case_comes_before_lower_case():
-    assert run("bA", draw(2, 3)).shape == (3, 2)
+def test_implicit_output_sorts_upper_case_labels_first():
+    assert einsum("bA", randn(2, 3)).shape == (3, 2)
 
 
 @pytest.mark.parametrize("equation", ["ij->", "ij,jk->ik", "ij,jk,i->"])
-def test_integers_stay_as_they_are(equation):
+def test_integer_operands_keep_their_dtype(equation):
     arrays = [np.ones(shape, np.int32) for shape in ((2, 2), (2, 2), (2,))[: equation.count(",") + 1]]
-    assert run(equation, *arrays).dtype == np.int32
+    assert einsum(equation, *arrays).dtype == np.int32
 
 
-def test_a_gradient_is_repeated_where_a_label_was_summed_out():
-    x = Tensor(draw(2, 3), requires_grad=True)
+def test_gradient_of_a_summed_label_is_broadcast():
+    x = Tensor(randn(2, 3), requires_grad=True)
     minigrad.einsum("ij->i", x).backward(Tensor(np.array([1.0, 2.0])))
     np.testing.assert_array_equal(x.grad.numpy(), [[1, 1, 1], [2, 2, 2]])
 
 
-def test_a_gradient_lies_on_the_diagonal_that_was_taken():
-    x = Tensor(draw(2, 2), requires_grad=True)
+def test_gradient_of_a_diagonal_is_a_diagonal_matrix():
+    x = Tensor(randn(2, 2), requires_grad=True)
     minigrad.einsum("ii->i", x).backward(Tensor(np.array([1.0, 2.0])))
     np.testing.assert_array_equal(x.grad.numpy(), [[1, 0], [0, 2]])
 
 
-def test_a_broadcast_operand_receives_the_sum():
-    a, b = Tensor(draw(2, 1), requires_grad=True), Tensor(draw(2, 3))
+def test_gradient_of_a_broadcast_operand_is_summed():
+    a, b = Tensor(randn(2, 1), requires_grad=True), Tensor(randn(2, 3))
     minigrad.einsum("ij,ij->ij", a, b).backward(Tensor(np.ones((2, 3))))
     np.testing.assert_allclose(a.grad.numpy(), b.numpy().sum(1, keepdims=True), rtol=1e-12)
 
 
-def test_only_what_other_gradients_need_is_saved():
-    a, b = Tensor(draw(2, 3), requires_grad=True), Tensor(draw(3, 4))
+def test_only_operands_that_backward_needs_are_saved():
+    a, b = Tensor(randn(2, 3), requires_grad=True), Tensor(randn(3, 4))
     saved = minigrad.einsum("ij,jk", a, b).grad_fn.arrays
     assert saved[0] is None
     assert np.shares_memory(saved[1], b.numpy())
     assert minigrad.einsum("ij->", a).grad_fn.arrays == [None]
 
 
-def test_every_sum_over_a_product_is_a_matrix_product(monkeypatch):
+def test_contractions_are_matrix_products(monkeypatch):
     shapes = []
 
     def gemm(a, b):
@@ -94,21 +89,21 @@ def test_every_sum_over_a_product_is_a_matrix_product(monkeypatch):
         return a @ b
 
     monkeypatch.setattr(module, "gemm", gemm)
-    run("bihd,bjhd->bhij", draw(2, 4, 3, 5), draw(2, 6, 3, 5))
-    run("nchw,oc->nohw", draw(2, 3, 4, 5), draw(6, 3))
+    einsum("bihd,bjhd->bhij", randn(2, 4, 3, 5), randn(2, 6, 3, 5))
+    einsum("nchw,oc->nohw", randn(2, 3, 4, 5), randn(6, 3))
     assert shapes == [((2, 3, 4, 5), (2, 3, 5, 6)), ((40, 3), (3, 6))]
 
 
-def test_the_cheapest_pair_comes_first():
-    # (10, 1000) (1000, 10) (10, 1000): from the right, 200,000 multiplications and not 20,000,000
+def test_the_cheapest_pair_is_contracted_first():
+    # (1000, 10) (10, 1000) (1000, 10): from the right, 200,000 multiplications instead of 20,000,000
     plan = make_plan(("ij", "jk", "kl"), "il", ((1000, 10), (10, 1000), (1000, 10)))
     assert [(pair.i, pair.j) for pair in plan.pairs] == [(1, 2), (0, 1)]
 
 
-def test_the_equation_is_read_once_for_the_same_shapes():
+def test_the_equation_is_parsed_once():
     parse.cache_clear()
     for _ in range(3):
-        run("ij,jk", draw(2, 3), draw(3, 4))
+        einsum("ij,jk", randn(2, 3), randn(3, 4))
     assert parse.cache_info().misses == 1
 
 
@@ -136,6 +131,6 @@ def test_the_equation_is_read_once_for_the_same_shapes():
         ("ii,i", [(1, 3), (3,)], "takes a diagonal of operand 0.*got 1 and 3"),
     ],
 )
-def test_errors_say_what_is_wrong(equation, shapes, message):
+def test_error_messages(equation, shapes, message):
     with pytest.raises(ValueError, match=f"einsum: .*{message}"):
-        run(equation, *(draw(*shape) for shape in shapes))
+        einsum(equation, *(randn(*shape) for shape in shapes))

@@ -1,61 +1,56 @@
-"""Elementwise ops where they have a kink, overflow or leave the real numbers, and what they say when used wrongly."""
+"""Elementwise ops at kinks, at NaN and infinity, where they saturate, and their error messages."""
 
 import numpy as np
 import pytest
 
 import minigrad
 from minigrad import Tensor
-from tests.compare import at
+from tests.compare import assert_close, value_and_grad
 
 INF, NAN = np.inf, np.nan
 
 
-def assert_outcome(outcome, *expected):
-    for actual, wanted in zip(outcome, expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=1e-15)
+def test_gradients_at_kinks_equal_pytorch():
+    assert_close(value_and_grad(abs, [0.0, -0.0, -2.0]), [0, 0, 2], [0, 0, -1])
+    assert_close(value_and_grad(Tensor.maximum, [1.0, 2.0], [1.0, 3.0]), [1, 3], [0.5, 0], [0.5, 1])
+    assert_close(value_and_grad(Tensor.minimum, [1.0, 2.0], [1.0, 3.0]), [1, 2], [0.5, 1], [0.5, 0])
+    assert_close(value_and_grad(lambda x: x.clamp(0, 1), [-1.0, 0, 1, 2, NAN]), [0, 0, 1, 1, NAN], [0, 1, 1, 0, 0])
+    assert_close(value_and_grad(lambda x: x.clamp(1, 0), [-1.0, 0.5, 2]), [0, 0, 0], [0, 0, 0])
 
 
-def test_gradients_at_kinks_are_pytorchs():
-    assert_outcome(at(abs, [0.0, -0.0, -2.0]), [0, 0, 2], [0, 0, -1])
-    assert_outcome(at(Tensor.maximum, [1.0, 2.0], [1.0, 3.0]), [1, 3], [0.5, 0], [0.5, 1])
-    assert_outcome(at(Tensor.minimum, [1.0, 2.0], [1.0, 3.0]), [1, 2], [0.5, 1], [0.5, 0])
-    assert_outcome(at(lambda x: x.clamp(0, 1), [-1.0, 0, 1, 2, NAN]), [0, 0, 1, 1, NAN], [0, 1, 1, 0, 0])
-    assert_outcome(at(lambda x: x.clamp(1, 0), [-1.0, 0.5, 2]), [0, 0, 0], [0, 0, 0])
-
-
-def test_nan_is_passed_on():
+def test_maximum_and_minimum_propagate_nan():
     for extremum in (Tensor.maximum, Tensor.minimum):
-        assert_outcome(at(extremum, [NAN, 1.0, NAN], [1.0, NAN, NAN]), [NAN] * 3, [1, 1, 1], [1, 1, 1])
-    assert_outcome(at(Tensor.minimum, [NAN, 1.0], [1.0, NAN])[:1], [NAN, NAN])
+        assert_close(value_and_grad(extremum, [NAN, 1.0, NAN], [1.0, NAN, NAN]), [NAN] * 3, [1, 1, 1], [1, 1, 1])
+    assert_close(value_and_grad(Tensor.minimum, [NAN, 1.0], [1.0, NAN])[:1], [NAN, NAN])
 
 
 def test_pow_at_zero_and_one():
     for exponent in (0, 0.0):
-        assert_outcome(at(lambda x, e=exponent: x**e, [0.0, 2.0]), [1, 1], [0, 0])
-    assert_outcome(at(lambda x: x**1, [0.0, 2.0]), [0, 2], [1, 1])
-    assert_outcome(at(lambda x: 0**x, [0.0, 1.0]), [1, 0], [0, 0])
+        assert_close(value_and_grad(lambda x, e=exponent: x**e, [0.0, 2.0]), [1, 1], [0, 0])
+    assert_close(value_and_grad(lambda x: x**1, [0.0, 2.0]), [0, 2], [1, 1])
+    assert_close(value_and_grad(lambda x: 0**x, [0.0, 1.0]), [1, 0], [0, 0])
     a = Tensor(np.array([-1.0, -2.0]), requires_grad=True)
-    (a ** np.array([2.0, 3.0])).sum().backward()  # the logarithm of a negative base is not asked for
+    (a ** np.array([2.0, 3.0])).sum().backward()  # no warning: only the exponent's gradient needs log(a)
     np.testing.assert_allclose(a.grad.data, [-2, 12])
 
 
-def test_saturation_has_no_overflow():
-    assert_outcome(at(Tensor.sigmoid, [-800.0, 800, -INF, INF]), [0, 1, 0, 1], [0, 0, 0, 0])
-    assert_outcome(at(Tensor.tanh, [-800.0, 800, -INF, INF]), [-1, 1, -1, 1], [0, 0, 0, 0])
-    assert_outcome(at(Tensor.erf, [-30.0, 30, -INF, INF]), [-1, 1, -1, 1], [0, 0, 0, 0])
+def test_saturated_activations_do_not_overflow():
+    assert_close(value_and_grad(Tensor.sigmoid, [-800.0, 800, -INF, INF]), [0, 1, 0, 1], [0, 0, 0, 0])
+    assert_close(value_and_grad(Tensor.tanh, [-800.0, 800, -INF, INF]), [-1, 1, -1, 1], [0, 0, 0, 0])
+    assert_close(value_and_grad(Tensor.erf, [-30.0, 30, -INF, INF]), [-1, 1, -1, 1], [0, 0, 0, 0])
 
 
-def test_where_hides_what_it_does_not_choose():
+def test_where_stops_nan_of_the_other_branch():
     condition = Tensor(np.array([True, False]))
-    y, grad_a = at(lambda a: minigrad.where(condition, a, 0.0), [1.0, NAN])
-    assert_outcome((y, grad_a), [1, 0], [1, 0])
+    y, grad_a = value_and_grad(lambda a: minigrad.where(condition, a, 0.0), [1.0, NAN])
+    assert_close((y, grad_a), [1, 0], [1, 0])
 
 
-@pytest.mark.parametrize("number", [2, 2.5, np.float64(2.5), np.int64(2), True])
+@pytest.mark.parametrize("scalar", [2, 2.5, np.float64(2.5), np.int64(2), True])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_numbers_do_not_widen(number, dtype):
+def test_python_and_numpy_scalars_do_not_change_the_dtype(scalar, dtype):
     x = Tensor(np.ones(3, dtype), requires_grad=True)
-    for y in (x + number, number - x, x * number, number / x, x**number, number**x, x.maximum(number)):
+    for y in (x + scalar, scalar - x, x * scalar, scalar / x, x**scalar, scalar**x, x.maximum(scalar)):
         assert y.dtype == dtype
         x.grad = None
         y.sum().backward()
@@ -70,7 +65,7 @@ def test_a_cast_converts_the_gradient_back():
     np.testing.assert_array_equal(x.grad.data, [3, 3])
 
 
-def test_functions_of_the_package_are_the_methods():
+def test_package_functions_equal_the_methods():
     x = np.array([0.5, 1.5])
     for name in ("abs", "exp", "log", "sqrt", "tanh", "sigmoid", "erf"):
         np.testing.assert_array_equal(getattr(minigrad, name)(Tensor(x)).data, getattr(Tensor(x), name)().data)
@@ -79,7 +74,7 @@ def test_functions_of_the_package_are_the_methods():
     np.testing.assert_array_equal(minigrad.clamp(Tensor(x), max=1).data, [0.5, 1.0])
 
 
-def test_errors_teach():
+def test_error_messages():
     a, b = Tensor(np.ones((2, 3))), Tensor(np.ones(2))
     with pytest.raises(ValueError, match=r"add: shapes \(2, 3\) and \(2,\) do not broadcast"):
         a + b

@@ -1,45 +1,45 @@
-"""Indices of every kind, sums where an index names an entry twice, and what the ops say when used wrongly."""
+"""Indexing: repeated indices, masks, PyTorch's rule for integers beside index arrays, and error messages."""
 
 import numpy as np
 import pytest
 
 from minigrad import Tensor
-from tests.compare import at
+from tests.compare import value_and_grad
 
 INF = np.inf
 X = Tensor(np.arange(12.0).reshape(3, 4))
 
 
-def test_an_entry_named_twice_gets_both_gradients():
+def test_repeated_indices_sum_their_gradients():
     for index in (np.array([0, 0, 2]), [0, 0, 2], Tensor(np.array([0, -3, 2])), ([0, 0, 2],)):
-        np.testing.assert_array_equal(at(lambda x, i=index: x[i], [1.0, 2.0, 3.0])[1], [2, 0, 1])
+        np.testing.assert_array_equal(value_and_grad(lambda x, i=index: x[i], [1.0, 2.0, 3.0])[1], [2, 0, 1])
     zeros = Tensor(np.zeros(3, np.int64))
-    np.testing.assert_array_equal(at(lambda x: x.index_select(0, zeros), [1.0, 2.0])[1], [3, 0])
-    np.testing.assert_array_equal(at(lambda x: x.gather(0, zeros), [1.0, 2.0])[1], [3, 0])
+    np.testing.assert_array_equal(value_and_grad(lambda x: x.index_select(0, zeros), [1.0, 2.0])[1], [3, 0])
+    np.testing.assert_array_equal(value_and_grad(lambda x: x.gather(0, zeros), [1.0, 2.0])[1], [3, 0])
 
 
-def test_masks_and_numbers():
+def test_masks_and_integer_indices():
     mask = X > 5
     np.testing.assert_array_equal(X[mask].data, np.arange(6.0, 12))
     assert X[np.int64(1), 2].item() == X[1, Tensor(np.array(2))].item() == 6
-    np.testing.assert_array_equal(at(lambda x: x[x > 0] * 3, [1.0, -1.0])[1], [3, 0])
+    np.testing.assert_array_equal(value_and_grad(lambda x: x[x > 0] * 3, [1.0, -1.0])[1], [3, 0])
 
 
-def test_slices_of_one_tensor_share_one_gradient():
+def test_gradients_of_overlapping_slices_are_summed():
     x = np.ones((2, 3))
-    y, grad_x = at(lambda x: x[0] * 2 + x[1] * 3 + x[0] * x[1], x)
+    y, grad_x = value_and_grad(lambda x: x[0] * 2 + x[1] * 3 + x[0] * x[1], x)
     np.testing.assert_array_equal(y, [6, 6, 6])
     np.testing.assert_array_equal(grad_x, [[3, 3, 3], [4, 4, 4]])
 
 
-def test_masked_fill_hides_nan():
-    y, grad_x = at(lambda x: x.masked_fill(Tensor(np.array([True, False])), 0.0), [np.nan, 1.0])
+def test_masked_fill_stops_nan_in_forward_and_backward():
+    y, grad_x = value_and_grad(lambda x: x.masked_fill(Tensor(np.array([True, False])), 0.0), [np.nan, 1.0])
     np.testing.assert_array_equal(y, [0, 1])
     np.testing.assert_array_equal(grad_x, [0, 1])
 
 
 @pytest.mark.parametrize("value", [-INF, np.nan, 1.5, 256, -1])
-def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
+def test_masked_fill_refuses_values_out_of_range(value):
     x = Tensor(np.uint8([1, 2]))
     with pytest.raises(ValueError, match=f"masked_fill: uint8 cannot hold {value}; convert first"):
         x.masked_fill(x > 1, value)
@@ -67,13 +67,13 @@ def test_what_an_integer_type_cannot_hold_is_not_filled_in(value):
         (lambda x: x.masked_fill(x, 0.0), TypeError, "masked_fill: the mask must be boolean, got float64; compare"),
     ],
 )
-def test_errors_teach(call, error, message):
+def test_error_messages(call, error, message):
     with pytest.raises(error, match=message):
         call(X)
 
 
 @pytest.mark.parametrize(
-    ("index", "in_two_steps"),
+    ("index", "equivalent"),
     [
         ((0, slice(None), [0, 1]), lambda x: x[0][:, [0, 1]]),
         (([0, 1], slice(None), 0), lambda x: x[:, :, 0][[0, 1]]),
@@ -86,9 +86,9 @@ def test_errors_teach(call, error, message):
     ],
     ids=["int first", "int last", "ellipsis", "new axis", "mask", "0-d first", "0-d second", "0-d around"],
 )
-def test_integers_pick_before_arrays_as_in_pytorch(index, in_two_steps):
+def test_integers_beside_index_arrays_follow_pytorch(index, equivalent):
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
-    np.testing.assert_array_equal(x[index].numpy(), in_two_steps(x).numpy())
-    written, places = Tensor(x.data), in_two_steps(x).numpy()
+    np.testing.assert_array_equal(x[index].numpy(), equivalent(x).numpy())
+    written, selected = Tensor(x.data), equivalent(x).numpy()
     written[index] = -1
-    np.testing.assert_array_equal(written.numpy(), np.where(np.isin(x.data, places), -1, x.data))
+    np.testing.assert_array_equal(written.numpy(), np.where(np.isin(x.data, selected), -1, x.data))

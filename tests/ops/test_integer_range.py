@@ -1,4 +1,4 @@
-"""Python numbers beside small integer types: arithmetic wraps, as PyTorch; comparisons are exact; entries must fit."""
+"""Small integer dtypes and Python numbers: arithmetic wraps as in PyTorch, comparisons are exact, values must fit."""
 
 import operator
 
@@ -9,42 +9,42 @@ import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
 
-KINDS = [np.uint8, np.int8, np.int16, np.int32]
-BEYOND = [-(2**40) - 7, -40000, -200, -1, 128, 255, 256, 300, 70000, 2**40 + 3]
+SMALL_INTEGERS = [np.uint8, np.int8, np.int16, np.int32]
+NUMBERS = [-(2**40) - 7, -40000, -200, -1, 128, 255, 256, 300, 70000, 2**40 + 3]
 ARITHMETIC = [operator.add, operator.sub, operator.mul, operator.and_, operator.or_, operator.xor]
 COMPARISONS = [operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", SMALL_INTEGERS)
 @pytest.mark.parametrize("operation", ARITHMETIC, ids=lambda f: f.__name__)
-def test_arithmetic_with_a_python_integer_wraps(operation, kind, device):
+def test_arithmetic_with_a_python_integer_wraps(operation, dtype, device):
     exact = np.array([0, 1, 5, 100], np.int64)
-    x = Tensor(exact.astype(kind), device=device)
-    for number in BEYOND:
+    x = Tensor(exact.astype(dtype), device=device)
+    for number in NUMBERS:
         for y, expected in (
             (operation(x, number), operation(exact, number)),
             (operation(number, x), operation(number, exact)),
         ):
-            assert y.dtype == kind
-            np.testing.assert_array_equal(y.cpu().numpy(), expected.astype(kind))
+            assert y.dtype == dtype
+            np.testing.assert_array_equal(y.cpu().numpy(), expected.astype(dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", SMALL_INTEGERS)
 @pytest.mark.parametrize("compare", COMPARISONS, ids=lambda f: f.__name__)
-def test_comparisons_with_a_python_integer_are_exact(compare, kind, device):
+def test_comparisons_with_a_python_integer_are_exact(compare, dtype, device):
     exact = np.array([0, 1, 44, 127], np.int64)
-    x = Tensor(exact.astype(kind), device=device)
-    for number in BEYOND:
+    x = Tensor(exact.astype(dtype), device=device)
+    for number in NUMBERS:
         np.testing.assert_array_equal(compare(x, number).cpu().numpy(), compare(exact, number))
         np.testing.assert_array_equal(compare(number, x).cpu().numpy(), compare(number, exact))
     assert 300 not in x and 44 in x
 
 
-def test_quotients_are_exact(device):
+def test_division_by_a_python_integer_is_exact(device):
     assert (Tensor(np.uint8([1, 30]), device=device) / 300).tolist() == np.float32([1 / 300, 0.1]).tolist()
 
 
-def test_the_base_of_a_power_wraps_and_the_exponent_does_not(device):
+def test_pow_wraps_the_base_and_refuses_exponents_out_of_range(device):
     x = Tensor(np.uint8([0, 1, 3]), device=device)
     assert (300**x).tolist() == [1, 44, 44**3 % 256] and (x**3).tolist() == [0, 1, 27]
     for exponent in (300, -1):
@@ -52,7 +52,7 @@ def test_the_base_of_a_power_wraps_and_the_exponent_does_not(device):
             x**exponent
 
 
-def test_a_limit_beyond_the_range_is_none(device):
+def test_clamp_ignores_limits_out_of_range(device):
     x = Tensor(np.uint8([0, 7, 255]), device=device)
     assert x.clamp(-1, 300).tolist() == x.clamp(max=300).tolist() == x.clamp(min=-5).tolist() == [0, 7, 255]
     assert x.clamp(-1, 9).tolist() == [0, 7, 9] and x.clamp(5, 2**70).tolist() == [5, 7, 255]
@@ -81,12 +81,12 @@ def test_a_limit_beyond_the_range_is_none(device):
         (lambda x: Tensor(-1, dtype=x.dtype), "Tensor", -1),
     ],
 )
-def test_an_entry_must_fit(call, op, number, device):
+def test_values_out_of_range_are_refused(call, op, number, device):
     with pytest.raises(ValueError, match=f"^{op}: uint8 cannot hold {number}; convert first, as with x.float"):
         call(Tensor(np.uint8([1, 2]), device=device))
 
 
-def test_what_fits_is_taken(device):
+def test_values_in_range_are_accepted(device):
     x = Tensor(np.uint8([1, 2]), device=device)
     assert minigrad.where(x > 1, 255, x).tolist() == [1, 255] and F.pad(x, (1, 0), value=255).tolist() == [255, 1, 2]
     assert x.maximum(255).tolist() == [255, 255] and minigrad.full((1,), 255, dtype=np.uint8).tolist() == [255]
@@ -96,41 +96,41 @@ def test_what_fits_is_taken(device):
     assert (Tensor(np.array([True]), device=device) + 300).tolist() == [301]
 
 
-def test_a_range_wraps():
+def test_arange_wraps():
     assert minigrad.arange(300, dtype=np.uint8).tolist() == [i % 256 for i in range(300)]
     assert minigrad.arange(-3, 3, dtype=np.uint8).tolist() == [253, 254, 255, 0, 1, 2]
     assert minigrad.arange(100, 200, 50, dtype=np.int8).tolist() == [100, -106]
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.int32, np.int64])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_labels_of_any_integer_type(kind, smoothing, device):
+def test_cross_entropy_takes_targets_of_any_integer_dtype(dtype, smoothing, device):
     x = Tensor(np.random.default_rng(0).standard_normal((4, 200)).astype(np.float32), device=device)
 
-    def loss(kind, labels, **options):
-        labels = Tensor(np.array(labels).astype(kind), device=device)
+    def loss(dtype, labels, **options):
+        labels = Tensor(np.array(labels).astype(dtype), device=device)
         return F.cross_entropy(x, labels, label_smoothing=smoothing, **options).item()
 
-    assert loss(kind, [0, 127, 5, 9]) == loss(np.int64, [0, 127, 5, 9])
-    assert loss(kind, [0, 127, 5, 9], ignore_index=127) == loss(np.int64, [0, -100, 5, 9])
-    if kind is np.uint8:
-        assert loss(kind, [0, 255, 5, 199], ignore_index=255) == loss(np.int64, [0, -100, 5, 199])
+    assert loss(dtype, [0, 127, 5, 9]) == loss(np.int64, [0, 127, 5, 9])
+    assert loss(dtype, [0, 127, 5, 9], ignore_index=127) == loss(np.int64, [0, -100, 5, 9])
+    if dtype is np.uint8:
+        assert loss(dtype, [0, 255, 5, 199], ignore_index=255) == loss(np.int64, [0, -100, 5, 199])
     else:
-        assert loss(kind, [0, -100, 5, 9]) == loss(np.int64, [0, -100, 5, 9])
+        assert loss(dtype, [0, -100, 5, 9]) == loss(np.int64, [0, -100, 5, 9])
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.int16])
-def test_indices_of_small_integers(kind, device):
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_indices_of_small_integer_dtypes(dtype, device):
     x = Tensor(np.arange(600.0).reshape(300, 2), device=device, requires_grad=True)
-    index = Tensor(np.array([0, 127, 127], kind), device=device)
+    index = Tensor(np.array([0, 127, 127], dtype), device=device)
     for y in (x[index], x.index_select(0, index), x.gather(0, index[:, None].to(device))):
         x.grad = None
         y.sum().backward()
         assert y[:, 0].tolist() == [0, 254, 254] and x.grad[127, 0].item() == 2
-    assert x[Tensor(np.array([-1], kind), device=device)][0, 0].item() == 598
+    assert x[Tensor(np.array([-1], dtype), device=device)][0, 0].item() == 598
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16])
-def test_one_hot_of_small_integers(kind, device):
-    index = Tensor(np.array([0, 127, 127], kind), device=device)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16])
+def test_one_hot_of_small_integer_dtypes(dtype, device):
+    index = Tensor(np.array([0, 127, 127], dtype), device=device)
     assert F.one_hot(index, 300).shape == (3, 300) and F.one_hot(index, 300).sum().item() == 3

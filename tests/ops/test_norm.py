@@ -1,4 +1,4 @@
-"""Running statistics, empty batches, large means, and what the normalisations say when used wrongly."""
+"""Normalisations: running statistics, empty batches, large means, and error messages."""
 
 import numpy as np
 import pytest
@@ -6,53 +6,48 @@ import pytest
 import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.testing import gradcheck
-
-RANDOM = np.random.default_rng(0)
-
-
-def draw(*shape):
-    return RANDOM.standard_normal(shape)
+from tests.compare import randn
 
 
-def test_batch_norm_moves_the_running_statistics_towards_the_batch():
-    x, mean, var = draw(4, 2, 3), np.array([1.0, -1.0]), np.array([2.0, 3.0])
+def test_batch_norm_updates_running_statistics_with_momentum():
+    x, mean, var = randn(4, 2, 3), np.array([1.0, -1.0]), np.array([2.0, 3.0])
     running_mean, running_var = Tensor(mean.copy()), Tensor(var.copy())
     F.batch_norm(Tensor(x), running_mean, running_var, training=True, momentum=0.25)
     np.testing.assert_allclose(running_mean.data, 0.75 * mean + 0.25 * x.mean((0, 2)))
     np.testing.assert_allclose(running_var.data, 0.75 * var + 0.25 * x.var((0, 2), ddof=1))
 
 
-def test_batch_norm_leaves_them_alone_in_evaluation():
+def test_batch_norm_in_evaluation_keeps_running_statistics():
     mean, var = np.array([1.0, -1.0]), np.array([2.0, 3.0])
-    F.batch_norm(Tensor(draw(4, 2)), Tensor(mean), Tensor(var))
+    F.batch_norm(Tensor(randn(4, 2)), Tensor(mean), Tensor(var))
     np.testing.assert_array_equal([mean, var], [[1, -1], [2, 3]])
 
 
-def test_batch_norm_moves_statistics_of_its_own_dtype():
+def test_batch_norm_statistics_keep_their_own_dtype():
     mean, var = Tensor(np.zeros(2, np.float32)), Tensor(np.ones(2, np.float32))
-    y = F.batch_norm(Tensor(draw(4, 2).astype(np.float16)), mean, var, training=True)
+    y = F.batch_norm(Tensor(randn(4, 2).astype(np.float16)), mean, var, training=True)
     assert (y.dtype, mean.dtype, var.dtype) == (np.float16, np.float32, np.float32)
     assert abs(mean.data).max() > 0
 
 
-def test_empty_batches():
+def test_norms_of_empty_batches():
     for y in (
         F.layer_norm(Tensor(np.empty((0, 3))), 3),
         F.group_norm(Tensor(np.empty((0, 4))), 2),
         F.batch_norm(Tensor(np.empty((0, 4))), Tensor(np.zeros(4)), Tensor(np.ones(4))),
     ):
         assert y.data.size == 0
-    gradcheck(lambda x, w, b: F.group_norm(x, 2, w, b), np.empty((0, 4)), draw(4), draw(4))
+    gradcheck(lambda x, w, b: F.group_norm(x, 2, w, b), np.empty((0, 4)), randn(4), randn(4))
 
 
-def test_large_means_lose_nothing():
-    x = draw(2, 8)
+def test_large_means_do_not_lose_precision():
+    x = randn(2, 8)
     for norm in (lambda x: F.layer_norm(x, 8), lambda x: F.group_norm(x, 1)):
         np.testing.assert_allclose(norm(Tensor(x + 1e6)).data, norm(Tensor(x)).data, atol=1e-8)
 
 
 def test_constant_input_gives_the_bias_and_finite_gradients():
-    weight, bias = draw(3), draw(3)
+    weight, bias = randn(3), randn(3)
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     y = F.layer_norm(x, 3, Tensor(weight), Tensor(bias))
     np.testing.assert_array_equal(y.data, [bias, bias])
@@ -61,12 +56,12 @@ def test_constant_input_gives_the_bias_and_finite_gradients():
 
 
 def test_standardized_filters_have_mean_0_and_variance_1():
-    w = F.standardize_weight(Tensor(draw(4, 3, 2, 2))).data.reshape(4, -1)
+    w = F.standardize_weight(Tensor(randn(4, 3, 2, 2))).data.reshape(4, -1)
     np.testing.assert_allclose(w.mean(1), 0, atol=1e-15)
     np.testing.assert_allclose(w.var(1), 1, rtol=1e-6)
 
 
-X, THREE, TWO = Tensor(draw(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
+X, THREE, TWO = Tensor(randn(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +93,6 @@ X, THREE, TWO = Tensor(draw(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
         (lambda: F.layer_norm(X > 0, 3), TypeError, "layer_norm: needs floating-point numbers, got bool"),
     ],
 )
-def test_errors_teach(call, error, message):
+def test_error_messages(call, error, message):
     with pytest.raises(error, match=message):
         call()

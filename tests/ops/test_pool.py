@@ -1,4 +1,4 @@
-"""Pooling beyond the table of cases: ties, NaN and infinities, windows at the edge, errors that teach."""
+"""Pooling: ties, NaN and infinities, windows at the border, and error messages."""
 
 import numpy as np
 import pytest
@@ -15,48 +15,48 @@ def image(rows, **options):
 
 
 def max_pool(rows, *args, **options):
-    """The output, and the gradient when each output has gradient 1, of one image."""
+    """The output of one image, and its gradient for an upstream gradient of ones."""
     x = image(rows, requires_grad=True)
     y = F.max_pool2d(x, *args, **options)
     y.sum().backward()
     return y.numpy()[0, 0], x.grad.numpy()[0, 0]
 
 
-def test_of_equal_numbers_the_first_has_the_gradient():
+def test_first_of_equal_maxima_gets_the_gradient():
     y, grad = max_pool([[1, 2, 2], [2, 0, 2]], (2, 3))
     np.testing.assert_array_equal(y, [[2]])
     np.testing.assert_array_equal(grad, [[0, 1, 0], [0, 0, 0]])
 
 
-def test_overlapping_windows_add_their_gradients():
+def test_gradients_of_overlapping_windows_are_summed():
     _, grad = max_pool([[0, 0, 0], [0, 9, 0], [0, 0, 0]], 2, stride=1)
     np.testing.assert_array_equal(grad, [[0, 0, 0], [0, 4, 0], [0, 0, 0]])
 
 
-def test_nan_is_the_maximum_and_the_last_one_has_the_gradient():
+def test_nan_is_the_maximum_and_the_last_nan_gets_the_gradient():
     y, grad = max_pool([[5, NAN, INF], [NAN, 0, 1]], (2, 3))
     np.testing.assert_array_equal(y, [[NAN]])
     np.testing.assert_array_equal(grad, [[0, 0, 0], [1, 0, 0]])
 
 
-def test_a_window_of_minus_infinity_gives_the_gradient_to_its_first_pixel():
+def test_first_of_all_minus_infinity_gets_the_gradient():
     y, grad = max_pool([[-INF, -INF], [-INF, 3]], 2, stride=2, padding=1)
     np.testing.assert_array_equal(y, [[-INF, -INF], [-INF, 3]])
     np.testing.assert_array_equal(grad, np.ones((2, 2)))
-    _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=2)  # looks at rows -2, 0, 2 and 4
+    _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=2)  # rows and columns -2, 0, 2 and 4
     np.testing.assert_array_equal(grad, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
-    for dilation in ((2, 1), (1, 2)):  # rows -2, 0, 2 and 4, columns -2 to 1; and the other way round
+    for dilation in ((2, 1), (1, 2)):  # rows -2, 0, 2 and 4, columns -2 to 1; and vice versa
         _, grad = max_pool(np.full((3, 3), -INF), 4, padding=2, dilation=dilation)
         np.testing.assert_array_equal(grad, [[1, 0, 0], [0, 0, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize(("dilation", "expected"), [((1, 2), [[6, 7], [10, 11]]), ((2, 1), [[9, 10, 11]])])
-def test_dilation_is_along_h_then_w(dilation, expected):
+def test_dilation_is_for_height_then_width(dilation, expected):
     y, _ = max_pool(np.arange(12).reshape(3, 4), 2, stride=1, dilation=dilation)
     np.testing.assert_array_equal(y, expected)
 
 
-def test_an_infinite_gradient_stays_in_its_pixel():
+def test_infinite_gradient_reaches_only_the_maximum():
     x = image([[1, 2], [3, 4]], requires_grad=True)
     F.max_pool2d(x, 2).backward(Tensor([[[[INF]]]]))
     np.testing.assert_array_equal(x.grad.numpy()[0, 0], [[0, 0], [0, INF]])
@@ -67,7 +67,7 @@ def test_padding_is_never_the_maximum():
     np.testing.assert_array_equal(y, [[-5, -4, -4]])
 
 
-def test_a_byte_for_each_window_is_saved():
+def test_max_pool_saves_one_byte_per_window():
     node = MaxPool2d()
     node.forward(np.zeros((1, 1, 16, 16)), kernel_size=16, stride=1, padding=0, dilation=1, ceil_mode=False)
     assert node.argmax.dtype == np.uint8
@@ -81,19 +81,19 @@ def test_a_byte_for_each_window_is_saved():
         (5, 2, 2, 0, 2, 3),
         (6, 2, 2, 0, 3, 3),
         (7, 3, 2, 1, 4, 4),
-        (4, 2, 3, 1, 2, 2),  # rounding up gives 3, but that window would start in the padding after the image
+        (4, 2, 3, 1, 2, 2),  # rounding up gives 3, but the last window would start in the padding
         (1, 1, 3, 0, 1, 1),
         (4, 1, 3, 0, 2, 2),
     ],
 )
-def test_how_many_windows_there_are(size, kernel, stride, padding, floor, ceil):
+def test_output_size_with_and_without_ceil_mode(size, kernel, stride, padding, floor, ceil):
     x = Tensor(np.zeros((1, 1, size, size)))
     for pool in (F.max_pool2d, F.avg_pool2d):
         assert pool(x, kernel, stride, padding).shape == (1, 1, floor, floor)
         assert pool(x, kernel, stride, padding, ceil_mode=True).shape == (1, 1, ceil, ceil)
 
 
-def test_what_a_mean_is_divided_by():
+def test_divisor_of_avg_pool():
     x = Tensor(np.ones((1, 1, 1, 3)))
     options = {"kernel_size": (1, 3), "stride": (1, 2), "padding": (0, 1)}
 
@@ -103,18 +103,18 @@ def test_what_a_mean_is_divided_by():
     np.testing.assert_allclose(mean(), [2 / 3, 2 / 3])
     np.testing.assert_allclose(mean(count_include_pad=False), [1, 1])
     np.testing.assert_allclose(mean(divisor_override=4), [2 / 4, 2 / 4])
-    # One pixel more: the last of now three windows sees a pixel, one of padding, and one beyond that does not count.
+    # With 4 pixels, the third window covers one pixel, one of padding, and one beyond, which does not count.
     x = Tensor(np.ones((1, 1, 1, 4)))
     np.testing.assert_allclose(mean(ceil_mode=True), [2 / 3, 1, 1 / 2])
 
 
-def test_global_average():
+def test_adaptive_avg_pool_to_1_is_the_mean():
     x = np.random.default_rng(0).standard_normal((2, 3, 5, 7))
     np.testing.assert_allclose(F.adaptive_avg_pool2d(Tensor(x), 1).numpy(), x.mean((2, 3), keepdims=True), atol=1e-15)
     np.testing.assert_array_equal(F.adaptive_avg_pool2d(Tensor(x), (None, 7)).numpy(), x)
 
 
-def test_adaptive_windows_do_not_spread_what_they_do_not_see():
+def test_adaptive_avg_pool_keeps_nan_in_its_window():
     y = F.adaptive_avg_pool2d(image([[NAN, 1, 2, 3]]), (1, 2)).numpy()
     np.testing.assert_array_equal(y, [[[[NAN, 2.5]]]])
 
@@ -133,12 +133,12 @@ def test_adaptive_windows_do_not_spread_what_they_do_not_see():
         ((1, 1, 4, 4), {"kernel_size": (5, 2)}, ValueError, r"spans \(5, 2\) pixels, but .* \(4, 4\)"),
     ],
 )
-def test_errors_teach(pool, shape, options, error, message):
+def test_error_messages(pool, shape, options, error, message):
     with pytest.raises(error, match=message):
         pool(Tensor(np.zeros(shape)), **options)
 
 
-def test_more_errors():
+def test_more_error_messages():
     x = Tensor(np.zeros((1, 1, 4, 4)))
     with pytest.raises(ValueError, match="dilation must be at least 1"):
         F.max_pool2d(x, 2, dilation=0)

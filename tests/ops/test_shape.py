@@ -1,4 +1,4 @@
-"""What the shape ops share with their input, and what they say when used wrongly."""
+"""Shape ops: views that share memory, 0-d tensors, and error messages."""
 
 import ctypes
 
@@ -25,7 +25,7 @@ X = Tensor(np.arange(6.0).reshape(2, 3))
         lambda x: x[:, 1:],
     ],
 )
-def test_views_copy_nothing(view):
+def test_views_share_memory(view):
     assert np.shares_memory(view(X).data, X.data)
 
 
@@ -34,7 +34,7 @@ def test_flip_copies():
     assert not np.shares_memory(X.flip(0).data, X.data)
 
 
-def test_shapes_may_be_given_as_numbers_or_as_one_sequence():
+def test_shapes_as_integers_or_as_one_sequence():
     for shape in ((3, 2), [3, 2]):
         assert X.reshape(shape).shape == X.reshape(*shape).shape == (3, 2)
     assert X.permute((1, 0)).shape == X.permute(1, 0).shape == X.T.shape == X.mT.shape == (3, 2)
@@ -43,7 +43,7 @@ def test_shapes_may_be_given_as_numbers_or_as_one_sequence():
     np.testing.assert_array_equal(X.flip([0, 1]).data, X.data[::-1, ::-1])
 
 
-def test_a_tensor_without_axes_can_be_moved_too():
+def test_shape_ops_of_a_0d_tensor():
     x = Tensor(np.array(3.0))
     for y in (
         x.roll(1),
@@ -60,10 +60,10 @@ def test_a_tensor_without_axes_can_be_moved_too():
     assert x.flatten().shape == x.unsqueeze(0).shape == (1,)
 
 
-def test_split_pieces_join_again():
-    for pieces in (X.split(2, 1), X.split([1, 2], 1), X.chunk(2, 1)):
-        np.testing.assert_array_equal(minigrad.cat(pieces, 1).data, X.data)
-    assert [piece.shape for piece in X.chunk(2, 1)] == [(2, 2), (2, 1)]
+def test_cat_and_stack_invert_split_chunk_and_unbind():
+    for chunks in (X.split(2, 1), X.split([1, 2], 1), X.chunk(2, 1)):
+        np.testing.assert_array_equal(minigrad.cat(chunks, 1).data, X.data)
+    assert [chunk.shape for chunk in X.chunk(2, 1)] == [(2, 2), (2, 1)]
     np.testing.assert_array_equal(minigrad.stack(X.unbind(1), 1).data, X.data)
 
 
@@ -110,39 +110,41 @@ def test_split_pieces_join_again():
         (lambda x: F.pad(x, (1, 0), "reflect", 1.0), ValueError, "pad: value is only for mode .constant."),
     ],
 )
-def test_errors_teach(call, error, message):
+def test_error_messages(call, error, message):
     with pytest.raises(error, match=message):
         call(X)
 
 
-def test_stacked_view():
-    """Parts are one array where they lie in one, at equal distances and in this order; else they are put together."""
-    whole = np.arange(24.0).reshape(2, 3, 4)
+def test_stacked_view_joins_only_parts_of_one_array():
+    """Parts at equal distances in one array are joined as a view of that array; all others give None."""
+    array = np.arange(24.0).reshape(2, 3, 4)
     for axis in range(3):
-        parts = list(np.moveaxis(whole, axis, 0))
-        found = stacked_view(parts)
-        np.testing.assert_array_equal(found, parts)
-        assert np.shares_memory(found, whole)
-    first, second, third = np.moveaxis(whole, 1, 0)
+        parts = list(np.moveaxis(array, axis, 0))
+        joined = stacked_view(parts)
+        np.testing.assert_array_equal(joined, parts)
+        assert np.shares_memory(joined, array)
+    first, second, third = np.moveaxis(array, 1, 0)
     np.testing.assert_array_equal(stacked_view([third, second, first]), [third, second, first])
     for parts in ([first, third, second], [first, second.copy()], [first, None, third], [first], [first, second[:1]]):
         assert stacked_view(parts) is None
-    # What lies beside each other by chance, as of two arrays that an allocator gave one after the other, does not stay.
+    # Two arrays that an allocator placed next to each other are not parts of one array.
     memory = (ctypes.c_double * 8)()
-    apart = [np.frombuffer((ctypes.c_double * 4).from_address(ctypes.addressof(memory) + 32 * i)) for i in range(2)]
-    assert pointer(apart[1]) - pointer(apart[0]) == 32 and stacked_view(apart) is None
+    neighbours = [
+        np.frombuffer((ctypes.c_double * 4).from_address(ctypes.addressof(memory) + 32 * i)) for i in range(2)
+    ]
+    assert pointer(neighbours[1]) - pointer(neighbours[0]) == 32 and stacked_view(neighbours) is None
 
 
-def test_unbind_of_parts_that_share_a_gradient():
-    """Addition hands one array to all three."""
+def test_unbind_if_the_parts_get_the_same_gradient_array():
+    """The backward of a + b + c passes the same array to all three."""
     x = Tensor(np.arange(6.0).reshape(3, 2), requires_grad=True)
     a, b, c = x.unbind(0)
     ((a + b + c) * Tensor(np.array([1.0, 2.0]))).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [[1, 2]] * 3)
 
 
-def test_a_gradient_in_memory_that_is_no_array():
-    """Such as another library's: where it lies is looked at when parts are put together again."""
+def test_gradient_in_memory_of_a_bytearray():
+    """Arrays from other libraries may have a base that is not an array: `stacked_view` must accept such a gradient."""
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     gradient = np.asarray(memoryview(bytearray(np.arange(6.0).tobytes())).cast("d", (2, 3)))
     minigrad.stack(list(x.unbind(0))).backward(Tensor(gradient))

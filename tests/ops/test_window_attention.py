@@ -1,4 +1,4 @@
-"""Where the tokens of a window are, what its mask parts, and what window attention says when used wrongly."""
+"""Window attention: the tokens of each window, the mask of shifted windows, and error messages."""
 
 import numpy as np
 import pytest
@@ -10,15 +10,12 @@ import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.ops.window_attention import map_places, shift_mask, window_places
 from minigrad.testing import gradcheck
+from tests.compare import randn
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(2, 5), st.booleans(), st.booleans())
 
 
-def draw(*shape):
-    return np.random.default_rng(0).standard_normal(shape)
-
-
-def drawn_map(sizes):
+def map_of_windows(sizes):
     rows, columns, M, down, right = sizes
     return rows * M, columns * M, M, (M // 2 if down and rows > 1 else 0, M // 2 if right and columns > 1 else 0)
 
@@ -28,19 +25,19 @@ def drawn_map(sizes):
 @example((2, 3, 3, True, True))
 @example((3, 2, 2, True, False))
 @example((3, 2, 2, False, True))
-def test_the_mask_parts_what_was_not_close_before_the_roll(sizes):
-    """Two tokens of one shifted window belong together if, in the map, they are less than a window apart."""
-    H, W, M, shift = drawn_map(sizes)
+def test_shift_mask_separates_tokens_not_adjacent_in_the_map(sizes):
+    """Two tokens of a shifted window attend to each other if their distance in the map is less than a window."""
+    H, W, M, shift = map_of_windows(sizes)
     mask = shift_mask(H, W, M, shift)
     assert mask.shape == (H * W // M**2, 1, M * M, M * M) and mask.dtype == np.float32
     h, w = np.divmod(window_places(H, W, M, shift), W)
-    close = (abs(h[:, :, None] - h[:, None]) < M) & (abs(w[:, :, None] - w[:, None]) < M)
-    np.testing.assert_array_equal(mask[:, 0], np.where(close, 0.0, -100.0))
+    neighbours = (abs(h[:, :, None] - h[:, None]) < M) & (abs(w[:, :, None] - w[:, None]) < M)
+    np.testing.assert_array_equal(mask[:, 0], np.where(neighbours, 0.0, -100.0))
 
 
 @given(SIZES)
-def test_tokens_go_back_where_they_came_from(sizes):
-    H, W, M, shift = drawn_map(sizes)
+def test_map_places_inverts_window_places(sizes):
+    H, W, M, shift = map_of_windows(sizes)
     places = window_places(H, W, M, shift)
     np.testing.assert_array_equal(places.reshape(-1)[map_places(H, W, M, shift)], np.arange(H * W))
     if shift == (0, 0):
@@ -48,30 +45,30 @@ def test_tokens_go_back_where_they_came_from(sizes):
         np.testing.assert_array_equal(places[-1].reshape(M, M), corner)
 
 
-def test_a_shifted_window_begins_half_a_window_further():
+def test_shifted_windows_start_at_the_shift():
     places = window_places(8, 8, 4, (2, 2))
     assert places[0, 0] == 2 * 8 + 2 and places[3, -1] == 1 * 8 + 1
 
 
-def test_windows_that_cover_the_map_are_attention():
-    """One window: the same as attention of all tokens, with the bias as its mask."""
-    qkv, bias = draw(2, 3, 3, 3 * 2 * 4), draw(2, 9, 9)
+def test_one_window_equals_global_attention():
+    """A single window is attention over all tokens, with the bias as the mask."""
+    qkv, bias = randn(2, 3, 3, 3 * 2 * 4), randn(2, 9, 9)
     y = F.window_attention(Tensor(qkv), Tensor(bias), num_heads=2, window_size=3)
     q, k, v = qkv.reshape(2, 9, 3, 2, 4).transpose(2, 0, 3, 1, 4)
     expected = F.scaled_dot_product_attention(*map(Tensor, (q, k, v)), Tensor(bias)).numpy()
     np.testing.assert_allclose(y.numpy(), expected.transpose(0, 2, 1, 3).reshape(2, 3, 3, 8), rtol=1e-12)
 
 
-def test_dropout_uses_one_mask_forward_and_back():
-    def dropped(*tensors):
+def test_dropout_uses_the_same_mask_in_forward_and_backward():
+    def attention_with_dropout(*tensors):
         minigrad.manual_seed(3)
         return F.window_attention(*tensors, num_heads=2, window_size=2, shift=1, dropout_p=0.5)
 
-    gradcheck(dropped, draw(1, 4, 4, 12), draw(2, 4, 4))
+    gradcheck(attention_with_dropout, randn(1, 4, 4, 12), randn(2, 4, 4))
 
 
 def test_an_empty_batch():
-    y = F.window_attention(Tensor(draw(0, 4, 4, 12)), None, num_heads=2, window_size=2, shift=1)
+    y = F.window_attention(Tensor(randn(0, 4, 4, 12)), None, num_heads=2, window_size=2, shift=1)
     assert y.shape == (0, 4, 4, 4)
 
 
@@ -88,11 +85,11 @@ def test_an_empty_batch():
         ((1, 4, 4, 12), None, {"dropout_p": 1.5}, "window_attention"),
     ],
 )
-def test_what_does_not_fit_is_explained(shape, bias, options, message):
+def test_error_messages(shape, bias, options, message):
     with pytest.raises(ValueError, match=message):
         F.window_attention(
-            Tensor(draw(*shape)),
-            None if bias is None else Tensor(draw(*bias)),
+            Tensor(randn(*shape)),
+            None if bias is None else Tensor(randn(*bias)),
             **{"num_heads": 2, "window_size": 2, **options},
         )
 

@@ -127,7 +127,7 @@ def test_restored_ema_continues_bit_for_bit(device):
         (lambda state: state.pop("mean"), r"missing     mean \(2,\)"),
         (lambda state: state.pop("updates"), r"missing     updates \(\)"),
         (lambda state: state.update(other=np.ones(3)), r"unexpected  other \(3,\)"),
-        (lambda state: state.update(mean=np.ones(1)), r"misshapen   mean: \(1,\) in the state, \(2,\) here"),
+        (lambda state: state.update(mean=np.ones(1)), r"mismatch    mean: \(1,\) in the state, \(2,\) here"),
         (lambda state: state.update(mean=np.array([1j, 2])), "unfit       mean: complex128 with values that float64"),
         (lambda state: state.update(mean=np.array([np.nan, 2])), "unfit       mean: has values that are NaN"),
         (lambda state: state.update(count=np.array(1.5)), "unfit       count: float64 with values that int64 cannot"),

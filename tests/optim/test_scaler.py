@@ -1,11 +1,11 @@
-"""GradScaler: the smallest scale, order of calls, 16 bits. (How the scale changes: tests/autograd/test_autocast.py.)"""
+"""GradScaler: growth and backoff of the scale, the smallest scale, order of calls, 16 bits."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigrad import Tensor, optim
+from minigrad import Tensor, autocast, optim
 
 
 @given(exponent=st.integers(-14, 20), factor=st.sampled_from([0.5, 0.3, 0.9]), value=st.sampled_from([np.nan, np.inf]))
@@ -102,3 +102,75 @@ def test_invalid_state_raises(state):
     with pytest.raises(ValueError, match="GradScaler"):
         scaler.load_state_dict({name: np.asarray(value) for name, value in state.items()})
     assert scaler.get_scale() == 4
+
+
+@given(st.lists(st.sampled_from([1.0, np.inf, np.nan]), max_size=12), st.integers(1, 3))
+def test_scale_backs_off_and_grows(gradients, interval):
+    parameter = Tensor(np.zeros(2, np.float32), requires_grad=True)
+    optimizer, scaler = optim.SGD([parameter], lr=1.0), optim.GradScaler(2.0**4, growth_interval=interval)
+    scale, good, updates = 2.0**4, 0, 0
+    for gradient in gradients:
+        assert scaler.get_scale() == scale
+        scaler.scale(parameter.sum()).backward()
+        assert (parameter.grad.numpy() == scale).all()
+        parameter.grad = Tensor(np.float32([scale, scale * gradient]))
+        assert scaler.step(optimizer) == np.isfinite(gradient)
+        scaler.update()
+        optimizer.zero_grad()
+        if np.isfinite(gradient):
+            updates, good = updates + 1, good + 1
+            scale, good = (scale * 2, 0) if good == interval else (scale, good)
+        else:
+            scale, good = scale / 2, 0
+    assert (parameter.numpy() == -updates).all()
+    saved = {key: np.array(value) for key, value in scaler.state_dict().items()}
+    other = optim.GradScaler()
+    other.load_state_dict(saved)
+    assert (other.get_scale(), other.good_steps) == (scale, good)
+
+
+def test_unscale_before_clipping_only_once():
+    parameter = Tensor(np.zeros(1, np.float32), requires_grad=True)
+    optimizer, scaler = optim.SGD([parameter], lr=1.0), optim.GradScaler(8.0)
+    scaler.scale(parameter.sum() * 3).backward()
+    scaler.unscale_(optimizer)
+    assert parameter.grad.item() == 3
+    with pytest.raises(RuntimeError, match="already been called on this optimizer since the last update"):
+        scaler.unscale_(optimizer)
+    optim.clip_grad_norm_([parameter], 1.5)
+    assert scaler.step(optimizer)
+    assert abs(parameter.item() + 1.5) < 1e-5
+
+
+def test_disabled_scaler():
+    parameter = Tensor(np.zeros(1, np.float32), requires_grad=True)
+    optimizer, scaler = optim.SGD([parameter], lr=1.0), optim.GradScaler(enabled=False)
+    scaler.scale(parameter.sum()).backward()
+    scaler.unscale_(optimizer)
+    assert scaler.step(optimizer) and scaler.get_scale() == 1 and parameter.item() == -1
+    scaler.update()
+
+
+@pytest.mark.parametrize(
+    "options", [{"init_scale": 0.0}, {"growth_factor": 1.0}, {"backoff_factor": 1.0}, {"growth_interval": 0}]
+)
+def test_invalid_arguments_raise(options):
+    with pytest.raises(ValueError, match="GradScaler"):
+        optim.GradScaler(**options)
+
+
+def test_incomplete_state_raises():
+    with pytest.raises(ValueError, match="lacks good_steps"):
+        optim.GradScaler().load_state_dict({"scale": np.asarray(1.0)})
+
+
+def test_loss_scaling_prevents_underflow():
+    """A gradient of 1e-8 underflows to 0 in float16."""
+    for scaler, expected in ((optim.GradScaler(enabled=False), 0.0), (optim.GradScaler(), 1e-8)):
+        weight = Tensor(np.ones((1, 1), np.float32), requires_grad=True)
+        optimizer = optim.SGD([weight], lr=1.0)
+        with autocast("float16"):
+            y = Tensor(np.ones((1, 1), np.float32)) @ weight
+        scaler.scale(y.float().sum() * 1e-8).backward()
+        scaler.unscale_(optimizer)
+        np.testing.assert_allclose(weight.grad.item(), expected, rtol=1e-2)

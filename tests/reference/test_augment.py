@@ -1,4 +1,4 @@
-"""Augmentation against Pillow, timm and torchvision: every op at drawn magnitudes, mixtures, and the notation."""
+"""Augmentation against Pillow, timm and torchvision: all ops, RandAugment's notation, mixup and cutmix."""
 
 import random
 import warnings
@@ -29,7 +29,7 @@ SIZES = st.integers(1, 40)
 
 @st.composite
 def pictures(draw):
-    """Images (N, 3, H, W): noise, ramps, few levels, a narrow range, one level."""
+    """Images (N, 3, H, W): noise, ramps, few gray levels, a small range, a constant."""
     N, H, W = draw(st.integers(1, 3)), draw(SIZES), draw(SIZES)
     generator = np.random.default_rng(draw(st.integers(0, 2**32)))
     low = draw(st.integers(0, 255))
@@ -42,14 +42,14 @@ def pictures(draw):
     return images.astype(np.uint8)
 
 
-def one_by_one(function, images):
-    """A function of Pillow's on each image by itself."""
+def for_each_image(function, images):
+    """A function of a Pillow image, applied to each image of the batch."""
     results = (np.asarray(function(Image.fromarray(x.transpose(1, 2, 0)))) for x in images)
     return np.stack([result.transpose(2, 0, 1) for result in results])
 
 
-def ours(op, images, m, sign, increasing):
-    """An op on images of which each has its own magnitude, here the same."""
+def minigrad_op(op, images, m, sign, increasing):
+    """The op of minigrad, with the same magnitude for all images."""
     N, _, H, W = images.shape
     values = arguments(op, np.full(N, m), np.full(N, float(sign)), increasing)
     if op in MATRICES:
@@ -60,37 +60,37 @@ def ours(op, images, m, sign, increasing):
 @pytest.mark.parametrize("increasing", [False, True])
 @pytest.mark.parametrize("op", [*MATRICES, *COLOURS])
 @given(images=pictures(), magnitude=st.integers(0, 10) | st.floats(0, 30), sign=st.sampled_from([-1, 1]))
-def test_an_op_equals_timms(op, increasing, images, magnitude, sign):
-    """Arguments and all, to the last bit."""
-    theirs = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
-    name = next(name for name in theirs if name.removesuffix("Increasing") == op)
-    chosen = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR, "magnitude_max": 30}
-    transform = auto_augment.AugmentOp(name, prob=1, magnitude=magnitude, hparams=chosen)
+def test_ops_equal_timm(op, increasing, images, magnitude, sign):
+    """Including the mapping from magnitudes to arguments; bit-identical."""
+    names = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
+    name = next(name for name in names if name.removesuffix("Increasing") == op)
+    hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR, "magnitude_max": 30}
+    transform = auto_augment.AugmentOp(name, prob=1, magnitude=magnitude, hparams=hparams)
     if op == "Posterize":
-        assume(0 < arguments(op, np.float64(magnitude / 10), 1, increasing)[0] <= 8)  # what Pillow accepts
+        assume(0 < arguments(op, np.float64(magnitude / 10), 1, increasing)[0] <= 8)  # the bits that Pillow accepts
     if op == "Rotate":
         assume(magnitude != 15)  # the 16th decimal of sin 45° is a tie, which NumPy and Python round differently
     with patch.object(random, "random", lambda: 0.9 if sign < 0 else 0.1):
-        expected = one_by_one(transform, images)
-    np.testing.assert_array_equal(ours(op, images, magnitude / 10, sign, increasing), expected)
+        expected = for_each_image(transform, images)
+    np.testing.assert_array_equal(minigrad_op(op, images, magnitude / 10, sign, increasing), expected)
 
 
 @given(images=pictures(), factor=st.floats(0, 2), level=st.integers(0, 256), bits=st.integers(0, 8))
-def test_ops_equal_torchvisions(images, factor, level, bits):
-    """Its tensors: exactly, but where its gray is one of other weights, cut off instead of rounded."""
+def test_ops_equal_torchvision(images, factor, level, bits):
+    """Exactly, or within 1 or 2 levels: torchvision's gray has other weights and truncates instead of rounding."""
     tensor, N = torch.from_numpy(images), len(images)
     factors, thresholds = np.full(N, factor), np.full(N, level)
     equal = np.testing.assert_array_equal
     equal(COLOURS["Invert"](images), tv.invert(tensor))
     equal(COLOURS["Equalize"](images), tv.equalize(tensor))
     equal(COLOURS["Posterize"](images, np.full(N, bits)), tv.posterize(tensor, bits))
-    if level < 256:  # it takes thresholds that fit the dtype
+    if level < 256:  # torchvision refuses thresholds beyond the dtype
         equal(COLOURS["Solarize"](images, thresholds), tv.solarize(tensor, level))
 
-    def near(ours, theirs, levels=1):
-        assert abs(ours.astype(int) - theirs.numpy().astype(int)).max() <= levels
+    def near(actual, expected, levels=1):
+        assert abs(actual.astype(int) - expected.numpy().astype(int)).max() <= levels
 
-    near(COLOURS["AutoContrast"](images), tv.autocontrast(tensor))  # float32 there
+    near(COLOURS["AutoContrast"](images), tv.autocontrast(tensor))  # float32 in torchvision
     near(COLOURS["Brightness"](images, factors), tv.adjust_brightness(tensor, factor))
     near(COLOURS["Contrast"](images, factors), tv.adjust_contrast(tensor, factor), 2)
     near(COLOURS["Color"](images, factors), tv.adjust_saturation(tensor, factor), 2)
@@ -104,73 +104,78 @@ def test_ops_equal_torchvisions(images, factor, level, bits):
         st.sampled_from(["0", "0.5", "1", "101"]), st.integers(10, 30), st.integers(0, 1),
     )
 )  # fmt: skip
-def test_the_notation_is_timms(text):
-    theirs, mine = auto_augment.rand_augment_transform(text, {"img_mean": FILL}), rand_augment(text, FILL)
-    ops = theirs.ops
-    assert theirs.num_layers == mine.num_ops
+def test_notation_equals_timm(text):
+    reference, augmentation = auto_augment.rand_augment_transform(text, {"img_mean": FILL}), rand_augment(text, FILL)
+    ops = reference.ops
+    assert reference.num_layers == augmentation.num_ops
     assert {(op.prob, op.magnitude, op.magnitude_std, op.magnitude_max) for op in ops} == {
-        (mine.prob, mine.magnitude, mine.std, mine.highest)
+        (augmentation.prob, augmentation.magnitude, augmentation.std, augmentation.highest)
     }
-    assert any("Increasing" in op.name for op in ops) == mine.increasing
+    assert any("Increasing" in op.name for op in ops) == augmentation.increasing
     assert {op.name.removesuffix("Increasing") for op in ops} == {*MATRICES, *COLOURS}
 
 
-def test_what_is_left_out_of_the_notation():
-    theirs, mine = auto_augment.rand_augment_transform("rand", {"img_mean": FILL}), rand_augment("rand", FILL)
-    op = theirs.ops[0]
-    assert theirs.num_layers == mine.num_ops and mine.increasing is ("Increasing" in theirs.ops[4].name)
-    assert (op.prob, op.magnitude, op.magnitude_std) == (mine.prob, mine.magnitude, mine.std)
-    assert mine.highest == auto_augment._LEVEL_DENOM
+def test_defaults_of_the_notation_equal_timm():
+    reference, augmentation = (
+        auto_augment.rand_augment_transform("rand", {"img_mean": FILL}),
+        rand_augment("rand", FILL),
+    )
+    op = reference.ops[0]
+    assert reference.num_layers == augmentation.num_ops and augmentation.increasing is (
+        "Increasing" in reference.ops[4].name
+    )
+    assert (op.prob, op.magnitude, op.magnitude_std) == (augmentation.prob, augmentation.magnitude, augmentation.std)
+    assert augmentation.highest == auto_augment._LEVEL_DENOM
 
 
 @given(seed=st.integers(0, 2**32), smoothing=st.sampled_from([0.0, 0.1]), N=st.sampled_from([2, 6]), H=SIZES, W=SIZES)
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_mixtures_equal_timms(mixup, cutmix, seed, smoothing, N, H, W):
-    """Given what was drawn here: the λ, and of cutmix the box."""
+def test_mixup_and_cutmix_equal_timm(mixup, cutmix, seed, smoothing, N, H, W):
+    """With minigrad's random λ and box passed to timm."""
     generator = np.random.default_rng(seed)
     images, labels = generator.standard_normal((N, 3, H, W)).astype(np.float32), generator.integers(0, 5, N)
     settings = Augment(mixup=mixup, cutmix=cutmix, smoothing=smoothing)
-    mine, targets = settings.mixed(images, labels, 5, Generator(seed))
-    weight, share = Mix(mixup, cutmix).weights(H, W, Generator(seed), "cpu")
+    actual, targets = settings.mixed(images, labels, 5, Generator(seed))
+    weight, lam = Mix(mixup, cutmix).weights(H, W, Generator(seed), "cpu")
 
-    theirs = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=5)
+    reference = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=5)
     box = np.isin(weight, (0, 1)).all()
     rows, columns = (np.flatnonzero((weight == 0).any(axis=axis)) for axis in (1, 0))
     edges = (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if len(rows) else (0, 0, 0, 0)
     with (
-        patch.object(theirs, "_params_per_batch", lambda: (0.5 if box else float(share), box)),
+        patch.object(reference, "_params_per_batch", lambda: (0.5 if box else float(lam), box)),
         patch("timm.data.mixup.rand_bbox", lambda *a, **k: edges),
     ):
-        expected = theirs(torch.from_numpy(images.copy()), torch.from_numpy(labels))
-    np.testing.assert_allclose(mine, expected[0].numpy(), rtol=1e-6, atol=1e-6)
+        expected = reference(torch.from_numpy(images.copy()), torch.from_numpy(labels))
+    np.testing.assert_allclose(actual, expected[0].numpy(), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(targets, expected[1].numpy(), rtol=1e-6, atol=1e-7)
 
 
-@given(seed=st.integers(0, 2**32), H=SIZES, W=SIZES, kept=st.floats(0.01, 0.99))
-def test_the_box_is_timms(seed, H, W, kept):
-    """From the same λ and centre: size, cuts at the border, and the λ that follows."""
+@given(seed=st.integers(0, 2**32), H=SIZES, W=SIZES, first_lam=st.floats(0.01, 0.99))
+def test_cutmix_box_equals_timm(seed, H, W, first_lam):
+    """For the same λ and centre: the size of the box, clipping at the border, and the corrected λ."""
     u = np.random.default_rng(seed).random(2)
     centre = iter([int(u[0] * H), int(u[1] * W)])
     with patch("numpy.random.randint", lambda *a, **k: next(centre)):
-        (top, bottom, left, right), share = cutmix_bbox_and_lam((3, H, W), kept)
-    drawn = np.array([0, 0, 0, 0, 0, *u, 0])
+        (top, bottom, left, right), lam = cutmix_bbox_and_lam((3, H, W), first_lam)
+    uniform_values = np.array([0, 0, 0, 0, 0, *u, 0])
     with (
-        patch.object(Generator, "uniform", lambda *a, **k: drawn),
-        patch("train.data.augment.beta", lambda alpha, u: np.float64(kept)),
+        patch.object(Generator, "uniform", lambda *a, **k: uniform_values),
+        patch("train.data.augment.beta", lambda alpha, u: np.float64(first_lam)),
     ):
-        weight, mine = Mix(cutmix=1.0).weights(H, W, Generator(), "cpu")
+        weight, actual = Mix(cutmix=1.0).weights(H, W, Generator(), "cpu")
     expected = np.ones((H, W))
     expected[top:bottom, left:right] = 0
     np.testing.assert_array_equal(weight, expected)
-    assert mine == pytest.approx(share, abs=1e-6)
+    assert actual == pytest.approx(lam, abs=1e-6)
 
 
-@given(seed=st.integers(0, 2**32), share=st.floats(0, 1, width=32), smoothing=st.floats(0, 1))
-def test_targets_equal_timms(seed, share, smoothing):
+@given(seed=st.integers(0, 2**32), lam=st.floats(0, 1, width=32), smoothing=st.floats(0, 1))
+def test_mixed_targets_equal_timm(seed, lam, smoothing):
     from timm.data.mixup import mixup_target
 
     labels = np.random.default_rng(seed).integers(0, 7, 6)
-    expected = mixup_target(torch.from_numpy(labels), 7, share, smoothing).numpy()
-    mine = blend(one_hot(labels, 7, smoothing), np.float32(share))
-    assert mine.dtype == np.float32
-    np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
+    expected = mixup_target(torch.from_numpy(labels), 7, lam, smoothing).numpy()
+    actual = blend(one_hot(labels, 7, smoothing), np.float32(lam))
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Arguments with PyTorch's names have PyTorch's defaults."""
+"""Arguments with PyTorch's names have PyTorch's default values."""
 
 import inspect
 
@@ -9,10 +9,10 @@ from minigrad import nn, optim
 
 torch = pytest.importorskip("torch")
 
-OTHERS = {
-    ("Muon", "eps"): "of AdamW, for the parameters that are no matrices",
-    ("Muon", "weight_decay"): "the same as AdamW's",
-    ("ModuleList", "modules"): "none",
+EXCEPTIONS = {
+    ("Muon", "eps"): "AdamW's, which updates the parameters that are not matrices",
+    ("Muon", "weight_decay"): "AdamW's default",
+    ("ModuleList", "modules"): "() instead of None",
 }
 PAIRS = [
     (getattr(ours, name), getattr(theirs, name))
@@ -25,12 +25,12 @@ PAIRS = [
 def defaults(function):
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # of a function in C
+    except ValueError:  # a C function without a signature
         return {}
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def test_defaults_are_those_of_pytorch():
+def test_defaults_equal_pytorch():
     shared = {
         (ours.__name__, name): (value, defaults(theirs)[name])
         for ours, theirs in PAIRS
@@ -38,4 +38,4 @@ def test_defaults_are_those_of_pytorch():
         if name in defaults(theirs)
     }
     assert len(shared) > 50
-    assert {at: pair for at, pair in shared.items() if pair[0] != pair[1]}.keys() == OTHERS.keys()
+    assert {at: pair for at, pair in shared.items() if pair[0] != pair[1]}.keys() == EXCEPTIONS.keys()

@@ -1,4 +1,4 @@
-"""Modules and optimizers in cases that PyTorch decides: names in a state, assignment, 0-d settings, schedules."""
+"""Modules and optimizers as in PyTorch: state_dict, attribute assignment, learning rates, schedules."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def pair_of_norms(momentum):
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0, None])
-def test_batch_norm_takes_over_and_goes_on(momentum):
+def test_batch_norm_exchanges_its_state_with_pytorch(momentum):
     ours, theirs = pair_of_norms(momentum)
     rng = np.random.default_rng(0)
     for start in (True, False):
@@ -25,15 +25,15 @@ def test_batch_norm_takes_over_and_goes_on(momentum):
         for _ in range(3):
             x = rng.standard_normal((4, 3, 2, 2)).astype(np.float32)
             ours(Tensor(x)), theirs(torch.tensor(x))
-        found, expected = ours.state_dict(), theirs.state_dict()
+        actual, expected = ours.state_dict(), theirs.state_dict()
         names = [name for name in expected if momentum is None or not name.endswith("num_batches_tracked")]
-        assert list(found) == names
+        assert list(actual) == names
         for name in names:
-            np.testing.assert_allclose(found[name].numpy(), expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
-        theirs.load_state_dict({name: torch.tensor(x.numpy()) for name, x in found.items()})
+            np.testing.assert_allclose(actual[name].numpy(), expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+        theirs.load_state_dict({name: torch.tensor(x.numpy()) for name, x in actual.items()})
 
 
-def tied(library, parameter):
+def network_with_tied_weights(library, parameter):
     net = library.Sequential(library.Linear(2, 2), library.Linear(2, 2), library.BatchNorm2d(2))
     getattr(net, "1").weight = getattr(net, "0").weight
     net.again = getattr(net, "0")
@@ -41,101 +41,106 @@ def tied(library, parameter):
     return net
 
 
-def test_names_and_order_of_a_state():
-    ours = tied(nn, nn.Parameter(np.ones(1, np.float32)))
-    theirs = tied(torch.nn, torch.nn.Parameter(torch.ones(1)))
+def test_names_and_order_in_state_dict():
+    ours = network_with_tied_weights(nn, nn.Parameter(np.ones(1, np.float32)))
+    theirs = network_with_tied_weights(torch.nn, torch.nn.Parameter(torch.ones(1)))
     names = [name for name in theirs.state_dict() if not name.endswith("num_batches_tracked")]
     assert list(ours.state_dict()) == names
     for remove_duplicate in (True, False):
-        found = [name for name, _ in ours.named_parameters(remove_duplicate=remove_duplicate)]
-        assert found == [name for name, _ in theirs.named_parameters(remove_duplicate=remove_duplicate)]
+        actual = [name for name, _ in ours.named_parameters(remove_duplicate=remove_duplicate)]
+        assert actual == [name for name, _ in theirs.named_parameters(remove_duplicate=remove_duplicate)]
     assert [name for name, _ in ours.named_modules()] == [name for name, _ in theirs.named_modules()]
     ours.load_state_dict({name: x.numpy() for name, x in theirs.state_dict().items()})
     np.testing.assert_array_equal(ours[1].weight.numpy(), theirs[0].weight.detach().numpy())
 
 
-def module(library, tensor, parameter, buffer):
-    made = library.Module()
-    made.plain, made.parameter, made.buffer, made.child = 3, parameter(), buffer(), library.Identity()
-    made.absent_parameter, made.absent_buffer, made.absent_child = parameter(), buffer(), library.Identity()
-    made.absent_parameter = made.absent_buffer = made.absent_child = None
+def module_and_values(library, tensor, parameter, buffer):
+    module = library.Module()
+    module.plain, module.parameter, module.buffer, module.child = 3, parameter(), buffer(), library.Identity()
+    module.absent_parameter, module.absent_buffer, module.absent_child = parameter(), buffer(), library.Identity()
+    module.absent_parameter = module.absent_buffer = module.absent_child = None
     values = {
         "tensor": tensor(), "parameter": parameter(), "buffer": buffer(), "module": library.Identity(),
         "function": len, "number": 3, "none": None,
     }  # fmt: skip
-    return made, values
+    return module, values
 
 
 def modules():
     array = np.ones(1, np.float32)
     theirs = torch.nn.Module, lambda: torch.ones(1), lambda: torch.nn.Parameter(torch.ones(1))
     return (
-        module(nn, lambda: Tensor(array), lambda: nn.Parameter(array), lambda: nn.Buffer(array)),
-        module(torch.nn, *theirs[1:], lambda: torch.nn.Buffer(torch.ones(1))),
+        module_and_values(nn, lambda: Tensor(array), lambda: nn.Parameter(array), lambda: nn.Buffer(array)),
+        module_and_values(torch.nn, *theirs[1:], lambda: torch.nn.Buffer(torch.ones(1))),
     )
 
 
-NAMES = ["plain", *(f"{kind}{name}" for kind in ("", "absent_") for name in ("parameter", "buffer", "child"))]
+ATTRIBUTES = ["plain", *(f"{kind}{name}" for kind in ("", "absent_") for name in ("parameter", "buffer", "child"))]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_assignment_follows_its_rules(name):
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_attribute_assignment_equals_pytorch(name):
     for value in modules()[0][1]:
-        outcomes = []
-        for made, values in modules():
+        results = []
+        for module, values in modules():
             try:
-                setattr(made, name, values[value])
+                setattr(module, name, values[value])
                 error = None
             except (TypeError, KeyError) as refusal:
                 error = type(refusal)
-            named = [*made.named_parameters(), *made.named_buffers(), *made.named_children()]
-            outcomes.append((error, [name for name, _ in named], list(made.state_dict())))
+            named = [*module.named_parameters(), *module.named_buffers(), *module.named_children()]
+            results.append((error, [name for name, _ in named], list(module.state_dict())))
         if (name, value) == ("plain", "buffer"):
-            assert [error for error, *_ in outcomes] == [None, KeyError]  # which takes del first; here it is a buffer
+            # minigrad turns the attribute into a buffer; PyTorch requires `del` first
+            assert [error for error, *_ in results] == [None, KeyError]
         else:
-            assert outcomes[0] == outcomes[1], (name, value)
+            assert results[0] == results[1], (name, value)
 
 
 @pytest.mark.parametrize("eps", [1e-12, 1e-25, 1e-30])
 def test_normalize_with_a_small_eps(eps):
     values = np.float32([[0, 0], [1e-25, 1e-26], [3, 4], [1e-10, 0]])
     ours, theirs = Tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
-    found, expected = F.normalize(ours, eps=eps), torch.nn.functional.normalize(theirs, eps=eps)
-    np.testing.assert_allclose(found.numpy(), expected.detach().numpy(), rtol=1e-6)
-    (found * 2).sum().backward()
+    actual, expected = F.normalize(ours, eps=eps), torch.nn.functional.normalize(theirs, eps=eps)
+    np.testing.assert_allclose(actual.numpy(), expected.detach().numpy(), rtol=1e-6)
+    (actual * 2).sum().backward()
     (expected * 2).sum().backward()
     np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-def test_clipping_and_the_dtype_of_the_norm(dtype):
+def test_clip_grad_norm_and_the_dtype_of_the_norm(dtype):
     values = np.random.default_rng(0).standard_normal((2, 30))
     ours, theirs = [], []
-    for row in values:
+    for grad in values:
         theirs.append(torch.nn.Parameter(torch.zeros(30, dtype=getattr(torch, dtype))))
-        theirs[-1].grad = torch.tensor(row).to(theirs[-1].dtype)
+        theirs[-1].grad = torch.tensor(grad).to(theirs[-1].dtype)
         ours.append(nn.Parameter(Tensor(np.zeros(30)).to(dtype=dtype)))
-        ours[-1].grad = Tensor(row).to(dtype=dtype)
-    found, expected = optim.clip_grad_norm_(ours, 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
-    assert str(found.dtype) == str(expected.dtype).removeprefix("torch.") and found.shape == ()
+        ours[-1].grad = Tensor(grad).to(dtype=dtype)
+    actual, expected = optim.clip_grad_norm_(ours, 1.0), torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    assert str(actual.dtype) == str(expected.dtype).removeprefix("torch.") and actual.shape == ()
     tolerance = {"float16": 2**-9, "bfloat16": 2**-6}.get(dtype, 1e-5)
-    np.testing.assert_allclose(found.item(), expected.item(), rtol=tolerance)
+    np.testing.assert_allclose(actual.item(), expected.item(), rtol=tolerance)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a.grad.double().numpy(), b.grad.double().numpy(), rtol=2 * tolerance, atol=1e-6)
 
 
 @pytest.mark.parametrize("zero_d", [False, True])
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
-def test_rates_that_are_tensors(name, zero_d):
+def test_learning_rates_that_are_0d_tensors(name, zero_d):
     settings = {"SGD": {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True}, "AdamW": {"weight_decay": 0.1}}[name]
     start = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
     ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
-    one = getattr(optim, name)([ours], lr=Tensor(0.1) if zero_d else 0.1, **settings)
-    two = getattr(torch.optim, name)([theirs], lr=torch.tensor(0.1) if zero_d else 0.1, **settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(two, (again := optim.WarmupCosine(one, 2, 6)).factor)
+    optimizer = getattr(optim, name)([ours], lr=Tensor(0.1) if zero_d else 0.1, **settings)
+    torch_optimizer = getattr(torch.optim, name)([theirs], lr=torch.tensor(0.1) if zero_d else 0.1, **settings)
+    torch_schedule = torch.optim.lr_scheduler.LambdaLR(
+        torch_optimizer, (schedule := optim.WarmupCosine(optimizer, 2, 6)).factor
+    )
     for _ in range(6):
         ours.grad, theirs.grad = Tensor(ours.numpy() * 2), theirs.detach() * 2
-        for step in (one, two, again, schedule):
+        for step in (optimizer, torch_optimizer, schedule, torch_schedule):
             step.step()
         np.testing.assert_allclose(ours.numpy(), theirs.detach().numpy(), rtol=2e-6, atol=1e-7)
-        assert one.param_groups[0]["initial_lr"] == pytest.approx(float(two.param_groups[0]["initial_lr"]))
+        assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(
+            float(torch_optimizer.param_groups[0]["initial_lr"])
+        )

@@ -1,8 +1,8 @@
-"""PyTorch's own samples: for every op that exists here, the inputs PyTorch tests its op with, run through both.
+"""PyTorch's own samples (OpInfo): the inputs with which PyTorch tests its ops, run by PyTorch and by minigrad.
 
-Values, dtypes, every gradient (for a random `grad_output`) and what is written into running statistics must agree, to
-1e-10 of the largest entry. A sample is left out only for a reason that its row of the table gives.
-`pytest -s -m opinfo` prints, for each op, the samples run and left out, the reasons, and the largest error.
+Outputs, dtypes, gradients (for a random `grad_output`) and updated running statistics must agree to 1e-10, relative to
+the maximum entry. An entry of the table skips samples only by rules that return the reason. `pytest -s -m opinfo`
+prints for each op the numbers of samples run and skipped, the reasons, and the maximum error.
 """
 
 import operator
@@ -21,33 +21,33 @@ import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.methods import Methods
+from tests.compare import TOLERANCE, relative_error
 
 torch = pytest.importorskip("torch")
-op_db = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db  # it needs expecttest
+op_db = pytest.importorskip("torch.testing._internal.common_methods_invocations").op_db  # this import needs expecttest
 
-pytestmark = [pytest.mark.opinfo, pytest.mark.filterwarnings("ignore::UserWarning")]  # PyTorch's, on its own samples
+pytestmark = [pytest.mark.opinfo, pytest.mark.filterwarnings("ignore::UserWarning")]  # warnings of PyTorch
 
-TOLERANCE = 1e-10
-MOST = 100  # samples an op, evenly spaced among PyTorch's
+MAX_SAMPLES = 100  # per op, evenly spaced among PyTorch's
 
 Rule = Callable[..., str | None]
-"""From a sample's input and arguments, the reason to leave it out, or None."""
+"""A function of a sample's input and arguments that returns the reason to skip the sample, or None."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """How an op of PyTorch is spelled here."""
+class Entry:
+    """minigrad's equivalent of an op of PyTorch."""
 
-    run: Callable[..., Any]  # takes what PyTorch's op takes, Tensors in place of its tensors
+    run: Callable[..., Any]  # takes the arguments of PyTorch's op, with Tensors of minigrad
     skip: tuple[Rule, ...] = ()
-    instead: Callable[..., Any] | None = None  # another function of PyTorch to run on this op's samples
+    instead: Callable[..., Any] | None = None  # the function of PyTorch to compare with, if not the op
 
 
-# Why a sample may be left out -----------------------------------------------------------------------------------------
+# Reasons to skip a sample --------------------------------------------------------------------------------------------
 
 
-def given(*names: str) -> Rule:
-    """An argument that is not supported."""
+def unsupported(*names: str) -> Rule:
+    """Skip samples with one of these unsupported arguments."""
 
     def rule(*_: Any, **options: Any) -> str | None:
         return next((f"{name}= is not supported" for name in names if name in options), None)
@@ -55,25 +55,25 @@ def given(*names: str) -> Rule:
     return rule
 
 
-def two_numbers(a: Any, b: Any, **_: Any) -> str | None:
+def two_python_numbers(a: Any, b: Any, **_: Any) -> str | None:
     tensors = isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor)
     return None if tensors else "two Python numbers, no tensor"
 
 
-def number_first(a: Any, b: Any) -> str | None:
-    return None if isinstance(a, torch.Tensor) else "a Python number first, whose reflected operation needs a tensor"
+def python_number_first(a: Any, b: Any) -> str | None:
+    return None if isinstance(a, torch.Tensor) else "a Python number as the first operand, where a tensor is needed"
 
 
 def no_correction(*_: Any, **options: Any) -> str | None:
     return "correction=None" if options.get("correction", 1) is None else None
 
 
-def empty_among_others(tensors: Any, *_: Any, **__: Any) -> str | None:
+def empty_1d_among_others(tensors: Any, *_: Any, **__: Any) -> str | None:
     shapes = {t.shape for t in tensors}
-    return "an empty 1-D tensor among others, which PyTorch overlooks" if len(shapes) > 1 and (0,) in shapes else None
+    return "an empty 1-D tensor among others, which PyTorch ignores" if len(shapes) > 1 and (0,) in shapes else None
 
 
-def other_axes(x: Any, dim: int, index: Any) -> str | None:
+def more_index_axes(x: Any, dim: int, index: Any) -> str | None:
     return None if x.ndim >= index.ndim else "an index with more axes than the input"
 
 
@@ -81,22 +81,22 @@ def not_square(x: Any) -> str | None:
     return None if x.shape[0] == x.shape[1] else "einsum's diagonals are of square matrices"
 
 
-def indices_too(*_: Any, return_indices: bool, **__: Any) -> str | None:
+def with_indices(*_: Any, return_indices: bool, **__: Any) -> str | None:
     return "return_indices=True is not supported" if return_indices else None
 
 
-def list_of_one(*arguments: Any) -> str | None:
+def list_with_one_size(*arguments: Any) -> str | None:
     short = any(isinstance(value, list | tuple) and len(value) < 2 for value in arguments)
-    return "a list of less than two sizes for height and width" if short else None
+    return "a list with fewer than two sizes" if short else None
 
 
 def not_an_image(x: Any, *_: Any, **__: Any) -> str | None:
     return None if x.ndim == 4 else "only images (N, C, H, W)"
 
 
-def own_scales(*_: Any, **options: Any) -> str | None:
+def separate_scales(*_: Any, **options: Any) -> str | None:
     scales = [options.get(name) for name in ("scale_factors", "scales_h", "scales_w")]
-    return "scales besides the size" if any(scale is not None for scale in scales) else None
+    return "scales in addition to the size" if any(scale is not None for scale in scales) else None
 
 
 def negative_width(x: Any, widths: Any, mode: str) -> str | None:
@@ -107,7 +107,7 @@ def no_channels(x: Any, *_: Any, **__: Any) -> str | None:
     return None if x.ndim > 1 else "no channel axis"
 
 
-def other_norm(*_: Any, p: float = 2.0, **__: Any) -> str | None:
+def other_than_p_2(*_: Any, p: float = 2.0, **__: Any) -> str | None:
     return None if p == 2 else "only p=2"
 
 
@@ -115,9 +115,9 @@ def unknown_classes(*_: Any, num_classes: int) -> str | None:
     return "num_classes=-1" if num_classes < 0 else None
 
 
-def at_random(*_: Any, training: bool = True, **options: Any) -> str | None:
+def random_dropout(*_: Any, training: bool = True, **options: Any) -> str | None:
     p = options.get("p", options.get("dropout_p", 0.5))
-    return "dropout draws other random numbers" if training and 0 < p < 1 else None
+    return "the random numbers of dropout differ" if training and 0 < p < 1 else None
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -144,153 +144,150 @@ def antialiased(x: Tensor, output_size: Any, align_corners: bool, **no_scales: A
     return F.interpolate(x, output_size, mode="bilinear", align_corners=align_corners, antialias=True)
 
 
-TABLE: dict[str, Row] = {
+TABLE: dict[str, Entry] = {
     # elementwise
-    "abs": Row(minigrad.abs),
-    "add": Row(operator.add, skip=(two_numbers, given("alpha"))),
-    "sub": Row(operator.sub, skip=(two_numbers, given("alpha"))),
-    "mul": Row(operator.mul, skip=(two_numbers,)),
-    "div.no_rounding_mode": Row(operator.truediv, skip=(two_numbers,)),
-    "neg": Row(operator.neg),
-    "pow": Row(operator.pow, skip=(two_numbers,)),
-    "__radd__": Row(reflected(operator.add), skip=(number_first,)),
-    "__rsub__": Row(reflected(operator.sub), skip=(number_first,)),
-    "__rmul__": Row(reflected(operator.mul), skip=(number_first,)),
-    "__rdiv__": Row(reflected(operator.truediv), skip=(number_first,)),
-    "__rpow__": Row(reflected(operator.pow), skip=(number_first,)),
-    "exp": Row(minigrad.exp),
-    "log": Row(minigrad.log),
-    "sqrt": Row(minigrad.sqrt),
-    "tanh": Row(minigrad.tanh),
-    "sigmoid": Row(minigrad.sigmoid),
-    "erf": Row(minigrad.erf),
-    "maximum": Row(minigrad.maximum),
-    "minimum": Row(minigrad.minimum),
-    "max.binary": Row(minigrad.maximum),
-    "min.binary": Row(minigrad.minimum),
-    "nn.functional.hardtanh": Row(clamp, instead=clamp),  # PyTorch's samples for clamp have bounds that are tensors
-    "nn.functional.relu6": Row(
+    "abs": Entry(minigrad.abs),
+    "add": Entry(operator.add, skip=(two_python_numbers, unsupported("alpha"))),
+    "sub": Entry(operator.sub, skip=(two_python_numbers, unsupported("alpha"))),
+    "mul": Entry(operator.mul, skip=(two_python_numbers,)),
+    "div.no_rounding_mode": Entry(operator.truediv, skip=(two_python_numbers,)),
+    "neg": Entry(operator.neg),
+    "pow": Entry(operator.pow, skip=(two_python_numbers,)),
+    "__radd__": Entry(reflected(operator.add), skip=(python_number_first,)),
+    "__rsub__": Entry(reflected(operator.sub), skip=(python_number_first,)),
+    "__rmul__": Entry(reflected(operator.mul), skip=(python_number_first,)),
+    "__rdiv__": Entry(reflected(operator.truediv), skip=(python_number_first,)),
+    "__rpow__": Entry(reflected(operator.pow), skip=(python_number_first,)),
+    "exp": Entry(minigrad.exp),
+    "log": Entry(minigrad.log),
+    "sqrt": Entry(minigrad.sqrt),
+    "tanh": Entry(minigrad.tanh),
+    "sigmoid": Entry(minigrad.sigmoid),
+    "erf": Entry(minigrad.erf),
+    "maximum": Entry(minigrad.maximum),
+    "minimum": Entry(minigrad.minimum),
+    "max.binary": Entry(minigrad.maximum),
+    "min.binary": Entry(minigrad.minimum),
+    "nn.functional.hardtanh": Entry(clamp, instead=clamp),  # PyTorch's samples for clamp have bounds that are tensors
+    "nn.functional.relu6": Entry(
         partial(clamp, min_val=None, max_val=6), instead=partial(clamp, min_val=None, max_val=6)
     ),
-    "masked_fill": Row(minigrad.masked_fill),
-    "where": Row(lambda a, condition, b: minigrad.where(condition, a, b)),
-    "isfinite": Row(Tensor.isfinite),
-    "eq": Row(operator.eq),
-    "ne": Row(operator.ne),
-    "lt": Row(operator.lt),
-    "le": Row(operator.le),
-    "gt": Row(operator.gt),
-    "ge": Row(operator.ge),
+    "masked_fill": Entry(minigrad.masked_fill),
+    "where": Entry(lambda a, condition, b: minigrad.where(condition, a, b)),
+    "isfinite": Entry(Tensor.isfinite),
+    "eq": Entry(operator.eq),
+    "ne": Entry(operator.ne),
+    "lt": Entry(operator.lt),
+    "le": Entry(operator.le),
+    "gt": Entry(operator.gt),
+    "ge": Entry(operator.ge),
     # reductions
-    "sum": Row(minigrad.sum, skip=(given("dtype"),)),
-    "mean": Row(minigrad.mean, skip=(given("dtype"),)),
-    "var": Row(minigrad.var, skip=(given("unbiased"), no_correction)),
-    "std": Row(minigrad.std, skip=(given("unbiased"), no_correction)),
-    "var.unbiased": Row(lambda x, unbiased: x.var(correction=int(unbiased))),
-    "std.unbiased": Row(lambda x, unbiased: x.std(correction=int(unbiased))),
-    "amax": Row(minigrad.amax),
-    "amin": Row(minigrad.amin),
-    "prod": Row(minigrad.prod, skip=(given("dtype"),)),
-    "logsumexp": Row(minigrad.logsumexp),
-    "cumsum": Row(minigrad.cumsum, skip=(given("dtype"),)),
-    "argmax": Row(minigrad.argmax),
+    "sum": Entry(minigrad.sum, skip=(unsupported("dtype"),)),
+    "mean": Entry(minigrad.mean, skip=(unsupported("dtype"),)),
+    "var": Entry(minigrad.var, skip=(unsupported("unbiased"), no_correction)),
+    "std": Entry(minigrad.std, skip=(unsupported("unbiased"), no_correction)),
+    "var.unbiased": Entry(lambda x, unbiased: x.var(correction=int(unbiased))),
+    "std.unbiased": Entry(lambda x, unbiased: x.std(correction=int(unbiased))),
+    "amax": Entry(minigrad.amax),
+    "amin": Entry(minigrad.amin),
+    "prod": Entry(minigrad.prod, skip=(unsupported("dtype"),)),
+    "logsumexp": Entry(minigrad.logsumexp),
+    "cumsum": Entry(minigrad.cumsum, skip=(unsupported("dtype"),)),
+    "argmax": Entry(minigrad.argmax),
     # shapes
-    "reshape": Row(minigrad.reshape),
-    "view": Row(minigrad.reshape),
-    "flatten": Row(minigrad.flatten),
-    "unflatten": Row(Tensor.unflatten),
-    "permute": Row(minigrad.permute),
-    "transpose": Row(minigrad.transpose),
-    "movedim": Row(minigrad.movedim),
-    "T": Row(lambda x: x.T),
-    "mT": Row(lambda x: x.mT),
-    "expand": Row(Tensor.expand),
-    "broadcast_to": Row(Tensor.expand),
-    "squeeze": Row(minigrad.squeeze),
-    "squeeze.multiple": Row(minigrad.squeeze),
-    "unsqueeze": Row(minigrad.unsqueeze),
-    "split": Row(minigrad.split),
-    "split.list_args": Row(minigrad.split),
-    "split_with_sizes": Row(minigrad.split),
-    "chunk": Row(minigrad.chunk),
-    "unbind": Row(minigrad.unbind),
-    "roll": Row(minigrad.roll),
-    "flip": Row(lambda x, dims: minigrad.flip(x, dims)),
-    "cat": Row(minigrad.cat, skip=(empty_among_others,)),
-    "stack": Row(minigrad.stack),
+    "reshape": Entry(minigrad.reshape),
+    "view": Entry(minigrad.reshape),
+    "flatten": Entry(minigrad.flatten),
+    "unflatten": Entry(Tensor.unflatten),
+    "permute": Entry(minigrad.permute),
+    "transpose": Entry(minigrad.transpose),
+    "movedim": Entry(minigrad.movedim),
+    "T": Entry(lambda x: x.T),
+    "mT": Entry(lambda x: x.mT),
+    "expand": Entry(Tensor.expand),
+    "broadcast_to": Entry(Tensor.expand),
+    "squeeze": Entry(minigrad.squeeze),
+    "squeeze.multiple": Entry(minigrad.squeeze),
+    "unsqueeze": Entry(minigrad.unsqueeze),
+    "split": Entry(minigrad.split),
+    "split.list_args": Entry(minigrad.split),
+    "split_with_sizes": Entry(minigrad.split),
+    "chunk": Entry(minigrad.chunk),
+    "unbind": Entry(minigrad.unbind),
+    "roll": Entry(minigrad.roll),
+    "flip": Entry(lambda x, dims: minigrad.flip(x, dims)),
+    "cat": Entry(minigrad.cat, skip=(empty_1d_among_others,)),
+    "stack": Entry(minigrad.stack),
     # entries
-    "__getitem__": Row(operator.getitem),
-    "gather": Row(minigrad.gather, skip=(other_axes,)),
-    "index_select": Row(minigrad.index_select, skip=(other_axes,)),
+    "__getitem__": Entry(operator.getitem),
+    "gather": Entry(minigrad.gather, skip=(more_index_axes,)),
+    "index_select": Entry(minigrad.index_select, skip=(more_index_axes,)),
     # products
-    "matmul": Row(minigrad.matmul),
-    "__rmatmul__": Row(Tensor.__rmatmul__),
-    "mm": Row(operator.matmul),
-    "bmm": Row(operator.matmul),
-    "mv": Row(operator.matmul),
-    "dot": Row(operator.matmul),
-    "einsum": Row(lambda operands, equation: minigrad.einsum(equation, *operands)),
-    "trace": Row(lambda x: minigrad.einsum("ii", x), skip=(not_square,)),
-    "outer": Row(lambda a, b: minigrad.einsum("i,j", a, b)),
-    "nn.functional.bilinear": Row(bilinear),
-    "nn.functional.linear": Row(F.linear),
+    "matmul": Entry(minigrad.matmul),
+    "__rmatmul__": Entry(Tensor.__rmatmul__),
+    "mm": Entry(operator.matmul),
+    "bmm": Entry(operator.matmul),
+    "mv": Entry(operator.matmul),
+    "dot": Entry(operator.matmul),
+    "einsum": Entry(lambda operands, equation: minigrad.einsum(equation, *operands)),
+    "trace": Entry(lambda x: minigrad.einsum("ii", x), skip=(not_square,)),
+    "outer": Entry(lambda a, b: minigrad.einsum("i,j", a, b)),
+    "nn.functional.bilinear": Entry(bilinear),
+    "nn.functional.linear": Entry(F.linear),
     # images
-    "nn.functional.conv2d": Row(F.conv2d),
-    "nn.functional.max_pool2d": Row(max_pool2d, skip=(indices_too,)),
-    "nn.functional.avg_pool2d": Row(F.avg_pool2d, skip=(list_of_one,)),
-    "nn.functional.adaptive_avg_pool2d": Row(F.adaptive_avg_pool2d),
-    "nn.functional.interpolate.nearest": Row(F.interpolate, skip=(not_an_image,)),
-    "nn.functional.interpolate.nearest-exact": Row(F.interpolate, skip=(not_an_image,)),
-    "nn.functional.interpolate.bilinear": Row(F.interpolate),
-    "nn.functional.interpolate.bicubic": Row(F.interpolate),
-    "nn.functional.upsample_nearest": Row(F.interpolate, skip=(not_an_image,)),
-    "nn.functional.upsample_bilinear": Row(partial(F.interpolate, mode="bilinear", align_corners=True)),
-    "_upsample_bilinear2d_aa": Row(antialiased, skip=(own_scales,)),
-    "nn.functional.pad.constant": Row(F.pad),
-    "nn.functional.pad.reflect": Row(F.pad, skip=(negative_width,)),
-    "nn.functional.pad.replicate": Row(F.pad, skip=(negative_width,)),
-    "nn.functional.pad.circular": Row(F.pad, skip=(negative_width,)),
-    "constant_pad_nd": Row(lambda x, pad, value=0: F.pad(x, pad, value=value)),
+    "nn.functional.conv2d": Entry(F.conv2d),
+    "nn.functional.max_pool2d": Entry(max_pool2d, skip=(with_indices,)),
+    "nn.functional.avg_pool2d": Entry(F.avg_pool2d, skip=(list_with_one_size,)),
+    "nn.functional.adaptive_avg_pool2d": Entry(F.adaptive_avg_pool2d),
+    "nn.functional.interpolate.nearest": Entry(F.interpolate, skip=(not_an_image,)),
+    "nn.functional.interpolate.nearest-exact": Entry(F.interpolate, skip=(not_an_image,)),
+    "nn.functional.interpolate.bilinear": Entry(F.interpolate),
+    "nn.functional.interpolate.bicubic": Entry(F.interpolate),
+    "nn.functional.upsample_nearest": Entry(F.interpolate, skip=(not_an_image,)),
+    "nn.functional.upsample_bilinear": Entry(partial(F.interpolate, mode="bilinear", align_corners=True)),
+    "_upsample_bilinear2d_aa": Entry(antialiased, skip=(separate_scales,)),
+    "nn.functional.pad.constant": Entry(F.pad),
+    "nn.functional.pad.reflect": Entry(F.pad, skip=(negative_width,)),
+    "nn.functional.pad.replicate": Entry(F.pad, skip=(negative_width,)),
+    "nn.functional.pad.circular": Entry(F.pad, skip=(negative_width,)),
+    "constant_pad_nd": Entry(lambda x, pad, value=0: F.pad(x, pad, value=value)),
     # normalisation
-    "nn.functional.layer_norm": Row(F.layer_norm),
-    "native_layer_norm": Row(F.layer_norm, instead=lambda *inputs: torch.native_layer_norm(*inputs)[0]),
-    "nn.functional.group_norm": Row(F.group_norm),
-    "nn.functional.batch_norm": Row(F.batch_norm, skip=(no_channels,)),
-    "nn.functional.normalize": Row(F.normalize, skip=(other_norm,)),
+    "nn.functional.layer_norm": Entry(F.layer_norm),
+    "native_layer_norm": Entry(F.layer_norm, instead=lambda *inputs: torch.native_layer_norm(*inputs)[0]),
+    "nn.functional.group_norm": Entry(F.group_norm),
+    "nn.functional.batch_norm": Entry(F.batch_norm, skip=(no_channels,)),
+    "nn.functional.normalize": Entry(F.normalize, skip=(other_than_p_2,)),
     # activations, attention, losses
-    "nn.functional.relu": Row(F.relu),
-    "nn.functional.gelu": Row(F.gelu),
-    "nn.functional.silu": Row(F.silu),
-    "softmax": Row(F.softmax),
-    "nn.functional.softmin": Row(lambda x, dim: F.softmax(-x, dim)),
-    "log_softmax": Row(F.log_softmax),
-    "nn.functional.scaled_dot_product_attention": Row(F.scaled_dot_product_attention, skip=(at_random,)),
-    "nn.functional.cross_entropy": Row(F.cross_entropy),
-    "nn.functional.nll_loss": Row(F.cross_entropy, instead=torch.nn.functional.cross_entropy),
-    "nn.functional.mse_loss": Row(F.mse_loss),
-    "nn.functional.one_hot": Row(F.one_hot, skip=(unknown_classes,)),
-    "nn.functional.dropout": Row(F.dropout, skip=(at_random,)),
+    "nn.functional.relu": Entry(F.relu),
+    "nn.functional.gelu": Entry(F.gelu),
+    "nn.functional.silu": Entry(F.silu),
+    "softmax": Entry(F.softmax),
+    "nn.functional.softmin": Entry(lambda x, dim: F.softmax(-x, dim)),
+    "log_softmax": Entry(F.log_softmax),
+    "nn.functional.scaled_dot_product_attention": Entry(F.scaled_dot_product_attention, skip=(random_dropout,)),
+    "nn.functional.cross_entropy": Entry(F.cross_entropy),
+    "nn.functional.nll_loss": Entry(F.cross_entropy, instead=torch.nn.functional.cross_entropy),
+    "nn.functional.mse_loss": Entry(F.mse_loss),
+    "nn.functional.one_hot": Entry(F.one_hot, skip=(unknown_classes,)),
+    "nn.functional.dropout": Entry(F.dropout, skip=(random_dropout,)),
     # new tensors
-    "zeros": Row(minigrad.zeros),
-    "ones": Row(minigrad.ones),
-    "full": Row(minigrad.full),
-    "zeros_like": Row(minigrad.zeros_like, skip=(given("dtype", "device"),)),
-    "ones_like": Row(minigrad.ones_like, skip=(given("dtype", "device"),)),
-    "full_like": Row(minigrad.full_like, skip=(given("dtype", "device"),)),
-    "arange": Row(minigrad.arange, skip=(given("end"),)),
-    "float": Row(Tensor.float, skip=(given("memory_format"),)),
-    "double": Row(Tensor.double, skip=(given("memory_format"),)),
-    "half": Row(Tensor.half, skip=(given("memory_format"),)),
-    "item": Row(Tensor.item),
+    "zeros": Entry(minigrad.zeros),
+    "ones": Entry(minigrad.ones),
+    "full": Entry(minigrad.full),
+    "zeros_like": Entry(minigrad.zeros_like, skip=(unsupported("dtype", "device"),)),
+    "ones_like": Entry(minigrad.ones_like, skip=(unsupported("dtype", "device"),)),
+    "full_like": Entry(minigrad.full_like, skip=(unsupported("dtype", "device"),)),
+    "arange": Entry(minigrad.arange, skip=(unsupported("end"),)),
+    "float": Entry(Tensor.float, skip=(unsupported("memory_format"),)),
+    "double": Entry(Tensor.double, skip=(unsupported("memory_format"),)),
+    "half": Entry(Tensor.half, skip=(unsupported("memory_format"),)),
+    "item": Entry(Tensor.item),
 }
-SMALL_SETS = {
-    "where",
-    "half",
-}  # PyTorch fails to make the larger set for `where`, and rounds it to half precision twice
-NOT_THERE = {
+SMALL_SAMPLE_SETS = {"where", "half"}  # PyTorch's larger sets fail for `where`, and round to half precision twice
+NOT_IN_TABLE = {
     "clamp",  # in the table as hardtanh and relu6
-    "bfloat16", "cpu", "cuda", "to",  # moves; PyTorch's samples for `to` are about memory formats
-    "drop_path", "residual", "residual_layer_norm", "standardize_weight", "window_attention",  # unknown to PyTorch
+    "bfloat16", "cpu", "cuda", "to",  # conversions; PyTorch's samples for `to` test memory formats
+    "drop_path", "residual", "residual_layer_norm", "standardize_weight", "window_attention",  # not in PyTorch
 }  # fmt: skip
 OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 
@@ -299,13 +296,13 @@ OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 
 
 def samples_of(name: str) -> tuple[list[Any], Counter[str]]:
-    """At most MOST of PyTorch's samples for an op, always the same ones; and the reasons why others are left out."""
+    """At most MAX_SAMPLES samples for an op, the same in each run; and the number of skipped samples per reason."""
     op = OPS[name]
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (PyTorch's samples draw from it)
     torch.manual_seed(0)
     dtype = torch.float64 if torch.float64 in op.dtypes else torch.int64
-    make = op.sample_inputs if name in SMALL_SETS else op.reference_inputs
+    make = op.sample_inputs if name in SMALL_SAMPLE_SETS else op.reference_inputs
     samples, skipped = [], Counter[str]()
     for sample in make("cpu", dtype, requires_grad=op.supports_autograd and dtype.is_floating_point):
         reasons = (rule(sample.input, *sample.args, **sample.kwargs) for rule in TABLE[name].skip)
@@ -314,45 +311,43 @@ def samples_of(name: str) -> tuple[list[Any], Counter[str]]:
             skipped[reason] += 1
         else:
             samples.append(sample)
-    return [samples[i * len(samples) // MOST] for i in range(MOST)] if len(samples) > MOST else samples, skipped
+    if len(samples) > MAX_SAMPLES:
+        samples = [samples[i * len(samples) // MAX_SAMPLES] for i in range(MAX_SAMPLES)]
+    return samples, skipped
 
 
-def both(value: Any, tensors: dict[int, Any]) -> tuple[Any, Any]:
-    """An argument as minigrad takes it, and as PyTorch does. `tensors` collects the tensors, each once."""
+def to_both(value: Any, tensors: dict[int, Any]) -> tuple[Any, Any]:
+    """An argument for minigrad and for PyTorch. `tensors` collects each tensor once, by id."""
     if isinstance(value, torch.Tensor):
         if id(value) not in tensors:
-            mine = Tensor(value.detach().numpy(), requires_grad=value.requires_grad)  # keeps the memory layout
-            tensors[id(value)] = mine, value.detach().clone().requires_grad_(value.requires_grad)
+            actual = Tensor(value.detach().numpy(), requires_grad=value.requires_grad)  # keeps the memory layout
+            tensors[id(value)] = actual, value.detach().clone().requires_grad_(value.requires_grad)
         return tensors[id(value)]
     if isinstance(value, list | tuple):
-        pairs = [both(item, tensors) for item in value]
+        pairs = [to_both(item, tensors) for item in value]
         kind = list if isinstance(value, list) else tuple
-        return kind(mine for mine, _ in pairs), kind(theirs for _, theirs in pairs)
+        return kind(actual for actual, _ in pairs), kind(expected for _, expected in pairs)
     if isinstance(value, torch.dtype):
         return np.dtype(str(value).removeprefix("torch.")), value
     return value, value
 
 
-def error_of(mine: Any, theirs: Any) -> float:
-    """The largest difference, as a share of the largest entry; shape, dtype, NaN and infinities must be the same."""
-    actual, expected = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (mine, theirs))
-    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
-    finite = np.isfinite(expected)
-    np.testing.assert_array_equal(np.where(finite, 0, actual), np.where(finite, 0, expected))
-    actual, expected = actual[finite].astype(np.float64), expected[finite].astype(np.float64)
-    largest = abs(expected).max(initial=1e-2)  # what should be 0 may be of the size of a rounding error
-    return float(abs(actual - expected).max(initial=0.0) / largest)
+def error_of(actual: Any, expected: Any) -> float:
+    """The relative error of an array or number. Shapes and dtypes must be equal."""
+    actual, expected = (np.asarray(x.detach() if isinstance(x, torch.Tensor) else x) for x in (actual, expected))
+    assert actual.dtype == expected.dtype
+    return relative_error(actual.astype(np.float64), expected.astype(np.float64), floor=1e-2)
 
 
-def compare(row: Row, op: Any, sample: Any) -> float:
-    """Run a sample through both and return the largest error among values, gradients and inputs written to."""
+def compare(entry: Entry, op: Any, sample: Any) -> float:
+    """Run a sample in both libraries and return the maximum error of outputs, gradients and inputs."""
     tensors: dict[int, tuple[Any, Any]] = {}
-    pairs = [both(value, tensors) for value in (sample.input, *sample.args)]
-    options = {name: both(value, tensors) for name, value in sample.kwargs.items()}
-    theirs = (row.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
-    mine = row.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
+    pairs = [to_both(value, tensors) for value in (sample.input, *sample.args)]
+    options = {name: to_both(value, tensors) for name, value in sample.kwargs.items()}
+    expected = (entry.instead or op)(*(b for _, b in pairs), **{name: b for name, (_, b) in options.items()})
+    actual = entry.run(*(a for a, _ in pairs), **{name: a for name, (a, _) in options.items()})
 
-    outputs = list(zip(mine, theirs, strict=True)) if isinstance(theirs, list | tuple) else [(mine, theirs)]
+    outputs = list(zip(actual, expected, strict=True)) if isinstance(expected, list | tuple) else [(actual, expected)]
     errors = [error_of(a.data if isinstance(a, Tensor) else a, b) for a, b in outputs]
     for a, b in outputs:
         if isinstance(b, torch.Tensor):
@@ -362,25 +357,26 @@ def compare(row: Row, op: Any, sample: Any) -> float:
                 b.backward(grad_output, retain_graph=True)
                 a.backward(Tensor(grad_output.numpy()), retain_graph=True)
     errors += [error_of(a.data, b) for a, b in tensors.values()]
-    if not any(b.is_floating_point() and b.isnan().any() for _, b in tensors.values()):  # no gradient there is right
-        for a, b in tensors.values():
-            if b.requires_grad:
-                zeros = np.zeros(b.shape)
-                errors.append(error_of(zeros if a.grad is None else a.grad.data, zeros if b.grad is None else b.grad))
+    if any(b.is_floating_point() and b.isnan().any() for _, b in tensors.values()):
+        return max(errors)  # gradients at NaN are arbitrary
+    for a, b in tensors.values():
+        if b.requires_grad:
+            zeros = np.zeros(b.shape)
+            errors.append(error_of(zeros if a.grad is None else a.grad.data, zeros if b.grad is None else b.grad))
     return max(errors)
 
 
 @pytest.fixture(scope="module")
-def report():
-    """Lines of a table, printed when all ops are through."""
+def table():
+    """The lines of the report, printed after the last op."""
     lines = [f"\n{'op':44} run  skipped  error"]
     yield lines
     print("\n".join(lines))
 
 
 @pytest.mark.parametrize("name", TABLE)
-@np.errstate(all="ignore")  # PyTorch's samples hold infinities too
-def test_equals_pytorch(name, report):
+@np.errstate(all="ignore")  # PyTorch's samples contain infinities
+def test_ops_equal_pytorch_on_its_samples(name, table):
     samples, skipped = samples_of(name)
     worst = 0.0
     for sample in samples:
@@ -392,15 +388,15 @@ def test_equals_pytorch(name, report):
             raise
         worst = max(worst, error)
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-    report.append(f"{name:44} {len(samples):3}  {skipped.total():7}  {worst:5.0e}  {reasons}")
+    table.append(f"{name:44} {len(samples):3}  {skipped.total():7}  {worst:5.0e}  {reasons}")
     assert samples, f"no sample of {name} was run: {reasons}"
 
 
 def test_every_op_is_in_the_table():
     public = {
         name
-        for place, home in ((F, F.__name__), (Methods, Methods.__module__))
-        for name, value in vars(place).items()
-        if isfunction(value) and value.__module__ == home and not name.startswith("_")
+        for namespace, module in ((F, F.__name__), (Methods, Methods.__module__))
+        for name, value in vars(namespace).items()
+        if isfunction(value) and value.__module__ == module and not name.startswith("_")
     }
-    assert public - {OPS[name].name.removeprefix("nn.functional.") for name in TABLE} == NOT_THERE
+    assert public - {OPS[name].name.removeprefix("nn.functional.") for name in TABLE} == NOT_IN_TABLE

@@ -1,6 +1,4 @@
-"""The moving average of a model, and a rate for each depth, against timm's."""
-
-from importlib.util import find_spec
+"""EMA and layer-wise learning rate decay against timm, Muon against PyTorch."""
 
 import numpy as np
 import pytest
@@ -9,13 +7,14 @@ import models
 from minigrad import Tensor, nn, optim
 from models.compare import libraries
 from models.weights.layouts import places
+from tests.reference.conftest import skip_without
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(find_spec("timm") is None, reason="needs timm")  # importing it may need help
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.9, 0.9998])
-def test_ema(decay):
+def test_ema_equals_timm(decay):
+    skip_without("timm")
     ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     theirs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     names = list(ours.state_dict())
@@ -23,7 +22,7 @@ def test_ema(decay):
 
     def fill():
         for name, tensor in ours.state_dict().items():
-            tensor.data[...] = rng.uniform(0.5, 1.5, tensor.shape)  # no variance is negative
+            tensor.data[...] = rng.uniform(0.5, 1.5, tensor.shape)  # positive, as variances are
             theirs.state_dict()[name].copy_(torch.from_numpy(tensor.data))
 
     fill()
@@ -33,9 +32,9 @@ def test_ema(decay):
         fill()
         average.update()
         reference.update(theirs)
-    expected, found = reference.module.state_dict(), average.state_dict()
+    expected, actual = reference.module.state_dict(), average.state_dict()
     for name in names:
-        np.testing.assert_allclose(found[name], expected[name].numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(actual[name], expected[name].numpy(), rtol=1e-6, atol=1e-7, err_msg=name)
     images = rng.standard_normal((2, 3, 5, 5)).astype(np.float32)
     with average.applied():
         np.testing.assert_allclose(
@@ -53,16 +52,17 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("layer_decay", [1.0, 0.9, 0.5])
-def test_a_rate_for_each_depth_and_who_decays(name, layer_decay):
-    """timm's, but for a norm between the last block and the head: timm counts it to the block, BEiT to the head."""
+def test_layer_decay_and_weight_decay_equal_timm(name, layer_decay):
+    """One exception: the norm after the last block belongs to the head here and in BEiT, to the block in timm."""
+    skip_without("timm")
     theirs = libraries.load("timm").create_model(name, num_classes=7, **FAMILIES[name])
     ours = models.create_model(name, num_classes=7, **FAMILIES[name])
     from timm.optim import param_groups_layer_decay
 
-    spared = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
-    groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=spared, layer_decay=layer_decay)
-    found = places([name for name, _ in theirs.named_parameters()], ours)
-    names = {id(p): found[name].name for name, p in theirs.named_parameters()}
+    no_decay = theirs.no_weight_decay() if hasattr(theirs, "no_weight_decay") else ()
+    groups = param_groups_layer_decay(theirs, 0.05, no_weight_decay_list=no_decay, layer_decay=layer_decay)
+    actual = places([name for name, _ in theirs.named_parameters()], ours)
+    names = {id(p): actual[name].name for name, p in theirs.named_parameters()}
     expected = {names[id(p)]: (0.1 * g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     expected |= {name: (0.1, decay) for name, (_, decay) in expected.items() if name.startswith("norm.")}
 
@@ -72,8 +72,8 @@ def test_a_rate_for_each_depth_and_who_decays(name, layer_decay):
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
-def test_muon(shape):
-    """torch multiplies in bfloat16, so that steps agree to two per cent of their length; their momentum agrees."""
+def test_muon_equals_pytorch(shape):
+    """PyTorch multiplies in bfloat16: the total update agrees to 2 %, the momentum to float32 precision."""
     rng = np.random.default_rng(0)
     start = rng.standard_normal(shape).astype(np.float32)
     ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
@@ -85,7 +85,7 @@ def test_muon(shape):
         ours.grad, theirs.grad = Tensor(grad), torch.tensor(grad)
         optimizer.step()
         reference.step()
-    found, expected = ours.numpy() - start, theirs.detach().numpy() - start
-    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
+    actual, expected = ours.numpy() - start, theirs.detach().numpy() - start
+    assert np.linalg.norm(actual - expected) < 0.02 * np.linalg.norm(expected)
     momentum = reference.state[theirs]["momentum_buffer"].numpy()
     np.testing.assert_allclose(optimizer.state[0][0]["m"], momentum, rtol=1e-5, atol=1e-6)

@@ -1,7 +1,4 @@
-"""Parameters and multiply-accumulates against PyTorch's own counter, on other people's models; and published figures
-against the metadata of the weights."""
-
-from importlib.util import find_spec
+"""Parameters and multiply-accumulates against PyTorch's counter on the libraries' models, and published accuracies."""
 
 import pytest
 
@@ -11,11 +8,11 @@ from models.compare import libraries
 from models.registry import model_arguments
 from models.summary import cost as summary
 from models.summary.published import PUBLISHED
+from tests.reference.conftest import skip_without
 
 torch = pytest.importorskip("torch")
-needs_torchvision = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 
-WEIGHTS = {  # those of torchvision
+WEIGHTS = {  # torchvision's names
     "vit_base_patch16_224": "ViT_B_16_Weights.IMAGENET1K_V1",
     "vit_base_patch32_224": "ViT_B_32_Weights.IMAGENET1K_V1",
     "vit_large_patch16_224": "ViT_L_16_Weights.IMAGENET1K_V1",
@@ -31,18 +28,18 @@ WEIGHTS = {  # those of torchvision
 }
 
 
-def counted_by_torch(network, size: int) -> tuple[int, int]:
+def pytorch_counts(network, size: int) -> tuple[int, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad(), torch.device("meta"):
         network.eval()(torch.empty(1, 3, size, size))
-    flops = counter.get_total_flops()  # a multiply-accumulate is two
+    flops = counter.get_total_flops()  # a multiply-accumulate is two operations
     assert flops % 2 == 0
     return sum(parameter.numel() for parameter in network.parameters()), flops // 2
 
 
-def counted_here(name: str) -> tuple[int, int]:
+def minigrad_counts(name: str) -> tuple[int, int]:
     with init.meta_init():
         model = models.create_model(name)
     return summary.parameters(model), summary.macs(model)
@@ -65,24 +62,23 @@ def counted_here(name: str) -> tuple[int, int]:
         ("torchvision", "convnext_base"),
     ],
 )
-def test_counts(library, name):
-    if find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
+def test_parameters_and_macs_equal_pytorch(library, name):
+    skip_without(library)
     with torch.device("meta"):
         network = libraries.build(library, name)
-    assert counted_here(name) == counted_by_torch(network, model_arguments(name)["img_size"])
+    assert minigrad_counts(name) == pytorch_counts(network, model_arguments(name)["img_size"])
 
 
-@needs_torchvision
-def test_counts_of_resnet50():
+def test_parameters_and_macs_of_resnet50():
+    skip_without("torchvision")
     with torch.device("meta"):
         network = libraries.load("torchvision").models.resnet50()
-    assert counted_here("roadmap_00_resnet50") == counted_by_torch(network, 224)
+    assert minigrad_counts("roadmap_00_resnet50") == pytorch_counts(network, 224)
 
 
-@needs_torchvision
-def test_figures_of_torchvision():
+def test_published_accuracies_equal_torchvision():
+    skip_without("torchvision")
     get_weight = libraries.load("torchvision").models.get_weight
     published = {name: get_weight(weight).meta["_metrics"]["ImageNet-1K"]["acc@1"] for name, weight in WEIGHTS.items()}
-    shown = [(name, result) for name, results in PUBLISHED.items() for result in results]
-    assert {name: result.top1 for name, result in shown if result.source == "torchvision weights"} == published
+    results = [(name, result) for name, results in PUBLISHED.items() for result in results]
+    assert {name: result.top1 for name, result in results if result.source == "torchvision weights"} == published

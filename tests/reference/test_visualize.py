@@ -1,6 +1,4 @@
-"""The arrays behind the pictures against PyTorch."""
-
-from importlib.util import find_spec
+"""The values in the pictures (Grad-CAM, position similarity) against PyTorch."""
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from models.compare import formula
 from models.compare.references import Reference
 from models.visualize.attention import position_similarity
 from models.visualize.gradcam import grad_cam
+from tests.reference.conftest import skip_without
 
 torch = pytest.importorskip("torch")
 
@@ -27,30 +26,29 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "overrides", "block"), CASES)
-def test_grad_cam_agrees_with_torch_on_timm(name, overrides, block):
-    if find_spec("timm") is None:
-        pytest.skip("timm is not installed")
+def test_grad_cam_equals_pytorch_on_a_timm_model(name, overrides, block):
+    skip_without("timm")
     reference = Reference("timm", name, **overrides)
     model = formula.fill(models.create_model(name, **overrides)).eval()
     images, classes = formula.stream("images", 3, 3, *model.img_size), [0, 4, 9]
     pairs = {ours: theirs for theirs, ours in reference.corresponding_modules().items()}
     outputs = []
     layer = dict(reference.network.named_modules())[pairs[block]]
-    removal = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    handle = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     logits = reference.network(torch.from_numpy(images))
-    removal.remove()
+    handle.remove()
     score = logits[torch.arange(3), torch.tensor(classes)].sum()
     (gradient,) = torch.autograd.grad(score, outputs[0])
     A = outputs[0]
     if name.startswith("swin"):  # (B, H, W, C) -> (B, C, H, W)
         A, gradient = A.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
     expected = torch.relu((gradient.mean((2, 3), keepdim=True) * A).sum(1)).detach().numpy()
-    (found,) = grad_cam(model, Tensor(images), classes, [block])
-    assert found.shape == expected.shape and expected.max() > 0
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11 * expected.max())
+    (actual,) = grad_cam(model, Tensor(images), classes, [block])
+    assert actual.shape == expected.shape and expected.max() > 0
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-11 * expected.max())
 
 
-def test_position_similarity_agrees_with_torch():
+def test_position_similarity_equals_pytorch():
     embedding = formula.stream("E", 12, 5)
     rows = torch.from_numpy(embedding)
     expected = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1).numpy()

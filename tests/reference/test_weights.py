@@ -1,4 +1,4 @@
-"""State dicts of timm, torchvision and transformers, loaded under their own names, give the same logits."""
+"""Weights of networks of timm, torchvision and transformers, loaded under their own names, give equal logits."""
 
 import argparse
 import datetime
@@ -28,38 +28,38 @@ _CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
 
 
 def from_timm(name, **overrides):
-    """A reduced model of timm, and ours of the same name."""
-    theirs = libraries.load("timm").create_model(name, num_classes=7, **overrides)
-    return theirs, models.create_model(name, num_classes=7, **overrides)
+    """A small version of a timm model, and the model of the same name here."""
+    reference = libraries.load("timm").create_model(name, num_classes=7, **overrides)
+    return reference, models.create_model(name, num_classes=7, **overrides)
 
 
 def torchvision_vit():
     libraries.load("torchvision")
-    from torchvision.models.vision_transformer import VisionTransformer as Theirs
+    from torchvision.models.vision_transformer import VisionTransformer as Reference
 
-    ours = VisionTransformer(**_VIT, num_classes=7, representation_size=20)
-    return Theirs(32, 8, 2, 3, 24, 96, num_classes=7, representation_size=20), ours
+    model = VisionTransformer(**_VIT, num_classes=7, representation_size=20)
+    return Reference(32, 8, 2, 3, 24, 96, num_classes=7, representation_size=20), model
 
 
 def torchvision_swin():
     libraries.load("torchvision")
-    from torchvision.models.swin_transformer import SwinTransformer as Theirs
+    from torchvision.models.swin_transformer import SwinTransformer as Reference
 
-    theirs = Theirs([4, 4], 12, [2, 1, 1, 1], [1, 2, 3, 6], [4, 4], num_classes=7, stochastic_depth_prob=0.0)
-    return theirs, SwinTransformer(**_SWIN, img_size=96, num_classes=7)
+    reference = Reference([4, 4], 12, [2, 1, 1, 1], [1, 2, 3, 6], [4, 4], num_classes=7, stochastic_depth_prob=0.0)
+    return reference, SwinTransformer(**_SWIN, img_size=96, num_classes=7)
 
 
 def torchvision_convnext():
     libraries.load("torchvision")
     from torchvision.models.convnext import CNBlockConfig
-    from torchvision.models.convnext import ConvNeXt as Theirs
+    from torchvision.models.convnext import ConvNeXt as Reference
 
     stages = [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 2), CNBlockConfig(24, None, 1)]
-    return Theirs(stages, num_classes=7), ConvNeXt(64, depths=(1, 2, 1), dims=(8, 16, 24), num_classes=7)
+    return Reference(stages, num_classes=7), ConvNeXt(64, depths=(1, 2, 1), dims=(8, 16, 24), num_classes=7)
 
 
 def torchvision_resnet():
-    """Has buffers that our model does not have."""
+    """torchvision's ResNet has buffers that the model here lacks."""
     libraries.load("torchvision")
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -106,77 +106,77 @@ PAIRS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # warnings inside the libraries
+@pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("pair", PAIRS)
-def test_loaded_state_dict_gives_equal_logits(pair):
-    """In float64, with noise on all weights so that none is zero. No parameter of the library is ignored."""
+def test_state_dicts_give_equal_logits(pair):
+    """In float64, with nonzero weights. Every parameter of the reference is loaded."""
     try:
         with init.skip_init():
-            theirs, ours = PAIRS[pair]()
+            reference, model = PAIRS[pair]()
     except libraries.UnsupportedError as error:
         pytest.skip(str(error))
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in reference.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    theirs, ours = theirs.double().eval(), ours.to(dtype=np.float64).eval()
-    models.load_weights(ours, theirs.state_dict())
-    images = formula.stream("x.weights", 2, 3, *ours.img_size)
+    reference, model = reference.double().eval(), model.to(dtype=np.float64).eval()
+    models.load_weights(model, reference.state_dict())
+    images = formula.stream("x.weights", 2, 3, *model.img_size)
     with torch.no_grad(), no_grad():
-        expected = theirs(torch.from_numpy(images))
+        expected = reference(torch.from_numpy(images))
         expected = getattr(expected, "logits", expected).numpy()
-        logits = ours(Tensor(images)).numpy()
+        logits = model(Tensor(images)).numpy()
     assert abs(expected).max() > 1e-3
     assert abs(logits - expected).max() < 1e-12 * abs(expected).max()
-    assert None not in places(dict(theirs.named_parameters()), ours).values()
+    assert None not in places(dict(reference.named_parameters()), model).values()
 
 
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def block() -> tuple[dict[str, torch.Tensor], ConvNeXt]:
-    """A state dict of torch tensors under timm's names, and a model for it."""
-    ours = ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7)
+def state_dict_and_model() -> tuple[dict[str, torch.Tensor], ConvNeXt]:
+    """A state dict of PyTorch tensors with timm's names, and a model for it."""
+    model = ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7)
     entries = written(ConvNeXt(32, depths=(1,), dims=(8,), num_classes=7), timm_convnext)
-    return {name: torch.from_numpy(x) for name, x in entries.items()}, ours.to(dtype=np.float64)
+    return {name: torch.from_numpy(x) for name, x in entries.items()}, model.to(dtype=np.float64)
 
 
-def assert_has_weights(ours, rounded=lambda x: x):
-    for name, parameter in ours.named_parameters():
+def assert_has_weights(model, rounded=lambda x: x):
+    for name, parameter in model.named_parameters():
         expected = rounded(torch.from_numpy(formula.weight(name, *parameter.shape))).double().numpy()
         np.testing.assert_array_equal(parameter.numpy(), expected, err_msg=name)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_torch_files_load(tmp_path, suffix, zipped):
-    entries, ours = block()
+def test_files_of_torch_save(tmp_path, suffix, zipped):
+    entries, model = state_dict_and_model()
     checkpoint = {
         "model": {f"module.{name}": x for name, x in entries.items()},
         "epoch": 3,
         "lr_scheduler": {"step": 7},
     }
     torch.save(checkpoint, tmp_path / f"w{suffix}", _use_new_zipfile_serialization=zipped)
-    models.load_weights(ours, tmp_path / f"w{suffix}")
-    assert_has_weights(ours)
+    models.load_weights(model, tmp_path / f"w{suffix}")
+    assert_has_weights(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_files_of_each_dtype_load(tmp_path, dtype):
-    entries, ours = block()
+def test_files_of_lower_precision(tmp_path, dtype):
+    entries, model = state_dict_and_model()
     entries = {name: x.to(dtype) for name, x in entries.items()}
     torch.save(entries, tmp_path / "w.pth")
     pytest.importorskip("safetensors.torch").save_file(entries, tmp_path / "w.safetensors")
     for file in ("w.pth", "w.safetensors"):
-        formula.fill(ours).zero_grad()
-        models.load_weights(ours, tmp_path / file)
-        assert_has_weights(ours, lambda x: x.to(dtype))
+        formula.fill(model).zero_grad()
+        models.load_weights(model, tmp_path / file)
+        assert_has_weights(model, lambda x: x.to(dtype))
 
 
-def test_torch_parameters_load():
-    entries, ours = block()
-    models.load_weights(ours, {name: torch.nn.Parameter(x) for name, x in entries.items()})
-    assert_has_weights(ours)
+def test_parameters_that_require_grad():
+    entries, model = state_dict_and_model()
+    models.load_weights(model, {name: torch.nn.Parameter(x) for name, x in entries.items()})
+    assert_has_weights(model)
 
 
 class RunsCode:
@@ -194,8 +194,8 @@ class RunsProgram:
         return subprocess.call, (["false"],)
 
 
-class Custom:
-    """An object in a checkpoint, beside the weights. Unpickling one fails the test."""
+class UnknownObject:
+    """An object in a checkpoint beside the weights. Unpickling it raises."""
 
     def __init__(self):
         self.settings = {"lr": 0.1}
@@ -206,13 +206,13 @@ class Custom:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("malicious", "name"),
+    ("payload", "name"),
     [(RunsCode(), "exec"), (RunsShell(), r"(posix|nt)\.system"), (RunsProgram(), r"(subprocess|commands)\.call")],
 )
-def test_files_that_run_code_are_refused(tmp_path, malicious, name, zipped):
-    entries, ours = block()
-    torch.save({"model": entries, "args": malicious}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    message = refusal(ours, tmp_path / "w.pth")
+def test_pickles_that_run_programs_are_refused(tmp_path, payload, name, zipped):
+    entries, model = state_dict_and_model()
+    torch.save({"model": entries, "args": payload}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    message = refusal(model, tmp_path / "w.pth")
     assert re.search(rf"holds objects that could run code and are not loaded: it names {name}\. If", message)
     assert message.isprintable() and message.endswith("torch.save(model.state_dict(), file)")
 
@@ -220,17 +220,17 @@ def test_files_that_run_code_are_refused(tmp_path, malicious, name, zipped):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["w.pth", "W.PTH", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar", "W.PTH.TAR", "w"])
 def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
-    """Checkpoints of timm and Lightning hold other objects; none is unpickled."""
-    entries, ours = block()
-    beside = {
+    """As in checkpoints of timm and Lightning. None of the objects is unpickled."""
+    entries, model = state_dict_and_model()
+    other_entries = {
         "args": argparse.Namespace(lr=0.1, output=tmp_path, begun=datetime.datetime.now()), "epoch": 3,
-        "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {Custom: Custom()},
+        "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {UnknownObject: UnknownObject()},
     }  # fmt: skip
-    checkpoint = {"state_dict": {f"model.{key}": x for key, x in entries.items()}, **beside}
+    checkpoint = {"state_dict": {f"model.{key}": x for key, x in entries.items()}, **other_entries}
     torch.save(checkpoint, tmp_path / name, _use_new_zipfile_serialization=zipped)
     allowed = set(torch.serialization.get_safe_globals())
-    models.load_weights(ours, tmp_path / name)
-    assert_has_weights(ours)
+    models.load_weights(model, tmp_path / name)
+    assert_has_weights(model)
     assert set(torch.serialization.get_safe_globals()) == allowed
 
 
@@ -243,32 +243,32 @@ def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
         lambda x: {"state_dict_ema": x, "state_dict": {name: 2 * y for name, y in x.items()}},
     ],
 )  # fmt: skip
-def test_nested_state_dicts_load(wrap):
-    entries, ours = block()
-    models.load_weights(ours, wrap(entries))
-    assert_has_weights(ours)
+def test_nested_state_dicts_and_prefixes_are_found(wrap):
+    entries, model = state_dict_and_model()
+    models.load_weights(model, wrap(entries))
+    assert_has_weights(model)
 
 
-def test_pickled_module_is_refused(tmp_path):
+def test_a_pickled_module_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pth")
-    message = refusal(block()[1], tmp_path / "w.pth")
+    message = refusal(state_dict_and_model()[1], tmp_path / "w.pth")
     assert "w.pth is a pickled object of class Linear, which could run code and is not loaded" in message
     assert message.endswith("save the weights alone: torch.save(model.state_dict(), file)")
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
 def test_truncated_files_are_refused(tmp_path, fraction):
-    entries, ours = block()
+    entries, model = state_dict_and_model()
     torch.save(entries, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(content[: int(fraction * len(content))])
-    assert "is damaged" in refusal(ours, tmp_path / "w.pth")
+    assert "is damaged" in refusal(model, tmp_path / "w.pth")
 
 
-def test_anything_but_a_dict_of_tensors_is_refused(tmp_path):
-    entries, ours = block()
+def test_files_without_a_dict_of_tensors_are_refused(tmp_path):
+    entries, model = state_dict_and_model()
     torch.save([torch.zeros(3)], tmp_path / "w.pth")
     with pytest.raises(TypeError, match="must be a dict of arrays by name, or a file with such a dict, got list"):
-        models.load_weights(ours, tmp_path / "w.pth")
+        models.load_weights(model, tmp_path / "w.pth")
     torch.save(entries | {"norm.weight": torch.zeros(8, 8).to_sparse()}, tmp_path / "w.pth")
-    assert "'norm.weight' cannot be converted to a NumPy array" in refusal(ours, tmp_path / "w.pth")
+    assert "'norm.weight' cannot be converted to a NumPy array" in refusal(model, tmp_path / "w.pth")

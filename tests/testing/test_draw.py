@@ -1,4 +1,4 @@
-"""The drawing of an autograd graph as DOT text."""
+"""draw_graph: the autograd graph in Graphviz's DOT language."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from minigrad import Tensor, nn
 from minigrad.testing import draw_graph
 
 
-def test_a_small_graph_is_drawn_in_full():
+def test_complete_graph():
     x, w = Tensor([[1.0, 2.0]]), Tensor([[3.0], [4.0]], requires_grad=True)
     assert (
         draw_graph((x @ w).exp().sum(), [("w", w)])
@@ -27,12 +27,12 @@ def test_a_small_graph_is_drawn_in_full():
     )
 
 
-def test_an_input_used_twice_has_two_arrows():
+def test_input_used_twice_has_two_arrows():
     x = Tensor([1.0], requires_grad=True)
     assert draw_graph(x * x).count("-> n0") == 2
 
 
-def test_arrows_of_several_outputs_begin_at_their_op():
+def test_arrows_of_several_outputs_start_at_their_op():
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     first, second = x.unbind(0)
     dot = draw_graph(first + second)
@@ -40,14 +40,14 @@ def test_arrows_of_several_outputs_begin_at_their_op():
     assert "Unbind" in draw_graph(x.unbind(0)[1])
 
 
-def test_parameters_are_drawn_by_name():
+def test_parameters_are_labelled_by_name():
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     dot = draw_graph(model(minigrad.ones(4, 2)).mean(), model.named_parameters())
     assert all(f'[shape=box, label="{name}"]' in dot for name, _ in model.named_parameters())
     assert "leaf" not in dot
 
 
-def test_a_tensor_without_a_graph_is_refused():
+def test_tensor_without_graph_is_refused():
     y = Tensor([1.0], requires_grad=True).exp()
     y.backward()
     for tensor in (Tensor([1.0]), Tensor([1.0], requires_grad=True), y):

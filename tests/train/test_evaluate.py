@@ -161,5 +161,5 @@ def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(InputError, match="no complete npz"):
+    with pytest.raises(InputError, match="not a complete npz"):
         parse(["--eval", str(path)])

@@ -202,9 +202,9 @@ def test_invalid_weight_files_are_refused(earlier, tmp_path, capsys):
     for name, message in [
         ("missing.npz", "there is no file"),
         ("", "end in .safetensors, .npz, .pth|there is no file"),
-        ("cut.npz", "is no complete npz file"),
+        ("cut.npz", "is not a complete npz file"),
         ("objects.npz", "Object arrays cannot be loaded"),
-        ("text.safetensors", "is no complete safetensors file|needs its library"),
+        ("text.safetensors", "is not a complete safetensors file|needs its library"),
         ("pickle.pth", "is damaged, or holds objects that could run code|needs torch"),
     ]:
         assert re.search(message, refused(capsys, tmp_path, tmp_path / name)), name

@@ -150,8 +150,8 @@ def test_nonfinite_loss_stops_before_the_update(dataset, threads):
     trainer = create_trainer(parse(["--batch-size", "16", "--threads", str(threads)]), model, dataset)
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
     message = (
-        r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) made 0 NaN and \d+ Inf in its output of shape "
-        r"\(\d+, 10\); input \d already had some.*; try a lower --lr or more --warmup-epochs$"
+        r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) computed 0 NaN and \d+ Inf in its output of "
+        r"shape \(\d+, 10\); input \d was already not finite.*; try a lower --lr or more --warmup-epochs$"
     )
     with pytest.raises(DivergedError, match=message):
         list(trainer.fit())
@@ -170,7 +170,7 @@ def test_search_for_first_op_repeats_random_numbers(dataset, monkeypatch):
             output.data[:] = np.inf
 
     trainer.model.drop.register_forward_hook(record)
-    message = r"in step 2 of epoch 1/4: Linear \(in head\) made .* input 0 already had some"
+    message = r"in step 2 of epoch 1/4: Linear \(in head\) computed .* input 0 was already not finite"
     with pytest.raises(DivergedError, match=message), trainer.step.shards:  # which waits for both threads
         list(trainer.fit())
     first, again = ({x.tobytes() for x in part} for part in (seen[2:4], seen[4:6]))
@@ -236,7 +236,7 @@ def test_nonfinite_steps_are_skipped_and_counted(dataset, flags):
     ("flags", "message"),
     [
         (["--skip-nonfinite"], "a loss or a gradient was not finite in every step of epoch 1/1"),
-        ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) made"),
+        ([], r"the loss became nan in step 1 of epoch 1/1: Linear \(in fc\) computed"),
     ],
 )
 def test_nonfinite_step_restores_running_statistics(dataset, flags, message):
@@ -312,5 +312,5 @@ def test_scaled_loss_is_checked_at_each_step_on_gpu(device):
     model.head.bias.data[0] = np.inf
     settings = parse(["--batch-size", "4", "--device", device, *HALF])
     assert not settings.graph
-    with pytest.raises(DivergedError, match=r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) made"):
+    with pytest.raises(DivergedError, match=r"^the loss became nan in step 1 of epoch 1/4: \w+ \(in head\) computed"):
         list(create_trainer(settings, model, shapes.load(8, 2)).fit())

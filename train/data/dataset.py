@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from minigrad.backend import Array, beside, to_device
+from minigrad.backend import Array, to_device, to_device_of
 from models.images import normalize
 from train.config.errors import InputError
 from train.output.log import plural
@@ -62,7 +62,7 @@ class Dataset:
 
     def normalizer(self) -> Callable[[Array], Array]:
         """The normalisation (B, C, H, W) uint8 -> float32; mean and std are on the device of the images."""
-        mean, std = (beside(self.train.labels, np.asarray(values, np.float32)) for values in (self.mean, self.std))
+        mean, std = (to_device_of(np.asarray(x, np.float32), self.train.labels) for x in (self.mean, self.std))
         return partial(normalize, mean=mean, std=std)
 
     def first(self, train: int | None, test: int | None) -> "Dataset":

@@ -35,13 +35,13 @@ class CPULayerNorm(norm.LayerNorm):
             mean = tokens[chunk] @ ones(C)
             mean *= 1 / C
             np.subtract(tokens[chunk], mean[:, None], out=x_hat)
-            var = np.einsum("ij,ij->i", x_hat, x_hat)
+            var = np.vecdot(x_hat, x_hat)
             var *= 1 / C
             var += eps
             std = np.sqrt(var, out=var)
             if (np.abs(mean, out=mean) > OFFSET * std).any():
                 x_hat -= (x_hat @ ones(C) / C)[:, None]
-                std = np.sqrt(np.einsum("ij,ij->i", x_hat, x_hat) / C + eps)
+                std = np.sqrt(np.vecdot(x_hat, x_hat) / C + eps)
             np.divide(1, std, out=rstd[:, 0])
             x_hat *= rstd
             if weight is None:
@@ -67,7 +67,7 @@ class CPULayerNorm(norm.LayerNorm):
                 grad_weight += ones(len(g)) @ (g * x_hat)
             if grad_x is not None:
                 g = g if self.weight is None else g * self.weight
-                mean, along_x_hat = g @ ones(C), np.einsum("ij,ij->i", g, x_hat)
+                mean, along_x_hat = g @ ones(C), np.vecdot(g, x_hat)
                 mean *= 1 / C
                 along_x_hat *= 1 / C
                 np.multiply(x_hat, along_x_hat[:, None], out=grad_x[chunk])

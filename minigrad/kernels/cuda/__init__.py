@@ -16,11 +16,10 @@ from minigrad.kernels.cuda import (
     optim,
     random,
     residual,
-    standardize,
     table,
 )  # fmt: skip
 
 __all__ = [
     "activation", "attention", "attention_mma", "conv", "convert", "group_norm", "loss", "norm", "optim", "random",
-    "residual", "standardize", "table",
+    "residual", "table",
 ]  # fmt: skip

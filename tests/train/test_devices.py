@@ -1,0 +1,86 @@
+"""The training program on a GPU (or a stand-in: tests/conftest.py) gives the results of a CPU."""
+
+import tomllib
+
+import numpy as np
+import pytest
+
+from minigrad import serialize
+from tests.cuda.runner import HAS_COMPILER
+from train.__main__ import main
+
+
+@pytest.mark.parametrize("augmented", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_runs_match_on_cpu_device_and_cuda_graph(augmented, tmp_path, capsys, device):
+    """Metrics of a run on the CPU, on the device, and on the device with a CUDA graph (the default).
+
+    Step 4 is captured, the last two steps replay the graph, and the last batch of an epoch is smaller.
+    """
+    flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "15", "--val-num-samples", "4"]
+    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
+    flags += ["--smoothing", "0.1", "--model-ema", "--model-ema-decay", "0.5", "--layer-decay", "0.9"]
+    if augmented:
+        flags += ["--hflip", "0.5", "--crop-padding", "2", "--aa", "rand-m9-mstd0.5", "--reprob", "0.5"]
+        flags += ["--mixup", "0.8", "--cutmix", "1", "--cutout", "3", "--aug-repeats", "2"]
+        flags += ["--batch-size", "2", "--grad-accum-steps", "2"]
+    outputs, weights = [], []
+    for i, where in enumerate((["--device", "cpu"], ["--device", device, "--no-graph"], ["--device", device])):
+        if i and (device == "cpu" or (i == 2 and not HAS_COMPILER)):  # a CUDA graph needs compiled kernels
+            break
+        assert main([*flags, *where, "--output", str(tmp_path / str(i))]) == 0
+        rows = (tmp_path / str(i) / "metrics.csv").read_text().splitlines()[1:]
+        outputs.append([[float(x) for x in row.split(",")[:6]] for row in rows])
+        weights.append(serialize.load(tmp_path / str(i) / "last.npz")[0])
+        assert tomllib.loads((tmp_path / str(i) / "args.toml").read_text())["graph"] == (i == 2)
+    capsys.readouterr()
+    for found in outputs[1:]:
+        np.testing.assert_allclose(found, outputs[0], rtol=1e-3)
+    assert outputs[2:] in ([], outputs[1:2])  # bit for bit
+    for graphed in weights[2:]:
+        for name, array in weights[1].items():
+            np.testing.assert_array_equal(graphed[name], array, err_msg=name)
+
+
+def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):
+    flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "12", "--val-num-samples", "4"]
+    flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
+    outputs = []
+    for i, more in enumerate((["--device", "cpu", "--no-graph"], ["--amp", "--no-graph"], ["--amp", "--graph"])):
+        if i == 2 and (device == "cpu" or not HAS_COMPILER):
+            break
+        assert main([*flags, "--device", device, *more, "--output", str(tmp_path / str(i))]) == 0
+        rows = (tmp_path / str(i) / "metrics.csv").read_text().splitlines()[1:]
+        outputs.append([[float(x) for x in row.split(",")[:6]] for row in rows])
+    capsys.readouterr()
+    exact, found, *graphed = outputs
+    np.testing.assert_allclose([row[2] for row in found], [row[2] for row in exact], rtol=0.03)
+    assert found != exact and graphed in ([], [found])  # bit for bit
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--amp", "--amp-dtype", "float16"], "loss scaling of float16 runs on the host"),
+        (["--opt", "muon"], "Muon's learning rates are computed on the host"),
+    ],
+)
+def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
+    """`--graph` is refused; the default prints the reason, and trains without a graph."""
+    flags = [*flags, "--epochs", "1", "--train-num-samples", "4", "--val-num-samples", "2", "--no-tune-cpu"]
+    flags += ["--device", device]
+    assert main([*flags, "--graph", "--output", str(tmp_path / "asked")]) == 2
+    assert ("graphs are for a GPU" if device == "cpu" else reason) in capsys.readouterr().err
+    assert main([*flags, "--output", str(tmp_path / "default")]) == 0
+    assert (f"graph    none: {reason}" in capsys.readouterr().out) == (device == "cuda")
+
+
+def test_muon_matches_the_cpu(tmp_path, device):
+    flags = ["--epochs", "2", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--opt", "muon"]
+    losses = []
+    for where in ("cpu", device):
+        folder = tmp_path / str(len(losses))
+        more = ["--batch-size", "4", "--threads", "1", "--device", where, "--output", str(folder)]
+        assert main([*flags, *more]) == 0
+        rows = (folder / "metrics.csv").read_text().splitlines()[1:]
+        losses.append([float(row.split(",")[2]) for row in rows])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
