@@ -73,22 +73,22 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
     threads = 1 if any(model.named_buffers()) else settings.threads
     shards = Shards(threads, generator.seed + 1)
+    smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already
     step = Step(
-        model,
-        dataset.train,
-        Transform(augment, dataset.normalizer(), len(dataset.classes), generator),
-        # Mixup and CutMix smooth their targets.
-        partial(F.cross_entropy, label_smoothing=0.0 if augment.mixes else settings.smoothing),
-        create_optimizer(settings, model),
-        EMA(model, settings.model_ema_decay, warmup=settings.model_ema_warmup) if settings.model_ema else None,
-        shards,
-        StepOptions(
-            settings.batch_size,
-            settings.grad_accum_steps,
-            settings.clip_grad,
-            amp_dtype,
-            settings.skip_nonfinite,
-            settings.graph,
+        model=model,
+        data=dataset.train,
+        transform=Transform(augment, dataset.normalizer(), len(dataset.classes), generator),
+        criterion=partial(F.cross_entropy, label_smoothing=smoothing),
+        optimizer=create_optimizer(settings, model),
+        ema=EMA(model, settings.model_ema_decay, warmup=settings.model_ema_warmup) if settings.model_ema else None,
+        shards=shards,
+        options=StepOptions(
+            batch_size=settings.batch_size,
+            grad_accum_steps=settings.grad_accum_steps,
+            clip_grad=settings.clip_grad,
+            amp_dtype=amp_dtype,
+            skip_nonfinite=settings.skip_nonfinite,
+            graph=settings.graph,
         ),
     )
     return Trainer(

@@ -29,8 +29,8 @@ def unchecked(monkeypatch, poisoned):
     """Switch off the check of each step, as on a GPU; in step number `poisoned` a gradient becomes infinite."""
     initial, update, steps = Step.__init__, AdamW.step, []
 
-    def begin(self, *arguments):
-        initial(self, *arguments)
+    def begin(self, **arguments):
+        initial(self, **arguments)
         self.checks_finite = False
 
     def updated(self):
