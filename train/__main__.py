@@ -10,9 +10,9 @@ from typing import Any
 
 from train.config import file as config
 from train.config.errors import InputError
-from train.config.flags import parser
+from train.config.parser import parser
 from train.config.recipes import recipe
-from train.config.settings import BY_DATASET, COMMON, Settings
+from train.config.settings import Settings, defaults
 from train.output import naming
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE, which Windows has no name for
+        return 141  # 128 + SIGPIPE, which Windows lacks
     except InputError as error:
         message = str(error)
     except OSError as error:
@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:  # from NumPy, or from CuPy on a GPU; the saved state stays complete
         reason = " ".join(str(error).split())
         message = (
-            f"out of memory{f' ({reason})' if reason else ''}; a lower --batch-size, with more --grad-accum-steps for "
-            "the same step, takes less, and so does a lower --validation-batch-size"
+            f"out of memory{f' ({reason})' if reason else ''}; lower --batch-size, and raise --grad-accum-steps for an "
+            "equal step, or lower --validation-batch-size"
         )
     print(f"python -m train: {message}", file=sys.stderr)
     return 2
@@ -48,20 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> Settings:
     """The settings of a run. --resume and --eval start from the settings stored in the run's files."""
-    all_flags = parser()
-    flags = vars(all_flags.parse_args(arguments))
-    file = config.read(Path(flags.pop("config")), all_flags) if "config" in flags else {}
-    given = merge(file, flags)
-    if given.get("eval", "none") != "none":
-        from train.output import report  # imports NumPy, which `--help` does not need
+    flags = vars(parser().parse_args(arguments))
+    given = merge(config.read(Path(flags.pop("config"))) if "config" in flags else {}, flags)
+    evaluated, resumed = given.get("eval", "none"), given.get("resume", "none")
+    if evaluated == resumed == "none":
+        return new_run(given)
+    from train.config import stored  # imports NumPy, which `--help` does not need
 
-        return report.settings_of(Path(given["eval"]), given, flags)
-    if given.get("resume", "none") != "none":
-        from train.output import resume  # imports NumPy, too
-
-        if (state := resume.find(given, naming.newest(_folder(given)))) is not None:
-            return resume.settings_of(state, given)
-    return new_run(given)
+    if evaluated != "none":
+        return stored.of_checkpoint(Path(evaluated), given, flags)
+    state = stored.find_state(resumed, given.get("output"), naming.newest(_folder(given)))
+    return new_run(given) if state is None else stored.of_state(state, given)
 
 
 def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -70,18 +67,18 @@ def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     A recipe given as a flag overrides the file's values for the settings of that recipe. A device given as a flag, if
     it differs from the file's, drops the file's `threads` and `graph`, which suit one device.
     """
-    model = {**COMMON, **file, **flags}["model"]
+    model = {**defaults(), **file, **flags}["model"]
     dropped = set(recipe(flags["recipe"], model)) if "recipe" in flags else set()
-    device = file.get("device", COMMON["device"])
+    device = file.get("device", defaults()["device"])
     if flags.get("device", device) != device:
         dropped |= {"threads", "graph"}
     return {**{name: value for name, value in file.items() if name not in dropped}, **flags}
 
 
 def new_run(given: dict[str, Any]) -> Settings:
-    """Precedence, highest first: `given`, the recipe, the dataset, all runs; then the defaults derived from these."""
-    dataset, model, name = ({**COMMON, **given}[key] for key in ("dataset", "model", "recipe"))
-    values = {**COMMON, **BY_DATASET[dataset], **recipe(name, model), **given}
+    """Precedence, highest first: `given`, the recipe, the defaults; then the defaults derived from these."""
+    dataset, model, name = ({**defaults(), **given}[key] for key in ("dataset", "model", "recipe"))
+    values = {**defaults(dataset), **recipe(name, model), **given}
     config.check_texts(values)
     epochs, warmup = values["epochs"], values["warmup_epochs"]
     if warmup > epochs:
@@ -97,7 +94,7 @@ def new_run(given: dict[str, Any]) -> Settings:
 
 def _folder(given: dict[str, Any]) -> str:
     """The default of --output, before a number is appended."""
-    names = {**COMMON, **given}
+    names = {**defaults(), **given}
     return f"runs/{names['model']}-{names['dataset']}"
 
 

@@ -1,7 +1,7 @@
 """L7: evaluation on the test images: loss, accuracy, confusion matrix."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,10 +10,9 @@ import numpy as np
 
 import minigrad.functional as F
 from minigrad import Tensor, autocast, cat, no_grad
-from minigrad.backend import Array, to_device
+from minigrad.backend import Array, device_of, to_device
 from minigrad.nn import Module
 from minigrad.parallel.threads import Shards
-from train.config.settings import Settings
 from train.data.batches import batches
 from train.data.dataset import Dataset
 
@@ -60,44 +59,47 @@ class Predictions:
         return wrong[(-confidence).argsort(kind="stable")[:count]]
 
 
+@dataclass(frozen=True)
 class Evaluation:
-    """Evaluates a model on the test images, with its current weights.
+    """Evaluates a model on the test images of a dataset. Both are on the same device.
 
-    Args:
-        model, dataset: on the same device.
-        settings: for precision and batch size.
+    Fields:
+        batch_size: images per batch.
+        amp_dtype: the 16-bit dtype of mixed precision; None: no mixed precision.
         shards: the threads between which a batch is split.
     """
 
-    def __init__(self, model: Module, dataset: Dataset, settings: Settings, shards: Shards) -> None:
-        self.model, self.dataset, self.settings, self.shards = model, dataset, settings, shards
-        self.normalize, self.parameters = dataset.normalizer(), list(model.parameters())
+    batch_size: int
+    amp_dtype: str | None
+    shards: Shards
 
-    def means(self, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    def means(self, model: Module, dataset: Dataset, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy. `between` is called before each batch, and may raise."""
-        sums = Sums(self.settings.device)
-        for logits, labels in self.logits_by_batch(between):
+        sums = Sums(device_of(dataset.test.labels))
+        for logits, labels in self.logits_by_batch(model, dataset, between):
             loss = F.cross_entropy(logits, Tensor(labels))
             sums.add(loss.data.astype(np.float64), count_correct(logits, labels), len(labels))
-        return sums.means(len(self.dataset.test))
+        return sums.means(len(dataset.test))
 
-    def predictions(self) -> Predictions:
+    def predictions(self, model: Module, dataset: Dataset) -> Predictions:
         """The predictions for all test images, on the CPU."""
-        logits = np.concatenate([to_device(logits.data, "cpu") for logits, _ in self.logits_by_batch()])
-        return Predictions(logits, to_device(self.dataset.test.labels, "cpu"), self.dataset.classes)
+        logits = np.concatenate([to_device(x.data, "cpu") for x, _ in self.logits_by_batch(model, dataset)])
+        return Predictions(logits, to_device(dataset.test.labels, "cpu"), dataset.classes)
 
-    def logits_by_batch(self, between: Callable[[], None] = lambda: None) -> Iterator[tuple[Tensor, Array]]:
+    def logits_by_batch(
+        self, model: Module, dataset: Dataset, between: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[Tensor, Array]]:
         """Yields the logits (B, K) float32, without gradient, and the labels (B,) of each batch."""
-        self.model.eval()
-        test = self.dataset.test
-        for part in batches(len(test), self.settings.validation_batch_size):
-            between()
-            yield cat(self.shards.run(self.logits, test.images[part])), test.labels[part]
+        model.eval()
+        test, normalize, parameters = dataset.test, dataset.normalizer(), list(model.parameters())
 
-    def logits(self, images: Array) -> Tensor:
-        """Images (B, C, H, W) uint8 -> logits (B, K) float32."""
-        with no_grad(), precision(self.settings, self.parameters):
-            return self.model(Tensor(self.normalize(images))).float()
+        def forward(images: Array) -> Tensor:
+            with no_grad(), mixed_precision(self.amp_dtype, parameters):
+                return model(Tensor(normalize(images))).float()
+
+        for part in batches(len(test), self.batch_size):
+            between()
+            yield cat(self.shards.run(forward, test.images[part])), test.labels[part]
 
 
 class Sums:
@@ -121,11 +123,11 @@ class Sums:
         return loss / images, correct / images
 
 
-def precision(settings: Settings, parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """`autocast` as --amp and --amp-dtype set it."""
-    return autocast(settings.amp_dtype, settings.amp, parameters)
+def mixed_precision(dtype: str | None, parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """`autocast` to the 16-bit `dtype`; None: no mixed precision."""
+    return nullcontext() if dtype is None else autocast(dtype, parameters=parameters)
 
 
 def count_correct(logits: Tensor, labels: Array) -> Array:
-    """The number of correct predictions, (). For a mixed image, its own label is the correct one."""
+    """The number of correct predictions, (). Of a mixed image, its own label is correct."""
     return (logits.data.argmax(axis=1) == labels).sum()

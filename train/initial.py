@@ -1,7 +1,7 @@
 """L7: training from pretrained weights: `--initial-checkpoint FILE`.
 
 `models/weights/load.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics
-of their own dataset, not with those stored in the file.
+of the dataset of the run, not with statistics in the file.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,12 +16,11 @@ from models.model import ImageModel
 from models.predict import one_line
 from models.weights.load import MisfitError
 from train.config.errors import InputError
-from train.config.settings import Settings
 from train.output.log import plural
 
 
-def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
-    """Load the file into a new model on the CPU; returns a one-line summary.
+def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str:
+    """Load a file into the new model `name`, on the CPU; returns a one-line summary.
 
     The head is not loaded if the number of classes differs or, for a checkpoint of this program, their names differ.
     Position embeddings and relative position tables are resampled to the size of the images or windows.
@@ -29,7 +28,7 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
     Raises:
         InputError: the file is missing or damaged, or its weights do not fit the model.
     """
-    path = Path(settings.initial_checkpoint).expanduser()
+    path = Path(file).expanduser()
     flag = f"--initial-checkpoint {path}"
     try:
         metadata = _metadata(path)
@@ -38,12 +37,12 @@ def load(model: ImageModel, classes: Sequence[str], settings: Settings) -> str:
         others = metadata.get("classes", list(classes)) != list(classes)
         loaded = load_weights(model, path, head=False if others else None, resize=True)
     except MisfitError as error:
-        raise InputError(f"{flag} does not fit --model {settings.model}: {_in_one_line(error)}") from None
+        raise InputError(f"{flag} does not fit --model {name}: {_in_one_line(error)}") from None
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{flag}: {one_line(error)}") from None
-    for name, x in model.state_dict().items():
+    for parameter, x in model.state_dict().items():
         if not np.isfinite(x.data).all():
-            raise InputError(f"{flag}: {name} has NaN or Inf in {x.dtype}")
+            raise InputError(f"{flag}: {parameter} has NaN or Inf in {x.dtype}")
     parts = [f"weights  {path}"]
     if not loaded.head:
         there = "no head" if loaded.classes is None else plural(loaded.classes, "class")

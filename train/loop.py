@@ -3,24 +3,18 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from math import isfinite
+from math import ceil, isfinite
 from threading import Event
 
-from minigrad.backend import Array
-from minigrad.backend.random import Generator
-from minigrad.nn import Module
+from minigrad.backend import Array, device_of
 from minigrad.optim import WarmupCosine
-from minigrad.parallel.threads import Shards
 from train.config.errors import InputError
-from train.config.settings import Settings
-from train.data.augment import repeated
-from train.data.batches import batches
+from train.data.batches import Sampler, batches
 from train.data.dataset import Dataset
 from train.evaluate import Evaluation
 from train.output.log import Metrics, Progress
 from train.step import Step, StepError
 
-_STREAM = 1 << 32  # above every seed: shuffling, augmentation and dropout do not share a stream with initialisation
 _READ_EVERY = 20  # on a GPU, read the loss every 20 steps: each read synchronizes
 
 
@@ -33,26 +27,38 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 class Trainer:
-    """A run: model, data, optimizer and schedule, and its progress."""
+    """Trains a model epoch by epoch, and evaluates it after each epoch. Keeps the progress of the run.
 
-    def __init__(self, model: Module, dataset: Dataset, settings: Settings) -> None:
-        self.model, self.dataset, self.settings = model, dataset.to(settings.device), settings
-        self.generator = Generator(_STREAM * (settings.seed + 1))
-        # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
-        self.threads = 1 if any(model.named_buffers()) else settings.threads
-        self.shards = Shards(self.threads, self.generator.seed + 1)
-        self.step = Step(model, self.dataset, settings, self.generator, self.shards)
-        self.evaluation = Evaluation(model, self.dataset, settings, self.shards)
-        self.steps = -(-len(dataset.train) // self.step.images)  # in an epoch
-        warmup = round(self.steps * settings.warmup_epochs)
-        self.schedule = WarmupCosine(self.step.optimizer, warmup, self.steps * settings.epochs)
+    Args:
+        dataset: on the device of the model.
+        step: a training step; with the model and its optimizer.
+        evaluation: computes the metrics on the test images.
+        sampler: the order of the images in an epoch.
+        epochs, warmup_epochs, lr: the schedule: linear warm-up to the learning rate `lr`, then cosine decay.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        step: Step,
+        evaluation: Evaluation,
+        sampler: Sampler,
+        *,
+        epochs: int,
+        warmup_epochs: float,
+        lr: float,
+    ) -> None:
+        self.dataset, self.step, self.evaluation, self.sampler = dataset, step, evaluation, sampler
+        self.model, self.epochs, self.peak_lr = step.model, epochs, lr
+        self.steps = ceil(len(dataset.train) / step.images_per_step)  # in an epoch
+        self.schedule = WarmupCosine(step.optimizer, round(self.steps * warmup_epochs), self.steps * epochs)
+        self.stop = Event()  # if set, `fit` ends after the current step
         # Progress of the run, which train/output/resume.py saves and loads.
         self.epoch = 0  # completed epochs
         self.position = 0  # completed steps of the current epoch
         self.order: Array | None = None  # indices of the images of the current epoch, (images,), from its first step
         self.seconds = 0.0  # time spent on the current epoch in earlier processes
         self.lr = 0.0  # of the last step
-        self.stop = Event()  # if set, `fit` ends after the current step
 
     def fit(self) -> Iterator[Metrics]:
         """Train from the current epoch and step to the last epoch; yields the metrics after each epoch.
@@ -61,23 +67,22 @@ class Trainer:
             DivergedError: the loss or a gradient is not finite. On the CPU the model is as before that step.
             Stopped: `stop` was set. The trainer is between two steps: its state can be saved and resumed.
         """
-        with self.shards:
-            while self.epoch < self.settings.epochs:
-                start = time.perf_counter() - self.seconds
-                try:
-                    train_loss, train_acc = self.train_epoch(f"epoch {self.epoch + 1}/{self.settings.epochs}")
-                    trained = time.perf_counter()
-                    test_loss, test_acc = self.evaluate()
-                    if not isfinite(test_loss):  # the last step became NaN after the last read of the loss
-                        raise self.diverged(f"the loss on the test images became {test_loss}", "at the end")
-                except Stopped:
-                    self.seconds = time.perf_counter() - start
-                    raise
-                seconds = time.perf_counter() - start
-                speed = len(self.dataset.train) / (trained - start)
-                self.epoch, self.position, self.order, self.seconds = self.epoch + 1, 0, None, 0.0
-                results = train_loss, train_acc, test_loss, test_acc
-                yield Metrics(self.epoch, self.lr, *results, seconds, speed, self.step.skipped)
+        while self.epoch < self.epochs:
+            start = time.perf_counter() - self.seconds
+            try:
+                train_loss, train_acc = self.train_epoch(f"epoch {self.epoch + 1}/{self.epochs}")
+                trained = time.perf_counter()
+                test_loss, test_acc = self.evaluate()
+                if not isfinite(test_loss):  # the last step became NaN after the last read of the loss
+                    raise self.diverged(f"the loss on the test images became {test_loss}", "at the end")
+            except Stopped:
+                self.seconds = time.perf_counter() - start
+                raise
+            seconds = time.perf_counter() - start
+            speed = len(self.dataset.train) / (trained - start)
+            self.epoch, self.position, self.order, self.seconds = self.epoch + 1, 0, None, 0.0
+            results = train_loss, train_acc, test_loss, test_acc
+            yield Metrics(self.epoch, self.lr, *results, seconds, speed, self.step.skipped)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
         """Train on every image once, in random order; with --aug-repeats R, on 1/R of the images R times.
@@ -86,12 +91,12 @@ class Trainer:
         """
         self.model.train()
         self.check_stop()
-        count, read_every = len(self.dataset.train), 1 if self.settings.device == "cpu" else _READ_EVERY
+        count = len(self.dataset.train)
+        read_every = 1 if device_of(self.dataset.train.labels) == "cpu" else _READ_EVERY
         if self.order is None:
             self.step.clear()
-            order = self.generator.permutation(count, self.settings.device)
-            self.order = repeated(order, 1 if self.settings.no_aug else self.settings.aug_repeats)
-        parts = list(batches(count, self.step.images))
+            self.order = self.sampler.sample()
+        parts = list(batches(count, self.step.images_per_step))
         done = parts[self.position - 1].stop if self.position else 0
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:
@@ -131,13 +136,13 @@ class Trainer:
             self.step(index)
         except StepError as error:
             raise self.diverged(error.what, f"in step {self.position + 1}", f": {error.why}") from None
-        self.lr = self.settings.lr * self.schedule.factor(self.schedule.t)
+        self.lr = self.peak_lr * self.schedule.factor(self.schedule.t)
         self.schedule.step()
         self.position += 1
 
     def diverged(self, what: str, where: str, why: str = "") -> DivergedError:
-        """The error that says what became NaN or Inf, in which step and epoch, with advice."""
-        place = f"{where} of epoch {self.epoch + 1}/{self.settings.epochs}"
+        """The error: `what` became NaN or Inf, in which step and epoch, and advice."""
+        place = f"{where} of epoch {self.epoch + 1}/{self.epochs}"
         return DivergedError(f"{what} {place}{why}; try a lower --lr or more --warmup-epochs")
 
     def tested(self) -> AbstractContextManager[None]:
@@ -147,4 +152,4 @@ class Trainer:
     def evaluate(self) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy on the test images."""
         with self.tested():
-            return self.evaluation.means(between=self.check_stop)
+            return self.evaluation.means(self.model, self.dataset, between=self.check_stop)

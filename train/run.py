@@ -1,22 +1,23 @@
 """L7: a run, from settings to results."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-import models
 from minigrad import manual_seed, tune_cpu
 from minigrad.backend import cublas, to_device
 from minigrad.backend.dtypes import as_dtype
-from models.summary.cost import trace
+from minigrad.parallel.threads import Shards
 from train import initial, signals
 from train.config.errors import InputError
 from train.config.settings import Settings
-from train.data import datasets
+from train.create import create_dataset, create_model, create_trainer, model_arguments
+from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
-from train.output import checkpoint, naming, report, resume
+from train.output import naming, report, resume
+from train.output.info import RunInfo
 from train.output.log import columns, plural
 from train.output.results import Results, locked
 
@@ -31,23 +32,22 @@ def run(settings: Settings) -> int:
     check(settings)
     cublas.allow_tf32(settings.tf32)
     if settings.eval != "none":
-        report.run(settings)
+        evaluate(settings)
         return 0
     folder, resumed = Path(settings.output), settings.resume != "none"
     state = Path(settings.resume) if resumed else folder / naming.STATE
     if is_finished(settings):
         return 0
-    # Without `resume`, a run that was interrupted writes the same files as one that was not.
-    trainer, weights = prepare(replace(settings, resume="none"), resumed)
-    results = Results(state, trainer)
-    with locked(folder):
+    trainer, info, weights = prepare(settings)
+    results = Results(state, trainer, info, settings.checkpoint_format)
+    with trainer.step.shards, locked(folder):
         if is_finished(settings):  # checked again: another process may have trained here while the data were loaded
             return 0
         if resumed:
             results.restore()
         else:
             results.begin()
-        print_summary(trainer, folder, weights)
+        print_summary(settings, trainer, weights)
         if resumed:
             steps = plural(trainer.position, "step")
             print(f"resume   after epoch {trainer.epoch} and {steps} of the next", flush=True)
@@ -99,29 +99,27 @@ def is_finished(settings: Settings) -> bool:
     return finished
 
 
-def prepare(settings: Settings, resumed: bool) -> tuple[Trainer, str]:
-    """A new trainer with its data and model, and a message about pretrained weights, empty if there are none.
+def prepare(settings: Settings) -> tuple[Trainer, RunInfo, str]:
+    """A new trainer, what the files record, and a message about pretrained weights, empty without them.
 
     A resumed run loads no pretrained weights: its weights are in its state file.
     """
-    dataset = datasets.load(settings)
+    dataset = create_dataset(settings)
     manual_seed(settings.seed)
-    try:
-        model = models.create_model(**checkpoint.model_arguments(dataset, settings))
-        trace(model, (1, *dataset.train.images.shape[1:]))  # fails if the model does not accept this image size
-    except (ValueError, TypeError) as error:
-        raise InputError(f"--model {settings.model}: {error}") from None
-    pretrained = settings.initial_checkpoint != "none" and not resumed
-    weights = initial.load(model, dataset.classes, settings) if pretrained else ""
-    trainer = Trainer(model.to(settings.device), dataset, settings)
+    model, weights = create_model(settings, dataset), ""
+    if settings.initial_checkpoint != "none" and settings.resume == "none":
+        weights = initial.load(settings.initial_checkpoint, model, settings.model, dataset.classes)
+    trainer = create_trainer(settings, model, dataset)
     if settings.tune_cpu:
-        tune_cpu(trainer.threads)
-    return trainer, weights
+        tune_cpu(len(trainer.step.shards.generators))
+    # Without `resume`, a run that was interrupted writes the same files as an uninterrupted run.
+    recorded = asdict(replace(settings, resume="none"))
+    return trainer, RunInfo(recorded, model_arguments(settings, dataset), dataset), weights
 
 
-def print_summary(trainer: Trainer, folder: Path, weights: str) -> None:
+def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
     """Print model, data, schedule and output folder before training."""
-    settings, dataset = trainer.settings, trainer.dataset
+    dataset = trainer.dataset
     print(
         f"model    {settings.model}, {sum(p.data.size for p in trainer.step.parameters):,} parameters\n"
         f"data     {dataset.name}: {len(dataset.train):,} training and {plural(len(dataset.test), 'test image')}, "
@@ -135,18 +133,17 @@ def print_summary(trainer: Trainer, folder: Path, weights: str) -> None:
         print(f"ema      decay {settings.model_ema_decay:g}: the averaged weights are evaluated and saved")
     if settings.device != "cpu" and settings.why_no_graph:
         print(f"graph    none: {settings.why_no_graph}")
-    print(f"output   {folder}", flush=True)
+    print(f"output   {Path(settings.output)}", flush=True)
 
 
 def fit(trainer: Trainer, results: Results) -> int:
     """Train until the last epoch or a signal. Prints one line an epoch; returns the exit code."""
-    settings = trainer.settings
-    tested = "EMA test" if settings.model_ema else "test"
+    tested = "test" if trainer.step.ema is None else "EMA test"
     with signals.stop_on_signal(trainer.stop) as received:
         try:
             for metrics in trainer.fit():
                 results.add(metrics)
-                print(metrics.line(settings.epochs, tested, columns()), flush=True)
+                print(metrics.line(trainer.epochs, tested, columns()), flush=True)
         except Stopped:
             results.save()
             place = f"epoch {trainer.epoch} and {trainer.position} of {plural(trainer.steps, 'step')} of the next"
@@ -159,8 +156,22 @@ def fit(trainer: Trainer, results: Results) -> int:
                 "repeating the epoch with a check at each step, to find the first op with NaN or Inf", file=sys.stderr
             )
             try:
-                found = resume.repeat_with_checks(results.state, trainer)
+                found = resume.repeat_with_checks(results.state, trainer, results.info)
             except Stopped:
                 return 128 + received[0]
             raise InputError(found or f"{error} (it did not when the epoch was repeated with checks)") from None
     return 0
+
+
+def evaluate(settings: Settings) -> None:
+    """Evaluate the checkpoint of --eval on the test images, and print the report."""
+    if settings.tune_cpu:
+        tune_cpu(settings.threads)
+    dataset, path = create_dataset(replace(settings, train_num_samples=1)).to(settings.device), Path(settings.eval)
+    with Shards(settings.threads) as shards:
+        evaluation = Evaluation(settings.validation_batch_size, settings.amp_dtype if settings.amp else None, shards)
+        predictions = report.predictions(path, dataset, evaluation)
+    print(f"model    {settings.model}, {path}")
+    images, classes = plural(len(dataset.test), "test image"), plural(len(dataset.classes), "class")
+    print(f"data     {dataset.name}: {images}, {classes}")
+    print(f"test     {report.text(predictions)}", flush=True)

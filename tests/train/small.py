@@ -1,12 +1,16 @@
 """Small models and runs for the tests."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import pytest
 
 from minigrad import functional, manual_seed, nn
 from train.__main__ import parse
-from train.loop import Trainer
+from train.create import create_trainer, model_arguments
+from train.loop import Stopped
+from train.output import resume
+from train.output.info import RunInfo
 
 FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--threads", "1"]
 """Flags of a run of three steps an epoch."""
@@ -39,4 +43,42 @@ def fit(dataset, **overrides):
     settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), **overrides)
     manual_seed(settings.seed)
     model = Small()
-    return list(Trainer(model, dataset, settings).fit()), model
+    return list(create_trainer(settings, model, dataset).fit()), model
+
+
+# Resumed runs ---------------------------------------------------------------------------------------------------------
+
+TIMES = {"seconds", "images_per_second"}
+"""Columns of the metrics that differ between equal runs."""
+
+
+def trainer_of(dataset, settings, model=Small):
+    manual_seed(settings.seed)
+    return create_trainer(settings, model(), dataset)
+
+
+def info_of(dataset, settings):
+    return RunInfo(asdict(settings), model_arguments(settings, dataset), dataset)
+
+
+def finish(trainer, history=()):
+    """Train to the end; returns the rows without times, with the final loss scale, and the weights."""
+    history = [*history, *trainer.fit()]
+    rows = [{k: v for k, v in asdict(row).items() if k not in TIMES} for row in history]
+    return [*rows, trainer.step.scaler.state_dict()], trainer.model.state_dict()
+
+
+def interrupted(trainer, steps, path, info, history=()):
+    """Train until `steps` steps of the run are done, and save the state."""
+    step, history = trainer.advance, list(history)
+
+    def counted(index):
+        step(index)
+        if trainer.schedule.t == steps:
+            trainer.stop.set()
+
+    trainer.advance = counted
+    with pytest.raises(Stopped):
+        for metrics in trainer.fit():
+            history.append(metrics)
+    resume.save(path, trainer, info, history)

@@ -17,7 +17,8 @@ from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep
 from tests.cuda.runner import needs_compiler
-from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot, repeated
+from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot
+from train.data.batches import repeated
 from train.data.randaugment import RandAugment, rand_augment
 
 SEEDS = st.integers(0, 2**32)
@@ -221,7 +222,7 @@ def test_beta_stays_within_0_and_1(alpha):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_box_of_cutmix_has_a_share_of_1_minus_lambda(seed):
+def test_cutmix_box_area_is_1_minus_lambda(seed):
     H, W, u = 40, 60, Generator(seed).uniform((8,)).astype(np.float64)
     side = (1 - beta(np.array(1.0), u[1:5])) ** 0.5
     rows, columns = (
@@ -364,7 +365,7 @@ def test_randaugment_fills_with_the_mean_colour():
     [
         ("hflip", 1.5, "hflip must be from 0 to 1, got 1.5"),
         ("reprob", -0.1, "reprob must be from 0 to 1"),
-        ("mixup", -1.0, "mixup must be at least 0, which switches it off, got -1"),
+        ("mixup", -1.0, "mixup must be at least 0 (0: off), got -1"),
         ("cutmix", inf, "cutmix must be at least 0"),
         ("cutout", -1, "cutout must be at least 0"),
         ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),

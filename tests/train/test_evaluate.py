@@ -8,14 +8,17 @@ import pytest
 
 import models
 from minigrad import Tensor, functional, no_grad, serialize
+from minigrad.parallel.threads import Shards
 from models.images import normalize
 from models.weights import checkpoint
+from tests.train.small import info_of
 from tests.train.test_command_line import TINY, rows
 from tests.train.test_command_line import train as command
 from train.__main__ import main, parse
+from train.config import stored
 from train.config.errors import InputError
-from train.data import datasets
-from train.evaluate import Predictions
+from train.create import create_dataset
+from train.evaluate import Evaluation, Predictions
 from train.output import checkpoint as writing
 from train.output import plots, report
 from train.output.log import Metrics
@@ -99,17 +102,19 @@ def test_eval_equals_the_last_row_of_the_run(tmp_path):
 def kept(tmp_path):
     path = tmp_path / "best.npz"
     settings = parse(["--val-num-samples", "30", "--train-num-samples", "10", "--threads", "2"])
-    dataset = datasets.load(settings)
-    model = models.create_model(**writing.model_arguments(dataset, settings))
+    dataset = create_dataset(settings)
+    info = info_of(dataset, settings)
+    model = models.create_model(**info.model)
     model.head.weight.data[...] = np.random.default_rng(0).standard_normal(model.head.weight.shape)  # initialised to 0
-    writing.save(path, model, dataset, settings, Metrics(1, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0))
+    writing.save(path, model, info, Metrics(1, 0.1, 1.0, 0.1, 1.0, 0.1, 1.0, 1.0))
     return path, dataset
 
 
 def test_predictions_use_the_stored_statistics(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # the stored statistics are used instead
-    predictions = report.predictions(path, other, report.settings_of(path, {"validation_batch_size": 7}, {}))
+    with Shards(2) as shards:
+        predictions = report.predictions(path, other, Evaluation(7, None, shards))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))
@@ -127,7 +132,7 @@ def test_checkpoint_of_an_earlier_version(kept):
     arrays, metadata = serialize.load(path)
     del metadata["settings"]["skip_nonfinite"]
     serialize.save(path, arrays, {**metadata, "settings": {**metadata["settings"], "aug": True}})
-    assert report.settings_of(path, {}, {}).val_num_samples == 30
+    assert stored.of_checkpoint(path, {}, {}).val_num_samples == 30
 
 
 @pytest.mark.parametrize(

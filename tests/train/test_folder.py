@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.train.test_command_line import train as run
 from train.__main__ import parse
 from train.config.errors import InputError
-from train.data import datasets, folder
+from train.create import create_dataset
+from train.data import folder
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -75,7 +76,7 @@ def test_images_are_resized_to_img_size(tmp_path):
         for name in "ab":
             paint(tmp_path / split / name / "1.png", 0, (20, 50))
             paint(tmp_path / split / name / "2.jpg", 1, (70, 30))
-    data = datasets.load(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
+    data = create_dataset(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
     assert data.train.images.shape == (4, 3, 24, 24)
 
 
@@ -98,8 +99,8 @@ def remove(name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (remove("train"), r"--data-dir .*album has no folder train; needed are train/CLASS"),
-        (remove("val"), r"--data-dir .*album has a folder train, but none named val or test"),
+        (remove("train"), r"--data-dir .*album has no folder train: it must have train/CLASS"),
+        (remove("val"), r"--data-dir .*album has a folder train, but no folder val or test"),
         (add("train/c"), "the classes in .*train and val differ: c only in train"),
         (add("val/c"), "the classes in .*train and val differ: c only in val"),
         (empty, "there are no images in the folder .*train/b"),
@@ -126,13 +127,13 @@ def test_all_unreadable_images_are_named(tmp_path, monkeypatch):
     ) as e:
         folder.load(tmp_path, 32)
     assert "perhaps more" not in str(e.value)
-    monkeypatch.setattr(folder, "_MOST_PROBLEMS", 2)
+    monkeypatch.setattr(folder, "_MAX_PROBLEMS", 2)
     with pytest.raises(InputError, match=r"a/000\.png is not .*a/001.*, and perhaps more: repair or") as e:
         folder.load(tmp_path, 32)
     assert "gone" not in str(e.value)
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path, capsys):
+def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
     there = album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     for name in ("train/a/._000.png", "train/a/.DS_Store", "train/a/Thumbs.db", "train/a/.ipynb_checkpoints/000.png",
                  "train/.ipynb_checkpoints/1.png", "val/._b.png", "._train"):  # fmt: skip
@@ -143,8 +144,8 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path, capsys):
     assert data.classes == ("a", "b") and capsys.readouterr().err == ""
 
 
-def test_images_in_folders_below_a_class_are_of_it(tmp_path):
-    """As torchvision's ImageFolder: links are followed, here not in circles."""
+def test_images_in_subfolders_have_the_class_of_the_folder(tmp_path):
+    """Links are followed as in torchvision's ImageFolder, but not in cycles."""
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     below = [paint(tmp_path / "train" / "a" / name, i) for i, name in enumerate(["x/1.png", "x/y/1.png", "z/0.png"])]
     paint(tmp_path / "elsewhere" / "2.png", 7)
@@ -161,7 +162,7 @@ def test_images_beside_the_classes_are_counted(tmp_path, capsys):
         (tmp_path / "train" / name).write_bytes(b"no image")
     assert len(folder.load(tmp_path, 32).train) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes are left out"
+    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes are ignored"
 
 
 def test_unicode_forms_of_a_name_are_one_class(tmp_path):
@@ -199,13 +200,16 @@ def test_run_on_an_image_folder(tmp_path):
 )
 def test_conflicting_dataset_flags_are_refused(flags, message):
     with pytest.raises(InputError, match=message):
-        datasets.load(parse(flags))
+        create_dataset(parse(flags))
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "convnext_atto", "--img-size", "16"], "they must be at least 32 x 32; got (1, 3, 16, 16)"),
+        (
+            ["--model", "convnext_atto", "--img-size", "16"],
+            "at least 32 x 32 for the strides of this model, got (1, 3, 16, 16)",
+        ),
         (["--model", "vit_tiny_patch16_224", "--img-size", "40"], "40 x 40"),
     ],
 )

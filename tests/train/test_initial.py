@@ -81,13 +81,12 @@ def test_new_head_for_other_class_names(earlier, tmp_path, suffix):
         pytest.importorskip("safetensors")
     arrays, metadata = serialize.load(earlier / "best.npz")
     serialize.save(file := tmp_path / f"file{suffix}", arrays, metadata)
-    settings, classes = __main__.parse(["--initial-checkpoint", str(file)]), metadata["classes"]
-    model = models.create_model("vit_nano_cifar")
+    classes, model = metadata["classes"], models.create_model("vit_nano_cifar")
     drawn = model.head.weight.numpy().copy()
-    said = initial.load(model, [*classes[:-1], "another"], settings)
+    said = initial.load(str(file), model, "vit_nano_cifar", [*classes[:-1], "another"])
     assert said.endswith("; new head: 10 classes in the file, 10 others in the data")
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
-    assert initial.load(model, classes, settings) == f"weights  {file}"
+    assert initial.load(str(file), model, "vit_nano_cifar", classes) == f"weights  {file}"
     assert (model.head.weight.numpy() != drawn).any()
 
 
@@ -114,8 +113,7 @@ def test_timm_swin_weights_without_a_head(tmp_path):
     entries = foreign.written(source, foreign.timm_swin)
     serialize.save(tmp_path / "w.npz", {name: x for name, x in entries.items() if not name.startswith("head")})
     drawn = model.head.weight.numpy().copy()
-    settings = __main__.parse(["--model", "swin_nano_cifar", "--initial-checkpoint", str(tmp_path / "w.npz")])
-    said = initial.load(model, "abcdefghij", settings)
+    said = initial.load(str(tmp_path / "w.npz"), model, "swin_nano_cifar", "abcdefghij")
     assert said == f"weights  {tmp_path / 'w.npz'}; new head: no head in the file, 10 in the data"
     np.testing.assert_array_equal(model.head.weight.numpy(), drawn)
     for name in model.state_dict().keys() - {"head.weight", "head.bias"}:

@@ -14,14 +14,15 @@ from minigrad.backend import device_of, to_device
 from minigrad.backend.random import Generator
 from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
-from tests.train.small import EVERYTHING, Small, fit
+from tests.train.small import EVERYTHING, Small, fit, info_of
 from train.__main__ import parse
 from train.config.errors import InputError
+from train.create import create_trainer, model_arguments
 from train.data import shapes
 from train.data.batches import batches
 from train.data.dataset import Split
 from train.evaluate import Sums
-from train.loop import DivergedError, Trainer
+from train.loop import DivergedError
 from train.output import checkpoint, resume
 from train.output.log import Metrics
 
@@ -53,7 +54,7 @@ def test_data_larger_than_device_memory_is_refused(monkeypatch):
 
     monkeypatch.setattr("train.data.dataset.to_device", full)
     split = Split(np.zeros((10, 3, 32, 32), np.uint8), np.zeros(10, int))
-    with pytest.raises(InputError, match=r"stays on cuda, and 10 images of 0\.00 GiB do not fit"):
+    with pytest.raises(InputError, match=r"10 images of 0\.00 GiB do not fit into the memory of cuda"):
         split.to("cuda")
 
 
@@ -89,7 +90,7 @@ def test_thread_count_changes_only_rounding(dataset):
         manual_seed(0)
         model = Small()
         model.drop = nn.Dropout(0.0)
-        runs.append(next(Trainer(model, dataset, settings).fit()))
+        runs.append(next(create_trainer(settings, model, dataset).fit()))
     for run in runs[1:]:
         assert run.train_loss == pytest.approx(runs[0].train_loss, rel=1e-4)
         assert run.test_loss == pytest.approx(runs[0].test_loss, rel=1e-4)
@@ -101,7 +102,7 @@ def test_batch_norm_uses_the_entire_batch(dataset):
     def trained():
         manual_seed(0)
         model = models.create_model("roadmap_00_resnet50_cifar")
-        list(Trainer(model, dataset, settings).fit())
+        list(create_trainer(settings, model, dataset).fit())
         return model.state_dict()
 
     first, again = trained(), trained()
@@ -111,7 +112,7 @@ def test_batch_norm_uses_the_entire_batch(dataset):
 
 def test_learning_rate_warms_up_and_decays(dataset):
     settings = replace(parse(["--epochs", "4", "--batch-size", "30"]), lr=0.1, warmup_epochs=1.0, threads=1)
-    rates = [metrics.lr for metrics in Trainer(Small(), dataset, settings).fit()]
+    rates = [metrics.lr for metrics in create_trainer(settings, Small(), dataset).fit()]
     assert rates[0] == pytest.approx(0.1) and rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.01
 
@@ -120,7 +121,7 @@ def test_train_and_eval_mode_alternate(dataset):
     settings = parse(["--epochs", "2", "--batch-size", "60", "--threads", "1"])
     model, modes = Small(), []
     model.register_forward_hook(lambda model, inputs, output: modes.append(model.training))
-    list(Trainer(model, dataset, settings).fit())
+    list(create_trainer(settings, model, dataset).fit())
     assert modes == [True, False, True, False]
 
 
@@ -131,7 +132,7 @@ def test_label_smoothing_affects_training_only(dataset):
 
 
 def test_aug_repeats_uses_fewer_images(dataset):
-    trainer = Trainer(Small(), dataset, replace(parse(["--batch-size", "16"]), aug_repeats=3, threads=1))
+    trainer = create_trainer(replace(parse(["--batch-size", "16"]), aug_repeats=3, threads=1), Small(), dataset)
     seen = []
     trainer.advance = lambda index: seen.append(index)
     trainer.train_epoch("epoch")
@@ -142,14 +143,14 @@ def test_aug_repeats_uses_fewer_images(dataset):
 
 def test_no_aug_disables_aug_repeats(dataset):
     settings = replace(parse(["--no-aug", "--aug-repeats", "3"]), threads=1)
-    trainer, seen = Trainer(Small(), dataset, settings), []
+    trainer, seen = create_trainer(settings, Small(), dataset), []
     trainer.advance = lambda index: seen.append(index)
     trainer.train_epoch("epoch")
     assert sorted(np.concatenate(seen)) == list(range(60))
 
 
 def test_evaluation_is_the_mean_over_test_images(dataset):
-    trainer = Trainer(Small(), dataset, replace(parse([]), validation_batch_size=7))
+    trainer = create_trainer(replace(parse([]), validation_batch_size=7), Small(), dataset)
     recorded = []
     remove = trainer.model.register_forward_hook(lambda model, inputs, output: recorded.append(output.requires_grad))
     loss, acc = trainer.evaluate()
@@ -174,7 +175,7 @@ def test_loss_is_read_every_20_steps_on_gpu(device, monkeypatch):
     monkeypatch.setattr("train.loop.Progress", Bar)
     monkeypatch.setattr(Sums, "means", lambda self, images: read_at.append(images) or read(self, images))
     settings = parse(["--epochs", "1", "--batch-size", "2", "--device", device, "--no-graph", "--threads", "1"])
-    Trainer(Small().to(device), shapes.load(101, 2), settings).train_epoch("epoch 1/1")
+    create_trainer(settings, Small().to(device), shapes.load(101, 2)).train_epoch("epoch 1/1")
     assert read_at == ([*range(2, 102, 2), 101] if device == "cpu" else [40, 80, 101])
     assert sum(seen) == 101 and seen == list(np.diff([0, *read_at]))
 
@@ -202,15 +203,16 @@ def test_nonfinite_loss_on_gpu_stops_the_run(graph, device, tmp_path):
         pytest.skip("of a GPU")
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
     settings = parse(["--epochs", "2", "--batch-size", "2", "--device", device, graph, "--model-ema"])
-    trainer = Trainer(model, shapes.load(20, 2), settings)
+    trainer = create_trainer(settings, model, shapes.load(20, 2))
     epochs = trainer.fit()
     history = [next(epochs)]
-    assert trainer.settings.graph == (graph == "--graph")
-    resume.save(tmp_path / "resume.npz", trainer, history)
+    info = info_of(trainer.dataset, settings)
+    assert (trainer.step.graphed is not None) == (graph == "--graph")
+    resume.save(tmp_path / "resume.npz", trainer, info, history)
     model.head.bias.data[0] = np.inf
     with pytest.raises(DivergedError, match=r"the loss became nan in or before step 10 of epoch 2/2; try a lower"):
         next(epochs)
-    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer) == ""  # the state was saved before
+    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer, info) == ""  # the state was saved before
 
 
 def test_repeated_epoch_names_the_first_nonfinite_op(device, tmp_path):
@@ -218,11 +220,13 @@ def test_repeated_epoch_names_the_first_nonfinite_op(device, tmp_path):
         pytest.skip("of a GPU")
     flags = ["--epochs", "2", "--batch-size", "2", "--device", device, "--lr", "1e4", "--clip-grad", "0"]
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
-    trainer = Trainer(model, shapes.load(20, 2), parse(flags))
-    resume.save(tmp_path / "resume.npz", trainer, [])
+    settings = parse(flags)
+    trainer = create_trainer(settings, model, shapes.load(20, 2))
+    info = info_of(trainer.dataset, settings)
+    resume.save(tmp_path / "resume.npz", trainer, info, [])
     with pytest.raises(DivergedError, match="in or before step 10 of epoch 1/2; try"):
         next(trainer.fit())
-    found = resume.repeat_with_checks(tmp_path / "resume.npz", trainer)
+    found = resume.repeat_with_checks(tmp_path / "resume.npz", trainer, info)
     said = (
         r"(the loss|a gradient) became .* in step [5-9] of epoch 1/2: \w+ \(in [\w.]+\) computed .*"
         r"(were|was) finite.*; try a "
@@ -239,17 +243,17 @@ def test_ema_is_evaluated_and_does_not_change_training(dataset):
     settings = replace(parse(["--epochs", "2", "--batch-size", "16"]), threads=1, model_ema=True, model_ema_decay=0.6)
     manual_seed(0)
     averaged = Small()
-    trainer = Trainer(averaged, dataset, settings)
+    trainer = create_trainer(settings, averaged, dataset)
     expected = {name: p.numpy().copy() for name, p in averaged.named_parameters()}
     step = trainer.advance
 
-    def watched(index):
+    def recorded_step(index):
         step(index)
         t = trainer.step.ema.updates - 1
         for name, p in averaged.named_parameters():
             expected[name] += (1 - min(0.6, (1 + t) / (10 + t))) * (p.numpy() - expected[name])
 
-    trainer.advance = watched
+    trainer.advance = recorded_step
     epochs = list(trainer.fit())
     assert trainer.step.ema.updates == 8
     for ours, theirs in zip(epochs, plain, strict=True):
@@ -257,7 +261,7 @@ def test_ema_is_evaluated_and_does_not_change_training(dataset):
     for name, p in model.named_parameters():
         np.testing.assert_array_equal(averaged.state_dict()[name].numpy(), p.numpy())
     averaged.load_state_dict(expected)
-    loss, _ = Trainer(averaged, dataset, parse([])).evaluate()
+    loss, _ = create_trainer(parse([]), averaged, dataset).evaluate()
     assert epochs[-1].test_loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -267,9 +271,9 @@ def test_checkpoint_round_trip(dataset, suffix, tmp_path):
         pytest.importorskip("safetensors")
     settings = parse(["--train-num-samples", "60", "--epochs", "1"])
     manual_seed(0)
-    model = models.create_model(**checkpoint.model_arguments(dataset, settings))
+    model = models.create_model(**model_arguments(settings, dataset))
     metrics = Metrics(1, 1e-3, 2.0, 0.25, 2.1, 0.2, 1.0, 60.0)
-    checkpoint.save(tmp_path / f"last.{suffix}", model, dataset, settings, metrics)
+    checkpoint.save(tmp_path / f"last.{suffix}", model, info_of(dataset, settings), metrics)
     loaded, metadata = checkpoint.load(tmp_path / f"last.{suffix}")
     assert metadata["epoch"] == 1 and metadata["classes"] == list(shapes.FIGURES)
     assert metadata["test_acc"] == metrics.test_acc and metadata["settings"]["lr"] == settings.lr
@@ -280,7 +284,7 @@ def test_checkpoint_round_trip(dataset, suffix, tmp_path):
 
 
 def test_evaluation_uses_mixed_precision(dataset):
-    trainer = Trainer(Small(), dataset, replace(parse([]), amp=True, threads=1))
+    trainer = create_trainer(replace(parse([]), amp=True, threads=1), Small(), dataset)
     seen = []
     trainer.model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype.name))
     trainer.evaluate()

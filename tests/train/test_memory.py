@@ -14,8 +14,7 @@ from train.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 SMALL = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size", "20", "--epochs", "2"]
-ADVICE = "; a lower --batch-size, with more --grad-accum-steps for the same step, takes less, and so does a lower "
-ADVICE += "--validation-batch-size\n"
+ADVICE = "; lower --batch-size, and raise --grad-accum-steps for an equal step, or lower --validation-batch-size\n"
 
 
 @pytest.mark.parametrize(("threads", "calls", "epochs"), [(2, 0, 0), (1, 3, 0), (2, 5, 1), (2, 7, 1)])

@@ -125,12 +125,12 @@ def test_magnitude_noise(std, mean, deviation):
 @pytest.mark.parametrize(
     ("augment", "highest"), [(RandAugment(9, std=20), 1), (RandAugment(9, std=20, highest=15), 1.5)]
 )
-def test_noise_leaves_the_magnitude_from_0_to_highest(augment, highest):
+def test_magnitude_with_noise_is_clipped(augment, highest):
     m, _ = augment._strength(1000, Generator(0), "cpu")
     assert m.min() == 0 and m.max() == highest
 
 
-def test_the_notation_sets_every_field():
+def test_notation_sets_every_field():
     assert rand_augment("rand") == RandAugment(10, 2, 0.5, 0.0, 10, False, (128, 128, 128))  # timm's defaults
     text = "rand-m9-n3-p0.25-mstd0.5-mmax15-inc1"
     assert rand_augment(text, (1, 2, 3)) == RandAugment(9, 3, 0.25, 0.5, 15, True, (1, 2, 3))
@@ -157,7 +157,7 @@ def test_arguments_at_a_magnitude(m, sign, increasing, expected):
     assert found == pytest.approx(expected)
 
 
-def test_geometric_ops_where_no_pixel_is_between_others():
+def test_geometric_ops_without_interpolation():
     images, fill = made("RandAugment", 1, 6, 6), (7, 8, 9)
     border = np.broadcast_to(np.array(fill, np.uint8).reshape(1, 3, 1, 1), (1, 3, 6, 12))
 
@@ -197,7 +197,7 @@ def test_translations_are_shares_of_their_own_axis():
         ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray unchanged
     ],
 )
-def test_levels_by_hand(op, argument, levels, expected):
+def test_colour_ops_on_gray_levels(op, argument, levels, expected):
     """Of gray images."""
     images = np.broadcast_to(np.array(levels, np.uint8), (1, 3, 1, len(levels)))
     result = COLOURS[op](images, *([] if argument is None else [np.array([argument])]))
@@ -216,7 +216,7 @@ def test_equalizing_four_levels():
     np.testing.assert_array_equal(COLOURS["Equalize"](images), expected)
 
 
-def test_smoothing_leaves_the_border():
+def test_sharpness_leaves_the_border_unchanged():
     images = np.zeros((1, 3, 5, 5), np.uint8)
     images[..., 2, 2], images[..., 0, :] = 130, 26
     expected = images.copy()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import serialize
+from minigrad.optim import AdamW
 from tests.train.small import FLAGS as SMALL
 from tests.train.test_command_line import TINY, rows, train
 from train.__main__ import main, parse
@@ -26,20 +27,20 @@ FLAGS = [*SMALL, "--epochs", "2"]
 
 def unchecked(monkeypatch, poisoned):
     """Switch off the check of each step, as on a GPU; in step number `poisoned` a gradient becomes infinite."""
-    initial, update, steps = Step.__init__, Step.update, []
+    initial, update, steps = Step.__init__, AdamW.step, []
 
-    def begin(self, *arguments):
-        initial(self, *arguments)
+    def begin(self, **arguments):
+        initial(self, **arguments)
         self.checks_finite = False
 
     def updated(self):
         steps.append(1)
         if len(steps) == poisoned:
-            self.parameters[-1].grad.data[...] = np.inf
+            self.param_groups[-1]["params"][-1].grad.data[...] = np.inf
         update(self)
 
     monkeypatch.setattr(Step, "__init__", begin)
-    monkeypatch.setattr(Step, "update", updated)
+    monkeypatch.setattr(AdamW, "step", updated)
 
 
 @pytest.mark.parametrize("step", [3, 6])
@@ -56,9 +57,9 @@ def test_repeated_epoch_can_be_stopped(tmp_path, monkeypatch, capsys):
     unchecked(monkeypatch, 6)
     repeat = resume.repeat_with_checks
 
-    def signalled(state, trainer):
+    def signalled(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return repeat(state, trainer)
+        return repeat(*arguments)
 
     monkeypatch.setattr(resume, "repeat_with_checks", signalled)
     code = run(parse([*FLAGS, "--clip-grad", "0", "--output", str(tmp_path / "run")]))
@@ -86,11 +87,11 @@ def test_folder_taken_while_data_load(goes_on, tmp_path, monkeypatch, capsys):
         monkeypatch.undo()
     load, raced = datasets.load, []
 
-    def slow(settings):
+    def slow(*arguments, **options):
         if not raced:
             raced.append(None)
             raced[0] = main([*flags, "--resume", "auto"] if goes_on else flags)
-        return load(settings)
+        return load(*arguments, **options)
 
     monkeypatch.setattr(datasets, "load", slow)
     code = main([*flags, "--resume", "auto"] if goes_on else [*flags, "--seed", "7"])
@@ -119,7 +120,7 @@ def test_failed_plots_do_not_fail_the_run(error, tmp_path, monkeypatch, capsys):
     [
         (["--output", "x" * 300], "File name too long"),
         (["--resume", "x" * 300], "File name too long"),
-        (["--config", "nul.toml"], "--output: 'a\\x00b' is no text in UTF-8"),
+        (["--config", "nul.toml"], "--output: 'a\\x00b' cannot be encoded in UTF-8"),
         (["--data-dir", "/my/cifar"], "--data-dir is for other datasets: shapes are drawn"),
         (["--download"], "--download is for other datasets: shapes are drawn"),
         (["--eval", "none.npz", "--model", "vit_nano_cifar"], "--model has no effect with --eval"),
@@ -151,7 +152,7 @@ def test_non_utf8_folder_name_is_refused(tmp_path, capsys):
             (tmp_path / "whole" / "resume.npz").rename(tmp_path / "out\udcff" / "resume.npz")
         capsys.readouterr()
         assert main([*start, str(tmp_path / "out\udcff")]) == 2
-        assert "is no text in UTF-8" in capsys.readouterr().err
+        assert "cannot be encoded in UTF-8" in capsys.readouterr().err
 
 
 def test_eval_uses_relevant_settings_of_a_file(tmp_path, capsys):

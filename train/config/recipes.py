@@ -3,7 +3,7 @@
     fast        30 epochs, intended for a minute on a large GPU (not measured yet). Short runs do not overfit, so
                 augmentation is light: published runs of this length use neither mixup nor RandAugment.
     standard    200 epochs, as in the table of CCT, intended for ten minutes. Runs of this length overfit without strong
-                augmentation, which published recipes share. Half of the batches are mixed.
+                augmentation: published recipes have it too. Half of the batches are mixed.
     long        500 epochs with the same settings, except that all batches are mixed, against more overfitting.
 
 Flags and settings files override a recipe. Weight decay 0.05, gradient clipping at norm 1 and the learning-rate
@@ -16,7 +16,7 @@ Sources of the values:
         arXiv:2112.13492, and its code, where an epoch has every image three times: their 100 epochs are 300)
     RandAugment of magnitude 9, noise 0.5, all ops increasing; mixup 0.8, CutMix 1, all batches mixed in long runs: DeiT
         (Touvron et al. 2020, arXiv:2012.12877), Swin, ConvNeXt, and the runs of 300 epochs of CCT (Hassani et al. 2021,
-        arXiv:2104.05704: 96.53 %). RandAugment alone improved a ViT of 0.8 M from 82.5 to 86.3 % (s-chh's, on GitHub)
+        arXiv:2104.05704: 96.53 %). RandAugment alone improved a ViT of 0.8 M from 82.5 to 86.3 % (s-chh, on GitHub)
     only cutout, flips and random crops in the shortest runs: the fast convolutional networks of K. Jordan
         (arXiv:2404.00498), which reach 94 % within 10 epochs
     an EMA over the last 2 to 20 epochs, 1 / (1 - decay) steps: ConvNeXt's decay 0.9999 is for runs of 94,000 steps,

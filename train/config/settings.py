@@ -1,64 +1,120 @@
-"""L7: every setting of a run, in one frozen dataclass, and the defaults. Imports no NumPy: `--help` is immediate."""
+"""L7: the settings of a run. Each field declares its flag, in the order and groups of `--help`.
+
+Imports no NumPy: `--help` is immediate.
+"""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from train.config import recipes
+from train.config.flags import Flag, flag
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of a run. Their names are those of the flags, and timm's where timm has the flag."""
+    """The settings of a run. A setting has the name of its flag, which is timm's name where timm has the flag."""
 
-    recipe: str
-    model: str
-    initial_checkpoint: str  # pretrained weights; "none": random initialisation
-    dataset: str
-    data_dir: str
-    download: bool
-    img_size: int
-    train_num_samples: int | None  # None: all
-    val_num_samples: int | None
-    epochs: int
-    batch_size: int
-    validation_batch_size: int
-    opt: str
-    lr: float
-    weight_decay: float
-    layer_decay: float
-    warmup_epochs: float
-    grad_accum_steps: int
-    clip_grad: float  # 0: no clipping
-    skip_nonfinite: bool
-    smoothing: float
-    drop_path: float
-    no_aug: bool
-    hflip: float
-    crop_padding: int
-    crop_padding_mode: str
-    aa: str  # or "none"
-    cutout: int
-    reprob: float
-    remode: str
-    mixup: float
-    cutmix: float
-    mixup_prob: float
-    mixup_switch_prob: float
-    aug_repeats: int
-    model_ema: bool
-    model_ema_decay: float
-    model_ema_warmup: bool
-    seed: int
-    device: str
-    threads: int
-    graph: bool
-    amp: bool
-    amp_dtype: str
-    tf32: bool
-    tune_cpu: bool
-    output: str
-    eval: str  # the checkpoint to evaluate; "none": train
-    resume: str  # the state file to continue from; "none": a new run
-    checkpoint_format: str
+    recipe: str = flag(
+        "preset settings, listed below",
+        default="none",
+        metavar="NAME",
+        choices=("none", *recipes.NAMES),
+        group="what to train",
+    )
+    model: str = flag("a name from models.list_models()", default="vit_nano_cifar", metavar="NAME")
+    initial_checkpoint: str = flag("pretrained weights to start from", default="none", metavar="FILE")
+    dataset: str = flag(
+        "shapes, cifar10, cifar100 or folder",
+        default="shapes",
+        metavar="NAME",
+        choices=("shapes", "cifar10", "cifar100", "folder"),
+    )
+    data_dir: str = flag("dataset folder or archive, or its parent", default="data", metavar="DIR")
+    download: bool = flag("download to --data-dir if missing", default=False, negatable=False)
+    img_size: int = flag("image height and width, for folder", default=32, metavar="N", at_least=1)
+    train_num_samples: int | None = flag("use only the first N training images", metavar="N", at_least=1)
+    val_num_samples: int | None = flag("use only the first N test images", metavar="N", at_least=1)
+
+    epochs: int = flag(
+        "number of epochs",
+        default=50,
+        shapes=4,
+        metavar="N",
+        at_least=1,
+        group="how to train it (learning rate: linear warm-up, cosine decay)",
+    )
+    batch_size: int = flag("images per batch", default=128, shapes=32, metavar="N", at_least=1)
+    grad_accum_steps: int = flag("batches accumulated per optimizer step", default=1, metavar="N", at_least=1)
+    opt: str = flag("adamw, or muon for hidden matrices", default="adamw", metavar="NAME", choices=("adamw", "muon"))
+    lr: float = flag("peak learning rate", default=1e-3, shapes=3e-3, metavar="RATE", above=0)
+    warmup_epochs: float = flag("linear warm-up, in epochs", default=5.0, shapes=0.5, metavar="N", at_least=0)
+    weight_decay: float = flag("weight decay; not biases, norms, embeddings", default=0.05, metavar="D", at_least=0)
+    layer_decay: float = flag("layer-wise learning-rate decay", default=1.0, metavar="RATIO", above=0, at_most=1)
+    clip_grad: float = flag("maximum gradient norm; 0: no clipping", default=1.0, metavar="NORM", at_least=0)
+    skip_nonfinite: bool = flag("skip and count steps with NaN or Inf", default=False)
+    smoothing: float = flag("label smoothing", default=0.1, shapes=0.0, metavar="EPS", at_least=0, below=1)
+    drop_path: float = flag(
+        "stochastic depth: drop rate of the last block", default=0.0, metavar="P", at_least=0, below=1
+    )
+    model_ema: bool = flag("evaluate and save an EMA of the weights", default=False)
+    model_ema_decay: float = flag(
+        "EMA decay: averages 1 / (1 - D) steps", default=0.9998, metavar="D", at_least=0, below=1
+    )
+    model_ema_warmup: bool = flag("EMA decay at most (1 + step) / (10 + step)", default=True)
+    seed: int = flag("random seed; the same seed repeats a run", default=0, metavar="N", at_least=0, at_most=2**31 - 2)
+
+    no_aug: bool = flag(
+        "no augmentation",
+        default=False,
+        negatable=False,
+        group="data augmentation (train/data/augment.py); P: probability, 0: off",
+    )
+    hflip: float = flag("horizontal flip", default=0.5, shapes=0.0, metavar="P", at_least=0, at_most=1)
+    crop_padding: int = flag("pad by N, crop at random", default=4, shapes=0, metavar="N", at_least=0)
+    crop_padding_mode: str = flag(
+        "pad with: constant (0) or reflect", default="constant", metavar="MODE", choices=("constant", "reflect")
+    )
+    aa: str = flag("RandAugment, e.g. rand-m9-n2-mstd0.5", default="none", metavar="SPEC")
+    cutout: int = flag("mask a square of N x N pixels", default=0, metavar="N", at_least=0)
+    reprob: float = flag("random erasing of a rectangle", default=0.0, metavar="P", at_least=0, at_most=1)
+    remode: str = flag(
+        "pixel: noise; rand: one colour; const: mean",
+        default="pixel",
+        metavar="MODE",
+        choices=("pixel", "rand", "const"),
+    )
+    mixup: float = flag("mixup with λ ~ Beta(ALPHA, ALPHA)", default=0.0, metavar="ALPHA", at_least=0)
+    cutmix: float = flag("CutMix with λ ~ Beta(ALPHA, ALPHA)", default=0.0, metavar="ALPHA", at_least=0)
+    mixup_prob: float = flag(
+        "probability of mixup or CutMix per batch", default=1.0, metavar="P", at_least=0, at_most=1
+    )
+    mixup_switch_prob: float = flag(
+        "probability of CutMix if both are on", default=0.5, metavar="P", at_least=0, at_most=1
+    )
+    aug_repeats: int = flag("repeated augmentation: N copies per image", default=1, metavar="N", at_least=1)
+
+    device: str = flag(
+        "cpu or cuda (pip install 'cupy-cuda13x[ctk]')", default="cpu", metavar="NAME", group="device and output"
+    )
+    threads: int = flag(
+        "CPU threads, one shard of the batch each", default=min(2, os.cpu_count() or 1), metavar="N", at_least=1
+    )
+    graph: bool = flag("run a training step as one CUDA graph", shown="if possible")
+    amp: bool = flag("mixed precision: 16-bit activations", default=False)
+    amp_dtype: str = flag(
+        "bfloat16, or float16 with loss scaling",
+        default="bfloat16",
+        metavar="TYPE",
+        choices=("bfloat16", "float16"),
+    )
+    tf32: bool = flag("TF32 tensor cores for float32 matmuls on GPU", default=True)
+    tune_cpu: bool = flag("tune NumPy for speed: minigrad.tune_cpu", default=True)
+    validation_batch_size: int = flag("images per batch in evaluation", default=500, metavar="N", at_least=1)
+    output: str = flag("results folder", shown="runs/MODEL-DATASET[-N]", metavar="DIR")
+    resume: str = flag("continue the run in DIR; auto: the newest", default="none", metavar="DIR")
+    eval: str = flag("evaluate a checkpoint, train nothing", default="none", metavar="FILE")
+    checkpoint_format: str = flag("npz or safetensors", default="npz", metavar="F", choices=("npz", "safetensors"))
 
     @property
     def why_no_graph(self) -> str:
@@ -74,65 +130,10 @@ class Settings:
         return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-COMMON: dict[str, Any] = {
-    "recipe": "none",
-    "model": "vit_nano_cifar",
-    "initial_checkpoint": "none",
-    "dataset": "shapes",
-    "data_dir": "data",
-    "download": False,
-    "img_size": 32,
-    "train_num_samples": None,
-    "val_num_samples": None,
-    "validation_batch_size": 500,
-    "opt": "adamw",
-    "weight_decay": 0.05,
-    "layer_decay": 1.0,
-    "grad_accum_steps": 1,
-    "clip_grad": 1.0,
-    "skip_nonfinite": False,
-    "drop_path": 0.0,
-    "no_aug": False,
-    "crop_padding_mode": "constant",
-    "aa": "none",
-    "cutout": 0,
-    "reprob": 0.0,
-    "remode": "pixel",
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "mixup_prob": 1.0,
-    "mixup_switch_prob": 0.5,
-    "aug_repeats": 1,
-    "model_ema": False,
-    "model_ema_decay": 0.9998,
-    "model_ema_warmup": True,
-    "seed": 0,
-    "device": "cpu",
-    "threads": min(2, os.cpu_count() or 1),
-    "amp": False,
-    "amp_dtype": "bfloat16",
-    "tf32": True,
-    "tune_cpu": True,
-    "eval": "none",
-    "resume": "none",
-    "checkpoint_format": "npz",
-}
-_PHOTOS = {
-    "epochs": 50, "batch_size": 128, "lr": 1e-3, "warmup_epochs": 5.0, "smoothing": 0.1, "hflip": 0.5,
-    "crop_padding": 4,
-}  # fmt: skip
-BY_DATASET: dict[str, dict[str, Any]] = {
-    "shapes": {
-        "epochs": 4,
-        "batch_size": 32,
-        "lr": 3e-3,
-        "warmup_epochs": 0.5,
-        "smoothing": 0.0,
-        "hflip": 0.0,
-        "crop_padding": 0,
-    },
-    "cifar10": _PHOTOS,
-    "cifar100": _PHOTOS,
-    "folder": _PHOTOS,
-}
-"""The defaults: COMMON for every run, BY_DATASET for one dataset."""
+FLAGS = {f.name: Flag(name=f.name, type=f.type, **f.metadata) for f in fields(Settings)}
+"""The flag of each setting, in the order of --help."""
+
+
+def defaults(dataset: str = FLAGS["dataset"].default) -> dict[str, Any]:
+    """The defaults for a dataset, without those that are derived from other settings."""
+    return {name: flag.default_for(dataset) for name, flag in FLAGS.items() if not flag.shown}

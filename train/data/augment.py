@@ -1,6 +1,6 @@
 """L7: data augmentation of batches.
 
-The order is that of timm and torchvision. A value of 0 switches a transform off:
+The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
     pixels, uint8           flip, random crop, RandAugment (train/data/randaugment.py)
     normalised, float32     cutout, random erasing
@@ -10,18 +10,16 @@ The random numbers come from a Generator on the device of the images, and are th
 synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, log
+from math import log
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of, sliding_windows, to_device
+from minigrad.backend import Array, array_module, device_of, sliding_windows
 from minigrad.backend.random import Generator
-from train.data.dataset import Dataset
-from train.config.errors import InputError
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
-from train.config.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -206,20 +204,6 @@ def one_hot(labels: Array, classes: int, smoothing: float = 0.0) -> Array:
     return ((labels[:, None] == xp.arange(classes)) * (1 - smoothing) + smoothing / classes).astype(np.float32)
 
 
-def repeated(order: Array, repeats: int) -> Array:
-    """Repeated augmentation: the first len / `repeats` indices of `order`, each `repeats` times; the length stays.
-
-    Several augmentations of an image in one batch make the gradient less noisy. An epoch has as many steps, on fewer
-    images (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509).
-
-    Raises:
-        ValueError: `repeats` is less than 1.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-    return order[: ceil(len(order) / repeats)].repeat(repeats)[: len(order)]
-
-
 def _integers(u: Array, stop: Array | int) -> Array:
     """Uniform integers from 0 to `stop` - 1, int64, from uniform u in [0, 1)."""
     xp = array_module(u)
@@ -236,7 +220,7 @@ def _boxes(top: Array, left: Array, bottom: Array, right: Array, H: int, W: int)
 
 @dataclass(frozen=True)
 class Augment:
-    """All transforms of a run. The names are those of timm's flags where timm has the flag; 0 and None switch off.
+    """All transforms of a run. A field has the name of its flag. 0 and None switch a transform off.
 
     Fields:
         hflip: probability of a horizontal flip.
@@ -272,7 +256,7 @@ class Augment:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be at least 0, which switches it off, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 0 (0: off), got {getattr(self, name)}")
         for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -314,22 +298,29 @@ class Augment:
         return Mix(self.mixup, self.cutmix, self.mixup_prob, self.mixup_switch_prob)(images, targets, generator)
 
 
-def augmentation(settings: Settings, dataset: Dataset) -> Augment:
-    """The augmentation of a run, tested on one image: errors appear before training starts.
+@dataclass(frozen=True)
+class Transform:
+    """The images and labels of a batch -> inputs and targets of the model: augmentation and normalisation.
 
-    Raises:
-        InputError: a setting is out of its range or does not fit the images.
+    Fields:
+        augment: the transforms.
+        normalize: images (N, C, H, W) uint8 -> float32, from `Dataset.normalizer`.
+        classes: the number of classes.
+        generator: random numbers.
     """
-    options = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
-    options["aa"] = None if settings.aa == "none" else settings.aa
-    if settings.no_aug:
-        options = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
-    side = min(dataset.train.images.shape[2:])
-    if options["crop_padding"] > side:
-        raise InputError(f"--crop-padding {settings.crop_padding} is larger than the images, {side} pixels")
-    try:
-        augment = Augment(**options, mean=dataset.mean)
-        augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())
-    except ValueError as error:
-        raise InputError(f"augmentation: {error}") from None
-    return augment
+
+    augment: Augment
+    normalize: Callable[[Array], Array]
+    classes: int
+    generator: Generator
+
+    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array]:
+        """Images (N, C, H, W) uint8 and labels (N,) int64 -> images (N, C, H, W) float32 and targets.
+
+        The targets are the labels or, with mixup or CutMix, probabilities (N, classes) float32.
+        """
+        images = self.augment.pixels(images, self.generator)
+        images = self.augment.normalized(self.normalize(images), self.generator)
+        if not self.augment.mixes:
+            return images, labels
+        return self.augment.mixed(images, labels, self.classes, self.generator)

@@ -25,7 +25,7 @@ _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images,
 
 @dataclass(frozen=True)
 class Source:
-    """The archive of a version of CIFAR, and the names in it."""
+    """A version of CIFAR: its archive, the files in the archive, and their keys."""
 
     name: str
     archive: str
@@ -95,8 +95,8 @@ def load(source: Source, data_dir: Path) -> Dataset:
     place = find(source, data_dir)
     if place is None:
         raise InputError(
-            f"no {source.name} in {data_dir}: add --download to fetch it there, or put the folder {source.folder} "
-            f"or the file {source.archive} (from {source.url}) into it and name it with --data-dir"
+            f"there is no {source.name} in {data_dir}: add --download, or set --data-dir to a folder with "
+            f"{source.folder} or {source.archive} (from {source.url})"
         )
     names = (*source.train, *source.test, source.meta)
     contents = _from_folder(place, names) if place.is_dir() else _from_archive(place, source.folder, names)
@@ -138,16 +138,16 @@ def _from_archive(archive: Path, folder: str, names: Sequence[str]) -> Callable[
             while stream.read(1 << 20):  # to the end, where the checksum is compared
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{archive} is damaged or no tar.gz ({error}); delete it and download it again") from None
+        raise InputError(f"{archive} is damaged or not a tar.gz file ({error}); delete the file and download it again") from None
     missing = [name for name in names if name not in contents]
     if missing:
-        raise InputError(f"{archive} is incomplete: {', '.join(missing)} missing from {folder}/ in it")
+        raise InputError(f"{archive} is incomplete: {', '.join(missing)} missing in its folder {folder}")
     return contents.__getitem__
 
 
 def _not_too_large(content: bytes, where: str) -> bytes:
     if len(content) > _LARGEST:
-        raise InputError(f"{where} is larger than {_LARGEST >> 20} MiB: no file of CIFAR is")
+        raise InputError(f"{where} is larger than {_LARGEST >> 20} MiB, more than any file of CIFAR")
     return content
 
 

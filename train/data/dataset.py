@@ -36,8 +36,8 @@ class Split:
             return Split(to_device(self.images, device), to_device(self.labels, device))
         except MemoryError:
             raise InputError(
-                f"the data stays on {device}, and {plural(len(self), 'image')} of {self.images.nbytes / 2**30:.2f} GiB "
-                "do not fit there: use fewer with --train-num-samples and --val-num-samples"
+                f"{plural(len(self), 'image')} of {self.images.nbytes / 2**30:.2f} GiB do not fit into the memory of "
+                f"{device}: use fewer images with --train-num-samples and --val-num-samples"
             ) from None
 
     def take(self, index: Array) -> tuple[Array, Array]:

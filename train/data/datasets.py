@@ -2,29 +2,46 @@
 
 from pathlib import Path
 
+from train.config.errors import InputError
+from train.config.settings import FLAGS
 from train.data import cifar, folder, shapes
 from train.data.dataset import Dataset
-from train.data.download import download
-from train.config.errors import InputError
-from train.config.settings import COMMON, Settings
+from train.data.download import download as fetch
 
 
-def load(settings: Settings) -> Dataset:
-    """The dataset of a run, with its first --train-num-samples and --val-num-samples images."""
-    train, test = settings.train_num_samples, settings.val_num_samples
-    if settings.dataset == "folder":
-        if settings.download:
-            raise InputError("--download is for CIFAR: there is no telling where other images would come from")
-        return folder.load(Path(settings.data_dir).expanduser(), settings.img_size, train, test)
-    if settings.img_size != 32:
-        raise InputError(f"--img-size is for --dataset folder: the images of {settings.dataset} are 32 x 32")
-    if settings.dataset == "shapes":
-        for flag, said in (("--download", settings.download), ("--data-dir", settings.data_dir != COMMON["data_dir"])):
-            if said:
+def load(
+    name: str,
+    data_dir: str,
+    *,
+    download: bool = False,
+    img_size: int = 32,
+    train: int | None = None,
+    test: int | None = None,
+) -> Dataset:
+    """The dataset of this name, with its first `train` and `test` images; None means all.
+
+    Args:
+        data_dir: the value of --data-dir.
+        download: fetch a missing dataset, for CIFAR.
+        img_size: height and width, for a folder of images.
+
+    Raises:
+        InputError: an argument is not for this dataset, or a file is missing or damaged.
+    """
+    path = Path(data_dir).expanduser()
+    if name == "folder":
+        if download:
+            raise InputError("--download is for CIFAR: a folder of images has no address to download from")
+        return folder.load(path, img_size, train, test)
+    if img_size != 32:
+        raise InputError(f"--img-size is for --dataset folder: the images of {name} are 32 x 32")
+    if name == "shapes":
+        for flag, is_given in (("--download", download), ("--data-dir", data_dir != FLAGS["data_dir"].default)):
+            if is_given:
                 raise InputError(f"{flag} is for other datasets: shapes are drawn; --dataset cifar10, for example")
         return shapes.load(min(train or shapes.TRAIN, shapes.TRAIN), min(test or shapes.TEST, shapes.TEST))
-    source, data_dir = cifar.SOURCES[settings.dataset], Path(settings.data_dir).expanduser()
-    if settings.download and cifar.find(source, data_dir) is None:
-        print(f"download {source.url} to {data_dir}", flush=True)
-        download(source.url, data_dir / source.archive, source.md5)
-    return cifar.load(source, data_dir).first(train, test)
+    source = cifar.SOURCES[name]
+    if download and cifar.find(source, path) is None:
+        print(f"download {source.url} to {path}", flush=True)
+        fetch(source.url, path / source.archive, source.md5)
+    return cifar.load(source, path).first(train, test)

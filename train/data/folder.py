@@ -1,12 +1,12 @@
-"""L7: any images, in folders by class:
+"""L7: a dataset from folders of images, one folder per class:
 
     DIR/train/CLASS/*.png           DIR/val/CLASS/*.png, or DIR/test
 
-in the folder of a class or in folders below, in any format that models/images.py reads. Each is scaled until it just
-covers the size asked for, and its middle is cut out. All of them stay in memory.
+The images are in the folder of a class or in folders below, in any format that models/images.py reads. Each image is
+resized to cover --img-size, then center-cropped. All images stay in memory.
 
-A class is named by its folder. Unicode writes é as one character or as e and an accent, and file systems keep either:
-both are the same class.
+The name of a class is the name of its folder. In Unicode, é is one character, or e and an accent, and file systems
+allow both forms: both are the same class.
 """
 
 import sys
@@ -24,21 +24,22 @@ from train.data.dataset import Dataset, Split
 from train.config.errors import InputError
 from train.output.log import Progress
 
-_CHUNK = 1024  # images at once, for the statistics
-_MOST_PROBLEMS = 10  # files that cannot be read, before the others are not tried any more
+_CHUNK = 1024  # images per chunk in the computation of the statistics
+_MAX_PROBLEMS = 10  # unreadable files after which reading stops
 
 
 def load(folder: Path, size: int, train: int | None = None, test: int | None = None) -> Dataset:
-    """The dataset in `folder`, or its first images: classes follow each other in turn, as long as they have images.
+    """The dataset in `folder`, with its first `train` and `test` images; None means all. The classes alternate.
 
     Raises:
-        InputError: a folder is missing or has no images, the classes of the two differ, or files are no images.
+        InputError: a folder is missing or has no images, the splits have different classes, or a file is not an
+            image.
     """
     if not (folder / "train").is_dir():
-        raise InputError(f"--data-dir {folder} has no folder train; needed are train/CLASS/*.png and val/CLASS/*.png")
+        raise InputError(f"--data-dir {folder} has no folder train: it must have train/CLASS/*.png and val/CLASS/*.png")
     tested = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
     if tested is None:
-        raise InputError(f"--data-dir {folder} has a folder train, but none named val or test, with images to test on")
+        raise InputError(f"--data-dir {folder} has a folder train, but no folder val or test for the test images")
     classes, others = _classes(folder / "train"), _classes(tested)
     if classes.keys() != others.keys():
         only = [f"{name} only in {place}" for name, place in _differences(classes, others, tested.name)]
@@ -51,8 +52,10 @@ def load(folder: Path, size: int, train: int | None = None, test: int | None = N
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
-    """The folders of each class, by name in Unicode's composed form (NFC). Hidden ones are passed over, and images
-    beside the folders, which have no class."""
+    """The folders of each class, by name in Unicode's composed form (NFC), without hidden folders.
+
+    Images beside the folders have no class: their number is printed.
+    """
     try:
         entries = images.visible(folder)
     except OSError as error:
@@ -62,17 +65,17 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         if entry.is_dir():
             found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
     if beside := sum(map(images.is_image, entries)):
-        print(f"{folder}: {beside} images beside the folders of the classes are left out", file=sys.stderr)
+        print(f"{folder}: {beside} images beside the folders of the classes are ignored", file=sys.stderr)
     return dict(sorted(found.items()))
 
 
 def _differences(train: Mapping[str, Any], test: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
-    """Classes that are in one of the two, and in which."""
+    """The classes that only one split has, each with the name of this split."""
     return [(c, "train") for c in train if c not in test] + [(c, name) for c in test if c not in train]
 
 
 def _read(folder: Path, classes: Mapping[str, Sequence[Path]], size: int, count: int | None) -> Split:
-    """The images of a split, or the first `count`."""
+    """The first `count` images of a split; None means all. The classes alternate."""
     problems: list[str] = []
     try:
         files = [[(file, i) for file in images.find(places)] for i, places in enumerate(classes.values())]
@@ -82,21 +85,21 @@ def _read(folder: Path, classes: Mapping[str, Sequence[Path]], size: int, count:
             for i, (file, _) in enumerate(in_turn):
                 try:
                     pixels[i] = images.read(file, (size, size), 3)
-                except (OSError, ValueError) as error:  # the message says which file
+                except (OSError, ValueError) as error:  # the message names the file
                     problems.append(one_line(error))
-                if len(problems) == _MOST_PROBLEMS:
+                if len(problems) == _MAX_PROBLEMS:
                     break
                 progress.update(1)
     except OSError as error:
         raise InputError(f"cannot read {error.filename or folder}: {error.strerror or error}") from None
     except MemoryError:
         raise InputError(
-            f"{len(in_turn):,} images of {size} x {size} do not fit into memory: a lower --img-size"
+            f"{len(in_turn):,} images of {size} x {size} do not fit into memory: lower --img-size"
         ) from None
     except (ValueError, RuntimeError) as error:  # a class without images, or Pillow is not installed
         raise InputError(str(error)) from None
     if problems:
-        more = ", and perhaps more" if len(problems) == _MOST_PROBLEMS else ""
+        more = ", and perhaps more" if len(problems) == _MAX_PROBLEMS else ""
         raise InputError(f"{'; '.join(problems)}{more}: repair or delete {'them' if problems[1:] else 'it'}")
     return Split(pixels, np.array([label for _, label in in_turn], np.int64))
 
@@ -105,7 +108,7 @@ Colour = tuple[float, float, float]
 
 
 def _statistics(pixels: np.ndarray) -> tuple[Colour, Colour]:
-    """Mean and standard deviation of each channel over all pixels, white is 1; the latter at least 1/255."""
+    """Mean and standard deviation, at least 1/255, of each channel over all pixels in [0, 1]."""
     n, total, squares = pixels[:, 0].size, np.zeros(3), np.zeros(3)
     for start in range(0, len(pixels), _CHUNK):
         x = pixels[start : start + _CHUNK].astype(np.float64)

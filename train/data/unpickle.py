@@ -1,16 +1,16 @@
-"""L7: read a pickle that holds nothing but plain data and arrays of integers, and run nothing while doing so.
+"""L7: read a pickle of plain data and arrays of integers without running code from the file.
 
-A pickle is a program. Loading one calls whatever functions it names, with the arguments it gives: that is how a file
-can delete a disk. CIFAR comes as pickles, of dicts, lists, strings, numbers and one array of bytes, written by Python 2
-or pickled again by Python 3, in any of its protocols. So three walls:
+A pickle is a program. Unpickling calls the functions that the file names, with the arguments from the file: a pickle can
+delete a disk. CIFAR's files are pickles of dicts, lists, strings, integers and one array of bytes, written by Python 2,
+or pickled again by Python 3 in any protocol. Three protections:
 
-1. The program is read before it is run. Only instructions that build such data are let through, and only in amounts
-   that cannot exhaust the memory.
-2. The few names by which NumPy describes an array lead to the stand-ins below. No real function or class is ever in
-   the hands of the file: it cannot call one, subclass one, or set an attribute of one.
-3. The stand-ins take the arguments of an array of integers, or of one integer, and refuse any other.
+1. The program is checked before it runs. Only opcodes that build plain data are allowed, and no memo index or nesting
+   that would exhaust the memory.
+2. The few names by which NumPy describes an array are replaced by the stand-ins below. The file has no access to a real
+   function or class: it can neither call nor subclass one, nor set an attribute.
+3. The stand-ins accept only the arguments of an array of integers, or of one integer.
 
-The caller still has to look at what comes out: it is data, but it may be any data.
+The result is plain data, but may be any plain data: the caller checks its contents.
 """
 
 import io
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-_INSTRUCTIONS = {
+_OPCODES = {
     "PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE",
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
@@ -30,39 +30,36 @@ _INSTRUCTIONS = {
     "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
     "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
 }  # fmt: skip
-_DEEPEST = 20  # tuples within each other: an array needs two; to hash a million of them would overflow the C stack
+_MAX_DEPTH = 20  # of nested tuples: an array needs 2; hashing a million nested tuples would overflow the C stack
 
 
 def load_plain(data: bytes) -> Any:
-    """The object that `data` pickles. Strings that Python 2 wrote come out as bytes.
+    """The object in the pickle `data`. Strings that Python 2 wrote become bytes.
 
     Raises:
-        pickle.UnpicklingError: `data` is no pickle, is cut short, or asks for anything but plain data.
+        pickle.UnpicklingError: `data` is not a pickle, is truncated, or does not only build plain data.
     """
     try:
         _inspect(data)
         return _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # a damaged program fails in many ways: ValueError, KeyError, EOFError, TypeError ...
+    except Exception as error:  # a damaged pickle raises ValueError, KeyError, EOFError, TypeError ...
         raise pickle.UnpicklingError(f"not a readable pickle ({error})") from None
 
 
 def _inspect(data: bytes) -> None:
-    """The first wall. `stack` is the unpickler's, but holds only how many tuples are within each other in an object;
-    None is a mark."""
-    stack: list[int | None] = []
+    """Check the opcodes, memo indices and nesting of a pickle, without running the pickle."""
+    stack: list[int | None] = []  # as the unpickler's, with the depth of nested tuples for each object; None is a mark
     memo: dict[Any, int | None] = {}
     for instruction, argument, position in pickletools.genops(data):
         name, before = instruction.name, instruction.stack_before
-        if name not in _INSTRUCTIONS:
-            raise pickle.UnpicklingError(f"instruction {name} at byte {position} has no place in a file of plain data")
-        if (
-            isinstance(argument, int) and name.endswith("PUT") and argument > len(data)
-        ):  # the memo is a table as long as the largest index
-            raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is beyond any this file can use")
+        if name not in _OPCODES:
+            raise pickle.UnpicklingError(f"opcode {name} at byte {position} is not allowed in plain data")
+        if isinstance(argument, int) and name.endswith("PUT") and argument > len(data):  # the memo is a table
+            raise pickle.UnpicklingError(f"memo index {argument} at byte {position} is larger than the file")
         inside = [0]
-        if pickletools.markobject in before:  # what is above the last mark, and the mark
+        if pickletools.markobject in before:  # pops the objects above the last mark, and the mark
             while (depth := stack.pop()) is not None:
                 inside.append(depth)
             before = before[: before.index(pickletools.markobject)]
@@ -71,8 +68,8 @@ def _inspect(data: bytes) -> None:
             stack.append(None)
         elif instruction.stack_after:
             stack.append(memo[argument] if name.endswith("GET") else max(inside) + ("TUPLE" in name))
-            if (stack[-1] or 0) > _DEEPEST:
-                raise pickle.UnpicklingError(f"more than {_DEEPEST} tuples within each other")
+            if (stack[-1] or 0) > _MAX_DEPTH:
+                raise pickle.UnpicklingError(f"more than {_MAX_DEPTH} nested tuples")
         if name.endswith("PUT") or name == "MEMOIZE":
             memo[len(memo) if argument is None else argument] = stack[-1]
 
@@ -81,18 +78,18 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> "_StandIn":
         stand_in = _STAND_INS.get((module, name))
         if stand_in is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of plain data needs")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in plain data")
         return stand_in()
 
 
 class _StandIn:
-    """What a name in the file stands for. It has no attributes, so the file can give it none.
+    """Stands for a function or class that the file names. Without attributes: the file cannot set any.
 
-    Messages never show the arguments: a list of lists of lists may be small in the file and endless in print.
+    Messages do not show the arguments: a list of lists of lists may be small in the file and endless when printed.
     """
 
     __slots__ = ()
-    what: ClassVar[str]
+    what: ClassVar[str]  # the name in messages
 
     def __call__(self, *arguments: Any) -> Any:
         raise pickle.UnpicklingError(f"unexpected call of {self.what}")
@@ -102,7 +99,7 @@ class _StandIn:
 
 
 class _NdarrayType(_StandIn):
-    """numpy.ndarray: only ever named."""
+    """numpy.ndarray: an argument, never called."""
 
     __slots__ = ()
     what = "numpy.ndarray"
@@ -127,7 +124,7 @@ _INTEGERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 class _IntegerDtype(_StandIn):
-    """A dtype of integers. Its state tells the byte order, which single bytes do not have."""
+    """A dtype of integers. Its state has the byte order."""
 
     __slots__ = ("dtype",)
     what = "numpy.dtype"
@@ -144,7 +141,7 @@ class _IntegerDtype(_StandIn):
 
 
 class IntegerArray(_StandIn):
-    """An array in the file: `array` is NumPy's."""
+    """An array of integers in the file, as the NumPy array `array`."""
 
     __slots__ = ("array",)
     what = "numpy.ndarray"
@@ -153,24 +150,24 @@ class IntegerArray(_StandIn):
     def __init__(self) -> None:
         self.array = np.empty((0, 0), np.uint8)
 
-    def fill(self, shape: Any, dtype: Any, content: Any, by_column: bool) -> "IntegerArray":
-        """The array of these bytes, column by column (Fortran's order) or row by row."""
+    def fill(self, shape: Any, dtype: Any, content: Any, fortran_order: bool) -> "IntegerArray":
+        """Set the array to the bytes `content`."""
         sizes = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         if not (sizes and isinstance(dtype, _IntegerDtype) and isinstance(content, bytes | bytearray)):
             raise pickle.UnpicklingError("an array of another type than integers")
-        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if by_column else "C")
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
         return self
 
     def __setstate__(self, state: Any) -> None:
         match state:
-            case (int(), shape, dtype, bool() | int() as by_column, content):
-                self.fill(shape, dtype, content, bool(by_column))
+            case (int(), shape, dtype, bool() | int() as fortran_order, content):
+                self.fill(shape, dtype, content, bool(fortran_order))
             case _:
                 raise pickle.UnpicklingError("an array of another type than integers")
 
 
 class _Reconstruct(_StandIn):
-    """numpy.core.multiarray._reconstruct: makes an empty array, which its state then fills."""
+    """numpy.core.multiarray._reconstruct: creates an empty array; the state of the array has its contents."""
 
     __slots__ = ()
     what = "numpy _reconstruct"
@@ -182,7 +179,7 @@ class _Reconstruct(_StandIn):
 
 
 class _FromBuffer(_StandIn):
-    """numpy.core.numeric._frombuffer: makes an array in one call, since protocol 5."""
+    """numpy.core.numeric._frombuffer: creates an array in one call, since protocol 5."""
 
     __slots__ = ()
     what = "numpy _frombuffer"
@@ -195,7 +192,7 @@ class _FromBuffer(_StandIn):
 
 
 class _Scalar(_StandIn):
-    """numpy.core.multiarray.scalar: one number of an array, which becomes Python's."""
+    """numpy.core.multiarray.scalar: a NumPy integer, which becomes a Python integer."""
 
     __slots__ = ()
     what = "numpy scalar"
@@ -204,11 +201,11 @@ class _Scalar(_StandIn):
         match arguments:
             case (_IntegerDtype(dtype=dtype), bytes() as content) if len(content) == dtype.itemsize:
                 return int(np.frombuffer(content, dtype)[0])
-        raise pickle.UnpicklingError("a number of another type than integers")
+        raise pickle.UnpicklingError("a NumPy scalar of another type than integers")
 
 
 class _Bytes(_StandIn):
-    """bytes: how Python 3 writes no bytes for Python 2."""
+    """bytes: how Python 3 writes b"" in protocols 0 to 2."""
 
     __slots__ = ()
     what = "bytes"
@@ -220,7 +217,7 @@ class _Bytes(_StandIn):
 
 
 class _Encode(_StandIn):
-    """_codecs.encode: how Python 3 writes bytes for Python 2, as text in Latin-1."""
+    """_codecs.encode: how Python 3 writes bytes in protocols 0 to 2, as a string in Latin-1."""
 
     __slots__ = ()
     what = "_codecs.encode"

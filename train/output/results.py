@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from minigrad.serialize import replacing
@@ -13,6 +12,7 @@ from train.config import file as config
 from train.config.errors import InputError
 from train.loop import Trainer
 from train.output import checkpoint, naming, plots, report, resume
+from train.output.info import RunInfo
 from train.output.log import Metrics, write_table
 
 
@@ -31,10 +31,13 @@ class Results:
     Args:
         state: the path of the state file, in the output folder.
         trainer: the run. `restore` loads the state into it.
+        info: what the files record about the run.
+        checkpoint_format: "npz" or "safetensors".
     """
 
-    def __init__(self, state: Path, trainer: Trainer) -> None:
-        self.state, self.trainer, self.folder = state, trainer, state.parent
+    def __init__(self, state: Path, trainer: Trainer, info: RunInfo, checkpoint_format: str) -> None:
+        self.state, self.trainer, self.info, self.folder = state, trainer, info, state.parent
+        self.checkpoint_format = checkpoint_format
         self.history: list[Metrics] = []
 
     def begin(self) -> None:
@@ -44,7 +47,7 @@ class Results:
 
     def restore(self) -> None:
         """Load the state into the trainer, and rewrite the files that a killed process may have left incomplete."""
-        self.history = resume.load(self.state, self.trainer)
+        self.history = resume.load(self.state, self.trainer, self.info)
         with writing(self.folder):
             for incomplete in self.folder.glob("*.[0-9]*.part"):
                 incomplete.unlink()
@@ -59,22 +62,22 @@ class Results:
     def save(self) -> None:
         """Write the state, then the models and tables. The trainer is between two steps."""
         with writing(self.folder):
-            resume.save(self.state, self.trainer, self.history)
+            resume.save(self.state, self.trainer, self.info, self.history)
         self._write_outputs()
 
     def finish(self) -> None:
         """After the last epoch: draw the pictures and mark the state as finished."""
-        settings, dataset, best = self.trainer.settings, self.trainer.dataset, self.best()
-        title = f"{settings.model} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
+        dataset, best = self.trainer.dataset, self.best()
+        title = f"{self.info.model['name']} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
         can_draw = False
         with _drawing():
             can_draw = plots.curves(self.history, title, self.folder / "curves.png")
         if can_draw:
-            predictions = report.predictions(self._checkpoint("best"), dataset, settings)
+            predictions = report.predictions(self._checkpoint("best"), dataset, self.trainer.evaluation)
             with _drawing():
                 plots.mistakes(predictions, dataset.test.images, self.folder)
         with writing(self.folder):
-            resume.finish(self.state, settings, self.history)
+            resume.finish(self.state, self.info, self.history)
 
     def best(self) -> Metrics:
         """The first epoch with the best test accuracy."""
@@ -82,22 +85,21 @@ class Results:
 
     def _write_outputs(self) -> None:
         """Write models and tables. Within an epoch no model is written: it would not match the last row."""
-        model, dataset, settings = self.trainer.model, self.trainer.dataset, self.trainer.settings
         with writing(self.folder):
             if self.history and not self.trainer.position:
                 names = ("last", "best") if self.best() is self.history[-1] else ("last",)
                 with self.trainer.tested():
                     for name in names:
-                        checkpoint.save(self._checkpoint(name), model, dataset, settings, self.history[-1])
+                        checkpoint.save(self._checkpoint(name), self.trainer.model, self.info, self.history[-1])
             for name in (naming.TABLE, "metrics.jsonl"):
                 write_table(self.folder / name, self.history)
 
     def _write_settings(self) -> None:
         with writing(self.folder), replacing(self.folder / "args.toml") as file:
-            file.write(config.text(asdict(self.trainer.settings)).encode())
+            file.write(config.text(self.info.settings).encode())
 
     def _checkpoint(self, name: str) -> Path:
-        return self.folder / f"{name}.{self.trainer.settings.checkpoint_format}"
+        return self.folder / f"{name}.{self.checkpoint_format}"
 
 
 @contextmanager
@@ -111,7 +113,7 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # on Windows, where folders cannot be locked
+    except ImportError:  # Windows has no locks of folders
         yield
         return
     opened = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals one that was never interrupted.
+"""L7: the state of a run, `resume.npz` in its output folder: a resumed run equals an uninterrupted run.
 
 The file holds everything that the next step depends on: parameters and buffers, optimizer state, EMA, loss scale,
 schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
@@ -9,7 +9,7 @@ After the last epoch the file only records that the run is finished.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -17,143 +17,115 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from minigrad import Tensor, serialize
-from minigrad.backend import to_device
+from minigrad.backend import device_of, to_device
 from models.predict import one_line
-from train.config import file as config
 from train.config.errors import InputError
-from train.config.flags import parser, show
-from train.config.settings import COMMON, Settings
+from train.data.dataset import Dataset
 from train.loop import DivergedError, Trainer
 from train.output import naming
+from train.output.info import RunInfo
 from train.output.log import Metrics, plural
 
 _VERSION = 1
-# Settings that may change on resume. They do not affect the results, except for the last bits of a test loss.
-_CHANGEABLE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
 
 
-# The command line -----------------------------------------------------------------------------------------------------
-
-
-def find(given: dict[str, Any], newest: Path) -> Path | None:
-    """The state file that `--resume` selects, None for a new run. `newest` is the folder without --output."""
-    asked = given.get("resume", COMMON["resume"])
-    if asked == "none":
-        return None
-    if asked == "auto":
-        folder = Path(given.get("output", newest))
-        if (folder / naming.STATE).exists():
-            return folder / naming.STATE
-        if (folder / naming.TABLE).exists():
-            raise InputError(f"--resume auto: {folder} holds the results of a run, but not its state, {naming.STATE}")
-        return None
-    path = Path(asked) / naming.STATE if Path(asked).is_dir() else Path(asked)
-    if not path.exists():
-        raise InputError(f"--resume {asked}: there is no file {path}")
-    if "output" in given and Path(given["output"]).resolve() != path.parent.resolve():
-        raise InputError(f"--resume {asked}: a run continues in the folder of its state; leave --output out")
-    return path
-
-
-def settings_of(path: Path, given: dict[str, Any]) -> Settings:
-    """The settings stored in the state. The settings `given` must agree with them, except for those of _CHANGEABLE."""
-    stored = asdict(config.complete(path, _metadata(path)["settings"], parser()))
-    for name, value in given.items():
-        if name not in _CHANGEABLE and value != stored[name]:
-            flag, before, now = f"--{name.replace('_', '-')}", show(stored[name]), show(value)
-            raise InputError(
-                f"{path} is of a run with {flag} {before}, not {now}: leave the flag out to continue the run, "
-                "or name another --output"
-            )
-    changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
-    changed |= {"output": str(path.parent), "resume": str(path)}
-    config.check_texts(changed)
-    return Settings(**{**stored, **changed})
-
-
-# The file -------------------------------------------------------------------------------------------------------------
-
-
-def save(path: Path, trainer: Trainer, history: Sequence[Metrics]) -> None:
+def save(path: Path, trainer: Trainer, info: RunInfo, history: Sequence[Metrics]) -> None:
     """Write the state of a run, between two steps."""
+    step = trainer.step
     arrays: dict[str, Any] = {
         f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in owner.state_dict().items()
     }
-    arrays["sums"] = trainer.step.sums.sums
+    arrays["sums"] = step.sums.sums
     if trainer.order is not None:
         arrays["order"] = trainer.order
-    scalars = {
+    progress = {
         "position": trainer.position,
         "lr": trainer.lr,
         "seconds": trainer.seconds,
-        "skipped": [trainer.step.skipped, trainer.step.images_skipped],
-        "draws": [generator.draws for generator in trainer.step.generators],
-        "data": _data(trainer),
+        "skipped": [step.skipped, step.images_skipped],
+        "draws": [generator.draws for generator in step.generators],
+        "data": _data(info.dataset),
     }
-    _write(path, arrays, trainer.settings, history, {"finished": False, **scalars})
+    serialize.save(path, arrays, {**_metadata(info, history), "finished": False, **progress})
 
 
-def finish(path: Path, settings: Settings, history: Sequence[Metrics]) -> None:
+def finish(path: Path, info: RunInfo, history: Sequence[Metrics]) -> None:
     """Replace the state by the record that the run is finished."""
-    _write(path, {}, settings, history, {"finished": True})
+    serialize.save(path, {}, {**_metadata(info, history), "finished": True})
 
 
 def is_finished(path: Path) -> bool:
     """True if the run has completed all its epochs."""
-    return _metadata(path).get("finished") is True
+    return read_metadata(path).get("finished") is True
 
 
-def load(path: Path, trainer: Trainer) -> list[Metrics]:
-    """Load the state into a new trainer; returns the metrics of the completed epochs.
+def load(path: Path, trainer: Trainer, info: RunInfo) -> list[Metrics]:
+    """Load the state into a trainer; returns the metrics of the completed epochs.
 
     Raises:
         InputError: the file is damaged or does not fit the trainer. The trainer is unchanged.
     """
-    metadata = _metadata(path)
+    metadata = read_metadata(path)
     try:
         arrays, _ = serialize.load(path)
         _check_arrays(arrays, trainer)
         history = _history(metadata)
-        _check_scalars(metadata, arrays, trainer, len(history))
+        _check_progress(metadata, arrays, trainer, info.dataset, len(history))
     except ValueError as error:
         raise InputError(f"cannot resume from {path}: {one_line(error)}") from None
     for part, owner in _parts(trainer).items():
         owner.load_state_dict(_part(part, arrays))
-    device = trainer.settings.device
-    trainer.step.sums.sums[...] = to_device(arrays["sums"], device)
+    step, device = trainer.step, device_of(trainer.step.sums.sums)
+    step.sums.sums[...] = to_device(arrays["sums"], device)
     trainer.order = to_device(arrays["order"], device) if "order" in arrays else None
     trainer.epoch, trainer.position = len(history), metadata["position"]
     trainer.lr, trainer.seconds = metadata["lr"], metadata["seconds"]
-    trainer.step.skipped, trainer.step.images_skipped = metadata["skipped"]
-    for generator, draws in zip(trainer.step.generators, metadata["draws"], strict=True):
+    step.skipped, step.images_skipped = metadata["skipped"]
+    for generator, draws in zip(step.generators, metadata["draws"], strict=True):
         generator.draws = draws
     return history
 
 
-def repeat_with_checks(path: Path, trainer: Trainer) -> str:
-    """The error message with the first op that made NaN or Inf, for a run that read its loss only now and then.
+def repeat_with_checks(path: Path, trainer: Trainer, info: RunInfo) -> str:
+    """The error message with the first op that made NaN or Inf, for a run without a check at each step.
 
-    Repeats up to one epoch from the saved state, with a check at each step. Empty if no NaN or Inf occurs again.
+    Loads the saved state and repeats up to one epoch with a check at each step, without a CUDA graph. Empty if no NaN
+    or Inf occurs again.
     """
-    again = Trainer(trainer.model, trainer.dataset, replace(trainer.settings, graph=False))
-    load(path, again)
-    again.step.checks_finite, again.stop = True, trainer.stop
+    load(path, trainer, info)
+    trainer.step.graphed, trainer.step.checks_finite = None, True
     try:
-        next(again.fit())
+        next(trainer.fit())
     except DivergedError as error:
         return str(error)
     return ""
 
 
-def _write(
-    path: Path, arrays: dict[str, Any], settings: Settings, history: Sequence[Metrics], more: dict[str, Any]
-) -> None:
-    shared = {"resume": _VERSION, "settings": asdict(settings), "history": [asdict(metrics) for metrics in history]}
-    serialize.save(path, arrays, {**shared, **more})
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Settings, table of epochs and progress in a state file.
+
+    Raises:
+        InputError: the file is missing, damaged or no state of a run.
+    """
+    try:
+        metadata = serialize.load_metadata(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot resume from {path}: {error}") from None
+    state = isinstance(metadata, dict) and metadata.get("resume") == _VERSION
+    if not (state and isinstance(metadata.get("settings"), dict)):
+        trained = isinstance(metadata, dict) and "model" in metadata
+        kind = "a trained model" if trained else "something else"
+        raise InputError(f"{path} is {kind}, not the state of a run: the state is {naming.STATE} in the same folder")
+    return metadata
+
+
+def _metadata(info: RunInfo, history: Sequence[Metrics]) -> dict[str, Any]:
+    """The metadata of a state and of a finished run."""
+    return {"resume": _VERSION, "settings": info.settings, "history": [asdict(metrics) for metrics in history]}
 
 
 def _parts(trainer: Trainer) -> dict[str, Any]:
-    """The objects with a `state_dict`, by their prefix in the file."""
+    """The objects with a `state_dict`, by the prefix of their arrays in the file."""
     parts = {
         "model": trainer.model,
         "optimizer": trainer.step.optimizer,
@@ -164,30 +136,16 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
 
 
 def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state of one part, by its own names."""
+    """The state of one part, its names without the prefix."""
     return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
 
 
-def _data(trainer: Trainer) -> dict[str, Any]:
+def _data(dataset: Dataset) -> dict[str, Any]:
     """Image counts and class names, to detect that the dataset has changed."""
-    dataset = trainer.dataset
     return {"images": [len(dataset.train), len(dataset.test)], "classes": list(dataset.classes)}
 
 
 # Checks: the file may be damaged, hostile or of another run -----------------------------------------------------------
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    try:
-        metadata = serialize.load_metadata(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot resume from {path}: {error}") from None
-    state = isinstance(metadata, dict) and metadata.get("resume") == _VERSION
-    if not (state and isinstance(metadata.get("settings"), dict)):
-        trained = isinstance(metadata, dict) and "model" in metadata
-        what = "a trained model" if trained else "something else"
-        raise InputError(f"{path} is {what}, not the state of a run: that is the file {naming.STATE} in its folder")
-    return metadata
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
@@ -208,7 +166,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
         if name in arrays and name in expected:
             found, wanted = ((x.shape, str(x.dtype)) for x in (arrays[name], expected[name]))
             if found != wanted:
-                raise ValueError(f"{name} is {found[0]} {found[1]} in it, and {wanted[0]} {wanted[1]} in this run")
+                raise ValueError(f"{name} is {found[0]} {found[1]} in the file, {wanted[0]} {wanted[1]} in this run")
         elif name not in optional:
             raise ValueError(f"{name} is {'missing' if name in expected else 'no part of this run'}")
     for part, owner in _parts(trainer).items():
@@ -216,12 +174,14 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
             owner.read_state_dict(_part(part, arrays))
 
 
-def _check_scalars(metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, epochs: int) -> None:
+def _check_progress(
+    metadata: dict[str, Any], arrays: dict[str, np.ndarray], trainer: Trainer, dataset: Dataset, epochs: int
+) -> None:
     """Check the progress of the run, the counters and the dataset."""
-    if metadata.get("data") != _data(trainer):
+    if metadata.get("data") != _data(dataset):
         raise ValueError("the images or classes of the dataset have changed since the state was saved")
     position = metadata.get("position")
-    if type(position) is not int or not 0 <= position <= trainer.steps or epochs > trainer.settings.epochs:
+    if type(position) is not int or not 0 <= position <= trainer.steps or epochs > trainer.epochs:
         done, each = plural(epochs, "epoch"), plural(trainer.steps, "step")
         raise ValueError(f"the state is at step {position!r} after {done}, of {each} each")
     if arrays["schedule/t"] != epochs * trainer.steps + position or ("order" in arrays) != (position > 0):

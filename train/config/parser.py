@@ -1,0 +1,92 @@
+"""L7: the command-line parser, from the flags that `Settings` declares. Imports no NumPy: `--help` is immediate."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from train.config import recipes
+from train.config.errors import InputError
+from train.config.flags import Flag, option, show
+from train.config.settings import FLAGS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all flags. A flag that is not given sets no attribute."""
+    parser = _Parser(
+        prog="python -m train",
+        usage="python -m train [FLAG ...]",
+        description="Train an image classifier. Without flags: a small vision transformer on the\n"
+        "generated dataset `shapes`, which needs no download and takes about two minutes\n"
+        "on two CPU cores. In parentheses: the default.",
+        epilog=f"what the recipes set (why: train/config/recipes.py):\n{_recipes()}\n\n"
+        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/.\n\n"
+        "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
+        "           --recipe standard --device cuda",
+        formatter_class=lambda prog: _Help(prog, max_help_position=32, width=80),
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", help="TOML settings file; flags override it (none)", metavar="FILE")
+    for flag in FLAGS.values():
+        if flag.group:
+            group = parser.add_argument_group(flag.group)
+        group.add_argument(flag.option, help=flag.help, **_options(flag))
+    return parser
+
+
+def _options(flag: Flag) -> dict[str, Any]:
+    """The arguments of `add_argument`."""
+    if flag.type is bool:
+        action = argparse.BooleanOptionalAction if flag.negatable else "store_true"
+        return {"action": action, "default": argparse.SUPPRESS}
+    return {"metavar": flag.metavar, "type": _reader(flag)}
+
+
+def _reader(flag: Flag) -> Callable[[str], Any]:
+    """`flag.read` with the error that argparse shows."""
+
+    def read(argument: str) -> Any:
+        try:
+            return flag.read(argument)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _recipes() -> str:
+    """The table of the recipes."""
+    rows = {option(setting): map(show, values) for setting, values in recipes.TABLE.items()}
+    for family, overrides in recipes.BY_FAMILY.items():
+        rows |= {f"{option(setting)} of {family} models": map(show, values) for setting, values in overrides.items()}
+    lines = [("", *recipes.NAMES), *((name, *values) for name, values in rows.items())]
+    return "\n".join(f"  {name:23}{fast:7}{standard:25}{long}" for name, fast, standard, long in lines)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        """`--[no-]amp`, where argparse has `--amp, --no-amp`."""
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"--[no-]{action.option_strings[0][2:]}"
+        return super()._format_action_invocation(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse's. The error for an unknown flag suggests a known flag that starts with it, or the closest."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []
+            for flag in unknown:
+                name = flag.partition("=")[0].lstrip("-").replace("_", "-")
+                if flag.startswith("-"):
+                    longer = [other for other in known if other.startswith(name)]
+                    hints += [known[close] for close in longer[:1] or get_close_matches(name, known, n=1)]
+            hint = f"; did you mean {', '.join(hints)}?" if hints else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage."""
+        raise InputError(f"{message} (--help lists all flags)")

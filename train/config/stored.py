@@ -1,0 +1,90 @@
+"""L7: the settings stored in the files of a run, from which --resume and --eval start."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from minigrad import serialize
+from models.predict import one_line
+from train.config import file as config
+from train.config.errors import InputError
+from train.config.flags import option, show
+from train.config.settings import FLAGS, Settings, defaults
+from train.output import naming, resume
+
+_CHANGEABLE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
+"""Settings that may change on resume. They do not affect the results, except for the last bits of a test loss."""
+
+_OF_EVALUATION = {
+    *("eval", "dataset", "data_dir", "download", "val_num_samples", "validation_batch_size"),
+    *("device", "threads", "amp", "amp_dtype", "tf32", "tune_cpu"),
+}
+"""Settings that may be given with --eval."""
+
+
+def find_state(asked: str, output: str | None, newest: Path) -> Path | None:
+    """The state file that --resume selects; None for a new run.
+
+    Args:
+        asked: the value of --resume, not "none".
+        output: the value of --output, if given.
+        newest: the folder for `--resume auto` without --output.
+
+    Raises:
+        InputError: there is no such file, or it is in another folder than `output`.
+    """
+    if asked == "auto":
+        folder = newest if output is None else Path(output)
+        if (folder / naming.STATE).exists():
+            return folder / naming.STATE
+        if (folder / naming.TABLE).exists():
+            raise InputError(f"--resume auto: {folder} holds the results of a run, but not its state, {naming.STATE}")
+        return None
+    path = Path(asked) / naming.STATE if Path(asked).is_dir() else Path(asked)
+    if not path.exists():
+        raise InputError(f"--resume {asked}: there is no file {path}")
+    if output is not None and Path(output).resolve() != path.parent.resolve():
+        raise InputError(f"--resume {asked}: a run continues in the folder of its state; omit --output")
+    return path
+
+
+def of_state(path: Path, given: dict[str, Any]) -> Settings:
+    """The settings stored in a state file. `given` must agree with them, except for the settings in _CHANGEABLE.
+
+    Raises:
+        InputError: a given setting differs, or the file is no state of this version of the program.
+    """
+    stored = asdict(config.complete(path, resume.read_metadata(path)["settings"]))
+    for name, value in given.items():
+        if name not in _CHANGEABLE and value != stored[name]:
+            raise InputError(
+                f"{path} is of a run with {option(name)} {show(stored[name])}, not {show(value)}: omit the flag to "
+                "continue the run, or name another --output"
+            )
+    changed = {name: value for name, value in given.items() if name in _CHANGEABLE}
+    changed |= {"output": str(path.parent), "resume": str(path)}
+    config.check_texts(changed)
+    return Settings(**{**stored, **changed})
+
+
+def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> Settings:
+    """The settings stored in a checkpoint, overridden by `given`; `flags` is the subset given as flags.
+
+    Raises:
+        InputError: a flag has no effect on an evaluation, or the file is no checkpoint of this program.
+    """
+    if refused := sorted(set(flags) - _OF_EVALUATION):
+        flag = option(refused[0])
+        raise InputError(f"{flag} has no effect with --eval, which evaluates the stored model: omit the flag")
+    try:
+        metadata = serialize.load_metadata(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"--eval {path}: {one_line(error)}") from None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
+        raise InputError(f"--eval {path} is no checkpoint of this program, such as best.npz in a run's folder")
+    stored = {name: value for name, value in metadata["settings"].items() if name in FLAGS}
+    # Settings that an earlier version of this program did not have get their defaults.
+    earlier = {**defaults(str(stored.get("dataset"))), "output": ""}
+    overrides = {name: value for name, value in given.items() if name in _OF_EVALUATION}
+    fixed = {"graph": False, "eval": str(path), "resume": "none"}
+    return config.complete(path, {**earlier, **stored, **overrides, **fixed})

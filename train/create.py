@@ -1,0 +1,133 @@
+"""L7: from settings to the parts of a run. Each part gets the settings that it uses."""
+
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import minigrad.functional as F
+import models
+from minigrad.backend import to_device
+from minigrad.backend.random import Generator
+from minigrad.nn import Module
+from minigrad.optim import EMA, AdamW, Muon, matrices_apart
+from minigrad.parallel.threads import Shards
+from models.model import ImageModel, param_groups
+from models.summary.cost import trace
+from train.config.errors import InputError
+from train.config.settings import Settings
+from train.data import datasets
+from train.data.augment import Augment, Transform
+from train.data.batches import Sampler
+from train.data.dataset import Dataset
+from train.evaluate import Evaluation
+from train.loop import Trainer
+from train.step import Step, StepOptions
+
+_STREAM = 1 << 32  # above every seed: shuffling, augmentation and dropout do not share a stream with initialisation
+
+
+def create_dataset(settings: Settings) -> Dataset:
+    """The dataset, on the CPU."""
+    return datasets.load(
+        settings.dataset,
+        settings.data_dir,
+        download=settings.download,
+        img_size=settings.img_size,
+        train=settings.train_num_samples,
+        test=settings.val_num_samples,
+    )
+
+
+def model_arguments(settings: Settings, dataset: Dataset) -> dict[str, Any]:
+    """The arguments of `models.create_model`."""
+    _, channels, height, _ = dataset.train.images.shape
+    return {
+        "name": settings.model,
+        "num_classes": len(dataset.classes),
+        "img_size": height,
+        "in_chans": channels,
+        "drop_path_rate": settings.drop_path,
+    }
+
+
+def create_model(settings: Settings, dataset: Dataset) -> ImageModel:
+    """The model, initialised, on the CPU.
+
+    Raises:
+        InputError: there is no model of this name, or the model does not accept the size of the images.
+    """
+    try:
+        model = models.create_model(**model_arguments(settings, dataset))
+        trace(model, (1, *dataset.train.images.shape[1:]))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--model {settings.model}: {error}") from None
+    return model
+
+
+def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Trainer:
+    """The trainer of a model, with all its parts, on the device of the settings."""
+    augment = create_augment(settings, dataset)
+    model, dataset = model.to(settings.device), dataset.to(settings.device)
+    amp_dtype = settings.amp_dtype if settings.amp else None
+    generator = Generator(_STREAM * (settings.seed + 1))
+    # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
+    threads = 1 if any(model.named_buffers()) else settings.threads
+    shards = Shards(threads, generator.seed + 1)
+    smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already
+    step = Step(
+        model=model,
+        data=dataset.train,
+        transform=Transform(augment, dataset.normalizer(), len(dataset.classes), generator),
+        criterion=partial(F.cross_entropy, label_smoothing=smoothing),
+        optimizer=create_optimizer(settings, model),
+        ema=EMA(model, settings.model_ema_decay, warmup=settings.model_ema_warmup) if settings.model_ema else None,
+        shards=shards,
+        options=StepOptions(
+            batch_size=settings.batch_size,
+            grad_accum_steps=settings.grad_accum_steps,
+            clip_grad=settings.clip_grad,
+            amp_dtype=amp_dtype,
+            skip_nonfinite=settings.skip_nonfinite,
+            graph=settings.graph,
+        ),
+    )
+    return Trainer(
+        dataset,
+        step,
+        Evaluation(settings.validation_batch_size, amp_dtype, shards),
+        Sampler(len(dataset.train), settings.device, generator, 1 if settings.no_aug else settings.aug_repeats),
+        epochs=settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        lr=settings.lr,
+    )
+
+
+def create_augment(settings: Settings, dataset: Dataset) -> Augment:
+    """The augmentation, tested on one image: errors appear before training starts.
+
+    Raises:
+        InputError: a setting is out of its range or does not fit the images.
+    """
+    options = {f.name: getattr(settings, f.name) for f in fields(Augment) if f.name != "mean"}
+    options["aa"] = None if settings.aa == "none" else settings.aa
+    if settings.no_aug:
+        options = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
+    side = min(dataset.train.images.shape[2:])
+    if options["crop_padding"] > side:
+        raise InputError(f"--crop-padding {settings.crop_padding} is larger than the images, {side} pixels")
+    try:
+        augment = Augment(**options, mean=dataset.mean)
+        augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())
+    except ValueError as error:
+        raise InputError(f"augmentation: {error}") from None
+    return augment
+
+
+def create_optimizer(settings: Settings, model: Module) -> AdamW:
+    """The optimizer. Muon is for matrices of hidden layers: not the head, nor parameters without weight decay."""
+    groups = param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay)
+    if settings.opt == "adamw":
+        return AdamW(groups)
+    head = getattr(model, "head", None)
+    outside = [p for group in groups if not group["weight_decay"] for p in group["params"]]
+    return Muon(matrices_apart(groups, outside + (list(head.parameters()) if head is not None else [])))
