@@ -15,7 +15,7 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.backend.dtypes import is_half
-from minigrad.methods import raw
+from minigrad.methods import raw_array
 from minigrad.ops import checks
 from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 from minigrad.ops.attention import ScaledDotProductAttention
@@ -219,7 +219,8 @@ def batch_norm(
     Shapes: input, y (N, C, ...), floating-point; all others (C,); weight and bias may be None for 1 and 0. In training
     each channel needs more than one value.
     """
-    running = {"running_mean": raw(running_mean), "running_var": raw(running_var)}
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    running = {name: x if x is None else raw_array(x, name, "batch_norm") for name, x in statistics.items()}
     return Tensor.apply(BatchNorm, input, weight, bias, training=training, momentum=momentum, eps=eps, **running)
 
 
@@ -426,7 +427,9 @@ def one_hot(target: Tensor, num_classes: int) -> Tensor:
 
     Shapes: target (...) of integers, result (..., num_classes). A class index out of range is an IndexError (CPU only).
     """
-    index, num_classes = raw(target), checks.integer(num_classes, "num_classes", "one_hot")
+    index, num_classes = raw_array(target, "target", "one_hot"), checks.integer(num_classes, "num_classes", "one_hot")
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: target must hold integers, got {index.dtype}")
     if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < num_classes:
         raise IndexError(
             f"one_hot: class indices must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}"

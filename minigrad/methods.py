@@ -227,7 +227,7 @@ class Methods:
         """y = `value` where `mask`, a tensor of bool that broadcasts, is True, else x. x's dtype must hold `value`."""
         if isinstance(value, Methods):  # Where has a gradient for the value
             return self.apply(pointwise.Where, raw(mask), value, self)
-        return self.apply(indexing.MaskedFill, self, mask=raw(mask), value=value)
+        return self.apply(indexing.MaskedFill, self, mask=raw_array(mask, "mask", "masked_fill"), value=value)
 
     # Reductions -----------------------------------------------------------------------------------------------------
 
@@ -403,14 +403,14 @@ class Methods:
         index: a tensor of integers with as many axes as x, at most as long as those of x except along `dim`. An index
         out of range is an IndexError (CPU only).
         """
-        return self.apply(indexing.Gather, self, axis=dim, index=raw(index))
+        return self.apply(indexing.Gather, self, axis=dim, index=raw_array(index, "index", "gather"))
 
     def index_select(self, dim: int, index: Any) -> "Tensor":
         """The slices along `dim` at the positions `index`, a 1-D tensor of integers.
 
         An index out of range is an IndexError (CPU only).
         """
-        return self.apply(indexing.IndexSelect, self, axis=dim, index=raw(index))
+        return self.apply(indexing.IndexSelect, self, axis=dim, index=raw_array(index, "index", "index_select"))
 
     # Types and devices ----------------------------------------------------------------------------------------------
 
@@ -469,6 +469,14 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
 def raw(x: Any) -> Any:
     """The array of a Tensor; a NumPy scalar as a Python number, which never promotes an array; others unchanged."""
     return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else plain(x)
+
+
+def raw_array(x: Any, name: str, op: str) -> Any:
+    """The array of a Tensor, or `x` itself if `x` is an array; else TypeError."""
+    array = raw(x)
+    if not hasattr(array, "dtype"):
+        raise TypeError(f"{op}: {name} must be a Tensor or an array, got {type(x).__name__}; convert with Tensor(...)")
+    return array
 
 
 _BASIC = {int, slice, type(None), EllipsisType}

@@ -216,6 +216,11 @@ def promote_entries(xs: Sequence[Any], op: str) -> list[Any]:
     return _check_range(promote(xs), op)
 
 
+def promote_branches(xs: Sequence[Any]) -> list[Any]:
+    """The condition of `where`, unchanged, and its two other operands promoted to one dtype."""
+    return [xs[0], *promote_entries(xs[1:], "where")]
+
+
 def _check_range(xs: list[Any], op: str) -> list[Any]:
     """Check that the dtype of the arrays in `xs` can hold the Python numbers in `xs`; return `xs`."""
     dtype = next((x.dtype for x in xs if hasattr(x, "dtype")), np.dtype(np.float32))
@@ -261,7 +266,6 @@ class Where(Function):
             kind = kind or type(condition).__name__
             raise TypeError(f"where: the condition must be a Tensor of bool, got {kind}; compare first, as in x > 0")
         self.condition = condition
-        a, b = promote_entries([a, b], "where")
         y = array_module(condition).where(condition, a, b)
         any_array = hasattr(a, "dtype") or hasattr(b, "dtype")
         return y if any_array or y.dtype.kind != "f" else y.astype(np.float32)  # Python floats are float32

@@ -28,6 +28,8 @@ from minigrad.ops.elementwise import (
     Sqrt,
     Sub,
     Tanh,
+    Where,
+    promote_branches,
     promote_entries,
     promote_power,
 )  # fmt: skip
@@ -48,6 +50,7 @@ PROMOTION: dict[Any, list[type[Function]]] = {
     promote_power: [Pow],
     partial(promote_entries, op="maximum"): [Maximum],
     partial(promote_entries, op="minimum"): [Minimum],
+    promote_branches: [Where],
     promote_to_float: [Div, Exp, Log, Sqrt, Tanh, Sigmoid, Erf],  # of integers, the result is float32
     promote_images: [Conv2d],
 }

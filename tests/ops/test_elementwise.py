@@ -40,6 +40,14 @@ def test_saturated_activations_do_not_overflow():
     assert_close(value_and_grad(Tensor.erf, [-30.0, 30, -INF, INF]), [-1, 1, -1, 1], [0, 0, 0, 0])
 
 
+def test_where_promotes_half_precision_with_float32():
+    half, single = Tensor(np.float16([1])), Tensor(np.float32([1e6]))
+    mask = Tensor(np.array([True]))
+    for y in (minigrad.where(mask, half, single), minigrad.where(mask, single, half), single.masked_fill(mask, half)):
+        assert y.dtype == np.float32
+    assert minigrad.where(mask, half, 2.0).dtype == half.masked_fill(mask, half).dtype == np.float16
+
+
 def test_where_stops_nan_of_the_other_branch():
     condition = Tensor(np.array([True, False]))
     y, grad_a = value_and_grad(lambda a: minigrad.where(condition, a, 0.0), [1.0, NAN])

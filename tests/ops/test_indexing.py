@@ -65,6 +65,9 @@ def test_masked_fill_refuses_values_out_of_range(value):
         (lambda x: x[0, 0].index_select(0, np.zeros(1, int)), ValueError, "index_select: a 0-d tensor has no axis"),
         (lambda x: x.index_select(1, np.zeros(1)), TypeError, "of integers, got .* float64"),
         (lambda x: x.masked_fill(x, 0.0), TypeError, "masked_fill: the mask must be boolean, got float64; compare"),
+        (lambda x: x.gather(0, [[0, 1]]), TypeError, r"gather: index must be a Tensor or an array, got list; convert"),
+        (lambda x: x.index_select(0, [0]), TypeError, r"index_select: index must be a Tensor or an array, got list"),
+        (lambda x: x.masked_fill([True], 0.0), TypeError, "masked_fill: mask must be a Tensor or an array, got list"),
     ],
 )
 def test_error_messages(call, error, message):

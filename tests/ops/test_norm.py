@@ -85,6 +85,7 @@ X, THREE, TWO = Tensor(randn(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
             ValueError,
             "with training=False, running_mean and running_var must be given",
         ),
+        (lambda: F.batch_norm(X, [0.0] * 3, THREE), TypeError, "batch_norm: running_mean must be a Tensor or an array"),
         (lambda: F.batch_norm(X, TWO, THREE), ValueError, r"batch_norm: running_mean must have shape \(3,\)"),
         (lambda: F.batch_norm(X[:1], None, None, training=True), ValueError, "more than one value per channel"),
         (lambda: F.batch_norm(THREE, None, None), ValueError, "batch_norm: the input must be"),
