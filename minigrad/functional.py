@@ -3,9 +3,10 @@
 Each function checks its arguments and applies an op of `minigrad/ops/`, whose docstring has the gradients. Letters:
 N images, C channels, H height, W width, O output channels. A `Pair` is one integer for both axes, or (height, width).
 
-For all functions: arguments of different dtypes are promoted to one, as in PyTorch; shapes or values that do not fit
-raise a ValueError; "floating-point" input of another dtype raises a TypeError. Arguments of PyTorch that a signature
-lacks are not supported.
+For all functions: arguments of different dtypes are promoted to one, as in PyTorch, but a 16-bit input of conv2d,
+norms, attention, residual or cross_entropy gives a 16-bit result, whatever float32 arguments it meets; shapes or values
+that do not fit raise a ValueError; "floating-point" input of another dtype raises a TypeError. Arguments of PyTorch
+that a signature lacks are not supported.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
 
         einsum("bhid,bhjd->bhij", q, k)     y[b,h,i,j] = Σ_d q[b,h,i,d] · k[b,h,j,d]
 
-    As in PyTorch, a label that is repeated in one operand takes a diagonal; "..." stands for the axes without a label;
+    As in PyTorch, a label repeated in one operand selects a diagonal; "..." stands for the axes without a label;
     without "->", the output has the labels that occur once, in alphabetical order.
     """
     if not isinstance(equation, str) or not all(isinstance(x, Tensor) for x in operands):
@@ -151,8 +152,8 @@ def avg_pool2d(
 
     Args:
         stride, padding, ceil_mode: as in `max_pool2d`.
-        count_include_pad: D is the number of pixels in the window, with those of the padding; False: without them.
-        divisor_override: D, instead; not 0.
+        count_include_pad: D counts the pixels of the window, padding included; False: padding excluded.
+        divisor_override: a fixed D, not 0.
     """
     stride = kernel_size if stride is None else stride
     options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
@@ -212,9 +213,9 @@ def batch_norm(
 ) -> Tensor:
     """y = (x - μ) / √(σ² + eps) · weight + bias for each channel.
 
-    In training, μ and σ² (divided by n) are those of the batch, and the running statistics, if given, are updated in
-    place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. Else μ and
-    σ² are `running_mean` and `running_var`, which must be given.
+    In training, μ and σ² (divided by n) are computed from the batch, and the running statistics, if given, are updated
+    in place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. In
+    evaluation, μ and σ² are `running_mean` and `running_var`, which must be given.
 
     Shapes: input, y (N, C, ...), floating-point; all others (C,); weight and bias may be None for 1 and 0. In training
     each channel needs more than one value.
@@ -325,8 +326,9 @@ def window_attention(
 
     Args:
         window_size: an integer or (height, width), which divide H and W.
-        shift: how far windows are shifted down and right, an integer or a pair, less than the window. Windows that
-            cross the border continue at the opposite side; the mask is -100 between tokens of different sides, else 0.
+        shift: offset of the windows down and right, an integer or a pair, less than the window. Windows that cross the
+            border continue at the opposite side; the mask is -100 between tokens that are neighbours only by this
+            wrap-around, else 0.
         dropout_p: the probability of dropping an attention weight, as in `scaled_dot_product_attention`.
     """
     checks.probability(dropout_p, "window_attention")
@@ -402,7 +404,7 @@ def cross_entropy(
     Shapes: input (N, C, ...) or (C,), floating-point; losses (N, ...) or ().
 
     Args:
-        target: class indices, integers in the shape of the losses, for which q is one-hot; or q, in the shape of the
+        target: class indices (integers, in the shape of the losses), as one-hot q; or q itself, in the shape of the
             input. A class index out of range is an IndexError (CPU only).
         weight: weights of the classes, (C,); None: all 1.
         ignore_index: targets with this index have loss 0 and do not count in the mean.
@@ -450,8 +452,8 @@ def pad(
     """Pad the last axes; negative widths crop.
 
     Args:
-        pad: the widths (before, after) of the last axis, then those of the second to last axis, and so on. At most
-            the size of the axis for "circular", and 1 less for "reflect".
+        pad: widths (before, after) of the last axis, then of the second to last, and so on. Widths are at most the
+            axis size for "circular", and 1 less for "reflect".
         mode: "constant" fills with `value`; "reflect" mirrors at the border elements, "replicate" repeats the border
             elements, "circular" continues at the opposite end. As in PyTorch, "circular" crops before it pads;
             "reflect" and "replicate" pad before they crop.
@@ -487,12 +489,12 @@ def interpolate(
     Args:
         size: (OH, OW), or one integer for both. Give either `size` or `scale_factor`.
         scale_factor: OH = ⌊H · scale_factor⌋, and OW likewise; a number or a pair.
-        mode: "nearest-exact" copies the input pixel at the centre of an output pixel, "nearest" the one at its upper
-            left corner; "bilinear" and "bicubic" interpolate between 2 x 2 and 4 x 4 input pixels.
+        mode: "nearest-exact" copies the input pixel at the centre of an output pixel, "nearest" the input pixel at the
+            output pixel's upper left corner; "bilinear" and "bicubic" interpolate between 2 x 2 and 4 x 4 input pixels.
         align_corners: for "bilinear" and "bicubic": True aligns the centres of the corner pixels of input and output,
             False (default) the outer edges of these pixels.
         recompute_scale_factor: True: place output pixels by the ratio OH / H of the sizes, not by `scale_factor`.
-        antialias: for "bilinear" and "bicubic": when shrinking, widen the filter by the scale.
+        antialias: for "bilinear" and "bicubic": when downsampling, widen the filter by the ratio of the sizes.
     """
     checks.rank(input, 4, "(N, C, H, W)", "interpolate")
     if (size is None) == (scale_factor is None):
@@ -525,7 +527,7 @@ def _scales(scale_factor: Any) -> tuple[float, float]:
 
 
 def _batched(op: Any, x: Tensor) -> Tensor:
-    """`op`, a function of images (N, C, H, W), applied to such images or to one image (C, H, W)."""
+    """`op(x)`, for `op` a function of images (N, C, H, W), and x images or one image (C, H, W)."""
     return op(x) if x.ndim != 3 else op(x[None])[0]
 
 

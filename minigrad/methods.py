@@ -46,21 +46,27 @@ class Methods:
     # Arithmetic -----------------------------------------------------------------------------------------------------
 
     def __add__(self, other: Any) -> "Tensor":
+        """y = x + other, elementwise."""
         return self.apply(pointwise.Add, self, other)
 
     def __sub__(self, other: Any) -> "Tensor":
+        """y = x - other, elementwise."""
         return self.apply(pointwise.Sub, self, other)
 
     def __mul__(self, other: Any) -> "Tensor":
+        """y = x · other, elementwise."""
         return self.apply(pointwise.Mul, self, other)
 
     def __truediv__(self, other: Any) -> "Tensor":
+        """y = x / other, elementwise. Integers give float32."""
         return self.apply(pointwise.Div, self, other)
 
     def __pow__(self, other: Any) -> "Tensor":
+        """y = x ** other, elementwise."""
         return self.apply(pointwise.Pow, self, other)
 
     def __matmul__(self, other: Any) -> "Tensor":
+        """The matrix product over the last two axes; the others broadcast. A 1-D x is a row, a 1-D `other` a column."""
         return self.apply(matmul.MatMul, self, other)
 
     def __radd__(self, other: Any) -> "Tensor":
@@ -82,9 +88,11 @@ class Methods:
         return self.apply(matmul.MatMul, other, self)
 
     def __neg__(self) -> "Tensor":
+        """y = -x, elementwise."""
         return self.apply(pointwise.Neg, self)
 
     def __abs__(self) -> "Tensor":
+        """y = |x|, elementwise."""
         return self.apply(pointwise.Abs, self)
 
     add, sub, mul, div, pow, neg, abs, matmul = (
@@ -152,7 +160,7 @@ class Methods:
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
     def _compared(self, compare: Callable[[Any, Any], Any], other: Any) -> "Tensor":
-        """`compare` of both operands, promoted to one dtype; a Python integer out of its range compares correctly."""
+        """`compare` of both operands, promoted to one dtype. A Python integer out of the dtype's range is exact."""
         x, y = self.data, raw(other)
         if getattr(y, "dtype", None) != x.dtype:
             x, y = promote([x, y])
@@ -218,13 +226,16 @@ class Methods:
         return self.apply(pointwise.Minimum, self, other)
 
     def clamp(self, min: Number | None = None, max: Number | None = None) -> "Tensor":
-        """y = min(max(x, `min`), `max`), elementwise. A limit of None is not applied, but one must be given."""
+        """y = min(max(x, `min`), `max`), elementwise. None: no limit; give `min`, `max` or both."""
         if isinstance(min, Methods) or isinstance(max, Methods):
             raise TypeError("clamp: min and max must be numbers; for tensors write x.maximum(low).minimum(high)")
         return self.apply(pointwise.Clamp, self, min=min, max=max)
 
     def masked_fill(self, mask: Any, value: "Number | Tensor") -> "Tensor":
-        """y = `value` where `mask`, a tensor of bool that broadcasts, is True, else x. x's dtype must hold `value`."""
+        """y = `value` where `mask` (bool, broadcasts) is True, else x.
+
+        The dtype of x must hold a number; a Tensor `value` promotes the dtype.
+        """
         if isinstance(value, Methods):  # Where has a gradient for the value
             return self.apply(pointwise.Where, raw(mask), value, self)
         return self.apply(indexing.MaskedFill, self, mask=raw_array(mask, "mask", "masked_fill"), value=value)
@@ -245,7 +256,7 @@ class Methods:
     def var(self, dim: Dim = None, *, correction: Number = 1, keepdim: bool = False) -> "Tensor":
         """The variance over `dim`, as in `sum`: Σ (xᵢ - μ)² / (n - correction); NaN if n ≤ correction.
 
-        Floating-point only. The default correction is that of PyTorch; NumPy's is 0.
+        Floating-point only. The default correction is 1 in PyTorch, 0 in NumPy.
         """
         return self.apply(reduction.Var, self, axis=dim, keepdims=keepdim, correction=correction)
 
@@ -320,7 +331,7 @@ class Methods:
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 (PyTorch's name)
-        """The transpose of a matrix, as a view. Only for two axes."""
+        """The transpose of a matrix, as a view. Only for 2-D tensors."""
         if self.ndim != 2:
             raise ValueError(f".T is only for matrices, got shape {self.shape}; use transpose(dim0, dim1)")
         return self.permute(1, 0)
@@ -335,7 +346,7 @@ class Methods:
         return self.apply(shapes.Expand, self, shape=sequence(sizes))
 
     def squeeze(self, dim: Dim = None) -> "Tensor":
-        """Remove axes of size 1: all, or those among `dim`; other axes are kept."""
+        """Remove axes of size 1: all, or only axes in `dim`; other axes are kept."""
         named = checks.axes(dim, self.ndim, "squeeze")
         return self.reshape([size for i, size in enumerate(self.shape) if i not in named or size != 1])
 
@@ -400,8 +411,8 @@ class Methods:
     def gather(self, dim: int, index: Any) -> "Tensor":
         """y[i, j, ..] = x[.., index[i, j, ..], ..], with the index at position `dim`.
 
-        index: a tensor of integers with as many axes as x, at most as long as those of x except along `dim`. An index
-        out of range is an IndexError (CPU only).
+        index: a tensor of integers with as many axes as x, no longer than x on any axis except `dim`. An index out of
+        range is an IndexError (CPU only).
         """
         return self.apply(indexing.Gather, self, axis=dim, index=raw_array(index, "index", "gather"))
 
@@ -467,7 +478,7 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
 
 
 def raw(x: Any) -> Any:
-    """The array of a Tensor; a NumPy scalar as a Python number, which never promotes an array; others unchanged."""
+    """The array of a Tensor; a NumPy scalar as a Python number, which never promotes an array; others by `plain`."""
     return x.data if isinstance(x, Methods) else x.item() if isinstance(x, np.generic) else plain(x)
 
 
@@ -483,7 +494,7 @@ _BASIC = {int, slice, type(None), EllipsisType}
 
 
 def raw_index(index: Any, ndim: int) -> Any:
-    """An index of a tensor of `ndim` axes, with Tensors replaced by arrays, as the op GetItem needs it.
+    """The index of a tensor with `ndim` axes, in the form for the op GetItem: Tensors replaced by arrays.
 
     Arrays are copied, since the graph saves the index, and lists become arrays. A 0-d integer array becomes an integer,
     as in PyTorch.

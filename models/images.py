@@ -85,7 +85,7 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         RuntimeError: Pillow is not installed.
     """
     if channels not in (1, 3):
-        raise ValueError(f"image files have 3 channels, or 1 in greyscale; this model takes {channels}")
+        raise ValueError(f"image files have 3 channels, or 1 in greyscale; this model needs {channels}")
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:

@@ -236,14 +236,14 @@ def check_ratio(model: str, mlp_ratio: float, *widths: int) -> None:
 
 
 def is_integer(value: Any) -> bool:
-    """True for an integer of Python or NumPy."""
+    """True for an integer of Python or NumPy, except a bool."""
     return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def check_images(model: str, x: Tensor, in_chans: int, min_size: int = 1) -> None:
-    """Raise an error unless x is a batch of images with these channels, each side at least `min_size`."""
+    """Raise an error unless x is (B, in_chans, H, W), with H and W at least `min_size`."""
     if x.ndim != 4 or x.shape[1] != in_chans:
-        raise ValueError(f"{model}: this model takes images of shape (B, {in_chans}, H, W), got {x.shape}")
+        raise ValueError(f"{model}: this model needs images of shape (B, {in_chans}, H, W), got {x.shape}")
     if min(x.shape[2:]) < min_size:
         raise ValueError(
             f"{model}: images must be at least {min_size} x {min_size} for the strides of this model, got {x.shape}: "

@@ -2,7 +2,7 @@
 
 Section 2 of the paper changes a ResNet (He et al. 2015, arXiv:1512.03385), one design decision at a time, until the
 network matches the accuracy of a Swin Transformer of the same size. `Design` has a field for each decision, `STEPS`
-takes the decisions in the paper's order, and `RoadmapNet` is the network after any step.
+applies the decisions in the paper's order, and `RoadmapNet` is the network after any step.
 
 Parameters have the names of torchvision's ResNet in all steps: `bn1` stays `bn1` when the norm is a LayerNorm. Details
 that the paper leaves open are as in the authors' code, https://github.com/anonymous20222022/convnext. Axes: B images;
@@ -67,11 +67,11 @@ class Design:
         return nn.Conv2d(channels, channels, k, stride, padding=k // 2, groups=groups, bias=self.layer_norm)
 
     def norm(self, channels: int) -> nn.Module:
-        """A norm of a block or of the stem."""
+        """The norm layer of a block or of the stem: LayerNorm over channels, or BatchNorm."""
         return LayerNorm2d(channels, eps=1e-6) if self.layer_norm else nn.BatchNorm2d(channels)
 
     def activation(self) -> nn.Module:
-        """The activation of a block."""
+        """The activation layer of a block: GELU or ReLU."""
         return nn.GELU() if self.gelu else nn.ReLU()
 
     def downsampling(self, channels: int) -> nn.Module:
@@ -121,7 +121,7 @@ STEPS = (
     Step("gelu", {"gelu": True}, 80.62, 0.14),
     # One activation, between the two 1 x 1, as in a transformer's block, which has one inside its MLP: +0.7.
     Step("fewer_activations", {"fewer_activations": True}, 81.27, 0.06),
-    # One norm, before the two 1 x 1; a transformer's block has two. The accuracy exceeds that of Swin-T, 81.3 %.
+    # One norm, before the two 1 x 1; a transformer's block has two. The accuracy exceeds Swin-T's, 81.3 %.
     Step("fewer_norms", {"fewer_norms": True}, 81.41, 0.09),
     # In the original ResNet, LayerNorm in place of BatchNorm loses accuracy, as the paper says; in this network it
     # does not.
@@ -186,7 +186,7 @@ class RoadmapNet(ImageModel):
         num_classes: outputs of the head; 0: no head, the model returns the channel means.
         stem_stride: total stride of the stem; 4, or 2 for small images.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
-        **decisions: fields of `Design`; their defaults are those of ResNet-50.
+        **decisions: fields of `Design`; the defaults are ResNet-50's.
     """
 
     def __init__(

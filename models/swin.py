@@ -133,7 +133,7 @@ class WindowAttention(nn.Module):
         return self.qkv(pad_below_right(x, Hp - H, Wp - W))
 
     def bias(self) -> Tensor:
-        """B, for each pair of tokens of a window: (heads, N, N)."""
+        """The relative position bias B, for each pair of tokens of a window: (heads, N, N)."""
         M, table = self.window_size, self.relative_position_bias_table
         index = relative_position_index(M, table.device)
         return table.index_select(0, index).reshape(N := prod(sides(M)), N, self.num_heads).permute(2, 0, 1)
@@ -327,7 +327,7 @@ class SwinTransformer(ImageModel):
                 attn.window_size = window_size
 
     def no_weight_decay(self) -> set[str]:
-        """The relative position bias tables, which are biases, not weight matrices."""
+        """Names of the relative position bias tables, which are biases, not weight matrices."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     def sections(self) -> list[list[str]]:

@@ -65,7 +65,7 @@ def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
     check_images("ViT", x, in_chans)
     if x.shape[2:] != img_size:
         raise ValueError(
-            f"ViT: this model takes images of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {x.shape}: "
+            f"ViT: this model needs images of shape (B, {in_chans}, {img_size[0]}, {img_size[1]}), got {x.shape}: "
             "resize them, create the model with img_size=..., or call model.set_input_size(...)"
         )
 
@@ -258,7 +258,7 @@ class VisionTransformer(ImageModel):
         return head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the whole pre-training head by one linear layer, as the paper does to fine-tune (section 3.2)."""
+        """Replace the pre-training head by one linear layer, as the paper does to fine-tune (section 3.2)."""
         check_sizes("ViT", minimum=0, num_classes=num_classes)  # before anything is replaced
         self.pre_logits, self.num_features = nn.Identity(), self.pos_embed.shape[-1]
         super().reset_classifier(num_classes)
@@ -276,7 +276,7 @@ class VisionTransformer(ImageModel):
             self.pos_embed = nn.Parameter(pos_embed.data, self.pos_embed.requires_grad)
 
     def no_weight_decay(self) -> set[str]:
-        """The embeddings, which are offsets, not weight matrices."""
+        """Names of the embeddings, which are offsets, not weight matrices."""
         return {"pos_embed", "cls_token"}
 
     def sections(self) -> list[list[str]]:
@@ -308,7 +308,7 @@ class VisionTransformer(ImageModel):
 
 
 def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's stays.
+    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's embedding stays.
 
     With `antialias` as in timm; without, as in Hugging Face's transformers.
     """

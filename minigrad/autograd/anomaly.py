@@ -12,7 +12,10 @@ from minigrad.backend.dtypes import is_floating, upcast
 
 
 class Observer:
-    """Called for every op within a block `observing(observer)`. `path`: the running modules, outermost first."""
+    """A base class: the methods are called for every op within `observing(observer)`.
+
+    `path`: the running modules, outermost first.
+    """
 
     def __init__(self) -> None:
         self.path: list[Any] = []  # updated by `nn.Module.__call__`
@@ -71,7 +74,7 @@ def detect_anomaly() -> AbstractContextManager[Observer]:
     """Within the block, the first op that computes a NaN or an infinity raises an error, which names the op, its shapes
     and its module.
 
-    Every array is read once more, so a training step takes two to three times as long. Intended infinities, as in
+    Every array is read once more, so a training step is two to three times slower. Intended infinities, as in
     `masked_fill(mask, -inf)`, raise an error too: use a large finite value instead.
     """
     return observing(NonFiniteGuard())

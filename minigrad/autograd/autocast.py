@@ -32,13 +32,14 @@ from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, hal
 def autocast(
     dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
 ) -> Iterator["Autocast | None"]:
-    """Within the block, ops of this thread compute in a 16-bit dtype, by the rules above. Also usable as a decorator.
+    """Within the block, matrix products of this thread run in 16 bits; losses, softmax and sums in float32.
 
         with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
 
-    The 16-bit copy of a parameter is cached until the block ends, so call the optimizer's step after the block.
+    Also a decorator. The 16-bit copy of a parameter is cached until the block ends, so call the optimizer's step after
+    the block.
 
     Args:
         dtype: "bfloat16", with the range of float32, or "float16", with more digits, but a small range in which

@@ -26,8 +26,9 @@ class Function(Node):
       * `forward` may return a tuple of outputs; then `grad_output` is a list, with None for unused outputs;
       * `backward` returns a tuple with a gradient, or None, for each input; for one input, the tuple may be omitted;
       * the gradient of a broadcast input may have the shape of the output: the engine sums it (`unbroadcast`);
-      * a returned array is new, or else `grad_output` or a view of it: never a saved array, and none but `grad_output`
-        is returned twice. So the engine may accumulate into it in place (not if the op has several outputs);
+      * a returned array is new, `grad_output` or a view of `grad_output`, never a saved array; only `grad_output` may
+        be returned twice. So the engine may add in place to a returned array that is neither `grad_output` nor a view
+        (never if the op has several outputs);
       * first order only: `backward` computes on arrays, in place where possible, and is itself not differentiable.
 
     Type promotion, autocast and casts of 16-bit inputs happen outside the op (`dispatch.py`), which may also run a fast
@@ -41,7 +42,8 @@ class Function(Node):
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def grad_dtype(self, i: int, default: np.dtype) -> np.dtype:
-        """The dtype of the gradient of input i: that of the input before autocast, such as float32 for a parameter."""
+        """The dtype of the gradient of input i: the dtype of the input before autocast, such as float32 for a
+        parameter."""
         edge = self.edges[i] if self.edges else None
         return default if edge is None else edge[2]
 

@@ -47,7 +47,7 @@ class _GradMode(ContextDecorator):
         return self if function is None else self(function)
 
     def __call__(self, function: Callable[..., Any]) -> Any:
-        """Decorate a function. Of a generator function, only the code between two yields runs in this mode."""
+        """Decorate a function. A generator function has this mode while its code runs, not while it is suspended."""
         if not isgeneratorfunction(function):
             return super().__call__(function)
 

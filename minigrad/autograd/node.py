@@ -25,7 +25,7 @@ class Node:
     order of creation: the nodes of inputs have smaller numbers, so the reverse order is a topological order.
     """
 
-    edges: Sequence[Edge | None] | None = None  # one per input, None without gradient; None as a whole: graph freed
+    edges: Sequence[Edge | None] | None = None  # one per input, None: no gradient; None, not a list: graph freed
     age: int = 0
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     cast_back: np.dtype | None = None  # the op computed in float32, and its output was cast to this 16-bit dtype
@@ -54,7 +54,7 @@ class Leaf(Node):
     """The node of a leaf Tensor, which accumulates its gradient in `grad` (PyTorch: AccumulateGrad).
 
     A Tensor refers to its Leaf, and not the Leaf to its Tensor: a cycle would delay freeing. Threads may run backward
-    into the same parameters, so a lock guards the accumulation. `age` is 0, smaller than that of every op, so backward
+    into the same parameters, so a lock guards the accumulation. `age` is 0, smaller than every op's `age`, so backward
     visits leaves last. While `requires_grad` is False, gradients from graphs recorded before are dropped.
     """
 

@@ -1,7 +1,7 @@
 """L1: a record of in-place writes, by which backward detects that a saved array was overwritten.
 
 If an array that a node saved in forward is written to before backward, as by an optimizer step, the gradient would be
-silently wrong. PyTorch keeps a version counter in every tensor. Arrays cannot have such an attribute, so this file
+silently wrong. PyTorch keeps a version counter in every tensor. Arrays cannot have a version counter, so this file
 numbers the writes, by the counter that numbers nodes in order of creation (`Node.age`), and keeps the number of the
 latest write to each block of memory. A node created before the latest write to an array it saved cannot compute its
 gradient.
@@ -60,7 +60,7 @@ def _memory(x: Array) -> tuple[int, Any]:
     """A key for the memory of x, the same for all views of one array, and the array that owns the memory.
 
     The key is the id of the last object in the chain of bases: the owning array, or a buffer that is not NumPy's, such
-    as an mmap or another library's array. On a GPU it is the address of the owning array.
+    as an mmap or another library's array. On a GPU the key is the address of the owning array.
     """
     if not isinstance(x, np.ndarray):
         while x.base is not None:
@@ -75,6 +75,6 @@ def _memory(x: Array) -> tuple[int, Any]:
 
 
 def _forget(key: int, _: weakref.ref) -> None:
-    """Remove the entries of memory that was freed."""
+    """Forget the recorded writes to freed memory."""
     _numbers.pop(key, None)
     _owners.pop(key, None)

@@ -175,7 +175,8 @@ def sliding_windows(x: Array, sizes: Sequence[int], axes: Sequence[int]) -> Arra
 def plus(a: Array, b: Array) -> Array:
     """a + b, in the memory layout of a and b if both have the same layout, such as channels-last.
 
-    NumPy's sum keeps the layout. CuPy's is always C-contiguous, which kernels for channels-last images do not support.
+    NumPy's addition keeps the layout. CuPy's result is always C-contiguous, which kernels for channels-last images do
+    not support.
     """
     if isinstance(a, np.ndarray) or not (hasattr(a, "flags") and hasattr(b, "flags")) or a.flags.c_contiguous:
         return a + b

@@ -15,7 +15,7 @@ from minigrad.backend.arrays import Array, cupy_module, empty
 
 
 class Table(Protocol):
-    """A table in device memory, such as that of `minigrad/kernels/cuda/table.py`.
+    """A table in device memory, such as `Table` in `minigrad/kernels/cuda/table.py`.
 
     `scalars` returns values that change with every step; None: the table is constant.
     """
@@ -65,7 +65,7 @@ def is_capturing() -> bool:
 
 @contextmanager
 def capturing(tables: Tables) -> Iterator[None]:
-    """Within the block, a step is captured, and new tables are added to `tables`."""
+    """Within the block, `is_capturing` is True and `current` returns `tables`."""
     global _current
     _current = tables
     try:

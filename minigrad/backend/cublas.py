@@ -54,7 +54,7 @@ class Operand(NamedTuple):
     array: Array  # the memory; the reference keeps it alive until the call
     op: int
     leading: int  # leading dimension
-    stride: int  # elements between the matrices of the batch; 0: one matrix for the whole batch
+    stride: int  # elements between the matrices of the batch; 0: one matrix for all
 
 
 def data_type(x: Operand) -> int:
@@ -82,7 +82,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     Args:
         a: (..., M, K), float16, bfloat16, float32 or float64.
         b: (..., K, N), of the same dtype.
-        dtype: of the result: that of a and b (default), or float32 if a and b are float16 or bfloat16.
+        dtype: the result's: the dtype of a and b (default), or float32 if a and b are float16 or bfloat16.
 
     Raises:
         TypeError: a dtype is not supported, or a and b differ in dtype.
@@ -106,7 +106,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     if not out.size or not K:
         out[...] = 0
     else:
-        if b.ndim == 2:  # one b for the whole batch: the batch axes of a become rows
+        if b.ndim == 2:  # one b for all matrices of the batch: the batch axes of a become rows
             a, lead = a.reshape(prod(lead) * M, K), ()
         A, B, C = operand(a, lead), operand(b, lead), Operand(out, OP_N, N, M * N)
         _blas.gemm(N, a.shape[-2], K, B, A, C, prod(lead), DATA_TYPES[a.dtype.name], compute_type(a.dtype))

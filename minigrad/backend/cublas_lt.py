@@ -1,7 +1,7 @@
 """L0: matrix products with a fused bias or bias gradient, by the epilogues of cublasLt.
 
 A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
-bias takes one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
+bias costs one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
 one more pass over ∂y. An epilogue of cublasLt does either while the elements are in registers. cublasLt is
 column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
@@ -90,7 +90,7 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
         a: (M, K), float16, bfloat16 or float32.
         b: (K, N), of the same dtype.
         bias: (N,), of the result's dtype, or of any dtype if the result is float32.
-        dtype: of the result: that of a and b, or float32.
+        dtype: the result's: the dtype of a and b, or float32.
     """
     if not _supported(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
         return None
@@ -106,7 +106,7 @@ def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] 
     Args:
         a: (M, K), float16, bfloat16 or float32.
         b: (K, N), of the same dtype.
-        dtype: of both results: that of a and b, or float32.
+        dtype: both results': the dtype of a and b, or float32.
     """
     if not _supported(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
         return None
@@ -125,7 +125,7 @@ def _supported(a: Array, b: Array, dtype: np.dtype) -> bool:
 
 
 def _product(epilogue: int, a: Array, b: Array, y: Array, vector: Array) -> bool:
-    """y = a b, with this epilogue. Returns False, and leaves y unchanged, if cublasLt does not support it."""
+    """y = a b, with this epilogue. Returns False, with y unchanged, if cublasLt is missing or has no algorithm."""
     lt = shared()
     if lt is None:
         return False
@@ -235,7 +235,7 @@ def _alignment(address: int) -> int:
 
 @cache
 def shared() -> Lt | None:
-    """The instance for all products, so that capture reuses the plans of the steps before; None without the library."""
+    """The `Lt` of the process, so that a captured step reuses the plans of earlier steps; None without cublasLt."""
     try:
         library = load_library("cublasLt")
     except RuntimeError:

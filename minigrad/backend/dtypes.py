@@ -59,7 +59,8 @@ def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
-    """x cast to `dtype`: rounded to nearest, ±∞ on overflow. No copy if x already has this dtype."""
+    """x cast to `dtype`: to a float rounded to nearest, ±∞ on overflow; to an integer truncated. No copy if x has this
+    dtype."""
     if x.dtype == dtype:
         return x
     fast = fast_path(cast, x, dtype)

@@ -137,7 +137,7 @@ _default = Generator(0)
 
 
 def default_generator() -> Generator:
-    """The generator used by dropout and initialisers: of `use_generator` in this thread, else the global one."""
+    """The generator of dropout and initialisers: set by `use_generator` in this thread, else the global generator."""
     return _current.generator or _default
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 
 class Tuning(NamedTuple):
-    """The settings that `tune_cpu` changed: None or False for those that did not apply or were not requested."""
+    """The settings that `tune_cpu` changed: None or False for settings that did not apply or were not requested."""
 
     blas_threads: int | None
     allocator: bool

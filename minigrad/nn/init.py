@@ -106,7 +106,7 @@ def skip_init() -> Iterator[None]:
 def meta_init() -> Iterator[None]:
     """Within the block, parameters and buffers are created as meta arrays, without values (`minigrad/backend/meta.py`).
 
-    Such a model takes no memory. It maps a Tensor of a `MetaArray` to an output with a shape and a dtype only.
+    A model of meta arrays uses no memory. It maps a Tensor of a `MetaArray` to an output with a shape and a dtype only.
     """
     previous, _state.meta = _state.meta, True
     try:

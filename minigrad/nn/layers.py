@@ -33,7 +33,7 @@ class Linear(Module):
 
 
 class Conv2d(Module):
-    """2-D convolution of (N, in_channels, H, W) with a weight (out_channels, in_channels / groups, KH, KW)."""
+    """2-D convolution of images (N, in_channels, H, W), weight (out_channels, in_channels / groups, KH, KW)."""
 
     bias: Parameter | None
 
@@ -102,7 +102,7 @@ class LayerNorm(_Norm):
 
 
 class GroupNorm(_Norm):
-    """Normalisation of each sample over `num_groups` groups of channels; x is (N, num_channels, ...)."""
+    """Normalisation of each of `num_groups` groups of channels of each sample; x is (N, num_channels, ...)."""
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True) -> None:
         num_groups = checks.integer(num_groups, "num_groups", "GroupNorm")
@@ -183,7 +183,7 @@ class Identity(Module):
 
 
 class GELU(Module):
-    """x · Φ(x), with approximate="tanh" the tanh approximation."""
+    """x · Φ(x), Φ the normal distribution function; with approximate="tanh" the tanh approximation."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate

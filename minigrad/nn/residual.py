@@ -13,8 +13,8 @@ AnyModule = TypeVar("AnyModule", bound=Module)
 def residual_add(x: Tensor, branch: Tensor, drop_path: Module, gamma: Tensor | None = None) -> Tensor:
     """x + drop_path(gamma * branch)
 
-    The op `Residual` includes an `nn.DropPath`: on a GPU, the whole sum is one pass over memory. Any other module, and
-    an `nn.DropPath` with a forward hook, is called.
+    For an `nn.DropPath` without a hook, the op `Residual` computes the sum in one pass over memory on a GPU; any other
+    module is called separately.
 
     Shapes: x, branch (N, ..., C); gamma, the layer scale, (C,) or None.
     """
@@ -29,8 +29,9 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
         x = x + drop_path(branch)
         y = norm(x)
 
-    The op `ResidualLayerNorm` includes an `nn.DropPath` and an `nn.LayerNorm` over the last axis: on a GPU, both lines
-    are one pass over memory, with the same float32 values. Any other module, and one with a forward hook, is called.
+    For an `nn.DropPath` and an `nn.LayerNorm` over the last axis, the op `ResidualLayerNorm` computes both lines in one
+    pass over memory on a GPU, with the same float32 values. Any other module, and one with a forward hook, runs
+    separately.
 
     Shapes: x, branch, y (N, ..., C).
     """

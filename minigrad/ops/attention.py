@@ -13,17 +13,17 @@ from minigrad.ops.shape import stacked_view
 
 
 class ScaledDotProductAttention(Function):
-    """y = P v,  P = softmax(scale · q kᵀ + bias), each row over the S keys.  Vaswani et al. 2017, arXiv:1706.03762.
+    """y = P v,  P = softmax(Z) of each row,  Z = scale · q kᵀ + bias.  Vaswani et al. 2017, arXiv:1706.03762.
 
-        ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂S = P ⊙ (∂P - ⟨∂P, P⟩),   ∂bias = ∂S
-        ∂q = scale · ∂S k,   ∂k = scale · ∂Sᵀ q
+        ∂v = Pᵀ ∂y,   ∂P = ∂y vᵀ,   ∂Z = P ⊙ (∂P - ⟨∂P, P⟩),   ∂bias = ∂Z,   ⟨·,·⟩ the inner product of each row
+        ∂q = scale · ∂Z k,   ∂k = scale · ∂Zᵀ q
 
     `mask` is boolean (True: the query may attend to the key), or a float bias that is added to the scores (such as
-    Swin's relative position bias), which has a gradient. The mask is broadcast to the scores (..., L, S), never the
-    scores to the mask. A query that may attend to no key gets zeros. Dropout acts on P: P ⊙ M / (1 - p) replaces P in
-    y and ∂v, and ∂P ⊙ M / (1 - p) replaces ∂P.
+    Swin's relative position bias), which has a gradient. The mask is broadcast to the scores Z, never the scores to the
+    mask. A query that may attend to no key gets zeros. Dropout with probability p draws a mask M of zeros and ones:
+    P ⊙ M / (1 - p) replaces P in y and ∂v, and ∂P ⊙ M / (1 - p) replaces ∂P.
 
-    Shapes: q (..., L, E), k (..., S, E), v (..., S, V), P, S (..., L, S), y (..., L, V), leading axes broadcast.
+    Shapes: q (..., L, E), k (..., S, E), v (..., S, V), Z, P, M (..., L, S), y (..., L, V), leading axes broadcast.
     Saves q, k, v, P, and M / (1 - p) of the dropout.
     """
 

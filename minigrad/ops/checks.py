@@ -27,7 +27,7 @@ def integers(values: Any, name: str, op: str) -> tuple[int, ...]:
 
 
 def listed(complaints: Sequence[str]) -> str:
-    """`complaints` for an error message, one a line; of more than 20, the first 20 and how many more there are."""
+    """`complaints` for an error message, one a line: at most 20, then the number of the others."""
     shown = [*complaints[:20], *([f"and {len(complaints) - 20} more"] if len(complaints) > 20 else [])]
     return "\n  ".join(shown)
 
@@ -108,7 +108,7 @@ def unambiguous(index: Any, op: str) -> None:
 
 
 def reduction(name: str, op: str) -> str:
-    """Check the `reduction` argument of a loss and return it."""
+    """Check `name`, the `reduction` argument of a loss, and return it."""
     if name not in ("mean", "sum", "none"):
         raise ValueError(f'{op}: reduction must be "mean", "sum" or "none", got {name!r}')
     return name

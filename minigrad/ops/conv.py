@@ -47,7 +47,7 @@ class Conv2d(Function):
         return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
 
     def correlate(self, bias: Array | None) -> Array:
-        """y, (N, OH, OW, O)."""
+        """Compute y (N, OH, OW, O), including the bias."""
         y = self.method.correlate(self.x, self.weight)
         if bias is not None:
             y += bias
@@ -67,8 +67,8 @@ class Conv2d(Function):
 
 
 def promote_images(xs: Sequence[Any]) -> list[Any]:
-    """x, weight and bias promoted to one dtype; if x is 16-bit, weight and bias keep theirs. Integer images are a
-    TypeError: they are probably pixels that were not normalised."""
+    """x, weight and bias promoted to one dtype; if x is 16-bit, weight and bias keep their dtypes. Integer images are
+    a TypeError: they are probably pixels that were not normalised."""
     checks.floating(xs[0], "conv2d")
     return list(xs) if is_half(xs[0].dtype) else promote(xs)
 
@@ -149,7 +149,7 @@ class Columns:
         return grouped.reshape(self.groups, -1, grouped.shape[4])
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
-        """Slices of the batch, such that X of each is small."""
+        """Slices of the batch in which X has a bounded size."""
         return blocks(x, prod(self.windows.out) * self.groups * prod(weight_shape[1:]))
 
 
@@ -211,7 +211,7 @@ class Depthwise:
         return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
 
     def _blocks(self, x: Array) -> Iterator[slice]:
-        """Slices of the batch: x, its padded copy, y and scratch are together about four times as large as x."""
+        """Slices of the batch, counting four arrays of x's size for each: x, padded x, y and scratch."""
         return blocks(x, 4 * prod(x.shape[1:]))
 
 

@@ -20,12 +20,12 @@ class Einsum(Function):
 
         y[b,i,j] = Σ_d  q[b,i,d] · k[b,j,d].
 
-    As in `torch.einsum`: a label that is repeated in one operand takes a diagonal ("ii->i"); without "->" the output
+    As in `torch.einsum`: a label that is repeated in one operand selects a diagonal ("ii->i"); without "->" the output
     has the labels that occur once, in alphabetical order; "..." stands for the axes without a label, aligned from the
     right; an axis of size 1 broadcasts against axes of the same label in other operands.
 
     Gradient: y is linear in each operand, so ∂x_k is an einsum of ∂y and the other operands, with the labels of x_k
-    and those of y exchanged:
+    and the labels of y exchanged:
 
         ∂q[b,i,d] = Σ_j ∂y[b,i,j] · k[b,j,d]        "bij,bjd->bid"
         ∂k[b,j,d] = Σ_i ∂y[b,i,j] · q[b,i,d]        "bij,bid->bjd"
@@ -66,7 +66,7 @@ class Equation:
     """
 
     inputs: tuple[str, ...]  # for each operand, the labels of its axes
-    terms: tuple[str, ...]  # the same, without repeated labels, and without labels of axes of size 1 that broadcast
+    terms: tuple[str, ...]  # `inputs` without repeated labels, and without labels of axes of size 1 that broadcast
     output: str
     sizes: dict[str, int]
 
@@ -141,7 +141,7 @@ def _sizes(inputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], equatio
         for label, size in zip(labels, shape, strict=True):
             if own.setdefault(label, size) != size:
                 raise ValueError(
-                    f'einsum: in "{equation}" the label "{label}" takes a diagonal of operand {k}, shape {shape}: '
+                    f'einsum: in "{equation}" the label "{label}" selects a diagonal of operand {k}, shape {shape}: '
                     f"its axes must have one size, got {own[label]} and {size}"
                 )
         for label, size in own.items():
@@ -174,7 +174,7 @@ def distinct(x: Array, labels: str, term: str) -> Array:
 def spread(grad: Array, shared: str, parsed: Equation, k: int) -> Array:
     """The gradient of operand `k`, from `grad`, which has an axis for each label of `shared`.
 
-    These are the labels that y or another operand has too; along axes of other labels, the gradient is repeated.
+    `shared` has the labels of operand k that y or another operand also has. Along other axes, the gradient is repeated.
     """
     labels, term, sizes = parsed.inputs[k], parsed.terms[k], parsed.sizes
     shape = tuple(sizes[label] if label in term else 1 for label in labels)
@@ -242,7 +242,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def make_plan(terms: tuple[str, ...], output: str, shapes: tuple[tuple[int, ...], ...]) -> Plan:
-    """Choose pairs greedily: the two operands whose product takes the fewest multiplications, then the smallest result.
+    """Choose pairs greedily: the two operands whose product needs the fewest multiplications, then the smallest result.
 
     This is not always the optimal order. Two operands have only one order; for three or four, greedy is rarely worse.
     """
@@ -290,7 +290,7 @@ def _make_pair(i: int, j: int, a: str, b: str, needed: str, sizes: dict[str, int
         axes = tuple(labels.index(label) for label in result if label in labels)
         return View(axes, tuple(sizes[label] if label in labels else 1 for label in result), False)
 
-    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # its order of labels: only the smaller one is reordered
+    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # keeps its order of labels; only the smaller is reordered
     contracted = "".join(label for label in larger if label in a and label in b and label not in needed)
     batch = "".join(sorted(set(a) & set(b) & set(needed), key=needed.index))
     left, right = "".join(label for label in a if label not in b), "".join(label for label in b if label not in a)

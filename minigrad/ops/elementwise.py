@@ -206,7 +206,8 @@ class Minimum(Maximum):
 
 
 def promote_power(xs: Sequence[Any]) -> list[Any]:
-    """Base and exponent promoted to one dtype. A Python integer wraps modulo 2ⁿ as base; as exponent it must fit."""
+    """Base and exponent promoted to one dtype. An n-bit integer dtype wraps a Python integer
+    as base modulo 2ⁿ, and must hold a Python integer as exponent."""
     a, b = promote(xs)
     return _check_range([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
 

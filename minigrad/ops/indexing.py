@@ -1,4 +1,4 @@
-"""L2: indexing ops. Backward returns a Partial, the gradient of the selected elements alone: the others have none."""
+"""L2: indexing ops. Backward returns a `Partial`, the gradients of the selected elements; all others are 0."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from minigrad.ops import checks
 class GetItem(Function):
     """y = x[index], with NumPy's rules: slices, integers, None, Ellipsis, boolean masks, arrays of integers.
 
-    ∂x[index] = ∂y; an element that an index array selects several times receives the sum of their gradients.
+    ∂x[index] = ∂y; an element that an index array selects several times has the sum of the gradients.
     Saves the index, without a copy: its arrays must not be written to until backward.
     """
 
@@ -37,8 +37,8 @@ class GetItem(Function):
 def steps(index: Any) -> list[Any]:
     """`index` as a list of indices to apply one after another: two if `index` has both integers and arrays, else one.
 
-    Of the two, the first has the integers, slices and None, the second the arrays. This gives PyTorch's order of axes:
-    NumPy broadcasts integers with index arrays, and then may put their axes first.
+    If two, the first has the integers, slices and None, the second the arrays. This gives PyTorch's order of axes:
+    NumPy broadcasts integers with index arrays, and then may put the axes of the arrays first.
     """
     parts = index if isinstance(index, tuple) else (index,)
     arrays = [getattr(part, "ndim", 0) > 0 for part in parts]
@@ -60,12 +60,12 @@ def steps(index: Any) -> list[Any]:
 class Gather(Function):
     """y[i,j,..] = x[.., index[i,j,..], ..], with the index at position `axis`.  Saves the index.
 
-    The index has as many axes as x, and each axis other than `axis` is at most as long as that of x.
+    The index has as many axes as x, and each axis other than `axis` is at most as long as in x.
     """
 
     def forward(self, x: Array, *, axis: int, index: Array) -> Array:
         axis = checks.one_axis(axis, x.ndim, "gather")
-        if index.size:  # PyTorch takes an empty index of any dtype
+        if index.size:  # PyTorch accepts an empty index of any dtype
             checks.unambiguous(index, "gather")
         if index.dtype.kind not in "iu":
             raise TypeError(f"gather: the index must hold integers, got {index.dtype}")

@@ -89,7 +89,7 @@ def weights(
     """The matrix (out_size, in_size) that resizes one axis, in float64.
 
     Input pixel j is the interval from j to j + 1, with centre j + ½. Output pixel r is an interval of length `step`,
-    step = in_size / out_size or 1 / scale, with centre c = step · (r + ½). The weights are
+    step = in_size / out_size (or 1 / scale, if given), with centre c = step · (r + ½). The weights are
 
         nearest          1 for j = ⌊step · r⌋, the input pixel at the left edge of r, not at its centre
         nearest-exact    1 for j = ⌊c⌋
@@ -121,7 +121,7 @@ def weights(
     beyond = np.arange(-2, in_size + 2)  # cubic filters reach two pixels outside the image
     distance = beyond + 0.5 - centre[:, None]
     matrix = _triangle(distance) if mode == "bilinear" else _cubic(distance, a=-0.75)
-    # Add the weights of pixels outside the image to those of the border pixels.
+    # Add the weights of pixels outside the image to the weights of the border pixels.
     matrix[:, 2] += matrix[:, :2].sum(axis=1)
     matrix[:, -3] += matrix[:, -2:].sum(axis=1)
     return matrix[:, 2:-2]

@@ -42,7 +42,7 @@ class MatMul(Function):
                 grad_a = grad_a[..., 0, :]
         if self.a is not None:
             a = self.a if self.a_ndim > 1 else self.a[None]
-            if self.b_ndim <= 2 < a.ndim:  # the same b for the whole batch: a single product sums over it
+            if self.b_ndim <= 2 < a.ndim:  # the same b for all matrices of the batch: a single product sums over it
                 a, grad_output = rows(a), rows(grad_output)
             grad_b = gemm(a.swapaxes(-1, -2), grad_output, dtype=self.grad_dtype(1, a.dtype))
             if self.b_ndim == 1:

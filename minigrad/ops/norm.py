@@ -5,12 +5,12 @@
     ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂loss/∂x̂,   ⟨·⟩ the mean over the set
 
 Why: x̂ has mean 0 and (up to eps) mean square 1 for every x, so ∂x lacks the two components of ĝ that would change
-these: the constant one, and the one along x̂.
+mean and mean square: the constant component, and the component along x̂.
 
     op                 one set                             x reshaped, and the axis of ⟨·⟩
     LayerNorm          one token's channels                (·, C)       last
     GroupNorm          one image's group of channels       (N, G, ·)    last
-    BatchNorm          one channel, over the whole batch   (N, C, ·)    first and last
+    BatchNorm          one channel, over all images        (N, C, ·)    first and last
     StandardizeWeight  the weights of one output channel   (O, ·)       last
 """
 
@@ -27,7 +27,7 @@ _running_lock = Lock()
 
 
 def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
-    """x̂, r, μ and σ², where the values along `axis` are a set; r, μ and σ² have size 1 along `axis`."""
+    """x̂, r, μ and σ², with statistics over `axis`; r, μ and σ² keep `axis` with size 1."""
     mean, centred = deviations(x, axis)
     var = mean_over(centred * centred, axis, keepdims=True)
     rstd = 1 / array_module(x).sqrt(var + eps)
@@ -35,7 +35,7 @@ def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array,
 
 
 def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int | tuple[int, ...]) -> Array:
-    """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩)"""
+    """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩), with means over `axis`."""
     along_x_hat = mean_over(grad_x_hat * x_hat, axis, keepdims=True)
     return rstd * (grad_x_hat - mean_over(grad_x_hat, axis, keepdims=True) - x_hat * along_x_hat)
 
@@ -104,8 +104,8 @@ class GroupNorm(Function):
 
 
 class BatchNorm(Function):
-    """y = x̂ ⊙ weight + bias, with a mean and a variance for each channel: in training those of the batch, else the
-    running mean and variance, which are constants, so that ∂x = r · ĝ.
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each channel: computed from the batch in training, else
+    the running mean and variance, which are constants, so that ∂x = r · ĝ.
 
         running <- (1 - momentum) · running + momentum · batch,  with the batch variance divided by n - 1
 
@@ -153,9 +153,9 @@ class BatchNorm(Function):
 class StandardizeWeight(Function):
     """ŵ = (w - μ) · r for each output channel: a convolution with weight ŵ has filters of mean 0 and variance 1.
 
-    The same as LayerNorm of each filter, without weight and bias, so that op computes both directions.
+    LayerNorm of each filter, without weight and bias: `LayerNorm` computes forward and backward.
 
-    Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves what `LayerNorm` saves.  Qiao et al. 2019, arXiv:1903.10520.
+    Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves x̂ and r, in `LayerNorm`.  Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def forward(self, weight: Array, *, eps: float) -> Array:

@@ -23,7 +23,7 @@ class MaxPool2d(Function):
     Of several equal maxima only the first has a gradient. NaN counts as the maximum; of several NaNs, the last has the
     gradient.
 
-    Shapes: x (N, C, H, W); y (N, C, OH, OW).  Saves the tap of each maximum, as uint8 if KH·KW ≤ 256.
+    Shapes: x (N, C, H, W); y (N, C, OH, OW).  Saves the tap k · KW + l of each maximum, as uint8 if KH·KW ≤ 256.
     """
 
     def forward(

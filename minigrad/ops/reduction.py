@@ -130,7 +130,7 @@ class Amax(_Reduction):
 
 
 class Amin(Amax):
-    """y = minᵢ xᵢ;  the gradient as in Amax."""
+    """y = minᵢ xᵢ;  ∂xᵢ = ∂y / k where xᵢ is one of the k values equal to y, else 0.  Saves x and y."""
 
     def extreme(self, x: Array) -> Array:
         return x.min(axis=self.axes, keepdims=True)
@@ -161,7 +161,7 @@ class LogSumExp(_Reduction):
 class Prod(_Reduction):
     """y = Πᵢ xᵢ;  ∂xᵢ = ∂y · Π_{j≠i} xⱼ.
 
-    Π_{j≠i} xⱼ is computed as the product of the xⱼ before i times the product of those after i: unlike y / xᵢ, this is
+    Π_{j≠i} xⱼ is computed as the product of the xⱼ before i times the product of the xⱼ after i: unlike y / xᵢ, this is
     correct where x has zeros.  Saves x.
     """
 

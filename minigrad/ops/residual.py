@@ -45,7 +45,7 @@ class ResidualLayerNorm(Function):
         ∂s' = ∂s + the gradient of s that LayerNorm computes from ∂y         the total gradient of s
         ∂x = ∂s',   ∂b = m · ∂s',   ∂weight and ∂bias as in LayerNorm
 
-    Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves what `Residual` and `LayerNorm` save.
+    Shapes: x, b, s, y (N, ..., C); weight, bias (C,).  Saves m, and x̂, r and weight of LayerNorm.
     """
 
     def forward(

@@ -185,7 +185,7 @@ class Pad(Function):
         return grad_x
 
     def _shared(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The index of the elements that x and y share: in x, and in y."""
+        """The slices of x that y contains, and the slices of y that contain them."""
         in_x, in_y = [], []
         for size, (before, after) in zip(self.shape, self.widths, strict=True):
             length = max(size + min(before, 0) + min(after, 0), 0)

@@ -65,10 +65,10 @@ def normal_cdf(x: Array) -> Array:
 def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
     """erf x, valid where |x| ≤ 1; erfc |x|, valid where |x| > 1; and the mask |x| ≤ 1.
 
-    erf x    = x · P(x²)                |x| ≤ 1
+    erf x    = x · P(x²)                |x| ≤ 1     P, Q: the polynomials `_NEAR` and `_FAR`
     erfc |x| = exp(-x²) · Q(t)          |x| > 1,   t = (|x| - 3) / (|x| + 3)
 
-    For |x| > 6, where erfc |x| < 1e-16, Q is that of |x| = 6.
+    For |x| > 6, where erfc |x| < 1e-16, Q is evaluated at |x| = 6.
     """
     xp, kind = array_module(x), "f8" if x.dtype == np.float64 else "f4"
     size = abs(x).clip(0, 30)  # exp(-30²) is 0, and x² cannot overflow

@@ -1,7 +1,7 @@
 """L2: the arithmetic of an optimizer step, on arrays: SGD, AdamW, Muon, gradient clipping, unscaling and EMA.
 
 Every function writes in place. x is a parameter and g its gradient; x, g and the state have one dtype, float32 or
-float64: of a 16-bit parameter, `minigrad/optim/` passes float32 copies. (CUDA fast paths: `kernels/cuda/optim.py`.)
+float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (CUDA fast paths: `kernels/cuda/optim.py`.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -119,9 +119,9 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
         m <- μ m + (1 - μ) g,    u = μ m + (1 - μ) g
         x <- (1 - lr · weight_decay) x - lr · 0.2 √max(A, B) · orthogonalize(u)
 
-    m is 0 at first. The gradient of a matrix mostly has few directions; an orthogonal update is equally large in all of
-    them. The root mean square of its entries is about 1/√max(A, B): the factor 0.2 √max(A, B) makes it about as large
-    as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
+    m is 0 at first. The gradient of a matrix mostly has few directions; an orthogonal update is equally large in all
+    directions. Its entries have a root mean square of about 1/√max(A, B), so the factor 0.2 √max(A, B) makes the update
+    about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
     """
     m *= momentum
     m += (1 - momentum) * g

@@ -40,14 +40,14 @@ MASKED = -100.0  # added to the scores of two tokens of different regions, as in
 class WindowAttention(Function):
     """y = attention of each head within each M x M window of a map that is rolled by `shift`, up and to the left.
 
-        P = softmax(q kᵀ / √d + B + mask),   y = P v          for the N = M·M tokens of a window
+        P = softmax(q kᵀ / √d + R + mask),   y = P v          for the N = M·M tokens of a window
 
-    M may also be a pair (height, width), with N their product. B is the bias of each pair of positions in a window. The
-    mask is MASKED for two tokens that are in one window only because of the roll, else 0. The tokens of y are in the
-    order of the map, not of the rolled map.
+    M may also be a pair (height, width), with N = height · width. R is the bias of each pair of positions in a window.
+    The mask is MASKED for two tokens that are in one window only because of the roll, else 0. The tokens of y are in
+    the order of the map, not of the rolled map.
 
-    Shapes: qkv (B, H, W, 3C), the channels of a token being (3, heads, d) for q, k and v; bias (heads, N, N) or None;
-    y (B, H, W, C).  Saves what `ScaledDotProductAttention` saves, and the shape and windows of the map.
+    Shapes: qkv (B, H, W, 3C), the channels of a token being (3, heads, d) for q, k and v; bias R (heads, N, N) or None;
+    y (B, H, W, C).  Saves q, k, v and P of each window, and the shape and windows of the map.
     """
 
     def forward(
@@ -82,7 +82,7 @@ class WindowAttention(Function):
         return self.merge(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
 
     def mask(self, qkv: Array, bias: Array | None) -> Array | None:
-        """B (heads, N, N), or with a shift B + mask (windows, heads, N, N): the float mask of the inner attention."""
+        """Added to the scores: bias (heads, N, N) or None; shifted: (windows, heads, N, N), heads = 1 without bias."""
         M, shift = self.windows
         if not any(shift):
             return bias

@@ -74,10 +74,9 @@ def span(kernel: Pair, dilation: Pair) -> Pair:
 
 
 def blocks(x: Array, per_image: int) -> Iterator[slice]:
-    """Slices of the batch x (N, ...), such that scratch arrays of `per_image` elements for each image stay small.
+    """Slices of the batch x (N, ...), each with a small scratch array, of `per_image` elements an image.
 
-    Small is 4 MiB of float32 on the CPU, so that the scratch array is still in the cache when it is read, and 1 GiB on
-    a GPU.
+    About 4 MiB of float32 on the CPU, so that a scratch array is still in the cache when it is read; 1 GiB on a GPU.
     """
     step = max(1, (1 << 20 if isinstance(x, np.ndarray) else 1 << 28) // max(1, per_image))
     return (slice(n, n + step) for n in range(0, len(x), step))

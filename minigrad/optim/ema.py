@@ -40,7 +40,7 @@ class EMA:
             evaluate(model)
 
     Args:
-        model: on the device of the training: move it to a GPU first.
+        model: already on the device used for training.
         decay: from 0 to below 1. With 0, the average equals the model.
         warmup: increase the decay to `decay`, by the formula above.
 
@@ -65,7 +65,7 @@ class EMA:
         """The model's parameters and buffers, by the names of their averages.
 
         Raises:
-            RuntimeError: names, shapes, dtypes, device or parameters differ from those of the averages.
+            RuntimeError: names, shapes, dtypes, device or parameters differ from the averages'.
         """
         parameters = dict(self.model.named_parameters())
         tensors: dict[str, Tensor] = {**parameters, **dict(self.model.named_buffers())}
@@ -94,7 +94,7 @@ class EMA:
 
         Raises:
             RuntimeError: the model has other parameters, shapes, dtypes or another device than when the EMA was made,
-                or a CUDA graph is captured and an average is not float32: its decay would be a constant of the graph.
+                or a CUDA graph is captured and an average is not float32: the decay would be a constant of the graph.
         """
         tensors = self.tensors()
         pairs: list[tuple[Array, Array]] = []
@@ -106,7 +106,7 @@ class EMA:
         fast_paths.run(average_all, pairs, self._next_rest)
 
     def _next_rest(self) -> float:
-        """1 - decay of the next update, after counting it."""
+        """1 - decay of the next update. Increments `updates`."""
         t = self.updates
         self.updates += 1
         return 1 - (min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay)
@@ -115,7 +115,7 @@ class EMA:
     def applied(self) -> Iterator[None]:
         """Within the block, the model's arrays are the averages. Afterwards they are restored, also after an exception.
 
-        The averages are not copied: do not train the model within the block.
+        Averages of the model's dtype are not copied: do not train the model within the block.
         """
         tensors = self.tensors()
         before = [(tensor, tensor.data) for tensor in tensors.values()]
@@ -180,5 +180,5 @@ def _finite(x: Array) -> Array:
 
 
 def _upcast(x: Array) -> Array:
-    """x in the dtype of its average."""
+    """x in the dtype of the average: float32 for a 16-bit x."""
     return cast(x, FLOAT32) if is_half(x.dtype) else x

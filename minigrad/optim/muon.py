@@ -14,15 +14,15 @@ from minigrad.tensor import Tensor
 class Muon(AdamW):
     """Orthogonalized momentum for matrices, AdamW for the parameters of other groups.  Jordan et al. 2024.
 
-    The formula and its implementation: `muon` and `orthogonalize` in `minigrad/ops/updates.py`. Learning rates and
-    weight decay of AdamW work for both. torch.optim.Muon with adjust_lr_fn="match_rms_adamw" has the same update of
+    The formula and its implementation: `muon` and `orthogonalize` in `minigrad/ops/updates.py`. Matrices can use
+    AdamW's learning rate and weight decay. torch.optim.Muon with adjust_lr_fn="match_rms_adamw" has the same update of
     matrices, with orthogonalize in bfloat16, and no AdamW.
 
     A CUDA graph cannot contain the update of a matrix: its learning rate is a Python number.
 
     Args:
-        params: groups; those with `"muon": True` contain matrices only. `matrices_apart` makes such groups.
-        momentum: μ.
+        params: groups, as `matrices_apart` returns them; a group with `"muon": True` contains matrices only.
+        momentum: μ, the decay of the momentum buffer.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Muon(AdamW):
             raise ValueError(f"Muon: a group with muon=True is for matrices, got a parameter of shape {wrong[0]}")
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """m for a matrix."""
+        """The momentum buffer "m" for matrices; else the names of AdamW."""
         return ("m",) if group["muon"] else super().state_names(group)
 
     def update_all(self, updates: list[Update]) -> None:

@@ -39,7 +39,7 @@ class GradScaler:
 
     Args:
         init_scale: the first S.
-        growth_factor, backoff_factor: S is multiplied by them when it increases and when it decreases.
+        growth_factor, backoff_factor: multiply S to increase and to decrease it.
         growth_interval: the number of steps without overflow after which S increases.
         enabled: False: S is 1, and gradients are not checked.
     """
@@ -71,7 +71,7 @@ class GradScaler:
         self._stepped: set[Optimizer] = set()
 
     def get_scale(self) -> float:
-        """S."""
+        """The loss scale S; 1 if disabled."""
         return self.factor if self.enabled else 1.0
 
     def scale(self, loss: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class GradScaler:
         return (loss.float() if is_half(loss.dtype) else loss) * self.factor
 
     def unscale_(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by S, in place, for example before clipping. Without this call, `step` does.
+        """Divide the gradients by S, in place, for example before clipping; otherwise `step` divides the gradients.
 
         Raises:
             RuntimeError: `unscale_` or `step` was called for this optimizer since the last `update`.
@@ -158,7 +158,7 @@ class GradScaler:
 
 
 def scale_all(arrays: Sequence[Array], factor: float) -> bool:
-    """Multiply all arrays by a factor, in place. Returns whether all results are finite, and so synchronizes.
+    """Multiply all arrays by a factor, in place. Returns whether all results are finite, which synchronizes.
 
     16-bit arrays are multiplied in float32: in float16, a factor 1/S may itself be 0.
     """

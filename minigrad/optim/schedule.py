@@ -35,7 +35,7 @@ class WarmupCosine:
         self._set()
 
     def factor(self, t: int) -> float:
-        """lr(t) / base."""
+        """lr(t) / base, the factor of the learning rates at step t."""
         if t < self.warmup_steps:
             return (t + 1) / self.warmup_steps
         s = min((t - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
@@ -47,7 +47,7 @@ class WarmupCosine:
         self._set()
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """t, the number of steps."""
+        """{"t": the number of calls of `step`}."""
         return {"t": np.asarray(self.t)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:

@@ -26,7 +26,7 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov needs a momentum above 0")
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        """v; nothing without momentum."""
+        """The momentum buffer "v"; empty if momentum is 0."""
         return ("v",) if float(group["momentum"]) else ()
 
     def update_all(self, updates: list[Update]) -> None:

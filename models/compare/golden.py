@@ -22,7 +22,8 @@ FOLDER = Path(__file__).parent / "goldens"
 
 
 class Fingerprint(NamedTuple):
-    """Of an array: `probe` is the dot product with `stream("probe." + name)`; `entries` are evenly spaced."""
+    """Norm, sum and samples of an array: `probe` is its dot product with `stream("probe." + name)`; `entries` are
+    evenly spaced."""
 
     shape: list[int]
     norm: float
@@ -32,7 +33,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(name: str, x: np.ndarray, entries: int) -> Fingerprint:
-    """The fingerprint of the array x with this name and number of entries."""
+    """Norm, sum, dot product with a fixed random array, and `entries` entries of x."""
     flat = x.reshape(-1).astype(np.float64)
     probe = formula.stream(f"probe.{name}", flat.size)
     sampled = flat[:: max(flat.size // entries, 1)][:entries] if entries else flat[:0]

@@ -1,7 +1,7 @@
 """L6: the cost of a model: parameters, and multiply-accumulates (MACs), counted by tracing its ops.
 
 A trace runs the model on meta arrays (`minigrad/backend/meta.py`), so tracing takes milliseconds and no memory, even
-for a model larger than the memory of this machine. As in papers (many call a MAC a FLOP), MACs are those of matrix
+for a model larger than the memory of this machine. As in papers (many call a MAC a FLOP), MACs count matrix
 products and convolutions; biases, norms, softmax, activations and pooling count as 0.
 """
 

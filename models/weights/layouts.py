@@ -1,8 +1,8 @@
 """L6: parameter names and shapes of other implementations, translated into ours.
 
-Each public implementation has its own names for the same arrays. A Layout is one such naming scheme: a table of regular
+Each public implementation has its own names for the same arrays. A Layout is one naming scheme: a table of regular
 expressions, applied in order, that translates its names into ours. The layout of a file is detected: the layout whose
-translation gives the most of the model's parameter names.
+translation gives the largest number of the model's parameter names.
 """
 
 import re
@@ -26,7 +26,7 @@ class Place:
 
     Args:
         name: the parameter's name in our model.
-        part: 0, 1, 2: the query, key or value third of the first axis; None: the whole parameter.
+        part: 0, 1, 2: the query, key or value third of the first axis; None: the entire parameter.
         axes: the argument of `transpose` that brings the array's axes into our order; None: no transpose.
     """
 
@@ -67,9 +67,9 @@ class Layout:
     """The naming scheme of one implementation.
 
     Args:
-        name: of the implementation.
-        rules: (pattern, replacement), applied in order. A pattern matches whole dot-separated components; slashes are
-            replaced by dots first. `[q]`, `[k]` or `[v]` in a replacement marks a third of our parameter.
+        name: the name of the implementation.
+        rules: (pattern, replacement), applied in order. A pattern matches complete dot-separated components; slashes
+            are replaced by dots first. `[q]`, `[k]` or `[v]` in a replacement marks a third of our parameter.
         axes: (pattern, axes): the first pattern that matches the name in the file gives the transpose.
     """
 
@@ -88,8 +88,8 @@ class Layout:
         return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
 
     def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
-        """The place of each entry in a model with the parameters `own`; None: the model has no such parameter, or an
-        earlier entry has the same place."""
+        """The place of each entry in a model with the parameters `own`; None: the model has no parameter at this
+        place, or an earlier entry has the same place."""
         found: dict[str, Place | None] = {}
         taken: set[tuple[str, int | None]] = set()
         for name in names:
@@ -101,7 +101,7 @@ class Layout:
 
 
 def layout_of(names: Iterable[str], model: Module) -> Layout:
-    """The layout that gives the most of the model's parameters an entry; of several, the first."""
+    """The layout that matches the largest number of the model's parameters; the first on a tie."""
     names, own = list(names), set(model.state_dict())
     return max(LAYOUTS, key=lambda layout: len(own & {layout.place(name).name for name in names}))
 

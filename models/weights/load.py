@@ -39,8 +39,9 @@ def load_weights(
         head: whether to load the classifier and, if there is one, the pre-logits layer before it. False: the model
             keeps its own head, and the file's is ignored. None: load the head if it fits.
         resize: whether to resample position embeddings and relative position bias tables of another image or window
-            size. A checkpoint of `python -m train` records its grid and window size. For other files both are assumed
-            square. Without `resize`, a position embedding of a different grid but equal length is loaded unchanged.
+            size. A checkpoint of `python -m train` records its grid and window size. Other files: grid and windows are
+            assumed square. Without `resize`, a position embedding of a different grid but equal length is loaded
+            unchanged.
 
     Returns:
         Whether the head was loaded, the number of classes in the file, and the resampled parameters.

@@ -28,7 +28,7 @@ class MisfitError(ValueError):
 
     Attributes:
         misfits: the rows of the table.
-        lookalike: the name of a registered model that the weights fit; None: no such model.
+        lookalike: the name of a registered model that the weights fit; None: no model fits.
     """
 
     def __init__(self, message: str, misfits: list[Misfit], lookalike: str | None) -> None:
@@ -121,7 +121,7 @@ def _likely_fixes(
         else:
             others.append(misfit)
     if others and lookalike:
-        return [f"The weights look like those of create_model({lookalike!r}) without further arguments."]
+        return [f"The weights look like weights of create_model({lookalike!r}) without further arguments."]
     fixes = []
     if in_classifier:
         classes = _bias_size(in_classifier)
@@ -151,7 +151,7 @@ def _bias_size(misfits: list[Misfit]) -> int | None:
 
 
 def _similar_model(plan: Plan, model: ImageModel) -> str | None:
-    """The registered model with the largest overlap with the file, if above 0.9 and above that of `model`."""
+    """The registered model with the largest overlap with the file, if above 0.9 and above `model`'s overlap."""
     by_layout = [[(layout.place(entry.name), entry.array.shape) for entry in plan.entries] for layout in LAYOUTS]
 
     def overlap(shapes: Mapping[str, Shape]) -> float:

@@ -147,5 +147,5 @@ def _window_size(model: ImageModel, name: str) -> Size:
 
 
 def _to_float(array: np.ndarray) -> Tensor:
-    """As a Tensor of float32, or of float64 if the array needs it."""
+    """A float32 Tensor; float64 for float64 and for 32- or 64-bit integers."""
     return Tensor(array.astype(np.promote_types(array.dtype, np.float32)))

@@ -173,5 +173,5 @@ def test_too_large_image_is_refused(tmp_path, monkeypatch):
 
 
 def test_unsupported_number_of_channels_is_explained(tmp_path):
-    with pytest.raises(ValueError, match="this model takes 4"):
+    with pytest.raises(ValueError, match="this model needs 4"):
         images.read(tmp_path / "x.png", (4, 4), 4)

@@ -458,7 +458,7 @@ def test_float32_stays_float32(family):
 def test_other_numbers_of_channels_and_classes(family):
     model = small(family, in_chans=1, num_classes=3)
     assert model(minigrad.randn(2, 1, 32, 32)).shape == (2, 3)
-    with pytest.raises(ValueError, match=r"takes images.*1, .*got \(2, 3, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"needs images.*1, .*got \(2, 3, 32, 32\)"):
         model(minigrad.randn(2, 3, 32, 32))
 
 

@@ -279,6 +279,6 @@ def test_invalid_arguments_raise(overrides, message):
 def test_invalid_images_raise():
     with pytest.raises(ValueError, match=r"at least 16 x 16 .* got \(1, 3, 15, 40\)"):
         small("separate_downsampling")(minigrad.randn(1, 3, 15, 40))
-    with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
+    with pytest.raises(ValueError, match=r"needs images of shape \(B, 3, H, W\), got \(1, 1, 32, 32\)"):
         small("resnet50")(minigrad.randn(1, 1, 32, 32))
     assert small("resnet50")(minigrad.randn(2, 3, 7, 9)).shape == (2, 5)

@@ -130,7 +130,7 @@ def test_invalid_arguments_raise(overrides, message):
 
 
 def test_images_of_another_size_raise():
-    with pytest.raises(ValueError, match=r"takes images of shape \(B, 3, 32, 32\), got \(1, 3, 40, 40\)"):
+    with pytest.raises(ValueError, match=r"needs images of shape \(B, 3, 32, 32\), got \(1, 3, 40, 40\)"):
         small("vit")(minigrad.randn(1, 3, 40, 40))
 
 

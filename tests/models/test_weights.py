@@ -268,7 +268,7 @@ def test_positions_that_cannot_be_resampled():
 def test_message_names_the_model_that_fits():
     """Names and shapes identify the registered model."""
     entries = written(models.create_model("vit_nano_cifar"), foreign.hugging_face_vit)
-    look = "The weights look like those of create_model('{}') without further arguments."
+    look = "The weights look like weights of create_model('{}') without further arguments."
     assert look.format("vit_nano_cifar") in refusal(models.create_model("vit_micro_cifar"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)

@@ -126,9 +126,9 @@ def test_the_equation_is_parsed_once():
         ("ij->ii", [(2, 3)], 'has the label "i" twice'),
         ("ij,jk", [(2, 3), (4, 5)], r'label "j".*size 3 in one operand and 4 in operand 1, shape \(4, 5\)'),
         ("...i,...i", [(2, 3), (4, 3)], r'the "\.\.\." .*size 2 in one operand and 4 in operand 1'),
-        ("ii", [(2, 3)], r"takes a diagonal of operand 0, shape \(2, 3\).*got 2 and 3"),
-        ("ii", [(3, 1)], r"takes a diagonal of operand 0, shape \(3, 1\).*got 3 and 1"),
-        ("ii,i", [(1, 3), (3,)], "takes a diagonal of operand 0.*got 1 and 3"),
+        ("ii", [(2, 3)], r"selects a diagonal of operand 0, shape \(2, 3\).*got 2 and 3"),
+        ("ii", [(3, 1)], r"selects a diagonal of operand 0, shape \(3, 1\).*got 3 and 1"),
+        ("ii,i", [(1, 3), (3,)], "selects a diagonal of operand 0.*got 1 and 3"),
     ],
 )
 def test_error_messages(equation, shapes, message):

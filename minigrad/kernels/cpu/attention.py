@@ -18,9 +18,9 @@ SMALL, LARGE = 1e-20, 1e30  # in between, a sum of exponentials has lost nothing
 class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The same formula, for chunks of the first axis whose scores stay in the cache.
 
-    Subtracting the maximum of each row against overflow is the slowest step of a softmax, and seldom needed. So it is
-    left out; if the sum of exponentials of a row is then too large or too small, the chunk is computed again with
-    `softmax_`. Dropout and the causal mask are not supported.
+    Subtracting the maximum of each row against overflow is the slowest step of a softmax, and seldom needed. So this
+    subtraction is left out; if the sum of exponentials of a row is then too large or too small, the chunk is computed
+    again with `softmax_`. Dropout and the causal mask are not supported.
 
     Shapes: q (B, ..., L, E), k (B, ..., S, E), v (B, ..., S, V); the mask broadcasts to (B, ..., L, S).
     Saves q, k, v, P.
@@ -84,8 +84,8 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
         return out
 
     def _chunks(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
-        """Slices of the first axis, each with an array to write its scores to: a slice of x, or if x is None a scratch
-        array, which is reused."""
+        """Slices of the first axis, each with an array for the scores of the slice: a slice of x, or if x is None a
+        scratch array, which is reused."""
         B, *rest = self.shape
         chunks = list(row_chunks(B, prod(rest)))
         scratch: Array = np.empty((min(chunks[0].stop, B), *rest), np.float32) if x is None else None

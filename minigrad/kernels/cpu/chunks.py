@@ -32,7 +32,7 @@ def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
 
 
 def row_chunks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows of `width` elements, such that each slice has about CHUNK elements."""
+    """`count` rows of `width` elements, in slices of about CHUNK elements."""
     step = max(1, CHUNK // max(width, 1))
     return (slice(start, start + step) for start in range(0, count, step))
 

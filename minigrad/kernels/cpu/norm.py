@@ -81,8 +81,8 @@ class CPULayerNorm(norm.LayerNorm):
 class CPUGroupNorm(norm.GroupNorm):
     """The same formula on images that are channels-last in memory, as the output of a convolution is.
 
-    Such an image is a matrix (P, C) of P pixels and C channels. Mean and variance are sums for each channel, added over
-    each group; y and ∂x are x and ∂y with factors and offsets for each channel:
+    A channels-last image is a matrix (P, C) of P pixels and C channels. Mean and variance are sums for each channel,
+    added over each group; y and ∂x are x and ∂y with factors and offsets for each channel:
 
         y  = a x̃ + bias,                          a = r · weight,   x̃ = x - μ
         ∂x = a ∂y - r ⟨ĝ⟩ - r² ⟨ĝ ⊙ x̂⟩ x̃           ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · Σ (∂y ⊙ x̃) / n

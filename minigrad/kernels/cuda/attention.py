@@ -102,7 +102,7 @@ def _kernel(name: str, E: int, V: int, slots: int) -> Kernel:
 
 @cache
 def _block(rows: int, own: int, E: int, V: int, backward: bool) -> tuple[int, int]:
-    """The warps of a block, such that all do the same number of iterations, and its bytes of shared memory.
+    """The warps of a block, chosen so that all warps do the same number of iterations, and the bytes of shared memory.
 
     Args:
         rows: number of other rows, which have E and V columns.
@@ -132,7 +132,7 @@ def most_shared(x: Array) -> int:
 
 
 def readable(x: Array, dtype: Any) -> bool:
-    """True if x has this dtype, contiguous rows of whole, aligned packs, and outer axes that merge into one."""
+    """True if x has this dtype, contiguous rows of complete, aligned packs, and outer axes that merge into one."""
     if x.dtype != dtype or x.shape[-1] % (PACK // x.itemsize) or x.strides[-1] != x.itemsize or pointer(x) % PACK:
         return False
     steps = _steps(x)
@@ -156,7 +156,7 @@ def seen(x: Array | None) -> tuple[Any, ...]:
 
 
 def empty_like(x: Array, width: int) -> Array:
-    """An uninitialized dense array of x's shape but for the width, with heads and rows in x's memory order."""
+    """An uninitialized dense array of x's shape except the width, with heads and rows in x's memory order."""
     empty, (*outer, heads, rows, _) = array_module(x).empty, x.shape
     if abs(x.strides[-3]) < abs(x.strides[-2]):
         return empty((*outer, rows, heads, width), x.dtype).swapaxes(-2, -3)

@@ -20,7 +20,7 @@ from minigrad.ops.window_attention import Window
 ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_mma.cu; warps of a block
 WIDTH_STEP, MAX_WIDTH = 16, 128  # E and V are multiples of WIDTH_STEP
 PADDING = 8  # elements between two rows in shared memory, as in mma.cuh
-BLOCKS = 1024  # partial sums of ∂B, over all heads: the same on every GPU, and so is the order of sums
+BLOCKS = 1024  # partial sums of ∂bias, over all heads: the same on every GPU, and so is the order of sums
 MIN_CAPABILITY = 80  # compute capability 8.0 has tensor cores for bfloat16
 
 
@@ -94,7 +94,7 @@ class Attention:
         return heads, prod(outer) * (self.map.down * self.map.right // N), N, N, E, V
 
     def arguments(self) -> tuple[Any, ...]:
-        """The last kernel arguments: entries, heads, L, S, scale and the map. Forward takes all but entries."""
+        """The last kernel arguments: entries, heads, L, S, scale and the map. The forward kernel has no `entries`."""
         heads, entries, L, S, *_ = self.sizes()
         return *map(np.int32, (entries, heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
 
@@ -106,10 +106,10 @@ class Attention:
 class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
     """The op's formula by `attention_mma.cu`: one kernel forward, and one backward, which recomputes the scores.
 
-    q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and ∂S are cast to the
-    inputs' dtype for the matrix products.
+    q, k and v may be strided views, as in the float32 fast path. Scores and sums are float32; P and the gradient of
+    the scores are cast to the inputs' dtype for the matrix products.
 
-    Supports neither dropout nor is_causal; a mask must be the same for the whole batch. Shapes: q (..., heads, L, E),
+    Supports neither dropout nor is_causal; a mask must be the same for all images. Shapes: q (..., heads, L, E),
     k (..., heads, S, E), v (..., heads, S, V), bfloat16 or float16; the mask float32, broadcasts to (heads, L, S).
     Saves q, k, v, the mask, y, and lse (entries, heads, L).
     """
@@ -226,7 +226,7 @@ def _kernel(name: str, stored: str, E: int, V: int, window: int) -> Kernel:
 
 
 def _warps(rows: int) -> int:
-    """The warps of a block, such that all do the same number of iterations."""
+    """The warps of a block, chosen so that all warps do the same number of iterations."""
     tiles = -(-rows // ROWS)
     iterations = -(-tiles // MAX_WARPS)
     return -(-tiles // iterations)
@@ -241,7 +241,7 @@ def shared_bytes(
     words = 2 * L if window else 0  # tokens and regions
     if backward:
         elements += L_up * (V + PADDING)  # ∂y
-        words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂B
+        words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂bias
     return 2 * elements + 4 * words
 
 

@@ -26,13 +26,13 @@ BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of
 
 @fast_path_of(conv.Conv2d)
 class CUDAConv2d(conv.Conv2d):
-    """The op's formula by `Depthwise` (stride 1, one output channel for each input channel), or with groups = 1 by
-    `Pointwise` (1 x 1, stride 1, no padding) or `Columns` (all others).
+    """The op's formula. Depthwise (stride and dilation 1, as many outputs as inputs, kernel up to MAX_KERNEL):
+    `Depthwise`; groups = 1: `Pointwise` for 1 x 1 with stride 1 and no padding, else `Columns`.
 
-    The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32, for under
-    autocast a 16-bit weight is the copy of a float32 parameter.
+    The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32: under
+    autocast, a 16-bit weight is the copy of a float32 parameter.
 
-    Dtypes: x, weight and bias all float32, bfloat16 or float16; sums in float32.
+    Dtypes: x, weight and bias of one dtype: float32, bfloat16 or float16; sums in float32.
     """
 
     @staticmethod
@@ -124,7 +124,7 @@ class Columns:
         return reduce(add, parts)[:, : KH * KW * C].reshape(O, KH, KW, C).transpose(0, 3, 1, 2)
 
     def unfold(self, x: Array) -> Array:
-        """X from x of any layout, which is copied once."""
+        """X from x (N, H, W, C), in any memory layout, in one kernel."""
         N, C = len(x), x.shape[3]
         X = array_module(x).empty((N * prod(self.windows.out), self._columns(x)), x.dtype)
         pack = pack_of(x, C, X) if x.flags.c_contiguous else 1
@@ -160,7 +160,7 @@ class Columns:
         return _ceil(prod(self.windows.kernel) * x.shape[3], step) * step
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
-        """Slices of the batch, such that X of a slice has a bounded size."""
+        """Slices of the batch in which X has a bounded size."""
         return blocks(x, prod(self.windows.out) * prod(weight_shape[1:]))
 
 
@@ -215,7 +215,7 @@ class Depthwise:
 
 
 def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
-    """RUN, the pixels of a row of a tile, chosen for the least waste at the edge, and the number of tiles."""
+    """RUN, the pixels of a row of a tile, chosen for minimum waste at the edge, and the number of tiles."""
     run = min(RUNS, key=lambda run: _ceil(OW, run) * run)
     return run, N * _ceil(OH, ROWS) * _ceil(OW, run)
 

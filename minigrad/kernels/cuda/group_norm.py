@@ -76,7 +76,7 @@ class CUDAGroupNorm(norm.GroupNorm):
         return kernel
 
     def _sizes(self) -> tuple[np.int32, np.int32]:
-        """P and C."""
+        """The kernel arguments P, the pixels of an image, and C."""
         return np.int32(prod(self.x.shape[1:3])), np.int32(self.x.shape[3])
 
 

@@ -11,7 +11,7 @@
 //
 // Mapping: a team of TEAM threads has a row, reads it once and keeps it in registers; thread t has the columns t,
 // t + TEAM, t + 2 TEAM, ...  For COLUMNS ≤ 1024 a team is one warp, and a block has TEAMS = 8 rows; for more, a team is
-// a block of 512 threads. Backward recomputes p from x: forward saves nothing.
+// a block of 512 threads. Backward recomputes p from x, so forward does not save p.
 //
 // Constants: COLUMNS and TEAM.
 //

@@ -16,11 +16,12 @@ MAX_ROWS = 1 << 30
 
 @fast_path_of(loss.CrossEntropy)
 class CUDACrossEntropy(loss.CrossEntropy):
-    """The op's formula by `loss.cu`: one kernel forward, one for the reduction, one backward. Q stays in registers.
+    """The op's formula by `loss.cu`: one kernel forward, one for the reduction, one backward. Smoothed targets are
+    not stored.
 
     On a GPU indices are not checked, as a check would synchronize: an index out of range gives q = 0, no error.
 
-    Shapes: x (N, C), index (N,) or q (N, C).  Saves x, the target, w, and 1 / the divisor of the mean.
+    Shapes: x (N, C), index (N,) or q (N, C); x, q, w float32.  Saves x, the target, w, and 1 / the divisor of the mean.
     """
 
     @staticmethod

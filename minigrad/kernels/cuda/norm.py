@@ -57,7 +57,7 @@ class CUDAResidualLayerNorm(residual.ResidualLayerNorm):
     """The op's formula in one pass over memory: s is cast to its dtype, stored, and normalised while in registers, so y
     is bit for bit CUDALayerNorm of the stored s. Backward adds ∂s in float32, and casts ∂x and ∂b once.
 
-    Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and u and p of m.
+    Shapes: x, b, s, y as (rows, C); μ, r (rows,).  Saves s, μ, r, weight, and for m the random numbers u (N,) and p.
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class CUDAResidualLayerNorm(residual.ResidualLayerNorm):
                 grad_y, self.s, self.weight, self.mean, self.rstd, self.weight.shape, self.needs_input_grad,
                 grad_s, self.dropped,
             )  # fmt: skip
-        alone = CUDAResidual()  # y has no gradient: what remains is the residual connection
+        alone = CUDAResidual()  # y has no gradient: only the residual connection remains
         alone.needs_input_grad = (*self.needs_input_grad[:2], False)
         alone.dropped, alone.scale, alone.branch = self.dropped, None, None
         return *alone.backward(grad_s)[:2], None, None

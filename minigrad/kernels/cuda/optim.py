@@ -31,7 +31,7 @@ def is_row(update: Update) -> bool:
 
 @fast_path_of(reference.adamw_all, supports=lambda updates: any(map(is_row, updates)))
 def adamw_all(updates: Sequence[Update]) -> None:
-    """One step of AdamW, in place. A row: x, grad, m, v."""
+    """One step of AdamW, in place. A row of the table: x, grad, m, v."""
     rows, others = split(updates, is_row)
     reference.adamw_all(others)
     columns = [[x for x, *_ in rows], [grad for _, grad, *_ in rows]]
@@ -79,7 +79,10 @@ def unscale(grads: Sequence[Array], factor: float) -> Array:
 
 @fast_path_of(reference.average_all, supports=lambda pairs, next_rest: any(fits(*pair) for pair in pairs))
 def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], float]) -> None:
-    """ema <- ema + rest · (x - ema), in place. A row: ema, x. A captured graph calls `next_rest` before each launch."""
+    """ema <- ema + rest · (x - ema), in place. A row of the table: ema, x.
+
+    A captured graph calls `next_rest` before each launch.
+    """
     rows, others = split(pairs, lambda pair: fits(*pair))
     if not is_capturing():
         rest = next_rest()

@@ -16,18 +16,18 @@ THREADS, EACH = 256, 4  # threads of a block; elements of a thread
 
 @fast_path_of(Generator.uniform, supports=lambda g, shape, dtype, device: device != "cpu" and dtype == np.float32)
 def uniform(generator: Generator, shape: Sequence[int], dtype: Any, device: str) -> Array:
-    """Uniform in [0, 1), float32, on the device."""
+    """Uniform random values in [0, 1), of this shape, float32, on the device."""
     return _drawn(UNIFORM, empty(shape, np.float32, device), generator)
 
 
 @fast_path_of(Generator.words, supports=lambda g, count, device: device != "cpu")
 def words(generator: Generator, count: int, device: str) -> Array:
-    """32 random bits each, (count,) uint32, on the device."""
+    """`count` random 32-bit words, (count,) uint32, on the device."""
     return _drawn(WORDS, empty((count,), np.uint32, device), generator)
 
 
 def _drawn(kernel: Kernel, y: Array, generator: Generator) -> Array:
-    """Fill y. In a captured CUDA graph, the kernel reads the seed and the first draw number from device memory."""
+    """Fill y with random values. In a captured CUDA graph, the kernel reads the seed and draw number from memory."""
     draw, seed = generator.next_draw(), generator.seed
     blocks = -(-y.size // (THREADS * EACH))
     kernel(blocks, THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), generator.captured)

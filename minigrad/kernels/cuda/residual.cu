@@ -9,7 +9,7 @@
 // The kernels are memory-bound. A thread has PACK adjacent columns, one load, of the rows at a stride of
 // blockDim.y · gridDim.y, so γ and the sums of ∂γ stay in its registers:
 //
-//   block   (across, down) = 256 threads; across is the least power of two that covers a row, at most 32
+//   block   (across, down) = 256 threads; across is the smallest power of two that covers a row, at most 32
 //   grid    (ceil(C / (PACK · across)), any): forward one row for each thread, backward few blocks, as each block
 //           writes partial sums of ∂γ
 //

@@ -27,8 +27,8 @@ NONE_DROPPED: Dropped = None, np.float32(0), np.float32(1), np.int32(1)
 class CUDAResidual(residual.Residual):
     """The op's formula by `residual.cu`: one kernel forward, one backward, and sum_rows for ∂γ.
 
-    Without γ and stochastic depth ∂b is ∂s, and backward launches nothing.  Saves u and p of m, γ, and b if γ needs a
-    gradient.
+    Without γ and stochastic depth ∂b is ∂s, and backward launches nothing.  Saves for m the random numbers u (N,) and
+    p; γ; and b if γ needs a gradient.
     """
 
     @staticmethod
@@ -73,7 +73,7 @@ class CUDAResidual(residual.Residual):
 
 
 def dropped(x: Array, p: float) -> Dropped:
-    """Stochastic depth for the N images of x (N, ..., C): draws u (N,), unless p is 0."""
+    """Stochastic depth for the N images of x (N, ..., C): draws the random numbers u (N,), unless p is 0."""
     if not p:
         return NONE_DROPPED
     u = default_generator().uniform(x.shape[:1], device=device_of(x))

@@ -66,8 +66,7 @@ def fits(*arrays: Array) -> bool:
 
 
 def fits_each(arrays: Sequence[Array]) -> bool:
-    """True if each array, at least one, can be a row that a kernel writes: supported, and listed once (two blocks would
-    race)."""
+    """True if there are arrays, all supported, none listed twice (two blocks would race on it)."""
     if not (arrays and all(fits(x) for x in arrays)):
         return False
     return len({pointer(x) for x in arrays if x.size}) == sum(x.size > 0 for x in arrays)
