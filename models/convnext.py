@@ -78,7 +78,7 @@ class ConvNeXt(ImageModel):
         depths: blocks in each stage.
         dims: channels in each stage.
         stem_size: kernel and stride of the first convolution; 4, or 2 for small images.
-        kernel_size: of the depthwise convolutions; must be odd.
+        kernel_size: kernel size of the depthwise convolutions; must be odd.
         mlp_ratio: hidden channels of a block, divided by its channels.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
         layer_scale_init_value: initial value of γ; None: no γ.

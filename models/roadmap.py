@@ -58,7 +58,7 @@ class Design:
             raise ValueError(f"roadmap: kernel_size must be odd, so that a block keeps H and W; got {self.kernel_size}")
 
     def pointwise(self, in_chans: int, out_chans: int) -> nn.Conv2d:
-        """A 1 x 1 convolution of a block. Before BatchNorm, which would subtract the bias, without bias."""
+        """A 1 x 1 convolution of a block; without bias before BatchNorm, which would subtract the bias."""
         return nn.Conv2d(in_chans, out_chans, 1, bias=self.layer_norm)
 
     def spatial(self, channels: int, stride: int) -> nn.Conv2d:

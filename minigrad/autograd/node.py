@@ -36,7 +36,7 @@ class Node:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An unpickled or copied node gets a new `age`. Its inputs are unpickled first, so the order is preserved."""
+        """Give an unpickled or copied node a new `age`. The inputs of a node are unpickled first, in the same order."""
         self.__dict__.update(state)
         if self.age:
             self.age = next_age()
@@ -65,7 +65,7 @@ class Leaf(Node):
         self.edges = []
 
     def accumulate(self, grad: Array, owned: bool) -> None:
-        """Add a gradient in place. `owned`: nothing else refers to this array, so no copy is needed."""
+        """Add a gradient in place. `owned`: nothing else refers to `grad`, so no copy is needed."""
         if not self.requires_grad:
             return
         with lock:

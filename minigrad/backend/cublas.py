@@ -147,7 +147,7 @@ def _batch_stride(x: Array, batch: Sequence[int]) -> int | None:
 
 @cache
 def _cupy_blas() -> tuple[Any, Any]:
-    """CuPy's binding of cuBLAS, and the module with CuPy's cuBLAS handle. Their import loads the library."""
+    """CuPy's binding of cuBLAS, and the module with CuPy's cuBLAS handle. Importing both loads cuBLAS."""
     return importlib.import_module("cupy_backends.cuda.libs").cublas, importlib.import_module("cupy.cuda.device")
 
 

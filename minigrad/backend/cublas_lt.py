@@ -2,7 +2,7 @@
 
 A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
 bias costs one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
-one more pass over ∂y. An epilogue of cublasLt does either while the elements are in registers. cublasLt is
+one more pass over ∂y. An epilogue of cublasLt computes either while the elements are in registers. cublasLt is
 column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
@@ -84,7 +84,7 @@ class HeuristicResult(ctypes.Structure):
 
 
 def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array | None:
-    """`a @ b + bias` (M, N), added in float32 and cast once; None if cublasLt does not support it.
+    """`a @ b + bias` (M, N), added in float32 and cast once; None if cublasLt has no algorithm.
 
     Args:
         a: (M, K), float16, bfloat16 or float32.
@@ -100,7 +100,7 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
 
 
 def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] | None:
-    """`a @ b` (M, N) and `a.sum(axis=1)` (M,), in one pass over a; None if cublasLt does not support it. Not with TF32:
+    """`a @ b` (M, N) and `a.sum(axis=1)` (M,), in one pass over a; None if cublasLt has no algorithm. Not with TF32:
     NVIDIA does not document whether the sums would be of inputs rounded to TF32.
 
     Args:

@@ -54,7 +54,7 @@ class Generator:
     Each call draws one array and increments `draws`, so the values depend only on the seed and the order of calls.
 
     During the capture of a CUDA graph, `captured` is a device array (seed, draws), (2,) uint64, which belongs to the
-    graph: its kernels read the state from there (minigrad/cuda_graph.py).
+    graph: its kernels read the state from this array (minigrad/cuda_graph.py).
     """
 
     captured: Array | None = None

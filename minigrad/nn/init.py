@@ -65,13 +65,13 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Uniform on ±gain · √(6 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
+    """Fill with values uniform on ±gain · √(6 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
     bound = gain * sqrt(6 / max(sum(fans(tensor.shape)), 1))
     return uniform_(tensor, -bound, bound)
 
 
 def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
-    """Normal with std √(2 / fan), for a layer followed by ReLU.  He et al. 2015, arXiv:1502.01852."""
+    """Fill with normal values of std √(2 / fan), for a layer followed by ReLU.  He et al. 2015, arXiv:1502.01852."""
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f'kaiming_normal_: mode must be "fan_in" or "fan_out", got {mode!r}')
     fan_in, fan_out = fans(tensor.shape)
@@ -79,7 +79,7 @@ def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan
 
 
 def lecun_normal_(tensor: Tensor) -> Tensor:
-    """Normal, truncated at two standard deviations, with variance 1 / fan_in after truncation.  LeCun et al. 1998."""
+    """Fill with normal values truncated at two std, of variance 1 / fan_in after truncation.  LeCun et al. 1998."""
     std = sqrt(1 / fans(tensor.shape)[0]) / 0.87962566103423978  # the std of N(0, 1) truncated to ±2
     return trunc_normal_(tensor, 0, std, -2 * std, 2 * std)
 

@@ -9,7 +9,7 @@ from minigrad.ops import checks, special
 
 
 class ReLU(Function):
-    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y (also where x is NaN).  Saves y, for y ≤ 0 exactly where x ≤ 0."""
+    """y = max(x, 0);  ∂x = 0 where x ≤ 0, else ∂y (also where x is NaN).  Saves y, as y ≤ 0 exactly where x ≤ 0."""
 
     def forward(self, x: Array) -> Array:
         self.y = array_module(x).maximum(x, 0)

@@ -136,11 +136,11 @@ class Columns:
         return self.windows.unpad(padded)
 
     def _by_group(self, x: Array) -> Array:
-        """(..., C) -> (G, ..., C'), a view if x is contiguous or G = 1."""
+        """The channels split by group, (..., C) -> (G, ..., C'): a view if x is contiguous or G = 1."""
         return array_module(x).moveaxis(x.reshape(*x.shape[:-1], self.groups, -1), -2, 0)
 
     def _rows(self, y: Array) -> Array:
-        """(N, OH, OW, O) -> (G, N·OH·OW, O')."""
+        """y with a row for each window: (N, OH, OW, O) -> (G, N·OH·OW, O')."""
         return self._by_group(y.reshape(prod(y.shape[:3]), y.shape[3]))
 
     def _matrix(self, weight: Array) -> Array:
@@ -202,11 +202,11 @@ class Depthwise:
         return grad_filters.transpose(3, 0, 1, 2).reshape(shape)
 
     def _filters(self, weight: Array, C: int) -> Array:
-        """(O, 1, KH, KW) -> (C, M, KH, KW) -> (M, KH, KW, C)."""
+        """The weight for each m: (O, 1, KH, KW) -> (C, M, KH, KW) -> (M, KH, KW, C)."""
         return array_module(weight).ascontiguousarray(weight.reshape(C, -1, *weight.shape[2:]).transpose(1, 2, 3, 0))
 
     def _multiples(self, grad_y: Array, multiplier: int) -> Array:
-        """(N, OH, OW, C·M) -> (N, OH, OW, C, M) -> (M, N, OH, OW, C)."""
+        """∂y for each m: (N, OH, OW, C·M) -> (N, OH, OW, C, M) -> (M, N, OH, OW, C)."""
         by_multiple = grad_y.reshape(*grad_y.shape[:3], -1, multiplier)
         return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
 

@@ -31,7 +31,7 @@ class Einsum(Function):
         ∂k[b,j,d] = Σ_i ∂y[b,i,j] · q[b,i,d]        "bij,bid->bjd"
 
     If a label of x_k occurs neither in y nor in another operand, y depends on the sum of x_k along this axis alone, so
-    ∂x_k is constant along this axis. If a diagonal of x_k was taken, ∂x_k is 0 off the diagonal.
+    ∂x_k is constant along this axis. If a diagonal of x_k was selected, ∂x_k is 0 off the diagonal.
 
     Shapes: any number of operands (..., any);  y has one axis for each output label.
     Saves:  the operands, each only if the gradient of another operand is wanted.
@@ -179,7 +179,7 @@ def spread(grad: Array, shared: str, parsed: Equation, k: int) -> Array:
     labels, term, sizes = parsed.inputs[k], parsed.terms[k], parsed.sizes
     shape = tuple(sizes[label] if label in term else 1 for label in labels)
     xp = array_module(grad)
-    if len(set(labels)) == len(labels):  # no diagonal was taken
+    if len(set(labels)) == len(labels):  # no diagonal was selected
         grad = grad.reshape([sizes[label] if label in shared else 1 for label in labels])
         return grad if grad.shape == shape else xp.broadcast_to(grad, shape)
     grad_x = xp.zeros(shape, grad.dtype)

@@ -55,8 +55,8 @@ class AvgPool2d(Function):
         y[n,c,i,j]  = Σ_k,l  x[n,c,h,w] / D[i,j],   h = i · stride + k - padding;  w likewise from j and l
         ∂x[n,c,h,w] = Σ ∂y[n,c,i,j] / D[i,j]  over the windows i,j that contain this h and w
 
-    The divisor D[i,j] is `divisor_override`, or else the number of pixels in the window: of the image, and with
-    `count_include_pad` of the padding. Pixels beyond the padding, which `ceil_mode` allows, are never counted.
+    The divisor D[i,j] is `divisor_override`, or else the number of the window's pixels: in the image, and with
+    `count_include_pad` also in the padding. Pixels beyond the padding, which `ceil_mode` allows, are never counted.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); D (OH, OW, 1).  Saves D.
     """

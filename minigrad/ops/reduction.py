@@ -95,7 +95,7 @@ class Var(_Reduction):
 
 
 class Std(Var):
-    """y = √v, v as in Var;  ∂x = ∂x of Var for ∂v = ∂y / 2y.  Saves y besides what Var saves.
+    """y = √v, v as in Var;  ∂x = ∂x of Var for ∂v = ∂y / 2y.  Saves y and x - μ.
 
     Where all values are equal, y is 0 and the derivative of √v infinite: there ∂x is 0, as in PyTorch.
     """

@@ -171,7 +171,7 @@ def average(ema: Array, x: Array, rest: float) -> None:
     """ema <- decay · ema + (1 - decay) · x = ema + rest · (x - ema), with rest = 1 - decay.
 
     In float32, decay and 1 - decay are rounded and do not sum to 1: with decay = 0.9999, the first form would give the
-    average of a constant an error of 0.02 %. Of a 16-bit x, ema is float32.
+    average of a constant an error of 0.02 %. For a 16-bit x, ema is float32.
     """
     change = cast(x, ema.dtype) - ema
     change *= rest

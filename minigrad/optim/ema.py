@@ -65,7 +65,7 @@ class EMA:
         """The model's parameters and buffers, by the names of their averages.
 
         Raises:
-            RuntimeError: names, shapes, dtypes, device or parameters differ from the averages'.
+            RuntimeError: names, shapes, dtypes, device or parameters changed since the EMA was made.
         """
         parameters = dict(self.model.named_parameters())
         tensors: dict[str, Tensor] = {**parameters, **dict(self.model.named_buffers())}

@@ -18,7 +18,7 @@ class Muon(AdamW):
     AdamW's learning rate and weight decay. torch.optim.Muon with adjust_lr_fn="match_rms_adamw" has the same update of
     matrices, with orthogonalize in bfloat16, and no AdamW.
 
-    A CUDA graph cannot contain the update of a matrix: its learning rate is a Python number.
+    A CUDA graph cannot contain the update of a matrix: the learning rate is a Python number.
 
     Args:
         params: groups, as `matrices_apart` returns them; a group with `"muon": True` contains matrices only.

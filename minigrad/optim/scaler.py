@@ -144,11 +144,11 @@ class GradScaler:
             raise FloatingPointError(f"a gradient is infinite or NaN even with the smallest scale, {self.factor:g}")
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """S, and the number of steps without overflow since S last changed."""
+        """{"scale": S, "good_steps": the number of steps without overflow since S last changed}."""
         return {"scale": np.asarray(self.factor), "good_steps": np.asarray(self.good_steps)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Load a `state_dict`."""
+        """Load a `state_dict`; ValueError if an entry is missing or invalid."""
         if missing := set(_STATE) - set(state_dict):
             raise ValueError(f"GradScaler: this state lacks {', '.join(sorted(missing))}")
         scale, good_steps = (checks.not_negative(state_dict[name], name, "GradScaler") for name in _STATE)

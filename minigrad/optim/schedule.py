@@ -51,7 +51,7 @@ class WarmupCosine:
         return {"t": np.asarray(self.t)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Load a `state_dict`."""
+        """Load a `state_dict`, and set the learning rates; ValueError if t is missing or invalid."""
         if "t" not in state_dict:
             raise ValueError("WarmupCosine: this state lacks t, the number of steps")
         t = checks.not_negative(state_dict["t"], "t", "WarmupCosine")

@@ -31,7 +31,7 @@ class Comparison:
 
     Attributes:
         outputs: the modules' outputs in forward order, without containers of blocks; the logits last.
-        gradients: the gradients of these outputs in backward order; the images' last.
+        gradients: the gradients of these outputs in backward order; the gradient of the images last.
         parameters: the gradients of the parameters, in descending order of the difference.
         tolerances: for the outputs, and for all gradients.
     """

@@ -1,7 +1,7 @@
 """L6: goldens, runs of other libraries recorded in a few kilobytes, for comparisons without PyTorch.
 
-A golden names the model, the images and the library. For each array it stores a fingerprint: norm, sum, a few entries,
-and the dot product with a fixed random array, which detects permutations and transposes.
+A golden names the model, the images and the library. For each array the golden has a fingerprint: norm, sum, a few
+entries, and the dot product with a fixed random array, which detects permutations and transposes.
 """
 
 import json

@@ -67,7 +67,7 @@ class Part(NamedTuple):
     """A row of a model's table: a block, or a module or parameter outside of the blocks."""
 
     name: str
-    output: Shape | None  # of its last op; None for a parameter
+    output: Shape | None  # the output of the last op; None for a parameter
     parameters: int
     macs: int
 
@@ -100,8 +100,8 @@ def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
 def msa_macs(h: int, w: int, C: int) -> int:
     """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of a map of h x w.
 
-    For each token, C² for each of the projections to q, k, v and output; for each pair of tokens, C for q kᵀ and C for
-    the product with v:  Ω(MSA) = 4 hw C² + 2 (hw)² C
+    For each token, C² MACs for each of the projections to q, k, v and output; for each pair of tokens, C for q kᵀ and
+    C for the product with v:  Ω(MSA) = 4 hw C² + 2 (hw)² C
     """
     return 4 * h * w * C**2 + 2 * (h * w) ** 2 * C
 

@@ -1,8 +1,8 @@
 """L6: published accuracy on ImageNet-1k by model name, each figure with its source.
 
 The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, else the dataset of the
-pre-training, before fine-tuning on ImageNet-1k at `img_size` (with SWAG, of the head alone). Of several figures, the
-table of `python -m models` shows the first.
+pre-training, before fine-tuning on ImageNet-1k at `img_size` (with SWAG, fine-tuning of the head alone). Of several
+figures, the table of `python -m models` shows the first.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from models import roadmap
 
 
 class Result(NamedTuple):
-    """One published figure."""
+    """One published accuracy."""
 
     top1: float  # in %
     data: str

@@ -81,7 +81,7 @@ def draw(
 
 
 def first_layer(model: ImageModel) -> "Drawn":
-    """The filters of the first layer; the hybrid's are standardized, as in its forward."""
+    """The filters of the first layer; the hybrid's filters are standardized, as in forward."""
     layer = next(module for module in model.modules() if isinstance(module, Conv2d))
     weight = layer.weight.detach()
     weight = F.standardize_weight(weight) if isinstance(layer, StdConv2d) else weight
@@ -159,7 +159,7 @@ def depthwise_kernels(model: ConvNeXt) -> "Drawn":
 def grad_cams(
     model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray, best: list[int]
 ) -> "Drawn":
-    """Grad-CAM of the most probable class, in the last block of each feature map size; of the hybrid, in its ResNet."""
+    """Grad-CAM of the most probable class, in the last block of each feature map size; for the hybrid, of its ResNet."""
     blocks = gradcam.last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]

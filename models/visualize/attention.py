@@ -56,7 +56,7 @@ def position_similarity(pos_embed: np.ndarray, grid: tuple[int, int]) -> np.ndar
 
 
 def attention_picture(pictures: Sequence[Picture], attention: np.ndarray, pool: str) -> "Figure":
-    """`attention` (B, heads, h, w): `pooled_attention` of the last block."""
+    """Heatmaps of each head over each image; `attention` (B, heads, h, w) is `pooled_attention` of the last block."""
     query = QUERIES[pool]
     heads = attention.shape[1]
     names = ["mean of the heads", *(f"head {head}" for head in range(1, heads + 1))]
@@ -69,7 +69,7 @@ def attention_picture(pictures: Sequence[Picture], attention: np.ndarray, pool: 
 
 
 def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str) -> "Figure":
-    """`flows` (blocks, B, h, w): `pooled_attention` of the rollout after each block."""
+    """Heatmaps after each block over each image; `flows` (blocks, B, h, w) is `pooled_attention` of the rollout."""
     names = [f"after block {block}" for block in range(1, len(flows) + 1)]
     note = (
         "Attention rollout (arXiv:2005.00928): the product of the blocks' attention matrices, each averaged with the "

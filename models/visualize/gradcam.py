@@ -23,11 +23,11 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
 
         α_k = mean_ij ∂y_c / ∂A_kij,    map = ReLU(Σ_k α_k A_k)
 
-    The model should be in evaluation mode. The gradients of its parameters are unchanged.
+    The model should be in evaluation mode. The gradients of the parameters are unchanged.
 
     Args:
         model: any model in which the blocks' feature maps have a gradient (in the last block of a ViT with a class
-            token, the patches have none).
+            token, the patch tokens have no gradient).
         images: model inputs (B, C, H, W).
         classes: for each image, the index of a class.
         blocks: names from `model.blocks_by_name()`.

@@ -51,7 +51,7 @@ def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
 
 def described_model(weights: str | Path | Mapping[str, Any]) -> ImageModel | None:
     """The model in the metadata of a checkpoint of `python -m train`, with shapes only (`meta_init`); None: the weights
-    have no metadata like that."""
+    have no metadata of this kind."""
     try:
         with init.meta_init():
             return create_model(**serialize.load_metadata(weights)["model"])  # type: ignore[arg-type]

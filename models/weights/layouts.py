@@ -40,7 +40,7 @@ class Place:
 
     def fits(self, shape: Shape, parameter_shape: Shape) -> bool:
         """Whether an array of `shape` can be transposed and reshaped to the part: adjacent axes may be merged,
-        (heads, D_h, D) -> (D, D), and axes of size 1 dropped, (C, 1, 1) -> (C,). Neither changes the order of elements.
+        (heads, D_h, D) -> (D, D), and axes of size 1 dropped, (C, 1, 1) -> (C,): the order of elements is unchanged.
         """
         if self.axes is not None:
             if len(self.axes) != len(shape):

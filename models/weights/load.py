@@ -34,10 +34,10 @@ def load_weights(
         model: a model of the same architecture.
         weights: a `.safetensors` or `.npz` file; a file of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, or
             without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. The
-            dict may be nested, as in `{"model": ...}`. If a file has averaged weights (EMA) too, the averaged ones are
+            dict may be nested, as in `{"model": ...}`. If a file has averaged weights (EMA) too, the averages are
             loaded. Other objects in the file are ignored, and none of their code is run.
         head: whether to load the classifier and, if there is one, the pre-logits layer before it. False: the model
-            keeps its own head, and the file's is ignored. None: load the head if it fits.
+            keeps its own head, and the file's head is ignored. None: load the head if it fits.
         resize: whether to resample position embeddings and relative position bias tables of another image or window
             size. A checkpoint of `python -m train` records its grid and window size. Other files: grid and windows are
             assumed square. Without `resize`, a position embedding of a different grid but equal length is loaded

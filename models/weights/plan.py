@@ -1,6 +1,6 @@
 """L6: the plan for loading a file: the parameter for each array of the file, and the parameters without an array.
 
-The plan is computed once. Loading, the table of mismatches, `head=None` and the search for a similar model all use it.
+The plan is computed once, for loading, the table of mismatches, `head=None` and the search for a similar model.
 """
 
 import re
@@ -121,7 +121,7 @@ def _resample(
     array: np.ndarray, name: str, shape: Shape, model: ImageModel, saved_from: ImageModel | None
 ) -> np.ndarray:
     """Resample a position embedding or a bias table of another grid or window size to the parameter `name` of this
-    shape; return any other array itself. `saved_from` has the old size; None: assume a square."""
+    shape; return any other array unchanged. `saved_from` has the old size; None: assume a square."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
     if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D)

@@ -24,7 +24,7 @@ def is_finite(x: Array) -> bool:
 
 
 def chunks(*arrays: Array | None) -> Iterator[tuple[Array, ...]]:
-    """The arrays flattened, CHUNK elements of each at a time. They have one shape and memory order; None stays None."""
+    """Arrays of one shape and memory order, flattened, CHUNK elements of each at a time. None stays None."""
     flat = [None if x is None else x.ravel(order="K") for x in arrays]
     size = next(x.size for x in flat if x is not None)
     for start in range(0, size, CHUNK):

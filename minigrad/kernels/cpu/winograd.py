@@ -76,7 +76,7 @@ class Winograd:
 
 @np.errstate(over="ignore", invalid="ignore")
 def _correlate(x: Array, weight: Array, before: Pair, out: Pair, recompute: Callable[[slice], Array]) -> Array:
-    """(N, H, W, C) with `before` pixels of zeros above and to the left -> (N, *out, O).
+    """Convolve x (N, H, W, C), with `before` pixels of zeros above and to the left, to (N, *out, O).
 
     `recompute` gives the images whose output is not finite.
     """
@@ -96,7 +96,7 @@ def _correlate(x: Array, weight: Array, before: Pair, out: Pair, recompute: Call
 
 
 def _data(x: Array, before: Pair, tiles: Pair) -> Array:
-    """V = Bᵀ d B of the patches of images: (n, H, W, C) -> (16, n·TH·TW, C)."""
+    """V = Bᵀ d B of the patches of images: (n, H, W, C) -> (16, n·TH·TW, C), with TH x TW tiles an image."""
     pixels = _in_pairs(x, before, (tiles[0] + 1, tiles[1] + 1))  # row 2t + i and column 2u + j at [i, j, :, t, u]
     _, _, n, rows, columns, C = pixels.shape
     R = np.empty((4, 2, n, rows - 1, columns, C), np.float32)

@@ -115,7 +115,7 @@ def _block(rows: int, own: int, E: int, V: int, backward: bool) -> tuple[int, in
 
 
 def _spaced(width: int) -> int:
-    """The stride of rows in shared memory, as in attention.cu."""
+    """The stride of rows of `width` elements in shared memory: an odd multiple of 4, as in attention.cu."""
     return width if width // 4 % 2 else width + 4
 
 

@@ -53,7 +53,7 @@ class Attention:
     map: Map = NO_WINDOWS
 
     def forward(self, keep_lse: bool) -> Array:
-        """y (..., heads, L or tokens, V), with heads and tokens in the memory order of q."""
+        """y (..., heads, L, V), with windows (..., heads, tokens of the map, V), in the memory order of q."""
         heads, entries, L, S, E, V = self.sizes()
         self.y = empty_like(self.q, V)
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
@@ -85,7 +85,7 @@ class Attention:
         return grad_bias
 
     def sizes(self) -> tuple[int, int, int, int, int, int]:
-        """heads, entries, L, S, E, V."""
+        """(heads, entries, L, S, E, V); an entry is an image, or with windows a window of an image."""
         *outer, heads, L, E = self.q.shape
         S, V = self.v.shape[-2:]
         if not self.map.window:

@@ -194,8 +194,8 @@ class Launch(NamedTuple):
 
 
 class Recorder:
-    """Records launches in `launches` and forwards them to `device`. Without a device, it owns NumPy arrays and runs
-    nothing."""
+    """Records launches in `launches` and forwards them to `device`. Without a device, the recorder owns NumPy
+    arrays and runs nothing."""
 
     def __init__(self, device: Device | None = None) -> None:
         self.device, self.launches = device, list[Launch]()

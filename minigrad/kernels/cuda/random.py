@@ -1,4 +1,4 @@
-"""L2: random numbers generated on the GPU, equal to those of the CPU bit for bit."""
+"""L2: random numbers generated on the GPU, equal bit for bit to the CPU's."""
 
 from collections.abc import Sequence
 from typing import Any
