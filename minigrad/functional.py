@@ -427,7 +427,8 @@ def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Te
 def one_hot(target: Tensor, num_classes: int) -> Tensor:
     """1 at the class index, 0 elsewhere, as int64.
 
-    Shapes: target (...) of integers, result (..., num_classes). A class index out of range is an IndexError (CPU only).
+    Shapes: target (...) of integers (else TypeError), result (..., num_classes). A class index out of range is an
+    IndexError (CPU only).
     """
     index, num_classes = raw_array(target, "target", "one_hot"), checks.integer(num_classes, "num_classes", "one_hot")
     if index.dtype.kind not in "iu":

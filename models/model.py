@@ -83,8 +83,8 @@ class ImageModel(nn.Module):
         """Attention probabilities of blocks: (B, heads, L, L), a row for each query, over L tokens.
 
         The tokens are the positions of the image, row by row; in ViT, the class token comes first. Each row sums to 1;
-        in Swin, to less where part of the attention goes to padding, which is left out. In training mode, dropout
-        changes the inputs of the blocks: call `eval()` first.
+        in Swin, to less if part of the attention goes to padding tokens, whose columns are left out. In training mode,
+        dropout changes the inputs of the blocks: call `eval()` first.
 
         Args:
             x: images.

@@ -1,7 +1,7 @@
 """L0: meta arrays: a shape and a dtype without values, to run a model's shapes without its computation or memory.
 
-A meta array, like a tensor on PyTorch's meta device, has only a shape and a dtype. In memory, the array is a view of
-one element, with stride 0 along every axis. Reshaping, transposing and slicing change only shape and strides, so NumPy's
+A meta array, like a tensor on PyTorch's meta device, has only a shape and a dtype. The array is a view of one element,
+with stride 0 along every axis. Reshaping, transposing and slicing change only shape and strides, so NumPy's
 implementations are used. A function that would compute values returns a meta array of the result's shape and dtype. A
 function that needs values, such as `bool(x)` or indexing by a boolean mask, raises TypeError.
 

@@ -120,8 +120,8 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
         x <- (1 - lr · weight_decay) x - lr · 0.2 √max(A, B) · orthogonalize(u)
 
     m is 0 at first. The gradient of a matrix mostly has few directions; an orthogonal update is equally large in all
-    directions. Its entries have a root mean square of about 1/√max(A, B), so the factor 0.2 √max(A, B) makes the update
-    about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
+    directions. The entries of an orthogonal matrix have a root mean square of about 1/√max(A, B), so the factor
+    0.2 √max(A, B) makes the update about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
     """
     m *= momentum
     m += (1 - momentum) * g

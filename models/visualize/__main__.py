@@ -159,7 +159,7 @@ def depthwise_kernels(model: ConvNeXt) -> "Drawn":
 def grad_cams(
     model: ImageModel, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray, best: list[int]
 ) -> "Drawn":
-    """Grad-CAM of the most probable class, in the last block of each feature map size; for the hybrid, of its ResNet."""
+    """Grad-CAM of the most probable class, in the last block of each feature map size (hybrid: of its ResNet)."""
     blocks = gradcam.last_of_each_size(model, map_sizes(model))
     if isinstance(model, HybridVisionTransformer):
         blocks = [(name, size) for name, size in blocks if not name.startswith("blocks.")]

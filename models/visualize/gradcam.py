@@ -98,7 +98,7 @@ def last_of_each_size(model: ImageModel, sizes: Sequence[tuple[int, int]]) -> li
 def grad_cam_picture(
     pictures: Sequence[Picture], classes: Sequence[str], maps: Sequence[tuple[str, np.ndarray]]
 ) -> "Figure":
-    """Maps (B, h, w) with their titles, for the most probable class of each image."""
+    """Heatmaps over each image, for its most probable class; `maps` are (title, map (B, h, w))."""
     named = [
         Picture(f"{short(picture.name, 14)}:\n{short(name, 14)}?", picture.pixels)
         for picture, name in zip(pictures, classes, strict=True)

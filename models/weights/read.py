@@ -32,7 +32,7 @@ _DTYPES = {"BF16": "V2", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I32": "<i4",
 
 
 def read(weights: str | Path | Mapping[str, Any]) -> Arrays:
-    """The arrays of a file or a dict, under the names there.
+    """The arrays of a file or a dict, under the names in the file or dict.
 
     Raises:
         TypeError: the weights are neither a path nor a dict, or the file holds no dict.
