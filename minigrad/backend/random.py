@@ -30,7 +30,7 @@ _HALF = np.uint64(32)
 def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rounds: int = 10) -> tuple[Array, ...]:
     """Four random 32-bit words for each 128-bit counter of four words; all words are stored in uint64 arrays.
 
-    One round, on words (c0, c1, c2, c3) and key (k0, k1), M0 and M1 constants, hi and lo the halves of a 64-bit product:
+    One round, for words (c0, c1, c2, c3), key (k0, k1), constants M0 and M1, and halves hi and lo of a 64-bit product:
 
         (c0, c1, c2, c3) <- (hi(M1·c2) ⊕ c1 ⊕ k0,  lo(M1·c2),  hi(M0·c0) ⊕ c3 ⊕ k1,  lo(M0·c0))
     """

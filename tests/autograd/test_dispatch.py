@@ -45,6 +45,23 @@ def test_products_of_float32_and_float64_are_float64():
     assert y.dtype == np.float64
 
 
+def test_float16_input_with_float32_arguments():
+    """As the docstring of `functional.py` lists: some functions keep the dtype of the input, all others promote."""
+    x, ones = Tensor(np.ones((1, 2, 2, 6), np.float16)), minigrad.ones
+    kept = (
+        F.conv2d(x, ones(3, 2, 1, 1), ones(3)), F.layer_norm(x, 6, ones(6), ones(6)),
+        F.group_norm(x, 2, ones(2), ones(2)), F.batch_norm(x, ones(2), ones(2), ones(2), ones(2)),
+        F.scaled_dot_product_attention(x, ones(1, 2, 3, 6), ones(1, 2, 3, 6), ones(2, 3)),
+        F.window_attention(x, ones(1, 4, 4), 1, 2), F.residual(x, ones(1, 2, 2, 6), ones(6)),
+        F.cross_entropy(x[0, 0], Tensor([0, 1]), ones(6)),
+    )  # fmt: skip
+    promoted = (
+        F.linear(x, ones(3, 6)), minigrad.cat([x, ones(1, 2, 2, 6)]), F.mse_loss(x, ones(1, 2, 2, 6)),
+        minigrad.einsum("nchw,ow->o", x, ones(3, 6)), minigrad.where(x > 0, x, ones(6)), x + ones(6),
+    )  # fmt: skip
+    assert {y.dtype for y in kept} == {np.dtype(np.float16)} and {y.dtype for y in promoted} == {np.dtype(np.float32)}
+
+
 def test_0d_arrays_do_not_promote():
     assert (Tensor([0.1]) == Tensor(0.1, dtype=np.float64)).item() and (Tensor(np.float64(0.1)) <= Tensor([0.1])).item()
     small = Tensor(np.uint8([1, 2]))
