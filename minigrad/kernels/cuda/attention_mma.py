@@ -39,7 +39,7 @@ NO_WINDOWS = Map()
 
 @dataclass
 class Attention:
-    """The launches shared by both ops below. `forward` saves y and lse for `backward`.
+    """The launches shared by both ops below. `forward` saves y and lse, the logsumexp of each query's scores.
 
     Shapes: q (..., heads, L, E), k (..., heads, S, E), v (..., heads, S, V), bias (heads, L, S) or None. With windows,
     q, k, v are (N, heads, tokens of the map, ·), and L = S is the number of tokens of a window.
@@ -111,7 +111,7 @@ class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
 
     Supports neither dropout nor is_causal; a mask must be the same for all images. Shapes: q (..., heads, L, E),
     k (..., heads, S, E), v (..., heads, S, V), bfloat16 or float16; the mask float32, broadcasts to (heads, L, S).
-    Saves q, k, v, the mask, y, and lse (entries, heads, L).
+    Saves q, k, v, the mask, y, and lse (entries, heads, L), the logsumexp of each query's scores.
     """
 
     @staticmethod
@@ -156,7 +156,7 @@ class MMAWindowAttention(window_attention.WindowAttention):
     The map is neither rolled nor copied into windows, and the kernel sums ∂bias over images and windows.
 
     Does not support dropout. Shapes: qkv (B, H, W, 3C), bfloat16 or float16; bias (heads, N, N), float32, or None;
-    y (B, H, W, C).  Saves qkv, the bias, y, and lse (windows, heads, N).
+    y (B, H, W, C).  Saves qkv, the bias, y, and lse (windows, heads, N), the logsumexp of each query's scores.
     """
 
     @staticmethod
