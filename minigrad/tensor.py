@@ -91,33 +91,35 @@ class Tensor(Methods):
                     all_float32, x = False, operand(x, function)
                 arrays.append(x)
             edges.append(None)
-        if options:
+        if options:  # a NumPy scalar would promote float32
             options = {name: x.item() if isinstance(x, np.generic) else x for name, x in options.items()}
 
-        # Dispatch: select the implementation. If all arrays are float32, neither promotion nor casts are needed.
-        special = not all_float32 or grad_mode.open_blocks  # promotion, autocast or an observer may apply
+        # Dispatch: choose the implementation, and cast the inputs.
+        needs_dispatch = not all_float32 or grad_mode.open_blocks  # open_blocks: autocast or an observer may be active
         cast_back = None
-        if special:
+        if needs_dispatch:
             op, arrays, cast_back = dispatch(function, arrays, edges, options)
         elif function in FAST_PATHS:
             op = (fast_path(function, *arrays, **options) or function)()
         else:
             op = function()
         op.needs_input_grad = _ALL_TRUE[requiring] if requiring == len(arrays) < 4 else tuple(map(bool, edges))
+
+        # Run: forward; the output of an op that computed in float32 is cast back.
         try:
             output = op.forward(*arrays, **options) if options else op.forward(*arrays)
         except Exception as error:
             explain(error, op, arrays)
             raise
+        if needs_dispatch:
+            if cast_back is not None:
+                op.cast_back, output = cast_back, _cast_float32(output, cast_back)
+            if mode.observer is not None:  # Observer.forward: the last of several outputs
+                mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
 
         # Record: the op becomes a node of the graph if any input requires a gradient.
         if requiring:
             op.edges, op.age = edges, next_age()
-        if special:
-            if cast_back is not None:
-                op.cast_back, output = cast_back, _cast_back(output, cast_back)
-            if mode.observer is not None:
-                mode.observer.forward(op, arrays, output[-1] if type(output) is tuple and output else output)
         if type(output) is tuple:
             return _output_tensors(op, output, requiring > 0)
         result = _new(Tensor)
@@ -444,10 +446,10 @@ def from_dlpack(x: Any) -> Tensor:
     return Tensor(xp.from_dlpack(plain(x)))
 
 
-def _cast_back(output: Any, dtype: np.dtype) -> Any:
-    """`output` with float32 arrays cast to a 16-bit `dtype`; other dtypes, such as bool of a comparison, stay."""
+def _cast_float32(output: Any, dtype: np.dtype) -> Any:
+    """`output` with float32 arrays cast to `dtype`; other dtypes, such as bool of a comparison, stay."""
     if type(output) is tuple:
-        return tuple(_cast_back(x, dtype) for x in output)
+        return tuple(_cast_float32(x, dtype) for x in output)
     return cast(output, dtype) if output.dtype == FLOAT32 else output
 
 

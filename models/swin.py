@@ -139,7 +139,7 @@ class WindowAttention(nn.Module):
         return table.index_select(0, index).reshape(N := prod(sides(M)), N, self.num_heads).permute(2, 0, 1)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """softmax(Q Kᵀ / √d + B) for all tokens of the map, which `forward` does not return: (B, heads, H·W, H·W).
+        """softmax(Q Kᵀ / √d + B + mask) for all tokens of the map, not returned by `forward`: (B, heads, H·W, H·W).
 
         Row i belongs to query i and is zero outside its window. Columns of padding are left out.
         """

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cuda.runner import needs_compiler
+
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 PAGES = [
@@ -13,7 +15,11 @@ PAGES = [
     *(page for name in ("minigrad", "models", "train", "tests") for page in (ROOT / name).rglob("README.md")),
 ]
 EXAMPLES = [
-    pytest.param(example, id=f"{page.relative_to(ROOT)}-{i}")
+    pytest.param(
+        example,
+        id=f"{page.relative_to(ROOT)}-{i}",
+        marks=[needs_compiler] if "tests.cuda.runner" in example else [],
+    )
     for page in PAGES
     for i, example in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
 ]
@@ -26,6 +32,10 @@ def test_examples_print_the_stated_output(example, capsys):
     assert len(stated) == example.count("print(")
     for line, expected in zip(printed.splitlines(), stated, strict=True):
         assert line == expected
+
+
+def test_one_example_needs_a_compiler():
+    assert [param.id.rsplit("-", 1)[0] for param in EXAMPLES if param.marks] == ["minigrad/README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -41,7 +51,7 @@ def test_names_in_the_lessons_are_defined_in_their_files():
     """In `**Read** `file`: `Name`, `name``, each name is defined in the file."""
     course = (ROOT / "minigrad" / "README.md").read_text()
     lessons = re.findall(r"\*\*Read\*\* (.*?)\n\n", course, re.DOTALL)
-    assert len(lessons) == 20  # the first lesson shows its code
+    assert len(lessons) == 21  # the first lesson shows its code
     found = 0
     for lesson in lessons:
         for file, names in re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:,\s)?)+)", lesson):

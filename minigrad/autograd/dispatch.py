@@ -43,7 +43,8 @@ DEFAULT = Rule()
 def dispatch(
     function: type[Function], arrays: list[Any], edges: Sequence[Any], options: Mapping[str, Any]
 ) -> tuple[Function, list[Any], np.dtype | None]:
-    """The op to run, its prepared inputs, and the 16-bit dtype to cast its output back to (None: no cast)."""
+    """The op to run, its prepared inputs, and the dtype of the first floating input, to which a float32 output is cast
+    back (None: no cast)."""
     rule = RULES.get(function, DEFAULT)
     if mode.autocast is not None:
         arrays = mode.autocast.inputs(rule.autocast, edges, arrays)

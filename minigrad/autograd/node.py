@@ -28,7 +28,7 @@ class Node:
     edges: Sequence[Edge | None] | None = None  # one per input, None: no gradient; None, not a list: graph freed
     age: int = 0
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
-    cast_back: np.dtype | None = None  # the op computed in float32, and its output was cast to this 16-bit dtype
+    cast_back: np.dtype | None = None  # the op computed in float32, and a float32 output was cast to this dtype
     where: str = ""  # the name of the module that ran the op; only set under `detect_anomaly`
 
     def backward(self, grad_output: Any) -> Any:

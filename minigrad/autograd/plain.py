@@ -1,4 +1,4 @@
-"""L1: reverse-mode automatic differentiation in one page, without optimizations. Lesson one.
+"""L1: reverse-mode automatic differentiation in one page, without optimizations: lesson 5 in minigrad/README.md.
 
 A loss L is computed by ops, each a `Function` with a derivative. The chain rule connects them: if y = f(x) and ∂y
 stands for ∂L/∂y, then ∂x = f.backward(∂y). If x is used twice, its two gradients are added. So backward needs
@@ -41,7 +41,7 @@ class Call:
 
     def __init__(self, op: Function, inputs: Sequence[Any], output: Any) -> None:
         self.op, self.inputs = op, inputs
-        self.several = isinstance(output, tuple)  # several outputs: backward takes a list of gradients
+        self.several = isinstance(output, tuple)  # several outputs: backward receives a list of gradients
         self.grads: list[Any] = [None] * (len(output) if self.several else 1)  # ∂L/∂output, summed over its uses
 
 
@@ -57,7 +57,7 @@ def apply(function: type[Function], *inputs: Any, **options: Any) -> Any:
         A Variable, or a tuple of Variables if the op has several outputs.
     """
     arrays = [x.data if isinstance(x, Variable) else x for x in inputs]
-    promote = RULES.get(function, DEFAULT).promote  # type promotion
+    promote = RULES.get(function, DEFAULT).promote  # type promotion, lesson 6: skip at first reading
     if promote is not None:
         arrays = promote(arrays)
     op = function()
@@ -74,7 +74,7 @@ def backward(output: Variable, gradient: Array | None = None) -> None:
     """Add ∂L/∂x to `x.grad` for every leaf x that requires a gradient; `gradient` is ∂L/∂output, by default ones."""
     receive(output, np.ones_like(output.data) if gradient is None else gradient)
     for call in reversed(topological_order(output)):
-        grads, call.grads = call.grads, [None] * len(call.grads)
+        grads, call.grads = call.grads, [None] * len(call.grads)  # reset, so that backward can run again
         if all(grad is None for grad in grads):
             continue  # the backward of every call that uses these outputs returned None
         results = call.op.backward(grads if call.several else grads[0])
@@ -85,7 +85,7 @@ def backward(output: Variable, gradient: Array | None = None) -> None:
 
 def receive(x: Variable, grad: Any) -> None:
     """Add `grad` to the sum of gradients of x, kept in `x.grad` for a leaf, else in `x.call.grads`."""
-    if isinstance(grad, Partial):  # the gradient of x[index], zero elsewhere
+    if isinstance(grad, Partial):  # the gradient of x[index], zero elsewhere; only the op of x[index] returns a Partial
         grad = grad.add_to(np.zeros(x.data.shape, grad.values.dtype))
     grad = unbroadcast(np.asarray(grad), x.data.shape)
     previous = x.grad if x.call is None else x.call.grads[x.index]
@@ -97,16 +97,16 @@ def receive(x: Variable, grad: Any) -> None:
 
 
 def topological_order(output: Variable) -> list[Call]:
-    """The calls that `output` depends on, each after the calls that made its inputs (depth-first, post-order)."""
-    order: list[Call] = []
-    visited: set[Call] = set()
-    stack = [(output.call, False)]
-    while stack:
-        call, inputs_done = stack.pop()
-        if inputs_done and call is not None:
-            order.append(call)
-        elif call is not None and call not in visited:
-            visited.add(call)
-            stack.append((call, True))
-            stack += [(x.call, False) for x in call.inputs if isinstance(x, Variable)]
-    return order
+    """The calls that `output` depends on, each after the calls that made its inputs: depth-first, in post-order.
+
+    In pre-order (exercise 4), a backward could run before its gradient is complete. The real engine sorts by age.
+    """
+    order: dict[Call, None] = {}  # as an ordered set
+    path = [output.call] if output.call else []  # from `output` to the call that is visited, each an input of the last
+    while path:
+        missing = [x.call for x in path[-1].inputs if isinstance(x, Variable) and x.call and x.call not in order]
+        if missing:
+            path.append(missing[-1])
+        else:  # post-order: all inputs of this call are in the order
+            order[path.pop()] = None
+    return list(order)

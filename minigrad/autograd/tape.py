@@ -20,8 +20,8 @@ from minigrad.backend.dtypes import FLOAT32, cast, upcast
 def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None:
     """Propagate `grad_output`, the gradient of the loss with respect to root's output, to every leaf.
 
-    Nodes are visited in reverse order of creation, so a node is visited when all gradients of its output were summed.
-    The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
+    Nodes are visited in reverse order of creation, so a node is visited after all gradients of its output have been
+    summed. The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
     """
     gradients: dict[Node, Any] = {root: grad_output}
     owned, observer, written = set(), mode.observer, writes.latest
@@ -71,7 +71,7 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 if not hasattr(result, "dtype"):
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = as_array(result)
-            # The contract of Function: a returned array is not aliased, unless it is grad_output.
+            # A result that is neither grad_output nor a view is new: the engine may add to it in place.
             fresh = result is not grad and result.base is None and not several
             if result.shape != shape:  # the input was broadcast
                 result, fresh = unbroadcast(result, shape), True

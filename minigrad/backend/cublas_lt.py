@@ -130,6 +130,7 @@ def _product(epilogue: int, a: Array, b: Array, y: Array, vector: Array) -> bool
     if lt is None:
         return False
     (M, K), N = a.shape, b.shape[1]
+    # cuBLAS is column-major (cublas.py) and computes yᵀ = bᵀ aᵀ: its factor A is b, its factor B is a.
     A, B, C = cublas.operand(b, ()), cublas.operand(a, ()), Operand(y, OP_N, N, M * N)
     return lt.matmul(epilogue, N, M, K, A, B, C, vector, cublas.compute_type(a.dtype))
 

@@ -12,7 +12,7 @@ with a condition `supports` on its arguments, on the CPU and on the GPU alike,
     @fast_path_of(cast, supports=lambda x, dtype: on_gpu(x))
     def convert(x, dtype): ...
 
-and found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `run(function, ...)` calls a fast path of a
+and found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `call(function, ...)` calls a fast path of a
 function, or the function. Tests compare every fast path with its reference implementation;
 `python -m tests.benchmarks.fast_paths` measures the speedups.
 """
@@ -61,7 +61,7 @@ def fast_path(reference: Any, *arrays: Any, **options: Any) -> Any:
     return None
 
 
-def run(reference: Any, *arrays: Any, **options: Any) -> Any:
+def call(reference: Any, *arrays: Any, **options: Any) -> Any:
     """Call the first fast path of the function `reference` that supports these arguments, or else `reference`."""
     return (fast_path(reference, *arrays, **options) or reference)(*arrays, **options)
 

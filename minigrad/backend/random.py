@@ -1,10 +1,13 @@
 """L0: counter-based random numbers, the same on CPU and GPU.
 
-An ordinary generator updates a hidden state for each number. A counter-based generator is a pure function: number k of
-draw d with seed s is `philox(counter=(k, d), key=s)`, on any device and in any order. So a dropout mask can be
-recomputed instead of saved, every GPU thread can compute its own numbers, and the state in a checkpoint is two
-integers. Random words and uniform float32 values for a GPU are computed on the GPU (`minigrad/kernels/cuda/random.py`);
-all other values are computed on the CPU, in this file, and copied to the device.
+An ordinary generator updates a hidden state for each number. A counter-based generator is a pure function: the 32-bit
+words 4k to 4k + 3 of draw d with seed s are `philox(counter=(k, d), key=s)`, on any device and in any order. `uniform`
+makes a float64 value of two words, any other value of one. So every GPU thread can compute its own numbers, the state
+in a checkpoint is two integers, and a dropout mask can be recomputed (the op `Dropout` saves its mask;
+`nn/checkpoint.py` recomputes).
+
+Random words and uniform float32 values for a GPU are computed on the GPU (`minigrad/kernels/cuda/random.py`); all other
+values are computed on the CPU, in this file, and copied to the device.
 
 Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3": Philox4x32 with 10 rounds.
 """

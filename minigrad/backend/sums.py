@@ -12,7 +12,7 @@ rows are added in two stages, with k = ⌊n / GROUP⌋:
     sⱼ = xⱼ + xⱼ₊ₖ + xⱼ₊₂ₖ + ..,   j < k    GROUP terms in float32: one product of a vector of ones and a matrix
     y  = Σⱼ sⱼ                              k terms in float64
 
-The error is at most GROUP · u · Σ |xᵢ| for every n, and BLAS takes half the time of NumPy's sum.
+The error is at most GROUP · u · Σ |xᵢ| for every n, and BLAS is twice as fast as NumPy's sum.
 
 On a GPU, CuPy's sums are used, which are tree reductions.
 """
@@ -24,10 +24,14 @@ import numpy as np
 from minigrad.backend.arrays import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 
-FEW = 8  # up to FEW terms, naive summation is accurate enough
-GROUP = 32  # terms of a group added in float32 if n >= MANY, as the errors of many groups cancel; else groups of FEW
-MANY = 256  # also the terms of a contiguous row added by one BLAS call, which adds in several SIMD lanes
-ONES = {np.dtype(kind): np.ones(MANY, kind) for kind in (np.float32, np.float64)}
+TINY = 64  # elements of an array, up to which NumPy's sum is accurate enough, and has less overhead
+FEW = 8  # terms, up to which naive summation is accurate enough
+PRODUCT = 64  # terms, up to which one product with ones is accurate enough
+MANY = 256  # terms, from which groups have GROUP terms, as the errors of many groups cancel; else SMALL_GROUP terms
+GROUP, SMALL_GROUP = 32, 8
+BLOCK = 256  # elements of a contiguous row that BLAS adds in one call, in several SIMD lanes
+LONG = 4096  # elements of a contiguous row, up to which BLAS is faster than NumPy's pairwise sum
+ONES = {np.dtype(kind): np.ones(BLOCK, kind) for kind in (np.float32, np.float64)}
 
 Axis = int | tuple[int, ...] | None
 
@@ -35,43 +39,28 @@ Axis = int | tuple[int, ...] | None
 def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     """Σ x over `axis` (None: all axes), in the dtype of x; the remaining axes keep the memory order of x.
 
-    NaN and infinity propagate as in `x.sum`. 16-bit floats are added in float32. Integers are added by NumPy.
+        few terms, all elements of a contiguous array, integers, CuPy    NumPy's or CuPy's sum
+        float16, bfloat16                                                cast to float32
+        the first axes of a contiguous array                             `_sum_over_rows`
+        other axes                                                       `_sum_in_memory_order`
+
+    NaN and infinity propagate as in `x.sum`.
     """
-    if x.size <= 2 * GROUP and x.itemsize > 2:  # naive summation is accurate enough, and has less overhead
+    if x.size <= TINY and x.itemsize > 2:
         return x.sum(axis=axis, keepdims=keepdims)
     if axis is None:
         axes = tuple(range(x.ndim))
     else:
         axes = (axis % x.ndim,) if isinstance(axis, int) else tuple([a % x.ndim for a in axis])
-    shape = x.shape
-    n = prod([shape[a] for a in axes])
-    if n <= FEW or type(x) is not np.ndarray or not x.size:
+    if _numpy_suffices(x, axes):
         return x.sum(axis=axes, keepdims=keepdims)
-    if len(axes) == x.ndim and x.flags.c_contiguous and x.dtype in ONES:
-        return x.sum(axis=axes, keepdims=keepdims)  # pairwise
     if x.dtype not in ONES:
-        return _of_another_dtype(x, axes, keepdims)
+        return cast(sum_over(cast(x, FLOAT32), axes, keepdims), x.dtype)
     if axes == tuple(range(len(axes))) and x.flags.c_contiguous:
-        y = _sum_of_run(x, 0, len(axes))
-        return y.reshape((1,) * len(axes) + y.shape) if keepdims else y
-    repeated = [a for a in axes if not x.strides[a] and shape[a] > 1]
-    if repeated:  # broadcast axes, with stride 0: the sum of n equal values is a product
-        once = x[tuple([slice(1) if a in repeated else slice(None) for a in range(x.ndim)])]
-        return sum_over(once, axes, keepdims) * prod([shape[a] for a in repeated])
-    # View x with its axes in order of decreasing strides, without axes of size 1.
-    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(x.strides[a]))
-    y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
-    stop = len(order)
-    while stop:  # from the innermost axis outwards, sum each run of adjacent reduced axes
-        start = stop
-        while start and (order[start - 1] in axes) == (order[stop - 1] in axes):
-            start -= 1
-        if order[start] in axes:
-            y = _sum_of_run(y, start, stop)
-        stop = start
-    remaining = [a for a in order if a not in axes]
-    y = y.transpose(sorted(range(len(remaining)), key=remaining.__getitem__))  # the axes in the order of x again
-    return y.reshape([1 if a in axes else size for a, size in enumerate(shape) if keepdims or a not in axes])
+        y = _sum_over_rows(x.reshape(prod(x.shape[: len(axes)]), -1))
+    else:
+        y = _sum_in_memory_order(x, axes)
+    return y.reshape([1 if a in axes else size for a, size in enumerate(x.shape) if keepdims or a not in axes])
 
 
 def mean_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -102,33 +91,69 @@ def cumulative_sum(x: Array, axis: int) -> Array:
     return x.cumsum(axis=axis, dtype=np.float64).astype(x.dtype, copy=False)
 
 
+def _numpy_suffices(x: Array, axes: tuple[int, ...]) -> bool:
+    """True if `x.sum` is accurate: for few terms, for integers, on a GPU, and over a contiguous array (pairwise)."""
+    n = prod([x.shape[a] for a in axes])
+    if n <= FEW or type(x) is not np.ndarray or not x.size:
+        return True
+    if x.dtype in ONES:
+        return n == x.size and x.flags.c_contiguous
+    return not is_half(x.dtype)
+
+
+def _sum_in_memory_order(x: Array, axes: tuple[int, ...]) -> Array:
+    """Σ over any axes, the innermost in memory first. The result may lack remaining axes of size 1."""
+    shape, strides = x.shape, x.strides
+    repeated = [a for a in axes if not strides[a] and shape[a] > 1]
+    if repeated:  # broadcast axes, with stride 0: the sum of n equal values is a product
+        once = x[tuple([slice(1) if a in repeated else slice(None) for a in range(x.ndim)])]
+        return sum_over(once, axes) * prod([shape[a] for a in repeated])
+    # View x with its axes in order of decreasing strides, without axes of size 1.
+    order = sorted([a for a, size in enumerate(shape) if size > 1], key=lambda a: -abs(strides[a]))
+    y = x.transpose(order + [a for a, size in enumerate(shape) if size == 1]).reshape([shape[a] for a in order])
+    stop = len(order)
+    while stop:  # from the innermost axis outwards, sum each run of adjacent reduced axes
+        start = stop
+        while start and (order[start - 1] in axes) == (order[stop - 1] in axes):
+            start -= 1
+        if order[start] in axes:
+            y = _sum_of_run(y, start, stop)
+        stop = start
+    remaining = [a for a in order if a not in axes]
+    return y.transpose([remaining.index(a) for a in sorted(remaining)])  # the axes in the order of x again
+
+
 def _sum_of_run(x: Array, start: int, stop: int) -> Array:
-    """Σ over the adjacent axes from `start` to before `stop`: (..., *run, *tail) -> (..., *tail)."""
+    """Σ over the adjacent axes from `start` to before `stop`: (*lead, *run, *tail) -> (*lead, *tail)."""
     lead, tail = x.shape[:start], x.shape[stop:]
     n, C = prod(x.shape[start:stop]), prod(tail)
-    rows = x.reshape(*lead, n, C)
-    if C == 1:
-        return _sum_along_last(rows[..., 0]).reshape(lead + tail)
+    y = _sum_along_last(x.reshape(*lead, n)) if C == 1 else _sum_over_rows(x.reshape(*lead, n, C))
+    return y.reshape(lead + tail)
+
+
+def _sum_over_rows(x: Array) -> Array:
+    """Σ over the rows of matrices: (..., n, C) -> (..., C)."""
+    *lead, n, C = x.shape
     if n <= FEW:
-        return rows.sum(axis=-2).reshape(*lead, *tail)
-    if n <= 2 * GROUP:
-        return _product_with_ones(rows).reshape(*lead, *tail)
-    group = GROUP if n >= MANY else FEW
+        return x.sum(axis=-2)
+    if n <= PRODUCT:
+        return _product_with_ones(x)
+    group = GROUP if n >= MANY else SMALL_GROUP
     k = n // group
-    groups = rows[..., : k * group, :].reshape(*lead, group, k * C)
+    groups = x[..., : k * group, :].reshape(*lead, group, k * C)
     total = _product_with_ones(groups).reshape(*lead, k, C).sum(axis=-2, dtype=np.float64)
     if n % group:
-        total += _product_with_ones(rows[..., k * group :, :])
-    return total.astype(x.dtype).reshape(*lead, *tail)
+        total += _product_with_ones(x[..., k * group :, :])
+    return total.astype(x.dtype)
 
 
 def _sum_along_last(x: Array) -> Array:
     """Σ over the last axis, (..., n) -> (...): pairwise, or by BLAS for many short rows, for which NumPy is slow."""
     n = x.shape[-1]
-    if x.ndim == 1 or n > 16 * MANY or not x.flags.c_contiguous:
+    if x.ndim == 1 or n > LONG or not x.flags.c_contiguous:
         return x.sum(axis=-1)
     rows = x.reshape(-1, n)
-    first, *others = (rows[:, i : i + MANY] @ ONES[x.dtype][: min(MANY, n - i)] for i in range(0, n, MANY))
+    first, *others = (rows[:, i : i + BLOCK] @ ONES[x.dtype][: min(BLOCK, n - i)] for i in range(0, n, BLOCK))
     total = sum(others, first.astype(np.float64)).astype(x.dtype) if others else first
     return total.reshape(x.shape[:-1])
 
@@ -139,9 +164,3 @@ def _product_with_ones(rows: Array) -> Array:
     if rows.strides[-1] != rows.itemsize or rows.strides[-2] < C * rows.itemsize:
         rows = np.ascontiguousarray(rows)
     return np.matmul(ONES[rows.dtype][:n], rows)
-
-
-def _of_another_dtype(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-    if is_half(x.dtype):
-        return cast(sum_over(cast(x, FLOAT32), axes, keepdims), x.dtype)
-    return x.sum(axis=axes, keepdims=keepdims)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -212,21 +212,7 @@ class Module:
             raise ValueError(
                 f"{type(self).__name__} or the state_dict has meta arrays, without values, as created under meta_init()"
             )
-        complaints = [f"mismatch    {name}: {arrays[name].shape} in the file, {own[name].shape} here"
-                      for name in own if name in arrays and arrays[name].shape != own[name].shape]  # fmt: skip
-        complaints += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
-                       for name in own if name in arrays and not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
-        first: dict[int, str] = {}  # id of a tensor -> the first of its names that is in state_dict
-        for name, tensor in own.items():
-            other = first.setdefault(id(tensor), name) if name in arrays else name
-            if other != name and not _equal(arrays[other], arrays[name]):
-                complaints.append(f"differing   {other} and {name}: one parameter here, two values in the file")
-        if strict:
-            complaints += [f"missing     {name} {tensor.shape}" for name, tensor in own.items()
-                           if id(tensor) not in first and name not in optional]  # fmt: skip
-            complaints += [f"unexpected  {name} {arrays[name].shape}" for name in arrays
-                           if name not in own and name not in optional]  # fmt: skip
-        if complaints:
+        if complaints := misfits(own, arrays, strict, optional):
             raise ValueError(
                 f"these weights do not fit {type(self).__name__}, and none was loaded:\n  {checks.listed(complaints)}\n"
                 "Was the model created with the same name, num_classes and img_size?"
@@ -289,6 +275,32 @@ _ACCEPTED: dict[type, tuple[type, ...]] = {  # kind of a registered name -> type
     Module: (Parameter, Module),
     Buffer: (Tensor, Module),
 }
+
+
+def misfits(
+    own: Mapping[str, Tensor], arrays: Mapping[str, Array], strict: bool, optional: Collection[str]
+) -> list[str]:
+    """Why `arrays` cannot be loaded into the tensors `own`: a line for each name that does not fit.
+
+    Args:
+        strict: report missing and unexpected names, other than the `optional` names.
+    """
+    common = [name for name in own if name in arrays]
+    found = [f"mismatch    {name}: {arrays[name].shape} in the file, {own[name].shape} here"
+             for name in common if arrays[name].shape != own[name].shape]  # fmt: skip
+    found += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
+              for name in common if not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
+    first: dict[int, str] = {}  # id of a tensor -> the first of its names
+    for name in common:
+        other = first.setdefault(id(own[name]), name)
+        if other != name and not _equal(arrays[other], arrays[name]):
+            found.append(f"differing   {other} and {name}: one parameter here, two values in the file")
+    if strict:
+        found += [f"missing     {name} {tensor.shape}" for name, tensor in own.items()
+                  if id(tensor) not in first and name not in optional]  # fmt: skip
+        found += [f"unexpected  {name} {arrays[name].shape}" for name in arrays
+                  if name not in own and name not in optional]  # fmt: skip
+    return found
 
 
 def _equal(a: Array, b: Array) -> bool:

@@ -273,12 +273,18 @@ def make_plan(terms: tuple[str, ...], output: str, shapes: tuple[tuple[int, ...]
 
 
 def _make_pair(i: int, j: int, a: str, b: str, needed: str, sizes: dict[str, int]) -> tuple[str, Pair]:
-    """The labels of the product of operands with labels `a` and `b`, and the step that computes it."""
+    """The labels of the product of operands with labels `a` and `b`, and the step that computes this product."""
 
     def shape(labels: str) -> tuple[int, ...]:
         return tuple(sizes[label] for label in labels)
 
+    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # keeps its order of labels; only the smaller is reordered
+    contracted = "".join(label for label in larger if label in a and label in b and label not in needed)
+    batch = "".join(sorted(set(a) & set(b) & set(needed), key=needed.index))
+    left, right = "".join(label for label in a if label not in b), "".join(label for label in b if label not in a)
+
     def matrices(labels: str, rows: str, columns: str) -> View:
+        """(batch..., rows, columns), where several rows or columns are merged."""
         # If merging axes needs a copy, the copy is in contiguous runs if the last axis stays last. The swap is free:
         # BLAS accepts transposed matrices.
         swap = labels[-1] in rows
@@ -286,18 +292,15 @@ def _make_pair(i: int, j: int, a: str, b: str, needed: str, sizes: dict[str, int
         axes = tuple(labels.index(label) for label in batch + first + last)
         return View(axes, (*shape(batch), prod(shape(first)), prod(shape(last))), swap)
 
-    def factor(labels: str) -> View:
+    def factor(labels: str, result: str) -> View:
+        """The axes of the result, with size 1 where this operand has no such label."""
         axes = tuple(labels.index(label) for label in result if label in labels)
         return View(axes, tuple(sizes[label] if label in labels else 1 for label in result), False)
 
-    larger = a if prod(shape(a)) >= prod(shape(b)) else b  # keeps its order of labels; only the smaller is reordered
-    contracted = "".join(label for label in larger if label in a and label in b and label not in needed)
-    batch = "".join(sorted(set(a) & set(b) & set(needed), key=needed.index))
-    left, right = "".join(label for label in a if label not in b), "".join(label for label in b if label not in a)
-    result = batch + left + right
     if contracted:
+        result = batch + left + right
         views = matrices(a, left, contracted), matrices(b, contracted, right)
     else:
-        result = "".join(sorted(result, key=needed.index))
-        views = factor(a), factor(b)
+        result = "".join(sorted(batch + left + right, key=needed.index))
+        views = factor(a, result), factor(b, result)
     return result, Pair(i, j, bool(contracted), *views, shape(result))

@@ -56,10 +56,10 @@ PROMOTION: dict[Any, list[type[Function]]] = {
 }
 
 AUTOCAST: dict[int | str, list[type[Function]]] = {
-    # Matrix products: 16-bit inputs, sums in float32.
+    # Matrix products: 16-bit inputs, sums in float32. Residual connections: 16-bit inputs.
     ALL: [Einsum],
     3: [Linear, Conv2d, ScaledDotProductAttention],  # all inputs but the attention mask
-    2: [MatMul, Residual, ResidualLayerNorm],  # x and the branch, not the parameters
+    2: [MatMul, Residual, ResidualLayerNorm],  # both factors; x and the branch, not the parameters
     1: [WindowAttention],  # qkv, not the relative position bias
     # Norms: the input keeps its dtype; statistics and parameters are float32.
     0: [LayerNorm, GroupNorm, BatchNorm],

@@ -125,17 +125,24 @@ def map_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = 
 def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """0 for two tokens of one region, MASKED for two of different regions: (windows, 1, N, N) float32.
 
-    Along each axis the rolled map has up to three regions: all windows but the last, the part of the last window that
-    was last before the roll too, and the part that the roll brought from the other end.
+    Tokens of one window are in one region if the roll has kept them together, along both axes.
     """
-    rows, columns = (
-        (np.arange(length) >= length - side).astype(int) + (np.arange(length) >= length - offset) if offset else
-        np.zeros(length, int)
-        for length, side, offset in zip((H, W), sides(M), shift, strict=True)
-    )  # fmt: skip
-    region = windows_of(3 * rows[:, None] + columns, M)
+    MH, MW = sides(M)
+    region = windows_of(3 * _regions(H, MH, shift[0])[:, None] + _regions(W, MW, shift[1]), M)
     different = region[:, :, None] != region[:, None, :]  # (windows, N, N)
     return to_device(np.where(different, np.float32(MASKED), np.float32(0))[:, None], device)
+
+
+def _regions(length: int, side: int, offset: int) -> np.ndarray:
+    """The region of each place along an axis of the map, rolled by -offset, with windows of `side` places.
+
+    0: all windows but the last; 1: in the last window, the end of the map; 2: its start, which the roll put last.
+    """
+    regions = np.zeros(length, int)
+    if offset:
+        regions[length - side :] = 1
+        regions[length - offset :] = 2
+    return regions
 
 
 def windows_of(grid: np.ndarray, M: Window) -> np.ndarray:

@@ -45,4 +45,4 @@ class AdamW(Optimizer):
                     )
                 xp = array_module(x)
                 state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
-        fast_paths.run(adamw_all, updates)
+        fast_paths.call(adamw_all, updates)

@@ -26,4 +26,4 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> T
     if not grads:
         return Tensor(0.0)
     writes.note(grads)
-    return Tensor(fast_paths.run(clip_by_global_norm, grads, max_norm))
+    return Tensor(fast_paths.call(clip_by_global_norm, grads, max_norm))

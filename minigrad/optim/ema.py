@@ -103,7 +103,7 @@ class EMA:
                 pairs.append((average, tensors[name].data))
             else:
                 average[...] = tensors[name].data
-        fast_paths.run(average_all, pairs, self._next_rest)
+        fast_paths.call(average_all, pairs, self._next_rest)
 
     def _next_rest(self) -> float:
         """1 - decay of the next update. Increments `updates`."""

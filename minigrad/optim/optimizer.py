@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd import writes
-from minigrad.backend import Array, array_module, plain, to_device
-from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
+from minigrad.backend import Array, to_device
+from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.ops import checks
 from minigrad.ops.updates import Update
+from minigrad.optim.state import Rates, State, read_state
 from minigrad.tensor import Tensor
 
 
@@ -92,8 +93,8 @@ class Optimizer:
                 parameter.grad = None
 
     def state_dict(self) -> dict[str, Array]:
-        """The state of every parameter as arrays named `GROUP.NUMBER.NAME`. For every group also `GROUP.lr`, with a
-        schedule `GROUP.initial_lr`, and `GROUP.has_state`, (P,) bool: which of its P parameters have a state.
+        """Arrays by name: `G.I.NAME` is state NAME of parameter I in group G. Each group has `G.lr`, with a schedule
+        also `G.initial_lr`, and `G.has_state`, (P,) bool: True for each of its P parameters that has a state.
 
         On the CPU, the arrays are the live state, not copies: copy or save them before the next step.
         """
@@ -117,67 +118,7 @@ class Optimizer:
         for group, rate in zip(self.param_groups, rates, strict=True):
             group.update(rate)
 
-    def read_state_dict(
-        self, state_dict: Mapping[str, Any]
-    ) -> tuple[list[dict[str, float]], list[list[dict[str, Any]]]]:
-        """The learning rates of each group, and the state of each parameter, checked.
-
-        A `state_dict` of an older version has no `GROUP.has_state`: every parameter must then have a state.
-        """
-        own = type(self).__name__
-        arrays = {key: value.data if isinstance(value, Tensor) else plain(value) for key, value in state_dict.items()}
-        if extra := {key.partition(".")[0] for key in arrays} - {str(g) for g in range(len(self.param_groups))}:
-            raise ValueError(
-                f"{own}: this state has a group {min(extra)!r}, this optimizer has {len(self.state)} groups"
-            )
-        rates: list[dict[str, float]] = []
-        states: list[list[dict[str, Any]]] = []
-        read: set[str] = set()
-        for g, group in enumerate(self.param_groups):
-            if f"{g}.lr" not in arrays:
-                raise ValueError(
-                    f"{own}: this state lacks {g}.lr, the learning rate of a group: it belongs to other parameters"
-                )
-            names = [name for name in ("lr", "initial_lr") if f"{g}.{name}" in arrays]
-            rates.append({name: checks.not_negative(arrays[f"{g}.{name}"], f"{g}.{name}", own) for name in names})
-            count, kept = len(group["params"]), self.state_names(group)
-            has_state = np.asarray(arrays.get(f"{g}.has_state", np.ones(count, np.bool_)))
-            if has_state.shape != (count,):
-                raise ValueError(
-                    f"{own}: group {g} has {has_state.size} parameters in this state, {count} in this optimizer"
-                )
-            states.append([{} for _ in range(count)])
-            for i in has_state.nonzero()[0]:
-                if missing := [name for name in kept if f"{g}.{i}.{name}" not in arrays]:
-                    raise ValueError(
-                        f"{own}: the state of parameter {g}.{i} does not fit these parameters: "
-                        f"{', '.join(missing)} is missing"
-                    )
-                states[g][i] = {name: self._read(f"{g}.{i}.{name}", arrays, group["params"][i]) for name in kept}
-                read |= {f"{g}.{i}.{name}" for name in kept}
-            read |= {f"{g}.{name}" for name in ("has_state", *names)}
-            for key in arrays:
-                if key.startswith(f"{g}.") and key not in read:
-                    raise ValueError(
-                        f"{own}: {key!r} does not fit these parameters: the state of a parameter of group {g} is "
-                        f"{', '.join(kept) or 'empty'}"
-                    )
-        return rates, states
-
-    def _read(self, key: str, arrays: Mapping[str, Array], parameter: Tensor) -> Any:
-        """One value of a parameter's state: a count, or an array in the dtype of the update."""
-        value, misfit = arrays[key], f"{type(self).__name__}: {key!r} does not fit these parameters"
-        if key.endswith(".step"):
-            count = checks.not_negative(value, key, type(self).__name__)
-            if count != int(count):
-                raise ValueError(f"{misfit}: it must be a whole number, got {count}")
-            return int(count)
-        if value.shape != parameter.shape:
-            raise ValueError(f"{misfit}: it has shape {value.shape}, the parameter {parameter.shape}")
-        if not is_floating(value.dtype):
-            raise ValueError(f"{misfit}: it must be floating-point, got {value.dtype}")
-        with np.errstate(over="ignore"):  # the next check reports overflow
-            array = cast(value, FLOAT32 if is_half(parameter.dtype) else parameter.dtype)
-        if not array_module(array).isfinite(array).all():
-            raise ValueError(f"{misfit}: it has values that are NaN or infinite in {array.dtype}")
-        return to_device(array.copy() if array is value else array, parameter.device)
+    def read_state_dict(self, state_dict: Mapping[str, Any]) -> tuple[list[Rates], list[list[State]]]:
+        """The learning rates of each group, and the state of each parameter, checked. The optimizer is unchanged."""
+        names = [self.state_names(group) for group in self.param_groups]
+        return read_state(state_dict, type(self).__name__, self.param_groups, names)

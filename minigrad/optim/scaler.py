@@ -165,4 +165,4 @@ def scale_all(arrays: Sequence[Array], factor: float) -> bool:
     factor = checks.scalar(factor, "factor", "scale_all")
     if factor != 1:
         writes.note(arrays)
-    return bool(fast_paths.run(unscale, arrays, factor))
+    return bool(fast_paths.call(unscale, arrays, factor))

@@ -30,13 +30,14 @@ def gradcheck(
 ) -> None:
     """Check the gradient of `function(*tensors, **options)` with respect to each float64 array among `arrays`.
 
-    For each such input x, a random direction v is drawn, and for the output y a random gradient u. With J = ∂y/∂x,
+    For each float64 input x, a random direction v is drawn, and for the output y a random gradient u. With J = ∂y/∂x,
 
-        ⟨u, J v⟩ ≈ ⟨u, dy⟩,   dy = (f(x + h v) - f(x - h v)) / 2h
+        ⟨u, J v⟩ = ⟨Jᵀu, v⟩        left: J v ≈ dy = (f(x + h v) - f(x - h v)) / 2h;  right: backward computes Jᵀu
 
-    must equal ⟨Jᵀ u, v⟩, where backward computes Jᵀ u. The tolerance is rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), relative to
-    the terms of both sums, plus 10 ε/h · Σ|uᵢ yᵢ|, for the rounding of dy. If J has at most `full_jacobian_below`
-    entries, every entry is compared too, within rtol · max|J| + 10 ε/h · max|y|, so that errors cannot cancel.
+    The tolerance is rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), relative to the terms of both sums, plus 10 ε/h · Σ|uᵢ yᵢ|, for
+    the rounding of dy. If the error is larger, Σ|uᵢ tᵢ| is added, t = |dy(2h) - dy(h)|: the truncation error of dy(h)
+    is O(h²), so t is about three times this error. If J has at most `full_jacobian_below` entries, every entry is
+    compared too, so that errors cannot cancel: within rtol · max|J| + 10 ε/h · max|y|, plus the entry's t.
 
     Also checked: inputs and `grad_output` are not written to; a second backward, with `retain_graph` and with
     `grad_output` in another memory layout, gives the same gradients; and the checks of `watch`.
@@ -51,6 +52,7 @@ def gradcheck(
 
     Raises:
         GradcheckError: the gradient is wrong. The message names the op, the input, and both values.
+        TypeError: an input to differentiate is floating-point, but not float64.
     """
     arrays = tuple(x.data if isinstance(x, Tensor) else x for x in arrays)
     inputs = _differentiable(arrays, wrt)
@@ -91,13 +93,15 @@ def gradcheck(
         dy, v = _difference(forward, i, arrays[i], v, step)
         numeric, backward = float((u * dy).sum()), float((gradient * v).sum())
         size = float(abs(u * dy).sum() + abs(gradient * v).sum())
-        rounding = 10 * np.finfo(np.float64).eps / step * float(abs(u * y.data).sum())
-        if not abs(numeric - backward) <= rtol * size + rounding:
+        tolerance = rtol * size + _rounding(float(abs(u * y.data).sum()), step)
+        if abs(numeric - backward) > tolerance:  # or truncation: x³ at 0
+            tolerance += float(abs(u * _truncation(forward, i, arrays[i], v, step)).sum())
+        if not abs(numeric - backward) <= tolerance:
             worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step)
             raise GradcheckError(
                 f"{name}: the gradient of input {i}, shape {arrays[i].shape}, is wrong: along a random direction "
                 f"central differences give {numeric:.10g}, backward gives {backward:.10g} "
-                f"(tolerance {rtol * size + rounding:.1g}, step {step:g}).{worst}"
+                f"(tolerance {tolerance:.1g}, step {step:g}).{worst}"
             )
         if arrays[i].size * y.data.size <= full_jacobian_below:
             worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol)
@@ -108,9 +112,9 @@ def gradcheck(
 def watch(output: Tensor, *arrays: Any) -> None:
     """Check every later backward of the ops in the graph of `output` against the contract of `Function`.
 
-    An op's backward must not write to `grad_output`, and must return one gradient for each input, with the dtype of the
-    input, and with its shape or a shape that it broadcasts to. A gradient may share memory with `grad_output`, but not
-    with a saved array, another gradient, or one of `arrays`.
+    An op's backward must not write to `grad_output`, and must return one gradient for each input, in the input's dtype,
+    and in a shape that the input's shape broadcasts to. A gradient may share memory with `grad_output`, but not with a
+    saved array, another gradient, or one of `arrays`.
 
     Raises:
         GradcheckError: later, in `output.backward()`; the message names the op and the rule.
@@ -203,9 +207,23 @@ def _gradient(tensor: Tensor, name: str) -> Array:
 
 
 def _difference(forward: _Forward, i: int, x: Array, v: Array, step: float) -> tuple[Array, Array]:
-    """The central difference of `forward` at x along v, and v as it results from the rounding of x ± h v."""
+    """The central difference of `forward` at x along v, and the effective v, after the rounding of x ± h v."""
     plus, minus = x + step * v, x - step * v
     return (forward(i, plus) - forward(i, minus)) / (2 * step), (plus - minus) / (2 * step)
+
+
+def _truncation(forward: _Forward, i: int, x: Array, v: Array, step: float) -> Array:
+    """t = |dy(2h) - dy(h)|, with 0 for NaN and ∞: above the truncation error of dy(h), the central difference along v.
+
+    For y = xᵏ at x = 0 with k odd, dy(h) = hᵏ⁻¹ is all error, and dy(2h) - dy(h) = (2ᵏ⁻¹ - 1) · dy(h).
+    """
+    change = abs(_difference(forward, i, x, v, 2 * step)[0] - _difference(forward, i, x, v, step)[0])
+    return array_module(change).where(array_module(change).isfinite(change), change, 0)
+
+
+def _rounding(size: float, step: float) -> float:
+    """The tolerance for the rounding of a central difference of values of this size."""
+    return 10 * float(np.finfo(np.float64).eps) / step * size
 
 
 def _worst_entry(
@@ -220,31 +238,37 @@ def _worst_entry(
 ) -> str:
     """A sentence on the entry of ∂y/∂x with the largest error, or "" if all entries are within the tolerance.
 
-    The full Jacobian takes 2 · x.size forwards and y.size backwards, so above 10,000 entries "" is returned.
+    The full Jacobian needs 2 · x.size forwards and y.size backwards, so above 10,000 entries "" is returned.
     """
     if not 0 < x.size * y.size <= 10_000:
         return ""
-    xp = array_module(x)
     numeric, backward = np.empty((y.size, x.size)), np.empty((y.size, x.size))
     for column in range(x.size):
-        one = xp.zeros(x.size)
-        one[column] = 1
-        dy, v = _difference(forward, i, x, one.reshape(x.shape), step)
-        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")
+        dy, v = _difference(forward, i, x, _one_hot(x, column), step)
+        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")  # v has one entry: the rounded step, over h
     for row in range(y.size):
-        one = xp.zeros(y.size)
-        one[row] = 1
-        backward[row] = to_device(gradients(one.reshape(y.shape))[inputs.index(i)].reshape(-1), "cpu")
-    error = abs(numeric - backward)
-    rounding = 10 * np.finfo(np.float64).eps / step * float(abs(y).max())
-    if error.max() <= rtol * max(abs(numeric).max(), abs(backward).max()) + rounding:
+        backward[row] = to_device(gradients(_one_hot(y, row))[inputs.index(i)].reshape(-1), "cpu")
+    error, largest = abs(numeric - backward), max(abs(numeric).max(), abs(backward).max())
+    tolerance = np.full(error.shape, rtol * largest + _rounding(float(abs(y).max()), step))
+    for k in np.flatnonzero((error > tolerance).any(axis=0)):
+        truncation = _truncation(forward, i, x, _one_hot(x, int(k)), step)
+        tolerance[:, k] += to_device(truncation.reshape(-1), "cpu")
+    if (error <= tolerance).all():
         return ""
-    row, column = divmod(int(np.argmax(np.where(np.isnan(error), np.inf, error))), x.size)
+    excess = error - tolerance
+    row, column = divmod(int(np.argmax(np.where(np.isnan(excess), np.inf, excess))), x.size)
     at_y, at_x = ([int(k) for k in np.unravel_index(flat, a.shape)] for flat, a in ((row, y), (column, x)))
     return (
         f" The entry with the largest error is ∂y{at_y} / ∂x{at_x}: "
         f"central differences give {numeric[row, column]:.10g}, backward gives {backward[row, column]:.10g}"
     )
+
+
+def _one_hot(x: Array, index: int) -> Array:
+    """Zeros in the shape of x, and 1 at `index` of the flattened array."""
+    one = array_module(x).zeros(x.size)
+    one[index] = 1
+    return one.reshape(x.shape)
 
 
 def _describe(function: Callable[..., Tensor], y: Tensor, arrays: Sequence[Any]) -> str:

@@ -169,6 +169,54 @@ def test_full_jacobian_is_compared_for_small_arrays(monkeypatch):
         gradcheck(op(Exchanged), x, full_jacobian_below=4)
 
 
+class Cube(Function):
+    """y = x³;  ∂x = ∂y · 3x² · factor.  Correct for factor 1."""
+
+    def forward(self, x, *, factor=1.0):
+        self.x, self.factor = x, factor
+        return x**3
+
+    def backward(self, grad_output):
+        return grad_output * 3 * self.x**2 * self.factor
+
+
+class LinearAtZero(Cube):
+    """Wrong at x = 0: the gradient of x³ + x / 10⁹."""
+
+    def backward(self, grad_output):
+        return super().backward(grad_output) + grad_output * 1e-9
+
+
+@pytest.mark.parametrize("x", [[0.0], [0.0, 0.0], [1e-9], [0.0, 1.0, -2.0], [[1e-7, 3e-7]]])
+def test_gradcheck_accepts_gradients_below_the_truncation_error(x):
+    gradcheck(op(Cube), np.array(x))
+    gradcheck(lambda x: x**5, np.array(x))
+    gradcheck(lambda x: 1e6 * x**3, np.array(x))
+
+
+@pytest.mark.parametrize("full", [0, 100])
+def test_truncation_does_not_hide_a_wrong_gradient(full):
+    for x in ([0.0], [0.0, 0.0], [1e-9]):
+        with pytest.raises(GradcheckError, match="backward gives 1"):
+            gradcheck(op(LinearAtZero), np.array(x), full_jacobian_below=full)
+    for factor in (1 + 3e-6, 1 - 3e-6):
+        with pytest.raises(GradcheckError, match=r"input 0, shape \(2, 3\), is wrong"):
+            gradcheck(op(Cube, factor=factor), X, full_jacobian_below=full)
+    gradcheck(op(Cube, factor=1 + 0.5e-6), X, full_jacobian_below=full)
+
+
+class WrongBelowInfinity(WrongEntry):
+    def forward(self, x):
+        return np.where(x < 1 + 1.5e-6, super().forward(x), np.inf)
+
+
+@pytest.mark.parametrize("full", [0, 100])
+def test_infinite_values_at_twice_the_step_do_not_hide_a_wrong_gradient(full, monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: _AllOnes())
+    with pytest.raises(GradcheckError, match="input 0"):
+        gradcheck(op(WrongBelowInfinity), np.ones((2, 3)), full_jacobian_below=full)
+
+
 class _AllOnes:
     def standard_normal(self, shape):
         return np.ones(shape)

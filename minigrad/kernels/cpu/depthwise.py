@@ -2,14 +2,22 @@
 
 A depthwise convolution does little arithmetic with each element, so its cost is memory traffic: tap by tap, a 7 x 7
 kernel reads the image 49 times. But convolution is linear. The map from a patch of the image, as a row of K values, to
-the tile of N outputs in the middle of the patch is a matrix T (K, N): T[a, o] = weight[i, j] if output o reads input a
-at tap i, j, else 0 (a Toeplitz matrix, except at the edges). Most of T is zeros, and BLAS is still faster.
+the tile of O outputs in the middle of the patch is a matrix T (K, O): T[a, o] = weight[i, j] if output o reads input a
+at tap i, j, else 0 (a Toeplitz matrix, except at the edges). In one dimension, with a kernel w of 3 taps and tiles of 2
+outputs, a patch has 4 inputs:
+
+    T = [[w0,  0],
+         [w1, w0],      y0 = w0 x0 + w1 x1 + w2 x2
+         [w2, w1],      y1 =         w0 x1 + w1 x2 + w2 x3
+         [ 0, w2]]
+
+Most of T is zeros, and BLAS is still faster. For each channel,
 
     Y = X T,    ∂weight[i, j] = Σ (Xᵀ ∂Y)[a, o] over all a, o of tap i, j,    ∂X as Y, with the flipped weight
 
-for each channel, where X has a row for each tile of each image. A patch extends over its tile by half a kernel on each
-side, or not at all along an axis where the tile is as large as the image. With large tiles, T has more zeros; with
-small ones, more pixels are copied.
+where X has a row for each tile of each image. A patch extends beyond its tile by half a kernel on each side, or not at
+all along an axis where the tile is as large as the image. With large tiles, T has more zeros; with small tiles, more
+pixels are copied.
 
 A NaN or infinity in a patch spreads through the zeros of T to all outputs of the tile: 0 · NaN is NaN. So channels in
 which the weight or Y is not finite are computed again, tap by tap. For Y, checking one output of each tile is enough.
@@ -32,6 +40,11 @@ from minigrad.ops.windows import Pair, Windows
 MAX_TILE = 128  # outputs of a tile
 SCRATCH = 1 << 18  # elements of X computed at once
 
+# The cost model, in multiply-adds, fitted to times for 4 to 32 images of 7 to 56 pixels a side.
+COPY = 15  # copying an element of X
+COPY_RUN = 200  # copying a contiguous run of X, beyond its elements
+BUILD = 150  # building an element of T, which BLAS packs
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -52,22 +65,22 @@ class Tiles:
 
     @np.errstate(over="ignore", invalid="ignore")
     def _correlate(self, x: Array, weight: Array, recompute: Callable[[slice], Array]) -> Array:
-        """Y; `recompute` gives the channels in which Y is not finite."""
+        """Y (N, H, W, C), float32; channels with NaN or ∞ come from `recompute`."""
         finite = is_finite(weight)
         N, H, W, C = x.shape
         plan = plan_for(N, H, W, self.windows.kernel)
         taps = np.zeros((C, prod(self.windows.kernel) + 1), np.float32)  # the last is 0, for no tap
         taps[:, :-1] = weight.reshape(C, -1)
         y = np.empty(x.shape, np.float32)
-        # (N, H, W, C) -> (N, rows, tile height, columns, tile width, C): a view
-        tiles = y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
+        y_tiles = plan.tiles(y)
         for channels, X in plan.patches(x):
-            Y = X @ taps[channels][:, plan.tap]  # (c, tiles, K) (c, K, N) -> (c, tiles, N)
+            Y = X @ taps[channels][:, plan.tap]  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
             if not (finite and is_finite(Y[..., 0])):
                 y[..., channels] = recompute(channels)
                 continue
-            Y = Y.reshape(len(Y), N, tiles.shape[1], tiles.shape[3], *plan.tile)
-            tiles[..., channels] = Y.transpose(1, 2, 4, 3, 5, 0)
+            # (c, tiles, O) -> (c, N, rows, columns, TH, TW) -> (N, rows, TH, columns, TW, c)
+            Y = Y.reshape(len(Y), N, y_tiles.shape[1], y_tiles.shape[3], *plan.tile)
+            y_tiles[..., channels] = Y.transpose(1, 2, 4, 3, 5, 0)
         return y
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -75,11 +88,11 @@ class Tiles:
         N, H, W, C = x.shape
         plan = plan_for(N, H, W, self.windows.kernel)
         grad_taps = np.empty((C, prod(self.windows.kernel)), np.float32)
-        tiles = grad_y.reshape(N, H // plan.tile[0], plan.tile[0], W // plan.tile[1], plan.tile[1], C)
+        y_tiles = plan.tiles(grad_y)
         for channels, X in plan.patches(x):
-            # (N, rows, tile height, columns, tile width, c) -> (c, N, rows, columns, tile) -> (c, tiles, N)
-            Y = np.ascontiguousarray(tiles[..., channels].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
-            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, N) -> (c, K, N)
+            # (N, rows, TH, columns, TW, c) -> (c, N, rows, columns, TH, TW) -> (c, tiles, O)
+            Y = np.ascontiguousarray(y_tiles[..., channels].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
+            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
             grad_taps[channels] = pairs.reshape(len(X), -1) @ plan.one_hot
         if not is_finite(grad_taps):
             return Depthwise(self.windows).grad_weight(grad_y, x, shape)
@@ -92,11 +105,11 @@ class Plan:
 
     Attributes:
         cost: the estimated cost of an output, in multiply-adds.
-        tile: height and width of a tile; N is their product.
-        patch: height and width of a patch; K is their product.
+        tile: height TH and width TW of a tile; O is their product.
+        patch: height PH and width PW of a patch; K is their product.
         border: rows above and below the image, and columns on both sides, that patches contain.
-        tap: (K, N), the index of the tap at which an output reads an input; KH·KW if it does not.
-        one_hot: (K·N, KH·KW), `tap` as one-hot rows.
+        tap: (K, O), the index of the tap at which an output reads an input; KH·KW if there is none.
+        one_hot: (K·O, KH·KW), `tap` as one-hot rows.
     """
 
     cost: float
@@ -105,6 +118,12 @@ class Plan:
     border: Pair
     tap: np.ndarray
     one_hot: np.ndarray
+
+    def tiles(self, y: Array) -> Array:
+        """The tiles of a map, a view if y is contiguous: (N, H, W, C) -> (N, rows, TH, columns, TW, C)."""
+        N, H, W, C = y.shape
+        TH, TW = self.tile
+        return y.reshape(N, H // TH, TH, W // TW, TW, C)
 
     def patches(self, x: Array) -> Iterator[tuple[slice, Array]]:
         """X of a few channels at a time: yields the slice of the channels, and X: (N, H, W, C) -> (c, tiles, K)."""
@@ -124,37 +143,35 @@ class Plan:
 
 @lru_cache(maxsize=256)
 def plan_for(N: int, H: int, W: int, kernel: Pair) -> Plan:
-    """The plan of the lowest cost for N images of H x W.
-
-    The cost of an output is K multiply-adds, its share of copying a row of X in contiguous runs, and its share of
-    building T, which BLAS packs. The coefficients are fitted to times for 4 to 32 images of 7 to 56 pixels a side.
-    """
-
-    def along(part: int, size: int, k: int) -> Pair:
-        """The border and the size of a patch along an axis, for a tile of size `part`."""
-        border = 0 if part == size else k // 2
-        return border, part + 2 * border
-
-    def parts(tile: Pair) -> tuple[Pair, Pair]:
-        (BH, PH), (BW, PW) = along(tile[0], H, kernel[0]), along(tile[1], W, kernel[1])
-        return (BH, BW), (PH, PW)
-
-    def cost(tile: Pair) -> float:
-        (PH, PW), outputs = parts(tile)[1], prod(tile)
-        run = PW if PW < W else PH * PW
-        return PH * PW * (1 + (15 + 200 / run) / outputs + 150 * outputs / (N * H * W))
-
+    """The plan of minimum cost for N images of H x W."""
     heights, widths = ([part for part in range(1, size + 1) if size % part == 0] for size in (H, W))
-    tile = min((tile for tile in product(heights, widths) if prod(tile) <= MAX_TILE), key=cost)
-    border, patch = parts(tile)
-    # Along an axis, output o of a tile reads input a of its patch at tap a - o + k // 2 - border.
-    offsets = [
+    tiles = [tile for tile in product(heights, widths) if prod(tile) <= MAX_TILE]
+    cost, tile = min((_cost(tile, N, H, W, kernel), tile) for tile in tiles)
+    patch, border = _patch(tile, (H, W), kernel)
+    tap = _tap_table(tile, patch, border, kernel)
+    one_hot = (tap.reshape(-1, 1) == np.arange(prod(kernel))).astype(np.float32)
+    return Plan(cost, tile, patch, border, tap, one_hot)
+
+
+def _patch(tile: Pair, image: Pair, kernel: Pair) -> tuple[Pair, Pair]:
+    """The sizes of the patch of a tile, and of its border."""
+    BH, BW = (0 if part == size else k // 2 for part, size, k in zip(tile, image, kernel, strict=True))
+    return (tile[0] + 2 * BH, tile[1] + 2 * BW), (BH, BW)
+
+
+def _cost(tile: Pair, N: int, H: int, W: int, kernel: Pair) -> float:
+    """The cost of an output: K multiply-adds, and its shares of copying a row of X and of building T."""
+    (PH, PW), _ = _patch(tile, (H, W), kernel)
+    outputs, run = prod(tile), PW if PW < W else PH * PW  # run: the contiguous elements of x in a row of X
+    return PH * PW * (1 + (COPY + COPY_RUN / run) / outputs + BUILD * outputs / (N * H * W))
+
+
+def _tap_table(tile: Pair, patch: Pair, border: Pair, kernel: Pair) -> np.ndarray:
+    """`tap` of a Plan: along an axis, output o of a tile reads input a of the patch at tap a - o + k // 2 - border."""
+    i, j = (
         np.arange(inputs)[:, None] - np.arange(outputs) + k // 2 - beyond
         for inputs, outputs, k, beyond in zip(patch, tile, kernel, border, strict=True)
-    ]
-    i, j = offsets[0][:, None, :, None], offsets[1][None, :, None, :]  # (PH, PW, TH, TW)
+    )  # (PH, TH), (PW, TW)
+    i, j = i[:, None, :, None], j[None, :, None, :]  # (PH, PW, TH, TW)
     is_tap = (i >= 0) & (i < kernel[0]) & (j >= 0) & (j < kernel[1])
-    taps = kernel[0] * kernel[1]
-    tap = np.where(is_tap, i * kernel[1] + j, taps).reshape(patch[0] * patch[1], tile[0] * tile[1])
-    one_hot = (tap.reshape(-1, 1) == np.arange(taps)).astype(np.float32)
-    return Plan(cost(tile), tile, patch, border, tap, one_hot)
+    return np.where(is_tap, i * kernel[1] + j, prod(kernel)).reshape(prod(patch), prod(tile))

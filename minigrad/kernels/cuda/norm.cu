@@ -6,7 +6,7 @@
 //   ∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩),   ĝ = ∂y ⊙ weight,   ⟨·⟩ the mean over the row
 //   ∂weight = Σ ∂y ⊙ x̂,   ∂bias = Σ ∂y,   both over the rows
 //
-//   x, y, ∂x, ∂y   (rows, COLUMNS), Stored; all else is float
+//   x, y, ∂x, ∂y   (rows, COLUMNS), Stored (float, BFloat16 or Half); all else is float
 //   weight, bias   (COLUMNS,), or null                   μ, r   (rows,)
 //
 // With a branch b, s = x + m · b replaces x in these formulas (m: dropped.cuh). Both s and y are outputs, so the
@@ -23,17 +23,6 @@
 // values) if PACK divides COLUMNS and the pointers are aligned, else 1. With PACK = 4, lane t of a warp holds
 //
 //   columns 4t, 4t + 1, 4t + 2, 4t + 3,    then 4 (t + 32), ...
-//
-// warps[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 48, layer_norm_backward 32
-// warps[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 24, layer_norm_backward 16
-// warps[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
-// warps[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 16, layer_norm_backward 8
-// warps[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
-// warps[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
-// warps[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 32, layer_norm_backward 16
-// warps[STORED=BFloat16 COLUMNS=768 TEAM=32 PACK=8]: layer_norm_forward 24, layer_norm_backward 16
-// warps[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
-// warps[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 16, layer_norm_backward 8
 #include "common.cuh"
 #include "dropped.cuh"
 #include "stored.cuh"
@@ -195,3 +184,16 @@ layer_norm_backward(const Stored* __restrict__ grad_y, const Stored* __restrict_
         __syncthreads();  // this team has written before the next reads
     }
 }
+
+// Resident warps per multiprocessor, at least (tests/cuda/test_compile.py):
+//
+// warps[STORED=float COLUMNS=192 TEAM=32 PACK=4]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=float COLUMNS=768 TEAM=32 PACK=4]: layer_norm_forward 24, layer_norm_backward 16
+// warps[STORED=float COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=float COLUMNS=8192 TEAM=256 PACK=4]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=BFloat16 COLUMNS=96 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=BFloat16 COLUMNS=192 TEAM=32 PACK=8]: layer_norm_forward 48, layer_norm_backward 32
+// warps[STORED=BFloat16 COLUMNS=384 TEAM=32 PACK=8]: layer_norm_forward 32, layer_norm_backward 16
+// warps[STORED=BFloat16 COLUMNS=768 TEAM=32 PACK=8]: layer_norm_forward 24, layer_norm_backward 16
+// warps[STORED=Half COLUMNS=1023 TEAM=32 PACK=1]: layer_norm_forward 16, layer_norm_backward 8
+// warps[STORED=Half COLUMNS=8192 TEAM=256 PACK=8]: layer_norm_forward 16, layer_norm_backward 8
