@@ -67,7 +67,7 @@ def test_promotion_of_integers():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_sums_need_no_upcast(dtype):
-    """A 16-bit sum is the float32 sum, rounded once. With a Python float, the inputs are upcast: NumPy gives float32."""
+    """A 16-bit sum is the float32 sum, rounded once. With a Python float, the inputs are upcast."""
     a, b = (
         cast(100 * np.random.default_rng(i).standard_normal(999).astype(np.float32), as_dtype(dtype)) for i in (0, 1)
     )
