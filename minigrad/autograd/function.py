@@ -27,7 +27,7 @@ class Function(Node):
       * `backward` returns a tuple with a gradient, or None, for each input; for one input, the tuple may be omitted;
       * the gradient of a broadcast input may have the shape of the output: the engine sums it (`unbroadcast`);
       * a returned array is new, or else `grad_output` or a view of it: never a saved array, and none but `grad_output`
-        is returned twice. So the engine may accumulate into it in place (not if the op has several outputs);
+        is returned twice, except by ops with several outputs. So the engine may accumulate into it in place;
       * first order only: `backward` computes on arrays, in place where possible, and is itself not differentiable.
 
     Type promotion, autocast and casts of 16-bit inputs happen outside the op (`dispatch.py`), which may also run a fast
