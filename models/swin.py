@@ -118,7 +118,8 @@ class WindowAttention(nn.Module):
         _, shift = self.layout(H, W)
         drop = self.attn_drop if self.training else 0.0
         y = F.window_attention(self.packed(x), self.bias(), self.num_heads, self.window_size, shift, drop)
-        return self.proj_drop(self.proj(y)[:, :H, :W])
+        y = self.proj(y)
+        return self.proj_drop(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width of the padded map, and its shift: ⌊M / 2⌋, or 0 along an axis that one window covers."""

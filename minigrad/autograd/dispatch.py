@@ -28,7 +28,8 @@ class Rule:
         promote: casts the inputs to one dtype; None: no type promotion.
         autocast: within `minigrad.autocast`, an integer n casts the first n inputs to 16 bits, "float32" casts 16-bit
             inputs to float32, and "follow" casts all inputs to 16 bits if one of them is 16-bit.
-        half: the op's own code supports 16-bit arrays, so they are not upcast to float32.
+        half: the op's own code supports 16-bit arrays, so they are not upcast to float32 (but with a Python number
+            they are: NumPy and CuPy give float32 for a bfloat16 array times a Python float).
     """
 
     promote: Callable[[Sequence[Any]], list[Any]] | None = None
@@ -51,7 +52,8 @@ def dispatch(
     if rule.promote is not None:
         arrays = rule.promote(arrays)
     implementation = fast_path(function, *arrays, **options)
-    if implementation is not None or rule.half or half_dtype(arrays) is None:
+    half = rule.half and not any(isinstance(x, int | float) for x in arrays)
+    if implementation is not None or half or half_dtype(arrays) is None:
         return (implementation or function)(), arrays, None
     cast_back = next(x.dtype for x in arrays if hasattr(x, "dtype") and is_floating(x.dtype))
     arrays = upcast(arrays)

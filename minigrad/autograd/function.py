@@ -27,8 +27,8 @@ class Function(Node):
       * `backward` returns a tuple with a gradient, or None, for each input; for one input, the tuple may be omitted;
       * the gradient of a broadcast input may have the shape of the output: the engine sums it (`unbroadcast`);
       * a returned array is new, `grad_output` or a view of `grad_output`, never a saved array; only `grad_output` may
-        be returned twice. So the engine may add in place to a returned array that is neither `grad_output` nor a view
-        (never if the op has several outputs);
+        be returned twice (a new array too, if the op has several outputs). So the engine may add in place to a returned
+        array that is neither `grad_output` nor a view, and that is returned once;
       * first order only: `backward` computes on arrays, in place where possible, and is itself not differentiable.
 
     Type promotion, autocast and casts of 16-bit inputs happen outside the op (`dispatch.py`), which may also run a fast

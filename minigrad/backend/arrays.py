@@ -152,10 +152,7 @@ def cuda_is_available() -> bool:
 
 def scatter_add(target: Array, index: Any, source: Array) -> None:
     """`target[index] += source`, but if `index` contains duplicates, all their terms are added."""
-    if isinstance(target, np.ndarray):
-        np.add.at(target, index, source)
-    else:
-        importlib.import_module("cupyx").scatter_add(target, index, source)
+    array_module(target).add.at(target, index, source)
 
 
 def sliding_windows(x: Array, sizes: Sequence[int], axes: Sequence[int]) -> Array:

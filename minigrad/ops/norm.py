@@ -155,21 +155,19 @@ class StandardizeWeight(Function):
 
     LayerNorm of each filter, without weight and bias: `LayerNorm` computes forward and backward.
 
-    Shapes: w, ŵ (O, ...), viewed as (O, ·).  Saves x̂ and r, in `LayerNorm`.  Qiao et al. 2019, arXiv:1903.10520.
+    Shapes: w, ŵ (O, ...); r (O, 1, .., 1).  Saves x̂ and r, in `LayerNorm`.  Qiao et al. 2019, arXiv:1903.10520.
     """
 
     def forward(self, weight: Array, *, eps: float) -> Array:
         checks.floating(weight, "standardize_weight")
         if weight.ndim < 2 or not prod(weight.shape[1:]):
             raise ValueError(f"standardize_weight: the weight must be (O, ...) and not empty, got shape {weight.shape}")
-        filters = weight.reshape(weight.shape[0], prod(weight.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
         needs = *self.needs_input_grad, False, False
-        self.norm, w_hat = run(LayerNorm, needs, filters, None, None, shape=filters.shape[1:], eps=eps)
-        return w_hat.reshape(weight.shape)
+        self.norm, w_hat = run(LayerNorm, needs, weight, None, None, shape=weight.shape[1:], eps=eps)
+        return w_hat
 
     def backward(self, grad_output: Array) -> Array:
-        grad_w_hat = grad_output.reshape(grad_output.shape[0], prod(grad_output.shape[1:]))  # (O, C, KH, KW) -> (O, ·)
-        return self.norm.backward(grad_w_hat)[0].reshape(grad_output.shape)
+        return self.norm.backward(grad_output)[0]
 
 
 def _channels(x: Array, weight: Array | None, bias: Array | None, op: str) -> tuple[int, int]:

@@ -70,8 +70,9 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     ],
 }  # fmt: skip
 
-# Ops that compute on 16-bit arrays: matrix products, whose sums are in float32, and ops that change no value.
-HALF = [MatMul, Linear, Cast, GetItem, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad]
+# Ops that compute on 16-bit arrays: matrix products, whose sums are in float32; ops that change no value; and sums and
+# differences, which are rounded once, as if computed in float32.
+HALF = [MatMul, Linear, Cast, GetItem, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad, Add, Sub]
 
 
 def _by_op(groups: dict[Any, list[type[Function]]]) -> dict[type[Function], Any]:

@@ -1,4 +1,4 @@
-"""Type promotion: an op computes in the dtype in which PyTorch computes."""
+"""Type promotion and 16-bit arithmetic: an op computes in the dtype in which PyTorch computes."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor, nn
+from minigrad.backend.dtypes import as_dtype, cast
 
 X32 = Tensor(np.array([1.0, 2.0, 3.0], np.float32), requires_grad=True)
 INTS = Tensor([1, 2, 3])
@@ -79,3 +80,17 @@ def test_promotion_of_integers():
     assert not Tensor([True, False]).amin().item() and minigrad.full((2,), 7).dtype == np.int64
     (X32 * INTS).sum().backward()
     assert X32.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_sums_need_no_upcast(dtype):
+    """A 16-bit sum is the float32 sum, rounded once. With a Python float, the inputs are upcast."""
+    a, b = (
+        cast(100 * np.random.default_rng(i).standard_normal(999).astype(np.float32), as_dtype(dtype)) for i in (0, 1)
+    )
+    x, y = Tensor(a, requires_grad=True), Tensor(b)
+    for z, exact in ((x + y, a.astype(np.float32) + b.astype(np.float32)), (x - y, a.astype(np.float32) - b)):
+        assert z.grad_fn.cast_back is None
+        np.testing.assert_array_equal(z.data, cast(exact, as_dtype(dtype)))
+    assert (x + 2.0).dtype == (x - 2.0).dtype == (2.0 - x).dtype == as_dtype(dtype)
+    assert (x + 2.0).grad_fn.cast_back == as_dtype(dtype)

@@ -39,12 +39,12 @@ def asarray(x: Any, dtype: Any = None) -> ndarray:
     """Copy to the device: the only function that accepts NumPy arrays."""
     if isinstance(x, ndarray):
         return x if dtype in (None, x.dtype) else x.astype(dtype)
-    refuse_in_capture("a copy from the host")
+    refuse_in_capture("copies from the host")
     x = np.asarray(x, dtype)
     return ndarray(x.copy("F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"))
 
 
-def scatter_add(target: ndarray, index: Any, source: Any) -> None:
+def add_at(target: ndarray, index: Any, source: Any) -> None:
     if target.dtype.name not in SCATTERED:
         raise TypeError(f"cupy.add.at only supports {', '.join(SCATTERED)} as data type, got {target.dtype}")
     do(np.add.at, target._host, index_of(index), unwrap(source))
@@ -86,6 +86,7 @@ def module() -> ModuleType:
     cupy.__version__, cupy.ndarray, cupy.asarray, cupy.inf = "14.2.0", ndarray, asarray, np.inf
     for name, parameters in FUNCTIONS.items():
         setattr(cupy, name, strict(getattr(np, name), parameters, name))
+    cupy.add.at = add_at
     cupy.from_dlpack = lambda x: wrap(np.from_dlpack(x))
     tricks = np.lib.stride_tricks
     cupy.lib = SimpleNamespace(
@@ -107,11 +108,9 @@ def module() -> ModuleType:
 @contextmanager
 def in_place_of_cupy() -> Iterator[None]:
     """Within the block, this is CuPy, `HostBlas` is cuBLAS and `HostLt` cublasLt."""
-    cupyx: Any = ModuleType("cupyx")
-    cupyx.scatter_add = scatter_add
     blas, lt = HostBlas(), HostLt()
     with (
-        patch.dict(sys.modules, {"cupy": module(), "cupyx": cupyx}),
+        patch.dict(sys.modules, {"cupy": module()}),
         cublas.use_blas(blas),
         use_device(Kernels(array=ndarray)),
         patch("minigrad.cuda_graph.direct_blas", lambda device, stream: blas),

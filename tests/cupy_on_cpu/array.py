@@ -18,7 +18,7 @@ def _reads(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that synchronizes, so it raises during capture."""
 
     def call(self: "ndarray") -> Any:
-        refuse_in_capture(f"{method.__name__}, which synchronizes")
+        refuse_in_capture("D2H transfers")
         return method(self)
 
     return call
@@ -89,7 +89,7 @@ class ndarray:  # noqa: N801 (CuPy's name)
         do(operator.setitem, self._host, index_of(index), unwrap(value))
 
     def set(self, host: np.ndarray) -> None:
-        refuse_in_capture("a copy from the host")
+        refuse_in_capture("copies from the host")
         self._host[...] = host
 
     def __len__(self) -> int:

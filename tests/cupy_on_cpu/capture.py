@@ -33,7 +33,7 @@ def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 
 def refuse_in_capture(what: str) -> None:
     if _tape is not None:
-        raise RuntimeError(f"cudaErrorStreamCaptureUnsupported: {what}, while a stream is captured")
+        raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's words
 
 
 def _memory(x: np.ndarray) -> np.ndarray:
@@ -90,4 +90,4 @@ class Stream:
     def wait_event(self, event: Any) -> None: ...
 
     def synchronize(self) -> None:
-        refuse_in_capture("synchronize")
+        refuse_in_capture("synchronizations")

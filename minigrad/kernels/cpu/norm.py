@@ -1,5 +1,7 @@
 """L2: normalisation, with sums by BLAS."""
 
+from math import prod
+
 import numpy as np
 
 from minigrad.backend import Array
@@ -14,22 +16,24 @@ OFFSET = 4  # if |μ| exceeds this many σ, the rounding error of μ is subtract
 class CPULayerNorm(norm.LayerNorm):
     """The same formula, for chunks of tokens.
 
-    Shapes: x, x̂, y (tokens, C); r (tokens, 1).  Saves x̂, r, weight.
+    Shapes: x, x̂, y as (tokens, C), C the size of the normalised axes; r (tokens, 1).  Saves x̂, r, weight.
     """
 
     @staticmethod
     def supports(x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float) -> bool:
-        if not (is_float32(x) and x.flags.c_contiguous and x.size and x.ndim > len(shape) == 1):
+        if not (is_float32(x) and x.flags.c_contiguous and x.size and x.ndim > len(shape) > 0):
             return False
-        return x.shape[-1:] == shape and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
+        fits = x.shape[-len(shape) :] == shape
+        return fits and all(p is None or (is_float32(p) and p.shape == shape) for p in (weight, bias))
 
     def forward(
         self, x: Array, weight: Array | None, bias: Array | None, *, shape: tuple[int, ...], eps: float
     ) -> Array:
-        (C,) = shape
-        tokens = x.reshape(-1, C)
-        y, self.x_hat = np.empty_like(tokens), np.empty_like(tokens)
-        self.rstd, self.weight, self.shape = np.empty((len(tokens), 1), np.float32), weight, x.shape
+        C, output = prod(shape), np.empty(x.shape, np.float32)
+        tokens, y = x.reshape(-1, C), output.reshape(-1, C)  # (..., *shape) -> (tokens, C)
+        weight, bias = (None if p is None else p.reshape(C) for p in (weight, bias))
+        self.x_hat, self.rstd = np.empty_like(tokens), np.empty((len(tokens), 1), np.float32)
+        self.weight, self.shape = weight, shape
         for chunk in row_chunks(*tokens.shape):
             x_hat, rstd = self.x_hat[chunk], self.rstd[chunk]
             mean = tokens[chunk] @ ones(C)
@@ -50,21 +54,22 @@ class CPULayerNorm(norm.LayerNorm):
                 np.multiply(x_hat, weight, out=y[chunk])
             if bias is not None:
                 y[chunk] += bias
-        return y.reshape(x.shape)
+        return output
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
         want_x, want_weight, want_bias = self.needs_input_grad
-        C = self.shape[-1]
-        grad_y = grad_output.reshape(-1, C)
-        grad_x = np.empty_like(self.x_hat) if want_x else None
-        grad_weight = np.zeros(C, np.float32) if want_weight else None
-        grad_bias = np.zeros(C, np.float32) if want_bias else None
+        C = prod(self.shape)
+        grad_y = grad_output.reshape(-1, C)  # (..., *shape) -> (tokens, C)
+        grad_input = np.empty(grad_output.shape, np.float32) if want_x else None
+        grad_x = None if grad_input is None else grad_input.reshape(-1, C)
+        grad_weight = np.zeros(self.shape, np.float32) if want_weight else None
+        grad_bias = np.zeros(self.shape, np.float32) if want_bias else None
         for chunk in row_chunks(*grad_y.shape):
             g, x_hat = grad_y[chunk], self.x_hat[chunk]
             if grad_bias is not None:
-                grad_bias += ones(len(g)) @ g
+                grad_bias += (ones(len(g)) @ g).reshape(self.shape)
             if grad_weight is not None:
-                grad_weight += ones(len(g)) @ (g * x_hat)
+                grad_weight += (ones(len(g)) @ (g * x_hat)).reshape(self.shape)
             if grad_x is not None:
                 g = g if self.weight is None else g * self.weight
                 mean, along_x_hat = g @ ones(C), np.vecdot(g, x_hat)
@@ -74,7 +79,7 @@ class CPULayerNorm(norm.LayerNorm):
                 np.subtract(g, grad_x[chunk], out=grad_x[chunk])
                 grad_x[chunk] -= mean[:, None]
                 grad_x[chunk] *= self.rstd[chunk]
-        return None if grad_x is None else grad_x.reshape(self.shape), grad_weight, grad_bias
+        return grad_input, grad_weight, grad_bias
 
 
 @fast_path_of(norm.GroupNorm)

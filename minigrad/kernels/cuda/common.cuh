@@ -39,7 +39,9 @@ template <class T> static inline __device__ T block_sum(T value) {
 // sums_j = Σ_i partials_ij: the second step of a reduction over blocks, row i being the partial sums of block i of
 // another kernel.
 //
-//   partials   (rows, columns)      sums   (columns,)      grid   ceil(columns / 32)      block   (32, STRIPS)
+//   partials   (rows, columns)      grid    ceil(columns / 32)
+//   first      columns 0 to split   block   (32, STRIPS)
+//   second     the other columns, if any: the gradients of two parameters are two arrays
 //
 // Thread (x, y) of block b sums column 32 b + x over the rows y, y + STRIPS, ...; the first warp sums the strips.
 //
@@ -47,7 +49,8 @@ template <class T> static inline __device__ T block_sum(T value) {
 #define STRIPS 32
 
 extern "C" __global__ void __launch_bounds__(WARP * STRIPS)
-sum_rows(const float* __restrict__ partials, float* __restrict__ sums, int rows, int columns) {
+sum_rows(const float* __restrict__ partials, float* __restrict__ first, float* __restrict__ second, int rows,
+         int columns, int split) {
     __shared__ float strip[STRIPS][WARP];
     const int column = blockIdx.x * WARP + threadIdx.x;
     float sum = 0;
@@ -58,6 +61,6 @@ sum_rows(const float* __restrict__ partials, float* __restrict__ sums, int rows,
     if (threadIdx.y == 0 && column < columns) {
         sum = 0;
         for (int y = 0; y < STRIPS; ++y) sum += strip[y][threadIdx.x];
-        sums[column] = sum;
+        (column < split ? first[column] : second[column - split]) = sum;
     }
 }

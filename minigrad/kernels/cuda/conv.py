@@ -187,13 +187,13 @@ class Depthwise:
         (OH, OW), groups = self.windows.out, _ceil(C, WARP)
         run, tiles = _tiles(N, OH, OW)
         count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
-        partials, sums = xp.empty((count, C * taps + C), FLOAT32), xp.empty(C * taps + C, FLOAT32)
+        partials = xp.empty((count, C * taps + C), FLOAT32)
+        grad_weight, grad_bias = xp.empty(shape, FLOAT32), xp.empty(C, FLOAT32)
         sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
         arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
         kernel = self._kernel("depthwise_grad_weight", x, run)
         kernel((groups, count), (WARP, WARPS), *arrays, partials, *sizes)
-        sum_rows(kernel, partials, sums)
-        grad_weight, grad_bias = sums[: C * taps].reshape(shape), sums[C * taps :]
+        sum_rows(kernel, partials, grad_weight, grad_bias)
         return grad_weight, grad_bias if want_bias else None
 
     def _correlate(

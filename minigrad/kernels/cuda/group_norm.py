@@ -59,10 +59,10 @@ class CUDAGroupNorm(norm.GroupNorm):
         grad_x = None if grad_x is None else grad_x.transpose(0, 3, 1, 2)
         if partials is None:
             return grad_x, None, None
-        sums = xp.empty((2, C), FLOAT32)
-        sum_rows(kernel, partials, sums)
-        grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
-        return grad_x, grad_weight, grad_bias
+        want_weight, want_bias = want_params
+        grad_weight, grad_bias = xp.empty(C, FLOAT32), xp.empty(C, FLOAT32)
+        sum_rows(kernel, partials, grad_weight, grad_bias)
+        return grad_x, grad_weight if want_weight else None, grad_bias if want_bias else None
 
     def _launch(self, name: str, packed: tuple[Array | None, ...], *args: Array) -> Kernel:
         """Launch a kernel over all groups of all images. `packed`: the arrays that are loaded or stored in packs."""

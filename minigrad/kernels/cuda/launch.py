@@ -121,11 +121,14 @@ class Kernel:
         )
 
 
-def sum_rows(compiled: Kernel, partials: Array, sums: Array) -> None:
-    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. `compiled` is the kernel that wrote
-    `partials`: its module has sum_rows too, so nothing more is compiled."""
+def sum_rows(compiled: Kernel, partials: Array, first: Array, second: Array | None = None) -> None:
+    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. The sums are written to `first`, and those
+    for which it has no room to `second`. `compiled` is the kernel that wrote `partials`: its module has sum_rows too,
+    so nothing more is compiled."""
     kernel = Kernel(compiled.file, "sum_rows", **dict(compiled.constants))
-    kernel(-(-sums.size // WARP), (WARP, STRIPS), partials, sums, np.int32(len(partials)), np.int32(sums.size))
+    columns = first.size + (0 if second is None else second.size)
+    sizes = np.int32(len(partials)), np.int32(columns), np.int32(first.size)
+    kernel(-(-columns // WARP), (WARP, STRIPS), partials, first, second, *sizes)
 
 
 def pack_of(x: Array, length: int, *arrays: Array | None) -> int:

@@ -125,10 +125,10 @@ def normalize_backward(
         grad_branch = grad_x
     if partials is None:
         return grad_x, grad_branch, None, None
-    sums = xp.empty((2, *shape), FLOAT32)
-    sum_rows(kernel, partials, sums)
-    grad_weight, grad_bias = (grad if want else None for grad, want in zip(sums, want_params, strict=True))
-    return grad_x, grad_branch, grad_weight, grad_bias
+    want_weight, want_bias = want_params
+    grad_weight, grad_bias = xp.empty(shape, FLOAT32), xp.empty(shape, FLOAT32)
+    sum_rows(kernel, partials, grad_weight, grad_bias)
+    return grad_x, grad_branch, grad_weight if want_weight else None, grad_bias if want_bias else None
 
 
 def _is_param(p: Array, shape: tuple[int, ...]) -> bool:

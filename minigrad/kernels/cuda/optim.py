@@ -39,22 +39,28 @@ def adamw_all(updates: Sequence[Update]) -> None:
     Table(*columns, scalars=lambda: next_scalars(rows)).launch(ADAMW)
 
 
-def next_scalars(rows: Sequence[Update]) -> list[tuple[float, ...]]:
-    """The scalars of each parameter at the next step t, after incrementing the step count in its state:
+def next_scalars(rows: Sequence[Update]) -> np.ndarray:
+    """The scalars of each parameter at the next step t, after incrementing the step count in its state, (rows, 8):
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
+
+    A captured step calls this function before each launch. So the scalars are computed once for all parameters of a
+    group with the same t, which are mostly the entire group.
     """
-    known: dict[tuple[int, int], tuple[float, ...]] = {}  # parameters of a group mostly have the same t
-    scalars = []
+    known: dict[tuple[int, int], int] = {}  # group and t -> index of their scalars
+    scalars: list[tuple[float, ...]] = []
+    indices: list[int] = []
     for _, _, state, group in rows:
         state["step"] = t = state["step"] + 1
         key = id(group), t
-        if key not in known:
+        index = known.get(key)
+        if index is None:
             lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
             step = 1 - lr * float(group["weight_decay"]), lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
-            known[key] = (beta1, beta2, 1 - beta1, 1 - beta2, float(group["eps"]), *step)
-        scalars.append(known[key])
-    return scalars
+            known[key] = index = len(scalars)
+            scalars.append((beta1, beta2, 1 - beta1, 1 - beta2, float(group["eps"]), *step))
+        indices.append(index)
+    return np.array(scalars, np.float32)[indices]
 
 
 @fast_path_of(reference.clip_by_global_norm, supports=lambda grads, max_norm: fits_each(grads))
