@@ -23,7 +23,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def registered() -> list[str]:
-    """The names of all models, in the order of their registration: in each file by size, then those for CIFAR."""
+    """The names of all models, in order of registration: file by file, each by size, with its CIFAR models last."""
     return list(_MODELS)
 
 

@@ -65,7 +65,7 @@ def run(
     """Run an op inside another op's forward, by a fast path if one supports the inputs.
 
     Returns:
-        The inner op, whose backward the outer op's backward calls, and the inner op's output.
+        The inner op and its output. The outer op's backward calls the inner op's backward.
     """
     op: Function = (fast_path(function, *arrays, **options) or function)()
     op.needs_input_grad = tuple(map(bool, needs_input_grad))

@@ -42,7 +42,7 @@ def note(arrays: Iterable[Array]) -> None:
 
 
 def overwritten(node: Node) -> Array | None:
-    """The first array saved by the node that was written to after the node was created, or None."""
+    """The node's first saved array with a write later than the node's creation, or None."""
     saved = [value for name, value in vars(node).items() if name not in _NOT_SAVED]
     for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):

@@ -59,7 +59,7 @@ def half_dtype(xs: Sequence[Any]) -> np.dtype | None:
 
 
 def cast(x: Any, dtype: np.dtype) -> Any:
-    """x cast to `dtype`: to a float rounded to nearest, ±∞ on overflow; to an integer truncated. No copy if x has this
+    """x cast to `dtype`. Floats round to nearest, ±∞ on overflow; integers truncate. No copy if x has this
     dtype."""
     if x.dtype == dtype:
         return x

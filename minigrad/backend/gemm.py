@@ -1,6 +1,6 @@
 """L0: matrix products, by NumPy on the CPU, by cuBLAS on a GPU.
 
-Every matrix product in minigrad calls `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA graph,
+Every matrix product on a GPU calls `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA graph,
 does not choose the dtype of the accumulator, and cannot add a bias.
 """
 

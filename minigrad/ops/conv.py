@@ -211,7 +211,7 @@ class Depthwise:
         return array_module(grad_y).ascontiguousarray(by_multiple.transpose(4, 0, 1, 2, 3))
 
     def _blocks(self, x: Array) -> Iterator[slice]:
-        """Slices of the batch, counting four arrays of x's size for each: x, padded x, y and scratch."""
+        """Slices of the batch of bounded size; one image counts as four: x, padded x, y and scratch."""
         return blocks(x, 4 * prod(x.shape[1:]))
 
 

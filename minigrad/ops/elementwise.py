@@ -206,8 +206,8 @@ class Minimum(Maximum):
 
 
 def promote_power(xs: Sequence[Any]) -> list[Any]:
-    """Base and exponent promoted to one dtype. An n-bit integer dtype wraps a Python integer
-    as base modulo 2ⁿ, and must hold a Python integer as exponent."""
+    """Base and exponent promoted to one dtype. In an n-bit integer dtype, a Python base wraps modulo 2ⁿ, and a Python
+    exponent must be in range."""
     a, b = promote(xs)
     return _check_range([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
 

@@ -22,7 +22,7 @@ def read_state(
 ) -> tuple[list[Rates], list[list[State]]]:
     """The learning rates of each group, and the state of each parameter of each group.
 
-    A `state_dict` of an older version has no `G.has_state`: every parameter must then have a state.
+    Without the key `<group>.has_state` (older versions), every parameter must have a state.
 
     Args:
         state_dict: arrays by name, from `Optimizer.state_dict`.

@@ -213,9 +213,9 @@ def _difference(forward: _Forward, i: int, x: Array, v: Array, step: float) -> t
 
 
 def _truncation(forward: _Forward, i: int, x: Array, v: Array, step: float) -> Array:
-    """t = |dy(2h) - dy(h)|, with 0 for NaN and ∞: above the truncation error of dy(h), the central difference along v.
+    """t = |dy(2h) - dy(h)|, 0 if not finite: a bound on the truncation error of dy(h), the central difference along v.
 
-    For y = xᵏ at x = 0 with k odd, dy(h) = hᵏ⁻¹ is all error, and dy(2h) - dy(h) = (2ᵏ⁻¹ - 1) · dy(h).
+    For y = xᵏ at x = 0 with k ≥ 3 odd, dy(h) = hᵏ⁻¹ is all error, and dy(2h) - dy(h) = (2ᵏ⁻¹ - 1) · dy(h).
     """
     change = abs(_difference(forward, i, x, v, 2 * step)[0] - _difference(forward, i, x, v, step)[0])
     return array_module(change).where(array_module(change).isfinite(change), change, 0)

@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
         name: the name in the file.
-        place: the parameter of the model, or the third of a qkv parameter.
+        place: the model's parameter, or the q, k or v part of a qkv parameter.
         unexpected: the model has no parameter of this name, or an earlier entry has the same place.
         array: the values, resampled if `resized`, not yet transposed.
         resized: whether the array was resampled to another grid or window size.

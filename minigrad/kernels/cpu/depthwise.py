@@ -126,7 +126,7 @@ class Plan:
         return y.reshape(N, H // TH, TH, W // TW, TW, C)
 
     def patches(self, x: Array) -> Iterator[tuple[slice, Array]]:
-        """X of a few channels at a time: yields the slice of the channels, and X: (N, H, W, C) -> (c, tiles, K)."""
+        """For each slice of c channels, yields the slice and its X: (N, H, W, c) -> (c, tiles, K)."""
         N, H, W, C = x.shape
         (TH, TW), (PH, PW), (BH, BW) = self.tile, self.patch, self.border
         rows, columns = H // TH, W // TW

@@ -151,6 +151,6 @@ class CPUGroupNorm(norm.GroupNorm):
         )
 
     def _over_groups(self, sums: Array) -> Array:
-        """From sums for each channel, the mean over its group for each channel: (n, C) -> (n, 1, C)."""
+        """Per-channel sums -> the mean over the group, repeated for each channel: (n, C) -> (n, 1, C)."""
         means = sums.reshape(len(sums), self.groups, -1).sum(axis=2) / self.n
         return np.repeat(means, sums.shape[1] // self.groups, axis=1)[:, None]

@@ -141,7 +141,7 @@ def readable(x: Array, dtype: Any) -> bool:
 
 
 def _steps(x: Array) -> list[tuple[int, int]]:
-    """Size and stride in bytes of the axes but the last: the outer axes longer than 1, heads, and rows."""
+    """(size, stride in bytes) of all axes except the last, without outer axes of size 1."""
     steps = [(count, step if count > 1 else 0) for count, step in zip(x.shape[:-1], x.strides[:-1], strict=True)]
     return [(count, step) for count, step in steps[:-2] if count > 1] + steps[-2:]
 

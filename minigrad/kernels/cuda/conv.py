@@ -86,7 +86,7 @@ class Pointwise:
 
 @dataclass(frozen=True)
 class Columns:
-    """Convolution with groups = 1 as in `Columns` of ops/conv.py, by im2col.cu: X from x and ∂x from ∂X:
+    """`Columns` of ops/conv.py for groups = 1. The kernels of im2col.cu compute X from x, and ∂x from ∂X:
 
         Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X,   ∂bias = ∂Yᵀ 1
 

@@ -40,12 +40,12 @@ def adamw_all(updates: Sequence[Update]) -> None:
 
 
 def next_scalars(rows: Sequence[Update]) -> np.ndarray:
-    """The scalars of each parameter at the next step t, after incrementing the step count in its state, (rows, 8):
+    """Increment the step count t of each parameter, and return the scalars of step t, (rows, 8):
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
 
     A captured step calls this function before each launch. So the scalars are computed once for all parameters of a
-    group with the same t, which are mostly the entire group.
+    group with the same t, usually the entire group.
     """
     known: dict[tuple[int, int], int] = {}  # group and t -> index of their scalars
     scalars: list[tuple[float, ...]] = []
