@@ -100,7 +100,7 @@ class AdaptiveAvgPool2d(Function):
     """y = the means of OH × OW windows that cover the image; their heights and widths differ by at most one pixel.
 
         y[..,i,j] = the mean of x[.., a:b, likewise from j],   a = ⌊i · H / OH⌋,  b = ⌈(i + 1) · H / OH⌉
-        ∂x[..,h,w] = Σ ∂y[..,i,j] / (the pixels of window i,j)  over the windows that contain this h and w
+        ∂x[..,h,w] = Σ ∂y[..,i,j] / (size of window i,j)  over the windows that contain this h and w
 
     The mean of a rectangle is the mean of the means of its rows, so H and W are averaged one after the other.
     `output_size` is (OH, OW), or one integer for both; None keeps the size of an axis.
