@@ -61,7 +61,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--seed", "2147483648"], "--seed: must be a whole number from 0 to 2147483646, got '2147483648'"),
         (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
         (["--model-ema-decay", "1"], "--model-ema-decay: must be a number at least 0 and below 1, got '1'"),
-        (["--graph"], "--graph cannot be: CUDA graphs are for a GPU: --device cuda"),
+        (["--graph"], "--graph is not possible: CUDA graphs are for a GPU: --device cuda"),
         (["--skip-nonfinite", "--graph", "--device", "cuda"], "--device cuda: |a graph cannot: --no-skip-nonfinite"),
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--layer-decay", "1.1"], "--layer-decay: must be a number above 0 and at most 1, got '1.1'"),

@@ -83,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Stands for a function or class that the file names. Without attributes: the file cannot set any.
+    """Stands for a function or class that the file names. Has no attributes, so that the file cannot set any.
 
     Messages do not show the arguments: a list of lists of lists may be small in the file and endless when printed.
     """
@@ -141,7 +141,7 @@ class _IntegerDtype(_StandIn):
 
 
 class IntegerArray(_StandIn):
-    """An array of integers in the file, as the NumPy array `array`."""
+    """Stands for an array of integers in the file; `array` is the NumPy array."""
 
     __slots__ = ("array",)
     what = "numpy.ndarray"
