@@ -191,7 +191,7 @@ class Step:
         return False
 
     def find_first_op(self, index: Array, draws: Sequence[int]) -> str:
-        """Repeat a step, up to `is_finite`, under `detect_anomaly`. Returns a message about the first op with NaN or Inf.
+        """Repeat a step, up to `is_finite`, under `detect_anomaly`; returns a message about the first non-finite op.
 
         `draws` are the counters of the generators before the step: the step repeats with the same random numbers.
         """

@@ -47,7 +47,7 @@ def test_backward_runs_once_per_node():
 
 
 def test_in_place_accumulation_does_not_change_other_gradients():
-    """Add returns one array for both inputs; accumulating in place into a's must not change b's gradient."""
+    """Add returns one array for both inputs; accumulating in place into the gradient of a must not change that of b."""
     x = leaf(1.0, 2.0)
     a, b = x * 1.0, x * 1.0
     a.retain_grad(), b.retain_grad()

@@ -203,7 +203,7 @@ def test_arguments_of_cupys_binding(monkeypatch, blas):
     st.sampled_from(["float16", "bfloat16"]), st.booleans(), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_half_precision_products_are_rounded_once(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
-    """Rounded after the addition of the bias, or not at all if float32 is returned."""
+    """Products are rounded after the addition of the bias, or not at all if float32 is returned."""
     M, K, N = sizes
     rng = np.random.default_rng(seed)
     a = with_layout(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)

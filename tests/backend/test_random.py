@@ -43,7 +43,7 @@ def test_seed_and_draws_are_the_complete_state():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_distributions(dtype):
+def test_moments_of_uniform_and_normal_samples(dtype):
     generator = Generator(3)
     u, z = generator.uniform((200, 1000), dtype), generator.normal((200, 1001), dtype)
     assert u.dtype == z.dtype == dtype and u.shape == (200, 1000) and z.shape == (200, 1001)

@@ -158,7 +158,7 @@ def test_without_gradients_nothing_is_saved():
 
 
 def test_saves_lse_instead_of_probabilities():
-    """P would be L · S values for each head; lse is L."""
+    """P would be L · S values for each head; lse is L values."""
     with emulated():
         y = F.scaled_dot_product_attention(*(Tensor(x, requires_grad=True) for x in qkv((2, 3), 40, 40, 8, 12)))
         kept = {name: x.shape for name, x in vars(y.grad_fn).items() if isinstance(x, np.ndarray)}

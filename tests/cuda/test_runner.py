@@ -187,7 +187,7 @@ def test_every_thread_of_every_block_runs_once(run, order):
     np.testing.assert_array_equal(out.reshape(12, 70), 1000 * (10000 * z + 1000 * y + 100 * x) + 100 * w + 10 * v + u)
 
 
-def test_thread_orders(run):
+def test_threads_run_in_the_given_order(run):
     def order_of(order):
         turn = poisoned((2, 2, 32), np.int32)
         run("order_of", 1, 64, turn, np.zeros(1, np.int32), order=order)
@@ -202,7 +202,7 @@ def test_thread_orders(run):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_barriers_hold(run, order):
+def test_barriers_wait_for_all_threads(run, order):
     x, y = drawn(3, 256), poisoned((3, 256))
     run("reversed", 3, 256, x, y, order=order)
     np.testing.assert_array_equal(y, x[:, ::-1] + (x[:, ::-1] + np.float32(1)))

@@ -107,7 +107,7 @@ def test_layer_norm_over_several_chunks():
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.integers(2, 5), st.integers(0, 99))
 def test_group_norm(N, groups, width, H, W, seed):
-    """For channels-last images, the memory layout of convolution outputs."""
+    """The images are channels-last, the memory layout of convolution outputs."""
     C = groups * width
     x = randn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.group_norm(x, groups, w, b)  # noqa: E731
@@ -127,7 +127,7 @@ def test_group_norm_over_several_chunks():
     st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
-    """For tiles of a full image, several rows, one row, and part of a row."""
+    """Tiles have a full image, several rows, one row, or part of a row."""
     while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # the fast path needs enough images
         N += 8
     assume(plan_for(N, H, W, kernel).cost < MAX_COST)
@@ -167,7 +167,7 @@ def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
     st.integers(0, 99),
 )  # fmt: skip
 def test_attention(lead, L, S, E, V, mask, layout, seed):
-    """For masks with all leading axes, without the first, and with axes of size 1."""
+    """Masks have all leading axes, lack the first, or have axes of size 1."""
     shapes = [(*lead, L, E), (*lead, S, E), (*lead, S, V)]
     q, k, v = (randn(seed + i, *shape) for i, shape in enumerate(shapes))
     if layout == "packed":  # the layout of a linear layer's output: (..., L, heads, E) in memory
@@ -313,7 +313,7 @@ CONVOLUTIONS = {"winograd": ((16, 16, 3, 3), 1), "depthwise 3 x 3": ((16, 1, 3, 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_nan_and_infinity_reach_only_their_windows(name, value):
-    """In the input, the weight, and the upstream gradient. The sum of two values 3e38 overflows."""
+    """NaN or infinity is in the input, the weight or the upstream gradient. The sum of two values 3e38 overflows."""
     shape, groups = CONVOLUTIONS[name]
     for place in ("x", "weight", "gradient"):
         x, weight, gradient = randn(0, 3, 16, 12, 11), randn(1, *shape) / 100, randn(2, 3, 16, 12, 11)

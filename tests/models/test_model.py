@@ -213,7 +213,7 @@ def test_param_groups_of_other_modules():
 
 @each_family
 def test_checkpointing_changes_no_loss_or_gradient(family):
-    """Bit for bit, with dropout and stochastic depth."""
+    """Loss and gradients are equal bit for bit, with dropout and stochastic depth."""
     drops = {"drop_path_rate": 0.4} | ({} if family == "convnext" else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
 
     def step(checkpointing: bool) -> list[np.ndarray]:

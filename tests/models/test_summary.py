@@ -132,7 +132,7 @@ def test_every_model_is_in_a_table_of_costs():
 
 
 def test_macs_of_single_ops():
-    """By hand: output elements times the products summed for each."""
+    """Expected, by hand: output elements times the products summed for each element."""
 
     class Products(nn.Module):
         def __init__(self) -> None:

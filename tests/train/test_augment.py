@@ -1,4 +1,4 @@
-"""Augmentation but for RandAugment: results, probabilities, and equality on CPU, GPU and in a CUDA graph."""
+"""Augmentation except RandAugment: results, probabilities, and equality on CPU, GPU and in a CUDA graph."""
 
 import re
 from collections import Counter
@@ -185,7 +185,7 @@ def test_erasing_fills_one_rectangle(prob, mode):
 
 
 def test_erasing_probability_in_a_batch_of_one():
-    """The probability is also right if N · prob < 1."""
+    """The probability is also correct if N · prob < 1."""
     image = made("cutout", 1, 5, 5)
     erased = [(RandomErasing(0.25)(image, Generator(seed)) != image).any() for seed in range(1000)]
     assert abs(np.mean(erased) - 0.25) < 0.05

@@ -31,8 +31,7 @@ def test_help_has_one_line_per_flag():
     )
 
 
-def test_every_setting_has_a_flag():
-    """And every flag has a setting."""
+def test_each_setting_has_a_flag_and_each_flag_a_setting():
     names = {action.dest for action in parser()._actions} - {"help", "config"}
     assert names == {field.name for field in fields(Settings)} == FLAGS.keys()
 

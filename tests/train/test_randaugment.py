@@ -152,7 +152,7 @@ FACTORS, SHIFTS = ("Color", "Contrast", "Brightness", "Sharpness"), ("TranslateX
     ],
 )
 def test_arguments_at_a_magnitude(m, sign, increasing, expected):
-    """As timm has them; magnitude 10 is m = 1."""
+    """The arguments are timm's; magnitude 10 is m = 1."""
     found = {op: arguments(op, np.array([m]), np.array([sign]), increasing)[0].item() for op in expected}
     assert found == pytest.approx(expected)
 
@@ -197,8 +197,7 @@ def test_translations_are_shares_of_their_own_axis():
         ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray unchanged
     ],
 )
-def test_colour_ops_on_gray_levels(op, argument, levels, expected):
-    """Of gray images."""
+def test_colour_ops_on_gray_images(op, argument, levels, expected):
     images = np.broadcast_to(np.array(levels, np.uint8), (1, 3, 1, len(levels)))
     result = COLOURS[op](images, *([] if argument is None else [np.array([argument])]))
     np.testing.assert_array_equal(result, np.broadcast_to(np.array(expected, np.uint8), images.shape))

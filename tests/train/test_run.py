@@ -26,7 +26,7 @@ FLAGS = [*SMALL, "--epochs", "2"]
 
 
 def unchecked(monkeypatch, poisoned):
-    """Switch off the check of each step, as on a GPU; in step number `poisoned` a gradient becomes infinite."""
+    """Disable the check of each step, as on a GPU. In step number `poisoned` a gradient becomes infinite."""
     initial, update, steps = Step.__init__, AdamW.step, []
 
     def begin(self, **arguments):

@@ -50,7 +50,10 @@ def test_settings_file_round_trip(tmp_path_factory, data):
         ("lrate = 1", r": 'lrate' is not a setting \(--help lists them\)"),
         ("batchsize = 1", r": 'batchsize' is not a setting; did you mean batch_size\?$"),
         ("config = 'other.toml'", ": 'config' is not a setting"),
-        ("[optimizer]\nlr = 1", r": \'optimizer\' is a table; a settings file has none: delete the line \[optimizer\]$"),
+        (
+            "[optimizer]\nlr = 1",
+            r": \'optimizer\' is a table; a settings file has none: delete the line \[optimizer\]$",
+        ),
         ("[lr]\nbase = 1", r": 'lr' is a table; "),
         ("'e\\npochs' = 1", r": 'e\\\\npochs' is not a setting; did you mean epochs"),
         ("batch_size = 8\nbatch-size = 9", ": 'batch-size' is given twice, with - and with _"),
