@@ -115,7 +115,7 @@ def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A disc minus a smaller disc, which overlaps its right edge."""
+    """A disc minus a smaller disc across its right edge."""
     return np.maximum(disc(u, v), 0.8 - np.hypot(u - 0.5, v))
 
 

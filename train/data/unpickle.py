@@ -230,7 +230,7 @@ class _Encode(_StandIn):
 
 
 def _ascii(text: str | bytes) -> str:
-    """Python 2 wrote strings as bytes."""
+    """`text` as a str: Python 2 wrote strings as bytes."""
     return text.decode("latin1") if isinstance(text, bytes) else text
 
 
