@@ -160,7 +160,7 @@ def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])
-    with pytest.raises(InputError, match="is a folder, not a checkpoint, such as best.npz"):
+    with pytest.raises(InputError, match=r"is a folder, not a checkpoint, such as best\.npz"):
         parse(["--eval", str(path.parent)])
     serialize.save(tmp_path / "resume.npz", {}, {"resume": 1, "settings": {}})
     with pytest.raises(InputError, match="is the state of a run; its models are the files best and last"):
