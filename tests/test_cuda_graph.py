@@ -75,7 +75,7 @@ def assert_same(build, batches, rtol=0.0, **options):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_captured_models(name):
+def test_captured_models_equal_eager_steps(name):
     size = SMALL[name]["img_size"]
     # CuPy sums the gradient of Swin's bias table in no fixed order.
     rtol = 1e-4 if name.startswith("swin") and hasattr(sys.modules["cupy"], "__file__") else 0.0
@@ -115,7 +115,7 @@ def test_replays_draw_the_next_words_of_each_generator(draws, before, steps):
     assert run.graph is not None and all(g.captured is None for g in ours)
 
 
-def test_captured_batch_norm():
+def test_captured_batch_norm_equals_eager_steps():
     assert_same(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Flatten(), nn.Linear(16, 10)),
         batches_of([4] * 5, (3, 4, 4)),
@@ -158,7 +158,7 @@ def test_tables_are_not_allocated_from_the_pool_of_the_graph(monkeypatch):
     assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
 
 
-def test_two_optimizer_steps_in_a_graph():
+def test_two_captured_optimizer_steps_equal_eager_ones():
     """Each step increments t, and uses the bias corrections of its t."""
 
     def run(graphed):
@@ -192,7 +192,7 @@ def test_replay_writes_its_outputs_to_the_same_memory(device):
     assert run.outputs.data.ptr == before
 
 
-def test_inputs_are_copied():
+def test_replay_copies_its_inputs():
     """A replay does not write to the arrays of the call that captured."""
     model = nn.Linear(4, 4).to("cuda")
     optimizer = optim.AdamW(model.parameters(), lr=0.0)
@@ -349,7 +349,7 @@ def test_warmup_of_0_raises():
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_ema_in_a_graph(warmup):
+def test_captured_ema_equals_eager_updates(warmup):
     """Each replay increments the number of updates, and uses the decay of that number; an integer buffer is copied."""
 
     class Counting(nn.Module):

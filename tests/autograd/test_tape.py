@@ -366,7 +366,7 @@ class Twice(Function):
 
 
 @pytest.mark.parametrize(("use_y", "use_z"), [(True, True), (True, False), (False, True)])
-def test_several_outputs(use_y, use_z):
+def test_gradient_is_the_sum_over_the_used_outputs(use_y, use_z):
     x = Tensor(np.ones(3), requires_grad=True)
     y, z = Tensor.apply(Twice, x * 1.0)
     used = [part * factor for part, factor, use in ((y, 3.0, use_y), (z, 5.0, use_z)) if use]

@@ -148,7 +148,7 @@ def test_supported_strides_are_not_copied(blas):
         assert np.shares_memory(call.B.array, ours) and np.shares_memory(call.A.array, other)
 
 
-def test_compute_types(blas):
+def test_compute_type_is_fp32_tf32_or_fp64(blas):
     recorder = Recorder(blas)
     x32, x64 = np.ones((2, 2), np.float32), np.ones((2, 2))
     with cublas.use_blas(recorder):
@@ -244,7 +244,7 @@ def test_use_stream_sets_the_workspace_again(library):
     blas.close()
 
 
-def test_without_the_library(monkeypatch):
+def test_missing_cublas_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     with pytest.raises(RuntimeError, match="found no libcublas"):
         cublas.load_library()

@@ -62,7 +62,7 @@ def test_uniform_float64_has_53_random_bits():
     assert (scaled % 2).any()
 
 
-def test_permutation():
+def test_permutation_has_every_index_once():
     order = Generator(1).permutation(1000)
     np.testing.assert_array_equal(np.sort(order), np.arange(1000))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15

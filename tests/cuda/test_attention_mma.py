@@ -93,7 +93,7 @@ def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORD
     st.tuples(*[st.sampled_from(["C", "packed", "backwards"])] * 3), st.sampled_from(["C", "packed", "strided"]),
     st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, order):
+def test_values_and_gradients_match_reference(lead, L, S, widths, dtype, layouts, grad_layout, order):
     """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)

@@ -92,7 +92,7 @@ def test_names_are_in_the_order_of_the_steps():
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_costs(name):
+def test_parameters_and_macs_of_each_step(name):
     model = empty(name)
     assert (count(model), round(summary.macs(model) / 1e9, 3)) == COSTS[name]
 

@@ -62,7 +62,7 @@ def test_rollout_keeps_dtype_and_inputs():
     np.testing.assert_array_equal(A, before)
 
 
-def test_pooled_attention():
+def test_pooled_attention_of_class_token_and_mean():
     A = attention_of("A", 2, 3, 5, 5)
     np.testing.assert_array_equal(attention.pooled_attention(A), A[:, :, 0, 1:])
     np.testing.assert_allclose(
@@ -225,7 +225,7 @@ def test_grad_cam_explains_invalid_blocks_and_classes():
         gradcam.grad_cam(small("vit", global_pool=""), x, [0, 1], ["blocks.0"])
 
 
-def test_last_block_of_each_size():
+def test_grad_cam_uses_the_last_block_of_each_size():
     model = small("swin")
     found = gradcam.last_of_each_size(model, [(8, 8), (8, 8), (4, 4), (4, 4)])
     assert found == [("layers.0.blocks.1", (8, 8)), ("layers.1.blocks.1", (4, 4))]
@@ -234,7 +234,7 @@ def test_last_block_of_each_size():
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def test_mosaic():
+def test_mosaic_is_a_grid_with_gaps():
     sheet = draw.mosaic(np.arange(1.0, 13).reshape(3, 2, 2), 2)
     gap = np.nan
     np.testing.assert_array_equal(
@@ -282,7 +282,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files_of_each_family(family, tmp_path, capsys):
+def test_each_family_writes_its_files(family, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     image_module = pytest.importorskip("PIL.Image")
     write(tmp_path / "best.npz", family)

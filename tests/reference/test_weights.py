@@ -149,7 +149,7 @@ def assert_has_weights(model, rounded=lambda x: x):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_save(tmp_path, suffix, zipped):
+def test_files_of_torch_save_load(tmp_path, suffix, zipped):
     entries, model = state_dict_and_model()
     checkpoint = {
         "model": {f"module.{name}": x for name, x in entries.items()},
@@ -173,7 +173,7 @@ def test_files_of_lower_precision(tmp_path, dtype):
         assert_has_weights(model, lambda x: x.to(dtype))
 
 
-def test_parameters_that_require_grad():
+def test_parameters_that_require_grad_load():
     entries, model = state_dict_and_model()
     models.load_weights(model, {name: torch.nn.Parameter(x) for name, x in entries.items()})
     assert_has_weights(model)

@@ -31,7 +31,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_help(tmp_path):
+def test_help_is_fast_and_fits_80_columns(tmp_path):
     start = time.perf_counter()
     result = train("--help", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""

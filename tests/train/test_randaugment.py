@@ -116,7 +116,7 @@ def test_two_ops_are_one_op_twice():
     ("std", "mean", "deviation"),
     [(0.0, 0.9, 0.0), (0.5, 0.9, 0.05), (inf, 0.45, 0.9 / 12**0.5)],
 )
-def test_magnitude_noise(std, mean, deviation):
+def test_magnitude_has_the_given_mean_and_deviation(std, mean, deviation):
     m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
@@ -151,7 +151,7 @@ FACTORS, SHIFTS = ("Color", "Contrast", "Brightness", "Sharpness"), ("TranslateX
         (1.5, -1, True, {"Posterize": 0, "Solarize": 0, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 0.1)}),
     ],
 )
-def test_arguments_at_a_magnitude(m, sign, increasing, expected):
+def test_arguments_at_a_magnitude_equal_timm(m, sign, increasing, expected):
     """The arguments are timm's; magnitude 10 is m = 1."""
     found = {op: arguments(op, np.array([m]), np.array([sign]), increasing)[0].item() for op in expected}
     assert found == pytest.approx(expected)
