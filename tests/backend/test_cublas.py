@@ -1,7 +1,7 @@
 """cuBLAS products, tested without a GPU.
 
-cublas.cpp implements `cublasGemmStridedBatchedEx` on the CPU, from pointers, sizes and strides only. It is called
-through the same ctypes binding as the real library.
+cublas.cpp implements `cublasGemmStridedBatchedEx` on the CPU, from pointers, sizes and strides only. The ctypes
+binding of the real library calls this implementation.
 """
 
 import ctypes

@@ -1,6 +1,5 @@
 """`python -m train` in a process of its own."""
 
-import csv
 import os
 import re
 import signal
@@ -8,27 +7,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.train.command import ROOT, TINY, rows, train
 from tests.train.hostile import write_cifar10
 from train.__main__ import main
-
-ROOT = Path(__file__).parents[2]
-TINY = ["--train-num-samples", "200", "--val-num-samples", "50", "--batch-size", "20"]
-
-
-def train(*flags, cwd, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "train", *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, **options)
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_help_is_fast_and_fits_80_columns(tmp_path):

@@ -11,9 +11,9 @@ from minigrad import Tensor, functional, no_grad, serialize
 from minigrad.parallel.threads import Shards
 from models.images import normalize
 from models.weights import checkpoint
+from tests.train.command import TINY, rows
+from tests.train.command import train as command
 from tests.train.small import info_of
-from tests.train.test_command_line import TINY, rows
-from tests.train.test_command_line import train as command
 from train.__main__ import main, parse
 from train.config import stored
 from train.config.errors import InputError

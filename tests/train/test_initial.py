@@ -9,8 +9,8 @@ import pytest
 import models
 from minigrad import serialize
 from tests.models import foreign
+from tests.train.command import rows, train
 from tests.train.small import FLAGS
-from tests.train.test_command_line import rows, train
 from train import __main__, initial, run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

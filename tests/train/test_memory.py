@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad.functional as F
-from tests.train.test_command_line import ROOT, rows
+from tests.train.command import ROOT, rows
 from train.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

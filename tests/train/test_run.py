@@ -12,8 +12,8 @@ import pytest
 
 from minigrad import serialize
 from minigrad.optim import AdamW
+from tests.train.command import TINY, rows, train
 from tests.train.small import FLAGS as SMALL
-from tests.train.test_command_line import TINY, rows, train
 from train.__main__ import main, parse
 from train.config.errors import InputError
 from train.data import datasets
