@@ -59,7 +59,7 @@ def torchvision_convnext():
 
 
 def torchvision_resnet():
-    """torchvision's ResNet has buffers that the model here lacks."""
+    """The reference and the model. torchvision's ResNet has buffers that the model here lacks."""
     libraries.load("torchvision")
     from torchvision.models.resnet import Bottleneck, ResNet
 
