@@ -124,7 +124,7 @@ _INTEGERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 class _IntegerDtype(_StandIn):
-    """A dtype of integers. Its state has the byte order."""
+    """Stands for a dtype of integers; the state in the pickle has the byte order."""
 
     __slots__ = ("dtype",)
     what = "numpy.dtype"
