@@ -52,7 +52,10 @@ def model_class(name: str) -> type[ImageModel]:
     """
     if name not in _MODELS:
         close = ", ".join(difflib.get_close_matches(name, _MODELS, n=3))
-        raise ValueError(f"there is no model {name!r}; " + (f"did you mean {close}?" if close else "see list_models()"))
+        raise ValueError(
+            f"there is no model {name!r}; "
+            + (f"did you mean {close}?" if close else "list_models() or python -m models lists all")
+        )
     return _MODELS[name][0]
 
 

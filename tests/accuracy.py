@@ -9,7 +9,7 @@ Run = Callable[..., Any]
 
 
 def rand(seed, *shape, offset=0.0):
-    """Uniform float32 values in [offset, offset + 1). They are positive: sums do not cancel."""
+    """Uniform float32 values in [offset, offset + 1). The values are positive: sums do not cancel."""
     return np.asarray(np.random.default_rng(seed).random(shape) + offset, np.float32)
 
 

@@ -75,7 +75,7 @@ def assert_same(build, batches, rtol=0.0, **options):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_captured_models(name):
+def test_captured_models_equal_eager_steps(name):
     size = SMALL[name]["img_size"]
     # CuPy sums the gradient of Swin's bias table in no fixed order.
     rtol = 1e-4 if name.startswith("swin") and hasattr(sys.modules["cupy"], "__file__") else 0.0
@@ -95,7 +95,7 @@ def test_replays_draw_the_dropout_masks_of_eager_steps():
 
 @given(st.lists(st.booleans(), min_size=1, max_size=4), st.integers(0, 5), st.integers(1, 4))
 def test_replays_draw_the_next_words_of_each_generator(draws, before, steps):
-    """In any order of draws from two generators."""
+    """Draws from two generators come in any order."""
     parameter = Tensor(to_device(np.ones(2, np.float32), "cuda"), requires_grad=True)
     optimizer = optim.AdamW([parameter])
     ours, theirs = [Generator(1, before), Generator(2)], [Generator(1, before), Generator(2)]
@@ -115,7 +115,7 @@ def test_replays_draw_the_next_words_of_each_generator(draws, before, steps):
     assert run.graph is not None and all(g.captured is None for g in ours)
 
 
-def test_captured_batch_norm():
+def test_captured_batch_norm_equals_eager_steps():
     assert_same(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Flatten(), nn.Linear(16, 10)),
         batches_of([4] * 5, (3, 4, 4)),
@@ -129,7 +129,7 @@ def test_smaller_batch_runs_eagerly():
 
 @pytest.mark.parametrize("sizes", [[4, 4, 3, 4, 4, 3, 4], [4, 3, 3, 3, 4, 4]], ids=str)
 def test_capture_waits_for_the_shapes_of_the_first_batch(sizes):
-    """Also if the warm-up ends with a smaller last batch: a graph of the smaller shape would never replay full ones."""
+    """The warm-up may end with a smaller last batch: a graph of its shape would never replay for full batches."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 10))  # noqa: E731
     assert_same(build, batches_of(sizes, (3, 4, 4)))
     _, _, run = train(build, batches_of(sizes, (3, 4, 4)), graphed=True)
@@ -138,7 +138,7 @@ def test_capture_waits_for_the_shapes_of_the_first_batch(sizes):
 
 @pytest.mark.parametrize("options", [{"clip": 0.05}, {"amp": True}, {"clip": 0.05, "amp": True}], ids=str)
 def test_eager_steps_between_replays_have_other_tables(options):
-    """The tables of clipping, casts and AdamW."""
+    """Clipping, casts and AdamW have tables of pointers."""
     build = lambda: nn.Sequential(Flatten(), nn.Linear(48, 20), nn.LayerNorm(20), nn.Linear(20, 10))  # noqa: E731
     assert_same(build, batches_of([4, 4, 4, 4, 3, 4, 3, 4], (3, 4, 4)), **options)
 
@@ -158,8 +158,8 @@ def test_tables_are_not_allocated_from_the_pool_of_the_graph(monkeypatch):
     assert all(run.tables.pool.malloc == malloc != run.pool.malloc for malloc in allocators) and len(allocators) == 3
 
 
-def test_two_optimizer_steps_in_a_graph():
-    """Each increments t, and has the scalars of its t."""
+def test_two_captured_optimizer_steps_equal_eager_ones():
+    """Each step increments t, and uses the bias corrections of its t."""
 
     def run(graphed):
         parameter = Tensor(to_device(np.ones(3, np.float32), "cuda"), requires_grad=True)
@@ -192,7 +192,7 @@ def test_replay_writes_its_outputs_to_the_same_memory(device):
     assert run.outputs.data.ptr == before
 
 
-def test_inputs_are_copied():
+def test_replay_copies_its_inputs():
     """A replay does not write to the arrays of the call that captured."""
     model = nn.Linear(4, 4).to("cuda")
     optimizer = optim.AdamW(model.parameters(), lr=0.0)
@@ -349,8 +349,8 @@ def test_warmup_of_0_raises():
 
 
 @pytest.mark.parametrize("warmup", [False, True])
-def test_ema_in_a_graph(warmup):
-    """Each replay increments the number of updates, and has its decay; an integer buffer is copied."""
+def test_captured_ema_equals_eager_updates(warmup):
+    """Each replay increments the number of updates, and uses the decay of that number; an integer buffer is copied."""
 
     class Counting(nn.Module):
         def __init__(self):

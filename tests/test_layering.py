@@ -16,7 +16,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 
 @cache
 def level(path: Path) -> int:
-    """The number in `L3: ...`, the first words of the docstring; a package's `__init__` stands above its files."""
+    """The level in the docstring, 3 for `L3: ...`; a package's `__init__` is above its files."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     stated = re.match(r"L(\d): ", text)
     if path == ROOT / "minigrad" / "__init__.py":

@@ -48,7 +48,7 @@ def test_files_named_on_a_page_exist(page):
 
 
 def test_names_in_the_lessons_are_defined_in_their_files():
-    """In `**Read** `file`: `Name`, `name``, each name is defined in the file."""
+    """A lesson says `**Read** `file`: `Name`, `name``; each name is defined in the file."""
     course = (ROOT / "minigrad" / "README.md").read_text()
     lessons = re.findall(r"\*\*Read\*\* (.*?)\n\n", course, re.DOTALL)
     assert len(lessons) == 21  # the first lesson shows its code

@@ -56,7 +56,7 @@ def test_programs_print_in_any_encoding(path, argument, encoding, monkeypatch):
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=module)
 def test_programs_set_the_error_handler_of_their_streams(path):
-    """In `main`, before parsing arguments, which may print; predict and visualize share `command`."""
+    """`main` sets the handler before parsing arguments, which may print; predict and visualize share `command`."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = {node.name: ast.unparse(node.body) for node in tree.body if isinstance(node, ast.FunctionDef)}
     main = functions["main"] + functions.get("command", "")

@@ -68,7 +68,6 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     """The trainer of a model, with all its parts, on the device of the settings."""
     augment = create_augment(settings, dataset)
     model, dataset = model.to(settings.device), dataset.to(settings.device)
-    amp_dtype = settings.amp_dtype if settings.amp else None
     generator = Generator(_STREAM * (settings.seed + 1))
     # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
     threads = 1 if any(model.named_buffers()) else settings.threads
@@ -86,7 +85,7 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
             batch_size=settings.batch_size,
             grad_accum_steps=settings.grad_accum_steps,
             clip_grad=settings.clip_grad,
-            amp_dtype=amp_dtype,
+            amp_dtype=settings.autocast_dtype,
             skip_nonfinite=settings.skip_nonfinite,
             graph=settings.graph,
         ),
@@ -94,7 +93,7 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     return Trainer(
         dataset,
         step,
-        Evaluation(settings.validation_batch_size, amp_dtype, shards),
+        Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards),
         Sampler(len(dataset.train), settings.device, generator, 1 if settings.no_aug else settings.aug_repeats),
         epochs=settings.epochs,
         warmup_epochs=settings.warmup_epochs,

@@ -61,7 +61,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluates a model on the test images of a dataset. Both are on the same device.
+    """Evaluates a model on the test images of a dataset on the same device.
 
     Fields:
         batch_size: images per batch.
@@ -74,7 +74,7 @@ class Evaluation:
     shards: Shards
 
     def means(self, model: Module, dataset: Dataset, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
-        """Mean loss, without label smoothing, and accuracy. `between` is called before each batch, and may raise."""
+        """Mean loss, without label smoothing, and accuracy. Calls `between` before each batch."""
         sums = Sums(device_of(dataset.test.labels))
         for logits, labels in self.logits_by_batch(model, dataset, between):
             loss = F.cross_entropy(logits, Tensor(labels))

@@ -141,7 +141,7 @@ class Trainer:
         self.position += 1
 
     def diverged(self, what: str, where: str, why: str = "") -> DivergedError:
-        """The error: `what` became NaN or Inf, in which step and epoch, and advice."""
+        """The error to raise: `what` became NaN or Inf, `where` in the run, `why` (the first such op), and advice."""
         place = f"{where} of epoch {self.epoch + 1}/{self.epochs}"
         return DivergedError(f"{what} {place}{why}; try a lower --lr or more --warmup-epochs")
 

@@ -66,10 +66,10 @@ def check(settings: Settings) -> None:
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--device {settings.device}: {error}") from None
     if settings.graph and settings.why_no_graph:
-        raise InputError(f"--graph cannot be: {settings.why_no_graph}")
-    if settings.amp:
+        raise InputError(f"--graph is not possible: {settings.why_no_graph}")
+    if settings.autocast_dtype is not None:
         try:
-            as_dtype(settings.amp_dtype)
+            as_dtype(settings.autocast_dtype)
         except RuntimeError as error:
             raise InputError(f"--amp: {error}") from None
     if settings.checkpoint_format == "safetensors":
@@ -100,7 +100,7 @@ def is_finished(settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> tuple[Trainer, RunInfo, str]:
-    """A new trainer, what the files record, and a message about pretrained weights, empty without them.
+    """A new trainer, what the files of the run record, and a message about pretrained weights, empty without any.
 
     A resumed run loads no pretrained weights: its weights are in its state file.
     """
@@ -169,7 +169,7 @@ def evaluate(settings: Settings) -> None:
         tune_cpu(settings.threads)
     dataset, path = create_dataset(replace(settings, train_num_samples=1)).to(settings.device), Path(settings.eval)
     with Shards(settings.threads) as shards:
-        evaluation = Evaluation(settings.validation_batch_size, settings.amp_dtype if settings.amp else None, shards)
+        evaluation = Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards)
         predictions = report.predictions(path, dataset, evaluation)
     print(f"model    {settings.model}, {path}")
     images, classes = plural(len(dataset.test), "test image"), plural(len(dataset.classes), "class")

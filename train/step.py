@@ -7,10 +7,9 @@ kernels, so a step can be captured as a CUDA graph.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
@@ -85,7 +84,7 @@ class Step:
         # Check for NaN and Inf before the update. Loss scaling synchronizes with the GPU anyway.
         on_cpu = device_of(data.labels) == "cpu"
         self.checks_finite = on_cpu or options.skip_nonfinite or self.scaler.enabled
-        self.guard: Callable[[], AbstractContextManager[Any]] = nullcontext  # in `find_first_op`, detect_anomaly
+        self.checks_each_op = False  # True in `find_first_op`
         self.graphed: Callable[[Array], bool] | None = None
         if options.graph:
             self.graphed = GraphedStep(self.compute, optimizer, generators=self.generators)
@@ -131,7 +130,7 @@ class Step:
 
         @_unwarned  # np.errstate is local to a thread
         def guarded(*shard: Array) -> tuple[Array, Array]:
-            with self.guard():
+            with detect_anomaly() if self.checks_each_op else nullcontext():
                 return work(*shard)
 
         if len(self.shards.generators) == 1:
@@ -178,7 +177,7 @@ class Step:
         """
         if not self.checks_finite:
             return True
-        if self.guard is detect_anomaly:
+        if self.checks_each_op:
             raise NonFiniteError("each op is finite, the sum of the gradients is not")
         grads = [p.grad.data for p in self.parameters if p.grad is not None]
         if not isfinite(float(loss)):
@@ -192,19 +191,19 @@ class Step:
         return False
 
     def find_first_op(self, index: Array, draws: Sequence[int]) -> str:
-        """Repeat a step, up to `is_finite`, under `detect_anomaly`; returns its error message.
+        """Repeat a step, up to `is_finite`, under `detect_anomaly`; returns a message about the first non-finite op.
 
         `draws` are the counters of the generators before the step: the step repeats with the same random numbers.
         """
         for generator, count in zip(self.generators, draws, strict=True):
             generator.draws = count
-        self.guard, message = detect_anomaly, ""
+        self.checks_each_op, message = True, ""
         try:
             self.compute(index)  # raises an error before the update
         except NonFiniteError as error:
             message = str(error)
         finally:
-            self.guard = nullcontext
+            self.checks_each_op = False
         return message
 
     def clear(self) -> None:

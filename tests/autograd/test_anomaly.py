@@ -12,7 +12,7 @@ from minigrad.autograd.anomaly import NonFiniteError
 from tests.autograd.test_tape import leaf
 
 
-class TestGuard:
+class TestDetectAnomaly:
     def test_names_the_op_the_shapes_and_the_module(self):
         model = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 4)))
         model[1][0].weight.data[0, 0] = np.inf

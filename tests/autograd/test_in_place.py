@@ -289,8 +289,9 @@ def test_records_of_writes_are_freed_with_the_memory():
     for _ in range(3):
         x += 1
         x[1:][0] = 2.0
-    assert len(writes._numbers) == len(writes._owners) == before + 1
-    del x
+    records = len(writes._numbers), len(writes._owners)
+    del x  # before the first assert: pytest's explanations keep local variables alive
+    assert records == (before + 1, before + 1)
     assert array() is None and len(writes._numbers) == len(writes._owners) == before
 
 

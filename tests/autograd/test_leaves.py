@@ -27,7 +27,7 @@ def test_requires_grad_false_keeps_gradient_and_hooks():
 
 
 def test_gradients_of_frozen_leaves_are_dropped():
-    """As in PyTorch, a graph recorded before accumulates again once requires_grad is True again."""
+    """As in PyTorch, an earlier graph accumulates gradients again once requires_grad is True again."""
     p, q = leaf(1.0, 2.0), leaf(1.0, 1.0)
     first, second = (p * p * q).sum(), (p * 2).sum()
     p.requires_grad_(False)

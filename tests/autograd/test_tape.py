@@ -47,7 +47,7 @@ def test_backward_runs_once_per_node():
 
 
 def test_in_place_accumulation_does_not_change_other_gradients():
-    """Add returns one array for both inputs; accumulating in place into a's must not change b's gradient."""
+    """Add returns one array for both inputs; accumulating in place into the gradient of a must not change that of b."""
     x = leaf(1.0, 2.0)
     a, b = x * 1.0, x * 1.0
     a.retain_grad(), b.retain_grad()
@@ -366,7 +366,7 @@ class Twice(Function):
 
 
 @pytest.mark.parametrize(("use_y", "use_z"), [(True, True), (True, False), (False, True)])
-def test_several_outputs(use_y, use_z):
+def test_gradient_is_the_sum_over_the_used_outputs(use_y, use_z):
     x = Tensor(np.ones(3), requires_grad=True)
     y, z = Tensor.apply(Twice, x * 1.0)
     used = [part * factor for part, factor, use in ((y, 3.0, use_y), (z, 5.0, use_z)) if use]

@@ -1,7 +1,7 @@
 """cuBLAS products, tested without a GPU.
 
-cublas.cpp implements `cublasGemmStridedBatchedEx` on the CPU, from pointers, sizes and strides only. It is called
-through the same ctypes binding as the real library.
+cublas.cpp implements `cublasGemmStridedBatchedEx` on the CPU, from pointers, sizes and strides only. The ctypes
+binding of the real library calls this implementation.
 """
 
 import ctypes
@@ -148,7 +148,7 @@ def test_supported_strides_are_not_copied(blas):
         assert np.shares_memory(call.B.array, ours) and np.shares_memory(call.A.array, other)
 
 
-def test_compute_types(blas):
+def test_compute_type_is_fp32_tf32_or_fp64(blas):
     recorder = Recorder(blas)
     x32, x64 = np.ones((2, 2), np.float32), np.ones((2, 2))
     with cublas.use_blas(recorder):
@@ -203,7 +203,7 @@ def test_arguments_of_cupys_binding(monkeypatch, blas):
     st.sampled_from(["float16", "bfloat16"]), st.booleans(), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_half_precision_products_are_rounded_once(blas, batch, sizes, layout_a, layout_b, dtype, wide, biased, seed):
-    """Rounded after the addition of the bias, or not at all if float32 is returned."""
+    """Products are rounded after the addition of the bias, or not at all if float32 is returned."""
     M, K, N = sizes
     rng = np.random.default_rng(seed)
     a = with_layout(rng.standard_normal((batch, M, K)).astype(as_dtype(dtype)), layout_a)
@@ -244,7 +244,7 @@ def test_use_stream_sets_the_workspace_again(library):
     blas.close()
 
 
-def test_without_the_library(monkeypatch):
+def test_missing_cublas_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     with pytest.raises(RuntimeError, match="found no libcublas"):
         cublas.load_library()

@@ -94,7 +94,7 @@ SIZES = st.tuples(*[st.integers(1, 9)] * 3)
 
 
 @given(st.integers(0, 99), SIZES, DTYPES, st.tuples(LAYOUTS, LAYOUTS), st.booleans(), st.booleans(), st.booleans())
-def test_product_with_bias(library, blas, seed, sizes, dtype, layouts, wide, biased_wide, spread):
+def test_product_with_bias_equals_numpy(library, blas, seed, sizes, dtype, layouts, wide, biased_wide, spread):
     a, b = drawn(seed, sizes, dtype, layouts)
     out = np.dtype(np.float32) if wide else a.dtype
     bias = np.random.default_rng(seed + 1).standard_normal(sizes[2]).astype(out if biased_wide else a.dtype)
@@ -107,7 +107,7 @@ def test_product_with_bias(library, blas, seed, sizes, dtype, layouts, wide, bia
 
 
 @given(st.integers(0, 99), SIZES, DTYPES, st.tuples(LAYOUTS, LAYOUTS), st.booleans())
-def test_product_and_sums(library, blas, seed, sizes, dtype, layouts, wide):
+def test_product_and_sums_equal_numpy(library, blas, seed, sizes, dtype, layouts, wide):
     a, b = drawn(seed, sizes, dtype, layouts)
     out = np.dtype(np.float32) if wide else a.dtype
     lt = Lt(library)
@@ -343,7 +343,7 @@ def test_unsupported_arguments_return_none(lt):
     assert [problem.types for problem in lt.plans] == [(2, 0, 68), (0, 0, cublas.COMPUTE_32F_FAST_TF32)]
 
 
-def test_without_the_library(monkeypatch):
+def test_missing_cublas_lt_gives_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
     with pytest.raises(RuntimeError, match="found no libcublasLt"):
         cublas.load_library("cublasLt")

@@ -43,7 +43,7 @@ def test_seed_and_draws_are_the_complete_state():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_distributions(dtype):
+def test_moments_of_uniform_and_normal_samples(dtype):
     generator = Generator(3)
     u, z = generator.uniform((200, 1000), dtype), generator.normal((200, 1001), dtype)
     assert u.dtype == z.dtype == dtype and u.shape == (200, 1000) and z.shape == (200, 1001)
@@ -62,7 +62,7 @@ def test_uniform_float64_has_53_random_bits():
     assert (scaled % 2).any()
 
 
-def test_permutation():
+def test_permutation_has_every_index_once():
     order = Generator(1).permutation(1000)
     np.testing.assert_array_equal(np.sort(order), np.arange(1000))
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15

@@ -51,7 +51,7 @@ def attention(q, k, v, mask, is_causal=False, scale=None):
 
 
 def attention_in_torch(torch, q, k, v, mask, **options):
-    """PyTorch does not broadcast all leading axes: expand them first."""
+    """PyTorch does not broadcast all leading axes: expand the axes first."""
     lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, **options)

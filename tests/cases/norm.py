@@ -16,7 +16,7 @@ EPS = st.sampled_from([{}, {"eps": 1e-3}])
 def spread_values(shape):
     """At most 80 values at a minimum distance, so that no variance is small compared with gradcheck's step.
 
-    PyTorch's group_norm needs this too: it computes the variance as ⟨x²⟩ - ⟨x⟩², inaccurate for a small variance.
+    PyTorch's group_norm needs the distance too: its variance ⟨x²⟩ - ⟨x⟩² is inaccurate for a small variance.
     """
     return arrays(shape, low=-3, high=3, gap=0.035)
 

@@ -148,7 +148,7 @@ def run_reference(op: Callable[..., Tensor], *arrays: Array | None, grad_y: Arra
 def max_error(found: Sequence[Array | None], exact: Sequence[Array | None]) -> float:
     """The maximum difference, relative to the maximum absolute value (at least 1) of each array.
 
-    It is ∞ if NaN and infinities are at different places. Pairs of None are ignored.
+    The error is ∞ if NaN and infinities are at different places. Pairs of None are ignored.
     """
     pairs = [(a, b) for a, b in zip(found, exact, strict=True) if a is not None or b is not None]
     return max((error_of(ours, theirs) for ours, theirs in pairs), default=0.0)

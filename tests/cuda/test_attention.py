@@ -42,7 +42,7 @@ def assert_matches_reference(q, k, v, mask=None, *, scale=None, tolerance=2e-6, 
     st.sampled_from([(8, 12), (36, 4)]), st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
     st.sampled_from([*LAYOUTS, "strided"]), st.sampled_from([None, -0.3]), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_value_and_gradients(lead, L, S, widths, layouts, grad_layout, scale, order):
+def test_value_and_gradients_match_reference(lead, L, S, widths, layouts, grad_layout, scale, order):
     """Fewer rows than a warp processes at once, more than a block does, keys and columns that do not fill a warp."""
     arrays = qkv(lead, L, S, *widths, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, order=order, grad_layout=grad_layout, scale=scale)
@@ -55,7 +55,7 @@ def test_value_and_gradients(lead, L, S, widths, layouts, grad_layout, scale, or
     st.lists(st.integers(1, 3), min_size=1, max_size=3), st.lists(st.booleans(), min_size=5, max_size=5),
     st.integers(0, 3), st.integers(1, 5), st.integers(1, 34), st.booleans(), st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_masks(lead, broadcast, missing, L, S, transposed, order):
+def test_masks_match_reference(lead, broadcast, missing, L, S, transposed, order):
     """Masks with axes of length 1, with missing axes, and with the first axis last in memory, as Swin's bias."""
     shape = [1 if one else n for n, one in zip((*lead, L, S), broadcast, strict=False)]
     shape = shape[min(missing, len(lead)) :]
@@ -158,7 +158,7 @@ def test_without_gradients_nothing_is_saved():
 
 
 def test_saves_lse_instead_of_probabilities():
-    """P would be L · S values for each head; lse is L."""
+    """P would be L · S values for each head; lse is L values."""
     with emulated():
         y = F.scaled_dot_product_attention(*(Tensor(x, requires_grad=True) for x in qkv((2, 3), 40, 40, 8, 12)))
         kept = {name: x.shape for name, x in vars(y.grad_fn).items() if isinstance(x, np.ndarray)}
@@ -195,7 +195,7 @@ def test_nan_stays_in_its_row():
     np.testing.assert_array_equal(np.isnan(y), wrong)
 
 
-def test_broadcast_gradient():
+def test_broadcast_gradient_matches_reference():
     """The ∂y of y.sum() has strides of 0, which cannot be loaded in packs."""
     arrays = qkv((2, 3), 6, 5, 8, 12)
     assert_matches_reference(*arrays, grad_y=np.broadcast_to(np.float32(1), (2, 3, 6, 12)))

@@ -93,7 +93,7 @@ def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORD
     st.tuples(*[st.sampled_from(["C", "packed", "backwards"])] * 3), st.sampled_from(["C", "packed", "strided"]),
     st.sampled_from(ORDERS),
 )  # fmt: skip
-def test_values_and_gradients(lead, L, S, widths, dtype, layouts, grad_layout, order):
+def test_values_and_gradients_match_reference(lead, L, S, widths, dtype, layouts, grad_layout, order):
     """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)
@@ -145,7 +145,7 @@ def windows(qkv, bias, grad_y=None, wanted=None, **options):
     st.sampled_from([16, 32]), st.booleans(), st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_windows_match_roll_and_mask(B, rows, columns, M, data, heads, d, biased, dtype, order):
-    """Against attention after the reference's roll, partition into windows and mask."""
+    """The expected values are attention after the reference's roll, partition into windows and mask."""
     H, W, shift = rows * M, columns * M, (data.draw(st.integers(0, M - 1)), data.draw(st.integers(0, M - 1)))
     packed, grad_y = normal(0, B, H, W, 3 * heads * d, dtype=dtype), normal(1, B, H, W, heads * d, dtype=dtype)
     bias = normal(2, heads, M * M, M * M) if biased else None

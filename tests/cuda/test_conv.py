@@ -115,7 +115,7 @@ def test_depthwise_matches_reference(
     st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
     st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
-def test_im2col(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
+def test_im2col_matches_reference(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
     """PACK of 1 or 16 bytes, pixels that no window reads, windows in the padding, a batch in several blocks."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))

@@ -95,7 +95,7 @@ def test_there_are_no_barriers():
     st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
-    """Of contiguous float32 views at any address; other layouts and dtypes are cast one by one."""
+    """Contiguous float32 views at any address are cast in one launch; other layouts and dtypes one by one."""
     shapes = [shape[:1] + [min(n, 70) for n in shape[1:]] for shape in shapes]
     xs = [random_array(seed + i, *shape, scale=1e5) for i, shape in enumerate(shapes)]  # some are beyond float16
     xs = [guarded_copy(x, guard or "after") for x in xs]

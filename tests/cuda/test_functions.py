@@ -1,5 +1,5 @@
 """Fast paths of functions: casts, random numbers, optimizer updates. On a GPU, or on the stand-in for CuPy, the kernels
-run outside `without_fast_paths`, the reference implementation runs within, and both give the same."""
+run outside `without_fast_paths`, the reference implementation runs within, and both give the same results."""
 
 from contextlib import contextmanager
 

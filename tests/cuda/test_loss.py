@@ -76,7 +76,7 @@ def test_ignore_index_matches_reference(N, C, ignored, reduction, dtype, weighte
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_zero_total_weight_gives_nan_mean(reduction):
-    """The mean over no rows, or over classes of weight 0, is NaN, and its gradients; ignored rows have gradient 0."""
+    """The mean over no rows, or over classes of weight 0, and its gradients are NaN; ignored rows have gradient 0."""
     options = {"ignore_index": 3, "reduction": reduction}
     assert_matches_reference(random_array(0, 5, 7), np.full(5, 3), **options)
     weight = (np.arange(7) != 2).astype(np.float32)
@@ -85,7 +85,7 @@ def test_zero_total_weight_gives_nan_mean(reduction):
 
 
 def test_index_out_of_range_selects_no_class():
-    """The CPU raises. A GPU would have to synchronize to check, so the row has q = 0."""
+    """The CPU raises. A GPU would have to synchronize to check, so the row has the target probabilities q = 0."""
     x, inside = random_array(0, 4, 7), np.array([1, 5, 0, 6])
     with emulated():
         found = cross_entropy(x, np.where(np.arange(4) % 2, 7, inside))

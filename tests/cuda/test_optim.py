@@ -182,7 +182,7 @@ def test_16_bit_state_launches_nothing():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_16_bit_parameters_are_updated_by_the_kernel_in_float32(dtype):
-    """With the same results as on the CPU, also where float16 has neither the squares nor eps."""
+    """The results equal the CPU's, also if the squares of the gradients and eps underflow in float16."""
     x, grad = (Tensor(np.float32(values)).to(dtype=dtype).data for values in ([1, 2, 3], [1e-6, -200, 0]))
     expected, state = steps(x, [grad] * 3, lr=0.1)
     with recorded() as launches:

@@ -187,7 +187,7 @@ def test_every_thread_of_every_block_runs_once(run, order):
     np.testing.assert_array_equal(out.reshape(12, 70), 1000 * (10000 * z + 1000 * y + 100 * x) + 100 * w + 10 * v + u)
 
 
-def test_thread_orders(run):
+def test_threads_run_in_the_given_order(run):
     def order_of(order):
         turn = poisoned((2, 2, 32), np.int32)
         run("order_of", 1, 64, turn, np.zeros(1, np.int32), order=order)
@@ -202,7 +202,7 @@ def test_thread_orders(run):
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_barriers_hold(run, order):
+def test_barriers_wait_for_all_threads(run, order):
     x, y = drawn(3, 256), poisoned((3, 256))
     run("reversed", 3, 256, x, y, order=order)
     np.testing.assert_array_equal(y, x[:, ::-1] + (x[:, ::-1] + np.float32(1)))
@@ -225,7 +225,7 @@ def test_missing_barrier_changes_the_result_in_some_order(run, source):
 
 
 @given(st.integers(0, 31), st.sampled_from([1, 2, 4, 8, 16, 32]))
-def test_shuffles(run, argument, width):
+def test_shuffles_exchange_lanes_as_documented(run, argument, width):
     x, y = np.arange(100, 132, dtype=np.int32), poisoned((32, 4), np.int32)
     run("shuffles", 1, 32, x, y, np.int32(argument), np.int32(width))
     for lane in range(32):
@@ -314,7 +314,7 @@ def test_misalignment_bad_index_and_division_are_reported(run):
         run("divided", 1, 1, np.ones(1, np.int32), np.int32(0))
 
 
-def test_cuda_functions(run):
+def test_atomics_and_math_functions_are_correct(run):
     count, total = np.zeros(1, np.int32), np.zeros(1, np.float32)
     run("counted", 3, 33, count, total)
     assert count == 99 and total == 49.5
@@ -324,7 +324,7 @@ def test_cuda_functions(run):
     np.testing.assert_allclose(y, expected, rtol=2e-7)
 
 
-def test_16_bit_floats(run):
+def test_16_bit_floats_are_converted_exactly(run):
     """All bfloat16 and float16 values, the midpoints between neighbours, and the floats next to the midpoints."""
     everything = np.arange(1 << 16, dtype=np.uint32)
     halfway = (everything << 16 | 0x8000).view(np.float32)
@@ -348,7 +348,7 @@ def test_16_bit_floats(run):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_tensor_core_product(run, transposed):
+def test_tensor_core_product_equals_numpy(run, transposed):
     rng = np.random.default_rng(0)
     A, B, C = (rng.integers(-8, 9, shape).astype(np.float32) for shape in ((16, 16), (16, 8), (16, 8)))
     out = C.copy()

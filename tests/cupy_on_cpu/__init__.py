@@ -55,7 +55,7 @@ _allocators: list[Any] = [None]
 
 @contextmanager
 def using_allocator(malloc: Any) -> Iterator[None]:
-    """Sets the result of `get_allocator`; the memory is NumPy's all the same."""
+    """Sets the result of `get_allocator`; the memory is allocated by NumPy."""
     _allocators.append(malloc)
     try:
         yield
@@ -76,7 +76,7 @@ class Kernels(CpuDevice):
             t.memory._host[...] = 0
 
     def owns(self, x: Any) -> bool:
-        """False without a compiler: then every op runs its reference implementation."""
+        """True if kernels can run; False without a compiler: then every op runs its reference implementation."""
         return HAS_COMPILER and super().owns(x)
 
 
@@ -107,7 +107,7 @@ def module() -> ModuleType:
 
 @contextmanager
 def in_place_of_cupy() -> Iterator[None]:
-    """Within the block, this is CuPy, `HostBlas` is cuBLAS and `HostLt` cublasLt."""
+    """Within the block, this package replaces CuPy, `HostBlas` cuBLAS and `HostLt` cublasLt."""
     blas, lt = HostBlas(), HostLt()
     with (
         patch.dict(sys.modules, {"cupy": module()}),

@@ -1,6 +1,6 @@
 """What CuPy 14.2 has, by the signatures in its wheel, and where its results differ from NumPy's.
 
-A function that is missing here has not been looked up there.
+A function missing here may exist in CuPy: its signature has not been checked.
 """
 
 from collections.abc import Callable, Sequence

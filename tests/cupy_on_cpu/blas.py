@@ -42,7 +42,7 @@ class HostBlas:
 
 
 class HostLt(HostBlas):
-    """cublasLtMatmul with an epilogue, likewise: see minigrad/backend/cublas_lt.py."""
+    """cublasLtMatmul with an epilogue, from pointers and descriptors: see minigrad/backend/cublas_lt.py."""
 
     def matmul(
         self, epilogue: int, m: int, n: int, k: int, A: Any, B: Any, C: Any, vector: ndarray, compute: int

@@ -66,7 +66,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Last(Function):
-    """The last of several outputs. Its gradient is the gradient of all: a loss of all outputs without a kernel."""
+    """The last output; backward passes its gradient to all outputs. So all count in the loss, and no kernel runs."""
 
     def forward(self, *outputs: Array) -> Array:
         self.count = len(outputs)

@@ -121,7 +121,7 @@ def test_report_lists_what_is_wrong(capsys):
 
 
 def test_time_limits_add_up_to_ten_minutes():
-    """With half a minute for the program that starts them."""
+    """The sum includes half a minute for the program that starts the stages."""
     assert sum(stage.seconds for stage in STAGES.values()) <= 570
 
 

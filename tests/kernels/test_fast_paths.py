@@ -53,7 +53,7 @@ def assert_equals_reference(op, run, *arrays, requires_grad=None, tolerance=2e-5
 
 
 @given(SIZES, SIZES, st.sampled_from(["C", "F", "reversed", "strided"]), st.integers(0, 99))
-def test_gelu_and_relu(rows, columns, layout, seed):
+def test_gelu_and_relu_equal_reference(rows, columns, layout, seed):
     x = randn(seed, rows, columns * (2 if layout == "strided" else 1))
     x = {"C": x, "F": np.asfortranarray(x), "reversed": x[::-1], "strided": x[:, ::2]}[layout]
     assert_equals_reference(GELU, F.gelu, x, tolerance=6e-7)
@@ -89,7 +89,7 @@ def test_relu_backward_at_nan_and_for_infinite_gradients():
 @given(
     SIZES, SIZES, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([1e-5, 0.1]), st.integers(0, 99)
 )  # fmt: skip
-def test_layer_norm(tokens, C, two_axes, weight, bias, eps, seed):
+def test_layer_norm_equals_reference(tokens, C, two_axes, weight, bias, eps, seed):
     x = randn(seed, 2, tokens, C, offset=seed % 3)
     shape = (tokens, C) if two_axes else (C,)
     weight, bias = randn(1, *shape) if weight else None, randn(2, *shape) if bias else None
@@ -109,8 +109,8 @@ def test_layer_norm_over_several_chunks():
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.integers(2, 5), st.integers(0, 99))
-def test_group_norm(N, groups, width, H, W, seed):
-    """For channels-last images, the memory layout of convolution outputs."""
+def test_group_norm_equals_reference(N, groups, width, H, W, seed):
+    """The images are channels-last, the memory layout of convolution outputs."""
     C = groups * width
     x = randn(seed, N, H, W, C, offset=seed % 3).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.group_norm(x, groups, w, b)  # noqa: E731
@@ -129,8 +129,8 @@ def test_group_norm_over_several_chunks():
     st.integers(1, 3), st.integers(2, 5), st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 8, 9, 30, 31, 57]),
     st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
-    """For tiles of a full image, several rows, one row, and part of a row."""
+def test_depthwise_convolution_equals_reference(N, C, H, W, kernel, bias, seed):
+    """Tiles have a full image, several rows, one row, or part of a row."""
     while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # the fast path needs enough images
         N += 8
     assume(plan_for(N, H, W, kernel).cost < MAX_COST)
@@ -145,7 +145,7 @@ def test_depthwise_convolution(N, C, H, W, kernel, bias, seed):
     st.tuples(st.integers(0, 2), st.integers(0, 2)), st.booleans(), st.sampled_from(["first", "last"]),
     st.integers(0, 99),
 )  # fmt: skip
-def test_convolution_3_by_3(N, C, O, H, W, padding, bias, channels, seed):  # noqa: E741
+def test_convolution_3_by_3_equals_reference(N, C, O, H, W, padding, bias, channels, seed):  # noqa: E741
     x = randn(seed, N, C, H, W) if channels == "first" else randn(seed, N, H, W, C).transpose(0, 3, 1, 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding)  # noqa: E731
     assert_equals_reference(Conv2d, run, x, randn(1, O, C, 3, 3), randn(2, O) if bias else None, tolerance=3e-6 * 9 * C)
@@ -158,7 +158,7 @@ def test_convolution_3_by_3_over_several_chunks():
 
 
 @given(st.integers(1, 3), SIZES, SIZES, st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
+def test_convolution_1_by_1_equals_reference(N, C, O, H, W, stride, bias):  # noqa: E741
     run = lambda x, w, b: F.conv2d(x, w, b, stride=(stride, 1))  # noqa: E731
     x, weight = randn(0, N, C, H, W), randn(1, O, C, 1, 1)
     assert_equals_reference(Conv2d, run, x, weight, randn(2, O) if bias else None, tolerance=1e-4)
@@ -169,8 +169,8 @@ def test_convolution_1_by_1(N, C, O, H, W, stride, bias):  # noqa: E741
     st.integers(1, 5), st.sampled_from([None, "all", "last", "first", "middle"]), st.sampled_from(["C", "packed"]),
     st.integers(0, 99),
 )  # fmt: skip
-def test_attention(lead, L, S, E, V, mask, layout, seed):
-    """For masks with all leading axes, without the first, and with axes of size 1."""
+def test_attention_equals_reference(lead, L, S, E, V, mask, layout, seed):
+    """Masks have all leading axes, lack the first, or have axes of size 1."""
     shapes = [(*lead, L, E), (*lead, S, E), (*lead, S, V)]
     q, k, v = (randn(seed + i, *shape) for i, shape in enumerate(shapes))
     if layout == "packed":  # the layout of a linear layer's output: (..., L, heads, E) in memory
@@ -316,7 +316,7 @@ CONVOLUTIONS = {"winograd": ((16, 16, 3, 3), 1), "depthwise 3 x 3": ((16, 1, 3, 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_nan_and_infinity_reach_only_their_windows(name, value):
-    """In the input, the weight, and the upstream gradient. The sum of two values 3e38 overflows."""
+    """NaN or infinity is in the input, the weight or the upstream gradient. The sum of two values 3e38 overflows."""
     shape, groups = CONVOLUTIONS[name]
     for place in ("x", "weight", "gradient"):
         x, weight, gradient = randn(0, 3, 16, 12, 11), randn(1, *shape) / 100, randn(2, 3, 16, 12, 11)

@@ -1,6 +1,6 @@
 """Formula weights in the file layouts of other libraries: an independent inverse of `models.load_weights`.
 
-Also the helpers that its tests share.
+Also helpers that several tests of weights share.
 """
 
 import re
@@ -178,7 +178,7 @@ def hugging_face_convnext(name):
 
 
 def written(model: nn.Module, rename: Callable[[str], str], words: Sequence[str] = ("q", "k", "v")) -> Arrays:
-    """The formula weights of a model under a library's names; `words` are its names of q, k and v."""
+    """The formula weights of a model under a library's names; `words` are the library's names of q, k and v."""
     entries: Arrays = {}
     for name, tensor in formula.fill(model).state_dict().items():
         theirs, x = rename(name), tensor.numpy().copy()

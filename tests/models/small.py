@@ -1,5 +1,9 @@
-"""A small model of each family."""
+"""A small model of each family, and images for it."""
 
+import pytest
+
+from minigrad import Tensor
+from models.compare import formula
 from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
@@ -14,8 +18,13 @@ _FAMILIES = {
     "convnext": (ConvNeXt, {"depths": (1, 2, 1), "dims": (8, 12, 16)}),
 }
 FAMILIES = list(_FAMILIES)
+each_family = pytest.mark.parametrize("family", FAMILIES)
 
 
 def small(family: str, **overrides) -> ImageModel:
     cls, config = _FAMILIES[family]
     return cls(**({"img_size": 32, "num_classes": 7} | config | overrides))
+
+
+def images(count: int = 2, size: int = 32) -> Tensor:
+    return Tensor(formula.stream("images", count, 3, size, size))

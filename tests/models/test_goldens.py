@@ -34,7 +34,7 @@ def test_formula_has_known_values():
     ],
 )
 def test_goldens_agree_with_an_earlier_recording(name, logits):
-    """The earlier recording is by another program with the same libraries."""
+    """The earlier recording was made by another program with the same libraries."""
     recorded = golden.load(name).outputs["logits"].entries
     np.testing.assert_allclose(recorded[: len(logits)], logits, rtol=0, atol=1e-12)
 

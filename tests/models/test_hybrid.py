@@ -17,7 +17,7 @@ from tests.models.small import small
         (63, 3, 2, 1, 1), (25, 7, 2, 3, 3), (2, 7, 2, 2, 3),
     ],
 )  # fmt: skip
-def test_same_padding(size, kernel, stride, before, after):
+def test_same_padding_gives_size_over_stride_rounded_up(size, kernel, stride, before, after):
     ones = Tensor(np.ones((1, 1, size, size)))
     padded = hybrid.pad_same(ones, kernel, stride).numpy()[0, 0]
     assert padded.shape == (before + size + after,) * 2

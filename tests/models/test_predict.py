@@ -168,7 +168,7 @@ def test_missing_pillow_is_explained(folder, monkeypatch, capsys):
     assert "needs Pillow: pip install pillow" in capsys.readouterr().err
 
 
-def test_errors_in_one_line():
+def test_one_line_of_an_error_names_file_or_type():
     assert one_line(PermissionError(13, "Permission denied", "x.png")) == "x.png: Permission denied"
     assert one_line(MemoryError()) == "MemoryError"
 

@@ -72,7 +72,7 @@ def empty(name: str, **overrides) -> RoadmapNet:
 
 
 def small(step: str, **overrides) -> RoadmapNet:
-    """A step on images of 32 x 32, with a third of its blocks and a sixteenth of its channels."""
+    """A step on images of 32 x 32, with a third of the step's blocks and a sixteenth of the channels."""
     design = DESIGNS[step]
     design = replace(design, depths=tuple(depth // 3 for depth in design.depths), width=design.width // 16)
     return RoadmapNet(**(asdict(design) | {"img_size": 32, "num_classes": 5, "stem_stride": 2} | overrides))
@@ -92,12 +92,12 @@ def test_names_are_in_the_order_of_the_steps():
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_costs(name):
+def test_parameters_and_macs_of_each_step(name):
     model = empty(name)
     assert (count(model), round(summary.macs(model) / 1e9, 3)) == COSTS[name]
 
 
-def test_each_step_is_one_decision():
+def test_each_step_changes_one_design_decision():
     assert empty("roadmap_00_resnet50").design == Design()
     for step in STEPS[1:]:
         assert len(step.change) == 1
@@ -153,7 +153,7 @@ def test_convnext_without_these_norms_equals_the_last_step():
 
 @each_step
 def test_gradients_agree_with_finite_differences(step):
-    """For stem, each block and head: along one direction in the space of its parameters."""
+    """The stem, each block and the head are checked along one direction in the space of their parameters."""
     model, x, h = formula.fill(small(step)), images(), 1e-8  # small: ReLU and max pooling have kinks
     probe = Tensor(formula.stream("loss", 2, 5))
 

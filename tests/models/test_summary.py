@@ -92,25 +92,25 @@ def without_weights(name, **overrides):
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_costs(name):
+def test_parameters_and_macs_equal_pytorchs_counter(name):
     model = without_weights(name)
     assert (summary.parameters(model), round(summary.macs(model) / 1e9, 3)) == COSTS[name]
 
 
 @pytest.mark.parametrize("name", SMALL_COSTS)
-def test_costs_for_small_images(name):
+def test_parameters_and_macs_for_small_images(name):
     model = without_weights(name)
     assert (summary.parameters(model), round(summary.macs(model) / 1e6, 1)) == SMALL_COSTS[name]
 
 
 @pytest.mark.parametrize(("name", "overrides", "count", "gmacs"), VARIANTS)
-def test_costs_of_variants(name, overrides, count, gmacs):
+def test_parameters_and_macs_of_variants(name, overrides, count, gmacs):
     model = without_weights(name, **overrides)
     assert (summary.parameters(model), round(summary.macs(model) / 1e9, 3)) == (count, gmacs)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name):
+def test_number_of_parameters(name):
     assert summary.parameters(without_weights(name)) == PARAMETERS[name]
 
 
@@ -132,7 +132,7 @@ def test_every_model_is_in_a_table_of_costs():
 
 
 def test_macs_of_single_ops():
-    """By hand: output elements times the products summed for each."""
+    """Expected, by hand: output elements times the products summed for each element."""
 
     class Products(nn.Module):
         def __init__(self) -> None:
@@ -239,7 +239,7 @@ def run(capsys, *arguments) -> str:
     return capsys.readouterr().out
 
 
-def test_the_table(capsys):
+def test_table_shows_costs_and_published_accuracies(capsys):
     text = run(capsys, "vit_*patch1*", "swin_*", "*nano_cifar")
     lines = text.splitlines()
     assert max(map(len, lines)) <= 120
@@ -264,7 +264,7 @@ def test_one_model_is_shown_block_by_block(capsys):
     assert "W-MSA" not in text and max(map(len, text.splitlines())) <= 120
 
 
-def test_csv(capsys):
+def test_csv_has_the_rows_of_the_table(capsys):
     rows = list(csv.DictReader(io.StringIO(run(capsys, "--csv", "vit_nano_cifar", "convnext_base"))))
     assert [row["name"] for row in rows] == ["vit_nano_cifar", "convnext_base"]
     assert rows[0]["macs_224"] == rows[0]["top1"] == "" and rows[0]["img_size"] == "32"

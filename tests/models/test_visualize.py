@@ -62,7 +62,7 @@ def test_rollout_keeps_dtype_and_inputs():
     np.testing.assert_array_equal(A, before)
 
 
-def test_pooled_attention():
+def test_pooled_attention_of_class_token_and_mean():
     A = attention_of("A", 2, 3, 5, 5)
     np.testing.assert_array_equal(attention.pooled_attention(A), A[:, :, 0, 1:])
     np.testing.assert_allclose(
@@ -129,7 +129,7 @@ def test_attention_stays_within_the_window():
 
 
 def test_principal_filters_are_eigenvectors():
-    """Of the covariance, in descending order of the eigenvalues."""
+    """The eigenvectors are those of the covariance, in descending order of the eigenvalues."""
     weight = sample("W", 60, 2, 3, 3) * np.arange(1, 4)
     found, shares = kernels.principal_filters(weight, 5)
     assert found.shape == (5, 2, 3, 3) and shares.shape == (5,)
@@ -154,7 +154,7 @@ LAST = {
 
 @pytest.mark.parametrize("family", LAST)
 def test_grad_cam_against_finite_differences(family):
-    """α_k is the derivative of the logit when all of channel k of the block's output is raised, over the area."""
+    """α_k is the derivative of the logit by a constant added to channel k of the block's output, over the area."""
     model, x = formula.fill(small(family)).eval(), sample("x", 2, 3, 32, 32)
     classes, eps = [2, 5], 1e-5
     found = gradcam.grad_cam(model, Tensor(x), classes, LAST[family])
@@ -225,7 +225,7 @@ def test_grad_cam_explains_invalid_blocks_and_classes():
         gradcam.grad_cam(small("vit", global_pool=""), x, [0, 1], ["blocks.0"])
 
 
-def test_last_block_of_each_size():
+def test_grad_cam_uses_the_last_block_of_each_size():
     model = small("swin")
     found = gradcam.last_of_each_size(model, [(8, 8), (8, 8), (4, 4), (4, 4)])
     assert found == [("layers.0.blocks.1", (8, 8)), ("layers.1.blocks.1", (4, 4))]
@@ -234,7 +234,7 @@ def test_last_block_of_each_size():
 # Drawing --------------------------------------------------------------------------------------------------------------
 
 
-def test_mosaic():
+def test_mosaic_is_a_grid_with_gaps():
     sheet = draw.mosaic(np.arange(1.0, 13).reshape(3, 2, 2), 2)
     gap = np.nan
     np.testing.assert_array_equal(
@@ -282,7 +282,7 @@ MORE = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_files_of_each_family(family, tmp_path, capsys):
+def test_each_family_writes_its_files(family, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     image_module = pytest.importorskip("PIL.Image")
     write(tmp_path / "best.npz", family)
@@ -314,7 +314,7 @@ def test_files_on_every_device(family, tmp_path, device):
 
 
 def test_pictures_show_the_computed_values(tmp_path, monkeypatch):
-    """In the figures' axes: the classes, the bars of their probabilities, and Grad-CAM's class."""
+    """The figures' axes have the classes, the bars of their probabilities, and Grad-CAM's class."""
     pytest.importorskip("matplotlib")
     from models.visualize import __main__ as program
 

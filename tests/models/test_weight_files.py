@@ -18,7 +18,7 @@ from tests.models.small import small
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_file_formats_and_dtypes(tmp_path, suffix, dtype):
+def test_file_formats_and_dtypes_load(tmp_path, suffix, dtype):
     model, entries = file_of("HF 5 ViT")
     serialize.save(tmp_path / f"w{suffix}", {name: x.astype(dtype) for name, x in entries.items()})
     models.load_weights(model, tmp_path / f"w{suffix}")

@@ -27,7 +27,7 @@ def test_every_layout_loads(layout):
 
 @pytest.mark.parametrize("layout", FILES)
 def test_to_canonical_is_linear(layout):
-    """So the function converts gradients as well as weights."""
+    """A linear function converts gradients as well as weights."""
     model, entries = file_of(layout)
     once, twice = to_canonical(entries, model), to_canonical({name: 2 * x for name, x in entries.items()}, model)
     assert once.keys() == dict(model.named_parameters()).keys()

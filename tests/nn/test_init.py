@@ -8,7 +8,7 @@ from minigrad import nn
 from minigrad.nn import init
 
 
-def test_distributions():
+def test_moments_and_bounds_of_initial_values():
     minigrad.manual_seed(0)
     w = nn.Parameter(np.empty((400, 300), np.float32))
     assert abs(init.xavier_uniform_(w).data.std() - (2 / 700) ** 0.5) < 1e-3

@@ -1,6 +1,6 @@
 """Rounding errors of float32 sums, in units in the last place (ulps) of the maximum entry, against float64.
 
-tests/reference/test_accuracy.py compares them with PyTorch's errors.
+tests/reference/test_accuracy.py compares these errors with PyTorch's errors.
 """
 
 import numpy as np

@@ -78,7 +78,7 @@ def test_dropout_preserves_the_mean():
     st.sampled_from([bool, np.float32, np.float64]),
 )
 def test_masks_broadcast_to_the_scores_or_are_refused(lead, mask_lead, mask_shape, dtype):
-    """In the reference implementation (float64, boolean masks) and in the fast path (float32)."""
+    """Float64 and boolean masks run the reference implementation, float32 runs the fast path."""
     input_dtype = np.float32 if dtype is np.float32 else np.float64
     q, k, v = (randn(*lead, 4, 3).astype(input_dtype) for _ in range(3))
     mask = (randn(*mask_lead, *mask_shape) + (dtype is bool)).astype(dtype)
@@ -93,7 +93,7 @@ def test_masks_broadcast_to_the_scores_or_are_refused(lead, mask_lead, mask_shap
 
 
 def test_a_mask_for_a_larger_batch_is_refused():
-    """For few elements, which are one chunk of the fast path, and for many, where each image is a chunk."""
+    """Small scores are one chunk of the fast path; of large scores each image is a chunk."""
     for images, masks, heads, tokens in ((1, 8, 12, 50), (2, 3, 1, 600)):
         q = Tensor(np.zeros((images, heads, tokens, 8), np.float32))
         with pytest.raises(ValueError, match="the mask must broadcast to"):

@@ -75,7 +75,7 @@ def test_align_corners_to_one_pixel_takes_the_first(mode, antialias):
 
 
 def test_a_scale_that_does_not_change_the_size_is_ignored():
-    """As in PyTorch's forward. Exceptions, also PyTorch's: nearest-exact, and bicubic without antialias."""
+    """PyTorch's forward ignores the scale too. Exceptions in both: nearest-exact, and bicubic without antialias."""
     for mode, antialias in (("nearest", False), ("bilinear", False), ("bilinear", True), ("bicubic", True)):
         np.testing.assert_allclose(weight_matrix(8, 8, mode, antialias=antialias, scale=1.1), np.eye(8), atol=1e-14)
     for mode in ("nearest-exact", "bicubic"):
@@ -94,8 +94,8 @@ def test_nearest_breaks_ties_as_pytorch(mode):
             np.testing.assert_array_equal(weight_matrix(in_size, out_size, mode).argmax(axis=1), expected)
 
 
-def test_resized_position_embeddings_survive_a_round_trip():
-    """Resizing a smooth 14 × 14 grid to 24 × 24 and back changes it by at most 0.02."""
+def test_position_embeddings_change_little_by_resizing_and_back():
+    """Resizing a smooth 14 × 14 grid to 24 × 24 and back changes the grid by at most 0.02."""
     grid = np.linspace(-1, 1, 14)
     x = np.sin(grid)[:, None] * np.cos(grid)
     options = {"mode": "bicubic", "antialias": True}
@@ -107,7 +107,7 @@ def test_resized_position_embeddings_survive_a_round_trip():
 @pytest.mark.parametrize("size", [(16, 16), (5, 3), (3, 12)])
 @pytest.mark.parametrize(("mode", "antialias"), [*((mode, False) for mode in MODES), *((m, True) for m in MODES[2:])])
 def test_nan_and_infinity_reach_only_dependent_pixels(mode, antialias, size):
-    """In forward and backward: pixels that do not depend on the NaN or infinity keep their values."""
+    """Pixels that do not depend on the NaN or infinity keep their values in forward and backward."""
     options = {"size": size, "mode": mode, "antialias": antialias}
     rng = np.random.default_rng(0)
     x, grad_y = rng.standard_normal((1, 2, 8, 8)), rng.standard_normal((1, 2, *size))
@@ -137,7 +137,7 @@ def test_nan_and_infinity_reach_only_dependent_pixels(mode, antialias, size):
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
 def test_nan_and_infinity_spread_as_in_pytorch(mode):
-    """For sizes without a bilinear weight of 0: PyTorch multiplies NaN and infinity by zero weights too."""
+    """No bilinear weight is 0 for these sizes: PyTorch multiplies NaN and infinity by zero weights too."""
     torch = pytest.importorskip("torch")
     for value, place in ((np.nan, (3, 4)), (-np.inf, (0, 0))):
         x = np.zeros((1, 1, 8, 8), np.float32)

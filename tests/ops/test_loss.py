@@ -93,5 +93,5 @@ def test_error_messages(call, error, message):
         call(X)
 
 
-def test_one_hot():
+def test_one_hot_adds_an_axis_of_classes():
     np.testing.assert_array_equal(F.one_hot(Tensor(np.array([[2, 0]])), 3).data, [[[0, 0, 1], [1, 0, 0]]])

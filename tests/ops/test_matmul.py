@@ -21,7 +21,7 @@ def test_matmul_with_a_numpy_array_on_either_side():
 
 
 def test_integer_operands_are_promoted():
-    """As in NumPy: int8 and int64 give int64, as 100 · 100 overflows int8."""
+    """As in NumPy, int8 and int64 give int64: 100 · 100 overflows int8."""
     y = Tensor(np.full((1, 1), 100, np.int8)) @ Tensor(np.full((1, 1), 100))
     assert y.dtype == np.int64 and y.item() == 10000
 

@@ -30,7 +30,7 @@ def test_views_share_memory(view):
 
 
 def test_flip_copies():
-    """As in PyTorch: a write into x.flip(0) must not change x."""
+    """flip copies as PyTorch's does: a write into x.flip(0) must not change x."""
     assert not np.shares_memory(X.flip(0).data, X.data)
 
 
@@ -116,7 +116,7 @@ def test_error_messages(call, error, message):
 
 
 def test_stacked_view_joins_only_parts_of_one_array():
-    """Parts at equal distances in one array are joined as a view of that array; all others give None."""
+    """Parts at equal distances in one array are joined as a view of the array; all other parts give None."""
     array = np.arange(24.0).reshape(2, 3, 4)
     for axis in range(3):
         parts = list(np.moveaxis(array, axis, 0))
@@ -144,7 +144,7 @@ def test_unbind_if_the_parts_get_the_same_gradient_array():
 
 
 def test_gradient_in_memory_of_a_bytearray():
-    """Arrays from other libraries may have a base that is not an array: `stacked_view` must accept such a gradient."""
+    """A gradient from another library may have a base that is not an array: `stacked_view` must accept the gradient."""
     x = Tensor(np.ones((2, 3)), requires_grad=True)
     gradient = np.asarray(memoryview(bytearray(np.arange(6.0).tobytes())).cast("d", (2, 3)))
     minigrad.stack(list(x.unbind(0))).backward(Tensor(gradient))

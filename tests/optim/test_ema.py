@@ -187,7 +187,7 @@ def change_shape(model):
     ],
 )
 def test_changed_model_raises(edit, message):
-    """`update` does not go on averaging parameters that the model no longer has."""
+    """`update` and `applied` refuse parameters that the model no longer has."""
     model = Counting()
     ema = optim.EMA(model, 0.5)
     edit(model)

@@ -12,7 +12,7 @@ from minigrad.nn import Parameter
 
 @given(A=st.integers(1, 12), B=st.integers(1, 12), steps=st.integers(0, 6), seed=st.integers(0, 2**32))
 def test_orthogonalize_maps_singular_values_by_a_polynomial(A, B, steps, seed):
-    """It keeps the singular vectors: G = U S Vᵀ becomes U p(p(... S / ‖G‖)) Vᵀ."""
+    """`orthogonalize` keeps the singular vectors: G = U S Vᵀ becomes U p(p(... S / ‖G‖)) Vᵀ."""
     G = np.random.default_rng(seed).standard_normal((A, B))
     U, s, V = np.linalg.svd(G, full_matrices=False)
     s = s / np.linalg.norm(s)
@@ -23,7 +23,7 @@ def test_orthogonalize_maps_singular_values_by_a_polynomial(A, B, steps, seed):
 
 @given(A=st.integers(1, 64), B=st.integers(1, 64), seed=st.integers(0, 2**32), scale=st.sampled_from([1e-4, 1, 1e4]))
 def test_orthogonalize_is_about_orthogonal(A, B, seed, scale):
-    """In float32, for singular values that differ by a factor of up to 100."""
+    """The matrices are float32, their singular values differ by a factor of up to 100."""
     rng = np.random.default_rng(seed)
     U, V = (np.linalg.qr(rng.standard_normal((n, min(A, B))))[0] for n in (A, B))
     s = np.geomspace(1, 0.01, min(A, B))
@@ -106,7 +106,7 @@ def test_restored_muon_continues_bit_for_bit():
     ],
 )
 def test_state_names_differ_between_groups(change, message):
-    """A matrix has m only, other parameters have the state of AdamW. A state with other names does not fit."""
+    """A matrix has m only, other parameters have the state of AdamW. A state with other names is refused."""
     model = nn.Linear(3, 4)
     optimizer = optim.Muon(optim.matrices_apart([{"params": model.parameters()}]))
     assert [optimizer.state_names(group) for group in optimizer.param_groups] == [("m",), ("step", "m", "v")]

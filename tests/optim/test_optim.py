@@ -111,7 +111,7 @@ def test_parameter_without_gradient_is_unchanged():
     np.testing.assert_array_equal(p.data, 1)
 
 
-def test_warmup_and_cosine():
+def test_warmup_is_linear_then_decay_is_a_cosine():
     optimizer = optim.SGD([{"params": [Parameter(np.ones(1))]}, {"params": [Parameter(np.ones(1))], "lr": 2.0}], lr=1.0)
     schedule, rates = optim.WarmupCosine(optimizer, 4, 12, final=0.1), []
     for _ in range(15):
@@ -139,7 +139,7 @@ def test_clipping_scales_all_gradients_by_one_factor():
 
 
 def test_clipping_divides_by_the_norm_plus_1e_6():
-    """As in PyTorch: gradients with a norm of 1e-6 are scaled by max_norm / 2e-6."""
+    """As in PyTorch, gradients with a norm of 1e-6 are scaled by max_norm / 2e-6."""
     p = Parameter(np.ones(1))
     p.grad = Tensor(np.array([1e-6]))
     optim.clip_grad_norm_(p, 1e-7)
@@ -213,7 +213,7 @@ def test_schedule_and_optimizer_load_in_any_order(order, done):
     assert rates_from(two, again) == rates_from(one, schedule)
 
 
-def test_second_schedule_starts_from_the_base_rates():
+def test_second_schedule_starts_from_initial_lr():
     optimizer = two_groups()
     first = optim.WarmupCosine(optimizer, 0, 3)
     for _ in range(3):
@@ -226,7 +226,7 @@ def test_second_schedule_starts_from_the_base_rates():
     assert given.param_groups[0]["lr"] == 0.5
 
 
-def test_old_state_without_base_rates_keeps_current_ones():
+def test_old_state_without_initial_lr_keeps_the_current_lr():
     one, two = two_groups(), two_groups()
     schedule, again = schedule_of(one), schedule_of(two)
     run(one, [p for group in one.param_groups for p in group["params"]], 1)
@@ -316,7 +316,7 @@ def in_16_bits(values, dtype):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_16_bit_parameters_follow_float32(make, dtype):
-    """Also if the squares of the gradients and eps underflow in float16."""
+    """The updates agree also if the squares of the gradients and eps underflow in float16."""
     start, grads = [[1.0, -2.0], [0.5, 3.0]], [[[1e-6, 300.0], [0.0, -6e4]], [[0.0, 1.0], [1e-5, -1.0]]]
     half, single = (Parameter(in_16_bits(start, d)) for d in (dtype, "float32"))
     optimizers = make([half]), make([single])
@@ -356,7 +356,7 @@ def test_norm_if_squares_overflow_or_underflow_float32(size):
     np.testing.assert_allclose(p.grad.data, min(size, 0.5), rtol=1e-6)
 
 
-def test_norm_of_several_dtypes_has_the_widest():
+def test_norm_of_several_dtypes_has_the_widest_dtype():
     params = [Parameter(in_16_bits(np.ones(2), dtype)) for dtype in ("float16", "bfloat16", "float64")]
     for p in params:
         p.grad = Tensor(p.data.copy())

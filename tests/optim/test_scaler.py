@@ -142,7 +142,7 @@ def test_unscale_before_clipping_only_once():
     assert abs(parameter.item() + 1.5) < 1e-5
 
 
-def test_disabled_scaler():
+def test_disabled_scaler_steps_without_scaling():
     parameter = Tensor(np.zeros(1, np.float32), requires_grad=True)
     optimizer, scaler = optim.SGD([parameter], lr=1.0), optim.GradScaler(enabled=False)
     scaler.scale(parameter.sum()).backward()

@@ -61,7 +61,7 @@ def minigrad_op(op, images, m, sign, increasing):
 @pytest.mark.parametrize("op", [*MATRICES, *COLOURS])
 @given(images=pictures(), magnitude=st.integers(0, 10) | st.floats(0, 30), sign=st.sampled_from([-1, 1]))
 def test_ops_equal_timm(op, increasing, images, magnitude, sign):
-    """Including the mapping from magnitudes to arguments; bit-identical."""
+    """The results, including the mapping from magnitudes to arguments, are bit-identical."""
     names = auto_augment._RAND_INCREASING_TRANSFORMS if increasing else auto_augment._RAND_TRANSFORMS
     name = next(name for name in names if name.removesuffix("Increasing") == op)
     hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR, "magnitude_max": 30}
@@ -77,7 +77,7 @@ def test_ops_equal_timm(op, increasing, images, magnitude, sign):
 
 @given(images=pictures(), factor=st.floats(0, 2), level=st.integers(0, 256), bits=st.integers(0, 8))
 def test_ops_equal_torchvision(images, factor, level, bits):
-    """Exactly, or within 1 or 2 levels: torchvision's gray has other weights and truncates instead of rounding."""
+    """Ops agree exactly or within 2 levels: torchvision's gray has other weights and truncates instead of rounding."""
     tensor, N = torch.from_numpy(images), len(images)
     factors, thresholds = np.full(N, factor), np.full(N, level)
     equal = np.testing.assert_array_equal
@@ -131,7 +131,7 @@ def test_defaults_of_the_notation_equal_timm():
 @given(seed=st.integers(0, 2**32), smoothing=st.sampled_from([0.0, 0.1]), N=st.sampled_from([2, 6]), H=SIZES, W=SIZES)
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.2, 1.0)])
 def test_mixup_and_cutmix_equal_timm(mixup, cutmix, seed, smoothing, N, H, W):
-    """With minigrad's random λ and box passed to timm."""
+    """timm gets minigrad's random λ and box."""
     generator = np.random.default_rng(seed)
     images, labels = generator.standard_normal((N, 3, H, W)).astype(np.float32), generator.integers(0, 5, N)
     settings = Augment(mixup=mixup, cutmix=cutmix, smoothing=smoothing)
@@ -153,7 +153,7 @@ def test_mixup_and_cutmix_equal_timm(mixup, cutmix, seed, smoothing, N, H, W):
 
 @given(seed=st.integers(0, 2**32), H=SIZES, W=SIZES, first_lam=st.floats(0.01, 0.99))
 def test_cutmix_box_equals_timm(seed, H, W, first_lam):
-    """For the same λ and centre: the size of the box, clipping at the border, and the corrected λ."""
+    """For the same λ and centre, size of the box, clipping at the border, and corrected λ are equal."""
     u = np.random.default_rng(seed).random(2)
     centre = iter([int(u[0] * H), int(u[1] * W)])
     with patch("numpy.random.randint", lambda *a, **k: next(centre)):

@@ -128,7 +128,7 @@ def test_indices_with_several_ellipses(index):
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
 def test_negative_padding_equals_pytorch(mode):
-    """All pairs of widths. Not circular: PyTorch's values are wrong if the cropped axis is shorter than the padding."""
+    """All pairs of widths. Mode circular is left out: PyTorch's values are wrong if more is padded than is left."""
     for before in range(-5, 6):
         for after in range(-5, 6):
 

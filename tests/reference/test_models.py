@@ -159,7 +159,7 @@ def test_a_wrong_layer_is_the_first_out_of_tolerance(name, library, layer):
     assert compare(trace(model, images), expected, model).out_of_tolerance()[0].name == layer
 
 
-def test_command_line(capsys):
+def test_command_line_reports_agreement(capsys):
     skip_without("torchvision")
     arguments = ["--model", "swin_nano_cifar", "--against", "torchvision", "--img-size", "33x40", "--batch", "2"]
     assert main(arguments) == 0
@@ -167,7 +167,7 @@ def test_command_line(capsys):
     assert "against torchvision" in out and "2 images of 3 x 33 x 40" in out and out.endswith("arrays agree\n")
 
 
-def test_corresponding_modules():
+def test_torchvision_modules_are_mapped_to_minigrad_names():
     reference, _ = reference_trace("swin_36x44", "torchvision")
     pairs = reference.corresponding_modules()
     assert pairs["features.1.0"] == "layers.0.blocks.0" and pairs["features.2.norm"] == "layers.0.downsample.norm"

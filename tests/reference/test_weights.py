@@ -59,7 +59,7 @@ def torchvision_convnext():
 
 
 def torchvision_resnet():
-    """torchvision's ResNet has buffers that the model here lacks."""
+    """The reference and the model. torchvision's ResNet has buffers that the model here lacks."""
     libraries.load("torchvision")
     from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -109,7 +109,7 @@ PAIRS = {
 @pytest.mark.filterwarnings("ignore")  # warnings of the libraries
 @pytest.mark.parametrize("pair", PAIRS)
 def test_state_dicts_give_equal_logits(pair):
-    """In float64, with nonzero weights. Every parameter of the reference is loaded."""
+    """The weights are nonzero and in float64. Every parameter of the reference is loaded."""
     try:
         with init.skip_init():
             reference, model = PAIRS[pair]()
@@ -149,7 +149,7 @@ def assert_has_weights(model, rounded=lambda x: x):
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_files_of_torch_save(tmp_path, suffix, zipped):
+def test_files_of_torch_save_load(tmp_path, suffix, zipped):
     entries, model = state_dict_and_model()
     checkpoint = {
         "model": {f"module.{name}": x for name, x in entries.items()},
@@ -173,7 +173,7 @@ def test_files_of_lower_precision(tmp_path, dtype):
         assert_has_weights(model, lambda x: x.to(dtype))
 
 
-def test_parameters_that_require_grad():
+def test_parameters_that_require_grad_load():
     entries, model = state_dict_and_model()
     models.load_weights(model, {name: torch.nn.Parameter(x) for name, x in entries.items()})
     assert_has_weights(model)
@@ -220,7 +220,7 @@ def test_pickles_that_run_programs_are_refused(tmp_path, payload, name, zipped):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["w.pth", "W.PTH", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar", "W.PTH.TAR", "w"])
 def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
-    """As in checkpoints of timm and Lightning. None of the objects is unpickled."""
+    """Checkpoints of timm and Lightning have other objects, none of which is unpickled."""
     entries, model = state_dict_and_model()
     other_entries = {
         "args": argparse.Namespace(lr=0.1, output=tmp_path, begun=datetime.datetime.now()), "epoch": 3,

@@ -8,7 +8,7 @@ from minigrad import Tensor, nn
 from minigrad.testing import draw_graph
 
 
-def test_complete_graph():
+def test_graph_has_all_nodes_and_edges():
     x, w = Tensor([[1.0, 2.0]]), Tensor([[3.0], [4.0]], requires_grad=True)
     assert (
         draw_graph((x @ w).exp().sum(), [("w", w)])

@@ -1,4 +1,4 @@
-"""gradcheck and watch detect each kind of wrong backward; strategies draw what their arguments say."""
+"""gradcheck and watch detect each kind of wrong backward; strategies draw arrays as their arguments specify."""
 
 import subprocess
 import sys
@@ -299,7 +299,7 @@ def test_arrays_have_every_layout():
 
 
 @given(broadcastable_shapes(3), st.data())
-def test_shapes_broadcast_and_axes_exist(drawn, data):
+def test_strategies_draw_broadcast_shapes_and_valid_axes(drawn, data):
     shape = np.broadcast_shapes(*drawn)
     assert len(drawn) == 3
     axis = data.draw(axes(len(shape)))

@@ -1,4 +1,4 @@
-"""Augmentation but for RandAugment: results, probabilities, and equality on CPU, GPU and in a CUDA graph."""
+"""Augmentation except RandAugment: results, probabilities, and equality on CPU, GPU and in a CUDA graph."""
 
 import re
 from collections import Counter
@@ -104,7 +104,7 @@ def test_switched_off_transforms_are_the_identity(name, N, seed):
 # Each transform -----------------------------------------------------------------------------------------------------
 
 
-def test_flip():
+def test_flip_mirrors_images_with_its_probability():
     images = made("flip", 4000, 2, 3)
     result = Flip(0.3)(images, Generator(0))
     flipped = (result == images[..., ::-1]).all(axis=(1, 2, 3))
@@ -185,7 +185,7 @@ def test_erasing_fills_one_rectangle(prob, mode):
 
 
 def test_erasing_probability_in_a_batch_of_one():
-    """The probability is also right if N · prob < 1."""
+    """The probability is also correct if N · prob < 1."""
     image = made("cutout", 1, 5, 5)
     erased = [(RandomErasing(0.25)(image, Generator(seed)) != image).any() for seed in range(1000)]
     assert abs(np.mean(erased) - 0.25) < 0.05
@@ -297,7 +297,7 @@ def test_loss_of_mixed_targets_is_the_mixed_loss():
     assert F.cross_entropy(logits, Tensor(smooth)).item() == expected
 
 
-def test_one_hot():
+def test_one_hot_with_label_smoothing():
     np.testing.assert_array_equal(one_hot(np.array([2, 0]), 3), np.array([[0, 0, 1], [1, 0, 0]], np.float32))
     np.testing.assert_allclose(one_hot(np.array([1]), 4, 0.2), [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
 
@@ -306,7 +306,7 @@ def test_one_hot():
 
 
 @given(count=st.integers(0, 50), repeats=st.integers(1, 5))
-def test_repeated_order(count, repeats):
+def test_repeats_of_an_image_are_adjacent(count, repeats):
     order = np.random.default_rng(0).permutation(count)
     result = repeated(order, repeats)
     assert len(result) == count and result.dtype == order.dtype

@@ -85,7 +85,7 @@ def test_python_3_pickles_load(protocol, order):
 @pytest.mark.parametrize("encoding", ["bytes", "latin1"])
 @pytest.mark.parametrize("labels", [list, np.array, lambda labels: list(np.array(labels, np.uint8)), tuple])
 def test_cifar_pickled_again(protocol, encoding, labels, data_dir):
-    """With bytes or strings as keys and names; the labels in a list or an array. Each name of an image is a tuple."""
+    """Keys and names are bytes or strings; labels are a list or an array; each image name is a tuple."""
     expected = cifar.load(CIFAR10, data_dir)
     for file in (data_dir / CIFAR10.folder).iterdir():
         content = pickle.loads(file.read_bytes(), encoding=encoding)
@@ -116,7 +116,7 @@ def test_hostile_file_is_refused(name, data_dir, tmp_path):
 
 
 def test_hostile_pickles_act_without_protection(tmp_path):
-    """`pickle.loads` runs their code."""
+    """`pickle.loads` runs the code in hostile files."""
     for name in (
         "exec",
         "exec in protocol 0",

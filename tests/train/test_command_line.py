@@ -1,6 +1,5 @@
 """`python -m train` in a process of its own."""
 
-import csv
 import os
 import re
 import signal
@@ -8,30 +7,16 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.train.command import ROOT, TINY, rows, train
 from tests.train.hostile import write_cifar10
 from train.__main__ import main
 
-ROOT = Path(__file__).parents[2]
-TINY = ["--train-num-samples", "200", "--val-num-samples", "50", "--batch-size", "20"]
 
-
-def train(*flags, cwd, **options):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "train", *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=100, **options)
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_help(tmp_path):
+def test_help_is_fast_and_fits_80_columns(tmp_path):
     start = time.perf_counter()
     result = train("--help", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
@@ -61,7 +46,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--seed", "2147483648"], "--seed: must be a whole number from 0 to 2147483646, got '2147483648'"),
         (["--epochs", "2", "--warmup-epochs", "3"], "--warmup-epochs 3 is more than --epochs 2"),
         (["--model-ema-decay", "1"], "--model-ema-decay: must be a number at least 0 and below 1, got '1'"),
-        (["--graph"], "--graph cannot be: CUDA graphs are for a GPU: --device cuda"),
+        (["--graph"], "--graph is not possible: CUDA graphs are for a GPU: --device cuda"),
         (["--skip-nonfinite", "--graph", "--device", "cuda"], "--device cuda: |a graph cannot: --no-skip-nonfinite"),
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--layer-decay", "1.1"], "--layer-decay: must be a number above 0 and at most 1, got '1.1'"),

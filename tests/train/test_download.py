@@ -74,7 +74,7 @@ def files(target):
 
 
 @pytest.mark.parametrize("length", [True, False])
-def test_complete_download(server, target, length):
+def test_complete_download_equals_the_file(server, target, length):
     server.length = length
     download(server.url, target, MD5)
     assert target.read_bytes() == CONTENT and files(target) == ["data.tar.gz"]
@@ -123,26 +123,26 @@ def test_wrong_part_file_is_deleted_then_downloaded(server, target, part):
     assert target.read_bytes() == CONTENT
 
 
-def test_wrong_md5(server, target):
+def test_file_with_wrong_md5_is_deleted(server, target):
     with pytest.raises(InputError, match=f"md5 {MD5}, not {'0' * 32}"):
         download(server.url, target, "0" * 32)
     assert files(target) == []
 
 
-def test_http_404(server, target):
+def test_http_error_is_reported(server, target):
     with pytest.raises(InputError, match="the server says 404 Not Found"):
         download(server.url.replace("data.tar.gz", "missing"), target, MD5)
     assert files(target) == []
 
 
-def test_connection_refused(server, target):
+def test_refused_connection_is_reported(server, target):
     url = server.url.replace(str(server.server_address[1]), "1")
     with pytest.raises(InputError, match=r"download of .* failed"):
         download(url, target, MD5)
     assert files(target) == []
 
 
-def test_unwritable_folder(server, tmp_path):
+def test_unwritable_folder_is_reported(server, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         download(server.url, tmp_path / "file" / "data.tar.gz", MD5)

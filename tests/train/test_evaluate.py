@@ -11,9 +11,9 @@ from minigrad import Tensor, functional, no_grad, serialize
 from minigrad.parallel.threads import Shards
 from models.images import normalize
 from models.weights import checkpoint
+from tests.train.command import TINY, rows
+from tests.train.command import train as command
 from tests.train.small import info_of
-from tests.train.test_command_line import TINY, rows
-from tests.train.test_command_line import train as command
 from train.__main__ import main, parse
 from train.config import stored
 from train.config.errors import InputError
@@ -160,6 +160,11 @@ def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])
+    with pytest.raises(InputError, match=r"is a folder, not a checkpoint, such as best\.npz"):
+        parse(["--eval", str(path.parent)])
+    serialize.save(tmp_path / "resume.npz", {}, {"resume": 1, "settings": {}})
+    with pytest.raises(InputError, match="is the state of a run; its models are the files best and last"):
+        parse(["--eval", str(tmp_path / "resume.npz")])
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(InputError, match="not a complete npz"):
         parse(["--eval", str(path)])

@@ -31,8 +31,7 @@ def test_help_has_one_line_per_flag():
     )
 
 
-def test_every_setting_has_a_flag():
-    """And every flag has a setting."""
+def test_each_setting_has_a_flag_and_each_flag_a_setting():
     names = {action.dest for action in parser()._actions} - {"help", "config"}
     assert names == {field.name for field in fields(Settings)} == FLAGS.keys()
 
@@ -74,7 +73,7 @@ def test_default_may_depend_on_the_dataset():
         (str, {"choices": ("a", "b")}, ["a"], ["c", ""], "one of a, b"),
     ],
 )
-def test_range_of_a_flag(type_, limits, allowed, refused, domain):
+def test_values_out_of_range_are_refused(type_, limits, allowed, refused, domain):
     flag = Flag(name="x", type=type_, text="x", **limits)
     for argument in allowed:
         value = flag.read(argument)
@@ -97,7 +96,7 @@ def test_range_of_a_flag(type_, limits, allowed, refused, domain):
         (str, 1, "a string in quotation marks, got 1"),
     ],
 )
-def test_type_of_a_setting(type_, value, message):
+def test_setting_of_another_type_is_refused(type_, value, message):
     flag = Flag(name="x", type=type_, text="x", at_least=0)
     with pytest.raises(ValueError, match=f"^must be {message}"):
         flag.check(value)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.train.test_command_line import train as run
+from tests.train.command import train as run
 from train.__main__ import parse
 from train.config.errors import InputError
 from train.create import create_dataset

@@ -9,8 +9,8 @@ import pytest
 import models
 from minigrad import serialize
 from tests.models import foreign
+from tests.train.command import rows, train
 from tests.train.small import FLAGS
-from tests.train.test_command_line import rows, train
 from train import __main__, initial, run
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -91,7 +91,7 @@ def test_new_head_for_other_class_names(earlier, tmp_path, suffix):
 
 
 def test_foreign_weights_at_another_image_size(album, tmp_path, capsys):
-    """With torchvision and Hugging Face names; position embeddings are resampled from 32 x 32 to 48 x 48."""
+    """Names are torchvision's or Hugging Face's; position embeddings are resampled from 32 x 32 to 48 x 48."""
     source = models.create_model("vit_nano_cifar", num_classes=5)
     for i, names in enumerate([foreign.torchvision_vit, foreign.hugging_face_vit]):
         file, out = tmp_path / f"{i}.npz", tmp_path / f"out{i}"
@@ -216,7 +216,7 @@ def test_run_state_is_refused_as_weights(earlier, tmp_path, capsys):
 
 
 def test_initial_checkpoint_from_the_command_line(earlier, tmp_path):
-    """Without warning or traceback."""
+    """A valid file gives no warning; an invalid file gives one line, not a traceback."""
     result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", earlier / "best.npz", "--output", "out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "") and "\nweights  " in result.stdout
     result = train(*FLAGS, "--epochs", 1, "--initial-checkpoint", "none.npz", "--output", "no", cwd=tmp_path)

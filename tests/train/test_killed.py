@@ -1,4 +1,4 @@
-"""A training process that is killed, stopped or out of disk space resumes, and ends as an uninterrupted run."""
+"""A run that is killed, stopped or out of disk space resumes, with the results of an uninterrupted run."""
 
 import os
 import random

@@ -83,7 +83,7 @@ def test_table_of_metrics_as_csv_and_jsonl(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "metrics.jsonl"]
 
 
-def test_epoch_line():
+def test_epoch_line_has_losses_accuracy_and_speed():
     line = ROW.line(10)
     for part in ("epoch  3/10", "train loss 1.2346", "test loss 1.5000 acc 43.75%", "800 images/s"):
         assert part in line
@@ -100,7 +100,7 @@ def test_epoch_line_fits_80_columns_with_losses_and_skips(tested):
     assert replace(row, skipped=1).line(300, tested, 1).endswith("  1 step skipped")
 
 
-def test_plural():
+def test_plural_adds_s_or_es():
     assert [plural(n, noun) for n, noun in ((1, "epoch"), (0, "step"), (10_000, "class"), (1, "class"))] == [
         *("1 epoch", "0 steps", "10,000 classes", "1 class")
     ]

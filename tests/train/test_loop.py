@@ -58,7 +58,7 @@ def test_data_larger_than_device_memory_is_refused(monkeypatch):
         split.to("cuda")
 
 
-def test_normalize():
+def test_normalize_subtracts_mean_and_divides_by_std():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 5), dtype=np.uint8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))

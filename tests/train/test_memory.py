@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad.functional as F
-from tests.train.test_command_line import ROOT, rows
+from tests.train.command import ROOT, rows
 from train.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -40,7 +40,7 @@ def test_out_of_memory_keeps_completed_epochs(threads, calls, epochs, tmp_path, 
 
 
 def test_memory_error_without_a_message(monkeypatch, tmp_path, capsys):
-    """As raised by Python itself."""
+    """Python itself raises MemoryError without a message."""
 
     def empty(*args, **kwargs):
         raise MemoryError

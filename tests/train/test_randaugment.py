@@ -116,7 +116,7 @@ def test_two_ops_are_one_op_twice():
     ("std", "mean", "deviation"),
     [(0.0, 0.9, 0.0), (0.5, 0.9, 0.05), (inf, 0.45, 0.9 / 12**0.5)],
 )
-def test_magnitude_noise(std, mean, deviation):
+def test_magnitude_has_the_given_mean_and_deviation(std, mean, deviation):
     m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
@@ -151,8 +151,8 @@ FACTORS, SHIFTS = ("Color", "Contrast", "Brightness", "Sharpness"), ("TranslateX
         (1.5, -1, True, {"Posterize": 0, "Solarize": 0, "SolarizeAdd": 128, **dict.fromkeys(FACTORS, 0.1)}),
     ],
 )
-def test_arguments_at_a_magnitude(m, sign, increasing, expected):
-    """As timm has them; magnitude 10 is m = 1."""
+def test_arguments_at_a_magnitude_equal_timm(m, sign, increasing, expected):
+    """The arguments are timm's; magnitude 10 is m = 1."""
     found = {op: arguments(op, np.array([m]), np.array([sign]), increasing)[0].item() for op in expected}
     assert found == pytest.approx(expected)
 
@@ -197,8 +197,7 @@ def test_translations_are_shares_of_their_own_axis():
         ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray unchanged
     ],
 )
-def test_colour_ops_on_gray_levels(op, argument, levels, expected):
-    """Of gray images."""
+def test_colour_ops_on_gray_images(op, argument, levels, expected):
     images = np.broadcast_to(np.array(levels, np.uint8), (1, 3, 1, len(levels)))
     result = COLOURS[op](images, *([] if argument is None else [np.array([argument])]))
     np.testing.assert_array_equal(result, np.broadcast_to(np.array(expected, np.uint8), images.shape))

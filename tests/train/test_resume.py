@@ -1,4 +1,4 @@
-"""A resumed run equals one that was never interrupted."""
+"""A resumed run equals an uninterrupted run."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_resumed_run_equals_the_uninterrupted_run(dataset, flags, model, stops, 
 
 
 def test_names_in_a_state_file(dataset, tmp_path):
-    """States of earlier runs have these names: with other names they could not be resumed."""
+    """States of earlier runs have these names: with other names the runs could not be resumed."""
     settings, path = parse(["--batch-size", "16", "--threads", "2", "--model-ema"]), tmp_path / naming.STATE
     info = info_of(dataset, settings)
     interrupted(trainer_of(dataset, settings), 3, path, info)
@@ -85,7 +85,7 @@ def test_names_in_a_state_file(dataset, tmp_path):
     assert not arrays and set(metadata) == {"resume", "settings", "history", "finished"} and resume.is_finished(path)
 
 
-def test_resume_reads_states_without_base_rates(dataset, tmp_path):
+def test_resume_reads_states_without_initial_lr(dataset, tmp_path):
     settings, path = parse(["--epochs", "2", "--batch-size", "16", "--threads", "1"]), tmp_path / naming.STATE
     info = info_of(dataset, settings)
     expected, _ = finish(trainer_of(dataset, settings))
@@ -99,7 +99,7 @@ def test_resume_reads_states_without_base_rates(dataset, tmp_path):
 
 
 def test_resume_after_every_step(dataset, tmp_path):
-    """A new trainer after each step."""
+    """Each step is taken by a new trainer that resumes."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED])
     path, info = tmp_path / naming.STATE, info_of(dataset, settings)
     expected, weights = finish(trainer_of(dataset, settings))
@@ -116,7 +116,7 @@ def test_resume_after_every_step(dataset, tmp_path):
 
 @pytest.mark.parametrize("steps", range(1, 7))
 def test_cuda_graph_is_captured_for_full_steps_only(steps, device, tmp_path):
-    """Wherever the run resumes, also at the smaller last step of an epoch."""
+    """The run may resume at any step, also at the smaller last step of an epoch."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("graphs are CUDA's")
     settings = parse(["--epochs", "2", "--batch-size", "4", "--device", device, "--graph"])

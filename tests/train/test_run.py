@@ -12,8 +12,8 @@ import pytest
 
 from minigrad import serialize
 from minigrad.optim import AdamW
+from tests.train.command import TINY, rows, train
 from tests.train.small import FLAGS as SMALL
-from tests.train.test_command_line import TINY, rows, train
 from train.__main__ import main, parse
 from train.config.errors import InputError
 from train.data import datasets
@@ -26,7 +26,7 @@ FLAGS = [*SMALL, "--epochs", "2"]
 
 
 def unchecked(monkeypatch, poisoned):
-    """Switch off the check of each step, as on a GPU; in step number `poisoned` a gradient becomes infinite."""
+    """Disable the check of each step, as on a GPU. In step number `poisoned` a gradient becomes infinite."""
     initial, update, steps = Step.__init__, AdamW.step, []
 
     def begin(self, **arguments):

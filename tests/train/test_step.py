@@ -26,7 +26,7 @@ HALF = ["--amp", "--amp-dtype", "float16", "--threads", "1"]
 @pytest.mark.parametrize("threads", [1, 2])
 @given(batch=st.integers(1, 20), parts=st.integers(1, 5), images=st.integers(1, 60))
 def test_accumulated_gradients_equal_a_larger_batch(dataset, threads, batch, parts, images):
-    """Equal gradients, loss and accuracy, also with a smaller last batch."""
+    """Gradients, loss and accuracy are equal, also with a smaller last batch."""
     images = min(images, batch * parts)
     runs = []
     for options in ({"batch_size": batch, "grad_accum_steps": parts}, {"batch_size": batch * parts}):
@@ -49,7 +49,7 @@ def test_accumulated_gradients_equal_a_larger_batch(dataset, threads, batch, par
 
 
 def test_gradient_sum_is_independent_of_thread_order(dataset):
-    """Bit for bit: the shards of a batch are summed first, then added to the earlier batches."""
+    """The gradients of the shards of a batch are summed first, then added to those of earlier batches."""
     settings = parse(["--batch-size", "16", "--grad-accum-steps", "3", "--threads", "2", "--clip-grad", "0"])
     runs = []
     for slow in (0, 1):

@@ -30,10 +30,14 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read --config {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # from decoding UTF-8 or TOML
-        raise InputError(f"--config {path} is not TOML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        hint = "; strings need quotation marks" if reason.startswith("Invalid value") else ""
+        raise InputError(f"--config {path} is not TOML: {reason}{hint}") from None
     settings: dict[str, Any] = {}
     for key, value in table.items():
         name, where = key.replace("-", "_"), f"--config {path}: {shorten(key)}"
+        if isinstance(value, dict):
+            raise InputError(f"{where} is a table; a settings file has none: delete the line [{key}]")
         if name not in FLAGS:
             close = get_close_matches(name, FLAGS, n=1)
             hint = f"; did you mean {close[0]}?" if close else " (--help lists them)"

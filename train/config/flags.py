@@ -19,7 +19,7 @@ class Flag:
         text: the line of --help.
         group: heading of the group that starts with this flag in --help.
         default: None if the default is derived from other settings.
-        shapes: default for the dataset `shapes`, if another.
+        shapes: default for the dataset `shapes`; None: as `default`.
         shown: description of a derived default in --help.
         metavar: name of the value in --help.
         choices: allowed strings.

@@ -88,5 +88,5 @@ class _Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage."""
+        """Raise InputError with the message on one line, without argparse's usage text."""
         raise InputError(f"{message} (--help lists all flags)")

@@ -22,7 +22,7 @@ class Settings:
         choices=("none", *recipes.NAMES),
         group="what to train",
     )
-    model: str = flag("a name from models.list_models()", default="vit_nano_cifar", metavar="NAME")
+    model: str = flag("a name that python -m models lists", default="vit_nano_cifar", metavar="NAME")
     initial_checkpoint: str = flag("pretrained weights to start from", default="none", metavar="FILE")
     dataset: str = flag(
         "shapes, cifar10, cifar100 or folder",
@@ -117,14 +117,19 @@ class Settings:
     checkpoint_format: str = flag("npz or safetensors", default="npz", metavar="F", choices=("npz", "safetensors"))
 
     @property
+    def autocast_dtype(self) -> str | None:
+        """The 16-bit dtype of mixed precision; None without --amp."""
+        return self.amp_dtype if self.amp else None
+
+    @property
     def why_no_graph(self) -> str:
-        """Why a step cannot be a CUDA graph, and which flag to change; empty if it can."""
-        float16 = self.amp and self.amp_dtype == "float16"
+        """Why a step cannot be a CUDA graph, and which flag to change; empty if a graph is possible."""
         reasons = {
             "CUDA graphs are for a GPU: --device cuda": self.device == "cpu",
             "a graph is captured in one thread: --threads 1": self.threads > 1,
             "Muon's learning rates are computed on the host: --opt adamw": self.opt == "muon",
-            "loss scaling of float16 runs on the host: --amp-dtype bfloat16 needs none": float16,
+            "loss scaling of float16 runs on the host: --amp-dtype bfloat16 needs none": self.autocast_dtype
+            == "float16",
             "--skip-nonfinite reads back each step, which a graph cannot: --no-skip-nonfinite": self.skip_nonfinite,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")

@@ -76,10 +76,16 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     if refused := sorted(set(flags) - _OF_EVALUATION):
         flag = option(refused[0])
         raise InputError(f"{flag} has no effect with --eval, which evaluates the stored model: omit the flag")
+    if path.is_dir():
+        raise InputError(f"--eval {path} is a folder, not a checkpoint, such as best.npz in a run's folder")
     try:
         metadata = serialize.load_metadata(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--eval {path}: {one_line(error)}") from None
+    if isinstance(metadata, dict) and "resume" in metadata:
+        raise InputError(
+            f"--eval {path} is the state of a run; its models are the files best and last in the same folder"
+        )
     if not isinstance(metadata, dict) or not isinstance(metadata.get("settings"), dict):
         raise InputError(f"--eval {path} is no checkpoint of this program, such as best.npz in a run's folder")
     stored = {name: value for name, value in metadata["settings"].items() if name in FLAGS}

@@ -63,7 +63,7 @@ class ShiftedCrop:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Set a square of `size` x `size` pixels to 0. Its centre is a uniform random pixel: part of it may lie outside.
+    """Set a square of `size` x `size` pixels to 0, centred on a uniform random pixel: part of the square may lie outside.
 
     In normalised images, as in the paper, 0 is the mean colour; in uint8 images it is black.
 
@@ -87,7 +87,7 @@ class RandomErasing:
 
     The area, as a fraction of the image, is uniform in `area`; log(height / width) is uniform between the logarithms of
     `aspect`. A rectangle larger than the image is cut to its height or width, where timm samples again up to ten times.
-    Its position is uniform within the image. The images to erase are sampled by a `StratifiedAssignment`.
+    The position of the rectangle is uniform within the image. The images to erase are sampled by a `StratifiedAssignment`.
 
     `mode`, as in timm, is the fill: "pixel", normal noise; "rand", one normal value per channel; "const", zeros.
 
@@ -136,10 +136,10 @@ class Mix:
 
         mixup    w = λ everywhere;  α is `mixup`
         CutMix   w = 0 in a box, 1 elsewhere;  α is `cutmix`. Height and width of the box are √(1 - λ) of the image's,
-                 its centre is a uniform random pixel. After clipping to the image, λ = 1 - area of the box / H W
+                 the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - area of the box / H W
 
     If both α > 0, a batch gets CutMix with probability `switch_prob`, else mixup. A batch stays unmixed with
-    probability 1 - `prob`. This is timm's Mixup in its mode "batch".
+    probability 1 - `prob`. `Mix` equals timm's Mixup in mode "batch".
 
     Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
     """
@@ -186,7 +186,7 @@ def beta(alpha: Array, u: Array) -> Array:
         B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  the projection of a point in a disc
         λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
 
-    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y of a Beta, X / (X + Y). It is computed with
+    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y of a Beta, X / (X + Y). λ is computed with
     logarithms in float64: for small α the powers underflow.
 
     Devroye 1986, "Non-Uniform Random Variate Generation", chapter IX; the disc is from Ulrich 1984.

@@ -188,5 +188,5 @@ def _dict(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _text(name: str | bytes) -> str:
-    """Python 2 wrote names as bytes."""
+    """`name` as a str: Python 2 wrote names as bytes."""
     return name.decode("latin1") if isinstance(name, bytes) else name

@@ -40,7 +40,7 @@ def download(url: str, target: Path, md5: str) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append the missing rest of `url` to `part`."""
+    """Append the bytes of `url` that `part` lacks to `part`."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -26,7 +26,7 @@ class StratifiedAssignment:
     Independent sampling per image would make the number of images of an op random, and with it the shape of every
     array. So the images are permuted at random, and row r of the permuted batch gets the value (r + u) / N, with one
     uniform u in [0, 1) for the batch. The value of each image is uniform in [0, 1): it lies in the interval [s, t) with
-    probability t - s. But the rows in [s, t) are known in advance up to one: they are among ⌊sN⌋ to ⌈tN⌉ - 1.
+    probability t - s. But the rows with a value in [s, t) are among the rows ⌊sN⌋ to ⌈tN⌉ - 1, known in advance.
     """
 
     def __init__(self, N: int, generator: Generator, device: str) -> None:

@@ -79,8 +79,8 @@ def ring(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def star(u: np.ndarray, v: np.ndarray, points: int = 5, inner: float = 0.45) -> np.ndarray:
     """A star with its points on the unit circle and its notches at radius `inner`.
 
-    By symmetry one wedge of angle π/points suffices. In it the outline is a straight line from the point P = (1, 0) to
-    the notch Q = inner · (cos π/points, sin π/points).
+    By symmetry one wedge of angle π/points suffices. In this wedge the outline is a straight line from the point
+    P = (1, 0) to the notch Q = inner · (cos π/points, sin π/points).
     """
     wedge = np.pi / points
     from_point = abs((np.arctan2(u, v) + wedge) % (2 * wedge) - wedge)  # the angle to the axis of the nearest point
@@ -115,7 +115,7 @@ def heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def crescent(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A disc minus a smaller disc, which overlaps its right edge."""
+    """A disc minus a smaller disc across its right edge."""
     return np.maximum(disc(u, v), 0.8 - np.hypot(u - 0.5, v))
 
 

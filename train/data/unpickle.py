@@ -83,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _StandIn:
-    """Stands for a function or class that the file names. Without attributes: the file cannot set any.
+    """Stands for a function or class that the file names. Has no attributes, so that the file cannot set any.
 
     Messages do not show the arguments: a list of lists of lists may be small in the file and endless when printed.
     """
@@ -124,7 +124,7 @@ _INTEGERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)}
 
 
 class _IntegerDtype(_StandIn):
-    """A dtype of integers. Its state has the byte order."""
+    """Stands for a dtype of integers; the state in the pickle has the byte order."""
 
     __slots__ = ("dtype",)
     what = "numpy.dtype"
@@ -141,7 +141,7 @@ class _IntegerDtype(_StandIn):
 
 
 class IntegerArray(_StandIn):
-    """An array of integers in the file, as the NumPy array `array`."""
+    """Stands for an array of integers in the file; `array` is the NumPy array."""
 
     __slots__ = ("array",)
     what = "numpy.ndarray"
@@ -230,7 +230,7 @@ class _Encode(_StandIn):
 
 
 def _ascii(text: str | bytes) -> str:
-    """Python 2 wrote strings as bytes."""
+    """`text` as a str: Python 2 wrote strings as bytes."""
     return text.decode("latin1") if isinstance(text, bytes) else text
 
 

@@ -13,7 +13,7 @@ class RunInfo:
     Fields:
         settings: the settings, by name.
         model: the arguments of `models.create_model`.
-        dataset: its class names, statistics and numbers of images are recorded.
+        dataset: the files record class names, statistics and numbers of images of the dataset.
     """
 
     settings: dict[str, Any]

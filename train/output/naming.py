@@ -14,7 +14,7 @@ def unused(name: str) -> str:
 
 
 def newest(name: str) -> Path:
-    """The most recent existing run folder, else `name`."""
+    """The last of the consecutive folders `name`, `name-2`, ... that hold results, else `name`."""
     taken = list(takewhile(is_taken, _numbered(name)))
     return Path(taken[-1] if taken else name)
 

@@ -60,7 +60,7 @@ class Results:
         self.save()
 
     def save(self) -> None:
-        """Write the state, then the models and tables. The trainer is between two steps."""
+        """Write the state, then the models and tables. Called between two steps."""
         with writing(self.folder):
             resume.save(self.state, self.trainer, self.info, self.history)
         self._write_outputs()
@@ -84,7 +84,7 @@ class Results:
         return max(self.history, key=lambda metrics: metrics.test_acc)
 
     def _write_outputs(self) -> None:
-        """Write models and tables. Within an epoch no model is written: it would not match the last row."""
+        """Write models and tables. Within an epoch no model is written: the model would not match the last row."""
         with writing(self.folder):
             if self.history and not self.trainer.position:
                 names = ("last", "best") if self.best() is self.history[-1] else ("last",)

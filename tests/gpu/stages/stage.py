@@ -17,7 +17,7 @@ class Stage(NamedTuple):
 
 
 def failed(what: str, error: BaseException | str) -> Row:
-    """The row of a part that failed. It is not `wrong` if a package is not installed or an op is not supported."""
+    """The row of a part that failed. The row is not `wrong` if a package is not installed or an op is not supported."""
     row: Row = {"what": what, "value": "failed"}
     message = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     row["error"] = " ".join(message.split())[-600:]
