@@ -62,7 +62,7 @@ def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _refuse_out_of_range(inputs: Sequence[Any]) -> None:
-    """CuPy casts a Python integer to the arrays' dtype. NumPy compares any integer; its `where` wraps before 2.5."""
+    """Raise OverflowError, as CuPy does, for a Python integer out of range of the arrays' dtype."""
     kinds = [x.dtype for x in inputs if isinstance(x, np.ndarray) and x.dtype != bool]
     if kinds and all(kind.kind in "iu" for kind in kinds):
         held = np.iinfo(np.result_type(*kinds))

@@ -1,4 +1,4 @@
-"""cuBLAS and cublasLt: NumPy's products of matrices at the addresses of GPU memory."""
+"""cuBLAS and cublasLt: Fake cuBLAS and cublasLt: NumPy multiplies the matrices at GPU addresses."""
 
 import ctypes
 from typing import Any

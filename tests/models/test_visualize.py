@@ -36,7 +36,7 @@ def attention_of(name, *shape):
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 6), st.integers(1, 4))
 def test_rollout_matches_its_definition(B, heads, L, blocks):
-    """Element by element: R_l[i, k] = ½ R[i, k] + ½ Σ_j A[i, j] R[j, k], with A averaged over the heads."""
+    """Element by element: R[i, k] <- ½ R[i, k] + ½ Σ_j A[i, j] R[j, k], with A averaged over the heads."""
     maps = [attention_of(f"A{block}", B, heads, L, L) for block in range(blocks)]
     flows = attention.rollout(maps)
     assert len(flows) == blocks

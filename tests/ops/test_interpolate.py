@@ -85,7 +85,7 @@ def test_a_scale_that_does_not_change_the_size_is_ignored():
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
 def test_nearest_breaks_ties_as_pytorch(mode):
-    """If r · in / out is an integer, rounding decides: PyTorch and minigrad round in float32."""
+    """If a source coordinate is an integer, rounding decides: PyTorch and minigrad round in float32."""
     torch = pytest.importorskip("torch")
     for in_size in range(1, 40):
         x = torch.arange(in_size, dtype=torch.float32).reshape(1, 1, 1, in_size)

@@ -19,7 +19,7 @@ ADVICE = "; lower --batch-size, and raise --grad-accum-steps for an equal step, 
 
 @pytest.mark.parametrize(("threads", "calls", "epochs"), [(2, 0, 0), (1, 3, 0), (2, 5, 1), (2, 7, 1)])
 def test_out_of_memory_keeps_completed_epochs(threads, calls, epochs, tmp_path, monkeypatch, capsys):
-    """Memory runs out after `calls` loss computations: three steps an epoch, one per shard, and one evaluation."""
+    """Memory runs out after `calls` steps or evaluations; an epoch has three steps and one evaluation."""
     cross_entropy, left = F.cross_entropy, [calls // 4 * (3 * threads + 1) + calls % 4 * threads]
 
     def greedy(*args, **kwargs):

@@ -86,7 +86,7 @@ class RandomErasing:
     """Erase a rectangle of each image with probability `prob`.
 
     The area, as a fraction of the image, is uniform in `area`; log(height / width) is uniform between the logarithms of
-    `aspect`. A rectangle larger than the image is cut to its height or width, where timm samples again up to ten times.
+    `aspect`. A rectangle larger than the image is cropped to the image; timm samples again up to ten times.
     The position of the rectangle is uniform within the image. The images to erase are sampled by a `StratifiedAssignment`.
 
     `mode`, as in timm, is the fill: "pixel", normal noise; "rand", one normal value per channel; "const", zeros.

@@ -129,7 +129,7 @@ def _histogram(x: Array) -> Array:
 
 
 def blend(degenerate: Array, images: Array, factor: Array) -> Array:
-    """⌊d + factor · (x - d)⌋, clipped to [0, 255], in float32. Factor 0 gives d, 1 the image, more extrapolates."""
+    """⌊d + factor · (x - d)⌋, clipped to [0, 255]: d = `degenerate`, x = `images`. Factors above 1 extrapolate."""
     d = degenerate.astype(np.float32)
     return (d + over_pixels(factor).astype(np.float32) * (images - d)).clip(0, 255).astype(np.uint8)
 

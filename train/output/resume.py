@@ -4,7 +4,7 @@ The file holds everything that the next step depends on: parameters and buffers,
 schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
 equal bit for bit.
 
-The file is replaced atomically, and before the other files of an epoch, which `results.py` rewrites from it on resume.
+The file is replaced atomically and first: on resume, `results.py` rewrites an epoch's other files from the state.
 After the last epoch the file only records that the run is finished.
 """
 
