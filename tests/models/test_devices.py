@@ -78,9 +78,9 @@ KERNELS = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", SMALL)
-def test_cuda_kernels_are_used(name, device):
-    if device == "cpu":
-        pytest.skip("CUDA kernels run on a GPU")
+def test_cuda_kernels_are_used(name, device, pytestconfig):
+    if device == "cpu" or pytestconfig.getoption("--without-fast-paths"):
+        pytest.skip("CUDA kernels are fast paths on a GPU")
     recorder = Recorder(launch._device)
     images = formula.stream("cuda", 2, 3, *[SMALL[name]["img_size"]] * 2)
     with use_device(recorder):
