@@ -27,7 +27,8 @@ from minigrad.ops import rules  # noqa: F401 (its import fills the table of rule
 from minigrad.ops.indexing import steps
 
 _new, _ndarray = object.__new__, np.ndarray
-_ALL_TRUE = [(True,) * n for n in range(4)]  # `needs_input_grad` if all inputs require gradients, allocated once
+_NEEDS = [[tuple(bool(bits >> i & 1) for i in range(n)) for bits in range(1 << n)] for n in range(5)]
+"""`needs_input_grad` of an op with n inputs, for each value of the bits `requiring` in `Tensor.apply`."""
 
 
 class Tensor(Methods):
@@ -74,7 +75,7 @@ class Tensor(Methods):
         # Prepare: the array of each input, and the edge along which backward sends the gradient of this input.
         arrays: list[Any] = []
         edges: list[Any] = []
-        requiring, all_float32, recording = 0, True, mode.grad_enabled  # requiring: number of inputs with requires_grad
+        requiring, all_float32, recording = 0, True, mode.grad_enabled  # requiring: bit i for input i
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
@@ -83,8 +84,8 @@ class Tensor(Methods):
                 if dtype is not FLOAT32:
                     all_float32 = False
                 if node is not None and recording:
+                    requiring += 1 << len(edges)
                     edges.append((node, data.shape, dtype))
-                    requiring += 1
                     continue
             else:
                 if not (x is None or type(x) is float or type(x) is int):
@@ -103,7 +104,7 @@ class Tensor(Methods):
             op = (fast_path(function, *arrays, **options) or function)()
         else:
             op = function()
-        op.needs_input_grad = _ALL_TRUE[requiring] if requiring == len(arrays) < 4 else tuple(map(bool, edges))
+        op.needs_input_grad = _NEEDS[len(edges)][requiring] if len(edges) < len(_NEEDS) else tuple(map(bool, edges))
 
         # Run: forward; the output of an op that computed in float32 is cast back.
         try:

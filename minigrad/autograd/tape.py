@@ -72,9 +72,9 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = as_array(result)
             # A result that is neither grad_output nor a view is new: the engine may add to it in place.
-            fresh = result.base is None and (
-                result is not grad if not several else sum(result is x for x in (*grad, *results)) == 1
-            )
+            fresh = result is not grad and result.base is None
+            if several:
+                fresh = fresh and sum(result is x for x in (*grad, *results)) == 1
             if result.shape != shape:  # the input was broadcast
                 result, fresh = unbroadcast(result, shape), True
             if result.dtype is not dtype and result.dtype != dtype:
