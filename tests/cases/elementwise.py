@@ -76,7 +76,7 @@ CASES = [
     ),
     Case(
         name="scalar_operators",
-        ops=13,  # with a sum of 13 gradients
+        ops=40,  # with a sum of 13 gradients, which partly cancel: the error is up to 18 in 1,500 draws
         run=lambda x: concatenated(scalar_forms(x), minigrad.cat),
         calls=calls(arrays(SMALL, low=0.5)),
         oracle=lambda x: concatenated(scalar_forms(x), np.concatenate),
