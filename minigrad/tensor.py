@@ -75,7 +75,8 @@ class Tensor(Methods):
         # Prepare: the array of each input, and the edge along which backward sends the gradient of this input.
         arrays: list[Any] = []
         edges: list[Any] = []
-        requiring, all_float32, recording = 0, True, mode.grad_enabled  # requiring: bit i for input i
+        requiring, all_float32 = 0, True  # requiring: bit i for input i
+        recording = not grad_mode.grad_blocks or mode.grad_enabled
         for x in inputs:
             if isinstance(x, Tensor):
                 data, node = x.data, x._node
@@ -104,7 +105,7 @@ class Tensor(Methods):
             op = (fast_path(function, *arrays, **options) or function)()
         else:
             op = function()
-        op.needs_input_grad = _NEEDS[len(edges)][requiring] if len(edges) < len(_NEEDS) else tuple(map(bool, edges))
+        op.needs_input_grad = _NEEDS[len(edges)][requiring] if len(edges) < 5 else tuple(map(bool, edges))
 
         # Run: forward; the output of an op that computed in float32 is cast back.
         try:

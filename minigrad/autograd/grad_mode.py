@@ -17,7 +17,8 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-open_blocks = 0  # number of open `mode_set` blocks in all threads; faster to read than the thread-local `mode`
+# The open blocks in all threads, of `mode_set` and of `no_grad` or `enable_grad`: faster to read than `mode`.
+open_blocks = grad_blocks = 0
 _lock = threading.Lock()
 
 
@@ -69,11 +70,17 @@ class _GradMode(ContextDecorator):
         return decorated
 
     def __enter__(self) -> None:
+        global grad_blocks
+        with _lock:
+            grad_blocks += 1
         self._stack().append(mode.grad_enabled)
         mode.grad_enabled = self.enabled
 
     def __exit__(self, *exception: object) -> None:
+        global grad_blocks
         mode.grad_enabled = self._stack().pop()
+        with _lock:
+            grad_blocks -= 1
 
     @staticmethod
     def _stack() -> list[bool]:

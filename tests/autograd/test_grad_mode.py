@@ -5,7 +5,8 @@ import threading
 import pytest
 
 import minigrad
-from minigrad import no_grad
+from minigrad import Tensor, enable_grad, no_grad
+from minigrad.autograd import grad_mode
 from tests.autograd.test_tape import leaf
 
 
@@ -66,3 +67,22 @@ def test_no_grad_decorator_without_parentheses():
 
     x = leaf(1.0)
     assert not double(x).requires_grad and (x * 2).requires_grad
+
+
+def test_ops_are_recorded_after_blocks_that_raise():
+    """Ops are recorded again after a block that raises, and after a suspended generator is closed."""
+
+    def generator():
+        with no_grad():
+            yield 1
+
+    before = grad_mode.grad_blocks  # tests run within `enable_grad`
+    for block in (no_grad, enable_grad):
+        with pytest.raises(ZeroDivisionError), block(), no_grad():
+            assert grad_mode.grad_blocks == before + 2
+            1 / 0  # noqa: B018
+    suspended = generator()
+    next(suspended)
+    assert grad_mode.grad_blocks == before + 1
+    suspended.close()
+    assert grad_mode.grad_blocks == before and (Tensor([1.0], requires_grad=True) * 2).requires_grad
