@@ -133,7 +133,7 @@ def _fits(kind: str, wanted: str, scalar: bool) -> bool:
 
 
 def _neighbour(address: int, args: Sequence[Any]) -> str:
-    """Describe a faulting address by the argument next to it."""
+    """Describe a faulting address by its distance from the nearest array argument."""
     for i, arg in enumerate(args):
         if arg is None or isinstance(arg, np.generic):
             continue
@@ -218,7 +218,7 @@ def guarded(
 ) -> np.ndarray:
     """A poisoned array with a protected page after its end or before its beginning.
 
-    For an alignment of `aligned` bytes, up to aligned - 1 unprotected bytes follow its end.
+    For an alignment of `aligned` bytes, up to aligned - 1 unprotected bytes follow the end of the array.
     """
     if side not in ("after", "before"):
         raise ValueError(f'side must be "after" or "before", got {side!r}')

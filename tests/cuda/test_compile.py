@@ -1,7 +1,7 @@
 """Every kernel compiles without spills for Ampere, Ada and Hopper, with the occupancy that its source states.
 
 The compilers are nvcc and NVRTC. CuPy uses NVRTC; pip install nvidia-cuda-nvrtc installs it. The number of registers
-depends on the compiler's version. So a source states what matters: how many warps fit into a multiprocessor.
+depends on the compiler's version. So a source states the number of resident warps per multiprocessor instead.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from minigrad.kernels.cuda.launch import FOLDER, Kernel, source_for_cupy
 from tests.cuda.runner import CACHE, kernels
 
 MAX_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64}  # resident warps per multiprocessor (A100, RTX 40, H100)
-REGISTERS = 65536  # of a multiprocessor, in each of these architectures
+REGISTERS = 65536  # per multiprocessor, in each architecture of MAX_WARPS
 
 
 def resident_warps(registers):
