@@ -86,7 +86,7 @@ def with_arrays(index, index_arrays):
 
 
 def getitem_in_torch(torch, x, *index_arrays, index):
-    """PyTorch has no slices with negative steps: flip the axis, then select the same entries with a positive step."""
+    """PyTorch has no slices with negative steps: flip the axis, then select the same elements with a positive step."""
     index = index if isinstance(index, tuple) else (index,)
     axes_per_part = [
         index_arrays[int(p.split()[1])].ndim if _is_mask(p, index_arrays) else int(p is not None and p is not ...)

@@ -24,7 +24,7 @@ REGISTERS = 65536  # per multiprocessor, in each architecture of MAX_WARPS
 
 
 def resident_warps(registers):
-    """The warps whose registers fit into a multiprocessor. A thread's registers are allocated in units of 8."""
+    """The number of warps whose registers fit a multiprocessor. A thread's registers are allocated in units of 8."""
     return REGISTERS // (32 * (-(-registers // 8) * 8))
 
 

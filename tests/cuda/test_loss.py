@@ -85,7 +85,7 @@ def test_zero_total_weight_gives_nan_mean(reduction):
 
 
 def test_index_out_of_range_selects_no_class():
-    """The CPU raises. A GPU would have to synchronize to check, so the row has the target probabilities q = 0."""
+    """The CPU raises. To avoid synchronization, the GPU ignores the row: its target probabilities are 0."""
     x, inside = random_array(0, 4, 7), np.array([1, 5, 0, 6])
     with emulated():
         found = cross_entropy(x, np.where(np.arange(4) % 2, 7, inside))

@@ -165,7 +165,7 @@ def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
 
 
 def two_passes(arrays, grads, p=0.4):
-    """Outputs and gradients of the kernels of Residual and LayerNorm, with ∂s added in between."""
+    """Outputs and gradients of the kernels of Residual and LayerNorm; ∂s is added to LayerNorm's ∂x."""
     minigrad.manual_seed(3)
     x, branch, *params = arrays
     first, second = residual.CUDAResidual(), norm.CUDALayerNorm()

@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    """The process of a stage: run its parts from `--first` on, and print their rows as JSON. A failure is a row."""
+    """The process of a stage: run the parts from `--first` on and print rows as JSON. A failed part gives a row too."""
     parts = STAGES[options.stage].parts(options)
     for number, (name, part) in enumerate(parts.items()):
         if number < options.first:

@@ -66,7 +66,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Last(Function):
-    """The last output; backward passes its gradient to all outputs. So all count in the loss, and no kernel runs."""
+    """The last output; backward passes its gradient to all. So all outputs count in the loss, without a kernel."""
 
     def forward(self, *outputs: Array) -> Array:
         self.count = len(outputs)

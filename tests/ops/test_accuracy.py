@@ -1,4 +1,4 @@
-"""Rounding errors of float32 sums, in units in the last place (ulps) of the maximum entry, against float64.
+"""Rounding errors of float32 sums, in units in the last place (ulps) of the maximum value, against float64.
 
 tests/reference/test_accuracy.py compares these errors with PyTorch's errors.
 """

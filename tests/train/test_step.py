@@ -107,7 +107,7 @@ def test_muon_updates_hidden_matrices_only(dataset):
 
 
 def test_layer_decay_sets_learning_rates_by_depth(dataset):
-    """The head has the learning rate --lr, the stem lr · decay^5. `Trainer.lr` is that of the head."""
+    """The head has the learning rate --lr, the stem lr · decay^5. `Trainer.lr` is the head's learning rate."""
     settings = replace(
         parse(["--batch-size", "60"]), layer_decay=0.5, threads=1, warmup_epochs=0.0, train_num_samples=60
     )
