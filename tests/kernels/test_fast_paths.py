@@ -72,7 +72,7 @@ def test_gelu_over_several_chunks_and_of_large_inputs():
     x = Tensor(np.array([0, np.nan], np.float32), requires_grad=True)
     F.gelu(x).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [0.5, np.nan])
-    largest = np.finfo(np.float32).max  # infinity if rounded to fewer bits
+    largest = np.finfo(np.float32).max  # overflows if rounded to fewer bits
     x = Tensor(np.array([largest, 2, -largest], np.float32), requires_grad=True)
     y = F.gelu(x)
     y.sum().backward()

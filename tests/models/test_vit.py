@@ -34,8 +34,8 @@ def test_rectangular_patches():
 
 
 def test_gradients_of_class_token_and_key_bias():
-    """The class token and its position embedding are added, so their gradients are equal. The bias of the keys adds a
-    constant to all scores of a query, which softmax ignores, so its gradient is 0."""
+    """The class token and its position embedding are added, so their gradients are equal. The key bias adds a
+    constant to all scores of a query. Softmax ignores this constant, so the key bias has gradient 0."""
     model = formula.fill(small("vit"))
     model(images()).sum().backward()
     np.testing.assert_allclose(model.cls_token.grad.numpy(), model.pos_embed.grad.numpy()[:, :1], rtol=1e-13)

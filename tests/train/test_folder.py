@@ -145,7 +145,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
 
 
 def test_images_in_subfolders_have_the_class_of_the_folder(tmp_path):
-    """Links are followed as in torchvision's ImageFolder, but not in cycles."""
+    """Symbolic links are followed as in torchvision's ImageFolder, but not in cycles."""
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     below = [paint(tmp_path / "train" / "a" / name, i) for i, name in enumerate(["x/1.png", "x/y/1.png", "z/0.png"])]
     paint(tmp_path / "elsewhere" / "2.png", 7)
