@@ -14,7 +14,7 @@ SIDE = st.integers(1, 4)
 
 @st.composite
 def attention_calls(draw):
-    """Leading axes broadcast; there is no mask, a boolean or float mask that broadcasts, or a causal mask."""
+    """Leading axes broadcast; the mask is None, a boolean or float mask that broadcasts, or causal."""
     L, S, E, V = draw(SIDE), draw(SIDE), draw(SIDE), draw(SIDE)
     lead = draw(broadcastable_shapes(3, max_dims=2, max_side=2))
     q, k, v = (draw(arrays((*batch, *m))) for batch, m in zip(lead, [(L, E), (S, E), (S, V)], strict=True))

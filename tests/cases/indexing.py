@@ -21,7 +21,7 @@ def basic_index_calls(draw):
 
 @st.composite
 def mask_calls(draw):
-    """Indices with one boolean array, for the first axes, or after slices for one later axis."""
+    """Indices with one boolean array, which indexes the first axes or, after slices, one later axis."""
     x = draw(arrays(SMALL))
     first = draw(st.integers(0, x.ndim - 1))
     last = draw(st.integers(first + 1, x.ndim)) if first == 0 else first + 1

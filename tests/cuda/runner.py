@@ -3,8 +3,8 @@
     with emulated(order="shuffled"):
         y = F.layer_norm(Tensor(x), C)  # float32: runs the CUDA fast path and its kernels
 
-`CpuDevice` is a device for `minigrad.kernels.cuda.launch`. `emulated` makes it the current device, puts CUDA fast paths
-before those for the CPU, and fills the arrays of `numpy.empty` with NaN.
+`CpuDevice` is a device for `minigrad.kernels.cuda.launch`. `emulated` makes a `CpuDevice` the current device, puts
+CUDA fast paths before CPU fast paths, and fills the arrays of `numpy.empty` with NaN.
 """
 
 import ctypes

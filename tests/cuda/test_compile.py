@@ -1,6 +1,6 @@
 """Every kernel compiles without spills for Ampere, Ada and Hopper, with the occupancy that its source states.
 
-The compilers are nvcc and NVRTC. CuPy uses NVRTC; pip install nvidia-cuda-nvrtc installs it. The number of registers
+The compilers are nvcc and NVRTC. CuPy uses NVRTC (pip install nvidia-cuda-nvrtc). The number of registers
 depends on the compiler's version. So a source states the number of resident warps per multiprocessor instead.
 """
 

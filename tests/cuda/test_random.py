@@ -1,4 +1,4 @@
-"""The random numbers of the CUDA kernels equal those of the CPU, bit for bit."""
+"""The CUDA kernels generate the same random numbers as the CPU, bit for bit."""
 
 from math import prod
 

@@ -129,7 +129,7 @@ def test_attention_stays_within_the_window():
 
 
 def test_principal_filters_are_eigenvectors():
-    """The eigenvectors are those of the covariance, in descending order of the eigenvalues."""
+    """The filters are eigenvectors of the covariance, in descending order of the eigenvalues."""
     weight = sample("W", 60, 2, 3, 3) * np.arange(1, 4)
     found, shares = kernels.principal_filters(weight, 5)
     assert found.shape == (5, 2, 3, 3) and shares.shape == (5,)

@@ -170,7 +170,7 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path):
     album(tmp_path, ({decomposed: 1, "cafz": 1}, {composed: 1, "cafz": 1}))
     paint(tmp_path / "train" / composed / "2.png", 5)
     data = folder.load(tmp_path, 32)
-    assert data.classes == ("cafz", composed)  # é after z, as in composed names; decomposed, e is before it
+    assert data.classes == ("cafz", composed)  # composed é sorts after z; decomposed e sorts before z
     assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [0, 1]
 
 
