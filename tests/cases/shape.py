@@ -22,7 +22,7 @@ def draw_axis(draw, ndim):
 
 @st.composite
 def reshape_calls(draw):
-    """New shapes: the sides permuted, two of them merged, an axis of size 1 inserted, one side given as -1."""
+    """New shapes permute the sides, merge two sides, insert an axis of size 1, or give one side as -1."""
     x = draw(arrays(SMALL))
     sides = list(draw(st.permutations(x.shape)))
     if len(sides) > 1 and draw(st.booleans()):

@@ -60,7 +60,7 @@ class CpuDevice:
     Args:
         order: the order in which the threads of a block run, one of `ORDERS`. A correct kernel has the same result in
             every order.
-        barrier: a barrier to delete, out of `barriers(file)`, such as "norm.cu:120": a test should fail without it.
+        barrier: a barrier of `barriers(file)` to delete, such as "norm.cu:120"; a test should then fail.
         array: the class of the device's arrays: numpy.ndarray, or a class with `data.ptr`, `dtype` and `flags`.
         macros: further compiler options.
     """

@@ -132,7 +132,7 @@ def test_nvrtc_compiles_without_spills(path, macros, minima):
 
 @cache
 def nvrtc_library(path):
-    """Load NVRTC. NVRTC opens its builtins by name, which succeeds if they are already loaded."""
+    """Load NVRTC after its builtins: NVRTC opens the builtins by name, which succeeds if already loaded."""
     for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))

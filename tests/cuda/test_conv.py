@@ -116,7 +116,7 @@ def test_depthwise_matches_reference(
     st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_im2col_matches_reference(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
-    """Loads have 1 element or 16 bytes, no window reads some pixels, or windows lie in the padding."""
+    """Loads have 1 element or 16 bytes, some pixels are in no window, and some windows lie in the padding."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
     H, W = map(max, (H, W), spans)

@@ -98,7 +98,7 @@ def recorded():
 
 
 def compared(run):
-    """The kernels that `run` launches. Without fast paths it launches none, with the same results."""
+    """The kernels that `run` launches. Without fast paths, `run` launches none and has the same results."""
     with recorded() as names:
         found = run()
     with minigrad.without_fast_paths(), recorded() as without:

@@ -1,6 +1,6 @@
 """The part of CuPy that minigrad uses, on a machine without a GPU: NumPy arrays in a wrapper as strict as CuPy's.
 
-`in_place_of_cupy()` makes `tensor.to("cuda")` work, and every test that takes the fixture `device` runs on it.
+`in_place_of_cupy()` makes `tensor.to("cuda")` work; every test with the fixture `device` runs on these arrays.
 
     api.py        the functions and arguments that CuPy has; others raise
     array.py      an array that raises on implicit conversion to, or operations with, NumPy arrays

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one command:  python -m tests.gpu  (needs CuPy; torch and timm for comparisons)
 
-Stages and their parts are independent. A stage is a process with a time limit. If a part crashes the process, or
-the process loses the GPU, a new process continues with the next part. Results are saved in --output, as JSON, after
-each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
+Stages and their parts are independent. A stage is a process with a time limit. If a part crashes, loses the
+GPU or exceeds the time limit of a part, a new process continues with the next part. Results are saved in --output, as
+JSON, after each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
 """
 
 import argparse
@@ -102,7 +102,7 @@ class Ended(NamedTuple):
 
 
 def run(name: str, options: argparse.Namespace, result: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Run one stage in processes of its own. Write its rows, errors, duration and exit status to `result`."""
+    """Run one stage in processes of its own. Write its rows, errors, duration and outcome to `result`."""
     stage, start, first, end = STAGES[name], time.perf_counter(), 0, "done"
     while True:
         left = stage.seconds - (time.perf_counter() - start)
