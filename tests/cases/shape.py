@@ -229,7 +229,7 @@ def naive_split(x, split_size, dim):
 
 
 def naive_chunk(x, chunks, dim):
-    """PyTorch's rule: chunks of ⌈n / chunks⌉ values, perhaps fewer than `chunks`; for n = 0, `chunks` empty chunks."""
+    """PyTorch's rule: chunks of size ⌈n / chunks⌉, perhaps fewer than `chunks`; for n = 0, `chunks` empty chunks."""
     n = x.shape[dim]
     return naive_split(x, math.ceil(n / chunks) if n else [0] * chunks, dim)
 

@@ -76,7 +76,7 @@ class Kernels(CpuDevice):
             t.memory._host[...] = 0
 
     def owns(self, x: Any) -> bool:
-        """False without a compiler, so that every op runs its reference implementation."""
+        """False for arrays elsewhere, and without a compiler: then every op runs its reference implementation."""
         return HAS_COMPILER and super().owns(x)
 
 

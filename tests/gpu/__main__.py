@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one command:  python -m tests.gpu  (needs CuPy; torch and timm for comparisons)
 
-Stages and their parts are independent. A stage is a process with a time limit. If a part crashes, loses the
-GPU or exceeds the time limit of a part, a new process continues with the next part. Results are saved in --output, as
-JSON, after each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
+Stages and their parts are independent. A stage is a process with a time limit. If a part crashes, loses the GPU or
+exceeds its own time limit, a new process continues with the next part. Results are saved in --output, as JSON, after
+each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
 """
 
 import argparse

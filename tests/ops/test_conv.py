@@ -1,4 +1,4 @@
-"""Convolution: `Columns` and `Depthwise` agree, views, not copies, and error messages."""
+"""Convolution: `Columns` and `Depthwise` agree; views instead of copies; error messages."""
 
 import numpy as np
 import pytest
