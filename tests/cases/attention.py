@@ -14,7 +14,7 @@ SIDE = st.integers(1, 4)
 
 @st.composite
 def attention_calls(draw):
-    """Leading axes that broadcast; no mask, a boolean or float mask that broadcasts, or a causal mask."""
+    """Leading axes broadcast; the mask is None, a boolean or float mask that broadcasts, or causal."""
     L, S, E, V = draw(SIDE), draw(SIDE), draw(SIDE), draw(SIDE)
     lead = draw(broadcastable_shapes(3, max_dims=2, max_side=2))
     q, k, v = (draw(arrays((*batch, *m))) for batch, m in zip(lead, [(L, E), (S, E), (S, V)], strict=True))
@@ -75,7 +75,7 @@ def window_attention_calls(draw):
 def window_attention(qkv, bias, num_heads, window_size, shift=(0, 0)):
     """The mean of the values in each token's window.
 
-    The mask adds -100 to the score of two tokens that only the cyclic shift made neighbours.
+    The mask adds -100 to the score of two tokens that are neighbours only through the cyclic shift.
     """
     B, H, W, channels = qkv.shape
     M, tokens = np.broadcast_to(window_size, 2), list(np.ndindex(H, W))

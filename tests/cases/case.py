@@ -51,7 +51,7 @@ class Case:
 
 
 def concatenated(parts: Any, cat: Callable[[list[Any]], Any]) -> Any:
-    """Outputs joined to one 1-D array, output k times k + 1. `cat`: minigrad.cat, torch.cat or np.concatenate."""
+    """Outputs joined to one 1-D array, output k scaled by k + 1. `cat`: minigrad.cat, torch.cat or np.concatenate."""
     return cat([part.reshape(-1) * (k + 1.0) for k, part in enumerate(parts)])
 
 

@@ -21,7 +21,7 @@ def basic_index_calls(draw):
 
 @st.composite
 def mask_calls(draw):
-    """Indices with one boolean array, for the first axes, or after slices for one later axis."""
+    """Indices with one boolean array, which indexes the first axes or, after slices, one later axis."""
     x = draw(arrays(SMALL))
     first = draw(st.integers(0, x.ndim - 1))
     last = draw(st.integers(first + 1, x.ndim)) if first == 0 else first + 1
@@ -86,7 +86,7 @@ def with_arrays(index, index_arrays):
 
 
 def getitem_in_torch(torch, x, *index_arrays, index):
-    """PyTorch has no slices with negative steps: flip the axis, then select the same entries with a positive step."""
+    """PyTorch has no slices with negative steps: flip the axis, then select the same elements with a positive step."""
     index = index if isinstance(index, tuple) else (index,)
     axes_per_part = [
         index_arrays[int(p.split()[1])].ndim if _is_mask(p, index_arrays) else int(p is not None and p is not ...)

@@ -22,7 +22,7 @@ def scales(side, min_size):
 def interpolate_calls(draw):
     """All modes and flags, by size or by scale.
 
-    Except two kinds for which PyTorch's backward contradicts its forward: antialias to a width of 1, and a scale other
+    Two kinds are excluded, as PyTorch's backward contradicts its forward: antialias to a width of 1, and a scale other
     than 1 that keeps the size of an axis. tests/ops/test_interpolate.py tests both.
     """
     mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear", "bicubic"]))

@@ -39,7 +39,7 @@ def adaptive_pool_calls(draw):
 
 
 def naive_pool(x, kernel_size, stride, padding, ceil_mode, reduce, dilation=1):
-    """y[..., i, j] = reduce(pixels of window (i, j), number of its positions in the padded image)."""
+    """y[..., i, j] = reduce(pixels of window (i, j), number of the window's positions in the padded image)."""
     KH, KW = np.broadcast_to(kernel_size, 2)
     SH, SW = (KH, KW) if stride is None else np.broadcast_to(stride, 2)
     (PH, PW), (DH, DW), (H, W) = np.broadcast_to(padding, 2), np.broadcast_to(dilation, 2), x.shape[-2:]
@@ -52,7 +52,7 @@ def naive_pool(x, kernel_size, stride, padding, ceil_mode, reduce, dilation=1):
 
 
 def window_positions(size, kernel, stride, padding, dilation, ceil_mode):
-    """For each window along one axis, its positions in the padded image."""
+    """For each window along one axis, the window's positions in the padded image."""
     count = (size + 2 * padding - (kernel - 1) * dilation - 1) / stride
     starts = [i * stride - padding for i in range((ceil if ceil_mode else floor)(count) + 1)]
     starts = [start for start in starts if not ceil_mode or start < size]

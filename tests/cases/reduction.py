@@ -15,7 +15,7 @@ GAP = 0.01
 
 @st.composite
 def reduction_calls(draw, *, gap=0.0, min_side=0, max_side=4, dim_required=False, **more):
-    """An array and `dim`. The reduced axes have at least `min_side` entries; other axes may be empty."""
+    """An array and `dim`. The reduced axes have at least `min_side` elements; other axes may be empty."""
     shape = list(draw(shapes(max_dims=3, max_side=max_side)))
     dim = draw(axes(len(shape)).filter(lambda dim: dim is not None or not dim_required))
     for axis in range(len(shape)) if dim is None else (dim,) if isinstance(dim, int) else dim:

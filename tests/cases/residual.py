@@ -27,7 +27,7 @@ def residual_layer_norm_calls(draw):
 
 
 def drop_path_factor(x, drop_path=0.0, training=True):
-    """The factor of each image's branch: 0 if drop_path drops it, else 1 / (1 - p)."""
+    """The factor of each image's branch: 0 if drop_path drops the image, else 1 / (1 - p)."""
     ones = minigrad.ones(len(x), dtype=np.float64)
     return seeded(F.drop_path)(ones, p=drop_path, training=training).numpy().reshape(-1, *[1] * (x.ndim - 1))
 

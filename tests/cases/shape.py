@@ -22,7 +22,7 @@ def draw_axis(draw, ndim):
 
 @st.composite
 def reshape_calls(draw):
-    """New shapes: the sides permuted, two of them merged, an axis of size 1 inserted, one side given as -1."""
+    """New shapes permute the sides, merge two sides, insert an axis of size 1, or give one side as -1."""
     x = draw(arrays(SMALL))
     sides = list(draw(st.permutations(x.shape)))
     if len(sides) > 1 and draw(st.booleans()):
@@ -229,7 +229,7 @@ def naive_split(x, split_size, dim):
 
 
 def naive_chunk(x, chunks, dim):
-    """PyTorch's rule: chunks of ⌈n / chunks⌉ entries, perhaps fewer than `chunks`; for n = 0, `chunks` empty chunks."""
+    """PyTorch's rule: chunks of size ⌈n / chunks⌉, perhaps fewer than `chunks`; for n = 0, `chunks` empty chunks."""
     n = x.shape[dim]
     return naive_split(x, math.ceil(n / chunks) if n else [0] * chunks, dim)
 

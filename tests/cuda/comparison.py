@@ -2,8 +2,8 @@
 
     assert_matches_reference(F.gelu, random_array(0, 4, 5), fast_path=activation.CUDAGELU)
 
-The reference gets the same inputs, upcast, and the same gradient of the output. So a result in float32 differs by the
-rounding errors of float32 sums, and a result in a 16-bit dtype by the error of one cast more.
+The reference gets the same inputs, upcast, and the same gradient of the output. So a float32 result differs only by the
+rounding errors of float32 sums; a 16-bit result has the rounding error of one cast in addition.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -81,7 +81,7 @@ def with_layout(x: Array, layout: str) -> Array:
 
 
 def unaligned(x: Array, elements: int = 1) -> Array:
-    """A contiguous copy of x that begins this number of elements after an address that is a multiple of 32."""
+    """A contiguous copy of x, at an address that is a multiple of 32 bytes plus `elements` elements."""
     memory = guarded(x.size + elements, x.dtype, aligned=32)
     copy = memory[elements:].reshape(x.shape)
     copy[...] = x
@@ -148,7 +148,7 @@ def run_reference(op: Callable[..., Tensor], *arrays: Array | None, grad_y: Arra
 def max_error(found: Sequence[Array | None], exact: Sequence[Array | None]) -> float:
     """The maximum difference, relative to the maximum absolute value (at least 1) of each array.
 
-    The error is ∞ if NaN and infinities are at different places. Pairs of None are ignored.
+    The error is ∞ if the NaNs or infinities of the two arrays differ. Pairs of None are ignored.
     """
     pairs = [(a, b) for a, b in zip(found, exact, strict=True) if a is not None or b is not None]
     return max((error_of(ours, theirs) for ours, theirs in pairs), default=0.0)
@@ -171,8 +171,8 @@ def assert_matches_reference(
 ) -> tuple[Run, list[Launch]]:  # fmt: skip
     """Check the output and all gradients of the fast path against the reference. Returns the run, and its launches.
 
-    The output has the dtype of the first input, a gradient the dtype of its input. The tolerance is for `max_error`; a
-    16-bit result gets the error of a cast in addition.
+    The output has the dtype of the first input, a gradient the dtype of its input. `tolerance` bounds
+    `max_error`; for a 16-bit result the bound includes the relative error of a cast in addition.
     """
     with recorded(order, guard=guard) as launches:
         run = run_op(op, *arrays, wanted=wanted, grad_y=grad_y, grad_layout=grad_layout)
@@ -200,7 +200,7 @@ def results_in(order: str, run: Callable[[], Sequence[Array | None]], **options:
 
 
 def assert_thread_order_changes_no_bit(run: Callable[[], Sequence[Array | None]]) -> None:
-    """`run` returns the arrays that the kernels compute."""
+    """Check that `run` returns arrays with the same bits in every thread order."""
     expected = results_in(ORDERS[0], run)
     for order in (*ORDERS[1:], ORDERS[0]):
         assert same_bits(results_in(order, run), expected), order
@@ -220,7 +220,7 @@ def barrier_is_needed(barrier: str, run: Callable[[], Sequence[Array | None]]) -
 
 
 def packs(launches: Iterable[Launch]) -> list[int]:
-    """The constant PACK of each kernel: the elements of one load."""
+    """The constant PACK of each launched kernel: the number of elements per load."""
     return [dict(launch.kernel.constants)["PACK"] for launch in launches]
 
 

@@ -3,8 +3,8 @@
     with emulated(order="shuffled"):
         y = F.layer_norm(Tensor(x), C)  # float32: runs the CUDA fast path and its kernels
 
-`CpuDevice` is a device for `minigrad.kernels.cuda.launch`. `emulated` makes it the current device, puts CUDA fast paths
-before those for the CPU, and fills the arrays of `numpy.empty` with NaN.
+`CpuDevice` is a device for `minigrad.kernels.cuda.launch`. `emulated` makes a `CpuDevice` the current device, puts
+CUDA fast paths before CPU fast paths, and fills the arrays of `numpy.empty` with NaN.
 """
 
 import ctypes
@@ -60,7 +60,7 @@ class CpuDevice:
     Args:
         order: the order in which the threads of a block run, one of `ORDERS`. A correct kernel has the same result in
             every order.
-        barrier: a barrier to delete, out of `barriers(file)`, such as "norm.cu:120": a test should fail without it.
+        barrier: a barrier of `barriers(file)` to delete, such as "norm.cu:120"; a test should then fail.
         array: the class of the device's arrays: numpy.ndarray, or a class with `data.ptr`, `dtype` and `flags`.
         macros: further compiler options.
     """
@@ -133,7 +133,7 @@ def _fits(kind: str, wanted: str, scalar: bool) -> bool:
 
 
 def _neighbour(address: int, args: Sequence[Any]) -> str:
-    """Describe a faulting address by the argument next to it."""
+    """Describe a faulting address by its distance from the nearest array argument."""
     for i, arg in enumerate(args):
         if arg is None or isinstance(arg, np.generic):
             continue
@@ -218,7 +218,7 @@ def guarded(
 ) -> np.ndarray:
     """A poisoned array with a protected page after its end or before its beginning.
 
-    For an alignment of `aligned` bytes, up to aligned - 1 unprotected bytes follow its end.
+    For an alignment of `aligned` bytes, up to aligned - 1 unprotected bytes follow the end of the array.
     """
     if side not in ("after", "before"):
         raise ValueError(f'side must be "after" or "before", got {side!r}')

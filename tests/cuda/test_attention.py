@@ -43,7 +43,7 @@ def assert_matches_reference(q, k, v, mask=None, *, scale=None, tolerance=2e-6, 
     st.sampled_from([*LAYOUTS, "strided"]), st.sampled_from([None, -0.3]), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_value_and_gradients_match_reference(lead, L, S, widths, layouts, grad_layout, scale, order):
-    """Fewer rows than a warp processes at once, more than a block does, keys and columns that do not fill a warp."""
+    """Sizes include fewer rows than a warp processes, more than a block does, and keys that do not fill a warp."""
     arrays = qkv(lead, L, S, *widths, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, order=order, grad_layout=grad_layout, scale=scale)
     names = ["attention_forward", "attention_backward_q", "attention_backward_kv"]
@@ -56,13 +56,13 @@ def test_value_and_gradients_match_reference(lead, L, S, widths, layouts, grad_l
     st.integers(0, 3), st.integers(1, 5), st.integers(1, 34), st.booleans(), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_masks_match_reference(lead, broadcast, missing, L, S, transposed, order):
-    """Masks with axes of length 1, with missing axes, and with the first axis last in memory, as Swin's bias."""
+    """Masks have axes of length 1, lack leading axes, or have the first axis last in memory, as Swin's bias."""
     shape = [1 if one else n for n, one in zip((*lead, L, S), broadcast, strict=False)]
     shape = shape[min(missing, len(lead)) :]
     mask = normal(7, *shape)
     if transposed:
         mask = np.moveaxis(np.ascontiguousarray(np.moveaxis(mask, 0, -1)), -1, 0)
-    summed = np.prod([*lead, L, S]) / mask.size  # entries of ∂S in an entry of ∂mask: their errors add as the root
+    summed = np.prod([*lead, L, S]) / mask.size  # terms per element of ∂mask: the error grows as √n
     assert_matches_reference(*qkv(lead, L, S, 8, 12), mask, order=order, tolerance=2e-6 * summed**0.5)
 
 
@@ -92,7 +92,7 @@ def test_packed_qkv_is_not_copied(lead, N, d, mask):
 
 
 def test_aliased_and_broadcast_inputs():
-    """One array as q, k and v, and keys that all heads share: the gradients are not aliased."""
+    """If q, k and v are one array, or all heads share keys, the gradients are correct and not aliased."""
     q, k, v = qkv((2, 3), 5, 5, 8, 8)
     for arrays in ((q, q, q), (q, np.broadcast_to(k[:, :1], k.shape), v)):
         grad_y = normal(9, *q.shape)
@@ -128,7 +128,7 @@ def test_accesses_stay_within_the_arrays(side, L, S):
 
 
 def test_guard_detects_an_access_out_of_bounds():
-    """The test above can fail: here the keys lack a row."""
+    """The guard of the test above raises if the keys lack a row."""
     q, k, v = (guarded_copy(normal(0, 1, 1, rows, 8)) for rows in (5, 5, 6))
     op = attention.CUDAScaledDotProductAttention()
     op.needs_input_grad = (None,) * 4
@@ -158,7 +158,7 @@ def test_without_gradients_nothing_is_saved():
 
 
 def test_saves_lse_instead_of_probabilities():
-    """P would be L · S values for each head; lse is L values."""
+    """Probabilities have L · S values per head; their log-sum-exp (lse) has L values."""
     with emulated():
         y = F.scaled_dot_product_attention(*(Tensor(x, requires_grad=True) for x in qkv((2, 3), 40, 40, 8, 12)))
         kept = {name: x.shape for name, x in vars(y.grad_fn).items() if isinstance(x, np.ndarray)}
@@ -178,7 +178,7 @@ def test_fully_masked_query_gives_zeros():
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, 80.0, 1e4])
 def test_large_scores_do_not_overflow(offset):
-    """Scores beyond the range of exp: softmax does not change with an offset of a row, or of all rows."""
+    """Scores exceed the range of exp. Softmax is invariant to an offset of one row or of all rows."""
     for rows in (slice(None), slice(1)):
         mask = np.zeros((7, 9), np.float32)
         mask[rows] = offset
@@ -259,7 +259,7 @@ def test_arrays_of_another_device_are_declined():
 
 @pytest.mark.parametrize(("size", "N"), [(227 << 10, 256), (163 << 10, 197), (99 << 10, 112)])
 def test_length_is_limited_by_shared_memory(size, N):
-    """The shared memory of a block on GPUs of compute capability 9.0, 8.0 and 8.9, with E = V = 64."""
+    """`size` is the shared memory per block of compute capability 9.0, 8.0 and 8.9; N fits for E = V = 64."""
     with emulated(), patch.dict(attention._most_shared, cpu=size):
         arrays = lambda N: qkv((1,), N, N, 64, 64)  # noqa: E731
         fits = lambda N: attention.CUDAScaledDotProductAttention.supports(*arrays(N), None, scale=1.0, **PLAIN)  # noqa: E731

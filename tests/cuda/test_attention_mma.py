@@ -1,4 +1,4 @@
-"""Attention on tensor cores, run on the CPU: each element is within its bound of rounding errors from float64."""
+"""Attention on tensor cores, run on the CPU: each element differs from float64 by at most its error bound."""
 
 from itertools import product
 from unittest.mock import patch
@@ -28,8 +28,8 @@ def qkv(lead, L, S, E, V, dtype=BFLOAT16, **options):
 
 
 def exact(q, k, v, bias, grad_y, scale):
-    """y and all gradients in float64, each with its error bound. The kernel casts P, y and ∂S to 16 bits for the matrix
-    products, and the results again. `bias` is added to the scaled scores."""
+    """y and all gradients in float64, each with its error bound. The kernel casts the probabilities P, y and ∂S to 16
+    bits for the matrix products, and casts the results. `bias` is added to the scaled scores."""
     u = comparison.UNIT_ROUNDOFF[q.dtype]
     q, k, v, grad_y = map(as_float64, (q, k, v, grad_y))
     transposed = lambda x: x.swapaxes(-1, -2)  # noqa: E731
@@ -94,7 +94,7 @@ def assert_matches_reference(q, k, v, bias=None, grad_layout="packed", order=ORD
     st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_values_and_gradients_match_reference(lead, L, S, widths, dtype, layouts, grad_layout, order):
-    """Fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
+    """Sizes include fewer and more rows than a warp processes at once, and a last step of fewer than 16 rows."""
     arrays = qkv(lead, L, S, *widths, dtype=dtype, layouts=layouts)
     _, launches = assert_matches_reference(*arrays, grad_layout=grad_layout, order=order)
     assert kernel_names(launches) == ["attention_mma_forward", "attention_mma_backward"]
@@ -106,14 +106,14 @@ def test_values_and_gradients_match_reference(lead, L, S, widths, dtype, layouts
     st.integers(1, 20), st.integers(1, 34), st.sampled_from(HALF_PRECISION), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_bias_gradient_is_summed_over_the_batch(outer, heads, one_for_all_heads, outer_axes, L, S, dtype, order):
-    """One bias for the whole batch: the kernel sums its gradient over the batch."""
+    """The batch shares one bias, so the kernel sums the gradient of the bias over the batch."""
     bias = normal(7, *(1,) * min(outer_axes, len(outer)), 1 if one_for_all_heads else heads, L, S)
     assert_matches_reference(*qkv((*outer, heads), L, S, 16, 16, dtype), bias, order=order)
 
 
 def test_backward_blocks_loop_over_entries():
     arrays, bias = qkv((7, 2), 5, 6, 16, 16), normal(7, 2, 5, 6)
-    with patch.object(attention_mma, "BLOCKS", 6):  # three for each head
+    with patch.object(attention_mma, "BLOCKS", 6):  # three blocks per head
         _, launches = assert_matches_reference(*arrays, bias)
     assert [launch.grid for launch in launches] == [(14, 1, 1), (6, 1, 1), (2, 1, 1)]
 
@@ -295,7 +295,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
 @pytest.mark.parametrize(
     ("arrays", "mask", "options"),
     [
-        (qkv((2,), 3, 4, 24, 16), None, {}),  # no multiples of 16
+        (qkv((2,), 3, 4, 24, 16), None, {}),  # widths must be multiples of 16
         (qkv((2,), 3, 4, 16, 24), None, {}),
         (qkv((2,), 3, 4, 144, 16), None, {}),
         (qkv((2,), 3, 4, 16, 16, np.float32), None, {}),
@@ -308,7 +308,7 @@ PLAIN = {"scale": 1.0, "is_causal": False, "dropout_p": 0.0}
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4), bool), {}),
         (qkv((2,), 3, 4, 16, 16), np.ones((3, 4)), {}),
         (qkv((2,), 3, 1, 16, 16), np.ones((3, 4), np.float32), {}),
-        (qkv((3, 2), 3, 4, 16, 16), np.ones((3, 1, 3, 4), np.float32), {}),  # a mask for each entry of the batch
+        (qkv((3, 2), 3, 4, 16, 16), np.ones((3, 1, 3, 4), np.float32), {}),  # a mask for each batch index
         (qkv((2,), 3, 4, 16, 16), np.ones((1, 2, 3, 4), np.float32), {}),  # more axes than q
         (qkv((2,), 3, 4, 16, 16), None, {"is_causal": True}),
         (qkv((2,), 3, 4, 16, 16), None, {"dropout_p": 0.5}),
@@ -329,7 +329,7 @@ WINDOWS = {"num_heads": 2, "window_size": 2, "shift": (1, 1), "dropout_p": 0.0}
     ("shape", "dtype", "bias", "options"),
     [
         ((1, 4, 4, 96), np.float32, None, {}),
-        ((1, 4, 4, 48), BFLOAT16, None, {}),  # 8 values a head
+        ((1, 4, 4, 48), BFLOAT16, None, {}),  # 8 features per head
         ((1, 5, 4, 96), BFLOAT16, None, {}),
         ((4, 4, 96), BFLOAT16, None, {}),
         ((0, 4, 4, 96), BFLOAT16, None, {}),

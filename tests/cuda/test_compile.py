@@ -1,7 +1,7 @@
 """Every kernel compiles without spills for Ampere, Ada and Hopper, with the occupancy that its source states.
 
-The compilers are nvcc and NVRTC. CuPy uses NVRTC; pip install nvidia-cuda-nvrtc installs it. The number of registers
-depends on the compiler's version. So a source states what matters: how many warps fit into a multiprocessor.
+The compilers are nvcc and NVRTC. CuPy uses NVRTC (pip install nvidia-cuda-nvrtc). The number of registers
+depends on the compiler's version. So a source states the number of resident warps per multiprocessor instead.
 """
 
 import ctypes
@@ -20,11 +20,11 @@ from minigrad.kernels.cuda.launch import FOLDER, Kernel, source_for_cupy
 from tests.cuda.runner import CACHE, kernels
 
 MAX_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64}  # resident warps per multiprocessor (A100, RTX 40, H100)
-REGISTERS = 65536  # of a multiprocessor, in each of these architectures
+REGISTERS = 65536  # per multiprocessor, in each architecture of MAX_WARPS
 
 
 def resident_warps(registers):
-    """The warps whose registers fit into a multiprocessor. A thread's registers are allocated in units of 8."""
+    """The number of warps whose registers fit a multiprocessor. A thread's registers are allocated in units of 8."""
     return REGISTERS // (32 * (-(-registers // 8) * 8))
 
 
@@ -132,7 +132,7 @@ def test_nvrtc_compiles_without_spills(path, macros, minima):
 
 @cache
 def nvrtc_library(path):
-    """Load NVRTC. NVRTC opens its builtins by name, which succeeds if they are already loaded."""
+    """Load NVRTC after its builtins: NVRTC opens the builtins by name, which succeeds if already loaded."""
     for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))

@@ -1,10 +1,10 @@
 """Convolution in CUDA, run on the CPU in several thread orders, against the reference in float64.
 
 Tolerance: 2e-6 of the maximum for sums in float32. A cast to a 16-bit dtype of p binary digits has a relative error of
-at most u = 2⁻ᵖ. The reference gets the same 16-bit inputs, so the differences are
+at most u = 2⁻ᵖ. The reference gets the same 16-bit inputs, so the results differ by at most
 
     y, ∂x              cast once: u |y|, for each element
-    ∂x, by `Columns`   ∂X is cast, and then the sum: u Σ |∂X| more, and Σ |∂X| ≤ Σ |∂y| |weight|
+    ∂x, by `Columns`   the columns ∂X are cast, then their sum: u Σ |∂X| more, Σ |∂X| ≤ Σ |∂y| |weight|
     ∂weight, ∂bias     of float32 parameters: no cast
 """
 
@@ -94,7 +94,7 @@ def assert_matches_reference(
 def test_depthwise_matches_reference(
     N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype
 ):
-    """Tiles across the edge, channels that do not fill a warp, padding wider than the kernel, tiles in turn."""
+    """Tiles cross the edge, channels do not fill a warp, padding exceeds the kernel, or blocks loop over tiles."""
     H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
     x, weight = random_images(0, N, C, H, W, layout=layout, dtype=dtype), normal(1, C, 1, *kernel, dtype=dtype)
     with patch.object(conv, "BLOCKS", blocks):
@@ -116,7 +116,7 @@ def test_depthwise_matches_reference(
     st.sampled_from([1, 2, 9]), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_im2col_matches_reference(N, C, O, H, W, form, padding, bias, layout, grad_layout, images, guard, order, dtype):  # noqa: E741
-    """PACK of 1 or 16 bytes, pixels that no window reads, windows in the padding, a batch in several blocks."""
+    """Loads have 1 element or 16 bytes, some pixels are in no window, and some windows lie in the padding."""
     kernel, stride, dilation = form
     spans = ((k - 1) * d + 1 - 2 * p for k, d, p in zip(kernel, dilation, padding, strict=True))
     H, W = map(max, (H, W), spans)
@@ -178,7 +178,7 @@ def test_16_bit_parameters_have_16_bit_gradients(dtype):
 
 @pytest.mark.parametrize("groups", [1, 8])
 def test_mixed_dtypes_compute_in_float32(groups):
-    """Without autocast, 16-bit images with a float32 weight or bias: computed in float32, and cast back."""
+    """Without autocast, 16-bit images with a float32 weight or bias are convolved in float32 and cast back."""
     x, weight, bias = normal(0, 2, 8, 5, 5, dtype=BFLOAT16), normal(1, 8, 8 // groups, 3, 3), np.ones(8, np.float32)
     for inputs in ([x, weight], [x, weight.astype(x.dtype), bias]):
         with emulated():
@@ -243,7 +243,7 @@ def test_unneeded_gradients_are_not_computed(case, wanted):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_patches_are_copied_once(layout):
-    """Without overlap, unfold reads x itself, and fold writes ∂x itself."""
+    """If windows do not overlap, unfold reads x itself, and fold writes ∂x itself."""
     x = Tensor(random_images(0, 2, 3, 8, 8, layout=layout), requires_grad=True)
     with recorded() as launches:
         y = F.conv2d(x, Tensor(normal(1, 5, 3, 2, 2)), stride=2)

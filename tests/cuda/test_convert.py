@@ -69,7 +69,7 @@ def test_partial_last_pack_writes_nothing_beyond(old, new, count):
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=str)
 def test_rounding_overflow_and_nan(old, new):
-    """Ties, values below the smallest and above the largest of a dtype, infinities and NaN."""
+    """Inputs include ties, values below the smallest and above the largest of a dtype, infinities and NaN."""
     odd = [0.0, -0.0, np.inf, -np.inf, np.nan, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0]
     x = np.array([*odd, 2.0**-24, 2.0**-25, 3 * 2.0**-26, 3e38, 3.4e38, -7e4], np.float32)
     nans = np.array([0x7F800001, 0xFFFFFFFF], np.uint32).view(np.float32)  # NaN
@@ -97,7 +97,7 @@ def test_there_are_no_barriers():
 def test_many_casts_in_one_launch(shapes, new, guard, order, seed):
     """Contiguous float32 views at any address are cast in one launch; other layouts and dtypes one by one."""
     shapes = [shape[:1] + [min(n, 70) for n in shape[1:]] for shape in shapes]
-    xs = [random_array(seed + i, *shape, scale=1e5) for i, shape in enumerate(shapes)]  # some are beyond float16
+    xs = [random_array(seed + i, *shape, scale=1e5) for i, shape in enumerate(shapes)]  # some values overflow float16
     xs = [guarded_copy(x, guard or "after") for x in xs]
     xs += [x.reshape(-1)[1:] for x in xs]
     xs += [random_array(seed, 3, 5).T, random_array(seed, 3, dtype=new), random_array(seed, 3, dtype=np.float64)]

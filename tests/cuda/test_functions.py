@@ -39,7 +39,7 @@ def grads_of(tensors):
 
 
 def adamw(other=()):
-    """Three steps: the parameters and the state."""
+    """The parameters and the optimizer state after three steps of AdamW."""
     tensors = [*parameters(), *other]
     optimizer = optim.AdamW(tensors, lr=0.1)
     for _ in range(3):
@@ -66,7 +66,7 @@ class Model(nn.Module):
 
 
 def ema(other=()):
-    """Two updates of an average of changed parameters."""
+    """The state of an EMA after two updates, each after a change of the parameters."""
     model = Model([*parameters(), *other])
     average = optim.EMA(model, 0.9, warmup=True)
     for _ in range(2):
@@ -76,7 +76,7 @@ def ema(other=()):
     return list(average.state_dict().values())
 
 
-CASES = {  # the reference implementation: the kernels, and a call
+CASES = {  # reference implementation: (names of the launched kernels, call)
     cast: (["convert"], lambda: [cast(arrays(0)[0], np.dtype(np.float16))]),
     cast_all: (["convert_all"], lambda: cast_all(arrays(0), np.dtype(np.float16))),
     Generator.words: (["words"], lambda: [Generator(1).words(9, "cuda")]),
@@ -98,7 +98,7 @@ def recorded():
 
 
 def compared(run):
-    """The kernels that `run` launches. Without fast paths it launches none, with the same results."""
+    """The kernels that `run` launches. Without fast paths, `run` launches none and has the same results."""
     with recorded() as names:
         found = run()
     with minigrad.without_fast_paths(), recorded() as without:
@@ -122,6 +122,6 @@ def test_every_function_with_fast_paths_has_a_case(device):
 
 @pytest.mark.parametrize("run", [adamw, ema])
 def test_rows_that_do_not_fit_are_left_to_the_reference(run, device):
-    """float64 parameters beside float32 ones, which are still processed in one launch for each step."""
+    """The reference updates float64 parameters; one launch per step still updates the float32 parameters."""
     names = compared(lambda: run(parameters(np.float64)))
     assert names == ["adamw" if run is adamw else "average"] * len(names) and len(names) == (3 if run is adamw else 2)

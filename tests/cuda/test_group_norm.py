@@ -48,7 +48,7 @@ def assert_matches_reference(arrays, op=two_groups, grad_layout="channels-last",
 def test_group_norm_matches_reference(N, groups, width, H, W, weight, bias, eps, order, seed):
     C = groups * width
     params = random_array(1, C) if weight else None, random_array(2, C) if bias else None
-    # In a group of two values x̂ is ±1 and ∂x nearly cancels, which leaves rounding errors, magnified by r.
+    # In a group of two values x̂ is ±1 and ∂x nearly cancels, which leaves rounding errors, magnified by r = 1/σ.
     assert_matches_reference(
         [images(seed, N, C, H, W, offset=seed % 3), *params],
         lambda x, *params: F.group_norm(x, groups, *params, eps),

@@ -38,7 +38,7 @@ def quiet():
 
 
 def cross_entropy(x, target, weight=None, **options):
-    """The loss, and the gradients of x and target: None for class indices."""
+    """The loss, ∂x and ∂target; ∂target is None for class indices."""
     op = lambda *tensors: F.cross_entropy(*tensors, **options)  # noqa: E731
     return run_op(op, x, target, weight, wanted=(True, True, False)).results[:3]
 
@@ -76,7 +76,7 @@ def test_ignore_index_matches_reference(N, C, ignored, reduction, dtype, weighte
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_zero_total_weight_gives_nan_mean(reduction):
-    """The mean over no rows, or over classes of weight 0, and its gradients are NaN; ignored rows have gradient 0."""
+    """The mean over no rows, or over classes of weight 0, is NaN. Gradients of ignored rows are 0, all others NaN."""
     options = {"ignore_index": 3, "reduction": reduction}
     assert_matches_reference(random_array(0, 5, 7), np.full(5, 3), **options)
     weight = (np.arange(7) != 2).astype(np.float32)
@@ -85,7 +85,7 @@ def test_zero_total_weight_gives_nan_mean(reduction):
 
 
 def test_index_out_of_range_selects_no_class():
-    """The CPU raises. A GPU would have to synchronize to check, so the row has the target probabilities q = 0."""
+    """The CPU raises. To avoid synchronization, the GPU ignores the row: its target probabilities are 0."""
     x, inside = random_array(0, 4, 7), np.array([1, 5, 0, 6])
     with emulated():
         found = cross_entropy(x, np.where(np.arange(4) % 2, 7, inside))
@@ -97,7 +97,7 @@ def test_index_out_of_range_selects_no_class():
 @pytest.mark.parametrize("C", [10, 1025])
 @pytest.mark.parametrize("offset", [-1e4, 88.0, 1e4, 1e37])
 def test_large_logits_do_not_overflow(C, offset):
-    """Logits beyond the range of exp: an offset of a row, or of one class, changes nothing else."""
+    """The logits of all classes, or of one class, have an offset beyond the range of exp."""
     x = random_array(0, 9, C)
     for far in (np.float32(offset) + x, np.where(np.arange(C) == C // 2 - 3, np.float32(offset), x)):
         assert_matches_reference(far, indices(0, 9, C), label_smoothing=0.1)
@@ -105,7 +105,7 @@ def test_large_logits_do_not_overflow(C, offset):
 
 @pytest.mark.parametrize("C", [10, 1025])
 def test_logits_of_minus_infinity_and_nan(C):
-    """A logit -∞ gives a finite loss unless it is that of the target class, whose loss is ∞. NaN gives NaN."""
+    """A logit -∞ gives a finite loss, but loss ∞ if it is the logit of the target class. A logit NaN gives NaN."""
     x, target = random_array(0, 9, C), indices(0, 9, C) % 5
     x[:, 7] = -np.inf
     for reduction in REDUCTIONS:

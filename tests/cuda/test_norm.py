@@ -67,7 +67,7 @@ def test_grid_stride_loop_over_rows(C, monkeypatch):
 
 
 def test_sum_rows_loops_over_more_rows_than_strips():
-    """77 partial sums: strips of several rows, the last strips of fewer."""
+    """The 77 partial sums are divided into strips of several rows; the last strips have fewer rows."""
     assert_matches_reference(inputs(8 * 77, 6))
 
 

@@ -95,7 +95,7 @@ def test_all_parameters_in_one_launch(first, second, order, seed):
         {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-3, "weight_decay": 0.2},
         {"lr": 0.03, "betas": (0.5, 0.9), "eps": 1e-8, "weight_decay": 0.0},
     ]
-    extra = Tensor(np.ones(1, np.float32), requires_grad=True)  # has no gradient
+    extra = Tensor(np.ones(1, np.float32), requires_grad=True)  # the parameter has no gradient
     groups = [tensors[: len(first)], [*tensors[len(first) :], extra]]
     optimizer = optim.AdamW([{"params": group, **options} for group, options in zip(groups, settings, strict=True)])
     count = [0] * len(tensors)
@@ -148,7 +148,7 @@ def test_adamw_stays_within_its_arrays(side):
 
 
 def test_gradient_of_another_layout_is_updated_separately():
-    """The parameter with the other layout is updated by NumPy; the others by one launch."""
+    """NumPy updates the parameter whose gradient has another layout; one launch updates the other parameters."""
     x, grad = np.random.default_rng(0).standard_normal((2, 4, 5)).astype(np.float32)
     expected, _ = steps(x.astype(np.float64), [grad.astype(np.float64)])
     tensors = parameters([x.copy() for _ in range(3)], [grad, np.asfortranarray(grad), grad])

@@ -1,4 +1,4 @@
-"""The random numbers of the CUDA kernels equal those of the CPU, bit for bit."""
+"""The CUDA kernels generate the same random numbers as the CPU, bit for bit."""
 
 from math import prod
 
@@ -30,7 +30,7 @@ def test_draws_equal_the_cpu_bit_for_bit(shape, seed, draws, order):
 
 @given(st.integers(0, 3000), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1001), st.integers(0, 1000))
 def test_in_a_graph_the_state_is_read_from_memory(count, seed, before, draw):
-    """The array `captured` holds the seed, and a number that is added to the draw number."""
+    """The array `captured` holds the seed, and an offset that is added to the draw number."""
     captured = [Generator(1, draw) for _ in range(2)]
     for generator in captured:
         generator.captured = np.array([seed, before], np.uint64)

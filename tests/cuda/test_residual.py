@@ -18,7 +18,7 @@ from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, record
 
 pytestmark = needs_compiler
 
-ROUNDING = {**comparison.UNIT_ROUNDOFF, FLOAT32: 1e-6}  # of a few sums in float32, or of a cast
+ROUNDING = {**comparison.UNIT_ROUNDOFF, FLOAT32: 1e-6}  # relative error of a few sums in float32, or of a cast
 WIDTHS = [1, 6, 8, 96, 130, 264]  # less than a pack; several packs; threads without columns; blocks along a row
 
 
@@ -97,7 +97,7 @@ def test_plain_residual_launches_nothing_backward():
         (random_array(0, 8, 4).T, random_array(1, 4, 8), None),
         (random_array(0, 4, 8), random_array(1, 8, 4).T, None),
         (random_array(0, 0, 8), random_array(1, 0, 8), None),
-        (random_array(0, 8), random_array(1, 8), None),  # 1-D: an m for each element
+        (random_array(0, 8), random_array(1, 8), None),  # 1-D: drop_path would drop single elements
         (random_array(0, 4, 8), random_array(1, 1, 8), None),
         (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 8).astype(np.float64)),
         (random_array(0, 4, 8), random_array(1, 4, 8), random_array(2, 16)[::2]),
@@ -114,7 +114,7 @@ def test_unsupported_arguments_are_declined(arrays):
 
 
 def normed(arrays, p, wanted, used):
-    """The node, and the outputs and gradients. The loss depends on the outputs that are `used`."""
+    """The graph node, and the outputs and gradients. The loss depends only on the outputs marked in `used`."""
     tensors = [Tensor(a, requires_grad=w) for a, w in zip(arrays, wanted, strict=True)]
     minigrad.manual_seed(3)
     outputs = F.residual_layer_norm(*tensors, drop_path=p)
@@ -140,7 +140,7 @@ def normed(arrays, p, wanted, used):
 )  # fmt: skip
 def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, order):
     if used == (True, False) and not any(wanted[:2]):
-        return  # s depends on x and the branch alone
+        return  # s depends only on x and the branch
     arrays = *inputs(N, L, C, dtype=dtype), random_array(3, C)
     with minigrad.without_fast_paths():
         kind, expected = normed([a.astype(np.float64) for a in arrays], p, wanted, used)
@@ -150,7 +150,7 @@ def test_residual_layer_norm_matches_reference(N, L, C, p, dtype, wanted, used, 
     assert type(kind) is norm.CUDAResidualLayerNorm
     dtypes = [dtype] * 4 + [FLOAT32] * 2
     assert all(x is None or x.dtype == wanted for x, wanted in zip(found, dtypes, strict=True))
-    # y is the norm of s, which is cast to 16 bits, and so are the gradients: a few casts, whose errors r magnifies.
+    # s and the gradients are cast to 16 bits. LayerNorm magnifies the rounding errors of s by r = 1/σ.
     assert comparison.max_error(found, expected) <= max(16 * comparison.UNIT_ROUNDOFF[dtype], 2e-5)
 
 
@@ -165,7 +165,7 @@ def one_pass(arrays, grads, p=0.4, wanted=(True,) * 4):
 
 
 def two_passes(arrays, grads, p=0.4):
-    """Outputs and gradients of the kernels of Residual and LayerNorm, with ∂s added in between."""
+    """Outputs and gradients of the kernels of Residual and LayerNorm; ∂s is added to LayerNorm's ∂x."""
     minigrad.manual_seed(3)
     x, branch, *params = arrays
     first, second = residual.CUDAResidual(), norm.CUDALayerNorm()
@@ -185,7 +185,7 @@ def inputs_of_both(shape, dtype):
 
 
 def assert_as_two_passes(arrays, grads, p=0.4, **options):
-    """Bit for bit, except 16-bit ∂x and ∂b, which the fused kernel casts once: see tests/cuda/test_rounding.py."""
+    """Check equality, bit for bit except 16-bit ∂x and ∂b, which the fused kernel casts once: see test_rounding.py."""
     with emulated():
         expected = two_passes(arrays, grads, p)
     with emulated(**options):
@@ -232,7 +232,7 @@ def test_one_pass_of_unaligned_arrays(dtype, which):
         found = one_pass(every[:4], every[4:])
     forward, backward = comparison.packs(launches[:2])
     assert (forward == 1) == (which < 4) and (backward == 1) == (which in (2, 4, 5))
-    for ours, theirs in zip(found, expected, strict=True):  # another order of sums
+    for ours, theirs in zip(found, expected, strict=True):  # other packs sum in another order
         assert ours.dtype == theirs.dtype
         assert comparison.error_of(ours, theirs.astype(np.float64)) <= 4 * ROUNDING[ours.dtype]
 
@@ -247,7 +247,7 @@ def test_one_pass_computes_only_needed_gradients(wanted, p):
     names = ["layer_norm_forward", "layer_norm_backward", *["sum_rows"] * any(want_params)]
     assert kernel_names(launches) == names
     grad_x, partials, _, _, grad_branch = launches[1].args[5:10]
-    assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without m, ∂b is the array ∂x
+    assert (grad_x is not None) == (want_x if p else want_x or want_branch)  # without drop_path, ∂b is the array ∂x
     assert (grad_branch is not None) == (want_branch and p > 0) and (partials is not None) == any(want_params)
     with emulated():
         expected = two_passes(arrays, grads, p)
@@ -258,7 +258,7 @@ def test_one_pass_computes_only_needed_gradients(wanted, p):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_unused_y_passes_the_gradient_of_s(dtype):
-    """∂s' is ∂s, even if s has infinities."""
+    """If y has no gradient, ∂x is the gradient ∂s of the other output, even if s has infinities."""
     arrays, (grad_s, _) = inputs_of_both((4, 3, 8), dtype)
     arrays[0][0] = np.inf
     with emulated(), np.errstate(invalid="ignore"):

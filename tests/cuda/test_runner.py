@@ -244,7 +244,7 @@ def test_part_of_a_warp_shuffles(run):
     y = poisoned(32)
     run("halves", 1, 32, y)
     np.testing.assert_array_equal(y[:16], np.arange(16).reshape(8, 2)[:, ::-1].ravel())
-    assert np.isnan(y[16:]).all()  # lane 3 did not take part
+    assert np.isnan(y[16:]).all()  # lane 3 is not in the mask
     with pytest.raises(KernelError, match="mask 0xfffffffe, in which its own lane, 0, is not"):
         run("without_me", 1, 32, y)
 

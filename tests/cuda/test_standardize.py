@@ -20,7 +20,7 @@ pytestmark = needs_compiler
     st.booleans(), st.sampled_from(["after", "before"]), st.sampled_from(ORDERS),
 )  # fmt: skip
 def test_standardize_weight_matches_reference(O, filters, channels_last, guard, order):  # noqa: E741
-    """A warp or a block for a filter; a convolution returns ∂weight as (O, KH, KW, C) in memory."""
+    """One warp or block per filter; ∂weight in C order or, as from a convolution, channels-last."""
     weight = guarded_copy(random_array(0, O, *filters, scale=1, offset=1), guard)
     _, launches = assert_matches_reference(
         F.standardize_weight, weight, fast_path=StandardizeWeight,

@@ -1,9 +1,9 @@
 """The part of CuPy that minigrad uses, on a machine without a GPU: NumPy arrays in a wrapper as strict as CuPy's.
 
-`in_place_of_cupy()` makes `tensor.to("cuda")` work, and every test that takes the fixture `device` runs on it.
+`in_place_of_cupy()` makes `tensor.to("cuda")` work; every test with the fixture `device` runs on these arrays.
 
     api.py        the functions and arguments that CuPy has; others raise
-    array.py      an array that is not converted to, or combined with, a NumPy array by accident
+    array.py      an array that raises on implicit conversion to, or operations with, NumPy arrays
     blas.py       cuBLAS and cublasLt
     capture.py    CUDA graphs; a copy to or from the host raises during capture
 
@@ -76,7 +76,7 @@ class Kernels(CpuDevice):
             t.memory._host[...] = 0
 
     def owns(self, x: Any) -> bool:
-        """True if kernels can run; False without a compiler: then every op runs its reference implementation."""
+        """False for arrays elsewhere, and without a compiler: then every op runs its reference implementation."""
         return HAS_COMPILER and super().owns(x)
 
 

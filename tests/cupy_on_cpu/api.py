@@ -1,4 +1,4 @@
-"""What CuPy 14.2 has, by the signatures in its wheel, and where its results differ from NumPy's.
+"""The functions of CuPy 14.2, by the signatures in CuPy's wheel, and where CuPy's results differ from NumPy's.
 
 A function missing here may exist in CuPy: its signature has not been checked.
 """

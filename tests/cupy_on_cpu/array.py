@@ -15,7 +15,7 @@ _of_host: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary() 
 
 
 def _reads(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that synchronizes, so it raises during capture."""
+    """Wrap a method that synchronizes: the wrapper raises during capture."""
 
     def call(self: "ndarray") -> Any:
         refuse_in_capture("D2H transfers")

@@ -1,4 +1,4 @@
-"""cuBLAS and cublasLt: Fake cuBLAS and cublasLt: NumPy multiplies the matrices at GPU addresses."""
+"""Fake cuBLAS and cublasLt: NumPy multiplies the matrices at the given (host) addresses."""
 
 import ctypes
 from typing import Any

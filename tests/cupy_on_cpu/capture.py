@@ -1,6 +1,6 @@
-"""Capture of a stream: each operation is recorded, so that a graph can repeat it into the same memory.
+"""Capture of a stream: each operation is recorded, so that a graph can replay the operation on the same memory.
 
-A GPU does not execute what it captures. So after the capture, memory gets the content back that it had before.
+A GPU does not execute the captured operations. So the end of the capture restores the contents of all arrays.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 
 def refuse_in_capture(what: str) -> None:
     if _tape is not None:
-        raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's words
+        raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's message
 
 
 def _memory(x: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, in one command:  python -m tests.gpu  (needs CuPy; torch and timm for comparisons)
 
-Stages and their parts are independent. A stage is a process with a time limit. If a part ends its process, or makes the
-GPU unusable for it, another process continues with the next part. The results so far are always in --output, as JSON;
-a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
+Stages and their parts are independent. A stage is a process with a time limit. If a part crashes, loses the GPU or
+exceeds its own time limit, a new process continues with the next part. Results are saved in --output, as JSON, after
+each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def work(options: argparse.Namespace) -> int:
-    """The process of a stage: run its parts from `--first` on, and print their rows as JSON. A failure is a row."""
+    """The process of a stage: run the parts from `--first` on and print rows as JSON. A failed part gives a row too."""
     parts = STAGES[options.stage].parts(options)
     for number, (name, part) in enumerate(parts.items()):
         if number < options.first:
@@ -97,12 +97,12 @@ def say(row: dict[str, Any]) -> None:
 
 class Ended(NamedTuple):
     code: int
-    part: dict[str, Any] | None  # the last one that started
+    part: dict[str, Any] | None  # the last part that started
     errors: str
 
 
 def run(name: str, options: argparse.Namespace, result: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Run one stage in processes of its own. `result` gets its rows, its time, and how it ended."""
+    """Run one stage in processes of its own. Write its rows, errors, duration and outcome to `result`."""
     stage, start, first, end = STAGES[name], time.perf_counter(), 0, "done"
     while True:
         left = stage.seconds - (time.perf_counter() - start)
@@ -132,7 +132,7 @@ def process(
     rows: list[dict[str, Any]],
     keep: Callable[[], None],
 ) -> Ended:
-    """Run the parts from `first` on in one process. It is killed after `left` seconds, or at a part's time limit."""
+    """Run the parts from `first` on in one process, which is killed after `left` seconds, or at a part's time limit."""
     command = [*COMMAND, "--stage", name, "--first", str(first)]
     command += ["--cpu"] if options.cpu else []
     command += ["--data-dir", options.data_dir] if options.data_dir else []

@@ -17,8 +17,8 @@ from minigrad.backend.dtypes import as_dtype
 class Case(NamedTuple):
     """An op, the shapes of its inputs, and smaller shapes, for a machine without a GPU.
 
-    A case in half precision runs under `autocast`: the first inputs are 16-bit, the others are float32 inputs whose
-    values the 16-bit dtype represents.
+    A case in half precision runs under `autocast`: the first inputs are 16-bit, the others are float32 inputs
+    with values that are exact in the 16-bit dtype.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     limit: float = 2e-5  # of the error, relative to the maximum absolute value
     images: bool = False  # the first input is channels-last in memory, as the output of a convolution is
     dtype: str = "float32"
-    activations: int = 1  # number of the first inputs that have this dtype
+    activations: int = 1  # number of leading inputs that have this dtype
     outputs: int = 1  # number of outputs, which have the shape of the first input
 
     def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
@@ -66,7 +66,7 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class Last(Function):
-    """The last output; backward passes its gradient to all outputs. So all count in the loss, and no kernel runs."""
+    """The last output; backward passes its gradient to all. So all outputs count in the loss, without a kernel."""
 
     def forward(self, *outputs: Array) -> Array:
         self.count = len(outputs)

@@ -30,7 +30,7 @@ def randn(seed, *shape, offset=0.0):
 
 
 def forward_backward(run, *arrays, requires_grad):
-    """The class of grad_fn, which is the implementation that ran; and the output and gradients."""
+    """The class of grad_fn (the implementation that ran), the output and the gradients."""
     tensors = [
         None if x is None else Tensor(x, requires_grad=requires)
         for x, requires in zip(arrays, requires_grad, strict=True)
@@ -72,7 +72,7 @@ def test_gelu_over_several_chunks_and_of_large_inputs():
     x = Tensor(np.array([0, np.nan], np.float32), requires_grad=True)
     F.gelu(x).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [0.5, np.nan])
-    largest = np.finfo(np.float32).max  # infinity if rounded to fewer bits
+    largest = np.finfo(np.float32).max  # overflows if rounded to fewer bits
     x = Tensor(np.array([largest, 2, -largest], np.float32), requires_grad=True)
     y = F.gelu(x)
     y.sum().backward()
@@ -130,7 +130,7 @@ def test_group_norm_over_several_chunks():
     st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 def test_depthwise_convolution_equals_reference(N, C, H, W, kernel, bias, seed):
-    """Tiles have a full image, several rows, one row, or part of a row."""
+    """Tiles contain a full image, several rows, one row, or part of a row."""
     while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # the fast path needs enough images
         N += 8
     assume(plan_for(N, H, W, kernel).cost < MAX_COST)

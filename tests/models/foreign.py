@@ -251,7 +251,7 @@ def big_vision(model: nn.Module) -> Arrays:
     return {f"params/{name}": x for name, x in entries.items()}
 
 
-# Of three stages of Swin, the second is between two downsample layers: which one it owns depends on the layout.
+# The second of three Swin stages lies between two downsample layers; the layout decides which belongs to the stage.
 _SWIN = {"depths": (2, 1, 1), "num_heads": (2, 2, 4)}
 _NAMES_OF_4 = ("query", "key", "value")
 FILES = {

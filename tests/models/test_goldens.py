@@ -65,7 +65,7 @@ def test_outputs_and_gradients_agree(name):
     assert loss == pytest.approx(recorded.loss, rel=0, abs=1e-12 * abs(logits).sum())
 
     for parameter, gradient in found.parameters.items():
-        if parameter.endswith("qkv.bias"):  # softmax is invariant to the key bias: it adds a constant per query
+        if parameter.endswith("qkv.bias"):  # softmax is invariant to the key bias, a constant per query
             q, k, v = np.split(gradient, 3)
             assert abs(k).max() < 1e-12 * max(abs(q).max(), abs(v).max())
 

@@ -19,7 +19,7 @@ def test_image_of_the_input_size_is_unchanged(tmp_path):
 
 @pytest.mark.parametrize(("size", "channels"), [((20, 20), 3), ((10, 20), 3), ((20, 10), 1)])
 def test_images_are_center_cropped(size, channels, tmp_path):
-    """The white center remains of an image 40 x 80 with black left and right, or 80 x 40 with black above and below."""
+    """An image with a white center and black margins, left and right or above and below, is cropped to the center."""
     wide = np.zeros((40, 80, 3), np.uint8)
     wide[:, 20:60] = 255
     for name, pixels in (("wide.png", wide), ("high.png", wide.transpose(1, 0, 2))):

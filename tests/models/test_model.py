@@ -88,7 +88,7 @@ def test_the_norm_of_the_last_intermediate_is_the_features():
 
 @pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
 def test_attention_maps_give_the_output_of_attention(family):
-    """The projection of A v is the output of a block's attention, in Swin with A of the whole map."""
+    """With attention map A (in Swin, of the whole image), proj(A v) is the output of the block's attention."""
     model, x = formula.fill(small(family)), images()
     maps = model.attention_maps(x)
     attending = [block for block in model.blocks_by_name().values() if hasattr(block, "attn")]

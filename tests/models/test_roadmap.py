@@ -1,4 +1,4 @@
-"""The roadmap from ResNet-50 to ConvNeXt: costs, logits, gradients and training of each step, and the last one."""
+"""The roadmap from ResNet-50 to ConvNeXt: costs, logits, gradients, training; the last step against ConvNeXt."""
 
 from dataclasses import asdict, fields, replace
 from itertools import combinations

@@ -40,7 +40,7 @@ COSTS = {
     "convnext_tiny": (28_589_128, 4.456), "convnext_small": (50_223_688, 8.684), "convnext_base": (88_591_464, 15.355),
     "convnext_large": (197_767_336, 34.361), "convnext_xlarge": (350_196_968, 60.921),
 }  # fmt: skip
-# The same for images of 32 x 32, in 10⁶.
+# The same for images of 32 x 32, with multiply-accumulates in 10⁶.
 SMALL_COSTS = {
     "vit_nano_cifar": (142_026, 10.9), "vit_micro_cifar": (683_242, 48.3), "vit_tiny_cifar": (4_028_170, 274.0),
     "vit_tiny_cifar_slvit": (2_697_610, 187.7), "vit_ti12_cifar": (5_362_762, 365.1),

@@ -22,7 +22,7 @@ def test_relative_position_index_of_two_by_two_windows():
 
 @pytest.mark.parametrize("M", [1, 2, 3, 4, 5, 7, 8, 12])
 def test_relative_position_index_is_the_offset_of_query_and_key(M):
-    table = np.arange((2 * M - 1) ** 2).reshape(2 * M - 1, 2 * M - 1)  # an entry for each offset, from 1 - M to M - 1
+    table = np.arange((2 * M - 1) ** 2).reshape(2 * M - 1, 2 * M - 1)  # an element per offset, 1 - M to M - 1
     expected = [table[h - y + M - 1, w - x + M - 1] for h, w, y, x in np.ndindex(M, M, M, M)]
     np.testing.assert_array_equal(swin.relative_position_index(M).numpy(), expected)
 
@@ -89,7 +89,7 @@ def test_set_window_size_resizes_the_bias_tables():
 
 
 def test_a_resampled_bias_table_keeps_its_axes():
-    """A table that rises along h alone, the slower axis, rises along h alone after resampling."""
+    """A table that increases only along h, the slower axis, increases only along h after resampling."""
     table = Tensor(np.repeat(np.arange(7.0), 7)[:, None])  # windows of 4: 7 x 7 offsets, one head
     grid = swin.resample_relative_position_bias_table(table, 6).numpy().reshape(11, 11)
     np.testing.assert_allclose(grid, np.broadcast_to(grid[:, :1], (11, 11)), atol=1e-12)
@@ -121,7 +121,7 @@ def test_a_pair_of_equal_sides_equals_one_integer():
 def test_set_window_size_to_rectangular_and_back():
     model = formula.fill(small("swin"))
     name = "layers.1.blocks.1.attn.relative_position_bias_table"
-    ramp = np.arange(-3.0, 4)[:, None] + 10 * np.arange(-3.0, 4)  # of dy and dx: [dy + 3, dx + 3]
+    ramp = np.arange(-3.0, 4)[:, None] + 10 * np.arange(-3.0, 4)  # offset (dy, dx) is at [dy + 3, dx + 3]
     dict(model.named_parameters())[name].data[...] = ramp.reshape(49, 1)
     model.set_window_size((4, 8))
     table = dict(model.named_parameters())[name].numpy()

@@ -129,7 +129,7 @@ def test_attention_stays_within_the_window():
 
 
 def test_principal_filters_are_eigenvectors():
-    """The eigenvectors are those of the covariance, in descending order of the eigenvalues."""
+    """The filters are eigenvectors of the covariance, in descending order of the eigenvalues."""
     weight = sample("W", 60, 2, 3, 3) * np.arange(1, 4)
     found, shares = kernels.principal_filters(weight, 5)
     assert found.shape == (5, 2, 3, 3) and shares.shape == (5,)
@@ -154,7 +154,7 @@ LAST = {
 
 @pytest.mark.parametrize("family", LAST)
 def test_grad_cam_against_finite_differences(family):
-    """α_k is the derivative of the logit by a constant added to channel k of the block's output, over the area."""
+    """α_k = ∂logit/∂c / (H · W), where c is a constant added to channel k of the block's output."""
     model, x = formula.fill(small(family)).eval(), sample("x", 2, 3, 32, 32)
     classes, eps = [2, 5], 1e-5
     found = gradcam.grad_cam(model, Tensor(x), classes, LAST[family])
@@ -314,7 +314,7 @@ def test_files_on_every_device(family, tmp_path, device):
 
 
 def test_pictures_show_the_computed_values(tmp_path, monkeypatch):
-    """The figures' axes have the classes, the bars of their probabilities, and Grad-CAM's class."""
+    """The figures show the classes, their probabilities as bars, and the class of Grad-CAM."""
     pytest.importorskip("matplotlib")
     from models.visualize import __main__ as program
 

@@ -34,8 +34,8 @@ def test_rectangular_patches():
 
 
 def test_gradients_of_class_token_and_key_bias():
-    """The class token and its position embedding are added, so their gradients are equal. The bias of the keys adds a
-    constant to all scores of a query, which softmax ignores, so its gradient is 0."""
+    """The class token and its position embedding are added, so their gradients are equal. The key bias adds a
+    constant to all scores of a query. Softmax ignores this constant, so the key bias has gradient 0."""
     model = formula.fill(small("vit"))
     model(images()).sum().backward()
     np.testing.assert_allclose(model.cls_token.grad.numpy(), model.pos_embed.grad.numpy()[:, :1], rtol=1e-13)
@@ -62,7 +62,7 @@ def test_initial_weights():
 
 
 def test_global_pool_is_the_input_of_the_head():
-    """The class token, the mean of the patch tokens with LayerNorm after the mean, or every token."""
+    """The head gets the class token, the mean of the patch tokens with LayerNorm after the mean, or every token."""
     token, average, all_tokens = (formula.fill(small("vit", global_pool=pool)) for pool in ("token", "avg", ""))
     tokens = token.forward_features(images())
     np.testing.assert_array_equal(token(images()).numpy(), token.head(tokens[:, 0]).numpy())
@@ -101,7 +101,7 @@ def test_set_input_size_resizes_the_position_embedding():
 
 
 def test_resample_pos_embed_antialiases():
-    """Antialiasing averages a checkerboard to almost 0; plain interpolation takes every third entry."""
+    """Antialiasing averages a checkerboard to almost 0; plain interpolation takes every third element."""
     checkerboard = (-1.0) ** np.indices((9, 9)).sum(0)
     pos_embed = Tensor(np.concatenate([[7.0], checkerboard.ravel()]).reshape(1, 82, 1))
     smoothed = resample_pos_embed(pos_embed, (9, 9), (3, 3)).numpy().ravel()

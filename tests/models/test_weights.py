@@ -36,7 +36,7 @@ def test_to_canonical_is_linear(layout):
 
 
 def test_big_vision_files_load():
-    """big_vision's class token has no position embedding, which equals one of zeros."""
+    """The file has no position embedding of the class token, so the model gets zeros for the class token."""
     model = small("vit", representation_size=20).to(dtype=np.float64)
     models.load_weights(model, foreign.big_vision(small("vit", representation_size=20)))
     assert_has_formula_weights(model, except_for=["pos_embed"])
@@ -76,7 +76,7 @@ def test_computed_buffers_are_ignored():
 
 
 def test_buffers_that_the_model_has_are_loaded():
-    """BatchNorm2d(momentum=None) averages over all batches and needs their number."""
+    """BatchNorm2d(momentum=None) averages over all batches, so the number of batches is loaded."""
     model, entries = file_of("Facebook")
     model.bn = nn.BatchNorm2d(2, momentum=None)
     entries |= {f"bn.{name}": tensor.numpy().copy() for name, tensor in model.bn.state_dict().items()}
@@ -202,7 +202,7 @@ def test_position_embeddings_are_resampled(write):
 
 
 def test_other_grid_of_equal_length_needs_resize():
-    """The grid of the file is square. Without resize=True its position embedding is loaded unchanged."""
+    """Without resize=True, the position embedding of the file's 4 x 4 grid is loaded unchanged for 2 x 8."""
     file, model = small("vit"), small("vit", img_size=(16, 64)).to(dtype=np.float64)
     entries = foreign.jax(file)
     models.load_weights(model, entries)
@@ -277,7 +277,7 @@ def test_message_names_the_model_that_fits():
 
 
 def test_message_names_no_model_if_none_fits():
-    """The first file fits 3/4 of a registered model; the second fits no model better than the given one."""
+    """The first file matches 3/4 of a registered model; the second matches no model better than the given model."""
     of_three_blocks = written(models.create_model("vit_nano_cifar", depth=3), foreign.ours)
     incomplete = written(models.create_model("vit_nano_cifar"), foreign.ours)
     del incomplete["norm.bias"]

@@ -1,4 +1,4 @@
-"""Rounding errors of float32 sums, in units in the last place (ulps) of the maximum entry, against float64.
+"""Rounding errors of float32 sums, in units in the last place (ulps) of the maximum value, against float64.
 
 tests/reference/test_accuracy.py compares these errors with PyTorch's errors.
 """
@@ -106,7 +106,7 @@ def test_layer_scale_and_relative_position_bias_gradients():
 
 
 def test_sums_of_more_than_2_to_the_24_ones():
-    """In float32, 2²⁴ + 1 = 2²⁴: a naive sum of ones stops there."""
+    """In float32, 2²⁴ + 1 = 2²⁴, so a naive sum of ones stops at 2²⁴."""
     n = 2**24 + 8
     ones = Tensor(np.ones((1, 1), np.float32)).expand(n, 1)
     np.testing.assert_array_equal(ones.sum(0).numpy(), n)

@@ -93,7 +93,7 @@ def test_masks_broadcast_to_the_scores_or_are_refused(lead, mask_lead, mask_shap
 
 
 def test_a_mask_for_a_larger_batch_is_refused():
-    """Small scores are one chunk of the fast path; of large scores each image is a chunk."""
+    """The fast path processes small scores as one chunk, large scores as one chunk per image."""
     for images, masks, heads, tokens in ((1, 8, 12, 50), (2, 3, 1, 600)):
         q = Tensor(np.zeros((images, heads, tokens, 8), np.float32))
         with pytest.raises(ValueError, match="the mask must broadcast to"):

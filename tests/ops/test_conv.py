@@ -1,4 +1,4 @@
-"""Convolution: its two methods agree, views instead of copies, and error messages."""
+"""Convolution: `Columns` and `Depthwise` agree; views instead of copies; error messages."""
 
 import numpy as np
 import pytest

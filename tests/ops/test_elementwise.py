@@ -1,4 +1,4 @@
-"""Elementwise ops at kinks, at NaN and infinity, where they saturate, and their error messages."""
+"""Elementwise ops at kinks, NaN and infinity, and where the ops saturate; and error messages."""
 
 import numpy as np
 import pytest

@@ -58,7 +58,7 @@ def test_antialias_uses_all_input_pixels(mode):
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 def test_antialias_to_width_1_equals_the_oracle(mode):
-    """Not compared with PyTorch 2.13, whose forward on the CPU contradicts its own backward here."""
+    """PyTorch 2.13 is no reference here: on the CPU, its forward and backward contradict each other."""
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 5))
     y = F.interpolate(Tensor(x), size=(4, 1), mode=mode, antialias=True).numpy()
     np.testing.assert_allclose(y, naive_interpolate(x, size=(4, 1), mode=mode, antialias=True), atol=1e-14)
@@ -137,7 +137,7 @@ def test_nan_and_infinity_reach_only_dependent_pixels(mode, antialias, size):
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
 def test_nan_and_infinity_spread_as_in_pytorch(mode):
-    """No bilinear weight is 0 for these sizes: PyTorch multiplies NaN and infinity by zero weights too."""
+    """These pixels have no bilinear weight 0: PyTorch multiplies NaN and infinity by zero weights too."""
     torch = pytest.importorskip("torch")
     for value, place in ((np.nan, (3, 4)), (-np.inf, (0, 0))):
         x = np.zeros((1, 1, 8, 8), np.float32)

@@ -15,7 +15,7 @@ def image(rows, **options):
 
 
 def max_pool(rows, *args, **options):
-    """The output of one image, and its gradient for an upstream gradient of ones."""
+    """Max pooling of one image, and the gradient of the image for an upstream gradient of ones."""
     x = image(rows, requires_grad=True)
     y = F.max_pool2d(x, *args, **options)
     y.sum().backward()

@@ -20,7 +20,7 @@ every_case = pytest.mark.parametrize("case", ALL_CASES, ids=[case.name for case 
 
 
 def to_tensors(call, device, dtype=np.float64, differentiable=()):
-    """The inputs as Tensors of one floating-point dtype. The indices in `differentiable` require a gradient."""
+    """The inputs as Tensors of one floating-point dtype. Inputs at the indices `differentiable` require a gradient."""
     tensors = []
     for i, x in enumerate(call.inputs):
         if x is not None and x.dtype.kind == "f":
@@ -30,7 +30,7 @@ def to_tensors(call, device, dtype=np.float64, differentiable=()):
 
 
 def assert_near(actual, expected, tolerance):
-    """Equal shapes, and errors of at most `tolerance`, relative to the maximum entry (at least 1)."""
+    """Equal shapes, and errors of at most `tolerance`, relative to the maximum absolute value (at least 1)."""
     actual, expected = to_device(actual, "cpu"), np.asarray(expected)
     assert actual.shape == expected.shape
     scale = np.max(abs(expected), initial=1.0, where=np.isfinite(expected))

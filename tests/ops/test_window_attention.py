@@ -26,7 +26,7 @@ def map_of_windows(sizes):
 @example((3, 2, 2, True, False))
 @example((3, 2, 2, False, True))
 def test_shift_mask_separates_tokens_not_adjacent_in_the_map(sizes):
-    """Two tokens of a shifted window attend to each other if their distance in the map is less than a window."""
+    """Tokens of a shifted window attend to each other only if less than M rows and M columns apart in the map."""
     H, W, M, shift = map_of_windows(sizes)
     mask = shift_mask(H, W, M, shift)
     assert mask.shape == (H * W // M**2, 1, M * M, M * M) and mask.dtype == np.float32

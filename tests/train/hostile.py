@@ -1,4 +1,4 @@
-"""Pickles for the tests: valid ones, byte for byte in the format of CIFAR's (Python 2), and hostile ones."""
+"""Pickles for the tests: valid pickles, byte for byte in CIFAR's Python 2 format, and hostile pickles."""
 
 import pickle
 import struct
@@ -63,7 +63,7 @@ def doubled_lists(depth: int) -> bytes:
 
 
 class _Call:
-    """Pickles as a call of a function."""
+    """An object whose pickle calls a function when loaded."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -73,14 +73,14 @@ class _Call:
 
 
 def hostile(proof: Path) -> dict[str, bytes]:
-    """Pickles that would create the file `proof`, change this process or exhaust it, by name."""
+    """By name, pickles that would create the file `proof`, or change this process or exhaust its memory."""
     touch = f"open({str(proof)!r}, 'w').close()".encode()
     array = py2_array(np.zeros((1, 3072), np.uint8))
     opened = b"cbuiltins\nexec\n(" + py2_string(touch) + b"tR."
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\n"
     scalar = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n"
     frombuffer = b"cnumpy.core.numeric\n_frombuffer\n(" + py2_string(b"") + b"cnumpy\ndtype\n(" + py2_string(b"u1")
-    frombuffer = b"\x80\x02" + frombuffer + b"I00\nI01\ntRK\x00\x85X\x01\0\0\0CtR."  # an honest one
+    frombuffer = b"\x80\x02" + frombuffer + b"I00\nI01\ntRK\x00\x85X\x01\0\0\0CtR."  # a valid pickle
     return {
         "exec": pickle.dumps(_Call(exec, touch.decode())),
         "exec in protocol 0": pickle.dumps(_Call(exec, touch.decode()), 0),

@@ -85,7 +85,7 @@ def test_images_are_independent(name, N, seed, data):
 
 @pytest.mark.parametrize("name", ALL)
 def test_each_image_gets_its_own_random_numbers(name):
-    """Copies of one image become different images, and another seed gives others. Strides do not matter."""
+    """Copies of one image become different images, which depend on the seed, but not on the input's strides."""
     images = np.repeat(made(name, 1, 9, 9), 40, axis=0)
     first, second = (ALL[name](images, Generator(seed)) for seed in (1, 2))
     assert len({x.tobytes() for x in first}) > (1 if name == "flip" else 5)
@@ -203,7 +203,7 @@ def test_erasing_covers_every_pixel():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 2.0, 8.0])
 def test_beta_moments_and_cdf(alpha):
-    """Moments and, for α with a closed form, the distribution function."""
+    """Samples have the moments of Beta(α, α) and, for α with a closed form, its distribution function."""
     found = np.sort(beta(np.float64(alpha), Generator(0).uniform((4, 100_000), np.float64)))
     assert found[0] >= 0 and found[-1] <= 1
     assert abs(found.mean() - 0.5) < 0.005
@@ -229,8 +229,8 @@ def test_cutmix_box_area_is_1_minus_lambda(seed):
         abs(np.arange(size) + 0.5 - int(centre * size)) <= side * size / 2 for size, centre in ((H, u[5]), (W, u[6]))
     )
     weight, _ = Mix(cutmix=1.0).weights(H, W, Generator(seed), "cpu")
-    differing = weight == (rows[:, None] & columns)  # 0 in the box
-    assert differing.sum() <= 2 * (H + W)  # a row and a column at its edges, for rounding
+    differing = weight == (rows[:, None] & columns)  # the weight is 0 in the box
+    assert differing.sum() <= 2 * (H + W)  # rounding may change one row and one column at the box's edges
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)])
@@ -284,7 +284,7 @@ def test_mixup_and_cutmix_have_separate_alphas():
 
 
 def test_loss_of_mixed_targets_is_the_mixed_loss():
-    """Cross-entropy is linear in its targets, with smoothing by `mixed` or by the loss."""
+    """Cross-entropy is linear in its targets, with label smoothing in `mixed` or in the loss."""
     rng = np.random.default_rng(0)
     logits, labels = Tensor(rng.standard_normal((6, 5)).astype(np.float32)), rng.integers(0, 5, 6)
     images = made("cutout", 6, 3, 3)
@@ -327,7 +327,7 @@ EVERYTHING = Augment(
 
 
 def through(augment, images, labels, generator):
-    """The calls of a training step."""
+    """Augment as in a training step."""
     x = augment.pixels(images, generator).astype(np.float32) / 255 - 0.5
     return augment.mixed(augment.normalized(x, generator), labels, 10, generator)
 

@@ -19,7 +19,7 @@ CIFAR10, CIFAR100 = cifar.SOURCES["cifar10"], cifar.SOURCES["cifar100"]
 
 @pytest.fixture
 def data_dir(tmp_path):
-    """A folder with a tiny CIFAR-10 in it."""
+    """A folder that contains a tiny CIFAR-10."""
     write_cifar10(tmp_path / CIFAR10.folder)
     return tmp_path
 
@@ -73,7 +73,7 @@ def test_python_3_pickles_load(protocol, order):
     plain = {"labels": [1, 2], "name": "a", b"raw": [b"\xe9", b""], "more": (1, 2.5, None, True)}
     arrays = {"data": images, "strided": images[:, ::2], "one": np.arange(3), "big": np.arange(3, dtype=">i4")}
     content = pickle.dumps({**plain, **arrays, "numbers": [np.int64(-3), np.uint8(4)]}, protocol)
-    for name in (b"numpy._core.", b"numpy.core."):  # as NumPy 2 and 1 write it; protocol 4 and 5 count the bytes
+    for name in (b"numpy._core.", b"numpy.core."):  # in NumPy 2 and 1; protocols 4 and 5 store the length
         if protocol < 4 or name in content:
             loaded = load_plain(content.replace(b"numpy._core.", name).replace(b"numpy.core.", name))
             for key, array in arrays.items():
@@ -85,7 +85,7 @@ def test_python_3_pickles_load(protocol, order):
 @pytest.mark.parametrize("encoding", ["bytes", "latin1"])
 @pytest.mark.parametrize("labels", [list, np.array, lambda labels: list(np.array(labels, np.uint8)), tuple])
 def test_cifar_pickled_again(protocol, encoding, labels, data_dir):
-    """Keys and names are bytes or strings; labels are a list or an array; each image name is a tuple."""
+    """Keys are bytes or strings; labels are a list, array or tuple; image names are bytes."""
     expected = cifar.load(CIFAR10, data_dir)
     for file in (data_dir / CIFAR10.folder).iterdir():
         content = pickle.loads(file.read_bytes(), encoding=encoding)

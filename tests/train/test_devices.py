@@ -12,7 +12,7 @@ from train.__main__ import main
 
 @pytest.mark.parametrize("augmented", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_runs_match_on_cpu_device_and_cuda_graph(augmented, tmp_path, capsys, device):
-    """Metrics of a run on the CPU, on the device, and on the device with a CUDA graph (the default).
+    """Runs on the CPU, on the device, and on the device with a CUDA graph (the default) have the same metrics.
 
     Step 4 is captured, the last two steps replay the graph, and the last batch of an epoch is smaller.
     """
@@ -65,7 +65,7 @@ def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):
     ],
 )
 def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
-    """`--graph` is refused; the default prints the reason, and trains without a graph."""
+    """`--graph` gives an error; by default the run prints the reason and trains without a graph."""
     flags = [*flags, "--epochs", "1", "--train-num-samples", "4", "--val-num-samples", "2", "--no-tune-cpu"]
     flags += ["--device", device]
     assert main([*flags, "--graph", "--output", str(tmp_path / "asked")]) == 2

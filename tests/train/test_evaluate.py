@@ -51,7 +51,7 @@ def test_report_lists_recall_and_precision():
 
 @pytest.mark.parametrize("K", [2, 10, 60])
 def test_plots_for_any_class_count_and_names(K, tmp_path, monkeypatch):
-    """Many classes, names with matplotlib markup or characters that no font has, and no wrong prediction."""
+    """Plots support many classes, names with markup or characters that no font has, and no wrong prediction."""
     pytest.importorskip("matplotlib")
     texts = []
     from matplotlib.axes import Axes

@@ -37,7 +37,7 @@ def test_each_setting_has_a_flag_and_each_flag_a_setting():
 
 
 def test_readme_shows_the_help():
-    """`--threads` has a default that depends on the machine."""
+    """The default of `--threads` depends on the machine; the README shows 2."""
     flag = FLAGS["threads"]
     shown = parser().format_help().replace(flag.help, f"{flag.text} (2)")
     assert f"```text\n{shown}```" in PAGE.read_text()

@@ -145,7 +145,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
 
 
 def test_images_in_subfolders_have_the_class_of_the_folder(tmp_path):
-    """Links are followed as in torchvision's ImageFolder, but not in cycles."""
+    """Symbolic links are followed as in torchvision's ImageFolder, but not in cycles."""
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     below = [paint(tmp_path / "train" / "a" / name, i) for i, name in enumerate(["x/1.png", "x/y/1.png", "z/0.png"])]
     paint(tmp_path / "elsewhere" / "2.png", 7)
@@ -170,7 +170,7 @@ def test_unicode_forms_of_a_name_are_one_class(tmp_path):
     album(tmp_path, ({decomposed: 1, "cafz": 1}, {composed: 1, "cafz": 1}))
     paint(tmp_path / "train" / composed / "2.png", 5)
     data = folder.load(tmp_path, 32)
-    assert data.classes == ("cafz", composed)  # é after z, as in composed names; decomposed, e is before it
+    assert data.classes == ("cafz", composed)  # composed é sorts after z; decomposed e sorts before z
     assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [0, 1]
 
 

@@ -76,7 +76,7 @@ def test_new_head_for_another_number_of_classes(earlier, album, tmp_path, capsys
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_new_head_for_other_class_names(earlier, tmp_path, suffix):
-    """A checkpoint of this program has the names of its classes."""
+    """If the class names in the checkpoint differ from the data's, the head stays as initialised."""
     if suffix == ".safetensors":
         pytest.importorskip("safetensors")
     arrays, metadata = serialize.load(earlier / "best.npz")

@@ -85,7 +85,7 @@ def same_results(folder, expected):
 
 
 def loads(folder):
-    """Check the files of a killed process: each one loads, and the table has no duplicate or cut row."""
+    """Check the files of a killed process: each one loads, and the table has no duplicate or truncated row."""
     for name in ("best.npz", "last.npz", naming.STATE):
         if (folder / name).exists():
             serialize.load(folder / name)
@@ -123,7 +123,7 @@ def test_killed_at_any_time_run_resumes(uninterrupted, tmp_path, exhaustive):
 def test_killed_at_any_file_operation_run_resumes(uninterrupted, tmp_path, exhaustive):
     chance, starts, code = random.Random(2), 0, -signal.SIGKILL
     while code == -signal.SIGKILL:
-        last = chance.randint(1, 60) if exhaustive or starts < 4 else 1000  # more than there are
+        last = chance.randint(1, 60) if exhaustive or starts < 4 else 1000  # more than the number of operations
         process = start(tmp_path / "run", *FLAGS, how=("-c", KILLED_AT_FILE, last))
         _, err = process.communicate(timeout=100)
         code, starts = process.returncode, starts + 1
@@ -145,7 +145,7 @@ def test_folder_is_locked_by_one_process(uninterrupted, tmp_path):
     assert second.returncode == 2
     message = "another process is training there; wait for its end, or name another folder\n"
     assert err == f"python -m train: --output {folder}: {message}"
-    first.kill()  # which releases its lock
+    first.kill()  # releases the lock of the first process
     first.communicate(timeout=100)
     to_the_end(folder, *FLAGS)
     same_results(folder, uninterrupted)
@@ -175,7 +175,7 @@ def test_signal_saves_the_state_after_the_step(number, code, uninterrupted, tmp_
 
 
 def test_full_disk_is_one_line_and_keeps_old_files(uninterrupted, tmp_path, exhaustive):
-    """A limit on the file size stands for a disk that becomes full while a file is written."""
+    """A limit on the file size simulates a disk that becomes full while a file is written."""
     folder = tmp_path / "run"
     weights = (uninterrupted / "last.npz").stat().st_size
 

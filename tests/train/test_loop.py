@@ -198,7 +198,7 @@ def test_cuda_graph_is_the_default_where_possible():
 
 @pytest.mark.parametrize("graph", ["--graph", "--no-graph"])
 def test_nonfinite_loss_on_gpu_stops_the_run(graph, device, tmp_path):
-    """The next read of the loss finds NaN; the repeated epoch has none, as the saved state is older."""
+    """The next read of the loss raises. The epoch repeated from the state saved before the Inf has no NaN."""
     if device == "cpu" or not HAS_COMPILER:
         pytest.skip("of a GPU")
     model = models.create_model("vit_nano_cifar", depth=1).to(device)
@@ -212,7 +212,7 @@ def test_nonfinite_loss_on_gpu_stops_the_run(graph, device, tmp_path):
     model.head.bias.data[0] = np.inf
     with pytest.raises(DivergedError, match=r"the loss became nan in or before step 10 of epoch 2/2; try a lower"):
         next(epochs)
-    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer, info) == ""  # the state was saved before
+    assert resume.repeat_with_checks(tmp_path / "resume.npz", trainer, info) == ""  # no NaN found
 
 
 def test_repeated_epoch_names_the_first_nonfinite_op(device, tmp_path):

@@ -192,8 +192,8 @@ def test_translations_are_shares_of_their_own_axis():
         ("AutoContrast", None, [50, 50, 50], [50, 50, 50]),
         ("Brightness", 0.5, [0, 101, 255], [0, 50, 127]),
         ("Brightness", 2.0, [0, 101, 255], [0, 202, 255]),
-        ("Contrast", 0.0, [10, 11, 10, 11], [11, 11, 11, 11]),  # the mean, 10.5, rounded
-        ("Contrast", 0.5, [10, 11, 10, 31], [13, 13, 13, 23]),  # the mean is 16 (15.5)
+        ("Contrast", 0.0, [10, 11, 10, 11], [11, 11, 11, 11]),  # the mean, 10.5, rounds to 11
+        ("Contrast", 0.5, [10, 11, 10, 31], [13, 13, 13, 23]),  # the mean, 15.5, rounds to 16
         ("Color", 0.5, [10, 20, 30], [10, 20, 30]),  # gray unchanged
     ],
 )

@@ -66,7 +66,7 @@ def test_resumed_run_equals_the_uninterrupted_run(dataset, flags, model, stops, 
 
 
 def test_names_in_a_state_file(dataset, tmp_path):
-    """States of earlier runs have these names: with other names the runs could not be resumed."""
+    """If these names change, earlier runs cannot be resumed."""
     settings, path = parse(["--batch-size", "16", "--threads", "2", "--model-ema"]), tmp_path / naming.STATE
     info = info_of(dataset, settings)
     interrupted(trainer_of(dataset, settings), 3, path, info)
@@ -99,7 +99,7 @@ def test_resume_reads_states_without_initial_lr(dataset, tmp_path):
 
 
 def test_resume_after_every_step(dataset, tmp_path):
-    """Each step is taken by a new trainer that resumes."""
+    """A new trainer resumes the run before each step."""
     settings = parse(["--epochs", "2", "--batch-size", "16", "--threads", "2", *AUGMENTED])
     path, info = tmp_path / naming.STATE, info_of(dataset, settings)
     expected, weights = finish(trainer_of(dataset, settings))

@@ -26,7 +26,7 @@ FLAGS = [*SMALL, "--epochs", "2"]
 
 
 def unchecked(monkeypatch, poisoned):
-    """Disable the check of each step, as on a GPU. In step number `poisoned` a gradient becomes infinite."""
+    """Disable the NaN check of each step, as on a GPU. In step number `poisoned` a gradient becomes infinite."""
     initial, update, steps = Step.__init__, AdamW.step, []
 
     def begin(self, **arguments):

@@ -65,7 +65,7 @@ def test_figure_is_a_signed_distance(name):
 
 
 def test_figures_have_the_expected_area():
-    """Areas from geometry."""
+    """The expected areas are computed from geometry."""
     axis = np.linspace(-1.1, 1.1, 1101)
     cell = (axis[1] - axis[0]) ** 2
     area = {name: (figure(axis, axis[:, None]) < 0).sum() * cell for name, figure in shapes.FIGURES.items()}

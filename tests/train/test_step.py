@@ -49,7 +49,7 @@ def test_accumulated_gradients_equal_a_larger_batch(dataset, threads, batch, par
 
 
 def test_gradient_sum_is_independent_of_thread_order(dataset):
-    """The gradients of the shards of a batch are summed first, then added to those of earlier batches."""
+    """The gradients of the shards of a batch are summed first, then added to the sum of earlier batches."""
     settings = parse(["--batch-size", "16", "--grad-accum-steps", "3", "--threads", "2", "--clip-grad", "0"])
     runs = []
     for slow in (0, 1):
@@ -66,7 +66,7 @@ def test_gradient_sum_is_independent_of_thread_order(dataset):
 
 
 def test_inputs_and_targets_equal_the_augmentation(dataset):
-    """Without mixup the targets are labels."""
+    """Without mixup, the targets are class indices."""
     images, labels = dataset.train.take(np.arange(20))
     for options in ({}, EVERYTHING, EVERYTHING | {"mixup": 0.0, "cutmix": 0.0}):
         settings = replace(parse([]), **options)
@@ -107,7 +107,7 @@ def test_muon_updates_hidden_matrices_only(dataset):
 
 
 def test_layer_decay_sets_learning_rates_by_depth(dataset):
-    """The head has the learning rate --lr, the stem lr · decay^5. `Trainer.lr` is that of the head."""
+    """The head has the learning rate --lr, the stem lr · decay^5. `Trainer.lr` is the head's learning rate."""
     settings = replace(
         parse(["--batch-size", "60"]), layer_decay=0.5, threads=1, warmup_epochs=0.0, train_num_samples=60
     )

@@ -53,7 +53,7 @@ def product(name: str, tf32: bool, n: int = 8192) -> Iterator[Row]:
 
 def epilogues(name: str, B: int = 25216, D: int = 768, O: int = 3072) -> Iterator[Row]:  # noqa: E741
     """The speedup of a matrix product with an epilogue over two calls, for a linear layer of D input and O output
-    features on B rows. The default is the widest of ViT-Base with 128 images. The row is `wrong` if cublasLt has no
+    features on B rows. The default is ViT-Base's widest with 128 images. The row is `wrong` if cublasLt has no
     algorithm, or another result.
     """
     import cupy

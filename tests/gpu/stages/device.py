@@ -33,7 +33,7 @@ def release() -> None:
 
 
 def gpu_seconds(work: Callable[[], Any], rounds: int = 5, repeats: int = 10) -> float:
-    """Median seconds of one call, by CUDA events. If the kernels are short, this is the time of Python."""
+    """Median seconds of one call, by CUDA events. If the kernels are short, Python's overhead dominates."""
     import cupy
 
     work()

@@ -20,8 +20,8 @@ def parts(options: Options) -> Parts:
 
 
 def kernel(case: Any, options: Options) -> Iterator[Row]:
-    """Small arrays are compared with NumPy. On a GPU, large arrays are compared with the reference implementation on
-    the GPU, since NumPy would take hours."""
+    """Compare with the reference implementation: small arrays in NumPy; on a GPU, also large arrays, with the reference
+    on the GPU, since NumPy would take hours."""
     from tests.cupy_on_cpu import in_place_of_cupy
 
     arrays = case.arrays(small=True)
@@ -51,7 +51,7 @@ def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any]
     tensors = case.tensors(arrays, device)
     y = case.call(*tensors)
     op = y.grad_fn
-    while isinstance(op, Last | Output):  # an op of several outputs comes before these
+    while isinstance(op, Last | Output):  # skip the nodes that select an output of the op
         op = op.edges[0][0]
     grad = np.resize(case.rounded(np.cos(np.arange(1009.0))), y.shape)
     y.backward(Tensor(grad.astype(arrays[0].dtype), device=device))

@@ -1,4 +1,4 @@
-"""Stage `launches`: what a call costs the host, on arrays so small that the GPU's time is negligible."""
+"""Stage `launches`: host time of one call, on arrays so small that the GPU's time is negligible."""
 
 import importlib
 import statistics

@@ -28,12 +28,12 @@ WORKLOADS = (  # most important first
     Workload("convnext_atto_cifar", 512, 2.0, 1.1),
 )  # fmt: skip
 WARMUP = 4  # steps before the timed ones: the third captures the CUDA graph
-ROUNDS, STEPS = 3, 5  # the two compared take turns: rounds, and steps of each in a round
+ROUNDS, STEPS = 3, 5  # rounds, and steps of each contender per round
 LOSSES = 0.02  # the maximum relative difference of losses in mixed precision
 
 
 def parts(options: Options) -> Parts:
-    """Stage `steps`: against PyTorch's eager mode."""
+    """Stage `steps`: training steps against PyTorch's eager mode."""
     contenders = {
         "torch amp": partial(torch_step, amp=True),
         "tf32": partial(ours, amp=False, graphed=False),
@@ -44,7 +44,7 @@ def parts(options: Options) -> Parts:
 
 
 def compiled_parts(options: Options) -> Parts:
-    """Stage `compiled`: against `torch.compile` with CUDA graphs."""
+    """Stage `compiled`: training steps against `torch.compile` with CUDA graphs."""
     contenders = {
         "torch reduce-overhead": partial(torch_step, amp=True, mode="reduce-overhead"),
         "amp graph": partial(ours, amp=True, graphed=True),
@@ -61,7 +61,7 @@ def title(workload: Workload) -> str:
 
 def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step]], goal: float) -> Iterator[Row]:
     """Milliseconds per step of each contender, measured alone, so that a failure does not affect the others. Then the
-    first contender, the rival, and the last one take turns: the speedup of the last."""
+    first contender (the rival) and the last contender alternate: the speedup of the last over the first."""
     rival, *_, last = contenders
     ready: dict[str, Step] = {}
     losses: dict[str, float] = {}
@@ -72,7 +72,7 @@ def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step
             losses[name], *_ = (step() for _ in range(WARMUP))
             seconds = statistics.median(host_seconds(step) for _ in range(STEPS))
             yield {"what": what, "value": seconds * 1e3, "unit": "ms", "images_s": workload.batch / seconds}
-            if name in (rival, last):  # the memory of a GPU has no room for all
+            if name in (rival, last):  # not all contenders fit into the GPU's memory
                 ready[name] = step
         except Exception as error:  # out of memory, or a missing package: continue with the others
             yield failed(what, error)

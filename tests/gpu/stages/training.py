@@ -1,4 +1,4 @@
-"""Stage `training`: the training program, to an accuracy: with a CUDA graph, and without."""
+"""Stage `training`: the test accuracy of the training program, with and without a CUDA graph."""
 
 import subprocess
 import sys
