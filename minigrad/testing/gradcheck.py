@@ -245,7 +245,7 @@ def _worst_entry(
     numeric, backward = np.empty((y.size, x.size)), np.empty((y.size, x.size))
     for column in range(x.size):
         dy, v = _difference(forward, i, x, _one_hot(x, column), step)
-        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")  # v has one entry: the rounded step, over h
+        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")  # v.sum(): the rounded step, over h
     for row in range(y.size):
         backward[row] = to_device(gradients(_one_hot(y, row))[inputs.index(i)].reshape(-1), "cpu")
     error, largest = abs(numeric - backward), max(abs(numeric).max(), abs(backward).max())

@@ -28,7 +28,7 @@ class MisfitError(ValueError):
 
     Attributes:
         misfits: the rows of the table.
-        lookalike: the name of a registered model that the weights fit; None: no model fits.
+        lookalike: the registered model that the weights fit best; None: no model fits well enough, or better.
     """
 
     def __init__(self, message: str, misfits: list[Misfit], lookalike: str | None) -> None:

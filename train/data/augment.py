@@ -186,7 +186,7 @@ def beta(alpha: Array, u: Array) -> Array:
         B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  the projection of a point in a disc
         λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
 
-    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y of a Beta, X / (X + Y). λ is computed with
+    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y in Beta = X / (X + Y). λ is computed with
     logarithms in float64: for small α the powers underflow.
 
     Devroye 1986, "Non-Uniform Random Variate Generation", chapter IX; the disc is from Ulrich 1984.
