@@ -122,7 +122,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The padded height and width, and the shift: 0 or, if `shifted`, ⌊M / 2⌋ along an axis longer than a window."""
+        """(height, width) of the padded map, and the shift: ⌊M / 2⌋ if `shifted` and M is less than the side, else 0."""
         MH, MW = sides(self.window_size)
         Hp, Wp = H + -H % MH, W + -W % MW
         return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)
@@ -297,7 +297,7 @@ class SwinTransformer(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """As the authors' code: weights of linear layers and bias tables truncated normal with std 0.02, biases 0."""
+        """Initialize as the authors' code: linear weights and bias tables truncated normal with std 0.02, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)

@@ -136,7 +136,7 @@ class Mix:
 
         mixup    w = λ everywhere;  α is `mixup`
         CutMix   w = 0 in a box, 1 elsewhere;  α is `cutmix`. Height and width of the box are √(1 - λ) of the image's,
-                 the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - area of the box / H W
+                 the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - box area / (H W)
 
     If both α > 0, a batch gets CutMix with probability `switch_prob`, else mixup. A batch stays unmixed with
     probability 1 - `prob`. `Mix` equals timm's Mixup in mode "batch".

@@ -101,7 +101,7 @@ def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Two bars of equal length."""
+    """A cross of two bars of equal length."""
     u, v = abs(u), abs(v)
     return np.maximum(np.minimum(u, v) - 0.27, np.maximum(u, v) - 0.96)
 
