@@ -237,7 +237,7 @@ class RoadmapNet(ImageModel):
         self.head = self.make_head(num_classes)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        """The classifier, with weights truncated normal of std 0.02. As in the authors' code, other layers keep defaults."""
+        """The classifier, truncated normal with std 0.02. As in the authors' code, other layers keep their defaults."""
         if not num_classes:
             return nn.Identity()
         head = nn.Linear(self.num_features, num_classes)

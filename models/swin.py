@@ -122,7 +122,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) of the padded map, and the shift: ⌊M / 2⌋ if `shifted` and M is less than the side, else 0."""
+        """(height, width) of the padded map, and the shift: ⌊M / 2⌋ if `shifted` and M is below the side, else 0."""
         MH, MW = sides(self.window_size)
         Hp, Wp = H + -H % MH, W + -W % MW
         return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)

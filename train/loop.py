@@ -27,7 +27,7 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 class Trainer:
-    """Trains a model epoch by epoch, and evaluates it after each epoch. Keeps the progress of the run.
+    """Trains a model epoch by epoch, and evaluates it after each epoch. It holds the progress of the run.
 
     Args:
         dataset: on the device of the model.

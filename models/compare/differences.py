@@ -99,7 +99,7 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
 def tolerances(model: ImageModel) -> tuple[float, float]:
     """The tolerances of outputs and of gradients, for a model of this class, depth and dtype.
 
-    In float64, another epsilon or GELU approximated by tanh exceeds the tolerance by far; in float32 it does not. In
+    In float64, another epsilon or GELU approximated by tanh exceeds the tolerance by far; in float32 neither does. In
     float32, rounding can also flip the sign of a ReLU input near zero and so change an element of the gradient. In a
     full ResNet this happens, and the mean difference is more informative than the largest.
     """

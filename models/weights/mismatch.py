@@ -54,7 +54,7 @@ def find_misfits(plan: Plan, model: ImageModel) -> list[Misfit]:
 
 
 def _mismatch(entry: Entry, parameter: Tensor, modules: Mapping[str, Module]) -> str | None:
-    """The kind of mismatch between an array and its parameter: shape, dtype or number of heads; None: it fits."""
+    """The kind of mismatch of an array with its parameter: shape, dtype or number of heads; None: the array fits."""
     place, array = entry.place, entry.array
     if not place.fits(array.shape, parameter.shape):
         return "shape mismatch"

@@ -79,7 +79,7 @@ class Flag:
         return value if self.type is bool else self._allowed(value)
 
     def _allowed(self, value: Any) -> str | int | float:
-        """The value as a string or number of this flag; a ValueError if it is not one of `choices` or out of range."""
+        """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
         if self.type is str:
             if self.choices and value not in self.choices:
                 raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}")

@@ -65,7 +65,7 @@ class ShiftedCrop:
 class Cutout:
     """Set a square of `size` x `size` pixels to 0, centred on a uniform random pixel: part of the square may lie outside.
 
-    In normalised images, as in the paper, 0 is the mean colour; in uint8 images it is black.
+    In normalised images, as in the paper, 0 is the mean colour; in uint8 images, 0 is black.
 
     DeVries and Taylor 2017, arXiv:1708.04552.
     """
