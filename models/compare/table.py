@@ -26,7 +26,7 @@ def table(comparison: Comparison, model: ImageModel) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """A sentence: all arrays agree, or how many are out of tolerance, and the first of these."""
+    """A sentence: all arrays agree; or the number of arrays out of tolerance, and the first of these arrays."""
     wrong = comparison.out_of_tolerance()
     total = len(comparison.outputs) + len(comparison.gradients) + len(comparison.parameters)
     if not wrong:

@@ -28,7 +28,7 @@ class MisfitError(ValueError):
 
     Attributes:
         misfits: the rows of the table.
-        lookalike: the registered model that the weights fit best; None: no model fits well enough, or better.
+        lookalike: the name of the registered model with overlap above 0.9 and above this model's; None: no such model.
     """
 
     def __init__(self, message: str, misfits: list[Misfit], lookalike: str | None) -> None:
