@@ -60,7 +60,7 @@ def row(name: str) -> Row:
     """The row of a model, with MACs at its default image size; for ImageNet models, also at 224 and 384."""
     model = without_weights(name)
     counted = {model.img_size[0]: macs(model)}
-    if model.img_size[0] >= 224 and not isinstance(model, SwinTransformer):  # Swin's window size fits one image size
+    if model.img_size[0] >= 224 and not isinstance(model, SwinTransformer):  # Swin's window size is for one image size
         for size in {224, 384} - set(counted):
             with suppress(ValueError):  # patch_size does not divide the image size
                 counted[size] = macs(without_weights(name, img_size=size))

@@ -133,7 +133,7 @@ class ConvNeXt(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """Weights of convolutions and linear layers truncated normal with std 0.02, biases 0."""
+        """Initialize convolutions and linear layers: weights truncated normal with std 0.02, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)

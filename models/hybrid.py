@@ -6,7 +6,7 @@ to train and transfer with small batches, and R50+ViT-B/16 has no stage 4:
 
     GroupNorm with 32 groups instead of BatchNorm
     standardised convolutions: each filter gets mean 0 and variance 1 before use (Qiao et al. 2019, arXiv:1903.10520)
-    the three blocks of stage 4 are added to stage 3, for nine in all: the feature map is 14 x 14 at 224, not 7 x 7
+    the three blocks of stage 4 are added to stage 3, which then has nine: the feature map is 14 x 14 at 224, not 7 x 7
 
 Each position of the last feature map is a patch: a 1 x 1 convolution maps it to D values. The rest is ViT.
 
@@ -203,7 +203,7 @@ class HybridVisionTransformer(VisionTransformer):
         return HybridEmbed(img_size, patch_size, in_chans, embed_dim, **self.resnet)
 
     def init_weights(self) -> None:
-        """As VisionTransformer; in the ResNet LeCun normal, and 0 for the last norm of each block's branch."""
+        """As VisionTransformer's; in the ResNet, convolutions LeCun normal, and each block's last norm weight 0."""
         super().init_weights()
         for module in self.patch_embed.backbone.modules():
             if isinstance(module, StdConv2d):

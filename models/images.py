@@ -65,7 +65,7 @@ def visible(folder: Path) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the suffix of an image format. A broken link counts too, so that reading it names the file."""
+    """Whether a file has the suffix of an image format. A broken link counts too, so that `read` reports the link."""
     return path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())
 
 

@@ -106,8 +106,8 @@ STEPS = (
     Step("depthwise", {"depthwise": True}, 78.28, 0.08),
     # ... and rises above the previous steps when the saved cost is spent on the width of Swin-T.
     Step("width", {"width": 96}, 80.50, 0.02),
-    # 2.4 Inverted bottleneck. Wide inside, as a transformer's MLP. The cost drops: the 1 x 1 convolutions on the
-    # shortcuts that downsample have fewer channels.
+    # 2.4 Inverted bottleneck. Wide in the middle, like a transformer's MLP. The cost drops: the 1 x 1 convolutions on
+    # the shortcuts that downsample have fewer channels.
     Step("inverted", {"inverted": True}, 80.64, 0.03),
     # 2.5 Large kernels. The depthwise convolution comes first, as attention comes before the MLP. With C channels, not
     # 4C, accuracy drops, but large kernels cost little.

@@ -88,9 +88,9 @@ class WindowAttention(nn.Module):
 
     Attention(Q, K, V) = softmax(Q Kᵀ / √d + B) V                                                                  (4)
 
-    B is a learned bias for each head and each offset between two tokens of a window: a table of (2M - 1)² rows, or of
-    (2MH - 1)(2MW - 1) for windows of MH x MW. The shift is a cyclic roll of the map. Tokens that only the roll has
-    made neighbours are masked by -100 (figure 4). The op is in minigrad/ops/window_attention.py.
+    d is the width of a head. B is a learned bias for each head and each offset between two tokens of a window: a table
+    of (2M - 1)² rows, or of (2MH - 1)(2MW - 1) for windows of MH x MW. The shift is a cyclic roll of the map. The mask
+    adds -100 between tokens that only the roll has made neighbours (figure 4). Op: minigrad/ops/window_attention.py.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class WindowAttention(nn.Module):
         return self.proj_drop(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width of the padded map, and its shift: ⌊M / 2⌋, or 0 along an axis that one window covers."""
+        """(height, width) of the padded map, and the shift: ⌊M / 2⌋ if `shifted` and M is below the side, else 0."""
         MH, MW = sides(self.window_size)
         Hp, Wp = H + -H % MH, W + -W % MW
         return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)
@@ -297,7 +297,7 @@ class SwinTransformer(ImageModel):
         self.head = self.make_head(num_classes)
 
     def init_weights(self) -> None:
-        """As the authors' code: weights of linear layers and bias tables truncated normal with std 0.02, biases 0."""
+        """Initialize as the authors' code: linear weights and bias tables truncated normal with std 0.02, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init.trunc_normal_(module.weight, std=0.02)

@@ -71,7 +71,7 @@ def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (appendix A): every token attends to every token, in `num_heads` subspaces.
+    """Multi-head self-attention (appendix A): every token attends to every token, in h heads of width D_h.
 
     [q, k, v] = z U_qkv,    A = softmax(q kᵀ / √D_h),    SA(z) = A v,    MSA(z) = [SA₁(z); ...; SA_h(z)] U_msa
     """

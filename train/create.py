@@ -123,7 +123,7 @@ def create_augment(settings: Settings, dataset: Dataset) -> Augment:
 
 
 def create_optimizer(settings: Settings, model: Module) -> AdamW:
-    """The optimizer. Muon is for matrices of hidden layers: not the head, nor parameters without weight decay."""
+    """AdamW, or Muon for the matrices of hidden layers and AdamW for the head and parameters without weight decay."""
     groups = param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay)
     if settings.opt == "adamw":
         return AdamW(groups)

@@ -129,5 +129,5 @@ def mixed_precision(dtype: str | None, parameters: Iterable[Tensor]) -> Abstract
 
 
 def count_correct(logits: Tensor, labels: Array) -> Array:
-    """The number of correct predictions, (). Of a mixed image, its own label is correct."""
+    """The number of correct predictions, (). For a mixed image, the label of the image itself is the correct one."""
     return (logits.data.argmax(axis=1) == labels).sum()

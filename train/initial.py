@@ -22,7 +22,7 @@ from train.output.log import plural
 def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str:
     """Load a file into the new model `name`, on the CPU; returns a one-line summary.
 
-    The head is not loaded if the number of classes differs or, for a checkpoint of this program, their names differ.
+    The head is not loaded if the number of classes or, for a checkpoint of this program, the class names differ.
     Position embeddings and relative position tables are resampled to the size of the images or windows.
 
     Raises:

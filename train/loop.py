@@ -27,11 +27,11 @@ class Stopped(Exception):  # noqa: N818 (not an error)
 
 
 class Trainer:
-    """Trains a model epoch by epoch, and evaluates it after each epoch. Keeps the progress of the run.
+    """Trains a model epoch by epoch, and evaluates it after each epoch. It holds the progress of the run.
 
     Args:
         dataset: on the device of the model.
-        step: a training step; with the model and its optimizer.
+        step: the training step, which holds the model and the optimizer.
         evaluation: computes the metrics on the test images.
         sampler: the order of the images in an epoch.
         epochs, warmup_epochs, lr: the schedule: linear warm-up to the learning rate `lr`, then cosine decay.
@@ -64,7 +64,7 @@ class Trainer:
         """Train from the current epoch and step to the last epoch; yields the metrics after each epoch.
 
         Raises:
-            DivergedError: the loss or a gradient is not finite. On the CPU the model is as before that step.
+            DivergedError: the loss or a gradient is not finite. On the CPU the failing step leaves the model unchanged.
             Stopped: `stop` was set. The trainer is between two steps: its state can be saved and resumed.
         """
         while self.epoch < self.epochs:
@@ -85,7 +85,7 @@ class Trainer:
             yield Metrics(self.epoch, self.lr, *results, seconds, speed, self.step.skipped)
 
     def train_epoch(self, title: str) -> tuple[float, float]:
-        """Train on every image once, in random order; with --aug-repeats R, on 1/R of the images R times.
+        """Train on every image once, in random order; with --aug-repeats R, on 1/R of the images, R times each.
 
         Returns the mean loss and accuracy over the steps.
         """
@@ -131,7 +131,7 @@ class Trainer:
             raise Stopped
 
     def advance(self, index: Array) -> None:
-        """One step on the training images of these indices, (B,) int64."""
+        """One step on the training images at these indices, (B,) int64."""
         try:
             self.step(index)
         except StepError as error:

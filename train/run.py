@@ -100,7 +100,7 @@ def is_finished(settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> tuple[Trainer, RunInfo, str]:
-    """A new trainer, what the files of the run record, and a message about pretrained weights, empty without any.
+    """A new trainer, the information to record in files, and a message about pretrained weights (empty without).
 
     A resumed run loads no pretrained weights: its weights are in its state file.
     """

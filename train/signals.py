@@ -13,7 +13,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
-    """Within the block, the first signal sets `stop` and appends its number to the list; a second signal is immediate.
+    """Within the block, the first signal sets `stop` and adds its number to the list; a second stops the process.
 
     Python handles signals in the main thread: in another thread the block changes nothing.
     """

@@ -1,6 +1,6 @@
 """L7: one training step: batch indices in, updated parameters out.
 
-`Step.compute` is the training step. The methods below `compute` surround it: threads, the CUDA graph, NaN and Inf.
+`Step.compute` is the training step. The methods below `compute` add threads, a CUDA graph, and checks for NaN and Inf.
 
 On a GPU the entire step runs on the device, including the sums of loss and correct predictions. The host only launches
 kernels, so a step can be captured as a CUDA graph.
@@ -30,7 +30,7 @@ _unwarned = np.errstate(all="ignore")  # NaN and Inf are reported once, as a Ste
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a step computes.
+    """The options of a training step.
 
     Fields:
         batch_size: images per batch.
@@ -58,8 +58,8 @@ class Step:
         criterion: logits (B, K) and targets -> mean loss.
         optimizer: of the model's parameters.
         ema: moving average of the model; None: no average.
-        shards: the threads between which a batch is split; their generators serve dropout.
-        options: how a step computes.
+        shards: the threads between which a batch is split, each with a generator for dropout.
+        options: see `StepOptions`.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Step:
             self.graphed = GraphedStep(self.compute, optimizer, generators=self.generators)
 
     def compute(self, index: Array) -> bool:
-        """One step on the training images of these indices, (B,) int64. Returns whether the parameters were updated."""
+        """One step on the training images at these indices, (B,) int64. Returns whether the parameters were updated."""
 
         def forward_backward(images: Array, targets: Array, labels: Array) -> tuple[Array, Array]:
             with mixed_precision(self.options.amp_dtype, self.parameters):
@@ -145,11 +145,11 @@ class Step:
 
     @_unwarned
     def __call__(self, index: Array) -> None:
-        """`compute`, as a CUDA graph if possible. Without an update, the step is counted as skipped.
+        """`compute`, as a CUDA graph if possible. A step without an update is counted as skipped.
 
         Raises:
-            StepError: with `checks_finite`, the loss or a gradient is not finite; with loss scaling, not even at the
-                smallest scale. Parameters, buffers, optimizer and EMA are unchanged.
+            StepError: `checks_finite` found NaN or Inf in the loss or a gradient, without --skip-nonfinite; or in a
+                scaled gradient at the smallest loss scale. Parameters, buffers, optimizer and EMA are unchanged.
         """
         draws = [generator.draws for generator in self.generators]
         buffers = [(x, x.data.copy()) for _, x in self.model.named_buffers()] if self.checks_finite else []
@@ -173,7 +173,7 @@ class Step:
         Gradients of a scaled loss are checked later, by the scaler.
 
         Raises:
-            FloatingPointError: NaN or Inf without --skip-nonfinite; or `find_first_op` repeats the step.
+            FloatingPointError: NaN or Inf without --skip-nonfinite; always within `find_first_op`.
         """
         if not self.checks_finite:
             return True

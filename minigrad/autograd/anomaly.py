@@ -24,7 +24,7 @@ class Observer:
         """Called after `node.forward(*arrays)`, with the output, or the last of several outputs."""
 
     def backward(self, node: Node, grad_output: Array, results: tuple[Any, ...]) -> None:
-        """Called after `node.backward(grad_output)`, with the gradients of the inputs."""
+        """Called after `node.backward(grad_output)`, with the gradients of the inputs (`results`)."""
 
     def module_path(self) -> str:
         """The name of the running module within the outermost running module: `blocks.3.attn.qkv`."""

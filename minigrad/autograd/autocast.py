@@ -69,7 +69,7 @@ class Autocast:
         self.precast = {id(x): (x, copy) for x, copy in copies}  # the reference to x keeps its id unique
 
     def inputs(self, rule: int | str, edges: Sequence[Any], arrays: list[Any]) -> list[Any]:
-        """The input arrays of an op, cast as its `Rule.autocast` says. `edges`: the edge of each input, or None."""
+        """The input arrays of an op, cast by the op's `Rule.autocast`. `edges`: the edge of each input, or None."""
         if rule == "float32":
             return upcast(arrays)
         count = rule if isinstance(rule, int) else len(arrays) if half_dtype(arrays) else 0

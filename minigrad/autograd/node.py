@@ -25,7 +25,7 @@ class Node:
     order of creation: the nodes of inputs have smaller numbers, so the reverse order is a topological order.
     """
 
-    edges: Sequence[Edge | None] | None = None  # one per input, None: no gradient; None, not a list: graph freed
+    edges: Sequence[Edge | None] | None = None  # for each input an Edge, or None: no gradient; None: graph freed
     age: int = 0
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     cast_back: np.dtype | None = None  # the op computed in float32, and a float32 output was cast to this dtype
@@ -36,7 +36,7 @@ class Node:
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give an unpickled or copied node a new `age`. The inputs of a node are unpickled first, in the same order."""
+        """Give an unpickled or copied node a new `age`. Its inputs are unpickled first, so their ages are smaller."""
         self.__dict__.update(state)
         if self.age:
             self.age = next_age()

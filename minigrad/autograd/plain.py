@@ -102,7 +102,7 @@ def topological_order(output: Variable) -> list[Call]:
     In pre-order (exercise 4), a backward could run before its gradient is complete. The real engine sorts by age.
     """
     order: dict[Call, None] = {}  # as an ordered set
-    path = [output.call] if output.call else []  # from `output` to the call that is visited, each an input of the last
+    path = [output.call] if output.call else []  # from `output` to the visited call: each made an input of the previous
     while path:
         missing = [x.call for x in path[-1].inputs if isinstance(x, Variable) and x.call and x.call not in order]
         if missing:

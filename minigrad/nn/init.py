@@ -1,6 +1,6 @@
 """L5: initialisers. Each fills a Tensor in place; random values come from the generator that `manual_seed` seeds.
 
-A weight has shape (out, in, ...): fan_in is the number of inputs of one output, fan_out of outputs of one input.
+A weight has shape (out, in, ...): fan_in is the number of inputs per output, fan_out the number of outputs per input.
 """
 
 import threading
@@ -106,7 +106,7 @@ def skip_init() -> Iterator[None]:
 def meta_init() -> Iterator[None]:
     """Within the block, parameters and buffers are created as meta arrays, without values (`minigrad/backend/meta.py`).
 
-    A model of meta arrays uses no memory. It maps a Tensor of a `MetaArray` to an output with a shape and a dtype only.
+    A model of meta arrays uses no memory. For a Tensor of a `MetaArray`, its output has only a shape and a dtype.
     """
     previous, _state.meta = _state.meta, True
     try:

@@ -183,7 +183,7 @@ class Identity(Module):
 
 
 class GELU(Module):
-    """x · Φ(x), Φ the normal distribution function; with approximate="tanh" the tanh approximation."""
+    """x · Φ(x), Φ the standard normal CDF; with approximate="tanh" the tanh approximation."""
 
     def __init__(self, approximate: str = "none") -> None:
         self.approximate = approximate

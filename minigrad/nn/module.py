@@ -46,7 +46,7 @@ class Module:
     assignment, for `parameters`, `state_dict` and other methods. As in PyTorch, modules in a list or dict are not
     registered: use a ModuleList. Names in nested modules are joined by dots: `blocks.0.attn.qkv.weight`.
 
-    A registered name accepts only values of its kind, or None, by PyTorch's rules: a buffer also accepts any Tensor, a
+    By PyTorch's rules, a registered name accepts None and values of its kind; a buffer also accepts any Tensor, a
     Parameter can replace any kind, and a Module can replace a buffer. Other assignments raise TypeError. To change
     values, use `init`, `load_state_dict` or `weight.data[...] = values`.
 
@@ -81,7 +81,7 @@ class Module:
         return vars(self).get("_registered", {})
 
     def _register(self, name: str, kind: type) -> None:
-        """Store the kind of a name in a new dict, as a copy of the module shares the old dict."""
+        """Store the kind of a name in a new dict: a copy of the module shares the old dict."""
         if not name or "." in name:
             raise KeyError(f"{_KINDS[kind]} name must not be empty and must not contain '.', got {name!r}")
         others = {other: kind for other, kind in self._kinds.items() if other != name}
@@ -198,7 +198,7 @@ class Module:
         Raises:
             ValueError: a name is missing or unexpected, a shape differs, two names of one shared parameter have
                 different values, values are out of range for the dtype here or not real, or one side has meta arrays,
-                as created under `init.meta_init()`. Then no parameter was changed.
+                as created under `init.meta_init()`. In each case, no parameter is changed.
         """
         own: dict[str, Tensor] = dict(self._named([Parameter, Buffer], remove_duplicate=False))
         optional = {f"{prefix}.{name}" if prefix else name
@@ -308,7 +308,7 @@ def _equal(a: Array, b: Array) -> bool:
 
 
 def can_hold(dtype: np.dtype, array: Any) -> bool:
-    """True if `array` is real, and its cast to `dtype` does not overflow, and for an integer dtype is exact."""
+    """True if `array` is real and fits into `dtype`: without overflow, and for an integer dtype exactly."""
     if not is_floating(array.dtype) and array.dtype.kind not in "biu":
         return False
     with np.errstate(invalid="ignore", over="ignore"):

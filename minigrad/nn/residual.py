@@ -30,8 +30,7 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
         y = norm(x)
 
     For an `nn.DropPath` and an `nn.LayerNorm` over the last axis, the op `ResidualLayerNorm` computes both lines in one
-    pass over memory on a GPU, with the same float32 values. Any other module, and one with a forward hook, runs
-    separately.
+    pass over memory on a GPU, with the same float32 values. Other modules, and modules with a hook, run separately.
 
     Shapes: x, branch, y (N, ..., C).
     """

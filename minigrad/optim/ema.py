@@ -20,7 +20,7 @@ class EMA:
 
         ema <- decay · ema + (1 - decay) · x          after each optimizer step
 
-    The average starts at the current model. A step counts for about 1 / (1 - decay) steps. With `warmup`, the random
+    The average starts at the current model, and spans about the last 1 / (1 - decay) steps. With `warmup`, the random
     initial weights are forgotten sooner: in update t = 0, 1, 2, ...
 
         decay_t = min(decay, (1 + t) / (10 + t))
@@ -94,7 +94,7 @@ class EMA:
 
         Raises:
             RuntimeError: the model has other parameters, shapes, dtypes or another device than when the EMA was made,
-                or a CUDA graph is captured and an average is not float32: the decay would be a constant of the graph.
+                or an average is not float32 during CUDA graph capture: the decay would be a constant of the graph.
         """
         tensors = self.tensors()
         pairs: list[tuple[Array, Array]] = []
@@ -113,7 +113,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block, the model's arrays are the averages. Afterwards they are restored, also after an exception.
+        """Within the block, the model's arrays are the averages. The model's own arrays are restored on exit.
 
         Averages of the model's dtype are not copied: do not train the model within the block.
         """

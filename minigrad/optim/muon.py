@@ -16,7 +16,7 @@ class Muon(AdamW):
 
     The formula and its implementation: `muon` and `orthogonalize` in `minigrad/ops/updates.py`. Matrices can use
     AdamW's learning rate and weight decay. torch.optim.Muon with adjust_lr_fn="match_rms_adamw" has the same update of
-    matrices, with orthogonalize in bfloat16, and no AdamW.
+    matrices, but orthogonalizes in bfloat16, and has no AdamW.
 
     A CUDA graph cannot contain the update of a matrix: the learning rate is a Python number.
 

@@ -31,8 +31,8 @@ class GradScaler:
     increases. With powers of two as factors, S is a power of two, so scaling does not round. (bfloat16 has the range of
     float32 and needs no scaling.)
 
-    S does not fall below 2^-14. A gradient that is not finite even then is above 2^30, or NaN for every S: skipping
-    further steps would not help.
+    S does not fall below 2^-14. A gradient that is not finite even at this S is above 2^30, or NaN for every S:
+    skipping further steps would not help.
 
     `step` synchronizes with the device, to check for Inf and NaN.  Micikevicius et al. 2017, arXiv:1710.03740, section
     3.2.
@@ -41,7 +41,7 @@ class GradScaler:
         init_scale: the first S.
         growth_factor, backoff_factor: multiply S to increase and to decrease it.
         growth_interval: the number of steps without overflow after which S increases.
-        enabled: False: S is 1, and gradients are not checked.
+        enabled: if False, S is 1, and gradients are not checked.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class GradScaler:
         return finite
 
     def update(self, new_scale: float | Tensor | None = None) -> None:
-        """Update S after the steps of all optimizers, or set it to `new_scale`.
+        """Update S after the steps of all optimizers, or set S to `new_scale`.
 
         Raises:
             RuntimeError: neither `step` nor `unscale_` was called since the last `update`.
@@ -148,7 +148,7 @@ class GradScaler:
         return {"scale": np.asarray(self.factor), "good_steps": np.asarray(self.good_steps)}
 
     def load_state_dict(self, state_dict: Mapping[str, np.ndarray]) -> None:
-        """Load a `state_dict`; ValueError if an entry is missing or invalid."""
+        """Load a `state_dict`; ValueError if a value is missing or invalid."""
         if missing := set(_STATE) - set(state_dict):
             raise ValueError(f"GradScaler: this state lacks {', '.join(sorted(missing))}")
         scale, good_steps = (checks.not_negative(state_dict[name], name, "GradScaler") for name in _STATE)

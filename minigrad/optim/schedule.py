@@ -10,14 +10,14 @@ from minigrad.optim.optimizer import Optimizer
 
 
 class WarmupCosine:
-    """Linear warm-up over `warmup_steps`, then half a cosine down to `final` times the base rate at `total_steps`.
+    """Linear warm-up over `warmup_steps`, then cosine decay to `final` times the base rate at `total_steps`.
 
         lr(t) = base · (t + 1) / warmup                                   t < warmup
         lr(t) = base · (final + (1 - final) · ½ (1 + cos π s))            s = (t - warmup) / (total - warmup)
 
     Call `step` after each `optimizer.step`. The base rate of a group is its learning rate when its first schedule is
-    made. As in PyTorch, the group keeps the base rate as `initial_lr`, which is part of the optimizer's state: schedule
-    and optimizer can be made and loaded in any order, and a second schedule starts from the same base rates.
+    created. As in PyTorch, the group keeps the base rate as `initial_lr`, part of the optimizer's state: schedule and
+    optimizer can be created and loaded in any order, and a second schedule starts from the same base rates.
 
     Loshchilov and Hutter 2016, arXiv:1608.03983; warmup: Goyal et al. 2017, arXiv:1706.02677.
     """

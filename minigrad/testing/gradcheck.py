@@ -37,7 +37,7 @@ def gradcheck(
     The tolerance is rtol · (Σ|uᵢ dyᵢ| + Σ|(Jᵀu)ⱼ vⱼ|), relative to the terms of both sums, plus 10 ε/h · Σ|uᵢ yᵢ|, for
     the rounding of dy. If the error is larger, Σ|uᵢ tᵢ| is added, t = |dy(2h) - dy(h)|: the truncation error of dy(h)
     is O(h²), so t is about three times this error. If J has at most `full_jacobian_below` entries, every entry is
-    compared too, so that errors cannot cancel: within rtol · max|J| + 10 ε/h · max|y|, plus the entry's t.
+    compared too, so that errors cannot cancel, with tolerance rtol · max|J| + 10 ε/h · max|y|, plus the entry's t.
 
     Also checked: inputs and `grad_output` are not written to; a second backward, with `retain_graph` and with
     `grad_output` in another memory layout, gives the same gradients; and the checks of `watch`.
@@ -245,7 +245,7 @@ def _worst_entry(
     numeric, backward = np.empty((y.size, x.size)), np.empty((y.size, x.size))
     for column in range(x.size):
         dy, v = _difference(forward, i, x, _one_hot(x, column), step)
-        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")  # v has one entry: the rounded step, over h
+        numeric[:, column] = to_device((dy / v.sum()).reshape(-1), "cpu")  # v.sum(): the rounded step, over h
     for row in range(y.size):
         backward[row] = to_device(gradients(_one_hot(y, row))[inputs.index(i)].reshape(-1), "cpu")
     error, largest = abs(numeric - backward), max(abs(numeric).max(), abs(backward).max())

@@ -33,7 +33,7 @@ class Comparison:
         outputs: the modules' outputs in forward order, without containers of blocks; the logits last.
         gradients: the gradients of these outputs in backward order; the gradient of the images last.
         parameters: the gradients of the parameters, in descending order of the difference.
-        tolerances: for the outputs, and for all gradients.
+        tolerances: the tolerance of outputs, and the tolerance of gradients.
     """
 
     outputs: list[Row]
@@ -62,7 +62,7 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
     """Compare two runs.
 
     Libraries differ in the layout of feature maps, channels first or last. Outputs are compared as (positions,
-    channels); if the shape allows both layouts, the smallest difference counts.
+    channels); if the shape allows both layouts, the layout with the smaller difference is used.
 
     Args:
         ours: a run of `model`.
@@ -99,9 +99,9 @@ def compare(ours: Trace, theirs: Any, model: ImageModel, distance: Distance = re
 def tolerances(model: ImageModel) -> tuple[float, float]:
     """The tolerances of outputs and of gradients, for a model of this class, depth and dtype.
 
-    In float64, another epsilon or GELU approximated by tanh exceeds the tolerance by far; in float32 it does not. In
-    float32, rounding can also flip the sign of a ReLU input near zero and so change an entry of the gradient. In a full
-    ResNet this happens, and the mean difference is more informative than the largest.
+    In float64, another epsilon or GELU approximated by tanh exceeds the tolerance by far; in float32 neither does. In
+    float32, rounding can also flip the sign of a ReLU input near zero and so change an element of the gradient. In a
+    full ResNet this happens, and the mean difference is more informative than the largest.
     """
     if next(model.parameters()).dtype == np.float64:
         return 1e-12, 1e-11

@@ -1,7 +1,7 @@
 """L6: goldens, runs of other libraries recorded in a few kilobytes, for comparisons without PyTorch.
 
 A golden names the model, the images and the library. For each array the golden has a fingerprint: norm, sum, a few
-entries, and the dot product with a fixed random array, which detects permutations and transposes.
+elements, and the dot product with a fixed random array, which detects permutations and transposes.
 """
 
 import json
@@ -23,7 +23,7 @@ FOLDER = Path(__file__).parent / "goldens"
 
 class Fingerprint(NamedTuple):
     """Norm, sum and samples of an array: `probe` is its dot product with `stream("probe." + name)`; `entries` are
-    evenly spaced."""
+    evenly spaced elements."""
 
     shape: list[int]
     norm: float
@@ -33,7 +33,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(name: str, x: np.ndarray, entries: int) -> Fingerprint:
-    """Norm, sum, dot product with a fixed random array, and `entries` entries of x."""
+    """Norm, sum, dot product with a fixed random array, and `entries` elements of x."""
     flat = x.reshape(-1).astype(np.float64)
     probe = formula.stream(f"probe.{name}", flat.size)
     sampled = flat[:: max(flat.size // entries, 1)][:entries] if entries else flat[:0]
@@ -44,7 +44,7 @@ def fingerprint(name: str, x: np.ndarray, entries: int) -> Fingerprint:
 
 def distance(name: str, ours: np.ndarray, theirs: Fingerprint) -> np.ndarray:
     """Differences between the fingerprint of an array and a recorded one: of norm, sum and probe relative to the norm;
-    of the entries relative to the root mean square."""
+    of the elements relative to the root mean square."""
     if [*ours.shape] != theirs.shape:
         return np.array([np.inf])
     mine = fingerprint(name, ours, len(theirs.entries))
@@ -65,9 +65,9 @@ class Golden:
         stream: the name of the images, `formula.stream(stream, *shape)`.
         shape: the shape of the images, (B, C, H, W).
         loss: the dot product of the logits with `stream("loss")`.
-        outputs: of the blocks and of the layers outside blocks, as (positions, channels); the logits last.
-        gradients: of the loss with respect to these outputs and to the images.
-        parameters: the gradients of the parameters.
+        outputs: fingerprints, as (positions, channels), of blocks and of layers outside blocks; the logits last.
+        gradients: fingerprints of the gradients of these outputs and of the images.
+        parameters: fingerprints of the gradients of the parameters.
     """
 
     library: str

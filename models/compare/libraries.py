@@ -1,7 +1,7 @@
 """L6: build our models with other libraries: torchvision, timm, Hugging Face's transformers.
 
 Networks use the library's own classes, for reduced sizes too. A configuration that a library does not support is
-refused, as its network would compute another function. PyTorch and the libraries are imported lazily.
+refused, as the library's network would compute another function. PyTorch and the libraries are imported lazily.
 """
 
 import re
@@ -70,8 +70,8 @@ def load(library: str) -> Any:
 def _load_torchvision() -> None:
     """Import torchvision, even if its compiled operators do not match the version of PyTorch.
 
-    If not, the import fails, as torchvision registers fake implementations of operators that do not exist. No model
-    needs the operators, so they are declared here without an implementation.
+    On a mismatch the import fails, as torchvision registers fake implementations of operators that do not exist. No
+    model needs the operators, so they are declared here without an implementation.
     """
     try:
         import_module("torchvision")

@@ -12,7 +12,7 @@ from models.compare.references import Reference
 from models.compare.trace import Arrays, channels, loss_weights, outer_layers, to_rows
 from models.terminal import escape_unencodable
 
-ENTRIES = {"logits": 16, "images": 8}  # entries stored in a fingerprint; of other outputs 4, of other gradients none
+ENTRIES = {"logits": 16, "images": 8}  # elements in a fingerprint; for other outputs 4, for other gradients none
 
 
 class Case(NamedTuple):

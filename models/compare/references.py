@@ -61,7 +61,7 @@ class Reference:
     def corresponding_modules(self) -> dict[str, str]:
         """The names of the library's modules, mapped to our modules with the same parameters.
 
-        Of nested modules with the same parameters, the innermost ones correspond, then the next outer ones.
+        Nested modules with the same parameters are paired from the innermost outwards.
         """
         import torch
 

@@ -12,7 +12,7 @@ MAX_PARAMETERS = 5  # shown, those with the largest differences
 def table(comparison: Comparison, model: ImageModel) -> str:
     """Activations in forward order, gradients in backward order, and the parameters with the largest differences.
 
-    One line for each block and each layer outside blocks, and for all layers of the first block out of tolerance.
+    The table has a line for each block, each layer outside blocks, and each layer of the first block out of tolerance.
     """
     value, gradient = comparison.tolerances
     worst = comparison.parameters[:MAX_PARAMETERS]
@@ -26,7 +26,7 @@ def table(comparison: Comparison, model: ImageModel) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """A sentence: whether all arrays agree, and if not, the first that does not."""
+    """A sentence: all arrays agree; or the number of arrays out of tolerance, and the first of these arrays."""
     wrong = comparison.out_of_tolerance()
     total = len(comparison.outputs) + len(comparison.gradients) + len(comparison.parameters)
     if not wrong:

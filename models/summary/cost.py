@@ -98,7 +98,7 @@ def parts(model: ImageModel, img_size: Size | None = None) -> list[Part]:
 
 
 def msa_macs(h: int, w: int, C: int) -> int:
-    """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of a map of h x w.
+    """Equation (1) of the Swin paper, arXiv:2103.14030: attention between all tokens of an h x w map.
 
     For each token, C² MACs for each of the projections to q, k, v and output; for each pair of tokens, C for q kᵀ and
     C for the product with v:  Ω(MSA) = 4 hw C² + 2 (hw)² C
@@ -112,7 +112,7 @@ def w_msa_macs(h: int, w: int, C: int, M: Size) -> int:
 
 
 class AttentionCost(NamedTuple):
-    """Attention in one block: map, window size, and MACs of MSA and W-MSA, each by formula and as counted."""
+    """Attention in one block: size of the feature map, window size, and MACs by formula and as counted."""
 
     h: int
     w: int

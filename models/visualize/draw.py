@@ -29,7 +29,7 @@ class Picture:
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> "Figure":
-    """An empty figure with a title above and a note below; width and height in inches, without these two.
+    """An empty figure with a title above and a note below; width and height in inches, without title and note.
 
     Raises:
         RuntimeError: matplotlib is not installed.

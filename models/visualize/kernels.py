@@ -18,7 +18,8 @@ def principal_filters(weight: np.ndarray, count: int) -> tuple[np.ndarray, np.nd
     """The principal components of filters (D, C, P, P), and their shares of the variance.
 
     With w̄ the mean filter and W - w̄ = U Σ Vᵀ the SVD of the centered matrix (D, C·P·P), the components are the first
-    rows of Vᵀ, with shares σᵢ² / Σσ². The sign of a component is arbitrary; here the largest entry is positive.
+    rows of Vᵀ, with shares σᵢ² / Σσ². The sign of a component is arbitrary; here the element of largest
+    absolute value is positive.
 
     Returns:
         (n, C, P, P) and (n,), with n the smaller of `count` and the number of components.

@@ -34,7 +34,7 @@ BORDERS = "#e0245e"  # colour of window borders
 
 
 def regions(size: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """For each token, before the roll, over which edge the roll wraps it: 0: none; 1: left; 2: top; 3: both."""
+    """The edge over which the roll wraps each token of the map (H, W): 0: none; 1: left; 2: top; 3: both."""
     rows, columns = (np.arange(length) < offset for length, offset in zip(size, shift, strict=True))
     return 2 * rows[:, None] + columns
 

@@ -79,7 +79,7 @@ class Layout:
         self.axes = [(_components(pattern), order) for pattern, order in axes]
 
     def place(self, name: str) -> Place:
-        """The place of an entry, in a model that has the parameter."""
+        """The place of the array `name`, in a model that has the parameter."""
         name = _PREFIX.sub("", name.replace("/", "."))
         axes = next((order for pattern, order in self.axes if pattern.search(name)), None)
         for pattern, replacement in self.rules:
@@ -88,8 +88,8 @@ class Layout:
         return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
 
     def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
-        """The place of each entry in a model with the parameters `own`; None: the model has no parameter at this
-        place, or an earlier entry has the same place."""
+        """The place of each array in a model with the parameters `own`; None: the model has no parameter at this
+        place, or an earlier array has the same place."""
         found: dict[str, Place | None] = {}
         taken: set[tuple[str, int | None]] = set()
         for name in names:
@@ -107,17 +107,17 @@ def layout_of(names: Iterable[str], model: Module) -> Layout:
 
 
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
-    """The place in `model` of each entry of a file, or each parameter of another implementation; None: no place.
+    """The place in `model` of each array of a file, or each parameter of another implementation; None: no place.
 
-    One name alone is ambiguous, so all are passed together to detect the layout: `layers.1.downsample` leads into stage
-    1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
+    One name alone is ambiguous, so all names are passed together to detect the layout: `layers.1.downsample` leads into
+    stage 1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
     """
     names = list(names)
     return layout_of(names, model).places(names, model.state_dict())
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
-    """The entries with a place in `model`, under our names and in our shapes; q, k and v are concatenated.
+    """The arrays with a place in `model`, under our names and in our shapes; q, k and v are concatenated.
 
     Elements are only rearranged, so the function converts gradients as well as weights.
 

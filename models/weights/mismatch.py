@@ -28,7 +28,7 @@ class MisfitError(ValueError):
 
     Attributes:
         misfits: the rows of the table.
-        lookalike: the name of a registered model that the weights fit; None: no model fits.
+        lookalike: the name of the registered model with overlap above 0.9 and above this model's; None: no such model.
     """
 
     def __init__(self, message: str, misfits: list[Misfit], lookalike: str | None) -> None:
@@ -54,7 +54,7 @@ def find_misfits(plan: Plan, model: ImageModel) -> list[Misfit]:
 
 
 def _mismatch(entry: Entry, parameter: Tensor, modules: Mapping[str, Module]) -> str | None:
-    """The kind of mismatch between an array and its parameter: shape, dtype or number of heads; None: it fits."""
+    """The kind of mismatch of an array with its parameter: shape, dtype or number of heads; None: the array fits."""
     place, array = entry.place, entry.array
     if not place.fits(array.shape, parameter.shape):
         return "shape mismatch"

@@ -1,4 +1,4 @@
-"""L7: settings files: TOML with one line per flag. Each run writes its settings to `args.toml`, which repeats the run.
+"""L7: settings files: TOML with one line per flag. Each run writes its settings to `args.toml`, for --config.
 
 model = "vit_tiny_cifar"
 epochs = 100
@@ -20,7 +20,7 @@ from train.config.settings import FLAGS, Settings
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a file, each with the check of its flag.
+    """The settings in a file, checked like the command-line flags.
 
     Raises:
         InputError: the file is missing or not TOML, or has an unknown name or an invalid value.
@@ -49,10 +49,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _decoded(content: bytes) -> str:
-    """The text of a file in UTF-8, or in the encoding whose byte order mark it begins with, as Windows writes it.
+    """The text of a file in UTF-8, or in the encoding of its byte order mark, which Windows programs write.
 
     Raises:
-        ValueError: bytes that have no meaning in this encoding.
+        ValueError: the bytes are invalid in this encoding.
     """
     mark, encoding = next(((mark, name) for mark, name in _MARKS.items() if content.startswith(mark)), (b"", "utf-8"))
     content = content.removeprefix(mark)
@@ -69,7 +69,7 @@ def _decoded(content: bytes) -> str:
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16: this mark begins with UTF-16's
     codecs.BOM_UTF32_BE: "utf-32-be",
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
@@ -77,7 +77,7 @@ _MARKS = {
 
 
 def complete(path: Path, values: Mapping[str, Any]) -> Settings:
-    """The settings `values` stored in the file `path` of a run, with the checks of the flags.
+    """The settings `values` stored in the file `path` of a run, checked like the command-line flags.
 
     Raises:
         InputError: a setting is missing, unknown or invalid.

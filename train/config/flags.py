@@ -19,12 +19,12 @@ class Flag:
         text: the line of --help.
         group: heading of the group that starts with this flag in --help.
         default: None if the default is derived from other settings.
-        shapes: default for the dataset `shapes`; None: as `default`.
+        shapes: default for the dataset `shapes`; None: the same as `default`.
         shown: description of a derived default in --help.
         metavar: name of the value in --help.
         choices: allowed strings.
-        at_least, above, at_most, below: range of a number.
-        negatable: False: a bool without --no-NAME.
+        at_least, above, at_most, below: bounds of a number.
+        negatable: if False, a bool has no flag --no-NAME.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Flag:
         return value if self.type is bool else self._allowed(value)
 
     def _allowed(self, value: Any) -> str | int | float:
-        """The value as a string or number of this flag; a ValueError if it is not one of `choices` or out of range."""
+        """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
         if self.type is str:
             if self.choices and value not in self.choices:
                 raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}")
@@ -111,7 +111,7 @@ _TOML_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     str: ((str,), "a string in quotation marks"),
 }
-"""The TOML types of a setting of each type, and their description."""
+"""For each type of a setting, the accepted types of the TOML value and their description."""
 
 
 def option(name: str) -> str:

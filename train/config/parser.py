@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _options(flag: Flag) -> dict[str, Any]:
-    """The arguments of `add_argument`."""
+    """The keyword arguments of `add_argument` for a flag."""
     if flag.type is bool:
         action = argparse.BooleanOptionalAction if flag.negatable else "store_true"
         return {"action": action, "default": argparse.SUPPRESS}
@@ -74,7 +74,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse's. The error for an unknown flag suggests a known flag that starts with it, or the closest."""
+        """argparse's, but the error for an unknown flag suggests a known flag that starts with it, or the closest."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []

@@ -27,8 +27,8 @@ Sources of the values:
         swin_nano_cifar and convnext_atto_cifar: so the first two have a higher learning rate. In short runs on a few
         thousand of these images, at 1e-3, 2e-3 and 4e-3, the last training loss was 1.80, 1.75 and 1.75 for
         vit_nano_cifar (mean of two seeds that differ by 0.01; 313 steps of 128 images), 1.99, 1.98 and 1.97 for
-        swin_nano_cifar (188 of 128), and 2.05, 2.10 and 2.12 for hybrid_nano_cifar (96 of 64). Larger batches allow
-        larger learning rates: these values are conservative
+        swin_nano_cifar (188 steps of 128), and 2.05, 2.10 and 2.12 for hybrid_nano_cifar (96 steps of 64). Larger
+        batches allow larger learning rates: the values in the table are conservative
     batch sizes and the number of epochs of `fast`: chosen here
 """
 

@@ -65,7 +65,7 @@ class ShiftedCrop:
 class Cutout:
     """Set a square of `size` x `size` pixels to 0, centred on a uniform random pixel: part of the square may lie outside.
 
-    In normalised images, as in the paper, 0 is the mean colour; in uint8 images it is black.
+    In normalised images, as in the paper, 0 is the mean colour; in uint8 images, 0 is black.
 
     DeVries and Taylor 2017, arXiv:1708.04552.
     """
@@ -136,7 +136,7 @@ class Mix:
 
         mixup    w = λ everywhere;  α is `mixup`
         CutMix   w = 0 in a box, 1 elsewhere;  α is `cutmix`. Height and width of the box are √(1 - λ) of the image's,
-                 the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - area of the box / H W
+                 the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - box area / (H W)
 
     If both α > 0, a batch gets CutMix with probability `switch_prob`, else mixup. A batch stays unmixed with
     probability 1 - `prob`. `Mix` equals timm's Mixup in mode "batch".
@@ -186,7 +186,7 @@ def beta(alpha: Array, u: Array) -> Array:
         B = ½ + ½ √(1 - v₀^{1/(α+½)}) cos 2πu₁               ~ Beta(α+1, α+1):  the projection of a point in a disc
         λ = B v₂^{1/α} / (B v₂^{1/α} + (1 - B) v₃^{1/α})     ~ Beta(α, α),      vᵢ = 1 - uᵢ
 
-    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y of a Beta, X / (X + Y). λ is computed with
+    The second line applies Gamma(α) = Gamma(α+1) · v^{1/α} to X and Y in Beta = X / (X + Y). λ is computed with
     logarithms in float64: for small α the powers underflow.
 
     Devroye 1986, "Non-Uniform Random Variate Generation", chapter IX; the disc is from Ulrich 1984.

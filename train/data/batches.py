@@ -30,7 +30,7 @@ class Sampler:
 
 
 def repeated(order: Array, repeats: int) -> Array:
-    """Repeated augmentation: the first len / `repeats` indices of `order`, each `repeats` times; the length stays.
+    """Repeated augmentation: the first ⌈len / `repeats`⌉ indices of `order`, each `repeats` times, cut to len.
 
     Several augmentations of an image in one batch make the gradient less noisy. An epoch has as many steps, on fewer
     images (Hoffer et al. 2019, arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509).

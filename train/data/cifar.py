@@ -25,7 +25,7 @@ _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images,
 
 @dataclass(frozen=True)
 class Source:
-    """A version of CIFAR: its archive, the files in the archive, and their keys."""
+    """A version of CIFAR: its archive, the files in the archive, and the keys of the pickled dicts."""
 
     name: str
     archive: str

@@ -40,7 +40,7 @@ def download(url: str, target: Path, md5: str) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append the bytes of `url` that `part` lacks to `part`."""
+    """Append to `part` the bytes of `url` that `part` lacks."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

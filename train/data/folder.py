@@ -2,11 +2,11 @@
 
     DIR/train/CLASS/*.png           DIR/val/CLASS/*.png, or DIR/test
 
-The images are in the folder of a class or in folders below, in any format that models/images.py reads. Each image is
+The images are in the folder of a class or in its subfolders, in any format that models/images.py reads. Each image is
 resized to cover --img-size, then center-cropped. All images stay in memory.
 
-The name of a class is the name of its folder. In Unicode, é is one character, or e and an accent, and file systems
-allow both forms: both are the same class.
+The name of a class is the name of its folder. In Unicode, é is one character, or e and an accent; file systems
+allow both forms, and both name the same class.
 """
 
 import sys
@@ -54,7 +54,7 @@ def load(folder: Path, size: int, train: int | None = None, test: int | None = N
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """The folders of each class, by name in Unicode's composed form (NFC), without hidden folders.
 
-    Images beside the folders have no class: their number is printed.
+    Images beside the class folders have no class: the number of these images is printed.
     """
     try:
         entries = images.visible(folder)

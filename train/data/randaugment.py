@@ -1,7 +1,7 @@
 """L7: RandAugment of batches: `num_ops` random ops per image, from a list of fifteen.
 
 Cubuk, Zoph, Shlens, Le 2019, arXiv:1909.13719, with the ops, ranges and notation of timm, such as
-`rand-m9-mstd0.5-inc1`. Each op equals Pillow's on uint8, which timm calls, bit for bit.
+`rand-m9-mstd0.5-inc1`. On uint8, each op equals the Pillow op that timm calls, bit for bit.
 
 One image at a time, as in other libraries, is too slow in NumPy and on a GPU; every op on every image is fifteen times
 the work. Here each op runs on a subset of the batch of known size: see `StratifiedAssignment`. No shape depends on the
@@ -35,11 +35,11 @@ class StratifiedAssignment:
         index = xp.arange(N)
         keys = (u[:N] * 2**24).astype(np.int64) * N + index  # unique
         self.N = N
-        self.row = (keys[:, None] > keys).sum(axis=1)  # (N,): the rank, as CuPy's sort cannot be captured in a graph
+        self.row = (keys[:, None] > keys).sum(axis=1)  # (N,): the rank; a CUDA graph cannot contain CuPy's sort
         self.value = index + u[N].astype(np.float64)  # (N,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:
-        """The rows whose values may lie in [start, stop), and the mask of the rows whose values do, (rows,) bool."""
+        """The slice of rows that may have a value in [start, stop), and the mask of rows that have one, (rows,) bool."""
         rows = slice(floor(start * self.N), ceil(stop * self.N))
         value = self.value[rows]
         return rows, (value >= start * self.N) & (value < stop * self.N)
@@ -87,7 +87,7 @@ def solarize_add(images: Array, summand: Array) -> Array:
 
 
 def posterize(images: Array, bits: Array) -> Array:
-    """Keep the `bits` highest bits of x, 0 to 8."""
+    """Keep the `bits` (0 to 8) highest bits."""
     return images & over_pixels(256 - (1 << (8 - bits))).astype(np.uint8)
 
 
@@ -290,11 +290,11 @@ class RandAugment:
     Fields, with their letters in timm's notation:
         magnitude (m): strength of the ops, usually 0 to 10.
         num_ops (n): number of ops per image, one after another.
-        prob (p): probability of each op.
+        prob (p): probability of applying each op.
         std (mstd): standard deviation of the magnitude; inf (above 100 in the notation): uniform from 0 to magnitude.
         highest (mmax): the magnitude is clipped to 0 to `highest`.
         increasing (inc): all ops get stronger with the magnitude.
-        fill: colour outside the image; in timm the mean of the training images.
+        fill: colour outside the image; in timm the mean colour of the training images.
 
     Differences from timm: ops are assigned to the batch by `StratifiedAssignment`; interpolation is always bilinear,
     where timm's training script chooses bilinear or bicubic at random.

@@ -34,7 +34,7 @@ def load(train: int = TRAIN, test: int = TEST) -> Dataset:
 
 
 def draw(count: int, generator: Generator) -> Split:
-    """`count` images, image i of class i mod 10. A larger `count` only appends images: the generator is a counter."""
+    """`count` images, image i of class i mod 10. A larger `count` only appends images: the generator is counter-based."""
 
     def between(low: float, high: float, *shape: int) -> np.ndarray:
         return low + (high - low) * generator.uniform((count, *shape))
@@ -101,7 +101,7 @@ def square(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def cross(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Two bars of equal length."""
+    """A cross of two bars of equal length."""
     u, v = abs(u), abs(v)
     return np.maximum(np.minimum(u, v) - 0.27, np.maximum(u, v) - 0.96)
 

@@ -106,7 +106,7 @@ class _NdarrayType(_StandIn):
 
 
 class _DtypeType(_StandIn):
-    """numpy.dtype: `dtype("u1", False, True)` is unsigned bytes."""
+    """numpy.dtype: `dtype("u1", False, True)` is uint8."""
 
     __slots__ = ()
     what = "numpy.dtype"

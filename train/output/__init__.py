@@ -1,1 +1,1 @@
-"""L7: the files that a run leaves."""
+"""L7: the files that a run writes."""

@@ -1,4 +1,4 @@
-"""L7: what the files of a run record about the run."""
+"""L7: the settings, model and dataset recorded in the files of a run."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,12 @@ from train.data.dataset import Dataset
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the files of a run record about the run.
+    """The settings, model and dataset recorded in the files of a run.
 
     Fields:
         settings: the settings, by name.
         model: the arguments of `models.create_model`.
-        dataset: the files record class names, statistics and numbers of images of the dataset.
+        dataset: the files record its class names, statistics and numbers of images.
     """
 
     settings: dict[str, Any]

@@ -5,7 +5,7 @@ from itertools import chain, count, takewhile
 from pathlib import Path
 
 STATE, TABLE = "resume.npz", "metrics.csv"
-"""The state file of a run and its table of epochs. A folder with either one holds results."""
+"""The state file of a run and the table of its epochs. A folder with either file holds results."""
 
 
 def unused(name: str) -> str:

@@ -31,7 +31,7 @@ def predictions(path: Path, dataset: Dataset, evaluation: Evaluation) -> Predict
 
 
 def text(found: Predictions) -> str:
-    """Loss and accuracy; and for each class recall, precision and the most frequent wrong prediction."""
+    """The report: loss, accuracy, and for each class recall, precision and the most frequent wrong prediction."""
     lines = [["class", "images", "recall", "precision", "most confused with"]]
     for i, name in enumerate(found.classes):
         row, images, predicted = found.confusion[i], found.confusion[i].sum(), found.confusion[:, i].sum()

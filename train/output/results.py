@@ -26,12 +26,12 @@ class Results:
         curves, confusion, mistakes.png
 
     A process may be killed at any moment. So every file is replaced atomically, and the state is written first: the
-    other files can be written again from it.
+    other files can be written again from the state.
 
     Args:
         state: the path of the state file, in the output folder.
         trainer: the run. `restore` loads the state into it.
-        info: what the files record about the run.
+        info: the settings, model and dataset to record in the files.
         checkpoint_format: "npz" or "safetensors".
     """
 
@@ -55,7 +55,7 @@ class Results:
         self._write_outputs()
 
     def add(self, metrics: Metrics) -> None:
-        """Save after an epoch."""
+        """Append the metrics of an epoch, and save."""
         self.history.append(metrics)
         self.save()
 

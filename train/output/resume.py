@@ -4,7 +4,7 @@ The file holds everything that the next step depends on: parameters and buffers,
 schedule, order of the images, counters of the random generators; and the metrics so far. On the CPU the results are
 equal bit for bit.
 
-The file is replaced atomically and first: on resume, `results.py` rewrites an epoch's other files from the state.
+The state is replaced atomically, before the other files of an epoch: on resume, `results.py` rewrites these files.
 After the last epoch the file only records that the run is finished.
 """
 
@@ -89,8 +89,8 @@ def load(path: Path, trainer: Trainer, info: RunInfo) -> list[Metrics]:
 def repeat_with_checks(path: Path, trainer: Trainer, info: RunInfo) -> str:
     """The error message with the first op that made NaN or Inf, for a run without a check at each step.
 
-    Loads the saved state and repeats up to one epoch with a check at each step, without a CUDA graph. Empty if no NaN
-    or Inf occurs again.
+    Loads the saved state and repeats up to one epoch with a check at each step, without a CUDA graph. The message
+    is empty if no NaN or Inf occurs again.
     """
     load(path, trainer, info)
     trainer.step.graphed, trainer.step.checks_finite = None, True
@@ -136,7 +136,7 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
 
 
 def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state of one part, its names without the prefix."""
+    """The state of one part; names are without the prefix."""
     return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
 
 
