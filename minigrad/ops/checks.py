@@ -115,7 +115,7 @@ def reduction(name: str, op: str) -> str:
 
 
 def scalar(value: Any, name: str, op: str) -> float:
-    """`value`, a Python number or a one-element array or Tensor, as a Python float, which never promotes an array."""
+    """`value`, a Python number or a one-element array or Tensor, as a Python float, which promotes no float array."""
     number = value.item() if hasattr(value, "item") else value
     if not hasattr(number, "__float__"):
         raise TypeError(f"{op}: {name} must be a number, got {value!r}")

@@ -12,7 +12,7 @@ from minigrad.ops import activation, special
 
 @fast_path_of(activation.ReLU)
 class CPUReLU(activation.ReLU):
-    """∂x = ∂y & mask, a bit mask of 32 ones where y > 0, else of zeros: this avoids branch mispredictions."""
+    """∂x = ∂y & mask, a bit mask of zeros where y ≤ 0, else 32 ones: the mask avoids branch mispredictions."""
 
     supports = staticmethod(is_float32)
 
@@ -36,8 +36,8 @@ class CPUGELU(activation.GELU):
 
         Φ(x) ≈ Φ(c) + φ(c) (x - c),   φ(x) ≈ φ(c) - c φ(c) (x - c),   c nearest to x
 
-    Since |x - c| ≤ 2⁻¹¹ |x|, the error of Φ is at most 1e-7, the error of the slope 3e-7. The table index is x, rounded
-    to its upper 19 bits.
+    Since |x - c| ≤ 2⁻¹¹ |x|, the error of Φ is at most 1e-7, the error of the slope 3e-7. The table index is the
+    upper 19 bits of x, rounded.
     """
 
     supports = staticmethod(is_float32)

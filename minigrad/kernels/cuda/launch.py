@@ -122,9 +122,9 @@ class Kernel:
 
 
 def sum_rows(compiled: Kernel, partials: Array, first: Array, second: Array | None = None) -> None:
-    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. The sums are written to `first`, and those
-    for which it has no room to `second`. `compiled` is the kernel that wrote `partials`: its module has sum_rows too,
-    so nothing more is compiled."""
+    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. The first `first.size` sums are written to
+    `first`, the rest to `second`. `compiled` is the kernel that wrote `partials`: its module contains sum_rows, so
+    nothing more is compiled."""
     kernel = Kernel(compiled.file, "sum_rows", **dict(compiled.constants))
     columns = first.size + (0 if second is None else second.size)
     sizes = np.int32(len(partials)), np.int32(columns), np.int32(first.size)
@@ -223,7 +223,7 @@ def on_gpu(x: Array | None) -> bool:
 
 @contextmanager
 def use_device(device: Device) -> Iterator[None]:
-    """Within the block, launches run on `device`. Not thread-safe: one thread at a time uses a GPU."""
+    """Within the block, launches run on `device`. Not thread-safe: only one thread at a time may use a GPU."""
     global _device
     previous, _device = _device, device
     try:
