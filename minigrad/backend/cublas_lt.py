@@ -2,13 +2,13 @@
 
 A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
 bias costs one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
-one more pass over ∂y. An epilogue of cublasLt adds b or sums ∂b while the elements are in registers. cublasLt is
+one more pass over ∂y. An epilogue of cublasLt adds b or computes ∂b while the elements are in registers. cublasLt is
 column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
     a b and Σ_k a_mk         BGRADB    the vector has one element for each column of D, from op(B) = aᵀ
 
-The vector must have the dtype of D; its sums accumulate in float32. The GELU epilogue is not used: it is the tanh
+The vector must have the dtype of D; sums accumulate in float32. The GELU epilogue is not used: it is the tanh
 approximation, and minigrad's GELU is exact.
 
 A product (`Problem`) is described to the library once, and the library selects an algorithm once (`Plan`). A call then

@@ -1,7 +1,7 @@
 """L0: matrix products, by NumPy on the CPU, by cuBLAS on a GPU.
 
 Every matrix product on a GPU calls `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA graph,
-does not choose the dtype of the accumulator, and cannot add a bias.
+has no argument for the accumulator's dtype, and cannot add a bias.
 """
 
 from typing import Any

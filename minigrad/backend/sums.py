@@ -102,7 +102,7 @@ def _numpy_suffices(x: Array, axes: tuple[int, ...]) -> bool:
 
 
 def _sum_in_memory_order(x: Array, axes: tuple[int, ...]) -> Array:
-    """Σ over any axes, the innermost in memory first. The result may lack remaining axes of size 1."""
+    """Σ over any axes, the innermost in memory first. The result may lack axes of size 1."""
     shape, strides = x.shape, x.strides
     repeated = [a for a in axes if not strides[a] and shape[a] > 1]
     if repeated:  # broadcast axes, with stride 0: the sum of n equal values is a product

@@ -27,7 +27,7 @@ def integers(values: Any, name: str, op: str) -> tuple[int, ...]:
 
 
 def listed(complaints: Sequence[str]) -> str:
-    """`complaints` for an error message, one a line: at most 20, then the number of the others."""
+    """`complaints` for an error message, one a line: at most 20, then the number left out."""
     shown = [*complaints[:20], *([f"and {len(complaints) - 20} more"] if len(complaints) > 20 else [])]
     return "\n  ".join(shown)
 

@@ -77,7 +77,7 @@ def _is_finite(x: np.ndarray) -> bool:
 def _taps(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Row indices, column indices and values of each row's first nonzero element, then of each row's second, ..."""
     rows, columns = np.nonzero(matrix)
-    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero entries before this one in its row
+    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero elements before each in its row
     for t in range(before.max() + 1):
         at = before == t
         yield rows[at], columns[at], matrix[rows[at], columns[at]]

@@ -85,7 +85,7 @@ _HALF = np.uint32(1 << 12)  # half a unit of the last bit kept, to round to near
 
 @lru_cache(maxsize=1)
 def _normal_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Φ and φ at all 2¹⁹ values c: 2 MiB each; only the entries in use are cached."""
+    """Φ and φ at all 2¹⁹ values c: 2 MiB each; only the elements in use fill the cache."""
     c = (np.arange(1 << 19, dtype=np.uint32) << _DROPPED).view(np.float32)
     c = np.where(np.isfinite(c), c, 0).astype(np.float64).clip(-50, 50)  # at ±50, φ is 0
     density = np.exp(-0.5 * c * c) * (2 * np.pi) ** -0.5

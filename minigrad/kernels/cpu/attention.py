@@ -20,7 +20,7 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
 
     Subtracting the maximum of each row against overflow is the slowest step of a softmax, and seldom needed. So this
     subtraction is left out; if the sum of exponentials of a row is then too large or too small, the chunk is computed
-    again with `softmax_`. Dropout and the causal mask are not supported.
+    again with `softmax_`. Dropout and boolean or causal masks are not supported.
 
     Shapes: q (B, ..., L, E), k (B, ..., S, E), v (B, ..., S, V); the mask broadcasts to (B, ..., L, S).
     Saves q, k, v, P.

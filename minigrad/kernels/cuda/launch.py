@@ -4,8 +4,8 @@
     forward((rows,), (32, 8), x, y, np.int32(rows), np.float32(eps))
 
 A `Kernel` names a function in a source file of this folder and the macros to compile the file with. Calling a `Kernel`
-launches the function on the current `Device`. The default device is CuPy's GPU; the tests set one that runs the same
-source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
+launches the function on the current `Device`. The default device is CuPy's GPU; the tests set a device that runs the
+same source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
 
 A launch allocates no memory and does not synchronize, so it can be captured in a CUDA graph.
 """
@@ -134,7 +134,7 @@ def sum_rows(compiled: Kernel, partials: Array, first: Array, second: Array | No
 def pack_of(x: Array, length: int, *arrays: Array | None) -> int:
     """PACK, the number of elements that a thread loads at once from rows of `length` elements of x's dtype.
 
-    16 / itemsize if PACK divides `length` and x and `arrays` are aligned to min(16 bytes, PACK elements); else 1.
+    16 / itemsize if this divides `length` and x and `arrays` are aligned to min(16 bytes, PACK elements); else 1.
     """
     pack = PACK // x.dtype.itemsize
     fits = all(a is None or pointer(a) % min(pack * a.dtype.itemsize, PACK) == 0 for a in (x, *arrays))
