@@ -63,8 +63,8 @@ def promote(xs: Sequence[Any]) -> list[Any]:
     """`xs` with all arrays cast to the dtype that PyTorch promotes to, so that float32 does not become float64.
 
     The highest category among the arrays, floating point > integer > bool, determines the dtype; within this category,
-    0-d arrays count only if there are no others. Integers with a Python float become float32. Python numbers and None
-    are returned unchanged.
+    0-d arrays count only if all its arrays are 0-d. Integers with a Python float become float32. Python numbers and
+    None are returned unchanged.
     """
     arrays = [x for x in xs if hasattr(x, "dtype")]
     highest = [x for x in arrays if is_floating(x.dtype)]

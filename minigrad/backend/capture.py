@@ -2,7 +2,7 @@
 
 During the capture nothing can be copied from the host, and a number computed on the host becomes a constant of the
 graph. A kernel that needs values from the host, such as the learning rate, reads them from a table in device memory:
-the graph's tables are listed here, and filled before its launches.
+`Tables` lists the tables of a graph, and fills them before each launch of the graph.
 """
 
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ class Tables:
             return empty((nbytes // 8,), np.uint64, device)
 
     def fill(self) -> None:
-        """Fill the tables before a launch of the graph: all before the first launch, then only those with scalars."""
+        """Fill the tables before a launch of the graph: all at first, later only tables with scalars."""
         for table in self.tables:
             if table.scalars is not None or not self.filled:
                 table.fill()

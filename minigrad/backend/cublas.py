@@ -82,7 +82,7 @@ def matmul(a: Array, b: Array, dtype: Any = None) -> Array:
     Args:
         a: (..., M, K), float16, bfloat16, float32 or float64.
         b: (..., K, N), of the same dtype.
-        dtype: the result's: the dtype of a and b (default), or float32 if a and b are float16 or bfloat16.
+        dtype: the dtype of the result: that of a and b (default), or float32 if a and b are float16 or bfloat16.
 
     Raises:
         TypeError: a dtype is not supported, or a and b differ in dtype.
@@ -173,7 +173,7 @@ class CupyBlas:
 
 
 class CtypesBlas:
-    """Products through ctypes, which work during the capture of a stream.
+    """Products through ctypes, which work during CUDA graph capture.
 
     Args:
         library: libcublas, from `load_library`.
@@ -230,7 +230,7 @@ def pointer(x: Array) -> int:
 
 
 def load_library(name: str = "cublas") -> ctypes.CDLL:
-    """Load the libcublas that CuPy uses, or "cublasLt" beside it.
+    """Load libcublas, or with `name` "cublasLt" libcublasLt, from the CUDA libraries that CuPy uses.
 
     Raises:
         RuntimeError: the library was not found.
@@ -254,7 +254,7 @@ def current() -> Blas:
 
 @contextmanager
 def use_blas(blas: Blas) -> Iterator[None]:
-    """Within the block, `blas` computes products. Not thread-safe: one thread at a time uses a GPU."""
+    """Within the block, `blas` computes products. Not thread-safe: only one thread at a time may use a GPU."""
     global _blas
     previous, _blas = _blas, blas
     try:

@@ -2,13 +2,13 @@
 
 A linear layer computes y = x Wᵀ + b, and in backward ∂W = ∂yᵀ x, ∂b = Σ ∂y over the rows. A separate addition of the
 bias costs one more pass over y (in half precision three: the product in float32, the addition, the cast), a separate ∂b
-one more pass over ∂y. An epilogue of cublasLt computes either while the elements are in registers. cublasLt is
+one more pass over ∂y. An epilogue of cublasLt adds b or computes ∂b while the elements are in registers. cublasLt is
 column-major, as cublas.py explains: D = op(A) op(B) is the transpose of the result, and
 
     y = a b + bias           BIAS      the vector has one element for each row of D, a column of y
     a b and Σ_k a_mk         BGRADB    the vector has one element for each column of D, from op(B) = aᵀ
 
-The vector must have the dtype of D; its sums accumulate in float32. The GELU epilogue is not used: it is the tanh
+The vector must have the dtype of D; sums accumulate in float32. The GELU epilogue is not used: it is the tanh
 approximation, and minigrad's GELU is exact.
 
 A product (`Problem`) is described to the library once, and the library selects an algorithm once (`Plan`). A call then
@@ -90,7 +90,7 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
         a: (M, K), float16, bfloat16 or float32.
         b: (K, N), of the same dtype.
         bias: (N,), of the result's dtype, or of any dtype if the result is float32.
-        dtype: the result's: the dtype of a and b, or float32.
+        dtype: the dtype of the result: that of a and b, or float32.
     """
     if not _supported(a, b, dtype) or bias.shape != b.shape[1:] or dtype not in (bias.dtype, FLOAT32):
         return None
@@ -100,13 +100,13 @@ def matmul_with_bias(a: Array, b: Array, bias: Array, dtype: np.dtype) -> Array 
 
 
 def matmul_and_sums(a: Array, b: Array, dtype: np.dtype) -> tuple[Array, Array] | None:
-    """`a @ b` (M, N) and `a.sum(axis=1)` (M,), in one pass over a; None if cublasLt has no algorithm. Not with TF32:
+    """`a @ b` (M, N) and `a.sum(axis=1)` (M,), in one pass over a; None if cublasLt has no algorithm, and with TF32:
     NVIDIA does not document whether the sums would be of inputs rounded to TF32.
 
     Args:
         a: (M, K), float16, bfloat16 or float32.
         b: (K, N), of the same dtype.
-        dtype: both results': the dtype of a and b, or float32.
+        dtype: the dtype of both results: that of a and b, or float32.
     """
     if not _supported(a, b, dtype) or cublas.compute_type(a.dtype) == cublas.COMPUTE_32F_FAST_TF32:
         return None
@@ -154,7 +154,7 @@ class Lt:
     def matmul(
         self, epilogue: int, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, vector: Array, compute: int
     ) -> bool:
-        """C = op(A) op(B), (m, k) (k, n), column-major, on the stream of cuBLAS. Returns False without an algorithm."""
+        """C = op(A) op(B), (m, k) (k, n), column-major, on the stream of cuBLAS. False if there is no algorithm."""
         a, b, c, end = (pointer(x) for x in (A.array, B.array, C.array, vector))
         problem = Problem(
             epilogue, (m, n, k), (data_type(A), data_type(C), compute), (A.op, B.op),

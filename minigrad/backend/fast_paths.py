@@ -1,8 +1,8 @@
 """L0: fast paths: the registry of faster implementations, and the choice of one for given arguments.
 
-A reference implementation, an op in `minigrad/ops/` or a function such as `cast`, is written to be read. Some have
-further implementations in `minigrad/kernels/`, faster on one kind of hardware and for some inputs. Each is registered
-with a condition `supports` on its arguments, on the CPU and on the GPU alike,
+A reference implementation, an op in `minigrad/ops/` or a function such as `cast`, is written to be read. Some
+reference implementations have fast paths in `minigrad/kernels/`, which are faster on one kind of hardware and for some
+arguments. A fast path, for the CPU or a GPU, is registered with a condition `supports` on the arguments,
 
     @fast_path_of(LayerNorm)
     class CPULayerNorm(LayerNorm):
@@ -12,8 +12,8 @@ with a condition `supports` on its arguments, on the CPU and on the GPU alike,
     @fast_path_of(cast, supports=lambda x, dtype: on_gpu(x))
     def convert(x, dtype): ...
 
-and found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `call(function, ...)` calls a fast path of a
-function, or the function. Tests compare every fast path with its reference implementation;
+and is found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `call(function, ...)` calls a fast path
+of a function, or the function. Tests compare every fast path with its reference implementation;
 `python -m tests.benchmarks.fast_paths` measures the speedups.
 """
 

@@ -1,7 +1,7 @@
 """L0: matrix products, by NumPy on the CPU, by cuBLAS on a GPU.
 
 Every matrix product on a GPU calls `gemm` or `gemm_and_sums`: CuPy's `matmul` cannot be captured in a CUDA graph,
-does not choose the dtype of the accumulator, and cannot add a bias.
+has no argument for the accumulator's dtype, and cannot add a bias.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ def gemm(a: Array, b: Array, *, bias: Array | None = None, dtype: Any = None) ->
 def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Array | None]:
     """`gemm(a, b, dtype=dtype)` of two matrices, and `a.sum(axis=1)` in the dtype of the product.
 
-    The sums are None if no implementation computes product and sums in one pass over a; compute them separately then.
+    The sums are None if no implementation computes product and sums in one pass over a: then sum a separately.
     """
     if not isinstance(a, np.ndarray):
         both = cublas_lt.matmul_and_sums(a, b, a.dtype if dtype is None or not is_half(a.dtype) else dtype)

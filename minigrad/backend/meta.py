@@ -7,7 +7,7 @@ function that needs values, such as `bool(x)` or indexing by a boolean mask, rai
 
 For a meta array x, `array_module(x)` returns this module, so that `xp.empty` in an op also returns a meta array.
 Names not defined here, such as `xp.exp`, are NumPy's. NumPy offers no hook for `np.asarray(x)` and for
-`array[index] = x` on an ordinary array: both read zeros.
+`array[index] = x` on an ordinary array: both read x as zeros.
 """
 
 from collections.abc import Callable, Sequence
@@ -100,7 +100,7 @@ zeros = ones = empty
 
 
 def full(shape: Sequence[int] | int, fill_value: Any, dtype: Any = None) -> MetaArray:
-    """As `np.full`, without the value."""
+    """A meta array of the shape and dtype of `np.full`'s result."""
     return empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype)
 
 

@@ -2,7 +2,7 @@
 
 An ordinary generator updates a hidden state for each number. A counter-based generator is a pure function: the 32-bit
 words 4k to 4k + 3 of draw d with seed s are `philox(counter=(k, d), key=s)`, on any device and in any order. `uniform`
-makes a float64 value of two words, any other value of one. So every GPU thread can compute its own numbers, the state
+makes a float64 value from two words, other values from one. So every GPU thread can compute its own numbers, the state
 in a checkpoint is two integers, and a dropout mask can be recomputed (the op `Dropout` saves its mask;
 `nn/checkpoint.py` recomputes).
 
@@ -57,7 +57,7 @@ class Generator:
     Each call draws one array and increments `draws`, so the values depend only on the seed and the order of calls.
 
     During the capture of a CUDA graph, `captured` is a device array (seed, draws), (2,) uint64, which belongs to the
-    graph: its kernels read the state from this array (minigrad/cuda_graph.py).
+    graph: the graph's kernels read the state from this array (minigrad/cuda_graph.py).
     """
 
     captured: Array | None = None
@@ -145,7 +145,7 @@ def default_generator() -> Generator:
 
 
 def manual_seed(seed: int) -> Generator:
-    """Set the seed of the default generator. The same seed gives the same numbers on every device."""
+    """Seed the default generator, reset its draws, and return it. A seed gives the same numbers on every device."""
     generator, fresh = default_generator(), Generator(seed)
     generator.seed, generator.draws = fresh.seed, fresh.draws
     return generator

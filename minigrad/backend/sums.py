@@ -37,12 +37,12 @@ Axis = int | tuple[int, ...] | None
 
 
 def sum_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
-    """Σ x over `axis` (None: all axes), in the dtype of x; the remaining axes keep the memory order of x.
+    """Σ x over `axis` (None: all axes), in the dtype of x; the remaining axes keep the memory order of x. Computed by
 
-        few terms, all elements of a contiguous array, integers, CuPy    NumPy's or CuPy's sum
-        float16, bfloat16                                                cast to float32
-        the first axes of a contiguous array                             `_sum_over_rows`
-        other axes                                                       `_sum_in_memory_order`
+        NumPy's or CuPy's sum     for few terms, all elements of a contiguous array, integers, and on a GPU
+        `sum_over` in float32     for float16 and bfloat16
+        `_sum_over_rows`          for the first axes of a contiguous array
+        `_sum_in_memory_order`    for other axes
 
     NaN and infinity propagate as in `x.sum`.
     """
@@ -73,8 +73,8 @@ def mean_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 def deviations(x: Array, axis: Axis) -> tuple[Array, Array]:
     """μ = ⟨x⟩ over `axis`, with keepdims, and d = x - μ.
 
-    The rounding of μ to the dtype of x shifts all deviations by one amount, which is large compared with d if |μ| is
-    large compared with the spread of x. The mean of d equals this amount, so ⟨d⟩ is subtracted from d and added to μ.
+    The rounding of μ to the dtype of x shifts all deviations by the same amount, large compared with d if |μ| is large
+    compared with the spread of x. The mean of d equals this amount, so ⟨d⟩ is subtracted from d and added to μ.
     """
     xp, mean = array_module(x), mean_over(x, axis, keepdims=True)
     d = x - mean
@@ -92,7 +92,7 @@ def cumulative_sum(x: Array, axis: int) -> Array:
 
 
 def _numpy_suffices(x: Array, axes: tuple[int, ...]) -> bool:
-    """True if `x.sum` is accurate: for few terms, for integers, on a GPU, and over a contiguous array (pairwise)."""
+    """True if `x.sum` is accurate: for few terms, integers, CuPy, and all elements of a contiguous array (pairwise)."""
     n = prod([x.shape[a] for a in axes])
     if n <= FEW or type(x) is not np.ndarray or not x.size:
         return True
@@ -102,7 +102,7 @@ def _numpy_suffices(x: Array, axes: tuple[int, ...]) -> bool:
 
 
 def _sum_in_memory_order(x: Array, axes: tuple[int, ...]) -> Array:
-    """Σ over any axes, the innermost in memory first. The result may lack remaining axes of size 1."""
+    """Σ over any axes, the innermost in memory first. The result may lack axes of size 1."""
     shape, strides = x.shape, x.strides
     repeated = [a for a in axes if not strides[a] and shape[a] > 1]
     if repeated:  # broadcast axes, with stride 0: the sum of n equal values is a product

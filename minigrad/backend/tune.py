@@ -8,7 +8,7 @@ no effect on systems without the feature.
                  variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
     allocator    glibc keeps freed memory. By default the memory of a large array is returned to the system at once, and
                  each page of the next array costs a page fault and the zeroing of the page.
-    kernels      OpenBLAS uses its AVX-512 kernels on processors where it selects AVX2 although they have AVX-512:
+    kernels      OpenBLAS uses its AVX-512 kernels on processors with AVX-512 for which it selects AVX2 by default:
                  AMD's Zen 4 and Zen 5. The OpenBLAS of NumPy 2.5 cannot switch kernels: there, set the environment
                  variable OPENBLAS_CORETYPE=SkylakeX before Python starts.
 """

@@ -1,4 +1,4 @@
-"""L2: attention."""
+"""L2: scaled dot-product attention."""
 
 from collections.abc import Sequence
 
@@ -87,7 +87,7 @@ class ScaledDotProductAttention(Function):
 
 
 def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether an array of shape `shape` can be broadcast to shape `target`."""
+    """True if an array of shape `shape` can be broadcast to shape `target`."""
     aligned = zip(reversed(shape), reversed(target), strict=False)
     return len(shape) <= len(target) and all(size in (1, target_size) for size, target_size in aligned)
 
@@ -95,7 +95,7 @@ def broadcasts_to(shape: Sequence[int], target: Sequence[int]) -> bool:
 def gradients_like(q: Array, k: Array, v: Array, wanted: Sequence[object]) -> list[Array | None]:
     """Empty arrays for ∂q, ∂k and ∂v (None if not wanted), in the memory layout of q, k and v.
 
-    If q, k and v are views of one array (packed q, k, v), so are the gradients.
+    If q, k and v are views of one array (packed q, k, v), the gradients are views of one array too.
     """
     packed = stacked_view((q, k, v)) if all(wanted) else None
     if packed is not None and 0 not in packed.strides:

@@ -27,7 +27,7 @@ def integers(values: Any, name: str, op: str) -> tuple[int, ...]:
 
 
 def listed(complaints: Sequence[str]) -> str:
-    """`complaints` for an error message, one a line: at most 20, then the number of the others."""
+    """`complaints` for an error message, one a line: at most 20, then the number left out."""
     shown = [*complaints[:20], *([f"and {len(complaints) - 20} more"] if len(complaints) > 20 else [])]
     return "\n  ".join(shown)
 
@@ -115,7 +115,7 @@ def reduction(name: str, op: str) -> str:
 
 
 def scalar(value: Any, name: str, op: str) -> float:
-    """`value`, a Python number or a one-element array or Tensor, as a Python float, which never promotes an array."""
+    """`value`, a Python number or a one-element array or Tensor, as a Python float, which promotes no float array."""
     number = value.item() if hasattr(value, "item") else value
     if not hasattr(number, "__float__"):
         raise TypeError(f"{op}: {name} must be a number, got {value!r}")

@@ -29,7 +29,7 @@ class Conv2d(Function):
         ∂bias[o]         = Σ_n,i,j  ∂y[n,o,i,j]
 
     An output channel depends only on the C' input channels of its group. The sums are computed by `Columns`, or by
-    `Depthwise` if every group has a single input channel.
+    `Depthwise` if G = C > 1.
 
     Shapes: x (N, C, H, W); weight (O, C', KH, KW); bias (O,) or None; y (N, O, OH, OW).  Saves x and weight.
     """
@@ -126,7 +126,7 @@ class Columns:
 
             ∂x[n,h,w,c] = Σ ∂X[(n,i,j), (k,l,c)],   over all i,j,k,l that give this h and w
 
-        At a given tap, no two windows read the same pixel. So KH·KW additions to slices suffice: no scattered sum.
+        At a given tap, no two windows read the same pixel. So KH·KW additions to slices suffice: no scatter-add.
         """
         padded = array_module(grad_X).zeros(self.windows.padded_shape(shape), grad_X.dtype)
         by_group = self._by_group(padded)  # (G, N, H, W, C'), a view
@@ -155,7 +155,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Depthwise convolution, tap by tap: as matrix products, W of each channel would have only one column.
+    """Depthwise convolution, tap by tap: as a matrix product, each channel's W would have only M columns.
 
     At tap (k, l), the windows read one strided slice x' (N, OH, OW, C) of the padded image. Summed over all taps,
 

@@ -222,7 +222,7 @@ class View(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """One step of a plan: the product of operands i < j, viewed as `a` and `b`, which replaces operand i."""
+    """One step of a plan: the product of operands i < j, viewed as `a` and `b`. The product replaces operand i."""
 
     i: int
     j: int
@@ -293,7 +293,7 @@ def _make_pair(i: int, j: int, a: str, b: str, needed: str, sizes: dict[str, int
         return View(axes, (*shape(batch), prod(shape(first)), prod(shape(last))), swap)
 
     def factor(labels: str, result: str) -> View:
-        """The axes of the result, with size 1 where this operand has no such label."""
+        """A view with the axes of the result, of size 1 for labels that this operand lacks."""
         axes = tuple(labels.index(label) for label in result if label in labels)
         return View(axes, tuple(sizes[label] if label in labels else 1 for label in result), False)
 

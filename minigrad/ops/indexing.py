@@ -1,4 +1,4 @@
-"""L2: indexing ops. Backward returns a `Partial`, the gradients of the selected elements; all others are 0."""
+"""L2: indexing ops. Backward (except of `MaskedFill`) returns a `Partial`, the gradients of the selected elements."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class GetItem(Function):
 
     @property
     def copies(self) -> bool:
-        """Whether y is a copy, as for an index with arrays, and not a view of x."""
+        """True if y is a copy (an index with arrays), not a view of x."""
         return any(hasattr(part, "dtype") for part in (self.index if isinstance(self.index, tuple) else (self.index,)))
 
     def backward(self, grad_output: Array) -> Partial:

@@ -17,7 +17,7 @@ class Interpolate(Function):
 
         y[n,c] = R x[n,c] Cᵀ,   ∂x[n,c] = Rᵀ ∂y[n,c] C
 
-    `weights` computes R and C from the sizes along H and W. Most entries of R and C are 0. Zero entries are left out of
+    `weights` computes R and C from the sizes along H and W. Most weights in R and C are 0. Zero weights are left out of
     the sums: 0 · NaN is NaN, so a NaN in x would otherwise spread to an entire row or column. `scales` is the ratio of
     output to input size along H and W that the caller gave as `scale_factor`; None: the ratio of the integer sizes.
 
@@ -75,9 +75,9 @@ def _is_finite(x: np.ndarray) -> bool:
 
 
 def _taps(matrix: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, columns and values of the first nonzero entry of each row, then of the second of each row, and so on."""
+    """Row indices, column indices and values of each row's first nonzero element, then of each row's second, ..."""
     rows, columns = np.nonzero(matrix)
-    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero entries before this one in its row
+    before = np.arange(len(rows)) - np.searchsorted(rows, rows)  # nonzero elements before each in its row
     for t in range(before.max() + 1):
         at = before == t
         yield rows[at], columns[at], matrix[rows[at], columns[at]]

@@ -19,7 +19,7 @@ class CrossEntropy(Function):
         Q_nc = w_c · ((1 - s) · q_nc + s / C)
 
     Rows whose index is `ignore_index` have Q = 0 and gradient 0, even if all rows are ignored and the mean is NaN. The
-    mean is Σ lossₙ divided by Σ w_c over the target classes; for target probabilities, by the number of rows.
+    mean is Σ lossₙ divided by Σ w_c, c the target class of each row; for probabilities, by the number of rows.
     Target probabilities have the gradient ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
 
     Shapes: x (N, C, ...) or (C,); target (N, ...) of class indices, or probabilities like x; w (C,).

@@ -11,7 +11,7 @@ from minigrad.backend.sums import sum_over
 
 
 class MatMul(Function):
-    """y = a b over the last two axes; the others broadcast;  ∂a = ∂y bᵀ,  ∂b = aᵀ ∂y.
+    """y = a b over the last two axes; other axes broadcast;  ∂a = ∂y bᵀ,  ∂b = aᵀ ∂y.
 
     A 1-D a is treated as a row, a 1-D b as a column, and the added axis is removed from y.
 
@@ -42,7 +42,7 @@ class MatMul(Function):
                 grad_a = grad_a[..., 0, :]
         if self.a is not None:
             a = self.a if self.a_ndim > 1 else self.a[None]
-            if self.b_ndim <= 2 < a.ndim:  # the same b for all matrices of the batch: a single product sums over it
+            if self.b_ndim <= 2 < a.ndim:  # the same b for all matrices of the batch: one product sums over the batch
                 a, grad_output = rows(a), rows(grad_output)
             grad_b = gemm(a.swapaxes(-1, -2), grad_output, dtype=self.grad_dtype(1, a.dtype))
             if self.b_ndim == 1:

@@ -41,7 +41,7 @@ def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int |
 
 
 class LayerNorm(Function):
-    """y = x̂ ⊙ weight + bias, with a mean and a variance for each token, over its last axes.
+    """y = x̂ ⊙ weight + bias, with a mean and a variance for each token, over the last axes.
 
     ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over the tokens (summed by the engine);  ĝ = ∂y ⊙ weight.
 

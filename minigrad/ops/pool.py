@@ -55,10 +55,10 @@ class AvgPool2d(Function):
         y[n,c,i,j]  = Σ_k,l  x[n,c,h,w] / D[i,j],   h = i · stride + k - padding;  w likewise from j and l
         ∂x[n,c,h,w] = Σ ∂y[n,c,i,j] / D[i,j]  over the windows i,j that contain this h and w
 
-    The divisor D[i,j] is `divisor_override`, or else the number of the window's pixels: in the image, and with
-    `count_include_pad` also in the padding. Pixels beyond the padding, which `ceil_mode` allows, are never counted.
+    The divisor D[i,j] is `divisor_override`, or else the number of pixels of the window that are in the image, or with
+    `count_include_pad` in the image or its padding. With `ceil_mode`, pixels beyond the padding are not counted.
 
-    Shapes: x (N, C, H, W); y (N, C, OH, OW); D (OH, OW, 1).  Saves D.
+    Shapes: x (N, C, H, W); y (N, C, OH, OW); D (OH, OW, 1) or ().  Saves D.
     """
 
     def forward(
@@ -131,7 +131,7 @@ def _means(x: Array, parts: int) -> Array:
 
 
 def _means_backward(grad: Array, size: int) -> Array:
-    """∂x of `_means`, (..., parts) -> (..., size): each gradient is divided equally among its interval."""
+    """∂x of `_means`, (..., parts) -> (..., size): each gradient is divided equally over its interval of x."""
     grad_x = array_module(grad).zeros((*grad.shape[:-1], size), grad.dtype)
     for i, (a, b) in enumerate(_intervals(size, grad.shape[-1])):
         grad_x[..., a:b] += grad[..., i : i + 1] / (b - a)
@@ -170,8 +170,8 @@ def _windows(x: Array, kernel: Any, stride: Any, padding: Any, dilation: Any, ce
 def _fit(size: int, extent: int, stride: int, padding: int, ceil_mode: bool) -> Pair:
     """The number of windows along one axis, and the number of pixels of the last window after the end of the image.
 
-    `ceil_mode` rounds the number of windows up: the last one may end outside the padding, but must start in the image
-    or in the padding before it.
+    `ceil_mode` rounds the number of windows up: the last window may end outside the padding, but must start in the
+    image or in the padding before the image.
     """
     last_start = size + 2 * padding - extent
     out = (last_start + (stride - 1 if ceil_mode else 0)) // stride + 1
@@ -194,7 +194,7 @@ def _counts(windows: Windows, size: Pair, count_include_pad: bool) -> list[np.nd
 
 
 def _first_tap(windows: Windows) -> np.ndarray:
-    """The index of the first tap of each window that is inside the image: (OH, OW)."""
+    """For each window, the index of its first tap inside the image: (OH, OW)."""
     first = []
     for axis in (0, 1):
         outside = windows.before[axis] - np.arange(windows.out[axis]) * windows.stride[axis]

@@ -1,4 +1,4 @@
-"""L2: reductions: sums, means, variances, maxima, products. `axis` is None (all axes), an integer or several."""
+"""L2: reductions: sums, means, variances, maxima, products. `axis` is None (all axes), an integer or a sequence."""
 
 from collections.abc import Sequence
 from math import prod

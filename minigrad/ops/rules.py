@@ -42,7 +42,7 @@ from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
-ALL = 1_000_000  # more inputs than any op has
+ALL = 1_000_000  # more than the number of inputs of any op
 
 PROMOTION: dict[Any, list[type[Function]]] = {
     promote: [MatMul, Linear, Einsum, Cat, MSELoss],

@@ -87,7 +87,7 @@ class Cat(Function):
 
 
 class Unbind(Function):
-    """One output for each slice along `axis`, a view; ∂x stacks their gradients along `axis`.  Saves the shape of x.
+    """Slices along `axis`, as views, one per output; ∂x stacks the outputs' gradients.  Saves the shape of x.
 
     The gradients need no copy if they are already slices of one array, as attention returns them for packed q, k, v.
     """
@@ -128,7 +128,7 @@ def _buffer(x: Array) -> tuple[int, int]:
 
 
 class Roll(Function):
-    """yᵢ = x₍ᵢ₋ₛ₎ mod n along each of `axes` (None: the flattened array);  ∂x rolls ∂y by -s.  Saves s and the axes."""
+    """yᵢ = x₍ᵢ₋ₛ₎ mod n along each of `axes` (None: flattened), s the shift;  ∂x: ∂y rolled by -s.  Saves s, axes."""
 
     def forward(self, x: Array, *, shifts: int | Sequence[int], axes: int | Sequence[int] | None) -> Array:
         self.shifts = tuple(index(s) for s in (shifts if isinstance(shifts, Sequence) else (shifts,)))
@@ -185,7 +185,7 @@ class Pad(Function):
         return grad_x
 
     def _shared(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The slices of x that y contains, and the slices of y that contain them."""
+        """The part of x that y contains: as slices of x, and as slices of y."""
         in_x, in_y = [], []
         for size, (before, after) in zip(self.shape, self.widths, strict=True):
             length = max(size + min(before, 0) + min(after, 0), 0)

@@ -79,7 +79,7 @@ def _near_and_tail(x: Array) -> tuple[Array, Array, Array]:
 
 
 def _in_blocks(function: Callable[[Array], Array], x: Array) -> Array:
-    """`function(x)`, for an elementwise function: on the CPU in blocks of x, and for float16 in float32."""
+    """`function(x)`, for an elementwise function: computed in blocks of x on the CPU, in float32 for float16."""
     if x.dtype == np.float16:
         return _in_blocks(function, x.astype(np.float32)).astype(np.float16)
     if type(x) is not np.ndarray or x.size <= _BLOCK:

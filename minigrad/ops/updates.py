@@ -88,17 +88,17 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315  # a, b, c of `orthogonalize`
 
 
 def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
-    """About U Vᵀ of the singular value decomposition G = U S Vᵀ: all singular values become about 1. (A, B) -> (A, B).
+    """Approximately U Vᵀ of the SVD G = U S Vᵀ: all singular values become about 1. (A, B) -> (A, B).
 
-    The decomposition is slow on a GPU, matrix products are fast, so the Newton-Schulz iteration replaces it:
+    An SVD is slow on a GPU, matrix products are fast, so the Newton-Schulz iteration replaces the SVD:
 
-        X <- G / ‖G‖                                              no singular value is above 1 then
+        X <- G / ‖G‖                                              now no singular value is above 1
         X <- a X + b (X Xᵀ) X + c (X Xᵀ)² X                       `steps` times
 
     The iteration keeps U and V, and maps each singular value σ <- a σ + b σ³ + c σ⁵. With these a, b, c, five steps map
     σ from 0.005 to 1 into 0.68 to 1.16: σ does not converge to 1, but small σ grow fastest.
 
-    ‖G‖ is summed in float64, where no square of a float32 overflows; a 16-bit G is upcast to float32.
+    ‖G‖² is summed in float64, where no square of a float32 overflows; a 16-bit G is upcast to float32.
 
     Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks", kellerjordan.github.io/posts/muon.
     """
@@ -120,7 +120,7 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
         x <- (1 - lr · weight_decay) x - lr · 0.2 √max(A, B) · orthogonalize(u)
 
     m is 0 at first. The gradient of a matrix mostly has few directions; an orthogonal update is equally large in all
-    directions. The entries of an orthogonal matrix have a root mean square of about 1/√max(A, B), so the factor
+    directions. The elements of an orthogonal matrix have a root mean square of about 1/√max(A, B), so the factor
     0.2 √max(A, B) makes the update about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
     """
     m *= momentum

@@ -1,4 +1,4 @@
-"""L2: Swin's attention within windows of a feature map, which may be shifted.
+"""L2: Swin's attention within windows of a feature map, with or without a shift of the windows.
 
 Liu et al. 2021, "Swin Transformer", arXiv:2103.14030, section 3.2. Attention between all tokens of an H x W map costs
 (HW)²; here a token attends only to the tokens of its M x M window. In every second layer the windows are shifted by
@@ -16,7 +16,7 @@ return at the bottom, beside tokens that are not their neighbours. A mask separa
      c c c c d d d d                                                    6 6 6 6 7 7 8 8
 
 Rolling and partitioning into windows is a permutation of the tokens, so both together are one gather. In 16 bits on a
-GPU there is not even a gather: the kernels read and write each token at its position in the map.
+GPU, no gather is needed: the kernels read and write each token at its position in the map.
 """
 
 from functools import cache
@@ -82,7 +82,7 @@ class WindowAttention(Function):
         return self.merge(packed.transpose(1, 2, 4, 0, 3, 5), 3 * C), grad_bias
 
     def mask(self, qkv: Array, bias: Array | None) -> Array | None:
-        """Added to the scores: bias (heads, N, N) or None; shifted: (windows, heads, N, N), heads = 1 without bias."""
+        """R + mask: bias (heads, N, N) or None; with a shift (windows, heads, N, N), with heads = 1 without bias."""
         M, shift = self.windows
         if not any(shift):
             return bias
@@ -108,24 +108,24 @@ class WindowAttention(Function):
         return array_module(windows).take(windows.reshape(B, H * W, C), places, axis=1).reshape(B, H, W, C)
 
 
-@cache  # never freed: a captured CUDA graph may read it
+@cache  # never freed: a captured CUDA graph may read the array
 def window_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """The index of each token of each window in the flattened map, (windows, N) int64."""
     places = np.arange(H * W).reshape(H, W)
     return to_device(windows_of(np.roll(places, (-shift[0], -shift[1]), (0, 1)), M), device)
 
 
-@cache  # never freed: a captured CUDA graph may read it
+@cache  # never freed: a captured CUDA graph may read the array
 def map_places(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """The inverse of `window_places`: the index of each token of the map in the flattened windows, (H·W,) int64."""
     return to_device(np.argsort(window_places(H, W, M, shift), axis=None), device)
 
 
-@cache  # never freed: a captured CUDA graph may read it
+@cache  # never freed: a captured CUDA graph may read the array
 def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = "cpu") -> Array:
     """0 for two tokens of one region, MASKED for two of different regions: (windows, 1, N, N) float32.
 
-    Tokens of one window are in one region if the roll has kept them together, along both axes.
+    Tokens of a window are in different regions if the roll moved only some of them to the other end of an axis.
     """
     MH, MW = sides(M)
     region = windows_of(3 * _regions(H, MH, shift[0])[:, None] + _regions(W, MW, shift[1]), M)
@@ -134,9 +134,9 @@ def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = 
 
 
 def _regions(length: int, side: int, offset: int) -> np.ndarray:
-    """The region of each place along an axis of the map, rolled by -offset, with windows of `side` places.
+    """The region of each position along an axis of the map, rolled by -offset, with windows of `side` positions.
 
-    0: all windows but the last; 1: in the last window, the end of the map; 2: its start, which the roll put last.
+    0: all windows but the last; in the last window, 1: the end of the map, 2: the start of the map, rolled to the end.
     """
     regions = np.zeros(length, int)
     if offset:

@@ -1,14 +1,14 @@
 """L1: sliding windows over images, shared by convolution and pooling.
 
 Inside these ops, images are channels-last, (N, H, W, C): a row of a window is contiguous in memory, and so are the
-channels of a pixel, for the matrix product. Along H and along W, tap k of window i is the pixel
+channels of a pixel, as matrix products need. Along H and along W, tap k of window i is the pixel
 
     i · stride + k · dilation - before
 
 of the image, with `before` pixels of padding before the image and `after` behind. Two methods give the pixels:
 
     view    all windows of a padded image, as a view                   used by convolution, as rows of a matrix
-    taps    for one tap after another, its pixels in all windows       used by depthwise, pooling, every backward
+    taps    for each tap, the pixels of all windows at this tap        used by depthwise, pooling, ∂x of convolution
 """
 
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def span(kernel: Pair, dilation: Pair) -> Pair:
 
 
 def blocks(x: Array, per_image: int) -> Iterator[slice]:
-    """Slices of the batch x (N, ...), each with a small scratch array, of `per_image` elements an image.
+    """Slices of the batch x (N, ...) that bound the size of a scratch array of `per_image` elements per image.
 
     About 4 MiB of float32 on the CPU, so that a scratch array is still in the cache when it is read; 1 GiB on a GPU.
     """

@@ -12,7 +12,7 @@ from minigrad.ops import activation, special
 
 @fast_path_of(activation.ReLU)
 class CPUReLU(activation.ReLU):
-    """∂x = ∂y & mask, a bit mask of 32 ones where y > 0, else of zeros: this avoids branch mispredictions."""
+    """∂x = ∂y & mask, a bit mask of zeros where y ≤ 0, else 32 ones: the mask avoids branch mispredictions."""
 
     supports = staticmethod(is_float32)
 
@@ -36,8 +36,8 @@ class CPUGELU(activation.GELU):
 
         Φ(x) ≈ Φ(c) + φ(c) (x - c),   φ(x) ≈ φ(c) - c φ(c) (x - c),   c nearest to x
 
-    Since |x - c| ≤ 2⁻¹¹ |x|, the error of Φ is at most 1e-7, the error of the slope 3e-7. The table index is x, rounded
-    to its upper 19 bits.
+    Since |x - c| ≤ 2⁻¹¹ |x|, the error of Φ is at most 1e-7, the error of the slope 3e-7. The table index is the
+    upper 19 bits of x, rounded.
     """
 
     supports = staticmethod(is_float32)
@@ -85,7 +85,7 @@ _HALF = np.uint32(1 << 12)  # half a unit of the last bit kept, to round to near
 
 @lru_cache(maxsize=1)
 def _normal_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Φ and φ at all 2¹⁹ values c: 2 MiB each; only the entries in use are cached."""
+    """Φ and φ at all 2¹⁹ values c: 2 MiB each; only the elements in use fill the cache."""
     c = (np.arange(1 << 19, dtype=np.uint32) << _DROPPED).view(np.float32)
     c = np.where(np.isfinite(c), c, 0).astype(np.float64).clip(-50, 50)  # at ±50, φ is 0
     density = np.exp(-0.5 * c * c) * (2 * np.pi) ** -0.5

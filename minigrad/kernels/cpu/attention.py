@@ -1,4 +1,4 @@
-"""L2: attention, a few entries of the batch at a time."""
+"""L2: attention, a chunk of the batch at a time."""
 
 from collections.abc import Iterator
 from math import prod
@@ -11,16 +11,16 @@ from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import attention
 
-SMALL, LARGE = 1e-20, 1e30  # in between, a sum of exponentials has lost nothing to over- or underflow
+SMALL, LARGE = 1e-20, 1e30  # a sum of exponentials in between is not affected by over- or underflow
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
 class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
-    """The same formula, for chunks of the first axis whose scores stay in the cache.
+    """The op's formula, for chunks of the first axis whose scores stay in the cache.
 
     Subtracting the maximum of each row against overflow is the slowest step of a softmax, and seldom needed. So this
     subtraction is left out; if the sum of exponentials of a row is then too large or too small, the chunk is computed
-    again with `softmax_`. Dropout and the causal mask are not supported.
+    again with `softmax_`. Dropout and boolean or causal masks are not supported.
 
     Shapes: q (B, ..., L, E), k (B, ..., S, E), v (B, ..., S, V); the mask broadcasts to (B, ..., L, S).
     Saves q, k, v, P.
@@ -84,8 +84,8 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
         return out
 
     def _chunks(self, x: Array | None) -> Iterator[tuple[slice, Array]]:
-        """Slices of the first axis, each with an array for the scores of the slice: a slice of x, or if x is None a
-        scratch array, which is reused."""
+        """Chunks of the batch axis, each with an array for its scores: x[chunk], or if x is None a reused scratch
+        array."""
         B, *rest = self.shape
         chunks = list(row_chunks(B, prod(rest)))
         scratch: Array = np.empty((min(chunks[0].stop, B), *rest), np.float32) if x is None else None

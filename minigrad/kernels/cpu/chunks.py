@@ -17,7 +17,7 @@ def is_float32(x: Array) -> bool:
 
 def is_finite(x: Array) -> bool:
     """True if x has no NaN and no infinity: its sum of squares, one pass by BLAS, is finite. False too if this sum
-    overflows, as it does if x has a value beyond 1e19."""
+    overflows, as it does if x has a value beyond 2e19."""
     flat = x.ravel(order="K")
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(flat @ flat))

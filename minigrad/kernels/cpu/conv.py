@@ -1,4 +1,4 @@
-"""L2: convolutions with special methods: depthwise, 3 x 3, and 1 x 1."""
+"""L2: faster algorithms for depthwise, 3 x 3 and 1 x 1 convolutions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ MIN_CHANNELS = 16  # with fewer, matrix products are not the slowest part of a 3
 
 @fast_path_of(conv.Conv2d)
 class CPUConv2d(conv.Conv2d):
-    """Depthwise, with stride 1 and an output as large as the input: by `Tiles`. 3 x 3 with stride 1: by `Winograd`.
-    1 x 1: by `Pointwise`, as a linear layer."""
+    """`Tiles` computes depthwise convolutions with stride 1 and an output as large as the input, `Winograd` 3 x 3
+    convolutions with stride 1, `Pointwise` 1 x 1 convolutions, as a linear layer."""
 
     @staticmethod
     def supports(

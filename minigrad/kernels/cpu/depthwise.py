@@ -48,7 +48,7 @@ BUILD = 150  # building an element of T, which BLAS packs
 
 @dataclass(frozen=True)
 class Tiles:
-    """The method of `Conv2d` for depthwise convolution: images (N, H, W, C), weight (C, 1, KH, KW)."""
+    """Depthwise convolution with stride 1, by tiles: images (N, H, W, C), weight (C, 1, KH, KW)."""
 
     windows: Windows
 

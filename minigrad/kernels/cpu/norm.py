@@ -14,7 +14,7 @@ OFFSET = 4  # if |μ| exceeds this many σ, the rounding error of μ is subtract
 
 @fast_path_of(norm.LayerNorm)
 class CPULayerNorm(norm.LayerNorm):
-    """The same formula, for chunks of tokens.
+    """The op's formula, for chunks of tokens.
 
     Shapes: x, x̂, y as (tokens, C), C the size of the normalised axes; r (tokens, 1).  Saves x̂, r, weight.
     """
@@ -84,10 +84,10 @@ class CPULayerNorm(norm.LayerNorm):
 
 @fast_path_of(norm.GroupNorm)
 class CPUGroupNorm(norm.GroupNorm):
-    """The same formula on images that are channels-last in memory, as the output of a convolution is.
+    """The op's formula on images that are channels-last in memory, as the output of a convolution is.
 
     A channels-last image is a matrix (P, C) of P pixels and C channels. Mean and variance are sums for each channel,
-    added over each group; y and ∂x are x and ∂y with factors and offsets for each channel:
+    added over each group; y and ∂x are affine in x̃ and ∂y, with coefficients for each channel:
 
         y  = a x̃ + bias,                          a = r · weight,   x̃ = x - μ
         ∂x = a ∂y - r ⟨ĝ⟩ - r² ⟨ĝ ⊙ x̂⟩ x̃           ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · Σ (∂y ⊙ x̃) / n

@@ -34,9 +34,9 @@ class Chunk(window_attention.WindowAttention):
 
 @fast_path_of(window_attention.WindowAttention)
 class CPUWindowAttention(window_attention.WindowAttention):
-    """The same formula, for chunks of images that stay in the cache from partitioning to merging.
+    """The op's formula, for chunks of images that stay in the cache from partitioning to merging.
 
-    Shapes: qkv (B, H, W, 3C), bias (heads, N, N), y (B, H, W, C).  Saves for each chunk what the reference saves.
+    Shapes: qkv (B, H, W, 3C), bias (heads, N, N), y (B, H, W, C).  Saves the reference's arrays for each chunk.
     """
 
     @staticmethod

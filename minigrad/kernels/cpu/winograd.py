@@ -15,8 +15,8 @@ With channels, each of the 16 products is a matrix product M = V U, (tiles, C) t
 
     ∂U = Vᵀ ∂M,   ∂M = A ∂Y Aᵀ,   ∂g = Gᵀ ∂U G,   and ∂x is the convolution of ∂y with the weight flipped on both axes
 
-Pixels of a patch outside the window of an output cancel in the output, unless they are NaN or infinite. So images whose
-Y is not finite are computed again, by `Columns`.
+Pixels of a patch outside the window of an output cancel in the output, unless they are NaN or infinite. So blocks of
+images in which Y is not finite are computed again, by `Columns`.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ G_BOTH = np.kron(G, G)  # (16, 9): along both axes, G g Gᵀ = G_BOTH · g
 
 @dataclass(frozen=True)
 class Winograd:
-    """The method of `Conv2d` for a 3 x 3 kernel and stride 1: images (N, H, W, C), weight (O, C, 3, 3)."""
+    """Winograd convolution for a 3 x 3 kernel and stride 1: images (N, H, W, C), weight (O, C, 3, 3)."""
 
     windows: Windows
 
@@ -78,7 +78,7 @@ class Winograd:
 def _correlate(x: Array, weight: Array, before: Pair, out: Pair, recompute: Callable[[slice], Array]) -> Array:
     """Convolve x (N, H, W, C), with `before` pixels of zeros above and to the left, to (N, *out, O).
 
-    `recompute` gives the images whose output is not finite.
+    `recompute` computes blocks of images in which y is not finite.
     """
     O, C = weight.shape[:2]  # noqa: E741
     TH, TW = tiles = _tiles(out)

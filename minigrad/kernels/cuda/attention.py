@@ -82,7 +82,7 @@ class CUDAScaledDotProductAttention(attention.ScaledDotProductAttention):
         return grad_q, grad_k, grad_v, grad_scores
 
     def _launch(self, name: str, other: Array, own: Array, *args: Any) -> None:
-        """Launch a block for each head of each entry. attention.cu defines `other` and `own` rows."""
+        """Launch a block for each head and batch index. attention.cu defines `other` and `own` rows."""
         *_, heads, L, E = self.q.shape
         S, V = self.v.shape[-2:]
         rows = other.shape[-2]
@@ -106,7 +106,7 @@ def _block(rows: int, own: int, E: int, V: int, backward: bool) -> tuple[int, in
 
     Args:
         rows: number of other rows, which have E and V columns.
-        own: number of own rows. A warp stores ROWS of them at a time: E columns, backward V more, and the weights.
+        own: number of own rows. For ROWS own rows at a time, a warp stores E columns (backward E + V), and P or ∂S.
     """
     iterations = -(-own // (ROWS * MAX_WARPS))
     warps = -(-own // (ROWS * iterations))
@@ -147,7 +147,7 @@ def _steps(x: Array) -> list[tuple[int, int]]:
 
 
 def seen(x: Array | None) -> tuple[Any, ...]:
-    """The kernel arguments of a readable x: the array, and its strides in elements to the next entry, head and row."""
+    """The kernel arguments of a readable x: the array, and its strides in elements along batch, heads and rows."""
     if x is None:
         return None, np.int64(0), np.int64(0), np.int32(0)
     *outer, (_, head), (_, row) = _steps(x)
@@ -164,10 +164,10 @@ def empty_like(x: Array, width: int) -> Array:
 
 
 def _mask_arguments(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """The kernel arguments of a mask that broadcasts to `shape`: the array, its strides, and its number of entries.
+    """The kernel arguments of a mask that broadcasts to `shape`: the array, its strides, and n, its number of masks.
 
-    Every entry of the batch reads the mask, so the mask is made contiguous. The kernel uses mask i % n for entry i. If
-    n masks do not repeat in this order, the mask is expanded to the batch.
+    The mask is made contiguous, as it is read often. The kernel uses mask i % n for batch index i. If the n masks do
+    not repeat in this order, the mask is expanded to the batch.
     """
     if mask is None:
         return None, *[np.int64(0)] * 2, np.int32(0), np.int64(0), np.int32(1)

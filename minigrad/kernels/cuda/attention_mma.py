@@ -111,7 +111,7 @@ class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
 
     Supports neither dropout nor is_causal; a mask must be the same for all images. Shapes: q (..., heads, L, E),
     k (..., heads, S, E), v (..., heads, S, V), bfloat16 or float16; the mask float32, broadcasts to (heads, L, S).
-    Saves q, k, v, the mask, y, and lse (entries, heads, L), the logsumexp of each query's scores.
+    Saves q, k, v, the mask, y, and lse (batch, heads, L), the logsumexp of each query's scores.
     """
 
     @staticmethod
@@ -212,7 +212,7 @@ def _readable(x: Array) -> Array:
 
 
 def _supports(q: Array, k: Array, v: Array) -> bool:
-    """True if the kernels support these dtypes, widths and strides, and the GPU has the tensor cores."""
+    """True if the kernels support these dtypes, widths, strides and the GPU's compute capability."""
     if not (on_gpu(q) and on_gpu(k) and on_gpu(v)) or q.dtype.name not in STORED or q.dtype == FLOAT32:
         return False
     if q.shape[-1] % WIDTH_STEP or v.shape[-1] % WIDTH_STEP or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH:

@@ -19,15 +19,15 @@ from minigrad.ops.windows import Pair, Windows, blocks
 
 # Constants of depthwise.cu.
 MAX_KERNEL = 9  # along either axis: backward has a sum for each tap in registers
-ROWS, RUNS = 2, (8, 7, 4)  # of a tile: 2 x 8 pixels are fastest, but 7 divides the width 28
+ROWS, RUNS = 2, (8, 7, 4)  # rows of a tile, pixels of a row: 2 x 8 is fastest, but 7 divides the width 28
 WARPS = 8  # of a block
 BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
 @fast_path_of(conv.Conv2d)
 class CUDAConv2d(conv.Conv2d):
-    """The op's formula. Depthwise (stride and dilation 1, as many outputs as inputs, kernel up to MAX_KERNEL):
-    `Depthwise`; groups = 1: `Pointwise` for 1 x 1 with stride 1 and no padding, else `Columns`.
+    """The op's formula. `Depthwise` computes depthwise convolutions (stride and dilation 1, as many outputs as inputs,
+    kernel up to MAX_KERNEL). With groups = 1, `Pointwise` computes 1 x 1, stride 1, no padding; `Columns` the rest.
 
     The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32: under
     autocast, a 16-bit weight is the copy of a float32 parameter.
@@ -155,7 +155,7 @@ class Columns:
         kernel(_ceil(count, down), (across, down), source, to, *sizes, *more)
 
     def _columns(self, x: Array) -> int:
-        """The number of columns of X, padding included."""
+        """The number of columns of X: a row is a multiple of PACK bytes."""
         step = PACK // x.itemsize
         return _ceil(prod(self.windows.kernel) * x.shape[3], step) * step
 

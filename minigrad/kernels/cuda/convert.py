@@ -17,7 +17,7 @@ THREADS = 256  # threads of a block
 
 
 def supports(x: Array, dtype: np.dtype) -> bool:
-    """Whether the kernel supports x, dense and on the GPU, and both dtypes: float32, bfloat16 or float16."""
+    """True if x is dense and on the GPU, and both dtypes are float32, bfloat16 or float16."""
     known = on_gpu(x) and {x.dtype.name, dtype.name} <= STORED.keys()
     return known and 0 < x.size <= THREADS * MAX_GRID[0] and without_gaps(x)
 

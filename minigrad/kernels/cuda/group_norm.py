@@ -12,7 +12,7 @@ from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
 from minigrad.ops import norm
 
-THREADS, MAX_THREADS = 256, 1024  # threads of a block; of a group with more than LARGE elements
+THREADS, MAX_THREADS = 256, 1024  # threads of a block; for a group with more than LARGE elements
 LARGE = 1 << 13
 MAX_WIDTH = THREADS  # channels of a group
 MAX_PIXELS = 1 << 30  # of an image
@@ -65,7 +65,7 @@ class CUDAGroupNorm(norm.GroupNorm):
         return grad_x, grad_weight if want_weight else None, grad_bias if want_bias else None
 
     def _launch(self, name: str, packed: tuple[Array | None, ...], *args: Array) -> Kernel:
-        """Launch a kernel over all groups of all images. `packed`: the arrays that are loaded or stored in packs."""
+        """Launch and return the kernel for all groups of all images. `packed`: arrays loaded or stored in packs."""
         N, H, W, C = self.x.shape
         width = C // self.groups
         aligned = all(a is None or pointer(a) % PACK == 0 for a in packed)

@@ -4,8 +4,8 @@
     forward((rows,), (32, 8), x, y, np.int32(rows), np.float32(eps))
 
 A `Kernel` names a function in a source file of this folder and the macros to compile the file with. Calling a `Kernel`
-launches the function on the current `Device`. The default device is CuPy's GPU; the tests set one that runs the same
-source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
+launches the function on the current `Device`. The default device is CuPy's GPU; the tests set a device that runs the
+same source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
 
 A launch allocates no memory and does not synchronize, so it can be captured in a CUDA graph.
 """
@@ -122,9 +122,9 @@ class Kernel:
 
 
 def sum_rows(compiled: Kernel, partials: Array, first: Array, second: Array | None = None) -> None:
-    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. The sums are written to `first`, and those
-    for which it has no room to `second`. `compiled` is the kernel that wrote `partials`: its module has sum_rows too,
-    so nothing more is compiled."""
+    """sums_j = Σ_i partials_ij, in a fixed order, by sum_rows of common.cuh. The first `first.size` sums are written to
+    `first`, the rest to `second`. `compiled` is the kernel that wrote `partials`: its module contains sum_rows, so
+    nothing more is compiled."""
     kernel = Kernel(compiled.file, "sum_rows", **dict(compiled.constants))
     columns = first.size + (0 if second is None else second.size)
     sizes = np.int32(len(partials)), np.int32(columns), np.int32(first.size)
@@ -134,7 +134,7 @@ def sum_rows(compiled: Kernel, partials: Array, first: Array, second: Array | No
 def pack_of(x: Array, length: int, *arrays: Array | None) -> int:
     """PACK, the number of elements that a thread loads at once from rows of `length` elements of x's dtype.
 
-    16 / itemsize if PACK divides `length` and x and `arrays` are aligned to min(16 bytes, PACK elements); else 1.
+    16 / itemsize if this divides `length` and x and `arrays` are aligned to min(16 bytes, PACK elements); else 1.
     """
     pack = PACK // x.dtype.itemsize
     fits = all(a is None or pointer(a) % min(pack * a.dtype.itemsize, PACK) == 0 for a in (x, *arrays))
@@ -223,7 +223,7 @@ def on_gpu(x: Array | None) -> bool:
 
 @contextmanager
 def use_device(device: Device) -> Iterator[None]:
-    """Within the block, launches run on `device`. Not thread-safe: one thread at a time uses a GPU."""
+    """Within the block, launches run on `device`. Not thread-safe: only one thread at a time may use a GPU."""
     global _device
     previous, _device = _device, device
     try:

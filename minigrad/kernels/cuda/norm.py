@@ -136,7 +136,7 @@ def _is_param(p: Array, shape: tuple[int, ...]) -> bool:
 
 
 def _compiled(name: str, C: int, x: Array, *others: Array | None) -> tuple[Kernel, tuple[int, int]]:
-    """The kernel for rows of C elements of x's dtype, in packs of 16 bytes if all arrays allow; and the block size."""
+    """The kernel for rows of C elements of x's dtype, in 16-byte packs if all arrays are aligned, and the block."""
     team = WARP if C <= MAX_WARP_COLUMNS else THREADS
     return _kernel(name, STORED[x.dtype.name], C, team, pack_of(x, C, *others)), (team, THREADS // team)
 

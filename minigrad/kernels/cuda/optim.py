@@ -1,7 +1,7 @@
 """L2: AdamW, gradient clipping, unscaling and EMA, each for all parameters at once, by `optim.cu`.
 
-Parameters whose arrays fit a row of a table are processed in one launch; AdamW and EMA leave the others to the
-reference implementation in `minigrad/ops/updates.py`.
+AdamW, unscaling and EMA are one launch, clipping is three. AdamW and EMA leave parameters whose arrays fit no row of
+a table to the reference implementation in `minigrad/ops/updates.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def is_row(update: Update) -> bool:
 
 @fast_path_of(reference.adamw_all, supports=lambda updates: any(map(is_row, updates)))
 def adamw_all(updates: Sequence[Update]) -> None:
-    """One step of AdamW, in place. A row of the table: x, grad, m, v."""
+    """One step of AdamW, in place. A row of the table holds x, grad, m, v."""
     rows, others = split(updates, is_row)
     reference.adamw_all(others)
     columns = [[x for x, *_ in rows], [grad for _, grad, *_ in rows]]
@@ -44,8 +44,8 @@ def next_scalars(rows: Sequence[Update]) -> np.ndarray:
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
 
-    A captured step calls this function before each launch. So the scalars are computed once for all parameters of a
-    group with the same t, usually the entire group.
+    A captured graph calls this function before each launch. To save time, the scalars are computed once for all
+    parameters of a group with the same t, usually the entire group.
     """
     known: dict[tuple[int, int], int] = {}  # group and t -> index of their scalars
     scalars: list[tuple[float, ...]] = []
@@ -85,7 +85,7 @@ def unscale(grads: Sequence[Array], factor: float) -> Array:
 
 @fast_path_of(reference.average_all, supports=lambda pairs, next_rest: any(fits(*pair) for pair in pairs))
 def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], float]) -> None:
-    """ema <- ema + rest · (x - ema), in place. A row of the table: ema, x.
+    """ema <- ema + rest · (x - ema), in place. A row of the table holds ema, x.
 
     A captured graph calls `next_rest` before each launch.
     """

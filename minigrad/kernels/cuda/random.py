@@ -27,7 +27,7 @@ def words(generator: Generator, count: int, device: str) -> Array:
 
 
 def _drawn(kernel: Kernel, y: Array, generator: Generator) -> Array:
-    """Fill y with random values. In a captured CUDA graph, the kernel reads the seed and draw number from memory."""
+    """Fill y with the generator's next draw. A captured graph reads the seed and draw number from device memory."""
     draw, seed = generator.next_draw(), generator.seed
     blocks = -(-y.size // (THREADS * EACH))
     kernel(blocks, THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), generator.captured)

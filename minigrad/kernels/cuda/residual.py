@@ -81,7 +81,7 @@ def dropped(x: Array, p: float) -> Dropped:
 
 
 def _compiled(name: str, x: Array, *arrays: Array | None) -> tuple[Kernel, int, tuple[int, int], int]:
-    """The kernel for rows of x's size and dtype, the blocks along x, the block, and PACK."""
+    """The kernel for rows of C elements of x's dtype, gridDim.x, the block size, and PACK."""
     C = x.shape[-1]
     pack = pack_of(x, C, *arrays)
     across = min(WARP, 1 << (-(-C // pack) - 1).bit_length())

@@ -58,7 +58,7 @@ class Table:
 
 
 def fits(*arrays: Array) -> bool:
-    """True if the arrays can be one row: float32 on the GPU, of one size, dense, and in the same memory order."""
+    """True if the arrays can be one row: float32, on the GPU, of one size, C-contiguous (a single array: dense)."""
     x, *others = arrays
     return all(on_gpu(a) and a.dtype == np.float32 and a.size == x.size for a in arrays) and (
         all(a.flags.c_contiguous for a in arrays) if others else without_gaps(x)
@@ -66,14 +66,14 @@ def fits(*arrays: Array) -> bool:
 
 
 def fits_each(arrays: Sequence[Array]) -> bool:
-    """True if there are arrays, all supported, none listed twice (two blocks would race on it)."""
+    """True if `arrays` is not empty, each fits a row, and none is listed twice (two blocks would race on it)."""
     if not (arrays and all(fits(x) for x in arrays)):
         return False
     return len({pointer(x) for x in arrays if x.size}) == sum(x.size > 0 for x in arrays)
 
 
 def split(entries: Sequence[T], is_row: Callable[[T], bool]) -> tuple[list[T], list[T]]:
-    """The entries that can be rows of a table, and the others."""
+    """The entries for which `is_row` is True, and the other entries."""
     rows: list[T] = []
     others: list[T] = []
     for entry in entries:
