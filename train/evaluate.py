@@ -82,7 +82,7 @@ class Evaluation:
         return sums.means(len(dataset.test))
 
     def predictions(self, model: Module, dataset: Dataset) -> Predictions:
-        """The predictions for all test images, on the CPU."""
+        """The predictions for all test images, as CPU arrays."""
         logits = np.concatenate([to_device(x.data, "cpu") for x, _ in self.logits_by_batch(model, dataset)])
         return Predictions(logits, to_device(dataset.test.labels, "cpu"), dataset.classes)
 

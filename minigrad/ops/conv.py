@@ -202,7 +202,7 @@ class Depthwise:
         return grad_filters.transpose(3, 0, 1, 2).reshape(shape)
 
     def _filters(self, weight: Array, C: int) -> Array:
-        """The weight for each m: (O, 1, KH, KW) -> (C, M, KH, KW) -> (M, KH, KW, C)."""
+        """The weight, M first: (O, 1, KH, KW) -> (C, M, KH, KW) -> (M, KH, KW, C)."""
         return array_module(weight).ascontiguousarray(weight.reshape(C, -1, *weight.shape[2:]).transpose(1, 2, 3, 0))
 
     def _multiples(self, grad_y: Array, multiplier: int) -> Array:

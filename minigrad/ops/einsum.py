@@ -30,7 +30,7 @@ class Einsum(Function):
         ∂q[b,i,d] = Σ_j ∂y[b,i,j] · k[b,j,d]        "bij,bjd->bid"
         ∂k[b,j,d] = Σ_i ∂y[b,i,j] · q[b,i,d]        "bij,bid->bjd"
 
-    If a label of x_k occurs neither in y nor in another operand, y depends on the sum of x_k along this axis alone, so
+    If a label of x_k occurs neither in y nor in another operand, y depends on x_k only by the sum along this axis, so
     ∂x_k is constant along this axis. If a diagonal of x_k was selected, ∂x_k is 0 off the diagonal.
 
     Shapes: any number of operands (..., any);  y has one axis for each output label.
@@ -134,7 +134,7 @@ def _check_characters(part: str, equation: str) -> None:
 
 
 def _sizes(inputs: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], equation: str) -> dict[str, int]:
-    """The size of each label: the size of its axes, other than axes of size 1, which broadcast."""
+    """The size of each label; axes of size 1 broadcast to this size."""
     sizes: dict[str, int] = {}
     for k, (labels, shape) in enumerate(zip(inputs, shapes, strict=True)):
         own: dict[str, int] = {}

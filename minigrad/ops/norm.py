@@ -78,7 +78,7 @@ class LayerNorm(Function):
 class GroupNorm(Function):
     """y = x̂ ⊙ weight + bias, with a mean and a variance for each image and each group of C / G channels.
 
-    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over images and positions;  ĝ = ∂y ⊙ weight.
+    ∂weight = Σ ∂y ⊙ x̂,  ∂bias = Σ ∂y over images and positions;  ∂x from ĝ = ∂y ⊙ weight.
 
     Shapes: x, y (N, C, ...); weight, bias (C,) or None; x̂ (N, G, ·); r (N, G, 1).  Saves x̂, r, weight.
     Wu and He 2018, arXiv:1803.08494.

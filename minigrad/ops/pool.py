@@ -55,7 +55,7 @@ class AvgPool2d(Function):
         y[n,c,i,j]  = Σ_k,l  x[n,c,h,w] / D[i,j],   h = i · stride + k - padding;  w likewise from j and l
         ∂x[n,c,h,w] = Σ ∂y[n,c,i,j] / D[i,j]  over the windows i,j that contain this h and w
 
-    The divisor D[i,j] is `divisor_override`, or else the number of pixels of the window that are in the image, or with
+    D[i,j] is `divisor_override` if given, else the number of pixels of the window in the image, or with
     `count_include_pad` in the image or its padding. With `ceil_mode`, pixels beyond the padding are not counted.
 
     Shapes: x (N, C, H, W); y (N, C, OH, OW); D (OH, OW, 1) or ().  Saves D.

@@ -119,7 +119,7 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
         m <- μ m + (1 - μ) g,    u = μ m + (1 - μ) g
         x <- (1 - lr · weight_decay) x - lr · 0.2 √max(A, B) · orthogonalize(u)
 
-    m is 0 at first. The gradient of a matrix mostly has few directions; an orthogonal update is equally large in all
+    m is 0 at first. Gradients of matrices are nearly low-rank; an orthogonal update is equally large in all
     directions. The elements of an orthogonal matrix have a root mean square of about 1/√max(A, B), so the factor
     0.2 √max(A, B) makes the update about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
     """

@@ -136,7 +136,7 @@ def shift_mask(H: int, W: int, M: Window, shift: tuple[int, int], device: str = 
 def _regions(length: int, side: int, offset: int) -> np.ndarray:
     """The region of each position along an axis of the map, rolled by -offset, with windows of `side` positions.
 
-    0: all windows but the last; in the last window, 1: the end of the map, 2: the start of the map, rolled to the end.
+    0: before the last window, or no offset; in the last, 1: the end of the map, 2: its start, rolled to the end.
     """
     regions = np.zeros(length, int)
     if offset:

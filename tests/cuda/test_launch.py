@@ -142,7 +142,7 @@ def test_source_is_compiled_once_per_set_of_constants(cupy):
 
 
 def test_changed_header_changes_the_source(cupy, tmp_path, monkeypatch):
-    """CuPy's cache is keyed by the source, which only includes the header by name."""
+    """CuPy caches by source, and an `#include` line does not change with the header."""
     monkeypatch.setattr(launch, "FOLDER", tmp_path)
     (tmp_path / "norm.cu").write_text('#include "common.cuh"')
     for text in ("1", "2", "2"):

@@ -32,7 +32,7 @@ class Case(NamedTuple):
     outputs: int = 1  # number of outputs, which have the shape of the first input
 
     def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
-        """The inputs on the device. (CuPy copies arrays in C or Fortran order, so images are transposed there.)"""
+        """The inputs on the device. (CuPy copies are C- or Fortran-ordered: images are transposed afterwards.)"""
         tensors = [Tensor(np.ascontiguousarray(x), requires_grad=True, device=device) for x in arrays]
         if self.images:
             x = to_device(np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1)), device)

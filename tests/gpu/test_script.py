@@ -183,7 +183,7 @@ def test_losses_that_differ_are_wrong(loss):
 
 
 def test_pytest_results_are_counted_and_failures_named(tmp_path):
-    """Two tests, and a test file run on cupy_on_cpu."""
+    """Input: two tests, and a file of tests on cupy_on_cpu."""
     (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
     rows = properties.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
     assert next(rows)["what"].endswith("::test_bad")

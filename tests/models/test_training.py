@@ -148,7 +148,7 @@ def test_forward_hooks_on_norms_see_the_values_of_the_forward(family):
 
 
 def in_training(model):
-    """The first block with attention, its input, and the outputs of its attention, its MLP's first half and its MLP."""
+    """The first block that has `attn`; by name, the block's input, attn's output, fc2's input, the MLP's output."""
     block = next(block for block in model.train().blocks_by_name().values() if hasattr(block, "attn"))
     seen = {}
     block.register_forward_hook(lambda m, inputs, y: seen.update(embedding=inputs[0].numpy()))

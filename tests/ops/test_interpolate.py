@@ -137,7 +137,7 @@ def test_nan_and_infinity_reach_only_dependent_pixels(mode, antialias, size):
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear"])
 def test_nan_and_infinity_spread_as_in_pytorch(mode):
-    """These pixels have no bilinear weight 0: PyTorch multiplies NaN and infinity by zero weights too."""
+    """Each weight of these pixels is nonzero: PyTorch multiplies NaN and infinity by zero weights too."""
     torch = pytest.importorskip("torch")
     for value, place in ((np.nan, (3, 4)), (-np.inf, (0, 0))):
         x = np.zeros((1, 1, 8, 8), np.float32)

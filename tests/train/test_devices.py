@@ -14,7 +14,7 @@ from train.__main__ import main
 def test_runs_match_on_cpu_device_and_cuda_graph(augmented, tmp_path, capsys, device):
     """Runs on the CPU, on the device, and on the device with a CUDA graph (the default) have the same metrics.
 
-    Step 4 is captured, the last two steps replay the graph, and the last batch of an epoch is smaller.
+    The 4th full batch is captured, the 5th and 6th are replayed; an epoch's last batch is smaller.
     """
     flags = ["--model", "vit_nano_cifar", "--epochs", "2", "--train-num-samples", "15", "--val-num-samples", "4"]
     flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]

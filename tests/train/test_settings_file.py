@@ -1,4 +1,4 @@
-"""Settings files: TOML, with the checks of the flags."""
+"""Settings files: TOML, checked as the flags are."""
 
 import pytest
 from hypothesis import given

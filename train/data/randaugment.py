@@ -103,7 +103,7 @@ def autocontrast(images: Array) -> Array:
 def equalize(images: Array) -> Array:
     """Histogram equalization of each channel.
 
-    With h_v the number of pixels of value v, n of all pixels, and v* the maximum:  step = ⌊(n - h_v*) / 255⌋, and
+    With h_v pixels of value v, n pixels in all, and v* the largest value:  step = ⌊(n - h_v*) / 255⌋, and
 
         x ↦ min(⌊(⌊step / 2⌋ + Σ_{v<x} h_v) / step⌋, 255);   x ↦ x if step = 0
     """

@@ -37,7 +37,7 @@ def load_plain(data: bytes) -> Any:
     """The object in the pickle `data`. Strings that Python 2 wrote become bytes.
 
     Raises:
-        pickle.UnpicklingError: `data` is not a pickle, is truncated, or does not only build plain data.
+        pickle.UnpicklingError: `data` is not a pickle, is truncated, or builds more than plain data.
     """
     try:
         _inspect(data)

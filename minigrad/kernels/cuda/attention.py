@@ -132,7 +132,7 @@ def most_shared(x: Array) -> int:
 
 
 def readable(x: Array, dtype: Any) -> bool:
-    """True if x has this dtype, contiguous rows of complete, aligned packs, and outer axes that merge into one."""
+    """True if x has this dtype, dense rows of whole, aligned packs, and batch axes that merge into one."""
     if x.dtype != dtype or x.shape[-1] % (PACK // x.itemsize) or x.strides[-1] != x.itemsize or pointer(x) % PACK:
         return False
     steps = _steps(x)

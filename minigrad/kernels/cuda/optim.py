@@ -87,7 +87,7 @@ def unscale(grads: Sequence[Array], factor: float) -> Array:
 def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], float]) -> None:
     """ema <- ema + rest · (x - ema), in place. A row of the table holds ema, x.
 
-    A captured graph calls `next_rest` before each launch.
+    `GraphedStep` calls `next_rest` before each launch.
     """
     rows, others = split(pairs, lambda pair: fits(*pair))
     if not is_capturing():
