@@ -76,9 +76,9 @@ CASES = [
     ),
     Case(
         name="scalar_operators",
-        ops=40,  # with a sum of 13 gradients, which partly cancel: the error is up to 18 in 1,500 draws
+        ops=13,  # with a sum of 13 gradients; below x = 1, larger terms cancel and their rounding errors remain
         run=lambda x: concatenated(scalar_forms(x), minigrad.cat),
-        calls=calls(arrays(SMALL, low=0.5)),
+        calls=calls(arrays(SMALL, low=1.0)),
         oracle=lambda x: concatenated(scalar_forms(x), np.concatenate),
         torch=lambda torch, x: concatenated(scalar_forms(x), torch.cat),
     ),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import models
+import models.weights.checkpoint
 from minigrad import Tensor, functional, manual_seed, nn, no_grad
 from minigrad.backend import device_of, to_device
 from minigrad.backend.random import Generator
@@ -274,7 +274,7 @@ def test_checkpoint_round_trip(dataset, suffix, tmp_path):
     model = models.create_model(**model_arguments(settings, dataset))
     metrics = Metrics(1, 1e-3, 2.0, 0.25, 2.1, 0.2, 1.0, 60.0)
     checkpoint.save(tmp_path / f"last.{suffix}", model, info_of(dataset, settings), metrics)
-    loaded, metadata = checkpoint.load(tmp_path / f"last.{suffix}")
+    loaded, metadata = models.weights.checkpoint.load(tmp_path / f"last.{suffix}")
     assert metadata["epoch"] == 1 and metadata["classes"] == list(shapes.FIGURES)
     assert metadata["test_acc"] == metrics.test_acc and metadata["settings"]["lr"] == settings.lr
     assert not loaded.training

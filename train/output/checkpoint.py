@@ -4,11 +4,8 @@ from pathlib import Path
 
 from minigrad import serialize
 from minigrad.nn import Module
-from models.weights.checkpoint import load
 from train.output.info import RunInfo
 from train.output.log import Metrics
-
-__all__ = ["load", "save"]
 
 
 def save(path: Path, model: Module, info: RunInfo, metrics: Metrics) -> None:

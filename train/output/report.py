@@ -8,10 +8,10 @@ import numpy as np
 from minigrad.backend import device_of
 from models.predict import one_line, printable
 from models.terminal import table
+from models.weights import checkpoint
 from train.config.errors import InputError
 from train.data.dataset import Dataset
 from train.evaluate import Evaluation, Predictions
-from train.output import checkpoint
 
 
 def predictions(path: Path, dataset: Dataset, evaluation: Evaluation) -> Predictions:
