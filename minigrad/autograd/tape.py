@@ -44,12 +44,11 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
         if node.cast_back is not None:  # forward computed in float32
             grad = upcast(grad) if several else cast(grad, FLOAT32)
         edges = node.edges or ()
-        total = gradients.get(edges[0][0]) if node.backward_accumulate is not None and edges[0] is not None else None
-        if total is None:
+        accumulate = node.backward_accumulate
+        if accumulate is None or edges[0] is None or edges[0][0] not in gradients:
             results = node.backward(grad)
-        else:  # the op adds `total`, the gradient that its first input has received so far
-            results = node.backward_accumulate(grad, total)
-            del gradients[edges[0][0]]
+        else:  # the op adds the gradient that its first input has received so far
+            results = accumulate(grad, gradients.pop(edges[0][0]))
         if type(results) is not tuple:
             results = (results,)
         if observer is not None:
