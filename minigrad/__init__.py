@@ -21,7 +21,7 @@ from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.functional import cat, einsum, stack, where
-from minigrad.tensor import Tensor, from_dlpack
+from minigrad._tensor import Tensor, from_dlpack
 
 __all__ = [
     "Function", "Generator", "Tensor",

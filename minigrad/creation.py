@@ -10,7 +10,7 @@ from minigrad.backend.dtypes import as_dtype, is_floating
 from minigrad.backend.random import default_generator
 from minigrad.methods import sequence
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 def full(

@@ -32,7 +32,7 @@ from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Pad
 from minigrad.ops.window_attention import WindowAttention
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 Pair = int | tuple[int, int]
 Reduction = Literal["mean", "sum", "none"]

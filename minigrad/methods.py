@@ -23,7 +23,7 @@ from minigrad.ops import elementwise as pointwise
 from minigrad.ops import shape as shapes
 
 if TYPE_CHECKING:
-    from minigrad.tensor import Tensor
+    from minigrad._tensor import Tensor
 
 Dim = int | Sequence[int] | None
 Number = int | float

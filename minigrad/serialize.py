@@ -17,7 +17,7 @@ import numpy as np
 from minigrad.backend import Array, plain, to_device
 from minigrad.backend.dtypes import as_dtype
 from minigrad.backend.meta import MetaArray
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 _METADATA = "__metadata__"
 

@@ -8,7 +8,7 @@ from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, mode, no_grad
 from minigrad.backend import Array
 from minigrad.backend.random import Generator, default_generator, use_generator
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 class Checkpoint(Function):

@@ -10,7 +10,7 @@ from minigrad.functional import Pair
 from minigrad.nn import init
 from minigrad.nn.module import Buffer, Module, Parameter
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 class Linear(Module):

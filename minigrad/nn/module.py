@@ -16,7 +16,7 @@ from minigrad.methods import target
 from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 _hooks_lock = threading.Lock()
 

@@ -5,7 +5,7 @@ from typing import TypeGuard, TypeVar
 from minigrad import functional as F
 from minigrad.nn.layers import DropPath, LayerNorm
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 AnyModule = TypeVar("AnyModule", bound=Module)
 

@@ -12,7 +12,7 @@ from minigrad.nn import Module
 from minigrad.nn.module import can_hold
 from minigrad.ops import checks
 from minigrad.ops.updates import average_all
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 class EMA:

@@ -8,7 +8,7 @@ from minigrad.backend.capture import is_capturing
 from minigrad.ops.updates import Update, muon
 from minigrad.optim.adamw import AdamW
 from minigrad.optim.optimizer import Optimizer
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 class Muon(AdamW):

@@ -11,7 +11,7 @@ from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.ops import checks
 from minigrad.ops.updates import Update
 from minigrad.optim.state import Rates, State, read_state
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 
 class Optimizer:

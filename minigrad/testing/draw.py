@@ -5,7 +5,7 @@ from json import dumps
 from typing import Any
 
 from minigrad.autograd.node import Leaf, Node, Output
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 from minigrad.testing.gradcheck import graph
 
 
