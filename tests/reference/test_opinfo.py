@@ -393,10 +393,6 @@ def test_ops_equal_pytorch_on_its_samples(name, table):
 
 
 def test_every_op_is_in_the_table():
-    public = {
-        name
-        for namespace, module in ((F, F.__name__), (Methods, Methods.__module__))
-        for name, value in vars(namespace).items()
-        if isfunction(value) and value.__module__ == module and not name.startswith("_")
-    }
+    methods = {name: value for base in Methods.__mro__ for name, value in vars(base).items()}
+    public = {name for name, value in {**vars(F), **methods}.items() if isfunction(value) and name[0] != "_"}
     assert public - {OPS[name].name.removeprefix("nn.functional.") for name in TABLE} == NOT_IN_TABLE
