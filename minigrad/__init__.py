@@ -4,34 +4,68 @@ README.md in this folder is a course through the code. Each file states its leve
 imports only files of the same level or lower levels.
 """
 
+import builtins
+import importlib
+import math
 import sys
+from typing import Any
+
+import numpy as np
 
 from minigrad import (
+    _tensor,
+    absent,
+    autograd,
     functional,
     kernels,  # noqa: F401 (its import registers the fast paths)
 )
+from minigrad._tensor import Tensor, from_dlpack
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.autocast import autocast
 from minigrad.autograd.function import Function
-from minigrad.autograd.grad_mode import enable_grad, is_grad_enabled, no_grad
+from minigrad.autograd.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from minigrad.backend import Device as device  # noqa: N813 (PyTorch's name)
 from minigrad.backend import cublas, cuda_is_available, dtypes, random
 from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
-from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
+from minigrad.creation import (
+    arange,
+    as_tensor,
+    empty,
+    empty_like,
+    eye,
+    from_numpy,
+    full,
+    full_like,
+    linspace,
+    logspace,
+    meshgrid,
+    ones,
+    ones_like,
+    tensor,
+    tril_indices,
+    triu_indices,
+    zeros,
+    zeros_like,
+)
 from minigrad.functional import cat, einsum, stack, where
-from minigrad._tensor import Tensor, from_dlpack
+from minigrad.sampling import bernoulli, multinomial, normal, rand, rand_like, randint, randn, randn_like, randperm
 
 __all__ = [
-    "Function", "Generator", "Tensor",
-    "abs", "amax", "amin", "arange", "argmax", "autocast", "cat", "chunk", "clamp", "cuda_is_available", "cumsum",
-    "detect_anomaly", "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like",
-    "functional", "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill",
-    "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod",
-    "rand", "randn", "reshape", "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh",
-    "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros",
-    "zeros_like",
+    "Function", "Generator", "Size", "Tensor", "abs", "amax", "amin", "arange", "argmax", "as_tensor", "autocast",
+    "autograd", "bernoulli", "cat", "chunk", "clamp", "clone", "cuda_is_available", "cumsum", "detect_anomaly",
+    "device", "double", "dtype", "einsum", "empty", "empty_like", "enable_grad", "erf", "exp", "eye", "flatten",
+    "flip", "float16", "float32", "float64", "from_dlpack", "from_numpy", "full", "full_like", "functional",
+    "gather", "half", "index_select", "inf", "inference_mode", "int8", "int16", "int32", "int64",
+    "is_floating_point", "is_grad_enabled", "is_tensor", "linspace", "log", "logspace", "logsumexp", "long",
+    "manual_seed", "masked_fill", "matmul", "maximum", "mean", "meshgrid", "minimum", "moveaxis", "movedim",
+    "multinomial", "nan", "narrow", "newaxis", "no_grad", "normal", "numel", "ones", "ones_like", "permute", "pi",
+    "pow", "prod", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "reshape", "roll", "select",
+    "set_grad_enabled", "short", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "swapaxes",
+    "swapdims", "tanh", "tensor", "transpose", "tril", "tril_indices", "triu", "triu_indices", "tune_cpu", "uint8",
+    "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
@@ -45,6 +79,38 @@ transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tens
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
 gather, index_select = Tensor.gather, Tensor.index_select
 
+clone, swapaxes, swapdims, moveaxis, t = Tensor.clone, Tensor.swapaxes, Tensor.swapdims, Tensor.moveaxis, Tensor.t
+tril, triu, narrow, select, numel = Tensor.tril, Tensor.triu, Tensor.narrow, Tensor.select, Tensor.numel
+
+# Dtypes are NumPy's. (`minigrad.bfloat16` needs ml_dtypes: see `__getattr__`.)
+dtype = np.dtype
+float16, float32, float64 = half, float, double = [np.dtype(name) for name in ("float16", "float32", "float64")]
+int8, int16, int32, int64, uint8 = [np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8")]
+short, int, long, bool = int16, int32, int64, np.dtype("bool")
+inf, nan, pi, e, newaxis = math.inf, math.nan, math.pi, math.e, None
+Size = tuple
+
+
+def is_tensor(obj: Any) -> builtins.bool:
+    """True for a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+def is_floating_point(input: Tensor) -> builtins.bool:
+    """True for a Tensor of float16, bfloat16, float32 or float64."""
+    return input.is_floating_point()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of the package at its first use; explain the names of PyTorch that do not exist here."""
+    if name in ("nn", "optim", "testing", "parallel", "utils", "cuda", "cuda_graph", "serialize"):
+        return importlib.import_module(f"minigrad.{name}")
+    if name == "bfloat16":
+        return dtypes.as_dtype("bfloat16")
+    absent.refuse(sys.modules[__name__], "module 'minigrad'", name)
+
+
 # Aliases of earlier versions: `minigrad.without_twins`, `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
 without_twins = without_fast_paths
 sys.modules |= {f"minigrad.{m.__name__.rpartition('.')[2]}": m for m in (cublas, dtypes, function, random)}
+sys.modules |= {"minigrad.tensor": _tensor, "minigrad.nn.functional": functional}

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import in_place
+from minigrad import absent, in_place
 from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.gradients import grad, start_gradient
 from minigrad.autograd.node import Leaf, Node, Output, next_age
-from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
+from minigrad.backend import Array, Device, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating
 from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
@@ -48,8 +48,7 @@ class Tensor(Methods):
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
-    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__, not a NumPy ufunc
-    __array_priority__ = 1000  # the same for CuPy arrays
+    __array_priority__ = 1000  # array + tensor calls Tensor.__radd__, not a NumPy or CuPy ufunc
 
     data: Array
     _node: Node | None  # the op that computed this Tensor, or a Leaf; None: requires_grad is False
@@ -135,6 +134,10 @@ class Tensor(Methods):
     def constant(array: Array) -> "Tensor":
         """A Tensor that shares `array` and does not require a gradient."""
         return Tensor(array)
+
+    def __getattr__(self, name: str) -> Any:
+        """Explain the methods of torch.Tensor that do not exist here."""
+        absent.refuse(self, "a Tensor", name)
 
     # The graph ------------------------------------------------------------------------------------------------------
 
@@ -325,8 +328,8 @@ class Tensor(Methods):
         return dtype
 
     @property
-    def device(self) -> str:
-        return device_of(self.data)
+    def device(self) -> Device:
+        return Device(device_of(self.data))
 
     @property
     def ndim(self) -> int:
@@ -403,6 +406,15 @@ class Tensor(Methods):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> "Tensor":
+        """The result of a NumPy function of this Tensor, as a Tensor: NumPy records no ops, so it has no gradient."""
+        if self.requires_grad and mode.grad_enabled:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad: a NumPy function is not recorded, so the gradient "
+                "would be lost. Use the method of the Tensor, as in x.exp(), or x.detach() for the values alone"
+            )
+        return Tensor(array)
+
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
 
@@ -447,7 +459,7 @@ class Tensor(Methods):
         return f"Tensor({values}{notes})"
 
 
-Function.apply = classmethod(Tensor.apply)  # type: ignore[assignment,arg-type]
+Function.apply = classmethod(Tensor.apply)  # type: ignore[assignment]
 
 
 def from_dlpack(x: Any) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 from minigrad.autograd import tape
 from minigrad.autograd.node import Node
-from minigrad.backend import Array, array_module, plus
+from minigrad.backend import Array, array_module, as_array, plus
 from minigrad.backend.dtypes import cast
 
 
@@ -33,7 +33,9 @@ def grad(
         RuntimeError: a Tensor does not require a gradient, an input is not used, or an output has no `grad_outputs`.
     """
     if create_graph:
-        raise NotImplementedError("autograd.grad: create_graph=True needs second-order gradients; minigrad is first-order")
+        raise NotImplementedError(
+            "autograd.grad: create_graph=True needs second-order gradients; minigrad is first-order"
+        )
     outputs, inputs = _sequence(outputs), _sequence(inputs)
     given = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
     if len(given) != len(outputs):
@@ -44,11 +46,13 @@ def grad(
     gradients: dict[Node, Array] = {}
     for y, grad_y in zip(outputs, given, strict=True):
         start = start_gradient(y, grad_y, "autograd.grad")
-        gradients[y._node] = plus(gradients[y._node], start) if y._node in gradients else start
+        gradients[y._node] = as_array(plus(gradients[y._node], start)) if y._node in gradients else start
     tape.backward(gradients, bool(retain_graph), {x._node for x in inputs})
     found = [gradients.get(x._node) for x in inputs]
     if materialize_grads:
-        found = [array_module(x.data).zeros_like(x.data) if g is None else g for g, x in zip(found, inputs, strict=True)]
+        found = [
+            array_module(x.data).zeros_like(x.data) if g is None else g for g, x in zip(found, inputs, strict=True)
+        ]
     elif not allow_unused and any(g is None for g in found):
         raise RuntimeError(
             "One of the differentiated Tensors appears to not have been used in the graph: input "

@@ -14,7 +14,7 @@ from minigrad.autograd import writes
 from minigrad.autograd.function import Partial, unbroadcast
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.node import Leaf, Node, OutputGrad
-from minigrad.backend import Array, array_module, as_array, plus
+from minigrad.backend import array_module, as_array, plus
 from minigrad.backend.dtypes import FLOAT32, cast, upcast
 
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 from minigrad._tensor import Tensor
+from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 
 
 def relu(input: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """L4: linear layers and convolutions."""
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Pair, batched
 from minigrad.ops import checks
 from minigrad.ops.conv import Conv2d
 from minigrad.ops.matmul import Linear
-from minigrad._tensor import Tensor
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import array_module
 from minigrad.methods import raw_array
 from minigrad.ops import checks
-from minigrad._tensor import Tensor
 
 
 def one_hot(target: Tensor, num_classes: int) -> Tensor:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.ops.einsum import Einsum
 from minigrad.ops.elementwise import Where
 from minigrad.ops.shape import Cat
-from minigrad._tensor import Tensor
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -1,9 +1,9 @@
 """L4: losses."""
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Reduction
 from minigrad.ops import checks
 from minigrad.ops.loss import CrossEntropy, MSELoss
-from minigrad._tensor import Tensor
 
 
 def cross_entropy(

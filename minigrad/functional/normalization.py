@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend.dtypes import is_half
 from minigrad.functional.joining import where
 from minigrad.methods import raw_array
 from minigrad.ops import checks
 from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
-from minigrad._tensor import Tensor
 
 
 def layer_norm(

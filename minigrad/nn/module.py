@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import mode
 from minigrad.backend import Array, plain, to_device
@@ -16,7 +17,6 @@ from minigrad.methods import target
 from minigrad.nn import init
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.ops import checks
-from minigrad._tensor import Tensor
 
 _hooks_lock = threading.Lock()
 

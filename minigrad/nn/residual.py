@@ -3,9 +3,9 @@
 from typing import TypeGuard, TypeVar
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.nn.layers import DropPath, LayerNorm
 from minigrad.nn.module import Module
-from minigrad._tensor import Tensor
 
 AnyModule = TypeVar("AnyModule", bound=Module)
 

@@ -39,7 +39,7 @@ from minigrad.ops.matmul import Linear, MatMul
 from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumSum, LogSumExp, Mean, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
-from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
+from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
 ALL = 1_000_000  # more than the number of inputs of any op
@@ -72,7 +72,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
 
 # Ops that compute on 16-bit arrays: matrix products, whose sums are in float32; ops that change no value; and sums and
 # differences, which are rounded once, as if computed in float32.
-HALF = [MatMul, Linear, Cast, GetItem, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad, Add, Sub]
+HALF = [MatMul, Linear, Cast, Clone, GetItem, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad, Add, Sub]
 
 
 def _by_op(groups: dict[Any, list[type[Function]]]) -> dict[type[Function], Any]:

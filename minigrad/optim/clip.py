@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import fast_paths
 from minigrad.ops import checks
 from minigrad.ops.updates import clip_by_global_norm
-from minigrad._tensor import Tensor
 
 
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:

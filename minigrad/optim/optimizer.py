@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.ops import checks
 from minigrad.ops.updates import Update
 from minigrad.optim.state import Rates, State, read_state
-from minigrad._tensor import Tensor
 
 
 class Optimizer:

@@ -56,7 +56,8 @@ def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return result
         if bfloat16 and name in TO_FLOAT32:
             result = result.astype(np.float32)
-        return result if name in AS_THE_INPUT else np.asarray(result, order="C")
+        keeps = name in AS_THE_INPUT or options.get("order") == "K"
+        return result if keeps else np.asarray(result, order="C")
 
     return function if function in (np.empty, np.empty_like) else call
 
