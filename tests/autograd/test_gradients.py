@@ -73,7 +73,7 @@ def test_backward_into_chosen_leaves():
 
 def test_unused_inputs():
     x, unused = leaf(1.0), leaf(2.0, 3.0)
-    with pytest.raises(RuntimeError, match="was not used|not have been used"):
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
         grad(x * 2, [x, unused])
     assert grad(x * 2, [x, unused], allow_unused=True)[1] is None
     assert grad(x * 2, [unused], materialize_grads=True)[0].tolist() == [0.0, 0.0]
