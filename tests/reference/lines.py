@@ -1,5 +1,30 @@
 """Lines of PyTorch by subject, for `test_lines.py`. Random functions: shapes and dtypes alone."""
 
+import numpy as np
+
+SETUP = """
+x = torch.arange(12.0).reshape(3, 4) - 5
+y = torch.linspace(0.1, 2.3, 12).view(3, 4)
+v = torch.tensor([3.0, -1.0, 2.0])
+i = torch.tensor([[2, 0, 1], [1, 1, 2]])
+b = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, True, True]])
+w = torch.tensor([[1.0, -2.0], [3.0, 0.5]], requires_grad=True)
+"""
+
+
+def value_of(module, line):
+    """The value of the last statement of a line, or the error that it raised."""
+    names = {"torch": module, "np": np, "F": module.nn.functional, "nn": module.nn}
+    exec(SETUP, names)
+    *statements, last = line.split("; ")
+    try:
+        for statement in statements:
+            exec(statement, names)
+        return eval(last, names)
+    except Exception as error:
+        return error
+
+
 LINES = {
     "making tensors": [
         "torch.tensor([1, 2, 3])",

@@ -8,31 +8,9 @@ import numpy as np
 import pytest
 
 import minigrad
-from tests.reference.lines import LINES
+from tests.reference.lines import LINES, value_of
 
 torch = pytest.importorskip("torch")
-
-SETUP = """
-x = torch.arange(12.0).reshape(3, 4) - 5
-y = torch.linspace(0.1, 2.3, 12).view(3, 4)
-v = torch.tensor([3.0, -1.0, 2.0])
-i = torch.tensor([[2, 0, 1], [1, 1, 2]])
-b = torch.tensor([[True, False, True, True], [False, False, True, False], [True, True, True, True]])
-w = torch.tensor([[1.0, -2.0], [3.0, 0.5]], requires_grad=True)
-"""
-
-
-def value_of(module, line):
-    """The value of the last statement of a line, or the error that it raised."""
-    names = {"torch": module, "np": np, "F": module.nn.functional, "nn": module.nn}
-    exec(SETUP, names)
-    *statements, last = line.split("; ")
-    try:
-        for statement in statements:
-            exec(statement, names)
-        return eval(last, names)
-    except Exception as error:
-        return error
 
 
 def described(value):
