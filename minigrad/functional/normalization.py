@@ -87,10 +87,11 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
     """
     checks.floating(x1, "cosine_similarity")
     eps = checks.not_negative(eps, "eps", "cosine_similarity")
-    dtype = (x1[..., :0] * x2[..., :0]).dtype if x1.ndim and x2.ndim else x1.dtype
+    shape = np.broadcast_shapes(x1.shape, x2.shape)
     units = []
     for x in (x1, x2):
-        x = x.float() if is_half(x.dtype) else x
+        x = (x.float() if is_half(x.dtype) else x).expand(shape)
         norm = x.norm(2, dim, keepdim=True)
         units.append(x / (norm + (norm.clamp(min=eps) - norm).detach()))
-    return (units[0] * units[1]).sum(dim).to(dtype=dtype)
+    y = (units[0] * units[1]).sum(dim)
+    return y.to(dtype=x1.dtype) if x1.dtype == x2.dtype else y

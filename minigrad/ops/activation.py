@@ -103,7 +103,7 @@ class ELU(Function):
 
     def backward(self, grad_output: Array) -> Array:
         xp = array_module(grad_output)
-        return grad_output * xp.where(self.x > 0, 1, self.alpha * xp.exp(xp.minimum(self.x, 0)))
+        return grad_output * xp.where(self.x <= 0, self.alpha * xp.exp(xp.minimum(self.x, 0)), 1)
 
 
 class Softplus(Function):
@@ -148,7 +148,7 @@ class Hardswish(Function):
 
     def backward(self, grad_output: Array) -> Array:
         xp, x = array_module(grad_output), self.x
-        return grad_output * xp.where(x <= -3, 0, xp.where(x >= 3, 1, x / 3 + 0.5))
+        return grad_output * xp.where(x <= -3, 0, xp.where(x < 3, x / 3 + 0.5, 1))
 
 
 class Softmax(Function):
