@@ -50,34 +50,50 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.functional import cat, einsum, stack, where
+from minigrad.functional import cat, cosine_similarity, einsum, stack, where
 from minigrad.sampling import bernoulli, multinomial, normal, rand, rand_like, randint, randn, randn_like, randperm
 
 __all__ = [
-    "Function", "Generator", "Size", "Tensor", "abs", "amax", "amin", "arange", "argmax", "as_tensor", "autocast",
-    "autograd", "bernoulli", "cat", "chunk", "clamp", "clone", "cuda_is_available", "cumsum", "detect_anomaly",
-    "device", "double", "dtype", "einsum", "empty", "empty_like", "enable_grad", "erf", "exp", "eye", "flatten",
-    "flip", "float16", "float32", "float64", "from_dlpack", "from_numpy", "full", "full_like", "functional",
-    "gather", "half", "index_select", "inf", "inference_mode", "int8", "int16", "int32", "int64",
-    "is_floating_point", "is_grad_enabled", "is_tensor", "linspace", "log", "logspace", "logsumexp", "long",
-    "manual_seed", "masked_fill", "matmul", "maximum", "mean", "meshgrid", "minimum", "moveaxis", "movedim",
-    "multinomial", "nan", "narrow", "newaxis", "no_grad", "normal", "numel", "ones", "ones_like", "permute", "pi",
-    "pow", "prod", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "reshape", "roll", "select",
-    "set_grad_enabled", "short", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "swapaxes",
-    "swapdims", "tanh", "tensor", "transpose", "tril", "tril_indices", "triu", "triu_indices", "tune_cpu", "uint8",
-    "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros", "zeros_like",
+    "Function", "Generator", "Size", "Tensor", "abs", "addmm", "all", "allclose", "amax", "amin", "any", "arange",
+    "argmax", "argmin", "argsort", "as_tensor", "autocast", "autograd", "baddbmm", "bernoulli", "bmm", "cat",
+    "ceil", "chunk", "clamp", "clone", "cos", "cosine_similarity", "cuda_is_available", "cumprod", "cumsum",
+    "detect_anomaly", "device", "dot", "double", "dtype", "einsum", "empty", "empty_like", "enable_grad", "equal",
+    "erf", "exp", "expm1", "eye", "flatten", "flip", "float16", "float32", "float64", "floor", "floor_divide",
+    "from_dlpack", "from_numpy", "full", "full_like", "functional", "gather", "half", "index_select", "inf",
+    "inference_mode", "int8", "int16", "int32", "int64", "is_floating_point", "is_grad_enabled", "is_tensor",
+    "isclose", "isfinite", "isinf", "isnan", "lerp", "linspace", "log", "log1p", "log_softmax", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logspace", "logsumexp", "long", "manual_seed", "masked_fill",
+    "matmul", "max", "maximum", "mean", "meshgrid", "min", "minimum", "mm", "moveaxis", "movedim", "multinomial",
+    "mv", "nan", "narrow", "newaxis", "no_grad", "nonzero", "norm", "normal", "numel", "ones", "ones_like", "outer",
+    "permute", "pi", "pow", "prod", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "relu",
+    "remainder", "reshape", "roll", "round", "rsqrt", "scatter", "scatter_add", "select", "set_grad_enabled",
+    "short", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
+    "sum", "swapaxes", "swapdims", "tanh", "tensor", "topk", "transpose", "tril", "tril_indices", "triu",
+    "triu_indices", "trunc", "tune_cpu", "uint8", "unbind", "unsqueeze", "use_generator", "var", "where",
+    "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
-abs, pow, matmul = Tensor.abs, Tensor.pow, Tensor.matmul
-exp, log, sqrt, tanh, sigmoid, erf = Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.erf
+abs, pow, floor_divide, remainder = Tensor.abs, Tensor.pow, Tensor.floor_divide, Tensor.remainder
+exp, expm1, log, log1p, sqrt, rsqrt = Tensor.exp, Tensor.expm1, Tensor.log, Tensor.log1p, Tensor.sqrt, Tensor.rsqrt
+sin, cos, tanh, sigmoid, erf, square = Tensor.sin, Tensor.cos, Tensor.tanh, Tensor.sigmoid, Tensor.erf, Tensor.square
+floor, ceil, trunc, round, sign = Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign
+relu, softmax, log_softmax, lerp = Tensor.relu, Tensor.softmax, Tensor.log_softmax, Tensor.lerp
 maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
-sum, mean, var, std, prod = Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod
-amax, amin, argmax, logsumexp, cumsum = Tensor.amax, Tensor.amin, Tensor.argmax, Tensor.logsumexp, Tensor.cumsum
+logical_and, logical_or = Tensor.logical_and, Tensor.logical_or
+logical_xor, logical_not = Tensor.logical_xor, Tensor.logical_not
+isnan, isinf, isfinite, any, all = Tensor.isnan, Tensor.isinf, Tensor.isfinite, Tensor.any, Tensor.all
+isclose, allclose, equal = Tensor.isclose, Tensor.allclose, Tensor.equal
+sum, mean, var, std, prod, norm = Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod, Tensor.norm
+amax, amin, argmax, argmin, max, min = Tensor.amax, Tensor.amin, Tensor.argmax, Tensor.argmin, Tensor.max, Tensor.min
+logsumexp, cumsum, cumprod = Tensor.logsumexp, Tensor.cumsum, Tensor.cumprod
+sort, argsort, topk, nonzero = Tensor.sort, Tensor.argsort, Tensor.topk, Tensor.nonzero
+matmul, mm, bmm, mv, dot, outer = Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.dot, Tensor.outer
+addmm, baddbmm = Tensor.addmm, Tensor.baddbmm
 reshape, flatten, squeeze, unsqueeze = Tensor.reshape, Tensor.flatten, Tensor.squeeze, Tensor.unsqueeze
 transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tensor.movedim, Tensor.roll, Tensor.flip
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
-gather, index_select = Tensor.gather, Tensor.index_select
+gather, index_select, scatter, scatter_add = Tensor.gather, Tensor.index_select, Tensor.scatter, Tensor.scatter_add
 
 clone, swapaxes, swapdims, moveaxis, t = Tensor.clone, Tensor.swapaxes, Tensor.swapdims, Tensor.moveaxis, Tensor.t
 tril, triu, narrow, select, numel = Tensor.tril, Tensor.triu, Tensor.narrow, Tensor.select, Tensor.numel

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad._tensor import Tensor
+from minigrad.methods import numpy_names
 from minigrad.ops.einsum import Einsum
 from minigrad.ops.elementwise import Where
 from minigrad.ops.shape import Cat
 
 
+@numpy_names
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along the existing axis `dim`.
 
@@ -17,6 +19,7 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return Tensor.apply(Cat, *tensors, axis=dim)
 
 
+@numpy_names
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along a new axis; `dim` is its position in the result.
 

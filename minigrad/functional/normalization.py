@@ -6,8 +6,7 @@ import numpy as np
 
 from minigrad._tensor import Tensor
 from minigrad.backend.dtypes import is_half
-from minigrad.functional.joining import where
-from minigrad.methods import raw_array
+from minigrad.methods import numpy_names, raw_array
 from minigrad.ops import checks
 from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
 
@@ -70,17 +69,29 @@ def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
     return Tensor.apply(StandardizeWeight, weight, eps=eps)
 
 
+@numpy_names
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """y = x / max(‖x‖₂, eps), with the Euclidean norm of the vectors along `dim`; floating-point. `p` must be 2."""
-    if p != 2:
-        raise ValueError(f"normalize: only the Euclidean norm, p=2, is supported, got p={p}")
+    """y = x / max(‖x‖, eps), with the `p`-norm of the vectors along `dim`; floating-point."""
     checks.floating(input, "normalize")
     eps = checks.not_negative(eps, "eps", "normalize")
-    half = is_half(input.dtype)
-    x = input.float() if half else input  # in float16, squares and eps under- or overflow
-    squares = (x * x).sum(dim, keepdim=True)
-    is_zero = squares == 0  # the gradient of √ at 0 is infinite: as in PyTorch, ‖0‖ is a constant
-    norm = where(is_zero, 0.0, where(is_zero, 1.0, squares).sqrt())
+    x = input.float() if is_half(input.dtype) else input  # in float16, squares and eps under- or overflow
     minimum = max(eps, float(np.finfo(x.dtype).tiny)) if eps else 0.0  # a positive eps is not rounded to 0
-    y = x / norm.clamp(min=minimum)
-    return y.to(dtype=input.dtype) if half else y
+    return (x / x.norm(p, dim, keepdim=True).clamp(min=minimum)).to(dtype=input.dtype)
+
+
+@numpy_names
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """y = Σ x1 · x2 / (max(‖x1‖₂, eps) · max(‖x2‖₂, eps)) along `dim`; floating-point.
+
+    Shapes: x1 and x2 broadcast; y without `dim`. In backward, a norm below eps is not a constant, as in PyTorch.
+    """
+    checks.floating(x1, "cosine_similarity")
+    eps = checks.not_negative(eps, "eps", "cosine_similarity")
+    shape = np.broadcast_shapes(x1.shape, x2.shape)
+    units = []
+    for x in (x1, x2):
+        x = (x.float() if is_half(x.dtype) else x).expand(shape)
+        norm = x.norm(2, dim, keepdim=True)
+        units.append(x / (norm + (norm.clamp(min=eps) - norm).detach()))
+    y = (units[0] * units[1]).sum(dim)
+    return y.to(dtype=x1.dtype) if x1.dtype == x2.dtype else y

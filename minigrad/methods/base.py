@@ -2,7 +2,8 @@
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,23 @@ if TYPE_CHECKING:
 
 Dim = int | Sequence[int] | None
 Number = int | float
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def numpy_names(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let callers write NumPy's `axis=` and `keepdims=` for `dim=` and `keepdim=`, as in PyTorch."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        for numpy_name, name in (("axis", "dim"), ("keepdims", "keepdim")):
+            if numpy_name in options:
+                if name in options:
+                    raise TypeError(f"{function.__name__}: {numpy_name}= is another name of {name}=: give one of them")
+                options[name] = options.pop(numpy_name)
+        return function(*args, **options)
+
+    return call
 
 
 class TensorBase:

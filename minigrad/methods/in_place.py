@@ -7,14 +7,14 @@ import numpy as np
 from minigrad.backend import array_module
 from minigrad.backend.random import Generator, default_generator
 from minigrad.methods.base import Number
-from minigrad.methods.reductions import Reductions
+from minigrad.methods.products import Products
 from minigrad.ops import elementwise as pointwise
 
 if TYPE_CHECKING:
     from minigrad.methods.base import Tensor
 
 
-class InPlace(Reductions):
+class InPlace(Products):
     """The methods whose names end with an underscore.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.backend import plain
-from minigrad.methods.base import TensorBase, raw, raw_array
+from minigrad.methods.base import Number, TensorBase, numpy_names, raw, raw_array
 from minigrad.methods.conversion import Conversion
 from minigrad.ops import checks, indexing
 
@@ -28,6 +28,7 @@ class Indexing(Conversion):
         steps = indexing.steps(raw_index(index, self.ndim))
         return self.apply(indexing.GetItem, self if len(steps) == 1 else self[steps[0]], index=steps[-1])
 
+    @numpy_names
     def gather(self, dim: int, index: Any) -> "Tensor":
         """y[i, j, ..] = x[.., index[i, j, ..], ..], with the index at position `dim`.
 
@@ -36,6 +37,24 @@ class Indexing(Conversion):
         """
         return self.apply(indexing.Gather, self, axis=dim, index=raw_array(index, "index", "gather"))
 
+    @numpy_names
+    def scatter(self, dim: int, index: Any, src: "Number | Tensor") -> "Tensor":
+        """y = x, but y[.., index[i, j, ..], ..] = src[i, j, ..], with the index at position `dim`.
+
+        index: as in `gather`; if it contains duplicates, which of their values is written is undefined.
+        src: a number, or a tensor that is on no axis shorter than the index.
+        """
+        return self.apply(indexing.Scatter, self, src, axis=dim, index=raw_array(index, "index", "scatter"))
+
+    @numpy_names
+    def scatter_add(self, dim: int, index: Any, src: "Tensor") -> "Tensor":
+        """y = x, with src[i, j, ..] added to y[.., index[i, j, ..], ..], also for duplicates in the index.
+
+        index, src: as in `scatter`.
+        """
+        return self.apply(indexing.ScatterAdd, self, src, axis=dim, index=raw_array(index, "index", "scatter_add"))
+
+    @numpy_names
     def index_select(self, dim: int, index: Any) -> "Tensor":
         """The slices along `dim` at the positions `index`, a 1-D tensor of integers.
 

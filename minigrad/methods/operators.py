@@ -10,7 +10,7 @@ from minigrad.backend import promote, promote_and_wrap
 from minigrad.backend.dtypes import is_held
 from minigrad.methods.base import TensorBase, raw
 from minigrad.ops import elementwise as pointwise
-from minigrad.ops import matmul
+from minigrad.ops import matmul, rounding
 
 if TYPE_CHECKING:
     from minigrad.methods.base import Tensor
@@ -37,6 +37,14 @@ class Operators(TensorBase):
         """y = x / other, elementwise. Integers give float32."""
         return self.apply(pointwise.Div, self, other)
 
+    def __floordiv__(self, other: Any) -> "Tensor":
+        """y = ⌊x / other⌋, elementwise, without a gradient (0). Integers stay integers."""
+        return self.apply(rounding.FloorDivide, self, other)
+
+    def __mod__(self, other: Any) -> "Tensor":
+        """y = x - other · ⌊x / other⌋, elementwise, with the sign of `other`. Integers stay integers."""
+        return self.apply(rounding.Remainder, self, other)
+
     def __pow__(self, other: Any) -> "Tensor":
         """y = x ** other, elementwise."""
         return self.apply(pointwise.Pow, self, other)
@@ -57,6 +65,12 @@ class Operators(TensorBase):
     def __rtruediv__(self, other: Any) -> "Tensor":
         return self.apply(pointwise.Div, other, self)
 
+    def __rfloordiv__(self, other: Any) -> "Tensor":
+        return self.apply(rounding.FloorDivide, other, self)
+
+    def __rmod__(self, other: Any) -> "Tensor":
+        return self.apply(rounding.Remainder, other, self)
+
     def __rpow__(self, other: Any) -> "Tensor":
         return self.apply(pointwise.Pow, other, self)
 
@@ -71,8 +85,8 @@ class Operators(TensorBase):
         """y = |x|, elementwise."""
         return self.apply(pointwise.Abs, self)
 
-    add, sub, mul, div, pow, neg, abs, matmul = (
-        __add__, __sub__, __mul__, __truediv__, __pow__, __neg__, __abs__, __matmul__,
+    add, sub, mul, div, floor_divide, remainder, pow, neg, abs, matmul = (
+        __add__, __sub__, __mul__, __truediv__, __floordiv__, __mod__, __pow__, __neg__, __abs__, __matmul__,
     )  # fmt: skip
 
     # In place: `x += y` changes the Tensor itself, so every reference to the Tensor sees the new values --------------

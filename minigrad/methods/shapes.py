@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad.backend import array_module
 from minigrad.backend.cublas import pointer
-from minigrad.methods.base import Dim, sequence
+from minigrad.methods.base import Dim, numpy_names, sequence
 from minigrad.methods.indexing import Indexing
 from minigrad.ops import checks, indexing
 from minigrad.ops import shape as shapes
@@ -188,16 +188,19 @@ class Shapes(Indexing):
         """Broadcast to `sizes`, as a view: only axes of size 1 and new leading axes are expanded; -1 keeps a size."""
         return self.apply(shapes.Expand, self, shape=sequence(sizes))
 
+    @numpy_names
     def squeeze(self, dim: Dim = None) -> "Tensor":
         """Remove axes of size 1: all, or only axes in `dim`; other axes are kept."""
         named = checks.axes(dim, self.ndim, "squeeze")
         return self.reshape([size for i, size in enumerate(self.shape) if i not in named or size != 1])
 
+    @numpy_names
     def unsqueeze(self, dim: int) -> "Tensor":
         """Insert an axis of size 1 at position `dim`."""
         dim = checks.one_axis(dim, self.ndim + 1, "unsqueeze")
         return self.reshape(*self.shape[:dim], 1, *self.shape[dim:])
 
+    @numpy_names
     def split(self, split_size: int | Sequence[int], dim: int = 0) -> tuple["Tensor", ...]:
         """Split the tensor into chunks along `dim`, as views.
 
@@ -217,6 +220,7 @@ class Shapes(Indexing):
         before = (slice(None),) * dim
         return tuple(self[(*before, slice(a, b))] for a, b in pairwise(starts))
 
+    @numpy_names
     def chunk(self, chunks: int, dim: int = 0) -> tuple["Tensor", ...]:
         """Split the tensor along `dim` into at most `chunks` views of equal size; the last may be smaller."""
         if (chunks := checks.integer(chunks, "chunks", "chunk")) < 1:
@@ -224,6 +228,7 @@ class Shapes(Indexing):
         length = self.shape[checks.one_axis(dim, self.ndim, "chunk")] if self.ndim else 1
         return self.split(max(-(-length // chunks), 1), dim) if length else self.split([0] * chunks, dim)
 
+    @numpy_names
     def unbind(self, dim: int = 0) -> tuple["Tensor", ...]:
         """The slices along `dim`, without this axis, as views: `q, k, v = qkv.unbind(0)`."""
         dim = checks.one_axis(dim, self.ndim, "unbind")

@@ -10,7 +10,7 @@ from typing import Any
 
 import minigrad
 from minigrad.absent import ABSENT
-from tests.reference.lines import value_of
+from tests.reference.statements import value_of
 
 PAGE = Path(minigrad.__file__).with_name("PYTORCH.md")
 

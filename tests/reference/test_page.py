@@ -3,8 +3,8 @@
 import pytest
 
 import minigrad
-from tests.reference.lines import value_of
 from tests.reference.page import DIFFERENCES, PAGE, shown, written
+from tests.reference.statements import value_of
 
 torch = pytest.importorskip("torch")
 

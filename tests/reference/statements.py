@@ -1,4 +1,4 @@
-"""Lines of PyTorch by subject, for `test_lines.py`. Random functions: shapes and dtypes alone."""
+"""Lines of PyTorch by subject, for `test_statements.py`. Random functions: shapes and dtypes alone."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def value_of(module, line):
         return error
 
 
-LINES = {
+STATEMENTS = {
     "making tensors": [
         "torch.tensor([1, 2, 3])",
         "torch.tensor([[1.0, 2], [3, 4]])",
