@@ -264,7 +264,8 @@ def promote_power(xs: Sequence[Any]) -> list[Any]:
     """Base and exponent promoted to one dtype. In an n-bit integer dtype, a Python base wraps modulo 2ⁿ, and a Python
     exponent must be in range. Booleans to the power of a Python integer are int64."""
     a, b = promote(xs)
-    a = a.astype(np.int64) if getattr(a, "dtype", None) == np.bool_ and type(b) is int else a
+    if getattr(a, "dtype", None) == np.dtype(bool) and isinstance(b, int) and not isinstance(b, bool):
+        a = a.astype(np.int64)
     return _check_range([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
 
 

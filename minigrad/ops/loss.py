@@ -128,7 +128,7 @@ class NLLLoss(Function):
         picked = x[self.positions]
         weights = xp.ones_like(picked) if weight is None else weight[target].astype(x.dtype, copy=False)
         self.weights = xp.where(self.ignored, 0, weights)
-        losses = xp.where(self.ignored, 0, -self.weights * picked).squeeze(axis)
+        losses = (-self.weights * xp.where(self.ignored, 0, picked)).squeeze(axis)
         self.factor = 1.0
         if checks.reduction(reduction, "nll_loss") == "none":
             return losses
@@ -216,10 +216,11 @@ class HuberLoss(_DifferenceLoss):
 class BCEWithLogits(_Loss):
     """lossᵢ = -wᵢ (p tᵢ ln σ(xᵢ) + (1 - tᵢ) ln(1 - σ(xᵢ))), for a logit x and a target probability t.
 
-    With ln σ(x) = -s and ln(1 - σ(x)) = -s - x, s = softplus(-x) = ln(1 + e⁻ˣ), which is computed without overflow:
+    With -ln σ(x) = softplus(-x) and -ln(1 - σ(x)) = softplus(x), which are computed without overflow:
 
-        lossᵢ = w ((1 - t) x + (1 - t + p t) s)
-        ∂x = ∂loss · w ((1 - t + p t) σ(x) - p t),   ∂t = ∂loss · w ((p - 1) s - x)        (/ n for the mean)
+        lossᵢ = w (p t softplus(-x) + (1 - t) softplus(x))
+        ∂x = ∂loss · w ((1 - t + p t) σ(x) - p t)                                          (/ n for the mean)
+        ∂t = ∂loss · w (p softplus(-x) - softplus(x))
 
     Shapes: x, t alike; the weight w and the weight p of positive targets broadcast to x, or are None for 1. As in
     PyTorch, they have no gradient.  Saves x, t, w, p.
@@ -233,14 +234,16 @@ class BCEWithLogits(_Loss):
         _no_gradient(self.needs_input_grad[2:], "weight and pos_weight", op)
         self.x, self.t = x, target
         self.w, self.p = 1 if weight is None else weight, 1 if pos_weight is None else pos_weight
-        losses = (1 - target) * x + (1 - target + self.p * target) * special.softplus(-x)
+        losses = self.p * target * special.softplus(-x) + (1 - target) * special.softplus(x)
         return self.reduce(losses if weight is None else losses * weight, reduction, op)
 
     def backward(self, grad_output: Array) -> tuple[Array, Array | None, None, None]:
         x, t, w, p = self.x, self.t, self.w, self.p
         grad_losses = grad_output * self.factor * w
-        grad_t = grad_losses * ((p - 1) * special.softplus(-x) - x) if self.needs_input_grad[1] else None
-        return grad_losses * ((1 - t + p * t) * special.sigmoid(x) - p * t), grad_t, None, None
+        grad_x = grad_losses * ((1 - t + p * t) * special.sigmoid(x) - p * t)
+        if not self.needs_input_grad[1]:
+            return grad_x, None, None, None
+        return grad_x, grad_losses * (p * special.softplus(-x) - special.softplus(x)), None, None
 
 
 class BCELoss(_Loss):
