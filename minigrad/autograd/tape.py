@@ -43,12 +43,16 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
         several = type(grad) is list
         if node.cast_back is not None:  # forward computed in float32
             grad = upcast(grad) if several else cast(grad, FLOAT32)
-        results = node.backward(grad)
+        edges = node.edges or ()
+        accumulate = node.backward_accumulate
+        if accumulate is None or edges[0] is None or edges[0][0] not in gradients:
+            results = node.backward(grad)
+        else:  # the op adds the gradient that its first input has received so far
+            results = accumulate(grad, gradients.pop(edges[0][0]))
         if type(results) is not tuple:
             results = (results,)
         if observer is not None:
             observer.backward(node, next(g for g in grad if g is not None) if several else grad, results)
-        edges = node.edges or ()
         if len(results) != len(edges):
             raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
         for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)

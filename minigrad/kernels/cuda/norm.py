@@ -45,9 +45,14 @@ class CUDALayerNorm(norm.LayerNorm):
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        return self.backward_accumulate(grad_output, None)
+
+    def backward_accumulate(
+        self, grad_output: Array, total: Array | None
+    ) -> tuple[Array | None, Array | None, Array | None]:
         want_x, *want_params = self.needs_input_grad
         grad_x, _, grad_weight, grad_bias = normalize_backward(
-            grad_output, self.x, self.weight, self.mean, self.rstd, self.shape, (want_x, None, *want_params)
+            grad_output, self.x, self.weight, self.mean, self.rstd, self.shape, (want_x, None, *want_params), total
         )
         return grad_x, grad_weight, grad_bias
 
