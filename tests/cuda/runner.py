@@ -121,7 +121,7 @@ def _checked(kernel: Kernel, parameters: Sequence[str], args: Sequence[Any]) -> 
                 f"{kernel.name}: parameter {i} is {parameter!r} (dtype kind and bytes; * is a pointer), "
                 f"got {type(arg).__name__} {kind!r}"
             )
-        if not (arg is None or scalar or constant or arg.flags.writeable):
+        if not (arg is None or scalar or constant or getattr(arg.flags, "writeable", True)):
             raise TypeError(f"{kernel.name}: parameter {i} is not a pointer to const, got a read-only array")
         values.append(np.array(arg) if scalar else np.array(0 if arg is None else pointer(arg), np.uint64))
     return values

@@ -1,7 +1,8 @@
 """Every kernel compiles without spills for Ampere, Ada and Hopper, with the occupancy that its source states.
 
-The compilers are nvcc and NVRTC. CuPy uses NVRTC (pip install nvidia-cuda-nvrtc). The number of registers
-depends on the compiler's version. So a source states the number of resident warps per multiprocessor instead.
+The compilers are nvcc and NVRTC (pip install nvidia-cuda-nvrtc), with the options of CuPy, which uses NVRTC. The number
+of registers depends on the compiler's version. So a source states the number of resident warps per multiprocessor
+instead. Kernels are tuned for Ampere to Hopper: for Blackwell (sm_100) a few of them spill, up to `SPILLED` bytes.
 """
 
 import ctypes
@@ -19,7 +20,9 @@ import pytest
 from minigrad.kernels.cuda.launch import FOLDER, Kernel, source_for_cupy
 from tests.cuda.runner import CACHE, kernels
 
-MAX_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64}  # resident warps per multiprocessor (A100, RTX 40, H100)
+# resident warps per multiprocessor (A100, RTX 40, H100, B200)
+MAX_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64}
+SPILLED = {"sm_100": 96}  # bytes of a thread's stack frame, spill stores or spill loads; 0 elsewhere
 REGISTERS = 65536  # per multiprocessor, in each architecture of MAX_WARPS
 
 
@@ -57,7 +60,7 @@ def test_every_kernel_states_its_occupancy():
     )
 
 
-def assert_fits(log, path, minima):
+def assert_fits(log, path, minima, architectures):
     """Check the log of ptxas: no stack frame or spills, and the stated number of resident warps."""
     found = re.findall(
         r"entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
@@ -65,10 +68,11 @@ def assert_fits(log, path, minima):
         log,
         re.DOTALL,
     )
-    assert {(name, arch) for name, arch, *_ in found} >= {(k, a) for k in kernels(path) for a in MAX_WARPS}, log
+    assert {(name, arch) for name, arch, *_ in found} >= {(k, a) for k in kernels(path) for a in architectures}, log
     minima = SHARED | minima
     for name, arch, *memory, registers in found:
-        assert memory == ["0"] * 3, f"{name} for {arch}: stack frame, spill stores and loads of {memory} bytes"
+        spilled = max(map(int, memory))
+        assert spilled <= SPILLED.get(arch, 0), f"{name} for {arch}: stack frame, spill stores, loads: {memory} bytes"
         least, warps = min(minima.get(name, 0), MAX_WARPS[arch]), resident_warps(int(registers))
         assert warps >= least, f"{name} for {arch}: {registers} registers allow {warps} resident warps of {least}"
 
@@ -76,13 +80,13 @@ def assert_fits(log, path, minima):
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc (it comes with NVIDIA's CUDA toolkit)")
 @each
 def test_nvcc_compiles_without_spills(path, macros, minima):
-    assert_fits(nvcc(path, macros), path, minima)
+    assert_fits(nvcc(path, macros), path, minima, nvcc_architectures())
 
 
 def nvcc(path, macros):
     """The output of nvcc, cached on disk: a compilation takes a second or two."""
-    command = ["nvcc", "-std=c++17", "-fatbin", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{FOLDER}"]
-    command += [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in MAX_WARPS]
+    command = ["nvcc", "-std=c++17", "-ftz=true", "-fatbin", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{FOLDER}"]
+    command += [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in nvcc_architectures()]
     command += [f"-D{macro}" for macro in macros]
     texts = [path.read_text(), *(path.read_text() for path in sorted(FOLDER.glob("*.cuh")))]
     key = sha256("\0".join([*command, version(), *texts]).encode()).hexdigest()
@@ -102,6 +106,13 @@ def version():
     return subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
 
 
+@cache
+def nvcc_architectures():
+    """The architectures of MAX_WARPS that this nvcc knows: versions before 12.8 lack sm_100."""
+    known = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    return [arch for arch in MAX_WARPS if arch in known]
+
+
 # NVRTC --------------------------------------------------------------------------------------------------------------
 
 
@@ -117,8 +128,8 @@ def nvrtc_path():
 @each
 def test_nvrtc_compiles_without_spills(path, macros, minima):
     library = nvrtc_library(nvrtc_path())
-    log = ""
-    for arch in MAX_WARPS:
+    log, architectures = "", nvrtc_architectures(library)
+    for arch in architectures:
         # the options of minigrad/kernels/cuda/launch.py, those that CuPy 14 adds (cupy/cuda/compiler.py), and ptxas -v
         options = [
             "--std=c++17", f"-I{FOLDER}", *(f"-D{macro}" for macro in macros), "-ftz=true", f"-arch={arch}",
@@ -127,7 +138,7 @@ def test_nvrtc_compiles_without_spills(path, macros, minima):
         status, said = nvrtc(library, source_for_cupy(Kernel(path.name, "any")), options)
         assert status == 0 and "warning" not in said, said
         log += said
-    assert_fits(log, path, minima)
+    assert_fits(log, path, minima, architectures)
 
 
 @cache
@@ -136,6 +147,15 @@ def nvrtc_library(path):
     for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
         ctypes.CDLL(str(builtins))
     return ctypes.CDLL(str(path))
+
+
+def nvrtc_architectures(library):
+    """The architectures of MAX_WARPS that this NVRTC knows."""
+    count = ctypes.c_int()
+    assert not library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    assert not library.nvrtcGetSupportedArchs(known)
+    return [arch for arch in MAX_WARPS if int(arch.removeprefix("sm_")) in known]
 
 
 def nvrtc(library, source, options):

@@ -36,6 +36,14 @@ def refuse_in_capture(what: str) -> None:
         raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's message
 
 
+def refuse_function_in_capture(name: str) -> None:
+    """Raise, as CuPy does, for products, and for a function whose result has a shape that depends on values."""
+    if name == "nonzero":
+        refuse_in_capture("D2H transfers")
+    if name in ("dot", "matmul") and _tape is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")  # CuPy's message
+
+
 def _memory(x: np.ndarray) -> np.ndarray:
     """The array that owns the memory of x."""
     while isinstance(x.base, np.ndarray):

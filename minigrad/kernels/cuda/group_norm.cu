@@ -24,7 +24,7 @@
 // (With 1024 threads, the occupancy is the same for 33 to 64 registers: one block.)
 //
 // warps[STORED=float WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 64, group_norm_backward 64
-// warps[STORED=float WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 64, group_norm_backward 64
+// warps[STORED=float WIDTH=3 THREADS=256 PACK=1]: group_norm_forward 64, group_norm_backward 48
 // warps[STORED=float WIDTH=4 THREADS=256 PACK=4]: group_norm_forward 64, group_norm_backward 40
 // warps[STORED=float WIDTH=64 THREADS=1024 PACK=4]: group_norm_forward 64, group_norm_backward 32
 // warps[STORED=BFloat16 WIDTH=2 THREADS=1024 PACK=2]: group_norm_forward 64, group_norm_backward 64

@@ -9,7 +9,7 @@ from minigrad.backend import Array, array_module
 from minigrad.backend.cublas import pointer
 from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
+from minigrad.kernels.cuda.launch import MAX_GRID, PACK, SMALLEST, STORED, Kernel, on_gpu, sum_rows
 from minigrad.ops import norm
 
 THREADS, MAX_THREADS = 256, 1024  # threads of a block; for a group with more than LARGE elements
@@ -42,7 +42,7 @@ class CUDAGroupNorm(norm.GroupNorm):
         y = xp.empty(self.x.shape, x.dtype)
         self._launch(
             "group_norm_forward", (self.x, y),
-            self.x, weight, bias, y, self.mean, self.rstd, *self._sizes(), np.float32(eps),
+            self.x, weight, bias, y, self.mean, self.rstd, *self._sizes(), np.float32(max(eps, SMALLEST)),
         )  # fmt: skip
         return y.transpose(0, 3, 1, 2)
 

@@ -32,6 +32,7 @@ DEFAULT_SHARED = 48 << 10  # bytes: more dynamic shared memory needs an opt-in b
 MIN_CUPY = 13
 STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # dtype -> type in stored.cuh
 PACK = 16  # bytes: the widest load or store of a thread
+SMALLEST = 2.0**-126  # kernels compute with 0 in place of smaller float32 values: CuPy compiles with -ftz=true
 NULL = np.uint64(0)  # a null pointer: CuPy drops an argument that is None
 
 Size: TypeAlias = int | tuple[int, ...]
