@@ -82,22 +82,23 @@ def assert_matches_reference(
     return launches
 
 
-@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], FLOAT32)
-@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], BFLOAT16)
-@example(3, 3, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 1, "after", ORDERS[1], FLOAT16)
+@example(3, 65, (7, 15), (7, 7), (3, 3), True, *LAYOUTS[:2], 2, 1, "after", ORDERS[0], FLOAT32)
+@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 8, 1, "after", ORDERS[0], BFLOAT16)
+@example(3, 3, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 8, 1, "after", ORDERS[1], FLOAT16)
 @given(
-    st.integers(1, 3), st.sampled_from([3, 40]), st.tuples(st.integers(1, 6), st.integers(1, 17)),
-    st.sampled_from([(7, 7), (2, 3)]), st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(),
-    st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from([1, 512]),
+    st.integers(1, 3), st.sampled_from([3, 40, 64, 65]),
+    st.tuples(st.integers(1, 9), st.sampled_from([1, 2, 7, 9, 17])), st.sampled_from([(7, 7), (2, 3), (9, 8)]),
+    st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(), st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
+    st.sampled_from([2, 8]), st.sampled_from([1, 512]),
     st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_depthwise_matches_reference(
-    N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype
+    N, C, size, kernel, padding, bias, layout, grad_layout, images, blocks, guard, order, dtype
 ):
-    """Tiles cross the edge, channels do not fill a warp, padding exceeds the kernel, or blocks loop over tiles."""
+    """Tiles overlap, channels or images do not fill a block, padding exceeds the kernel, or blocks loop over tiles."""
     H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
     x, weight = random_images(0, N, C, H, W, layout=layout, dtype=dtype), normal(1, C, 1, *kernel, dtype=dtype)
-    with patch.object(conv, "BLOCKS", blocks):
+    with patch.object(conv, "MAX_IMAGES", images), patch.object(conv, "BLOCKS", blocks):
         bias = normal(2, C, dtype=dtype) if bias else None
         launches = assert_matches_reference(
             x, weight, bias, (1, 1, 1), order, guard, grad_layout, padding=padding, groups=C

@@ -215,7 +215,7 @@ class Depthwise:
         tile_rows, run = _tile((KH, KW), out)
         outside = max(left, OW + KW - 1 - left - W)  # pixels that a row of windows reads on one side of the image
         edge = KW // 2 if outside <= KW // 2 else run + KW - 1
-        constants = {"CHANNELS": C, "KH": KH, "KW": KW, "ROWS": tile_rows, "RUN": run, "EDGE": edge, "GROUP": group}
+        constants = {"C": C, "KH": KH, "KW": KW, "ROWS": tile_rows, "RUN": run, "EDGE": edge, "GROUP": group}
         kernel = Kernel("depthwise.cu", name, STORED=STORED[x.dtype.name], **constants)
         return kernel, (group, images), _ceil(C, group), _ceil(OH, tile_rows) * _ceil(OW, run) * _ceil(N, images)
 

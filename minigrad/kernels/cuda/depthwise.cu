@@ -25,13 +25,20 @@
 // coalesced. All threads of a block have the same tile, so branches do not diverge. Consecutive blocks have the other
 // channels of the same tile, then the tile below, so blocks that run at the same time read overlapping rows in L2.
 //
-// Constants: STORED, CHANNELS (C: offsets in a row are immediates); KH, KW (kernel), ROWS, RUN (tile), EDGE, GROUP.
+// Constants: STORED; C, so that offsets in a row are immediates; KH, KW (kernel), ROWS, RUN (tile), EDGE, GROUP.
 //
-// warps[STORED=float CHANNELS=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=Half C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=float C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=40 KH=7 KW=7 ROWS=4 RUN=8 EDGE=3 GROUP=40]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=320 KH=7 KW=7 ROWS=2 RUN=2 EDGE=3 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=13 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 24
+// warps[STORED=float C=96 KH=9 KW=9 ROWS=4 RUN=4 EDGE=4 GROUP=32]: depthwise_correlate 12, depthwise_grad_weight 8
 #include "common.cuh"
 #include "stored.cuh"
 
-constexpr int C = CHANNELS, GROUPS = (C + GROUP - 1) / GROUP, TAPS = KH * KW;
+constexpr int GROUPS = (C + GROUP - 1) / GROUP, TAPS = KH * KW;
 constexpr int HEIGHT = ROWS + KH - 1, WIDTH = RUN + KW - 1;  // the pixels of x that a tile reads
 constexpr int LEFT = EDGE < WIDTH ? EDGE : WIDTH;            // pixels 0 to LEFT - 1 of a row, and those from RIGHT on,
 constexpr int RIGHT = LEFT < WIDTH - EDGE ? WIDTH - EDGE : LEFT;  // may be outside the image
