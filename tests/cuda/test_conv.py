@@ -106,6 +106,19 @@ def test_depthwise_matches_reference(
     assert kernel_names(launches) == ["depthwise_correlate", "depthwise_correlate", "depthwise_grad_weight", "sum_rows"]
 
 
+@pytest.mark.parametrize(("left", "right"), [(0, 3), (3, 0)])
+def test_depthwise_padding_on_one_side(left, right):
+    x, weight = normal(0, 2, 5, 6, 3), normal(1, 3, 1, 2, 3)
+    windows = Windows((2, 3), (1, 1), (1, 1), (0, left), (0, right), (4, 7))
+    with emulated():
+        y = conv.Depthwise(windows).correlate(comparison.guarded_copy(x), weight[:, 0], None)
+        grad_x = conv.Depthwise(windows).grad_x(comparison.guarded_copy(y), weight[:, 0], x.shape)
+    padded = np.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
+    expected = sum(weight[:, 0, k, l] * padded[:, k : k + 4, l : l + 7] for k in range(2) for l in range(3))  # noqa: E741
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose((grad_x * x).sum(), (y * y).sum(), rtol=1e-5)  # ∂x is the adjoint of y
+
+
 @example(3, 132, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0], FLOAT32)
 @example(3, 136, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0], BFLOAT16)
 @example(3, 36, 2, 9, 8, FORMS[1], (0, 0), False, *LAYOUTS[:2], 1, "after", ORDERS[1], FLOAT16)
@@ -190,7 +203,7 @@ def test_mixed_dtypes_compute_in_float32(groups):
 
 
 CASES = {
-    "depthwise": (normal(0, 2, 40, 9, 9, layout="channels-last"), normal(1, 40, 1, 7, 7), {"padding": 3, "groups": 40}),
+    "depthwise": (normal(0, 2, 65, 9, 9, layout="channels-last"), normal(1, 65, 1, 7, 7), {"padding": 3, "groups": 65}),
     "columns": (normal(0, 2, 8, 7, 9, layout="channels-last"), normal(1, 5, 8, 3, 3), {"stride": 2, "padding": 1}),
     "columns, one channel at a time": (normal(0, 2, 3, 7, 9), normal(1, 5, 3, 3, 3), {"stride": 2, "padding": 1}),
     "pointwise": (normal(0, 2, 3, 4, 5), normal(1, 6, 3, 1, 1), {}),
