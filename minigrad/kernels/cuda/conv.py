@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
+from itertools import product
 from math import prod
 from operator import add
 from typing import Any
@@ -19,8 +20,8 @@ from minigrad.ops.windows import Pair, Windows, blocks
 
 # Constants of depthwise.cu.
 MAX_KERNEL = 9  # along either axis: backward has a sum for each tap in registers
-ROWS, RUNS = 2, (8, 7, 4)  # rows of a tile, pixels of a row: 2 x 8 is fastest, but 7 divides the width 28
-WARPS = 8  # of a block
+MAX_RUN = 8  # outputs of a tile, along either axis
+THREADS, MAX_IMAGES = 256, 8  # of a block
 BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
@@ -184,15 +185,14 @@ class Depthwise:
         if not want_weight:
             return None, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
         xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
-        (OH, OW), groups = self.windows.out, _ceil(C, WARP)
-        run, tiles = _tiles(N, OH, OW)
-        count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
+        kernel, block, groups, tiles = self._launch("depthwise_grad_weight", x, self.windows.out, self.windows.before)
+        count = min(tiles, _ceil(BLOCKS, groups))
+        count = _ceil(tiles, _ceil(tiles, count))  # fewer blocks if these need no more tiles each
         partials = xp.empty((count, C * taps + C), FLOAT32)
         grad_weight, grad_bias = xp.empty(shape, FLOAT32), xp.empty(C, FLOAT32)
-        sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
+        sizes = (np.int32(n) for n in (tiles, N, H, W, *self.windows.out, *self.windows.before))
         arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
-        kernel = self._kernel("depthwise_grad_weight", x, run)
-        kernel((groups, count), (WARP, WARPS), *arrays, partials, *sizes)
+        kernel((groups, count), block, *arrays, partials, *sizes)
         sum_rows(kernel, partials, grad_weight, grad_bias)
         return grad_weight, grad_bias if want_bias else None
 
@@ -201,23 +201,40 @@ class Depthwise:
     ) -> Array:
         xp, (N, H, W, C) = array_module(x), x.shape
         y = xp.empty((N, *out, C), x.dtype)
-        run, tiles = _tiles(N, *out)
-        sizes = (np.int32(n) for n in (flipped, tiles, H, W, *out, *before))
+        kernel, block, groups, tiles = self._launch("depthwise_correlate", x, out, before)
+        sizes = (np.int32(n) for n in (flipped, N, H, W, *out, *before))
         arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
-        grid = _ceil(C, WARP) * _ceil(tiles, WARPS)
-        self._kernel("depthwise_correlate", x, run)(grid, (WARP, WARPS), *arrays, y, *sizes)
+        kernel(groups * tiles, block, *arrays, y, *sizes)
         return y
 
-    def _kernel(self, name: str, x: Array, run: int) -> Kernel:
-        (KH, KW), stored, C = self.windows.kernel, STORED[x.dtype.name], x.shape[3]
-        constants = {"CHANNELS": C, "KH": KH, "KW": KW, "ROWS": ROWS, "RUN": run, "WARPS": WARPS}
-        return Kernel("depthwise.cu", name, STORED=stored, **constants)
+    def _launch(self, name: str, x: Array, out: Pair, before: Pair) -> tuple[Kernel, Pair, int, int]:
+        """The kernel, its block, the number of groups of channels, and the number of tiles of `out` of each group."""
+        (N, _, W, C), (KH, KW), (OH, OW), left = x.shape, self.windows.kernel, out, before[1]
+        group = WARP if C % WARP == 0 else _ceil(C, _ceil(C, 2 * WARP))
+        images = min(THREADS // group, MAX_IMAGES, N)
+        tile_rows, run = _tile((KH, KW), out)
+        outside = max(left, OW + KW - 1 - left - W)  # pixels that a row of windows reads on one side of the image
+        edge = KW // 2 if outside <= KW // 2 else run + KW - 1
+        constants = {"C": C, "KH": KH, "KW": KW, "ROWS": tile_rows, "RUN": run, "EDGE": edge, "GROUP": group}
+        kernel = Kernel("depthwise.cu", name, STORED=STORED[x.dtype.name], **constants)
+        return kernel, (group, images), _ceil(C, group), _ceil(OH, tile_rows) * _ceil(OW, run) * _ceil(N, images)
 
 
-def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
-    """RUN, the pixels of a row of a tile, chosen for minimum waste at the edge, and the number of tiles."""
-    run = min(RUNS, key=lambda run: _ceil(OW, run) * run)
-    return run, N * _ceil(OH, ROWS) * _ceil(OW, run)
+@cache
+def _tile(kernel: Pair, out: Pair) -> Pair:
+    """ROWS and RUN with the fewest instructions, estimated: the multiply-adds, 3 for each pixel of x, 300 for the rest.
+
+    The registers of a thread hold 49 outputs and the weights of 49 taps, or 16 outputs and those of more taps.
+    """
+    (KH, KW), (OH, OW) = kernel, out
+    limit = 49 if KH * KW <= 49 else 16
+    sizes = (tile for tile in product(range(1, MAX_RUN + 1), repeat=2) if prod(tile) <= limit)
+
+    def instructions(tile: Pair) -> int:
+        of_a_tile = KH * KW * prod(tile) + 3 * (tile[0] + KH - 1) * (tile[1] + KW - 1) + 300
+        return _ceil(OH, tile[0]) * _ceil(OW, tile[1]) * of_a_tile
+
+    return min(((r, run) for r, run in sizes if r <= OH and run <= OW), key=instructions)
 
 
 def _matrix(weight: Array) -> Array:
