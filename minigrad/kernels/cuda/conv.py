@@ -209,12 +209,11 @@ class Depthwise:
 
     def _launch(self, name: str, x: Array, out: Pair, before: Pair) -> tuple[Kernel, Pair, int, int]:
         """The kernel, its block, the number of groups of channels, and the number of tiles of `out` of each group."""
-        (N, _, W, C), (KH, KW), (OH, OW), left = x.shape, self.windows.kernel, out, before[1]
+        (N, _, W, C), (KH, KW), (OH, OW) = x.shape, self.windows.kernel, out
         group = WARP if C % WARP == 0 else _ceil(C, _ceil(C, 2 * WARP))
         images = min(THREADS // group, MAX_IMAGES, N)
         tile_rows, run = _tile((KH, KW), out)
-        outside = max(left, OW + KW - 1 - left - W)  # pixels that a row of windows reads on one side of the image
-        edge = KW // 2 if outside <= KW // 2 else run + KW - 1
+        edge = _edge(KW, W, OW, before[1], run)
         constants = {"C": C, "KH": KH, "KW": KW, "ROWS": tile_rows, "RUN": run, "EDGE": edge, "GROUP": group}
         kernel = Kernel("depthwise.cu", name, STORED=STORED[x.dtype.name], **constants)
         return kernel, (group, images), _ceil(C, group), _ceil(OH, tile_rows) * _ceil(OW, run) * _ceil(N, images)
@@ -235,6 +234,14 @@ def _tile(kernel: Pair, out: Pair) -> Pair:
         return _ceil(OH, tile[0]) * _ceil(OW, tile[1]) * of_a_tile
 
     return min(((r, run) for r, run in sizes if r <= OH and run <= OW), key=instructions)
+
+
+@cache
+def _edge(KW: int, W: int, OW: int, left: int, run: int) -> int:
+    """EDGE: KW // 2 if each tile has no pixels or KW // 2 pixels outside the image on either side, else the whole row."""
+    first = [min(j, OW - run) - left for j in range(0, OW, run)]
+    outside = {max(n, 0) for w in first for n in (-w, w + run + KW - 1 - W)}
+    return KW // 2 if outside <= {0, KW // 2} else run + KW - 1
 
 
 def _matrix(weight: Array) -> Array:

@@ -17,9 +17,10 @@
 //     7 x 7 kernel, 7 x 7 outputs: 13 rows of 13 pixels for 49 · 49 multiply-adds, 14 for each load
 //
 // To save work at the border, rows outside the image are skipped, and so are the first or last EDGE pixels of a row if
-// they are all outside: padding of 3 around images of 7 x 7 leaves 57 % of the multiply-adds. The other pixels of a row
-// are inside, and are loaded without a comparison: where ROWS or RUN does not divide the image, the last tile overlaps
-// the tile before it, and both write the same values.
+// they are outside: padding of 3 around images of 7 x 7 leaves 57 % of the multiply-adds. Where ROWS or RUN does not
+// divide the image, the last tile overlaps the tile before it, and both write the same values. So the pixels between the
+// edges are inside, and those of an edge all inside or all outside: no load needs a comparison. If padding is such that
+// an edge can be partly outside, EDGE is the whole row, and each pixel is compared.
 //
 // Mapping: a block has threads (GROUP, images): GROUP adjacent channels of one tile in several images. Loads are
 // coalesced. All threads of a block have the same tile, so branches do not diverge. Consecutive blocks have the other
@@ -40,8 +41,7 @@
 
 constexpr int GROUPS = (C + GROUP - 1) / GROUP, TAPS = KH * KW;
 constexpr int HEIGHT = ROWS + KH - 1, WIDTH = RUN + KW - 1;  // the pixels of x that a tile reads
-constexpr int LEFT = EDGE < WIDTH ? EDGE : WIDTH;            // pixels 0 to LEFT - 1 of a row, and those from RIGHT on,
-constexpr int RIGHT = LEFT < WIDTH - EDGE ? WIDTH - EDGE : LEFT;  // may be outside the image
+constexpr int RIGHT = EDGE < WIDTH ? WIDTH - EDGE : WIDTH;   // the first pixel of the right edge of a row
 
 // A bit mask of `count` bits: bit p is set if 0 ≤ first + p < size.
 static inline __device__ unsigned inside(int first, int count, int size) {
@@ -51,10 +51,10 @@ static inline __device__ unsigned inside(int first, int count, int size) {
 
 // Tiles are ordered down a column, then by column, then by image.
 struct Tile {
-    int n, i, j;                           // image of this thread; row and column of the first output
-    int repeated_rows, repeated_columns;   // the first rows and columns, which the tile before has too
-    int h, w;                              // row and column of the first pixel of x
-    unsigned rows, columns;                // bit masks of the rows and columns of x inside the image
+    int n, i, j;                          // image of this thread; row and column of the first output
+    int repeated_rows, repeated_columns;  // the number of rows and columns that the tile before has too
+    int h, w;                             // row and column of the first pixel of x
+    unsigned rows, columns;               // bit masks of the rows and columns of x inside the image
 
     __device__ Tile(int number, int H, int W, int OH, int OW, int top, int left) {
         const int down = (OH + ROWS - 1) / ROWS, across = (OW + RUN - 1) / RUN;
@@ -65,7 +65,9 @@ struct Tile {
         h = i - top, w = j - left;
         rows = inside(h, HEIGHT, H), columns = inside(w, WIDTH, W);
     }
-    __device__ bool left() const { return columns & ((1u << LEFT) - 1); }  // whether any of these pixels are inside
+
+    // Whether pixels of an edge are inside the image.
+    __device__ bool left() const { return columns & ((1u << EDGE) - 1); }
     __device__ bool right() const { return columns >> RIGHT; }
 };
 
@@ -74,7 +76,7 @@ template <int FROM, int TO>
 static inline __device__ void load(float (&pixels)[WIDTH], const Stored* row, unsigned columns) {
 #pragma unroll
     for (int q = FROM; q < TO; ++q)
-        pixels[q] = (LEFT <= q && q < RIGHT) || columns >> q & 1 ? (float)row[q * C] : 0.0f;
+        pixels[q] = EDGE < WIDTH || columns >> q & 1 ? (float)row[q * C] : 0.0f;
 }
 
 // Call use(o, p, tap, q) for all products of row r and pixels FROM to TO - 1: output (o, p), its tap, pixel q = p + l.
@@ -93,12 +95,12 @@ static inline __device__ void products(int r, Use use) {
 template <class Use>
 static inline __device__ void use_row(const Tile& tile, const Stored* row, int r, Use use) {
     float pixels[WIDTH];
-    if (tile.left()) load<0, LEFT>(pixels, row, tile.columns);
-    load<LEFT, RIGHT>(pixels, row, tile.columns);
+    if (tile.left()) load<0, EDGE>(pixels, row, tile.columns);
+    load<EDGE, RIGHT>(pixels, row, tile.columns);
     if (tile.right()) load<RIGHT, WIDTH>(pixels, row, tile.columns);
     const auto with_pixel = [&](int o, int p, int tap, int q) { use(o, p, tap, pixels[q]); };
-    if (tile.left()) products<0, LEFT>(r, with_pixel);
-    products<LEFT, RIGHT>(r, with_pixel);
+    if (tile.left()) products<0, EDGE>(r, with_pixel);
+    products<EDGE, RIGHT>(r, with_pixel);
     if (tile.right()) products<RIGHT, WIDTH>(r, with_pixel);
 }
 
