@@ -61,15 +61,16 @@ def next_scalars(groups: Sequence[tuple[Mapping[str, Any], Sequence[dict[str, An
     for group, states in groups:
         lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
         betas, decay = (beta1, beta2, 1 - beta1, 1 - beta2), 1 - lr * float(group["weight_decay"])
-        steps = [state["step"] + 1 for state in states]
-        for state, t in zip(states, steps, strict=True):
-            state["step"] = t
+        steps = []
+        for state in states:
+            state["step"] = t = state["step"] + 1
+            steps.append(t)
         for t, same in groupby(steps):
             scale = 1 / sqrt(1 - beta2**t)
             least = sqrt(SMALLEST) * scale  # of √v̂, unless the kernel flushes v to 0: then do not divide m by 0
             scalars.append((*betas, max(eps, least), decay, lr / (1 - beta1**t), scale))
             counts.append(len(list(same)))
-    return np.repeat(np.array(scalars, np.float32), counts, axis=0)
+    return np.array(scalars, np.float32).repeat(counts, axis=0)
 
 
 @fast_path_of(reference.clip_by_global_norm, supports=lambda grads, max_norm: fits_each(grads))
