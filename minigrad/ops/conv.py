@@ -56,8 +56,13 @@ class Conv2d(Function):
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
         grad_x, grad_y = None, grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
         if self.needs_input_grad[0]:  # (N, H, W, C) -> (N, C, H, W)
-            grad_x = self.method.grad_x(grad_y, self.weight, self.x.shape).transpose(0, 3, 1, 2)
+            grad_x = self.grad_x(grad_y).transpose(0, 3, 1, 2)
         return grad_x, *self.grad_parameters(grad_y)
+
+    def grad_x(self, grad_y: Array) -> Array:
+        """∂x (N, H, W, C), from ∂y (N, OH, OW, O)."""
+        grad_x: Array = self.method.grad_x(grad_y, self.weight, self.x.shape)
+        return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         """∂weight and ∂bias, None if not wanted, from ∂y (N, OH, OW, O)."""
