@@ -58,6 +58,10 @@ class CUDAConv2d(conv.Conv2d):
     def correlate(self, bias: Array | None) -> Array:
         return self.method.correlate(self.x, self.weight, bias)
 
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))  # one copy for all sums
+        return super().backward(grad_y.transpose(0, 3, 1, 2))
+
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         _, want_weight, want_bias = map(bool, self.needs_input_grad)
         sums = self.method.grad_parameters(grad_y, self.x, self.weight.shape, want_weight, want_bias)  # in float32
@@ -99,8 +103,10 @@ class Columns:
     windows: Windows
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        W = array_module(x).zeros((len(weight), self._columns(x)), weight.dtype)
-        W[:, : prod(weight.shape[1:])] = _matrix(weight)
+        W = _matrix(weight)
+        if W.shape[1] < self._columns(x):
+            padded = array_module(x).zeros((len(W), self._columns(x)), W.dtype)
+            padded[:, : W.shape[1]], W = W, padded
         parts = [gemm(self.unfold(x[some]), W.T, bias=bias) for some in self._blocks(x, weight.shape)]
         y = parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
         return y.reshape(len(x), *self.windows.out, -1)
@@ -190,7 +196,7 @@ class Depthwise:
         partials = xp.empty((count, C * taps + C), FLOAT32)
         grad_weight, grad_bias = xp.empty(shape, FLOAT32), xp.empty(C, FLOAT32)
         sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
-        arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
+        arrays = grad_y, xp.ascontiguousarray(x)
         kernel = self._kernel("depthwise_grad_weight", x, run)
         kernel((groups, count), (WARP, WARPS), *arrays, partials, *sizes)
         sum_rows(kernel, partials, grad_weight, grad_bias)
