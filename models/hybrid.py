@@ -21,6 +21,7 @@ from typing import Any
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import norm_relu
 from minigrad.ops.checks import sides
 from models.model import Size, check_lists, check_sizes, image_size
 from models.registry import register
@@ -60,7 +61,7 @@ class Stem(nn.Module):
         self.norm = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))
+        x = norm_relu(self.conv(x), self.norm)
         if not self.pool:
             return x
         H, W = (same_padding(size, 3, 2) for size in x.shape[2:])
@@ -92,9 +93,9 @@ class Bottleneck(nn.Module):
         self.norm3 = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
+        y = norm_relu(self.conv1(x), self.norm1)
+        y = norm_relu(self.conv2(y), self.norm2)
+        return norm_relu(self.conv3(y), self.norm3, shortcut=self.downsample(x))  # relu(norm3(...) + downsample(x))
 
 
 class Stage(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad import Tensor, autocast, manual_seed
+from minigrad import Tensor, autocast, manual_seed, where
 from minigrad import functional as F
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
@@ -63,6 +63,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 32, weight, bias)
+
+
+def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z is far from 0, where a rounding error would switch the gradient on or off."""
+    return F.group_norm_relu(x, 32, weight, bias + where(bias > 0, 20.0, -20.0))
 
 
 class Last(Function):
@@ -137,6 +142,7 @@ CASES = [
     ),
     Case("cross_entropy b512", cross_entropy, ((512, 1000),), ((6, 10),)),
     Case("group_norm", group_norm, ((512, 64, 32, 32), (64,), (64,)), ((2, 64, 4, 4), (64,), (64,)), images=True),
+    Case("group_norm_relu", group_norm_relu, ((512, 32, 32, 32), (32,), (32,)), ((2, 64, 4, 4), (64,), (64,)), images=True),
     Case("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7)), images=True),
     Case("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7)), images=True),
     Case("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3)), images=True),
@@ -147,6 +153,7 @@ CASES = [
 HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
 ALSO_IN_HALF_PRECISION = {
     "layer_norm, ViT-B b128", "residual + layer_norm, ViT-B b128", "gelu, ViT CIFAR b512", "relu", "group_norm",
+    "group_norm_relu",
 }  # fmt: skip
 CASES += [
     case._replace(name=f"{case.name}, {dtype}", limit=limit, dtype=dtype)
