@@ -1,4 +1,4 @@
-"""L5: residual connections: with layer scale, stochastic depth and the norm that follows; and after a norm, with the ReLU
+"""L5: residual connections: with layer scale, stochastic depth and the norm that follows; after a norm, with the ReLU
 that follows."""
 
 from typing import TypeGuard, TypeVar

@@ -66,8 +66,8 @@ def test_group_norm_matches_reference(N, groups, width, H, W, weight, bias, eps,
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @given(
     st.integers(1, 2), st.sampled_from([(1, 32), (2, 32), (4, 16), (8, 4), (16, 4), (64, 1), (3, 2), (5, 8)]),
-    st.integers(3, 6), st.integers(2, 20), st.booleans(), st.booleans(), st.sampled_from(["none", "given", "unaligned"]),
-    st.sampled_from(ORDERS), st.integers(0, 99),
+    st.integers(3, 6), st.integers(2, 20), st.booleans(), st.booleans(),
+    st.sampled_from(["none", "given", "unaligned"]), st.sampled_from(ORDERS), st.integers(0, 99),
 )  # fmt: skip
 def test_group_norm_relu_matches_reference(dtype, N, channels, H, W, weight, bias, shortcut, order, seed):
     """Packs have several groups, a part of a group, or one; ∂z is 0 or ∂y, and no z is within rounding errors of 0."""
@@ -217,8 +217,8 @@ def test_forward_saves_only_what_backward_reads():
     with emulated():
         node = F.group_norm(x, 4).grad_fn
         relu, added = (relu_of(4)(x, shortcut=shortcut).grad_fn for shortcut in (None, x))
-    for node, count in ((node, 0), (relu, 0), (added, 2 * 8 * 3 * 5)):  # y, if it has a shortcut
-        kept = [value for value in vars(node).values() if isinstance(value, np.ndarray)]
+    for op, count in ((node, 0), (relu, 0), (added, 2 * 8 * 3 * 5)):  # y, if it has a shortcut
+        kept = [value for value in vars(op).values() if isinstance(value, np.ndarray)]
         assert np.shares_memory(kept[0], x.numpy())
         assert sum(value.size for value in kept[1:]) == 2 * 2 * 4 + count
 

@@ -21,9 +21,9 @@ SECTORS = 64  # bytes: two sectors of memory, the minimum for the channels of a 
 
 
 class Launches:
-    """The launches of both ops below, which set `relu`."""
+    """The launches of both ops below, which set `with_relu`."""
 
-    relu: bool
+    with_relu: bool
 
     def run_forward(
         self, x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, groups: int, eps: float
@@ -38,8 +38,8 @@ class Launches:
             "group_norm_forward", (x, shortcut, y),
             x, weight, bias, shortcut, y, self.mean, self.rstd, *self._sizes(), np.float32(eps),
         )  # fmt: skip
-        self.bias = bias if self.relu and shortcut is None else None
-        self.y = y if self.relu and shortcut is not None else None
+        self.bias = bias if self.with_relu and shortcut is None else None
+        self.y = y if self.with_relu and shortcut is not None else None
         return y.transpose(0, 3, 1, 2)
 
     def run_backward(self, grad_output: Array, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
@@ -75,7 +75,7 @@ class Launches:
         aligned = all(a is None or pointer(a) % PACK == 0 for a in packed)
         pack = gcd(PACK // itemsize, channels) if aligned else 1
         threads = MAX_THREADS if H * W * channels > LARGE else THREADS
-        kernel = _kernel(name, STORED[self.x.dtype.name], self.relu, width, channels // width, threads, pack)
+        kernel = _kernel(name, STORED[self.x.dtype.name], self.with_relu, width, channels // width, threads, pack)
         kernel((C // channels, N), threads, *args)
         return kernel
 
@@ -92,7 +92,7 @@ class CUDAGroupNorm(Launches, norm.GroupNorm):
     Dtypes: x and y float32, bfloat16 or float16; weight, bias, μ and r float32.
     """
 
-    relu = False
+    with_relu = False
 
     @staticmethod
     def supports(x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> bool:
@@ -101,8 +101,9 @@ class CUDAGroupNorm(Launches, norm.GroupNorm):
     def forward(self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float) -> Array:
         return self.run_forward(x, weight, bias, None, num_groups, eps)
 
-    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
-        return self.run_backward(grad_output, (*self.needs_input_grad, False))[:3]
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        grad_x, grad_weight, grad_bias, _ = self.run_backward(grad_output, (*self.needs_input_grad, False))
+        return grad_x, grad_weight, grad_bias
 
 
 @fast_path_of(norm.GroupNormReLU)
@@ -113,7 +114,7 @@ class CUDAGroupNormReLU(Launches, norm.GroupNormReLU):
     backward computes y ≤ 0 again.
     """
 
-    relu = True
+    with_relu = True
 
     @staticmethod
     def supports(
