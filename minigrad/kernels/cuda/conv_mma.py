@@ -41,9 +41,8 @@ class ImplicitGEMM:
             return False
         if x.size > np.iinfo(np.int32).max or capability(x) < MIN_CAPABILITY:
             return False
-        method = ImplicitGEMM(windows)
-        sizes = [method._shared("correlate", O, grad_x=False), method._shared("correlate", C, grad_x=True)]
-        return max(*sizes, method._shared("grad_weight", O, grad_x=False)) <= most_shared(x)
+        kernels = ("correlate", O, False), ("correlate", C, True), ("grad_weight", O, False)
+        return max(shared_bytes(windows.kernel, S, TILE_WIDTHS[0], *each) for each in kernels) <= most_shared(x)
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         xp = array_module(x)
@@ -72,7 +71,7 @@ class ImplicitGEMM:
         kernel(
             (N * tiles, 1, classes), (WARP, TILE_H * tile_w // 32 * (out // 32)),
             _packed(source), weight, bias, result, *map(np.int32, (*source.shape[1:], RH, RW, *self.windows.before)),
-            shared=self._shared("correlate", out, grad_x=grad_x, tile_w=tile_w),
+            shared=shared_bytes(self.windows.kernel, S, tile_w, "correlate", out, grad_x),
         )  # fmt: skip
 
     def _grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
@@ -86,7 +85,7 @@ class ImplicitGEMM:
             (1, parts, count), (WARP, O // 8),
             _packed(grad_y), _packed(x), partials,
             *map(np.int32, (*x.shape, *grad_y.shape[1:], *self.windows.before)),
-            shared=self._shared("grad_weight", O, grad_x=False, tile_w=tile_w),
+            shared=shared_bytes((KH, KW), self.windows.stride[0], tile_w, "grad_weight", O, False),
         )  # fmt: skip
         sum_rows(kernel, partials, grad_weight)
         return grad_weight.transpose(0, 3, 1, 2)
@@ -96,18 +95,19 @@ class ImplicitGEMM:
         tile_w = TILE_WIDTHS[0] if windows[1] > TILE_WIDTHS[1] else TILE_WIDTHS[1]
         return _ceil(windows[0], TILE_H) * _ceil(windows[1], tile_w), tile_w
 
-    def _shared(self, name: str, out: int, *, grad_x: bool, tile_w: int = TILE_WIDTHS[0]) -> int:
-        """Bytes of shared memory of a block: the patch, and the weights of all taps or the tile of ∂y."""
-        (KH, KW), S = self.windows.kernel, self.windows.stride[0]
-        step, taps_h, taps_w = (1, _ceil(KH, S), _ceil(KW, S)) if grad_x else (S, KH, KW)
-        patch = ((TILE_H - 1) * step + taps_h) * ((tile_w - 1) * step + taps_w) * (CHUNK + PADDING)
-        weights = out * (taps_h * taps_w * CHUNK + PADDING)
-        return 2 * (patch + (weights if name == "correlate" else TILE_H * tile_w * (out + PADDING)))
-
     def _kernel(self, name: str, dtype: np.dtype, tile_w: int, out: int, grad_x: bool) -> Kernel:
         return _kernel(
             f"conv_mma_{name}", STORED[dtype.name], self.windows.kernel, self.windows.stride[0], tile_w, out, grad_x
         )
+
+
+@cache
+def shared_bytes(kernel: Pair, stride: int, tile_w: int, name: str, out: int, grad_x: bool) -> int:
+    """Bytes of shared memory of a block: the patch, and the weights of all taps or the tile of ∂y."""
+    step, taps_h, taps_w = (1, *(_ceil(taps, stride) for taps in kernel)) if grad_x else (stride, *kernel)
+    patch = ((TILE_H - 1) * step + taps_h) * ((tile_w - 1) * step + taps_w) * (CHUNK + PADDING)
+    weights = out * (taps_h * taps_w * CHUNK + PADDING)
+    return 2 * (patch + (weights if name == "correlate" else TILE_H * tile_w * (out + PADDING)))
 
 
 @cache
