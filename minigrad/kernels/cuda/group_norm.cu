@@ -32,7 +32,7 @@
 // warps[STORED=float RELU=1 WIDTH=1 GROUPS=16 THREADS=512 PACK=1]: group_norm_forward 40, group_norm_backward 32
 // warps[STORED=float RELU=1 WIDTH=64 GROUPS=1 THREADS=512 PACK=4]: group_norm_forward 32, group_norm_backward 16
 // warps[STORED=BFloat16 RELU=0 WIDTH=8 GROUPS=4 THREADS=256 PACK=8]: group_norm_forward 32, group_norm_backward 16
-// warps[STORED=BFloat16 RELU=1 WIDTH=1 GROUPS=32 THREADS=512 PACK=8]: group_norm_forward 32, group_norm_backward 16
+// warps[STORED=BFloat16 RELU=1 WIDTH=1 GROUPS=32 THREADS=256 PACK=8]: group_norm_forward 32, group_norm_backward 16
 // warps[STORED=BFloat16 RELU=1 WIDTH=2 GROUPS=16 THREADS=512 PACK=8]: group_norm_forward 32, group_norm_backward 16
 // warps[STORED=BFloat16 RELU=1 WIDTH=16 GROUPS=2 THREADS=256 PACK=8]: group_norm_forward 32, group_norm_backward 16
 // warps[STORED=Half RELU=1 WIDTH=64 GROUPS=1 THREADS=512 PACK=8]: group_norm_forward 32, group_norm_backward 16

@@ -13,8 +13,8 @@ from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cuda.launch import MAX_GRID, PACK, STORED, Kernel, on_gpu, sum_rows
 from minigrad.ops import norm
 
-THREADS, MAX_THREADS = 256, 512  # threads of a block; if it has more than LARGE elements
-LARGE = 1 << 13
+THREADS, MAX_THREADS = 256, 512  # of a block; if it has more than LARGE elements
+LARGE = 1 << 16  # (of two resident blocks, one loads while the other reduces)
 MAX_WIDTH = THREADS  # channels of a group
 MAX_PIXELS = 1 << 30  # of an image
 SECTORS = 64  # bytes: two sectors of memory, the minimum for the channels of a block, if they are a power of two
