@@ -65,8 +65,23 @@ class CUDAConv2d(conv.Conv2d):
         return self.method.correlate(self.x, self.weight, bias)
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
-        grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))  # one copy for all sums
+        return self.backward_accumulate(grad_output, None)
+
+    def backward_accumulate(
+        self, grad_output: Array, total: Array | None
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        # one copy of ∂y for all sums, (N, O, OH, OW) -> (N, OH, OW, O)
+        grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))
+        self.total = None if total is None else total.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         return super().backward(grad_y.transpose(0, 3, 1, 2))
+
+    def grad_x(self, grad_y: Array) -> Array:
+        if isinstance(self.method, Depthwise):
+            return self.method.grad_x(grad_y, self.weight, self.x.shape, self.total)
+        grad_x = super().grad_x(grad_y)
+        if self.total is not None:
+            grad_x += self.total
+        return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         _, want_weight, want_bias = map(bool, self.needs_input_grad)
@@ -186,9 +201,10 @@ class Depthwise:
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return self._correlate(x, weight, bias, self.windows.out, self.windows.before, flipped=False)
 
-    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...], total: Array | None = None) -> Array:
+        """∂x + `total`."""
         (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
-        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), flipped=True)
+        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), total, flipped=True)
 
     def grad_parameters(
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
@@ -208,13 +224,14 @@ class Depthwise:
         return grad_weight, grad_bias if want_bias else None
 
     def _correlate(
-        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, *, flipped: bool
-    ) -> Array:
+        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, total: Array | None = None,
+        *, flipped: bool,
+    ) -> Array:  # fmt: skip
         xp, (N, H, W, C) = array_module(x), x.shape
         y = xp.empty((N, *out, C), x.dtype)
         kernel, block, groups, tiles = self._launch("depthwise_correlate", x, out, before)
         sizes = (np.int32(n) for n in (flipped, N, H, W, *out, *before))
-        arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
+        arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias, total))
         kernel(groups * tiles, block, *arrays, y, *sizes)
         return y
 
