@@ -20,14 +20,14 @@ from minigrad.methods import raw_array
 from minigrad.ops import checks
 from minigrad.ops.activation import GELU, GELUTanh, LogSoftmax, ReLU, SiLU, Softmax
 from minigrad.ops.attention import ScaledDotProductAttention
-from minigrad.ops.conv import Conv2d
+from minigrad.ops.conv import Conv2d, sides_of_padding
 from minigrad.ops.dropout import Dropout
 from minigrad.ops.einsum import Einsum
 from minigrad.ops.elementwise import Where
 from minigrad.ops.interpolate import Interpolate
 from minigrad.ops.loss import CrossEntropy, MSELoss
 from minigrad.ops.matmul import Linear
-from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm, StandardizeWeight
 from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Pad
@@ -93,7 +93,7 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair | str = 0,
+    padding: Pair | tuple[tuple[int, int], tuple[int, int]] | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
@@ -106,11 +106,12 @@ def conv2d(
 
     Args:
         input: floating-point. If it is 16-bit, so is y, whatever the dtypes of `weight` and `bias`.
-        padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only).
+        padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only). Beyond
+            PyTorch's: ((above, below), (left, right)), if the sides differ.
         groups: the number of groups of channels; output channels of a group depend only on its input channels.
     """
     groups = checks.integer(groups, "groups", "conv2d")
-    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", minimum=0)
+    padding = padding if isinstance(padding, str) else sides_of_padding(padding)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return _batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **options), input)
 
@@ -199,6 +200,22 @@ def group_norm(
     """
     num_groups = checks.integer(num_groups, "num_groups", "group_norm")
     return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
+
+
+def group_norm_relu(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """`relu(group_norm(input, num_groups, weight, bias, eps) + shortcut)` by one op, without `shortcut` by default.
+
+    Shapes: as for `group_norm`; the shortcut has the shape of the input.
+    """
+    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
+    return Tensor.apply(GroupNormReLU, input, weight, bias, shortcut, num_groups=num_groups, eps=eps)
 
 
 def batch_norm(

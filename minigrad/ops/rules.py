@@ -36,7 +36,7 @@ from minigrad.ops.elementwise import (
 from minigrad.ops.indexing import GetItem
 from minigrad.ops.loss import CrossEntropy, MSELoss
 from minigrad.ops.matmul import Linear, MatMul
-from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumSum, LogSumExp, Mean, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
@@ -62,7 +62,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     2: [MatMul, Residual, ResidualLayerNorm],  # both factors; x and the branch, not the parameters
     1: [WindowAttention],  # qkv, not the relative position bias
     # Norms: the input keeps its dtype; statistics and parameters are float32.
-    0: [LayerNorm, GroupNorm, BatchNorm],
+    0: [LayerNorm, GroupNorm, GroupNormReLU, BatchNorm],
     # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Log, Softmax, LogSoftmax, CrossEntropy, MSELoss,

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
+from minigrad.autograd import tape
 from minigrad.backend.cublas import pointer
 from minigrad.backend.dtypes import is_half
 from minigrad.kernels.cuda import conv
@@ -253,6 +254,29 @@ def test_unneeded_gradients_are_not_computed(case, wanted):
             "depthwise": (["depthwise_correlate"], ["depthwise_correlate"], ["depthwise_grad_weight", "sum_rows"]),
         }.get(case.split(",")[0], (["unfold"], ["fold"], ["unfold"]))
         assert kernel_names(launches) == forward + for_x * wanted[0] + for_weight * wanted[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [((8, 1, 3, 3), 8), ((8, 8, 1, 1), 1), ((8, 8, 3, 3), 1)], ids=["depthwise", "1 x 1", "3 x 3"]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_of_a_residual_connection_is_added(kernel, groups, layout, dtype):
+    """y = x + conv(x): the op adds ∂y to its ∂x, in the kernel of a depthwise convolution."""
+    conv_op = conv2d(padding=kernel[2] // 2, groups=groups)
+
+    def residual(x, weight):
+        x = x * 1  # an activation
+        return x + conv_op(x, weight)
+
+    arrays = random_images(0, 2, 8, 5, 7, layout=layout, dtype=dtype), normal(1, *kernel)
+    with recorded() as launches, patch.object(tape, "plus", None):  # the engine adds nothing
+        found = run_op(residual, *arrays)
+    totals = [launch.args[3] for launch in launches if launch.kernel.name == "depthwise_correlate"]
+    assert groups == 1 or (totals[0] is None and totals[1] is not None)
+    expected = comparison.run_reference(residual, *arrays, grad_y=found.grad_y)
+    limit = 1e-5 + 3 * comparison.UNIT_ROUNDOFF[dtype] * is_half(dtype)
+    assert comparison.max_error(found.results[1:], expected[1:]) <= limit
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

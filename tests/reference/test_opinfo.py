@@ -287,7 +287,8 @@ SMALL_SAMPLE_SETS = {"where", "half"}  # PyTorch's larger sets fail for `where`,
 NOT_IN_TABLE = {
     "clamp",  # in the table as hardtanh and relu6
     "bfloat16", "cpu", "cuda", "to",  # conversions; PyTorch's samples for `to` test memory formats
-    "drop_path", "residual", "residual_layer_norm", "standardize_weight", "window_attention",  # not in PyTorch
+    "drop_path", "group_norm_relu", "residual", "residual_layer_norm",  # not in PyTorch
+    "standardize_weight", "window_attention",
 }  # fmt: skip
 OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 

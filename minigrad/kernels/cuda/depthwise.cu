@@ -34,7 +34,7 @@
 // warps[STORED=BFloat16 C=40 KH=7 KW=7 ROWS=4 RUN=8 EDGE=3 GROUP=40]: depthwise_correlate 16, depthwise_grad_weight 16
 // warps[STORED=BFloat16 C=320 KH=7 KW=7 ROWS=2 RUN=2 EDGE=3 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 16
 // warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=13 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
-// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 24
+// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 24
 // warps[STORED=float C=96 KH=9 KW=9 ROWS=4 RUN=4 EDGE=4 GROUP=32]: depthwise_correlate 12, depthwise_grad_weight 8
 #include "common.cuh"
 #include "stored.cuh"
@@ -104,12 +104,14 @@ static inline __device__ void use_row(const Tile& tile, const Stored* row, int r
     if (tile.right()) products<RIGHT, WIDTH>(r, with_pixel);
 }
 
-// y from x; or ∂x from ∂y, with the weight flipped, top', left', and a null bias.
+// y from x; or ∂x from ∂y, with the weight flipped, top', left', and a null bias. Then `total`, of the shape of ∂x, is
+// added, unless it is null: the gradient that x has received so far.
 //
 //   grid   GROUPS · tiles of an image · ceil(N / blockDim.y)          block   (GROUP, images), at most 256 threads
 extern "C" __global__ void __launch_bounds__(256, TAPS <= 49 ? 2 : 1)
 depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ weight, const Stored* __restrict__ bias,
-                    Stored* __restrict__ y, int flipped, int N, int H, int W, int OH, int OW, int top, int left) {
+                    const Stored* __restrict__ total, Stored* __restrict__ y, int flipped, int N, int H, int W, int OH,
+                    int OW, int top, int left) {
     // The weights of the block's channels, (TAPS, GROUP). The padding of a row avoids bank conflicts along a column.
     __shared__ float taps[TAPS][GROUP + 1];
     const int first = blockIdx.x % GROUPS * GROUP, c = first + threadIdx.x;
@@ -137,11 +139,11 @@ depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ wei
         if (tile.rows >> r & 1)
             use_row(tile, row, r, [&](int o, int p, int tap, float pixel) { sum[o][p] += weights[tap] * pixel; });
 
-    Stored* out = y + (((long long)tile.n * OH + tile.i) * OW + tile.j) * C + c;
+    long long at = (((long long)tile.n * OH + tile.i) * OW + tile.j) * C + c;
 #pragma unroll
-    for (int o = 0; o < ROWS; ++o, out += OW * C)
+    for (int o = 0; o < ROWS; ++o, at += OW * C)
 #pragma unroll
-        for (int p = 0; p < RUN; ++p) out[p * C] = sum[o][p];
+        for (int p = 0; p < RUN; ++p) y[at + p * C] = sum[o][p] + (total ? (float)total[at + p * C] : 0.0f);
 }
 
 // Partial sums of ∂weight and ∂bias, for sum_rows. A block loops over `tiles`: those of all images.
