@@ -401,6 +401,7 @@ inline const char* run(void (*function)(void**), const Launch& how, void** value
 #define CUDA_ON_CPU
 #define __global__
 #define __device__
+#define __constant__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -459,6 +460,7 @@ template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
 
 template <class T> T __ldg(const T* address) { return *address; }
 
+using std::isinf;
 using std::max;
 using std::min;
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }

@@ -32,6 +32,7 @@ from minigrad.backend.cublas import pointer
 from minigrad.backend.fast_paths import FAST_PATHS
 from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, Launch, Recorder, use_device
 
+FOLDERS = (FOLDER, FOLDER.parents[2] / "train" / "data" / "cuda")  # of CUDA sources
 ORDERS = ("round robin", "first warp ahead", "last warp ahead", "shuffled")
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 CACHE = Path(tempfile.gettempdir()) / f"minigrad-cuda-on-cpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -265,7 +266,7 @@ def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str |
 
     before = dict(FAST_PATHS)
     for op, paths in before.items():
-        FAST_PATHS[op] = tuple(sorted(paths, key=lambda path: not path.__module__.startswith("minigrad.kernels.cuda.")))
+        FAST_PATHS[op] = tuple(sorted(paths, key=lambda path: ".cuda." not in path.__module__))
     try:
         with use_device(device), patch.object(np, "empty", empty), patch.object(np, "empty_like", empty_like):
             yield device

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from minigrad.kernels.cuda.launch import FOLDER, Kernel, source_for_cupy
-from tests.cuda.runner import CACHE, kernels
+from minigrad.kernels.cuda.launch import Kernel, source_for_cupy
+from tests.cuda.runner import CACHE, FOLDERS, kernels
 
 # resident warps per multiprocessor (A100, RTX 40, H100, B200)
 MAX_WARPS = {"sm_80": 64, "sm_89": 48, "sm_90": 64, "sm_100": 64}
@@ -33,16 +33,27 @@ def resident_warps(registers):
 
 def table(path):
     """The lines `// warps[COLUMNS=192 TEAM=32]: forward 48, backward 32` of a source: macros, and the minimum number
-    of resident warps of each kernel."""
-    lines = re.findall(r"^// warps\[(.*)\]: (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return [
-        (tuple(constants.split()), {name: int(least) for name, least in map(str.split, minima.split(","))})
-        for constants, minima in lines
-    ]
+    of resident warps of each kernel. A line may be continued after a comma."""
+    text = re.sub(r",\n//\s+", ",", path.read_text(encoding="utf-8"))
+    lines = re.findall(r"^// warps\[(.*)\]: (.+)$", text, re.MULTILINE)
+    return [(tuple(constants.split()), numbers(minima)) for constants, minima in lines]
 
 
-SOURCES = sorted(FOLDER.glob("*.cu"))
-SHARED = dict(minimum for header in FOLDER.glob("*.cuh") for _, row in table(header) for minimum in row.items())
+def numbers(text):
+    """forward 48, backward 32 -> {"forward": 48, "backward": 32}."""
+    return {name: int(number) for name, number in map(str.split, text.split(","))}
+
+
+def stacks(path):
+    """The line `// stack: kernel 40` of a source: the maximum bytes of the stack frame of a kernel, by default 0.
+
+    Functions such as cos need a stack for large arguments, even if no argument is large."""
+    lines = re.findall(r"^// stack: (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: size for line in lines for name, size in numbers(line).items()}
+
+
+SOURCES, HEADERS = (sorted(path for folder in FOLDERS for path in folder.glob(ending)) for ending in ("*.cu", "*.cuh"))
+SHARED = dict(minimum for header in HEADERS for _, row in table(header) for minimum in row.items())
 ROWS = [
     pytest.param(path, *row, id=f"{path.name} {' '.join(row[0])}", marks=[pytest.mark.exhaustive] if i else ())
     for path in SOURCES
@@ -52,7 +63,7 @@ each = pytest.mark.parametrize(("path", "macros", "minima"), ROWS)
 
 
 def test_every_kernel_states_its_occupancy():
-    files = [*SOURCES, *FOLDER.glob("*.cuh")]
+    files = [*SOURCES, *HEADERS]
     named = {path.name: {name for _, minima in table(path) for name in minima} for path in files}
     assert {path.name: set(kernels(path)) for path in files} == named, (
         "each file must state the minimum resident warps of its kernels, for the macros it is compiled with, in lines "
@@ -61,7 +72,7 @@ def test_every_kernel_states_its_occupancy():
 
 
 def assert_fits(log, path, minima, architectures):
-    """Check the log of ptxas: no stack frame or spills, and the stated number of resident warps."""
+    """Check the log of ptxas: no spills, no stack frame but the stated, and the stated number of resident warps."""
     found = re.findall(
         r"entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill "
         r"loads.*?Used (\d+) registers",
@@ -70,9 +81,10 @@ def assert_fits(log, path, minima, architectures):
     )
     assert {(name, arch) for name, arch, *_ in found} >= {(k, a) for k in kernels(path) for a in architectures}, log
     minima = SHARED | minima
-    for name, arch, *memory, registers in found:
-        spilled = max(map(int, memory))
-        assert spilled <= SPILLED.get(arch, 0), f"{name} for {arch}: stack frame, spill stores, loads: {memory} bytes"
+    for name, arch, stack, *spills, registers in found:
+        allowed = SPILLED.get(arch, 0)
+        assert max(map(int, spills)) <= allowed, f"{name} for {arch}: spill stores and loads of {spills} bytes"
+        assert int(stack) <= max(allowed, stacks(path).get(name, 0)), f"{name} for {arch}: stack frame of {stack} bytes"
         least, warps = min(minima.get(name, 0), MAX_WARPS[arch]), resident_warps(int(registers))
         assert warps >= least, f"{name} for {arch}: {registers} registers allow {warps} resident warps of {least}"
 
@@ -83,12 +95,17 @@ def test_nvcc_compiles_without_spills(path, macros, minima):
     assert_fits(nvcc(path, macros), path, minima, nvcc_architectures())
 
 
+def options_of(path, macros):
+    """The options with which minigrad/kernels/cuda/launch.py compiles a source."""
+    return Kernel(path, "any", **dict(macro.split("=", 1) for macro in macros)).options
+
+
 def nvcc(path, macros):
     """The output of nvcc, cached on disk: a compilation takes a second or two."""
-    command = ["nvcc", "-std=c++17", "-ftz=true", "-fatbin", "-Werror", "all-warnings", "-Xptxas", "-v", f"-I{FOLDER}"]
+    command = ["nvcc", "-ftz=true", "-fatbin", "-Werror", "all-warnings", "-Xptxas", "-v"]
     command += [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in nvcc_architectures()]
-    command += [f"-D{macro}" for macro in macros]
-    texts = [path.read_text(), *(path.read_text() for path in sorted(FOLDER.glob("*.cuh")))]
+    command += [option.replace(",", r"\,") for option in options_of(path, macros)]  # nvcc splits options at commas
+    texts = [file.read_text() for file in (path, *HEADERS)]
     key = sha256("\0".join([*command, version(), *texts]).encode()).hexdigest()
     kept = CACHE / f"{key[:32]}.log"
     if not kept.exists():
@@ -130,12 +147,9 @@ def test_nvrtc_compiles_without_spills(path, macros, minima):
     library = nvrtc_library(nvrtc_path())
     log, architectures = "", nvrtc_architectures(library)
     for arch in architectures:
-        # the options of minigrad/kernels/cuda/launch.py, those that CuPy 14 adds (cupy/cuda/compiler.py), and ptxas -v
-        options = [
-            "--std=c++17", f"-I{FOLDER}", *(f"-D{macro}" for macro in macros), "-ftz=true", f"-arch={arch}",
-            "--device-as-default-execution-space", "--ptxas-options=-v",
-        ]  # fmt: skip
-        status, said = nvrtc(library, source_for_cupy(Kernel(path.name, "any")), options)
+        # those that CuPy 14 adds (cupy/cuda/compiler.py), and ptxas -v
+        more = ["-ftz=true", f"-arch={arch}", "--device-as-default-execution-space", "--ptxas-options=-v"]
+        status, said = nvrtc(library, source_for_cupy(Kernel(path, "any")), [*options_of(path, macros), *more])
         assert status == 0 and "warning" not in said, said
         log += said
     assert_fits(log, path, minima, architectures)

@@ -12,11 +12,17 @@ _tape: list[Callable[[], Any]] | None = None
 alive: dict[int, Any] = {}  # weak references to all arrays, by id
 
 
+launches = 0  # operations that are launches on a GPU: all but allocations and views
+
+
 def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """Call a function of NumPy arrays, and record the call during capture."""
+    global launches
     result = function(*inputs, **options)
     if isinstance(result, np.generic):
         result = np.asarray(result)
+    is_view = isinstance(result, np.ndarray) and result.base is not None and options.get("out") is None
+    launches += not is_view and function not in (np.empty, np.empty_like)
     if _tape is not None:
         into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
 
