@@ -86,11 +86,15 @@ def test_ops_never_see_tensors():
         assert not re.search(r"minigrad\.(tensor|methods|functional|nn|optim)", path.read_text()), path
 
 
-def test_only_the_package_imports_kernels():
-    """Importing minigrad registers the fast paths. Other code finds them by `minigrad/backend/fast_paths.py`."""
-    kernels = ROOT / "minigrad" / "kernels"
+KERNELS = {ROOT / "minigrad" / "kernels": ROOT / "minigrad", ROOT / "train" / "data" / "cuda": ROOT / "train" / "data"}
+"""The folders with fast paths, and the packages whose import registers them."""
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_package_imports_kernels(kernels):
+    """Importing the package registers the fast paths. Other code finds them by `minigrad/backend/fast_paths.py`."""
     for path in FILES:
-        if kernels not in path.parents and path != ROOT / "minigrad" / "__init__.py":
+        if not KERNELS.keys() & set(path.parents) and path != KERNELS[kernels] / "__init__.py":
             found = [str(p.relative_to(ROOT)) for p in imported(path) if kernels in p.parents]
             assert not found, f"{path.relative_to(ROOT)} imports {found}"
 

@@ -29,16 +29,24 @@ _lock = threading.Lock()
 _NOT_SAVED = {"edges", "needs_input_grad", "hooks"}
 
 
-def note(arrays: Iterable[Array]) -> None:
-    """Record a write to each of these arrays."""
+def note(arrays: Iterable[Array]) -> list[int]:
+    """Record a write to each of these arrays. Returns the keys of their memory."""
+    memory = [_memory(x) for x in arrays]
+    with _lock:
+        for key, owner in memory:
+            if key not in _owners:
+                _owners[key] = weakref.ref(owner, partial(_forget, key))
+    keys = [key for key, _ in memory]
+    note_again(keys)
+    return keys
+
+
+def note_again(keys: Iterable[int]) -> None:
+    """Record a write to the arrays of an earlier `note`, by their keys. The arrays must still exist."""
     global latest
     with _lock:
         latest = next_age()
-        for x in arrays:
-            key, owner = _memory(x)
-            _numbers[key] = latest
-            if key not in _owners:
-                _owners[key] = weakref.ref(owner, partial(_forget, key))
+        _numbers.update(dict.fromkeys(keys, latest))
 
 
 def overwritten(node: Node) -> Array | None:

@@ -41,7 +41,7 @@ from minigrad.ops.elementwise import (
 from minigrad.ops.indexing import Embedding, Gather, GetItem, Scatter, ScatterAdd, promote_source
 from minigrad.ops.loss import BCELoss, BCEWithLogits, CrossEntropy, HuberLoss, KLDiv, L1Loss, MSELoss, NLLLoss
 from minigrad.ops.matmul import Linear, MatMul
-from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean, Norm, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.rounding import FloorDivide, Remainder
@@ -76,7 +76,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     2: [MatMul, Residual, ResidualLayerNorm],  # both factors; x and the branch, not the parameters
     1: [WindowAttention],  # qkv, not the relative position bias
     # Norms: the input keeps its dtype; statistics and parameters are float32.
-    0: [LayerNorm, GroupNorm, BatchNorm],
+    0: [LayerNorm, GroupNorm, GroupNormReLU, BatchNorm],
     # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Expm1, Log, Log1p, Rsqrt, Softmax, LogSoftmax, Softplus,

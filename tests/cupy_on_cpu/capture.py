@@ -12,11 +12,17 @@ _tape: list[Callable[[], Any]] | None = None
 alive: dict[int, Any] = {}  # weak references to all arrays, by id
 
 
+launches = 0  # operations that are launches on a GPU: all but allocations and views
+
+
 def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """Call a function of NumPy arrays, and record the call during capture."""
+    global launches
     result = function(*inputs, **options)
     if isinstance(result, np.generic):
         result = np.asarray(result)
+    is_view = isinstance(result, np.ndarray) and result.base is not None and options.get("out") is None
+    launches += not is_view and function not in (np.empty, np.empty_like)
     if _tape is not None:
         into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
 
@@ -34,6 +40,14 @@ def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 def refuse_in_capture(what: str) -> None:
     if _tape is not None:
         raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's message
+
+
+def refuse_function_in_capture(name: str) -> None:
+    """Raise, as CuPy does, for products, and for a function whose result has a shape that depends on values."""
+    if name == "nonzero":
+        refuse_in_capture("D2H transfers")
+    if name in ("dot", "matmul") and _tape is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")  # CuPy's message
 
 
 def _memory(x: np.ndarray) -> np.ndarray:

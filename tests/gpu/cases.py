@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad import Tensor, autocast, manual_seed
+from minigrad import Tensor, autocast, manual_seed, where
 from minigrad import functional as F
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
@@ -65,6 +65,11 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 32, weight, bias)
 
 
+def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z is far from 0, where a rounding error would switch the gradient on or off."""
+    return F.group_norm_relu(x, 32, weight, bias + where(bias > 0, 20.0, -20.0))
+
+
 class Last(Function):
     """The last output; backward passes its gradient to all. So all outputs count in the loss, without a kernel."""
 
@@ -96,6 +101,10 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
+
+
+def strided(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, stride=2, padding=((0, 1), (0, 1)))
 
 
 def patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -137,6 +146,10 @@ CASES = [
     ),
     Case("cross_entropy b512", cross_entropy, ((512, 1000),), ((6, 10),)),
     Case("group_norm", group_norm, ((512, 64, 32, 32), (64,), (64,)), ((2, 64, 4, 4), (64,), (64,)), images=True),
+    Case(
+        "group_norm_relu", group_norm_relu,
+        ((512, 32, 32, 32), (32,), (32,)), ((2, 64, 4, 4), (64,), (64,)), images=True,
+    ),
     Case("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7)), images=True),
     Case("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7)), images=True),
     Case("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3)), images=True),
@@ -147,6 +160,7 @@ CASES = [
 HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
 ALSO_IN_HALF_PRECISION = {
     "layer_norm, ViT-B b128", "residual + layer_norm, ViT-B b128", "gelu, ViT CIFAR b512", "relu", "group_norm",
+    "group_norm_relu",
 }  # fmt: skip
 CASES += [
     case._replace(name=f"{case.name}, {dtype}", limit=limit, dtype=dtype)
@@ -159,7 +173,9 @@ CASES += [
     for name, run, shapes, small in [
         ("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7))),
         ("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7))),
-        ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
+        ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 64, 6, 6), (64, 64, 3, 3))),
+        ("conv 3 x 3, stride 2", strided, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 64, 6, 6), (64, 64, 3, 3))),
+        ("conv 3 x 3, im2col", convolution, ((128, 128, 16, 16), (128, 128, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
         ("patches 2 x 2", patches, ((128, 96, 56, 56), (192, 96, 2, 2), (192,)), ((2, 8, 4, 4), (6, 8, 2, 2), (6,))),
         ("patches 4 x 4", patches, ((128, 3, 224, 224), (96, 3, 4, 4), (96,)), ((2, 3, 8, 8), (6, 3, 4, 4), (6,))),
     ]

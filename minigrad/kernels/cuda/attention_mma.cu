@@ -330,6 +330,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
     if (!partials) return;
 
     __syncthreads();  // every warp has added to ∂B
+#pragma unroll 1  // unrolled, this loop would need more registers than those above
     for (int i = thread; i < L * S; i += threads)
         partials[(long long)blockIdx.x * L * S + i] = sums[i / S * row_of_sums + i % S];
 }

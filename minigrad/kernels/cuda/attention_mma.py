@@ -217,7 +217,7 @@ def _supports(q: Array, k: Array, v: Array) -> bool:
         return False
     if q.shape[-1] % WIDTH_STEP or v.shape[-1] % WIDTH_STEP or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH:
         return False
-    return _capability(q) >= MIN_CAPABILITY and all(readable(x, q.dtype) for x in (q, k, v))
+    return capability(q) >= MIN_CAPABILITY and all(readable(x, q.dtype) for x in (q, k, v))
 
 
 @cache
@@ -248,7 +248,7 @@ def shared_bytes(
 _capabilities: dict[str, int] = {}  # by device
 
 
-def _capability(x: Array) -> int:
+def capability(x: Array) -> int:
     """The compute capability of the GPU of x, times ten: 90 is Hopper."""
     device = device_of(x)
     if device not in _capabilities:  # (a NumPy array, in tests, has none)
