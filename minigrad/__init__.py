@@ -9,6 +9,9 @@ import sys
 from minigrad import (
     functional,
     kernels,  # noqa: F401 (its import registers the fast paths)
+    nn,
+    optim,
+    utils,
 )
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
@@ -21,6 +24,7 @@ from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.functional import cat, einsum, stack, where
+from minigrad.saving import load, save
 from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros",
     "zeros_like",
 ]  # fmt: skip
+__all__ += ["load", "nn", "optim", "save", "utils"]
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
 abs, pow, matmul = Tensor.abs, Tensor.pow, Tensor.matmul

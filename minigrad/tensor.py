@@ -16,6 +16,7 @@ from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.hooks import RemovableHandle
 from minigrad.autograd.node import Leaf, Node, Output, next_age
 from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating
@@ -202,12 +203,8 @@ class Tensor(Methods):
             self._retained = leaf = Leaf()
             self._node.hooks += (lambda grad: leaf.accumulate(grad, owned=False),)
 
-    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> Callable[[], None]:
-        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`.
-
-        Returns:
-            A function that removes the hook.
-        """
+    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> RemovableHandle:
+        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`."""
         node = self._node
         if node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
@@ -228,7 +225,7 @@ class Tensor(Methods):
 
         last = len(node.hooks) - (self._retained is not None)  # the hook of retain_grad stays the last
         node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
-        return remove
+        return RemovableHandle(remove)
 
     def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
         """Add ∂self/∂x to `x.grad` for every leaf x that requires a gradient.

@@ -44,10 +44,9 @@ class StdConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
-        self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, self.kernel_size, self.stride)  # type: ignore[arg-type]
+        x = pad_same(x, self.kernel_size[0], self.stride)  # type: ignore[arg-type]
         return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride)
 
 

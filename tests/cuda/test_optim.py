@@ -56,7 +56,7 @@ def steps(x, grads, **options):
     for grad in grads:
         parameter.grad = Tensor(grad)
         optimizer.step()
-    return parameter.numpy(), optimizer.state_dict()
+    return parameter.numpy(), optimizer.flat_state_dict()
 
 
 @given(
