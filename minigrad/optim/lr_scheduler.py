@@ -8,7 +8,7 @@ by f(t) / f(t - 1): alone, a scheduler gives lr(t) = base · f(t), and scheduler
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from math import cos, inf, pi
-from typing import Any
+from typing import Any, ClassVar
 
 from minigrad.optim.optimizer import Optimizer
 
@@ -17,8 +17,11 @@ class LRScheduler:
     """The base class. A subclass defines `get_lr`, the learning rates of the groups at `last_epoch`.
 
     Args:
-        last_epoch: t of the last step of the run that is continued; -1 to start.
+        last_epoch: t of the last step of the run that is continued; -1 to start. (Loading the state_dict of the
+            scheduler is simpler.)
     """
+
+    changes_on_resume: ClassVar[bool] = True  # False: as in PyTorch, the first step after `last_epoch` keeps the rate
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -30,7 +33,11 @@ class LRScheduler:
             elif "initial_lr" not in group:
                 raise KeyError(f"initial_lr is missing in param_groups[{i}], which a resumed schedule needs")
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
-        self.step()
+        if last_epoch == -1 or self.changes_on_resume:
+            self.step()
+        else:
+            self.last_epoch += 1
+            self._set(self.current())
 
     def get_lr(self) -> list[float]:
         """The learning rate of each group at `last_epoch`, computed from the current one."""
@@ -117,6 +124,8 @@ class MultiStepLR(_Factor):
 class ExponentialLR(_Factor):
     """f(t) = gammaᵗ"""
 
+    changes_on_resume = False
+
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1) -> None:
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
@@ -143,6 +152,8 @@ class ConstantLR(_Factor):
 class LinearLR(_Factor):
     """f(t) = start_factor + (end_factor - start_factor) · min(t / total_iters, 1)"""
 
+    changes_on_resume = False
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -164,6 +175,8 @@ class LinearLR(_Factor):
 
 class PolynomialLR(_Factor):
     """f(t) = (1 - min(t / total_iters, 1))^power"""
+
+    changes_on_resume = False
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
         self.total_iters, self.power = total_iters, power
@@ -193,6 +206,8 @@ class LambdaLR(LRScheduler):
 class MultiplicativeLR(LambdaLR):
     """lr(t) = lr(t - 1) · lr_lambda(t), from t = 1 on."""
 
+    changes_on_resume = False
+
     def get_lr(self) -> list[float]:
         if not self.last_epoch:
             return self.current()
@@ -206,6 +221,8 @@ class CosineAnnealingLR(LRScheduler):
     Computed from lr(t - 1) by (lr - eta_min) · c(t) / c(t - 1), so that schedulers multiply; c(t - 1) = 0 at the
     minimum, where lr(t) - lr(t - 1) = (base - eta_min) · c(t) / 2.  Loshchilov and Hutter 2016, arXiv:1608.03983.
     """
+
+    changes_on_resume = False
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         self.T_max, self.eta_min = T_max, eta_min
@@ -318,8 +335,8 @@ class OneCycleLR(LRScheduler):
 
     def get_lr(self) -> list[float]:
         """The learning rates of step t. Sets the momenta."""
-        if self.last_epoch >= self.total_steps:
-            raise ValueError(f"OneCycleLR: step {self.last_epoch + 1} of a cycle of {self.total_steps} steps")
+        if self.last_epoch > self.total_steps:
+            raise ValueError(f"OneCycleLR: step {self.last_epoch} of a cycle of {self.total_steps} steps")
         ends = [end for end, *_ in self.phases]
         i = min(bisect_left(ends, self.last_epoch), len(ends) - 1)
         start, (end, lr_from, lr_to, momentum_from, momentum_to) = ends[i - 1] if i else 0.0, self.phases[i]
