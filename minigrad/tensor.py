@@ -463,6 +463,7 @@ def _output_tensors(op: Function, outputs: tuple[Array, ...], recorded: bool) ->
 
 def _output_array(output: Any, op: Function) -> Array:
     """The return value of an op's forward, as an array."""
-    if not hasattr(output, "dtype"):
-        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}")
+    if isinstance(output, Tensor) or not hasattr(output, "dtype"):
+        hint = ": forward and backward of an op compute on arrays" if isinstance(output, Tensor) else ""
+        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}{hint}")
     return as_array(output)

@@ -90,8 +90,6 @@ class _Factor(LRScheduler):
     def get_lr(self) -> list[float]:
         t = self.last_epoch
         now, before = self.factor(t), self.factor(t - 1) if t else 1.0
-        if now == before:
-            return self.current()
         if before == 0:
             return [base * now for base in self.base_lrs]
         return [lr * (now / before) for lr in self.current()]
