@@ -23,32 +23,47 @@ from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
-from minigrad.functional import cat, einsum, stack, where
+from minigrad.functional import cat, cosine_similarity, einsum, stack, where
 from minigrad.saving import load, save
 from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
     "Function", "Generator", "Tensor",
-    "abs", "amax", "amin", "arange", "argmax", "autocast", "cat", "chunk", "clamp", "cuda_is_available", "cumsum",
-    "detect_anomaly", "einsum", "enable_grad", "erf", "exp", "flatten", "flip", "from_dlpack", "full", "full_like",
-    "functional", "gather", "index_select", "is_grad_enabled", "log", "logsumexp", "manual_seed", "masked_fill",
-    "matmul", "maximum", "mean", "minimum", "movedim", "no_grad", "ones", "ones_like", "permute", "pow", "prod",
-    "rand", "randn", "reshape", "roll", "sigmoid", "split", "sqrt", "squeeze", "stack", "std", "sum", "tanh",
-    "transpose", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros",
-    "zeros_like",
+    "abs", "addmm", "all", "allclose", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort", "autocast",
+    "baddbmm", "bmm", "cat", "ceil", "chunk", "clamp", "cos", "cosine_similarity", "cuda_is_available", "cumprod",
+    "cumsum", "detect_anomaly", "dot", "einsum", "enable_grad", "equal", "erf", "exp", "expm1", "flatten", "flip",
+    "floor", "floor_divide", "from_dlpack", "full", "full_like", "functional", "gather", "index_select",
+    "is_grad_enabled", "isclose", "isfinite", "isinf", "isnan", "lerp", "log", "log1p", "log_softmax", "logical_and",
+    "logical_not", "logical_or", "logical_xor", "logsumexp", "manual_seed", "masked_fill", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "mm", "movedim", "mv", "no_grad", "nonzero", "norm", "ones", "ones_like", "outer",
+    "permute", "pow", "prod", "rand", "randn", "relu", "remainder", "reshape", "roll", "round", "rsqrt", "scatter",
+    "scatter_add", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
+    "sum", "tanh", "topk", "transpose", "trunc", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where",
+    "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
 __all__ += ["load", "nn", "optim", "save", "utils"]
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
-abs, pow, matmul = Tensor.abs, Tensor.pow, Tensor.matmul
-exp, log, sqrt, tanh, sigmoid, erf = Tensor.exp, Tensor.log, Tensor.sqrt, Tensor.tanh, Tensor.sigmoid, Tensor.erf
+abs, pow, floor_divide, remainder = Tensor.abs, Tensor.pow, Tensor.floor_divide, Tensor.remainder
+exp, expm1, log, log1p, sqrt, rsqrt = Tensor.exp, Tensor.expm1, Tensor.log, Tensor.log1p, Tensor.sqrt, Tensor.rsqrt
+sin, cos, tanh, sigmoid, erf, square = Tensor.sin, Tensor.cos, Tensor.tanh, Tensor.sigmoid, Tensor.erf, Tensor.square
+floor, ceil, trunc, round, sign = Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign
+relu, softmax, log_softmax, lerp = Tensor.relu, Tensor.softmax, Tensor.log_softmax, Tensor.lerp
 maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
-sum, mean, var, std, prod = Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod
-amax, amin, argmax, logsumexp, cumsum = Tensor.amax, Tensor.amin, Tensor.argmax, Tensor.logsumexp, Tensor.cumsum
+logical_and, logical_or = Tensor.logical_and, Tensor.logical_or
+logical_xor, logical_not = Tensor.logical_xor, Tensor.logical_not
+isnan, isinf, isfinite, any, all = Tensor.isnan, Tensor.isinf, Tensor.isfinite, Tensor.any, Tensor.all
+isclose, allclose, equal = Tensor.isclose, Tensor.allclose, Tensor.equal
+sum, mean, var, std, prod, norm = Tensor.sum, Tensor.mean, Tensor.var, Tensor.std, Tensor.prod, Tensor.norm
+amax, amin, argmax, argmin, max, min = Tensor.amax, Tensor.amin, Tensor.argmax, Tensor.argmin, Tensor.max, Tensor.min
+logsumexp, cumsum, cumprod = Tensor.logsumexp, Tensor.cumsum, Tensor.cumprod
+sort, argsort, topk, nonzero = Tensor.sort, Tensor.argsort, Tensor.topk, Tensor.nonzero
+matmul, mm, bmm, mv, dot, outer = Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.mv, Tensor.dot, Tensor.outer
+addmm, baddbmm = Tensor.addmm, Tensor.baddbmm
 reshape, flatten, squeeze, unsqueeze = Tensor.reshape, Tensor.flatten, Tensor.squeeze, Tensor.unsqueeze
 transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tensor.movedim, Tensor.roll, Tensor.flip
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
-gather, index_select = Tensor.gather, Tensor.index_select
+gather, index_select, scatter, scatter_add = Tensor.gather, Tensor.index_select, Tensor.scatter, Tensor.scatter_add
 
 # Aliases of earlier versions: `minigrad.without_twins`, `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
 without_twins = without_fast_paths

@@ -2,7 +2,7 @@
 
 `Tensor.apply` runs an op's forward and, if any input requires a gradient, records the op as a node of the graph.
 `Tensor.backward` runs backward through that graph (`minigrad/autograd/tape.py`). The methods for the ops, one line
-each, are in `minigrad/methods.py`.
+each, are in `minigrad/methods/`.
 """
 
 import copy

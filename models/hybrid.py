@@ -46,7 +46,7 @@ class StdConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, self.kernel_size[0], self.stride)  # type: ignore[arg-type]
+        x = pad_same(x, self.kernel_size[0], self.stride)
         return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride)
 
 

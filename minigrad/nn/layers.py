@@ -72,10 +72,7 @@ class Embedding(Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.weight[x]
-        if self.padding_idx is None:
-            return y
-        return F.where((x == self.padding_idx).unsqueeze(-1), y.detach(), y)
+        return F.embedding(x, self.weight, self.padding_idx)
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
@@ -158,6 +155,16 @@ class Unflatten(Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
+
+
+class CosineSimilarity(Module):
+    """x1 · x2 / (‖x1‖ ‖x2‖) along `dim`, with each norm at least eps: `F.cosine_similarity`."""
+
+    def __init__(self, dim: int = 1, eps: float = 1e-8) -> None:
+        self.dim, self.eps = dim, eps
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        return F.cosine_similarity(x1, x2, self.dim, self.eps)
 
 
 class Upsample(Module):

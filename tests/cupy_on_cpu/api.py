@@ -13,6 +13,8 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "maximum": "out dtype", "minimum": "out dtype", "multiply": "out dtype", "sign": "out dtype", "sqrt": "out dtype",
     "subtract": "out dtype", "tanh": "out dtype", "copysign": "out dtype", "negative": "out dtype", "cos": "out dtype",
     "isfinite": "out dtype", "isinf": "out dtype", "isnan": "out dtype", "isneginf": "out", "clip": "a_min a_max out",
+    "ceil": "out dtype", "expm1": "out dtype", "floor": "out dtype", "fmod": "out dtype", "log1p": "out dtype",
+    "rint": "out dtype", "trunc": "out dtype", "isclose": "rtol atol equal_nan",
     "sin": "out dtype", "square": "out dtype", "power": "out dtype", "logaddexp": "out dtype",
     "matmul": "out dtype", "where": "", "allclose": "rtol atol equal_nan", "array_equal": "",
     "arange": "start stop step dtype", "empty": "shape dtype order", "zeros": "shape dtype order",

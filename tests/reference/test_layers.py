@@ -40,6 +40,16 @@ CASES = {
         lambda nn: nn.Conv2d(4, 2, (2, 3), padding="same", dilation=(1, 2), padding_mode="replicate"),
         IMAGES,
     ),
+    "conv 1d": (lambda nn: nn.Conv1d(3, 6, 3, stride=2, padding=1), SIGNALS),
+    "conv 1d reflect": (lambda nn: nn.Conv1d(3, 6, (3,), padding=2, groups=3, padding_mode="reflect"), SIGNALS),
+    "conv 1d same": (lambda nn: nn.Conv1d(3, 2, 4, padding="same", padding_mode="circular", bias=False), SIGNALS),
+    "conv transpose": (lambda nn: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, dilation=(1, 2)), IMAGES),
+    "unfold": (lambda nn: nn.Unfold((2, 3), padding=1, stride=2), IMAGES),
+    "fold": (lambda nn: nn.Fold((4, 5), (2, 2)), rng.standard_normal((2, 8, 12))),
+    "leaky relu": (lambda nn: nn.LeakyReLU(0.2), ROWS),
+    "elu": (lambda nn: nn.ELU(0.5), ROWS),
+    "softplus": (lambda nn: nn.Softplus(2, 1), ROWS),
+    "hardswish": (lambda nn: nn.Hardswish(), ROWS * 4),
     "conv valid": (lambda nn: nn.Conv2d(4, 2, 3, padding="valid", padding_mode="reflect"), IMAGES),
 }  # fmt: skip
 
@@ -96,6 +106,8 @@ def test_pretrained_embedding_is_frozen():
 
 LOSSES = {
     "cross entropy": lambda nn, of: nn.CrossEntropyLoss(of(np.array([1.0, 2, 0.5, 1])), label_smoothing=0.1),
+    "nll": lambda nn, of: nn.NLLLoss(of(np.array([1.0, 2, 0.5, 1])), ignore_index=1),
+    "nll sum": lambda nn, of: nn.NLLLoss(reduction="sum"),
     "cross entropy ignored": lambda nn, of: nn.CrossEntropyLoss(ignore_index=0, reduction="sum"),
 }
 TARGETS = np.array([1, 0, 3])
@@ -109,13 +121,46 @@ def test_loss_of_classes_equals_pytorch(make):
     gradients_agree(ours, theirs, [ours(x, Tensor(TARGETS))], [theirs(z, torch.tensor(TARGETS))], [(x, z)])
 
 
+VALUE_LOSSES = {
+    "mse": lambda nn, of, **options: nn.MSELoss(**options),
+    "l1": lambda nn, of, **options: nn.L1Loss(**options),
+    "smooth l1": lambda nn, of, **options: nn.SmoothL1Loss(beta=0.5, **options),
+    "huber": lambda nn, of, **options: nn.HuberLoss(delta=0.5, **options),
+    "bce": lambda nn, of, **options: nn.BCELoss(of(np.array([1.0, 2, 0.5, 1])), **options),
+    "bce with logits": lambda nn, of, **options: nn.BCEWithLogitsLoss(
+        pos_weight=of(np.array([1.0, 2, 3, 1])), **options
+    ),
+    "kl": lambda nn, of, **options: nn.KLDivLoss(**options),
+    "kl of logarithms": lambda nn, of, **options: nn.KLDivLoss(log_target=True, **options),
+}
+
+
+@pytest.mark.filterwarnings("ignore:reduction")  # PyTorch recommends "batchmean" for KLDivLoss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("make", [lambda nn, **options: nn.MSELoss(**options)])
+@pytest.mark.parametrize("make", VALUE_LOSSES.values(), ids=VALUE_LOSSES)
 def test_loss_of_values_equals_pytorch(make, reduction):
-    ours, theirs = make(nn, reduction=reduction), make(torch.nn, reduction=reduction)
-    x, z = Tensor(ROWS.copy(), requires_grad=True), torch.tensor(ROWS, requires_grad=True)
+    ours, theirs = make(nn, Tensor, reduction=reduction), make(torch.nn, torch.tensor, reduction=reduction)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    values = 1 / (1 + np.exp(-ROWS)) if "BCELoss" in repr(ours) else ROWS
+    x, z = Tensor(values.copy(), requires_grad=True), torch.tensor(values, requires_grad=True)
     target = np.random.default_rng(5).uniform(0.1, 0.9, ROWS.shape)
     gradients_agree(ours, theirs, [ours(x, Tensor(target))], [theirs(z, torch.tensor(target))], [(x, z)])
+
+
+def test_cosine_similarity_equals_pytorch():
+    pairs = [both(ROWS), both(np.roll(ROWS, 1))]
+    actual, expected = (
+        side.CosineSimilarity(dim=0)(*x) for side, x in zip((nn, torch.nn), zip(*pairs, strict=True), strict=True)
+    )
+    gradients_agree(nn.Module(), torch.nn.Module(), [actual], [expected], pairs)
+
+
+def test_hardsigmoid_equals_pytorch():
+    """PyTorch multiplies the gradient by 1/6 rounded to float32."""
+    (x, z), grad = both(ROWS * 4), np.random.default_rng(1).standard_normal(ROWS.shape)
+    nn.Hardsigmoid()(x).backward(Tensor(grad)), torch.nn.Hardsigmoid()(z).backward(torch.tensor(grad))
+    np.testing.assert_allclose(nn.Hardsigmoid()(x).numpy(), torch.nn.Hardsigmoid()(z).detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(x.grad.numpy(), z.grad.numpy(), rtol=1e-7)
 
 
 def test_dropout2d_drops_channels():
