@@ -4,14 +4,13 @@ README.md in this folder is a course through the code. Each file states its leve
 imports only files of the same level or lower levels.
 """
 
+import importlib
 import sys
+from typing import Any
 
 from minigrad import (
     functional,
     kernels,  # noqa: F401 (its import registers the fast paths)
-    nn,
-    optim,
-    utils,
 )
 from minigrad.autograd import function
 from minigrad.autograd.anomaly import detect_anomaly
@@ -24,7 +23,6 @@ from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
 from minigrad.creation import arange, full, full_like, ones, ones_like, rand, randn, zeros, zeros_like
 from minigrad.functional import cat, cosine_similarity, einsum, stack, where
-from minigrad.saving import load, save
 from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
@@ -41,7 +39,6 @@ __all__ = [
     "sum", "tanh", "topk", "transpose", "trunc", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where",
     "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
-__all__ += ["load", "nn", "optim", "save", "utils"]
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
 abs, pow, floor_divide, remainder = Tensor.abs, Tensor.pow, Tensor.floor_divide, Tensor.remainder
@@ -64,6 +61,16 @@ reshape, flatten, squeeze, unsqueeze = Tensor.reshape, Tensor.flatten, Tensor.sq
 transpose, permute, movedim, roll, flip = Tensor.transpose, Tensor.permute, Tensor.movedim, Tensor.roll, Tensor.flip
 split, chunk, unbind = Tensor.split, Tensor.chunk, Tensor.unbind
 gather, index_select, scatter, scatter_add = Tensor.gather, Tensor.index_select, Tensor.scatter, Tensor.scatter_add
+
+
+def __getattr__(name: str) -> Any:
+    """Import a part of the package at its first use: `minigrad.nn` after a plain `import minigrad`."""
+    if name in ("nn", "optim", "utils"):
+        return importlib.import_module(f"minigrad.{name}")
+    if name in ("save", "load"):
+        return getattr(importlib.import_module("minigrad.saving"), name)
+    raise AttributeError(f"module 'minigrad' has no attribute {name!r}")
+
 
 # Aliases of earlier versions: `minigrad.without_twins`, `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
 without_twins = without_fast_paths
