@@ -99,6 +99,18 @@ class FloorDivide(Function):
         return zeros, zeros.copy() if self.needs_input_grad[1] else None
 
 
+class TruncDivide(FloorDivide):
+    """y = a / b rounded towards 0;  ∂a = ∂b = 0.  Saves nothing.  Division by 0 as in `FloorDivide`."""
+
+    def forward(self, a: Any, b: Any) -> Array:
+        a, b = _arrays(a, b, "div")
+        xp = array_module(a)
+        if is_floating(a.dtype):
+            return xp.trunc(a / b)
+        y = a // b
+        return y + ((y < 0) & (y * b != a)).astype(y.dtype)
+
+
 def _arrays(a: Any, b: Any, op: str) -> tuple[Array, Array]:
     """The dividend and the divisor, promoted to one dtype, as arrays; a Python number becomes a 0-d array."""
     array = a if hasattr(a, "dtype") else b
