@@ -121,6 +121,12 @@ class Operators(TensorBase):
     def __itruediv__(self, other: Any) -> "Tensor":
         return self._in_place("/=", operator.truediv, other)
 
+    def __ifloordiv__(self, other: Any) -> "Tensor":
+        return self._in_place("//=", operator.floordiv, other)
+
+    def __imod__(self, other: Any) -> "Tensor":
+        return self._in_place("%=", operator.mod, other)
+
     def __ipow__(self, other: Any) -> "Tensor":
         return self._in_place("**=", operator.pow, other)
 

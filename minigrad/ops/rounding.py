@@ -1,4 +1,4 @@
-"""L2: rounding to integers, and division with remainder. The functions are constant between jumps, so ∂ is 0 there."""
+"""L2: rounding to integers, and division with remainder. At jumps, gradients are those beside the jump."""
 
 from typing import Any
 

@@ -109,7 +109,8 @@ F.l1_loss(h, h * 2); h % 2; h.round(); torch.div(i, 2, rounding_mode="trunc"); t
 i.div(-2, rounding_mode="floor"); torch.add(a, p, alpha=2); i.sub(j, alpha=3); m.sum(dtype=torch.float64)
 i.mean(dtype=torch.float32); b.cumsum(0, dtype=torch.float64); m.var(False); m.var(0, False)
 torch.std(m, dim=1, unbiased=False, keepdim=True); m.var(correction=0); a.clip(-1, 1); torch.clamp(m, u - 1, u)
-m.clamp(min=n); special.detach().clamp(min=special.flip(0).detach()); a.clamp(max=special[1].detach()); a[0].gather(0, j * 0)
+m.clamp(min=n); special.detach().clamp(min=special.flip(0).detach()); a.clamp(max=special[1].detach())
+a[0].gather(0, j * 0)
 a.gather(0, j[0]); b**2
 """
 
