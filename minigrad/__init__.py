@@ -27,17 +27,17 @@ from minigrad.tensor import Tensor, from_dlpack
 
 __all__ = [
     "Function", "Generator", "Tensor",
-    "abs", "addmm", "all", "allclose", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort", "autocast",
-    "baddbmm", "bmm", "cat", "ceil", "chunk", "clamp", "cos", "cosine_similarity", "cuda_is_available", "cumprod",
-    "cumsum", "detect_anomaly", "dot", "einsum", "enable_grad", "equal", "erf", "exp", "expm1", "flatten", "flip",
-    "floor", "floor_divide", "from_dlpack", "full", "full_like", "functional", "gather", "index_select",
-    "is_grad_enabled", "isclose", "isfinite", "isinf", "isnan", "lerp", "log", "log1p", "log_softmax", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "logsumexp", "manual_seed", "masked_fill", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "mm", "movedim", "mv", "no_grad", "nonzero", "norm", "ones", "ones_like", "outer",
-    "permute", "pow", "prod", "rand", "randn", "relu", "remainder", "reshape", "roll", "round", "rsqrt", "scatter",
-    "scatter_add", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
-    "sum", "tanh", "topk", "transpose", "trunc", "tune_cpu", "unbind", "unsqueeze", "use_generator", "var", "where",
-    "without_fast_paths", "zeros", "zeros_like",
+    "abs", "add", "addmm", "all", "allclose", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
+    "autocast", "baddbmm", "bmm", "cat", "ceil", "chunk", "clamp", "clip", "cos", "cosine_similarity",
+    "cuda_is_available", "cumprod", "cumsum", "detect_anomaly", "div", "dot", "einsum", "enable_grad", "equal", "erf",
+    "exp", "expm1", "flatten", "flip", "floor", "floor_divide", "from_dlpack", "full", "full_like", "functional",
+    "gather", "index_select", "is_grad_enabled", "isclose", "isfinite", "isinf", "isnan", "lerp", "log", "log1p",
+    "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor", "logsumexp", "manual_seed", "masked_fill",
+    "matmul", "max", "maximum", "mean", "min", "minimum", "mm", "movedim", "mul", "mv", "neg", "no_grad", "nonzero",
+    "norm", "ones", "ones_like", "outer", "permute", "pow", "prod", "rand", "randn", "relu", "remainder", "reshape",
+    "roll", "round", "rsqrt", "scatter", "scatter_add", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt",
+    "square", "squeeze", "stack", "std", "sub", "sum", "tanh", "topk", "transpose", "trunc", "tune_cpu", "unbind",
+    "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
@@ -46,7 +46,8 @@ exp, expm1, log, log1p, sqrt, rsqrt = Tensor.exp, Tensor.expm1, Tensor.log, Tens
 sin, cos, tanh, sigmoid, erf, square = Tensor.sin, Tensor.cos, Tensor.tanh, Tensor.sigmoid, Tensor.erf, Tensor.square
 floor, ceil, trunc, round, sign = Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign
 relu, softmax, log_softmax, lerp = Tensor.relu, Tensor.softmax, Tensor.log_softmax, Tensor.lerp
-maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
+maximum, minimum, clamp, clip = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.clip
+add, sub, mul, div, neg, masked_fill = Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.neg, Tensor.masked_fill
 logical_and, logical_or = Tensor.logical_and, Tensor.logical_or
 logical_xor, logical_not = Tensor.logical_xor, Tensor.logical_not
 isnan, isinf, isfinite, any, all = Tensor.isnan, Tensor.isinf, Tensor.isfinite, Tensor.any, Tensor.all
