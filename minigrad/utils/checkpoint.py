@@ -22,8 +22,8 @@ class _Call(Module):
 def checkpoint(function: Any, x: Tensor, *others: Any, use_reentrant: bool | None = None, **options: Any) -> Any:
     """`function(x, *others, **options)`, without saving its activations: backward runs the function again.
 
-    Gradients reach x and the parameters that the function uses (`minigrad/nn/checkpoint.py`); x must require a gradient,
-    or the function must be a Module. Other arguments must not require gradients. `use_reentrant` has no effect.
+    Gradients reach x and the parameters that the function uses (`minigrad/nn/checkpoint.py`): x requires a gradient,
+    or the function is a Module. Other arguments must not require gradients. `use_reentrant` has no effect.
     `module.checkpointing = True` checkpoints every call of a module.
     """
     if any(isinstance(value, Tensor) and value.requires_grad for value in (*others, *options.values())):
