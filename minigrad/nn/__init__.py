@@ -17,7 +17,7 @@ from minigrad.nn.activation import (
     Softmax,
     Softplus,
     Tanh,
-)
+)  # fmt: skip
 from minigrad.nn.attention import MultiheadAttention
 from minigrad.nn.containers import ModuleDict, ModuleList, ParameterDict, ParameterList, Sequential
 from minigrad.nn.conv import Conv1d, Conv2d, ConvTranspose2d, Fold, Unfold
@@ -32,7 +32,7 @@ from minigrad.nn.layers import (
     Linear,
     Unflatten,
     Upsample,
-)
+)  # fmt: skip
 from minigrad.nn.loss import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -43,70 +43,20 @@ from minigrad.nn.loss import (
     MSELoss,
     NLLLoss,
     SmoothL1Loss,
-)
+)  # fmt: skip
 from minigrad.nn.module import Buffer, Module, Parameter
 from minigrad.nn.norm import BatchNorm1d, BatchNorm2d, GroupNorm, LayerNorm
 from minigrad.nn.pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from minigrad.nn.transformer import TransformerEncoder, TransformerEncoderLayer
 
 __all__ = [
-    "ELU",
-    "GELU",
-    "AdaptiveAvgPool2d",
-    "AvgPool2d",
-    "BCELoss",
-    "BCEWithLogitsLoss",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "Buffer",
-    "Conv1d",
-    "Conv2d",
-    "ConvTranspose2d",
-    "CosineSimilarity",
-    "CrossEntropyLoss",
-    "DropPath",
-    "Dropout",
-    "Dropout2d",
-    "Embedding",
-    "Flatten",
-    "Fold",
-    "GroupNorm",
-    "Hardsigmoid",
-    "Hardswish",
-    "HuberLoss",
-    "Identity",
-    "KLDivLoss",
-    "L1Loss",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LogSoftmax",
-    "MSELoss",
-    "MaxPool2d",
-    "Module",
-    "ModuleDict",
-    "ModuleList",
-    "MultiheadAttention",
-    "NLLLoss",
-    "Parameter",
-    "ParameterDict",
-    "ParameterList",
-    "ReLU",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "SmoothL1Loss",
-    "Softmax",
-    "Softplus",
-    "Tanh",
-    "TransformerEncoder",
-    "TransformerEncoderLayer",
-    "Unflatten",
-    "Unfold",
-    "Upsample",
-    "functional",
-    "init",
-    "utils",
+    "ELU", "GELU", "AdaptiveAvgPool2d", "AvgPool2d", "BCELoss", "BCEWithLogitsLoss", "BatchNorm1d", "BatchNorm2d",
+    "Buffer", "Conv1d", "Conv2d", "ConvTranspose2d", "CosineSimilarity", "CrossEntropyLoss", "DropPath", "Dropout",
+    "Dropout2d", "Embedding", "Flatten", "Fold", "GroupNorm", "Hardsigmoid", "Hardswish", "HuberLoss", "Identity",
+    "KLDivLoss", "L1Loss", "LayerNorm", "LeakyReLU", "Linear", "LogSoftmax", "MSELoss", "MaxPool2d", "Module",
+    "ModuleDict", "ModuleList", "MultiheadAttention", "NLLLoss", "Parameter", "ParameterDict", "ParameterList",
+    "ReLU", "Sequential", "SiLU", "Sigmoid", "SmoothL1Loss", "Softmax", "Softplus", "Tanh", "TransformerEncoder",
+    "TransformerEncoderLayer", "Unflatten", "Unfold", "Upsample", "functional", "init", "utils",
 ]  # fmt: skip
 
 sys.modules["minigrad.nn.functional"] = functional  # `import minigrad.nn.functional as F`
