@@ -54,23 +54,23 @@ from minigrad.functional import cat, cosine_similarity, einsum, stack, where
 from minigrad.sampling import bernoulli, multinomial, normal, rand, rand_like, randint, randn, randn_like, randperm
 
 __all__ = [
-    "Function", "Generator", "Size", "Tensor", "abs", "addmm", "all", "allclose", "amax", "amin", "any", "arange",
-    "argmax", "argmin", "argsort", "as_tensor", "autocast", "autograd", "baddbmm", "bernoulli", "bmm", "cat",
-    "ceil", "chunk", "clamp", "clone", "cos", "cosine_similarity", "cuda_is_available", "cumprod", "cumsum",
-    "detect_anomaly", "device", "dot", "double", "dtype", "einsum", "empty", "empty_like", "enable_grad", "equal",
-    "erf", "exp", "expm1", "eye", "flatten", "flip", "float16", "float32", "float64", "floor", "floor_divide",
-    "from_dlpack", "from_numpy", "full", "full_like", "functional", "gather", "half", "index_select", "inf",
-    "inference_mode", "int8", "int16", "int32", "int64", "is_floating_point", "is_grad_enabled", "is_tensor",
-    "isclose", "isfinite", "isinf", "isnan", "lerp", "linspace", "log", "log1p", "log_softmax", "logical_and",
-    "logical_not", "logical_or", "logical_xor", "logspace", "logsumexp", "long", "manual_seed", "masked_fill",
-    "matmul", "max", "maximum", "mean", "meshgrid", "min", "minimum", "mm", "moveaxis", "movedim", "multinomial",
-    "mv", "nan", "narrow", "newaxis", "no_grad", "nonzero", "norm", "normal", "numel", "ones", "ones_like", "outer",
-    "permute", "pi", "pow", "prod", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "relu",
-    "remainder", "reshape", "roll", "round", "rsqrt", "scatter", "scatter_add", "select", "set_grad_enabled",
-    "short", "sigmoid", "sign", "sin", "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std",
-    "sum", "swapaxes", "swapdims", "tanh", "tensor", "topk", "transpose", "tril", "tril_indices", "triu",
-    "triu_indices", "trunc", "tune_cpu", "uint8", "unbind", "unsqueeze", "use_generator", "var", "where",
-    "without_fast_paths", "zeros", "zeros_like",
+    "Function", "Generator", "Size", "Tensor", "abs", "add", "addmm", "all", "allclose", "amax", "amin", "any",
+    "arange", "argmax", "argmin", "argsort", "as_tensor", "autocast", "autograd", "baddbmm", "bernoulli", "bmm",
+    "cat", "ceil", "chunk", "clamp", "clip", "clone", "cos", "cosine_similarity", "cuda_is_available", "cumprod",
+    "cumsum", "detect_anomaly", "device", "div", "dot", "double", "dtype", "einsum", "empty", "empty_like",
+    "enable_grad", "equal", "erf", "exp", "expm1", "eye", "flatten", "flip", "float16", "float32", "float64",
+    "floor", "floor_divide", "from_dlpack", "from_numpy", "full", "full_like", "functional", "gather", "half",
+    "index_select", "inf", "inference_mode", "int8", "int16", "int32", "int64", "is_floating_point",
+    "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "lerp", "linspace", "log", "log1p",
+    "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor", "logspace", "logsumexp", "long",
+    "manual_seed", "masked_fill", "matmul", "max", "maximum", "mean", "meshgrid", "min", "minimum", "mm",
+    "moveaxis", "movedim", "mul", "multinomial", "mv", "nan", "narrow", "neg", "newaxis", "no_grad", "nonzero",
+    "norm", "normal", "numel", "ones", "ones_like", "outer", "permute", "pi", "pow", "prod", "rand", "rand_like",
+    "randint", "randn", "randn_like", "randperm", "relu", "remainder", "reshape", "roll", "round", "rsqrt",
+    "scatter", "scatter_add", "select", "set_grad_enabled", "short", "sigmoid", "sign", "sin", "softmax", "sort",
+    "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swapdims", "sys", "tanh",
+    "tensor", "topk", "transpose", "tril", "tril_indices", "triu", "triu_indices", "trunc", "tune_cpu", "uint8",
+    "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
@@ -79,7 +79,8 @@ exp, expm1, log, log1p, sqrt, rsqrt = Tensor.exp, Tensor.expm1, Tensor.log, Tens
 sin, cos, tanh, sigmoid, erf, square = Tensor.sin, Tensor.cos, Tensor.tanh, Tensor.sigmoid, Tensor.erf, Tensor.square
 floor, ceil, trunc, round, sign = Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign
 relu, softmax, log_softmax, lerp = Tensor.relu, Tensor.softmax, Tensor.log_softmax, Tensor.lerp
-maximum, minimum, clamp, masked_fill = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.masked_fill
+maximum, minimum, clamp, clip = Tensor.maximum, Tensor.minimum, Tensor.clamp, Tensor.clip
+add, sub, mul, div, neg, masked_fill = Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.neg, Tensor.masked_fill
 logical_and, logical_or = Tensor.logical_and, Tensor.logical_or
 logical_xor, logical_not = Tensor.logical_xor, Tensor.logical_not
 isnan, isinf, isfinite, any, all = Tensor.isnan, Tensor.isinf, Tensor.isfinite, Tensor.any, Tensor.all
@@ -119,8 +120,10 @@ def is_floating_point(input: Tensor) -> builtins.bool:
 
 def __getattr__(name: str) -> Any:
     """Import a part of the package at its first use; explain the names of PyTorch that do not exist here."""
-    if name in ("nn", "optim", "testing", "parallel", "utils", "cuda", "cuda_graph", "serialize"):
+    if name in ("nn", "optim", "testing", "parallel", "utils", "cuda", "cuda_graph", "serialize", "saving"):
         return importlib.import_module(f"minigrad.{name}")
+    if name in ("save", "load"):
+        return getattr(importlib.import_module("minigrad.saving"), name)
     if name == "bfloat16":
         return dtypes.as_dtype("bfloat16")
     absent.refuse(sys.modules[__name__], "module 'minigrad'", name)
@@ -129,4 +132,4 @@ def __getattr__(name: str) -> Any:
 # Aliases of earlier versions: `minigrad.without_twins`, `minigrad.cublas.allow_tf32(True)`, `import minigrad.random`.
 without_twins = without_fast_paths
 sys.modules |= {f"minigrad.{m.__name__.rpartition('.')[2]}": m for m in (cublas, dtypes, function, random)}
-sys.modules |= {"minigrad.tensor": _tensor, "minigrad.nn.functional": functional}
+sys.modules["minigrad.tensor"] = _tensor

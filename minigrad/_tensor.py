@@ -17,6 +17,7 @@ from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.gradients import grad, start_gradient
+from minigrad.autograd.hooks import RemovableHandle
 from minigrad.autograd.node import Leaf, Node, Output, next_age
 from minigrad.backend import Array, Device, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating
@@ -206,12 +207,8 @@ class Tensor(Methods):
             self._retained = leaf = Leaf()
             self._node.hooks += (lambda grad: leaf.accumulate(grad, owned=False),)
 
-    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> Callable[[], None]:
-        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`.
-
-        Returns:
-            A function that removes the hook.
-        """
+    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> RemovableHandle:
+        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`."""
         node = self._node
         if node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
@@ -232,7 +229,7 @@ class Tensor(Methods):
 
         last = len(node.hooks) - (self._retained is not None)  # the hook of retain_grad stays the last
         node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
-        return remove
+        return RemovableHandle(remove)
 
     def backward(
         self,
@@ -487,6 +484,7 @@ def _output_tensors(op: Function, outputs: tuple[Array, ...], recorded: bool) ->
 
 def _output_array(output: Any, op: Function) -> Array:
     """The return value of an op's forward, as an array."""
-    if not hasattr(output, "dtype"):
-        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}")
+    if isinstance(output, Tensor) or not hasattr(output, "dtype"):
+        hint = ": forward and backward of an op compute on arrays" if isinstance(output, Tensor) else ""
+        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}{hint}")
     return as_array(output)

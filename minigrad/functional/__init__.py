@@ -3,12 +3,16 @@
 Each function checks its arguments and applies an op of `minigrad/ops/`, whose docstring has the gradients. Letters:
 N images, C channels, H height, W width, O output channels. A `Pair` is one integer for both axes, or (height, width).
 
-For all functions: arguments of different dtypes are promoted to one, as in PyTorch, but a 16-bit input of conv2d,
-norms, attention, residual or cross_entropy gives a 16-bit result, whatever float32 arguments it meets; shapes or values
-that do not fit raise a ValueError; "floating-point" input of another dtype raises a TypeError. Arguments of PyTorch
-that a signature lacks are not supported.
+For all functions: arguments of different dtypes are promoted to one, as in PyTorch, but a 16-bit input of
+convolutions, norms, attention, residual, cross_entropy or nll_loss gives a 16-bit result, whatever float32 arguments it
+meets; shapes or values that do not fit raise a ValueError; "floating-point" input of another dtype raises a TypeError.
+Arguments of PyTorch that a signature lacks are not supported.
 """
 
+import sys
+from typing import Any
+
+from minigrad import absent
 from minigrad.functional.activations import (
     elu,
     gelu,
@@ -67,3 +71,8 @@ __all__ = [
     "relu", "residual", "residual_layer_norm", "scaled_dot_product_attention", "sigmoid", "silu", "smooth_l1_loss",
     "softmax", "softplus", "stack", "standardize_weight", "tanh", "unfold", "where", "window_attention",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Explain the names of `torch.nn.functional` that do not exist here."""
+    absent.refuse(sys.modules[__name__], "module 'minigrad.functional'", name)

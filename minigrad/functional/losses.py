@@ -5,7 +5,17 @@ from typing import Literal
 from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Reduction
 from minigrad.ops import checks
-from minigrad.ops.loss import BCELoss, BCEWithLogits, CrossEntropy, HuberLoss, KLDiv, L1Loss, MSELoss, NLLLoss
+from minigrad.ops.loss import (
+    BCELoss,
+    BCEWithLogits,
+    CrossEntropy,
+    HuberLoss,
+    KLDiv,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 
 
 def cross_entropy(
@@ -53,7 +63,7 @@ def smooth_l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean",
     """
     if checks.not_negative(beta, "beta", "smooth_l1_loss") == 0:
         return l1_loss(input, target, reduction)
-    return Tensor.apply(HuberLoss, input, target, delta=float(beta), divisor=float(beta), reduction=reduction)
+    return Tensor.apply(SmoothL1Loss, input, target, delta=float(beta), divisor=float(beta), reduction=reduction)
 
 
 def huber_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:

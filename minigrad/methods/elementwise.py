@@ -110,11 +110,22 @@ class Elementwise(Shapes):
         """y = min(x, other), elementwise; NaN if either is NaN. Equal elements share the gradient."""
         return self.apply(pointwise.Minimum, self, other)
 
-    def clamp(self, min: Number | None = None, max: Number | None = None) -> "Tensor":
-        """y = min(max(x, `min`), `max`), elementwise. None: no limit; give `min`, `max` or both."""
-        if isinstance(min, TensorBase) or isinstance(max, TensorBase):
-            raise TypeError("clamp: min and max must be numbers; for tensors write x.maximum(low).minimum(high)")
-        return self.apply(pointwise.Clamp, self, min=min, max=max)
+    def clamp(self, min: "Number | Tensor | None" = None, max: "Number | Tensor | None" = None) -> "Tensor":
+        """y = min(max(x, `min`), `max`), elementwise. None: no limit; give `min`, `max` or both.
+
+        A limit is a number, or a tensor that broadcasts: it has the gradient where y is the limit, but not x. NaN in a
+        limit gives NaN.
+        """
+        if not isinstance(min, TensorBase) and not isinstance(max, TensorBase):
+            return self.apply(pointwise.Clamp, self, min=min, max=max)
+        y: Any = self
+        if min is not None:
+            y = self.apply(pointwise.Where, (y < min) | (min != min), min, y)
+        if max is not None:
+            y = self.apply(pointwise.Where, (y > max) | (max != max), max, y)
+        return y
+
+    clip = clamp
 
     def masked_fill(self, mask: Any, value: "Number | Tensor") -> "Tensor":
         """y = `value` where `mask` (bool, broadcasts) is True, else x.

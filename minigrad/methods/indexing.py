@@ -35,7 +35,11 @@ class Indexing(Conversion):
         index: a tensor of integers with as many axes as x, no longer than x on any axis except `dim`. An index out of
         range is an IndexError (CPU only).
         """
-        return self.apply(indexing.Gather, self, axis=dim, index=raw_array(index, "index", "gather"))
+        index = raw_array(index, "index", "gather")
+        if self.ndim + index.ndim == 1:  # as in PyTorch, a 0-d tensor counts as 1-d
+            y = (self if self.ndim else self[None]).gather(dim, index.reshape(-1))
+            return y if index.ndim else y[0]
+        return self.apply(indexing.Gather, self, axis=dim, index=index)
 
     @numpy_names
     def scatter(self, dim: int, index: Any, src: "Number | Tensor") -> "Tensor":

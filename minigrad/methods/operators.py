@@ -85,9 +85,27 @@ class Operators(TensorBase):
         """y = |x|, elementwise."""
         return self.apply(pointwise.Abs, self)
 
-    add, sub, mul, div, floor_divide, remainder, pow, neg, abs, matmul = (
-        __add__, __sub__, __mul__, __truediv__, __floordiv__, __mod__, __pow__, __neg__, __abs__, __matmul__,
+    mul, floor_divide, remainder, pow, neg, abs, matmul = (
+        __mul__, __floordiv__, __mod__, __pow__, __neg__, __abs__, __matmul__,
     )  # fmt: skip
+
+    def add(self, other: Any, *, alpha: Any = 1) -> "Tensor":
+        """y = x + alpha · other, elementwise."""
+        return self + (other if alpha == 1 else other * alpha)
+
+    def sub(self, other: Any, *, alpha: Any = 1) -> "Tensor":
+        """y = x - alpha · other, elementwise."""
+        return self - (other if alpha == 1 else other * alpha)
+
+    def div(self, other: Any, *, rounding_mode: str | None = None) -> "Tensor":
+        """y = x / other, elementwise; rounding_mode "floor": `x // other`, "trunc": rounded towards 0, gradient 0."""
+        if rounding_mode is None:
+            return self / other
+        if rounding_mode == "floor":
+            return self // other
+        if rounding_mode != "trunc":
+            raise ValueError(f'div: rounding_mode must be None, "floor" or "trunc", got {rounding_mode!r}')
+        return self.apply(rounding.TruncDivide, self, other)
 
     # In place: `x += y` changes the Tensor itself, so every reference to the Tensor sees the new values --------------
 
@@ -102,6 +120,12 @@ class Operators(TensorBase):
 
     def __itruediv__(self, other: Any) -> "Tensor":
         return self._in_place("/=", operator.truediv, other)
+
+    def __ifloordiv__(self, other: Any) -> "Tensor":
+        return self._in_place("//=", operator.floordiv, other)
+
+    def __imod__(self, other: Any) -> "Tensor":
+        return self._in_place("%=", operator.mod, other)
 
     def __ipow__(self, other: Any) -> "Tensor":
         return self._in_place("**=", operator.pow, other)

@@ -201,16 +201,24 @@ class HuberLoss(_DifferenceLoss):
 
         ∂x = min(max(d, -δ), δ) / s · ∂loss (/ n),   ∂t = -∂x
 
-    Both cases are m (|d| - ½ m) / s with m = min(|d|, δ). `huber_loss` has s = 1, `smooth_l1_loss` s = δ = β.
-    Huber 1964, "Robust estimation of a location parameter"; Girshick 2015, arXiv:1504.08083.  Saves the slope.
+    Both cases are m (|d| - ½ m) / s with m = min(|d|, δ); s is `divisor`, 1 for `huber_loss`.  Saves the slope.
+    Huber 1964, "Robust estimation of a location parameter".
     """
 
+    name = "huber_loss"
+
     def forward(self, x: Array, target: Array, *, delta: float, divisor: float, reduction: str) -> Array:
-        self.check(x, target, "huber_loss")
+        self.check(x, target, self.name)
         difference = x - target
         m = abs(difference).clip(0, delta)
         self.slope = difference.clip(-delta, delta) / divisor
-        return self.reduce(m * (abs(difference) - 0.5 * m) / divisor, reduction, "huber_loss")
+        return self.reduce(m * (abs(difference) - 0.5 * m) / divisor, reduction, self.name)
+
+
+class SmoothL1Loss(HuberLoss):
+    """`HuberLoss` with s = δ = β.  Girshick 2015, arXiv:1504.08083."""
+
+    name = "smooth_l1_loss"
 
 
 class BCEWithLogits(_Loss):
@@ -287,7 +295,7 @@ class KLDiv(_Loss):
         ∂x = -t · ∂loss,   ∂t = (ln t + 1 - x) · ∂loss (0 where t = 0)                        (/ n for the mean)
 
     With `log_target`, t is ln of the probability:  lossᵢ = eᵗ (t - x);  ∂x = -eᵗ · ∂loss,  ∂t = eᵗ (t + 1 - x) · ∂loss.
-    Reduction "batchmean" divides the sum by the size of axis 0.  Saves x and t.
+    Reduction "batchmean" divides the sum by the size of axis 0.  Saves x, the probabilities and ln of them.
     """
 
     def forward(self, x: Array, target: Array, *, reduction: str, log_target: bool) -> Array:

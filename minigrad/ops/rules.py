@@ -39,32 +39,38 @@ from minigrad.ops.elementwise import (
     promote_power,
 )  # fmt: skip
 from minigrad.ops.indexing import Embedding, Gather, GetItem, Scatter, ScatterAdd, promote_source
-from minigrad.ops.loss import BCELoss, BCEWithLogits, CrossEntropy, HuberLoss, KLDiv, L1Loss, MSELoss, NLLLoss
+from minigrad.ops.loss import (
+    BCELoss,
+    BCEWithLogits,
+    CrossEntropy,
+    HuberLoss,
+    KLDiv,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)  # fmt: skip
 from minigrad.ops.matmul import Linear, MatMul
 from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean, Norm, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
-from minigrad.ops.rounding import FloorDivide, Remainder
+from minigrad.ops.rounding import FloorDivide, Remainder, TruncDivide
 from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
 ALL = 1_000_000  # more than the number of inputs of any op
 
 PROMOTION: dict[Any, list[type[Function]]] = {
-    promote: [MatMul, Linear, Einsum, Cat, MSELoss, L1Loss, HuberLoss, BCELoss, BCEWithLogits, KLDiv],
-    promote_and_wrap: [
-        Add,
-        Sub,
-        Mul,
-        FloorDivide,
-        Remainder,
-    ],  # a Python integer wraps to the array's dtype, as in PyTorch
+    promote: [MatMul, Linear, Einsum, Cat, MSELoss, L1Loss, HuberLoss, SmoothL1Loss, BCELoss, BCEWithLogits, KLDiv],
+    # A Python integer wraps to the dtype of the array, as in PyTorch.
+    promote_and_wrap: [Add, Sub, Mul, FloorDivide, TruncDivide, Remainder],
     promote_power: [Pow],
     partial(promote_entries, op="maximum"): [Maximum],
     partial(promote_entries, op="minimum"): [Minimum],
     promote_branches: [Where],
     promote_source: [Scatter, ScatterAdd],
-    promote_to_float: [Div, Exp, Expm1, Log, Log1p, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Erf],  # integers give float32
+    # Of integers, the result is float32.
+    promote_to_float: [Div, Exp, Expm1, Log, Log1p, Sqrt, Rsqrt, Sin, Cos, Tanh, Sigmoid, Erf],
     partial(promote_images, op="conv2d"): [Conv2d],
     partial(promote_images, op="conv_transpose2d"): [ConvTranspose2d],
 }
@@ -80,7 +86,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Expm1, Log, Log1p, Rsqrt, Softmax, LogSoftmax, Softplus,
-        CrossEntropy, NLLLoss, MSELoss, L1Loss, HuberLoss, BCELoss, BCEWithLogits, KLDiv,
+        CrossEntropy, NLLLoss, MSELoss, L1Loss, HuberLoss, SmoothL1Loss, BCELoss, BCEWithLogits, KLDiv,
         Sum, Mean, Var, Std, Prod, Amax, Amin, LogSumExp, Norm, CumSum, CumProd,
     ],
 }  # fmt: skip

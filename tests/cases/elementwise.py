@@ -31,6 +31,15 @@ def distinct_pairs(draw):
 
 
 @st.composite
+def distinct_triples(draw):
+    """An array, and a lower and an upper limit that broadcast to it; all values differ by at least GAP."""
+    low, high = draw(broadcastable_shapes(2, max_dims=3, max_side=3))
+    drawn = np.broadcast_shapes(low, high), low, high
+    values = np.split(draw(arrays((sum(map(math.prod, drawn)),), gap=GAP)), np.cumsum(list(map(math.prod, drawn[:2]))))
+    return Call(tuple(part.reshape(shape) for part, shape in zip(values, drawn, strict=True)))
+
+
+@st.composite
 def where_calls(draw):
     """A condition and two arrays, of shapes that broadcast."""
     condition, a, b = draw(broadcastable_shapes(3, max_dims=3, max_side=4))
@@ -100,6 +109,13 @@ CASES = [
         | calls(arrays(SMALL, gap=GAP), max=st.sampled_from([-GAP, 5 * GAP])),
         oracle=lambda x, **bounds: np.clip(x, bounds.get("min"), bounds.get("max")),
         torch=lambda torch, x, **options: torch.clamp(x, **options),
+    ),
+    Case(
+        name="clamp_to_tensors",
+        run=Tensor.clamp,
+        calls=distinct_triples(),
+        oracle=np.clip,
+        torch=lambda torch, x, low, high: torch.clamp(x, low, high),
     ),
     unary("neg", np.negative),
     unary("exp", np.exp),

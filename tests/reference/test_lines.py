@@ -105,7 +105,13 @@ torch.outer(a, p); a.outer(p); torch.dot(a, p); i.dot(i); torch.mv(m, v); m.mv(v
 torch.sum(m, axis=1, keepdims=True); m.mean(axis=0); torch.var(m, axis=1); b.sum(0); m.amax(axis=0)
 torch.stack([m, n], axis=1); torch.cat([m, n], axis=1); m.squeeze(axis=0); m.unsqueeze(axis=0)
 torch.logsumexp(m, axis=1); h.sin(); h.softmax(0); h.norm(); torch.max(h, 0); h.sort(); h.cumprod(0); F.elu(h)
-F.l1_loss(h, h * 2); h % 2; h.round()
+F.l1_loss(h, h * 2); h % 2; h.round(); torch.div(i, 2, rounding_mode="trunc"); torch.div(a, 0.5, rounding_mode="floor")
+i.div(-2, rounding_mode="floor"); torch.add(a, p, alpha=2); i.sub(j, alpha=3); m.sum(dtype=torch.float64)
+i.mean(dtype=torch.float32); b.cumsum(0, dtype=torch.float64); m.var(False); m.var(0, False)
+torch.std(m, dim=1, unbiased=False, keepdim=True); m.var(correction=0); a.clip(-1, 1); torch.clamp(m, u - 1, u)
+m.clamp(min=n); special.detach().clamp(min=special.flip(0).detach()); a.clamp(max=special[1].detach())
+a[0].gather(0, j * 0)
+a.gather(0, j[0]); b**2
 """
 
 

@@ -60,12 +60,8 @@ def two_python_numbers(a: Any, b: Any, **_: Any) -> str | None:
     return None if tensors else "two Python numbers, no tensor"
 
 
-def python_number_first(a: Any, b: Any) -> str | None:
+def python_number_first(a: Any, b: Any, **_: Any) -> str | None:
     return None if isinstance(a, torch.Tensor) else "a Python number as the first operand, where a tensor is needed"
-
-
-def no_correction(*_: Any, **options: Any) -> str | None:
-    return "correction=None" if options.get("correction", 1) is None else None
 
 
 def empty_1d_among_others(tensors: Any, *_: Any, **__: Any) -> str | None:
@@ -80,6 +76,10 @@ def more_index_axes(x: Any, dim: int, index: Any) -> str | None:
 def with_gradient(a: Any, b: Any) -> str | None:
     wanted = any(isinstance(x, torch.Tensor) and x.requires_grad for x in (a, b))
     return "a gradient, which PyTorch does not implement" if wanted else None
+
+
+def empty_index_of_more_axes(x: Any, dim: int, index: Any) -> str | None:
+    return None if max(x.ndim, 1) >= index.ndim else "an empty index with more axes than the input"
 
 
 def python_number_dividend(divisor: Any, dividend: Any) -> str | None:
@@ -156,12 +156,13 @@ def antialiased(x: Tensor, output_size: Any, align_corners: bool, **no_scales: A
 TABLE: dict[str, Entry] = {
     # elementwise
     "abs": Entry(minigrad.abs),
-    "add": Entry(operator.add, skip=(two_python_numbers, unsupported("alpha"))),
-    "sub": Entry(operator.sub, skip=(two_python_numbers, unsupported("alpha"))),
+    "add": Entry(minigrad.add, skip=(two_python_numbers, python_number_first)),
+    "sub": Entry(minigrad.sub, skip=(two_python_numbers, python_number_first)),
     "mul": Entry(operator.mul, skip=(two_python_numbers,)),
     "div.no_rounding_mode": Entry(operator.truediv, skip=(two_python_numbers,)),
     "neg": Entry(operator.neg),
-    "div.floor_rounding": Entry(lambda a, b, rounding_mode: a // b, skip=(two_python_numbers,)),
+    "div.floor_rounding": Entry(minigrad.div, skip=(two_python_numbers, python_number_first)),
+    "div.trunc_rounding": Entry(minigrad.div, skip=(two_python_numbers, python_number_first)),
     "floor_divide": Entry(operator.floordiv, skip=(two_python_numbers, with_gradient)),
     "remainder": Entry(operator.mod, skip=(two_python_numbers, python_number_first)),
     "__rmod__": Entry(reflected(operator.mod), skip=(python_number_dividend,)),
@@ -196,7 +197,10 @@ TABLE: dict[str, Entry] = {
     "minimum": Entry(minigrad.minimum),
     "max.binary": Entry(minigrad.maximum),
     "min.binary": Entry(minigrad.minimum),
-    "nn.functional.hardtanh": Entry(clamp, instead=clamp),  # PyTorch's samples for clamp have bounds that are tensors
+    "clamp": Entry(minigrad.clamp),
+    "clamp_min": Entry(lambda x, low: x.clamp(min=low)),
+    "clamp_max": Entry(lambda x, high: x.clamp(max=high)),
+    "nn.functional.hardtanh": Entry(clamp, instead=clamp),
     "nn.functional.relu6": Entry(
         partial(clamp, min_val=None, max_val=6), instead=partial(clamp, min_val=None, max_val=6)
     ),
@@ -222,18 +226,18 @@ TABLE: dict[str, Entry] = {
     "gt": Entry(operator.gt),
     "ge": Entry(operator.ge),
     # reductions
-    "sum": Entry(minigrad.sum, skip=(unsupported("dtype"),)),
-    "mean": Entry(minigrad.mean, skip=(unsupported("dtype"),)),
-    "var": Entry(minigrad.var, skip=(unsupported("unbiased"), no_correction)),
-    "std": Entry(minigrad.std, skip=(unsupported("unbiased"), no_correction)),
-    "var.unbiased": Entry(lambda x, unbiased: x.var(correction=int(unbiased))),
-    "std.unbiased": Entry(lambda x, unbiased: x.std(correction=int(unbiased))),
+    "sum": Entry(minigrad.sum),
+    "mean": Entry(minigrad.mean),
+    "var": Entry(minigrad.var),
+    "std": Entry(minigrad.std),
+    "var.unbiased": Entry(minigrad.var),
+    "std.unbiased": Entry(minigrad.std),
     "amax": Entry(minigrad.amax),
     "amin": Entry(minigrad.amin),
-    "prod": Entry(minigrad.prod, skip=(unsupported("dtype"),)),
+    "prod": Entry(minigrad.prod),
     "logsumexp": Entry(minigrad.logsumexp),
-    "cumsum": Entry(minigrad.cumsum, skip=(unsupported("dtype"),)),
-    "cumprod": Entry(minigrad.cumprod, skip=(unsupported("dtype"),)),
+    "cumsum": Entry(minigrad.cumsum),
+    "cumprod": Entry(minigrad.cumprod),
     "argmax": Entry(minigrad.argmax),
     "argmin": Entry(minigrad.argmin),
     "max.reduction_no_dim": Entry(minigrad.max),
@@ -273,7 +277,7 @@ TABLE: dict[str, Entry] = {
     "stack": Entry(minigrad.stack),
     # entries
     "__getitem__": Entry(operator.getitem),
-    "gather": Entry(minigrad.gather, skip=(more_index_axes,)),
+    "gather": Entry(minigrad.gather, skip=(empty_index_of_more_axes,)),
     "index_select": Entry(minigrad.index_select, skip=(more_index_axes,)),
     "scatter": Entry(minigrad.scatter, skip=(unsupported("reduce"),)),
     "scatter_add": Entry(minigrad.scatter_add),
@@ -361,9 +365,9 @@ TABLE: dict[str, Entry] = {
     "half": Entry(Tensor.half, skip=(unsupported("memory_format"),)),
     "item": Entry(Tensor.item),
 }
-SMALL_SAMPLE_SETS = {"where", "half"}  # PyTorch's larger sets fail for `where`, and round to half precision twice
+SMALL_SAMPLE_SETS = {"clamp", "where", "half"}  # PyTorch's larger sets fail, and round to half precision twice
 NOT_IN_TABLE = {
-    "clamp",  # in the table as hardtanh and relu6
+    "clip",  # clamp
     "bfloat16", "cpu", "cuda", "to",  # conversions; PyTorch's samples for `to` test memory formats
     "fold",  # not in op_db
     "drop_path", "group_norm_relu", "residual", "residual_layer_norm",  # not in PyTorch
