@@ -5,7 +5,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+
+def cupy_or_stand_in(cpu: bool) -> AbstractContextManager[None]:
+    """With --cpu, tests/cupy_on_cpu replaces CuPy within the block."""
+    from tests.cupy_on_cpu import in_place_of_cupy
+
+    return in_place_of_cupy() if cpu else nullcontext()
 
 
 def synchronize() -> None:

@@ -29,12 +29,15 @@ TESTS = (
 )
 
 
-def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:
+def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(16, os.cpu_count() or 1)) -> Iterator[Row]:
     command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "-k", "cuda", *chosen]
-    if importlib.util.find_spec("xdist"):  # CuPy's first run compiles its own kernels
+    if importlib.util.find_spec("xdist"):  # hundreds of kernels are compiled
         command += ["-n", str(workers)]
     passed = 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "few"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
             words = line.split()
             name = next((word for word in words if "::" in word), "")
