@@ -19,7 +19,7 @@ from pathlib import Path
 from models.terminal import escape_unencodable
 from tests.gpu import processes
 from tests.gpu.output import Output
-from tests.gpu.stages import COMMANDS, SECONDS, STAGES, missing
+from tests.gpu.stages import COMMANDS, SECONDS, STAGES, longest, missing
 
 SCRATCH = Path(tempfile.gettempdir()) / f"minigrad-gpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
 SHORTEST = 5.0  # a stage with fewer seconds is not started
@@ -35,7 +35,8 @@ def main() -> int:
     deadline = time.perf_counter() + (options.seconds or SECONDS[options.command])
     SCRATCH.mkdir(exist_ok=True)
     output, background = Output(options.output, f"--{options.command}"), []
-    for name in options.stages or COMMANDS[options.command]:
+    names = tuple(options.stages or COMMANDS[options.command])
+    for number, name in enumerate(names, 1):
         stage = STAGES[name]
         if options.cpu and not stage.without_gpu:
             continue
@@ -43,7 +44,8 @@ def main() -> int:
             for thread in background:
                 thread.join()
         output.begin(name)
-        limit = min(stage.seconds, deadline - time.perf_counter())
+        left = deadline - time.perf_counter()
+        limit = min(left, max(stage.seconds, left - longest(names[number:])))  # what the others leave is used, too
         if lacks := missing(stage.needs, options):
             output.end(name, f"not run: needs {', '.join(lacks)}")
         elif limit < SHORTEST:

@@ -24,7 +24,7 @@ class Output:
             (folder / name).unlink(missing_ok=True)
         self.folder, self.command, self.start = folder, command, time.time()
         self.results: dict[str, dict[str, Any]] = {}
-        self.traced: set[str] = set()
+        self.traced: set[tuple[str, str]] = set()
         self.lock = threading.Lock()
 
     def begin(self, name: str) -> None:
@@ -35,7 +35,9 @@ class Output:
 
     def add(self, name: str, row: dict[str, Any]) -> None:
         with self.lock:
-            self._trace(name, row["what"], row.pop("traceback", ""))
+            traceback = row.pop("traceback", "")
+            if row.get("wrong"):
+                self._trace(name, row["what"], traceback)
             self.results[name]["rows"].append(row)
             print(f"  {describe(row)}", flush=True)
             self._write()
@@ -48,9 +50,10 @@ class Output:
             self._write()
 
     def _trace(self, name: str, what: str, text: str) -> None:
-        """Append the first traceback of a stage to errors.txt, in full."""
-        if text and name not in self.traced:
-            self.traced.add(name)
+        """Append a traceback to errors.txt, unless the stage has one with the same last line."""
+        key = name, text.strip().rpartition("\n")[2]
+        if text.strip() and key not in self.traced:
+            self.traced.add(key)
             with (self.folder / "errors.txt").open("a") as file:
                 file.write(f"== {name}: {what}\n{text.rstrip()}\n\n")
 

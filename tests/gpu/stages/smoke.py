@@ -60,7 +60,7 @@ def prepared(model: str, overrides: dict[str, Any], device: str, *, amp: bool, g
     from models.compare import formula
     from tests.gpu.stages.contenders import quick_formula, step_of
 
-    with init.skip_init(), quick_formula:
+    with init.skip_init(), quick_formula():
         network = formula.fill(models.create_model(model, **overrides)).to(device, np.float32)
     return step_of(network, BATCH, amp=amp, graphed=graphed, lr=LR, warmup=1)
 

@@ -60,13 +60,16 @@ def short(options: Options, device: str = "cuda") -> Iterator[Row]:
 def trained(name: str, chosen: Sequence[str], folder: Path, options: Options) -> Iterator[Row]:
     """Run the training program, and stop it before the stage's time is over. After each of its lines, metrics.csv in
     the output folder has the epochs so far."""
-    command = [sys.executable, "-m", "train", *chosen, "--output", str(folder)]
-    start = time.perf_counter()
+    left = options.deadline - STOPS - time.time()
+    if left < STOPS:
+        yield {"what": name, "value": "no time left"}
+        return
+    command, start = [sys.executable, "-m", "train", *chosen, "--output", str(folder)], time.perf_counter()
     with (
         tempfile.TemporaryFile("w+", errors="replace") as said,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace", cwd=ROOT) as run,
     ):
-        stopper = threading.Timer(options.deadline - STOPS - time.time(), run.terminate)
+        stopper = threading.Timer(min(left, threading.TIMEOUT_MAX), run.terminate)
         stopper.start()
         for _ in run.stdout:  # type: ignore[union-attr]
             publish(name, folder, options.output)
@@ -76,9 +79,9 @@ def trained(name: str, chosen: Sequence[str], folder: Path, options: Options) ->
         if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             raise RuntimeError(said.read())
     epochs = publish(name, folder, options.output)
-    best = max((float(row["test_acc"]) for row in epochs), default=0.0)
-    row: Row = {"what": name, "value": best, "unit": "accuracy", "epochs": len(epochs), "stopped": code != 0}
-    yield row | {"seconds": time.perf_counter() - start}
+    row: Row = {"what": name, "value": max((float(x["test_acc"]) for x in epochs), default=0.0), "unit": "accuracy"}
+    row |= {"epochs": len(epochs), "seconds": sum(float(x["seconds"]) for x in epochs)}
+    yield row | {"stopped": code != 0, "wall_s": time.perf_counter() - start}
 
 
 def publish(name: str, folder: Path, output: Path) -> list[dict[str, str]]:
