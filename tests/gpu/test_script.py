@@ -1,6 +1,7 @@
 """`python -m tests.gpu` without a GPU: stages that need none pass; a failure or a timeout does not stop the others."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,19 @@ def test_time_limits_fit_the_commands():
     assert {name for names in COMMANDS.values() for name in names} == set(STAGES)
     for stage in STAGES.values():
         assert stage.part_seconds <= stage.seconds and not (stage.background and stage.waits)
+
+
+def test_readme_states_stages_and_limits():
+    rows = re.findall(
+        r"^\| (\w*) ?\| ([\w, ]+) \| ([\w, ]+) \|", (Path(__file__).parent / "README.md").read_text(), re.M
+    )
+    stated: dict[str, list[str]] = {}
+    for command, names, seconds in rows[1:]:
+        stated.setdefault(command or list(stated)[-1], []).extend(names.split(", "))
+        for stage in map(STAGES.__getitem__, names.split(", ")):
+            beside = ", beside" if stage.background else ""
+            assert seconds in (f"{stage.seconds}{beside}", "the rest")
+    assert {command: tuple(names) for command, names in stated.items()} == COMMANDS
 
 
 def test_longest_counts_stages_in_the_background():
