@@ -34,7 +34,7 @@ def cases_parts(options: Options) -> Parts:
 
 
 def one_step(model: str) -> None:
-    for amp in (True, False) if model in smoke.FAMILIES else (True,):
+    for amp in (False, True) if model in smoke.FAMILIES else (True,):
         smoke.prepared(model, {}, "cuda", amp=amp, graphed=False)()
 
 
