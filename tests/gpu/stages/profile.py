@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from models.terminal import escape_unencodable
 from tests.gpu.stages.device import release
 from tests.gpu.stages.stage import Options, Parts, Row
 
@@ -66,6 +67,7 @@ def slowest(count: int = 2) -> list[str]:
 
 
 def main(names: Sequence[str]) -> None:
+    escape_unencodable()
     import cupy
 
     from tests.gpu.cases import CASES
