@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in three commands (tests/gpu/README.md; needs CuPy; torch and timm for comparisons):
 
-    python -m tests.gpu --first     at most 500 s: does it run, are the numbers right, how fast is it
+    python -m tests.gpu --first     at most 500 s: does it run, are the values right, how fast is it
     python -m tests.gpu --second    at most 180 s: tests on the GPU, more comparisons, a profile
     python -m tests.gpu --third     training runs, as many as the time allows; again: continues them
 
@@ -45,7 +45,7 @@ def main() -> int:
                 thread.join()
         output.begin(name)
         left = deadline - time.perf_counter()
-        limit = min(left, max(stage.seconds, left - longest(names[number:])))  # what the others leave is used, too
+        limit = min(left, max(stage.seconds, left - longest(names[number:])))  # with what earlier stages left
         if lacks := missing(stage.needs, options):
             output.end(name, f"not run: needs {', '.join(lacks)}")
         elif limit < SHORTEST:

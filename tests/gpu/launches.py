@@ -4,8 +4,8 @@
     python -m tests.gpu.launches --record     record the table anew, after an intended change
 
 A step runs on tests/cupy_on_cpu, whose kernels and matrix products are counted here, not executed. The number of
-launches does not depend on the batch: two small batches prove that, and the bytes at the model's batch follow from
-theirs, since bytes = a + b · batch. Bytes are those of the arrays of a launch, each once.
+launches does not depend on the batch: two small batches must agree. Since bytes = a + b · batch, they also give the
+bytes at the model's batch. Bytes are those of the arrays of a launch, each once.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tests.gpu.output import Output
 from tests.gpu.stages import STAGES, alive, failed, release, synchronize
-from tests.gpu.stages.stage import Stage
+from tests.gpu.stages.stage import Stage, parse
 
 COMMAND = [sys.executable, "-m", "tests.gpu"]
 LOST = 3  # exit code of a process that has lost the GPU
@@ -90,17 +90,16 @@ def process(name: str, stage: Stage, options: argparse.Namespace, first: int, le
         timer = threading.Timer(min(left, threading.TIMEOUT_MAX), end)
         timer.start()
         for line in child.stdout:  # type: ignore[union-attr]
-            if not line.startswith("{"):
-                print(f"  {line}", end="", flush=True)
-                continue
-            row = json.loads(line)
+            row = parse(line)
             if "part" in row:
                 part = row
                 timer.cancel()
                 timer = threading.Timer(min(stage.part_seconds, deadline - time.perf_counter()), end)
                 timer.start()
-            else:
+            elif "what" in row:
                 output.add(name, row)
+            else:
+                print(f"  {line}", end="", flush=True)
         code = child.wait()
         timer.cancel()
         end()

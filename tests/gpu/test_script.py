@@ -41,6 +41,8 @@ from tests.gpu import __main__ as script, processes
 from tests.gpu.stages import STAGES, Stage
 
 def good():
+    print("{a message}")
+    print('{"a": "message"}', flush=True)
     yield {"what": "good", "value": 1.5, "unit": "x"}
 
 def raises():

@@ -1,14 +1,13 @@
 """Stage `properties`: the tests of ops, models and CUDA graphs that run on a GPU."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.gpu.stages.stage import Options, Parts, Row
+from tests.gpu.stages.stage import Options, Parts, Row, parse
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +39,7 @@ def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(16, os.cpu_count()
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
     ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
-            found = json.loads(line) if line.startswith("{") else {}
+            found = parse(line)
             if "passed" in found:
                 passed += 1
                 if passed % 100 == 0:

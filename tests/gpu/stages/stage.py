@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import json
 import shutil
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,6 +33,15 @@ def failed(what: str, error: BaseException | str) -> Row:
     if not isinstance(error, ImportError) and type(error).__name__ != "UnsupportedError":
         row["wrong"] = True
     return row
+
+
+def parse(line: str) -> dict[str, Any]:
+    """The JSON object in a line of a process; empty if the line is another message."""
+    try:
+        found = json.loads(line) if line.startswith("{") else {}
+    except ValueError:
+        return {}
+    return found
 
 
 def cifar10(options: Options) -> Path | None:
