@@ -34,6 +34,7 @@ def main() -> int:
         return processes.work(options)
     deadline = time.perf_counter() + (options.seconds or SECONDS[options.command])
     SCRATCH.mkdir(exist_ok=True)
+    options.output = options.output or Path(f"runs/gpu-{options.command}")
     output, background = Output(options.output, f"--{options.command}"), []
     names = tuple(options.stages or COMMANDS[options.command])
     for number, name in enumerate(names, 1):
@@ -75,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, metavar="N", help=f"stop after N seconds (by default {SECONDS})")
     found.add_argument("--cpu", action="store_true", help="run the stages that need no GPU")
     found.add_argument(
-        "--output", type=Path, default=Path("runs/gpu"), metavar="FOLDER", help="folder of the results, runs/gpu"
+        "--output", type=Path, metavar="FOLDER", help="folder of the results (runs/gpu-first, -second, -third)"
     )
     found.add_argument(
         "--data-dir", default="data", metavar="DIR",
