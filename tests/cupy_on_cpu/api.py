@@ -23,7 +23,7 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "tri": "N M k dtype",
     "ascontiguousarray": "dtype", "broadcast_to": "shape", "concatenate": "axis out dtype casting", "stack": "axis out",
     "expand_dims": "axis", "flip": "axis", "moveaxis": "source destination", "pad": "pad_width mode constant_values",
-    "roll": "shift axis", "take": "indices axis out", "shares_memory": "max_work",
+    "roll": "shift axis", "resize": "new_shape", "take": "indices axis out", "shares_memory": "max_work",
     "take_along_axis": "indices axis", "argmax": "axis dtype out keepdims", "argsort": "axis kind",
 }  # fmt: skip
 METHODS = {
@@ -75,6 +75,7 @@ def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return result
         return result if name in GIVEN_ORDER else np.asarray(result, order="C")
 
+    call.__name__, call.__self__ = name, getattr(function, "__self__", None)  # type: ignore[attr-defined]
     return function if function in (np.empty, np.empty_like) else call
 
 
