@@ -138,9 +138,6 @@ class _Dict(Module, MutableMapping):
     kind: ClassVar[type] = Module
     __eq__, __hash__ = object.__eq__, object.__hash__  # by identity, as for every module
 
-    def __init__(self, values: Any = None) -> None:
-        self.update(values or {})
-
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
@@ -162,11 +159,17 @@ class _Dict(Module, MutableMapping):
 class ModuleDict(_Dict):
     """A dict of modules, named by their keys. A key must not be the name of a method, such as "items"."""
 
+    def __init__(self, modules: Any = None) -> None:
+        self.update(modules or {})
+
 
 class ParameterDict(_Dict):
     """A dict of parameters, named by their keys; Tensors become Parameters."""
 
     kind = Parameter
+
+    def __init__(self, parameters: Any = None) -> None:
+        self.update(parameters or {})
 
     def __setitem__(self, key: str, value: Any) -> None:
         super().__setitem__(key, _as_parameter(value))

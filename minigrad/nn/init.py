@@ -27,11 +27,12 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[1] * receptive, shape[0] * receptive
 
 
-def zeros_(*tensors: Tensor | None) -> None:
-    """Fill tensors with 0. None, such as an absent bias, is skipped."""
+def zeros_(*tensors: Tensor | None) -> Tensor | None:
+    """Fill tensors with 0, and return the first. None, such as an absent bias, is skipped."""
     for tensor in tensors:
         if tensor is not None:
             _fill(tensor, partial(np.zeros, tensor.shape))
+    return tensors[0] if tensors else None
 
 
 def ones_(tensor: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def test_slice_of_a_sequential_shares_layers_and_names():
 
 
 def test_module_dict_is_a_dict():
-    layers = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.ReLU()})
+    layers = nn.ModuleDict(modules={"a": nn.Linear(2, 2), "b": nn.ReLU()})
     layers["c"] = nn.Tanh()
     assert list(layers) == ["a", "b", "c"] == list(layers.keys()) and len(layers) == 3 and "a" in layers
     assert layers.pop("b") is not None and "b" not in layers and list(layers.state_dict()) == ["a.weight", "a.bias"]

@@ -45,7 +45,12 @@ def test_skip_init_draws_no_random_numbers():
 def test_initialisers_follow_the_gain_of_the_nonlinearity():
     minigrad.manual_seed(0)
     w = nn.Parameter(np.empty((400, 300), np.float32))
-    assert (init.ones_(w).data == 1).all() and (init.constant_(w, 0.25).data == 0.25).all()
+    assert (
+        init.zeros_(w) is w
+        and not w.data.any()
+        and (init.ones_(w).data == 1).all()
+        and (init.constant_(w, 0.25).data == 0.25).all()
+    )
     assert abs(init.xavier_normal_(w, gain=2).data.std() - 2 * (2 / 700) ** 0.5) < 1e-3
     for fill in (init.kaiming_normal_, init.kaiming_uniform_):
         assert abs(fill(w).data.std() - (2 / 300) ** 0.5) < 1e-3
