@@ -179,9 +179,9 @@ BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_m
 
 @pytest.mark.parametrize("barrier", sampled(BARRIERS))
 def test_every_barrier_is_needed(barrier):
-    """A block has several windows and several warps, some of which have two iterations."""
+    """A block has several windows, chunks of keys and warps, some of which have two iterations."""
     packed, bias = normal(0, 1, 24, 12, 48, dtype=BFLOAT16), normal(1, 1, 144, 144)
-    with patch.object(attention_mma, "BLOCKS", 1), patch.object(attention_mma, "MAX_WARPS", 5):
+    with patch.multiple(attention_mma, BLOCKS=1, MAX_WARPS=5, MORE_WARPS=5, most_shared=lambda _: 140 << 10):
         run = lambda: windows(packed, bias, num_heads=1, window_size=12, shift=5)  # noqa: E731
         assert comparison.barrier_is_needed(barrier, run)
 
