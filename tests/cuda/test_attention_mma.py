@@ -174,6 +174,40 @@ def test_thread_order_changes_no_bit():
         comparison.assert_thread_order_changes_no_bit(run)
 
 
+@pytest.mark.parametrize(("M", "entries"), [(4, 4), (5, 2), (2, 4), (7, 1)])
+def test_small_windows_share_a_block(M, entries):
+    packed, bias = normal(0, 3, 4 * M, 4 * M, 96, dtype=BFLOAT16), normal(1, 2, M * M, M * M)
+    run = lambda: windows(packed, bias, num_heads=2, window_size=M, shift=1)  # noqa: E731
+    with patch.object(attention_mma, "BLOCKS", 4), recorded() as launches:
+        found = run()
+    assert [launch.block[2] for launch in launches[:2]] == [entries, entries]
+    with patch.multiple(attention_mma, BLOCKS=4, MIN_WARPS=1), emulated():
+        *alone, grad_bias = run()
+    assert comparison.same_bits(found[:2], alone)
+    np.testing.assert_allclose(found[2], grad_bias, atol=1e-4)  # another order of sums
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(
+    ("options", "tiles", "chunk", "warps"),
+    [
+        ({"most_shared": lambda _: 68 << 10}, 1, 48, 6),  # two chunks, and a warp for each product of a chunk
+        ({"most_shared": lambda _: 56 << 10}, 1, 16, 5),
+        ({"MAX_WARPS": 2, "MORE_WARPS": 2}, 3, 80, 2),
+        ({"MAX_WARPS": 2, "MORE_WARPS": 2, "most_shared": lambda _: 56 << 10}, 3, 16, 2),
+    ],
+)
+def test_chunks_of_keys_and_warps_change_no_bit(options, tiles, chunk, warps, dtype):
+    arrays, bias = qkv((2,), 69, 67, 32, 32, dtype), normal(3, 2, 69, 67)
+    with recorded() as launches:
+        expected = attention(*arrays, bias).results
+    with patch.multiple(attention_mma, **options), recorded("shuffled") as others:
+        found = attention(*arrays, bias).results
+    sizes = [(dict(i.kernel.constants)["TILES"], i.args[36], i.block[1]) for i in (launches[1], others[1])]
+    assert sizes == [(1, 80, 5), (tiles, chunk, warps)]
+    assert comparison.same_bits(found, expected)
+
+
 BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_mma")]
 
 

@@ -36,25 +36,25 @@
 // times 16 queries of a warp. Grid: heads · entries / blockDim.z; backward heads · chunks, for any number of chunks of
 // entries. Block: (32, warps, entries); blockDim.z divides `entries`. Shared memory: attention_mma.py.
 //
-// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
-// warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 TILES=3]: attention_mma_forward 16, attention_mma_backward 8
-// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0 TILES=1]: attention_mma_forward 8, attention_mma_backward 8
-// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0 TILES=2]: attention_mma_forward 8, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=3]: attention_mma_forward 16, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 8, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=1 TILES=1]: attention_mma_forward 16, attention_mma_backward 8
 #include "common.cuh"
 #include "mma.cuh"
 
 constexpr int E = QK_WIDTH, V = V_WIDTH;
-constexpr bool WINDOWS = WINDOW > 0;
+constexpr bool WINDOWS = WINDOW > 0, HAS_BIAS = BIASED;
 constexpr int M = WINDOWS ? WINDOW : 1;
 constexpr float CROSS_REGION = -100;
 // Registers are limited by the threads of a block, forward also by the resident blocks per multiprocessor.
 constexpr int FORWARD_MIN_BLOCKS = E + V < 128 ? 3 : E + V == 128 ? 2 : 1;
-constexpr int BACKWARD_THREADS = E + V <= 128 && TILES == 1 ? 512 : 256;
+constexpr int BACKWARD_THREADS = E + V <= (HAS_BIAS ? 64 : 128) && TILES == 1 ? 512 : 256;
 #define INF __int_as_float(0x7f800000)
 
 static inline __device__ constexpr int rounded_up(int count) { return (count + 15) / 16 * 16; }
@@ -93,7 +93,7 @@ struct Rows {
     __device__ T* operator[](int i) const { return first + (long long)(WINDOWS ? tokens[i] : i) * step; }
 };
 
-// The term added to scaled scores: B unless it is null, and CROSS_REGION; -∞ for padded rows and columns.
+// The term added to scaled scores: B if BIASED, and CROSS_REGION; -∞ for padded rows and columns.
 struct Bias {
     const float* first;
     int L, S;
@@ -101,7 +101,7 @@ struct Bias {
 
     __device__ float at(int i, int j) const {
         if (i >= L || j >= S) return -INF;
-        return (first ? first[i * S + j] : 0) + (map.apart(i, j) ? CROSS_REGION : 0);
+        return (HAS_BIAS ? first[i * S + j] : 0) + (map.apart(i, j) ? CROSS_REGION : 0);
     }
 };
 
@@ -179,7 +179,7 @@ attention_mma_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
     Stored* const values = keys + rounded_up(S) * spaced(E);   // (S, V), likewise
     int* const tokens = reinterpret_cast<int*>(values + rounded_up(S) * spaced(V));
     const Map map = {down, right, shift_down, shift_right, tokens, tokens + L};
-    const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
+    const Bias B = {bias + head * L * S, L, S, map};
 
     if (WINDOWS) map.locate(entry % map.windows(), thread, threads);
     if (WINDOWS) __syncthreads();  // the tokens of the window are known
@@ -244,7 +244,7 @@ attention_mma_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
 
 // ∂q, ∂k and ∂v, each unless it is null, and the block's partial sums of ∂B, unless `partials` (chunks, heads, L, S) is
 // null. `chunk` is a multiple of 16 keys.
-extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS)
+extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
 attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(const Stored, y),
                        ARRAY(const Stored, grad_y), ARRAY(Stored, grad_q), ARRAY(Stored, grad_k),
                        ARRAY(Stored, grad_v), const float* bias, const float* lse, float* partials, int entries,
@@ -270,7 +270,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
     // (The head is always the same, but the compiler must not keep `head * stride` of each array in registers.)
     for (int index = blockIdx.x; index < heads * entries / together; index += gridDim.x) {
         const int entry = index / heads * together + own, head = index % heads;
-        const Bias B = {bias ? bias + head * L * S : bias, L, S, map};
+        const Bias B = {bias + head * L * S, L, S, map};
         __syncthreads();  // every warp has finished the previous entry
         if (WINDOWS) map.locate(entry % map.windows(), thread, threads);
         if (WINDOWS) __syncthreads();  // the tokens of the window are known
@@ -345,7 +345,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
                         for (int e = 0; e < 4; ++e) {
                             const int row = i + row_of(e), column = j + column_of(n, e);
                             grad_scores[n][e] = scores[n][e] * (grad_scores[n][e] - D[tile][e / 2]);
-                            if (partials && row < L)  // no race: always this thread
+                            if (HAS_BIAS && partials && row < L)  // no race: always this thread
                                 sums[row * row_of_sums + column] += grad_scores[n][e];
                         }
                     as_factor(weights, grad_scores);
@@ -353,9 +353,9 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
                     if (grad_q) multiply_by_columns<E>(sums_q[tile], weights, key);
                 }
             }
-            __syncthreads();  // P and ∂S of the chunk are written
+            __syncthreads();  // P and ∂S of the chunk are written, and ∂B
 
-            for (int task = threadIdx.y; task < rounded_up(end - first) / 8; task += blockDim.y) {
+            for (unsigned task = threadIdx.y; task < rounded_up(end - first) / 8; task += blockDim.y) {
                 const int j = task / 2 * 16;
                 if (task % 2 == 0 && grad_v) {
                     Tile sums_v[V / 8] = {};
@@ -376,7 +376,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
     }
     if (!partials) return;
 
-    __syncthreads();  // every warp has added to ∂B
+    // Every warp has added to ∂B before the last barrier.
     for (int i = own * threads + thread; i < L * S; i += together * threads) {
         float sum = 0;
         for (int other = 0; other < together; ++other)

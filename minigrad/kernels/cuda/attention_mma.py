@@ -57,10 +57,10 @@ class Attention:
 
     def forward(self, keep_lse: bool) -> Array:
         """y (..., heads, L, V), with windows (..., heads, tokens of the map, V), in the memory order of q."""
-        heads, entries, L, _, _, V = self.sizes()
+        heads, entries, L, S, E, V = self.sizes()
         self.y = empty_like(self.q, V)
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
-        block = self.block()
+        block = forward_block(entries, L, S, E, V, self.map.window)
         self.kernel("attention_mma_forward", block)(
             entries // block.entries * heads, (WARP, block.warps, block.entries),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse,
@@ -71,9 +71,10 @@ class Attention:
 
     def backward(self, grad_y: Array, grads: Sequence[Array | None], want_bias: bool) -> Array | None:
         """Write ∂q, ∂k and ∂v to the arrays of `grads` that are not None. Returns ∂bias (heads, L, S) or None."""
-        heads, entries, L, S, *_ = self.sizes()
-        empty = array_module(self.q).empty
-        block = self.block(backward=True, with_bias=want_bias)
+        heads, entries, L, S, E, V = self.sizes()
+        empty, biased = array_module(self.q).empty, self.bias is not None
+        block = backward_block(entries, L, S, E, V, self.map.window, biased, want_bias, most_shared(self.q))
+        assert block is not None  # `supports` has checked it
         chunks = entries // block.entries
         if want_bias:
             chunks = min(chunks, -(-BLOCKS // heads))
@@ -107,17 +108,9 @@ class Attention:
         heads, _, L, S, *_ = self.sizes()
         return *map(np.int32, (heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
 
-    def block(self, *, backward: bool = False, with_bias: bool = False) -> "Block":
-        _, entries, L, S, E, V = self.sizes()
-        if not backward:
-            return forward_block(entries, L, S, E, V, self.map.window)
-        block = backward_block(entries, L, S, E, V, self.map.window, with_bias, most_shared(self.q))
-        assert block is not None  # by `supports`
-        return block
-
     def kernel(self, name: str, block: "Block") -> Kernel:
-        stored = STORED[self.q.dtype.name]
-        return _kernel(name, stored, self.q.shape[-1], self.v.shape[-1], self.map.window, block.tiles)
+        stored, biased = STORED[self.q.dtype.name], self.bias is not None
+        return _kernel(name, stored, self.q.shape[-1], self.v.shape[-1], self.map.window, biased, block.tiles)
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
@@ -146,7 +139,7 @@ class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
                 return False
             if not attention.broadcasts_to(mask.shape, (*q.shape[:-1], S)):
                 return False
-        return backward_block(1, L, S, E, V, 0, mask is not None, most_shared(q)) is not None
+        return backward_block(1, L, S, E, V, 0, mask is not None, mask is not None, most_shared(q)) is not None
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **options: Any) -> Array:
         xp, bias = array_module(q), None
@@ -194,7 +187,8 @@ class MMAWindowAttention(window_attention.WindowAttention):
         if not (fits and _supports(*_parts(qkv, num_heads))):
             return False
         d, entries = qkv.shape[3] // (3 * num_heads), prod(qkv.shape[:3]) // M**2
-        return backward_block(entries, M**2, M**2, d, d, M, bias is not None, most_shared(qkv)) is not None
+        biased, most = bias is not None, most_shared(qkv)
+        return backward_block(entries, M**2, M**2, d, d, M, biased, biased, most) is not None
 
     def forward(
         self, qkv: Array, bias: Array | None, *,
@@ -239,9 +233,9 @@ def _supports(q: Array, k: Array, v: Array) -> bool:
 
 
 @cache
-def _kernel(name: str, stored: str, E: int, V: int, window: int, tiles: int) -> Kernel:
-    constants = {"STORED": stored, "QK_WIDTH": E, "V_WIDTH": V, "WINDOW": window, "TILES": tiles}
-    return Kernel("attention_mma.cu", name, **constants)
+def _kernel(name: str, stored: str, E: int, V: int, window: int, biased: bool, tiles: int) -> Kernel:
+    sizes = {"QK_WIDTH": E, "V_WIDTH": V, "WINDOW": window, "BIASED": int(biased), "TILES": tiles}
+    return Kernel("attention_mma.cu", name, STORED=stored, **sizes)
 
 
 class Block(NamedTuple):
@@ -260,20 +254,20 @@ def forward_block(entries: int, L: int, S: int, E: int, V: int, window: int) -> 
 
 
 def backward_block(
-    entries: int, L: int, S: int, E: int, V: int, window: int, with_bias: bool, most: int
+    entries: int, L: int, S: int, E: int, V: int, window: int, biased: bool, want_bias: bool, most: int
 ) -> Block | None:
     """None if a block needs more than `most` bytes of shared memory.
 
     Registers allow `most_warps` resident warps per multiprocessor. P and ∂S of a chunk of keys take the shared memory
     that is left with as many resident blocks, or with fewer blocks where less than 16 keys fit.
     """
-    more = E + V <= 128 and L <= ROWS * MORE_WARPS
+    more = E + V <= (64 if biased else 128) and L <= ROWS * MORE_WARPS  # BACKWARD_THREADS in attention_mma.cu
     most_warps = MORE_WARPS if more else MAX_WARPS
     warps, tiles = _warps(L, most_warps)
     together = _together(entries, warps, window)
     L_up, S_up = _rounded_up(L), _rounded_up(S)
     fixed = _rows_bytes(L, S, E, V, window) + 2 * L_up * (V + PADDING)  # ∂y
-    if with_bias:
+    if want_bias:
         fixed += 4 * L * (S_up + PADDING)  # ∂bias
     for resident in range(max(most_warps // (warps * together), 1), 0, -1):
         left = ((most + RESERVED) // resident - RESERVED) // together - fixed
