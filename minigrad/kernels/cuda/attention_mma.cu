@@ -32,9 +32,10 @@
 //   token_i = ((r + shift_down) mod down) · right + (c + shift_right) mod right
 //   region_i = 3 · part(r) + part(c)     part: 0 before the last window; in the last window 1, or 2 if wrapped around
 //
-// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none; TILES, backward the number of
-// times 16 queries of a warp. Grid: heads · entries / blockDim.z; backward heads · chunks, for any number of chunks of
-// entries. Block: (32, warps, entries); blockDim.z divides `entries`. Shared memory: attention_mma.py.
+// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none; BIASED, 1 if there is a bias;
+// TILES, backward. Grid: heads · entries / blockDim.z; backward heads · groups, for any number of groups of blockDim.z
+// entries. Block: (32, warps, entries), where blockDim.z divides `entries`, and is 1 without windows. Shared memory:
+// attention_mma.py.
 //
 // warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
 // warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
@@ -153,15 +154,42 @@ static inline __device__ void store(const Rows<Stored>& to, int count, int first
     }
 }
 
-// WIDTH / 8 C += Aᵀ rows:   A (L, 16), `step` elements apart, and rows (L, WIDTH), in shared memory
+// Stores factor · Aᵀ rows to the rows first to first + 15:   A (L, 16), `step` elements apart, and rows (L, WIDTH), in
+// shared memory
 template <int WIDTH>
-static inline __device__ void multiply_transposed(Tile (&c)[WIDTH / 8], const Stored* A, int step, const Stored* rows,
-                                                  int L) {
+static inline __device__ void store_product(const Rows<Stored>& to, int count, int first, float factor, const Stored* A,
+                                            int step, const Stored* rows, int L) {
+    Tile sums[WIDTH / 8] = {};
 #pragma unroll 1
     for (int i = 0; i < L; i += 16) {
         Fragment a;
         load_transposed(a, A + i * step, step);
-        multiply_by_columns<WIDTH>(c, a, rows + i * spaced(WIDTH));
+        multiply_by_columns<WIDTH>(sums, a, rows + i * spaced(WIDTH));
+    }
+    store<WIDTH>(to, count, first, sums, {factor, factor});
+}
+
+// A lane's elements of 16 rows of y: of two rows, every fourth pack.
+typedef Packed<Stored, 8> Share[2][(V + 31) / 32];
+
+static inline __device__ void load(Share& y, const Rows<const Stored>& rows, int first, int count) {
+#pragma unroll
+    for (int i = 0; i < 2 * ((V + 31) / 32); ++i) {
+        const int row = first + row_of(i % 2 * 2), column = i / 2 * 32 + threadIdx.x % 4 * 8;
+        if (row < count && column < V)
+            y[i % 2][i / 2] = *reinterpret_cast<const Packed<Stored, 8>*>(rows[row] + column);
+    }
+}
+
+// The lane's part of ⟨∂y_i, y_i⟩ of its two rows; ∂y in shared memory
+static inline __device__ void multiply(float (&D)[2], const Share& y, const Stored* grads) {
+#pragma unroll
+    for (int i = 0; i < 2 * ((V + 31) / 32); ++i) {
+        const int column = i / 2 * 32 + threadIdx.x % 4 * 8;
+        if (column >= V) continue;
+        const auto grad = *reinterpret_cast<const Packed<Stored, 8>*>(grads + row_of(i % 2 * 2) * spaced(V) + column);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) D[i % 2] += (float)y[i % 2][i / 2].at[e] * (float)grad.at[e];
     }
 }
 
@@ -174,7 +202,7 @@ attention_mma_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
     const int own = WINDOWS ? threadIdx.z : 0, together = WINDOWS ? blockDim.z : 1;  // entries of the block
     const int entry = blockIdx.x / heads * together + own, head = blockIdx.x % heads;
     DYNAMIC_SHARED(Stored, shared);                            // `entry_size` elements for each entry
-    Stored* const queries = shared + own * entry_size;  // (L, E), padded with zeros to a multiple of 16 rows
+    Stored* const queries = shared + own * entry_size;         // (L, E), padded with zeros to a multiple of 16 rows
     Stored* const keys = queries + rounded_up(L) * spaced(E);  // (S, E), likewise
     Stored* const values = keys + rounded_up(S) * spaced(E);   // (S, V), likewise
     int* const tokens = reinterpret_cast<int*>(values + rounded_up(S) * spaced(V));
@@ -242,7 +270,7 @@ attention_mma_forward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(cons
     }
 }
 
-// ∂q, ∂k and ∂v, each unless it is null, and the block's partial sums of ∂B, unless `partials` (chunks, heads, L, S) is
+// ∂q, ∂k and ∂v, each unless it is null, and the block's partial sums of ∂B, unless `partials` (groups, heads, L, S) is
 // null. `chunk` is a multiple of 16 keys.
 extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 1)
 attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(const Stored, v), ARRAY(const Stored, y),
@@ -279,39 +307,29 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
         stage<V>(values, OF_BLOCK(v), S, thread, threads);
         stage<V>(grads, OF_BLOCK(grad_y), L, thread, threads);
 
-        // While the copies are in flight: y and lse of this lane's rows. Four lanes have a row of y.
-        constexpr int PACKS = (V + 31) / 32;
-        const Rows<const Stored> y_rows = OF_BLOCK(y);
-        Packed<Stored, 8> own_y[TILES][2][PACKS] = {};
+        Share own_y[TILES] = {};  // loaded while the copies are in flight
         float own_lse[TILES][2], D[TILES][2] = {};
 #pragma unroll
-        for (int half = 0; half < 2 * TILES; ++half) {
-            const int row = (threadIdx.y + half / 2 * blockDim.y) * 16 + row_of(half % 2 * 2);
-            own_lse[half / 2][half % 2] = row < L ? lse[((long long)entry * heads + head) * L + row] : INF;
+        for (int tile = 0; tile < TILES; ++tile) {
+            const int i = (threadIdx.y + tile * blockDim.y) * 16;
+            load(own_y[tile], OF_BLOCK(y), i, L);
 #pragma unroll
-            for (int n = 0; n < PACKS; ++n) {
-                const int column = n * 32 + threadIdx.x % 4 * 8;
-                if (row < L && column < V)
-                    own_y[half / 2][half % 2][n] = *reinterpret_cast<const Packed<Stored, 8>*>(y_rows[row] + column);
+            for (int half = 0; half < 2; ++half) {
+                const int row = i + row_of(2 * half);
+                own_lse[tile][half] = row < L ? lse[((long long)entry * heads + head) * L + row] : INF;
             }
         }
         wait_for_copies();
         __syncthreads();  // every row is written, with the zeros
-#pragma unroll
-        for (int half = 0; half < 2 * TILES; ++half) {
-            const int row = (threadIdx.y + half / 2 * blockDim.y) * 16 + row_of(half % 2 * 2);
-            float& D_row = D[half / 2][half % 2];
-#pragma unroll
-            for (int n = 0; n < PACKS; ++n) {
-                const int column = n * 32 + threadIdx.x % 4 * 8;
-                if (row >= L || column >= V) continue;
-                const auto grad = *reinterpret_cast<const Packed<Stored, 8>*>(grads + row * spaced(V) + column);
-#pragma unroll
-                for (int e = 0; e < 8; ++e) D_row += (float)own_y[half / 2][half % 2][n].at[e] * (float)grad.at[e];
-            }
-            D_row = row_sum(D_row);
-        }
 
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            const int i = (threadIdx.y + tile * blockDim.y) * 16;
+            if (i >= L) break;
+            multiply(D[tile], own_y[tile], grads + i * spaced(V));
+#pragma unroll
+            for (int half = 0; half < 2; ++half) D[tile][half] = row_sum(D[tile][half]);
+        }
         Tile sums_q[TILES][E / 8] = {};
         for (int first = 0; first < S; first += chunk) {
             const int end = min(S, first + chunk);
@@ -342,12 +360,17 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
 #pragma unroll
                     for (int n = 0; n < 2; ++n)
 #pragma unroll
-                        for (int e = 0; e < 4; ++e) {
-                            const int row = i + row_of(e), column = j + column_of(n, e);
+                        for (int e = 0; e < 4; ++e)
                             grad_scores[n][e] = scores[n][e] * (grad_scores[n][e] - D[tile][e / 2]);
-                            if (HAS_BIAS && partials && row < L)  // no race: always this thread
-                                sums[row * row_of_sums + column] += grad_scores[n][e];
-                        }
+                    if (HAS_BIAS && partials)
+#pragma unroll
+                        for (int n = 0; n < 2; ++n)
+#pragma unroll
+                            for (int e = 0; e < 4; e += 2) {  // no race: always this thread
+                                const int row = i + row_of(e), column = j + column_of(n, e);
+                                auto& sum = *reinterpret_cast<float2*>(sums + row * row_of_sums + column);
+                                if (row < L) sum = make_float2(sum.x + grad_scores[n][e], sum.y + grad_scores[n][e + 1]);
+                            }
                     as_factor(weights, grad_scores);
                     store(weights, tile_of_P + 16, row_of_P);
                     if (grad_q) multiply_by_columns<E>(sums_q[tile], weights, key);
@@ -357,16 +380,10 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
 
             for (unsigned task = threadIdx.y; task < rounded_up(end - first) / 8; task += blockDim.y) {
                 const int j = task / 2 * 16;
-                if (task % 2 == 0 && grad_v) {
-                    Tile sums_v[V / 8] = {};
-                    multiply_transposed<V>(sums_v, P + 2 * j, row_of_P, grads, L);
-                    store<V>(OF_BLOCK(grad_v), S, first + j, sums_v, {1, 1});
-                }
-                if (task % 2 == 1 && grad_k) {
-                    Tile sums_k[E / 8] = {};
-                    multiply_transposed<E>(sums_k, P + 2 * j + 16, row_of_P, queries, L);
-                    store<E>(OF_BLOCK(grad_k), S, first + j, sums_k, {scale, scale});
-                }
+                if (task % 2 == 0 && grad_v)
+                    store_product<V>(OF_BLOCK(grad_v), S, first + j, 1, P + 2 * j, row_of_P, grads, L);
+                if (task % 2 == 1 && grad_k)
+                    store_product<E>(OF_BLOCK(grad_k), S, first + j, scale, P + 2 * j + 16, row_of_P, queries, L);
             }
         }
 #pragma unroll

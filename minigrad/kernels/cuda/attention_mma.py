@@ -75,13 +75,13 @@ class Attention:
         empty, biased = array_module(self.q).empty, self.bias is not None
         block = backward_block(entries, L, S, E, V, self.map.window, biased, want_bias, most_shared(self.q))
         assert block is not None  # `supports` has checked it
-        chunks = entries // block.entries
+        groups = entries // block.entries
         if want_bias:
-            chunks = min(chunks, -(-BLOCKS // heads))
-        partials = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
+            groups = min(groups, -(-BLOCKS // heads))
+        partials = empty((groups, heads, L, S), FLOAT32) if want_bias else None
         kernel = self.kernel("attention_mma_backward", block)
         kernel(
-            chunks * heads, (WARP, block.warps, block.entries),
+            groups * heads, (WARP, block.warps, block.entries),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), *seen(grad_y),
             *(argument for grad in grads for argument in seen(grad)),
             self.bias, self.lse, partials, *map(np.int32, (entries, block.chunk, block.entry_bytes // 2)),
