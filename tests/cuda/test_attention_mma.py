@@ -187,6 +187,18 @@ def test_small_windows_share_a_block(M, entries):
     np.testing.assert_allclose(found[2], grad_bias, atol=1e-4)  # another order of sums
 
 
+def test_nan_stays_in_its_window():
+    """The rows that pad a window of 9 tokens to 16 are zeros, not tokens of another window."""
+    packed, grad_y = normal(0, 1, 3, 9, 96, dtype=BFLOAT16), normal(1, 1, 3, 9, 32, dtype=BFLOAT16)
+    run = lambda: windows(packed, None, grad_y, num_heads=2, window_size=3)[:2]  # noqa: E731
+    with emulated():
+        expected = run()
+        packed[0, 0, 0] = np.nan
+        found = run()
+    assert all(np.isnan(as_float64(x[:, :, :3])).any() for x in found)
+    assert comparison.same_bits([x[:, :, 3:] for x in found], [x[:, :, 3:] for x in expected])
+
+
 @pytest.mark.parametrize("dtype", HALF_PRECISION)
 @pytest.mark.parametrize(
     ("options", "tiles", "chunk", "warps"),

@@ -32,23 +32,29 @@
 //   token_i = ((r + shift_down) mod down) · right + (c + shift_right) mod right
 //   region_i = 3 · part(r) + part(c)     part: 0 before the last window; in the last window 1, or 2 if wrapped around
 //
-// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none; BIASED, 1 if there is a bias;
-// TILES, backward. Grid: heads · entries / blockDim.z; backward heads · groups, for any number of groups of blockDim.z
-// entries. Block: (32, warps, entries), where blockDim.z divides `entries`, and is 1 without windows. Shared memory:
-// attention_mma.py.
+// Constants: STORED; QK_WIDTH (E) and V_WIDTH (V), multiples of 16; WINDOW, or 0 for none; BIASED, 1 if there is a
+// bias, else 0 or undefined; TILES, 1 if undefined. Grid: heads · entries / blockDim.z; backward heads · groups, for any
+// number of groups of blockDim.z entries. Block: (32, warps, entries), where blockDim.z divides `entries`, and is 1
+// without windows. Shared memory: attention_mma.py.
 //
-// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
-// warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 16, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12 BIASED=1 TILES=1]: attention_mma_forward 24, attention_mma_backward 16
-// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0 TILES=3]: attention_mma_forward 16, attention_mma_backward 8
-// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0 BIASED=0 TILES=1]: attention_mma_forward 8, attention_mma_backward 8
-// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=1 TILES=1]: attention_mma_forward 16, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=0]: attention_mma_forward 16, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=0 BIASED=0]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=4 BIASED=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=32 V_WIDTH=32 WINDOW=7 BIASED=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=Half QK_WIDTH=32 V_WIDTH=32 WINDOW=12 BIASED=1]: attention_mma_forward 24, attention_mma_backward 16
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 TILES=3]: attention_mma_forward 16, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=128 V_WIDTH=128 WINDOW=0 BIASED=0]: attention_mma_forward 8, attention_mma_backward 8
+// warps[STORED=BFloat16 QK_WIDTH=64 V_WIDTH=64 WINDOW=0 BIASED=1]: attention_mma_forward 16, attention_mma_backward 8
 #include "common.cuh"
 #include "mma.cuh"
 
+#ifndef BIASED
+#define BIASED 0
+#endif
+#ifndef TILES
+#define TILES 1
+#endif
 constexpr int E = QK_WIDTH, V = V_WIDTH;
 constexpr bool WINDOWS = WINDOW > 0, HAS_BIAS = BIASED;
 constexpr int M = WINDOWS ? WINDOW : 1;
@@ -341,10 +347,10 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
                 Fragment own_q[E / 16], own_grad[V / 16];
                 load<E>(own_q, queries + i * spaced(E));
                 load<V>(own_grad, grads + i * spaced(V));
-                const Stored *key = keys + first * spaced(E), *value = values + first * spaced(V);
+                const Stored* key = keys + first * spaced(E);
                 Stored* tile_of_P = P + i * row_of_P;
 #pragma unroll 1
-                for (int j = first; j < end; j += 16, key += 16 * spaced(E), value += 16 * spaced(V), tile_of_P += 32) {
+                for (int j = first; j < end; j += 16, key += 16 * spaced(E), tile_of_P += 32) {
                     Tile scores[2], grad_scores[2];
                     Fragment weights;
                     multiply_by_rows<E>(scores, own_q, key);
@@ -356,7 +362,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
                                                   own_lse[tile][e / 2]);  // P
                     as_factor(weights, scores);
                     store(weights, tile_of_P, row_of_P);
-                    multiply_by_rows<V>(grad_scores, own_grad, value);  // ∂P
+                    multiply_by_rows<V>(grad_scores, own_grad, values + j * spaced(V));  // ∂P
 #pragma unroll
                     for (int n = 0; n < 2; ++n)
 #pragma unroll
@@ -368,8 +374,9 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
 #pragma unroll
                             for (int e = 0; e < 4; e += 2) {  // no race: always this thread
                                 const int row = i + row_of(e), column = j + column_of(n, e);
-                                auto& sum = *reinterpret_cast<float2*>(sums + row * row_of_sums + column);
-                                if (row < L) sum = make_float2(sum.x + grad_scores[n][e], sum.y + grad_scores[n][e + 1]);
+                                float2& sum = *reinterpret_cast<float2*>(sums + row * row_of_sums + column);
+                                const float* const two = grad_scores[n] + e;
+                                if (row < L) sum = make_float2(sum.x + two[0], sum.y + two[1]);
                             }
                     as_factor(weights, grad_scores);
                     store(weights, tile_of_P + 16, row_of_P);

@@ -249,6 +249,7 @@ class Block(NamedTuple):
 
 
 def forward_block(entries: int, L: int, S: int, E: int, V: int, window: int) -> Block:
+    """The block of the forward kernel, which needs less shared memory than that of the backward kernel."""
     warps, _ = _warps(L, MAX_WARPS)
     return Block(warps, _together(entries, warps, window), _rows_bytes(L, S, E, V, window))
 
@@ -261,8 +262,8 @@ def backward_block(
     Registers allow `most_warps` resident warps per multiprocessor. P and ∂S of a chunk of keys take the shared memory
     that is left with as many resident blocks, or with fewer blocks where less than 16 keys fit.
     """
-    more = E + V <= (64 if biased else 128) and L <= ROWS * MORE_WARPS  # BACKWARD_THREADS in attention_mma.cu
-    most_warps = MORE_WARPS if more else MAX_WARPS
+    most_width = 64 if biased else 128  # as for BACKWARD_THREADS in attention_mma.cu
+    most_warps = MORE_WARPS if most_width >= E + V and L <= ROWS * MORE_WARPS else MAX_WARPS
     warps, tiles = _warps(L, most_warps)
     together = _together(entries, warps, window)
     L_up, S_up = _rounded_up(L), _rounded_up(S)

@@ -46,8 +46,8 @@ static inline __device__ void load_tiles(Fragment& tiles, const Stored* row) {
                      : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(address) : "memory");
 }
 
-// Starts to copy 16 bytes from global to shared memory, or writes zeros and reads nothing. The thread does not wait, and
-// no register holds the bytes, so a thread can have many copies in flight.
+// Starts to copy 16 bytes from global to shared memory, or to write 16 zeros. The thread does not wait, and no register
+// holds the bytes, so a thread can have many copies in flight.
 static inline __device__ void copy_async(void* to, const void* from, bool zeros) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(address_in_shared(to)), "l"(from), "r"(zeros ? 0 : 16) : "memory");
