@@ -1,5 +1,6 @@
 """Attention on tensor cores, run on the CPU: each element differs from float64 by at most its error bound."""
 
+from contextlib import contextmanager
 from itertools import product
 from unittest.mock import patch
 
@@ -174,6 +175,18 @@ def test_thread_order_changes_no_bit():
         comparison.assert_thread_order_changes_no_bit(run)
 
 
+@contextmanager
+def constants(**options):
+    """Other constants of attention_mma, without the blocks that were computed with the present ones."""
+    cached = attention_mma.forward_block, attention_mma.backward_block
+    with patch.multiple(attention_mma, **options):
+        for block in cached:
+            block.cache_clear()
+        yield
+    for block in cached:
+        block.cache_clear()
+
+
 @pytest.mark.parametrize(("M", "entries"), [(4, 4), (5, 2), (2, 4), (7, 1)])
 def test_small_windows_share_a_block(M, entries):
     packed, bias = normal(0, 3, 4 * M, 4 * M, 96, dtype=BFLOAT16), normal(1, 2, M * M, M * M)
@@ -181,7 +194,7 @@ def test_small_windows_share_a_block(M, entries):
     with patch.object(attention_mma, "BLOCKS", 4), recorded() as launches:
         found = run()
     assert [launch.block[2] for launch in launches[:2]] == [entries, entries]
-    with patch.multiple(attention_mma, BLOCKS=4, MIN_WARPS=1), emulated():
+    with constants(BLOCKS=4, MIN_WARPS=1), emulated():
         *alone, grad_bias = run()
     assert comparison.same_bits(found[:2], alone)
     np.testing.assert_allclose(found[2], grad_bias, atol=1e-4)  # another order of sums
@@ -213,7 +226,7 @@ def test_chunks_of_keys_and_warps_change_no_bit(options, tiles, chunk, warps, dt
     arrays, bias = qkv((2,), 69, 67, 32, 32, dtype), normal(3, 2, 69, 67)
     with recorded() as launches:
         expected = attention(*arrays, bias).results
-    with patch.multiple(attention_mma, **options), recorded("shuffled") as others:
+    with constants(**options), recorded("shuffled") as others:
         found = attention(*arrays, bias).results
     sizes = [(dict(i.kernel.constants)["TILES"], i.args[36], i.block[1]) for i in (launches[1], others[1])]
     assert sizes == [(1, 80, 5), (tiles, chunk, warps)]
@@ -227,7 +240,7 @@ BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_m
 def test_every_barrier_is_needed(barrier):
     """A block has several windows, chunks of keys and warps, some of which have two iterations."""
     packed, bias = normal(0, 1, 24, 12, 48, dtype=BFLOAT16), normal(1, 1, 144, 144)
-    with patch.multiple(attention_mma, BLOCKS=1, MAX_WARPS=5, MORE_WARPS=5, most_shared=lambda _: 140 << 10):
+    with constants(BLOCKS=1, MAX_WARPS=5, MORE_WARPS=5, most_shared=lambda _: 140 << 10):
         run = lambda: windows(packed, bias, num_heads=1, window_size=12, shift=5)  # noqa: E731
         assert comparison.barrier_is_needed(barrier, run)
 

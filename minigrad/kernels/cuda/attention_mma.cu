@@ -19,9 +19,9 @@
 // Backward, lse is known, so P needs no maximum. Each of the five products is computed once. The keys are processed in
 // chunks, as P and ∂S of all keys may not fit in shared memory; for each chunk
 //
-//   1. a warp has 16 queries (TILES times), and q, ∂y and the sums of ∂q of these rows in registers. For 16 keys at a
-//      time it computes S = q kᵀ and ∂P = ∂y vᵀ, then P and ∂S, stores both to shared memory, and adds ∂S k to ∂q.
-//   2. a warp has 16 keys and one of ∂v = Pᵀ ∂y, ∂k = ∂Sᵀ q: the product of two matrices in shared memory.
+//   1. a warp has q, ∂y and the sums of ∂q of 16 queries in registers (TILES times, for long sequences). For 16 keys at
+//      a time it computes S = q kᵀ and ∂P = ∂y vᵀ, then P and ∂S, stores both to shared memory, and adds ∂S k to ∂q.
+//   2. a warp computes 16 rows of ∂v = Pᵀ ∂y or of ∂k = ∂Sᵀ q: a product of two matrices in shared memory.
 //
 // Swin: with WINDOW = M, an entry is one of the M x M windows of a feature map of `down` x `right` tokens, rolled by
 // -shift_down and -shift_right. The kernels neither roll nor copy: the rows of q, k, v, y are the tokens of the
@@ -56,7 +56,7 @@
 #define TILES 1
 #endif
 constexpr int E = QK_WIDTH, V = V_WIDTH;
-constexpr bool WINDOWS = WINDOW > 0, HAS_BIAS = BIASED;
+constexpr bool WINDOWS = WINDOW > 0, HAS_BIAS = BIASED > 0;
 constexpr int M = WINDOWS ? WINDOW : 1;
 constexpr float CROSS_REGION = -100;
 // Registers are limited by the threads of a block, forward also by the resident blocks per multiprocessor.

@@ -248,16 +248,18 @@ class Block(NamedTuple):
     chunk: int = 0  # backward: keys
 
 
+@cache
 def forward_block(entries: int, L: int, S: int, E: int, V: int, window: int) -> Block:
     """The block of the forward kernel, which needs less shared memory than that of the backward kernel."""
     warps, _ = _warps(L, MAX_WARPS)
     return Block(warps, _together(entries, warps, window), _rows_bytes(L, S, E, V, window))
 
 
+@cache
 def backward_block(
     entries: int, L: int, S: int, E: int, V: int, window: int, biased: bool, want_bias: bool, most: int
 ) -> Block | None:
-    """None if a block needs more than `most` bytes of shared memory.
+    """The block of the backward kernel, or None if it needs more than `most` bytes of shared memory.
 
     Registers allow `most_warps` resident warps per multiprocessor. P and ∂S of a chunk of keys take the shared memory
     that is left with as many resident blocks, or with fewer blocks where less than 16 keys fit.
@@ -265,6 +267,7 @@ def backward_block(
     most_width = 64 if biased else 128  # as for BACKWARD_THREADS in attention_mma.cu
     most_warps = MORE_WARPS if most_width >= E + V and L <= ROWS * MORE_WARPS else MAX_WARPS
     warps, tiles = _warps(L, most_warps)
+    warps = max(warps, _warps(S, most_warps)[0])  # ∂k and ∂v
     together = _together(entries, warps, window)
     L_up, S_up = _rounded_up(L), _rounded_up(S)
     fixed = _rows_bytes(L, S, E, V, window) + 2 * L_up * (V + PADDING)  # ∂y
