@@ -262,7 +262,7 @@ def backward_block(
     """The block of the backward kernel, or None if it needs more than `most` bytes of shared memory.
 
     Registers allow `most_warps` resident warps per multiprocessor. P and ∂S of a chunk of keys take the shared memory
-    that is left with as many resident blocks, or with fewer blocks where less than 16 keys fit.
+    that is left with as many resident blocks, or with fewer blocks where a chunk had too few keys for all warps.
     """
     most_width = 64 if biased else 128  # as for BACKWARD_THREADS in attention_mma.cu
     most_warps = MORE_WARPS if most_width >= E + V and L <= ROWS * MORE_WARPS else MAX_WARPS
@@ -275,8 +275,8 @@ def backward_block(
         fixed += 4 * L * (S_up + PADDING)  # ∂bias
     for resident in range(max(most_warps // (warps * together), 1), 0, -1):
         left = ((most + RESERVED) // resident - RESERVED) // together - fixed
-        columns = (left // (2 * L_up) - PADDING) // 2 // ROWS * ROWS
-        if columns <= 0:
+        columns = min((left // (2 * L_up) - PADDING) // 2 // ROWS * ROWS, S_up)
+        if columns <= 0 or (2 * columns // ROWS < warps and resident > 1):
             continue
         chunks = -(-S_up // columns)
         chunk = _rounded_up(-(-S_up // chunks))
