@@ -42,10 +42,9 @@ class StdConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
-        self.kernel_size = kernel_size
 
     def forward(self, x: Tensor) -> Tensor:
-        H, W = (same_padding(size, self.kernel_size, self.stride) for size in x.shape[2:])  # type: ignore[arg-type]
+        H, W = (same_padding(size, self.kernel_size[0], self.stride) for size in x.shape[2:])
         return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride, padding=(H, W))
 
 

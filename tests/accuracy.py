@@ -47,6 +47,12 @@ ALONG_ONE_AXIS: dict[str, tuple[Run, np.ndarray]] = {
     "var far from 0": (lambda F, x: x.var(1), rand(0, 50, 700, offset=1e6)),
     "var of columns far from 0": (lambda F, x: x.var(0), rand(0, N, C, offset=1e6)),
     "std far from 0": (lambda F, x: x.std(0), rand(0, N, C, offset=1e4)),
+    "norm": (lambda F, x: x.norm(dim=0), rand(0, N, C)),
+    "1-norm": (lambda F, x: x.norm(1, dim=0), rand(0, N, C)),
+    "l1 loss": (lambda F, x: F.l1_loss(x, 0 * x), rand(0, N, C)),
+    "bce with logits": (lambda F, x: F.binary_cross_entropy_with_logits(x, 0 * x + 0.5), rand(0, N, C)),
+    "kl_div": (lambda F, x: F.kl_div(x, 0 * x + 0.5, reduction="batchmean"), rand(0, N, C)),
+    "cumprod": (lambda F, x: x.cumprod(0), rand(0, 4_000, C, offset=0.5)),
     "mean of squares": (lambda F, x: F.mse_loss(x, 0 * x), rand(0, N, C)),
 }
 
@@ -62,6 +68,9 @@ PARAMETERS: dict[str, tuple[Run, list[np.ndarray]]] = {
     "linear": (lambda F, x, w, b: F.linear(x, w, b), [rand(0, N, 8), rand(1, C, 8), rand(2, C)]),
     "convolution": (
         lambda F, x, w, b: F.conv2d(x, w, b, padding=1), [_images, rand(4, 16, 16, 3, 3), _bias]
+    ),
+    "transposed convolution": (
+        lambda F, x, w, b: F.conv_transpose2d(x, w, b, stride=2), [_images, rand(4, 16, 16, 3, 3), _bias]
     ),
     "depthwise": (
         lambda F, x, w, b: F.conv2d(x, w, b, padding=3, groups=16), [_images, rand(4, 16, 1, 7, 7), _bias]

@@ -57,7 +57,7 @@ def train(build, batches, graphed, warmup=2, clip=0.0, amp=False):
         losses.append(run(to_device(images, "cuda"), to_device(labels, "cuda")).item())
         schedule.step()
     state = {name: value.cpu().numpy() for name, value in model.state_dict().items()}
-    return losses, state | {key: np.asarray(value) for key, value in optimizer.state_dict().items()}, run
+    return losses, state | {key: np.asarray(value) for key, value in optimizer.flat_state_dict().items()}, run
 
 
 def batches_of(sizes, shape):
@@ -175,7 +175,7 @@ def test_two_captured_optimizer_steps_equal_eager_ones():
         step = GraphedStep(step, optimizer, warmup=1) if graphed else step
         for _ in range(4):
             step(to_device(np.arange(3, dtype=np.float32), "cuda"))
-        return {**optimizer.state_dict(), "x": parameter.numpy()}
+        return {**optimizer.flat_state_dict(), "x": parameter.numpy()}
 
     found, expected = run(True), run(False)
     assert found["0.0.step"] == 8
@@ -356,11 +356,11 @@ def test_loading_a_state_captures_again():
     batches = batches_of([4] * 3, (3, 4, 4))
     _, _, run = train(build, batches, graphed=True)
     first = run.graph
-    saved = {key: np.array(value) for key, value in run.optimizer.state_dict().items()}
+    saved = {key: np.array(value) for key, value in run.optimizer.flat_state_dict().items()}
     run.optimizer.load_state_dict(saved)
     run(*(to_device(x, "cuda") for x in batches[0]))
     assert run.graph is not first
-    steps = [value for key, value in run.optimizer.state_dict().items() if key.endswith("step")]
+    steps = [value for key, value in run.optimizer.flat_state_dict().items() if key.endswith("step")]
     assert [int(value) for value in steps] == [len(batches) + 1] * 2
 
 

@@ -1,7 +1,7 @@
 """L1: Function, an op with forward and backward on arrays. A Function never holds Tensors, only the arrays it saves."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,17 @@ class Function(Node):
     path instead (`minigrad/backend/fast_paths.py`).
     """
 
+    apply: ClassVar[Callable[..., Any]]  # MyOp.apply(x, ...) is Tensor.apply(MyOp, x, ...), which `Tensor` adds
     needs_input_grad: tuple[bool, ...] = ()  # whether each input requires a gradient; skip the computation if not
+
+    def __init_subclass__(cls) -> None:
+        for name in ("forward", "backward"):
+            if isinstance(vars(cls).get(name), staticmethod):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a staticmethod, as in torch.autograd.Function: here an op is an "
+                    f"instance and computes on arrays: write `def {name}(self, x, ...)` without @staticmethod, save "
+                    "arrays as attributes of self instead of ctx.save_for_backward, and return arrays"
+                )
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         """Compute the output, an array or a tuple of arrays."""

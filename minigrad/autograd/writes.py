@@ -51,10 +51,12 @@ def note_again(keys: Iterable[int]) -> None:
 
 def overwritten(node: Node) -> Array | None:
     """The node's first saved array with a write later than the node's creation, or None."""
-    saved = [value for name, value in vars(node).items() if name not in _NOT_SAVED]
+    saved: list[Any] = [node]
     for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):
             saved.extend(x)
+        elif isinstance(x, Node):  # the node, or an op that it runs inside
+            saved.extend(value for name, value in vars(x).items() if name not in _NOT_SAVED)
         elif _is_array(x) and _numbers.get(_memory(x)[0], 0) > node.age:
             return x
     return None

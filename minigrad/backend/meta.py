@@ -35,6 +35,8 @@ class MetaArray(np.ndarray):
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = (None,), **options: Any) -> Any:
         """The result of ufuncs and their methods: `np.exp(x)`, `a + b`, `x.sum()`, `a @ b`, `x += y`."""
+        if method == "at":  # writes into x
+            return None
         shape, dtype = _result(ufunc, method, *map(_operand, inputs), **options)
         (target,) = out
         if target is None:
@@ -69,6 +71,12 @@ class MetaArray(np.ndarray):
     def astype(self, dtype: Any, *_: Any, **__: Any) -> "MetaArray":
         return MetaArray(self.shape, dtype)
 
+    def argmax(self, axis: Any = None, *, keepdims: bool = False) -> "MetaArray":  # type: ignore[override]
+        """The shape of the indices; `argmin` likewise."""
+        return MetaArray(_result(np.maximum, "reduce", _operand(self), axis=axis, keepdims=keepdims)[0], np.int64)
+
+    argmin = argmax  # type: ignore[assignment]
+
     def copy(self, *_: Any, **__: Any) -> "MetaArray":
         return _like(self)
 
@@ -80,7 +88,7 @@ class MetaArray(np.ndarray):
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise _no_values()
 
-    __bool__ = __int__ = __float__ = __index__ = item = tolist = argmax = argmin = nonzero = _refuse
+    __bool__ = __int__ = __float__ = __index__ = item = tolist = nonzero = _refuse
 
     def __repr__(self) -> str:
         return f"MetaArray({self.shape}, {self.dtype})"
@@ -183,6 +191,7 @@ def _concatenate(arrays: Sequence[Any], axis: int = 0, **_: Any) -> MetaArray:
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
+    np.argsort: lambda x, **_: MetaArray(x.shape, np.int64),
     np.array2string: lambda x, **_: repr(x),
     np.concatenate: _concatenate,
     np.empty_like: _like,

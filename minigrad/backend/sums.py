@@ -91,6 +91,14 @@ def cumulative_sum(x: Array, axis: int) -> Array:
     return x.cumsum(axis=axis, dtype=np.float64).astype(x.dtype, copy=False)
 
 
+def cumulative_product(x: Array, axis: int) -> Array:
+    """yᵢ = Π_{j≤i} xⱼ along `axis`. Floats are multiplied in float64."""
+    if type(x) is not np.ndarray or x.dtype.kind != "f":
+        return x.cumprod(axis=axis)
+    with np.errstate(over="ignore"):  # a product above the maximum of float32 is ∞
+        return x.cumprod(axis=axis, dtype=np.float64).astype(x.dtype, copy=False)
+
+
 def _numpy_suffices(x: Array, axes: tuple[int, ...]) -> bool:
     """True if `x.sum` is accurate: for few terms, integers, CuPy, and all elements of a contiguous array (pairwise)."""
     n = prod([x.shape[a] for a in axes])

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, to_device
 from minigrad.backend.meta import MetaArray
 from minigrad.backend.random import default_generator
-from minigrad.tensor import Tensor
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -27,11 +27,22 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[1] * receptive, shape[0] * receptive
 
 
-def zeros_(*tensors: Tensor | None) -> None:
-    """Fill tensors with 0. None, such as an absent bias, is skipped."""
+def zeros_(*tensors: Tensor | None) -> Tensor | None:
+    """Fill tensors with 0, and return the first. None, such as an absent bias, is skipped."""
     for tensor in tensors:
         if tensor is not None:
             _fill(tensor, partial(np.zeros, tensor.shape))
+    return tensors[0] if tensors else None
+
+
+def ones_(tensor: Tensor) -> Tensor:
+    """Fill with 1."""
+    return constant_(tensor, 1.0)
+
+
+def constant_(tensor: Tensor, val: float) -> Tensor:
+    """Fill with the number `val`."""
+    return _fill(tensor, lambda: np.full(tensor.shape, val))
 
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
@@ -70,12 +81,51 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     return uniform_(tensor, -bound, bound)
 
 
-def kaiming_normal_(tensor: Tensor, *, mode: Literal["fan_in", "fan_out"] = "fan_in") -> Tensor:
-    """Fill with normal values of std √(2 / fan), for a layer followed by ReLU.  He et al. 2015, arXiv:1502.01852."""
+def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
+    """Fill with normal values of std gain · √(2 / (fan_in + fan_out)).  Glorot and Bengio 2010."""
+    return normal_(tensor, 0, gain * sqrt(2 / max(sum(fans(tensor.shape)), 1)))
+
+
+def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+    """The factor by which weights compensate for the nonlinearity that follows the layer.
+
+    param: the negative slope of "leaky_relu", by default 0.01.
+    """
+    gains = {"tanh": 5 / 3, "relu": sqrt(2), "selu": 3 / 4} | dict.fromkeys(
+        ("linear", "conv1d", "conv2d", "sigmoid"), 1.0
+    )
+    if nonlinearity == "leaky_relu":
+        return sqrt(2 / (1 + (0.01 if param is None else param) ** 2))
+    if nonlinearity not in gains:
+        raise ValueError(
+            f"calculate_gain: unknown nonlinearity {nonlinearity!r}; known: leaky_relu, {', '.join(gains)}"
+        )
+    return gains[nonlinearity]
+
+
+def kaiming_normal_(
+    tensor: Tensor, a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """Fill with normal values of std gain / √fan, for a layer followed by a leaky ReLU of negative slope `a`.
+
+    By default the nonlinearity is a ReLU: gain = √2.  He et al. 2015, arXiv:1502.01852.
+    """
+    return normal_(tensor, 0, _kaiming_std(tensor, a, mode, nonlinearity, "kaiming_normal_"))
+
+
+def kaiming_uniform_(
+    tensor: Tensor, a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu"
+) -> Tensor:
+    """Fill with uniform values of the std of `kaiming_normal_`."""
+    bound = sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity, "kaiming_uniform_")
+    return uniform_(tensor, -bound, bound)
+
+
+def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str, name: str) -> float:
     if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f'kaiming_normal_: mode must be "fan_in" or "fan_out", got {mode!r}')
+        raise ValueError(f'{name}: mode must be "fan_in" or "fan_out", got {mode!r}')
     fan_in, fan_out = fans(tensor.shape)
-    return normal_(tensor, 0, sqrt(2 / (fan_in if mode == "fan_in" else fan_out)))
+    return calculate_gain(nonlinearity, a) / sqrt(fan_in if mode == "fan_in" else fan_out)
 
 
 def lecun_normal_(tensor: Tensor) -> Tensor:

@@ -1,31 +1,39 @@
 """L5: Module, the base class of layers and models, a tree of modules with parameters."""
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import mode
-from minigrad.backend import Array, plain, to_device
+from minigrad.autograd.hooks import RemovableHandle
+from minigrad.backend import plain, to_device
 from minigrad.backend.dtypes import cast, is_floating
 from minigrad.backend.meta import MetaArray
 from minigrad.methods import target
-from minigrad.nn import init
+from minigrad.nn import hooks, init
 from minigrad.nn.checkpoint import Checkpoint
+from minigrad.nn.misfits import misfits
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
-_hooks_lock = threading.Lock()
+Self = TypeVar("Self", bound="Module")
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `load_state_dict` found: names of the module that the state_dict lacks, and other names."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class Parameter(Tensor):
     """A learnable Tensor. Assigned to an attribute of a Module, it is registered as a parameter."""
 
-    def __init__(self, data: Any, requires_grad: bool = True) -> None:
-        super().__init__(data, requires_grad)
+    def __init__(self, data: Any, requires_grad: bool = True, *, dtype: Any = None, device: str | None = None) -> None:
+        super().__init__(data, requires_grad, dtype, device)
         if init.is_meta():
             self.data = MetaArray(self.shape, self.dtype)
 
@@ -33,8 +41,8 @@ class Parameter(Tensor):
 class Buffer(Tensor):
     """A Tensor in a Module's state that is not learned, such as a running mean."""
 
-    def __init__(self, data: Any) -> None:
-        super().__init__(data)
+    def __init__(self, data: Any, *, dtype: Any = None, device: str | None = None) -> None:
+        super().__init__(data, dtype=dtype, device=device)
         if init.is_meta():
             self.data = MetaArray(self.shape, self.dtype)
 
@@ -89,14 +97,42 @@ class Module:
 
     def register_parameter(self, name: str, param: "Parameter | None") -> None:
         """Assign a parameter, or None for an absent parameter, such as the bias of a layer with bias=False."""
-        self._register(name, Parameter)
-        setattr(self, name, param)
+        self._assign(name, Parameter, param, Parameter)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Assign a buffer. A buffer that is not persistent is not part of the state_dict."""
+        self._assign(name, Buffer, tensor, Tensor)
+        others = vars(self).get("_not_saved", frozenset()) - {name}
+        vars(self)["_not_saved"] = others if persistent else others | {name}
+
+    def add_module(self, name: str, module: "Module | None") -> None:
+        """Assign a sub-module: also for names that are no Python identifiers, such as "0"."""
+        self._assign(name, Module, module, Module)
+
+    register_module = add_module
+
+    def _assign(self, name: str, kind: type, value: Any, accepted: type) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"{_KINDS[kind]} name must be a string, got {type(name).__name__}")
+        if hasattr(self, name) and self._kinds.get(name) is not kind:
+            raise KeyError(f"attribute {name!r} already exists in {type(self).__name__}")
+        if value is not None and not isinstance(value, accepted):
+            wrong = type(value).__name__
+            raise TypeError(f"cannot assign {wrong!r} as {_KINDS[kind]} {name!r} ({_EXPECTED[kind]} or None expected)")
+        self._register(name, kind)
+        setattr(self, name, value)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """Run `forward`, then the forward hooks."""
+        """Run the forward pre-hooks, `forward`, and the forward hooks."""
+        own = self.__dict__
+        if "_forward_pre_hooks" in own:
+            inputs, options = hooks.before_forward(self, inputs, options)
+        backward_hooks = hooks.BackwardHooks(self) if own.get("_backward_hooks") else None
+        if backward_hooks is not None:
+            inputs = backward_hooks.inputs(inputs)
         forward = self._checkpointed if self.checkpointing and mode.grad_enabled else self.forward
         if mode.observer is None:
             output = forward(*inputs, **options)
@@ -106,34 +142,53 @@ class Module:
                 output = forward(*inputs, **options)
             finally:
                 mode.observer.path.pop()
-        for hook in self.__dict__.get("_forward_hooks", ()):
-            replaced = hook(self, inputs, output)
-            output = output if replaced is None else replaced
-        return output
+        if "_forward_hooks" in own:
+            output = hooks.after_forward(self, inputs, options, output)
+        return output if backward_hooks is None else backward_hooks.output(output)
 
     def _checkpointed(self, x: Tensor) -> Tensor:
         return Tensor.apply(Checkpoint, x, *self.parameters(), module=self)
 
-    def register_forward_hook(self, hook: Callable[["Module", tuple[Any, ...], Any], Any]) -> Callable[[], None]:
-        """Call `hook(module, inputs, output)` after each forward. A return value other than None replaces the output.
+    def register_forward_pre_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Call `hook(module, args)` before each forward. A return value other than None, a tuple or one value, replaces
+        the positional arguments.
 
-        Returns:
-            A function that removes the hook.
+        Args:
+            prepend: run this hook before the hooks that are registered already.
+            with_kwargs: call `hook(module, args, kwargs)`, which returns None or both.
         """
-        with _hooks_lock:
-            self.__dict__["_forward_hooks"] = [*self.__dict__.get("_forward_hooks", []), hook]
+        return hooks.register(self, hooks.PRE, hooks.Hook(hook, with_kwargs), prepend)
 
-        def remove() -> None:
-            with _hooks_lock:
-                self.__dict__["_forward_hooks"] = [h for h in self.__dict__["_forward_hooks"] if h is not hook]
+    def register_forward_hook(
+        self, hook: Callable[..., Any], *, prepend: bool = False, with_kwargs: bool = False
+    ) -> RemovableHandle:
+        """Call `hook(module, args, output)`, with_kwargs `hook(module, args, kwargs, output)`, after each forward. A
+        return value other than None replaces the output. `prepend`: as for forward pre-hooks."""
+        return hooks.register(self, hooks.FORWARD, hooks.Hook(hook, with_kwargs), prepend)
 
-        return remove
+    def register_full_backward_hook(self, hook: Callable[..., Any], prepend: bool = False) -> RemovableHandle:
+        """Call `hook(module, grad_input, grad_output)` when backward has computed the gradients of the inputs. A return
+        value other than None replaces grad_input.
+
+        Both are tuples: a gradient for each positional argument and each output, None where there is no gradient.
+        """
+        return hooks.register(self, hooks.BACKWARD, hooks.Hook(hook), prepend)
 
     # The tree -------------------------------------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
-        """The direct sub-modules, with their names."""
-        return self._own(Module)
+        """The direct sub-modules, with their names; shared modules only once."""
+        seen: set[Module] = set()
+        for name, child in self._own(Module):
+            if child not in seen:
+                seen.add(child)
+                yield name, child
+
+    def children(self) -> Iterator["Module"]:
+        """The direct sub-modules; shared modules only once."""
+        return (child for _, child in self.named_children())
 
     def named_modules(self, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, "Module"]]:
         """This module, named `prefix`, and all nested modules, parents first; by default shared modules only once."""
@@ -145,32 +200,85 @@ class Module:
         if seen is not None:
             seen.add(self)
         yield name, self
-        for child_name, child in self.named_children():
+        for child_name, child in self._own(Module):
             yield from child._walk(f"{name}.{child_name}" if name else child_name, seen)
 
     def modules(self) -> Iterator["Module"]:
         """This module and all nested modules."""
         return (module for _, module in self.named_modules())
 
-    def named_parameters(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
-        """All parameters with their names; by default shared parameters only once."""
-        return self._named([Parameter], remove_duplicate)
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """All parameters, their names preceded by `prefix`; recurse=False: only this module's own. By default shared
+        parameters only once."""
+        return self._named([Parameter], prefix, recurse, remove_duplicate)
 
-    def parameters(self) -> Iterator[Parameter]:
-        """All parameters."""
-        return (parameter for _, parameter in self.named_parameters())
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """All parameters; recurse=False: only this module's own."""
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
 
-    def named_buffers(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """All buffers with their names; by default shared buffers only once."""
-        return self._named([Buffer], remove_duplicate)
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """All buffers, with the arguments of `named_parameters`."""
+        return self._named([Buffer], prefix, recurse, remove_duplicate)
 
-    def _named(self, kinds: Sequence[type], remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """All buffers; recurse=False: only this module's own."""
+        return (buffer for _, buffer in self.named_buffers(recurse=recurse))
+
+    def _named(
+        self, kinds: Sequence[type], prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Any]]:
         seen = set()
-        for prefix, module in self.named_modules(remove_duplicate=remove_duplicate):
+        modules = self.named_modules(prefix, remove_duplicate) if recurse else [(prefix, self)]
+        for path, module in modules:
             for name, value in (entry for kind in kinds for entry in module._own(kind)):
                 if not remove_duplicate or id(value) not in seen:
                     seen.add(id(value))
-                    yield f"{prefix}.{name}" if prefix else name, value
+                    yield f"{path}.{name}" if path else name, value
+
+    def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+        """All parameters and persistent buffers under every name, in the order of modules."""
+        for path, module in self.named_modules(prefix, remove_duplicate=False):
+            not_saved = vars(module).get("_not_saved", ())
+            for name, value in (*module._own(Parameter), *module._own(Buffer)):
+                if name not in not_saved:
+                    yield f"{path}.{name}" if path else name, value
+
+    def get_submodule(self, target: str) -> Any:
+        """The nested module of this dotted name, such as "blocks.0.attn"; "" is this module."""
+        module = self
+        for name in target.split(".") if target else ():
+            children = dict(module._own(Module))
+            if name not in children:
+                raise AttributeError(f"{type(module).__name__} has no sub-module {name!r}, of {target!r}")
+            module = children[name]
+        return module
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter of this dotted name, such as "blocks.0.attn.qkv.weight"."""
+        return self._get(target, Parameter)
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer of this dotted name."""
+        return self._get(target, Buffer)
+
+    def _get(self, target: str, kind: type) -> Any:
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        own = dict(module._own(kind))
+        if name not in own:
+            raise AttributeError(f"{type(module).__name__} has no {_KINDS[kind]} {name!r}, of {target!r}")
+        return own[name]
+
+    def apply(self: Self, function: Callable[["Module"], Any]) -> Self:
+        """Call `function(module)` for all nested modules, then this module, as to initialise a model."""
+        for child in self.children():
+            child.apply(function)
+        function(self)
+        return self
 
     def _own(self, kind: type) -> Iterator[tuple[str, Any]]:
         """The registered values of one kind in this module itself, without None."""
@@ -179,15 +287,15 @@ class Module:
 
     # State ----------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> "OrderedDict[str, Tensor]":
-        """All parameters and buffers by name, in the order of modules. The Tensors share memory with the module's.
+    def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> "OrderedDict[str, Tensor]":
+        """All parameters and persistent buffers by name, in the order of modules. The Tensors share memory with the
+        module's; with keep_vars, they are the module's.
 
         As in PyTorch, a shared parameter has an entry for each of its names.
         """
-        named = self._named([Parameter, Buffer], remove_duplicate=False)
-        return OrderedDict((name, tensor.detach()) for name, tensor in named)
+        return OrderedDict((prefix + name, x if keep_vars else x.detach()) for name, x in self._state())
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Copy values into the parameters and buffers of this module, cast to their dtypes and devices.
 
         Args:
@@ -195,12 +303,15 @@ class Module:
             strict: raise an error for missing and unexpected names, instead of ignoring them. A shared parameter needs
                 only one of its names. `num_batches_tracked` of BatchNorm2d is optional.
 
+        Returns:
+            The missing and the unexpected names, in attributes missing_keys and unexpected_keys.
+
         Raises:
             ValueError: a name is missing or unexpected, a shape differs, two names of one shared parameter have
                 different values, values are out of range for the dtype here or not real, or one side has meta arrays,
                 as created under `init.meta_init()`. In each case, no parameter is changed.
         """
-        own: dict[str, Tensor] = dict(self._named([Parameter, Buffer], remove_duplicate=False))
+        own = dict(self._state())
         optional = {f"{prefix}.{name}" if prefix else name
                     for prefix, module in self.named_modules(remove_duplicate=False)
                     for name in module.optional_state}  # fmt: skip
@@ -221,31 +332,33 @@ class Module:
             if name in arrays:
                 tensor.data[...] = to_device(cast(arrays[name], tensor.dtype), tensor.device)
         writes.note(tensor.data for name, tensor in own.items() if name in arrays)
+        missing, unexpected = ([name for name in names if name not in others and name not in optional]
+                               for names, others in ((own, arrays), (arrays, own)))  # fmt: skip
+        return IncompatibleKeys(missing, unexpected)
 
     # Modes ----------------------------------------------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> "Module":
+    def train(self: Self, mode: bool = True) -> Self:
         """Set training mode: dropout is active, and batch normalisation uses the statistics of the batch."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> "Module":
+    def eval(self: Self) -> Self:
         """Set evaluation mode: dropout is off, and batch normalisation uses running statistics."""
         return self.train(False)
 
-    def requires_grad_(self, requires_grad: bool = True) -> "Module":
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
         """Set `requires_grad` of all parameters: False freezes them."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
-    def zero_grad(self) -> None:
-        """Set the gradients of all parameters to None."""
-        for parameter in self.parameters():
-            parameter.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set the gradients of all parameters to None, or with set_to_none=False to 0, in place."""
+        zero_grad(self.parameters(), set_to_none)
 
-    def to(self, *targets: Any, dtype: Any = None, device: str | None = None) -> "Module":
+    def to(self: Self, *targets: Any, dtype: Any = None, device: str | None = None) -> Self:
         """Move all parameters and buffers to a device, cast floating-point ones to a dtype, or both, in place.
 
         The gradient of a parameter that was moved or cast is set to None.
@@ -258,8 +371,32 @@ class Module:
                 tensor.data, tensor.grad = data, None
         return self
 
+    def float(self: Self) -> Self:
+        """`to(dtype=float32)`."""
+        return self.to(dtype="float32")
+
+    def double(self: Self) -> Self:
+        """`to(dtype=float64)`."""
+        return self.to(dtype="float64")
+
+    def half(self: Self) -> Self:
+        """`to(dtype=float16)`."""
+        return self.to(dtype="float16")
+
+    def bfloat16(self: Self) -> Self:
+        """`to(dtype="bfloat16")`."""
+        return self.to(dtype="bfloat16")
+
+    def cpu(self: Self) -> Self:
+        """`to("cpu")`."""
+        return self.to("cpu")
+
+    def cuda(self: Self, device: int | None = None) -> Self:
+        """`to("cuda")`, or the GPU of this index."""
+        return self.to("cuda" if device is None else f"cuda:{device}")
+
     def __repr__(self) -> str:
-        children = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.named_children()]
+        children = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self._own(Module)]
         inner = "\n  " + "\n  ".join(children) + "\n" if children else self.extra_repr()
         return f"{type(self).__name__}({inner})"
 
@@ -277,42 +414,10 @@ _ACCEPTED: dict[type, tuple[type, ...]] = {  # kind of a registered name -> type
 }
 
 
-def misfits(
-    own: Mapping[str, Tensor], arrays: Mapping[str, Array], strict: bool, optional: Collection[str]
-) -> list[str]:
-    """Why `arrays` cannot be loaded into the tensors `own`: a line for each name that does not fit.
-
-    Args:
-        strict: report missing and unexpected names, other than the `optional` names.
-    """
-    common = [name for name in own if name in arrays]
-    found = [f"mismatch    {name}: {arrays[name].shape} in the file, {own[name].shape} here"
-             for name in common if arrays[name].shape != own[name].shape]  # fmt: skip
-    found += [f"unfit       {name}: {arrays[name].dtype} with values that {own[name].dtype} cannot hold"
-              for name in common if not can_hold(own[name].dtype, arrays[name])]  # fmt: skip
-    first: dict[int, str] = {}  # id of a tensor -> the first of its names
-    for name in common:
-        other = first.setdefault(id(own[name]), name)
-        if other != name and not _equal(arrays[other], arrays[name]):
-            found.append(f"differing   {other} and {name}: one parameter here, two values in the file")
-    if strict:
-        found += [f"missing     {name} {tensor.shape}" for name, tensor in own.items()
-                  if id(tensor) not in first and name not in optional]  # fmt: skip
-        found += [f"unexpected  {name} {arrays[name].shape}" for name in arrays
-                  if name not in own and name not in optional]  # fmt: skip
-    return found
-
-
-def _equal(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def can_hold(dtype: np.dtype, array: Any) -> bool:
-    """True if `array` is real and fits into `dtype`: without overflow, and for an integer dtype exactly."""
-    if not is_floating(array.dtype) and array.dtype.kind not in "biu":
-        return False
-    with np.errstate(invalid="ignore", over="ignore"):
-        result = cast(array, dtype)
-    if result is array:
-        return True
-    return not bool((np.isinf(result) & ~np.isinf(array)).any() if is_floating(dtype) else (result != array).any())
+def zero_grad(parameters: Iterable[Tensor], set_to_none: bool = True) -> None:
+    """Set gradients to None, or to 0, in place."""
+    for parameter in parameters:
+        if set_to_none:
+            parameter.grad = None
+        elif parameter.grad is not None:
+            parameter.grad[...] = 0

@@ -4,9 +4,11 @@ that follows."""
 from typing import TypeGuard, TypeVar
 
 from minigrad import functional as F
-from minigrad.nn.layers import DropPath, GroupNorm, LayerNorm
+from minigrad._tensor import Tensor
+from minigrad.nn.hooks import has_hooks
+from minigrad.nn.layers import DropPath
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
+from minigrad.nn.norm import GroupNorm, LayerNorm
 
 AnyModule = TypeVar("AnyModule", bound=Module)
 
@@ -58,6 +60,5 @@ def norm_relu(x: Tensor, norm: Module, shortcut: Tensor | None = None) -> Tensor
 
 
 def _is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
-    """True if a call of `module` runs `kind.forward` alone: no subclass, no forward hook, no checkpointing."""
-    own = vars(module)
-    return type(module) is kind and not (own.get("_forward_hooks") or module.checkpointing or "forward" in own)
+    """True if a call of `module` runs `kind.forward` alone: no subclass, no hook, no checkpointing."""
+    return type(module) is kind and not (has_hooks(module) or module.checkpointing or "forward" in vars(module))

@@ -74,6 +74,83 @@ class SiLU(Function):
         return grad_output * (self.s * (1 + self.x * (1 - self.s)))
 
 
+class LeakyReLU(Function):
+    """y = x where x > 0, else s · x, s = `negative_slope`;  ∂x = ∂y where x > 0, else s · ∂y.  Saves the mask x > 0.
+
+    Maas, Hannun, Ng 2013, "Rectifier nonlinearities improve neural network acoustic models".
+    """
+
+    def forward(self, x: Array, *, negative_slope: float) -> Array:
+        checks.floating(x, "leaky_relu")
+        self.positive, self.slope = x > 0, negative_slope
+        return array_module(x).where(self.positive, x, x * negative_slope)
+
+    def backward(self, grad_output: Array) -> Array:
+        return array_module(grad_output).where(self.positive, grad_output, grad_output * self.slope)
+
+
+class ELU(Function):
+    """y = x where x > 0, else α (eˣ - 1);  ∂x = ∂y where x > 0, else ∂y · α eˣ.  Saves x.
+
+    Clevert, Unterthiner, Hochreiter 2016, arXiv:1511.07289.
+    """
+
+    def forward(self, x: Array, *, alpha: float) -> Array:
+        checks.floating(x, "elu")
+        xp = array_module(x)
+        self.x, self.alpha = x, alpha
+        return xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
+
+    def backward(self, grad_output: Array) -> Array:
+        xp = array_module(grad_output)
+        return grad_output * xp.where(self.x <= 0, self.alpha * xp.exp(xp.minimum(self.x, 0)), 1)
+
+
+class Softplus(Function):
+    """y = 1/β · ln(1 + e^βx), computed as x where βx > `threshold`;  ∂x = ∂y · σ(βx), there ∂y.  Saves x.
+
+    Dugas et al. 2001, "Incorporating second-order functional knowledge for better option pricing".
+    """
+
+    def forward(self, x: Array, *, beta: float, threshold: float) -> Array:
+        checks.floating(x, "softplus")
+        xp = array_module(x)
+        self.x, self.beta, self.threshold = x, beta, threshold
+        return xp.where(beta * x > threshold, x, special.softplus(beta * x) / beta)
+
+    def backward(self, grad_output: Array) -> Array:
+        z = self.beta * self.x
+        return grad_output * array_module(grad_output).where(z > self.threshold, 1, special.sigmoid(z))
+
+
+class Hardsigmoid(Function):
+    """y = min(max(x + 3, 0), 6) / 6;  ∂x = ∂y / 6 where -3 < x < 3, else 0.  Saves the mask -3 < x < 3."""
+
+    def forward(self, x: Array) -> Array:
+        checks.floating(x, "hardsigmoid")
+        self.inside = (x > -3) & (x < 3)
+        return (x + 3).clip(0, 6) / 6
+
+    def backward(self, grad_output: Array) -> Array:
+        return array_module(grad_output).where(self.inside, grad_output / 6, 0)
+
+
+class Hardswish(Function):
+    """y = x · min(max(x + 3, 0), 6) / 6;  ∂x = 0 where x ≤ -3, ∂y where x ≥ 3, else ∂y · (x / 3 + ½).  Saves x.
+
+    Howard et al. 2019, arXiv:1905.02244.
+    """
+
+    def forward(self, x: Array) -> Array:
+        checks.floating(x, "hardswish")
+        self.x = x
+        return x * (x + 3).clip(0, 6) / 6
+
+    def backward(self, grad_output: Array) -> Array:
+        xp, x = array_module(grad_output), self.x
+        return grad_output * xp.where(x <= -3, 0, xp.where(x < 3, x / 3 + 0.5, 1))
+
+
 class Softmax(Function):
     """yᵢ = exp(xᵢ - m) / Σⱼ exp(xⱼ - m), m = max x to avoid overflow;  ∂x = y ⊙ (∂y - ⟨∂y, y⟩).
 

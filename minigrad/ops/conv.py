@@ -1,4 +1,4 @@
-"""L2: 2-D convolution, which is cross-correlation in every deep-learning framework.
+"""L2: 2-D convolution, which is cross-correlation in every deep-learning framework, and its transpose.
 
 Inside, images are channels-last, (N, H, W, C). The output (N, O, OH, OW) is a view of channels-last memory too: if the
 next layer wants tokens (N, OH·OW, O), they need no copy. Letters: KH × KW taps, OH × OW windows, G groups, each of
@@ -44,7 +44,7 @@ class Conv2d(Function):
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         """The object that computes the sums: it has the methods `correlate`, `grad_x` and `grad_weight`."""
-        return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
+        return _method(windows, groups, channels)
 
     def correlate(self, bias: Array | None) -> Array:
         """Compute y (N, OH, OW, O), including the bias."""
@@ -71,10 +71,45 @@ class Conv2d(Function):
         return grad_weight, sum_over(grad_y, (0, 1, 2)) if want_bias else None
 
 
-def promote_images(xs: Sequence[Any]) -> list[Any]:
+class ConvTranspose2d(Function):
+    """The transpose of `Conv2d` as a linear map, plus a bias: y is the ∂x of the convolution whose ∂y is this x.
+
+        y[n,o,h,w] = bias[o] + Σ_c,i,j,k,l  x[n,c,i,j] · weight[c,o,k,l],   over all i,j,k,l that give this h and w,
+                     h = i · stride + k · dilation - padding,  w likewise from j and l
+        ∂x       = ∂y ⋆ weight, the convolution
+        ∂weight  = that of the convolution, with x for its ∂y and ∂y for its x;   ∂bias[o] = Σ_n,h,w  ∂y[n,o,h,w]
+
+    Shapes: x (N, C, H, W); weight (C, O', KH, KW); bias (O,) or None; y (N, O, OH, OW), O = groups · O',
+    OH = (H - 1) · stride - 2 · padding + dilation · (KH - 1) + output_padding + 1.  Saves x and weight.
+    Zeiler et al. 2010, "Deconvolutional networks".
+    """
+
+    def forward(
+        self, x: Array, weight: Array, bias: Array | None, *,
+        stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int,
+    ) -> Array:  # fmt: skip
+        windows, size = _transposed_windows(x, weight, stride, padding, output_padding, dilation, groups)
+        outputs = groups * weight.shape[1]
+        checks.affine(bias, (outputs,), "bias", "conv_transpose2d")
+        self.x, self.weight = x.transpose(0, 2, 3, 1), weight  # (N, C, H, W) -> (N, H, W, C)
+        self.method = _method(windows, groups, outputs)
+        y = self.method.grad_x(self.x, weight, (len(x), *size, outputs))
+        if bias is not None:
+            y += bias
+        return y.transpose(0, 3, 1, 2)  # (N, OH, OW, O) -> (N, O, OH, OW)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        want_x, want_weight, want_bias = self.needs_input_grad
+        grad_y = grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
+        grad_x = self.method.correlate(grad_y, self.weight).transpose(0, 3, 1, 2) if want_x else None
+        grad_weight = self.method.grad_weight(self.x, grad_y, self.weight.shape) if want_weight else None
+        return grad_x, grad_weight, sum_over(grad_y, (0, 1, 2)) if want_bias else None
+
+
+def promote_images(xs: Sequence[Any], op: str) -> list[Any]:
     """x, weight and bias promoted to one dtype; if x is 16-bit, weight and bias keep their dtypes. Integer images are
     a TypeError: they are probably pixels that were not normalised."""
-    checks.floating(xs[0], "conv2d")
+    checks.floating(xs[0], op)
     return list(xs) if is_half(xs[0].dtype) else promote(xs)
 
 
@@ -218,6 +253,37 @@ class Depthwise:
     def _blocks(self, x: Array) -> Iterator[slice]:
         """Slices of the batch of bounded size; one image counts as four: x, padded x, y and scratch."""
         return blocks(x, 4 * prod(x.shape[1:]))
+
+
+def _method(windows: Windows, groups: int, channels: int) -> Any:
+    """The object that computes the sums of a convolution with this number of input channels."""
+    return Depthwise(windows) if groups == channels > 1 else Columns(windows, groups)
+
+
+def _transposed_windows(
+    x: Array, weight: Array, stride: Any, padding: Any, output_padding: Any, dilation: Any, groups: int
+) -> tuple[Windows, Pair]:
+    """Check the arguments of conv_transpose2d. Returns the windows of its convolution, from y to x, and (OH, OW)."""
+    op = "conv_transpose2d"
+    checks.rank(x, 4, "(N, C, H, W)", op)
+    if weight.ndim != 4 or 0 in weight.shape:
+        raise ValueError(f"{op}: weight must be (C, O / groups, KH, KW), each at least 1, got shape {weight.shape}")
+    if x.shape[1] != len(weight) or groups < 1 or len(weight) % groups:
+        raise ValueError(
+            f"{op}: x must have the {len(weight)} channels of weight.shape[0], in groups of equal size: got "
+            f"x {x.shape}, weight {weight.shape}, groups {groups}"
+        )
+    stride, dilation = (checks.pair(v, n, op, minimum=1) for v, n in ((stride, "stride"), (dilation, "dilation")))
+    padding = checks.pair(padding, "padding", op, minimum=0)
+    extra = checks.pair(output_padding, "output_padding", op, minimum=0)
+    if any(extra[a] >= max(stride[a], dilation[a]) for a in (0, 1)):
+        raise ValueError(f"{op}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
+    kernel, inputs = (weight.shape[2], weight.shape[3]), (x.shape[2], x.shape[3])
+    extent = span(kernel, dilation)
+    OH, OW = ((inputs[a] - 1) * stride[a] - 2 * padding[a] + extent[a] + extra[a] for a in (0, 1))
+    if min(OH, OW) < 1:
+        raise ValueError(f"{op}: the output would be {OH} x {OW} pixels; use less padding, got {padding}")
+    return Windows(kernel, stride, dilation, padding, padding, inputs), (OH, OW)
 
 
 def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Windows:

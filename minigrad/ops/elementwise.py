@@ -123,6 +123,50 @@ class Log(Function):
         return grad_output / self.x
 
 
+class Expm1(Function):
+    """y = eˣ - 1, accurate near x = 0;  ∂x = ∂y · (y + 1).  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).expm1(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (self.y + 1)
+
+
+class Log1p(Function):
+    """y = ln(1 + x), accurate near x = 0;  ∂x = ∂y / (1 + x).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).log1p(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / (1 + self.x)
+
+
+class Sin(Function):
+    """y = sin x;  ∂x = ∂y · cos x.  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).sin(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * array_module(grad_output).cos(self.x)
+
+
+class Cos(Function):
+    """y = cos x;  ∂x = -∂y · sin x.  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).cos(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return -grad_output * array_module(grad_output).sin(self.x)
+
+
 class Sqrt(Function):
     """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
 
@@ -132,6 +176,17 @@ class Sqrt(Function):
 
     def backward(self, grad_output: Array) -> Array:
         return grad_output / (2 * self.y)
+
+
+class Rsqrt(Function):
+    """y = 1 / √x;  ∂x = -½ ∂y · y³.  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = 1 / array_module(x).sqrt(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return -0.5 * grad_output * (self.y * self.y * self.y)
 
 
 class Abs(Function):
@@ -207,8 +262,10 @@ class Minimum(Maximum):
 
 def promote_power(xs: Sequence[Any]) -> list[Any]:
     """Base and exponent promoted to one dtype. In an n-bit integer dtype, a Python base wraps modulo 2ⁿ, and a Python
-    exponent must be in range."""
+    exponent must be in range. Booleans to the power of a Python integer are int64."""
     a, b = promote(xs)
+    if getattr(a, "dtype", None) == np.dtype(bool) and isinstance(b, int) and not isinstance(b, bool):
+        a = a.astype(np.int64)
     return _check_range([a, b], "pow") if hasattr(a, "dtype") else promote_and_wrap([a, b])
 
 

@@ -1,4 +1,4 @@
-"""L2: reductions: sums, means, variances, maxima, products. `axis` is None (all axes), an integer or a sequence."""
+"""L2: reductions, cumulative sums and products. `axis` of a reduction is None (all axes), an integer or a sequence."""
 
 from collections.abc import Sequence
 from math import prod
@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.autograd.function import Function
 from minigrad.backend import Array, array_module
 from minigrad.backend.dtypes import cast, is_floating
-from minigrad.backend.sums import cumulative_sum, deviations, mean_over, sum_over
+from minigrad.backend.sums import cumulative_product, cumulative_sum, deviations, mean_over, sum_over
 from minigrad.ops import checks
 
 Axis = int | Sequence[int] | None
@@ -196,3 +196,59 @@ class CumSum(Function):
             return grad_output
         xp = array_module(grad_output)
         return xp.flip(cumulative_sum(xp.flip(grad_output, self.axis), self.axis), self.axis)
+
+
+class CumProd(Function):
+    """yᵢ = Π_{j≤i} xⱼ along one axis;  ∂xⱼ = Σ_{i≥j} ∂yᵢ · Π_{k≤i,k≠j} xₖ.  Saves x and y.
+
+    ∂xⱼ = Σ_{i≥j} ∂yᵢ yᵢ / xⱼ     before the first zero of x, as yᵢ / xⱼ is the product without xⱼ
+    ∂xⱼ = Σ_{i≥j} ∂yᵢ zᵢ          at the first zero, z the cumulative product with 1 in its place
+    ∂xⱼ = 0                       after the first zero, which is a factor of every product
+    """
+
+    def forward(self, x: Array, *, axis: int) -> Array:
+        self.axis = checks.one_axis(axis, x.ndim, "cumprod")
+        x = x.astype(sum_dtype(x), copy=False)
+        self.x, self.y = x, cumulative_product(x, self.axis) if x.ndim else x.copy()
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        if not grad_output.ndim:
+            return grad_output
+        x, axis, xp = self.x, self.axis, array_module(grad_output)
+        is_zero = x == 0
+        zeros = is_zero.astype(np.int64).cumsum(axis=axis)
+        first = is_zero & (zeros == 1)
+        z = cumulative_product(xp.where(first, 1, x), axis)
+        before = self._from_the_end(grad_output * self.y) / xp.where(is_zero, 1, x)
+        return xp.where(zeros == 0, before, xp.where(first, self._from_the_end(grad_output * z), 0))
+
+    def _from_the_end(self, x: Array) -> Array:
+        """Σ_{i≥j} xᵢ."""
+        xp = array_module(x)
+        return xp.flip(cumulative_sum(xp.flip(x, self.axis), self.axis), self.axis)
+
+
+class Norm(_Reduction):
+    """y = (Σᵢ |xᵢ|ᵖ)^(1/p), p finite and not 0;  ∂xᵢ = ∂y · sign xᵢ · (|xᵢ| / y)ᵖ⁻¹.  Saves x and y.
+
+    Where y is 0, ∂x is 0; for p < 1, also where xᵢ is 0 (there the derivative is infinite).
+    """
+
+    def forward(self, x: Array, *, p: float, axis: Axis, keepdims: bool) -> Array:
+        checks.floating(x, "norm")
+        self.set_axes(x, axis, keepdims)
+        xp = array_module(x)
+        powers = x * x if p == 2 else abs(x) if p == 1 else abs(x) ** p
+        total = sum_over(powers, self.axes, keepdims=True)
+        self.x, self.p, self.y = x, p, xp.sqrt(total) if p == 2 else total if p == 1 else total ** (1 / p)
+        return self.without_axes(self.y)
+
+    def backward(self, grad_output: Array) -> Array:
+        xp, x, p = array_module(grad_output), self.x, self.p
+        grad = xp.where(self.y == 0, 0, self.with_axes(grad_output))
+        y = xp.where(self.y == 0, 1, self.y)
+        if p == 2:
+            return x * (grad / y)
+        grad_x = grad * xp.sign(x)
+        return grad_x if p == 1 else grad_x * (xp.where(x == 0, 1, abs(x)) / y) ** (p - 1)

@@ -97,6 +97,12 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x >= 0, xp.ones_like(decay), decay) / (1 + decay)
 
 
+def softplus(x: Array) -> Array:
+    """ln(1 + eˣ) = max(x, 0) + ln(1 + exp(-|x|)): exp cannot overflow, and small results keep their digits."""
+    xp = array_module(x)
+    return xp.maximum(x, 0) + xp.log1p(xp.exp(-abs(x)))
+
+
 def _horner(coefficients: tuple[float, ...], s: Array) -> Array:
     """coefficients[0] + coefficients[1]·s + coefficients[2]·s² + ..."""
     total = s * coefficients[-1]

@@ -1,11 +1,11 @@
-"""L2: the arithmetic of an optimizer step, on arrays: SGD, AdamW, Muon, gradient clipping, unscaling and EMA.
+"""L2: the arithmetic of an optimizer step, on arrays: optimizers, gradient clipping, unscaling and EMA.
 
 Every function writes in place. x is a parameter and g its gradient; x, g and the state have one dtype, float32 or
 float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (CUDA fast paths: `kernels/cuda/optim.py`.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import sqrt
+from math import inf, sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,7 +28,7 @@ def sgd(
 
     v is 0 at first; None without momentum.
     """
-    g = grad + weight_decay * x if weight_decay else grad
+    g = with_l2(x, grad, weight_decay)
     step = g
     if v is not None:
         v *= momentum
@@ -84,6 +84,45 @@ def adamw_all(updates: Sequence[Update]) -> None:
         adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay)
 
 
+def with_l2(x: Array, grad: Array, weight_decay: float) -> Array:
+    """g = ∂x + weight_decay · x, the gradient of loss + weight_decay/2 · ‖x‖²."""
+    return grad + weight_decay * x if weight_decay else grad
+
+
+def rmsprop(
+    x: Array, grad: Array, v: Array, m: Array | None, b: Array | None,
+    lr: float, alpha: float, eps: float, weight_decay: float, momentum: float,
+) -> None:  # fmt: skip
+    """One step of RMSprop, with α = alpha and μ = momentum.
+
+        g = ∂x + weight_decay · x,    v <- α v + (1 - α) g²
+        u = g / (√v + eps)                     with m:  m <- α m + (1 - α) g,  u = g / (√(v - m²) + eps)
+        x <- x - lr · u                        with b:  b <- μ b + u,          x <- x - lr · b
+
+    v, m and b are 0 at first; m is None if not centered, b without momentum.
+    """
+    g = with_l2(x, grad, weight_decay)
+    v *= alpha
+    v += (1 - alpha) * g * g
+    variance = v
+    if m is not None:
+        m += (1 - alpha) * (g - m)
+        variance = v - m * m
+    u = g / (array_module(x).sqrt(variance) + eps)
+    if b is not None:
+        b *= momentum
+        b += u
+        u = b
+    x -= lr * u
+
+
+def adagrad(x: Array, grad: Array, s: Array, lr: float, eps: float, weight_decay: float) -> None:
+    """One step of Adagrad:  g = ∂x + weight_decay · x,   s <- s + g²,   x <- x - lr · g / (√s + eps)"""
+    g = with_l2(x, grad, weight_decay)
+    s += g * g
+    x -= lr * g / (array_module(x).sqrt(s) + eps)
+
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315  # a, b, c of `orthogonalize`
 
 
@@ -137,9 +176,23 @@ def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:
     Squares are summed in float64, where no square of a float32 overflows or vanishes; 16-bit gradients are scaled in
     float32. Returns ‖g‖, a 0-d array of the gradients' dtype; for several dtypes the widest, at least float32.
     """
+    return scale_to_norm(grads, global_norm(grads), max_norm)
+
+
+def global_norm(grads: Sequence[Array], p: float = 2.0) -> Array:
+    """(Σ |g|ᵖ)^(1/p) of all elements of all gradients, p = ∞: the largest |g|; a 0-d float64 array."""
     xp = array_module(grads[0])
     rows = (g.reshape(1, g.size).astype(np.float64) for g in grads)
-    norm = xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
+    if p == 2:
+        return xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
+    if p == inf:
+        return xp.stack([abs(row).max() if row.size else xp.zeros(()) for row in rows]).max()
+    return xp.asarray(sum((abs(row) ** p).sum() for row in rows) ** (1 / p))
+
+
+def scale_to_norm(grads: Sequence[Array], norm: Array, max_norm: float) -> Array:
+    """Scale gradients of this `norm` so that the norm is at most `max_norm`, as in `clip_by_global_norm`."""
+    xp = array_module(grads[0])
     factor = xp.where(xp.isfinite(norm), xp.minimum(max_norm / (norm + 1e-6), 1), 1)
     for g in grads:
         if is_half(g.dtype):

@@ -1,11 +1,18 @@
 """L5: optimizers, learning-rate schedules, gradient clipping, loss scaling, and the moving average of a model."""
 
+import sys
+from typing import Any
+
+from minigrad import absent
+from minigrad.nn.utils import clip_grad_norm_
 from minigrad.ops.updates import orthogonalize
+from minigrad.optim import lr_scheduler
+from minigrad.optim.adam import Adam
 from minigrad.optim.adamw import AdamW
-from minigrad.optim.clip import clip_grad_norm_
 from minigrad.optim.ema import EMA
 from minigrad.optim.muon import Muon, matrices_apart
 from minigrad.optim.optimizer import Optimizer
+from minigrad.optim.rmsprop import Adagrad, RMSprop
 from minigrad.optim.scaler import GradScaler, scale_all
 from minigrad.optim.schedule import WarmupCosine
 from minigrad.optim.sgd import SGD
@@ -13,13 +20,22 @@ from minigrad.optim.sgd import SGD
 __all__ = [
     "EMA",
     "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
     "GradScaler",
     "Muon",
     "Optimizer",
+    "RMSprop",
     "WarmupCosine",
     "clip_grad_norm_",
+    "lr_scheduler",
     "matrices_apart",
     "orthogonalize",
     "scale_all",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Explain the names of `torch.optim` that do not exist here."""
+    absent.refuse(sys.modules[__name__], "module 'minigrad.optim'", name)

@@ -1,20 +1,25 @@
 """L5: AdamW."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from minigrad.backend import array_module, fast_paths
 from minigrad.backend.capture import is_capturing
 from minigrad.ops import checks
 from minigrad.ops.updates import Update, adamw_all
-from minigrad.optim.optimizer import Optimizer
+from minigrad.optim.optimizer import Optimizer, refuse
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay.  Loshchilov and Hutter 2017, arXiv:1711.05101.
 
     The formula and its implementation: `adamw` in `minigrad/ops/updates.py`.
+
+    `others`: options of PyTorch that have no effect (foreach, fused, capturable), or must be off (amsgrad, maximize,
+    differentiable).
     """
+
+    pytorch_names: ClassVar = {"m": "exp_avg", "v": "exp_avg_sq"}
 
     def __init__(
         self,
@@ -23,7 +28,10 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **others: Any,
     ) -> None:
+        refuse(type(self).__name__, {"amsgrad": amsgrad, **others})
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def check(self, group: Mapping[str, Any]) -> None:

@@ -1,17 +1,20 @@
 """L5: the base class of optimizers: parameter groups, state, and `state_dict`."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
+from minigrad.autograd.grad_mode import enable_grad
 from minigrad.backend import Array, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
+from minigrad.nn.module import zero_grad
 from minigrad.ops import checks
 from minigrad.ops.updates import Update
-from minigrad.optim.state import Rates, State, read_state
-from minigrad.tensor import Tensor
+from minigrad.optim.pytorch_state import ABSENT, WITHOUT_EFFECT, from_pytorch, to_pytorch
+from minigrad.optim.state import State, read_state
 
 
 class Optimizer:
@@ -22,30 +25,41 @@ class Optimizer:
         defaults: the default options, by name.
     """
 
+    pytorch_names: ClassVar[Mapping[str, str]] = {}  # names of the state in this class -> in PyTorch, if they differ
+
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError(f"{type(self).__name__}: params must be an iterable of Tensors or groups, got one Tensor")
         entries: list[Any] = list(params)
-        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        if not entries:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
+        self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self.state: list[list[dict[str, Any]]] = []
-        seen: set[int] = set()
-        for group in groups:
-            unknown = set(group) - {"params", "name", "initial_lr", *defaults}
-            tensors = list(group["params"])
-            if unknown:
-                raise ValueError(
-                    f"{type(self).__name__}: a group has the unknown options {sorted(unknown)}; "
-                    f"it may have {sorted(defaults)}"
-                )
-            if any(not isinstance(p, Tensor) or not p.is_leaf for p in tensors):
-                raise TypeError(f"{type(self).__name__}: optimizes leaf Tensors, such as model.parameters()")
-            if seen & {id(p) for p in tensors} or len({id(p) for p in tensors}) < len(tensors):
-                raise ValueError(f"{type(self).__name__}: a parameter is in two groups, or twice in one")
-            seen |= {id(p) for p in tensors}
-            self.param_groups.append({**defaults, **group, "params": tensors})
-            self.check(self.param_groups[-1])
-            self.state.append([{} for _ in tensors])
-        if not seen:
+        for group in entries if isinstance(entries[0], dict) else [{"params": entries}]:
+            self.add_param_group(group)
+        if not any(group["params"] for group in self.param_groups):
             raise ValueError(f"{type(self).__name__}: there are no parameters to optimize")
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """Add a group, `{"params": [...], "lr": ..., ...}`, such as layers that are no longer frozen."""
+        name, params = type(self).__name__, param_group["params"]
+        if isinstance(params, set):
+            raise TypeError(f"{name}: params must have an order, which a set has not")
+        tensors = [params] if isinstance(params, Tensor) else list(params)
+        if unknown := set(param_group) - {"params", "name", "initial_lr", *self.defaults}:
+            raise ValueError(
+                f"{name}: a group has the unknown options {sorted(unknown)}; it may have {sorted(self.defaults)}"
+            )
+        if any(not isinstance(p, Tensor) or not p.is_leaf for p in tensors):
+            raise TypeError(f"{name}: optimizes leaf Tensors, such as model.parameters()")
+        seen = {id(p) for group in self.param_groups for p in group["params"]}
+        if seen & {id(p) for p in tensors} or len({id(p) for p in tensors}) < len(tensors):
+            raise ValueError(f"{name}: a parameter is in two groups, or twice in one")
+        group = {**self.defaults, **param_group, "params": tensors}
+        self.check(group)
+        self.param_groups.append(group)
+        self.state = [*self.state, [{} for _ in tensors]]  # a new list: a CUDA graph of the step is captured again
 
     def check(self, group: Mapping[str, Any]) -> None:
         """Raise ValueError if an option of the group is out of range."""
@@ -53,8 +67,15 @@ class Optimizer:
             if name in group:
                 checks.not_negative(group[name], name, type(self).__name__)
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient. For a 16-bit parameter, update and state are in float32."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient. For a 16-bit parameter, update and state are in float32.
+
+        closure: computes the loss and the gradients, and is called first; `step` returns the loss.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
         updates: list[Update] = []
         half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their float32 copies
         updated: list[Array] = []
@@ -72,6 +93,7 @@ class Optimizer:
         for data, x in half:
             data[...] = cast(x, data.dtype)
         writes.note(updated)
+        return loss
 
     def update_all(self, updates: list[Update]) -> None:
         """Update the parameters; by default with `update`, one after another."""
@@ -86,13 +108,21 @@ class Optimizer:
         """The names of the state of each parameter of this group. The first update of a parameter creates its state."""
         return ()
 
-    def zero_grad(self) -> None:
-        """Set all gradients to None."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Set all gradients to None, or with set_to_none=False to 0, in place."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+            zero_grad(group["params"], set_to_none)
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Any]:
+        """The state and the groups in PyTorch's form, where parameters are numbered in the order of the groups:
+
+            {"state": {0: {"step": ..., "exp_avg": ...}, ...}, "param_groups": [{"lr": ..., "params": [0, 1]}, ...]}
+
+        The Tensors share memory with the live state: copy or save them before the next step.
+        """
+        return to_pytorch(self.param_groups, self.state, self.pytorch_names)
+
+    def flat_state_dict(self) -> dict[str, Array]:
         """Arrays by name: `G.I.NAME` is state NAME of parameter I in group G. Each group has `G.lr`, with a schedule
         also `G.initial_lr`, and `G.has_state`, (P,) bool: True for each of its P parameters that has a state.
 
@@ -109,16 +139,40 @@ class Optimizer:
         return arrays
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a `state_dict` of the same parameters in the same order.
+        """Load a `state_dict`, or a `flat_state_dict`, of the same parameters in the same order.
+
+        A state_dict of PyTorch's optimizer loads too, with arrays in place of its tensors. As in PyTorch, all options
+        of the groups are loaded; from a flat_state_dict, only the learning rates.
 
         Raises:
             ValueError: `state_dict` is incomplete or belongs to other parameters. The optimizer is unchanged.
         """
-        rates, self.state = self.read_state_dict(state_dict)
-        for group, rate in zip(self.param_groups, rates, strict=True):
-            group.update(rate)
+        options, states = self.read_state_dict(state_dict)
+        for group, own in zip(self.param_groups, options, strict=True):
+            group.update(own)
+        self.state = states
 
-    def read_state_dict(self, state_dict: Mapping[str, Any]) -> tuple[list[Rates], list[list[State]]]:
-        """The learning rates of each group, and the state of each parameter, checked. The optimizer is unchanged."""
-        names = [self.state_names(group) for group in self.param_groups]
-        return read_state(state_dict, type(self).__name__, self.param_groups, names)
+    def read_state_dict(self, state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[list[State]]]:
+        """The options of each group, and the state of each parameter, checked. The optimizer is unchanged."""
+        name, groups = type(self).__name__, self.param_groups
+        loaded: list[dict[str, Any]] = [{} for _ in groups]
+        if "param_groups" in state_dict:
+            loaded, state_dict = from_pytorch(state_dict, name, groups, self.pytorch_names)
+        merged = [{**group, **own} for group, own in zip(groups, loaded, strict=True)]
+        for group in merged:
+            self.check(group)
+        rates, states = read_state(state_dict, name, groups, [self.state_names(group) for group in merged])
+        return [{**own, **rate} for own, rate in zip(loaded, rates, strict=True)], states
+
+
+def refuse(optimizer: str, options: Mapping[str, Any]) -> None:
+    """Check the options that PyTorch's optimizer has and this one lacks.
+
+    An option that chooses an implementation has no effect here; one that would change the result must be off.
+    """
+    for name, value in options.items():
+        if name not in ABSENT | WITHOUT_EFFECT:
+            raise TypeError(f"{optimizer}: unexpected option {name!r}")
+        if value and name in ABSENT:
+            hint = ": minimize the negative loss instead" if name == "maximize" else ""
+            raise ValueError(f"{optimizer}: {name}={value!r} is not supported{hint}")

@@ -1,22 +1,34 @@
 """L5: SGD."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from minigrad.backend import array_module
 from minigrad.ops.updates import Update, sgd
-from minigrad.optim.optimizer import Optimizer
+from minigrad.optim.optimizer import Optimizer, refuse
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.  Sutskever et al. 2013.
 
     The formula and its implementation: `sgd` in `minigrad/ops/updates.py`.
+
+    `others`: options of PyTorch that have no effect (foreach, fused), or must be off (maximize, differentiable).
     """
 
+    pytorch_names: ClassVar = {"v": "momentum_buffer"}
+
     def __init__(
-        self, params: Any, lr: float = 1e-3, momentum: float = 0.0, *, weight_decay: float = 0.0, nesterov: bool = False
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **others: Any,
     ) -> None:
+        refuse("SGD", {"dampening": dampening, **others})
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, defaults)
 

@@ -5,13 +5,20 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd.function import Partial
 from minigrad.autograd.grad_mode import no_grad
 from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.backend import Array, array_module, device_of, to_device
-from minigrad.tensor import Tensor
+
+__tracebackhide__ = True  # pytest: a failing check shows the lines of the test, not those of this file
 
 _Forward = Callable[[int, Array], Array]  # (i, x) -> the output with x as input i
+
+_PYTORCH = {  # the options of torch.autograd.gradcheck that exist here, or that only choose how PyTorch checks
+    "eps", "atol", "rtol", "raise_exception", "nondet_tol", "check_undefined_grad", "check_grad_dtypes", "fast_mode",
+    "check_backward_ad", "masked",
+}  # fmt: skip
 
 
 class GradcheckError(AssertionError):
@@ -27,7 +34,7 @@ def gradcheck(
     wrt: Sequence[int] | None = None,
     seed: int = 0,
     **options: Any,
-) -> None:
+) -> bool | None:
     """Check the gradient of `function(*tensors, **options)` with respect to each float64 array among `arrays`.
 
     For each float64 input x, a random direction v is drawn, and for the output y a random gradient u. With J = ∂y/∂x,
@@ -42,6 +49,9 @@ def gradcheck(
     Also checked: inputs and `grad_output` are not written to; a second backward, with `retain_graph` and with
     `grad_output` in another memory layout, gives the same gradients; and the checks of `watch`.
 
+    PyTorch's calling form is supported too: `gradcheck(function, (x, y), eps=1e-6, atol=1e-5, rtol=1e-3)` checks the
+    inputs that require gradients. An entry of J may then differ by atol + rtol · max|J|.
+
     Args:
         function: maps Tensors to one Tensor; must be differentiable near the inputs, and deterministic.
         arrays: the inputs, arrays or Tensors. Integers, booleans, Python numbers and None are not differentiated.
@@ -50,20 +60,63 @@ def gradcheck(
         seed: the seed of the random directions.
         options: keyword arguments of `function`; wrap `function` in a lambda if names conflict with those above.
 
+    Returns:
+        None; in PyTorch's form True, or with raise_exception=False whether the gradient is correct.
+
     Raises:
         GradcheckError: the gradient is wrong. The message names the op, the input, and both values.
-        TypeError: an input to differentiate is floating-point, but not float64.
+        TypeError: an input to differentiate is floating-point, but not float64; or `function` returns no Tensor.
     """
+    if len(arrays) == 1 and isinstance(arrays[0], tuple | list):
+        return _pytorch_form(function, arrays[0], {"rtol": rtol if rtol != 1e-6 else 1e-3, **options})
+    _check(function, arrays, step, rtol, 0.0, full_jacobian_below, wrt, seed, options)
+    return None
+
+
+def _pytorch_form(function: Callable[..., Tensor], inputs: Sequence[Any], options: dict[str, Any]) -> bool:
+    if unknown := set(options) - _PYTORCH:
+        raise TypeError(f"gradcheck: this option of PyTorch's form is not supported: {min(unknown)}")
+    wrt = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
+    if not wrt:
+        raise ValueError("gradcheck: at least one of the inputs must require a gradient")
+    step, atol, rtol = (float(options.get(name, default)) for name, default in
+                        (("eps", 1e-6), ("atol", 1e-5), ("rtol", 1e-3)))  # fmt: skip
+    try:
+        _check(function, inputs, step, rtol, atol, 100, wrt, 0, {})
+    except GradcheckError:
+        if options.get("raise_exception", True):
+            raise
+        return False
+    return True
+
+
+def _check(
+    function: Callable[..., Tensor],
+    arrays: Sequence[Any],
+    step: float,
+    rtol: float,
+    atol: float,
+    full_jacobian_below: int,
+    wrt: Sequence[int] | None,
+    seed: int,
+    options: dict[str, Any],
+) -> None:
+    """The checks of `gradcheck`; atol: an error allowed for each entry of the Jacobian."""
     arrays = tuple(x.data if isinstance(x, Tensor) else x for x in arrays)
     inputs = _differentiable(arrays, wrt)
     originals = [x.copy() if _is_array(x) else x for x in arrays]
     tensors = [Tensor(x, requires_grad=i in inputs) if _is_array(x) else x for i, x in enumerate(arrays)]
 
     y = function(*tensors, **options)
+    _expect_tensor(function, y)
     name = _describe(function, y, arrays)
     _expect_unchanged(arrays, originals, f"{name}: forward wrote to")
     if not y.requires_grad:
         raise GradcheckError(f"{name}: the output does not require a gradient: it is detached from the inputs")
+    if not bool(array_module(y.data).isfinite(y.data).all()):
+        raise GradcheckError(
+            f"{name}: the output has NaN or infinite values: choose inputs at which it is differentiable"
+        )
     watch(y, *arrays)
 
     def gradients(u: Array) -> list[Array]:
@@ -94,17 +147,18 @@ def gradcheck(
         numeric, backward = float((u * dy).sum()), float((gradient * v).sum())
         size = float(abs(u * dy).sum() + abs(gradient * v).sum())
         tolerance = rtol * size + _rounding(float(abs(u * y.data).sum()), step)
+        tolerance += atol * float(abs(u).sum() * abs(v).sum())
         if abs(numeric - backward) > tolerance:  # or truncation: x³ at 0
             tolerance += float(abs(u * _truncation(forward, i, arrays[i], v, step)).sum())
         if not abs(numeric - backward) <= tolerance:
-            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step)
+            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, 0.0, 0.0)
             raise GradcheckError(
                 f"{name}: the gradient of input {i}, shape {arrays[i].shape}, is wrong: along a random direction "
                 f"central differences give {numeric:.10g}, backward gives {backward:.10g} "
                 f"(tolerance {tolerance:.1g}, step {step:g}).{worst}"
             )
         if arrays[i].size * y.data.size <= full_jacobian_below:
-            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol)
+            worst = _worst_entry(forward, gradients, inputs, i, y.data, arrays[i], step, rtol, atol)
             if worst:
                 raise GradcheckError(f"{name}: the Jacobian of input {i}, shape {arrays[i].shape}, is wrong.{worst}")
 
@@ -234,7 +288,8 @@ def _worst_entry(
     y: Array,
     x: Array,
     step: float,
-    rtol: float = 0.0,
+    rtol: float,
+    atol: float,
 ) -> str:
     """A sentence on the entry of ∂y/∂x with the largest error, or "" if all entries are within the tolerance.
 
@@ -249,7 +304,7 @@ def _worst_entry(
     for row in range(y.size):
         backward[row] = to_device(gradients(_one_hot(y, row))[inputs.index(i)].reshape(-1), "cpu")
     error, largest = abs(numeric - backward), max(abs(numeric).max(), abs(backward).max())
-    tolerance = np.full(error.shape, rtol * largest + _rounding(float(abs(y).max()), step))
+    tolerance = np.full(error.shape, atol + rtol * largest + _rounding(float(abs(y).max()), step))
     for k in np.flatnonzero((error > tolerance).any(axis=0)):
         truncation = _truncation(forward, i, x, _one_hot(x, int(k)), step)
         tolerance[:, k] += to_device(truncation.reshape(-1), "cpu")
@@ -269,6 +324,18 @@ def _one_hot(x: Array, index: int) -> Array:
     one = array_module(x).zeros(x.size)
     one[index] = 1
     return one.reshape(x.shape)
+
+
+def _expect_tensor(function: Callable[..., Any], y: Any) -> None:
+    if not isinstance(y, Tensor):
+        name = getattr(function, "__name__", function)
+        if isinstance(y, tuple | list):
+            count = f"a {type(y).__name__} of {len(y)} values"
+            raise TypeError(
+                f"gradcheck: {name} must return one Tensor, got {count}: check each by itself, as in "
+                "gradcheck(lambda x: f(x)[0], x)"
+            )
+        raise TypeError(f"gradcheck: {name} must return a Tensor, got {type(y).__name__}")
 
 
 def _describe(function: Callable[..., Tensor], y: Tensor, arrays: Sequence[Any]) -> str:

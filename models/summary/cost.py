@@ -18,6 +18,7 @@ from minigrad.autograd.anomaly import Observer, observing
 from minigrad.autograd.function import Function
 from minigrad.backend import Array
 from minigrad.backend.meta import MetaArray
+from minigrad.nn.hooks import KINDS
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.checks import sides
 from minigrad.ops.conv import Conv2d
@@ -189,7 +190,8 @@ def _to_meta(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module
     if module not in copies:
         copied = copies[module] = copy(module)
         copied.training = copied.checkpointing = False
-        vars(copied).pop("_forward_hooks", None)
+        for kind in KINDS:
+            vars(copied).pop(kind, None)
         for name, value in list(vars(copied).items()):
             if isinstance(value, nn.Module):
                 setattr(copied, name, _to_meta(value, copies))

@@ -46,6 +46,31 @@ def test_output_dtypes_within_autocast(dtype, device):
     assert linear(x).dtype == np.float32
 
 
+@both
+def test_output_dtypes_of_the_vocabulary_within_autocast(dtype, device):
+    """As PyTorch's lists: products and convolutions in 16 bits; losses, norms and functions with exp in float32."""
+    x = Tensor(normal(2, 3, 4, 4), device=device)
+    with autocast(dtype):
+        y = F.conv_transpose2d(x, Tensor(normal(3, 2, 2, 2), device=device))
+        row = y.flatten(1).sigmoid()
+        in_16_bits = [
+            y,
+            F.leaky_relu(y),
+            y.max(1).values,
+            y.sort().values,
+            row.mm(row.T),
+            row[:, 0].outer(row[0]),
+            y % 1,
+        ]
+        in_float32 = [
+            F.l1_loss(row, row), F.huber_loss(row, row), F.kl_div(row, row), F.binary_cross_entropy(row, row),
+            F.binary_cross_entropy_with_logits(row, row), F.softplus(y), y.norm(), row.cumprod(1), row.rsqrt(),
+            F.nll_loss(row, Tensor(np.array([0, 1]), device=device)), row.log1p(),
+        ]  # fmt: skip
+    assert [t.dtype for t in in_16_bits] == [dtype] * 7
+    assert [t.dtype for t in in_float32] == [np.dtype(np.float32)] * 11
+
+
 def test_float64_is_not_cast():
     with autocast("bfloat16"):
         assert (Tensor(np.ones((2, 2))) @ Tensor(np.ones((2, 2)))).dtype == np.float64

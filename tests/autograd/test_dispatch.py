@@ -47,16 +47,18 @@ def test_products_of_float32_and_float64_are_float64():
 
 
 def test_float16_input_with_float32_arguments():
-    """As the docstring of `functional.py` lists: some functions keep the dtype of the input, all others promote."""
+    """As the docstring of `functional/` lists: some functions keep the dtype of the input, all others promote."""
     x, ones = Tensor(np.ones((1, 2, 2, 6), np.float16)), minigrad.ones
     kept = (
         F.conv2d(x, ones(3, 2, 1, 1), ones(3)), F.layer_norm(x, 6, ones(6), ones(6)),
         F.group_norm(x, 2, ones(2), ones(2)), F.batch_norm(x, ones(2), ones(2), ones(2), ones(2)),
         F.scaled_dot_product_attention(x, ones(1, 2, 3, 6), ones(1, 2, 3, 6), ones(2, 3)),
         F.window_attention(x, ones(1, 4, 4), 1, 2), F.residual(x, ones(1, 2, 2, 6), ones(6)),
-        F.cross_entropy(x[0, 0], Tensor([0, 1]), ones(6)),
+        F.cross_entropy(x[0, 0], Tensor([0, 1]), ones(6)), F.nll_loss(x[0, 0], Tensor([0, 1]), ones(6)),
+        F.conv1d(x[0], ones(3, 2, 1)), F.conv_transpose2d(x, ones(2, 3, 1, 1), ones(3)),
     )  # fmt: skip
     promoted = (
+        F.l1_loss(x, ones(1, 2, 2, 6)), F.kl_div(x, ones(1, 2, 2, 6)), F.cosine_similarity(x, ones(6), -1),
         F.linear(x, ones(3, 6)), minigrad.cat([x, ones(1, 2, 2, 6)]), F.mse_loss(x, ones(1, 2, 2, 6)),
         minigrad.einsum("nchw,ow->o", x, ones(3, 6)), minigrad.where(x > 0, x, ones(6)), x + ones(6),
     )  # fmt: skip

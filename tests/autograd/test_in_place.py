@@ -17,7 +17,8 @@ from minigrad.nn import init
 
 OPERATORS = {
     operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.itruediv: operator.truediv, operator.ipow: operator.pow,
+    operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv, operator.imod: operator.mod,
+    operator.ipow: operator.pow,
 }  # fmt: skip
 
 
@@ -157,6 +158,16 @@ def test_writes_to_arrays_that_are_not_saved_are_allowed():
     y = (w * w).sum()  # recorded after the write
     y.backward()
     assert w.grad.tolist() == [4, 7]
+
+
+def test_overwritten_arrays_of_an_inner_op_are_detected():
+    """The op runs LayerNorm inside, which saves the weight."""
+    x, weight = leaf(1.0, 2.0, 4.0).reshape(1, 3), leaf(1.0, 2.0, 3.0)
+    _, y = F.residual_layer_norm(x, x, weight, weight)
+    with no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_writes_to_the_base_of_a_saved_view_are_detected():

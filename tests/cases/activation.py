@@ -40,11 +40,69 @@ def softmax(x, dim):
     return y
 
 
-def normalize(x, dim=1, eps=1e-12):
-    return x / np.maximum(np.sqrt((x**2).sum(axis=dim, keepdims=True)), eps)
+def normalize(x, p=2.0, dim=1, eps=1e-12):
+    return x / np.maximum((abs(x) ** p).sum(axis=dim, keepdims=True) ** (1 / p), eps)
+
+
+def cosine_similarity(a, b, dim=1, eps=1e-8):
+    def norm(x):
+        return np.maximum(np.sqrt((x**2).sum(axis=dim)), eps)
+
+    return (a * b).sum(axis=dim) / (norm(a) * norm(b))
+
+
+@st.composite
+def cosine_similarity_calls(draw):
+    """Two arrays of shapes that broadcast, with an axis of at least one element; no vector is 0."""
+    shape = draw(shapes(min_dims=2, max_dims=3, min_side=1, max_side=4))
+    other = tuple(draw(st.sampled_from([1, size])) for size in shape)
+    dim = draw(st.integers(-len(shape), len(shape) - 1))
+    other = tuple(size if a == dim % len(shape) else n for a, (size, n) in enumerate(zip(shape, other, strict=True)))
+    return Call((draw(arrays(shape, gap=0.02)), draw(arrays(other, gap=0.02))), {"dim": dim})
+
+
+def scalar_function(function):
+    """An oracle that computes each element by the function of Python numbers."""
+    return lambda x, **options: np.vectorize(lambda v: function(v, **options), otypes=[float])(x)
+
+
+def activation(name, function, low=-2.0, high=2.0, **options):
+    """An activation with a kink at 0. The options are drawn, or all left out."""
+    x = arrays(SMALL, low=low, high=high, gap=0.02)
+    return Case(
+        name, getattr(F, name), calls(x) | calls(x, **options), scalar_function(function), torch_functional(name)
+    )
 
 
 CASES = [
+    activation(
+        "leaky_relu",
+        lambda v, negative_slope=0.01: v if v > 0 else v * negative_slope,
+        negative_slope=st.sampled_from([0.2, 0.0, -0.5]),
+    ),
+    activation("elu", lambda v, alpha=1.0: v if v > 0 else alpha * math.expm1(v), alpha=st.sampled_from([0.5, -1.0])),
+    activation(
+        "softplus",
+        lambda v, beta=1.0, threshold=20.0: v if v * beta > threshold else math.log1p(math.exp(v * beta)) / beta,
+        beta=st.sampled_from([0.5, 3.0]),
+        threshold=st.sampled_from([20.0, 30.0]),
+    ),
+    Case(
+        name="hardsigmoid",
+        run=F.hardsigmoid,
+        calls=calls(arrays(SMALL, low=-4.01, high=4.01, gap=0.02)),
+        oracle=scalar_function(lambda v: min(max(v + 3, 0), 6) / 6),
+        torch=lambda torch, x: torch.nn.functional.relu6(x + 3) / 6,  # the gradient of hardsigmoid has 1/6 in float32
+    ),
+    activation("hardswish", lambda v: v * min(max(v + 3, 0), 6) / 6, -4.01, 4.01),
+    Case(
+        name="cosine_similarity",
+        ops=2,
+        run=F.cosine_similarity,
+        calls=cosine_similarity_calls(),
+        oracle=cosine_similarity,
+        torch=torch_functional("cosine_similarity"),
+    ),
     Case("relu", F.relu, calls(arrays(SMALL, gap=0.02)), lambda x: np.where(x > 0, x, 0.0), torch_functional("relu")),
     Case(
         name="gelu",
@@ -64,6 +122,15 @@ CASES = [
         calls=calls_along_one_axis(),
         oracle=lambda x, dim: np.log(softmax(x, dim)),
         torch=torch_functional("log_softmax"),
+    ),
+    Case(
+        name="normalize_p",
+        run=F.normalize,
+        calls=calls(
+            arrays(shapes(min_dims=2, max_dims=3, min_side=1, max_side=4), gap=0.02), p=st.sampled_from([1, 3])
+        ),
+        oracle=normalize,
+        torch=torch_functional("normalize"),
     ),
     Case(
         name="normalize",

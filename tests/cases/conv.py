@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import minigrad.functional as F
 from minigrad.testing import arrays
-from tests.cases.case import Call, Case
+from tests.cases.case import Call, Case, torch_functional
 
 SIDES = st.integers(1, 3)
 
@@ -73,6 +73,63 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
     return y
 
 
+@st.composite
+def conv1d_calls(draw):
+    """The calls of conv2d along W alone, with equal padding on both sides."""
+    call = draw(conv2d_calls().filter(lambda call: np.ndim(call.options["padding"]) < 2))
+    x, weight, bias = call.inputs
+    options = {
+        name: value if name == "groups" or isinstance(value, str) else int(np.broadcast_to(value, 2)[1])
+        for name, value in call.options.items()
+    }
+    return Call((x[..., 0, :], weight[..., 0, :], bias), options)
+
+
+def conv1d(x, weight, bias, **options):
+    pairs = {  # stride and dilation 1 along H, padding 0
+        name: value if name == "groups" or isinstance(value, str) else (int(name != "padding"), value)
+        for name, value in options.items()
+    }
+    return conv2d(x[..., None, :], weight[..., None, :], bias, **pairs)[..., 0, :]
+
+
+@st.composite
+def conv_transpose2d_calls(draw):
+    """Groups from dense to depthwise; outputs of at least one pixel."""
+    groups, kernel = draw(SIDES), (draw(SIDES), draw(SIDES))
+    inputs, outputs_per_group = groups * draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2]))
+    stride, dilation = (draw(SIDES), draw(SIDES)), (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    image = (draw(SIDES), draw(SIDES))
+    extra = [draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)]
+    size = [
+        (n - 1) * s + d * (k - 1) + 1 + e for n, s, d, k, e in zip(image, stride, dilation, kernel, extra, strict=True)
+    ]
+    padding = [draw(st.integers(0, min(2, (n - 1) // 2))) for n in size]
+    pairs = {"stride": stride, "dilation": dilation, "padding": tuple(padding), "output_padding": tuple(extra)}
+    options = {name: draw(int_or_pair(pair)) for name, pair in pairs.items()} | {"groups": groups}
+    x = draw(arrays((*draw(st.sampled_from([(), (0,), (1,), (2,)])), inputs, *image)))
+    weight = draw(arrays((inputs, outputs_per_group, *kernel)))
+    return Call((x, weight, draw(st.none() | arrays((groups * outputs_per_group,)))), options)
+
+
+def conv_transpose2d(x, weight, bias, stride, dilation, padding, output_padding, groups):
+    """Each input pixel adds the weight, scaled by its value, to a window of the output."""
+    if x.ndim == 3:
+        return conv_transpose2d(x[None], weight, bias, stride, dilation, padding, output_padding, groups)[0]
+    (SH, SW), (DH, DW), (PH, PW), (EH, EW) = (
+        np.broadcast_to(value, 2) for value in (stride, dilation, padding, output_padding)
+    )
+    (N, C, H, W), (_, Og, KH, KW) = x.shape, weight.shape
+    OH = (H - 1) * SH - 2 * PH + DH * (KH - 1) + EH + 1
+    OW = (W - 1) * SW - 2 * PW + DW * (KW - 1) + EW + 1
+    y = np.zeros((N, groups * Og, OH, OW)) + (0 if bias is None else bias[:, None, None])
+    for n, c, i, j, o, k, l in np.ndindex(N, C, H, W, Og, KH, KW):  # noqa: E741
+        h, w = i * SH + k * DH - PH, j * SW + l * DW - PW
+        if 0 <= h < OH and 0 <= w < OW:
+            y[n, c // (C // groups) * Og + o, h, w] += x[n, c, i, j] * weight[c, o, k, l]
+    return y
+
+
 def conv2d_in_torch(torch, x, weight, bias, padding, **options):
     if np.ndim(padding) == 2:
         (above, below), (left, right) = padding
@@ -81,5 +138,13 @@ def conv2d_in_torch(torch, x, weight, bias, padding, **options):
 
 
 CASES = [
+    Case("conv1d", F.conv1d, conv1d_calls(), conv1d, torch_functional("conv1d")),
+    Case(
+        "conv_transpose2d",
+        F.conv_transpose2d,
+        conv_transpose2d_calls(),
+        conv_transpose2d,
+        torch_functional("conv_transpose2d"),
+    ),
     Case("conv2d", F.conv2d, conv2d_calls(), conv2d, conv2d_in_torch),
 ]

@@ -31,6 +31,15 @@ def distinct_pairs(draw):
 
 
 @st.composite
+def distinct_triples(draw):
+    """An array, and a lower and an upper limit that broadcast to it; all values differ by at least GAP."""
+    low, high = draw(broadcastable_shapes(2, max_dims=3, max_side=3))
+    drawn = np.broadcast_shapes(low, high), low, high
+    values = np.split(draw(arrays((sum(map(math.prod, drawn)),), gap=GAP)), np.cumsum(list(map(math.prod, drawn[:2]))))
+    return Call(tuple(part.reshape(shape) for part, shape in zip(values, drawn, strict=True)))
+
+
+@st.composite
 def where_calls(draw):
     """A condition and two arrays, of shapes that broadcast."""
     condition, a, b = draw(broadcastable_shapes(3, max_dims=3, max_side=4))
@@ -101,9 +110,40 @@ CASES = [
         oracle=lambda x, **bounds: np.clip(x, bounds.get("min"), bounds.get("max")),
         torch=lambda torch, x, **options: torch.clamp(x, **options),
     ),
+    Case(
+        name="clamp_to_tensors",
+        run=Tensor.clamp,
+        calls=distinct_triples(),
+        oracle=np.clip,
+        torch=lambda torch, x, low, high: torch.clamp(x, low, high),
+    ),
     unary("neg", np.negative),
     unary("exp", np.exp),
+    unary("expm1", np.vectorize(math.expm1, otypes=[float])),
     unary("log", np.log, low=0.1),
+    unary("log1p", np.vectorize(math.log1p, otypes=[float]), low=-0.5),
+    unary("sin", np.vectorize(math.sin, otypes=[float]), low=-4, high=4),
+    unary("cos", np.vectorize(math.cos, otypes=[float]), low=-4, high=4),
+    unary("square", lambda x: x * x),
+    unary("rsqrt", lambda x: x**-0.5, low=0.1),
+    Case(
+        name="lerp",
+        ops=4,
+        run=Tensor.lerp,
+        calls=broadcast_pairs(ANY, ANY).flatmap(
+            lambda call: calls(*call.inputs, weight=st.sampled_from([0, 0.25, 0.5, 1.0, -1]))
+        ),
+        oracle=lambda a, b, weight: a + weight * (b - a),
+        torch=lambda torch, a, b, weight: torch.lerp(a, b, weight),
+    ),
+    Case(
+        name="lerp_of_tensors",
+        ops=4,
+        run=Tensor.lerp,
+        calls=broadcastable_shapes(3, max_dims=3, max_side=4).flatmap(lambda s: calls(*(arrays(shape) for shape in s))),
+        oracle=lambda a, b, weight: a + weight * (b - a),
+        torch=lambda torch, a, b, weight: torch.lerp(a, b, weight),
+    ),
     unary("sqrt", np.sqrt, low=0.1),
     unary("abs", np.abs, gap=GAP),
     unary("tanh", lambda x: 1 - 2 / (np.exp(2 * x) + 1)),

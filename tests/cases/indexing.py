@@ -1,12 +1,13 @@
-"""Indexing: getitem, gather, index_select, masked_fill."""
+"""Indexing: getitem, gather, scatter, embedding, index_select, masked_fill."""
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
+import minigrad.functional as F
 from minigrad import Tensor
 from minigrad.testing import arrays, broadcastable_shapes, shapes
-from tests.cases.case import Call, Case
+from tests.cases.case import Call, Case, torch_functional
 
 SMALL = shapes(min_dims=1, max_dims=3, min_side=1, max_side=4)
 FULL_SLICE = slice(None)
@@ -71,6 +72,31 @@ def index_select_calls(draw):
 
 
 @st.composite
+def scatter_calls(draw, *, duplicates, number=False):
+    """`src` is on some axes longer than the index. Without duplicates, no element is written twice."""
+    x = draw(arrays(SMALL))
+    dim = draw(st.integers(-x.ndim, x.ndim - 1))
+    shape = [draw(st.integers(0, size)) for size in x.shape]
+    if duplicates:
+        shape[dim] = draw(st.integers(0, 5))
+        index = draw(arrays(tuple(shape), dtype=np.int64, low=0, high=x.shape[dim]))
+    else:
+        order = draw(arrays(x.shape)).argsort(axis=dim)
+        index = order[tuple(slice(n) for n in shape)]
+    if number:
+        return Call((x, index), {"dim": dim, "value": draw(st.sampled_from([0.0, -1.5, 3]))})
+    src = draw(arrays(tuple(n + draw(st.integers(0, 1)) for n in shape)))
+    return Call((x, index, src), {"dim": dim})
+
+
+@st.composite
+def embedding_calls(draw):
+    rows = draw(st.integers(1, 5))
+    weight = draw(arrays((rows, draw(st.integers(0, 3)))))
+    return Call((draw(arrays(shapes(max_dims=2, max_side=4), dtype=np.int64, low=0, high=rows)), weight))
+
+
+@st.composite
 def masked_fill_calls(draw):
     x = draw(arrays(shapes(max_dims=3, max_side=4)))
     mask_shape = [draw(st.sampled_from([1, size])) for size in x.shape][draw(st.integers(0, x.ndim)) :]
@@ -118,6 +144,20 @@ def naive_gather(x, index, dim):
     return y
 
 
+def naive_scatter(x, index, src, dim, add=False):
+    y = x.copy()
+    for position in np.ndindex(index.shape):
+        target = list(position)
+        target[dim] = index[position]
+        y[tuple(target)] = src[position] + (y[tuple(target)] if add else 0)
+    return y
+
+
+def used(index, src):
+    """The part of src that scatter reads: in PyTorch, backward needs src in the shape of the index."""
+    return src[tuple(slice(n) for n in index.shape)]
+
+
 def naive_index_select(x, index, dim):
     parts = [np.moveaxis(x, dim, 0)[i] for i in index]
     empty = np.moveaxis(x, dim, 0)[:0]
@@ -144,6 +184,34 @@ CASES = [
         calls=gather_calls(),
         oracle=naive_gather,
         torch=lambda torch, x, index, dim: x.gather(dim, index),
+    ),
+    Case(
+        name="scatter",
+        run=lambda x, index, src, dim: x.scatter(dim, index, src),
+        calls=scatter_calls(duplicates=False),
+        oracle=naive_scatter,
+        torch=lambda torch, x, index, src, dim: x.scatter(dim, index, used(index, src)),
+    ),
+    Case(
+        name="scatter_number",
+        run=lambda x, index, dim, value: x.scatter(dim, index, value),
+        calls=scatter_calls(duplicates=True, number=True),
+        oracle=lambda x, index, dim, value: naive_scatter(x, index, np.full(index.shape, value), dim),
+        torch=lambda torch, x, index, dim, value: x.scatter(dim, index, value),
+    ),
+    Case(
+        name="scatter_add",
+        run=lambda x, index, src, dim: x.scatter_add(dim, index, src),
+        calls=scatter_calls(duplicates=True),
+        oracle=lambda x, index, src, dim: naive_scatter(x, index, src, dim, add=True),
+        torch=lambda torch, x, index, src, dim: x.scatter_add(dim, index, used(index, src)),
+    ),
+    Case(
+        name="embedding",
+        run=F.embedding,
+        calls=embedding_calls(),
+        oracle=lambda index, weight: np.reshape([weight[i] for i in index.flat], (*index.shape, weight.shape[1])),
+        torch=torch_functional("embedding"),
     ),
     Case(
         name="index_select",

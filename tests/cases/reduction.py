@@ -32,6 +32,25 @@ def cumsum_calls(draw):
     return Call((x,), {"dim": draw(st.integers(-size, size - 1))})
 
 
+@st.composite
+def cumprod_calls(draw):
+    """Some elements are 0."""
+    call = draw(cumsum_calls())
+    zeros = draw(st.sampled_from([0, 0, 1, 3]))
+    x = call.inputs[0]
+    x.reshape(-1)[: min(zeros, x.size)] = 0  # x itself, if its layout allows a view
+    return call
+
+
+@st.composite
+def norm_calls(draw):
+    p = draw(st.sampled_from(["fro", 2, 1, 3, 1.5, 0.5, -1, math.inf, -math.inf]))
+    call = draw(reduction_calls(gap=GAP, min_side=1))
+    x = call.inputs[0]
+    positive = abs(x) + 0.1  # extrema of |x| are unique, and no gradient is large
+    return Call((positive,), {"p": p, **call.options})
+
+
 def naive_reduce(reduce, x, dim, keepdim, **options):
     """`reduce` of the list of elements along the reduced axes, for each index of the other axes."""
     reduced = set(range(x.ndim)) if dim is None else {d % x.ndim for d in ((dim,) if isinstance(dim, int) else dim)}
@@ -49,6 +68,23 @@ def mean(values):
 
 def var(values, correction=1):
     return math.fsum((value - mean(values)) ** 2 for value in values) / (len(values) - correction)
+
+
+def norm(values, p):
+    if abs(p if p != "fro" else 2) == math.inf:
+        return max(map(abs, values)) if p > 0 else min(map(abs, values))
+    p = 2 if p == "fro" else p
+    return math.fsum(abs(value) ** p for value in values) ** (1 / p)
+
+
+def naive_cumprod(x, dim):
+    y = x.copy()
+    for index in np.ndindex(x.shape):
+        previous = list(index)
+        if x.ndim and index[dim]:
+            previous[dim] -= 1
+            y[index] *= y[tuple(previous)]
+    return y
 
 
 def naive_cumsum(x, dim):
@@ -71,6 +107,10 @@ def torch_prod(torch, x, dim, keepdim):
 
 def torch_amax_or_amin(name, torch, x, dim, keepdim):
     return getattr(torch, name)(x, () if dim is None else dim, keepdim)
+
+
+def torch_norm(torch, x, p, dim, keepdim):
+    return torch.linalg.vector_norm(x, 2 if p == "fro" else p, dim, keepdim)
 
 
 def same_in_torch(name, torch, x, **options):
@@ -102,5 +142,7 @@ CASES = [
         lambda values: math.log(math.fsum(map(math.exp, values))),
         reduction_calls(min_side=1, dim_required=True),
     ),
+    Case("norm", Tensor.norm, norm_calls(), partial(naive_reduce, norm), torch_norm),
+    Case("cumprod", Tensor.cumprod, cumprod_calls(), naive_cumprod, partial(same_in_torch, "cumprod")),
     Case("cumsum", Tensor.cumsum, cumsum_calls(), naive_cumsum, partial(same_in_torch, "cumsum")),
 ]

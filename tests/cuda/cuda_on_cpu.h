@@ -13,6 +13,7 @@
 //   uninitialized memory     shared memory is NaN at the start of a block
 //   index out of bounds      reported with the address, if the page beside the array is protected
 //   misaligned access        reported: a GPU requires 16-byte loads to be aligned to 16 bytes
+//   copy not waited for      an asynchronous copy writes shared memory when its thread waits, and not before
 //
 // As CuPy compiles with -ftz=true, float operations treat denormal operands and results as 0, with their sign. On an
 // x86 CPU a flag of the register MXCSR does so, for double, too; -ftz=true leaves double alone. The difference is below
@@ -30,6 +31,7 @@
 #include <type_traits>
 #include <unistd.h>
 #include <utility>
+#include <vector>
 #ifdef __SSE__
 #include <xmmintrin.h>
 #endif
@@ -149,6 +151,8 @@ inline Launch launch;
 inline void (*kernel)(void** arguments);
 inline void** arguments;
 inline Fiber fibers[MOST_THREADS];
+struct Copy { void* to; const void* from; bool zeros; };
+inline std::vector<Copy> copies[MOST_THREADS];  // the asynchronous copies of each thread that it has not waited for
 inline Warp warps[MOST_THREADS / WARP_SIZE];
 inline int threads;
 inline Fiber* running;
@@ -319,6 +323,7 @@ inline void run_block(char* stacks) {
         fiber.lane = i % WARP_SIZE;
         fiber.waiting = FOR_NOTHING;
         fiber.mask = 0;
+        copies[i].clear();
         prepare(fiber.context, stacks + i * STACK, STACK, thread_main);
     }
     // Round robin and shuffled: all threads run in turn. Else one warp runs to a barrier of the block, or to its end,
@@ -551,6 +556,20 @@ void load_tiles(unsigned (&tiles)[4], const void* address, CUDA_ON_CPU_CALLER) {
         }
         tiles[tile] = pair[0] | pair[1] << 16;
     }
+}
+
+inline void copy_async(void* to, const void* from, bool zeros, CUDA_ON_CPU_CALLER) {
+    if (((uintptr_t)to | (uintptr_t)from) % 16)
+        CUDA_ON_CPU_FAIL("copy_async at %s:%d with a misaligned address", file, line);
+    cuda_on_cpu::copies[cuda_on_cpu::running - cuda_on_cpu::fibers].push_back({to, from, zeros});
+}
+inline void wait_for_copies() {
+    auto& copies = cuda_on_cpu::copies[cuda_on_cpu::running - cuda_on_cpu::fibers];
+    for (const auto& copy : copies) {
+        if (copy.zeros) std::memset(copy.to, 0, 16);
+        else std::memcpy(copy.to, copy.from, 16);
+    }
+    copies.clear();
 }
 
 // ---- For the runner: a kernel's signature as a string, and a function that unpacks its arguments --------------------

@@ -44,7 +44,7 @@ def adamw(other=()):
     optimizer = optim.AdamW(tensors, lr=0.1)
     for _ in range(3):
         optimizer.step()
-    return [*(tensor.data for tensor in tensors), *optimizer.state_dict().values()]
+    return [*(tensor.data for tensor in tensors), *optimizer.flat_state_dict().values()]
 
 
 def clip():

@@ -50,13 +50,13 @@ def recorded(order=ORDERS[0]):
 # AdamW --------------------------------------------------------------------------------------------------------------
 
 
-def steps(x, grads, **options):
+def steps(x, grads, make=optim.AdamW, **options):
     parameter = Tensor(x.copy(), requires_grad=True)
-    optimizer = optim.AdamW([parameter], **options)
+    optimizer = make([parameter], **options)
     for grad in grads:
         parameter.grad = Tensor(grad)
         optimizer.step()
-    return parameter.numpy(), optimizer.state_dict()
+    return parameter.numpy(), optimizer.flat_state_dict()
 
 
 @given(
@@ -73,6 +73,18 @@ def test_adamw_matches_the_formula_in_float64(shape, lr, beta1, beta2, eps, weig
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5 * max(1, lr))
     assert state["0.0.step"] == 3
+
+
+def test_adam_runs_the_kernel_of_adamw_without_its_weight_decay():
+    rng = np.random.default_rng(0)
+    x, *grads = (rng.standard_normal((5, 7)) for _ in range(4))
+    expected, _ = steps(x, grads, optim.Adam, lr=0.1, weight_decay=0.2)
+    with recorded() as launches:
+        found, _ = steps(
+            x.astype(np.float32), [g.astype(np.float32) for g in grads], optim.Adam, lr=0.1, weight_decay=0.2
+        )
+    assert len(launches) == 3
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
 def step_in_float32(x, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):

@@ -163,6 +163,13 @@ extern "C" __global__ void misaligned_tile() {
     unsigned b[4];
     load_tiles<false>(b, shared + 1);
 }
+
+extern "C" __global__ void copied(const int4* x, int4* y, int count, bool waits, int shift) {  // then zeros
+    __shared__ __align__(16) int4 shared[32];
+    copy_async((char*)(shared + threadIdx.x) + shift, x + threadIdx.x, threadIdx.x >= count);
+    if (waits) wait_for_copies();
+    y[threadIdx.x] = shared[threadIdx.x];
+}
 """
 
 
@@ -387,6 +394,16 @@ def test_tensor_core_product_equals_numpy(run, transposed):
 def test_unaligned_tile_raises(run):
     with pytest.raises(KernelError, match=r"load_tiles at .* of a row at a misaligned address"):
         run("misaligned_tile", 1, 32)
+
+
+def test_asynchronous_copy_arrives_when_waited_for(run):
+    x, y = np.arange(128, dtype=np.int32), poisoned(128, np.int32)
+    run("copied", 1, 32, x, y, np.int32(20), np.bool_(True), np.int32(0))
+    np.testing.assert_array_equal(y, np.where(np.arange(128) < 80, x, 0))
+    run("copied", 1, 32, x, y, np.int32(20), np.bool_(False), np.int32(0))
+    assert (y == -1).all()
+    with pytest.raises(KernelError, match=r"copy_async at .* with a misaligned address"):
+        run("copied", 1, 32, x, y, np.int32(20), np.bool_(True), np.int32(8))
 
 
 def test_arguments_of_wrong_type_raise(run):

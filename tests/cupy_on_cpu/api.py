@@ -13,6 +13,8 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "maximum": "out dtype", "minimum": "out dtype", "multiply": "out dtype", "sign": "out dtype", "sqrt": "out dtype",
     "subtract": "out dtype", "tanh": "out dtype", "copysign": "out dtype", "negative": "out dtype", "cos": "out dtype",
     "isfinite": "out dtype", "isinf": "out dtype", "isnan": "out dtype", "isneginf": "out", "clip": "a_min a_max out",
+    "ceil": "out dtype", "expm1": "out dtype", "floor": "out dtype", "fmod": "out dtype", "log1p": "out dtype",
+    "rint": "out dtype", "trunc": "out dtype", "isclose": "rtol atol equal_nan",
     "sin": "out dtype", "square": "out dtype", "power": "out dtype", "logaddexp": "out dtype",
     "matmul": "out dtype", "where": "", "allclose": "rtol atol equal_nan", "array_equal": "",
     "arange": "start stop step dtype", "empty": "shape dtype order", "zeros": "shape dtype order",
@@ -21,7 +23,7 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "tri": "N M k dtype",
     "ascontiguousarray": "dtype", "broadcast_to": "shape", "concatenate": "axis out dtype casting", "stack": "axis out",
     "expand_dims": "axis", "flip": "axis", "moveaxis": "source destination", "pad": "pad_width mode constant_values",
-    "roll": "shift axis", "take": "indices axis out", "shares_memory": "max_work",
+    "roll": "shift axis", "resize": "new_shape", "take": "indices axis out", "shares_memory": "max_work",
     "take_along_axis": "indices axis", "argmax": "axis dtype out keepdims", "argsort": "axis kind",
 }  # fmt: skip
 METHODS = {
@@ -73,6 +75,7 @@ def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
             return result
         return result if name in GIVEN_ORDER else np.asarray(result, order="C")
 
+    call.__name__, call.__self__ = name, getattr(function, "__self__", None)  # type: ignore[attr-defined]
     return function if function in (np.empty, np.empty_like) else call
 
 

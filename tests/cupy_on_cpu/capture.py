@@ -3,26 +3,36 @@
 A GPU does not execute the captured operations. So the end of the capture restores the contents of all arrays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 _tape: list[Callable[[], Any]] | None = None
 alive: dict[int, Any] = {}  # weak references to all arrays, by id
+Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+_observer: Observer | None = None
 
 
-launches = 0  # operations that are launches on a GPU: all but allocations and views
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Within the block, call `observer(function, inputs, options, result)` after each operation."""
+    global _observer
+    previous, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = previous
 
 
 def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """Call a function of NumPy arrays, and record the call during capture."""
-    global launches
     result = function(*inputs, **options)
     if isinstance(result, np.generic):
         result = np.asarray(result)
-    is_view = isinstance(result, np.ndarray) and result.base is not None and options.get("out") is None
-    launches += not is_view and function not in (np.empty, np.empty_like)
+    if _observer is not None:
+        _observer(function, inputs, options, result)
     if _tape is not None:
         into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
 

@@ -10,8 +10,8 @@ from minigrad import Tensor, autocast, manual_seed, where
 from minigrad import functional as F
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, to_device
-from minigrad.backend.dtypes import as_dtype
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend.dtypes import as_dtype, cast
 
 
 class Case(NamedTuple):
@@ -31,12 +31,12 @@ class Case(NamedTuple):
     activations: int = 1  # number of leading inputs that have this dtype
     outputs: int = 1  # number of outputs, which have the shape of the first input
 
-    def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
+    def tensors(self, arrays: Sequence[Array], device: str) -> list[Tensor]:
         """The inputs on the device. (CuPy copies are C- or Fortran-ordered: images are transposed afterwards.)"""
-        tensors = [Tensor(np.ascontiguousarray(x), requires_grad=True, device=device) for x in arrays]
+        tensors = [Tensor(to_device(x, device), requires_grad=True) for x in arrays]
         if self.images:
-            x = to_device(np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1)), device)
-            tensors[0].data = x.transpose(0, 3, 1, 2)
+            x = tensors[0].data.transpose(0, 2, 3, 1)
+            tensors[0].data = array_module(x).ascontiguousarray(x).transpose(0, 3, 1, 2)
         return tensors
 
     def call(self, *inputs: Tensor) -> Tensor:
@@ -47,14 +47,21 @@ class Case(NamedTuple):
         """x with its values rounded to the case's dtype, in x's own dtype."""
         return x if self.dtype == "float32" else x.astype(as_dtype(self.dtype)).astype(x.dtype)
 
-    def arrays(self, *, small: bool) -> list[np.ndarray]:
+    def arrays(self, *, small: bool, device: str = "cpu") -> list[Array]:
+        """The inputs, made on the device: NumPy would need minutes for the large ones."""
         shapes = self.small if small else self.shapes
         # a prime number of values, so that no two rows are equal
         values = self.rounded(np.random.default_rng(0).standard_normal(1_000_003, np.float32))
-        arrays = [np.resize(np.roll(values, -i * 7919), shape) for i, shape in enumerate(shapes)]
+        xp = array_module(on_device := to_device(values, device))
+        arrays = [xp.resize(xp.roll(on_device, -i * 7919), shape) for i, shape in enumerate(shapes)]
         count = self.activations
-        arrays[:count] = [x.astype(as_dtype(self.dtype)) for x in arrays[:count]]
+        arrays[:count] = [cast(x, as_dtype(self.dtype)) for x in arrays[:count]]
         return arrays
+
+    def grad(self, y: Array) -> Array:
+        """A gradient of the output y, with values that are exact in the case's dtype."""
+        values = self.rounded(np.cos(np.arange(1009.0))).astype(np.float32)
+        return cast(array_module(y).resize(to_device(values, device_of(y)), y.shape), y.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

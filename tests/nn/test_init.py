@@ -40,3 +40,22 @@ def test_skip_init_draws_no_random_numbers():
     assert minigrad.backend.random.default_generator().draws == 0
     nn.Linear(2, 2)
     assert minigrad.backend.random.default_generator().draws == 2
+
+
+def test_initialisers_follow_the_gain_of_the_nonlinearity():
+    minigrad.manual_seed(0)
+    w = nn.Parameter(np.empty((400, 300), np.float32))
+    assert (
+        init.zeros_(w) is w
+        and not w.data.any()
+        and (init.ones_(w).data == 1).all()
+        and (init.constant_(w, 0.25).data == 0.25).all()
+    )
+    assert abs(init.xavier_normal_(w, gain=2).data.std() - 2 * (2 / 700) ** 0.5) < 1e-3
+    for fill in (init.kaiming_normal_, init.kaiming_uniform_):
+        assert abs(fill(w).data.std() - (2 / 300) ** 0.5) < 1e-3
+        assert abs(fill(w, a=1.0, mode="fan_out").data.std() - (1 / 400) ** 0.5) < 1e-3
+        assert abs(fill(w, nonlinearity="linear").data.std() - (1 / 300) ** 0.5) < 1e-3
+    assert abs(w.data).max() <= (3 / 300) ** 0.5
+    with pytest.raises(ValueError, match="unknown nonlinearity 'gelu'"):
+        init.kaiming_normal_(w, nonlinearity="gelu")

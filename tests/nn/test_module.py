@@ -313,3 +313,91 @@ def test_to_keeps_gradients_unless_parameters_change():
     layer(x=Tensor(ones(3))).sum().backward()
     assert layer.to("cpu").weight.grad is not None
     assert layer.to(np.float64).weight.grad is None and layer.weight.dtype == np.float64
+
+
+# PyTorch's everyday methods -------------------------------------------------------------------------------------------
+
+
+def test_nested_modules_parameters_and_buffers_by_name():
+    net = Net()
+    assert net.get_submodule("blocks.1.2") is net.blocks[1][2] and net.get_submodule("") is net
+    assert net.get_parameter("stem.weight") is net.stem.weight
+    assert net.get_buffer("norm.running_mean") is net.norm.running_mean
+    for get, name in ((net.get_submodule, "blocks.7"), (net.get_parameter, "norm.running_mean"), (net.get_buffer, "x")):
+        with pytest.raises(AttributeError, match="has no"):
+            get(name)
+
+
+def test_children_are_direct_and_listed_once():
+    net = Tied()
+    assert [name for name, _ in net.named_children()] == ["first", "head"]
+    assert list(net.children()) == [net.first, net.head]
+
+
+def test_apply_visits_children_first():
+    seen = []
+    net = nn.Sequential(nn.Linear(1, 1), nn.Sequential(nn.ReLU()))
+    assert net.apply(lambda module: seen.append(type(module).__name__)) is net
+    assert seen == ["Linear", "ReLU", "Sequential", "Sequential"]
+
+
+def test_register_buffer_persistent_or_not():
+    net = nn.Sequential(nn.Module())
+    net[0].register_buffer("kept", Tensor(ones(1)))
+    net[0].register_buffer("cache", Tensor(ones(2)), persistent=False)
+    net[0].register_buffer("absent", None)
+    assert list(net.state_dict()) == ["0.kept"] and [n for n, _ in net.named_buffers()] == ["0.kept", "0.cache"]
+    net.load_state_dict({"0.kept": ones(1) * 2})
+    assert net[0].kept.tolist() == [2] and net.half()[0].cache.dtype == np.float16
+    net[0].register_buffer("cache", Tensor(ones(2)))
+    assert list(net.state_dict()) == ["0.kept", "0.cache"]
+
+
+@pytest.mark.parametrize(
+    ("register", "error"),
+    [
+        (lambda m: m.register_buffer("forward", Tensor(ones(1))), KeyError),
+        (lambda m: m.register_buffer("a.b", Tensor(ones(1))), KeyError),
+        (lambda m: m.register_buffer("a", ones(1)), TypeError),
+        (lambda m: m.register_buffer(1, Tensor(ones(1))), TypeError),
+        (lambda m: m.register_parameter("a", Tensor(ones(1))), TypeError),
+        (lambda m: m.register_parameter("training", nn.Parameter(ones(1))), KeyError),
+        (lambda m: m.add_module("eval", nn.ReLU()), KeyError),
+        (lambda m: m.add_module("a", F.relu), TypeError),
+    ],
+)
+def test_invalid_registrations_are_refused(register, error):
+    module = nn.Module()
+    with pytest.raises(error):
+        register(module)
+    assert not module.state_dict() and not hasattr(module, "a")
+
+
+def test_load_state_dict_returns_missing_and_unexpected_names():
+    layer = nn.Linear(2, 2)
+    found = layer.load_state_dict({"weight": ones(2, 2), "other": ones(1)}, strict=False)
+    assert found == (["bias"], ["other"]) and found.missing_keys == ["bias"] and found.unexpected_keys == ["other"]
+    assert layer.load_state_dict(layer.state_dict()) == ([], [])
+
+
+def test_casts_return_the_module():
+    layer = nn.Linear(2, 2)
+    assert layer.half() is layer and layer.weight.dtype == np.float16
+    assert layer.double().weight.dtype == np.float64 and layer.float().bias.dtype == np.float32
+    assert layer.bfloat16().weight.dtype == "bfloat16" and layer.cpu() is layer
+
+
+def test_zero_grad_in_place():
+    layer = nn.Linear(2, 2)
+    layer(Tensor(ones(1, 2))).sum().backward()
+    gradient = layer.weight.grad.data
+    layer.zero_grad(set_to_none=False)
+    assert layer.weight.grad.data is gradient and not gradient.any()
+
+
+def test_state_dict_with_prefix_and_variables():
+    layer = nn.Linear(2, 2)
+    state = layer.state_dict(prefix="fc.", keep_vars=True)
+    assert list(state) == ["fc.weight", "fc.bias"] and state["fc.weight"] is layer.weight
+    assert [n for n, _ in nn.Sequential(layer).named_parameters(prefix="net")] == ["net.0.weight", "net.0.bias"]
+    assert not list(nn.Sequential(layer).parameters(recurse=False))

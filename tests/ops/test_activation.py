@@ -79,5 +79,43 @@ def test_error_messages():
         F.normalize(integers)
     with pytest.raises(ValueError, match="normalize: eps must not be negative"):
         F.normalize(integers.double(), eps=-1e-9)
-    with pytest.raises(ValueError, match="only the Euclidean norm, p=2, is supported, got p=1"):
-        F.normalize(integers.double(), p=1)
+    with pytest.raises(ValueError, match='norm: p must be a number or "fro"'):
+        F.normalize(integers.double(), p="nuc", dim=0)
+
+
+@np.errstate(over="raise")
+def test_new_activations_of_large_inputs_do_not_overflow():
+    large = [-800.0, 800.0]
+    assert_close(value_and_grad(F.elu, large), [-1, 800], [0, 1])
+    assert_close(value_and_grad(F.softplus, large), [0, 800], [0, 1])
+    assert_close(value_and_grad(lambda x: F.softplus(x, threshold=1e9), large), [0, 800], [0, 1])
+    assert_close(value_and_grad(F.hardswish, large), [0, 800], [0, 1])
+    assert_close(value_and_grad(F.hardsigmoid, large), [0, 1], [0, 0])
+
+
+def test_gradients_at_kinks_are_pytorchs():
+    assert_close(value_and_grad(F.leaky_relu, [-1.0, 0.0, NAN]), [-0.01, 0, NAN], [0.01, 0.01, 0.01])
+    assert_close(value_and_grad(F.elu, [0.0, -0.0, NAN]), [0, 0, NAN], [1, 1, 1])
+    assert_close(value_and_grad(F.hardswish, [-3.0, 3.0, NAN]), [0, 3, NAN], [0, 1, 1])
+    assert_close(value_and_grad(F.hardsigmoid, [-3.0, 3.0, NAN]), [0, 1, NAN], [0, 0, 0])
+
+
+def test_small_results_keep_their_digits():
+    y, grad_x = value_and_grad(F.softplus, [-40.0])
+    np.testing.assert_allclose([y[0], grad_x[0]], np.exp(-40.0), rtol=1e-15)
+    np.testing.assert_allclose(F.elu(Tensor([-1e-6])).item(), -1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "elu", "softplus", "hardswish", "hardsigmoid"])
+def test_activations_refuse_integers(name):
+    with pytest.raises(TypeError, match=f"{name}: needs floating-point numbers"):
+        getattr(F, name)(Tensor([1]))
+
+
+def test_cosine_similarity_of_zero_vectors():
+    zero, x = Tensor(np.zeros((1, 2)), requires_grad=True), Tensor(np.ones((1, 2)), requires_grad=True)
+    y = F.cosine_similarity(zero, x)
+    y.sum().backward()
+    assert y.item() == 0 and x.grad.tolist() == [[0, 0]]
+    half = Tensor(np.full((1, 3), 300.0), dtype="float16")  # squares above the largest float16
+    assert F.cosine_similarity(half, half).dtype == np.float16 and F.cosine_similarity(half, half).item() == 1

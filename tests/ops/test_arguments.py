@@ -36,6 +36,15 @@ INTEGER_ARGUMENTS = {
     "expand": lambda v: minigrad.ones(1).expand(v, 1), "roll": lambda v: X.roll(v, 0), "flip": lambda v: X.flip(v),
     "transpose": lambda v: X.transpose(v, 0), "unsqueeze": lambda v: X.unsqueeze(v),
     "zeros": lambda v: minigrad.zeros(v, 3),
+    "topk": lambda v: X.topk(v), "max": lambda v: X.max(v), "sort": lambda v: X.sort(v),
+    "norm": lambda v: X.norm(dim=v), "cumprod": lambda v: X.cumprod(v), "any": lambda v: X.any(v),
+    "round": lambda v: X.round(decimals=v),
+    "scatter": lambda v: X.scatter(v, minigrad.zeros(2, 4, 6, 6, dtype=np.int64), 1.0),
+    "conv1d": lambda v: F.conv1d(X[0], minigrad.ones(4, 6, 1), stride=v),
+    "conv_transpose2d": lambda v: F.conv_transpose2d(X, W, stride=v),
+    "conv_transpose2d, groups": lambda v: F.conv_transpose2d(X, W, groups=v), "unfold": lambda v: F.unfold(X, v),
+    "fold": lambda v: F.fold(minigrad.ones(2, 4, 1), v, 2), "embedding": lambda v: F.embedding(Tensor([0]), X[0, 0], v),
+    "nll_loss": lambda v: F.nll_loss(minigrad.ones(2, 3), Tensor([0, 1]), ignore_index=v),
     "gather": lambda v: X.gather(v, minigrad.zeros(2, 4, 6, 6, dtype=np.int64)),
 }  # fmt: skip
 

@@ -150,3 +150,43 @@ def test_error_messages(x, weight, bias, options, error, message):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match="conv2d: needs floating-point numbers, got int64"):
         F.conv2d(Tensor(np.ones((1, 1, 3, 3), np.int64)), Tensor(randn(1, 1, 3, 3)))
+
+
+def test_transposed_convolution_is_the_gradient_of_convolution():
+    x, weight = Tensor(randn(2, 6, 9, 8), requires_grad=True), Tensor(randn(4, 3, 3, 2))
+    options = {"stride": (2, 3), "padding": 1, "groups": 2}
+    y = F.conv2d(x, weight, **options)
+    grad_y = Tensor(randn(*y.shape))
+    y.backward(grad_y)
+    extra = [n - ((m - 1) * s - 2 + k) for n, m, s, k in zip((9, 8), y.shape[2:], (2, 3), (3, 2), strict=True)]
+    transposed = F.conv_transpose2d(grad_y, weight, output_padding=tuple(extra), **options)
+    np.testing.assert_allclose(transposed.numpy(), x.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: F.conv_transpose2d(ones(1, 3, 4, 4), ones(4, 1, 2, 2)), ValueError, "x must have the 4 channels"),
+        (lambda: F.conv_transpose2d(ones(1, 4, 4, 4), ones(4, 1, 2)), ValueError, "weight must be .C, O / groups"),
+        (lambda: F.conv_transpose2d(ones(1, 4, 4, 4), ones(4, 1, 2, 2), groups=3), ValueError, "groups 3"),
+        (
+            lambda: F.conv_transpose2d(ones(1, 4, 4, 4), ones(4, 1, 2, 2), output_padding=1),
+            ValueError, "output_padding .* must be smaller than stride",
+        ),
+        (lambda: F.conv_transpose2d(ones(1, 4, 2, 2), ones(4, 1, 1, 1), padding=1), ValueError, "would be 0 x 0"),
+        (lambda: F.conv_transpose2d(ones(1, 4, 4, 4), ones(4, 1, 2, 2), ones(2)), ValueError, "bias must have shape"),
+        (lambda: F.conv_transpose2d(ones(1, 4, 4, 4) > 0, ones(4, 1, 2, 2)), TypeError, "2d: needs floating"),
+        (lambda: F.conv1d(ones(1, 4, 4, 4), ones(4, 4, 2)), ValueError, r"conv1d: input must be \(N, C, L\)"),
+        (lambda: F.unfold(ones(1, 1, 2, 2), 3), ValueError, "unfold: a window spans"),
+        (lambda: F.unfold(ones(2, 2), 1), ValueError, "unfold: the input must be"),
+        (lambda: F.fold(ones(1, 5, 4), 3, 2), ValueError, "fold: the input must be .N, C · 2 · 2, 2 · 2."),
+        (lambda: F.fold(ones(1, 4, 5), 3, 2), ValueError, "fold: the input must be"),
+    ],
+)  # fmt: skip
+def test_error_messages_of_transposed_convolution_and_fold(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def ones(*shape):
+    return Tensor(np.ones(shape))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import minigrad.functional as F
 from minigrad import Tensor
 from tests.compare import value_and_grad
 
@@ -95,3 +96,58 @@ def test_integers_beside_index_arrays_follow_pytorch(index, equivalent):
     written, selected = Tensor(x.data), equivalent(x).numpy()
     written[index] = -1
     np.testing.assert_array_equal(written.numpy(), np.where(np.isin(x.data, selected), -1, x.data))
+
+
+def test_scatter_writes_and_scatter_add_adds(device):
+    x, src = Tensor(np.zeros(3), device=device), Tensor(np.array([1.0, 2.0, 4.0, 8.0]), device=device)
+    index = Tensor(np.array([2, 0, 2]), device=device)
+    assert x.scatter_add(0, index, src).tolist() == [2, 0, 5]  # the last element of src is not used
+    assert x.scatter(0, index[:2], src).tolist() == [2, 0, 1] and x.tolist() == [0, 0, 0]
+    for dtype in (np.uint8, np.int8, np.int64, np.float16, "bfloat16"):
+        y = x.to(dtype=dtype).scatter_add(0, index, src.to(dtype=dtype))
+        assert y.dtype == x.to(dtype=dtype).dtype and y.tolist() == [2, 0, 5]
+
+
+def test_scatter_add_of_many_equal_terms_in_bfloat16():
+    """Sums are in float32: in bfloat16, 256 + 1 is 256."""
+    ones = Tensor(np.ones(1000), dtype="bfloat16")
+    y = Tensor([0.0], dtype="bfloat16").scatter_add(0, Tensor(np.zeros(1000, int)), ones)
+    assert y.item() == 1000
+
+
+def test_gradient_of_unused_source_elements_is_zero():
+    src = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    for scatter in (Tensor.scatter, Tensor.scatter_add):
+        src.grad = None
+        scatter(Tensor([0.0, 0.0]), 0, Tensor([1]), src).sum().backward()
+        assert src.grad.tolist() == [1, 0, 0]
+
+
+def test_embedding_without_gradient_of_the_padding_row(device):
+    weight = Tensor(np.ones((3, 2)), requires_grad=True, device=device)
+    index = Tensor(np.array([[0, 2], [2, 2]]), device=device)
+    for padding, expected in ((None, [1, 0, 3]), (0, [0, 0, 3]), (-1, [1, 0, 0])):
+        weight.grad = None
+        F.embedding(index, weight, padding_idx=padding).sum().backward()
+        assert weight.grad[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: X.scatter(0, Tensor([[3]]), 1.0), IndexError, "scatter: indices must be from 0 to 2"),
+        (lambda: X.scatter(0, Tensor([[-1]]), 1.0), IndexError, "scatter: indices must be from 0 to 2"),
+        (lambda: X.scatter(0, Tensor([0]), 1.0), ValueError, "scatter: the index must have as many axes as x"),
+        (lambda: X.scatter(0, Tensor([[0.0]]), 1.0), TypeError, "scatter: the index must hold integers"),
+        (lambda: X.scatter_add(0, Tensor([[0, 0]]), X[:1, :1]), ValueError, "scatter_add: .* not be longer than src"),
+        (lambda: Tensor([1, 2]).scatter(0, Tensor([0]), 2.5), ValueError, "scatter: int64 cannot hold 2.5"),
+        (lambda: F.embedding(Tensor([3]), X), IndexError, "embedding: indices must be from 0 to 2"),
+        (lambda: F.embedding(Tensor([0.0]), X), TypeError, "embedding: the input must hold integers"),
+        (lambda: F.embedding(Tensor([0]), X[0]), ValueError, "embedding: weight must be .* 2-D"),
+        (lambda: F.embedding(Tensor([0]), X, padding_idx=3), ValueError, "padding_idx must be one of the 3 rows"),
+        (lambda: F.one_hot(Tensor(np.zeros(0, int))), ValueError, "one_hot: an empty target needs num_classes"),
+    ],
+)
+def test_error_messages_of_scatter_and_embedding(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -95,3 +95,74 @@ def test_error_messages(call, error, message):
 
 def test_one_hot_adds_an_axis_of_classes():
     np.testing.assert_array_equal(F.one_hot(Tensor(np.array([[2, 0]])), 3).data, [[[0, 0, 1], [1, 0, 0]]])
+
+
+@np.errstate(over="raise", invalid="raise")
+def test_bce_with_logits_of_large_logits(device):
+    x = Tensor(np.array([-800.0, 800.0, -40.0]), device=device, requires_grad=True)
+    loss = F.binary_cross_entropy_with_logits(x, Tensor(np.array([1.0, 1.0, 0.0]), device=device), reduction="none")
+    np.testing.assert_allclose(loss.tolist(), [800, 0, np.exp(-40.0)], rtol=1e-15)
+    loss.sum().backward()
+    np.testing.assert_allclose(x.grad.tolist(), [-1, 0, np.exp(-40.0)], rtol=1e-15)
+
+
+def test_bce_of_probabilities_0_and_1():
+    x, t = Tensor([0.0, 1.0], requires_grad=True), Tensor([1.0, 1.0])
+    loss = F.binary_cross_entropy(x, t, reduction="none")
+    assert loss.tolist() == [100, 0]
+    loss.sum().backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
+def test_kl_div_of_target_0():
+    y, grad_x, grad_t = value_and_grad(lambda x, t: F.kl_div(x, t, reduction="sum"), [-1.0, -2.0], [0.0, 1.0])
+    assert y == 2
+    np.testing.assert_array_equal(grad_x, [0, -1])
+    np.testing.assert_array_equal(grad_t, [0, 3])
+
+
+def test_losses_at_kinks_are_pytorchs():
+    zero = Tensor(np.zeros(2))
+    for loss in (F.l1_loss, F.smooth_l1_loss, F.huber_loss):
+        np.testing.assert_array_equal(value_and_grad(lambda x, loss=loss: loss(x, zero), [0.0, -2.0])[1], [0, -0.5])
+    at_beta = value_and_grad(lambda x: F.smooth_l1_loss(x, zero, reduction="sum"), [1.0, -1.0])
+    assert at_beta[0] == 1 and at_beta[1].tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("target", [[-100, -100], [0, -100]])
+def test_nll_loss_ignores_targets(target, device):
+    x = Tensor([[-1.0, -INF], [-INF, -INF]], device=device, requires_grad=True)
+    loss = F.nll_loss(x, Tensor(target, device=device))
+    loss.backward()
+    np.testing.assert_equal(loss.item(), 1.0 if 0 in target else np.nan)
+    assert x.grad.tolist() == [[-1 if 0 in target else 0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32])
+def test_nll_loss_takes_targets_of_any_integer_dtype(dtype):
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    assert F.nll_loss(x, Tensor(np.array([2, 1], dtype))).item() == -3
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: F.nll_loss(X, Tensor([0, 3])), IndexError, "nll_loss: indices must be from 0 to 2"),
+        (lambda: F.nll_loss(X, Tensor([0.0, 1.0])), TypeError, "nll_loss: the target must hold class indices"),
+        (lambda: F.nll_loss(X, Tensor([[0, 1]])), ValueError, r"nll_loss: the input must be \(N, C, ...\)"),
+        (lambda: F.l1_loss(X, X[0]), ValueError, "l1_loss: input and target must have the same shape"),
+        (lambda: F.l1_loss(Tensor([1]), Tensor([1])), TypeError, "l1_loss: needs floating-point numbers"),
+        (lambda: F.l1_loss(X, X, reduction="max"), ValueError, 'l1_loss: reduction must be "mean", "sum" or "none"'),
+        (lambda: F.smooth_l1_loss(X, X, beta=-1), ValueError, "smooth_l1_loss: beta must not be negative"),
+        (lambda: F.huber_loss(X, X, delta=0), ValueError, "huber_loss: delta must be above 0"),
+        (lambda: F.binary_cross_entropy(X + 2, X), ValueError, "input must be from 0 to 1; for logits use"),
+        (
+            lambda: F.binary_cross_entropy(X, X, Tensor([1.0, 1.0, 1.0], requires_grad=True)),
+            RuntimeError, "binary_cross_entropy: weight have no gradient",
+        ),
+        (lambda: F.kl_div(X, X, reduction="batch"), ValueError, "kl_div: reduction must be"),
+    ],
+)  # fmt: skip
+def test_error_messages_of_losses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

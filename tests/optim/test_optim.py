@@ -86,14 +86,14 @@ def test_restored_optimizer_continues_bit_for_bit(make):
     run(one, params, 3)
     for p, c in zip(params, copies, strict=True):
         c.data[...] = p.data
-    two.load_state_dict({name: np.copy(value) for name, value in one.state_dict().items()})
+    two.load_state_dict({name: np.copy(value) for name, value in one.flat_state_dict().items()})
     run(one, params, 3, seed=2)
     run(two, copies, 3, seed=2)
     for p, c in zip(params, copies, strict=True):
         np.testing.assert_array_equal(p.data, c.data)
     other = make([Parameter(np.ones(7))])
     with pytest.raises(ValueError, match="group 0 has 3 parameters in this state, 1 in this optimizer"):
-        other.load_state_dict(one.state_dict())
+        other.load_state_dict(one.flat_state_dict())
     assert other.state == [[{}]]
 
 
@@ -200,7 +200,7 @@ def test_schedule_and_optimizer_load_in_any_order(order, done):
     schedule = schedule_of(one)
     for _ in range(done):
         schedule.step()
-    states = one.state_dict(), schedule.state_dict()
+    states = one.flat_state_dict(), schedule.state_dict()
     two = two_groups()
     for what in order:
         if what == "make":
@@ -231,7 +231,7 @@ def test_old_state_without_initial_lr_keeps_the_current_lr():
     schedule, again = schedule_of(one), schedule_of(two)
     run(one, [p for group in one.param_groups for p in group["params"]], 1)
     schedule.step()
-    two.load_state_dict({k: v for k, v in one.state_dict().items() if k[2:] not in ("initial_lr", "has_state")})
+    two.load_state_dict({k: v for k, v in one.flat_state_dict().items() if k[2:] not in ("initial_lr", "has_state")})
     again.load_state_dict(schedule.state_dict())
     assert rates_from(two, again) == rates_from(one, schedule)
 
@@ -280,7 +280,7 @@ def test_state_that_does_not_fit_changes_nothing(make, change):
     )
     run(one, params, 2)
     before = two.state
-    state = {k: np.float64(v) if v.dtype == np.float32 else np.array(v) for k, v in one.state_dict().items()}
+    state = {k: np.float64(v) if v.dtype == np.float32 else np.array(v) for k, v in one.flat_state_dict().items()}
     with pytest.raises(ValueError, match=type(two).__name__):
         two.load_state_dict(change(state))
     assert two.state is before
@@ -293,7 +293,7 @@ def test_state_is_cast_to_the_dtype_of_the_update(make, ours, kept):
     params, others = parameters(), [Parameter(p.data.astype(ours)) for p in parameters()]
     one, two = make(params), make(others)
     run(one, params, 2)
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(one.flat_state_dict())
     arrays = [x for states in two.state for state in states for x in state.values() if not isinstance(x, int)]
     assert len(arrays) >= 3 and {x.dtype.name for x in arrays} == {kept}
 
@@ -302,7 +302,7 @@ def test_state_dict_says_which_parameters_have_state():
     still, moving = parameters()[:2]
     one, two = optim.AdamW([still, moving]), optim.AdamW(parameters()[:2])
     run(one, [moving], 1)
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(one.flat_state_dict())
     assert two.state[0][0] == {} and two.state[0][1]["step"] == 1
 
 
@@ -404,7 +404,7 @@ def test_tensor_learning_rate_can_be_changed_and_saved():
         p.data[...], p.grad = 1, Tensor(np.float32([1]))
         optimizer.step()
         assert p.item() == 1 - expected and p.dtype == np.float32
-        assert optimizer.state_dict()["0.lr"] == expected
+        assert optimizer.flat_state_dict()["0.lr"] == expected
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])

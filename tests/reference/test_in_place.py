@@ -10,7 +10,9 @@ from minigrad import Tensor
 
 torch = pytest.importorskip("torch")
 
-OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
+OPERATORS = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow
+)  # fmt: skip
 DTYPES = ("bool", "uint8", "int32", "int64", "float16", "float32", "float64")
 
 

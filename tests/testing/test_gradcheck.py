@@ -322,3 +322,56 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# PyTorch's calling form, and functions that return something else -----------------------------------------------------
+
+
+def leaf(x):
+    return Tensor(x.copy(), requires_grad=True)
+
+
+def test_calling_form_of_pytorch():
+    assert gradcheck(lambda a, b: a * b.detach(), (leaf(X), Tensor(X)), eps=1e-6, atol=1e-5, rtol=1e-3) is True
+    assert gradcheck(op(Square), [leaf(X)], check_undefined_grad=False, fast_mode=True) is True
+    assert gradcheck(op(Cube, factor=1.1), (leaf(X),), raise_exception=False) is False
+    with pytest.raises(GradcheckError, match="central differences give"):
+        gradcheck(op(Cube, factor=1.1), (leaf(X),))
+    with pytest.raises(ValueError, match="must require a gradient"):
+        gradcheck(op(Square), (Tensor(X),))
+    with pytest.raises(TypeError, match="check_forward_ad"):
+        gradcheck(op(Square), (leaf(X),), check_forward_ad=True)
+
+
+@pytest.mark.parametrize(("factor", "atol", "correct"), [(1.01, 0.1, True), (1.01, 1e-3, False)])
+def test_atol_is_an_error_of_each_entry(factor, atol, correct):
+    """Entries of J are 3x², at most 3.6: an error of 1 % is at most 0.04."""
+    x = np.linspace(0.5, 1.1, 6)
+    assert gradcheck(op(Cube, factor=factor), (leaf(x),), atol=atol, rtol=0.0, raise_exception=False) is correct
+
+
+class ReturnsTensor(Square):
+    def forward(self, x):
+        return Tensor(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda x: (x, x * 2), TypeError, "must return one Tensor, got a tuple of 2 values"),
+        (lambda x: x.numpy(), TypeError, "must return a Tensor, got ndarray"),
+        (op(ReturnsTensor), TypeError, "must return an array, got Tensor: forward and backward of an op compute on"),
+        (lambda x: (x - 100).log(), GradcheckError, "the output has NaN or infinite values"),
+        (lambda x: x / 0.0, GradcheckError, "the output has NaN or infinite values"),
+    ],
+)
+def test_what_is_no_tensor_or_no_number_is_told(function, error, message):
+    with np.errstate(all="ignore"), pytest.raises(error, match=message):
+        gradcheck(function, X)
+
+
+def test_a_failing_check_shows_the_lines_of_the_test():
+    with pytest.raises(GradcheckError) as caught:
+        gradcheck(op(WrongEntry), X)
+    shown = {entry.path.name for entry in caught.traceback.filter(caught)}
+    assert shown == {"test_gradcheck.py"}

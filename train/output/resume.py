@@ -18,6 +18,7 @@ import numpy as np
 
 from minigrad import Tensor, serialize
 from minigrad.backend import device_of, to_device
+from minigrad.optim import Optimizer
 from models.predict import one_line
 from train.config.errors import InputError
 from train.data.dataset import Dataset
@@ -33,7 +34,7 @@ def save(path: Path, trainer: Trainer, info: RunInfo, history: Sequence[Metrics]
     """Write the state of a run, between two steps."""
     step = trainer.step
     arrays: dict[str, Any] = {
-        f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in owner.state_dict().items()
+        f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in _state(owner).items()
     }
     arrays["sums"] = step.sums.sums
     if trainer.order is not None:
@@ -135,6 +136,12 @@ def _parts(trainer: Trainer) -> dict[str, Any]:
     return parts if trainer.step.ema is None else {**parts, "ema": trainer.step.ema}
 
 
+def _state(owner: Any) -> dict[str, Any]:
+    """The arrays of one object by name."""
+    state: dict[str, Any] = owner.flat_state_dict() if isinstance(owner, Optimizer) else owner.state_dict()
+    return state
+
+
 def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The state of one part; names are without the prefix."""
     return {name.removeprefix(f"{part}/"): x for name, x in arrays.items() if name.startswith(f"{part}/")}
@@ -153,7 +160,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], trainer: Trainer) -> None:
     expected = {"sums": trainer.step.sums.sums, "order": np.empty(len(trainer.dataset.train), np.int64)}
     optional = {"order"}  # saved only within an epoch
     for part, owner in _parts(trainer).items():
-        for name, x in owner.state_dict().items():
+        for name, x in _state(owner).items():
             expected[f"{part}/{name}"] = x.data if isinstance(x, Tensor) else x
     optimizer = trainer.step.optimizer
     for g, group in enumerate(optimizer.param_groups):

@@ -266,7 +266,7 @@ def _tile(kernel: Pair, out: Pair) -> Pair:
 
 @cache
 def _edge(KW: int, W: int, OW: int, left: int, run: int) -> int:
-    """EDGE: KW // 2 if each tile has 0 or KW // 2 pixels outside the image on either side, else the whole row."""
+    """EDGE: KW // 2 if on either side of each tile 0 or KW // 2 pixels are outside the image, else the whole row."""
     first = [min(j, OW - run) - left for j in range(0, OW, run)]
     outside = {max(n, 0) for w in first for n in (-w, w + run + KW - 1 - W)}
     return KW // 2 if outside <= {0, KW // 2} else run + KW - 1

@@ -7,41 +7,40 @@
 //
 //   x, ∂x (N, H, W, C)    y, ∂y (N, OH, OW, O)    all Stored    W (O, KH, KW, C) Stored, ∂W float
 //
-// y is a matrix product: row (n,i,j) of im2col's X times W, with (k,l,c) as the inner axis. But X need not exist. A block
-// has a tile of TILE_H x TILE_W windows of an image, loads the patch of pixels that they cover into shared memory, and
-// row (i,j) of X at tap (k,l) is the pixel (i · S + k, j · S + l) of the patch: an address, computed by each lane for its
-// row of a tensor-core operand.
+// y is a matrix product: row (n,i,j) of im2col's X times W, with (k,l,c) as the inner axis. But X need not exist. A
+// block has a tile of TILE_H x TILE_W windows of an image, and loads the patch of pixels that the windows cover into
+// shared memory. Row (i,j) of X at tap (k,l) is the pixel (i · S + k, j · S + l) of the patch: an address, computed by
+// each lane for its row of a tensor-core operand.
 //
-// ∂x is such a product, too. For S = 1 it is the convolution of ∂y with W flipped and transposed. For S = 2, only
-// every second tap reads the row h: those with k ≡ h + top (mod S). So the pixels h = S i + a of one remainder a are a
-// convolution of ∂y with every S-th tap, in the reverse order (`Axis`), and blockIdx.z is the pair of remainders.
+// ∂x is a product of the same kind. For S = 1 it is the convolution of ∂y with W flipped and transposed. For S = 2,
+// only the taps k ≡ h + top (mod S) read the row h. So the pixels h = S i + a with one remainder a are a convolution of
+// ∂y with every S-th tap, in the reverse order (`Axis`), and blockIdx.z is the pair of remainders.
 //
 // Cost, 3 x 3, S = 1, C = O, 2 bytes an element, in picoseconds a pixel. im2col moves 2 C + 18 C bytes, and the product
-// as many again, at about 3.4 TB/s of an H200's 4.8; cuBLAS computes 18 C² FLOP at about 525 of 990 TFLOP/s. This kernel
-// reads x and writes y once, 4 C bytes, with W and the margins of patches from the L2 cache, and mma.sync is assumed to
-// reach 200 TFLOP/s: for 8 products (16, 16) x (16, 8) a warp loads four operands of 512 bytes from shared memory, 16
-// cycles of its bandwidth, so at most half of the peak.
+// as many again, at about 3.4 TB/s of an H200's 4.8; cuBLAS computes 18 C² FLOP at about 525 of 990 TFLOP/s. This
+// kernel reads x and writes y once, 4 C bytes, with W and the margins of patches from the L2 cache, and mma.sync is
+// assumed to reach 200 TFLOP/s: for 8 products (16, 16) x (16, 8) a warp loads four operands of 512 bytes from shared
+// memory, 16 cycles of its bandwidth, so at most half of the peak.
 //
 //   C                                                             32      64     128     256
 //   im2col and cuBLAS    20 C / 3.4 + max(20 C / 3.4, 18 C² / 525)   376     753    1506    3753
 //   this kernel          max(4 C / 3.4, 18 C² / 200)                  92     369    1475    5898
 //
-// So it is used up to 64 channels (MAX_CHANNELS). ∂x and ∂W have the same figures. It has not run on a GPU.
+// So it is used up to 64 channels (MAX_CHANNELS). ∂x and ∂W have about the same figures. It has not run on a GPU.
 //
-// Constants: STORED; KH, KW, at most 9 taps; S; TILE_H, TILE_W, a multiple of 8, together a multiple of 32; GRAD_X, 1 for
-// ∂x; OUT, a multiple of 32: the channels of the result, and for ∂W the channels of ∂y of a block. Shared memory:
-// conv_mma.py.
+// Constants: STORED; KH, KW, at most 9 taps; S; TILE_W, a multiple of 8; GRAD_X, 1 for ∂x; OUT, a multiple of 32: the
+// channels of the result, and for ∂W the channels of ∂y of a block. Shared memory: conv_mma.py.
 //
-// warps[STORED=BFloat16 KH=3 KW=3 S=1 TILE_H=8 TILE_W=16 GRAD_X=0 OUT=32]: conv_mma_correlate 24, conv_mma_grad_weight 16
-// warps[STORED=BFloat16 KH=3 KW=3 S=1 TILE_H=8 TILE_W=16 GRAD_X=1 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
-// warps[STORED=BFloat16 KH=3 KW=3 S=2 TILE_H=8 TILE_W=8 GRAD_X=0 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
-// warps[STORED=BFloat16 KH=3 KW=3 S=2 TILE_H=8 TILE_W=16 GRAD_X=1 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
-// warps[STORED=Half KH=2 KW=3 S=2 TILE_H=8 TILE_W=8 GRAD_X=1 OUT=32]: conv_mma_correlate 24, conv_mma_grad_weight 16
+// warps[STORED=BFloat16 KH=3 KW=3 S=1 TILE_W=16 GRAD_X=0 OUT=32]: conv_mma_correlate 24, conv_mma_grad_weight 16
+// warps[STORED=BFloat16 KH=3 KW=3 S=1 TILE_W=16 GRAD_X=1 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
+// warps[STORED=BFloat16 KH=3 KW=3 S=2 TILE_W=8 GRAD_X=0 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
+// warps[STORED=BFloat16 KH=3 KW=3 S=2 TILE_W=16 GRAD_X=1 OUT=64]: conv_mma_correlate 24, conv_mma_grad_weight 16
+// warps[STORED=Half KH=2 KW=3 S=2 TILE_W=8 GRAD_X=1 OUT=32]: conv_mma_correlate 24, conv_mma_grad_weight 16
 #include "common.cuh"
 #include "mma.cuh"
 
 constexpr int CHUNK = 32;  // channels in shared memory at a time
-constexpr int TILE = TILE_H * TILE_W;
+constexpr int TILE_H = 8, TILE = TILE_H * TILE_W;  // windows of a block
 
 // Along one axis: window i reads at its tap t (< count) the pixel i · STEP + t + origin, and weight first + t · step.
 struct Axis {
@@ -64,8 +63,8 @@ static inline __device__ void copy_pack(Stored* to, const Stored* from, bool ins
     *reinterpret_cast<uint4*>(to) = pack;
 }
 
-// Copies channels 0 to WIDTH - 1 of a patch of an image (H, W, C), with zeros beyond its edges, to (rows, columns, WIDTH)
-// in shared memory. `image` points to the first of the channels.
+// Copies channels 0 to WIDTH - 1 of a patch of an image (H, W, C), with zeros beyond its edges, to
+// (rows, columns, WIDTH) in shared memory. `image` points to the first of the channels.
 template <int WIDTH>
 static inline __device__ void stage(Stored* to, const Stored* image, int rows, int columns, int top, int left, int H,
                                     int W, int C) {
@@ -108,7 +107,7 @@ conv_mma_correlate(const Stored* __restrict__ source, const Stored* __restrict__
     DYNAMIC_SHARED(Stored, patch);                                  // (PATCH_H, PATCH_W, CHUNK)
     Stored* const weights = patch + PATCH_H * PATCH_W * spaced(CHUNK);  // (OUT, TAPS_H, TAPS_W, CHUNK)
 
-    // The rows whose addresses this lane provides for load_tiles: a window of each A, a channel of the result of each B.
+    // The rows whose addresses this lane provides for load_tiles: a window of each A, an output channel of each B.
     const int quarter = threadIdx.x / 8, row = threadIdx.x % 8;
     const Stored* A[2];
 #pragma unroll

@@ -17,7 +17,7 @@ from minigrad.ops.windows import Pair, Windows
 CHUNK = 32  # channels in shared memory at a time, in conv_mma.cu
 MAX_CHANNELS = 64  # of x and of y: beyond, im2col and cuBLAS are expected to be as fast (conv_mma.cu, "Cost")
 MAX_TAPS, MAX_STRIDE = 9, 2
-TILE_H, TILE_WIDTHS = 8, (16, 8)  # windows of a tile; the second width for narrow images
+TILE_H, TILE_WIDTHS = 8, (16, 8)  # windows of a tile, likewise; the second width for narrow images
 PADDING = 8  # elements between two rows in shared memory, as in mma.cuh
 WARPS = 2048  # that sum ∂W: enough to fill a GPU, and the same on every GPU, so that the order of sums is the same
 
@@ -112,8 +112,8 @@ def shared_bytes(kernel: Pair, stride: int, tile_w: int, name: str, out: int, gr
 
 @cache
 def _kernel(name: str, stored: str, kernel: Pair, stride: int, tile_w: int, out: int, grad_x: bool) -> Kernel:
-    (KH, KW), tile = kernel, {"TILE_H": TILE_H, "TILE_W": tile_w}
-    return Kernel("conv_mma.cu", name, STORED=stored, KH=KH, KW=KW, S=stride, **tile, OUT=out, GRAD_X=int(grad_x))
+    (KH, KW), sizes = kernel, {"TILE_W": tile_w, "OUT": out}
+    return Kernel("conv_mma.cu", name, STORED=stored, KH=KH, KW=KW, S=stride, GRAD_X=int(grad_x), **sizes)
 
 
 def _packed(x: Array) -> Array:

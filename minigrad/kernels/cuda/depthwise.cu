@@ -34,7 +34,7 @@
 // warps[STORED=BFloat16 C=40 KH=7 KW=7 ROWS=4 RUN=8 EDGE=3 GROUP=40]: depthwise_correlate 16, depthwise_grad_weight 16
 // warps[STORED=BFloat16 C=320 KH=7 KW=7 ROWS=2 RUN=2 EDGE=3 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 16
 // warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=13 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
-// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 24
+// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 20
 // warps[STORED=float C=96 KH=9 KW=9 ROWS=4 RUN=4 EDGE=4 GROUP=32]: depthwise_correlate 12, depthwise_grad_weight 8
 #include "common.cuh"
 #include "stored.cuh"

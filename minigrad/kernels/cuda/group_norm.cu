@@ -13,9 +13,9 @@
 //
 // Mapping: a block has GROUPS adjacent groups of one image, and makes several passes over them. The first pass reads
 // device memory, later passes hit the caches, as a group is small. GROUPS > 1 if the channels of a group are less than
-// 64 bytes: memory is read in sectors of 32 bytes, and 32 groups of one 16-bit channel each would read each sector 16
-// times. A pixel of the block has SLOTS = GROUPS · WIDTH / PACK packs of PACK adjacent channels, one load each. Thread t
-// has pack t % SLOTS of the pixels
+// 64 bytes: memory is read in sectors of 32 bytes, and blocks with one 16-bit channel each would read each sector 16
+// times. A pixel of the block has SLOTS = GROUPS · WIDTH / PACK packs of PACK adjacent channels, one load each.
+// Thread t has pack t % SLOTS of the pixels
 //
 //   t / SLOTS,   t / SLOTS + STEP,   t / SLOTS + 2 STEP,   ...                      STEP = THREADS / SLOTS
 //
@@ -24,8 +24,8 @@
 //
 //   grid   C / WIDTH / GROUPS, N images              block   THREADS
 //
-// Constants: STORED; RELU; WIDTH; GROUPS, 1 or so many that SLOTS is a power of two, at most 32; THREADS; PACK: 4 floats
-// or 8 16-bit values, or less as the channels and the pointers allow.
+// Constants: STORED; RELU; WIDTH; GROUPS, 1 or a number for which SLOTS is a power of two, at most 32; THREADS; PACK: 4
+// floats or 8 16-bit values, or less as the channels and the pointers allow.
 //
 // warps[STORED=float RELU=0 WIDTH=2 GROUPS=8 THREADS=512 PACK=4]: group_norm_forward 32, group_norm_backward 16
 // warps[STORED=float RELU=0 WIDTH=3 GROUPS=1 THREADS=256 PACK=1]: group_norm_forward 40, group_norm_backward 32

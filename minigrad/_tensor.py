@@ -2,7 +2,7 @@
 
 `Tensor.apply` runs an op's forward and, if any input requires a gradient, records the op as a node of the graph.
 `Tensor.backward` runs backward through that graph (`minigrad/autograd/tape.py`). The methods for the ops, one line
-each, are in `minigrad/methods.py`.
+each, are in `minigrad/methods/`.
 """
 
 import copy
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import in_place
+from minigrad import absent, in_place
 from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.gradients import grad, start_gradient
+from minigrad.autograd.hooks import RemovableHandle
 from minigrad.autograd.node import Leaf, Node, Output, next_age
-from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
+from minigrad.backend import Array, Device, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating
 from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
@@ -47,8 +49,7 @@ class Tensor(Methods):
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
-    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__, not a NumPy ufunc
-    __array_priority__ = 1000  # the same for CuPy arrays
+    __array_priority__ = 1000  # array + tensor calls Tensor.__radd__, not a NumPy or CuPy ufunc
 
     data: Array
     _node: Node | None  # the op that computed this Tensor, or a Leaf; None: requires_grad is False
@@ -135,6 +136,10 @@ class Tensor(Methods):
         """A Tensor that shares `array` and does not require a gradient."""
         return Tensor(array)
 
+    def __getattr__(self, name: str) -> Any:
+        """Explain the methods of torch.Tensor that do not exist here."""
+        absent.refuse(self, "a Tensor", name)
+
     # The graph ------------------------------------------------------------------------------------------------------
 
     @property
@@ -202,12 +207,8 @@ class Tensor(Methods):
             self._retained = leaf = Leaf()
             self._node.hooks += (lambda grad: leaf.accumulate(grad, owned=False),)
 
-    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> Callable[[], None]:
-        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`.
-
-        Returns:
-            A function that removes the hook.
-        """
+    def register_hook(self, hook: Callable[["Tensor"], "Tensor | None"]) -> RemovableHandle:
+        """Call `hook(grad)` in backward once this Tensor's gradient is complete. A returned Tensor replaces `grad`."""
         node = self._node
         if node is None:
             raise RuntimeError("register_hook: this tensor does not require a gradient")
@@ -228,33 +229,38 @@ class Tensor(Methods):
 
         last = len(node.hooks) - (self._retained is not None)  # the hook of retain_grad stays the last
         node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
-        return remove
+        return RemovableHandle(remove)
 
-    def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        gradient: "Tensor | None" = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: "Sequence[Tensor] | Tensor | None" = None,
+    ) -> None:
         """Add ∂self/∂x to `x.grad` for every leaf x that requires a gradient.
 
         Args:
             gradient: ∂loss/∂self, of self's shape; optional if self has one element.
             retain_graph: keep the arrays that the ops saved, so that backward can run through this graph again.
+            create_graph: refused: gradients of gradients do not exist here.
+            inputs: the only leaves whose `grad` changes; all by default.
         """
         if self._node is None:
             raise RuntimeError(
                 "backward: this tensor does not require a gradient: set requires_grad=True on an input, and compute "
                 "outside no_grad()"
             )
-        if gradient is None:
-            if self.data.size != 1:
-                raise RuntimeError(
-                    "backward: the gradient can be omitted only for a tensor with one element, got shape "
-                    f"{self.shape}: reduce the tensor, as in x.sum().backward(), or pass gradient=..."
-                )
-            grad = array_module(self.data).ones_like(self.data)
-        else:
-            grad = gradient.data if isinstance(gradient, Tensor) else to_array(gradient, self.dtype, self.device)
-            if grad.shape != self.shape:
-                raise ValueError(f"backward: gradient must have the tensor's shape {self.shape}, got {grad.shape}")
-            grad = cast(grad, self.data.dtype)
-        tape.backward(self._node, grad, retain_graph)
+        if gradient is not None and not isinstance(gradient, Tensor):
+            gradient = Tensor(gradient, dtype=self.dtype, device=self.device)
+        if inputs is not None or create_graph:
+            leaves = [inputs] if isinstance(inputs, Tensor) else inputs or []
+            found = grad(self, leaves, gradient, retain_graph, create_graph, allow_unused=True)
+            for x, g in zip(leaves, found, strict=True):
+                if g is not None:
+                    x.grad = g if x.grad is None else Tensor(x.grad.data + g.data)
+            return
+        tape.backward({self._node: start_gradient(self, gradient, "backward")}, bool(retain_graph))
 
     def detach(self) -> "Tensor":
         """A Tensor that shares this array and is detached from the graph."""
@@ -319,8 +325,8 @@ class Tensor(Methods):
         return dtype
 
     @property
-    def device(self) -> str:
-        return device_of(self.data)
+    def device(self) -> Device:
+        return Device(device_of(self.data))
 
     @property
     def ndim(self) -> int:
@@ -397,6 +403,15 @@ class Tensor(Methods):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> "Tensor":
+        """The result of a NumPy function of this Tensor, as a Tensor: NumPy records no ops, so it has no gradient."""
+        if self.requires_grad and mode.grad_enabled:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad: a NumPy function is not recorded, so the gradient "
+                "would be lost. Use the method of the Tensor, as in x.exp(), or x.detach() for the values alone"
+            )
+        return Tensor(array)
+
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
 
@@ -441,6 +456,9 @@ class Tensor(Methods):
         return f"Tensor({values}{notes})"
 
 
+Function.apply = classmethod(Tensor.apply)  # type: ignore[assignment]
+
+
 def from_dlpack(x: Any) -> Tensor:
     """A Tensor that shares memory with an array of any library that supports DLPack: NumPy, CuPy, PyTorch, JAX."""
     on_cuda = x.__dlpack_device__()[0] == 2
@@ -466,6 +484,7 @@ def _output_tensors(op: Function, outputs: tuple[Array, ...], recorded: bool) ->
 
 def _output_array(output: Any, op: Function) -> Array:
     """The return value of an op's forward, as an array."""
-    if not hasattr(output, "dtype"):
-        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}")
+    if isinstance(output, Tensor) or not hasattr(output, "dtype"):
+        hint = ": forward and backward of an op compute on arrays" if isinstance(output, Tensor) else ""
+        raise TypeError(f"{op.op_name}.forward must return an array, got {type(output).__name__}{hint}")
     return as_array(output)

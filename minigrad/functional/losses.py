@@ -1,0 +1,135 @@
+"""L4: losses."""
+
+from typing import Literal
+
+from minigrad._tensor import Tensor
+from minigrad.functional.arguments import Reduction
+from minigrad.ops import checks
+from minigrad.ops.loss import (
+    BCELoss,
+    BCEWithLogits,
+    CrossEntropy,
+    HuberLoss,
+    KLDiv,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """lossₙ = -Σ_c weight_c · q_nc · ln softmax(xₙ)_c, for logits x and target probabilities q.
+
+    Shapes: input (N, C, ...) or (C,), floating-point; losses (N, ...) or ().
+
+    Args:
+        target: class indices (integers, in the shape of the losses), as one-hot q; or q itself, in the shape of the
+            input. A class index out of range is an IndexError (CPU only).
+        weight: weights of the classes, (C,); None: all 1.
+        ignore_index: targets with this index have loss 0 and do not count in the mean.
+        reduction: "none"; "sum"; or "mean", the sum divided by Σₙ weight[targetₙ], or for q by the number of losses.
+        label_smoothing: s from 0 to 1: q becomes (1 - s) · q + s / C.
+    """
+    ignore_index = checks.integer(ignore_index, "ignore_index", "cross_entropy")
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing}
+    return Tensor.apply(CrossEntropy, input, target, weight, **options)
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """lossᵢ = (xᵢ - tᵢ)², for x = input and t = target. reduction: "mean" over all elements, "sum", or "none".
+
+    Shapes: input, floating-point, and target alike (they do not broadcast).
+    """
+    return Tensor.apply(MSELoss, input, target, reduction=reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """lossᵢ = |xᵢ - tᵢ|, for x = input and t = target. reduction and shapes: as in `mse_loss`."""
+    return Tensor.apply(L1Loss, input, target, reduction=reduction)
+
+
+def smooth_l1_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean", beta: float = 1.0) -> Tensor:
+    """lossᵢ = ½ d² / β where |d| < β, else |d| - ½ β, for d = xᵢ - tᵢ. reduction and shapes: as in `mse_loss`.
+
+    beta: at least 0, which gives `l1_loss`.
+    """
+    if checks.not_negative(beta, "beta", "smooth_l1_loss") == 0:
+        return l1_loss(input, target, reduction)
+    return Tensor.apply(SmoothL1Loss, input, target, delta=float(beta), divisor=float(beta), reduction=reduction)
+
+
+def huber_loss(input: Tensor, target: Tensor, reduction: Reduction = "mean", delta: float = 1.0) -> Tensor:
+    """lossᵢ = ½ d² where |d| < δ, else δ (|d| - ½ δ), for d = xᵢ - tᵢ. reduction and shapes: as in `mse_loss`.
+
+    delta: above 0.
+    """
+    if checks.not_negative(delta, "delta", "huber_loss") == 0:
+        raise ValueError("huber_loss: delta must be above 0, got 0")
+    return Tensor.apply(HuberLoss, input, target, delta=float(delta), divisor=1.0, reduction=reduction)
+
+
+def nll_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """lossₙ = -weight[targetₙ] · xₙ at the class targetₙ, for log-probabilities x, as from `log_softmax`.
+
+    Shapes: input (N, C, ...) or (C,), floating-point; target (N, ...) or (), class indices; losses likewise. weight,
+    ignore_index and reduction: as in `cross_entropy`.
+    """
+    ignore_index = checks.integer(ignore_index, "ignore_index", "nll_loss")
+    return Tensor.apply(NLLLoss, input, target, weight, ignore_index=ignore_index, reduction=reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """lossᵢ = -weight · (pos_weight · tᵢ ln σ(xᵢ) + (1 - tᵢ) ln(1 - σ(xᵢ))), for logits x, without overflow.
+
+    Shapes: input, floating-point, and target, probabilities, alike; weight and pos_weight broadcast to the input, have
+    no gradient, and None is 1. reduction: as in `mse_loss`.
+    """
+    return Tensor.apply(BCEWithLogits, input, target, weight, pos_weight, reduction=reduction)
+
+
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
+    """lossᵢ = -weight · (tᵢ ln xᵢ + (1 - tᵢ) ln(1 - xᵢ)), for probabilities x; logarithms are at least -100.
+
+    Shapes and reduction: as in `binary_cross_entropy_with_logits`, which is more accurate. Probabilities that are not
+    from 0 to 1 raise a ValueError (CPU only).
+    """
+    return Tensor.apply(BCELoss, input, target, weight, reduction=reduction)
+
+
+def kl_div(
+    input: Tensor,
+    target: Tensor,
+    reduction: Literal["mean", "sum", "none", "batchmean"] = "mean",
+    log_target: bool = False,
+) -> Tensor:
+    """lossᵢ = tᵢ (ln tᵢ - xᵢ), the Kullback-Leibler divergence, for log-probabilities x and probabilities t.
+
+    Shapes: input, floating-point, and target alike.
+
+    Args:
+        reduction: as in `mse_loss`; "batchmean", the sum divided by the size of axis 0, is the divergence of a row.
+        log_target: the target has log-probabilities too.
+    """
+    return Tensor.apply(KLDiv, input, target, reduction=reduction, log_target=log_target)

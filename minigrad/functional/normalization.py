@@ -1,0 +1,113 @@
+"""L4: normalization."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minigrad._tensor import Tensor
+from minigrad.backend.dtypes import is_half
+from minigrad.methods import numpy_names, raw_array
+from minigrad.ops import checks
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm, StandardizeWeight
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over the last axes.
+
+    Shapes: input, y (..., *normalized_shape), floating-point; weight and bias `normalized_shape`, or None for 1 and 0.
+    """
+    shape = checks.integers(normalized_shape, "normalized_shape", "layer_norm")
+    return Tensor.apply(LayerNorm, input, weight, bias, shape=shape, eps=eps)
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over each image's groups of channels.
+
+    Shapes: input, y (N, C, ...), floating-point; weight, bias (C,), or None for 1 and 0. `num_groups` divides C.
+    """
+    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
+    return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
+
+
+def group_norm_relu(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """`relu(group_norm(input, num_groups, weight, bias, eps) + shortcut)` by one op, without `shortcut` by default.
+
+    Shapes: as for `group_norm`; the shortcut has the shape of the input.
+    """
+    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
+    return Tensor.apply(GroupNormReLU, input, weight, bias, shortcut, num_groups=num_groups, eps=eps)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """y = (x - μ) / √(σ² + eps) · weight + bias for each channel.
+
+    In training, μ and σ² (divided by n) are computed from the batch, and the running statistics, if given, are updated
+    in place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. In
+    evaluation, μ and σ² are `running_mean` and `running_var`, which must be given.
+
+    Shapes: input, y (N, C, ...), floating-point; all others (C,); weight and bias may be None for 1 and 0. In training
+    each channel needs more than one value.
+    """
+    statistics = {"running_mean": running_mean, "running_var": running_var}
+    running = {name: x if x is None else raw_array(x, name, "batch_norm") for name, x in statistics.items()}
+    return Tensor.apply(BatchNorm, input, weight, bias, training=training, momentum=momentum, eps=eps, **running)
+
+
+def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
+    """(w - μ) / √(σ² + eps), with μ and σ² over each filter w.
+
+    Shapes: weight, result (O, ...), a filter for each output channel of a convolution; floating-point.
+    """
+    return Tensor.apply(StandardizeWeight, weight, eps=eps)
+
+
+@numpy_names
+def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """y = x / max(‖x‖, eps), with the `p`-norm of the vectors along `dim`; floating-point."""
+    checks.floating(input, "normalize")
+    eps = checks.not_negative(eps, "eps", "normalize")
+    x = input.float() if is_half(input.dtype) else input  # in float16, squares and eps under- or overflow
+    minimum = max(eps, float(np.finfo(x.dtype).tiny)) if eps else 0.0  # a positive eps is not rounded to 0
+    return (x / x.norm(p, dim, keepdim=True).clamp(min=minimum)).to(dtype=input.dtype)
+
+
+@numpy_names
+def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """y = Σ x1 · x2 / (max(‖x1‖₂, eps) · max(‖x2‖₂, eps)) along `dim`; floating-point.
+
+    Shapes: x1 and x2 broadcast; y without `dim`. In backward, a norm below eps is not a constant, as in PyTorch.
+    """
+    checks.floating(x1, "cosine_similarity")
+    eps = checks.not_negative(eps, "eps", "cosine_similarity")
+    shape = np.broadcast_shapes(x1.shape, x2.shape)
+    units = []
+    for x in (x1, x2):
+        x = (x.float() if is_half(x.dtype) else x).expand(shape)
+        norm = x.norm(2, dim, keepdim=True)
+        units.append(x / (norm + (norm.clamp(min=eps) - norm).detach()))
+    y = (units[0] * units[1]).sum(dim)
+    return y.to(dtype=x1.dtype) if x1.dtype == x2.dtype else y

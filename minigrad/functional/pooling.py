@@ -1,0 +1,63 @@
+"""L4: pooling."""
+
+from minigrad._tensor import Tensor
+from minigrad.functional.arguments import Pair, batched
+from minigrad.ops import checks
+from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The maximum of each window: y[n,c,i,j] = max_k,l x[n,c,h,w], h and w as in `conv2d`, x = -∞ in the padding.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y with OH and OW as in `conv2d`.
+
+    Args:
+        stride: by default `kernel_size`, so that windows do not overlap.
+        padding: at most half of `kernel_size`.
+        ceil_mode: round OH and OW up, so that the last window may extend beyond the padding.
+    """
+    stride = kernel_size if stride is None else stride
+    options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    return batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **options), input)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window: y[n,c,i,j] = Σ_k,l x[n,c,h,w] / D, h and w as in `conv2d`, x = 0 in the padding.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y with OH and OW as in `conv2d`.
+
+    Args:
+        stride, padding, ceil_mode: as in `max_pool2d`.
+        count_include_pad: D counts the pixels of the window, padding included; False: padding excluded.
+        divisor_override: a fixed D, not 0.
+    """
+    stride = kernel_size if stride is None else stride
+    options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    if divisor_override is not None:
+        divisor_override = checks.integer(divisor_override, "divisor_override", "avg_pool2d")
+    counting = {"count_include_pad": count_include_pad, "divisor_override": divisor_override}
+    return batched(lambda x: Tensor.apply(AvgPool2d, x, **options, **counting), input)
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+    """The means of OH x OW windows that cover the image: window i has rows ⌊i · H / OH⌋ to ⌈(i + 1) · H / OH⌉ - 1.
+
+    Shapes: input (N, C, H, W) or (C, H, W), floating-point; y (N, C, OH, OW) or (C, OH, OW). `output_size` is OH = OW,
+    or a pair (OH, OW), in which None keeps the size of the input.
+    """
+    return batched(lambda x: Tensor.apply(AdaptiveAvgPool2d, x, output_size=output_size), input)

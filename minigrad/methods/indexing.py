@@ -1,0 +1,108 @@
+"""L3: methods of Tensor that select elements."""
+
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minigrad.backend import plain
+from minigrad.methods.base import Number, TensorBase, numpy_names, raw, raw_array
+from minigrad.methods.conversion import Conversion
+from minigrad.ops import checks, indexing
+
+if TYPE_CHECKING:
+    from minigrad.methods.base import Tensor
+
+
+class Indexing(Conversion):
+    """Indexing by slices, masks and arrays of integers."""
+
+    __slots__ = ()
+
+    def __getitem__(self, index: Any) -> "Tensor":
+        """Index by slices, integers, None, Ellipsis, boolean masks and integer arrays, by NumPy's rules except one.
+
+        An index with both integers and arrays applies the integers first, as in PyTorch: `x[0, :, [0, 1]]` is
+        `x[0][:, [0, 1]]`. (NumPy would put the axis of the array first.)
+        """
+        steps = indexing.steps(raw_index(index, self.ndim))
+        return self.apply(indexing.GetItem, self if len(steps) == 1 else self[steps[0]], index=steps[-1])
+
+    @numpy_names
+    def gather(self, dim: int, index: Any) -> "Tensor":
+        """y[i, j, ..] = x[.., index[i, j, ..], ..], with the index at position `dim`.
+
+        index: a tensor of integers with as many axes as x, no longer than x on any axis except `dim`. An index out of
+        range is an IndexError (CPU only).
+        """
+        index = raw_array(index, "index", "gather")
+        if self.ndim + index.ndim == 1:  # as in PyTorch, a 0-d tensor counts as 1-d
+            y = (self if self.ndim else self[None]).gather(dim, index.reshape(-1))
+            return y if index.ndim else y[0]
+        return self.apply(indexing.Gather, self, axis=dim, index=index)
+
+    @numpy_names
+    def scatter(self, dim: int, index: Any, src: "Number | Tensor") -> "Tensor":
+        """y = x, but y[.., index[i, j, ..], ..] = src[i, j, ..], with the index at position `dim`.
+
+        index: as in `gather`; if it contains duplicates, which of their values is written is undefined.
+        src: a number, or a tensor that is on no axis shorter than the index.
+        """
+        return self.apply(indexing.Scatter, self, src, axis=dim, index=raw_array(index, "index", "scatter"))
+
+    @numpy_names
+    def scatter_add(self, dim: int, index: Any, src: "Tensor") -> "Tensor":
+        """y = x, with src[i, j, ..] added to y[.., index[i, j, ..], ..], also for duplicates in the index.
+
+        index, src: as in `scatter`.
+        """
+        return self.apply(indexing.ScatterAdd, self, src, axis=dim, index=raw_array(index, "index", "scatter_add"))
+
+    @numpy_names
+    def index_select(self, dim: int, index: Any) -> "Tensor":
+        """The slices along `dim` at the positions `index`, a 1-D tensor of integers.
+
+        An index out of range is an IndexError (CPU only).
+        """
+        return self.apply(indexing.IndexSelect, self, axis=dim, index=raw_array(index, "index", "index_select"))
+
+
+_BASIC = {int, slice, type(None), EllipsisType}
+
+
+def raw_index(index: Any, ndim: int) -> Any:
+    """The index of a tensor with `ndim` axes, in the form for the op GetItem: Tensors replaced by arrays.
+
+    Arrays are copied, since the graph saves the index, and lists become arrays. A 0-d integer array becomes an integer,
+    as in PyTorch.
+    """
+    if isinstance(index, tuple):
+        parts = tuple(_raw_part(list(part) if isinstance(part, tuple) else part) for part in index)
+        return _one_ellipsis(parts, ndim) if [type(part) for part in parts].count(EllipsisType) > 1 else parts
+    return _raw_part(index)
+
+
+def _raw_part(part: Any) -> Any:
+    if type(part) in _BASIC:
+        return part
+    if isinstance(part, list):
+        array = np.array(plain(part), dtype=None if part else np.intp)
+        positions = array.dtype == np.uint8 and all(isinstance(value, np.generic) for value in part)
+        part = array.astype(np.intp) if positions else array  # a list of np.uint8 scalars is not a mask
+    if not isinstance(part, TensorBase | np.ndarray) and not hasattr(part, "__cuda_array_interface__"):
+        return part
+    array = raw(part)
+    checks.unambiguous(array, "x[index]")
+    return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
+
+
+def _one_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:
+    """Remove every Ellipsis but the first, which as in PyTorch covers all remaining axes."""
+    indexed = sum(
+        (part.ndim if part.dtype == bool else 1) if hasattr(part, "dtype") else not isinstance(part, bool)
+        for part in parts if part is not None and part is not Ellipsis
+    )  # fmt: skip
+    first, *others = (i for i, part in enumerate(parts) if part is Ellipsis)
+    if indexed < ndim and any(part is not Ellipsis for part in parts[others[0] :]):
+        raise IndexError(f"x[index]: the first Ellipsis covers all remaining axes, got {parts}; write `...` only once")
+    return tuple(part for i, part in enumerate(parts) if i == first or part is not Ellipsis)

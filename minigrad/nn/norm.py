@@ -1,0 +1,136 @@
+"""L5: normalisation layers."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minigrad import functional as F
+from minigrad._tensor import Tensor
+from minigrad.nn.module import Buffer, Module, Parameter
+from minigrad.ops import checks
+
+
+class _Norm(Module):
+    """A normalisation layer with learnable scale (weight) and shift (bias)."""
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def __init__(
+        self, shape: tuple[int, ...], eps: float, affine: bool, device: str | None, dtype: Any, bias: bool = True
+    ) -> None:
+        self.eps = eps
+        for name, make, present in (("weight", np.ones, affine), ("bias", np.zeros, affine and bias)):
+            own = Parameter(make(shape, np.float32), dtype=dtype, device=device) if present else None
+            self.register_parameter(name, own)
+
+
+class LayerNorm(_Norm):
+    """Normalisation over the last axes, of shape `normalized_shape`: for (N, L, D), of each token over D."""
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.normalized_shape = checks.integers(normalized_shape, "normalized_shape", "LayerNorm")
+        super().__init__(self.normalized_shape, eps, elementwise_affine, device, dtype, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class GroupNorm(_Norm):
+    """Normalisation of each of `num_groups` groups of channels of each sample; x is (N, num_channels, ...)."""
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        num_groups = checks.integer(num_groups, "num_groups", "GroupNorm")
+        num_channels = checks.integer(num_channels, "num_channels", "GroupNorm")
+        super().__init__((num_channels,), eps, affine, device, dtype)
+        self.num_groups, self.num_channels = num_groups, num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}"
+
+
+class _BatchNorm(_Norm):
+    """Normalisation of each channel over all other axes."""
+
+    layouts: ClassVar[dict[int, str]]  # the shapes of x that `forward` accepts, by their number of axes
+    optional_state = ("num_batches_tracked",)
+    num_batches_tracked: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.num_features = checks.integer(num_features, "num_features", type(self).__name__)
+        super().__init__((self.num_features,), eps, affine, device, dtype)
+        self.momentum = momentum
+        if not track_running_stats:
+            return
+        self.running_mean = Buffer(np.zeros(num_features, np.float32), dtype=dtype, device=device)
+        self.running_var = Buffer(np.ones(num_features, np.float32), dtype=dtype, device=device)
+        if momentum is None:
+            self.num_batches_tracked = Buffer(np.zeros((), np.int64), device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim not in self.layouts:
+            checks.rank(x, max(self.layouts), " or ".join(self.layouts.values()), type(self).__name__)
+        momentum, count = self.momentum, self.num_batches_tracked
+        if momentum is None and count is not None and self.training:
+            count.data += 1
+            momentum = 1 / count.item()
+        mean, var = self.running_mean, self.running_var
+        training = self.training or mean is None
+        return F.batch_norm(x, mean, var, self.weight, self.bias, training, momentum or 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}"
+
+
+class BatchNorm1d(_BatchNorm):
+    """Normalisation of each channel over N and L, or in evaluation by running mean and variance. x is (N, C[, L]).
+
+    The running statistics are those of BatchNorm2d.
+    """
+
+    layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+class BatchNorm2d(_BatchNorm):
+    """Normalisation of each channel over (N, H, W), or in evaluation by running mean and variance. x is (N, C, H, W).
+
+    With momentum=None, running statistics are cumulative averages over all batches: in batch n, momentum is 1/n. The
+    buffer `num_batches_tracked` counts n; unlike in PyTorch, it exists only if momentum is None. With
+    track_running_stats=False, there are no running statistics: evaluation too uses the statistics of the batch.
+    """
+
+    layouts: ClassVar = {4: "(N, C, H, W)"}
