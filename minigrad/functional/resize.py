@@ -115,3 +115,25 @@ def _border_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
     if mode == "replicate":
         return position.clip(0, size - 1)
     return start + (position - start) % max(end - start, 1)
+
+
+def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
+    """Channels to pixels: (.., C r², H, W) -> (.., C, H r, W r), for r = `upscale_factor`.  Shi et al. 2016."""
+    *batch, channels, height, width = input.shape
+    r, c = upscale_factor, channels // upscale_factor**2
+    x = input.reshape(*batch, c, r, r, height, width).movedim((-4, -3), (-3, -1))  # (.., C, H, r, W, r)
+    return x.reshape(*batch, c, height * r, width * r)
+
+
+def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
+    """Pixels to channels, the inverse of `pixel_shuffle`: (.., C, H r, W r) -> (.., C r², H, W)."""
+    *batch, c, height, width = input.shape
+    r = downscale_factor
+    x = input.reshape(*batch, c, height // r, r, width // r, r).movedim((-3, -1), (-4, -3))  # (.., C, r, r, H, W)
+    return x.reshape(*batch, c * r * r, height // r, width // r)
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """The channels of each group in turn: (N, G · K, ...) as (N, K · G, ...).  Zhang et al. 2018, arXiv:1707.01083."""
+    n, c, *sides = input.shape
+    return input.reshape(n, groups, c // groups, *sides).transpose(1, 2).reshape(n, c, *sides)

@@ -59,6 +59,10 @@ class Conversion(Operators):
         """`to(int32)`: towards zero."""
         return self.to(np.int32)
 
+    def short(self) -> "Tensor":
+        """`to(int16)`: towards zero."""
+        return self.to(np.int16)
+
     def bool(self) -> "Tensor":
         """`to(bool)`: True where an element is not 0."""
         return self.to(np.bool_)
