@@ -51,7 +51,28 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.functional import cat, cosine_similarity, einsum, pairwise_distance, stack, where
+from minigrad.functional import (
+    avg_pool1d,
+    cat,
+    celu,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    cosine_similarity,
+    dropout,
+    einsum,
+    embedding,
+    layer_norm,
+    max_pool1d,
+    max_pool2d,
+    pairwise_distance,
+    pixel_shuffle,
+    prelu,
+    selu,
+    stack,
+    threshold,
+    where,
+)
 from minigrad.functional.joining import (
     atleast_1d,
     atleast_2d,
@@ -82,33 +103,36 @@ from minigrad.sampling import (
 )
 
 __all__ = [
-    "Function", "Generator", "Size", "Tensor", "abs", "absolute", "acos", "add", "addcdiv", "addcmul", "addmm", "all",
-    "allclose", "amax", "amin", "aminmax", "any", "arange", "argmax", "argmin", "argsort", "argwhere", "as_tensor",
-    "asin", "atan", "atan2", "atleast_1d", "atleast_2d", "autocast", "autograd", "baddbmm", "bernoulli", "bincount",
-    "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "broadcast_shapes", "broadcast_tensors",
-    "broadcast_to", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "chunk", "clamp", "clamp_max", "clamp_min",
-    "clip", "clone", "column_stack", "concat", "concatenate", "cos", "cosh", "cosine_similarity", "count_nonzero",
-    "cuda_is_available", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "detect_anomaly", "device", "diag",
-    "diag_embed", "diagonal", "diff", "dist", "div", "divide", "dot", "double", "dtype", "einsum", "empty",
-    "empty_like", "enable_grad", "eq", "equal", "erf", "exp", "exp2", "expm1", "eye", "finfo", "flatten", "flip",
-    "fliplr", "flipud", "float16", "float32", "float64", "floor", "floor_divide", "frac", "from_dlpack", "from_numpy",
-    "full", "full_like", "functional", "gather", "ge", "greater", "greater_equal", "gt", "half", "histc", "hstack",
-    "iinfo", "index_add", "index_copy", "index_fill", "index_select", "inf", "inference_mode", "inner", "int8",
-    "int16", "int32", "int64", "is_floating_point", "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isin",
-    "isinf", "isnan", "kron", "kthvalue", "le", "lerp", "less", "less_equal", "linspace", "log", "log1p", "log2",
-    "log10", "log_softmax", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
-    "logspace", "logsumexp", "long", "lt", "manual_seed", "masked_fill", "masked_select", "matmul", "max", "maximum",
-    "mean", "median", "meshgrid", "min", "minimum", "mm", "moveaxis", "movedim", "mul", "multinomial", "multiply",
-    "mv", "nan", "nan_to_num", "nanmean", "nansum", "narrow", "ne", "neg", "negative", "newaxis", "no_grad", "nonzero",
-    "norm", "normal", "not_equal", "numel", "ones", "ones_like", "outer", "pairwise_distance", "permute", "pi", "pow",
-    "prod", "quantile", "rad2deg", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
-    "ravel", "reciprocal", "relu", "remainder", "repeat_interleave", "reshape", "roll", "round", "rsqrt", "scatter",
-    "scatter_add", "searchsorted", "select", "set_grad_enabled", "short", "sigmoid", "sign", "sin", "sinh", "softmax",
-    "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean", "sub", "subtract", "sum", "swapaxes",
-    "swapdims", "sys", "take", "take_along_dim", "tan", "tanh", "tensor", "tensor_split", "tensordot", "tile", "topk",
-    "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices", "true_divide", "trunc", "tune_cpu", "uint8",
-    "unbind", "unflatten", "unique", "unsqueeze", "use_generator", "var", "var_mean", "vstack", "where",
-    "without_fast_paths", "zeros", "zeros_like",
+    "Function", "Generator", "Size", "Tensor", "abs", "absolute", "acos", "add", "addcdiv", "addcmul", "addmm",
+    "addmv", "all", "allclose", "amax", "amin", "aminmax", "any", "arange", "arccos", "arcsin", "arctan", "arctan2",
+    "argmax", "argmin", "argsort", "argwhere", "as_tensor", "asarray", "asin", "atan", "atan2", "atleast_1d",
+    "atleast_2d", "autocast", "autograd", "avg_pool1d", "baddbmm", "bernoulli", "bincount", "bitwise_and",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "broadcast_shapes", "broadcast_tensors", "broadcast_to",
+    "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chunk", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "column_stack", "concat", "concatenate", "conv1d", "conv2d", "conv_transpose2d", "cos", "cosh",
+    "cosine_similarity", "count_nonzero", "cross", "cuda_is_available", "cummax", "cummin", "cumprod", "cumsum",
+    "deg2rad", "detect_anomaly", "device", "diag", "diag_embed", "diagonal", "diff", "dist", "div", "divide", "dot",
+    "double", "dropout", "dtype", "einsum", "embedding", "empty", "empty_like", "enable_grad", "eq", "equal", "erf",
+    "exp", "exp2", "exp_", "expm1", "eye", "finfo", "fix", "flatten", "flip", "fliplr", "flipud", "float16", "float32",
+    "float64", "floor", "floor_divide", "frac", "from_dlpack", "from_numpy", "full", "full_like", "functional",
+    "gather", "ge", "greater", "greater_equal", "gt", "half", "histc", "hstack", "iinfo", "index_add", "index_copy",
+    "index_fill", "index_select", "inf", "inference_mode", "inner", "int8", "int16", "int32", "int64",
+    "is_floating_point", "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isin", "isinf", "isnan", "kron",
+    "kthvalue", "layer_norm", "le", "lerp", "less", "less_equal", "linspace", "log", "log1p", "log2", "log10",
+    "log_softmax", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logspace",
+    "logsumexp", "long", "lt", "manual_seed", "masked_fill", "masked_select", "matmul", "max", "max_pool1d",
+    "max_pool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mm", "moveaxis", "movedim", "mul",
+    "multinomial", "multiply", "mv", "nan", "nan_to_num", "nanmean", "nansum", "narrow", "ne", "neg", "negative",
+    "newaxis", "no_grad", "nonzero", "norm", "normal", "not_equal", "numel", "ones", "ones_like", "outer",
+    "pairwise_distance", "permute", "pi", "pixel_shuffle", "pow", "prelu", "prod", "quantile", "rad2deg", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "ravel", "reciprocal", "relu", "relu_",
+    "remainder", "repeat_interleave", "reshape", "roll", "round", "row_stack", "rsqrt", "scatter", "scatter_add",
+    "searchsorted", "select", "selu", "set_grad_enabled", "sgn", "short", "sigmoid", "sigmoid_", "sign", "sin", "sinh",
+    "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean", "sub", "subtract", "sum",
+    "swapaxes", "swapdims", "sys", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensor", "tensor_split",
+    "tensordot", "threshold", "tile", "topk", "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices",
+    "true_divide", "trunc", "tune_cpu", "uint8", "unbind", "unflatten", "unique", "unsqueeze", "use_generator", "var",
+    "var_mean", "vstack", "where", "without_fast_paths", "zero_", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
@@ -156,6 +180,9 @@ repeat_interleave, sinh, std_mean, subtract = Tensor.repeat_interleave, Tensor.s
 take, take_along_dim, tan, tensor_split = Tensor.take, Tensor.take_along_dim, Tensor.tan, Tensor.tensor_split
 tile, trace, true_divide, unflatten = Tensor.tile, Tensor.trace, Tensor.true_divide, Tensor.unflatten
 unique, var_mean = Tensor.unique, Tensor.var_mean
+addmv, arccos, arcsin, arctan, arctan2 = Tensor.addmv, Tensor.arccos, Tensor.arcsin, Tensor.arctan, Tensor.arctan2
+cross, exp_, fix, relu_, sgn = Tensor.cross, Tensor.exp_, Tensor.fix, Tensor.relu_, Tensor.sgn
+sigmoid_, tanh_, zero_ = Tensor.sigmoid_, Tensor.tanh_, Tensor.zero_
 
 # Dtypes are NumPy's. (`minigrad.bfloat16` needs ml_dtypes: see `__getattr__`.)
 dtype = np.dtype
@@ -164,6 +191,7 @@ int8, int16, int32, int64, uint8 = [np.dtype(name) for name in ("int8", "int16",
 short, int, long, bool = int16, int32, int64, np.dtype("bool")
 inf, nan, pi, e, newaxis = math.inf, math.nan, math.pi, math.e, None
 Size = tuple
+asarray, row_stack = as_tensor, vstack
 iinfo, broadcast_shapes = np.iinfo, np.broadcast_shapes
 __version__ = "0.1.0"
 

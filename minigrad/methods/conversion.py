@@ -67,6 +67,10 @@ class Conversion(Operators):
         """`to(bool)`: True where an element is not 0."""
         return self.to(np.bool_)
 
+    def type(self, dtype: Any) -> "Tensor":
+        """`to(dtype)`."""
+        return self.to(dtype=dtype)
+
     def type_as(self, other: "Tensor") -> "Tensor":
         """`to(other.dtype)`."""
         return self.to(other.dtype)

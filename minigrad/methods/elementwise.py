@@ -84,6 +84,8 @@ class Elementwise(Shapes):
         """y = 2ˣ, elementwise. Integers give float32."""
         return 2.0**self
 
+    arcsin, arccos, arctan, arctan2 = asin, acos, atan, atan2
+
     def square(self) -> "Tensor":
         """y = x², elementwise."""
         return self**2
@@ -157,6 +159,8 @@ class Elementwise(Shapes):
     def sign(self) -> "Tensor":
         """y = 1, 0 or -1, elementwise, with gradient 0; 0 for NaN."""
         return self.apply(rounding.Sign, self)
+
+    fix, sgn = trunc, sign
 
     def lerp(self, end: Any, weight: Any) -> "Tensor":
         """y = x + `weight` · (`end` - x), elementwise: exactly `end` for weight 1. Floating-point only."""

@@ -116,6 +116,11 @@ class InPlace(Products):
         """x ← `index_fill`."""
         return self._in_place("index_fill_", lambda x: x.index_fill(dim, index, value))
 
+    def index_put_(self, indices: Any, values: Any) -> "Tensor":
+        """`x[indices] = values`."""
+        self[tuple(indices)] = values  # type: ignore[index]
+        return self  # type: ignore[return-value]
+
     def fill_diagonal_(self, fill_value: Number) -> "Tensor":
         """x ← `fill_value` on the main diagonal of a matrix."""
         xp = array_module(self.data)

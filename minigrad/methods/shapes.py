@@ -30,6 +30,12 @@ class Shapes(Indexing):
         """The number of axes, as `ndim`."""
         return int(self.ndim)
 
+    ndimension = dim
+
+    def element_size(self) -> int:
+        """The number of bytes of an element."""
+        return int(self.data.itemsize)
+
     def numel(self) -> int:
         """The number of elements."""
         return int(self.data.size)

@@ -169,6 +169,7 @@ class DataLoader:
         batch_size: None: yield samples, not batches.
         shuffle: draw a new order for each epoch, from `generator`, by default the generator that `manual_seed` seeds.
         sampler: the indices, in their order, instead of `shuffle`.
+        batch_sampler: the lists of indices of the batches, instead of batch_size, shuffle, sampler and drop_last.
         num_workers: must be 0: worker processes are out of scope.
         collate_fn: makes a batch of a list of samples; by default `default_collate`.
         pin_memory: no effect.
@@ -181,6 +182,7 @@ class DataLoader:
         batch_size: int | None = 1,
         shuffle: bool | None = None,
         sampler: Iterable[int] | None = None,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
         *,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -196,10 +198,20 @@ class DataLoader:
             raise ValueError("DataLoader: give shuffle or sampler, and not both")
         if batch_size is not None and (batch_size := checks.integer(batch_size, "batch_size", "DataLoader")) < 1:
             raise ValueError(f"DataLoader: batch_size must be at least 1, got {batch_size}")
-        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
+        if batch_sampler is not None and (batch_size != 1 or shuffle or sampler is not None or drop_last):
+            raise ValueError("DataLoader: give batch_sampler, or batch_size, shuffle, sampler and drop_last")
+        self.dataset, self.batch_size, self.drop_last, self.batch_sampler = (
+            dataset,
+            batch_size,
+            drop_last,
+            batch_sampler,
+        )
         self.shuffle, self.sampler, self.collate_fn, self.generator = bool(shuffle), sampler, collate_fn, generator
 
     def __iter__(self) -> Iterator[Any]:
+        if self.batch_sampler is not None:
+            yield from (self._batch(list(indices)) for indices in self.batch_sampler)
+            return
         order = self._order()
         if self.batch_size is None:
             collate = self.collate_fn or (lambda sample: sample)
@@ -226,6 +238,8 @@ class DataLoader:
         return (self.collate_fn or default_collate)([self.dataset[i] for i in indices])
 
     def __len__(self) -> int:
+        if self.batch_sampler is not None:
+            return len(self.batch_sampler)  # type: ignore[arg-type]
         count = len(self.dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
         if self.batch_size is None:
             return count
