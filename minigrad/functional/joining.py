@@ -14,9 +14,12 @@ from minigrad.tensor import Tensor
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along the existing axis `dim`.
 
-    Shapes: equal except along `dim`, where the sizes are added; at least one axis.
+    Shapes: equal except along `dim`, where the sizes are added; at least one axis. As in PyTorch, tensors of shape (0,)
+    are left out, if others have another shape.
     """
-    return Tensor.apply(Cat, *tensors, axis=dim)
+    if not all(hasattr(x, "shape") for x in tensors):
+        raise TypeError(f"cat: needs a sequence of Tensors, got {[type(x).__name__ for x in tensors]}")
+    return Tensor.apply(Cat, *([x for x in tensors if x.shape != (0,)] or tensors), axis=dim)
 
 
 @numpy_names

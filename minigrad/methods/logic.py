@@ -8,7 +8,7 @@ import numpy as np
 
 from minigrad.backend import array_module, promote
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
-from minigrad.methods.base import Dim, numpy_names, raw
+from minigrad.methods.base import Dim, numpy_names, raw, raw_array
 from minigrad.methods.elementwise import Elementwise
 from minigrad.ops import checks
 
@@ -68,7 +68,9 @@ class Logic(Elementwise):
 
     def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> "Tensor":
         """True where |x - other| ≤ atol + rtol · |other| or x = other, as bool. NaN is close to NaN if `equal_nan`."""
-        x, y = (cast(a, FLOAT32) if is_half(a.dtype) else a for a in promote([self.data, raw(other)]))
+        rtol, atol = (checks.not_negative(v, name, "isclose") for v, name in ((rtol, "rtol"), (atol, "atol")))
+        both = promote([self.data, raw_array(other, "other", "isclose")])
+        x, y = (cast(a, FLOAT32) if is_half(a.dtype) else a for a in both)
         return self.constant(array_module(x).isclose(x, y, rtol=rtol, atol=atol, equal_nan=equal_nan))
 
     def allclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:

@@ -92,3 +92,33 @@ def test_error_messages():
         minigrad.where(a, a, a)
     with pytest.raises(ValueError, match="clamp: needs a min, a max, or both"):
         a.clamp()
+
+
+def test_lerp_ends_exactly_at_the_end():
+    """x + weight · (end - x) would round end - x: in float32, 1 - 10⁸ is -10⁸."""
+    x, end = Tensor([1e8]), Tensor([1.0])
+    for weight in (1, 1.0, Tensor([1.0])):
+        assert x.lerp(end, weight).item() == 1
+    assert x.lerp(end, 0).item() == 1e8
+    with pytest.raises(TypeError, match="lerp: needs floating-point numbers"):
+        Tensor([1]).lerp(2, 0.5)
+
+
+def test_clamp_to_tensors():
+    y, grad_x, grad_low, grad_high = value_and_grad(Tensor.clamp, [0.0, 1.0, 5.0], [1.0, 1.0, 1.0], [3.0, 3.0, 3.0])
+    np.testing.assert_array_equal([y, grad_x, grad_low, grad_high], [[1, 1, 3], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    assert Tensor([2.0]).clip(Tensor([3.0]), 1.0).item() == 1  # limits in the wrong order: the upper limit
+
+
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_rounding_modes_of_division(mode, device):
+    x = Tensor(np.array([-7, 7, -6, 128], np.int64), device=device)
+    expected = {"floor": [-4, 3, -3, 64], "trunc": [-3, 3, -3, 64]}[mode]
+    assert x.div(2, rounding_mode=mode).tolist() == x.double().div(2, rounding_mode=mode).tolist() == expected
+    with pytest.raises(ValueError, match='div: rounding_mode must be None, "floor" or "trunc"'):
+        x.div(2, rounding_mode="ceil")
+
+
+def test_alpha_scales_the_second_operand():
+    x, y = Tensor([1.0]), Tensor([2.0])
+    assert x.add(y, alpha=3).item() == 7 and x.sub(y, alpha=3).item() == -5 and x.add(y).item() == 3

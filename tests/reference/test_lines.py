@@ -61,7 +61,7 @@ torch.lerp(a, p, torch.sigmoid(a)); a.lerp(p, 1); m.lerp(v, 0.5); a.norm(); torc
 m.norm(p=1, dim=1); m.norm(2, dim=-1, keepdim=True); (a * 0).norm(); torch.norm(m, p=float("inf"))
 torch.norm(m, p=3, dim=(0, 1)); torch.norm(m, p="fro"); m.norm(p=-math.inf, dim=0); m.norm(p=0.5); zeros.norm(1)
 zeros.norm(0.5); m.norm(p=0).detach(); ties.norm(math.inf); m.norm(dtype=torch.float64); F.leaky_relu(a)
-F.leaky_relu(a, 0.2); F.leaky_relu(k, negative_slope=0.1); F.leaky_relu(special); F.elu(a); F.elu(k)
+F.leaky_relu(a, 0.2); F.leaky_relu(k, negative_slope=0.1); F.leaky_relu(special); F.elu(a); F.elu(k, alpha=0.5)
 F.elu(a, alpha=0.5); F.elu(special); F.softplus(a); F.softplus(a, beta=2, threshold=1); F.softplus(k * 30); F.silu(a)
 F.hardswish(a * 3); F.hardswish(k); F.hardswish(special); F.hardsigmoid(a * 3); F.hardsigmoid(k); F.hardsigmoid(special)
 F.sigmoid(a); F.tanh(a); a.softmax(0); m.softmax(dim=1); m.log_softmax(dim=-1); torch.softmax(m, dim=1); m.relu()
