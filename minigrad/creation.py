@@ -1,4 +1,7 @@
-"""L4: creation of tensors, with PyTorch's names. Random values come from the generator that `manual_seed` seeds."""
+"""L4: creation of tensors, with PyTorch's names. Random tensors: `sampling.py`.
+
+For all functions, `dtype` defaults to float32, `device` to "cpu", and `requires_grad` to False.
+"""
 
 from collections.abc import Sequence
 from math import ceil, isfinite
@@ -6,49 +9,95 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend.dtypes import as_dtype, is_floating
-from minigrad.backend.random import default_generator
+from minigrad._tensor import Tensor
+from minigrad.backend.dtypes import FLOAT32, as_dtype, is_floating
 from minigrad.methods import sequence
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
+
+# From data ------------------------------------------------------------------------------------------------------------
+
+
+def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """A leaf with a copy of `data`: a number, nested lists, an array or a Tensor.
+
+    dtype: by default that of an array or Tensor; float32 for Python floats, int64 for integers, bool for booleans.
+    """
+    made = Tensor(data, dtype=dtype, device=device)
+    shared = isinstance(data, Tensor) or hasattr(data, "dtype")
+    return Tensor(made.data.copy() if shared and made.ndim + made.data.size else made.data, requires_grad)
+
+
+def as_tensor(data: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+    """`data` itself if it is a Tensor of this dtype and device; else a Tensor, which shares the memory of an array."""
+    return data.to(dtype=dtype, device=device) if isinstance(data, Tensor) else Tensor(data, dtype=dtype, device=device)
+
+
+def from_numpy(ndarray: np.ndarray) -> Tensor:
+    """A Tensor that shares the memory of a NumPy array."""
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"expected np.ndarray (got {type(ndarray).__name__}); use tensor(data)")
+    return Tensor(ndarray)
+
+
+# Constants ------------------------------------------------------------------------------------------------------------
 
 
 def full(
-    size: Sequence[int], fill_value: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False
+    size: Sequence[int], fill_value: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
     """A tensor filled with `fill_value`; by default float32 for a float, int64 for an integer, bool for a bool."""
     dtype = Tensor(fill_value).dtype if dtype is None else as_dtype(dtype)
     if isinstance(fill_value, int | np.integer):
         checks.entry(fill_value, dtype, "full")
-    return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device)
+    return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device or "cpu")
 
 
-def zeros(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+def zeros(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor filled with 0: `zeros(2, 3)` or `zeros((2, 3))`."""
-    return full(sequence(size), 0, dtype, device, requires_grad)
+    return full(sequence(size), 0, FLOAT32 if dtype is None else dtype, device, requires_grad)
 
 
-def ones(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+def ones(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor filled with 1: `ones(2, 3)` or `ones((2, 3))`."""
-    return full(sequence(size), 1, dtype, device, requires_grad)
+    return full(sequence(size), 1, FLOAT32 if dtype is None else dtype, device, requires_grad)
 
 
-def full_like(input: Tensor, fill_value: Any, dtype: Any = None, device: str | None = None) -> Tensor:
+def empty(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+    """A tensor of this size whose values are to be overwritten; here they are 0."""
+    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+
+
+def eye(
+    n: int, m: int | None = None, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """The matrix (n, m) with 1 on the diagonal and 0 elsewhere; m defaults to n."""
+    return Tensor(np.eye(n, m, dtype=as_dtype(dtype or FLOAT32)), requires_grad, device=device or "cpu")
+
+
+def full_like(
+    input: Tensor, fill_value: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of the shape of `input` filled with `fill_value`; dtype and device default to those of `input`."""
-    return full(input.shape, fill_value, dtype or input.dtype, device or input.device)
+    return full(input.shape, fill_value, dtype or input.dtype, device or input.device, requires_grad)
 
 
-def zeros_like(input: Tensor, dtype: Any = None, device: str | None = None) -> Tensor:
+def zeros_like(input: Tensor, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the shape of `input` filled with 0; dtype and device default to those of `input`."""
-    return full_like(input, 0, dtype, device)
+    return full_like(input, 0, dtype, device, requires_grad)
 
 
-def ones_like(input: Tensor, dtype: Any = None, device: str | None = None) -> Tensor:
+def ones_like(input: Tensor, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor of the shape of `input` filled with 1; dtype and device default to those of `input`."""
-    return full_like(input, 1, dtype, device)
+    return full_like(input, 1, dtype, device, requires_grad)
 
 
-def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tensor:
+empty_like = zeros_like
+
+
+# Ranges and grids -----------------------------------------------------------------------------------------------------
+
+
+def arange(*bounds: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """Values from start (default 0) up to, but excluding, end: `arange(end)`, `arange(start, end, step=1)`.
 
     The default dtype is int64 if all bounds are integers, else float32. Value i is start + i · step, rounded once. As
@@ -68,17 +117,51 @@ def arange(*bounds: int | float, dtype: Any = None, device: str = "cpu") -> Tens
     if step == 0:
         raise ValueError(f"arange: step must not be 0 when cast to {dtype}")
     if is_integer:
-        values = np.arange(start, end, step, dtype=np.int64 if dtype.kind in "iu" else dtype)
-        return Tensor(values.astype(dtype, copy=False), device=device)
-    count = max(ceil((end - start) / step), 0)
-    return Tensor(start + step * np.arange(count, dtype=np.float64), dtype=dtype, device=device)
+        values = np.arange(start, end, step, dtype=np.int64 if dtype.kind in "iu" else dtype).astype(dtype, copy=False)
+    else:
+        values = start + step * np.arange(max(ceil((end - start) / step), 0), dtype=np.float64)
+    return Tensor(values, requires_grad, dtype, device or "cpu")
 
 
-def rand(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    """Random values from the uniform distribution on [0, 1)."""
-    return Tensor(default_generator().uniform(sequence(size), as_dtype(dtype), device), requires_grad)
+def linspace(
+    start: float, end: float, steps: int, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """`steps` values from `start` to `end`, both included, at equal distances; computed in float64, rounded once."""
+    values = np.linspace(start, end, steps, dtype=np.float64)
+    return Tensor(values, requires_grad, as_dtype(dtype or FLOAT32), device or "cpu")
 
 
-def randn(*size: Any, dtype: Any = np.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
-    """Random values from the standard normal distribution."""
-    return Tensor(default_generator().normal(sequence(size), as_dtype(dtype), device), requires_grad)
+def logspace(
+    start: float, end: float, steps: int, base: float = 10.0,
+    *, dtype: Any = None, device: str | None = None, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
+    """base ** `linspace(start, end, steps)`."""
+    values = np.logspace(start, end, steps, base=base, dtype=np.float64)
+    return Tensor(values, requires_grad, as_dtype(dtype or FLOAT32), device or "cpu")
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
+    """Coordinates of a grid: result k has the values of the 1-D tensor k along axis k, as a view without a copy.
+
+    indexing: "ij", or "xy": the first two axes are exchanged.
+    """
+    xs: Sequence[Tensor] = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], Sequence) else tensors
+    if indexing not in ("ij", "xy"):
+        raise RuntimeError(f'meshgrid: indexing must be one of "xy" or "ij", got {indexing!r}')
+    if any(x.ndim > 1 for x in xs):
+        raise RuntimeError(f"meshgrid: tensors must be 0-d or 1-d, got shapes {[x.shape for x in xs]}")
+    shape = [x.data.size for x in xs]
+    grids = [
+        x.reshape(*(-1 if i == k else 1 for i in range(len(xs)))).expand(*shape) for k, x in enumerate(xs)
+    ]  # (N_k,) -> (1, .., N_k, .., 1) -> (N_0, .., N_k, ..)
+    return tuple(grid.transpose(0, 1) if indexing == "xy" and len(xs) > 1 else grid for grid in grids)
+
+
+def tril_indices(row: int, col: int, offset: int = 0) -> Tensor:
+    """The indices (2, ·) of the lower triangle of a matrix (row, col), row by row."""
+    return Tensor(np.stack(np.tril_indices(row, offset, col)))
+
+
+def triu_indices(row: int, col: int, offset: int = 0) -> Tensor:
+    """The indices (2, ·) of the upper triangle of a matrix (row, col), row by row."""
+    return Tensor(np.stack(np.triu_indices(row, offset, col)))

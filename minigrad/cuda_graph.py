@@ -76,9 +76,8 @@ class GraphedStep:
             return self.step(*inputs)
         if self.graph is None or self.state is not self.optimizer.state:  # load_state_dict replaced it
             self._capture(inputs)
-        cuda = importlib.import_module("cupy").cuda
-        outside = cuda.get_current_stream()
-        _wait(self.stream, outside)
+        outside = self.cuda.get_current_stream()
+        _wait(self.stream, outside, self.event)
         with self.stream:
             for copy, x in zip(self.inputs, inputs, strict=True):
                 copy[...] = x
@@ -87,21 +86,25 @@ class GraphedStep:
             for generator, draws in zip(self.drawn_from, self.draws, strict=True):
                 generator.skip(draws)
             self.graph.launch()
-        writes.note(p.data for group in self.optimizer.param_groups for p in group["params"])
-        _wait(outside, self.stream)
+        writes.note_again(self.keys)
+        _wait(outside, self.stream, self.event)
         return self.outputs
 
     def _capture(self, inputs: tuple[Array, ...]) -> None:
         cuda = importlib.import_module("cupy").cuda
         device = device_of(inputs[0])
         self.graph = None  # if this capture fails, the next call must not launch an earlier graph
+        self.cuda, self.event = cuda, cuda.Event(disable_timing=True)
         self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
+        # The graph writes to these arrays: they must exist as long as the graph.
+        self.written = [p.data for group in self.optimizer.param_groups for p in group["params"]]
+        self.keys = writes.note(self.written)
         self.tables = Tables()
         self.drawn_from = self.generators or [default_generator()]
         self.random = empty((len(self.drawn_from), 2), np.uint64, device)
-        _wait(self.stream, cuda.get_current_stream())
+        _wait(self.stream, cuda.get_current_stream(), self.event)
         before = [generator.draws for generator in self.drawn_from]
         for generator, state in zip(self.drawn_from, self.random, strict=True):
             generator.draws, generator.captured = 0, state
@@ -134,8 +137,7 @@ def direct_blas(device: str, stream: int) -> cublas.Blas:
     return blas
 
 
-def _wait(stream: Any, other: Any) -> None:
-    """Work that is launched on `stream` later waits for the work that is on `other` now."""
-    event = importlib.import_module("cupy").cuda.Event(disable_timing=True)
+def _wait(stream: Any, other: Any, event: Any) -> None:
+    """Work that is launched on `stream` later waits for the work that is on `other` now. `event` may be reused."""
     event.record(other)
     stream.wait_event(event)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import serialize
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 _STRUCTURE = "structure"
 _ALTERNATIVE = "use a name that ends in .npz or .safetensors"

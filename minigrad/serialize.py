@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import Array, plain, to_device
 from minigrad.backend.dtypes import as_dtype
 from minigrad.backend.meta import MetaArray
-from minigrad.tensor import Tensor
 
 _METADATA = "__metadata__"
 

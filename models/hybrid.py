@@ -21,19 +21,17 @@ from typing import Any
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.nn import init
+from minigrad.nn.residual import norm_relu
 from minigrad.ops.checks import sides
 from models.model import Size, check_lists, check_sizes, image_size
 from models.registry import register
 from models.vit import VisionTransformer, check_size
 
 
-def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Zero-pad images (B, C, H, W) so that ⌈H / stride⌉ x ⌈W / stride⌉ windows fit."""
-    total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel_size - size, 0) for size in x.shape[2:])
-    if not (total_h or total_w):
-        return x
-    above, left = total_h // 2, total_w // 2
-    return F.pad(x, (left, total_w - left, above, total_h - above))
+def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:
+    """The padding before and after an axis of `size` pixels so that ⌈size / stride⌉ windows fit."""
+    total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+    return total // 2, total - total // 2
 
 
 class StdConv2d(nn.Conv2d):
@@ -46,8 +44,8 @@ class StdConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_same(x, self.kernel_size[0], self.stride)
-        return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride)
+        H, W = (same_padding(size, self.kernel_size[0], self.stride) for size in x.shape[2:])
+        return F.conv2d(x, F.standardize_weight(self.weight), stride=self.stride, padding=(H, W))
 
 
 class Stem(nn.Module):
@@ -62,9 +60,11 @@ class Stem(nn.Module):
         self.norm = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.conv(x)))
-        # After a ReLU, zero padding equals -∞ padding.
-        return F.max_pool2d(pad_same(x, 3, 2), 3, stride=2) if self.pool else x
+        x = norm_relu(self.conv(x), self.norm)
+        if not self.pool:
+            return x
+        H, W = (same_padding(size, 3, 2) for size in x.shape[2:])
+        return F.max_pool2d(F.pad(x, (*W, *H)), 3, stride=2)  # after a ReLU, zero padding equals -∞ padding
 
 
 class Downsample(nn.Module):
@@ -92,9 +92,9 @@ class Bottleneck(nn.Module):
         self.norm3 = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = F.relu(self.norm2(self.conv2(y)))
-        return F.relu(self.norm3(self.conv3(y)) + self.downsample(x))
+        y = norm_relu(self.conv1(x), self.norm1)
+        y = norm_relu(self.conv2(y), self.norm2)
+        return norm_relu(self.conv3(y), self.norm3, shortcut=self.downsample(x))  # relu(norm3(...) + downsample(x))
 
 
 class Stage(nn.Module):

@@ -13,6 +13,7 @@ from tests.vacuous import Vacuous
 
 # HYPOTHESIS_PROFILE=ci|deep runs more examples. A slow machine is no failure: no deadline, no health check of speed.
 settings.register_profile("quick", max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("few", settings.get_profile("quick"), max_examples=3)  # python -m tests.gpu
 settings.register_profile("ci", settings.get_profile("quick"), max_examples=40, derandomize=True)
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -192,6 +192,27 @@ def test_replay_writes_its_outputs_to_the_same_memory(device):
     assert run.outputs.data.ptr == before
 
 
+def test_backward_after_a_replay_detects_the_update():
+    """A replay writes to the parameters, so a node that saved a parameter before cannot compute its gradient."""
+    model = nn.Linear(4, 4).to("cuda")
+    optimizer = optim.AdamW(model.parameters())
+
+    def step(x):
+        optimizer.zero_grad()
+        model(Tensor(x)).sum().backward()
+        optimizer.step()
+        return x
+
+    run = GraphedStep(step, optimizer, warmup=1)
+    x = to_device(np.ones((2, 4), np.float32), "cuda")
+    for _ in range(3):
+        run(x)
+        y = model(Tensor(x, requires_grad=True)).sum()
+    run(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
 def test_replay_copies_its_inputs():
     """A replay does not write to the arrays of the call that captured."""
     model = nn.Linear(4, 4).to("cuda")

@@ -5,6 +5,7 @@ import pytest
 
 import minigrad
 from minigrad import Tensor
+from minigrad.backend import to_device
 from minigrad.nn import Parameter
 
 
@@ -147,3 +148,48 @@ def test_grad_setter_checks_shape_and_requires_grad():
         x.grad = Tensor([1.0])
     with pytest.raises(RuntimeError, match="requires a gradient"):
         Tensor([1.0]).grad = Tensor([1.0])
+
+
+def test_view_shares_memory_or_is_refused(device):
+    x = Tensor(to_device(np.arange(6.0), device))
+    x.view(2, 3).data[0, 0] = 7.0
+    assert x[0].item() == 7
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        x.view(2, 3).t().view(6)
+    assert x.view(2, 3).t().reshape(6).shape == (6,) and x[:0].view(0, 5).shape == (0, 5)
+
+
+def test_clone_and_contiguous_copy(device):
+    x = Tensor(to_device(np.arange(6.0).reshape(2, 3), device))
+    for copy in (x.clone(), x.t().contiguous()):
+        copy.data[...] = 0
+    assert x.sum().item() == 15 and x.contiguous() is x
+    assert x.t().clone().stride() == x.t().stride() and x.t().contiguous().stride() == (2, 1)
+
+
+def test_in_place_methods_write_into_the_array(device):
+    x = Tensor(to_device(np.arange(4.0).reshape(2, 2), device))
+    shared = x.data
+    x.add_(1).mul_(2).copy_(Tensor(to_device(np.array([5.0, 6.0]), device))).masked_fill_(x > 5, 0.5)
+    assert x.data is shared and x.tolist() == [[5, 0.5], [5, 0.5]]
+    assert x.zero_().data is shared and x.tolist() == [[0, 0], [0, 0]]
+    x.uniform_(2, 3)
+    assert x.data is shared and 2 <= x.amin().item() <= x.amax().item() < 3
+
+
+def test_names_that_do_not_exist_are_explained():
+    for owner, name, message in (
+        (minigrad, "jit", "module 'minigrad' has no attribute 'jit': ops run as they are called"),
+        (minigrad, "complex64", "complex dtypes are out of scope"),
+        (Tensor([1.0]), "to_sparse", "a Tensor has no attribute 'to_sparse': sparse layouts are out of scope"),
+        (minigrad, "no_such_name", "module 'minigrad' has no attribute 'no_such_name'$"),
+    ):
+        with pytest.raises(AttributeError, match=message):
+            getattr(owner, name)
+
+
+def test_numpy_function_of_a_recorded_tensor_is_refused():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="the gradient would be lost"):
+        np.exp(x)
+    assert isinstance(np.exp(x.detach()), Tensor) and np.asarray(x).tolist() == [1, 2]

@@ -1,7 +1,7 @@
 """L1: Function, an op with forward and backward on arrays. A Function never holds Tensors, only the arrays it saves."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,13 +29,26 @@ class Function(Node):
       * a returned array is new, `grad_output` or a view of `grad_output`, never a saved array; only `grad_output` may
         be returned twice (a new array too, if the op has several outputs). So the engine may add in place to a returned
         array that is neither `grad_output` nor a view, and that is returned once;
+      * an op may also define `backward_accumulate(grad_output, total)`: `backward`, with `total` added to the gradient
+        of the first input, in a new array. `total` is the gradient that this input has received so far, for example
+        through a residual connection: the sum takes no pass over memory of its own;
       * first order only: `backward` computes on arrays, in place where possible, and is itself not differentiable.
 
     Type promotion, autocast and casts of 16-bit inputs happen outside the op (`dispatch.py`), which may also run a fast
     path instead (`minigrad/backend/fast_paths.py`).
     """
 
+    apply: ClassVar[Callable[..., Any]]  # MyOp.apply(x, ...) is Tensor.apply(MyOp, x, ...), which `Tensor` adds
     needs_input_grad: tuple[bool, ...] = ()  # whether each input requires a gradient; skip the computation if not
+
+    def __init_subclass__(cls) -> None:
+        for name in ("forward", "backward"):
+            if isinstance(vars(cls).get(name), staticmethod):
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a staticmethod, as in torch.autograd.Function: here an op is an "
+                    f"instance and computes on arrays: write `def {name}(self, x, ...)` without @staticmethod, save "
+                    "arrays as attributes of self instead of ctx.save_for_backward, and return arrays"
+                )
 
     def forward(self, *arrays: Any, **options: Any) -> Any:
         """Compute the output, an array or a tuple of arrays."""

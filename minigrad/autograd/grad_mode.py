@@ -100,6 +100,39 @@ class enable_grad(_GradMode):  # noqa: N801 (PyTorch's name)
     enabled = True
 
 
+class inference_mode(_GradMode):  # noqa: N801 (PyTorch's name)
+    """Disable the recording of ops, as `no_grad` does; with `mode=False`, enable it."""
+
+    def __new__(cls, mode: Any = True) -> Any:
+        self = super().__new__(cls)
+        self.enabled = not mode
+        return self(mode) if callable(mode) else self
+
+
+class set_grad_enabled:  # noqa: N801 (PyTorch's name)
+    """Enable or disable the recording of ops: from now on, or as a context manager or decorator."""
+
+    def __init__(self, mode: bool) -> None:
+        self.enabled = bool(mode)
+        self._set(self.enabled, blocks=1)
+
+    def _set(self, enabled: bool, blocks: int) -> None:
+        global grad_blocks
+        self.previous, mode.grad_enabled = mode.grad_enabled, enabled
+        with _lock:
+            grad_blocks += blocks
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        self.__exit__()  # only the function runs in this mode
+        return (enable_grad if self.enabled else no_grad)(function)
+
+    def __enter__(self) -> None:
+        """The mode has been set by the call."""
+
+    def __exit__(self, *exception: object) -> None:
+        self._set(self.previous, blocks=-1)
+
+
 def is_grad_enabled() -> bool:
     """True if ops of this thread are recorded."""
     return mode.grad_enabled

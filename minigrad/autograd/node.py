@@ -29,6 +29,7 @@ class Node:
     age: int = 0
     hooks: tuple[Callable[[Array], Array | None], ...] = ()
     cast_back: np.dtype | None = None  # the op computed in float32, and a float32 output was cast to this dtype
+    backward_accumulate: Callable[[Any, Array], Any] | None = None  # see `Function`
     where: str = ""  # the name of the module that ran the op; only set under `detect_anomaly`
 
     def backward(self, grad_output: Any) -> Any:

@@ -6,7 +6,7 @@ stands for ∂L/∂y, then ∂x = f.backward(∂y). If x is used twice, its two 
     a graph   of calls: each with its op (and the arrays its forward saved) and its input Variables,
     an order  in which ∂y is complete before f.backward(∂y) runs: a call after all calls that used its output.
 
-This engine and the real engine (`tape.py`, `minigrad/tensor.py`) run the same `Function` classes, and give the same
+This engine and the real engine (`tape.py`, `minigrad/_tensor.py`) run the same `Function` classes, and give the same
 gradients (tests/autograd/test_plain.py). The real engine also frees saved arrays during backward, accumulates gradients
 in place, chooses fast paths, supports half precision, and detects NaN.
 

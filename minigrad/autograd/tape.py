@@ -4,6 +4,7 @@ A graph consists of nodes (`node.py`). Each node has, for every input of its op,
 input. There are no reference cycles: a Tensor refers to its node, and a node only to the nodes of its inputs.
 """
 
+from collections.abc import Container, Iterable
 from operator import attrgetter
 from typing import Any
 
@@ -13,19 +14,26 @@ from minigrad.autograd import writes
 from minigrad.autograd.function import Partial, unbroadcast
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.node import Leaf, Node, OutputGrad
-from minigrad.backend import Array, array_module, as_array, plus
+from minigrad.backend import array_module, as_array, plus
 from minigrad.backend.dtypes import FLOAT32, cast, upcast
 
 
-def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None:
-    """Propagate `grad_output`, the gradient of the loss with respect to root's output, to every leaf.
+def backward(gradients: dict[Node, Any], retain_graph: bool = False, inputs: Container[Node] | None = None) -> None:
+    """Propagate gradients of the loss to the leaves.
 
     Nodes are visited in reverse order of creation, so a node is visited after all gradients of its output have been
     summed. The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
+
+    Args:
+        gradients: the nodes where backward starts, with the gradient of each output; modified.
+        retain_graph: keep the arrays that the ops saved.
+        inputs: None, or the nodes whose gradients are wanted. Then `gradients` holds the gradients of `inputs` at the
+            end, only ops on paths to `inputs` run backward, and no leaf accumulates its gradient.
     """
-    gradients: dict[Node, Any] = {root: grad_output}
+    nodes = _newest_first(gradients)
+    leading = set() if inputs is None else _leading_to(inputs, nodes)
     owned, observer, written = set(), mode.observer, writes.latest
-    for node in _newest_first(root):
+    for node in nodes:
         grad = gradients.pop(node, None)
         if grad is None:  # the backward of every op that uses this output returned None
             continue
@@ -35,6 +43,11 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
                 grad = grad if replaced is None else replaced
             owned.discard(node)  # a hook may have kept a reference to grad
             written = writes.latest  # a hook may have written to parameters
+        if inputs is not None:
+            if node in inputs:
+                gradients[node] = grad if node in owned else grad.copy()
+            if node not in leading:
+                continue
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
             continue
@@ -43,12 +56,16 @@ def backward(root: Node, grad_output: Array, retain_graph: bool = False) -> None
         several = type(grad) is list
         if node.cast_back is not None:  # forward computed in float32
             grad = upcast(grad) if several else cast(grad, FLOAT32)
-        results = node.backward(grad)
+        edges = node.edges or ()
+        accumulate = node.backward_accumulate
+        if accumulate is None or edges[0] is None or edges[0][0] not in gradients:
+            results = node.backward(grad)
+        else:  # the op adds the gradient that its first input has received so far
+            results = accumulate(grad, gradients.pop(edges[0][0]))
         if type(results) is not tuple:
             results = (results,)
         if observer is not None:
             observer.backward(node, next(g for g in grad if g is not None) if several else grad, results)
-        edges = node.edges or ()
         if len(results) != len(edges):
             raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
         for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)
@@ -104,13 +121,14 @@ def _refuse_overwritten(node: Node) -> None:
         )
 
 
-def _newest_first(root: Node) -> list[Node]:
-    """Root and all nodes that it depends on, in reverse order of creation: a topological order.
+def _newest_first(roots: Iterable[Node]) -> list[Node]:
+    """The roots and all nodes that they depend on, in reverse order of creation: a topological order.
 
     Raises:
         RuntimeError: an earlier backward freed a part of this graph.
     """
-    nodes, found = [root], {root}
+    nodes = list(roots)
+    found = set(nodes)
     for node in nodes:  # `nodes` grows during the loop: a breadth-first search
         if node.edges is None:
             raise RuntimeError(
@@ -123,6 +141,15 @@ def _newest_first(root: Node) -> list[Node]:
                 nodes.append(edge[0])
     nodes.sort(key=attrgetter("age"), reverse=True)
     return nodes
+
+
+def _leading_to(inputs: Container[Node], newest_first: list[Node]) -> set[Node]:
+    """The nodes with a path to one of `inputs`. An input is among them if it has a path to another input."""
+    leading: set[Node] = set()
+    for node in reversed(newest_first):
+        if any(edge is not None and (edge[0] in inputs or edge[0] in leading) for edge in node.edges or ()):
+            leading.add(node)
+    return leading
 
 
 def history(root: Node) -> list[Node]:

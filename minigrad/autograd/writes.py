@@ -29,24 +29,34 @@ _lock = threading.Lock()
 _NOT_SAVED = {"edges", "needs_input_grad", "hooks"}
 
 
-def note(arrays: Iterable[Array]) -> None:
-    """Record a write to each of these arrays."""
+def note(arrays: Iterable[Array]) -> list[int]:
+    """Record a write to each of these arrays. Returns the keys of their memory."""
+    memory = [_memory(x) for x in arrays]
+    with _lock:
+        for key, owner in memory:
+            if key not in _owners:
+                _owners[key] = weakref.ref(owner, partial(_forget, key))
+    keys = [key for key, _ in memory]
+    note_again(keys)
+    return keys
+
+
+def note_again(keys: Iterable[int]) -> None:
+    """Record a write to the arrays of an earlier `note`, by their keys. The arrays must still exist."""
     global latest
     with _lock:
         latest = next_age()
-        for x in arrays:
-            key, owner = _memory(x)
-            _numbers[key] = latest
-            if key not in _owners:
-                _owners[key] = weakref.ref(owner, partial(_forget, key))
+        _numbers.update(dict.fromkeys(keys, latest))
 
 
 def overwritten(node: Node) -> Array | None:
     """The node's first saved array with a write later than the node's creation, or None."""
-    saved = [value for name, value in vars(node).items() if name not in _NOT_SAVED]
+    saved: list[Any] = [node]
     for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):
             saved.extend(x)
+        elif isinstance(x, Node):  # the node, or an op that it runs inside
+            saved.extend(value for name, value in vars(x).items() if name not in _NOT_SAVED)
         elif _is_array(x) and _numbers.get(_memory(x)[0], 0) > node.age:
             return x
     return None

@@ -27,6 +27,28 @@ def array_module(x: Array) -> ModuleType:
     return np if isinstance(x, np.ndarray | np.generic) else cupy_module()
 
 
+class Device(str):
+    """The name of a device, "cpu", "cuda" or "cuda:0": a string with PyTorch's attributes."""
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, index: int | None = None) -> "Device":
+        self = super().__new__(cls, name if index is None else f"{name}:{index}")
+        _gpu_number(self)  # raises a ValueError for other names
+        return self
+
+    @property
+    def type(self) -> str:
+        """The kind of device: "cpu" or "cuda"."""
+        return self.partition(":")[0]
+
+    @property
+    def index(self) -> int | None:  # type: ignore[override]
+        """The number after the colon, or None."""
+        number = self.partition(":")[2]
+        return int(number) if number else None
+
+
 def device_of(x: Array) -> str:
     """The device of `x`: `"cpu"` or `"cuda:0"`."""
     return "cpu" if isinstance(x, np.ndarray | np.generic) else f"cuda:{x.device.id}"

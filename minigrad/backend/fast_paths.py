@@ -13,12 +13,13 @@ arguments. A fast path, for the CPU or a GPU, is registered with a condition `su
     def convert(x, dtype): ...
 
 and is found by `fast_path(LayerNorm, x, weight, bias, shape=shape, eps=eps)`; `call(function, ...)` calls a fast path
-of a function, or the function. Tests compare every fast path with its reference implementation;
-`python -m tests.benchmarks.fast_paths` measures the speedups.
+of a function, or the function. A function decorated by `with_fast_paths` is called as by `call`. Tests compare every
+fast path with its reference implementation; `python -m tests.benchmarks.fast_paths` measures the speedups.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -64,6 +65,16 @@ def fast_path(reference: Any, *arrays: Any, **options: Any) -> Any:
 def call(reference: Any, *arrays: Any, **options: Any) -> Any:
     """Call the first fast path of the function `reference` that supports these arguments, or else `reference`."""
     return (fast_path(reference, *arrays, **options) or reference)(*arrays, **options)
+
+
+def with_fast_paths(reference: Implementation) -> Implementation:
+    """Decorate a reference implementation: a call of the function or method runs a fast path, as by `call`."""
+
+    @wraps(reference)
+    def dispatch(*arrays: Any, **options: Any) -> Any:
+        return (fast_path(dispatch, *arrays, **options) or reference)(*arrays, **options)
+
+    return dispatch  # type: ignore[return-value]
 
 
 def fast_paths_of(reference: Any) -> tuple[Any, ...]:

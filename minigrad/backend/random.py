@@ -73,10 +73,10 @@ class Generator:
         with self._lock:
             self.draws += draws
 
-    def next_draw(self) -> int:
-        """Return the number of the next draw, and increment `draws`."""
+    def next_draw(self, count: int = 1) -> int:
+        """Return the number of the next draw, and advance the state by `count` draws."""
         with self._lock:
-            draw, self.draws = self.draws, self.draws + 1
+            draw, self.draws = self.draws, self.draws + count
         return draw
 
     def words(self, count: int, device: str = "cpu") -> Array:

@@ -9,6 +9,10 @@ meets; shapes or values that do not fit raise a ValueError; "floating-point" inp
 Arguments of PyTorch that a signature lacks are not supported.
 """
 
+import sys
+from typing import Any
+
+from minigrad import absent
 from minigrad.functional.activations import (
     elu,
     gelu,
@@ -50,6 +54,7 @@ from minigrad.functional.normalization import (
     batch_norm,
     cosine_similarity,
     group_norm,
+    group_norm_relu,
     layer_norm,
     normalize,
     standardize_weight,
@@ -60,9 +65,14 @@ from minigrad.functional.resize import interpolate, pad
 __all__ = [
     "Pair", "adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "binary_cross_entropy",
     "binary_cross_entropy_with_logits", "cat", "conv1d", "conv2d", "conv_transpose2d", "cosine_similarity",
-    "cross_entropy", "drop_path", "dropout", "einsum", "elu", "embedding", "fold", "gelu", "group_norm", "hardsigmoid",
-    "hardswish", "huber_loss", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear", "log_softmax",
-    "max_pool2d", "mse_loss", "nll_loss", "normalize", "one_hot", "pad", "relu", "residual", "residual_layer_norm",
-    "scaled_dot_product_attention", "sigmoid", "silu", "smooth_l1_loss", "softmax", "softplus", "stack",
-    "standardize_weight", "tanh", "unfold", "where", "window_attention",
+    "cross_entropy", "drop_path", "dropout", "einsum", "elu", "embedding", "fold", "gelu", "group_norm",
+    "group_norm_relu", "hardsigmoid", "hardswish", "huber_loss", "interpolate", "kl_div", "l1_loss", "layer_norm",
+    "leaky_relu", "linear", "log_softmax", "max_pool2d", "mse_loss", "nll_loss", "normalize", "one_hot", "pad",
+    "relu", "residual", "residual_layer_norm", "scaled_dot_product_attention", "sigmoid", "silu", "smooth_l1_loss",
+    "softmax", "softplus", "stack", "standardize_weight", "tanh", "unfold", "where", "window_attention",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Explain the names of `torch.nn.functional` that do not exist here."""
+    absent.refuse(sys.modules[__name__], "module 'minigrad.functional'", name)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from minigrad._tensor import Tensor
 from minigrad.methods import numpy_names
 from minigrad.ops.activation import (
     ELU,
@@ -16,7 +17,6 @@ from minigrad.ops.activation import (
     Softmax,
     Softplus,
 )
-from minigrad.tensor import Tensor
 
 
 def relu(input: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Literal
 
-from minigrad.tensor import Tensor
+from minigrad._tensor import Tensor
 
 Pair = int | tuple[int, int]
 Reduction = Literal["mean", "sum", "none"]

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.ops import checks
 from minigrad.ops.attention import ScaledDotProductAttention
 from minigrad.ops.dropout import Dropout
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.window_attention import WindowAttention
-from minigrad.tensor import Tensor
 
 
 def scaled_dot_product_attention(

@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Pair, batched
 from minigrad.ops import checks
-from minigrad.ops.conv import Conv2d, ConvTranspose2d
+from minigrad.ops.conv import Conv2d, ConvTranspose2d, sides_of_padding
 from minigrad.ops.fold import Fold, Unfold
 from minigrad.ops.matmul import Linear
-from minigrad.tensor import Tensor
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -20,7 +20,7 @@ def conv2d(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Pair = 1,
-    padding: Pair | str = 0,
+    padding: Pair | tuple[tuple[int, int], tuple[int, int]] | str = 0,
     dilation: Pair = 1,
     groups: int = 1,
 ) -> Tensor:
@@ -33,11 +33,12 @@ def conv2d(
 
     Args:
         input: floating-point. If it is 16-bit, so is y, whatever the dtypes of `weight` and `bias`.
-        padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only).
+        padding: zeros on both sides of H and W; also "valid" (0), or "same" (y is as large as x; stride 1 only). Beyond
+            PyTorch's: ((above, below), (left, right)), if the sides differ.
         groups: the number of groups of channels; output channels of a group depend only on its input channels.
     """
     groups = checks.integer(groups, "groups", "conv2d")
-    padding = padding if isinstance(padding, str) else checks.pair(padding, "padding", "conv2d", minimum=0)
+    padding = padding if isinstance(padding, str) else sides_of_padding(padding)
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return batched(lambda x: Tensor.apply(Conv2d, x, weight, bias, **options), input)
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import array_module
 from minigrad.methods import raw_array
 from minigrad.ops import checks
 from minigrad.ops.indexing import Embedding
-from minigrad.tensor import Tensor
 
 
 def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Tensor:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.methods import numpy_names
 from minigrad.ops.einsum import Einsum
 from minigrad.ops.elementwise import Where
 from minigrad.ops.shape import Cat
-from minigrad.tensor import Tensor
 
 
 @numpy_names

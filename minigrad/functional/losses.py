@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Reduction
 from minigrad.ops import checks
 from minigrad.ops.loss import (
@@ -15,7 +16,6 @@ from minigrad.ops.loss import (
     NLLLoss,
     SmoothL1Loss,
 )
-from minigrad.tensor import Tensor
 
 
 def cross_entropy(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend.dtypes import is_half
 from minigrad.methods import numpy_names, raw_array
 from minigrad.ops import checks
-from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm, StandardizeWeight
-from minigrad.tensor import Tensor
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm, StandardizeWeight
 
 
 def layer_norm(
@@ -35,6 +35,22 @@ def group_norm(
     """
     num_groups = checks.integer(num_groups, "num_groups", "group_norm")
     return Tensor.apply(GroupNorm, input, weight, bias, num_groups=num_groups, eps=eps)
+
+
+def group_norm_relu(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """`relu(group_norm(input, num_groups, weight, bias, eps) + shortcut)` by one op, without `shortcut` by default.
+
+    Shapes: as for `group_norm`; the shortcut has the shape of the input.
+    """
+    num_groups = checks.integer(num_groups, "num_groups", "group_norm")
+    return Tensor.apply(GroupNormReLU, input, weight, bias, shortcut, num_groups=num_groups, eps=eps)
 
 
 def batch_norm(

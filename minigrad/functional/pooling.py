@@ -1,9 +1,9 @@
 """L4: pooling."""
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Pair, batched
 from minigrad.ops import checks
 from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from minigrad.tensor import Tensor
 
 
 def max_pool2d(

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Pair
 from minigrad.ops import checks
 from minigrad.ops.interpolate import Interpolate
 from minigrad.ops.shape import Pad
-from minigrad.tensor import Tensor
 
 
 def pad(

@@ -9,18 +9,19 @@ dtypes are promoted to one, as in PyTorch.
 
 Each file adds the methods of one subject to the class before it, whose methods it may call:
 
-    TensorBase < Operators < Conversion < Indexing < Shapes < Elementwise < Logic < Reductions < Sorting < Products
+    TensorBase < Operators < Conversion < Indexing < Shapes < Elementwise < Logic < Reductions < Sorting < Products <
+    InPlace < Methods
 """
 
 from minigrad.methods.base import numpy_names, raw_array, sequence
 from minigrad.methods.conversion import target
+from minigrad.methods.in_place import InPlace
 from minigrad.methods.indexing import raw_index
-from minigrad.methods.products import Products
 
 __all__ = ["Methods", "numpy_names", "raw_array", "raw_index", "sequence", "target"]
 
 
-class Methods(Products):
+class Methods(InPlace):
     """The methods of Tensor that apply ops. The class Tensor adds the data, the graph and `apply`."""
 
     __slots__ = ()

@@ -10,7 +10,7 @@ import numpy as np
 from minigrad.backend import plain
 
 if TYPE_CHECKING:
-    from minigrad.tensor import Tensor as Tensor
+    from minigrad._tensor import Tensor as Tensor
 
 Dim = int | Sequence[int] | None
 Number = int | float

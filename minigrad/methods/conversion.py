@@ -6,11 +6,14 @@ import numpy as np
 
 from minigrad.backend import to_device
 from minigrad.backend.dtypes import as_dtype, is_floating
+from minigrad.methods.base import TensorBase, sequence
 from minigrad.methods.operators import Operators
 from minigrad.ops import elementwise as pointwise
 
 if TYPE_CHECKING:
     from minigrad.methods.base import Tensor
+
+Bool = bool  # the class below has a method of this name
 
 
 class Conversion(Operators):
@@ -33,34 +36,86 @@ class Conversion(Operators):
         return self.apply(pointwise.Cast, self, dtype=dtype, device=device)
 
     def float(self) -> "Tensor":
-        """`to(dtype=float32)`."""
-        return self.to(dtype=np.float32)
+        """`to(float32)`."""
+        return self.to(np.float32)
 
     def double(self) -> "Tensor":
-        """`to(dtype=float64)`."""
-        return self.to(dtype=np.float64)
+        """`to(float64)`."""
+        return self.to(np.float64)
 
     def half(self) -> "Tensor":
-        """`to(dtype=float16)`."""
-        return self.to(dtype=np.float16)
+        """`to(float16)`."""
+        return self.to(np.float16)
 
     def bfloat16(self) -> "Tensor":
-        """`to(dtype="bfloat16")`."""
-        return self.to(dtype="bfloat16")
+        """`to(bfloat16)`."""
+        return self.to("bfloat16")
+
+    def long(self) -> "Tensor":
+        """`to(int64)`: towards zero."""
+        return self.to(np.int64)
+
+    def int(self) -> "Tensor":
+        """`to(int32)`: towards zero."""
+        return self.to(np.int32)
+
+    def bool(self) -> "Tensor":
+        """`to(bool)`: True where an element is not 0."""
+        return self.to(np.bool_)
+
+    def type_as(self, other: "Tensor") -> "Tensor":
+        """`to(other.dtype)`."""
+        return self.to(other.dtype)
 
     def cpu(self) -> "Tensor":
         """`to("cpu")`."""
-        return self.to(device="cpu")
+        return self.to("cpu")
 
-    def cuda(self) -> "Tensor":
+    def cuda(self, device: str = "cuda") -> "Tensor":
         """`to("cuda")`."""
-        return self.to(device="cuda")
+        return self.to(device)
+
+    @property
+    def is_cuda(self) -> Bool:
+        """True on a GPU."""
+        return self.device.type == "cuda"
+
+    def is_floating_point(self) -> Bool:
+        """True for float16, bfloat16, float32 and float64."""
+        return is_floating(self.dtype)
+
+    # Tensors of self's dtype and device, without a gradient ----------------------------------------------------------
+
+    def new_full(self, size: Any, fill_value: Any, *, dtype: Any = None, device: str | None = None) -> "Tensor":
+        """A tensor filled with `fill_value`."""
+        array = np.full(size, fill_value, self.dtype if dtype is None else as_dtype(dtype))
+        return self.constant(to_device(array, device or self.device))
+
+    def new_zeros(self, *size: Any, dtype: Any = None, device: str | None = None) -> "Tensor":
+        """A tensor filled with 0."""
+        return self.new_full(sequence(size), 0, dtype=dtype, device=device)
+
+    def new_ones(self, *size: Any, dtype: Any = None, device: str | None = None) -> "Tensor":
+        """A tensor filled with 1."""
+        return self.new_full(sequence(size), 1, dtype=dtype, device=device)
+
+    new_empty = new_zeros
+
+    def new_tensor(self, data: Any, *, dtype: Any = None, device: str | None = None) -> "Tensor":
+        """A tensor with a copy of `data`."""
+        array = np.array(data, self.dtype if dtype is None else as_dtype(dtype))
+        return self.constant(to_device(array, device or self.device))
 
 
 def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple[np.dtype | None, str | None]:
-    """The dtype and the device among the arguments of `to`, in any order, positional or by keyword; None if absent."""
+    """The dtype and the device among the arguments of `to`, in any order, positional or by keyword; None if absent.
+
+    A Tensor among the arguments stands for its dtype and device.
+    """
     for given in targets:
-        if isinstance(given, str) and given.partition(":")[0] in ("cpu", "cuda"):
+        if isinstance(given, TensorBase):
+            dtype, device = given.dtype, given.device
+        elif isinstance(given, str) and given.partition(":")[0] in ("cpu", "cuda"):
             device = given
         else:
             dtype = given

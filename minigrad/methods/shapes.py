@@ -1,14 +1,16 @@
 """L3: methods of Tensor that rearrange elements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minigrad.backend import array_module
+from minigrad.backend.cublas import pointer
 from minigrad.methods.base import Dim, numpy_names, sequence
 from minigrad.methods.indexing import Indexing
-from minigrad.ops import checks
+from minigrad.ops import checks, indexing
 from minigrad.ops import shape as shapes
 
 if TYPE_CHECKING:
@@ -19,6 +21,59 @@ class Shapes(Indexing):
     """Reshaping, permuting and splitting."""
 
     __slots__ = ()
+
+    def size(self, dim: int | None = None) -> Any:
+        """The shape, or the size of the axis `dim`."""
+        return self.shape if dim is None else self.shape[checks.one_axis(dim, self.ndim, "size")]
+
+    def dim(self) -> int:
+        """The number of axes, as `ndim`."""
+        return int(self.ndim)
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return int(self.data.size)
+
+    nelement = numel
+
+    def stride(self, dim: int | None = None) -> Any:
+        """For each axis, or for the axis `dim`, the distance in memory of adjacent elements, in elements."""
+        strides = tuple(step // self.data.itemsize for step in self.data.strides)
+        return strides if dim is None else strides[checks.one_axis(dim, self.ndim, "stride")]
+
+    def is_contiguous(self) -> bool:
+        """True if the elements are adjacent in memory, the last axis first (C order)."""
+        return bool(self.data.flags.c_contiguous)
+
+    def contiguous(self) -> "Tensor":
+        """Self if its memory is in C order, else a copy that is."""
+        return self if self.is_contiguous() else self.apply(shapes.Clone, self, contiguous=True)  # type: ignore[return-value]
+
+    def clone(self) -> "Tensor":
+        """A copy in new memory, recorded as an op: gradients of the copy reach self."""
+        return self.apply(shapes.Clone, self, contiguous=False)
+
+    def view(self, *shape: Any) -> "Tensor":
+        """`reshape` without a copy: the result shares memory with self.
+
+        Raises:
+            RuntimeError: the memory layout allows no such view; use `reshape`.
+        """
+        y = self.reshape(*shape)
+        if self.data.size and pointer(y.data) != pointer(self.data):
+            raise RuntimeError(
+                "view size is not compatible with input tensor's size and stride: the elements of shape "
+                f"{self.shape}, strides {self.stride()} are not in the order of {y.shape}; use reshape(), which copies"
+            )
+        return y
+
+    def view_as(self, other: "Tensor") -> "Tensor":
+        """`view(other.shape)`."""
+        return self.view(other.shape)
+
+    def reshape_as(self, other: "Tensor") -> "Tensor":
+        """`reshape(other.shape)`."""
+        return self.reshape(other.shape)
 
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements, in the same order, in another shape, `x.reshape(2, 3)` or `x.reshape((2, 3))`.
@@ -74,6 +129,60 @@ class Shapes(Indexing):
     def mT(self) -> "Tensor":  # noqa: N802 (PyTorch's name)
         """The last two axes exchanged, as a view."""
         return self.transpose(-2, -1)
+
+    def t(self) -> "Tensor":
+        """The transpose of a matrix, as a view; a tensor of fewer axes unchanged."""
+        if self.ndim > 2:
+            raise RuntimeError(f"t() expects a tensor with <= 2 dimensions, but self is {self.ndim}D")
+        return self.permute(*reversed(range(self.ndim)))
+
+    swapaxes = swapdims = transpose
+    moveaxis = movedim
+
+    def expand_as(self, other: "Tensor") -> "Tensor":
+        """`expand(other.shape)`."""
+        return self.expand(*other.shape)
+
+    def repeat(self, *sizes: Any) -> "Tensor":
+        """Copies side by side, `sizes[i]` along axis i: (N, C) by (2, 3) -> (2 N, 3 C). More sizes than axes: the first
+        are of new axes (NumPy: `tile`)."""
+        repeats = sequence(sizes)
+        if len(repeats) < self.ndim:
+            raise RuntimeError(
+                "Number of dimensions of repeat dims can not be smaller than number of dimensions of tensor: "
+                f"got {repeats} for shape {self.shape}"
+            )
+        shape = (1,) * (len(repeats) - self.ndim) + self.shape
+        tiles = self.reshape(*(n for size in shape for n in (1, size)))  # (N, C) -> (1, N, 1, C)
+        tiles = tiles.expand(*(n for pair in zip(repeats, shape, strict=True) for n in pair))  # -> (2, N, 3, C)
+        return tiles.reshape(*(count * size for count, size in zip(repeats, shape, strict=True)))  # -> (2 N, 3 C)
+
+    def narrow(self, dim: int, start: int, length: int) -> "Tensor":
+        """The slice of `length` elements along `dim` from `start`, as a view."""
+        dim = checks.one_axis(dim, self.ndim, "narrow")
+        if not 0 <= start <= start + length <= self.shape[dim]:
+            raise RuntimeError(
+                f"narrow: start {start} + length {length} exceeds the size {self.shape[dim]} of axis {dim}"
+            )
+        return self[(slice(None),) * dim + (slice(start, start + length),)]
+
+    def select(self, dim: int, index: int) -> "Tensor":
+        """The slice at `index` along `dim`, without this axis, as a view."""
+        return self[(slice(None),) * checks.one_axis(dim, self.ndim, "select") + (index,)]
+
+    def tril(self, diagonal: int = 0) -> "Tensor":
+        """The lower triangle of the last two axes: 0 above the `diagonal`, counted upwards from the main one."""
+        return self._triangle(lambda xp, shape: ~xp.tri(*shape, diagonal, dtype=bool), "tril")
+
+    def triu(self, diagonal: int = 0) -> "Tensor":
+        """The upper triangle of the last two axes: 0 below the `diagonal`, counted upwards from the main one."""
+        return self._triangle(lambda xp, shape: xp.tri(*shape, diagonal - 1, dtype=bool), "triu")
+
+    def _triangle(self, zeros: Callable[[Any, Any], Any], op: str) -> "Tensor":
+        if self.ndim < 2:
+            raise RuntimeError(f"{op}: input tensor must have at least 2 dimensions, got shape {self.shape}")
+        mask = zeros(array_module(self.data), self.shape[-2:])
+        return self.apply(indexing.MaskedFill, self, mask=mask, value=0)
 
     def expand(self, *sizes: Any) -> "Tensor":
         """Broadcast to `sizes`, as a view: only axes of size 1 and new leading axes are expanded; -1 keeps a size."""

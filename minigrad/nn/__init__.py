@@ -1,8 +1,9 @@
 """L5: Module, layers, losses and initialisers, with PyTorch's names."""
 
 import sys
+from typing import Any
 
-from minigrad import functional
+from minigrad import absent, functional
 from minigrad.nn import init, utils
 from minigrad.nn.activation import (
     ELU,
@@ -60,3 +61,8 @@ __all__ = [
 ]  # fmt: skip
 
 sys.modules["minigrad.nn.functional"] = functional  # `import minigrad.nn.functional as F`
+
+
+def __getattr__(name: str) -> Any:
+    """Explain the names of `torch.nn` that do not exist here."""
+    absent.refuse(sys.modules[__name__], "module 'minigrad.nn'", name)

@@ -4,8 +4,8 @@
 """
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 
 class GELU(Module):

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.backend import array_module
 from minigrad.backend.dtypes import is_floating
 from minigrad.nn import init
 from minigrad.nn.layers import Linear
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 
 class MultiheadAttention(Module):

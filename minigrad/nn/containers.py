@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, ClassVar, TypeVar
 
+from minigrad._tensor import Tensor
 from minigrad.nn.module import Module, Parameter
-from minigrad.tensor import Tensor
 
 List = TypeVar("List", bound="_List")
 

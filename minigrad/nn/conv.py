@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.functional import Pair
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 PADDING_MODES = "zeros", "reflect", "replicate", "circular"
 

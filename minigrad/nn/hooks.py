@@ -4,11 +4,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
 from minigrad.autograd.hooks import RemovableHandle
 from minigrad.backend import Array
-from minigrad.tensor import Tensor
 
 KINDS = PRE, FORWARD, BACKWARD = "_forward_pre_hooks", "_forward_hooks", "_backward_hooks"
 """The attributes of a module with its hooks, lists of `Hook`."""

@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, to_device
 from minigrad.backend.meta import MetaArray
 from minigrad.backend.random import default_generator
-from minigrad.tensor import Tensor
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:

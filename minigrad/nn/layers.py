@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.functional import Pair
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops import checks
 from minigrad.ops.dropout import Dropout as DropoutOp
-from minigrad.tensor import Tensor
 
 
 class Linear(Module):

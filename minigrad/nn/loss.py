@@ -6,9 +6,9 @@ Options are keyword arguments: PyTorch's deprecated size_average and reduce do n
 from typing import Any
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Reduction
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 
 class _Loss(Module):

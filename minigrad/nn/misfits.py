@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import Array
 from minigrad.backend.dtypes import cast, is_floating
-from minigrad.tensor import Tensor
 
 
 def misfits(

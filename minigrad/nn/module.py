@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.hooks import RemovableHandle
@@ -17,7 +18,6 @@ from minigrad.nn import hooks, init
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.nn.misfits import misfits
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 Self = TypeVar("Self", bound="Module")
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.nn.module import Buffer, Module, Parameter
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 
 class _Norm(Module):

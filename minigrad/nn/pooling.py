@@ -1,9 +1,9 @@
 """L5: pooling layers; the functions of the same names, in `minigrad.functional`, have the formulas."""
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.functional import Pair
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 
 class MaxPool2d(Module):

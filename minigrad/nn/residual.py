@@ -1,13 +1,14 @@
-"""L5: the residual connection of a block, with layer scale, stochastic depth, and the norm that follows."""
+"""L5: residual connections: with layer scale, stochastic depth and the norm that follows; after a norm, with the ReLU
+that follows."""
 
 from typing import TypeGuard, TypeVar
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.nn.hooks import has_hooks
 from minigrad.nn.layers import DropPath
 from minigrad.nn.module import Module
-from minigrad.nn.norm import LayerNorm
-from minigrad.tensor import Tensor
+from minigrad.nn.norm import GroupNorm, LayerNorm
 
 AnyModule = TypeVar("AnyModule", bound=Module)
 
@@ -42,6 +43,20 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
             return F.residual_layer_norm(x, branch, weight, bias, norm.eps, drop_path.p, drop_path.training)
     x = residual_add(x, branch, drop_path)
     return x, norm(x)
+
+
+def norm_relu(x: Tensor, norm: Module, shortcut: Tensor | None = None) -> Tensor:
+    """relu(norm(x)), or relu(norm(x) + shortcut)
+
+    For an `nn.GroupNorm`, the op `GroupNormReLU` computes the line in one pass over memory on a GPU, with the same
+    float32 values. Other modules, and modules with a hook, run separately.
+
+    Shapes: x, shortcut (N, C, ...).
+    """
+    if _is_plain(norm, GroupNorm):
+        return F.group_norm_relu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, shortcut)
+    y = norm(x)
+    return F.relu(y if shortcut is None else y + shortcut)
 
 
 def _is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from minigrad import functional as F
+from minigrad._tensor import Tensor
 from minigrad.nn.attention import MultiheadAttention
 from minigrad.nn.containers import ModuleList
 from minigrad.nn.layers import Dropout, Linear
 from minigrad.nn.module import Module
 from minigrad.nn.norm import LayerNorm
-from minigrad.tensor import Tensor
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from math import inf
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, array_module, fast_paths
 from minigrad.functional import cat
 from minigrad.ops import checks
 from minigrad.ops.updates import clip_by_global_norm, global_norm, scale_to_norm
-from minigrad.tensor import Tensor
 
 
 def clip_grad_norm_(

@@ -56,8 +56,13 @@ class Conv2d(Function):
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
         grad_x, grad_y = None, grad_output.transpose(0, 2, 3, 1)  # (N, O, OH, OW) -> (N, OH, OW, O)
         if self.needs_input_grad[0]:  # (N, H, W, C) -> (N, C, H, W)
-            grad_x = self.method.grad_x(grad_y, self.weight, self.x.shape).transpose(0, 3, 1, 2)
+            grad_x = self.grad_x(grad_y).transpose(0, 3, 1, 2)
         return grad_x, *self.grad_parameters(grad_y)
+
+    def grad_x(self, grad_y: Array) -> Array:
+        """∂x (N, H, W, C), from ∂y (N, OH, OW, O)."""
+        grad_x: Array = self.method.grad_x(grad_y, self.weight, self.x.shape)
+        return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         """∂weight and ∂bias, None if not wanted, from ∂y (N, OH, OW, O)."""
@@ -309,6 +314,15 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
     return Windows((kernel[0], kernel[1]), stride, dilation, before, after, out)
 
 
+def sides_of_padding(padding: Any) -> tuple[Pair, Pair]:
+    """(above, below) and (left, right), from an integer, a pair (height, width), or these two pairs."""
+    if isinstance(padding, Sequence) and len(padding) == 2 and all(isinstance(side, Sequence) for side in padding):
+        above_below, left_right = (checks.pair(side, "padding", "conv2d", minimum=0) for side in padding)
+        return above_below, left_right
+    height, width = checks.pair(padding, "padding", "conv2d", minimum=0)
+    return (height, height), (width, width)
+
+
 def _padding(padding: Any, stride: Pair, extent: Pair) -> tuple[Pair, Pair]:
     """The padding (above, left) and (below, right), for windows that span `extent` pixels.
 
@@ -319,8 +333,8 @@ def _padding(padding: Any, stride: Pair, extent: Pair) -> tuple[Pair, Pair]:
     if padding != "same":
         if isinstance(padding, str):
             raise ValueError(f"conv2d: padding must be a size, 'valid' or 'same', got {padding!r}")
-        both = checks.pair(padding, "padding", "conv2d", minimum=0)
-        return both, both
+        (above, below), (left, right) = sides_of_padding(padding)
+        return (above, left), (below, right)
     if stride != (1, 1):
         raise ValueError(f"conv2d: padding='same' needs stride 1, for an output as large as the input; got {stride}")
     above, left = (extent[0] - 1) // 2, (extent[1] - 1) // 2

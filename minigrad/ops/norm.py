@@ -1,4 +1,4 @@
-"""L2: normalisation: four ops with one formula, which differ in the sets of values that share a mean and a variance.
+"""L2: normalisation: ops with one formula, which differ in the sets of values that share a mean and a variance.
 
     x̂ = (x - μ) · r,   r = 1 / √(σ² + eps),   μ and σ² (divided by n, not n - 1) over each set
 
@@ -9,7 +9,7 @@ mean and mean square: the constant component, and the component along x̂.
 
     op                 one set                             x reshaped, and the axis of ⟨·⟩
     LayerNorm          one token's channels                (·, C)       last
-    GroupNorm          one image's group of channels       (N, G, ·)    last
+    GroupNorm          one image's group of channels       (N, G, ·)    last          (GroupNormReLU, too)
     BatchNorm          one channel, over all images        (N, C, ·)    first and last
     StandardizeWeight  the weights of one output channel   (O, ·)       last
 """
@@ -22,6 +22,7 @@ from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, array_module
 from minigrad.backend.sums import deviations, mean_over, sum_over
 from minigrad.ops import checks
+from minigrad.ops.activation import ReLU
 
 _running_lock = Lock()
 
@@ -101,6 +102,38 @@ class GroupNorm(Function):
             grad_x_hat = _scaled(grad_output, self.weight, None).reshape(self.x_hat.shape)
             grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, -1).reshape(grad_output.shape)
         return grad_x, *_channel_grads(self, grad_output, self.x_hat.reshape(grad_output.shape))
+
+
+class GroupNormReLU(Function):
+    """y = max(z, 0),  z = GroupNorm(x) + shortcut: the end of a convolution of a ResNet, with a shortcut of a block.
+
+        ∂shortcut = ∂z = ∂y, and 0 where y ≤ 0;   ∂x, ∂weight and ∂bias from ∂z as in `GroupNorm`
+
+    One op, because elementwise operations are memory-bound on a GPU: fused, z is neither written nor read.
+
+    Shapes: x, z, y (N, C, ...); shortcut as x, or None; weight, bias (C,) or None.  Saves what GroupNorm saves, and y.
+    """
+
+    def forward(
+        self, x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, *, num_groups: int, eps: float
+    ) -> Array:
+        *for_norm, _ = self.needs_input_grad or (False,) * 4
+        self.norm, z = run(GroupNorm, for_norm, x, weight, bias, num_groups=num_groups, eps=eps)
+        if shortcut is not None:
+            if shortcut.shape != x.shape:
+                raise ValueError(
+                    f"group_norm_relu: shortcut must have the shape of the input, {x.shape}, got {shortcut.shape}"
+                )
+            z = z + shortcut
+        self.relu, y = run(ReLU, (any(self.needs_input_grad),), z)
+        self.saved = weight, y  # by the inner ops; named here, so that backward detects writes to them in place
+        return y
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        *for_norm, want_shortcut = self.needs_input_grad
+        grad_z = self.relu.backward(grad_output)
+        grads = self.norm.backward(grad_z) if any(for_norm) else (None, None, None)
+        return *grads, grad_z if want_shortcut else None
 
 
 class BatchNorm(Function):

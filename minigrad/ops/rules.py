@@ -51,11 +51,11 @@ from minigrad.ops.loss import (
     SmoothL1Loss,
 )  # fmt: skip
 from minigrad.ops.matmul import Linear, MatMul
-from minigrad.ops.norm import BatchNorm, GroupNorm, LayerNorm
+from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean, Norm, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.rounding import FloorDivide, Remainder, TruncDivide
-from minigrad.ops.shape import Cat, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
+from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
 ALL = 1_000_000  # more than the number of inputs of any op
@@ -82,7 +82,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     2: [MatMul, Residual, ResidualLayerNorm],  # both factors; x and the branch, not the parameters
     1: [WindowAttention],  # qkv, not the relative position bias
     # Norms: the input keeps its dtype; statistics and parameters are float32.
-    0: [LayerNorm, GroupNorm, BatchNorm],
+    0: [LayerNorm, GroupNorm, GroupNormReLU, BatchNorm],
     # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Expm1, Log, Log1p, Rsqrt, Softmax, LogSoftmax, Softplus,
@@ -94,7 +94,8 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
 # Ops that compute on 16-bit arrays: matrix products, whose sums are in float32; ops that change no value; and sums and
 # differences, which are rounded once, as if computed in float32.
 HALF = [
-    MatMul, Linear, Cast, GetItem, Gather, Embedding, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad, Add, Sub,
+    MatMul, Linear, Cast, Clone, GetItem, Gather, Embedding, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad,
+    Add, Sub,
 ]  # fmt: skip
 
 

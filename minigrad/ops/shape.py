@@ -30,6 +30,16 @@ class Reshape(Function):
         return grad_output.reshape(self.shape)
 
 
+class Clone(Function):
+    """y = x in new memory, C-contiguous or in the memory order of x;  ∂x = ∂y."""
+
+    def forward(self, x: Array, *, contiguous: bool) -> Array:
+        return x.copy(order="C" if contiguous else "K")
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output
+
+
 class Permute(Function):
     """Axis i of y is axis `axes[i]` of x; backward applies the inverse permutation.  Saves the permutation."""
 

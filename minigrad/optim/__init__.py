@@ -1,5 +1,9 @@
 """L5: optimizers, learning-rate schedules, gradient clipping, loss scaling, and the moving average of a model."""
 
+import sys
+from typing import Any
+
+from minigrad import absent
 from minigrad.nn.utils import clip_grad_norm_
 from minigrad.ops.updates import orthogonalize
 from minigrad.optim import lr_scheduler
@@ -30,3 +34,8 @@ __all__ = [
     "orthogonalize",
     "scale_all",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Explain the names of `torch.optim` that do not exist here."""
+    absent.refuse(sys.modules[__name__], "module 'minigrad.optim'", name)

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import Array, array_module, device_of, fast_paths, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
 from minigrad.nn import Module
 from minigrad.nn.misfits import can_hold
 from minigrad.ops import checks
 from minigrad.ops.updates import average_all
-from minigrad.tensor import Tensor
 
 
 class EMA:

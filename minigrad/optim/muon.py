@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.backend import Array, array_module
 from minigrad.backend.capture import is_capturing
 from minigrad.ops.updates import Update, muon
 from minigrad.optim.adamw import AdamW
 from minigrad.optim.optimizer import Optimizer
-from minigrad.tensor import Tensor
 
 
 class Muon(AdamW):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import enable_grad
 from minigrad.backend import Array, to_device
@@ -14,7 +15,6 @@ from minigrad.ops import checks
 from minigrad.ops.updates import Update
 from minigrad.optim.pytorch_state import ABSENT, WITHOUT_EFFECT, from_pytorch, to_pytorch
 from minigrad.optim.state import State, read_state
-from minigrad.tensor import Tensor
 
 
 class Optimizer:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import plain
-from minigrad.tensor import Tensor
 
 WITHOUT_EFFECT = {"foreach", "fused", "capturable", "decoupled_weight_decay"}
 """Options of PyTorch's groups that choose an implementation."""

@@ -5,13 +5,13 @@ from math import isfinite
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, fast_paths
 from minigrad.backend.dtypes import is_half
 from minigrad.ops import checks
 from minigrad.ops.updates import unscale
 from minigrad.optim.optimizer import Optimizer
-from minigrad.tensor import Tensor
 
 SMALLEST = 2.0**-14  # float16's smallest normal number: S is the first gradient of backward, and exact above SMALLEST
 

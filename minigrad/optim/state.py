@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend import Array, array_module, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating, is_half
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 Rates = dict[str, float]  # of a group: lr, and with a schedule initial_lr
 State = dict[str, Any]  # of a parameter: counts and arrays by name

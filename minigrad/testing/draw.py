@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from json import dumps
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.autograd.node import Leaf, Node, Output
-from minigrad.tensor import Tensor
 from minigrad.testing.gradcheck import graph
 
 

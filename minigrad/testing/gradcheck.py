@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.autograd.function import Partial
 from minigrad.autograd.grad_mode import no_grad
 from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.backend import Array, array_module, device_of, to_device
-from minigrad.tensor import Tensor
 
 __tracebackhide__ = True  # pytest: a failing check shows the lines of the test, not those of this file
 

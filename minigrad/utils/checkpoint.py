@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from minigrad._tensor import Tensor
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.nn.module import Module
-from minigrad.tensor import Tensor
 
 
 class _Call(Module):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._tensor import Tensor
 from minigrad.backend.random import Generator, default_generator
 from minigrad.functional import stack
 from minigrad.ops import checks
-from minigrad.tensor import Tensor
 
 
 class Dataset:

@@ -160,6 +160,16 @@ def test_writes_to_arrays_that_are_not_saved_are_allowed():
     assert w.grad.tolist() == [4, 7]
 
 
+def test_overwritten_arrays_of_an_inner_op_are_detected():
+    """The op runs LayerNorm inside, which saves the weight."""
+    x, weight = leaf(1.0, 2.0, 4.0).reshape(1, 3), leaf(1.0, 2.0, 3.0)
+    _, y = F.residual_layer_norm(x, x, weight, weight)
+    with no_grad():
+        weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_writes_to_the_base_of_a_saved_view_are_detected():
     model = nn.Conv2d(1, 2, 3)
     x = minigrad.zeros(1, 1, 5, 5)

@@ -7,7 +7,7 @@ import pytest
 
 import minigrad
 from minigrad.backend import fast_paths
-from minigrad.backend.fast_paths import FAST_PATHS, fast_path, fast_path_of, fast_paths_of
+from minigrad.backend.fast_paths import FAST_PATHS, fast_path, fast_path_of, fast_paths_of, with_fast_paths
 
 
 def double(x):
@@ -27,6 +27,23 @@ def registered():
 def test_first_supporting_fast_path_is_chosen(registered, pytestconfig):
     found = [fast_path(double, x) for x in (11, 11.5, 1.5)]
     assert found == ([None] * 3 if pytestconfig.getoption("--without-fast-paths") else [*registered, None])
+
+
+def test_decorated_method_runs_its_fast_path(pytestconfig):
+    class Counter:
+        @with_fast_paths
+        def next(self, x):
+            return x + 1
+
+    fast_path_of(Counter.next, supports=lambda self, x: x > 10)(lambda self, x: -x)
+    try:
+        fast = not pytestconfig.getoption("--without-fast-paths")
+        assert [Counter().next(x) for x in (1, 11)] == [2, -11 if fast else 12]
+        with minigrad.without_fast_paths():
+            assert Counter().next(11) == 12
+    finally:
+        fast_paths._registered.pop(Counter.next)
+        FAST_PATHS.pop(Counter.next, None)
 
 
 def test_blocks_without_fast_paths_may_be_nested(registered):

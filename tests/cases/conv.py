@@ -25,11 +25,13 @@ def conv2d_calls(draw):
     stride, dilation = (draw(SIDES), draw(SIDES)), (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
     padding = (draw(st.integers(0, 2)), draw(st.integers(0, 2)))
     options = {"padding": draw(int_or_pair(padding)), "groups": groups}
-    kind = draw(st.sampled_from([None, None, "same", "valid", "patches"]))
+    kind = draw(st.sampled_from([None, None, "sides", "same", "valid", "patches"]))
     if kind == "same":
         options["padding"], stride = kind, (1, 1)
     elif kind == "valid":
         options["padding"], padding = kind, (0, 0)
+    elif kind == "sides":
+        options["padding"] = tuple((draw(st.integers(before, 3)), draw(st.integers(before, 3))) for before in padding)
     elif kind == "patches":
         options["padding"], padding, stride, dilation = 0, (0, 0), kernel, (1, 1)
     options |= {"stride": draw(int_or_pair(stride)), "dilation": draw(int_or_pair(dilation))}
@@ -41,6 +43,14 @@ def conv2d_calls(draw):
     return Call((draw(arrays((*batch, *image))), draw(arrays((outputs, channels_per_group, *kernel))), bias), options)
 
 
+def sides_of(padding):
+    """(above, below) and (left, right)."""
+    if np.ndim(padding) == 2:
+        return padding
+    height, width = np.broadcast_to(padding, 2)
+    return (height, height), (width, width)
+
+
 def conv2d(x, weight, bias, stride, padding, dilation, groups):
     if x.ndim == 3:
         return conv2d(x[None], weight, bias, stride, padding, dilation, groups)[0]
@@ -50,8 +60,8 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
         top, left = (KH - 1) * DH // 2, (KW - 1) * DW // 2
         OH, OW = H, W
     else:
-        top, left = np.broadcast_to(0 if padding == "valid" else padding, 2)
-        OH, OW = (H + 2 * top - (KH - 1) * DH - 1) // SH + 1, (W + 2 * left - (KW - 1) * DW - 1) // SW + 1
+        (top, below), (left, right) = sides_of(0 if padding == "valid" else padding)
+        OH, OW = (H + top + below - (KH - 1) * DH - 1) // SH + 1, (W + left + right - (KW - 1) * DW - 1) // SW + 1
     y = np.zeros((N, O, OH, OW))
     for n, o, i, j in np.ndindex(y.shape):
         if bias is not None:
@@ -65,8 +75,8 @@ def conv2d(x, weight, bias, stride, padding, dilation, groups):
 
 @st.composite
 def conv1d_calls(draw):
-    """The calls of conv2d along W alone."""
-    call = draw(conv2d_calls())
+    """The calls of conv2d along W alone, with equal padding on both sides."""
+    call = draw(conv2d_calls().filter(lambda call: np.ndim(call.options["padding"]) < 2))
     x, weight, bias = call.inputs
     options = {
         name: value if name == "groups" or isinstance(value, str) else int(np.broadcast_to(value, 2)[1])
@@ -120,6 +130,13 @@ def conv_transpose2d(x, weight, bias, stride, dilation, padding, output_padding,
     return y
 
 
+def conv2d_in_torch(torch, x, weight, bias, padding, **options):
+    if np.ndim(padding) == 2:
+        (above, below), (left, right) = padding
+        x, padding = torch.nn.functional.pad(x, (left, right, above, below)), 0
+    return torch.nn.functional.conv2d(x, weight, bias, padding=padding, **options)
+
+
 CASES = [
     Case("conv1d", F.conv1d, conv1d_calls(), conv1d, torch_functional("conv1d")),
     Case(
@@ -129,5 +146,5 @@ CASES = [
         conv_transpose2d,
         torch_functional("conv_transpose2d"),
     ),
-    Case("conv2d", F.conv2d, conv2d_calls(), conv2d, torch_functional("conv2d")),
+    Case("conv2d", F.conv2d, conv2d_calls(), conv2d, conv2d_in_torch),
 ]

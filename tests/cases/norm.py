@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 import minigrad.functional as F
@@ -55,6 +56,19 @@ def group_norm_calls(draw):
 
 
 @st.composite
+def group_norm_relu_calls(draw):
+    """No z is near 0, where ReLU has no derivative."""
+    call = draw(group_norm_calls())
+    shortcut = draw(st.none() | arrays(call.inputs[0].shape))
+    z = group_norm(*call.inputs, **call.options)
+    if shortcut is not None:
+        shortcut = shortcut + np.where(abs(z + shortcut) < 0.01, 0.1, 0)
+        z = z + shortcut
+    assume((abs(z) > 0.001).all())
+    return Call((*call.inputs, shortcut), call.options)
+
+
+@st.composite
 def batch_norm_calls(draw, training):
     C, spatial_shape = draw(st.integers(1, 2)), draw(shapes(max_dims=2, min_side=1, max_side=3))
     N = draw(st.integers(2, 4) if training else st.integers(0, 2))
@@ -103,6 +117,11 @@ def group_norm(x, weight, bias, num_groups, eps=1e-5):
     return affine_per_channel(y, weight, bias)
 
 
+def group_norm_relu(x, weight, bias, shortcut, num_groups, eps=1e-5):
+    z = group_norm(x, weight, bias, num_groups, eps)
+    return np.maximum(z if shortcut is None else z + shortcut, 0)
+
+
 def batch_norm(x, running_mean, running_var, weight, bias, training=False, eps=1e-5):
     y = np.empty(x.shape)
     for c in range(x.shape[1]):
@@ -134,6 +153,11 @@ def group_norm_in_torch(torch, x, weight, bias, num_groups, **eps):
     return torch.nn.functional.group_norm(x, num_groups, weight, bias, **eps)
 
 
+def group_norm_relu_in_torch(torch, x, weight, bias, shortcut, **options):
+    z = group_norm_in_torch(torch, x, weight, bias, **options)
+    return torch.relu(z if shortcut is None else z + shortcut)
+
+
 def standardize_weight_in_torch(torch, weight, eps=1e-8):
     axes = tuple(range(1, weight.ndim))
     return (weight - weight.mean(axes, True)) / torch.sqrt(weight.var(axes, correction=0, keepdim=True) + eps)
@@ -155,6 +179,16 @@ CASES = [
         calls=group_norm_calls(),
         oracle=group_norm,
         torch=group_norm_in_torch,
+    ),
+    Case(
+        name="group_norm_relu",
+        run=lambda x, weight, bias, shortcut, num_groups, **eps: F.group_norm_relu(
+            x, num_groups, weight, bias, shortcut=shortcut, **eps
+        ),
+        calls=group_norm_relu_calls(),
+        oracle=group_norm_relu,
+        torch=group_norm_relu_in_torch,
+        ops=3,
     ),
     Case(
         name="batch_norm_training",

@@ -150,6 +150,27 @@ def flip_calls(draw):
 
 
 @st.composite
+def repeat_calls(draw):
+    x = draw(arrays(SMALL))
+    count = max(x.ndim, 1) + draw(st.integers(0, 2))
+    return Call((x,), {"sizes": tuple(draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)))})
+
+
+@st.composite
+def triangle_calls(draw):
+    x = draw(arrays(shapes(min_dims=2, max_dims=4, max_side=4)))
+    return Call((x,), {"diagonal": draw(st.integers(-5, 5))})
+
+
+def naive_triangle(x, keep):
+    y = np.zeros(x.shape, x.dtype)
+    for row, column in np.ndindex(x.shape[-2:]):
+        if keep(row, column):
+            y[..., row, column] = x[..., row, column]
+    return y
+
+
+@st.composite
 def constant_pad_calls(draw):
     x = draw(arrays(SMALL))
     widths = []
@@ -375,6 +396,42 @@ CASES = [
         calls=flip_calls(),
         oracle=naive_flip,
         torch=lambda torch, x, dims: x.flip(*dims),
+    ),
+    Case(
+        name="clone",
+        run=Tensor.clone,
+        calls=arrays(SMALL).map(lambda x: Call((x,))),
+        oracle=lambda x: x,
+        torch=lambda torch, x: x.clone(),
+    ),
+    Case(
+        name="contiguous",
+        run=lambda x: Tensor.contiguous(x * 1),
+        calls=arrays(SMALL).map(lambda x: Call((x,))),
+        oracle=lambda x: x,
+        torch=lambda torch, x: x.contiguous(),
+        ops=2,
+    ),
+    Case(
+        name="repeat",
+        run=lambda x, sizes: x.repeat(*sizes),
+        calls=repeat_calls(),
+        oracle=lambda x, sizes: np.tile(x, sizes),
+        torch=lambda torch, x, sizes: x.repeat(*sizes),
+    ),
+    Case(
+        name="tril",
+        run=Tensor.tril,
+        calls=triangle_calls(),
+        oracle=lambda x, diagonal: naive_triangle(x, lambda row, column: column - row <= diagonal),
+        torch=lambda torch, x, diagonal: x.tril(diagonal),
+    ),
+    Case(
+        name="triu",
+        run=Tensor.triu,
+        calls=triangle_calls(),
+        oracle=lambda x, diagonal: naive_triangle(x, lambda row, column: column - row >= diagonal),
+        torch=lambda torch, x, diagonal: x.triu(diagonal),
     ),
     Case(
         name="pad",

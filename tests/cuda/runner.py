@@ -32,6 +32,7 @@ from minigrad.backend.cublas import pointer
 from minigrad.backend.fast_paths import FAST_PATHS
 from minigrad.kernels.cuda.launch import FOLDER, Dim3, Kernel, Launch, Recorder, use_device
 
+FOLDERS = (FOLDER, FOLDER.parents[2] / "train" / "data" / "cuda")  # of CUDA sources
 ORDERS = ("round robin", "first warp ahead", "last warp ahead", "shuffled")
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
 CACHE = Path(tempfile.gettempdir()) / f"minigrad-cuda-on-cpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
@@ -121,7 +122,7 @@ def _checked(kernel: Kernel, parameters: Sequence[str], args: Sequence[Any]) -> 
                 f"{kernel.name}: parameter {i} is {parameter!r} (dtype kind and bytes; * is a pointer), "
                 f"got {type(arg).__name__} {kind!r}"
             )
-        if not (arg is None or scalar or constant or arg.flags.writeable):
+        if not (arg is None or scalar or constant or getattr(arg.flags, "writeable", True)):
             raise TypeError(f"{kernel.name}: parameter {i} is not a pointer to const, got a read-only array")
         values.append(np.array(arg) if scalar else np.array(0 if arg is None else pointer(arg), np.uint64))
     return values
@@ -265,7 +266,7 @@ def emulated(order: str = ORDERS[0], *, barrier: str | None = None, guard: str |
 
     before = dict(FAST_PATHS)
     for op, paths in before.items():
-        FAST_PATHS[op] = tuple(sorted(paths, key=lambda path: not path.__module__.startswith("minigrad.kernels.cuda.")))
+        FAST_PATHS[op] = tuple(sorted(paths, key=lambda path: ".cuda." not in path.__module__))
     try:
         with use_device(device), patch.object(np, "empty", empty), patch.object(np, "empty_like", empty_like):
             yield device

@@ -13,7 +13,7 @@ from minigrad.kernels.cuda import activation
 from minigrad.kernels.cuda.launch import FOLDER, Kernel
 from minigrad.ops.activation import GELU, ReLU
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, packs, random_array, run_op, unaligned
+from tests.cuda.comparison import BFLOAT16, HALF_PRECISION, guarded_copy, packs, random_array, run_op, unaligned
 from tests.cuda.runner import ORDERS, barriers, emulated, guarded, kernels, needs_compiler
 
 pytestmark = needs_compiler
@@ -97,6 +97,25 @@ def test_gelu_of_large_and_non_finite_values():
         x = np.array([0, np.nan, 3e38, -3e38], np.float32)
         _, slope = run_op(F.gelu, x, grad_y=np.ones(4, np.float32)).results
         np.testing.assert_array_equal(slope, [0.5, np.nan, 1, 0])
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION, ids=str)
+def test_gelu_of_every_16_bit_value(dtype):
+    """The error is that of one cast, also for negative x, where Φ(x) is much smaller than 1."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):  # signaling NaNs
+        x = x[np.isfinite(x)]
+    with emulated():
+        y, slope = (a.astype(np.float64) for a in run_op(F.gelu, x, grad_y=np.ones_like(x)).results)
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float64)
+        cdf = np.array([0.5 * math.erfc(-v / 2**0.5) for v in x])
+        density = np.exp(-0.5 * x * x) / (2 * np.pi) ** 0.5
+    # float32 values below 2⁻¹²⁶ are flushed to 0: Φ(x) of x < -12.9, so that y = x Φ(x) may be 0 instead of x · 2⁻¹²⁶
+    flushed = 2.0**-126 * np.clip(abs(x), 1, 16)
+    u, tiny = 1.02 * comparison.UNIT_ROUNDOFF[dtype], flushed if dtype == BFLOAT16 else 2.0**-24
+    assert (abs(y - x * cdf) <= u * abs(x * cdf) + tiny).all()
+    assert (abs(slope - (cdf + x * density)) <= u * abs(cdf + x * density) + 3e-7).all()
 
 
 def test_relu_keeps_nan_and_masks_non_finite_gradients():

@@ -1,5 +1,6 @@
 """Attention on tensor cores, run on the CPU: each element differs from float64 by at most its error bound."""
 
+from contextlib import contextmanager
 from itertools import product
 from unittest.mock import patch
 
@@ -174,14 +175,72 @@ def test_thread_order_changes_no_bit():
         comparison.assert_thread_order_changes_no_bit(run)
 
 
+@contextmanager
+def constants(**options):
+    """Other constants of attention_mma, without the blocks that were computed with the present ones."""
+    cached = attention_mma.forward_block, attention_mma.backward_block
+    with patch.multiple(attention_mma, **options):
+        for block in cached:
+            block.cache_clear()
+        yield
+    for block in cached:
+        block.cache_clear()
+
+
+@pytest.mark.parametrize(("M", "entries"), [(4, 4), (5, 2), (2, 4), (7, 1)])
+def test_small_windows_share_a_block(M, entries):
+    packed, bias = normal(0, 3, 4 * M, 4 * M, 96, dtype=BFLOAT16), normal(1, 2, M * M, M * M)
+    run = lambda: windows(packed, bias, num_heads=2, window_size=M, shift=1)  # noqa: E731
+    with patch.object(attention_mma, "BLOCKS", 4), recorded() as launches:
+        found = run()
+    assert [launch.block[2] for launch in launches[:2]] == [entries, entries]
+    with constants(BLOCKS=4, MIN_WARPS=1), emulated():
+        *alone, grad_bias = run()
+    assert comparison.same_bits(found[:2], alone)
+    np.testing.assert_allclose(found[2], grad_bias, atol=1e-4)  # another order of sums
+
+
+def test_nan_stays_in_its_window():
+    """The rows that pad a window of 9 tokens to 16 are zeros, not tokens of another window."""
+    packed, grad_y = normal(0, 1, 3, 9, 96, dtype=BFLOAT16), normal(1, 1, 3, 9, 32, dtype=BFLOAT16)
+    run = lambda: windows(packed, None, grad_y, num_heads=2, window_size=3)[:2]  # noqa: E731
+    with emulated():
+        expected = run()
+        packed[0, 0, 0] = np.nan
+        found = run()
+    assert all(np.isnan(as_float64(x[:, :, :3])).any() for x in found)
+    assert comparison.same_bits([x[:, :, 3:] for x in found], [x[:, :, 3:] for x in expected])
+
+
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+@pytest.mark.parametrize(
+    ("options", "tiles", "chunk", "warps"),
+    [
+        ({"most_shared": lambda _: 68 << 10}, 1, 48, 6),  # two chunks, and a warp for each product of a chunk
+        ({"most_shared": lambda _: 56 << 10}, 1, 16, 5),
+        ({"MAX_WARPS": 2, "MORE_WARPS": 2}, 3, 80, 2),
+        ({"MAX_WARPS": 2, "MORE_WARPS": 2, "most_shared": lambda _: 56 << 10}, 3, 16, 2),
+    ],
+)
+def test_chunks_of_keys_and_warps_change_no_bit(options, tiles, chunk, warps, dtype):
+    arrays, bias = qkv((2,), 69, 67, 32, 32, dtype), normal(3, 2, 69, 67)
+    with recorded() as launches:
+        expected = attention(*arrays, bias).results
+    with constants(**options), recorded("shuffled") as others:
+        found = attention(*arrays, bias).results
+    sizes = [(dict(i.kernel.constants)["TILES"], i.args[36], i.block[1]) for i in (launches[1], others[1])]
+    assert sizes == [(1, 80, 5), (tiles, chunk, warps)]
+    assert comparison.same_bits(found, expected)
+
+
 BARRIERS = [b for b in barriers("attention_mma.cu") if b.startswith("attention_mma")]
 
 
 @pytest.mark.parametrize("barrier", sampled(BARRIERS))
 def test_every_barrier_is_needed(barrier):
-    """A block has several windows and several warps, some of which have two iterations."""
+    """A block has several windows, chunks of keys and warps, some of which have two iterations."""
     packed, bias = normal(0, 1, 24, 12, 48, dtype=BFLOAT16), normal(1, 1, 144, 144)
-    with patch.object(attention_mma, "BLOCKS", 1), patch.object(attention_mma, "MAX_WARPS", 5):
+    with constants(BLOCKS=1, MAX_WARPS=5, MORE_WARPS=5, most_shared=lambda _: 140 << 10):
         run = lambda: windows(packed, bias, num_heads=1, window_size=12, shift=5)  # noqa: E731
         assert comparison.barrier_is_needed(barrier, run)
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import minigrad
 from minigrad import Tensor
 from minigrad import functional as F
+from minigrad.autograd import tape
 from minigrad.backend.cublas import pointer
 from minigrad.backend.dtypes import is_half
 from minigrad.kernels.cuda import conv
@@ -82,27 +83,41 @@ def assert_matches_reference(
     return launches
 
 
-@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], FLOAT32)
-@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 1, "after", ORDERS[0], BFLOAT16)
-@example(3, 3, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 1, "after", ORDERS[1], FLOAT16)
+@example(3, 65, (7, 15), (7, 7), (3, 3), True, *LAYOUTS[:2], 2, 1, "after", ORDERS[0], FLOAT32)
+@example(3, 40, (6, 17), (7, 7), (1, 7), True, *LAYOUTS[:2], 8, 1, "after", ORDERS[0], BFLOAT16)
+@example(3, 3, (2, 3), (2, 3), (4, 0), True, *LAYOUTS[2:], 8, 1, "after", ORDERS[1], FLOAT16)
 @given(
-    st.integers(1, 3), st.sampled_from([3, 40]), st.tuples(st.integers(1, 6), st.integers(1, 17)),
-    st.sampled_from([(7, 7), (2, 3)]), st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(),
-    st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS), st.sampled_from([1, 512]),
+    st.integers(1, 3), st.sampled_from([3, 40, 64, 65]),
+    st.tuples(st.integers(1, 9), st.sampled_from([1, 2, 7, 9, 17])), st.sampled_from([(7, 7), (2, 3), (9, 8)]),
+    st.tuples(st.integers(0, 4), st.integers(0, 7)), st.booleans(), st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS),
+    st.sampled_from([2, 8]), st.sampled_from([1, 512]),
     st.sampled_from(["after", "before"]), st.sampled_from(ORDERS), st.sampled_from(DTYPES),
 )  # fmt: skip
 def test_depthwise_matches_reference(
-    N, C, size, kernel, padding, bias, layout, grad_layout, blocks, guard, order, dtype
+    N, C, size, kernel, padding, bias, layout, grad_layout, images, blocks, guard, order, dtype
 ):
-    """Tiles cross the edge, channels do not fill a warp, padding exceeds the kernel, or blocks loop over tiles."""
+    """Tiles overlap, channels or images do not fill a block, padding exceeds the kernel, or blocks loop over tiles."""
     H, W = map(max, size, (k - 2 * p for k, p in zip(kernel, padding, strict=True)))
     x, weight = random_images(0, N, C, H, W, layout=layout, dtype=dtype), normal(1, C, 1, *kernel, dtype=dtype)
-    with patch.object(conv, "BLOCKS", blocks):
+    with patch.object(conv, "MAX_IMAGES", images), patch.object(conv, "BLOCKS", blocks):
         bias = normal(2, C, dtype=dtype) if bias else None
         launches = assert_matches_reference(
             x, weight, bias, (1, 1, 1), order, guard, grad_layout, padding=padding, groups=C
         )
     assert kernel_names(launches) == ["depthwise_correlate", "depthwise_correlate", "depthwise_grad_weight", "sum_rows"]
+
+
+@pytest.mark.parametrize(("left", "right"), [(0, 3), (3, 0)])
+def test_depthwise_padding_on_one_side(left, right):
+    x, weight = normal(0, 2, 5, 6, 3), normal(1, 3, 1, 2, 3)
+    windows = Windows((2, 3), (1, 1), (1, 1), (0, left), (0, right), (4, 7))
+    with emulated():
+        y = conv.Depthwise(windows).correlate(comparison.guarded_copy(x), weight[:, 0], None)
+        grad_x = conv.Depthwise(windows).grad_x(comparison.guarded_copy(y), weight[:, 0], x.shape)
+    padded = np.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
+    expected = sum(weight[:, 0, k, l] * padded[:, k : k + 4, l : l + 7] for k in range(2) for l in range(3))  # noqa: E741
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose((grad_x * x).sum(), (y * y).sum(), rtol=1e-5)  # ∂x is the adjoint of y
 
 
 @example(3, 132, 5, 7, 9, FORMS[0], (1, 1), True, *LAYOUTS[:2], 2, "after", ORDERS[0], FLOAT32)
@@ -189,7 +204,7 @@ def test_mixed_dtypes_compute_in_float32(groups):
 
 
 CASES = {
-    "depthwise": (normal(0, 2, 40, 9, 9, layout="channels-last"), normal(1, 40, 1, 7, 7), {"padding": 3, "groups": 40}),
+    "depthwise": (normal(0, 2, 65, 9, 9, layout="channels-last"), normal(1, 65, 1, 7, 7), {"padding": 3, "groups": 65}),
     "columns": (normal(0, 2, 8, 7, 9, layout="channels-last"), normal(1, 5, 8, 3, 3), {"stride": 2, "padding": 1}),
     "columns, one channel at a time": (normal(0, 2, 3, 7, 9), normal(1, 5, 3, 3, 3), {"stride": 2, "padding": 1}),
     "pointwise": (normal(0, 2, 3, 4, 5), normal(1, 6, 3, 1, 1), {}),
@@ -239,6 +254,29 @@ def test_unneeded_gradients_are_not_computed(case, wanted):
             "depthwise": (["depthwise_correlate"], ["depthwise_correlate"], ["depthwise_grad_weight", "sum_rows"]),
         }.get(case.split(",")[0], (["unfold"], ["fold"], ["unfold"]))
         assert kernel_names(launches) == forward + for_x * wanted[0] + for_weight * wanted[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [((8, 1, 3, 3), 8), ((8, 8, 1, 1), 1), ((8, 8, 3, 3), 1)], ids=["depthwise", "1 x 1", "3 x 3"]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_of_a_residual_connection_is_added(kernel, groups, layout, dtype):
+    """y = x + conv(x): the op adds ∂y to its ∂x, in the kernel of a depthwise convolution."""
+    conv_op = conv2d(padding=kernel[2] // 2, groups=groups)
+
+    def residual(x, weight):
+        x = x * 1  # an activation
+        return x + conv_op(x, weight)
+
+    arrays = random_images(0, 2, 8, 5, 7, layout=layout, dtype=dtype), normal(1, *kernel)
+    with recorded() as launches, patch.object(tape, "plus", None):  # the engine adds nothing
+        found = run_op(residual, *arrays)
+    totals = [launch.args[3] for launch in launches if launch.kernel.name == "depthwise_correlate"]
+    assert groups == 1 or (totals[0] is None and totals[1] is not None)
+    expected = comparison.run_reference(residual, *arrays, grad_y=found.grad_y)
+    limit = 1e-5 + 3 * comparison.UNIT_ROUNDOFF[dtype] * is_half(dtype)
+    assert comparison.max_error(found.results[1:], expected[1:]) <= limit
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -153,6 +153,18 @@ def test_changed_header_changes_the_source(cupy, tmp_path, monkeypatch):
     assert codes[0] != codes[1] == codes[2]
 
 
+def test_source_outside_the_folder_has_its_own_headers_and_options(cupy, tmp_path):
+    source = tmp_path / "own.cu"
+    source.write_text('// options: --fmad=false\n#include "own.cuh"\n')
+    for text in ("1", "2", "2"):
+        (tmp_path / "own.cuh").write_text(text)
+        with use_device(CuPyDevice()):
+            Kernel(source, "own", N=1)(1, 1)
+    codes, options = zip(*cupy.compiled, strict=True)
+    assert codes[0] != codes[1] == codes[2]
+    assert options[0] == ("--std=c++17", f"-I{launch.FOLDER}", f"-I{tmp_path}", "--fmad=false", "-DN=1")
+
+
 def test_large_shared_memory_is_opted_into(cupy):
     with use_device(CuPyDevice()):
         for shared in (48 << 10, 64 << 10, 50 << 10, 65 << 10):

@@ -1,6 +1,7 @@
 """LayerNorm's CUDA kernels, run on the CPU through `F.layer_norm`, against the reference in float64."""
 
 from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
-from minigrad import Tensor, nn, optim
+from minigrad import Tensor, autocast, nn, optim
 from minigrad import functional as F
+from minigrad.autograd import tape
+from minigrad.backend.dtypes import as_dtype
 from minigrad.kernels.cuda import norm
 from minigrad.ops.norm import LayerNorm
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, kernel_names, packs, random_array, run_op, unaligned
-from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, sampled
+from tests.cuda.comparison import DTYPES, guarded_copy, kernel_names, packs, random_array, run_op, unaligned
+from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 
 pytestmark = needs_compiler
 
@@ -58,6 +61,27 @@ def test_unneeded_gradients_are_not_computed(wanted):
     assert kernel_names(launches) == names
     grad_x, partials = launches[1].args[5:7]
     assert (grad_x is not None) == wanted[0] and (partials is not None) == any(wanted[1:])
+
+
+@pytest.mark.parametrize("dtype", [x.name for x in DTYPES])
+@pytest.mark.parametrize("C", [31, 192, 1028])
+def test_gradient_of_a_residual_connection_is_added_in_the_kernel(C, dtype):
+    """y = x + LayerNorm(x): the kernel adds ∂y to the gradient of LayerNorm, in float32, and casts once."""
+
+    def residual(x, weight, bias):
+        x = x * 1  # an activation
+        with autocast(dtype if dtype != "float32" else "bfloat16", dtype != "float32"):
+            return x + F.layer_norm(x, C, weight, bias)
+
+    x, *params = inputs(9, C)
+    run = lambda: run_op(residual, x.astype(as_dtype(dtype)), *params)  # noqa: E731
+    with recorded() as launches, patch.object(tape, "plus", None):  # no other sum of gradients
+        found = run()
+    (backward,) = (launch for launch in launches if launch.kernel.name == "layer_norm_backward")
+    assert backward.args[8] is not None  # grad_s
+    expected = comparison.run_reference(residual, x.astype(as_dtype(dtype)), *params, grad_y=found.grad_y)
+    limit = 1e-5 + comparison.UNIT_ROUNDOFF.get(as_dtype(dtype), 0)
+    assert comparison.max_error(found.results[1:], expected[1:]) <= limit
 
 
 @pytest.mark.parametrize("C", [32, 1028])

@@ -1,6 +1,7 @@
 """The emulator of tests/cuda/runner.py computes what a GPU would, and detects each kind of error that it documents."""
 
 import math
+import platform
 import re
 import subprocess
 import sys
@@ -126,6 +127,16 @@ extern "C" __global__ void functions(const float* x, float* y, bool twice) {
     y[6] = ints.w, y[7] = twice ? 2 : 1, y[8] = __logf(v), y[9] = __fdividef(v, 4);
 }
 
+extern "C" __global__ void denormals(const float* x, float* y, double* exact) {
+    y[0] = x[0];             // a copy
+    y[1] = x[0] + x[1];      // a denormal operand
+    y[2] = x[2] * x[2];      // a denormal result
+    y[3] = x[0] > 0;
+    y[4] = 1 / (x[0] + 2);
+    exact[0] = (double)x[2] * x[2];
+    exact[1] = x[0];
+}
+
 extern "C" __global__ void casts(const float* x, BFloat16* b, Half* h, float* from_b, float* from_h) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     b[i] = x[i];
@@ -152,6 +163,13 @@ extern "C" __global__ void misaligned_tile() {
     unsigned b[4];
     load_tiles<false>(b, shared + 1);
 }
+
+extern "C" __global__ void copied(const int4* x, int4* y, int count, bool waits, int shift) {  // then zeros
+    __shared__ __align__(16) int4 shared[32];
+    copy_async((char*)(shared + threadIdx.x) + shift, x + threadIdx.x, threadIdx.x >= count);
+    if (waits) wait_for_copies();
+    y[threadIdx.x] = shared[threadIdx.x];
+}
 """
 
 
@@ -176,6 +194,21 @@ def run(request, source):
 
 def drawn(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="denormals are flushed on x86 CPUs")
+def test_denormal_float32_values_are_flushed(run):
+    """Only within a kernel: the flag is reset afterwards, also after an error."""
+    x, y, exact = np.float32([1e-40, 0, 1e-20]), poisoned(5), poisoned(2, np.float64)
+    run("denormals", 1, 1, x, y, exact)
+    np.testing.assert_array_equal(y, np.float32([1e-40, 0, 0, 0, 0.5]))
+    np.testing.assert_array_equal(exact, [float(x[2]) ** 2, 0])
+    assert (x + x)[0] > 0
+    with pytest.raises(KernelError, match="deadlock"):
+        run("two_barriers", 1, 64, np.int32(5))
+    with pytest.raises(KernelError, match="out of bounds"):
+        run("at", 1, 1, x, guarded(1), np.int32(0), np.int32(1))
+    assert (x + x)[0] > 0
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -361,6 +394,16 @@ def test_tensor_core_product_equals_numpy(run, transposed):
 def test_unaligned_tile_raises(run):
     with pytest.raises(KernelError, match=r"load_tiles at .* of a row at a misaligned address"):
         run("misaligned_tile", 1, 32)
+
+
+def test_asynchronous_copy_arrives_when_waited_for(run):
+    x, y = np.arange(128, dtype=np.int32), poisoned(128, np.int32)
+    run("copied", 1, 32, x, y, np.int32(20), np.bool_(True), np.int32(0))
+    np.testing.assert_array_equal(y, np.where(np.arange(128) < 80, x, 0))
+    run("copied", 1, 32, x, y, np.int32(20), np.bool_(False), np.int32(0))
+    assert (y == -1).all()
+    with pytest.raises(KernelError, match=r"copy_async at .* with a misaligned address"):
+        run("copied", 1, 32, x, y, np.int32(20), np.bool_(True), np.int32(8))
 
 
 def test_arguments_of_wrong_type_raise(run):

@@ -6,6 +6,7 @@
     array.py      an array that raises on implicit conversion to, or operations with, NumPy arrays
     blas.py       cuBLAS and cublasLt
     capture.py    CUDA graphs; a copy to or from the host raises during capture
+    test_rules.py a table of dtypes, memory order, views and errors of CuPy's results
 
 Kernels are run by `tests/cuda/runner.py`. Not covered: speed, and errors of CuPy itself.
 """
@@ -38,16 +39,28 @@ SCATTERED = ("int32", "int64", "float16", "float32", "float64", "uint32", "uint6
 def asarray(x: Any, dtype: Any = None) -> ndarray:
     """Copy to the device: the only function that accepts NumPy arrays."""
     if isinstance(x, ndarray):
-        return x if dtype in (None, x.dtype) else x.astype(dtype)
-    refuse_in_capture("copies from the host")
+        return x if dtype is None or x.dtype == dtype else x.astype(dtype)
     x = np.asarray(x, dtype)
+    if x.ndim:  # a scalar is an argument of a kernel
+        refuse_in_capture("H2D transfers")
     return ndarray(x.copy("F" if x.flags.f_contiguous and not x.flags.c_contiguous else "C"))
 
 
 def add_at(target: ndarray, index: Any, source: Any) -> None:
     if target.dtype.name not in SCATTERED:
         raise TypeError(f"cupy.add.at only supports {', '.join(SCATTERED)} as data type, got {target.dtype}")
-    do(np.add.at, target._host, index_of(index), unwrap(source))
+    source = unwrap(source)
+    if isinstance(source, int | float):
+        source = np.asarray(source, target.dtype)  # OverflowError if it does not fit
+    do(np.add.at, target._host, index_of(index), source)
+
+
+def broadcast_to(host: np.ndarray, shape: Any) -> np.ndarray:
+    """A view that can be written to; an axis of length 1 that stays keeps its stride."""
+    view = np.broadcast_to(host, shape)
+    new = view.ndim - host.ndim
+    strides = [host.strides[i - new] if i >= new and host.shape[i - new] == n else 0 for i, n in enumerate(view.shape)]
+    return np.lib.stride_tricks.as_strided(host, view.shape, strides)
 
 
 _allocators: list[Any] = [None]
@@ -85,7 +98,7 @@ def module() -> ModuleType:
     cupy: Any = ModuleType("cupy")
     cupy.__version__, cupy.ndarray, cupy.asarray, cupy.inf = "14.2.0", ndarray, asarray, np.inf
     for name, parameters in FUNCTIONS.items():
-        setattr(cupy, name, strict(getattr(np, name), parameters, name))
+        setattr(cupy, name, strict(broadcast_to if name == "broadcast_to" else getattr(np, name), parameters, name))
     cupy.add.at = add_at
     cupy.from_dlpack = lambda x: wrap(np.from_dlpack(x))
     tricks = np.lib.stride_tricks

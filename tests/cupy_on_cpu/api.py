@@ -23,43 +23,59 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "tri": "N M k dtype",
     "ascontiguousarray": "dtype", "broadcast_to": "shape", "concatenate": "axis out dtype casting", "stack": "axis out",
     "expand_dims": "axis", "flip": "axis", "moveaxis": "source destination", "pad": "pad_width mode constant_values",
-    "roll": "shift axis", "take": "indices axis out", "shares_memory": "max_work",
+    "roll": "shift axis", "resize": "new_shape", "take": "indices axis out", "shares_memory": "max_work",
     "take_along_axis": "indices axis", "argmax": "axis dtype out keepdims", "argsort": "axis kind",
 }  # fmt: skip
 METHODS = {
     "all": "axis out keepdims", "any": "axis out keepdims", "argmax": "axis out dtype keepdims",
-    "argmin": "axis out dtype keepdims", "astype": "dtype order casting subok copy", "clip": "min max out",
+    "argmin": "axis out dtype keepdims", "astype": "dtype order copy", "clip": "min max out",
     "copy": "order", "cumprod": "axis dtype out", "cumsum": "axis dtype out", "fill": "value", "flatten": "order",
     "max": "axis out keepdims", "mean": "axis dtype out keepdims", "min": "axis out keepdims", "nonzero": "",
     "prod": "axis dtype out keepdims", "ravel": "order", "repeat": "repeats axis", "reshape": "order copy",
     "round": "decimals out", "squeeze": "axis", "std": "axis dtype out ddof keepdims", "sum": "axis dtype out keepdims",
-    "swapaxes": "axis1 axis2", "transpose": "", "var": "axis dtype out ddof keepdims", "view": "dtype", "dot": "",
+    "swapaxes": "axis1 axis2", "transpose": "", "var": "axis dtype ddof keepdims", "view": "dtype", "dot": "",
 }  # fmt: skip
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
 COMPARISONS = ["eq", "ne", "lt", "le", "gt", "ge"]
 
 # NumPy's results have the memory order of the inputs; CuPy's have C order, except for a few functions.
-AS_THE_INPUT = {"astype", "empty_like", "full_like", "ones_like", "roll", "zeros_like"}
-TO_FLOAT32 = {"clip", "round", "where"}  # CuPy has no bfloat16 loop for these, and uses the float32 loop
+GIVEN_ORDER = {
+    "astype", "copy", "empty_like", "full", "full_like", "ones", "ones_like", "pad", "roll", "zeros", "zeros_like",
+}  # fmt: skip
+# CuPy has no bfloat16 loop for these functions. Some use the loop of another dtype, the others raise.
+INSTEAD_OF_BFLOAT16 = {"clip": "float32", "round": "float32", "where": "float32", "std": "float64", "var": "float64"}
 NO_BFLOAT16 = {"argsort", "cumprod", "cumsum"}
+NO_AXIS_OF_0D = {"all", "any", "argmax", "argmin", "cumprod", "cumsum", "max", "min", "prod", "repeat", "sum"}
 
 
 def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """NumPy's function, with the memory order and dtype of CuPy's result."""
 
     def call(*inputs: Any, **options: Any) -> Any:
-        bfloat16 = [x for x in inputs if isinstance(x, np.ndarray) and x.dtype.name == "bfloat16"]
+        bfloat16 = any(getattr(x, "dtype", None) == "bfloat16" for x in inputs)
         if bfloat16 and name in NO_BFLOAT16:
-            raise TypeError(f"cupy: {name}() takes no bfloat16")
-        if name in COMPARISONS or name == "where":
+            raise NotImplementedError(f"cupy: {name}() takes no bfloat16")
+        if name == "clip" and (bfloat16 or inputs[0].dtype == bool) and any(x is None for x in inputs[1:]):
+            raise TypeError("Unsupported type <class 'NoneType'>")  # CuPy's message
+        if bfloat16 and name in INSTEAD_OF_BFLOAT16:
+            loop = INSTEAD_OF_BFLOAT16[name]
+            inputs = tuple(x.astype(loop) if getattr(x, "dtype", None) == "bfloat16" else x for x in inputs)
+        if name == "where":
             _refuse_out_of_range(inputs)
+        if name in NO_AXIS_OF_0D and inputs[0].ndim == 0 and options.get("axis") not in (None, ()):
+            raise np.exceptions.AxisError(options["axis"], 0)
         result = function(*inputs, **options)
-        if not isinstance(result, np.ndarray) or result.base is not None or options.get("out") is not None:
+        if name in ("matmul", "dot"):
+            result = result.astype(np.result_type(*inputs))  # ml_dtypes returns float32 for bfloat16
+        if isinstance(result, bool):  # allclose, array_equal
+            return np.asarray(result)
+        if not isinstance(result, np.ndarray) or options.get("out") is not None:
             return result
-        if bfloat16 and name in TO_FLOAT32:
-            result = result.astype(np.float32)
-        return result if name in AS_THE_INPUT else np.asarray(result, order="C")
+        if any(isinstance(x, np.ndarray) and np.may_share_memory(result, x) for x in inputs):  # a view
+            return result
+        return result if name in GIVEN_ORDER else np.asarray(result, order="C")
 
+    call.__name__, call.__self__ = name, getattr(function, "__self__", None)  # type: ignore[attr-defined]
     return function if function in (np.empty, np.empty_like) else call
 
 

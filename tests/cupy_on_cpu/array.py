@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.cupy_on_cpu.api import COMPARISONS, METHODS, OPERATORS, as_cupy
-from tests.cupy_on_cpu.capture import alive, do, refuse_in_capture
+from tests.cupy_on_cpu.capture import alive, do, refuse_function_in_capture, refuse_in_capture
 
 _of_host: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id: views share a base
 
@@ -34,15 +34,20 @@ class ndarray:  # noqa: N801 (CuPy's name)
         self._host, self.device = host, SimpleNamespace(id=device)
         key = id(self)
         alive[key] = weakref.ref(self, lambda _: alive.pop(key, None))
-        self.base = None if host.base is None else _of_host.get(id(host.base))
-        if self.base is None and host.base is not None:
-            self.base = wrap(host.base)
+        base = host.base  # of as_strided: an object with the attribute base
+        self.base = wrap(base if isinstance(base, np.ndarray) else getattr(base, "base", base))
         _of_host.setdefault(id(host), self)
 
-    shape, dtype, ndim, size, strides, nbytes, itemsize, flags = (
+    shape, dtype, ndim, size, strides, nbytes, itemsize = (
         property(operator.attrgetter(f"_host.{name}"))
-        for name in ("shape", "dtype", "ndim", "size", "strides", "nbytes", "itemsize", "flags")
+        for name in ("shape", "dtype", "ndim", "size", "strides", "nbytes", "itemsize")
     )
+
+    @property
+    def flags(self) -> Any:
+        """All flags that CuPy has: no array is read-only."""
+        host = self._host.flags
+        return SimpleNamespace(c_contiguous=host.c_contiguous, f_contiguous=host.f_contiguous, owndata=host.owndata)
 
     @property
     def data(self) -> Any:
@@ -83,13 +88,15 @@ class ndarray:  # noqa: N801 (CuPy's name)
         return self._host.__dlpack_device__()
 
     def __getitem__(self, index: Any) -> "ndarray":
-        return wrap(do(as_cupy(operator.getitem, "getitem"), self._host, index_of(index)))
+        return wrap(do(as_cupy(_getitem, "getitem"), self._host, index_of(index)))
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(value, list | tuple | np.ndarray):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")  # CuPy's message
         do(operator.setitem, self._host, index_of(index), unwrap(value))
 
     def set(self, host: np.ndarray) -> None:
-        refuse_in_capture("copies from the host")
+        refuse_in_capture("H2D transfers")
         self._host[...] = host
 
     def __len__(self) -> int:
@@ -110,10 +117,6 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __int__(self) -> int:
         return int(self._host)
 
-    @_reads
-    def __index__(self) -> int:
-        return operator.index(self._host)
-
     def __abs__(self) -> "ndarray":
         return wrap(do(as_cupy(abs, "abs"), self._host))
 
@@ -123,14 +126,22 @@ class ndarray:  # noqa: N801 (CuPy's name)
     def __invert__(self) -> "ndarray":
         return wrap(do(as_cupy(operator.invert, "operator.invert"), self._host))
 
+    @_reads
     def __repr__(self) -> str:
         return repr(self._host)
 
 
+def _getitem(host: np.ndarray, index: Any) -> np.ndarray:
+    """host[index]: one element, too, is a view."""
+    found = host[index]
+    return host[(*index, ...) if isinstance(index, tuple) else (index, ...)] if isinstance(found, np.generic) else found
+
+
 def wrap(x: Any) -> Any:
-    """NumPy's results as arrays on the device; a scalar becomes a 0-d array."""
+    """NumPy's results as arrays on the device; a scalar becomes a 0-d array. An array has one wrapper."""
     if isinstance(x, np.ndarray | np.generic):
-        return ndarray(np.asarray(x))
+        known = _of_host.get(id(x))
+        return ndarray(np.asarray(x)) if known is None else known
     return type(x)(map(wrap, x)) if isinstance(x, list | tuple) else x
 
 
@@ -144,6 +155,12 @@ def unwrap(x: Any) -> Any:
 
 
 def index_of(index: Any) -> Any:
+    """The index, for NumPy. Masks need the number of elements on the host; a list is copied to the device."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, ndarray) and part.dtype == bool for part in parts):
+        refuse_in_capture("D2H transfers")
+    if any(isinstance(part, list) for part in parts):
+        refuse_in_capture("H2D transfers")
     return tuple(map(unwrap, index)) if isinstance(index, tuple) else unwrap(index)
 
 
@@ -155,6 +172,7 @@ def strict(function: Callable[..., Any], parameters: str, name: str, arrays: boo
         unknown = set(options) - allowed
         if unknown:
             raise TypeError(f"cupy: {name}() has no argument {', '.join(sorted(unknown))}")
+        refuse_function_in_capture(name)
         out = options.get("out")
         if isinstance(out, tuple):
             (out,) = out
@@ -164,11 +182,18 @@ def strict(function: Callable[..., Any], parameters: str, name: str, arrays: boo
     return call
 
 
+def _operand(x: Any) -> Any:
+    if isinstance(x, list | tuple | str):
+        raise TypeError(f"Unsupported type {type(x)}")
+    return unwrap(x)
+
+
 def _operator(name: str) -> Callable[..., Any]:
     function = as_cupy(getattr(operator, name + "_" if name in ("and", "or") else name), name)
 
     def forward(self: ndarray, other: Any) -> Any:
-        return wrap(do(function, self._host, unwrap(other)))
+        refuse_function_in_capture(name)
+        return wrap(do(function, self._host, _operand(other)))
 
     return forward
 
@@ -177,7 +202,7 @@ def _reflected(name: str) -> Callable[..., Any]:
     function = as_cupy(getattr(operator, name + "_" if name in ("and", "or") else name), name)
 
     def forward(self: ndarray, other: Any) -> Any:
-        return wrap(do(function, unwrap(other), self._host))
+        return wrap(do(function, _operand(other), self._host))
 
     return forward
 
@@ -186,23 +211,27 @@ def _in_place(name: str) -> Callable[..., Any]:
     function = getattr(operator, f"i{name}")
 
     def forward(self: ndarray, other: Any) -> Any:
-        do(function, self._host, unwrap(other))
+        do(function, self._host, _operand(other))
         return self
 
     return forward
 
 
 def _method(name: str) -> Callable[..., Any]:
+    function = strict(getattr(np.ndarray, name), METHODS[name], name)
+
     def call(self: ndarray, *arguments: Any, **options: Any) -> Any:
-        return strict(getattr(self._host, name), METHODS[name], name)(*arguments, **options)
+        result = function(self, *arguments, **options)
+        return self if name == "squeeze" and result.ndim == self.ndim else result
 
     return call
 
 
 for _name in OPERATORS:
     setattr(ndarray, f"__{_name}__", _operator(_name))
-    setattr(ndarray, f"__r{_name}__", _reflected(_name))
-    setattr(ndarray, f"__i{_name}__", _in_place(_name))
+    if _name != "matmul":
+        setattr(ndarray, f"__r{_name}__", _reflected(_name))
+        setattr(ndarray, f"__i{_name}__", _in_place(_name))
 for _name in COMPARISONS:
     setattr(ndarray, f"__{_name}__", _operator(_name))
 for _name in METHODS:

@@ -3,13 +3,27 @@
 A GPU does not execute the captured operations. So the end of the capture restores the contents of all arrays.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 _tape: list[Callable[[], Any]] | None = None
 alive: dict[int, Any] = {}  # weak references to all arrays, by id
+Observer = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], None]
+_observer: Observer | None = None
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Within the block, call `observer(function, inputs, options, result)` after each operation."""
+    global _observer
+    previous, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = previous
 
 
 def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
@@ -17,6 +31,8 @@ def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     result = function(*inputs, **options)
     if isinstance(result, np.generic):
         result = np.asarray(result)
+    if _observer is not None:
+        _observer(function, inputs, options, result)
     if _tape is not None:
         into = result if isinstance(result, np.ndarray) and options.get("out") is None else None
 
@@ -34,6 +50,14 @@ def do(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
 def refuse_in_capture(what: str) -> None:
     if _tape is not None:
         raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")  # CuPy's message
+
+
+def refuse_function_in_capture(name: str) -> None:
+    """Raise, as CuPy does, for products, and for a function whose result has a shape that depends on values."""
+    if name == "nonzero":
+        refuse_in_capture("D2H transfers")
+    if name in ("dot", "matmul") and _tape is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")  # CuPy's message
 
 
 def _memory(x: np.ndarray) -> np.ndarray:

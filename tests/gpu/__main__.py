@@ -1,197 +1,94 @@
-"""Everything that needs a GPU, in one command:  python -m tests.gpu  (needs CuPy; torch and timm for comparisons)
+"""Everything that needs a GPU, in three commands (tests/gpu/README.md; needs CuPy; torch and timm for comparisons):
 
-Stages and their parts are independent. A stage is a process with a time limit. If a part crashes, loses the GPU or
-exceeds its own time limit, a new process continues with the next part. Results are saved in --output, as JSON, after
-each row; a table is printed at the end. --cpu runs the stages that need no GPU, on tests/cupy_on_cpu.
+    python -m tests.gpu --first     at most 500 s: does it run, are the values right, how fast is it
+    python -m tests.gpu --second    at most 180 s: tests on the GPU, more comparisons, a profile
+    python -m tests.gpu --third     training runs, as many as the time allows; again: continues them
+
+Stages and their parts are independent: tests/gpu/processes.py. Results are saved in --output after each row. --cpu runs
+the stages that need no GPU, on tests/cupy_on_cpu.
 """
 
 import argparse
-import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from models.terminal import escape_unencodable
-from tests.gpu.stages import STAGES, alive, failed, release, synchronize
+from tests.gpu import processes
+from tests.gpu.output import Output
+from tests.gpu.stages import COMMANDS, SECONDS, STAGES, longest, missing
 
-COMMAND = [sys.executable, "-m", "tests.gpu"]
-LOST = 3  # exit code of a process that has lost the GPU
+SCRATCH = Path(tempfile.gettempdir()) / f"minigrad-gpu-{os.getuid() if hasattr(os, 'getuid') else 0}"
+SHORTEST = 5.0  # a stage with fewer seconds is not started
 
 
 def main() -> int:
     """Returns the exit code: 0 if every stage finished and found nothing wrong."""
     escape_unencodable()
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.gpu", description="Measure and check minigrad on a GPU. It takes at most ten minutes."
-    )
-    parser.add_argument(
-        "--stages",
-        nargs="+",
-        choices=STAGES,
-        default=list(STAGES),
-        metavar="STAGE",
-        help=f"stages to run, all by default: {', '.join(STAGES)}",
-    )
-    parser.add_argument("--cpu", action="store_true", help="run the stages that need no GPU")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("runs/gpu"),
-        metavar="FOLDER",
-        help="folder of results.json, default runs/gpu",
-    )
-    parser.add_argument("--data-dir", metavar="DIR", help="folder of CIFAR-10, for the stage training")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    options.scratch = SCRATCH
     if options.stage:
-        return work(options)
-    options.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
-
-    def keep() -> None:
-        (options.output / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-
-    for name in options.stages:
-        if options.cpu and not STAGES[name].without_gpu:
+        return processes.work(options)
+    deadline = time.perf_counter() + (options.seconds or SECONDS[options.command])
+    SCRATCH.mkdir(exist_ok=True)
+    options.output = options.output or Path(f"runs/gpu-{options.command}")
+    output, background = Output(options.output, f"--{options.command}"), []
+    names = tuple(options.stages or COMMANDS[options.command])
+    for number, name in enumerate(names, 1):
+        stage = STAGES[name]
+        if options.cpu and not stage.without_gpu:
             continue
-        print(f"{name} ...", flush=True)
-        results[name] = {"end": "unfinished", "seconds": 0.0, "rows": [], "errors": ""}
-        run(name, options, results[name], keep)
-        keep()
-    wrong = report(results)
-    print(f"\nin {options.output / 'results.json'}" + (f"; WRONG: {', '.join(wrong)}" if wrong else ""))
-    return 1 if wrong else 0
+        if stage.waits:
+            for thread in background:
+                thread.join()
+        output.begin(name)
+        left = deadline - time.perf_counter()
+        limit = min(left, max(stage.seconds, left - longest(names[number:])))  # with what earlier stages left
+        if lacks := missing(stage.needs, options):
+            output.end(name, f"not run: needs {', '.join(lacks)}")
+        elif limit < SHORTEST:
+            output.end(name, "not run: no time left")
+        elif stage.background:
+            background.append(threading.Thread(target=processes.run, args=(name, options, limit, output)))
+            background[-1].start()
+        else:
+            processes.run(name, options, limit, output)
+    for thread in background:
+        thread.join()
+    print(f"\n{output.summary()}\nin {options.output}")
+    return 1 if output.wrong() else 0
 
 
-def work(options: argparse.Namespace) -> int:
-    """The process of a stage: run the parts from `--first` on and print rows as JSON. A failed part gives a row too."""
-    parts = STAGES[options.stage].parts(options)
-    for number, (name, part) in enumerate(parts.items()):
-        if number < options.first:
-            continue
-        say({"part": number, "of": len(parts), "name": name})
-        try:
-            for row in part():
-                say(row)
-            synchronize()  # raises this part's asynchronous errors here, not in the next part
-        except Exception as error:
-            say(failed(name, error))
-        if not alive():
-            return LOST
-        release()
-    return 0
-
-
-def say(row: dict[str, Any]) -> None:
-    print(json.dumps(row, default=float), flush=True)
-
-
-class Ended(NamedTuple):
-    code: int
-    part: dict[str, Any] | None  # the last part that started
-    errors: str
-
-
-def run(name: str, options: argparse.Namespace, result: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Run one stage in processes of its own. Write its rows, errors, duration and outcome to `result`."""
-    stage, start, first, end = STAGES[name], time.perf_counter(), 0, "done"
-    while True:
-        left = stage.seconds - (time.perf_counter() - start)
-        ended = process(name, options, first, left, result["rows"], keep)
-        result["errors"] = (result["errors"] + ended.errors)[-4000:]
-        late = time.perf_counter() - start >= stage.seconds
-        if ended.code and ended.part is None:
-            end = "failed"
-        elif ended.code and not late and ended.code != LOST:
-            why = "took too long" if ended.code == -signal.SIGKILL else f"ended the process ({ended.code})"
-            result["rows"].append(failed(ended.part["name"], f"{why}: {ended.errors[-400:]}"))  # type: ignore[index]
-        if ended.code and late:
-            end = f"stopped after {stage.seconds} s"
-        if not ended.code or late or ended.part is None or ended.part["part"] + 1 == ended.part["of"]:
-            break
-        first = ended.part["part"] + 1
-    result |= {"end": end, "seconds": round(time.perf_counter() - start, 1)}
-    if end != "done":
-        print(f"  {end}\n{result['errors'][-2000:]}", flush=True)
-
-
-def process(
-    name: str,
-    options: argparse.Namespace,
-    first: int,
-    left: float,
-    rows: list[dict[str, Any]],
-    keep: Callable[[], None],
-) -> Ended:
-    """Run the parts from `first` on in one process, which is killed after `left` seconds, or at a part's time limit."""
-    command = [*COMMAND, "--stage", name, "--first", str(first)]
-    command += ["--cpu"] if options.cpu else []
-    command += ["--data-dir", options.data_dir] if options.data_dir else []
-    deadline, part = time.perf_counter() + left, None
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as said,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace", start_new_session=True
-        ) as child,
-    ):
-
-        def end() -> None:  # kill the process and its children
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-
-        timer = threading.Timer(left, end)
-        timer.start()
-        for line in child.stdout:  # type: ignore[union-attr]
-            if not line.startswith("{"):
-                print(f"  {line}", end="", flush=True)
-                continue
-            row = json.loads(line)
-            if "part" in row:
-                part = row
-                timer.cancel()
-                timer = threading.Timer(min(STAGES[name].part_seconds, deadline - time.perf_counter()), end)
-                timer.start()
-                continue
-            rows.append(row)
-            print(f"  {describe(row)}", flush=True)
-            keep()
-        code = child.wait()
-        timer.cancel()
-        end()
-        said.seek(0)
-        return Ended(code, part, said.read())
-
-
-def report(results: dict[str, Any]) -> list[str]:
-    """Print the table. Returns the names of the stages and rows that are wrong."""
-    wrong = []
-    for name, result in results.items():
-        print(f"\n{name}: {result['end']}, {result['seconds']} s")
-        for row in result["rows"]:
-            print(f"  {describe(row)}")
-        wrong += [name] if result["end"] != "done" else []
-        wrong += [f"{name}: {row['what']}" for row in result["rows"] if row.get("wrong")]
-    return wrong
-
-
-def describe(row: dict[str, Any]) -> str:
-    value = f"{row['value']:.4g}" if isinstance(row["value"], float) else str(row["value"])
-    rest = "  ".join(
-        f"{key} {content:.3g}" if isinstance(content, float) else f"{key} {content}"
-        for key, content in row.items()
-        if key not in ("what", "value", "unit", "wrong")
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m tests.gpu", description="Measure and check minigrad on a GPU: tests/gpu/README.md."
     )
-    rest += "  <-- WRONG" if row.get("wrong") else ""
-    return f"{row['what']:48} {value:>10} {row.get('unit', ''):8} {rest}".rstrip()
+    command = found.add_mutually_exclusive_group()
+    for name, stages in COMMANDS.items():
+        command.add_argument(
+            f"--{name}", dest="command", action="store_const", const=name, help=f"stages: {', '.join(stages)}"
+        )
+    found.set_defaults(command="first")
+    found.add_argument("--stages", nargs="+", choices=STAGES, metavar="STAGE", help="only these stages")
+    found.add_argument("--seconds", type=float, metavar="N", help=f"stop after N seconds (by default {SECONDS})")
+    found.add_argument("--cpu", action="store_true", help="run the stages that need no GPU")
+    found.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="folder of the results (runs/gpu-first, -second, -third)"
+    )
+    found.add_argument(
+        "--data-dir", default="data", metavar="DIR",
+        help="folder of CIFAR-10, or of cifar10-jpeg.npz and unpack_cifar10.py (data)",
+    )  # fmt: skip
+    found.add_argument(
+        "--runs", default="runs/gpu-runs", metavar="DIR", help="folder of the training runs of --third (runs/gpu-runs)"
+    )
+    found.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    found.add_argument("--from-part", type=int, default=0, help=argparse.SUPPRESS)
+    found.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
+    return found
 
 
 if __name__ == "__main__":

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad import Tensor, autocast, manual_seed
+from minigrad import Tensor, autocast, manual_seed, where
 from minigrad import functional as F
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
-from minigrad.backend import Array, to_device
-from minigrad.backend.dtypes import as_dtype
+from minigrad.backend import Array, array_module, device_of, to_device
+from minigrad.backend.dtypes import as_dtype, cast
 
 
 class Case(NamedTuple):
@@ -31,12 +31,12 @@ class Case(NamedTuple):
     activations: int = 1  # number of leading inputs that have this dtype
     outputs: int = 1  # number of outputs, which have the shape of the first input
 
-    def tensors(self, arrays: Sequence[np.ndarray], device: str) -> list[Tensor]:
+    def tensors(self, arrays: Sequence[Array], device: str) -> list[Tensor]:
         """The inputs on the device. (CuPy copies are C- or Fortran-ordered: images are transposed afterwards.)"""
-        tensors = [Tensor(np.ascontiguousarray(x), requires_grad=True, device=device) for x in arrays]
+        tensors = [Tensor(to_device(x, device), requires_grad=True) for x in arrays]
         if self.images:
-            x = to_device(np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1)), device)
-            tensors[0].data = x.transpose(0, 3, 1, 2)
+            x = tensors[0].data.transpose(0, 2, 3, 1)
+            tensors[0].data = array_module(x).ascontiguousarray(x).transpose(0, 3, 1, 2)
         return tensors
 
     def call(self, *inputs: Tensor) -> Tensor:
@@ -47,14 +47,21 @@ class Case(NamedTuple):
         """x with its values rounded to the case's dtype, in x's own dtype."""
         return x if self.dtype == "float32" else x.astype(as_dtype(self.dtype)).astype(x.dtype)
 
-    def arrays(self, *, small: bool) -> list[np.ndarray]:
+    def arrays(self, *, small: bool, device: str = "cpu") -> list[Array]:
+        """The inputs, made on the device: NumPy would need minutes for the large ones."""
         shapes = self.small if small else self.shapes
         # a prime number of values, so that no two rows are equal
         values = self.rounded(np.random.default_rng(0).standard_normal(1_000_003, np.float32))
-        arrays = [np.resize(np.roll(values, -i * 7919), shape) for i, shape in enumerate(shapes)]
+        xp = array_module(on_device := to_device(values, device))
+        arrays = [xp.resize(xp.roll(on_device, -i * 7919), shape) for i, shape in enumerate(shapes)]
         count = self.activations
-        arrays[:count] = [x.astype(as_dtype(self.dtype)) for x in arrays[:count]]
+        arrays[:count] = [cast(x, as_dtype(self.dtype)) for x in arrays[:count]]
         return arrays
+
+    def grad(self, y: Array) -> Array:
+        """A gradient of the output y, with values that are exact in the case's dtype."""
+        values = self.rounded(np.cos(np.arange(1009.0))).astype(np.float32)
+        return cast(array_module(y).resize(to_device(values, device_of(y)), y.shape), y.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -63,6 +70,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 32, weight, bias)
+
+
+def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """z is far from 0, where a rounding error would switch the gradient on or off."""
+    return F.group_norm_relu(x, 32, weight, bias + where(bias > 0, 20.0, -20.0))
 
 
 class Last(Function):
@@ -96,6 +108,10 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=1)
+
+
+def strided(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, stride=2, padding=((0, 1), (0, 1)))
 
 
 def patches(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -137,6 +153,10 @@ CASES = [
     ),
     Case("cross_entropy b512", cross_entropy, ((512, 1000),), ((6, 10),)),
     Case("group_norm", group_norm, ((512, 64, 32, 32), (64,), (64,)), ((2, 64, 4, 4), (64,), (64,)), images=True),
+    Case(
+        "group_norm_relu", group_norm_relu,
+        ((512, 32, 32, 32), (32,), (32,)), ((2, 64, 4, 4), (64,), (64,)), images=True,
+    ),
     Case("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7)), images=True),
     Case("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7)), images=True),
     Case("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3)), images=True),
@@ -147,6 +167,7 @@ CASES = [
 HALF = {"bfloat16": 1e-2, "float16": 1.5e-3}
 ALSO_IN_HALF_PRECISION = {
     "layer_norm, ViT-B b128", "residual + layer_norm, ViT-B b128", "gelu, ViT CIFAR b512", "relu", "group_norm",
+    "group_norm_relu",
 }  # fmt: skip
 CASES += [
     case._replace(name=f"{case.name}, {dtype}", limit=limit, dtype=dtype)
@@ -159,7 +180,9 @@ CASES += [
     for name, run, shapes, small in [
         ("depthwise, 56", depthwise, ((128, 96, 56, 56), (96, 1, 7, 7)), ((1, 32, 9, 9), (32, 1, 7, 7))),
         ("depthwise, 14", depthwise, ((128, 384, 14, 14), (384, 1, 7, 7)), ((2, 8, 14, 14), (8, 1, 7, 7))),
-        ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
+        ("conv 3 x 3", convolution, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 64, 6, 6), (64, 64, 3, 3))),
+        ("conv 3 x 3, stride 2", strided, ((128, 64, 32, 32), (64, 64, 3, 3)), ((2, 64, 6, 6), (64, 64, 3, 3))),
+        ("conv 3 x 3, im2col", convolution, ((128, 128, 16, 16), (128, 128, 3, 3)), ((2, 16, 6, 6), (16, 16, 3, 3))),
         ("patches 2 x 2", patches, ((128, 96, 56, 56), (192, 96, 2, 2), (192,)), ((2, 8, 4, 4), (6, 8, 2, 2), (6,))),
         ("patches 4 x 4", patches, ((128, 3, 224, 224), (96, 3, 4, 4), (96,)), ((2, 3, 8, 8), (6, 3, 4, 4), (6,))),
     ]

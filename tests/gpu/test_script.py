@@ -1,21 +1,20 @@
 """`python -m tests.gpu` without a GPU: stages that need none pass; a failure or a timeout does not stop the others."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from minigrad import functional as F
-from minigrad.backend import cublas_lt
 from tests.cuda.runner import needs_compiler
-from tests.cupy_on_cpu import in_place_of_cupy
 from tests.gpu import __main__ as script
+from tests.gpu import processes
 from tests.gpu.cases import CASES
-from tests.gpu.stages import STAGES, Stage, Workload, ceilings, properties, steps
-from tests.gpu.stages.steps import ROUNDS, STEPS, WARMUP, compared
+from tests.gpu.output import FILES, Output
+from tests.gpu.stages import COMMANDS, SECONDS, STAGES, Stage, failed, longest, smoke
 
 
 @needs_compiler
@@ -29,14 +28,21 @@ def test_without_a_gpu(tmp_path):
     for case, row in zip(CASES, results["kernels"]["rows"], strict=True):
         assert row["what"] == case.name and ".cuda." in row["by"] and "wrong" not in row
         assert row["value"] < case.limit and (row["value"] > 0 or case.run is F.relu)
+    found = {row["what"]: (row["value"], row["losses"]) for row in results["smoke"]["rows"]}
+    assert list(found) == [f"{model}: {mode}" for model in smoke.SMALL for mode in smoke.MODES]
+    for model in smoke.SMALL:
+        assert found[f"{model}: bfloat16"] == found[f"{model}: bfloat16 graph"]
+        assert found[f"{model}: bfloat16"][0] > found[f"{model}: float32"][0]
 
 
 STAGE = """
 import os, sys, time
-from tests.gpu import __main__ as script
+from tests.gpu import __main__ as script, processes
 from tests.gpu.stages import STAGES, Stage
 
 def good():
+    print("{a message}")
+    print('{"a": "message"}', flush=True)
     yield {"what": "good", "value": 1.5, "unit": "x"}
 
 def raises():
@@ -44,12 +50,12 @@ def raises():
     raise ValueError("it is broken")
 
 def loses_the_gpu():
-    script.alive = lambda: False
+    processes.alive = lambda: False
     raise RuntimeError("illegal address")
     yield
 
 def crashes():
-    print("its last message", file=sys.stderr, flush=True)
+    print("its first message", "." * 900, "its last message", file=sys.stderr, flush=True)
     os.abort()
     yield
 
@@ -57,31 +63,54 @@ def hangs():
     time.sleep(100)
     yield
 
+def naps():
+    time.sleep(1.5)
+    yield {"what": "naps", "value": time.time()}
+
 PARTS = {name: globals()[name] for name in os.environ["PARTS"].split()}
-STAGES["kernels"] = Stage(lambda options: PARTS, 20, 20, without_gpu=True)
+STAGES["kernels"] = Stage(lambda options: PARTS, 20, 20)
+STAGES["unpack"] = Stage(lambda options: {"naps": naps}, 20, 20)
 sys.exit(script.main())
 """
 
 
 @pytest.fixture
 def stage(monkeypatch, tmp_path):
-    """Run a stage of these parts. Returns its result, which is saved after each row."""
+    """Replace the stages `kernels`, by one of these parts, and `unpack`. Returns the command line's function, which
+    returns the results."""
 
-    def run(parts, seconds=20.0, part_seconds=20.0):
+    def prepare(parts, *arguments, seconds=20.0, part_seconds=20.0, needs=()):
         (tmp_path / "stage.py").write_text(STAGE)
         monkeypatch.setenv("PARTS", parts)
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-        monkeypatch.setattr(script, "COMMAND", [sys.executable, str(tmp_path / "stage.py")])
-        monkeypatch.setitem(STAGES, "kernels", Stage(None, seconds, part_seconds, without_gpu=True))
-        result, kept = {"rows": [], "errors": ""}, []
-        script.run("kernels", SimpleNamespace(cpu=True, data_dir=None), result, lambda: kept.append(1))
-        assert len(kept) >= len([row for row in result["rows"] if row["value"] != "failed"])
-        return result
+        monkeypatch.setattr(processes, "COMMAND", [sys.executable, str(tmp_path / "stage.py")])
+        kernels = Stage(None, seconds, part_seconds, needs=needs, without_gpu=True, waits=True)
+        monkeypatch.setitem(STAGES, "kernels", kernels)
+        monkeypatch.setitem(STAGES, "unpack", Stage(None, 20, 20, needs=(), without_gpu=True, background=True))
+        monkeypatch.setattr(
+            "sys.argv", ["x", "--output", str(tmp_path / "out"), *(arguments or ["--stages", "kernels"])]
+        )
+        monkeypatch.setattr(script, "SCRATCH", tmp_path / "scratch")
+        monkeypatch.setattr(script, "SHORTEST", 0.5)
+        monkeypatch.chdir(tmp_path)
+        code = script.main()
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        assert code == (
+            1
+            if any(row.get("wrong") for r in results.values() for row in r["rows"])
+            or [r for r in results.values() if r["end"].startswith(("failed", "stopped"))]
+            else 0
+        )
+        return results["kernels"]
 
-    return run
+    return prepare
 
 
-def test_failed_part_is_a_row_and_the_next_part_runs(stage):
+def errors(tmp_path):
+    return (tmp_path / "out" / "errors.txt").read_text()
+
+
+def test_failed_part_is_a_row_and_the_next_part_runs(stage, tmp_path):
     result = stage("raises loses_the_gpu good crashes")
     assert result["end"] == "done"
     assert [(row["what"], row["value"], row.get("wrong", False)) for row in result["rows"]] == [
@@ -90,7 +119,10 @@ def test_failed_part_is_a_row_and_the_next_part_runs(stage):
     ]  # fmt: skip
     raised, lost, crashed = (row["error"] for row in result["rows"] if "error" in row)
     assert (raised, lost) == ("ValueError: it is broken", "RuntimeError: illegal address")
-    assert "its last message" in crashed
+    assert "its last message" in crashed and "its first message" not in crashed
+    text = errors(tmp_path)
+    assert text.index("== kernels: raises\nTraceback") < text.index('raise ValueError("it is broken")\nValueError')
+    assert "its first message" in text and all("traceback" not in row for row in result["rows"])
 
 
 def test_a_part_has_a_time_limit(stage):
@@ -100,93 +132,84 @@ def test_a_part_has_a_time_limit(stage):
 
 
 def test_a_stage_has_a_time_limit(stage):
-    result = stage("good hangs crashes", seconds=2.0)
-    assert result["end"] == "stopped after 2.0 s" and result["seconds"] < 10
+    result = stage("good hangs crashes", "--stages", "kernels", "--seconds", "2", seconds=1.0)
+    assert result["end"] == "stopped after 2 s" and 1 < result["seconds"] < 8  # the time left is used
     assert [row["what"] for row in result["rows"]] == ["good"]
 
 
-def test_stage_that_cannot_start_is_failed(stage):
+def test_later_stages_get_what_is_left(stage):
+    result = stage("hangs", "--stages", "kernels", "environment", "--seconds", "17", "--cpu", seconds=1.0)
+    assert result["end"] == "stopped after 2 s"  # 15 s are for the stage `environment`
+    result = stage("good", "--stages", "kernels", "--seconds", "0.4")
+    assert result["end"] == "not run: no time left" and not result["rows"]
+
+
+def test_stage_that_cannot_start_is_failed(stage, tmp_path):
     result = stage("unknown")
-    assert result["end"] == "failed" and "KeyError" in result["errors"] and not result["rows"]
+    assert result["end"] == "failed" and "KeyError" in errors(tmp_path) and not result["rows"]
 
 
-def test_report_lists_what_is_wrong(capsys):
-    rows = [{"what": "a", "value": 1.0, "unit": "us"}, {"what": "b", "value": "failed", "wrong": True}]
-    results = {
-        "first": {"end": "done", "seconds": 1, "rows": rows},
-        "second": {"end": "failed", "seconds": 2, "rows": []},
-    }
-    assert script.report(results) == ["first: b", "second"]
+def test_stage_says_what_it_needs(stage):
+    result = stage("good", needs=("no_such_package", "json", "CIFAR-10"))
+    assert result["end"] == "not run: needs no_such_package, CIFAR-10" and not result["rows"]
+
+
+def test_a_stage_waits_for_those_in_the_background(stage, tmp_path):
+    result = stage("naps", "--stages", "unpack", "environment", "kernels", "--cpu")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["rows"][0]["value"] - results["unpack"]["rows"][0]["value"] > 1.5
+    assert results["environment"]["end"] == "done" and results["environment"]["rows"]
+
+
+def test_files_are_written_after_each_row(tmp_path, capsys):
+    output = Output(tmp_path, "--first")
+    for name in ("first", "second"):
+        output.begin(name)
+    output.add("first", {"what": "a", "value": 1.0, "unit": "us"})
+    for number in range(3):
+        try:
+            raise ValueError(f"problem {number // 2}")
+        except ValueError as error:
+            output.add("first", failed(f"b{number}", error))
+    output.add("first", failed("c", ImportError("no torch")))
+    assert len(json.loads((tmp_path / "results.json").read_text())["first"]["rows"]) == 5
+    assert "b1" in (tmp_path / "summary.txt").read_text()
+    output.end("first", "done")
+    output.end("second", "stopped after 3 s", 3.0, "its last words")
+    assert output.wrong() == ["first: b0", "first: b1", "first: b2", "second"]
+    text = (tmp_path / "errors.txt").read_text()  # each error once, and none of a missing package
+    assert text.count("Traceback") == 2 and "== first: b0" in text and "== first: b2" in text
+    assert "its last words" in text and "no torch" not in text
     assert "<-- WRONG" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} <= set(FILES) and len(FILES) <= 8
 
 
-def test_time_limits_add_up_to_ten_minutes():
-    """The sum includes half a minute for the program that starts the stages."""
-    assert sum(stage.seconds for stage in STAGES.values()) <= 570
+def test_time_limits_fit_the_commands():
+    """A machine is lent for commands of 500 s and 180 s; the rest is for starting Python and stopping processes."""
+    assert longest(COMMANDS["first"]) <= 480 and longest(COMMANDS["second"]) <= 170
+    assert (
+        longest(COMMANDS["first"]) <= SECONDS["first"] <= 495
+        and longest(COMMANDS["second"]) <= SECONDS["second"] <= 178
+    )
+    assert {name for names in COMMANDS.values() for name in names} == set(STAGES)
+    for stage in STAGES.values():
+        assert stage.part_seconds <= stage.seconds and not (stage.background and stage.waits)
 
 
-def test_epilogues_are_compared(monkeypatch):
-    monkeypatch.setattr(ceilings, "gpu_seconds", lambda work: 1.0)
-
-    def rows():
-        return [row for name in ceilings.EPILOGUES for row in ceilings.epilogues(name, 9, 4, 6)]
-
-    with in_place_of_cupy():
-        found = rows()
-        assert len(found) == 6 and all(row["value"] == 1 and not row["wrong"] for row in found)
-        monkeypatch.setattr(cublas_lt.shared(), "matmul", lambda *_: True)  # computes nothing
-        monkeypatch.setattr(sys.modules["cupy"], "empty", sys.modules["cupy"].zeros)
-        assert all(row["wrong"] and row["error"] > 0.1 for row in rows())
-        monkeypatch.setattr(cublas_lt, "shared", lambda: None)
-        assert all(row["wrong"] and row["value"] == "no such product" for row in rows())
+def test_readme_states_stages_and_limits():
+    rows = re.findall(
+        r"^\| (\w*) ?\| ([\w, ]+) \| ([\w, ]+) \|", (Path(__file__).parent / "README.md").read_text(), re.M
+    )
+    stated: dict[str, list[str]] = {}
+    for command, names, seconds in rows[1:]:
+        stated.setdefault(command or list(stated)[-1], []).extend(names.split(", "))
+        for stage in map(STAGES.__getitem__, names.split(", ")):
+            beside = ", beside" if stage.background else ""
+            assert seconds in (f"{stage.seconds}{beside}", "the rest")
+    assert {command: tuple(names) for command, names in stated.items()} == COMMANDS
 
 
-WORKLOAD = Workload("vit_nano_cifar", 2, 1.0, 1.0)
-
-
-def contender(called, name, loss):
-    return lambda workload: lambda: called.append(name) or loss
-
-
-def test_contenders_are_measured_alone_and_then_in_turn():
-    called = []
-    names = {"a": 1.0, "b": 1.005, "c": 1.01}
-    rows = list(compared(WORKLOAD, {name: contender(called, name, loss) for name, loss in names.items()}, 2.0))
-    assert called == [name for name in names for _ in range(WARMUP + STEPS)] + (["a"] * STEPS + ["c"] * STEPS) * ROUNDS
-    assert [row["what"].split(": ")[1] for row in rows] == ["a", "b", "c", "c to a"]
-    assert rows[-1]["value"] > 0 and not any("wrong" in row for row in rows)
-    assert all(row["images_s"] == pytest.approx(2 / row["value"] * 1e3) for row in rows[:3])
-
-
-def test_failed_contender_does_not_affect_the_others(monkeypatch):
-    called = []
-
-    def missing(workload):
-        raise ImportError("no such package")
-
-    def broken(workload):
-        raise ValueError("broken")
-
-    first, *rows, last = compared(WORKLOAD, {"a": missing, "b": broken, "c": contender(called, "c", 1.0)}, 2.0)
-    assert first["error"] == "ImportError: no such package" and "wrong" not in first
-    assert rows[0]["error"] == "ValueError: broken" and rows[0]["wrong"]
-    assert rows[1]["value"] > 0 and last["value"] == "failed" and len(called) == WARMUP + STEPS + ROUNDS * STEPS
-    monkeypatch.setattr(steps, "alive", lambda: False)  # after the GPU is lost, the error is raised
-    with pytest.raises(ValueError, match="broken"):
-        list(compared(WORKLOAD, {"b": broken, "c": contender(called, "c", 1.0)}, 2.0))
-
-
-@pytest.mark.parametrize("loss", [1.1, float("nan")])
-def test_losses_that_differ_are_wrong(loss):
-    rows = list(compared(WORKLOAD, {"a": contender([], "a", 1.0), "c": contender([], "c", loss)}, 2.0))
-    assert rows[-1]["wrong"]
-
-
-def test_pytest_results_are_counted_and_failures_named(tmp_path):
-    """Input: two tests, and a file of tests on cupy_on_cpu."""
-    (tmp_path / "test_cuda.py").write_text("def test_good(): pass\n\n\ndef test_bad(): assert not 'good'\n")
-    rows = properties.tests((str(tmp_path / "test_cuda.py"), "tests/optim/test_ema.py"), workers=0)
-    assert next(rows)["what"].endswith("::test_bad")
-    assert next(rows)["value"] >= 3  # one test is test_good
-    with pytest.raises(RuntimeError, match="ended with 1"):
-        next(rows)
+def test_longest_counts_stages_in_the_background():
+    names = ("environment", "unpack", "ceilings")  # 15, 60 beside the next, and 25 after both
+    assert [STAGES[name].seconds for name in names] == [15, 60, 25]
+    assert longest(names) == 15 + 60 + 25 and longest(names[:2]) == 75 and longest(("unpack", "environment")) == 60

@@ -144,11 +144,8 @@ def relu_before_the_addition(forward):
     return changed
 
 
-def odd_padding_at_the_top(pad):
-    def changed(x, kernel_size, stride):
-        return pad(x.flip(2, 3), kernel_size, stride).flip(2, 3)
-
-    return changed
+def odd_padding_at_the_top(same_padding):
+    return lambda *sizes: same_padding(*sizes)[::-1]
 
 
 def unbiased(standardize):
@@ -196,7 +193,7 @@ BUGS = {
         "convnext_64x64", replaced(convnext.ConvNeXt, "forward_head", norm_before_pooling), "norm",
     ),
     "no layer scale": ("convnext_64x64", gammas_of_one, "stages.0.0"),
-    "odd padding at the top": ("hybrid_64x64", replaced(hybrid, "pad_same", odd_padding_at_the_top), "stem"),
+    "odd padding at the top": ("hybrid_64x64", replaced(hybrid, "same_padding", odd_padding_at_the_top), "stem"),
     "GroupNorm's eps 1e-6": ("hybrid_64x64", with_eps(nn.GroupNorm, 1e-6), "stem"),
     "weight standardization with eps 1e-6": (
         "hybrid_64x64", replaced(F, "standardize_weight", lambda standardize: partial(standardize, eps=1e-6)), "stem",

@@ -1,11 +1,14 @@
 """Residual connections: one op gives the values of the plain lines, and modules with hooks are called."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
 import minigrad
 from minigrad import Tensor, nn
-from minigrad.nn.residual import residual_add, residual_add_norm
+from minigrad import functional as F
+from minigrad.nn.residual import norm_relu, residual_add, residual_add_norm
 from minigrad.testing import graph
 
 N, L, C = 6, 5, 8
@@ -158,3 +161,65 @@ def test_any_module_may_stand_for_drop_path(drop_path):
     assert_equal(outcome(residual_add_norm, *arguments)[0], outcome(add_then_norm, *arguments)[0])
     arguments = (*inputs(), drop_path, gamma, [gamma])
     assert_equal(outcome(residual_add, *arguments)[0], outcome(scaled_add, *arguments)[0])
+
+
+# GroupNorm and ReLU ---------------------------------------------------------------------------------------------------
+
+
+def feature_maps(dtype=np.float32):
+    """x and shortcut."""
+    return drawn(dtype, 2, C, 3, 3), drawn(dtype, 2, C, 3, 3, seed=1)
+
+
+def group_norm(dtype=np.float32):
+    norm = nn.GroupNorm(2, C).to(dtype=dtype)
+    for seed, parameter in enumerate(norm.parameters()):
+        parameter.data[...] = drawn(dtype, C, seed=2 + seed).data
+    return norm
+
+
+def fused(x, shortcut, _, norm):
+    return norm_relu(x, norm), norm_relu(x, norm, shortcut)
+
+
+def separate(x, shortcut, _, norm):
+    return F.relu(norm(x)), F.relu(norm(x) + shortcut)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("fast_paths", [True, False])
+def test_norm_relu_equals_the_separate_ops_bit_for_bit(dtype, fast_paths):
+    norm = group_norm(dtype)
+    arguments = (*feature_maps(dtype), None, norm, list(norm.parameters()))
+    with nullcontext() if fast_paths else minigrad.without_fast_paths():
+        found, ops = outcome(fused, *arguments)
+        expected, separate_ops = outcome(separate, *arguments)
+    assert_equal(found, expected)
+    assert ops.count("GroupNormReLU") == 2 and not {"GroupNorm", "ReLU"} & {*ops}
+    assert separate_ops.count("GroupNorm") == separate_ops.count("ReLU") == 2
+
+
+def test_norm_relu_calls_any_norm_and_its_hooks():
+    hooked, replaced, seen = group_norm(), group_norm(), []
+    hooked.register_forward_hook(lambda module, inputs, output: seen.append(output.numpy()))
+    replaced.forward = lambda x: nn.GroupNorm.forward(replaced, x) * 2
+    for norm in (hooked, replaced, nn.Identity(), nn.BatchNorm2d(C), nn.LayerNorm(3)):
+        arguments = (*feature_maps(), None, norm, list(norm.parameters()))
+        found, ops = outcome(fused, *arguments)
+        assert_equal(found, outcome(separate, *arguments)[0])
+        assert "GroupNormReLU" not in ops
+    np.testing.assert_array_equal(np.maximum(seen[0], 0), outcome(fused, *feature_maps(), None, hooked, [])[0][0])
+
+
+def test_norm_relu_detects_writes_in_place():
+    """To the weight, which the norm saved, and to y, which ReLU saved."""
+    for fast_paths in (True, False):
+        with nullcontext() if fast_paths else minigrad.without_fast_paths():
+            for saved in ("weight", "y"):
+                norm, (x, shortcut) = group_norm(), feature_maps()
+                y = norm_relu(x, norm, shortcut)
+                with minigrad.no_grad():
+                    target = norm.weight if saved == "weight" else y
+                    target += 1
+                with pytest.raises(RuntimeError, match="GroupNormReLU> saved an array"):
+                    y.sum().backward()

@@ -136,6 +136,8 @@ def test_gradients_that_are_not_needed_are_not_computed():
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"stride": (1, 1, 1)}, TypeError, "stride must be an integer or a pair"),
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"dilation": -1}, ValueError, "dilation must be at least 1"),
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": -1}, ValueError, "padding must be at least 0"),
+        ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": ((0, 1), (0, -1))}, ValueError, "padding must be at least 0"),
+        ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": ((0, 1), 1)}, TypeError, "padding must be an integer or a pair"),
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": "full"}, ValueError, "'valid' or 'same', got 'full'"),
         ((1, 3, 4, 4), (8, 3, 3, 3), None, {"padding": "same", "stride": 2}, ValueError, "needs stride 1"),
     ],

@@ -365,7 +365,8 @@ NOT_IN_TABLE = {
     "clip",  # clamp
     "bfloat16", "cpu", "cuda", "to",  # conversions; PyTorch's samples for `to` test memory formats
     "fold",  # not in op_db
-    "drop_path", "residual", "residual_layer_norm", "standardize_weight", "window_attention",  # not in PyTorch
+    "drop_path", "group_norm_relu", "residual", "residual_layer_norm",  # not in PyTorch
+    "standardize_weight", "window_attention",
 }  # fmt: skip
 OPS = {f"{op.name}.{op.variant_test_name}".rstrip("."): op for op in op_db}
 

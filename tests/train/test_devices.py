@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from minigrad import serialize
+from minigrad.backend import to_device
 from tests.cuda.runner import HAS_COMPILER
-from train.__main__ import main
+from tests.gpu.launches import counting
+from train.__main__ import main, parse
+from train.create import create_model, create_trainer
+from train.data.dataset import Dataset, Split
 
 
 @pytest.mark.parametrize("augmented", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
@@ -20,9 +24,8 @@ def test_runs_match_on_cpu_device_and_cuda_graph(augmented, tmp_path, capsys, de
     flags += ["--batch-size", "4", "--threads", "1", "--no-tune-cpu", "--drop-path", "0.2"]
     flags += ["--smoothing", "0.1", "--model-ema", "--model-ema-decay", "0.5", "--layer-decay", "0.9"]
     if augmented:
-        flags += ["--hflip", "0.5", "--crop-padding", "2", "--aa", "rand-m9-mstd0.5", "--reprob", "0.5"]
-        flags += ["--mixup", "0.8", "--cutmix", "1", "--cutout", "3", "--aug-repeats", "2"]
-        flags += ["--batch-size", "2", "--grad-accum-steps", "2"]
+        flags += ["--recipe", "standard", "--reprob", "0.5", "--cutout", "3", "--aug-repeats", "2"]
+        flags += ["--batch-size", "2", "--grad-accum-steps", "2", "--warmup-epochs", "0.5"]
     outputs, weights = [], []
     for i, where in enumerate((["--device", "cpu"], ["--device", device, "--no-graph"], ["--device", device])):
         if i and (device == "cpu" or (i == 2 and not HAS_COMPILER)):  # a CUDA graph needs compiled kernels
@@ -39,6 +42,27 @@ def test_runs_match_on_cpu_device_and_cuda_graph(augmented, tmp_path, capsys, de
     for graphed in weights[2:]:
         for name, array in weights[1].items():
             np.testing.assert_array_equal(graphed[name], array, err_msg=name)
+
+
+def test_recipe_standard_has_few_more_launches_than_fast():
+    """RandAugment, erasing and mixing are a few kernels."""
+    split = Split(np.zeros((4, 3, 32, 32), np.uint8), np.arange(4))
+    dataset = Dataset("cifar10", split, split, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+    steps, transforms = {}, {}
+    for recipe in ("fast", "standard"):
+        with counting() as count:
+            flags = ["--dataset", "cifar10", "--recipe", recipe, "--batch-size", "4", "--device", "cuda", "--amp"]
+            settings = parse([*flags, "--no-graph"])
+            step = create_trainer(settings, create_model(settings, dataset), dataset).step
+            index = to_device(np.arange(4), "cuda")
+            step(index)  # creates the optimizer's state
+            count.launches.clear()
+            step(index)
+            steps[recipe] = count.launches.total()
+            step.transform(*step.data.take(index))
+            transforms[recipe] = count.launches.total() - steps[recipe]
+    assert transforms["standard"] <= 25, transforms
+    assert steps["standard"] <= 1.3 * steps["fast"], steps
 
 
 def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):

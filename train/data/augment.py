@@ -8,6 +8,8 @@ The transforms, in the order of timm and torchvision. A value of 0 switches a tr
 
 The random numbers come from a Generator on the device of the images, and are the same on CPU and GPU. No transform
 synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
+
+The code below is the reference implementation. On a GPU, each transform is one kernel, `Mix` two: train/data/cuda/.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from math import log
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, sliding_windows
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 
@@ -28,6 +31,7 @@ class Flip:
 
     prob: float = 0.5
 
+    @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """(N, C, H, W), any dtype -> new images."""
         flipped = generator.uniform((len(images),), device=device_of(images)) < self.prob
@@ -44,6 +48,7 @@ class ShiftedCrop:
     padding: int = 4
     padding_mode: str = "constant"
 
+    @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """(N, C, H, W), any dtype -> new images.
 
@@ -63,7 +68,7 @@ class ShiftedCrop:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Set a square of `size` x `size` pixels to 0, centred on a uniform random pixel: part of the square may lie outside.
+    """Set a square of `size` x `size` pixels to 0, centred on a uniform random pixel: part of it may lie outside.
 
     In normalised images, as in the paper, 0 is the mean colour; in uint8 images, 0 is black.
 
@@ -72,6 +77,7 @@ class Cutout:
 
     size: int
 
+    @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """(N, C, H, W), any dtype -> new images."""
         _, _, H, W = images.shape
@@ -87,7 +93,7 @@ class RandomErasing:
 
     The area, as a fraction of the image, is uniform in `area`; log(height / width) is uniform between the logarithms of
     `aspect`. A rectangle larger than the image is cropped to the image; timm samples again up to ten times.
-    The position of the rectangle is uniform within the image. The images to erase are sampled by a `StratifiedAssignment`.
+    The position of the rectangle is uniform within the image. A `StratifiedAssignment` samples the images to erase.
 
     `mode`, as in timm, is the fill: "pixel", normal noise; "rand", one normal value per channel; "const", zeros.
 
@@ -99,6 +105,7 @@ class RandomErasing:
     area: tuple[float, float] = (0.02, 1 / 3)
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
 
+    @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """Normalised images (N, C, H, W) floating-point -> new images."""
         xp, device = array_module(images), device_of(images)
@@ -149,6 +156,12 @@ class Mix:
     prob: float = 1.0
     switch_prob: float = 0.5
 
+    @property
+    def cut_prob(self) -> float:
+        """The probability of CutMix for a batch that is mixed."""
+        return self.switch_prob if self.mixup and self.cutmix else float(bool(self.cutmix))
+
+    @with_fast_paths
     def __call__(self, images: Array, targets: Array, generator: Generator) -> tuple[Array, Array]:
         """Images (N, C, H, W) floating-point and targets (N, K), as from `one_hot` -> new images and targets."""
         H, W = images.shape[2:]
@@ -159,7 +172,7 @@ class Mix:
         """w (H, W) and λ (), float32, sampled on the device: reading them would synchronize."""
         u = generator.uniform((8,), device=device).astype(np.float64)
         xp = array_module(u)
-        cut = u[0] < (self.switch_prob if self.mixup and self.cutmix else float(bool(self.cutmix)))
+        cut = u[0] < self.cut_prob
         kept = beta(xp.where(cut, self.cutmix or 1.0, self.mixup or 1.0), u[1:5])
         side = xp.sqrt(1 - kept)
         height, width = (side * H).astype(np.int64), (side * W).astype(np.int64)

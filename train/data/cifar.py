@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from train.data.dataset import Dataset, Split
 from train.config.errors import InputError
+from train.data.dataset import Dataset, Split
 from train.data.unpickle import IntegerArray, load_plain
 
 _LARGEST = 1 << 28  # bytes: the largest real file, CIFAR-100's training images, has 155 million
@@ -138,7 +138,9 @@ def _from_archive(archive: Path, folder: str, names: Sequence[str]) -> Callable[
             while stream.read(1 << 20):  # to the end, where the checksum is compared
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise InputError(f"{archive} is damaged or not a tar.gz file ({error}); delete the file and download it again") from None
+        raise InputError(
+            f"{archive} is damaged or not a tar.gz file ({error}); delete the file and download it again"
+        ) from None
     missing = [name for name in names if name not in contents]
     if missing:
         raise InputError(f"{archive} is incomplete: {', '.join(missing)} missing in its folder {folder}")

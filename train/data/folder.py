@@ -20,8 +20,8 @@ import numpy as np
 
 from models import images
 from models.predict import one_line
-from train.data.dataset import Dataset, Split
 from train.config.errors import InputError
+from train.data.dataset import Dataset, Split
 from train.output.log import Progress
 
 _CHUNK = 1024  # images per chunk in the computation of the statistics

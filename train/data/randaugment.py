@@ -6,6 +6,8 @@ Cubuk, Zoph, Shlens, Le 2019, arXiv:1909.13719, with the ops, ranges and notatio
 One image at a time, as in other libraries, is too slow in NumPy and on a GPU; every op on every image is fifteen times
 the work. Here each op runs on a subset of the batch of known size: see `StratifiedAssignment`. No shape depends on the
 data and nothing synchronizes with the GPU: a CUDA graph can contain RandAugment.
+
+The code below is the reference implementation. On a GPU, RandAugment is one kernel: train/data/cuda/randaugment.cu.
 """
 
 import re
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, scatter_add
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
 
 
@@ -39,7 +42,7 @@ class StratifiedAssignment:
         self.value = index + u[N].astype(np.float64)  # (N,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:
-        """The slice of rows that may have a value in [start, stop), and the mask of rows that have one, (rows,) bool."""
+        """The slice of rows that may have a value in [start, stop), and the mask of those that have, (rows,) bool."""
         rows = slice(floor(start * self.N), ceil(stop * self.N))
         value = self.value[rows]
         return rows, (value >= start * self.N) & (value < stop * self.N)
@@ -256,31 +259,44 @@ COLOURS: dict[str, Callable[..., Array]] = {
 """The ops, by timm's names."""
 
 
+LEVELS: dict[str, float] = {
+    "Rotate": 30,  # degrees
+    "ShearX": 0.3,
+    "ShearY": 0.3,
+    "TranslateXRel": 0.45,  # of the width
+    "TranslateYRel": 0.45,  # of the height
+    "Posterize": 4,  # bits
+    "Solarize": 256,
+    "SolarizeAdd": 110,
+    "Color": 0.9,
+    "Contrast": 0.9,
+    "Brightness": 0.9,
+    "Sharpness": 0.9,
+}
+"""How much the argument of an op changes from magnitude 0 to 10, for the ops with an argument."""
+
+
 def arguments(op: str, m: Array, sign: Array, increasing: bool) -> tuple[Array, ...]:
     """The arguments of an op besides the images, at magnitude 10 m, (N,) float64; `sign` (N,) is -1 or 1.
 
     With `increasing`, each op gets stronger with m. Without: the factors of colour ops are 1, no change, at m = 1/2,
     and posterize and solarize are strongest at m = 0. Geometric ops get stronger with m in both cases.
     """
-    xp = array_module(m)
+    xp, level = array_module(m), LEVELS.get(op, 0)
     match op:
-        case "Rotate":
-            return (sign * (m * 30),)  # degrees
-        case "ShearX" | "ShearY":
-            return (sign * (m * 0.3),)
-        case "TranslateXRel" | "TranslateYRel":
-            return (sign * (m * 0.45),)  # of the width or height
+        case "AutoContrast" | "Equalize" | "Invert":
+            return ()
         case "Posterize":
-            bits = xp.minimum((m * 4).astype(np.int64), 8)
-            return (xp.maximum(4 - bits, 0) if increasing else bits,)
+            bits = xp.minimum((m * level).astype(np.int64), 8)
+            return (xp.maximum(level - bits, 0) if increasing else bits,)
         case "Solarize":
-            threshold = xp.minimum((m * 256).astype(np.int64), 256)
-            return (256 - threshold if increasing else threshold,)
+            threshold = xp.minimum((m * level).astype(np.int64), level)
+            return (level - threshold if increasing else threshold,)
         case "SolarizeAdd":
-            return (xp.minimum((m * 110).astype(np.int64), 128),)
+            return (xp.minimum((m * level).astype(np.int64), 128),)
         case "Color" | "Contrast" | "Brightness" | "Sharpness":
-            return (xp.maximum(1 + sign * (m * 0.9), 0.1) if increasing else m * 1.8 + 0.1,)
-    return ()
+            return (xp.maximum(1 + sign * (m * level), 0.1) if increasing else m * (2 * level) + 0.1,)
+    return (sign * (m * level),)
 
 
 @dataclass(frozen=True)
@@ -308,6 +324,7 @@ class RandAugment:
     increasing: bool = False
     fill: tuple[int, int, int] = (128, 128, 128)
 
+    @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """New images.
 

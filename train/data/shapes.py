@@ -34,7 +34,7 @@ def load(train: int = TRAIN, test: int = TEST) -> Dataset:
 
 
 def draw(count: int, generator: Generator) -> Split:
-    """`count` images, image i of class i mod 10. A larger `count` only appends images: the generator is counter-based."""
+    """`count` images, image i of class i mod 10. A larger `count` appends images: the generator is counter-based."""
 
     def between(low: float, high: float, *shape: int) -> np.ndarray:
         return low + (high - low) * generator.uniform((count, *shape))

@@ -1,6 +1,6 @@
 """L7: read a pickle of plain data and arrays of integers without running code from the file.
 
-A pickle is a program. Unpickling calls the functions that the file names, with the arguments from the file: a pickle can
+A pickle is a program. Unpickling calls the functions that the file names, with arguments from the file: a pickle can
 delete a disk. CIFAR's files are pickles of dicts, lists, strings, integers and one array of bytes, written by Python 2,
 or pickled again by Python 3 in any protocol. Three protections:
 

@@ -32,7 +32,10 @@ class CPUConv2d(conv.Conv2d):
         if isinstance(padding, str) or dilation not in (1, (1, 1)):
             return False
         (N, C, H, W), (O, _, *kernel) = x.shape, weight.shape  # noqa: E741 (the output channels' axis)
-        padding = (padding, padding) if isinstance(padding, int) else tuple(padding)
+        (above, below), (left, right) = conv.sides_of_padding(padding)
+        if above != below or left != right:
+            return False
+        padding = above, left
         if groups == 1 and kernel == [1, 1]:
             return padding == (0, 0)
         if stride not in (1, (1, 1)):

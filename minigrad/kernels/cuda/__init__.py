@@ -9,6 +9,7 @@ from minigrad.kernels.cuda import (
     attention,
     attention_mma,
     conv,
+    conv_mma,
     convert,
     group_norm,
     loss,
@@ -20,6 +21,6 @@ from minigrad.kernels.cuda import (
 )  # fmt: skip
 
 __all__ = [
-    "activation", "attention", "attention_mma", "conv", "convert", "group_norm", "loss", "norm", "optim", "random",
-    "residual", "table",
+    "activation", "attention", "attention_mma", "conv", "conv_mma", "convert", "group_norm", "loss", "norm", "optim",
+    "random", "residual", "table",
 ]  # fmt: skip

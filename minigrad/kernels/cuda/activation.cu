@@ -18,8 +18,8 @@
 //
 // warps[STORED=float PACK=1]: gelu_forward 64, gelu_backward 64, relu_forward 64, relu_backward 64
 // warps[STORED=float PACK=4]: gelu_forward 48, gelu_backward 48, relu_forward 64, relu_backward 64
-// warps[STORED=BFloat16 PACK=8]: gelu_forward 48, gelu_backward 40, relu_forward 64, relu_backward 64
-// warps[STORED=Half PACK=8]: gelu_forward 48, gelu_backward 40, relu_forward 64, relu_backward 64
+// warps[STORED=BFloat16 PACK=8]: gelu_forward 48, gelu_backward 48, relu_forward 64, relu_backward 64
+// warps[STORED=Half PACK=8]: gelu_forward 48, gelu_backward 48, relu_forward 64, relu_backward 64
 // warps[STORED=Half PACK=1]: gelu_forward 64, gelu_backward 64, relu_forward 64, relu_backward 64
 #include "stored.cuh"
 
@@ -64,12 +64,31 @@ static inline __device__ void map(const Stored* __restrict__ x, const Stored* __
     }
 }
 
-static inline __device__ float normal_cdf(float x) { return 0.5f + 0.5f * erff(x * 0.70710678f); }
-static inline __device__ float normal_density(float x) { return expf(-0.5f * x * x) * 0.39894228f; }
+// exp(-x² / 2)
+static inline __device__ float bell(float x) {
+    return sizeof(Stored) == 2 ? exp2f(-0.72134752f * x * x) : expf(-0.5f * x * x);
+}
 
-static inline __device__ float gelu(float x) { return x * normal_cdf(x); }
+// Φ(x), with e = exp(-x² / 2). A 16-bit value takes half the time to load, and erff more time to compute than that. So
+//
+//   Φ(-|x|) = e · t · P(t),   t = 1 / (1 + |x| / 4),   P a polynomial fitted to within 4e-8, and within 2e-5 of Φ(-|x|)
+//
+// which is more exact than ½ (1 + erf) for negative x, where 1 + erf cancels.
+static inline __device__ float normal_cdf(float x, float e) {
+    if (sizeof(Stored) == 4) return 0.5f + 0.5f * erff(x * 0.70710678f);
+    const float P[] = {0.09892956f, 0.11093722f, 0.030221377f, 0.2695058f, -0.25352526f, 0.33361271f, -0.08968141f};
+    const float t = __fdividef(1.0f, 1.0f + 0.25f * fabsf(x));
+    float tail = P[6];
+#pragma unroll
+    for (int k = 5; k >= 0; --k) tail = tail * t + P[k];
+    tail *= t * e;
+    return x < 0 ? tail : 1.0f - tail;
+}
+
+static inline __device__ float gelu(float x) { return x * normal_cdf(x, bell(x)); }
 static inline __device__ float grad_gelu(float x, float grad_y) {
-    return grad_y * (normal_cdf(x) + x * normal_density(x));
+    const float e = bell(x);
+    return grad_y * (normal_cdf(x, e) + x * (e * 0.39894228f));
 }
 
 // (NaN ≤ 0 is false: NaN is returned unchanged, and its gradient passes.)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import prod
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,12 @@ from minigrad.ops import attention, window_attention
 from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window
 
-ROWS, MAX_WARPS = 16, 8  # own rows of a warp at a time, in attention_mma.cu; warps of a block
+ROWS = 16  # own rows of a warp at a time, in attention_mma.cu
+MAX_WARPS, MORE_WARPS = 8, 16  # of a block; MORE_WARPS backward with up to 128 registers in a thread
+MIN_WARPS = 4  # of a block: small windows share one
 WIDTH_STEP, MAX_WIDTH = 16, 128  # E and V are multiples of WIDTH_STEP
 PADDING = 8  # elements between two rows in shared memory, as in mma.cuh
+RESERVED = 1 << 10  # bytes of shared memory that CUDA takes for each block
 BLOCKS = 1024  # partial sums of ∂bias, over all heads: the same on every GPU, and so is the order of sums
 MIN_CAPABILITY = 80  # compute capability 8.0 has tensor cores for bfloat16
 
@@ -57,26 +60,33 @@ class Attention:
         heads, entries, L, S, E, V = self.sizes()
         self.y = empty_like(self.q, V)
         self.lse = array_module(self.q).empty((entries, heads, L), FLOAT32) if keep_lse else None
-        self.kernel("attention_mma_forward")(
-            entries * heads, (WARP, _warps(L)),
-            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse, *self.arguments()[1:],
-            shared=shared_bytes(L, S, E, V, self.map.window),
+        block = forward_block(entries, L, S, E, V, self.map.window)
+        self.kernel("attention_mma_forward", block)(
+            entries // block.entries * heads, (WARP, block.warps, block.entries),
+            *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), self.bias, self.lse,
+            np.int32(block.entry_bytes // 2), *self.arguments(),
+            shared=block.entries * block.entry_bytes,
         )  # fmt: skip
         return self.y
 
     def backward(self, grad_y: Array, grads: Sequence[Array | None], want_bias: bool) -> Array | None:
         """Write ∂q, ∂k and ∂v to the arrays of `grads` that are not None. Returns ∂bias (heads, L, S) or None."""
         heads, entries, L, S, E, V = self.sizes()
-        empty = array_module(self.q).empty
-        chunks = min(entries, -(-BLOCKS // heads)) if want_bias else entries
-        partials = empty((chunks, heads, L, S), FLOAT32) if want_bias else None
-        kernel = self.kernel("attention_mma_backward")
+        empty, biased = array_module(self.q).empty, self.bias is not None
+        block = backward_block(entries, L, S, E, V, self.map.window, biased, want_bias, most_shared(self.q))
+        assert block is not None  # `supports` has checked it
+        groups = entries // block.entries
+        if want_bias:
+            groups = min(groups, -(-BLOCKS // heads))
+        partials = empty((groups, heads, L, S), FLOAT32) if want_bias else None
+        kernel = self.kernel("attention_mma_backward", block)
         kernel(
-            chunks * heads, (WARP, _warps(max(L, S))),
+            groups * heads, (WARP, block.warps, block.entries),
             *seen(self.q), *seen(self.k), *seen(self.v), *seen(self.y), *seen(grad_y),
             *(argument for grad in grads for argument in seen(grad)),
-            self.bias, self.lse, partials, *self.arguments(),
-            shared=shared_bytes(L, S, E, V, self.map.window, backward=True, with_bias=want_bias),
+            self.bias, self.lse, partials, *map(np.int32, (entries, block.chunk, block.entry_bytes // 2)),
+            *self.arguments(),
+            shared=block.entries * block.entry_bytes,
         )  # fmt: skip
         if partials is None:
             return None
@@ -94,12 +104,13 @@ class Attention:
         return heads, prod(outer) * (self.map.down * self.map.right // N), N, N, E, V
 
     def arguments(self) -> tuple[Any, ...]:
-        """The last kernel arguments: entries, heads, L, S, scale and the map. The forward kernel has no `entries`."""
-        heads, entries, L, S, *_ = self.sizes()
-        return *map(np.int32, (entries, heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
+        """The last kernel arguments: heads, L, S, scale and the map."""
+        heads, _, L, S, *_ = self.sizes()
+        return *map(np.int32, (heads, L, S)), np.float32(self.scale), *map(np.int32, self.map[1:])
 
-    def kernel(self, name: str) -> Kernel:
-        return _kernel(name, STORED[self.q.dtype.name], self.q.shape[-1], self.v.shape[-1], self.map.window)
+    def kernel(self, name: str, block: "Block") -> Kernel:
+        stored, biased = STORED[self.q.dtype.name], self.bias is not None
+        return _kernel(name, stored, self.q.shape[-1], self.v.shape[-1], self.map.window, biased, block.tiles)
 
 
 @fast_path_of(attention.ScaledDotProductAttention)
@@ -128,7 +139,7 @@ class MMAScaledDotProductAttention(attention.ScaledDotProductAttention):
                 return False
             if not attention.broadcasts_to(mask.shape, (*q.shape[:-1], S)):
                 return False
-        return shared_bytes(L, S, E, V, backward=True, with_bias=mask is not None) <= most_shared(q)
+        return backward_block(1, L, S, E, V, 0, mask is not None, mask is not None, most_shared(q)) is not None
 
     def forward(self, q: Array, k: Array, v: Array, mask: Array | None, **options: Any) -> Array:
         xp, bias = array_module(q), None
@@ -175,8 +186,9 @@ class MMAWindowAttention(window_attention.WindowAttention):
         fits = bias is None or (on_gpu(bias) and bias.dtype == FLOAT32 and bias.shape == (num_heads, M**2, M**2))
         if not (fits and _supports(*_parts(qkv, num_heads))):
             return False
-        d = qkv.shape[3] // (3 * num_heads)
-        return shared_bytes(M**2, M**2, d, d, M, backward=True, with_bias=bias is not None) <= most_shared(qkv)
+        d, entries = qkv.shape[3] // (3 * num_heads), prod(qkv.shape[:3]) // M**2
+        biased, most = bias is not None, most_shared(qkv)
+        return backward_block(entries, M**2, M**2, d, d, M, biased, biased, most) is not None
 
     def forward(
         self, qkv: Array, bias: Array | None, *,
@@ -217,38 +229,90 @@ def _supports(q: Array, k: Array, v: Array) -> bool:
         return False
     if q.shape[-1] % WIDTH_STEP or v.shape[-1] % WIDTH_STEP or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH:
         return False
-    return _capability(q) >= MIN_CAPABILITY and all(readable(x, q.dtype) for x in (q, k, v))
+    return capability(q) >= MIN_CAPABILITY and all(readable(x, q.dtype) for x in (q, k, v))
 
 
 @cache
-def _kernel(name: str, stored: str, E: int, V: int, window: int) -> Kernel:
-    return Kernel("attention_mma.cu", name, STORED=stored, QK_WIDTH=E, V_WIDTH=V, WINDOW=window)
+def _kernel(name: str, stored: str, E: int, V: int, window: int, biased: bool, tiles: int) -> Kernel:
+    sizes = {"QK_WIDTH": E, "V_WIDTH": V, "WINDOW": window, "BIASED": int(biased), "TILES": tiles}
+    return Kernel("attention_mma.cu", name, STORED=stored, **sizes)
 
 
-def _warps(rows: int) -> int:
-    """The warps of a block, chosen so that all warps do the same number of iterations."""
+class Block(NamedTuple):
+    """The block of a launch of attention_mma.cu."""
+
+    warps: int  # for each entry
+    entries: int
+    entry_bytes: int  # shared memory for each entry
+    tiles: int = 1  # backward: the constant TILES
+    chunk: int = 0  # backward: keys
+
+
+@cache
+def forward_block(entries: int, L: int, S: int, E: int, V: int, window: int) -> Block:
+    """The block of the forward kernel, which needs less shared memory than that of the backward kernel."""
+    warps, _ = _warps(L, MAX_WARPS)
+    return Block(warps, _together(entries, warps, window), _rows_bytes(L, S, E, V, window))
+
+
+@cache
+def backward_block(
+    entries: int, L: int, S: int, E: int, V: int, window: int, biased: bool, want_bias: bool, most: int
+) -> Block | None:
+    """The block of the backward kernel, or None if it needs more than `most` bytes of shared memory.
+
+    Registers allow `most_warps` resident warps per multiprocessor. P and ∂S of a chunk of keys take the shared memory
+    that is left with as many resident blocks, or with fewer blocks where a chunk had too few keys for all warps.
+    """
+    most_width = 64 if biased else 128  # as for BACKWARD_THREADS in attention_mma.cu
+    most_warps = MORE_WARPS if most_width >= E + V and L <= ROWS * MORE_WARPS else MAX_WARPS
+    warps, tiles = _warps(L, most_warps)
+    warps = max(warps, _warps(S, most_warps)[0])  # ∂k and ∂v
+    together = _together(entries, warps, window)
+    L_up, S_up = _rounded_up(L), _rounded_up(S)
+    fixed = _rows_bytes(L, S, E, V, window) + 2 * L_up * (V + PADDING)  # ∂y
+    if want_bias:
+        fixed += 4 * L * (S_up + PADDING)  # ∂bias
+    for resident in range(max(most_warps // (warps * together), 1), 0, -1):
+        left = ((most + RESERVED) // resident - RESERVED) // together - fixed
+        columns = min((left // (2 * L_up) - PADDING) // 2 // ROWS * ROWS, S_up)
+        if columns <= 0 or (2 * columns // ROWS < warps and resident > 1):
+            continue
+        chunks = -(-S_up // columns)
+        chunk = _rounded_up(-(-S_up // chunks))
+        if chunks > 1:  # a warp for each of the products ∂k and ∂v of 16 keys
+            warps = max(warps, min(2 * chunk // ROWS, most_warps))
+        return Block(warps, together, fixed + 2 * L_up * (2 * chunk + PADDING), tiles, chunk)
+    return None
+
+
+def _rounded_up(rows: int) -> int:
+    return -(-rows // ROWS) * ROWS
+
+
+def _warps(rows: int, most: int) -> tuple[int, int]:
+    """The warps, at most `most`, and their number of iterations, which is the same for all warps."""
     tiles = -(-rows // ROWS)
-    iterations = -(-tiles // MAX_WARPS)
-    return -(-tiles // iterations)
+    iterations = -(-tiles // most)
+    return -(-tiles // iterations), iterations
 
 
-def shared_bytes(
-    L: int, S: int, E: int, V: int, window: int = 0, *, backward: bool = False, with_bias: bool = False
-) -> int:
-    """Bytes of shared memory of a block of attention_mma.cu."""
-    L_up, S_up = (-(-rows // ROWS) * ROWS for rows in (L, S))
-    elements = (L_up + S_up) * (E + PADDING) + S_up * (V + PADDING)  # q and k, v
-    words = 2 * L if window else 0  # tokens and regions
-    if backward:
-        elements += L_up * (V + PADDING)  # ∂y
-        words += 2 * L_up + (L_up * (S_up + 8) if with_bias else 0)  # D and lse, ∂bias
-    return 2 * elements + 4 * words
+def _together(entries: int, warps: int, window: int) -> int:
+    """The number of windows of a block. It divides `entries`."""
+    return gcd(entries, max(MIN_WARPS // warps, 1)) if window else 1
+
+
+def _rows_bytes(L: int, S: int, E: int, V: int, window: int) -> int:
+    """Bytes of shared memory for q, k and v, and for the tokens and regions of a window, a multiple of 16."""
+    L_up, S_up = _rounded_up(L), _rounded_up(S)
+    elements = (L_up + S_up) * (E + PADDING) + S_up * (V + PADDING)
+    return 2 * elements + (4 * _rounded_up(2 * L) if window else 0)
 
 
 _capabilities: dict[str, int] = {}  # by device
 
 
-def _capability(x: Array) -> int:
+def capability(x: Array) -> int:
     """The compute capability of the GPU of x, times ten: 90 is Hopper."""
     device = device_of(x)
     if device not in _capabilities:  # (a NumPy array, in tests, has none)

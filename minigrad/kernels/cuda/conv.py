@@ -1,8 +1,10 @@
-"""L2: convolution: depthwise by a kernel of its own, all others with groups = 1 as a matrix product."""
+"""L2: convolution: depthwise by a kernel of its own, all others with groups = 1 as a matrix product, in half
+precision with few channels without im2col."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
+from itertools import product
 from math import prod
 from operator import add
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 from minigrad.backend import Array, array_module, gemm
 from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cuda.conv_mma import ImplicitGEMM
 from minigrad.kernels.cuda.launch import PACK, STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows, sum_of_rows
@@ -19,15 +22,16 @@ from minigrad.ops.windows import Pair, Windows, blocks
 
 # Constants of depthwise.cu.
 MAX_KERNEL = 9  # along either axis: backward has a sum for each tap in registers
-ROWS, RUNS = 2, (8, 7, 4)  # rows of a tile, pixels of a row: 2 x 8 is fastest, but 7 divides the width 28
-WARPS = 8  # of a block
+MAX_RUN = 8  # outputs of a tile, along either axis
+THREADS, MAX_IMAGES = 256, 8  # of a block
 BLOCKS = 512  # partial sums: enough blocks to fill a GPU, and the same order of sums on every GPU
 
 
 @fast_path_of(conv.Conv2d)
 class CUDAConv2d(conv.Conv2d):
     """The op's formula. `Depthwise` computes depthwise convolutions (stride and dilation 1, as many outputs as inputs,
-    kernel up to MAX_KERNEL). With groups = 1, `Pointwise` computes 1 x 1, stride 1, no padding; `Columns` the rest.
+    kernel up to MAX_KERNEL). With groups = 1, `Pointwise` computes 1 x 1, stride 1, no padding; `ImplicitGEMM` 16-bit
+    images of up to 64 channels; `Columns` the rest.
 
     The bias is added before the sum is cast to the dtype of y. ∂weight and ∂bias are computed in float32: under
     autocast, a 16-bit weight is the copy of a float32 parameter.
@@ -53,10 +57,31 @@ class CUDAConv2d(conv.Conv2d):
         if groups > 1:
             return Depthwise(windows)
         one_by_one = windows.kernel == windows.stride == (1, 1) and not any(windows.before + windows.after)
-        return Pointwise() if one_by_one else Columns(windows)
+        if one_by_one:
+            return Pointwise()
+        return ImplicitGEMM(windows) if ImplicitGEMM.supports(windows, self.x, self.weight) else Columns(windows)
 
     def correlate(self, bias: Array | None) -> Array:
         return self.method.correlate(self.x, self.weight, bias)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        return self.backward_accumulate(grad_output, None)
+
+    def backward_accumulate(
+        self, grad_output: Array, total: Array | None
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        # one copy of ∂y for all sums, (N, O, OH, OW) -> (N, OH, OW, O)
+        grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))
+        self.total = None if total is None else total.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        return super().backward(grad_y.transpose(0, 3, 1, 2))
+
+    def grad_x(self, grad_y: Array) -> Array:
+        if isinstance(self.method, Depthwise):
+            return self.method.grad_x(grad_y, self.weight, self.x.shape, self.total)
+        grad_x = super().grad_x(grad_y)
+        if self.total is not None:
+            grad_x += self.total
+        return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
         _, want_weight, want_bias = map(bool, self.needs_input_grad)
@@ -99,8 +124,10 @@ class Columns:
     windows: Windows
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        W = array_module(x).zeros((len(weight), self._columns(x)), weight.dtype)
-        W[:, : prod(weight.shape[1:])] = _matrix(weight)
+        W = _matrix(weight)
+        if W.shape[1] < self._columns(x):
+            padded = array_module(x).zeros((len(W), self._columns(x)), W.dtype)
+            padded[:, : W.shape[1]], W = W, padded
         parts = [gemm(self.unfold(x[some]), W.T, bias=bias) for some in self._blocks(x, weight.shape)]
         y = parts[0] if len(parts) == 1 else array_module(x).concatenate(parts)
         return y.reshape(len(x), *self.windows.out, -1)
@@ -174,9 +201,10 @@ class Depthwise:
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return self._correlate(x, weight, bias, self.windows.out, self.windows.before, flipped=False)
 
-    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...], total: Array | None = None) -> Array:
+        """∂x + `total`."""
         (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
-        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), flipped=True)
+        return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), total, flipped=True)
 
     def grad_parameters(
         self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
@@ -184,40 +212,64 @@ class Depthwise:
         if not want_weight:
             return None, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
         xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
-        (OH, OW), groups = self.windows.out, _ceil(C, WARP)
-        run, tiles = _tiles(N, OH, OW)
-        count = min(_ceil(tiles, WARPS), _ceil(BLOCKS, groups))
+        kernel, block, groups, tiles = self._launch("depthwise_grad_weight", x, self.windows.out, self.windows.before)
+        count = min(tiles, _ceil(BLOCKS, groups))
+        count = _ceil(tiles, _ceil(tiles, count))  # fewer blocks if these need no more tiles each
         partials = xp.empty((count, C * taps + C), FLOAT32)
         grad_weight, grad_bias = xp.empty(shape, FLOAT32), xp.empty(C, FLOAT32)
-        sizes = (np.int32(n) for n in (tiles, H, W, OH, OW, *self.windows.before))
-        arrays = xp.ascontiguousarray(grad_y), xp.ascontiguousarray(x)
-        kernel = self._kernel("depthwise_grad_weight", x, run)
-        kernel((groups, count), (WARP, WARPS), *arrays, partials, *sizes)
+        sizes = (np.int32(n) for n in (tiles, N, H, W, *self.windows.out, *self.windows.before))
+        arrays = grad_y, xp.ascontiguousarray(x)
+        kernel((groups, count), block, *arrays, partials, *sizes)
         sum_rows(kernel, partials, grad_weight, grad_bias)
         return grad_weight, grad_bias if want_bias else None
 
     def _correlate(
-        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, *, flipped: bool
-    ) -> Array:
+        self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, total: Array | None = None,
+        *, flipped: bool,
+    ) -> Array:  # fmt: skip
         xp, (N, H, W, C) = array_module(x), x.shape
         y = xp.empty((N, *out, C), x.dtype)
-        run, tiles = _tiles(N, *out)
-        sizes = (np.int32(n) for n in (flipped, tiles, H, W, *out, *before))
-        arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
-        grid = _ceil(C, WARP) * _ceil(tiles, WARPS)
-        self._kernel("depthwise_correlate", x, run)(grid, (WARP, WARPS), *arrays, y, *sizes)
+        kernel, block, groups, tiles = self._launch("depthwise_correlate", x, out, before)
+        sizes = (np.int32(n) for n in (flipped, N, H, W, *out, *before))
+        arrays = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias, total))
+        kernel(groups * tiles, block, *arrays, y, *sizes)
         return y
 
-    def _kernel(self, name: str, x: Array, run: int) -> Kernel:
-        (KH, KW), stored, C = self.windows.kernel, STORED[x.dtype.name], x.shape[3]
-        constants = {"CHANNELS": C, "KH": KH, "KW": KW, "ROWS": ROWS, "RUN": run, "WARPS": WARPS}
-        return Kernel("depthwise.cu", name, STORED=stored, **constants)
+    def _launch(self, name: str, x: Array, out: Pair, before: Pair) -> tuple[Kernel, Pair, int, int]:
+        """The kernel, its block, the number of groups of channels, and the number of tiles of `out` of each group."""
+        (N, _, W, C), (KH, KW), (OH, OW) = x.shape, self.windows.kernel, out
+        group = WARP if C % WARP == 0 else _ceil(C, _ceil(C, 2 * WARP))
+        images = min(THREADS // group, MAX_IMAGES, N)
+        tile_rows, run = _tile((KH, KW), out)
+        edge = _edge(KW, W, OW, before[1], run)
+        constants = {"C": C, "KH": KH, "KW": KW, "ROWS": tile_rows, "RUN": run, "EDGE": edge, "GROUP": group}
+        kernel = Kernel("depthwise.cu", name, STORED=STORED[x.dtype.name], **constants)
+        return kernel, (group, images), _ceil(C, group), _ceil(OH, tile_rows) * _ceil(OW, run) * _ceil(N, images)
 
 
-def _tiles(N: int, OH: int, OW: int) -> tuple[int, int]:
-    """RUN, the pixels of a row of a tile, chosen for minimum waste at the edge, and the number of tiles."""
-    run = min(RUNS, key=lambda run: _ceil(OW, run) * run)
-    return run, N * _ceil(OH, ROWS) * _ceil(OW, run)
+@cache
+def _tile(kernel: Pair, out: Pair) -> Pair:
+    """ROWS and RUN with the fewest instructions, estimated: the multiply-adds, 3 for each pixel of x, 300 for the rest.
+
+    The registers of a thread hold 49 outputs and the weights of 49 taps, or 16 outputs and those of more taps.
+    """
+    (KH, KW), (OH, OW) = kernel, out
+    limit = 49 if KH * KW <= 49 else 16
+    sizes = (tile for tile in product(range(1, MAX_RUN + 1), repeat=2) if prod(tile) <= limit)
+
+    def instructions(tile: Pair) -> int:
+        of_a_tile = KH * KW * prod(tile) + 3 * (tile[0] + KH - 1) * (tile[1] + KW - 1) + 300
+        return _ceil(OH, tile[0]) * _ceil(OW, tile[1]) * of_a_tile
+
+    return min(((r, run) for r, run in sizes if r <= OH and run <= OW), key=instructions)
+
+
+@cache
+def _edge(KW: int, W: int, OW: int, left: int, run: int) -> int:
+    """EDGE: KW // 2 if on either side of each tile 0 or KW // 2 pixels are outside the image, else the whole row."""
+    first = [min(j, OW - run) - left for j in range(0, OW, run)]
+    outside = {max(n, 0) for w in first for n in (-w, w + run + KW - 1 - W)}
+    return KW // 2 if outside <= {0, KW // 2} else run + KW - 1
 
 
 def _matrix(weight: Array) -> Array:

@@ -10,42 +10,38 @@
 //
 // Shapes: x (N, H, W, C); y (N, OH, OW, C); weight (C, KH, KW); bias (C,).
 //
-// Mapping: the outputs of a channel are partitioned into tiles of ROWS x RUN pixels; a thread computes one tile at a
-// time. The 32 lanes of a warp have 32 adjacent channels of one tile: loads are coalesced and branches do not diverge.
-// The warps of a block have vertically adjacent tiles, whose inputs overlap and hit L1. Consecutive blocks have other
-// channels of the same tiles, so blocks that run at the same time read contiguous memory. A thread loads each row of x
-// once, RUN + KW - 1 pixels, into registers, and uses the row for all KW taps and all ROWS outputs:
+// Multiply-adds in float32 limit these kernels, and every other instruction takes the place of one. So a thread computes
+// a tile of ROWS x RUN outputs of one channel, with one sum for each output (∂weight: for each tap) and all weights
+// (∂weight: the tile of ∂y) in registers. A row of x is loaded once, and used for all taps and outputs that read it:
 //
-//     for a 7 x 7 kernel and 2 x 8 pixels: 8 rows of 14 pixels for 16 · 49 multiply-adds, seven for each load
+//     7 x 7 kernel, 7 x 7 outputs: 13 rows of 13 pixels for 49 · 49 multiply-adds, 14 for each load
 //
-// To save address arithmetic C is a constant, so offsets in a row are immediates. To save comparisons the bounds of a
-// row are a bit mask, computed once for a tile.
+// To save work at the border, rows outside the image are skipped, and so are the first or last EDGE pixels of a row if
+// they are outside: padding of 3 around images of 7 x 7 leaves 57 % of the multiply-adds. Where ROWS or RUN does not
+// divide the image, the last tile overlaps the tile before it, and both write the same values. So the pixels between the
+// edges are inside, and those of an edge all inside or all outside: no load needs a comparison. If padding is such that
+// an edge can be partly outside, EDGE is the whole row, and each pixel is compared.
 //
-// Constants: STORED, CHANNELS (C); KH, KW (the kernel), ROWS, RUN (a tile), WARPS (of a block).
+// Mapping: a block has threads (GROUP, images): GROUP adjacent channels of one tile in several images. Loads are
+// coalesced. All threads of a block have the same tile, so branches do not diverge. Consecutive blocks have the other
+// channels of the same tile, then the tile below, so blocks that run at the same time read overlapping rows in L2.
 //
-// warps[STORED=float CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
-// warps[STORED=float CHANNELS=96 KH=3 KW=3 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 32
-// warps[STORED=float CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 16
-// warps[STORED=BFloat16 CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
-// warps[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
-// warps[STORED=BFloat16 CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 40, depthwise_grad_weight 16
-// warps[STORED=BFloat16 CHANNELS=96 KH=9 KW=9 ROWS=2 RUN=4 WARPS=8]: depthwise_correlate 32, depthwise_grad_weight 16
-// warps[STORED=Half CHANNELS=96 KH=7 KW=7 ROWS=2 RUN=8 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
-// warps[STORED=Half CHANNELS=192 KH=7 KW=7 ROWS=2 RUN=7 WARPS=8]: depthwise_correlate 24, depthwise_grad_weight 16
+// Constants: STORED; C, so that offsets in a row are immediates; KH, KW (kernel), ROWS, RUN (tile), EDGE, GROUP.
+//
+// warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=Half C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=float C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=3 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=40 KH=7 KW=7 ROWS=4 RUN=8 EDGE=3 GROUP=40]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=320 KH=7 KW=7 ROWS=2 RUN=2 EDGE=3 GROUP=32]: depthwise_correlate 20, depthwise_grad_weight 16
+// warps[STORED=BFloat16 C=96 KH=7 KW=7 ROWS=7 RUN=7 EDGE=13 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 16
+// warps[STORED=float C=96 KH=3 KW=3 ROWS=6 RUN=8 EDGE=1 GROUP=32]: depthwise_correlate 16, depthwise_grad_weight 20
+// warps[STORED=float C=96 KH=9 KW=9 ROWS=4 RUN=4 EDGE=4 GROUP=32]: depthwise_correlate 12, depthwise_grad_weight 8
 #include "common.cuh"
 #include "stored.cuh"
 
-constexpr int C = CHANNELS, TAPS = KH * KW;
-
-struct Tile {
-    int n, i, j;  // image; row and column of the first output
-};
-
-// Tiles are ordered down a column, then by column, then by image.
-static inline __device__ Tile tile_at(int number, int OH, int OW) {
-    const int down = (OH + ROWS - 1) / ROWS, across = (OW + RUN - 1) / RUN;
-    return {number / (down * across), number % down * ROWS, number / down % across * RUN};
-}
+constexpr int GROUPS = (C + GROUP - 1) / GROUP, TAPS = KH * KW;
+constexpr int HEIGHT = ROWS + KH - 1, WIDTH = RUN + KW - 1;  // the pixels of x that a tile reads
+constexpr int RIGHT = EDGE < WIDTH ? WIDTH - EDGE : WIDTH;   // the first pixel of the right edge of a row
 
 // A bit mask of `count` bits: bit p is set if 0 ≤ first + p < size.
 static inline __device__ unsigned inside(int first, int count, int size) {
@@ -53,112 +49,146 @@ static inline __device__ unsigned inside(int first, int count, int size) {
     return (1u << to) - (1u << from);
 }
 
-// One channel of LENGTH pixels of a row, from `first` on; 0 where the bit of `mask` is not set.
-template <int LENGTH>
-static inline __device__ void load_run(float (&run)[LENGTH], const Stored* first, unsigned mask) {
+// Tiles are ordered down a column, then by column, then by image.
+struct Tile {
+    int n, i, j;                          // image of this thread; row and column of the first output
+    int repeated_rows, repeated_columns;  // the number of rows and columns that the tile before has too
+    int h, w;                             // row and column of the first pixel of x
+    unsigned rows, columns;               // bit masks of the rows and columns of x inside the image
+
+    __device__ Tile(int number, int H, int W, int OH, int OW, int top, int left) {
+        const int down = (OH + ROWS - 1) / ROWS, across = (OW + RUN - 1) / RUN;
+        const int row = number % down * ROWS, column = number / down % across * RUN;
+        n = number / (down * across) * blockDim.y + threadIdx.y;
+        i = min(row, OH - ROWS), j = min(column, OW - RUN);
+        repeated_rows = row - i, repeated_columns = column - j;
+        h = i - top, w = j - left;
+        rows = inside(h, HEIGHT, H), columns = inside(w, WIDTH, W);
+    }
+
+    // Whether pixels of an edge are inside the image.
+    __device__ bool left() const { return columns & ((1u << EDGE) - 1); }
+    __device__ bool right() const { return columns >> RIGHT; }
+};
+
+// Pixels FROM to TO - 1 of a row, of one channel; 0 outside the image.
+template <int FROM, int TO>
+static inline __device__ void load(float (&pixels)[WIDTH], const Stored* row, unsigned columns) {
 #pragma unroll
-    for (int p = 0; p < LENGTH; ++p) run[p] = mask >> p & 1 ? (float)first[p * C] : 0.0f;
+    for (int q = FROM; q < TO; ++q)
+        pixels[q] = EDGE < WIDTH || columns >> q & 1 ? (float)row[q * C] : 0.0f;
 }
 
-// y from x; or ∂x from ∂y, with the weight flipped, top', left', and a null bias.
+// Call use(o, p, tap, q) for all products of row r and pixels FROM to TO - 1: output (o, p), its tap, pixel q = p + l.
+template <int FROM, int TO, class Use>
+static inline __device__ void products(int r, Use use) {
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+        for (int l = 0; l < KW; ++l)
+#pragma unroll
+            for (int p = 0; p < RUN; ++p)
+                if (0 <= r - o && r - o < KH && FROM <= p + l && p + l < TO) use(o, p, (r - o) * KW + l, p + l);
+}
+
+// Load row r of x, and call use(o, p, tap, pixel) for all products of its pixels.
+template <class Use>
+static inline __device__ void use_row(const Tile& tile, const Stored* row, int r, Use use) {
+    float pixels[WIDTH];
+    if (tile.left()) load<0, EDGE>(pixels, row, tile.columns);
+    load<EDGE, RIGHT>(pixels, row, tile.columns);
+    if (tile.right()) load<RIGHT, WIDTH>(pixels, row, tile.columns);
+    const auto with_pixel = [&](int o, int p, int tap, int q) { use(o, p, tap, pixels[q]); };
+    if (tile.left()) products<0, EDGE>(r, with_pixel);
+    products<EDGE, RIGHT>(r, with_pixel);
+    if (tile.right()) products<RIGHT, WIDTH>(r, with_pixel);
+}
+
+// y from x; or ∂x from ∂y, with the weight flipped, top', left', and a null bias. Then `total`, of the shape of ∂x, is
+// added, unless it is null: the gradient that x has received so far.
 //
-//   grid   ceil(C / 32) · ceil(tiles / WARPS)          block   (32, WARPS)
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+//   grid   GROUPS · tiles of an image · ceil(N / blockDim.y)          block   (GROUP, images), at most 256 threads
+extern "C" __global__ void __launch_bounds__(256, TAPS <= 49 ? 2 : 1)
 depthwise_correlate(const Stored* __restrict__ x, const Stored* __restrict__ weight, const Stored* __restrict__ bias,
-                    Stored* __restrict__ y, int flipped, int tiles, int H, int W, int OH, int OW, int top, int left) {
-    // The weights of the block's channels, (TAPS, 32). The padding of a row avoids bank conflicts along a column.
-    __shared__ float taps[TAPS][WARP + 1];
-    constexpr int groups = (C + WARP - 1) / WARP;
-    const int first = blockIdx.x % groups * WARP, c = first + threadIdx.x;
-    for (int e = threadIdx.y * WARP + threadIdx.x; e < WARP * TAPS; e += WARP * WARPS) {
+                    const Stored* __restrict__ total, Stored* __restrict__ y, int flipped, int N, int H, int W, int OH,
+                    int OW, int top, int left) {
+    // The weights of the block's channels, (TAPS, GROUP). The padding of a row avoids bank conflicts along a column.
+    __shared__ float taps[TAPS][GROUP + 1];
+    const int first = blockIdx.x % GROUPS * GROUP, c = first + threadIdx.x;
+#pragma unroll 1
+    for (int e = threadIdx.y * GROUP + threadIdx.x; e < GROUP * TAPS; e += GROUP * blockDim.y) {
         const int channel = e / TAPS, tap = flipped ? TAPS - 1 - e % TAPS : e % TAPS;
         if (first + channel < C) taps[tap][channel] = weight[first * TAPS + e];
     }
     __syncthreads();  // every weight is written before any thread reads
 
-    const int number = blockIdx.x / groups * WARPS + threadIdx.y;
-    if (c >= C || number >= tiles) return;
-    const Tile tile = tile_at(number, OH, OW);
-    const int h = tile.i - top, w = tile.j - left;
-    const unsigned rows = inside(h, ROWS + KH - 1, H), columns = inside(w, RUN + KW - 1, W);
-    const Stored* corner = x + (((long long)tile.n * H + h) * W + w) * C + c;
-    float sum[ROWS][RUN] = {};
+    const Tile tile(blockIdx.x / GROUPS, H, W, OH, OW, top, left);
+    if (c >= C || tile.n >= N) return;
+    float weights[TAPS], sum[ROWS][RUN];
 #pragma unroll
-    for (int r = 0; r < ROWS + KH - 1; ++r) {  // row r of x is at tap k = r - o of row o of the tile
-        float pixels[RUN + KW - 1];
-        load_run(pixels, corner + (long long)r * W * C, rows >> r & 1 ? columns : 0);
-#pragma unroll
-        for (int o = 0; o < ROWS; ++o) {
-            const int k = r - o;
-            if (k < 0 || k >= KH) continue;
-#pragma unroll
-            for (int l = 0; l < KW; ++l) {
-                const float factor = taps[k * KW + l][threadIdx.x];
-#pragma unroll
-                for (int p = 0; p < RUN; ++p) sum[o][p] += factor * pixels[p + l];
-            }
-        }
-    }
+    for (int tap = 0; tap < TAPS; ++tap) weights[tap] = taps[tap][threadIdx.x];
     const float offset = bias ? (float)bias[c] : 0.0f;
-    Stored* out = y + (((long long)tile.n * OH + tile.i) * OW + tile.j) * C + c;
 #pragma unroll
     for (int o = 0; o < ROWS; ++o)
 #pragma unroll
-        for (int p = 0; p < RUN; ++p)
-            if (tile.i + o < OH && tile.j + p < OW) out[((long long)o * OW + p) * C] = sum[o][p] + offset;
+        for (int p = 0; p < RUN; ++p) sum[o][p] = offset;
+
+    const Stored* row = x + (((long long)tile.n * H + tile.h) * W + tile.w) * C + c;
+#pragma unroll
+    for (int r = 0; r < HEIGHT; ++r, row += W * C)
+        if (tile.rows >> r & 1)
+            use_row(tile, row, r, [&](int o, int p, int tap, float pixel) { sum[o][p] += weights[tap] * pixel; });
+
+    long long at = (((long long)tile.n * OH + tile.i) * OW + tile.j) * C + c;
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o, at += OW * C)
+#pragma unroll
+        for (int p = 0; p < RUN; ++p) y[at + p * C] = sum[o][p] + (total ? (float)total[at + p * C] : 0.0f);
 }
 
-// Partial sums of ∂weight and ∂bias, for sum_rows.
+// Partial sums of ∂weight and ∂bias, for sum_rows. A block loops over `tiles`: those of all images.
 //
-//   partials   (gridDim.y, C · TAPS + C): ∂weight, then ∂bias      grid   (ceil(C / 32), any)      block   (32, WARPS)
-//
-// A warp loops over tiles, with TAPS + 1 sums in registers: of ∂weight for each tap, and of ∂bias.
-extern "C" __global__ void __launch_bounds__(WARP * WARPS)
+//   partials   (gridDim.y, C · TAPS + C): ∂weight, then ∂bias          grid   (GROUPS, any)          block   as above
+extern "C" __global__ void __launch_bounds__(256, TAPS <= 49 ? 2 : 1)
 depthwise_grad_weight(const Stored* __restrict__ grad_y, const Stored* __restrict__ x, float* __restrict__ partials,
-                      int tiles, int H, int W, int OH, int OW, int top, int left) {
-    const int first = blockIdx.x * WARP, c = first + threadIdx.x;
+                      int tiles, int N, int H, int W, int OH, int OW, int top, int left) {
+    const int first = blockIdx.x * GROUP, c = min(first + (int)threadIdx.x, C - 1);
     float sum[TAPS + 1] = {};
-    for (int number = blockIdx.y * WARPS + threadIdx.y; c < C && number < tiles; number += gridDim.y * WARPS) {
-        const Tile tile = tile_at(number, OH, OW);
-        const int h = tile.i - top, w = tile.j - left;
-        const unsigned rows = inside(h, ROWS + KH - 1, H), columns = inside(w, RUN + KW - 1, W);
-        const unsigned outputs = inside(tile.j, RUN, OW);
-        const Stored* corner = x + (((long long)tile.n * H + h) * W + w) * C + c;
-        const Stored* grad_corner = grad_y + (((long long)tile.n * OH + tile.i) * OW + tile.j) * C + c;
+    for (int number = blockIdx.y; number < tiles; number += gridDim.y) {
+        const Tile tile(number, H, W, OH, OW, top, left);
+        const unsigned outputs = tile.n < N ? ~0u << tile.repeated_columns : 0;
+        const int n = min(tile.n, N - 1);  // a thread without an image adds zeros
+        const Stored* row = x + (((long long)n * H + tile.h) * W + tile.w) * C + c;
+        const Stored* grad_row = grad_y + (((long long)n * OH + tile.i) * OW + tile.j) * C + c;
         float grad[ROWS][RUN];
 #pragma unroll
-        for (int o = 0; o < ROWS; ++o) {
-            load_run(grad[o], grad_corner + (long long)o * OW * C, tile.i + o < OH ? outputs : 0);
+        for (int r = 0; r < HEIGHT; ++r, row += W * C) {
+            if (r < ROWS) {  // rows r - KH + 1 to r of ∂y read row r of x
+                const unsigned mask = r < tile.repeated_rows ? 0 : outputs;
 #pragma unroll
-            for (int p = 0; p < RUN; ++p) sum[TAPS] += grad[o][p];
-        }
-#pragma unroll
-        for (int r = 0; r < ROWS + KH - 1; ++r) {
-            float pixels[RUN + KW - 1];
-            load_run(pixels, corner + (long long)r * W * C, rows >> r & 1 ? columns : 0);
-#pragma unroll
-            for (int o = 0; o < ROWS; ++o) {
-                const int k = r - o;
-                if (k < 0 || k >= KH) continue;
-#pragma unroll
-                for (int l = 0; l < KW; ++l)
-#pragma unroll
-                    for (int p = 0; p < RUN; ++p) sum[k * KW + l] += grad[o][p] * pixels[p + l];
+                for (int p = 0; p < RUN; ++p) {
+                    grad[r][p] = mask >> p & 1 ? (float)grad_row[p * C] : 0.0f;
+                    sum[TAPS] += grad[r][p];
+                }
+                grad_row += OW * C;
             }
+            if (tile.rows >> r & 1)
+                use_row(tile, row, r, [&](int o, int p, int tap, float pixel) { sum[tap] += grad[o][p] * pixel; });
         }
     }
 
-    // The warps of a block add their sums in turn, a fixed order.
-    __shared__ float total[TAPS + 1][WARP + 1];
-    for (int turn = 0; turn < WARPS; ++turn) {
+    // The threads of a channel add their sums in turn, a fixed order.
+    __shared__ float total[TAPS + 1][GROUP + 1];
+    for (int turn = 0; turn < blockDim.y; ++turn) {
         if (threadIdx.y == turn)
 #pragma unroll
             for (int tap = 0; tap <= TAPS; ++tap)
                 total[tap][threadIdx.x] = (turn ? total[tap][threadIdx.x] : 0.0f) + sum[tap];
-        __syncthreads();  // this warp has written before the next reads, and before all read after the last
+        __syncthreads();  // this thread has written before the next reads, and before all read after the last
     }
     float* partial = partials + (long long)blockIdx.y * (C * TAPS + C);
-    for (int e = threadIdx.y * WARP + threadIdx.x; e < WARP * TAPS; e += WARP * WARPS)
+#pragma unroll 1
+    for (int e = threadIdx.y * GROUP + threadIdx.x; e < GROUP * TAPS; e += GROUP * blockDim.y)
         if (first + e / TAPS < C) partial[first * TAPS + e] = total[e % TAPS][e / TAPS];
-    if (threadIdx.y == 0 && c < C) partial[C * TAPS + c] = total[TAPS][threadIdx.x];
+    if (threadIdx.y == 0 && first + threadIdx.x < C) partial[C * TAPS + c] = total[TAPS][threadIdx.x];
 }

@@ -3,13 +3,15 @@
     forward = Kernel("norm.cu", "layer_norm_forward", COLUMNS=192)
     forward((rows,), (32, 8), x, y, np.int32(rows), np.float32(eps))
 
-A `Kernel` names a function in a source file of this folder and the macros to compile the file with. Calling a `Kernel`
-launches the function on the current `Device`. The default device is CuPy's GPU; the tests set a device that runs the
-same source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of the current device.
+A `Kernel` names a function in a source file, usually of this folder, and the macros to compile the file with.
+Calling a `Kernel` launches the function on the current `Device`. The default device is CuPy's GPU; the tests set a
+device that runs the same source on the CPU. A fast path calls `on_gpu(x)` to check that an array is in the memory of
+the current device.
 
 A launch allocates no memory and does not synchronize, so it can be captured in a CUDA graph.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ DEFAULT_SHARED = 48 << 10  # bytes: more dynamic shared memory needs an opt-in b
 MIN_CUPY = 13
 STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # dtype -> type in stored.cuh
 PACK = 16  # bytes: the widest load or store of a thread
+SMALLEST = 2.0**-126  # kernels compute with 0 in place of smaller float32 values: CuPy compiles with -ftz=true
 NULL = np.uint64(0)  # a null pointer: CuPy drops an argument that is None
 
 Size: TypeAlias = int | tuple[int, ...]
@@ -55,7 +58,7 @@ class Kernel:
     """The kernel `extern "C" __global__ void name(...)` in `file`, compiled at its first launch.
 
     Args:
-        file: the source file, in this folder.
+        file: the source file, in this folder, or its absolute path.
         name: the function.
         **constants: macros: COLUMNS=192 compiles with `-DCOLUMNS=192`.
     """
@@ -64,8 +67,8 @@ class Kernel:
     name: str
     constants: tuple[tuple[str, int | str], ...]
 
-    def __init__(self, file: str, name: str, **constants: int | str) -> None:
-        object.__setattr__(self, "file", file)
+    def __init__(self, file: str | Path, name: str, **constants: int | str) -> None:
+        object.__setattr__(self, "file", str(file))
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "constants", tuple(sorted(constants.items())))
 
@@ -78,6 +81,18 @@ class Kernel:
     def macros(self) -> list[str]:
         """The constants as compiler options."""
         return [f"-D{name}={value}" for name, value in self.constants]
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of headers: this folder, and the folder of the source."""
+        return list(dict.fromkeys((FOLDER, self.path.parent)))
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Compiler options: the folders of headers, the line `// options: ...` of the source, and the constants."""
+        stated = re.search(r"^// options: (.+)$", self.path.read_text(encoding="utf-8"), re.MULTILINE)
+        more = stated[1].split() if stated else ()
+        return ("--std=c++17", *(f"-I{folder}" for folder in self.folders), *more, *self.macros)
 
     def __call__(self, grid: Size, block: Size, *args: Any, shared: int = 0) -> None:
         """Launch the kernel on the current device. An empty grid does nothing.
@@ -168,8 +183,7 @@ class CuPyDevice:
                     "pip install -U 'cupy-cuda13x[ctk]' (or 'cupy-cuda12x[ctk]')"
                 )
             require_gpu(cupy)
-            options = ("--std=c++17", f"-I{FOLDER}", *kernel.macros)
-            module = cupy.RawModule(code=source_for_cupy(kernel), options=options)
+            module = cupy.RawModule(code=source_for_cupy(kernel), options=kernel.options)
             self._modules[kernel.file, kernel.constants] = module
         function = self._functions[kernel] = module.get_function(kernel.name)
         return function
@@ -180,7 +194,8 @@ def source_for_cupy(kernel: Kernel) -> str:
 
     CuPy writes the source in the locale's encoding, which may lack the Greek letters of comments: they become "_".
     """
-    headers = sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.cuh")))).hexdigest()
+    found = [path for folder in kernel.folders for path in sorted(folder.glob("*.cuh"))]
+    headers = sha256(b"".join(path.read_bytes() for path in found)).hexdigest()
     # ("?" as the replacement could form a trigraph.)
     text = "".join(c if c.isascii() else "_" for c in kernel.path.read_text(encoding="utf-8"))
     return f"{text}\n// headers: {headers}\n"

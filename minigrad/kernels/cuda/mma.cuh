@@ -31,10 +31,13 @@ static inline __device__ void multiply(Tile& c, const Fragment& a, unsigned b0, 
 }
 static inline __device__ void multiply(Tile& c, const Fragment& a, unsigned b0, unsigned b1, Half) { MULTIPLY("f16"); }
 
+static inline __device__ unsigned address_in_shared(const void* at) {
+    return (unsigned)__cvta_generic_to_shared(at);
+}
+
 template <bool TRANSPOSED>
 static inline __device__ void load_tiles(Fragment& tiles, const Stored* row) {
-    unsigned address;
-    asm("{ .reg .u64 shared; cvta.to.shared.u64 shared, %1; cvt.u32.u64 %0, shared; }" : "=r"(address) : "l"(row));
+    const unsigned address = address_in_shared(row);
     if (TRANSPOSED)
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(address) : "memory");
@@ -42,7 +45,16 @@ static inline __device__ void load_tiles(Fragment& tiles, const Stored* row) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) : "r"(address) : "memory");
 }
-#endif  // (The tests' CPU compiler defines `multiply` and `load_tiles`.)
+
+// Starts to copy 16 bytes from global to shared memory, or to write 16 zeros. The thread does not wait, and no register
+// holds the bytes, so a thread can have many copies in flight.
+static inline __device__ void copy_async(void* to, const void* from, bool zeros) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(address_in_shared(to)), "l"(from), "r"(zeros ? 0 : 16) : "memory");
+}
+// Waits for the copies of this thread; a barrier must follow before another thread reads them.
+static inline __device__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+#endif  // (The tests' CPU compiler defines the functions between #ifdef and #endif.)
 
 static inline __device__ unsigned pair_of(float first, float second) {
     return Stored(first).bits | (unsigned)Stored(second).bits << 16;
@@ -52,31 +64,49 @@ static inline __device__ unsigned pair_of(float first, float second) {
 // then reads 8 rows at once without bank conflicts.
 static inline __device__ constexpr int spaced(int width) { return width + 8; }
 
-// a = columns 16 part to 16 part + 15 of rows (16, WIDTH), in shared memory
+// WIDTH / 16 A = rows (16, WIDTH), in shared memory
 template <int WIDTH>
-static inline __device__ void load(Fragment& a, const Stored* rows, int part) {
-    const int tile = threadIdx.x / 8, row = tile % 2 * 8 + threadIdx.x % 8;
-    load_tiles<false>(a, rows + row * spaced(WIDTH) + 16 * part + tile / 2 * 8);
+static inline __device__ void load(Fragment (&a)[WIDTH / 16], const Stored* rows) {
+    rows += threadIdx.x % 16 * spaced(WIDTH) + threadIdx.x / 16 * 8;
+#pragma unroll
+    for (int part = 0; part < WIDTH / 16; ++part) load_tiles<false>(a[part], rows + 16 * part);
 }
 
-// Two C += A Rᵀ:   A (16, 16)   R (16, 16): columns 16 part to 16 part + 15 of rows (16, WIDTH), in shared memory
+// a = rowsᵀ:   rows (16, 16), in shared memory, `step` elements apart
+static inline __device__ void load_transposed(Fragment& a, const Stored* rows, int step) {
+    load_tiles<true>(a, rows + (threadIdx.x / 16 * 8 + threadIdx.x % 8) * step + threadIdx.x / 8 % 2 * 8);
+}
+
+// Stores a (16, 16) to rows in shared memory, `step` elements apart.
+static inline __device__ void store(const Fragment& a, Stored* rows, int step) {
+    Stored* const first = rows + threadIdx.x / 4 * step + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) *reinterpret_cast<unsigned*>(first + i % 2 * 8 * step + i / 2 * 8) = a[i];
+}
+
+// Two C = A rowsᵀ:   A (16, WIDTH)   rows (16, WIDTH), in shared memory
 template <int WIDTH>
-static inline __device__ void multiply_by_rows(Tile (&c)[2], const Fragment& a, const Stored* rows, int part) {
-    const int tile = threadIdx.x / 8, row = tile / 2 * 8 + threadIdx.x % 8;
-    Fragment b;  // tiles: rows 0 to 7, columns 0 to 7 and 8 to 15; rows 8 to 15, likewise
-    load_tiles<false>(b, rows + row * spaced(WIDTH) + 16 * part + tile % 2 * 8);
-    multiply(c[0], a, b[0], b[1], Stored());
-    multiply(c[1], a, b[2], b[3], Stored());
+static inline __device__ void multiply_by_rows(Tile (&c)[2], const Fragment (&a)[WIDTH / 16], const Stored* rows) {
+    rows += (threadIdx.x / 16 * 8 + threadIdx.x % 8) * spaced(WIDTH) + threadIdx.x / 8 % 2 * 8;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) c[e / 4][e % 4] = 0;
+#pragma unroll
+    for (int part = 0; part < WIDTH / 16; ++part) {
+        Fragment b;  // tiles: rows 0 to 7, columns 0 to 7 and 8 to 15; rows 8 to 15, likewise
+        load_tiles<false>(b, rows + 16 * part);
+        multiply(c[0], a[part], b[0], b[1], Stored());
+        multiply(c[1], a[part], b[2], b[3], Stored());
+    }
 }
 
 // WIDTH / 8 C += A rows:   A (16, 16)   rows (16, WIDTH), in shared memory
 template <int WIDTH>
 static inline __device__ void multiply_by_columns(Tile (&c)[WIDTH / 8], const Fragment& a, const Stored* rows) {
-    const int tile = threadIdx.x / 8, row = tile % 2 * 8 + threadIdx.x % 8;
+    rows += threadIdx.x % 16 * spaced(WIDTH) + threadIdx.x / 16 * 8;
 #pragma unroll
     for (int part = 0; part < WIDTH / 16; ++part) {
         Fragment b;  // tiles: columns 0 to 7, rows 0 to 7 and 8 to 15; columns 8 to 15, likewise
-        load_tiles<true>(b, rows + row * spaced(WIDTH) + 16 * part + tile / 2 * 8);
+        load_tiles<true>(b, rows + 16 * part);
         multiply(c[2 * part], a, b[0], b[1], Stored());
         multiply(c[2 * part + 1], a, b[2], b[3], Stored());
     }

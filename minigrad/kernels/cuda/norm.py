@@ -9,7 +9,7 @@ import numpy as np
 from minigrad.backend import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cuda.launch import STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
+from minigrad.kernels.cuda.launch import SMALLEST, STORED, WARP, Kernel, on_gpu, pack_of, sum_rows
 from minigrad.kernels.cuda.residual import NONE_DROPPED, CUDAResidual, Dropped, dropped
 from minigrad.ops import norm, residual
 
@@ -45,9 +45,14 @@ class CUDALayerNorm(norm.LayerNorm):
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
+        return self.backward_accumulate(grad_output, None)
+
+    def backward_accumulate(
+        self, grad_output: Array, total: Array | None
+    ) -> tuple[Array | None, Array | None, Array | None]:
         want_x, *want_params = self.needs_input_grad
         grad_x, _, grad_weight, grad_bias = normalize_backward(
-            grad_output, self.x, self.weight, self.mean, self.rstd, self.shape, (want_x, None, *want_params)
+            grad_output, self.x, self.weight, self.mean, self.rstd, self.shape, (want_x, None, *want_params), total
         )
         return grad_x, grad_weight, grad_bias
 
@@ -97,7 +102,7 @@ def normalize(
     kernel, block = _compiled("layer_norm_forward", C, x, weight, bias, y, branch, s)
     kernel(
         -(-rows // block[1]), block,
-        x, weight, bias, y, mean, rstd, np.int32(rows), np.float32(eps), branch, s, *dropped,
+        x, weight, bias, y, mean, rstd, np.int32(rows), np.float32(max(eps, SMALLEST)), branch, s, *dropped,
     )  # fmt: skip
     return x if s is None else s, y, mean, rstd
 

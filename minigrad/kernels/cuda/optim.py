@@ -4,15 +4,17 @@ AdamW, unscaling and EMA are one launch, clipping is three. AdamW and EMA leave 
 a table to the reference implementation in `minigrad/ops/updates.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
 from minigrad.backend import Array, array_module, device_of, empty
 from minigrad.backend.capture import is_capturing
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cuda.launch import Kernel
+from minigrad.kernels.cuda.launch import SMALLEST, Kernel
 from minigrad.kernels.cuda.table import Table, fits, fits_each, split
 from minigrad.ops import updates as reference
 from minigrad.ops.updates import Update
@@ -36,31 +38,39 @@ def adamw_all(updates: Sequence[Update]) -> None:
     reference.adamw_all(others)
     columns = [[x for x, *_ in rows], [grad for _, grad, *_ in rows]]
     columns += [[state[name] for _, _, state, _ in rows] for name in ("m", "v")]
-    Table(*columns, scalars=lambda: next_scalars(rows)).launch(ADAMW)
+    groups = []
+    for _, own in groupby(rows, key=lambda row: id(row[3])):
+        _, _, states, options = zip(*own, strict=True)
+        groups.append((options[0], states))
+    Table(*columns, scalars=lambda: next_scalars(groups)).launch(ADAMW)
 
 
-def next_scalars(rows: Sequence[Update]) -> np.ndarray:
+def next_scalars(groups: Sequence[tuple[Mapping[str, Any], Sequence[dict[str, Any]]]]) -> np.ndarray:
     """Increment the step count t of each parameter, and return the scalars of step t, (rows, 8):
 
     β₁, β₂, 1 - β₁, 1 - β₂, eps, 1 - lr · weight_decay, lr / (1 - β₁ᵗ) and 1 / √(1 - β₂ᵗ).
 
-    A captured graph calls this function before each launch. To save time, the scalars are computed once for all
+    A captured graph calls this function before each launch. To save time, the scalars are computed once for adjacent
     parameters of a group with the same t, usually the entire group.
+
+    Args:
+        groups: for each parameter group its options, and the states of its parameters.
     """
-    known: dict[tuple[int, int], int] = {}  # group and t -> index of their scalars
     scalars: list[tuple[float, ...]] = []
-    indices: list[int] = []
-    for _, _, state, group in rows:
-        state["step"] = t = state["step"] + 1
-        key = id(group), t
-        index = known.get(key)
-        if index is None:
-            lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
-            step = 1 - lr * float(group["weight_decay"]), lr / (1 - beta1**t), 1 / sqrt(1 - beta2**t)
-            known[key] = index = len(scalars)
-            scalars.append((beta1, beta2, 1 - beta1, 1 - beta2, float(group["eps"]), *step))
-        indices.append(index)
-    return np.array(scalars, np.float32)[indices]
+    counts: list[int] = []  # rows with these scalars
+    for group, states in groups:
+        lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
+        betas, decay = (beta1, beta2, 1 - beta1, 1 - beta2), 1 - lr * float(group["weight_decay"])
+        steps = []
+        for state in states:
+            state["step"] = t = state["step"] + 1
+            steps.append(t)
+        for t, same in groupby(steps):
+            scale = 1 / sqrt(1 - beta2**t)
+            least = sqrt(SMALLEST) * scale  # of √v̂, unless the kernel flushes v to 0: then do not divide m by 0
+            scalars.append((*betas, max(eps, least), decay, lr / (1 - beta1**t), scale))
+            counts.append(len(list(same)))
+    return np.array(scalars, np.float32).repeat(counts, axis=0)
 
 
 @fast_path_of(reference.clip_by_global_norm, supports=lambda grads, max_norm: fits_each(grads))

@@ -27,8 +27,11 @@ def words(generator: Generator, count: int, device: str) -> Array:
 
 
 def _drawn(kernel: Kernel, y: Array, generator: Generator) -> Array:
-    """Fill y with the generator's next draw. A captured graph reads the seed and draw number from device memory."""
-    draw, seed = generator.next_draw(), generator.seed
-    blocks = -(-y.size // (THREADS * EACH))
-    kernel(blocks, THREADS, y, np.int64(y.size), np.uint64(draw), np.uint64(seed), generator.captured)
+    """Fill y with the generator's next draw."""
+    kernel(-(-y.size // (THREADS * EACH)), THREADS, y, np.int64(y.size), *next_draws(generator, 1))
     return y
+
+
+def next_draws(generator: Generator, count: int) -> tuple[np.uint64, np.uint64, Array | None]:
+    """The fields of `Draw` in philox.cuh for the next draw, of `count` draws that a kernel computes."""
+    return np.uint64(generator.next_draw(count)), np.uint64(generator.seed), generator.captured

@@ -33,6 +33,7 @@ class Table:
 
     def __init__(self, *columns: Sequence[Array], scalars: Callable[[], Any] | None = None) -> None:
         self.rows = np.zeros(len(columns[0]), ROW)
+        self.words = self.rows.view(np.uint64)  # the same memory, in a dtype that CuPy has
         for place, arrays in enumerate(columns):
             self.rows["at"][:, place] = [pointer(x) for x in arrays]
         self.rows["count"] = [x.size for x in columns[0]]
@@ -43,13 +44,13 @@ class Table:
             return
         if scalars is not None:
             self.rows["scalars"] = scalars()
-        self.memory = to_device(self.rows.view(np.uint64), device_of(columns[0][0]) if self.chunks else "cpu")
+        self.memory = to_device(self.words, device_of(columns[0][0]) if self.chunks else "cpu")
 
     def fill(self) -> None:
         """Write the table for the next launch of its graph, with the scalars of the next step."""
         if self.scalars is not None:
             self.rows["scalars"] = self.scalars()
-        self.memory.set(self.rows.view(np.uint64))
+        self.memory.set(self.words)
 
     def launch(self, kernel: Kernel, *args: Any) -> None:
         """Launch a block for each chunk. The arguments are the table, its number of rows, and `args`."""

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from tests.gpu.stages.device import gpu_seconds
+from tests.gpu.stages.device import gpu_seconds, normal
 from tests.gpu.stages.stage import Options, Parts, Row
 
 EPILOGUES = ("bfloat16", "float16", "float32")
@@ -36,14 +36,10 @@ def copy() -> Iterator[Row]:
 
 
 def product(name: str, tf32: bool, n: int = 8192) -> Iterator[Row]:
-    import cupy
-
     from minigrad.backend import cublas
     from minigrad.backend.dtypes import as_dtype, cast
 
-    # (not zeros: they take less power, so a GPU multiplies them faster)
-    numbers = np.random.default_rng(0).standard_normal((n, n), np.float32)
-    a = cast(cupy.asarray(numbers), as_dtype(name))
+    a = cast(normal(n, n), as_dtype(name))  # (not zeros: they take less power, so a GPU multiplies them faster)
     cublas.allow_tf32(tf32)
     seconds = gpu_seconds(lambda: cublas.matmul(a, a))
     cublas.allow_tf32(False)
@@ -56,16 +52,12 @@ def epilogues(name: str, B: int = 25216, D: int = 768, O: int = 3072) -> Iterato
     features on B rows. The default is ViT-Base's widest with 128 images. The row is `wrong` if cublasLt has no
     algorithm, or another result.
     """
-    import cupy
-
     from minigrad.backend import cublas_lt, gemm
     from minigrad.backend.dtypes import FLOAT32, as_dtype, cast
     from minigrad.ops.matmul import sum_of_rows
 
-    rng = np.random.default_rng(0)
-    numbers = [cupy.asarray(rng.standard_normal(shape, np.float32)) for shape in ((B, D), (O, D), (O,), (B, O))]
-    dtype = as_dtype(name)
-    x, weight, bias, grad_y = (cast(a, dtype) for a in numbers)
+    dtype, shapes = as_dtype(name), ((B, D), (O, D), (O,), (B, O))
+    x, weight, bias, grad_y = (cast(normal(*shape, offset=i), dtype) for i, shape in enumerate(shapes))
     with_bias = partial(cublas_lt.matmul_with_bias, x, weight.T, bias, dtype)
     and_sums = partial(cublas_lt.matmul_and_sums, grad_y.T, x, FLOAT32)
 

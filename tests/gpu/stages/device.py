@@ -5,7 +5,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import numpy as np
+
+
+def cupy_or_stand_in(cpu: bool) -> AbstractContextManager[None]:
+    """With --cpu, tests/cupy_on_cpu replaces CuPy within the block."""
+    from tests.cupy_on_cpu import in_place_of_cupy
+
+    return in_place_of_cupy() if cpu else nullcontext()
 
 
 def synchronize() -> None:
@@ -30,6 +40,15 @@ def release() -> None:
         sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.empty_cache()
+
+
+def normal(*shape: int, offset: int = 0) -> Any:
+    """Normal values on the GPU, in float32: 1,000,003 from NumPy, repeated, beginning at an index that depends on
+    `offset`. NumPy would take a second for a large array."""
+    import cupy
+
+    values = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
+    return cupy.resize(cupy.asarray(np.roll(values, -7919 * offset)), shape)
 
 
 def gpu_seconds(work: Callable[[], Any], rounds: int = 5, repeats: int = 10) -> float:

@@ -1,6 +1,7 @@
 """Stage `environment`: versions, the GPU, and the libraries that minigrad calls directly."""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ def parts(options: Options) -> Parts:
 
 def versions() -> Iterator[Row]:
     yield {"what": "python, numpy", "value": f"{platform.python_version()}, {np.__version__}"}
+    yield {"what": "CPU cores", "value": os.cpu_count()}
     for package in ("torch", "timm", "ml_dtypes"):
         try:
             yield {"what": package, "value": importlib.metadata.version(package)}

@@ -1,48 +1,54 @@
-"""Stage `kernels`: every CUDA fast path against the reference implementation in float64, its time, and its share of the
-bandwidth of a copy."""
+"""Stage `kernels`: every CUDA fast path against the reference implementation in float64, on small arrays; then, in
+bfloat16, on those of the models, with the time and the share of the bandwidth of a copy."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tests.gpu.stages.ceilings import bandwidth
-from tests.gpu.stages.device import gpu_seconds
+from tests.gpu.stages.device import cupy_or_stand_in, gpu_seconds
 from tests.gpu.stages.stage import Options, Parts, Row
 
 
 def parts(options: Options) -> Parts:
     from tests.gpu.cases import CASES
 
-    return {case.name: partial(kernel, case, options) for case in CASES}
+    small = {case.name: partial(on_small_arrays, case, options) for case in CASES}
+    large = {f"{case.name}: large": partial(on_large_arrays, case) for case in CASES if is_large(case)}
+    return small if options.cpu else small | large
 
 
-def kernel(case: Any, options: Options) -> Iterator[Row]:
-    """Compare with the reference implementation: small arrays in NumPy; on a GPU, also large arrays, with the reference
-    on the GPU, since NumPy would take hours."""
-    from tests.cupy_on_cpu import in_place_of_cupy
+def is_large(case: Any) -> bool:
+    return case.dtype == "bfloat16"
 
+
+def on_small_arrays(case: Any, options: Options) -> Iterator[Row]:
+    """Compare with the reference implementation in NumPy."""
     arrays = case.arrays(small=True)
-    with in_place_of_cupy() if options.cpu else nullcontext():
+    with cupy_or_stand_in(options.cpu):
         found, by = outcome(case, arrays, "cuda")
         found = [to_float64(x).get() for x in found]
-    errors = {"small": error_of(found, exact(case, arrays, "cpu"))}
-    if not options.cpu:
-        arrays = case.arrays(small=False)
-        found, by = outcome(case, arrays, "cuda")
-        errors["large"] = error_of(map(to_float64, found), exact(case, arrays, "cuda"))
-    row: Row = {"what": case.name, "value": max(errors.values()), "unit": "error", **errors, "by": by.__module__}
-    if not (".cuda." in by.__module__ and all(error < case.limit for error in errors.values())):
-        row["wrong"] = True
-    yield row
-    if not options.cpu:
-        del found
-        yield from time_of(case, arrays)
+    yield compared(case.name, case.limit, found, exact(case, arrays, "cpu"), by)
 
 
-def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any], type]:
+def on_large_arrays(case: Any) -> Iterator[Row]:
+    """Compare with the reference implementation on the GPU, since NumPy would take hours; then the time."""
+    arrays = case.arrays(small=False, device="cuda")
+    found, by = outcome(case, arrays, "cuda")
+    yield compared(f"{case.name}: large", case.limit, list(map(to_float64, found)), exact(case, arrays, "cuda"), by)
+    del found
+    yield time_of(case, arrays)
+
+
+def compared(what: str, limit: float, found: list[Any], expected: list[Any], by: type) -> Row:
+    error = error_of(found, expected)
+    row: Row = {"what": what, "value": error, "unit": "error", "by": by.__module__}
+    return row if ".cuda." in by.__module__ and error < limit else row | {"wrong": True}
+
+
+def outcome(case: Any, arrays: list[Any], device: str) -> tuple[list[Any], type]:
     """The output and the gradients, on the device, and the class of the op that ran."""
     from minigrad import Tensor
     from minigrad.autograd.node import Output
@@ -53,17 +59,16 @@ def outcome(case: Any, arrays: list[np.ndarray], device: str) -> tuple[list[Any]
     op = y.grad_fn
     while isinstance(op, Last | Output):  # skip the nodes that select an output of the op
         op = op.edges[0][0]
-    grad = np.resize(case.rounded(np.cos(np.arange(1009.0))), y.shape)
-    y.backward(Tensor(grad.astype(arrays[0].dtype), device=device))
+    y.backward(Tensor(case.grad(y.data)))
     return [x.data for x in (y, *(t.grad for t in tensors))], type(op)
 
 
-def exact(case: Any, arrays: list[np.ndarray], device: str) -> list[Any]:
+def exact(case: Any, arrays: list[Any], device: str) -> list[Any]:
     """`outcome` of the reference implementation in float64."""
     from minigrad import without_fast_paths
 
     with without_fast_paths():
-        return outcome(case, [x.astype(np.float64) for x in arrays], device)[0]
+        return outcome(case, [to_float64(x) for x in arrays], device)[0]
 
 
 def to_float64(x: Any) -> Any:
@@ -80,12 +85,12 @@ def error_of(found: Any, exact: list[Any]) -> float:
     )
 
 
-def time_of(case: Any, arrays: list[np.ndarray]) -> Iterator[Row]:
+def time_of(case: Any, arrays: list[Any]) -> Row:
     from minigrad import Tensor
 
     tensors = case.tensors(arrays, "cuda")
     y = case.call(*tensors)
-    grad = Tensor(np.ones(y.shape, y.dtype), device="cuda")
+    grad = Tensor(case.grad(y.data))
     size = sum(t.data.nbytes for t in tensors) + case.outputs * y.data.nbytes
     del y
 
@@ -97,4 +102,4 @@ def time_of(case: Any, arrays: list[np.ndarray]) -> Iterator[Row]:
     forward, both = gpu_seconds(partial(case.call, *tensors)), gpu_seconds(forward_and_backward)
     row = {"what": f"{case.name}: time", "value": forward * 1e6, "unit": "us"}
     row |= {"backward_us": (both - forward) * 1e6, "share_of_copy": size / bandwidth() / forward}
-    yield row
+    return row

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.gpu.stages.stage import Options, Parts, Row
+from tests.gpu.stages.stage import Options, Parts, Row, parse
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,21 +29,23 @@ TESTS = (
 )
 
 
-def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(8, os.cpu_count() or 1)) -> Iterator[Row]:
-    command = [sys.executable, "-m", "pytest", "-vv", "--tb=line", "-k", "cuda", *chosen]
-    if importlib.util.find_spec("xdist"):  # CuPy's first run compiles its own kernels
+def tests(chosen: tuple[str, ...] = TESTS, workers: int = min(16, os.cpu_count() or 1)) -> Iterator[Row]:
+    """A row for each failed test, and the number of those that passed: every 100, since the time may run out."""
+    command = [sys.executable, "-m", "pytest", "-p", "tests.gpu.report_tests", "--tb=short", "-k", "cuda", *chosen]
+    if importlib.util.find_spec("xdist"):  # hundreds of kernels are compiled
         command += ["-n", str(workers)]
-    passed = 0
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, errors="replace") as process:
+    environment, passed = os.environ | {"HYPOTHESIS_PROFILE": "few"}, 0
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
         for line in process.stdout:  # type: ignore[union-attr]
-            words = line.split()
-            name = next((word for word in words if "::" in word), "")
-            if name and "PASSED" in words:
+            found = parse(line)
+            if "passed" in found:
                 passed += 1
-                if passed % 100 == 0:  # a result even if the time runs out
+                if passed % 100 == 0:
                     yield {"what": "tests passed so far", "value": passed}
-            elif name and ("FAILED" in words or "ERROR" in words) and "-" not in words:  # not the lines of the summary
-                yield {"what": name[-90:], "value": "failed", "wrong": True}
+            elif name := found.pop("failed", ""):
+                yield {"what": name[-90:], "value": "failed", **found, "wrong": True}
     yield {"what": f"passed of pytest -k cuda {' '.join(chosen)}", "value": passed}
     if process.returncode:
         raise RuntimeError(f"pytest ended with {process.returncode}")

@@ -1,65 +1,52 @@
-"""Stages `steps` and `compiled`: a training step of minigrad and of PyTorch, on the same weights and the same batch."""
+"""Stages `steps`, `compiled`, `compiled_others` and `large`: a training step of minigrad and of PyTorch."""
 
 import statistics
-from collections.abc import Callable, Iterator
-from copy import deepcopy
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
+from tests.gpu.stages.contenders import Step, Workload, ours, torch_step
 from tests.gpu.stages.device import alive, host_seconds, release
 from tests.gpu.stages.stage import Options, Parts, Row, failed
 
-
-class Workload(NamedTuple):
-    """A training step in mixed precision, and the goals: the speedups over PyTorch."""
-
-    model: str
-    batch: int
-    eager: float  # over eager mode
-    graphs: float  # over torch.compile with CUDA graphs
-
-
-WORKLOADS = (  # most important first
-    Workload("vit_tiny_cifar", 512, 1.5, 1.0), Workload("vit_base_patch16_224", 128, 1.25, 1.0),
-    Workload("swin_tiny_patch4_window7_224", 128, 2.0, 1.0), Workload("convnext_tiny", 128, 1.6, 1.0),
-    Workload("vit_tiny_cifar", 128, 3.5, 1.0), Workload("swin_tiny_cifar", 512, 2.0, 1.1),
-    Workload("convnext_atto_cifar", 512, 2.0, 1.1),
+VIT = (Workload("vit_tiny_cifar", 128, 3.5, 1.0), Workload("vit_tiny_cifar", 512, 1.5, 1.0))
+OTHERS = (Workload("swin_tiny_cifar", 512, 2.0, 1.1), Workload("convnext_atto_cifar", 512, 2.0, 1.1))
+HYBRID = (Workload("hybrid_cifar", 512, 1.0, 1.0),)
+LARGE = (
+    Workload("vit_base_patch16_224", 128, 1.25, 1.0), Workload("swin_tiny_patch4_window7_224", 128, 2.0, 1.0),
+    Workload("convnext_tiny", 128, 1.6, 1.0),
 )  # fmt: skip
 WARMUP = 4  # steps before the timed ones: the third captures the CUDA graph
 ROUNDS, STEPS = 3, 5  # rounds, and steps of each contender per round
 LOSSES = 0.02  # the maximum relative difference of losses in mixed precision
 
-
-def parts(options: Options) -> Parts:
-    """Stage `steps`: training steps against PyTorch's eager mode."""
-    contenders = {
-        "torch amp": partial(torch_step, amp=True),
-        "tf32": partial(ours, amp=False, graphed=False),
-        "amp": partial(ours, amp=True, graphed=False),
-        "amp graph": partial(ours, amp=True, graphed=True),
-    }
-    return {title(w): partial(compared, w, contenders, w.eager) for w in WORKLOADS}
-
-
-def compiled_parts(options: Options) -> Parts:
-    """Stage `compiled`: training steps against `torch.compile` with CUDA graphs."""
-    contenders = {
-        "torch reduce-overhead": partial(torch_step, amp=True, mode="reduce-overhead"),
-        "amp graph": partial(ours, amp=True, graphed=True),
-    }
-    return {title(w): partial(compared, w, contenders, w.graphs) for w in WORKLOADS}
+EAGER: dict[str, Callable[[Workload], Step]] = {
+    "torch amp": partial(torch_step, amp=True),
+    "amp": partial(ours, amp=True, graphed=False),
+    "amp graph": partial(ours, amp=True, graphed=True),
+}
+COMPILED: dict[str, Callable[[Workload], Step]] = {
+    "torch reduce-overhead": partial(torch_step, amp=True, mode="reduce-overhead"),
+    "amp graph": partial(ours, amp=True, graphed=True),
+}
 
 
-Step = Callable[[], float]
+def parts(workloads: tuple[Workload, ...], options: Options) -> Parts:
+    """Training steps against PyTorch's eager mode."""
+    return {title(w): partial(compared, w, EAGER, w.eager) for w in workloads}
+
+
+def compiled_parts(workloads: tuple[Workload, ...], options: Options) -> Parts:
+    """Training steps against `torch.compile` with CUDA graphs."""
+    return {title(w): partial(compared, w, COMPILED, w.graphs) for w in workloads}
 
 
 def title(workload: Workload) -> str:
     return f"{workload.model}, batch {workload.batch}"
 
 
-def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step]], goal: float) -> Iterator[Row]:
+def compared(workload: Workload, contenders: Mapping[str, Callable[[Workload], Step]], goal: float) -> Iterator[Row]:
     """Milliseconds per step of each contender, measured alone, so that a failure does not affect the others. Then the
     first contender (the rival) and the last contender alternate: the speedup of the last over the first."""
     rival, *_, last = contenders
@@ -91,93 +78,3 @@ def compared(workload: Workload, contenders: dict[str, Callable[[Workload], Step
     if losses and not np.ptp(list(losses.values())) <= LOSSES * abs(min(losses.values())):
         row["wrong"] = True
     yield row
-
-
-@lru_cache(maxsize=1)
-def weights_of(model: str) -> dict[str, np.ndarray]:
-    """The weights of `models.compare.formula`, in float32."""
-    import models
-    from minigrad.nn import init
-    from models.compare import formula
-
-    with init.skip_init():
-        network = formula.fill(models.create_model(model))
-    return {name: parameter.data.astype(np.float32) for name, parameter in network.named_parameters()}
-
-
-def ours(workload: Workload, *, amp: bool, graphed: bool) -> Step:
-    import cupy
-
-    import models
-    from minigrad import Tensor, autocast, optim
-    from minigrad import functional as F
-    from minigrad.backend import cublas
-    from minigrad.cuda_graph import GraphedStep
-    from minigrad.nn import init
-
-    cublas.allow_tf32(True)
-    with init.skip_init():
-        network = models.create_model(workload.model)
-    for name, parameter in network.named_parameters():
-        parameter.data = weights_of(workload.model)[name]
-    network = network.to("cuda")
-    images, labels = inputs(workload.batch, network.img_size, network.num_classes)
-    optimizer = optim.AdamW(network.parameters(), lr=1e-4)
-
-    def compute(images: Any, labels: Any) -> Any:
-        optimizer.zero_grad()
-        with autocast("bfloat16", amp, network.parameters()):
-            loss = F.cross_entropy(network(Tensor(images)), Tensor(labels))
-        loss.backward()
-        optimizer.step()
-        return loss.data
-
-    run = GraphedStep(compute, optimizer, warmup=2) if graphed else compute
-    x, y = cupy.asarray(images), cupy.asarray(labels)
-
-    def step() -> float:
-        loss = run(x, y)
-        cupy.cuda.Device().synchronize()
-        return float(loss.item())
-
-    return step
-
-
-@lru_cache(maxsize=1)
-def reference(model: str) -> Any:
-    from models.compare.references import Reference
-
-    return Reference("timm", model)
-
-
-def torch_step(workload: Workload, *, amp: bool, mode: str | None = None) -> Step:
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    theirs = reference(workload.model)
-    network = deepcopy(theirs.network).float().cuda().to(memory_format=torch.channels_last).train()
-    for module in network.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-    images, labels = inputs(workload.batch, theirs.model.img_size, theirs.model.num_classes)
-    x = torch.from_numpy(images).cuda().to(memory_format=torch.channels_last)
-    y = torch.from_numpy(labels).cuda()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
-    run = network if mode is None else torch.compile(network, mode=mode)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-            loss = torch.nn.functional.cross_entropy(run(x), y)
-        loss.backward()
-        optimizer.step()
-        torch.cuda.synchronize()
-        return float(loss.item())
-
-    return step
-
-
-def inputs(batch: int, size: tuple[int, int], classes: int) -> tuple[np.ndarray, np.ndarray]:
-    images = np.random.default_rng(0).standard_normal((batch, 3, *size), np.float32)
-    return images, np.arange(batch) * 7919 % classes

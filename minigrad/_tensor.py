@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import in_place
+from minigrad import absent, in_place
 from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
+from minigrad.autograd.gradients import grad, start_gradient
 from minigrad.autograd.hooks import RemovableHandle
 from minigrad.autograd.node import Leaf, Node, Output, next_age
-from minigrad.backend import Array, array_module, as_array, device_of, plain, to_device
+from minigrad.backend import Array, Device, array_module, as_array, device_of, plain, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_floating
 from minigrad.backend.fast_paths import FAST_PATHS, fast_path
 from minigrad.backend.meta import MetaArray
@@ -48,8 +49,7 @@ class Tensor(Methods):
     """
 
     __slots__ = ("__weakref__", "_node", "_retained", "data")
-    __array_ufunc__ = None  # array + tensor calls Tensor.__radd__, not a NumPy ufunc
-    __array_priority__ = 1000  # the same for CuPy arrays
+    __array_priority__ = 1000  # array + tensor calls Tensor.__radd__, not a NumPy or CuPy ufunc
 
     data: Array
     _node: Node | None  # the op that computed this Tensor, or a Leaf; None: requires_grad is False
@@ -135,6 +135,10 @@ class Tensor(Methods):
     def constant(array: Array) -> "Tensor":
         """A Tensor that shares `array` and does not require a gradient."""
         return Tensor(array)
+
+    def __getattr__(self, name: str) -> Any:
+        """Explain the methods of torch.Tensor that do not exist here."""
+        absent.refuse(self, "a Tensor", name)
 
     # The graph ------------------------------------------------------------------------------------------------------
 
@@ -227,31 +231,36 @@ class Tensor(Methods):
         node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
         return RemovableHandle(remove)
 
-    def backward(self, gradient: "Tensor | None" = None, retain_graph: bool = False) -> None:
+    def backward(
+        self,
+        gradient: "Tensor | None" = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: "Sequence[Tensor] | Tensor | None" = None,
+    ) -> None:
         """Add ∂self/∂x to `x.grad` for every leaf x that requires a gradient.
 
         Args:
             gradient: ∂loss/∂self, of self's shape; optional if self has one element.
             retain_graph: keep the arrays that the ops saved, so that backward can run through this graph again.
+            create_graph: refused: gradients of gradients do not exist here.
+            inputs: the only leaves whose `grad` changes; all by default.
         """
         if self._node is None:
             raise RuntimeError(
                 "backward: this tensor does not require a gradient: set requires_grad=True on an input, and compute "
                 "outside no_grad()"
             )
-        if gradient is None:
-            if self.data.size != 1:
-                raise RuntimeError(
-                    "backward: the gradient can be omitted only for a tensor with one element, got shape "
-                    f"{self.shape}: reduce the tensor, as in x.sum().backward(), or pass gradient=..."
-                )
-            grad = array_module(self.data).ones_like(self.data)
-        else:
-            grad = gradient.data if isinstance(gradient, Tensor) else to_array(gradient, self.dtype, self.device)
-            if grad.shape != self.shape:
-                raise ValueError(f"backward: gradient must have the tensor's shape {self.shape}, got {grad.shape}")
-            grad = cast(grad, self.data.dtype)
-        tape.backward(self._node, grad, retain_graph)
+        if gradient is not None and not isinstance(gradient, Tensor):
+            gradient = Tensor(gradient, dtype=self.dtype, device=self.device)
+        if inputs is not None or create_graph:
+            leaves = [inputs] if isinstance(inputs, Tensor) else inputs or []
+            found = grad(self, leaves, gradient, retain_graph, create_graph, allow_unused=True)
+            for x, g in zip(leaves, found, strict=True):
+                if g is not None:
+                    x.grad = g if x.grad is None else Tensor(x.grad.data + g.data)
+            return
+        tape.backward({self._node: start_gradient(self, gradient, "backward")}, bool(retain_graph))
 
     def detach(self) -> "Tensor":
         """A Tensor that shares this array and is detached from the graph."""
@@ -316,8 +325,8 @@ class Tensor(Methods):
         return dtype
 
     @property
-    def device(self) -> str:
-        return device_of(self.data)
+    def device(self) -> Device:
+        return Device(device_of(self.data))
 
     @property
     def ndim(self) -> int:
@@ -394,6 +403,15 @@ class Tensor(Methods):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __array_wrap__(self, array: np.ndarray, context: Any = None, return_scalar: bool = False) -> "Tensor":
+        """The result of a NumPy function of this Tensor, as a Tensor: NumPy records no ops, so it has no gradient."""
+        if self.requires_grad and mode.grad_enabled:
+            raise RuntimeError(
+                "Can't call numpy() on Tensor that requires grad: a NumPy function is not recorded, so the gradient "
+                "would be lost. Use the method of the Tensor, as in x.exp(), or x.detach() for the values alone"
+            )
+        return Tensor(array)
+
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
 
@@ -436,6 +454,9 @@ class Tensor(Methods):
         notes += "" if self.device == "cpu" else f", device={self.device!r}"
         notes += f", grad_fn={self._node!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({values}{notes})"
+
+
+Function.apply = classmethod(Tensor.apply)  # type: ignore[assignment]
 
 
 def from_dlpack(x: Any) -> Tensor:

@@ -1,0 +1,85 @@
+"""L0: PyTorch's names that minigrad does not have, with the reason and the nearest thing that exists.
+
+The package, Tensor, `nn`, `functional`, `optim` and `autograd` look up a missing name here, in their `__getattr__`.
+"""
+
+from typing import Any, NoReturn
+
+_NO_RECURRENCE = "recurrent layers are out of scope; attention and convolutions process sequences here"
+_NO_COMPILER = "ops run as they are called, without a compiler"
+_NO_COMPLEX = "complex dtypes are out of scope: float16, bfloat16, float32 and float64 exist"
+_NO_SPARSE = "sparse layouts are out of scope: all tensors are dense"
+_FIRST_ORDER = "backward is first-order: gradients of gradients do not exist"
+_NO_QUANTIZATION = "quantized dtypes are out of scope"
+
+# reason -> names, with what to use instead
+ABSENT: dict[str, dict[str, str]] = {
+    _NO_RECURRENCE: {
+        **dict.fromkeys(("RNN", "LSTM", "GRU", "RNNBase"), "nn.TransformerEncoderLayer or nn.Conv1d"),
+        **dict.fromkeys(("RNNCell", "LSTMCell", "GRUCell"), "nn.Linear in a Python loop"),
+    },
+    _NO_COMPILER: {
+        "compile": "minigrad.cuda_graph.GraphedStep, which captures a training step on a GPU",
+        **dict.fromkeys(("jit", "fx", "export", "_dynamo"), "the model itself: python -m models.summary prints it"),
+        "onnx": "minigrad.save, for .npz and .safetensors files",
+    },
+    "transforms of functions are out of scope": {
+        "vmap": "a leading batch axis: ops broadcast",
+        "func": "minigrad.autograd.grad",
+    },
+    _NO_SPARSE: {
+        **dict.fromkeys(
+            ("sparse", "sparse_coo_tensor", "sparse_csr_tensor", "to_sparse", "is_sparse", "to_dense", "EmbeddingBag"),
+            "a dense tensor; F.embedding and scatter_add read and write rows by index",
+        ),
+    },
+    _NO_COMPLEX: {
+        **dict.fromkeys(
+            ("complex", "complex64", "complex128", "cfloat", "cdouble", "view_as_complex", "view_as_real", "polar",
+             "is_complex", "real", "imag", "conj", "angle"),
+            "two real tensors",
+        ),
+        **dict.fromkeys(("fft", "stft", "istft"), "np.fft on x.numpy(), which is not recorded"),
+    },
+    _FIRST_ORDER: {
+        **dict.fromkeys(("hessian", "jacobian", "hvp", "vhp", "jvp"), "minigrad.autograd.grad, row by row"),
+        "gradgradcheck": "minigrad.testing.gradcheck",
+    },
+    _NO_QUANTIZATION: {
+        **dict.fromkeys(
+            ("quantize_per_tensor", "quantization", "ao", "qint8", "quint8", "quantize_dynamic"),
+            "float16 or bfloat16: x.half(), minigrad.autocast",
+        ),
+    },
+    "this part of PyTorch is out of scope": {
+        "linalg": "np.linalg on x.numpy(), which is not recorded",
+        "distributions": "minigrad.rand, randn, bernoulli and multinomial",
+        "distributed": "minigrad.parallel",
+        "multiprocessing": "minigrad.parallel.Shards, which splits a batch over threads",
+        "hub": "models.create_model",
+        "mps": 'the devices "cpu" and "cuda"',
+        "DataParallel": "minigrad.parallel.Shards",
+        "profiler": "cProfile, or Nsight Systems on a GPU",
+    },
+    "memory formats are arrays' strides here": {
+        **dict.fromkeys(
+            ("channels_last", "contiguous_format", "preserve_format", "memory_format"),
+            "x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for channels-last images",
+        ),
+        **dict.fromkeys(("untyped_storage", "storage", "data_ptr"), "x.data, the array"),
+    },
+    "memory is managed by NumPy and CuPy": {
+        **dict.fromkeys(("pin_memory", "share_memory_", "record_stream"), "the Tensor as it is"),
+    },
+}  # fmt: skip
+
+_BY_NAME = {name: (reason, instead) for reason, names in ABSENT.items() for name, instead in names.items()}
+
+
+def refuse(owner: Any, shown: str, name: str) -> NoReturn:
+    """Raise AttributeError for the attribute `name` of `owner`, an object that is called `shown` in the message."""
+    message = f"{shown} has no attribute {name!r}"
+    if name in _BY_NAME:
+        reason, instead = _BY_NAME[name]
+        message += f": {reason}. Use {instead}"
+    raise AttributeError(message, name=name, obj=owner)
