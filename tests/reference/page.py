@@ -31,7 +31,7 @@ DIFFERENCES = {
     "len(torch.nn.BatchNorm1d(2).state_dict())":
         "`num_batches_tracked` exists only with momentum=None; a `state_dict` may have the name or not",
     "torch.nn.Linear(2, 3).load_state_dict({})": "a `state_dict` that does not fit is a ValueError",
-    "torch.nn.MultiheadAttention(7, 2)": "and so is every invalid value of an argument",
+    "torch.nn.MultiheadAttention(7, 2)": "an invalid argument is a ValueError",
     "type(torch.optim.SGD([w], lr=0.1).state).__name__":
         "the state is a list for each group, not a dict by parameter; `state_dict()` has PyTorch's form",
     "torch.optim.SGD([w], lr=0.1, maximize=True).defaults['lr']":
