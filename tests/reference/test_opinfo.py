@@ -482,7 +482,11 @@ PYTHON_NUMBERS = {  # whose error inputs are Python numbers in place of tensors,
     "max.binary", "min.binary", "clamp_min", "clamp_max", "logical_and", "logical_or", "logical_xor",
     "eq", "ne", "lt", "le", "gt", "ge",
 }  # fmt: skip
-ERRORS = [name for name in TABLE if OPS[name].error_inputs_func and name not in {*ACCEPTED, *PYTHON_NUMBERS}]
+OTHER_DEVICES = {"T", "where"}  # whose error inputs are only for a GPU
+ERRORS = [
+    name for name in TABLE
+    if OPS[name].error_inputs_func and name not in {*ACCEPTED, *PYTHON_NUMBERS, *OTHER_DEVICES}
+]  # fmt: skip
 
 
 def is_unsupported(value: Any) -> bool:
