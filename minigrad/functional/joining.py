@@ -17,11 +17,13 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Concatenate tensors along the existing axis `dim`.
 
     Shapes: equal except along `dim`, where the sizes are added; at least one axis. As in PyTorch, tensors of shape (0,)
-    are left out, if others have another shape.
+    are left out if others have more axes.
     """
     if not all(hasattr(x, "shape") for x in tensors):
         raise TypeError(f"cat: needs a sequence of Tensors, got {[type(x).__name__ for x in tensors]}")
-    return Tensor.apply(Cat, *([x for x in tensors if x.shape != (0,)] or tensors), axis=dim)
+    if len({len(x.shape) for x in tensors}) > 1:
+        tensors = [x for x in tensors if x.shape != (0,)]
+    return Tensor.apply(Cat, *tensors, axis=dim)
 
 
 @numpy_names

@@ -146,11 +146,9 @@ class Elementwise(Shapes):
     def round(self, *, decimals: int = 0) -> "Tensor":
         """y = x rounded to `decimals` decimal places, ties to even, elementwise, with gradient 0."""
         decimals = checks.integer(decimals, "decimals", "round")
-        return (
-            self.apply(rounding.RoundDecimals, self, decimals=decimals)
-            if decimals
-            else self.apply(rounding.Round, self)
-        )
+        if decimals:
+            return self.apply(rounding.RoundDecimals, self, decimals=decimals)
+        return self.apply(rounding.Round, self)
 
     def frac(self) -> "Tensor":
         """y = x - `trunc(x)`, elementwise."""

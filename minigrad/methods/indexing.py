@@ -45,14 +45,14 @@ class Indexing(Conversion):
     def scatter(self, dim: int, index: Any, src: "Number | Tensor") -> "Tensor":
         """y = x, but y[.., index[i, j, ..], ..] = src[i, j, ..], with the index at position `dim`.
 
-        index: as in `gather`; if it contains duplicates, which of their values is written is undefined.
+        index: as in `gather`; of duplicates, an arbitrary one is written.
         src: a number, or a tensor that is on no axis shorter than the index.
         """
         return self.apply(indexing.Scatter, self, src, axis=dim, index=raw_array(index, "index", "scatter"))
 
     @numpy_names
     def scatter_add(self, dim: int, index: Any, src: "Tensor") -> "Tensor":
-        """y = x, with src[i, j, ..] added to y[.., index[i, j, ..], ..], also for duplicates in the index.
+        """y = x, with src[i, j, ..] added to y[.., index[i, j, ..], ..]; duplicates in the index add all their terms.
 
         index, src: as in `scatter`.
         """

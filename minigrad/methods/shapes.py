@@ -168,13 +168,13 @@ class Shapes(Indexing):
         return tiles.reshape(*(count * size for count, size in zip(repeats, shape, strict=True)))  # -> (2 N, 3 C)
 
     def narrow(self, dim: int, start: int, length: int) -> "Tensor":
-        """The slice of `length` elements along `dim` from `start`, as a view."""
+        """The slice of `length` elements along `dim` from `start`, as a view. A negative start counts from the end."""
         dim = checks.one_axis(dim, self.ndim, "narrow")
-        if not 0 <= start <= start + length <= self.shape[dim]:
-            raise RuntimeError(
-                f"narrow: start {start} + length {length} exceeds the size {self.shape[dim]} of axis {dim}"
-            )
-        return self[(slice(None),) * dim + (slice(start, start + length),)]
+        size = self.shape[dim]
+        first = start + size if start < 0 else start
+        if not 0 <= first <= first + length <= size:
+            raise RuntimeError(f"narrow: start {start} + length {length} exceeds the size {size} of axis {dim}")
+        return self[(slice(None),) * dim + (slice(first, first + length),)]
 
     def select(self, dim: int, index: int) -> "Tensor":
         """The slice at `index` along `dim`, without this axis, as a view."""

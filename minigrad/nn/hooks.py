@@ -7,7 +7,6 @@ from typing import Any
 from minigrad._tensor import Tensor
 from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
-from minigrad.autograd.grad_mode import mode
 from minigrad.autograd.hooks import RemovableHandle
 from minigrad.backend import Array
 
@@ -142,7 +141,7 @@ def _bounded(
 ) -> tuple[list[int], tuple[Any, ...]]:
     """The indices of the Tensors that require gradients, and `tensors` with those behind a Boundary."""
     positions = [i for i, x in enumerate(tensors) if isinstance(x, Tensor) and x.requires_grad]
-    if not positions or not mode.grad_enabled:
+    if not positions:
         return [], tensors
     passed = iter(Tensor.apply(Boundary, *(tensors[i] for i in positions), receive=receive))
     return positions, tuple(next(passed) if i in positions else x for i, x in enumerate(tensors))

@@ -23,7 +23,7 @@ Self = TypeVar("Self", bound="Module")
 
 
 class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict` found: names of the module that the state_dict lacks, and other names."""
+    """The result of `load_state_dict`: names that the state_dict lacks, and names that the module lacks."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -106,7 +106,7 @@ class Module:
         vars(self)["_not_saved"] = others if persistent else others | {name}
 
     def add_module(self, name: str, module: "Module | None") -> None:
-        """Assign a sub-module: also for names that are no Python identifiers, such as "0"."""
+        """Assign a sub-module. The name need not be a Python identifier: "0" is valid."""
         self._assign(name, Module, module, Module)
 
     register_module = add_module
@@ -172,7 +172,7 @@ class Module:
         """Call `hook(module, grad_input, grad_output)` when backward has computed the gradients of the inputs. A return
         value other than None replaces grad_input.
 
-        Both are tuples: a gradient for each positional argument and each output, None where there is no gradient.
+        grad_input and grad_output are tuples: a gradient for each positional argument and for each output, or None.
         """
         return hooks.register(self, hooks.BACKWARD, hooks.Hook(hook), prepend)
 

@@ -107,7 +107,7 @@ class ELU(Function):
 
 
 class Softplus(Function):
-    """y = 1/β · ln(1 + e^βx), computed as x where βx > `threshold`;  ∂x = ∂y · σ(βx), there ∂y.  Saves x.
+    """y = 1/β · ln(1 + e^βx), and x where βx > `threshold`;  ∂x = ∂y · σ(βx), and ∂y there.  Saves x.
 
     Dugas et al. 2001, "Incorporating second-order functional knowledge for better option pricing".
     """

@@ -88,7 +88,7 @@ class Scatter(Function):
 
         ∂x = ∂y, but 0 at the index;  ∂src[i,j,..] = ∂y[.., index[i,j,..], ..], and 0 beyond the shape of the index
 
-    If the index contains duplicates, which of their values y has is undefined, and ∂src is not the gradient.
+    Of duplicates in the index, an arbitrary one is written, and ∂src is not the gradient.
     Shapes: as in `Gather`; src is on no axis shorter than the index, or is 0-d or a number.  Saves the index.
     """
 
@@ -127,7 +127,7 @@ class Scatter(Function):
 
 
 class ScatterAdd(Scatter):
-    """y = x, with src[i,j,..] added to y[.., index[i,j,..], ..], for duplicates in the index all of their terms.
+    """y = x, with src[i,j,..] added to y[.., index[i,j,..], ..]; duplicates in the index add all their terms.
 
         ∂x = ∂y,  ∂src[i,j,..] = ∂y[.., index[i,j,..], ..], and 0 beyond the shape of the index
 
@@ -151,7 +151,7 @@ def promote_source(xs: Sequence[Any]) -> list[Any]:
 
 
 class Embedding(Function):
-    """y[i,j,..] = weight[index[i,j,..]], a row of the weight for each index;  ∂weight[k] = Σ ∂y over the indices k.
+    """y[i,j,..] = weight[index[i,j,..]], a row of the weight for each index;  ∂weight[k] = Σ ∂y where the index is k.
 
     The row `padding_idx`, if not None, has the gradient 0.  Shapes: weight (V, D), index (...), y (..., D).
     Saves the index.

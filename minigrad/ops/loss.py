@@ -295,7 +295,7 @@ class KLDiv(_Loss):
         ∂x = -t · ∂loss,   ∂t = (ln t + 1 - x) · ∂loss (0 where t = 0)                        (/ n for the mean)
 
     With `log_target`, t is ln of the probability:  lossᵢ = eᵗ (t - x);  ∂x = -eᵗ · ∂loss,  ∂t = eᵗ (t + 1 - x) · ∂loss.
-    Reduction "batchmean" divides the sum by the size of axis 0.  Saves x, the probabilities and ln of them.
+    Reduction "batchmean" divides the sum by the size of axis 0.  Saves x, the probabilities and their ln.
     """
 
     def forward(self, x: Array, target: Array, *, reduction: str, log_target: bool) -> Array:

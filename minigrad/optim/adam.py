@@ -12,6 +12,7 @@ class Adam(AdamW):
     """Adam; weight decay is an L2 penalty, part of the gradient.  Kingma and Ba 2014, arXiv:1412.6980.
 
     The formula and its implementation: `with_l2` and, without weight decay, `adamw` in `minigrad/ops/updates.py`.
+    A CUDA graph keeps the weight decay of the captured step.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from minigrad._tensor import Tensor
-from minigrad.autograd.grad_mode import mode
 from minigrad.nn.checkpoint import Checkpoint
 from minigrad.nn.module import Module
 
@@ -28,7 +27,5 @@ def checkpoint(function: Any, x: Tensor, *others: Any, use_reentrant: bool | Non
     """
     if any(isinstance(value, Tensor) and value.requires_grad for value in (*others, *options.values())):
         raise ValueError("checkpoint: only the first argument may require a gradient; make the others parameters")
-    if not mode.grad_enabled:
-        return function(x, *others, **options)
     call = _Call(function, others, options)
     return Tensor.apply(Checkpoint, x, *call.parameters(), module=call)

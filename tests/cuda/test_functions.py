@@ -117,7 +117,8 @@ def test_kernel_equals_reference(reference, device):
 
 
 def test_every_function_with_fast_paths_has_a_case(device):
-    assert {function for function in fast_paths._registered if not isinstance(function, type)} == set(CASES)
+    functions = (function for function in fast_paths._registered if not isinstance(function, type))
+    assert {function for function in functions if function.__module__.startswith("minigrad.")} == set(CASES)
 
 
 @pytest.mark.parametrize("run", [adamw, ema])

@@ -30,6 +30,14 @@ DIFFERENCES = {
         "and so a value that backward needs is still there",
     "torch.autograd.grad(w.sum(), w, create_graph=True)[0].shape":
         "first order only: `backward` computes on arrays, and is not differentiable",
+    "len(torch.nn.BatchNorm1d(2).state_dict())":
+        "`num_batches_tracked` exists only with momentum=None; a `state_dict` may have the name or not",
+    "torch.nn.Linear(2, 3).load_state_dict({})": "a `state_dict` that does not fit is a ValueError",
+    "torch.nn.MultiheadAttention(7, 2)": "an invalid argument is a ValueError",
+    "type(torch.optim.SGD([w], lr=0.1).state).__name__":
+        "the state is a list for each group, not a dict by parameter; `state_dict()` has PyTorch's form",
+    "torch.optim.SGD([w], lr=0.1, maximize=True).defaults['lr']":
+        "amsgrad, maximize, differentiable and dampening are refused; foreach and fused have no effect",
 }  # fmt: skip
 
 
