@@ -38,7 +38,7 @@ def relu6(input: Tensor) -> Tensor:
 
 def threshold(input: Tensor, threshold: float, value: float) -> Tensor:
     """y = x where x > `threshold`, else `value`, elementwise."""
-    return Tensor.apply(Where, input > threshold, input, value)
+    return Tensor.apply(Where, input <= threshold, value, input)
 
 
 def prelu(input: Tensor, weight: Tensor) -> Tensor:
@@ -49,12 +49,12 @@ def prelu(input: Tensor, weight: Tensor) -> Tensor:
 
 def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """y = x where |x| > `lambd`, else 0, elementwise."""
-    return Tensor.apply(Where, abs(input.detach()) > lambd, input, 0.0)
+    return Tensor.apply(Where, abs(input.detach()) <= lambd, 0.0, input)
 
 
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """y = x - `lambd` · sign x where |x| > `lambd`, else 0, elementwise."""
-    return Tensor.apply(Where, abs(input.detach()) > lambd, input - input.detach().sign() * lambd, 0.0)
+    return Tensor.apply(Where, abs(input.detach()) <= lambd, 0.0, input - input.detach().sign() * lambd)
 
 
 def tanhshrink(input: Tensor) -> Tensor:

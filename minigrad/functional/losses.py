@@ -1,6 +1,6 @@
 """L4: losses."""
 
-from math import log, pi
+from math import inf, log, pi
 from typing import Literal
 
 from minigrad._tensor import Tensor
@@ -156,7 +156,8 @@ def hinge_embedding_loss(
     input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: Reduction = "mean"
 ) -> Tensor:
     """lossᵢ = xᵢ where tᵢ = 1, max(0, margin - xᵢ) where tᵢ = -1. reduction: as in `mse_loss`."""
-    return _reduced(Tensor.apply(Where, target == 1, input, (margin - input).clamp(min=0)), reduction)
+    positive = Tensor.apply(Where, target == -1, 0.0, input)
+    return _reduced(positive + Tensor.apply(Where, target == 1, 0.0, (margin - input).clamp(min=0)), reduction)
 
 
 def cosine_embedding_loss(
@@ -192,7 +193,7 @@ def triplet_margin_loss(
 
 def soft_margin_loss(input: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """lossᵢ = ln(1 + exp(-tᵢ xᵢ)), t = 1 or -1. reduction: as in `mse_loss`."""
-    return _reduced(softplus(-target * input), reduction)
+    return _reduced(softplus(-target * input, threshold=inf), reduction)
 
 
 def multilabel_soft_margin_loss(
@@ -222,6 +223,7 @@ def gaussian_nll_loss(
     full: plus the constant ½ ln 2π. reduction: as in `mse_loss`.
     """
     v = input.new_full(input.shape, var) if isinstance(var, float) else var
+    v = v.unsqueeze(-1) if v.shape == input.shape[:-1] else v  # one variance for each row
     v = v + (v.detach().clamp(min=eps) - v.detach())
     losses = 0.5 * (v.log() + (input - target).square() / v)
     return _reduced(losses + 0.5 * log(2 * pi) if full else losses, reduction)

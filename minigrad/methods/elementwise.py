@@ -219,9 +219,9 @@ class Elementwise(Shapes):
         if not self.is_floating_point():
             return self.clone()
         high = float(finfo(self.dtype).max)
-        x = self.masked_fill(self.data != self.data, nan)
-        x = x.masked_fill(self.data == np.inf, high if posinf is None else posinf)
-        return x.masked_fill(self.data == -np.inf, -high if neginf is None else neginf)
+        x = self.masked_fill(self != self, nan)
+        x = x.masked_fill(self == np.inf, high if posinf is None else posinf)
+        return x.masked_fill(self == -np.inf, -high if neginf is None else neginf)
 
     def masked_fill(self, mask: Any, value: "Number | Tensor") -> "Tensor":
         """y = `value` where `mask` (bool, broadcasts) is True, else x.
