@@ -73,14 +73,17 @@ class CUDAConv2d(conv.Conv2d):
         # one copy of ∂y for all sums, (N, O, OH, OW) -> (N, OH, OW, O)
         grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))
         self.total = None if total is None else total.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        return super().backward(grad_y.transpose(0, 3, 1, 2))
+        grads = super().backward(grad_y.transpose(0, 3, 1, 2))
+        self.total = None
+        return grads
 
     def grad_x(self, grad_y: Array) -> Array:
-        if isinstance(self.method, Depthwise):
+        if self.total is None:
+            return super().grad_x(grad_y)
+        if isinstance(self.method, Depthwise) and self.total.dtype == grad_y.dtype:
             return self.method.grad_x(grad_y, self.weight, self.x.shape, self.total)
-        grad_x = super().grad_x(grad_y)
-        if self.total is not None:
-            grad_x += self.total
+        grad_x = cast(super().grad_x(grad_y), self.total.dtype)  # another dtype if x was cast before forward
+        grad_x += self.total
         return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:

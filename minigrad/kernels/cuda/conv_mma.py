@@ -45,15 +45,14 @@ class ImplicitGEMM:
         return max(shared_bytes(windows.kernel, S, TILE_WIDTHS[0], *each) for each in kernels) <= most_shared(x)
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        xp = array_module(x)
-        y = xp.empty((len(x), *self.windows.out, len(weight)), x.dtype)
-        self._correlate(x, xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)), bias, y, grad_x=False)
+        y = array_module(x).empty((len(x), *self.windows.out, len(weight)), x.dtype)
+        bias = None if bias is None else array_module(bias).ascontiguousarray(bias)
+        self._correlate(x, weight.transpose(0, 2, 3, 1), bias, y, grad_x=False)
         return y
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        xp = array_module(grad_y)
-        grad_x = xp.empty(shape, grad_y.dtype)
-        self._correlate(grad_y, xp.ascontiguousarray(weight.transpose(1, 2, 3, 0)), None, grad_x, grad_x=True)
+        grad_x = array_module(grad_y).empty(shape, grad_y.dtype)
+        self._correlate(grad_y, weight.transpose(1, 2, 3, 0), None, grad_x, grad_x=True)
         return grad_x
 
     def grad_parameters(
@@ -70,7 +69,7 @@ class ImplicitGEMM:
         kernel = self._kernel("correlate", result.dtype, tile_w, out, grad_x)
         kernel(
             (N * tiles, 1, classes), (WARP, TILE_H * tile_w // 32 * (out // 32)),
-            _packed(source), weight, bias, result, *map(np.int32, (*source.shape[1:], RH, RW, *self.windows.before)),
+            _packed(source), _packed(weight), bias, result, *map(np.int32, (*source.shape[1:], RH, RW, *self.windows.before)),
             shared=shared_bytes(self.windows.kernel, S, tile_w, "correlate", out, grad_x),
         )  # fmt: skip
 
