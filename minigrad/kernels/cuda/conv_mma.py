@@ -110,8 +110,9 @@ def _kernel(name: str, stored: str, kernel: Pair, stride: int, tile_w: int, out:
 
 
 def _packed(x: Array) -> Array:
-    """x if it is contiguous, and aligned for loads of 16 bytes; else a copy."""
-    return x if x.flags.c_contiguous and pointer(x) % PACK == 0 else x.copy(order="C")
+    """x, contiguous and aligned for loads of 16 bytes: x itself, or a copy."""
+    x = array_module(x).ascontiguousarray(x)
+    return x if pointer(x) % PACK == 0 else x.copy()
 
 
 def _ceil(count: int, size: int) -> int:
