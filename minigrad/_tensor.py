@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import absent, in_place
+from minigrad import absent, write_checks
 from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
@@ -346,7 +346,7 @@ class Tensor(Methods):
         if isinstance(value, int | np.integer | Sequence):
             check_range(value, self.dtype, "x[i] = v")
         *first, last = steps(raw_index(index, self.ndim))  # if there are two steps, the first returns a view
-        in_place.expect_writable(self.data, "x[i] = v")
+        write_checks.expect_writable(self.data, "x[i] = v")
         (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
         self._note_write()
 
@@ -361,10 +361,10 @@ class Tensor(Methods):
         """
         recording = mode.grad_enabled
         if recording and self._node is not None:
-            in_place.expect_no_leaf(self._node, name)
+            write_checks.expect_no_leaf(self._node, name)
         with grad_mode.mode_set(autocast=None):  # self keeps its dtype
             result = compute(self, *others)
-        in_place.expect_fits(result.data, self.data, name)
+        write_checks.expect_fits(result.data, self.data, name)
         if recording and (self._node is not None or result._node is not None):
             result = result.to(dtype=self.dtype)
             retains = self._retained is not None and self._node is not None
@@ -372,7 +372,7 @@ class Tensor(Methods):
             if retains:
                 self.retain_grad()
         else:
-            in_place.expect_writable(self.data, name)
+            write_checks.expect_writable(self.data, name)
             self.data[...] = cast(result.data, self.dtype)
             self._note_write()
         return self

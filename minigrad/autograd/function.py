@@ -31,7 +31,8 @@ class Function(Node):
         array that is neither `grad_output` nor a view, and that is returned once;
       * an op may also define `backward_accumulate(grad_output, total)`: `backward`, with `total` added to the gradient
         of the first input, in a new array. `total` is the gradient that this input has received so far, for example
-        through a residual connection: the sum takes no pass over memory of its own;
+        through a residual connection, in the dtype of the input before any cast: the sum takes no pass over memory of
+        its own;
       * first order only: `backward` computes on arrays, in place where possible, and is itself not differentiable.
 
     Type promotion, autocast and casts of 16-bit inputs happen outside the op (`dispatch.py`), which may also run a fast

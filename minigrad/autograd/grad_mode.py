@@ -17,7 +17,8 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
-# The open blocks in all threads, of `mode_set` and of `no_grad` or `enable_grad`: faster to read than `mode`.
+# The number of open blocks in all threads: of `mode_set`, and of `no_grad` and `enable_grad`. Where it is 0, no thread
+# has changed its `mode`, which is slower to read than a global variable.
 open_blocks = grad_blocks = 0
 _lock = threading.Lock()
 

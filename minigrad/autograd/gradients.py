@@ -30,7 +30,10 @@ def grad(
         materialize_grads: return zeros instead of None.
 
     Raises:
-        RuntimeError: a Tensor does not require a gradient, an input is not used, or an output has no `grad_outputs`.
+        RuntimeError: a Tensor does not require a gradient, an input is not used, or an output with several elements
+            has no `grad_outputs`.
+        ValueError: an output and its `grad_outputs` have different shapes.
+        NotImplementedError: `create_graph` is True.
     """
     if create_graph:
         raise NotImplementedError(

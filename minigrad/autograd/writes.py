@@ -13,6 +13,7 @@ statistics, and gradient clipping. Writes by NumPy to `x.data` or `x.numpy()` ar
 import threading
 import weakref
 from collections.abc import Iterable
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,7 @@ def overwritten(node: Node) -> Array | None:
     for x in saved:  # `saved` grows during the loop
         if isinstance(x, list | tuple):
             saved.extend(x)
-        elif isinstance(x, Node):  # the node, or an op that it runs inside
+        elif isinstance(x, Node) or is_dataclass(x):  # the node, an op that it runs inside, or a group of arrays
             saved.extend(value for name, value in vars(x).items() if name not in _NOT_SAVED)
         elif _is_array(x) and _numbers.get(_memory(x)[0], 0) > node.age:
             return x

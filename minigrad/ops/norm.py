@@ -126,7 +126,6 @@ class GroupNormReLU(Function):
                 )
             z = z + shortcut
         self.relu, y = run(ReLU, (any(self.needs_input_grad),), z)
-        self.saved = weight, y  # by the inner ops; named here, so that backward detects writes to them in place
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:

@@ -170,6 +170,18 @@ def test_overwritten_arrays_of_an_inner_op_are_detected():
         y.sum().backward()
 
 
+@pytest.mark.parametrize("write", ["weight", "y"])
+def test_overwritten_arrays_of_a_norm_with_relu_are_detected(write):
+    """GroupNorm and ReLU, which run inside the op, save the weight and y."""
+    x, weight = leaf(1.0, 2.0, 4.0, 8.0).reshape(1, 2, 2), leaf(1.0, 2.0)
+    y = F.group_norm_relu(x, 1, weight, weight)
+    loss = y.sum()
+    with no_grad():
+        {"weight": weight, "y": y}[write].detach()[0] = 9.0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_writes_to_the_base_of_a_saved_view_are_detected():
     model = nn.Conv2d(1, 2, 3)
     x = minigrad.zeros(1, 1, 5, 5)

@@ -278,6 +278,16 @@ def test_aliased_and_broadcast_inputs(alike):
         assert_within(ours, expected[name], name)
 
 
+def test_overwritten_inputs_are_detected():
+    for overwritten in range(3):
+        with emulated():
+            inputs = [Tensor(x, requires_grad=True) for x in qkv((1, 2), 5, 5, 16, 16)]
+            y = F.scaled_dot_product_attention(*inputs)
+            inputs[overwritten].detach()[0] = 1.0
+            with pytest.raises(RuntimeError, match="ScaledDotProductAttention, cuda fast path> saved"):
+                y.backward(y.detach())
+
+
 @pytest.mark.parametrize("run", ["attention", "windows"])
 def test_unaligned_gradient_gives_the_same_result(run):
     """∂y is dense, but not aligned for loads in packs."""

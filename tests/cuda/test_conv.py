@@ -279,6 +279,25 @@ def test_gradient_of_a_residual_connection_is_added(kernel, groups, layout, dtyp
     assert comparison.max_error(found.results[1:], expected[1:]) <= limit
 
 
+@pytest.mark.parametrize("groups", [1, 32])
+@pytest.mark.parametrize("cast", ["by autocast", "back to 16 bits"])
+def test_gradient_of_another_dtype_is_added(groups, cast):
+    """The gradient that x has received has the dtype of x, not the dtype in which the convolution computes."""
+    dtype = FLOAT32 if cast == "by autocast" else BFLOAT16
+
+    def residual(x, weight):
+        x = x * 1
+        with minigrad.autocast("bfloat16", cast == "by autocast"):
+            y = F.conv2d(x, weight, padding=1, groups=groups)
+        return y.float() + 3 * x.float()
+
+    arrays = random_images(0, 2, 32, 5, 7, dtype=dtype), normal(1, 32, 32 // groups, 3, 3)
+    with emulated(), patch.object(tape, "plus", None):  # the engine adds nothing
+        found = run_op(residual, *arrays)
+    expected = comparison.run_reference(residual, *arrays, grad_y=found.grad_y)
+    assert found.results[1].dtype == dtype and comparison.max_error(found.results, expected) <= 2.0**-6
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_patches_are_copied_once(layout):
     """If windows do not overlap, unfold reads x itself, and fold writes ∂x itself."""

@@ -98,6 +98,17 @@ def test_unaligned_images_give_the_same_result(dtype):
     assert kernel_names(assert_matches_reference(x, normal(1, 32, 32, 3, 3, dtype=dtype))) == KERNELS
 
 
+def test_weight_and_bias_in_any_layout_give_the_same_result():
+    """The weight is channels-last, at an address that is no multiple of 16 bytes; the bias is a strided view."""
+    x, weight = inputs(1, 32, 32, (5, 6))
+    bias, grad_y = normal(2, 32, dtype=x.dtype), normal(3, 1, 32, 3, 4, dtype=x.dtype)
+    other = comparison.unaligned(weight.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2), np.repeat(bias, 2)[::2]
+    with recorded() as launches:
+        found, expected = (run_op(F.conv2d, x, *arrays, grad_y=grad_y).results for arrays in (other, (weight, bias)))
+    assert comparison.same_bits(found, expected) and kernel_names(launches) == 2 * KERNELS
+    assert all(launch.args[1] % 16 == 0 for launch in launches if launch.kernel.name == KERNELS[0])
+
+
 def test_infinite_and_nan_pixels_reach_the_windows_that_read_them():
     x, weight = inputs(1, 32, 32, (6, 9))
     x[0, 3, 2, 4], x[0, 5, 5, 8] = np.inf, np.nan

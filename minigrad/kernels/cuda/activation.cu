@@ -69,9 +69,9 @@ static inline __device__ float bell(float x) {
     return sizeof(Stored) == 2 ? exp2f(-0.72134752f * x * x) : expf(-0.5f * x * x);
 }
 
-// Φ(x), with e = exp(-x² / 2). A 16-bit value takes half the time to load, and erff more time to compute than that. So
+// Φ(x), with e = exp(-x² / 2). In 16 bits, loads take half the time, and erff would limit the kernel. So
 //
-//   Φ(-|x|) = e · t · P(t),   t = 1 / (1 + |x| / 4),   P a polynomial fitted to within 4e-8, and within 2e-5 of Φ(-|x|)
+//   Φ(-|x|) = e · t · P(t),   t = 1 / (1 + |x| / 4),   P a fitted polynomial: absolute error 4e-8, relative error 2e-5
 //
 // which is more exact than ½ (1 + erf) for negative x, where 1 + erf cancels.
 static inline __device__ float normal_cdf(float x, float e) {

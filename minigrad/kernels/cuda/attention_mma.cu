@@ -76,7 +76,7 @@ struct Map {
     static __device__ int part(int at, int length, int shift) {
         return shift ? (at >= length - M) + (at >= length - shift) : 0;
     }
-    // Computes the tokens and regions of a window. `threads` threads call it, this one with index `thread`.
+    // Computes the tokens and regions of a window. `thread` is the index of this thread in the `threads` that call.
     __device__ void locate(int window, int thread, int threads) const {
         for (int i = thread; i < M * M; i += threads) {
             const int r = window / (right / M) * M + i / M, c = window % (right / M) * M + i % M;
@@ -87,7 +87,7 @@ struct Map {
     __device__ bool apart(int i, int j) const { return WINDOWS && regions[i] != regions[j]; }
 };
 
-// The parameters of a strided array: pointer and strides. OF_BLOCK are its rows of the block's entry and head.
+// ARRAY: the parameters of a strided array, pointer and strides. OF_BLOCK: the rows of the block's entry and head.
 #define ARRAY(type, name) type *name, long long name##_outer, long long name##_head, int name##_row
 #define OF_BLOCK(name) {name + entry / map.windows() * name##_outer + head * name##_head, name##_row, map.tokens}
 
@@ -122,12 +122,12 @@ static inline __device__ float row_max(float value) {
     return fmaxf(value, __shfl_xor_sync(0xffffffff, value, 2));
 }
 
-// The row and column in a warp's (16, 16) scores of element e of tile n of this lane.
+// Element e of tile n of this lane has this row and column in the warp's (16, 16) scores.
 static inline __device__ int row_of(int e) { return threadIdx.x / 4 + e / 2 * 8; }
 static inline __device__ int column_of(int n, int e) { return 8 * n + threadIdx.x % 4 * 2 + e % 2; }
 
-// Starts to copy `count` rows to shared memory, padded with zeros to a multiple of 16. `threads` threads call it, this
-// one with index `thread`.
+// Starts to copy `count` rows to shared memory, padded with zeros to a multiple of 16. `thread` is the index of this
+// thread in the `threads` that call.
 template <int WIDTH>
 static inline __device__ void stage(Stored* to, const Rows<const Stored>& from, int count, int thread, int threads) {
 #pragma unroll 1
@@ -372,7 +372,7 @@ attention_mma_backward(ARRAY(const Stored, q), ARRAY(const Stored, k), ARRAY(con
 #pragma unroll
                         for (int n = 0; n < 2; ++n)
 #pragma unroll
-                            for (int e = 0; e < 4; e += 2) {  // no race: always this thread
+                            for (int e = 0; e < 4; e += 2) {  // no race: only this thread adds to these two
                                 const int row = i + row_of(e), column = j + column_of(n, e);
                                 float2& sum = *reinterpret_cast<float2*>(sums + row * row_of_sums + column);
                                 const float* const two = grad_scores[n] + e;

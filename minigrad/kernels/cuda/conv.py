@@ -73,28 +73,37 @@ class CUDAConv2d(conv.Conv2d):
         # one copy of ∂y for all sums, (N, O, OH, OW) -> (N, OH, OW, O)
         grad_y = array_module(grad_output).ascontiguousarray(grad_output.transpose(0, 2, 3, 1))
         self.total = None if total is None else total.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        return super().backward(grad_y.transpose(0, 3, 1, 2))
+        grads = super().backward(grad_y.transpose(0, 3, 1, 2))
+        self.total = None
+        return grads
 
     def grad_x(self, grad_y: Array) -> Array:
-        if isinstance(self.method, Depthwise):
+        if self.total is None:
+            return super().grad_x(grad_y)
+        if isinstance(self.method, Depthwise) and self.total.dtype == grad_y.dtype:
             return self.method.grad_x(grad_y, self.weight, self.x.shape, self.total)
-        grad_x = super().grad_x(grad_y)
-        if self.total is not None:
-            grad_x += self.total
+        grad_x = cast(super().grad_x(grad_y), self.total.dtype)  # another dtype if x was cast before forward
+        grad_x += self.total
         return grad_x
 
     def grad_parameters(self, grad_y: Array) -> tuple[Array | None, Array | None]:
-        _, want_weight, want_bias = map(bool, self.needs_input_grad)
-        sums = self.method.grad_parameters(grad_y, self.x, self.weight.shape, want_weight, want_bias)  # in float32
-        grad_weight, grad_bias = (
-            None if grad is None else cast(grad, self.grad_dtype(i, FLOAT32)) for i, grad in enumerate(sums, 1)
+        _, want_weight, want_bias = self.needs_input_grad
+        grad_weight = grad_bias = None  # computed in float32
+        if want_weight and isinstance(self.method, Depthwise):  # one kernel computes both
+            grad_weight, grad_bias = self.method.grad_parameters(grad_y, self.x, self.weight.shape)
+        elif want_weight:
+            grad_weight = self.method.grad_weight(grad_y, self.x, self.weight.shape)
+        if want_bias and grad_bias is None:
+            grad_bias = sum_of_rows(rows(grad_y), FLOAT32)
+        return (
+            cast(grad_weight, self.grad_dtype(1, FLOAT32)) if want_weight else None,
+            cast(grad_bias, self.grad_dtype(2, FLOAT32)) if want_bias else None,
         )
-        return grad_weight, grad_bias
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """1 x 1 convolution: Y = X Wᵀ + bias, ∂X = ∂Y W, ∂W = ∂Yᵀ X, ∂bias = ∂Yᵀ 1, with a row of X for each pixel."""
+    """1 x 1 convolution: Y = X Wᵀ + bias, ∂X = ∂Y W, ∂W = ∂Yᵀ X, with a row of X for each pixel."""
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
         return gemm(rows(x), weight[:, :, 0, 0].T, bias=bias).reshape(*x.shape[:3], -1)
@@ -102,18 +111,15 @@ class Pointwise:
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         return gemm(rows(grad_y), weight[:, :, 0, 0]).reshape(shape)
 
-    def grad_parameters(
-        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
-    ) -> tuple[Array | None, Array | None]:
-        grad_weight = gemm(rows(grad_y).T, rows(x), dtype=FLOAT32).reshape(shape) if want_weight else None
-        return grad_weight, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        return gemm(rows(grad_y).T, rows(x), dtype=FLOAT32).reshape(shape)
 
 
 @dataclass(frozen=True)
 class Columns:
     """`Columns` of ops/conv.py for groups = 1. The kernels of im2col.cu compute X from x, and ∂x from ∂X:
 
-        Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X,   ∂bias = ∂Yᵀ 1
+        Y = X Wᵀ + bias,   ∂X = ∂Y W,   ∂W = ∂Yᵀ X
 
     Tensor cores need rows that are multiples of 16 bytes, and 3 x 3 pixels of 3 16-bit channels are 54 bytes. So the
     rows of X and W are padded with zeros for Y and ∂W.
@@ -138,13 +144,7 @@ class Columns:
             self.fold(gemm(rows(grad_y[some]), W), grad_x[some])
         return grad_x
 
-    def grad_parameters(
-        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
-    ) -> tuple[Array | None, Array | None]:
-        grad_weight = self._grad_weight(grad_y, x, shape) if want_weight else None
-        return grad_weight, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
-
-    def _grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         O, C, KH, KW = shape  # noqa: E741 (the output channels' axis)
         some_images = self._blocks(x, shape)
         parts = (gemm(rows(grad_y[some]).T, self.unfold(x[some]), dtype=FLOAT32) for some in some_images)
@@ -206,11 +206,8 @@ class Depthwise:
         (_, H, W, _), (KH, KW), (top, left) = shape, self.windows.kernel, self.windows.before
         return self._correlate(grad_y, weight, None, (H, W), (KH - 1 - top, KW - 1 - left), total, flipped=True)
 
-    def grad_parameters(
-        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
-    ) -> tuple[Array | None, Array | None]:
-        if not want_weight:
-            return None, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
+    def grad_parameters(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """∂weight and ∂bias, in float32."""
         xp, (N, H, W, C), taps = array_module(x), x.shape, prod(self.windows.kernel)
         kernel, block, groups, tiles = self._launch("depthwise_grad_weight", x, self.windows.out, self.windows.before)
         count = min(tiles, _ceil(BLOCKS, groups))
@@ -221,7 +218,7 @@ class Depthwise:
         arrays = grad_y, xp.ascontiguousarray(x)
         kernel((groups, count), block, *arrays, partials, *sizes)
         sum_rows(kernel, partials, grad_weight, grad_bias)
-        return grad_weight, grad_bias if want_bias else None
+        return grad_weight, grad_bias
 
     def _correlate(
         self, x: Array, weight: Array, bias: Array | None, out: Pair, before: Pair, total: Array | None = None,

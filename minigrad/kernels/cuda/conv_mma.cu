@@ -16,17 +16,17 @@
 // only the taps k ≡ h + top (mod S) read the row h. So the pixels h = S i + a with one remainder a are a convolution of
 // ∂y with every S-th tap, in the reverse order (`Axis`), and blockIdx.z is the pair of remainders.
 //
-// Cost, 3 x 3, S = 1, C = O, 2 bytes an element, in picoseconds a pixel. im2col moves 2 C + 18 C bytes, and the product
-// as many again, at about 3.4 TB/s of an H200's 4.8; cuBLAS computes 18 C² FLOP at about 525 of 990 TFLOP/s. This
-// kernel reads x and writes y once, 4 C bytes, with W and the margins of patches from the L2 cache, and mma.sync is
-// assumed to reach 200 TFLOP/s: for 8 products (16, 16) x (16, 8) a warp loads four operands of 512 bytes from shared
-// memory, 16 cycles of its bandwidth, so at most half of the peak.
+// Cost: an estimate in picoseconds a pixel for 3 x 3, S = 1, C = O. im2col reads 2 C bytes and writes 18 C, the product
+// reads 18 C and writes 2 C, at about 3.4 TB/s of an H200's 4.8; cuBLAS computes 18 C² FLOP at about 525 of 990 TFLOP/s.
+// The kernel of this file reads x and writes y once, 4 C bytes, with W and the margins of patches from the L2 cache, and
+// mma.sync is assumed to reach 200 TFLOP/s: for 8 products (16, 16) x (16, 8) a warp loads four operands of 512 bytes
+// from shared memory, 16 cycles of the memory's bandwidth, so at most half of the peak.
 //
 //   C                                                             32      64     128     256
 //   im2col and cuBLAS    20 C / 3.4 + max(20 C / 3.4, 18 C² / 525)   376     753    1506    3753
 //   this kernel          max(4 C / 3.4, 18 C² / 200)                  92     369    1475    5898
 //
-// So it is used up to 64 channels (MAX_CHANNELS). ∂x and ∂W have about the same figures. It has not run on a GPU.
+// So the kernel is used up to 64 channels (MAX_CHANNELS). ∂x and ∂W have about the same figures. None has been measured.
 //
 // Constants: STORED; KH, KW, at most 9 taps; S; TILE_W, a multiple of 8; GRAD_X, 1 for ∂x; OUT, a multiple of 32: the
 // channels of the result, and for ∂W the channels of ∂y of a block. Shared memory: conv_mma.py.

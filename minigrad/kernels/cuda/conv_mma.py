@@ -11,7 +11,6 @@ from minigrad.backend.dtypes import FLOAT32, is_half
 from minigrad.kernels.cuda.attention import most_shared
 from minigrad.kernels.cuda.attention_mma import MIN_CAPABILITY, capability
 from minigrad.kernels.cuda.launch import PACK, STORED, WARP, Kernel, sum_rows
-from minigrad.ops.matmul import rows, sum_of_rows
 from minigrad.ops.windows import Pair, Windows
 
 CHUNK = 32  # channels in shared memory at a time, in conv_mma.cu
@@ -26,7 +25,7 @@ WARPS = 2048  # that sum ∂W: enough to fill a GPU, and the same on every GPU, 
 class ImplicitGEMM:
     """Convolution as the matrix products of `Columns`, by `conv_mma.cu`: X is not written to memory.
 
-    Shapes: x, ∂x (N, H, W, C); y, ∂y (N, OH, OW, O); weight, ∂weight (O, C, KH, KW).
+    Shapes: x, ∂x (N, H, W, C); y, ∂y (N, OH, OW, O), 16-bit; weight (O, C, KH, KW), 16-bit; ∂weight likewise, float32.
     """
 
     windows: Windows
@@ -45,36 +44,17 @@ class ImplicitGEMM:
         return max(shared_bytes(windows.kernel, S, TILE_WIDTHS[0], *each) for each in kernels) <= most_shared(x)
 
     def correlate(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        xp = array_module(x)
-        y = xp.empty((len(x), *self.windows.out, len(weight)), x.dtype)
-        self._correlate(x, xp.ascontiguousarray(weight.transpose(0, 2, 3, 1)), bias, y, grad_x=False)
+        y = array_module(x).empty((len(x), *self.windows.out, len(weight)), x.dtype)
+        bias = None if bias is None else array_module(bias).ascontiguousarray(bias)
+        self._correlate(x, weight.transpose(0, 2, 3, 1), bias, y, grad_x=False)
         return y
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        xp = array_module(grad_y)
-        grad_x = xp.empty(shape, grad_y.dtype)
-        self._correlate(grad_y, xp.ascontiguousarray(weight.transpose(1, 2, 3, 0)), None, grad_x, grad_x=True)
+        grad_x = array_module(grad_y).empty(shape, grad_y.dtype)
+        self._correlate(grad_y, weight.transpose(1, 2, 3, 0), None, grad_x, grad_x=True)
         return grad_x
 
-    def grad_parameters(
-        self, grad_y: Array, x: Array, shape: tuple[int, ...], want_weight: bool, want_bias: bool
-    ) -> tuple[Array | None, Array | None]:
-        grad_weight = self._grad_weight(grad_y, x, shape) if want_weight else None
-        return grad_weight, sum_of_rows(rows(grad_y), FLOAT32) if want_bias else None
-
-    def _correlate(self, source: Array, weight: Array, bias: Array | None, result: Array, *, grad_x: bool) -> None:
-        """Write the convolution of `source` with `weight` (channels of the result, KH, KW, channels of the source)."""
-        (N, RH, RW, out), S = result.shape, self.windows.stride[0]
-        spread, classes = (S, S * S) if grad_x else (1, 1)  # blockIdx.z is a pair of remainders of a pixel of ∂x
-        tiles, tile_w = self._tiles((_ceil(RH, spread), _ceil(RW, spread)))
-        kernel = self._kernel("correlate", result.dtype, tile_w, out, grad_x)
-        kernel(
-            (N * tiles, 1, classes), (WARP, TILE_H * tile_w // 32 * (out // 32)),
-            _packed(source), weight, bias, result, *map(np.int32, (*source.shape[1:], RH, RW, *self.windows.before)),
-            shared=shared_bytes(self.windows.kernel, S, tile_w, "correlate", out, grad_x),
-        )  # fmt: skip
-
-    def _grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
         xp, (O, C, KH, KW) = array_module(x), shape  # noqa: E741
         tiles, tile_w = self._tiles(self.windows.out)
         parts = C // CHUNK  # of W, each summed by a block
@@ -89,6 +69,19 @@ class ImplicitGEMM:
         )  # fmt: skip
         sum_rows(kernel, partials, grad_weight)
         return grad_weight.transpose(0, 3, 1, 2)
+
+    def _correlate(self, source: Array, weight: Array, bias: Array | None, result: Array, *, grad_x: bool) -> None:
+        """Write the convolution of `source` with `weight` (channels of the result, KH, KW, channels of the source)."""
+        (N, RH, RW, out), S = result.shape, self.windows.stride[0]
+        spread, classes = (S, S * S) if grad_x else (1, 1)  # blockIdx.z is a pair of remainders of a pixel of ∂x
+        tiles, tile_w = self._tiles((_ceil(RH, spread), _ceil(RW, spread)))
+        kernel = self._kernel("correlate", result.dtype, tile_w, out, grad_x)
+        kernel(
+            (N * tiles, 1, classes), (WARP, TILE_H * tile_w // 32 * (out // 32)),
+            _packed(source), _packed(weight), bias, result,
+            *map(np.int32, (*source.shape[1:], RH, RW, *self.windows.before)),
+            shared=shared_bytes(self.windows.kernel, S, tile_w, "correlate", out, grad_x),
+        )  # fmt: skip
 
     def _tiles(self, windows: Pair) -> tuple[int, int]:
         """The tiles of an image, and the width of a tile."""
@@ -117,8 +110,9 @@ def _kernel(name: str, stored: str, kernel: Pair, stride: int, tile_w: int, out:
 
 
 def _packed(x: Array) -> Array:
-    """x if it is contiguous, and aligned for loads of 16 bytes; else a copy."""
-    return x if x.flags.c_contiguous and pointer(x) % PACK == 0 else x.copy(order="C")
+    """x, contiguous and aligned for loads of 16 bytes: x itself, or a copy."""
+    x = array_module(x).ascontiguousarray(x)
+    return x if pointer(x) % PACK == 0 else x.copy()
 
 
 def _ceil(count: int, size: int) -> int:

@@ -10,17 +10,18 @@
 //
 // Shapes: x (N, H, W, C); y (N, OH, OW, C); weight (C, KH, KW); bias (C,).
 //
-// Multiply-adds in float32 limit these kernels, and every other instruction takes the place of one. So a thread computes
-// a tile of ROWS x RUN outputs of one channel, with one sum for each output (∂weight: for each tap) and all weights
-// (∂weight: the tile of ∂y) in registers. A row of x is loaded once, and used for all taps and outputs that read it:
+// Multiply-adds in float32 limit these kernels: any other instruction takes the place of a multiply-add. So a thread
+// computes a tile of ROWS x RUN outputs of one channel, with one sum for each output (∂weight: for each tap) and all
+// weights (∂weight: the tile of ∂y) in registers. A row of x is loaded once, and used for all taps and outputs that read
+// the row:
 //
 //     7 x 7 kernel, 7 x 7 outputs: 13 rows of 13 pixels for 49 · 49 multiply-adds, 14 for each load
 //
 // To save work at the border, rows outside the image are skipped, and so are the first or last EDGE pixels of a row if
 // they are outside: padding of 3 around images of 7 x 7 leaves 57 % of the multiply-adds. Where ROWS or RUN does not
 // divide the image, the last tile overlaps the tile before it, and both write the same values. So the pixels between the
-// edges are inside, and those of an edge all inside or all outside: no load needs a comparison. If padding is such that
-// an edge can be partly outside, EDGE is the whole row, and each pixel is compared.
+// edges are inside, and the pixels of an edge are all inside or all outside: no load needs a comparison. If padding is
+// such that an edge can be partly outside, EDGE is the whole row, and each pixel is compared.
 //
 // Mapping: a block has threads (GROUP, images): GROUP adjacent channels of one tile in several images. Loads are
 // coalesced. All threads of a block have the same tile, so branches do not diverge. Consecutive blocks have the other

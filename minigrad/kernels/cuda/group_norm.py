@@ -17,7 +17,7 @@ THREADS, MAX_THREADS = 256, 512  # of a block; if it has more than LARGE element
 LARGE = 1 << 16  # (of two resident blocks, one loads while the other reduces)
 MAX_WIDTH = THREADS  # channels of a group
 MAX_PIXELS = 1 << 30  # of an image
-SECTORS = 64  # bytes: two sectors of memory, the minimum for the channels of a block, if they are a power of two
+SECTORS = 64  # bytes of a pixel that a block reads at least, two sectors of memory, if WIDTH is a power of two
 
 
 class Launches:

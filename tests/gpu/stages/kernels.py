@@ -1,5 +1,5 @@
 """Stage `kernels`: every CUDA fast path against the reference implementation in float64, on small arrays; then, in
-bfloat16, on those of the models, with the time and the share of the bandwidth of a copy."""
+bfloat16, on arrays of the models' sizes, with the time and the share of the bandwidth of a copy."""
 
 from collections.abc import Iterator
 from functools import partial

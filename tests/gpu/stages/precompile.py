@@ -1,9 +1,8 @@
-"""Stages `precompile`, `precompile_cases` and `unpack`, beside the first stages: fill CuPy's cache of kernels, unpack
-CIFAR-10.
+"""Stages `precompile`, `precompile_cases`, `unpack`, in the background: fill CuPy's cache of kernels, unpack CIFAR-10.
 
-The cache is on disk and shared by all processes. NVRTC takes about a second for a module, and a process compiles one at
-a time. So models and cases run here without their kernels: a launch only sends its module to a pool of processes, which
-compile. CuPy's own kernels do run, and are compiled by this process.
+The cache is on disk and shared by all processes. NVRTC takes about a second for a module, and a process compiles one
+module at a time. So models and cases run here without their kernels: a launch only sends its module to a pool of
+processes, which compile. CuPy's own kernels do run, and are compiled by this process.
 """
 
 import multiprocessing

@@ -46,7 +46,7 @@ flip(const unsigned char* __restrict__ x, unsigned char* __restrict__ y, int siz
     }
 }
 
-// -1, -2, ... are 1, 2, ..., and length, length + 1, ... are length - 2, length - 3, ...
+// Reflection at the edges: -1, -2, ... become 1, 2, ...; length, length + 1, ... become length - 2, length - 3, ...
 static inline __device__ int reflected(int i, int length) {
     return i < 0 ? -i : i < length ? i : 2 * (length - 1) - i;
 }
@@ -122,7 +122,8 @@ static inline __device__ double beta(double alpha, const double* u) {
     return 1 / (1 + exp(fmin(fmax(-log_odds, -700.0), 700.0)));
 }
 
-// What `mix` reads, (6,) float32: w outside the box, λ, and the box, where w = 0. One thread: `Mix.weights`.
+// `Mix.weights`, by one thread. The result, (6,) float32, is an input of `mix`: w outside the box, λ, and the box, in
+// which w = 0.
 extern "C" __global__ void
 mix_weights(float* __restrict__ result, int H, int W, double mixup, double cutmix, double p_cut, double p_mixed,
             unsigned long long draw, unsigned long long seed, const unsigned long long* __restrict__ state) {

@@ -45,8 +45,10 @@ def flip(flip: Flip, images: Array, generator: Generator) -> Array:
 
 
 def can_crop(crop: ShiftedCrop, images: Array, generator: Generator) -> bool:
-    """True for uint8 images on the GPU. The reference raises the error of a reflection that is too wide."""
-    return fits(images, np.uint8) and (crop.padding_mode == "constant" or crop.padding < min(images.shape[2:]))
+    """True for uint8 images on the GPU and a known padding mode. The reference raises the error of a reflection that is
+    too wide."""
+    known = crop.padding_mode == "constant" or (crop.padding_mode == "reflect" and crop.padding < min(images.shape[2:]))
+    return fits(images, np.uint8) and known
 
 
 @fast_path_of(ShiftedCrop.__call__, supports=can_crop)
