@@ -27,6 +27,7 @@ from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from minigrad.backend import Device as device  # noqa: N813 (PyTorch's name)
 from minigrad.backend import cublas, cuda_is_available, dtypes, random
+from minigrad.backend.dtypes import finfo
 from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.random import Generator, manual_seed, use_generator
 from minigrad.backend.tune import tune_cpu
@@ -50,31 +51,92 @@ from minigrad.creation import (
     zeros,
     zeros_like,
 )
-from minigrad.functional import cat, cosine_similarity, einsum, stack, where
-from minigrad.sampling import bernoulli, multinomial, normal, rand, rand_like, randint, randn, randn_like, randperm
+from minigrad.functional import (
+    avg_pool1d,
+    cat,
+    celu,
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    cosine_similarity,
+    dropout,
+    einsum,
+    embedding,
+    layer_norm,
+    max_pool1d,
+    max_pool2d,
+    pairwise_distance,
+    pixel_shuffle,
+    prelu,
+    selu,
+    stack,
+    threshold,
+    where,
+)
+from minigrad.functional.joining import (
+    atleast_1d,
+    atleast_2d,
+    broadcast_tensors,
+    cartesian_prod,
+    column_stack,
+    concat,
+    concatenate,
+    hstack,
+    inner,
+    kron,
+    logaddexp,
+    tensordot,
+    vstack,
+)
+from minigrad.functional.searching import aminmax, bucketize, cdist, isin, searchsorted
+from minigrad.sampling import (
+    bernoulli,
+    multinomial,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randint_like,
+    randn,
+    randn_like,
+    randperm,
+)
 
 __all__ = [
-    "Function", "Generator", "Size", "Tensor", "abs", "add", "addmm", "all", "allclose", "amax", "amin", "any",
-    "arange", "argmax", "argmin", "argsort", "as_tensor", "autocast", "autograd", "baddbmm", "bernoulli", "bmm",
-    "cat", "ceil", "chunk", "clamp", "clip", "clone", "cos", "cosine_similarity", "cuda_is_available", "cumprod",
-    "cumsum", "detect_anomaly", "device", "div", "dot", "double", "dtype", "einsum", "empty", "empty_like",
-    "enable_grad", "equal", "erf", "exp", "expm1", "eye", "flatten", "flip", "float16", "float32", "float64",
-    "floor", "floor_divide", "from_dlpack", "from_numpy", "full", "full_like", "functional", "gather", "half",
-    "index_select", "inf", "inference_mode", "int8", "int16", "int32", "int64", "is_floating_point",
-    "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isinf", "isnan", "lerp", "linspace", "log", "log1p",
-    "log_softmax", "logical_and", "logical_not", "logical_or", "logical_xor", "logspace", "logsumexp", "long",
-    "manual_seed", "masked_fill", "matmul", "max", "maximum", "mean", "meshgrid", "min", "minimum", "mm",
-    "moveaxis", "movedim", "mul", "multinomial", "mv", "nan", "narrow", "neg", "newaxis", "no_grad", "nonzero",
-    "norm", "normal", "numel", "ones", "ones_like", "outer", "permute", "pi", "pow", "prod", "rand", "rand_like",
-    "randint", "randn", "randn_like", "randperm", "relu", "remainder", "reshape", "roll", "round", "rsqrt",
-    "scatter", "scatter_add", "select", "set_grad_enabled", "short", "sigmoid", "sign", "sin", "softmax", "sort",
-    "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "swapdims", "sys", "tanh",
-    "tensor", "topk", "transpose", "tril", "tril_indices", "triu", "triu_indices", "trunc", "tune_cpu", "uint8",
-    "unbind", "unsqueeze", "use_generator", "var", "where", "without_fast_paths", "zeros", "zeros_like",
+    "Function", "Generator", "Size", "Tensor", "abs", "absolute", "acos", "add", "addcdiv", "addcmul", "addmm",
+    "addmv", "all", "allclose", "amax", "amin", "aminmax", "any", "arange", "arccos", "arcsin", "arctan", "arctan2",
+    "argmax", "argmin", "argsort", "argwhere", "as_tensor", "asarray", "asin", "atan", "atan2", "atleast_1d",
+    "atleast_2d", "autocast", "autograd", "avg_pool1d", "baddbmm", "bernoulli", "bincount", "bitwise_and",
+    "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "broadcast_shapes", "broadcast_tensors", "broadcast_to",
+    "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chunk", "clamp", "clamp_max", "clamp_min", "clip",
+    "clone", "column_stack", "concat", "concatenate", "conv1d", "conv2d", "conv_transpose2d", "cos", "cosh",
+    "cosine_similarity", "count_nonzero", "cross", "cuda_is_available", "cummax", "cummin", "cumprod", "cumsum",
+    "deg2rad", "detect_anomaly", "device", "diag", "diag_embed", "diagonal", "diff", "dist", "div", "divide", "dot",
+    "double", "dropout", "dtype", "einsum", "embedding", "empty", "empty_like", "enable_grad", "eq", "equal", "erf",
+    "exp", "exp2", "exp_", "expm1", "eye", "finfo", "fix", "flatten", "flip", "fliplr", "flipud", "float16", "float32",
+    "float64", "floor", "floor_divide", "frac", "from_dlpack", "from_numpy", "full", "full_like", "functional",
+    "gather", "ge", "greater", "greater_equal", "gt", "half", "histc", "hstack", "iinfo", "index_add", "index_copy",
+    "index_fill", "index_select", "inf", "inference_mode", "inner", "int8", "int16", "int32", "int64",
+    "is_floating_point", "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isin", "isinf", "isnan", "kron",
+    "kthvalue", "layer_norm", "le", "lerp", "less", "less_equal", "linspace", "log", "log1p", "log2", "log10",
+    "log_softmax", "logaddexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logspace",
+    "logsumexp", "long", "lt", "manual_seed", "masked_fill", "masked_select", "matmul", "max", "max_pool1d",
+    "max_pool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mm", "moveaxis", "movedim", "mul",
+    "multinomial", "multiply", "mv", "nan", "nan_to_num", "nanmean", "nansum", "narrow", "ne", "neg", "negative",
+    "newaxis", "no_grad", "nonzero", "norm", "normal", "not_equal", "numel", "ones", "ones_like", "outer",
+    "pairwise_distance", "permute", "pi", "pixel_shuffle", "pow", "prelu", "prod", "quantile", "rad2deg", "rand",
+    "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "ravel", "reciprocal", "relu", "relu_",
+    "remainder", "repeat_interleave", "reshape", "roll", "round", "row_stack", "rsqrt", "scatter", "scatter_add",
+    "searchsorted", "select", "selu", "set_grad_enabled", "sgn", "short", "sigmoid", "sigmoid_", "sign", "sin", "sinh",
+    "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean", "sub", "subtract", "sum",
+    "swapaxes", "swapdims", "sys", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensor", "tensor_split",
+    "tensordot", "threshold", "tile", "topk", "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices",
+    "true_divide", "trunc", "tune_cpu", "uint8", "unbind", "unflatten", "unique", "unsqueeze", "use_generator", "var",
+    "var_mean", "vstack", "where", "without_fast_paths", "zero_", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
-abs, pow, floor_divide, remainder = Tensor.abs, Tensor.pow, Tensor.floor_divide, Tensor.remainder
+abs, floor_divide, remainder = Tensor.abs, Tensor.floor_divide, Tensor.remainder
 exp, expm1, log, log1p, sqrt, rsqrt = Tensor.exp, Tensor.expm1, Tensor.log, Tensor.log1p, Tensor.sqrt, Tensor.rsqrt
 sin, cos, tanh, sigmoid, erf, square = Tensor.sin, Tensor.cos, Tensor.tanh, Tensor.sigmoid, Tensor.erf, Tensor.square
 floor, ceil, trunc, round, sign = Tensor.floor, Tensor.ceil, Tensor.trunc, Tensor.round, Tensor.sign
@@ -99,6 +161,29 @@ gather, index_select, scatter, scatter_add = Tensor.gather, Tensor.index_select,
 clone, swapaxes, swapdims, moveaxis, t = Tensor.clone, Tensor.swapaxes, Tensor.swapdims, Tensor.moveaxis, Tensor.t
 tril, triu, narrow, select, numel = Tensor.tril, Tensor.triu, Tensor.narrow, Tensor.select, Tensor.numel
 
+absolute, acos, addcdiv, addcmul = Tensor.absolute, Tensor.acos, Tensor.addcdiv, Tensor.addcmul
+argwhere, asin, atan, atan2, bincount = Tensor.argwhere, Tensor.asin, Tensor.atan, Tensor.atan2, Tensor.bincount
+bitwise_and, bitwise_not, bitwise_or = Tensor.bitwise_and, Tensor.bitwise_not, Tensor.bitwise_or
+bitwise_xor, broadcast_to, clamp_max = Tensor.bitwise_xor, Tensor.broadcast_to, Tensor.clamp_max
+clamp_min, cosh, count_nonzero, cummax = Tensor.clamp_min, Tensor.cosh, Tensor.count_nonzero, Tensor.cummax
+cummin, deg2rad, diag, diag_embed = Tensor.cummin, Tensor.deg2rad, Tensor.diag, Tensor.diag_embed
+diagonal, diff, dist, divide, eq = Tensor.diagonal, Tensor.diff, Tensor.dist, Tensor.divide, Tensor.eq
+exp2, fliplr, flipud, frac, ge = Tensor.exp2, Tensor.fliplr, Tensor.flipud, Tensor.frac, Tensor.ge
+greater, greater_equal, gt, histc = Tensor.greater, Tensor.greater_equal, Tensor.gt, Tensor.histc
+index_add, index_copy, index_fill, kthvalue = Tensor.index_add, Tensor.index_copy, Tensor.index_fill, Tensor.kthvalue
+le, less, less_equal, log10, log2 = Tensor.le, Tensor.less, Tensor.less_equal, Tensor.log10, Tensor.log2
+logit, lt, masked_select, median = Tensor.logit, Tensor.lt, Tensor.masked_select, Tensor.median
+multiply, nan_to_num, nanmean, nansum = Tensor.multiply, Tensor.nan_to_num, Tensor.nanmean, Tensor.nansum
+ne, negative, not_equal, quantile = Tensor.ne, Tensor.negative, Tensor.not_equal, Tensor.quantile
+rad2deg, ravel, reciprocal = Tensor.rad2deg, Tensor.ravel, Tensor.reciprocal
+repeat_interleave, sinh, std_mean, subtract = Tensor.repeat_interleave, Tensor.sinh, Tensor.std_mean, Tensor.subtract
+take, take_along_dim, tan, tensor_split = Tensor.take, Tensor.take_along_dim, Tensor.tan, Tensor.tensor_split
+tile, trace, true_divide, unflatten = Tensor.tile, Tensor.trace, Tensor.true_divide, Tensor.unflatten
+unique, var_mean = Tensor.unique, Tensor.var_mean
+addmv, arccos, arcsin, arctan, arctan2 = Tensor.addmv, Tensor.arccos, Tensor.arcsin, Tensor.arctan, Tensor.arctan2
+cross, exp_, fix, relu_, sgn = Tensor.cross, Tensor.exp_, Tensor.fix, Tensor.relu_, Tensor.sgn
+sigmoid_, tanh_, zero_ = Tensor.sigmoid_, Tensor.tanh_, Tensor.zero_
+
 # Dtypes are NumPy's. (`minigrad.bfloat16` needs ml_dtypes: see `__getattr__`.)
 dtype = np.dtype
 float16, float32, float64 = half, float, double = [np.dtype(name) for name in ("float16", "float32", "float64")]
@@ -106,6 +191,14 @@ int8, int16, int32, int64, uint8 = [np.dtype(name) for name in ("int8", "int16",
 short, int, long, bool = int16, int32, int64, np.dtype("bool")
 inf, nan, pi, e, newaxis = math.inf, math.nan, math.pi, math.e, None
 Size = tuple
+asarray, row_stack = as_tensor, vstack
+iinfo, broadcast_shapes = np.iinfo, np.broadcast_shapes
+__version__ = "0.1.0"
+
+
+def pow(input: Any, exponent: Any) -> Tensor:
+    """y = input ** exponent, elementwise; at least one is a Tensor."""
+    return input**exponent
 
 
 def is_tensor(obj: Any) -> builtins.bool:

@@ -29,7 +29,8 @@ ABSENT: dict[str, dict[str, str]] = {
     },
     _NO_SPARSE: {
         **dict.fromkeys(
-            ("sparse", "sparse_coo_tensor", "sparse_csr_tensor", "to_sparse", "is_sparse", "to_dense", "EmbeddingBag"),
+            ("sparse", "sparse_coo_tensor", "sparse_csr_tensor", "to_sparse", "is_sparse", "to_dense", "EmbeddingBag",
+             "embedding_bag"),
             "a dense tensor; F.embedding and scatter_add read and write rows by index",
         ),
     },
@@ -67,6 +68,59 @@ ABSENT: dict[str, dict[str, str]] = {
             "x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) for channels-last images",
         ),
         **dict.fromkeys(("untyped_storage", "storage", "data_ptr"), "x.data, the array"),
+    },
+    "layers and functions of images and rows are 1-D and 2-D": {
+        **dict.fromkeys(("Conv3d", "conv3d", "MaxPool3d", "AvgPool3d", "BatchNorm3d"), "nn.Conv2d, of slices"),
+        **dict.fromkeys(("ConvTranspose1d", "conv_transpose1d"), "nn.ConvTranspose2d, of x.unsqueeze(-2)"),
+        **dict.fromkeys(
+            ("AdaptiveMaxPool2d", "adaptive_max_pool2d", "AdaptiveMaxPool1d", "adaptive_max_pool1d"),
+            "x.amax((-2, -1)) for one window, else F.max_pool2d",
+        ),
+        **dict.fromkeys(("grid_sample", "affine_grid"), "F.interpolate"),
+    },
+    "the models here are encoders": {
+        **dict.fromkeys(
+            ("Transformer", "TransformerDecoder", "TransformerDecoderLayer"),
+            "nn.TransformerEncoder, or nn.MultiheadAttention for cross-attention",
+        ),
+        **dict.fromkeys(("CTCLoss", "ctc_loss"), "nn.CrossEntropyLoss, on aligned targets"),
+    },
+    "floating-point tensors are float32 by default": {
+        **dict.fromkeys(
+            ("get_default_dtype", "set_default_dtype", "set_default_tensor_type", "set_default_device"),
+            "dtype= and device= in each call, or model.to(...)",
+        ),
+        **dict.fromkeys(
+            ("FloatTensor", "DoubleTensor", "HalfTensor", "LongTensor", "IntTensor", "BoolTensor", "ByteTensor"),
+            "minigrad.tensor(data, dtype=minigrad.float32)",
+        ),
+    },
+    "an in-place method keeps the shape and the history of a tensor": {
+        **dict.fromkeys(
+            ("t_", "transpose_", "squeeze_", "unsqueeze_", "resize_", "detach_"),
+            "the method without the underscore, as in x = x.squeeze()",
+        ),
+    },
+    "optimizers here are SGD, Adam, AdamW, RMSprop, Adagrad and Muon": {
+        **dict.fromkeys(
+            ("Adadelta", "Adamax", "NAdam", "RAdam", "Rprop", "ASGD", "LBFGS"), "optim.Adam or optim.AdamW"
+        ),
+    },
+    "state of the process is set elsewhere": {
+        **dict.fromkeys(("set_num_threads", "get_num_threads"), "the variable OMP_NUM_THREADS, before Python starts"),
+        **dict.fromkeys(
+            ("get_rng_state", "set_rng_state", "initial_seed"), "minigrad.Generator(seed), minigrad.use_generator"
+        ),
+        "set_printoptions": "np.set_printoptions",
+        "set_detect_anomaly": "with minigrad.detect_anomaly(): ...",
+        "backends": "minigrad.cublas.allow_tf32(True), for matrix products in TF32",
+        "gradcheck": "minigrad.testing.gradcheck",
+        "amp": "minigrad.autocast and minigrad.optim.GradScaler",
+    },
+    "special functions are out of scope": {
+        **dict.fromkeys(
+            ("special", "lgamma", "digamma", "erfinv", "i0"), "scipy.special on x.numpy(), which is not recorded"
+        ),
     },
     "memory is managed by NumPy and CuPy": {
         **dict.fromkeys(("pin_memory", "share_memory_", "record_stream"), "the Tensor as it is"),

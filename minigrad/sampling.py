@@ -67,6 +67,11 @@ def randint(
     return Tensor(values, dtype=as_dtype(dtype or np.int64), device=device or "cpu")
 
 
+def randint_like(input: Tensor, *bounds: int, dtype: Any = None, device: str | None = None) -> Tensor:
+    """`randint(high)` or `randint(low, high)` of the shape, dtype and device of `input`."""
+    return randint(*bounds, input.shape, dtype=dtype or input.dtype, device=device or input.device)
+
+
 def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: str | None = None) -> Tensor:
     """A random permutation of 0 to n - 1, int64 by default."""
     order = (generator or default_generator()).permutation(n)

@@ -30,9 +30,11 @@ from minigrad.backend.dtypes import FLOAT32, HALF, as_dtype, cast, cast_all, hal
 
 @contextmanager
 def autocast(
-    dtype: Any = "bfloat16", enabled: bool = True, parameters: Iterable[Any] = ()
+    *arguments: Any, dtype: Any = None, enabled: bool = True, parameters: Iterable[Any] = (), device_type: Any = None
 ) -> Iterator["Autocast | None"]:
-    """Within the block, matrix products of this thread run in 16 bits; losses, softmax and sums in float32.
+    """`autocast(dtype="bfloat16", enabled=True, parameters=())`, or with a device first, `autocast("cuda", dtype=...)`.
+
+    Within the block, matrix products of this thread run in 16 bits; losses, softmax and sums in float32.
 
         with minigrad.autocast("bfloat16"):
             loss = F.cross_entropy(model(images), labels)
@@ -42,6 +44,7 @@ def autocast(
     the block.
 
     Args:
+        device_type: "cpu" or "cuda", no effect: ops run on the device of their inputs.
         dtype: "bfloat16", with the range of float32, or "float16", with more digits, but a small range in which
             gradients underflow: scale the loss with `optim.GradScaler`.
         enabled: if False, ops compute in the dtypes of their inputs, also inside another autocast block.
@@ -52,7 +55,11 @@ def autocast(
         ValueError: dtype is not a 16-bit dtype.
         RuntimeError: dtype is bfloat16, and the package ml_dtypes is not installed.
     """
-    with mode_set(autocast=Autocast(as_dtype(dtype), parameters) if enabled else None):
+    given = arguments[bool(arguments) and str(arguments[0]).partition(":")[0] in ("cpu", "cuda") :]
+    options = [dtype, enabled, parameters]
+    options[: len(given)] = given
+    dtype, enabled, parameters = options
+    with mode_set(autocast=Autocast(as_dtype(dtype or "bfloat16"), parameters) if enabled else None):
         yield mode.autocast
 
 

@@ -31,6 +31,12 @@ def as_dtype(dtype: Any) -> np.dtype:
         raise RuntimeError("bfloat16 needs the package ml_dtypes: pip install ml_dtypes") from error
 
 
+def finfo(dtype: Any) -> Any:
+    """The limits of a floating-point dtype, as `np.finfo`: min, max, eps, tiny, ..."""
+    dtype = as_dtype(dtype)
+    return importlib.import_module("ml_dtypes").finfo(dtype) if dtype.kind == "V" else np.finfo(dtype)
+
+
 def is_floating(dtype: np.dtype) -> bool:
     """True for floating-point dtypes, including bfloat16, whose `kind` is "V"."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")

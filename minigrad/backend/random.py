@@ -68,6 +68,11 @@ class Generator:
         self.seed, self.draws = int(seed), draws
         self._lock = threading.Lock()
 
+    def manual_seed(self, seed: int) -> "Generator":
+        """Start again from `seed`; returns the generator."""
+        self.__init__(seed)  # type: ignore[misc]
+        return self
+
     def skip(self, draws: int) -> None:
         """Advance the state as if `draws` arrays had been drawn."""
         with self._lock:

@@ -75,6 +75,18 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     return Tensor.apply(Dropout, input, p=p, mask_shape=input.shape) if training and p else input
 
 
+def dropout1d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """`dropout` of entire channels of (N, C, L)."""
+    return dropout2d(input, p, training)
+
+
+def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """`dropout` of entire channels of (N, C, H, W)."""
+    checks.probability(p, "dropout")
+    mask_shape = input.shape[:2] + (1,) * (input.ndim - 2)
+    return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input
+
+
 def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """Stochastic depth: `dropout` of entire samples, the slices along axis 0.
 

@@ -1,10 +1,14 @@
 """L4: losses."""
 
+from math import inf, log, pi
 from typing import Literal
 
 from minigrad._tensor import Tensor
+from minigrad.functional.activations import softplus
 from minigrad.functional.arguments import Reduction
+from minigrad.functional.normalization import cosine_similarity, pairwise_distance
 from minigrad.ops import checks
+from minigrad.ops.elementwise import Where
 from minigrad.ops.loss import (
     BCELoss,
     BCEWithLogits,
@@ -133,3 +137,93 @@ def kl_div(
         log_target: the target has log-probabilities too.
     """
     return Tensor.apply(KLDiv, input, target, reduction=reduction, log_target=log_target)
+
+
+def _reduced(losses: Tensor, reduction: Reduction) -> Tensor:
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    return losses.mean() if reduction == "mean" else losses.sum() if reduction == "sum" else losses
+
+
+def margin_ranking_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """lossᵢ = max(0, margin - tᵢ (x1ᵢ - x2ᵢ)), t = 1 or -1. reduction: as in `mse_loss`."""
+    return _reduced((margin - target * (input1 - input2)).clamp(min=0), reduction)
+
+
+def hinge_embedding_loss(
+    input: Tensor, target: Tensor, margin: float = 1.0, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """lossᵢ = xᵢ where tᵢ = 1, max(0, margin - xᵢ) where tᵢ = -1. reduction: as in `mse_loss`."""
+    positive = Tensor.apply(Where, target == -1, 0.0, input)
+    return _reduced(positive + Tensor.apply(Where, target == 1, 0.0, (margin - input).clamp(min=0)), reduction)
+
+
+def cosine_embedding_loss(
+    input1: Tensor, input2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """lossₙ = 1 - cₙ where tₙ = 1, max(0, cₙ - margin) where tₙ = -1, for c the cosine similarity along the last axis.
+
+    Shapes: inputs (N, D) or (D,), target (N,) or (). reduction: as in `mse_loss`.
+    """
+    c = cosine_similarity(input1, input2, dim=-1)
+    return _reduced(Tensor.apply(Where, target == 1, 1 - c, (c - margin).clamp(min=0)), reduction)
+
+
+def triplet_margin_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    margin: float = 1.0,
+    p: float = 2.0,
+    eps: float = 1e-6,
+    swap: bool = False,
+    *,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """lossₙ = max(0, d(aₙ, pₙ) - d(aₙ, nₙ) + margin), for d = `pairwise_distance`. Shapes: (N, D) or (D,).
+
+    swap: the smaller of d(aₙ, nₙ) and d(pₙ, nₙ). reduction: as in `mse_loss`.
+    """
+    far = pairwise_distance(anchor, negative, p, eps)
+    far = far.minimum(pairwise_distance(positive, negative, p, eps)) if swap else far
+    return _reduced((pairwise_distance(anchor, positive, p, eps) - far + margin).clamp(min=0), reduction)
+
+
+def soft_margin_loss(input: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """lossᵢ = ln(1 + exp(-tᵢ xᵢ)), t = 1 or -1. reduction: as in `mse_loss`."""
+    return _reduced(softplus(-target * input, threshold=inf), reduction)
+
+
+def multilabel_soft_margin_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, *, reduction: Reduction = "mean"
+) -> Tensor:
+    """The mean over the classes, the last axis, of `binary_cross_entropy_with_logits`. reduction: as in `mse_loss`."""
+    return _reduced(binary_cross_entropy_with_logits(input, target, weight, "none").mean(-1), reduction)
+
+
+def poisson_nll_loss(
+    input: Tensor, target: Tensor, log_input: bool = True, *, eps: float = 1e-8, reduction: Reduction = "mean"
+) -> Tensor:
+    """lossᵢ = exp xᵢ - tᵢ xᵢ, for x the logarithm of the rate; else, for x the rate, xᵢ - tᵢ ln(xᵢ + eps).
+
+    reduction: as in `mse_loss`.
+    """
+    losses = input.exp() - target * input if log_input else input - target * (input + eps).log()
+    return _reduced(losses, reduction)
+
+
+def gaussian_nll_loss(
+    input: Tensor, target: Tensor, var: Tensor | float, *, full: bool = False, eps: float = 1e-6,
+    reduction: Reduction = "mean",
+) -> Tensor:  # fmt: skip
+    """lossᵢ = ½ (ln vᵢ + (xᵢ - tᵢ)² / vᵢ), for v = max(var, eps), whose gradient is that of var everywhere.
+
+    full: plus the constant ½ ln 2π. reduction: as in `mse_loss`.
+    """
+    v = input.new_full(input.shape, var) if isinstance(var, float) else var
+    v = v.unsqueeze(-1) if v.shape == input.shape[:-1] else v  # one variance for each row
+    v = v + (v.detach().clamp(min=eps) - v.detach())
+    losses = 0.5 * (v.log() + (input - target).square() / v)
+    return _reduced(losses + 0.5 * log(2 * pi) if full else losses, reduction)

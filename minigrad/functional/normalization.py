@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minigrad._tensor import Tensor
-from minigrad.backend.dtypes import is_half
+from minigrad.backend.dtypes import finfo, is_half
 from minigrad.methods import numpy_names, raw_array
 from minigrad.ops import checks
 from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm, StandardizeWeight
@@ -111,3 +111,29 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         units.append(x / (norm + (norm.clamp(min=eps) - norm).detach()))
     y = (units[0] * units[1]).sum(dim)
     return y.to(dtype=x1.dtype) if x1.dtype == x2.dtype else y
+
+
+def pairwise_distance(x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """y = ‖x1 - x2 + eps‖, the `p`-norm along the last axis; floating-point."""
+    return (x1 - x2 + eps).norm(p, -1, keepdim)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """y = x / √(mean x² + eps) · weight, the mean over the axes of `normalized_shape`, the last of the input.
+
+    eps: by default that of the dtype. Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    shape = tuple(normalized_shape)
+    if input.shape[-len(shape) :] != shape:
+        raise ValueError(f"rms_norm: the input must end with the shape {shape}, got {input.shape}")
+    x = input.float() if is_half(input.dtype) else input
+    eps = float(finfo(input.dtype).eps) if eps is None else eps
+    y = (x * (x.square().mean(tuple(range(-len(shape), 0)), keepdim=True) + eps).rsqrt()).to(dtype=input.dtype)
+    return y if weight is None else y * weight
+
+
+def instance_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """`group_norm` with a group for each channel. Shapes: input (N, C, ...)."""
+    return group_norm(input, input.shape[1], weight, bias, eps)

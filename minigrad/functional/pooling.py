@@ -61,3 +61,28 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int 
     or a pair (OH, OW), in which None keeps the size of the input.
     """
     return batched(lambda x: Tensor.apply(AdaptiveAvgPool2d, x, output_size=output_size), input)
+
+
+def max_pool1d(
+    input: Tensor, kernel_size: int, stride: int | None = None, padding: int = 0, dilation: int = 1,
+    ceil_mode: bool = False,
+) -> Tensor:  # fmt: skip
+    """`max_pool2d` of rows: input (N, C, L) or (C, L)."""
+    step = kernel_size if stride is None else stride
+    images = input.unsqueeze(-2)  # (N, C, 1, L)
+    return max_pool2d(images, (1, kernel_size), (1, step), (0, padding), (1, dilation), ceil_mode).squeeze(-2)
+
+
+def avg_pool1d(
+    input: Tensor, kernel_size: int, stride: int | None = None, padding: int = 0, ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:  # fmt: skip
+    """`avg_pool2d` of rows: input (N, C, L) or (C, L)."""
+    step = kernel_size if stride is None else stride
+    images = input.unsqueeze(-2)  # (N, C, 1, L)
+    return avg_pool2d(images, (1, kernel_size), (1, step), (0, padding), ceil_mode, count_include_pad).squeeze(-2)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: int) -> Tensor:
+    """`adaptive_avg_pool2d` of rows: input (N, C, L) or (C, L)."""
+    return adaptive_avg_pool2d(input.unsqueeze(-2), (1, output_size)).squeeze(-2)

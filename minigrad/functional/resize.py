@@ -7,6 +7,7 @@ import numpy as np
 
 from minigrad._tensor import Tensor
 from minigrad.functional.arguments import Pair
+from minigrad.functional.pooling import adaptive_avg_pool2d
 from minigrad.ops import checks
 from minigrad.ops.interpolate import Interpolate
 from minigrad.ops.shape import Pad
@@ -48,23 +49,30 @@ def interpolate(
     input: Tensor,
     size: Pair | None = None,
     scale_factor: float | Sequence[float] | None = None,
-    mode: Literal["nearest", "nearest-exact", "bilinear", "bicubic"] = "nearest",
+    mode: Literal["nearest", "nearest-exact", "linear", "bilinear", "bicubic", "area"] = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
     antialias: bool = False,
 ) -> Tensor:
-    """Resize images. Shapes: input (N, C, H, W), floating-point; result (N, C, OH, OW).
+    """Resize images. Shapes: input (N, C, H, W), floating-point; result (N, C, OH, OW). Rows: (N, C, L), (N, C, OL).
 
     Args:
         size: (OH, OW), or one integer for both. Give either `size` or `scale_factor`.
         scale_factor: OH = ⌊H · scale_factor⌋, and OW likewise; a number or a pair.
         mode: "nearest-exact" copies the input pixel at the centre of an output pixel, "nearest" the input pixel at the
-            output pixel's upper left corner; "bilinear" and "bicubic" interpolate between 2 x 2 and 4 x 4 input pixels.
+            output pixel's upper left corner; "bilinear" and "bicubic" interpolate between 2 x 2 and 4 x 4 input pixels;
+            "area" is `adaptive_avg_pool2d`. Of rows, "linear" is the mode that interpolates.
         align_corners: for "bilinear" and "bicubic": True aligns the centres of the corner pixels of input and output,
             False (default) the outer edges of these pixels.
         recompute_scale_factor: True: place output pixels by the ratio OH / H of the sizes, not by `scale_factor`.
         antialias: for "bilinear" and "bicubic": when downsampling, widen the filter by the ratio of the sizes.
     """
+    if input.ndim == 3 and mode in ("linear", "nearest", "nearest-exact", "area"):
+        rows = input.unsqueeze(-2)  # (N, C, 1, L)
+        length, scale = (x if x is None or isinstance(x, Sequence) else (x,) for x in (size, scale_factor))
+        size, scale_factor = length and (1, *length), scale and (1.0, *scale)  # type: ignore[assignment]
+        mode = "bilinear" if mode == "linear" else mode
+        return interpolate(rows, size, scale_factor, mode, align_corners, recompute_scale_factor).squeeze(-2)
     checks.rank(input, 4, "(N, C, H, W)", "interpolate")
     if (size is None) == (scale_factor is None):
         raise ValueError("interpolate: give either size or scale_factor, and not both")
@@ -75,6 +83,8 @@ def interpolate(
         if min(size) < 1:
             raise ValueError(f"interpolate: scale_factor {scale_factor} of images {input.shape[2:]} gives size {size}")
         scales = None if recompute_scale_factor else scales
+    if mode == "area":
+        return adaptive_avg_pool2d(input, size)  # type: ignore[arg-type]
     options = {"mode": mode, "align_corners": align_corners, "antialias": antialias}
     size = checks.pair(size, "size", "interpolate", minimum=1)
     return Tensor.apply(Interpolate, input, size=size, scales=scales, **options)
@@ -115,3 +125,25 @@ def _border_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
     if mode == "replicate":
         return position.clip(0, size - 1)
     return start + (position - start) % max(end - start, 1)
+
+
+def pixel_shuffle(input: Tensor, upscale_factor: int) -> Tensor:
+    """Channels to pixels: (.., C r², H, W) -> (.., C, H r, W r), for r = `upscale_factor`.  Shi et al. 2016."""
+    *batch, channels, height, width = input.shape
+    r, c = upscale_factor, channels // upscale_factor**2
+    x = input.reshape(*batch, c, r, r, height, width).movedim((-4, -3), (-3, -1))  # (.., C, H, r, W, r)
+    return x.reshape(*batch, c, height * r, width * r)
+
+
+def pixel_unshuffle(input: Tensor, downscale_factor: int) -> Tensor:
+    """Pixels to channels, the inverse of `pixel_shuffle`: (.., C, H r, W r) -> (.., C r², H, W)."""
+    *batch, c, height, width = input.shape
+    r = downscale_factor
+    x = input.reshape(*batch, c, height // r, r, width // r, r).movedim((-3, -1), (-4, -3))  # (.., C, r, r, H, W)
+    return x.reshape(*batch, c * r * r, height // r, width // r)
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """The channels of each group in turn: (N, G · K, ...) as (N, K · G, ...).  Zhang et al. 2018, arXiv:1707.01083."""
+    n, c, *sides = input.shape
+    return input.reshape(n, groups, c // groups, *sides).transpose(1, 2).reshape(n, c, *sides)

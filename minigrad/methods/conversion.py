@@ -59,9 +59,17 @@ class Conversion(Operators):
         """`to(int32)`: towards zero."""
         return self.to(np.int32)
 
+    def short(self) -> "Tensor":
+        """`to(int16)`: towards zero."""
+        return self.to(np.int16)
+
     def bool(self) -> "Tensor":
         """`to(bool)`: True where an element is not 0."""
         return self.to(np.bool_)
+
+    def type(self, dtype: Any) -> "Tensor":
+        """`to(dtype)`."""
+        return self.to(dtype=dtype)
 
     def type_as(self, other: "Tensor") -> "Tensor":
         """`to(other.dtype)`."""

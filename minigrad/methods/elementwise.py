@@ -1,7 +1,11 @@
 """L3: elementwise methods of Tensor."""
 
+from math import pi
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from minigrad.backend.dtypes import finfo
 from minigrad.methods.base import Number, TensorBase, raw, raw_array
 from minigrad.methods.shapes import Shapes
 from minigrad.ops import activation, checks, indexing, rounding
@@ -40,9 +44,68 @@ class Elementwise(Shapes):
         """y = cos x, elementwise. Integers give float32."""
         return self.apply(pointwise.Cos, self)
 
+    def tan(self) -> "Tensor":
+        """y = tan x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Tan, self)
+
+    def asin(self) -> "Tensor":
+        """y = arcsin x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Asin, self)
+
+    def acos(self) -> "Tensor":
+        """y = arccos x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Acos, self)
+
+    def atan(self) -> "Tensor":
+        """y = arctan x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Atan, self)
+
+    def atan2(self, other: Any) -> "Tensor":
+        """y = the angle of the point (`other`, x), from -π to π, elementwise. Integers give float32."""
+        return self.apply(pointwise.Atan2, self, other)
+
+    def sinh(self) -> "Tensor":
+        """y = sinh x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Sinh, self)
+
+    def cosh(self) -> "Tensor":
+        """y = cosh x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Cosh, self)
+
+    def log2(self) -> "Tensor":
+        """y = log₂ x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Log2, self)
+
+    def log10(self) -> "Tensor":
+        """y = log₁₀ x, elementwise. Integers give float32."""
+        return self.apply(pointwise.Log10, self)
+
+    def exp2(self) -> "Tensor":
+        """y = 2ˣ, elementwise. Integers give float32."""
+        return 2.0**self
+
+    arcsin, arccos, arctan, arctan2 = asin, acos, atan, atan2
+
     def square(self) -> "Tensor":
         """y = x², elementwise."""
         return self**2
+
+    def reciprocal(self) -> "Tensor":
+        """y = 1 / x, elementwise. Integers give float32."""
+        return 1 / self
+
+    def deg2rad(self) -> "Tensor":
+        """y = x · π / 180, elementwise."""
+        return self * (pi / 180)
+
+    def rad2deg(self) -> "Tensor":
+        """y = x · 180 / π, elementwise."""
+        return self * (180 / pi)
+
+    def logit(self, eps: float | None = None) -> "Tensor":
+        """y = ln(x / (1 - x)), elementwise; eps: x is limited to the range from eps to 1 - eps."""
+        x = self if eps is None else self.clamp(eps, 1 - eps)
+        return (x / (1 - x)).log()
 
     def sqrt(self) -> "Tensor":
         """y = √x, elementwise. Integers give float32."""
@@ -87,9 +150,15 @@ class Elementwise(Shapes):
             return self.apply(rounding.RoundDecimals, self, decimals=decimals)
         return self.apply(rounding.Round, self)
 
+    def frac(self) -> "Tensor":
+        """y = x - `trunc(x)`, elementwise."""
+        return self - self.trunc()
+
     def sign(self) -> "Tensor":
         """y = 1, 0 or -1, elementwise, with gradient 0; 0 for NaN."""
         return self.apply(rounding.Sign, self)
+
+    fix, sgn = trunc, sign
 
     def lerp(self, end: Any, weight: Any) -> "Tensor":
         """y = x + `weight` · (`end` - x), elementwise: exactly `end` for weight 1. Floating-point only."""
@@ -124,6 +193,35 @@ class Elementwise(Shapes):
         return y
 
     clip = clamp
+
+    def clamp_min(self, min: Any) -> "Tensor":
+        """`clamp(min=min)`."""
+        return self.clamp(min=min)
+
+    def clamp_max(self, max: Any) -> "Tensor":
+        """`clamp(max=max)`."""
+        return self.clamp(max=max)
+
+    def addcmul(self, tensor1: Any, tensor2: Any, *, value: Number = 1) -> "Tensor":
+        """y = x + `value` · tensor1 · tensor2, elementwise."""
+        return self + tensor1 * tensor2 * value
+
+    def addcdiv(self, tensor1: Any, tensor2: Any, *, value: Number = 1) -> "Tensor":
+        """y = x + `value` · tensor1 / tensor2, elementwise."""
+        return self + tensor1 / tensor2 * value
+
+    def where(self, condition: "Tensor", other: Any) -> "Tensor":
+        """y = x where `condition` (bool, broadcasts) is True, else `other`, elementwise."""
+        return self.apply(pointwise.Where, condition, self, other)
+
+    def nan_to_num(self, nan: Number = 0.0, posinf: Number | None = None, neginf: Number | None = None) -> "Tensor":
+        """y = x, with NaN and ±∞ replaced by these numbers; None: the largest or lowest finite value of the dtype."""
+        if not self.is_floating_point():
+            return self.clone()
+        high = float(finfo(self.dtype).max)
+        x = self.masked_fill(self != self, nan)
+        x = x.masked_fill(self == np.inf, high if posinf is None else posinf)
+        return x.masked_fill(self == -np.inf, -high if neginf is None else neginf)
 
     def masked_fill(self, mask: Any, value: "Number | Tensor") -> "Tensor":
         """y = `value` where `mask` (bool, broadcasts) is True, else x.

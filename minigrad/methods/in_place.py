@@ -79,6 +79,69 @@ class InPlace(Products):
         z = (generator or default_generator()).normal(self.shape, self.dtype, self.device)
         return self._in_place("normal_", lambda x: x.constant(z) * std + mean)
 
+    def bernoulli_(self, p: float = 0.5, *, generator: Generator | None = None) -> "Tensor":
+        """x ← 1 with probability `p`, else 0."""
+        u = (generator or default_generator()).uniform(self.shape, np.float32, self.device)
+        return self._in_place("bernoulli_", lambda x: x.constant((u < p).astype(x.dtype)))
+
+    def lerp_(self, end: Any, weight: Any) -> "Tensor":
+        """x ← x + `weight` · (`end` - x)."""
+        return self._in_place("lerp_", lambda x: x.lerp(end, weight))
+
+    def addcmul_(self, tensor1: Any, tensor2: Any, *, value: Number = 1) -> "Tensor":
+        """x ← x + `value` · tensor1 · tensor2."""
+        return self._in_place("addcmul_", lambda x: x.addcmul(tensor1, tensor2, value=value))
+
+    def addcdiv_(self, tensor1: Any, tensor2: Any, *, value: Number = 1) -> "Tensor":
+        """x ← x + `value` · tensor1 / tensor2."""
+        return self._in_place("addcdiv_", lambda x: x.addcdiv(tensor1, tensor2, value=value))
+
+    def scatter_(self, dim: int, index: Any, src: Any) -> "Tensor":
+        """x ← `scatter`."""
+        return self._in_place("scatter_", lambda x: x.scatter(dim, index, src))
+
+    def scatter_add_(self, dim: int, index: Any, src: "Tensor") -> "Tensor":
+        """x ← `scatter_add`."""
+        return self._in_place("scatter_add_", lambda x: x.scatter_add(dim, index, src))
+
+    def index_add_(self, dim: int, index: Any, source: "Tensor", *, alpha: Number = 1) -> "Tensor":
+        """x ← `index_add`."""
+        return self._in_place("index_add_", lambda x: x.index_add(dim, index, source, alpha=alpha))
+
+    def index_copy_(self, dim: int, index: Any, source: "Tensor") -> "Tensor":
+        """x ← `index_copy`."""
+        return self._in_place("index_copy_", lambda x: x.index_copy(dim, index, source))
+
+    def index_fill_(self, dim: int, index: Any, value: Any) -> "Tensor":
+        """x ← `index_fill`."""
+        return self._in_place("index_fill_", lambda x: x.index_fill(dim, index, value))
+
+    def index_put_(self, indices: Any, values: Any) -> "Tensor":
+        """`x[indices] = values`."""
+        self[tuple(indices)] = values  # type: ignore[index]
+        return self  # type: ignore[return-value]
+
+    def fill_diagonal_(self, fill_value: Number) -> "Tensor":
+        """x ← `fill_value` on the main diagonal of a matrix."""
+        xp = array_module(self.data)
+        return self._in_place("fill_diagonal_", lambda x: x.masked_fill(xp.eye(*x.shape, dtype=bool), fill_value))
+
+    def relu_(self) -> "Tensor":
+        """x ← max(x, 0)."""
+        return self._in_place("relu_", lambda x: x.relu())
+
+    def floor_(self) -> "Tensor":
+        """x ← ⌊x⌋."""
+        return self._in_place("floor_", lambda x: x.floor())
+
+    def ceil_(self) -> "Tensor":
+        """x ← ⌈x⌉."""
+        return self._in_place("ceil_", lambda x: x.ceil())
+
+    def round_(self) -> "Tensor":
+        """x ← x rounded to integers, ties to even."""
+        return self._in_place("round_", lambda x: x.round())
+
     def abs_(self) -> "Tensor":
         """x ← |x|."""
         return self._in_place("abs_", lambda x: x.abs())

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.backend import plain
+from minigrad.backend import array_module, plain
 from minigrad.methods.base import Number, TensorBase, numpy_names, raw, raw_array
 from minigrad.methods.conversion import Conversion
 from minigrad.ops import checks, indexing
@@ -65,6 +65,31 @@ class Indexing(Conversion):
         An index out of range is an IndexError (CPU only).
         """
         return self.apply(indexing.IndexSelect, self, axis=dim, index=raw_array(index, "index", "index_select"))
+
+    @numpy_names
+    def index_add(self, dim: int, index: Any, source: "Tensor", *, alpha: Number = 1) -> "Tensor":
+        """y = x, with alpha · slice i of `source` along `dim` added to slice index[i] of y, also for duplicates."""
+        source = source if alpha == 1 else source * alpha
+        return self.scatter_add(dim, self._slices(dim, index, source.shape, "index_add"), source)
+
+    @numpy_names
+    def index_copy(self, dim: int, index: Any, source: "Tensor") -> "Tensor":
+        """y = x, but slice index[i] of y along `dim` is slice i of `source`."""
+        return self.scatter(dim, self._slices(dim, index, source.shape, "index_copy"), source)
+
+    @numpy_names
+    def index_fill(self, dim: int, index: Any, value: "Number | Tensor") -> "Tensor":
+        """y = x, but the slices of y along `dim` at the positions `index`, a 1-D tensor, are `value`."""
+        axis = checks.one_axis(dim, self.ndim, "index_fill")
+        shape = (*self.shape[:axis], raw_array(index, "index", "index_fill").size, *self.shape[axis + 1 :])
+        return self.scatter(dim, self._slices(dim, index, shape, "index_fill"), value)
+
+    def _slices(self, dim: int, index: Any, shape: tuple[int, ...], op: str) -> Any:
+        """A 1-D index of slices along `dim` as an index of elements, broadcast to `shape`."""
+        array, axis = raw_array(index, "index", op).reshape(-1), checks.one_axis(dim, self.ndim, op)
+        if len(shape) != self.ndim or shape[axis] != len(array):
+            raise ValueError(f"{op}: needs a slice for each of {len(array)} indices along axis {axis}, got {shape}")
+        return array_module(array).broadcast_to(array.reshape(-1, *(1,) * (self.ndim - axis - 1)), shape)
 
 
 _BASIC = {int, slice, type(None), EllipsisType}

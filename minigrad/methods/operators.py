@@ -107,6 +107,8 @@ class Operators(TensorBase):
             raise ValueError(f'div: rounding_mode must be None, "floor" or "trunc", got {rounding_mode!r}')
         return self.apply(rounding.TruncDivide, self, other)
 
+    multiply, negative, absolute, subtract, divide, true_divide = __mul__, __neg__, __abs__, sub, div, __truediv__
+
     # In place: `x += y` changes the Tensor itself, so every reference to the Tensor sees the new values --------------
 
     def __iadd__(self, other: Any) -> "Tensor":
@@ -171,7 +173,16 @@ class Operators(TensorBase):
     def __xor__(self, other: Any) -> "Tensor":
         return self._bitwise(operator.xor, other)
 
+    def __lshift__(self, other: Any) -> "Tensor":
+        return self._bitwise(operator.lshift, other)
+
+    def __rshift__(self, other: Any) -> "Tensor":
+        return self._bitwise(operator.rshift, other)
+
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+    eq, ne, lt, le, gt, ge = __eq__, __ne__, __lt__, __le__, __gt__, __ge__
+    not_equal, less, less_equal, greater, greater_equal = ne, lt, le, gt, ge
+    bitwise_and, bitwise_or, bitwise_xor, bitwise_not = __and__, __or__, __xor__, __invert__
 
     def _compared(self, compare: Callable[[Any, Any], Any], other: Any) -> "Tensor":
         """`compare` of both operands, promoted to one dtype. A Python integer out of the dtype's range is exact."""

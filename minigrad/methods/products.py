@@ -41,6 +41,16 @@ class Products(Sorting):
         _check_axes("outer", self.shape, 1, vec2.shape, 1)
         return self.unsqueeze(1) * vec2
 
+    def cross(self, other: "Tensor", dim: int = -1) -> "Tensor":
+        """The cross product of vectors of size 3 along `dim`: y₀ = x₁ z₂ - x₂ z₁, and so on, for z = `other`."""
+        if self.shape[dim] != 3 or other.shape[dim] != 3:
+            raise ValueError(f"cross: axis {dim} must have size 3, got shapes {self.shape} and {other.shape}")
+        return self.roll(-1, dim) * other.roll(-2, dim) - self.roll(-2, dim) * other.roll(-1, dim)
+
+    def addmv(self, mat: "Tensor", vec: "Tensor", *, beta: Number = 1, alpha: Number = 1) -> "Tensor":
+        """y = beta · x + alpha · mat @ vec: x broadcasts to (N,). beta: as in `addmm`."""
+        return self._plus_product(mat.mv(vec), beta, alpha, "addmv")
+
     def addmm(self, mat1: "Tensor", mat2: "Tensor", *, beta: Number = 1, alpha: Number = 1) -> "Tensor":
         """y = beta · x + alpha · mat1 @ mat2: x broadcasts to (N, M). beta = 0: without x, so without its NaN."""
         return self._plus_product(mat1.mm(mat2), beta, alpha, "addmm")

@@ -51,6 +51,55 @@ class Reductions(Logic):
         return self.apply(reduction.Std, self, axis=dim, keepdims=keepdim, correction=correction)
 
     @numpy_names
+    def var_mean(
+        self, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number | None = None
+    ) -> tuple["Tensor", "Tensor"]:
+        """(`var`, `mean`), with the arguments of `var`."""
+        axes, correction = _correction(dim, unbiased, correction)
+        return self.var(axes, keepdim=keepdim, correction=correction), self.mean(axes, keepdim)
+
+    @numpy_names
+    def std_mean(
+        self, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number | None = None
+    ) -> tuple["Tensor", "Tensor"]:
+        """(`std`, `mean`), with the arguments of `std`."""
+        axes, correction = _correction(dim, unbiased, correction)
+        return self.std(axes, keepdim=keepdim, correction=correction), self.mean(axes, keepdim)
+
+    @numpy_names
+    def nansum(self, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> "Tensor":
+        """`sum` without NaN."""
+        return self.masked_fill(self.isnan(), 0).sum(dim, keepdim, dtype=dtype)
+
+    @numpy_names
+    def nanmean(self, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> "Tensor":
+        """`mean` without NaN."""
+        return self.nansum(dim, keepdim, dtype=dtype) / (~self.isnan()).sum(dim, keepdim)
+
+    @numpy_names
+    def count_nonzero(self, dim: Dim = None) -> "Tensor":
+        """The number of elements that are not 0, over `dim`, as in `sum`."""
+        return (self != 0).sum(dim)
+
+    def trace(self) -> "Tensor":
+        """The sum of the diagonal of a matrix."""
+        if self.ndim != 2:
+            raise RuntimeError(f"trace: expected a matrix, got shape {self.shape}")
+        return self.diagonal().sum()
+
+    @numpy_names
+    def diff(self, n: int = 1, dim: int = -1) -> "Tensor":
+        """yᵢ = xᵢ₊₁ - xᵢ along `dim`, `n` times."""
+        if n == 0:
+            return self  # type: ignore[return-value]
+        length = self.shape[checks.one_axis(dim, self.ndim, "diff")]
+        return (self.narrow(dim, 1, length - 1) - self.narrow(dim, 0, length - 1)).diff(n - 1, dim)
+
+    def dist(self, other: "Tensor", p: float = 2) -> "Tensor":
+        """The `norm` of x - other."""
+        return (self - other).norm(p)
+
+    @numpy_names
     def amax(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The maximum over `dim`, as in `sum`. Elements equal to the maximum share the gradient evenly."""
         return self.apply(reduction.Amax, self, axis=dim, keepdims=keepdim)

@@ -30,6 +30,12 @@ class Shapes(Indexing):
         """The number of axes, as `ndim`."""
         return int(self.ndim)
 
+    ndimension = dim
+
+    def element_size(self) -> int:
+        """The number of bytes of an element."""
+        return int(self.data.itemsize)
+
     def numel(self) -> int:
         """The number of elements."""
         return int(self.data.size)
@@ -96,9 +102,13 @@ class Shapes(Indexing):
         dim = checks.one_axis(dim, self.ndim, "unflatten")
         return self.reshape(*self.shape[:dim], *sizes, *self.shape[dim + 1 :])
 
-    def permute(self, *dims: Any) -> "Tensor":
-        """Permute the axes, as a view: axis i of the result is axis `dims[i]`."""
-        return self.apply(shapes.Permute, self, axes=sequence(dims))
+    def ravel(self) -> "Tensor":
+        """`reshape(-1)`."""
+        return self.reshape(-1)
+
+    def permute(self, *axes: Any, dims: Any = ()) -> "Tensor":
+        """Permute the axes, as a view, `x.permute(1, 0)` or `x.permute(dims=(1, 0))`: axis i is axis `dims[i]` of x."""
+        return self.apply(shapes.Permute, self, axes=sequence(axes or (dims,)))
 
     def transpose(self, dim0: int, dim1: int) -> "Tensor":
         """Exchange the axes `dim0` and `dim1`, as a view."""
@@ -241,6 +251,87 @@ class Shapes(Indexing):
         """Shift elements by `shifts` along `dims`, cyclically, one shift for each; dims=None: the flattened tensor."""
         return self.apply(shapes.Roll, self, shifts=shifts, axes=dims)
 
-    def flip(self, *dims: Any) -> "Tensor":
-        """Reverse the order of the elements along `dims`, as a copy."""
-        return self.apply(shapes.Flip, self, axes=sequence(dims))
+    def flip(self, *axes: Any, dims: Any = ()) -> "Tensor":
+        """Reverse the order of the elements along `dims`, as a copy: `x.flip(0, 1)` or `x.flip(dims=(0, 1))`."""
+        return self.apply(shapes.Flip, self, axes=sequence(axes or (dims,)))
+
+    def fliplr(self) -> "Tensor":
+        """`flip(1)`."""
+        return self.flip(1)
+
+    def flipud(self) -> "Tensor":
+        """`flip(0)`."""
+        return self.flip(0)
+
+    @numpy_names
+    def repeat_interleave(self, repeats: Any, dim: int | None = None) -> "Tensor":
+        """Each slice along `dim` `repeats` times in succession: one number, or one for each slice (NumPy: `repeat`).
+
+        dim=None: the flattened tensor.
+        """
+        if dim is None:
+            return self.reshape(-1).repeat_interleave(repeats, 0)
+        xp, axis = array_module(self.data), checks.one_axis(dim, self.ndim, "repeat_interleave")
+        counts = repeats.tolist() if hasattr(repeats, "tolist") else repeats
+        return self.index_select(axis, xp.asarray(np.repeat(np.arange(self.shape[axis]), counts)))
+
+    def tile(self, *sizes: Any, dims: Any = ()) -> "Tensor":
+        """`repeat`, where missing leading sizes are 1."""
+        repeats = sequence(sizes or (dims,))
+        return self.repeat(*(1,) * (self.ndim - len(repeats)), *repeats)
+
+    def broadcast_to(self, size: Sequence[int]) -> "Tensor":
+        """`expand(size)`."""
+        return self.expand(size)
+
+    @numpy_names
+    def tensor_split(self, indices_or_sections: int | Sequence[int], dim: int = 0) -> tuple["Tensor", ...]:
+        """Split along `dim`, as views, into N chunks whose sizes differ by at most 1, or before the given indices."""
+        length = self.shape[checks.one_axis(dim, self.ndim, "tensor_split")]
+        return self.split([len(part) for part in np.array_split(np.empty(length), indices_or_sections)], dim)
+
+    def unfold(self, dimension: int, size: int, step: int) -> "Tensor":
+        """The windows of `size` elements along `dimension`, at distances `step`: (.., L, ..) -> (.., N, .., size)."""
+        axis = checks.one_axis(dimension, self.ndim, "unfold")
+        if not 0 <= size <= self.shape[axis] or step < 1:
+            raise RuntimeError(f"unfold: needs 0 <= size <= {self.shape[axis]} and step > 0, got {size} and {step}")
+        windows = np.arange(0, self.shape[axis] - size + 1, step)[:, None] + np.arange(size)  # (N, size)
+        return self.movedim(axis, -1)[..., windows].movedim(-2, axis)
+
+    def masked_select(self, mask: "Tensor") -> "Tensor":
+        """The elements where `mask` is True, as a 1-D tensor; x and `mask` (bool) broadcast."""
+        shape = np.broadcast_shapes(self.shape, mask.shape)
+        return self.expand(shape)[mask.expand(shape)]
+
+    def take(self, index: Any) -> "Tensor":
+        """The elements at the positions `index` of the flattened tensor, in the shape of `index`."""
+        return self.reshape(-1)[index]
+
+    def take_along_dim(self, indices: "Tensor", dim: int | None = None) -> "Tensor":
+        """`gather`, where x and `indices` broadcast on the other axes; dim=None: both are flattened."""
+        if dim is None:
+            return self.reshape(-1).gather(0, indices.reshape(-1))
+        axis = checks.one_axis(dim, self.ndim, "take_along_dim")
+        sizes = [np.broadcast_shapes((n,), (m,))[0] if i != axis else -1
+                 for i, (n, m) in enumerate(zip(self.shape, indices.shape, strict=True))]  # fmt: skip
+        return self.expand(sizes).gather(axis, indices.expand(sizes))
+
+    def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> "Tensor":
+        """The diagonal of the axes `dim1` and `dim2`, as the last axis of a copy; `offset` counts from the main one."""
+        x = self.movedim((dim1, dim2), (-2, -1))
+        row, column = max(-offset, 0), max(offset, 0)
+        i = np.arange(max(min(x.shape[-2] - row, x.shape[-1] - column), 0))
+        return x[..., i + row, i + column]
+
+    def diag_embed(self, offset: int = 0) -> "Tensor":
+        """Matrices whose diagonals are the rows of x, elsewhere 0: (.., N) -> (.., N + |offset|, N + |offset|)."""
+        *batch, n = self.shape
+        side, i = n + abs(offset), np.arange(n)
+        at = array_module(self.data).asarray((i + max(-offset, 0)) * side + i + max(offset, 0))
+        return self.new_zeros(*batch, side * side).index_copy(-1, at, self[...]).reshape(*batch, side, side)
+
+    def diag(self, diagonal: int = 0) -> "Tensor":
+        """The diagonal of a matrix, or the matrix of a diagonal."""
+        if self.ndim not in (1, 2):
+            raise RuntimeError(f"diag: supports 1D or 2D tensors, got shape {self.shape}")
+        return self.diag_embed(diagonal) if self.ndim == 1 else self.diagonal(diagonal)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minigrad.backend import Array, array_module
+from minigrad.backend import Array, array_module, to_device
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.methods.base import TensorBase, numpy_names
 from minigrad.methods.reductions import Reductions
@@ -75,6 +75,91 @@ class Sorting(Reductions):
         first = order[(slice(None),) * axis + (slice(k),)] if self.ndim else order
         return self._selected(self.constant(first), dim, True)
 
+    @numpy_names
+    def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> ValuesAndIndices:
+        """The `k`-th smallest element along `dim`, k from 1, and its index."""
+        return self._selected(self.argsort(dim).narrow(dim, k - 1, 1), dim, keepdim)
+
+    @numpy_names
+    def median(self, dim: int | None = None, keepdim: bool = False) -> Any:
+        """The median, of two in the middle the lower: of all elements, or along an axis with its index.
+
+        NaN if an element is NaN.
+        """
+        if dim is None:
+            return self.reshape(-1).median(0).values
+        length = self.shape[checks.one_axis(dim, self.ndim, "median")]
+        middle = self.argsort(dim).narrow(dim, (length - 1) // 2, 1)
+        nan = self.isnan().any(dim, True)
+        return self._selected(self.argmax(dim, True).where(nan, middle), dim, keepdim)
+
+    @numpy_names
+    def quantile(self, q: Any, dim: int | None = None, keepdim: bool = False) -> "Tensor":
+        """The quantiles `q`, from 0 to 1, along `dim` (None: of all elements), interpolated linearly.
+
+        Shapes: y has a leading axis for a 1-D tensor `q`. NaN if an element is NaN. Floating-point only.
+        """
+        checks.floating(self, "quantile")
+        fractions = np.asarray(q.tolist() if hasattr(q, "tolist") else q, np.float64)
+        if not ((fractions >= 0) & (fractions <= 1)).all():
+            raise RuntimeError(f"quantile: q must be from 0 to 1, got {q}")
+        x = self.reshape(-1) if dim is None else self.movedim(dim, -1)
+        at = fractions * (x.shape[-1] - 1)
+        ordered, low = x.sort(-1).values, np.floor(at)
+        weight = self.new_tensor(at - low)
+        y = ordered[..., low.astype(int)].lerp(ordered[..., np.ceil(at).astype(int)], weight)  # (..) or (.., Q)
+        y = y.masked_fill(x.isnan().any(-1, keepdim=fractions.ndim > 0), np.nan)
+        y = y if not fractions.ndim else y.movedim(-1, 0)
+        if keepdim:
+            return y.reshape(*fractions.shape, *(1 if dim is None or i == dim % self.ndim else n
+                                                 for i, n in enumerate(self.shape)))  # fmt: skip
+        return y
+
+    def unique(self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
+               dim: int | None = None) -> Any:  # fmt: skip
+        """The distinct elements, or slices along `dim`, in ascending order; then, if wanted, for each element of x the
+        index of its value, and for each value the number of its elements."""
+        xp = array_module(self.data)
+        values, inverse, counts = xp.unique(self.data, return_inverse=True, return_counts=True, axis=dim)
+        found = [
+            values,
+            *[inverse.reshape(self.shape if dim is None else -1)] * return_inverse,
+            *[counts] * return_counts,
+        ]
+        tensors = tuple(map(self.constant, found))
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    def bincount(self, weights: "Tensor | None" = None, minlength: int = 0) -> "Tensor":
+        """The number of each of the integers 0, 1, .. in a 1-D tensor, or the sum of the weights of its elements."""
+        xp = array_module(self.data)
+        if weights is None:
+            return self.constant(xp.bincount(self.data, minlength=minlength))
+        sums = xp.bincount(self.data, weights.data, minlength)
+        return self.constant(sums.astype(np.float32 if weights.dtype == FLOAT32 else np.float64))
+
+    def histc(self, bins: int = 100, min: float = 0, max: float = 0) -> "Tensor":
+        """The number of elements in each of `bins` equal intervals from min to max, or if equal, of all elements."""
+        limits = (min, max) if min != max else (float(self.data.min()), float(self.data.max()))
+        return self.constant(array_module(self.data).histogram(self.data, bins, limits)[0].astype(self.dtype))
+
+    @numpy_names
+    def cummax(self, dim: int) -> ValuesAndIndices:
+        """The cumulative maximum along `dim`, and its index, the last if several are equal."""
+        return self._cumulative(np.maximum, dim, "cummax")
+
+    @numpy_names
+    def cummin(self, dim: int) -> ValuesAndIndices:
+        """The cumulative minimum along `dim`, and its index, the last if several are equal."""
+        return self._cumulative(np.minimum, dim, "cummin")
+
+    def _cumulative(self, extremum: np.ufunc, dim: int, op: str) -> ValuesAndIndices:
+        """On the host: CuPy has no `accumulate`."""
+        axis, x = checks.one_axis(dim, self.ndim, op), to_device(self.data, "cpu")
+        found = extremum.accumulate(x, axis)
+        place = np.arange(x.shape[axis]).reshape(-1, *(1,) * (x.ndim - axis - 1))
+        indices = np.maximum.accumulate(np.where((x == found) | (x != x), place, 0), axis)
+        return self._selected(self.constant(to_device(indices, self.device)), dim, True)
+
     def nonzero(self, as_tuple: bool = False) -> Any:
         """The indices of the elements that are not 0: (number of elements, number of axes), as int64.
 
@@ -85,6 +170,8 @@ class Sorting(Reductions):
             return tuple(map(self.constant, indices))
         stacked = array_module(self.data).stack(indices, axis=1)
         return self.constant(stacked if self.ndim else stacked[:, :0])
+
+    argwhere = nonzero
 
     def _selected(self, indices: "Tensor", dim: int, keepdim: bool) -> ValuesAndIndices:
         """The elements at `indices` along `dim`."""

@@ -45,6 +45,24 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     return _fill(tensor, lambda: np.full(tensor.shape, val))
 
 
+def eye_(tensor: Tensor) -> Tensor:
+    """Fill a matrix with 1 on the diagonal and 0 elsewhere."""
+    return _fill(tensor, lambda: np.eye(tensor.shape[0], tensor.shape[1]))
+
+
+def orthogonal_(tensor: Tensor, gain: float = 1) -> Tensor:
+    """Fill with `gain` times a random matrix (out, in · ...) of orthonormal rows, or columns.  Saxe et al. 2014."""
+    rows, columns = tensor.shape[0], prod(tensor.shape[1:])
+
+    def draw() -> Array:
+        values = default_generator().normal((max(rows, columns), min(rows, columns)), np.float64)
+        q, r = np.linalg.qr(values)
+        q = q * np.sign(np.diag(r))  # uniform among the orthogonal matrices
+        return gain * (q if rows >= columns else q.T).reshape(tensor.shape)
+
+    return _fill(tensor, draw)
+
+
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fill with values of the uniform distribution on [a, b)."""
     return _fill(tensor, lambda: default_generator().uniform(tensor.shape, np.float64) * (b - a) + a)

@@ -134,3 +134,59 @@ class BatchNorm2d(_BatchNorm):
     """
 
     layouts: ClassVar = {4: "(N, C, H, W)"}
+
+
+class RMSNorm(Module):
+    """x / √(mean x² + eps) · weight, the mean over the last axes, of shape `normalized_shape`: `F.rms_norm`."""
+
+    weight: Parameter | None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        self.normalized_shape, self.eps = checks.integers(normalized_shape, "normalized_shape", "RMSNorm"), eps
+        ones = np.ones(self.normalized_shape, np.float32)
+        self.register_parameter("weight", Parameter(ones, dtype=dtype, device=device) if elementwise_affine else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class InstanceNorm2d(_Norm):
+    """Normalisation of each channel of each image; x is (N, num_features, H, W)."""
+
+    axes = 4
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        *,
+        affine: bool = False,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__((num_features,), eps, affine, device, dtype)
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != self.axes:
+            raise ValueError(f"{type(self).__name__}: the input must have {self.axes} axes, got shape {x.shape}")
+        return F.instance_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}"
+
+
+class InstanceNorm1d(InstanceNorm2d):
+    """Normalisation of each channel of each row; x is (N, num_features, L)."""
+
+    axes = 3

@@ -167,6 +167,106 @@ class Cos(Function):
         return -grad_output * array_module(grad_output).sin(self.x)
 
 
+class Tan(Function):
+    """y = tan x;  ∂x = ∂y · (1 + y²).  Saves y."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = array_module(x).tan(x)
+        return self.y
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * (1 + self.y * self.y)
+
+
+class Asin(Function):
+    """y = arcsin x;  ∂x = ∂y / √(1 - x²).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).arcsin(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / array_module(grad_output).sqrt(1 - self.x * self.x)
+
+
+class Acos(Function):
+    """y = arccos x;  ∂x = -∂y / √(1 - x²).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).arccos(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return -grad_output / array_module(grad_output).sqrt(1 - self.x * self.x)
+
+
+class Atan(Function):
+    """y = arctan x;  ∂x = ∂y / (1 + x²).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).arctan(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / (1 + self.x * self.x)
+
+
+class Atan2(Function):
+    """y = the angle of the point (b, a);  ∂a = ∂y · b / (a² + b²),  ∂b = -∂y · a / (a² + b²).  Saves a and b."""
+
+    def forward(self, a: Array, b: Array) -> Array:
+        self.a, self.b = a, b
+        return _module(a, b).arctan2(a, b)
+
+    def backward(self, grad_output: Array) -> tuple[Array, Array]:
+        share = grad_output / (self.a * self.a + self.b * self.b)
+        return share * self.b, -share * self.a
+
+
+class Sinh(Function):
+    """y = sinh x;  ∂x = ∂y · cosh x.  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).sinh(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * array_module(grad_output).cosh(self.x)
+
+
+class Cosh(Function):
+    """y = cosh x;  ∂x = ∂y · sinh x.  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).cosh(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output * array_module(grad_output).sinh(self.x)
+
+
+class Log2(Function):
+    """y = log₂ x;  ∂x = ∂y / (x ln 2).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).log2(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / (self.x * float(np.log(2)))
+
+
+class Log10(Function):
+    """y = log₁₀ x;  ∂x = ∂y / (x ln 10).  Saves x."""
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return array_module(x).log10(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        return grad_output / (self.x * float(np.log(10)))
+
+
 class Sqrt(Function):
     """y = √x;  ∂x = ∂y / 2y (infinite at 0).  Saves y."""
 

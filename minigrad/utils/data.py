@@ -1,5 +1,6 @@
 """L5: datasets in memory, and batches of them, under the names of torch.utils.data."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import floor
@@ -11,6 +12,7 @@ from minigrad._tensor import Tensor
 from minigrad.backend.random import Generator, default_generator
 from minigrad.functional import stack
 from minigrad.ops import checks
+from minigrad.sampling import multinomial
 
 
 class Dataset:
@@ -21,6 +23,9 @@ class Dataset:
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{type(self).__name__} has no __len__")
+
+    def __add__(self, other: Any) -> "ConcatDataset":
+        return ConcatDataset([self, other])
 
 
 class TensorDataset(Dataset):
@@ -53,6 +58,90 @@ class Subset(Dataset):
         return len(self.indices)
 
 
+class ConcatDataset(Dataset):
+    """The samples of several datasets, one after another."""
+
+    def __init__(self, datasets: Iterable[Any]) -> None:
+        self.datasets = list(datasets)
+        self.ends = np.cumsum([len(dataset) for dataset in self.datasets]).tolist()
+
+    def __getitem__(self, index: int) -> Any:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"ConcatDataset: index {index} is out of range for {len(self)} samples")
+        index %= len(self)
+        which = bisect_right(self.ends, index)
+        return self.datasets[which][index - (self.ends[which - 1] if which else 0)]
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+
+class SequentialSampler:
+    """The indices of a dataset, in order."""
+
+    def __init__(self, data_source: Any) -> None:
+        self.data_source = data_source
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.data_source)))
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+
+class SubsetRandomSampler:
+    """The given indices, in random order."""
+
+    def __init__(self, indices: Sequence[int], generator: Generator | None = None) -> None:
+        self.indices, self.generator = indices, generator
+
+    def __iter__(self) -> Iterator[int]:
+        order = (self.generator or default_generator()).permutation(len(self.indices))
+        return iter([self.indices[i] for i in order.tolist()])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class RandomSampler(SubsetRandomSampler):
+    """The indices of a dataset, in random order."""
+
+    def __init__(self, data_source: Any, *, generator: Generator | None = None) -> None:
+        super().__init__(range(len(data_source)), generator)
+
+
+class WeightedRandomSampler:
+    """`num_samples` indices with probabilities proportional to `weights`: `multinomial`."""
+
+    def __init__(
+        self, weights: Sequence[float], num_samples: int, replacement: bool = True, generator: Generator | None = None
+    ) -> None:
+        self.weights, self.num_samples = Tensor(weights, dtype=np.float64), num_samples
+        self.replacement, self.generator = replacement, generator
+
+    def __iter__(self) -> Iterator[int]:
+        drawn = multinomial(self.weights, self.num_samples, self.replacement, generator=self.generator)
+        return iter(drawn.tolist())
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+
+class BatchSampler:
+    """Lists of `batch_size` indices of a sampler; `drop_last`: without a smaller last one."""
+
+    def __init__(self, sampler: Iterable[int], batch_size: int, drop_last: bool) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        return iter([order[a : a + self.batch_size] for a in range(0, len(self) * self.batch_size, self.batch_size)])
+
+    def __len__(self) -> int:
+        count = len(self.sampler)  # type: ignore[arg-type]
+        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
+
+
 def random_split(dataset: Any, lengths: Sequence[int | float], generator: Generator | None = None) -> list[Subset]:
     """Split a dataset at random into parts of these lengths, or of these fractions, whose sum is 1.
 
@@ -80,6 +169,7 @@ class DataLoader:
         batch_size: None: yield samples, not batches.
         shuffle: draw a new order for each epoch, from `generator`, by default the generator that `manual_seed` seeds.
         sampler: the indices, in their order, instead of `shuffle`.
+        batch_sampler: the lists of indices of the batches, instead of batch_size, shuffle, sampler and drop_last.
         num_workers: must be 0: worker processes are out of scope.
         collate_fn: makes a batch of a list of samples; by default `default_collate`.
         pin_memory: no effect.
@@ -92,6 +182,7 @@ class DataLoader:
         batch_size: int | None = 1,
         shuffle: bool | None = None,
         sampler: Iterable[int] | None = None,
+        batch_sampler: Iterable[Sequence[int]] | None = None,
         *,
         num_workers: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
@@ -107,10 +198,20 @@ class DataLoader:
             raise ValueError("DataLoader: give shuffle or sampler, and not both")
         if batch_size is not None and (batch_size := checks.integer(batch_size, "batch_size", "DataLoader")) < 1:
             raise ValueError(f"DataLoader: batch_size must be at least 1, got {batch_size}")
-        self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
+        if batch_sampler is not None and (batch_size != 1 or shuffle or sampler is not None or drop_last):
+            raise ValueError("DataLoader: give batch_sampler, or batch_size, shuffle, sampler and drop_last")
+        self.dataset, self.batch_size, self.drop_last, self.batch_sampler = (
+            dataset,
+            batch_size,
+            drop_last,
+            batch_sampler,
+        )
         self.shuffle, self.sampler, self.collate_fn, self.generator = bool(shuffle), sampler, collate_fn, generator
 
     def __iter__(self) -> Iterator[Any]:
+        if self.batch_sampler is not None:
+            yield from (self._batch(list(indices)) for indices in self.batch_sampler)
+            return
         order = self._order()
         if self.batch_size is None:
             collate = self.collate_fn or (lambda sample: sample)
@@ -137,6 +238,8 @@ class DataLoader:
         return (self.collate_fn or default_collate)([self.dataset[i] for i in indices])
 
     def __len__(self) -> int:
+        if self.batch_sampler is not None:
+            return len(self.batch_sampler)  # type: ignore[arg-type]
         count = len(self.dataset if self.sampler is None else self.sampler)  # type: ignore[arg-type]
         if self.batch_size is None:
             return count

@@ -15,6 +15,8 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "isfinite": "out dtype", "isinf": "out dtype", "isnan": "out dtype", "isneginf": "out", "clip": "a_min a_max out",
     "ceil": "out dtype", "expm1": "out dtype", "floor": "out dtype", "fmod": "out dtype", "log1p": "out dtype",
     "rint": "out dtype", "trunc": "out dtype", "isclose": "rtol atol equal_nan",
+    "tan": "out dtype", "arcsin": "out dtype", "arccos": "out dtype", "arctan": "out dtype", "arctan2": "out dtype",
+    "sinh": "out dtype", "cosh": "out dtype", "log2": "out dtype", "log10": "out dtype",
     "sin": "out dtype", "square": "out dtype", "power": "out dtype", "logaddexp": "out dtype",
     "matmul": "out dtype", "where": "", "allclose": "rtol atol equal_nan", "array_equal": "",
     "arange": "start stop step dtype", "empty": "shape dtype order", "zeros": "shape dtype order",

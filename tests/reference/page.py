@@ -18,6 +18,8 @@ DIFFERENCES = {
     "type(x.data).__name__": "`x.data` is the array itself: NumPy or CuPy code on `x.data` runs without a conversion",
     "torch.Tensor([1, 2]).dtype": "`Tensor(data)` keeps the dtype of the data, as `torch.tensor` does",
     "type(x.shape).__name__": "a shape is a plain tuple",
+    "repr(torch.ones(2))": "a tensor is shown as the class that it is",
+    "type(x.dtype).__name__": "dtypes are NumPy's; `x.is_floating_point()` and `torch.finfo(x.dtype)` are PyTorch's",
     "repr(x.device)": "a device is a string with the attributes `type` and `index`; the only GPU is `cuda:0`",
     "w.numpy().flags.writeable": "`numpy()` of a tensor that requires a gradient is a read-only view, not an error",
     "torch.zeros(2) + torch.zeros(3)": "shapes that do not fit are a ValueError, as in NumPy",
