@@ -1,6 +1,10 @@
 """L4: pooling."""
 
+from typing import Any
+
 from minigrad._tensor import Tensor
+from minigrad.autograd.function import run
+from minigrad.backend.dtypes import upcast
 from minigrad.functional.arguments import Pair, batched
 from minigrad.ops import checks
 from minigrad.ops.pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
@@ -13,7 +17,8 @@ def max_pool2d(
     padding: Pair = 0,
     dilation: Pair = 1,
     ceil_mode: bool = False,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Any:
     """The maximum of each window: y[n,c,i,j] = max_k,l x[n,c,h,w], h and w as in `conv2d`, x = -∞ in the padding.
 
     Shapes: input (N, C, H, W) or (C, H, W), floating-point; y with OH and OW as in `conv2d`.
@@ -22,10 +27,17 @@ def max_pool2d(
         stride: by default `kernel_size`, so that windows do not overlap.
         padding: at most half of `kernel_size`.
         ceil_mode: round OH and OW up, so that the last window may extend beyond the padding.
+        return_indices: return y and the position h · W + w of each maximum in its image, int64, of y's shape.
     """
     stride = kernel_size if stride is None else stride
     options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
-    return batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **options), input)
+    y = batched(lambda x: Tensor.apply(MaxPool2d, x, ceil_mode=ceil_mode, **options), input)
+    if not return_indices:
+        return y
+    images = input.data if input.ndim == 4 else input.data[None]
+    (images,) = upcast([images])
+    op, _ = run(MaxPool2d, (False,), images, ceil_mode=ceil_mode, **options)
+    return y, Tensor(op.indices().reshape(y.shape))  # type: ignore[attr-defined]
 
 
 def avg_pool2d(

@@ -41,6 +41,15 @@ class MaxPool2d(Function):
             xp.maximum(y, values, out=y)
         return y.transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
 
+    def indices(self) -> Array:
+        """The position h · W + w of each maximum in its image, (N, C, OH, OW) int64; after `forward`."""
+        windows, xp = self.windows, array_module(self.argmax)
+        (SH, SW), (DH, DW), (top, left), (OH, OW) = windows.stride, windows.dilation, windows.before, windows.out
+        tap = self.argmax.astype(np.int64)
+        h = xp.arange(OH)[:, None, None] * SH + tap // windows.kernel[1] * DH - top
+        w = xp.arange(OW)[:, None] * SW + tap % windows.kernel[1] * DW - left
+        return (h * self.shape[2] + w).transpose(0, 3, 1, 2)  # (N, OH, OW, C) -> (N, C, OH, OW)
+
     def backward(self, grad_output: Array) -> Array:
         grad_y, xp = grad_output.transpose(0, 2, 3, 1), array_module(grad_output)
         padded = xp.zeros(self.windows.padded_shape(self.shape), grad_y.dtype)

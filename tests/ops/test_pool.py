@@ -5,6 +5,7 @@ import pytest
 
 import minigrad.functional as F
 from minigrad import Tensor
+from minigrad.backend import to_device
 from minigrad.ops.pool import MaxPool2d
 
 NAN, INF = np.nan, np.inf
@@ -151,3 +152,15 @@ def test_more_error_messages():
     for pool in (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d):
         with pytest.raises(TypeError, match="floating-point"):
             pool(Tensor(np.zeros((1, 1, 4, 4), np.int64)), 2)
+
+
+def test_indices_of_maxima_select_the_maxima(device):
+    """With wide steps and dilation, positions exceed the 8 bits in which the tap is saved."""
+    x = Tensor(to_device(np.random.default_rng(0).standard_normal((2, 3, 40, 700)), device))
+    y, indices = F.max_pool2d(x, (3, 5), (7, 90), (1, 2), (2, 130), return_indices=True)
+    assert indices.dtype == np.int64 and indices.shape == y.shape
+    rows = to_device(x.reshape(6, -1).data, "cpu")
+    found = np.take_along_axis(rows, to_device(indices.reshape(6, -1).data, "cpu"), axis=1)
+    np.testing.assert_array_equal(found, to_device(y.reshape(6, -1).data, "cpu"))
+    one, of_one = F.max_pool2d(x[0], 3, return_indices=True)
+    assert of_one.shape == one.shape == (3, 13, 233)

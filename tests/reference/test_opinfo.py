@@ -85,10 +85,6 @@ def not_square(x: Any) -> str | None:
     return None if x.shape[0] == x.shape[1] else "einsum's diagonals are of square matrices"
 
 
-def with_indices(*_: Any, return_indices: bool, **__: Any) -> str | None:
-    return "return_indices=True is not supported" if return_indices else None
-
-
 def list_with_one_size(*arguments: Any) -> str | None:
     short = any(isinstance(value, list | tuple) and len(value) < 2 for value in arguments)
     return "a list with fewer than two sizes" if short else None
@@ -130,10 +126,6 @@ def clamp(x: Any, min_val: float | None = -1.0, max_val: float | None = 1.0) -> 
 def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = minigrad.einsum("...i,oij,...j->...o", x, weight, y)
     return product if bias is None else product + bias
-
-
-def max_pool2d(x: Tensor, return_indices: bool, **options: Any) -> Tensor:
-    return F.max_pool2d(x, **options)
 
 
 def vector_norm(x: Tensor, ord: float = 2, **options: Any) -> Tensor:
@@ -299,7 +291,7 @@ TABLE: dict[str, Entry] = {
     "nn.functional.conv2d": Entry(F.conv2d),
     "nn.functional.conv_transpose2d": Entry(F.conv_transpose2d),
     "nn.functional.unfold": Entry(F.unfold),
-    "nn.functional.max_pool2d": Entry(max_pool2d, skip=(with_indices,)),
+    "nn.functional.max_pool2d": Entry(F.max_pool2d),
     "nn.functional.avg_pool2d": Entry(F.avg_pool2d, skip=(list_with_one_size,)),
     "nn.functional.adaptive_avg_pool2d": Entry(F.adaptive_avg_pool2d),
     "nn.functional.interpolate.nearest": Entry(F.interpolate, skip=(not_an_image,)),
