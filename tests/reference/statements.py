@@ -315,6 +315,10 @@ STATEMENTS = {
         "w.tril().sum().backward(); w.grad",
         "w.t().contiguous().mul(torch.arange(4.0).view(2, 2)).sum().backward(); w.grad",
     ],
+    "pooling": [
+        "nn.MaxPool2d(2, return_indices=True)(x[None])",
+        "F.max_pool2d(x[None], (1, 2), padding=(0, 1), return_indices=True)",
+    ],
     "NumPy": [
         "np.asarray(x)",
         "np.sin(x)",

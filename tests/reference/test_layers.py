@@ -173,7 +173,6 @@ def test_dropout2d_drops_channels():
     ("make", "message"),
     [
         (lambda: nn.Softmax(), "give the axis"),
-        (lambda: nn.MaxPool2d(2, return_indices=True), "return_indices"),
         (lambda: nn.Conv2d(1, 1, 1, padding_mode="same"), "padding_mode must be one of"),
         (lambda: nn.Embedding(3, 2, padding_idx=3), "padding_idx must be below"),
         (lambda: nn.BatchNorm1d(3)(minigrad.ones(2, 3, 4, 5)), r"\(N, C\) or \(N, C, L\)"),
