@@ -136,10 +136,6 @@ class Tensor(Methods):
         """A Tensor that shares `array` and does not require a gradient."""
         return Tensor(array)
 
-    def __getattr__(self, name: str) -> Any:
-        """Explain the methods of torch.Tensor that do not exist here."""
-        absent.refuse(self, "a Tensor", name)
-
     # The graph ------------------------------------------------------------------------------------------------------
 
     @property
@@ -455,6 +451,10 @@ class Tensor(Methods):
         notes += f", grad_fn={self._node!r}" if self.grad_fn else ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({values}{notes})"
 
+
+for _name in absent.NAMES:
+    if not hasattr(Tensor, _name):  # (a `__getattr__` would slow down every access to an attribute)
+        setattr(Tensor, _name, absent.Absent(_name))
 
 Function.apply = classmethod(Tensor.apply)  # type: ignore[assignment]
 

@@ -1,6 +1,7 @@
 """L0: PyTorch's names that minigrad does not have, with the reason and the nearest thing that exists.
 
-The package, Tensor, `nn`, `functional`, `optim` and `autograd` look up a missing name here, in their `__getattr__`.
+The package, `nn`, `functional`, `optim` and `autograd` look up a missing name here, in their `__getattr__`; Tensor has an
+attribute for each.
 """
 
 from typing import Any, NoReturn
@@ -127,13 +128,23 @@ ABSENT: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
-_BY_NAME = {name: (reason, instead) for reason, names in ABSENT.items() for name, instead in names.items()}
+NAMES = {name: (reason, instead) for reason, names in ABSENT.items() for name, instead in names.items()}
 
 
 def refuse(owner: Any, shown: str, name: str) -> NoReturn:
     """Raise AttributeError for the attribute `name` of `owner`, an object that is called `shown` in the message."""
     message = f"{shown} has no attribute {name!r}"
-    if name in _BY_NAME:
-        reason, instead = _BY_NAME[name]
+    if name in NAMES:
+        reason, instead = NAMES[name]
         message += f": {reason}. Use {instead}"
     raise AttributeError(message, name=name, obj=owner)
+
+
+class Absent:
+    """An attribute of a class that raises the AttributeError of `refuse`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: Any, owner: type) -> NoReturn:
+        refuse(owner if instance is None else instance, f"a {owner.__name__}", self.name)

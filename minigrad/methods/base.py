@@ -23,14 +23,22 @@ def numpy_names(function: Callable[Arguments, Result]) -> Callable[Arguments, Re
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        for numpy_name, name in (("axis", "dim"), ("keepdims", "keepdim")):
-            if numpy_name in options:
-                if name in options:
-                    raise TypeError(f"{function.__name__}: {numpy_name}= is another name of {name}=: give one of them")
-                options[name] = options.pop(numpy_name)
+        if "axis" in options or "keepdims" in options:
+            options = {_PYTORCH_NAMES.get(name, name): value for name, value in _distinct(function, options).items()}
         return function(*args, **options)
 
     return call
+
+
+_PYTORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def _distinct(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """`options`, if none is given under both names; else TypeError."""
+    for numpy_name, name in _PYTORCH_NAMES.items():
+        if numpy_name in options and name in options:
+            raise TypeError(f"{function.__name__}: {numpy_name}= is another name of {name}=: give one of them")
+    return options
 
 
 class TensorBase:
