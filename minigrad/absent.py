@@ -1,7 +1,7 @@
 """L0: PyTorch's names that minigrad does not have, with the reason and the nearest thing that exists.
 
-The package, `nn`, `functional`, `optim` and `autograd` look up a missing name here, in their `__getattr__`; Tensor has an
-attribute for each.
+The package, `nn`, `functional`, `optim` and `autograd` look up a missing name here, in their `__getattr__`; Tensor has
+an attribute for each name.
 """
 
 from typing import Any, NoReturn
