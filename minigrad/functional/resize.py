@@ -67,6 +67,10 @@ def interpolate(
         recompute_scale_factor: True: place output pixels by the ratio OH / H of the sizes, not by `scale_factor`.
         antialias: for "bilinear" and "bicubic": when downsampling, widen the filter by the ratio of the sizes.
     """
+    if mode in ("linear", "area") and antialias:
+        raise ValueError(f"interpolate: antialias is only for bilinear and bicubic, got mode {mode!r}")
+    if mode == "area" and align_corners is not None:
+        raise ValueError("interpolate: align_corners is only for linear, bilinear and bicubic, got mode 'area'")
     if input.ndim == 3 and mode in ("linear", "nearest", "nearest-exact", "area"):
         rows = input.unsqueeze(-2)  # (N, C, 1, L)
         length, scale = (x if x is None or isinstance(x, Sequence) else (x,) for x in (size, scale_factor))

@@ -156,10 +156,13 @@ def test_only_the_weight_matrices_are_saved():
 @pytest.mark.parametrize(
     ("shape", "options", "error", "message"),
     [
-        ((1, 4, 4), {"size": 2}, ValueError, "4-D"),
+        ((4, 4), {"size": 2}, ValueError, "4-D"),
+        ((1, 4, 4), {"size": 2, "mode": "bilinear"}, ValueError, "4-D"),
+        ((1, 4, 4), {"size": 2, "mode": "linear", "antialias": True}, ValueError, "antialias is only for"),
+        ((1, 1, 4, 4), {"size": 2, "mode": "area", "align_corners": False}, ValueError, "align_corners is only for"),
         ((1, 1, 0, 4), {"size": 2}, ValueError, "only the batch may be empty"),
         ((1, 1, 4, 4), {"size": 0}, ValueError, "size must be at least 1"),
-        ((1, 1, 4, 4), {"size": 2, "mode": "area"}, ValueError, "mode must be one of nearest, .*'area'"),
+        ((1, 1, 4, 4), {"size": 2, "mode": "cubic"}, ValueError, "mode must be one of nearest, .*'cubic'"),
         ((1, 1, 4, 4), {"size": 2, "mode": "nearest", "align_corners": False}, ValueError, "align_corners is only for"),
         ((1, 1, 4, 4), {"size": 2, "mode": "nearest-exact", "antialias": True}, ValueError, "antialias is only for"),
     ],
