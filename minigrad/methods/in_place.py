@@ -81,12 +81,15 @@ class InPlace(Products):
         z = (generator or default_generator()).normal(self.shape, self.dtype, self.device)
         return self._in_place("normal_", lambda x: x.constant(z) * std + mean)
 
-    def random_(self, *bounds: int, generator: Generator | None = None) -> "Tensor":
-        """x ← uniform integers below a bound, `random_(high)`, or from a bound on, `random_(low, high)`.
+    def random_(
+        self, from_: int | None = None, to: int | None = None, *, generator: Generator | None = None
+    ) -> "Tensor":
+        """x ← uniform integers from `from_` to `to` - 1; `random_(to)`: from 0.
 
-        By default, high is the number of integers from 0 on that the dtype represents exactly, at most 2**53.
+        By default, `to` is the number of integers from 0 on that the dtype represents exactly, at most 2**53.
         """
-        low, high = (0, *(bounds or [_integers(self.dtype)]))[-2:]
+        low, high = (0, from_) if to is None else (from_ or 0, to)
+        high = _integers(self.dtype) if high is None else high
         for bound in (low, high - 1):
             checks.entry(bound, self.dtype, "random_")
         values = (generator or default_generator()).integers(low, high, self.shape, self.device)
@@ -132,9 +135,7 @@ class InPlace(Products):
     def index_put_(self, indices: Any, values: Any, accumulate: bool = False) -> "Tensor":
         """`x[indices] = values`; with `accumulate`, add each value, so that values of equal indices are summed."""
         if accumulate:
-            places = (
-                array_module(self.data).arange(self.numel()).reshape(self.shape)
-            )  # of the elements in x.reshape(-1)
+            places = array_module(self.data).arange(self.numel()).reshape(self.shape)  # of elements in x.reshape(-1)
             at = self.constant(places)[tuple(indices)]
             source = values.expand(at.shape).reshape(-1)
             return self._in_place(
