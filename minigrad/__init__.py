@@ -76,6 +76,7 @@ from minigrad.functional import (
 from minigrad.functional.joining import (
     atleast_1d,
     atleast_2d,
+    block_diag,
     broadcast_tensors,
     cartesian_prod,
     column_stack,
@@ -103,18 +104,18 @@ from minigrad.sampling import (
 )
 
 __all__ = [
-    "Function", "Generator", "Size", "Tensor", "abs", "absolute", "acos", "add", "addcdiv", "addcmul", "addmm",
-    "addmv", "all", "allclose", "amax", "amin", "aminmax", "any", "arange", "arccos", "arcsin", "arctan", "arctan2",
-    "argmax", "argmin", "argsort", "argwhere", "as_tensor", "asarray", "asin", "atan", "atan2", "atleast_1d",
-    "atleast_2d", "autocast", "autograd", "avg_pool1d", "baddbmm", "bernoulli", "bincount", "bitwise_and",
-    "bitwise_not", "bitwise_or", "bitwise_xor", "bmm", "broadcast_shapes", "broadcast_tensors", "broadcast_to",
+    "Function", "Generator", "Size", "Tensor", "abs", "absolute", "acos", "add", "addcdiv", "addcmul", "addmm", "addmv",
+    "all", "allclose", "amax", "amin", "aminmax", "any", "arange", "arccos", "arcsin", "arctan", "arctan2", "argmax",
+    "argmin", "argsort", "argwhere", "as_tensor", "asarray", "asin", "atan", "atan2", "atleast_1d", "atleast_2d",
+    "autocast", "autograd", "avg_pool1d", "baddbmm", "bernoulli", "bincount", "bitwise_and", "bitwise_not",
+    "bitwise_or", "bitwise_xor", "block_diag", "bmm", "broadcast_shapes", "broadcast_tensors", "broadcast_to",
     "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chunk", "clamp", "clamp_max", "clamp_min", "clip",
     "clone", "column_stack", "concat", "concatenate", "conv1d", "conv2d", "conv_transpose2d", "cos", "cosh",
     "cosine_similarity", "count_nonzero", "cross", "cuda_is_available", "cummax", "cummin", "cumprod", "cumsum",
     "deg2rad", "detect_anomaly", "device", "diag", "diag_embed", "diagonal", "diff", "dist", "div", "divide", "dot",
     "double", "dropout", "dtype", "einsum", "embedding", "empty", "empty_like", "enable_grad", "eq", "equal", "erf",
     "exp", "exp2", "exp_", "expm1", "eye", "finfo", "fix", "flatten", "flip", "fliplr", "flipud", "float16", "float32",
-    "float64", "floor", "floor_divide", "frac", "from_dlpack", "from_numpy", "full", "full_like", "functional",
+    "float64", "floor", "floor_divide", "fmod", "frac", "from_dlpack", "from_numpy", "full", "full_like", "functional",
     "gather", "ge", "greater", "greater_equal", "gt", "half", "histc", "hstack", "iinfo", "index_add", "index_copy",
     "index_fill", "index_select", "inf", "inference_mode", "inner", "int8", "int16", "int32", "int64",
     "is_floating_point", "is_grad_enabled", "is_tensor", "isclose", "isfinite", "isin", "isinf", "isnan", "kron",
@@ -131,8 +132,8 @@ __all__ = [
     "softmax", "sort", "split", "sqrt", "square", "squeeze", "stack", "std", "std_mean", "sub", "subtract", "sum",
     "swapaxes", "swapdims", "sys", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensor", "tensor_split",
     "tensordot", "threshold", "tile", "topk", "trace", "transpose", "tril", "tril_indices", "triu", "triu_indices",
-    "true_divide", "trunc", "tune_cpu", "uint8", "unbind", "unflatten", "unique", "unsqueeze", "use_generator", "var",
-    "var_mean", "vstack", "where", "without_fast_paths", "zero_", "zeros", "zeros_like",
+    "true_divide", "trunc", "tune_cpu", "uint8", "unbind", "unflatten", "unique", "unique_consecutive", "unsqueeze",
+    "use_generator", "var", "var_mean", "vstack", "where", "without_fast_paths", "zero_", "zeros", "zeros_like",
 ]  # fmt: skip
 
 # Many methods of Tensor are also functions of the package, as in PyTorch: `minigrad.exp(x)` is `x.exp()`.
@@ -179,9 +180,10 @@ rad2deg, ravel, reciprocal = Tensor.rad2deg, Tensor.ravel, Tensor.reciprocal
 repeat_interleave, sinh, std_mean, subtract = Tensor.repeat_interleave, Tensor.sinh, Tensor.std_mean, Tensor.subtract
 take, take_along_dim, tan, tensor_split = Tensor.take, Tensor.take_along_dim, Tensor.tan, Tensor.tensor_split
 tile, trace, true_divide, unflatten = Tensor.tile, Tensor.trace, Tensor.true_divide, Tensor.unflatten
-unique, var_mean = Tensor.unique, Tensor.var_mean
+unique, unique_consecutive, var_mean = Tensor.unique, Tensor.unique_consecutive, Tensor.var_mean
 addmv, arccos, arcsin, arctan, arctan2 = Tensor.addmv, Tensor.arccos, Tensor.arcsin, Tensor.arctan, Tensor.arctan2
-cross, exp_, fix, relu_, sgn = Tensor.cross, Tensor.exp_, Tensor.fix, Tensor.relu_, Tensor.sgn
+cross, exp_, fix, fmod = Tensor.cross, Tensor.exp_, Tensor.fix, Tensor.fmod
+relu_, sgn = Tensor.relu_, Tensor.sgn
 sigmoid_, tanh_, zero_ = Tensor.sigmoid_, Tensor.tanh_, Tensor.zero_
 
 # Dtypes are NumPy's. (`minigrad.bfloat16` needs ml_dtypes: see `__getattr__`.)

@@ -16,7 +16,7 @@ from minigrad.autograd import grad_mode, tape, writes
 from minigrad.autograd.dispatch import dispatch
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import mode
-from minigrad.autograd.gradients import grad, start_gradient
+from minigrad.autograd.gradients import backward, start_gradient
 from minigrad.autograd.hooks import RemovableHandle
 from minigrad.autograd.node import Leaf, Node, Output, next_age
 from minigrad.backend import Array, Device, array_module, as_array, device_of, plain, to_device
@@ -250,11 +250,7 @@ class Tensor(Methods):
         if gradient is not None and not isinstance(gradient, Tensor):
             gradient = Tensor(gradient, dtype=self.dtype, device=self.device)
         if inputs is not None or create_graph:
-            leaves = [inputs] if isinstance(inputs, Tensor) else inputs or []
-            found = grad(self, leaves, gradient, retain_graph, create_graph, allow_unused=True)
-            for x, g in zip(leaves, found, strict=True):
-                if g is not None:
-                    x.grad = g if x.grad is None else Tensor(x.grad.data + g.data)
+            backward(self, gradient, retain_graph, create_graph, inputs)
             return
         tape.backward({self._node: start_gradient(self, gradient, "backward")}, bool(retain_graph))
 

@@ -60,10 +60,7 @@ def randint(
         raise TypeError(
             "randint: takes (high, size) or (low, high, size), with size a tuple, as in randint(10, (2, 3))"
         )
-    if not low < high <= low + 2**53:
-        raise RuntimeError(f"randint: needs low < high <= low + 2**53, got low {low} and high {high}")
-    u = (generator or default_generator()).uniform(tuple(size), np.float64)
-    values = low + np.minimum(u * (high - low), high - low - 1).astype(np.int64)  # u · (high - low) may round up
+    values = (generator or default_generator()).integers(low, high, tuple(size))
     return Tensor(values, dtype=as_dtype(dtype or np.int64), device=device or "cpu")
 
 

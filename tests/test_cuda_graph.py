@@ -297,10 +297,10 @@ def test_other_optimizers_raise():
         GraphedStep(lambda: None, optim.SGD([parameter]))
 
 
-def adamw_step(x):
+def adamw_step(x, **options):
     """A step of AdamW on a parameter with the dtype of x, warmed up, and x: the next call captures."""
     parameter = Tensor(to_device(np.ones(3, x.dtype), "cuda"), requires_grad=True)
-    optimizer = optim.AdamW([parameter])
+    optimizer = optim.AdamW([parameter], **options)
 
     def step(x):
         optimizer.zero_grad()
@@ -314,11 +314,11 @@ def adamw_step(x):
     return run, x
 
 
-def test_adamw_of_float64_during_capture_raises():
-    run, x = adamw_step(np.ones(3))
-    with pytest.raises(
-        RuntimeError, match=r"AdamW: .* supports contiguous float32 parameters and gradients, got float64"
-    ):
+@pytest.mark.parametrize(("dtype", "amsgrad"), [("float64", False), ("float32", True)])
+def test_adamw_without_its_fast_path_during_capture_raises(dtype, amsgrad):
+    run, x = adamw_step(np.ones(3, dtype), amsgrad=amsgrad)
+    message = rf"AdamW: .* contiguous float32 parameters and gradients, without amsgrad, got {dtype}"
+    with pytest.raises(RuntimeError, match=message):
         run(x)
     assert run.optimizer.state[0][0]["step"] == 1
 

@@ -7,9 +7,18 @@ from minigrad import absent
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, inference_mode, no_grad, set_grad_enabled
-from minigrad.autograd.gradients import grad
+from minigrad.autograd.gradients import backward, grad
 
-__all__ = ["Function", "detect_anomaly", "enable_grad", "grad", "inference_mode", "no_grad", "set_grad_enabled"]
+__all__ = [
+    "Function",
+    "backward",
+    "detect_anomaly",
+    "enable_grad",
+    "grad",
+    "inference_mode",
+    "no_grad",
+    "set_grad_enabled",
+]
 
 
 def __getattr__(name: str) -> Any:

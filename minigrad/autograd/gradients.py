@@ -1,4 +1,4 @@
-"""L1: `minigrad.autograd.grad`: gradients as return values, instead of in `x.grad`."""
+"""L1: `minigrad.autograd.grad`, gradients as return values instead of in `x.grad`, and `minigrad.autograd.backward`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,17 +39,8 @@ def grad(
         raise NotImplementedError(
             "autograd.grad: create_graph=True needs second-order gradients; minigrad is first-order"
         )
-    outputs, inputs = _sequence(outputs), _sequence(inputs)
-    given = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
-    if len(given) != len(outputs):
-        raise RuntimeError(f"autograd.grad: got {len(given)} gradients for {len(outputs)} outputs")
-    for x in (*outputs, *inputs):
-        if x._node is None:
-            raise RuntimeError("autograd.grad: one of the tensors does not require grad and does not have a grad_fn")
-    gradients: dict[Node, Array] = {}
-    for y, grad_y in zip(outputs, given, strict=True):
-        start = start_gradient(y, grad_y, "autograd.grad")
-        gradients[y._node] = as_array(plus(gradients[y._node], start)) if y._node in gradients else start
+    inputs = _sequence(inputs)
+    gradients = _start_gradients(_sequence(outputs), grad_outputs, inputs, "autograd.grad")
     tape.backward(gradients, bool(retain_graph), {x._node for x in inputs})
     found = [gradients.get(x._node) for x in inputs]
     if materialize_grads:
@@ -62,6 +53,44 @@ def grad(
             f"{next(i for i, g in enumerate(found) if g is None)}. Pass allow_unused=True to get None for its gradient"
         )
     return tuple(None if g is None else x.constant(g) for g, x in zip(found, inputs, strict=True))
+
+
+def backward(
+    tensors: Any,
+    grad_tensors: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """Add ∂(Σ tensors · grad_tensors) / ∂x to `x.grad` of every leaf x, or of `inputs` (torch.autograd.backward).
+
+    The arguments and errors are those of `grad`.
+    """
+    if inputs is None and not create_graph:
+        tape.backward(_start_gradients(_sequence(tensors), grad_tensors, (), "autograd.backward"), bool(retain_graph))
+        return
+    inputs = () if inputs is None else _sequence(inputs)
+    found = grad(tensors, inputs, grad_tensors, retain_graph, create_graph, allow_unused=True)
+    for x, g in zip(inputs, found, strict=True):
+        if g is not None:
+            x.grad = g if x.grad is None else x.constant(x.grad.data + g.data)
+
+
+def _start_gradients(
+    outputs: Sequence[Any], grad_outputs: Any, inputs: Sequence[Any], caller: str
+) -> dict[Node, Array]:
+    """The gradient of each output, by its node, where backward starts. `inputs` are checked too."""
+    given = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
+    if len(given) != len(outputs):
+        raise RuntimeError(f"{caller}: got {len(given)} gradients for {len(outputs)} outputs")
+    for x in (*outputs, *inputs):
+        if x._node is None:
+            raise RuntimeError(f"{caller}: one of the tensors does not require grad and does not have a grad_fn")
+    gradients: dict[Node, Array] = {}
+    for y, grad_y in zip(outputs, given, strict=True):
+        start = start_gradient(y, grad_y, caller)
+        gradients[y._node] = as_array(plus(gradients[y._node], start)) if y._node in gradients else start
+    return gradients
 
 
 def start_gradient(output: Any, gradient: Any, caller: str) -> Array:

@@ -122,6 +122,14 @@ class Generator:
         values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
         return to_device(values.reshape(shape).astype(dtype), device)
 
+    def integers(self, low: int, high: int, shape: Sequence[int] = (), device: str = "cpu") -> Array:
+        """Uniform integers from low to high - 1, int64."""
+        if not low < high <= low + 2**53:
+            raise RuntimeError(f"random integers: need low < high <= low + 2**53, got low {low} and high {high}")
+        u = self.uniform(shape, np.float64)
+        values = low + np.minimum(u * (high - low), high - low - 1).astype(np.int64)  # u · (high - low) may round up
+        return to_device(values, device)
+
     def permutation(self, count: int, device: str = "cpu") -> Array:
         """A random permutation of 0 to count - 1, (count,) int64."""
         keys = self.words(2 * count, device).view(np.uint64)  # 64 bits: n keys collide with probability n² / 2⁶⁵

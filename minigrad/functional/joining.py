@@ -72,6 +72,19 @@ def broadcast_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.expand(shape) for x in tensors)
 
 
+def block_diag(*tensors: Tensor) -> Tensor:
+    """The matrix with the given matrices on its diagonal, (Nᵢ, Mᵢ), .. -> (Σ Nᵢ, Σ Mᵢ); a 1-D tensor is a row."""
+    matrices = [atleast_2d(x) for x in tensors]
+    left, right = 0, sum(x.shape[-1] for x in matrices)  # columns of zeros beside each matrix
+    rows = []
+    for x in matrices:
+        n, m = x.shape
+        right -= m
+        rows.append(cat([x.new_zeros(n, left), x, x.new_zeros(n, right)], 1))
+        left += m
+    return cat(rows)
+
+
 def cartesian_prod(*tensors: Tensor) -> Tensor:
     """All combinations of an element of each 1-D tensor, in order: (N₀,), .., (Nₖ₋₁,) -> (N₀ · .. · Nₖ₋₁, k)."""
     columns = [x.reshape(*(-1 if i == k else 1 for i in range(len(tensors)))) for k, x in enumerate(tensors)]

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minigrad.backend import array_module
+from minigrad.backend.dtypes import cast, finfo, is_floating
 from minigrad.backend.random import Generator, default_generator
 from minigrad.methods.base import Number
 from minigrad.methods.products import Products
+from minigrad.ops import checks
 from minigrad.ops import elementwise as pointwise
 
 if TYPE_CHECKING:
@@ -79,6 +81,20 @@ class InPlace(Products):
         z = (generator or default_generator()).normal(self.shape, self.dtype, self.device)
         return self._in_place("normal_", lambda x: x.constant(z) * std + mean)
 
+    def random_(
+        self, from_: int | None = None, to: int | None = None, *, generator: Generator | None = None
+    ) -> "Tensor":
+        """x ← uniform integers from `from_` to `to` - 1; `random_(to)`: from 0.
+
+        By default, `to` is the number of integers from 0 on that the dtype represents exactly, at most 2**53.
+        """
+        low, high = (0, from_) if to is None else (from_ or 0, to)
+        high = _integers(self.dtype) if high is None else high
+        for bound in (low, high - 1):
+            checks.entry(bound, self.dtype, "random_")
+        values = (generator or default_generator()).integers(low, high, self.shape, self.device)
+        return self._in_place("random_", lambda x: x.constant(cast(values, x.dtype)))
+
     def bernoulli_(self, p: float = 0.5, *, generator: Generator | None = None) -> "Tensor":
         """x ← 1 with probability `p`, else 0."""
         u = (generator or default_generator()).uniform(self.shape, np.float32, self.device)
@@ -116,8 +132,15 @@ class InPlace(Products):
         """x ← `index_fill`."""
         return self._in_place("index_fill_", lambda x: x.index_fill(dim, index, value))
 
-    def index_put_(self, indices: Any, values: Any) -> "Tensor":
-        """`x[indices] = values`."""
+    def index_put_(self, indices: Any, values: Any, accumulate: bool = False) -> "Tensor":
+        """`x[indices] = values`; with `accumulate`, add each value, so that values of equal indices are summed."""
+        if accumulate:
+            places = array_module(self.data).arange(self.numel()).reshape(self.shape)  # of elements in x.reshape(-1)
+            at = self.constant(places)[tuple(indices)]
+            source = values.expand(at.shape).reshape(-1)
+            return self._in_place(
+                "index_put_", lambda x: x.reshape(-1).index_add(0, at.reshape(-1), source).reshape(x.shape)
+            )
         self[tuple(indices)] = values  # type: ignore[index]
         return self  # type: ignore[return-value]
 
@@ -169,3 +192,11 @@ class InPlace(Products):
     def tanh_(self) -> "Tensor":
         """x ← tanh x."""
         return self._in_place("tanh_", lambda x: x.tanh())
+
+
+def _integers(dtype: np.dtype) -> int:
+    """The number of integers 0, 1, .. that the dtype represents exactly, at most 2**53."""
+    if dtype.kind == "b":
+        return 2
+    largest = 2 ** (finfo(dtype).nmant + 1) if is_floating(dtype) else int(np.iinfo(dtype).max)
+    return min(1 + largest, 2**53)

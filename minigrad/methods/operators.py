@@ -45,6 +45,10 @@ class Operators(TensorBase):
         """y = x - other · ⌊x / other⌋, elementwise, with the sign of `other`. Integers stay integers."""
         return self.apply(rounding.Remainder, self, other)
 
+    def fmod(self, other: Any) -> "Tensor":
+        """y = x - other · trunc(x / other), elementwise, with the sign of x. Integers stay integers."""
+        return self.apply(rounding.Fmod, self, other)
+
     def __pow__(self, other: Any) -> "Tensor":
         """y = x ** other, elementwise."""
         return self.apply(pointwise.Pow, self, other)

@@ -1,5 +1,6 @@
 """L3: methods of Tensor that sort or select by size. A gradient goes to the selected element."""
 
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -125,6 +126,23 @@ class Sorting(Reductions):
             values,
             *[inverse.reshape(self.shape if dim is None else -1)] * return_inverse,
             *[counts] * return_counts,
+        ]
+        tensors = tuple(map(self.constant, found))
+        return tensors if len(tensors) > 1 else tensors[0]
+
+    def unique_consecutive(self, return_inverse: bool = False, return_counts: bool = False,
+                           dim: int | None = None) -> Any:  # fmt: skip
+        """As `unique`, but without sorting: the first of each run of equal elements, or of equal slices along `dim`."""
+        xp = array_module(self.data)
+        x = self.data.reshape(-1) if dim is None else xp.moveaxis(self.data, dim, 0)
+        rows = x.reshape(x.shape[0], prod(x.shape[1:]))
+        first = xp.ones(x.shape[0], np.bool_)
+        first[1:] = (rows[1:] != rows[:-1]).any(1)
+        starts = first.nonzero()[0]
+        found = [
+            x[first] if dim is None else xp.moveaxis(x[first], 0, dim),
+            *[(first.cumsum(dtype=np.int64) - 1).reshape(self.shape if dim is None else -1)] * return_inverse,
+            *[xp.concatenate([starts[1:], xp.full(1, x.shape[0])]) - starts] * return_counts,
         ]
         tensors = tuple(map(self.constant, found))
         return tensors if len(tensors) > 1 else tensors[0]

@@ -83,6 +83,22 @@ class Remainder(Function):
         return grad_output, None if self.quotient is None else -grad_output * self.quotient
 
 
+class Fmod(Remainder):
+    """y = a - b · trunc(a / b), with the sign of a;  ∂a = ∂y,  ∂b = -∂y · trunc(a / b).  Saves trunc(a / b) if ∂b is
+    wanted.  Division by 0 as in `Remainder`.
+    """
+
+    def forward(self, a: Any, b: Any) -> Array:
+        a, b = _arrays(a, b, "fmod")
+        xp = array_module(a)
+        if not is_floating(a.dtype):
+            y = a % b  # with the sign of b; CuPy's fmod is for floats
+            return xp.where((y != 0) & ((a < 0) != (b < 0)), y - b, y)
+        y = xp.fmod(a, b)
+        self.quotient = xp.trunc(a / b) if self.needs_input_grad[1] else None
+        return y
+
+
 class FloorDivide(Function):
     """y = ⌊a / b⌋;  ∂a = ∂b = 0.  Saves nothing.
 

@@ -63,7 +63,7 @@ from minigrad.ops.matmul import Linear, MatMul
 from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean, Norm, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
-from minigrad.ops.rounding import FloorDivide, Remainder, TruncDivide
+from minigrad.ops.rounding import FloorDivide, Fmod, Remainder, TruncDivide
 from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
@@ -72,7 +72,7 @@ ALL = 1_000_000  # more than the number of inputs of any op
 PROMOTION: dict[Any, list[type[Function]]] = {
     promote: [MatMul, Linear, Einsum, Cat, MSELoss, L1Loss, HuberLoss, SmoothL1Loss, BCELoss, BCEWithLogits, KLDiv],
     # A Python integer wraps to the dtype of the array, as in PyTorch.
-    promote_and_wrap: [Add, Sub, Mul, FloorDivide, TruncDivide, Remainder],
+    promote_and_wrap: [Add, Sub, Mul, FloorDivide, TruncDivide, Remainder, Fmod],
     promote_power: [Pow],
     partial(promote_entries, op="maximum"): [Maximum],
     partial(promote_entries, op="minimum"): [Minimum],

@@ -19,20 +19,21 @@ Update: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
 
 
 def sgd(
-    x: Array, grad: Array, v: Array | None, lr: float, momentum: float, weight_decay: float, nesterov: bool
-) -> None:
+    x: Array, grad: Array, v: Array | None,
+    lr: float, momentum: float, weight_decay: float, nesterov: bool, dampening: float = 0.0,
+) -> None:  # fmt: skip
     """One step of stochastic gradient descent with momentum.  Sutskever et al. 2013.
 
         g = ∂x + weight_decay · x,    v <- momentum · v + g
         x <- x - lr · v               with `nesterov`: x <- x - lr · (g + momentum · v)
 
-    v is 0 at first; None without momentum.
+    v is 0 at first; None without momentum. With `dampening`, v <- momentum · v + (1 - dampening) · g.
     """
     g = with_l2(x, grad, weight_decay)
     step = g
     if v is not None:
         v *= momentum
-        v += g
+        v += (1 - dampening) * g if dampening else g
         step = g + momentum * v if nesterov else v
     del g  # lr · step reuses its memory
     x -= lr * step
@@ -40,14 +41,16 @@ def sgd(
 
 def adamw(
     x: Array, g: Array, m: Array, v: Array, t: int,
-    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
+    lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, v_max: Array | None = None,
 ) -> None:  # fmt: skip
     """Step t = 1, 2, ... of Adam with decoupled weight decay.  Loshchilov and Hutter 2017, arXiv:1711.05101.
 
         m <- β₁ m + (1 - β₁) g,    v <- β₂ v + (1 - β₂) g²
         x <- (1 - lr · weight_decay) x - lr · m̂ / (√v̂ + eps),    m̂ = m / (1 - β₁ᵗ),   v̂ = v / (1 - β₂ᵗ)
 
-    m and v are 0 at first.
+    With v_max (amsgrad), v_max <- max(v_max, v) replaces v in v̂.  Reddi et al. 2018, arXiv:1904.09237.
+
+    m, v and v_max are 0 at first.
     """
     m *= beta1
     m += (1 - beta1) * g
@@ -57,6 +60,8 @@ def adamw(
     v += square
     x *= 1 - lr * weight_decay
     xp = array_module(x)
+    if v_max is not None:
+        v = xp.maximum(v_max, v, out=v_max)
     denominator = xp.sqrt(v, out=xp.empty_like(v))
     denominator *= 1 / sqrt(1 - beta2**t)
     denominator += eps
@@ -68,6 +73,8 @@ def adamw(
 def adamw_all(updates: Sequence[Update]) -> None:
     """`adamw` of each parameter. The state holds "m", "v" and "step", the number of steps before this one.
 
+    With the option amsgrad, the state holds "v_max" too.
+
     Raises:
         RuntimeError: the step is being captured. t and lr would be constants of the graph.
     """
@@ -75,13 +82,15 @@ def adamw_all(updates: Sequence[Update]) -> None:
         x = updates[0][0]
         raise RuntimeError(
             "AdamW: a CUDA graph can capture only the CUDA fast path, which supports contiguous float32 parameters and "
-            f"gradients, got {x.dtype} {x.shape}: the reference implementation would make the learning rate a constant"
+            f"gradients, without amsgrad, got {x.dtype} {x.shape}: the reference implementation would make the "
+            "learning rate a constant"
         )
     for x, g, state, options in updates:
         state["step"] = t = state["step"] + 1
         beta1, beta2 = map(float, options["betas"])
         lr, eps, weight_decay = float(options["lr"]), float(options["eps"]), float(options["weight_decay"])
-        adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay)
+        v_max = state["v_max"] if options.get("amsgrad") else None
+        adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, v_max)
 
 
 def with_l2(x: Array, grad: Array, weight_decay: float) -> Array:

@@ -23,10 +23,13 @@ class Adam(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
         **others: Any,
     ) -> None:
-        refuse(type(self).__name__, {"amsgrad": amsgrad, **others})
-        Optimizer.__init__(self, params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        refuse(type(self).__name__, others)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        Optimizer.__init__(self, params, {**defaults, "amsgrad": amsgrad, "maximize": maximize})
 
     def update_all(self, updates: list[Update]) -> None:
         # One mapping for each group: a view, so that a captured graph reads the current learning rate.

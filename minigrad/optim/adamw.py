@@ -15,11 +15,12 @@ class AdamW(Optimizer):
 
     The formula and its implementation: `adamw` in `minigrad/ops/updates.py`.
 
-    `others`: options of PyTorch that have no effect (foreach, fused, capturable), or must be off (amsgrad, maximize,
-    differentiable).
+    A CUDA graph captures only steps without amsgrad.
+
+    `others`: options of PyTorch that have no effect (foreach, fused, capturable), or must be off (differentiable).
     """
 
-    pytorch_names: ClassVar = {"m": "exp_avg", "v": "exp_avg_sq"}
+    pytorch_names: ClassVar = {"m": "exp_avg", "v": "exp_avg_sq", "v_max": "max_exp_avg_sq"}
 
     def __init__(
         self,
@@ -29,10 +30,13 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
+        *,
+        maximize: bool = False,
         **others: Any,
     ) -> None:
-        refuse(type(self).__name__, {"amsgrad": amsgrad, **others})
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        refuse(type(self).__name__, others)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "amsgrad": amsgrad, "maximize": maximize})
 
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
@@ -41,10 +45,10 @@ class AdamW(Optimizer):
             raise ValueError(f"{name}: betas must be two numbers from 0 to below 1, got {betas}")
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return "step", "m", "v"
+        return ("step", "m", "v", "v_max") if group.get("amsgrad") else ("step", "m", "v")
 
     def update_all(self, updates: list[Update]) -> None:
-        for x, _, state, _ in updates:
+        for x, _, state, group in updates:
             if not state:
                 if is_capturing():
                     raise RuntimeError(
@@ -52,5 +56,5 @@ class AdamW(Optimizer):
                         "created: use a larger `warmup` of GraphedStep"
                     )
                 xp = array_module(x)
-                state.update(step=0, m=xp.zeros_like(x), v=xp.zeros_like(x))
+                state.update({name: xp.zeros_like(x) for name in self.state_names(group)}, step=0)
         fast_paths.call(adamw_all, updates)

@@ -6,7 +6,7 @@ by f(t) / f(t - 1): alone, a scheduler gives lr(t) = base · f(t), and scheduler
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import cos, inf, pi
 from typing import Any, ClassVar
 
@@ -78,6 +78,15 @@ class LRScheduler:
 
 def _has_function(x: Any) -> bool:
     return callable(x) or (isinstance(x, list | tuple) and any(map(_has_function, x)))
+
+
+def _of_each_group(value: float | Sequence[float], name: str, scheduler: str, optimizer: Optimizer) -> list[float]:
+    """One value for each group, from a number or from as many values."""
+    groups = len(optimizer.param_groups)
+    values = list(value) if isinstance(value, Sequence) else [value] * groups
+    if len(values) != groups:
+        raise ValueError(f"{scheduler}: needs {groups} values {name}, one a group, got {len(values)}")
+    return values
 
 
 class _Factor(LRScheduler):
@@ -347,7 +356,116 @@ class OneCycleLR(LRScheduler):
         return [group[lr_from] + (group[lr_to] - group[lr_from]) * done for group in self.optimizer.param_groups]
 
 
-class SequentialLR(LRScheduler):
+class CyclicLR(LRScheduler):
+    """lr(t) = base_lr + (max_lr - base_lr) · s · h(t), where h rises from 0 to 1, falls to 0, and repeats: triangles.
+
+    h rises in step_size_up steps and falls in step_size_down steps, by default as many. c = 1, 2, .. is the number of
+    the cycle, and s = 1 (mode "triangular"), 1 / 2^(c - 1) ("triangular2") or gammaᵗ ("exp_range"). The momentum (β₁ of
+    Adam) is max_momentum - (max_momentum - base_momentum) · s · h(t).  Smith 2015, arXiv:1506.01186.
+
+    Args:
+        base_lr, max_lr: a number, or one for each group; likewise the momenta.
+        scale_fn: s as a function of c, or with scale_mode="iterations" of t; replaces `mode`.
+        cycle_momentum: False: the momentum is constant.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        base_lr: float | Sequence[float],
+        max_lr: float | Sequence[float],
+        step_size_up: int = 2000,
+        step_size_down: int | None = None,
+        mode: str = "triangular",
+        gamma: float = 1.0,
+        scale_fn: Callable[[float], float] | None = None,
+        scale_mode: str = "cycle",
+        cycle_momentum: bool = True,
+        base_momentum: float | Sequence[float] = 0.8,
+        max_momentum: float | Sequence[float] = 0.9,
+        last_epoch: int = -1,
+    ) -> None:
+        if mode not in ("triangular", "triangular2", "exp_range") and scale_fn is None:
+            raise ValueError(f'CyclicLR: mode is "triangular", "triangular2" or "exp_range", got {mode!r}')
+        if cycle_momentum and not {"momentum", "betas"} & set(optimizer.defaults):
+            raise ValueError("CyclicLR: this optimizer has no momentum: give cycle_momentum=False")
+        self.step_size_up, self.step_size_down = (
+            step_size_up,
+            step_size_up if step_size_down is None else step_size_down,
+        )
+        self.mode, self.gamma, self.custom_scale_fn, self.cycle_momentum = mode, gamma, scale_fn, cycle_momentum
+        self.scale_mode = scale_mode if scale_fn else "iterations" if mode == "exp_range" else "cycle"
+        base_lrs, self.max_lrs, self.base_momentums, self.max_momentums = (
+            _of_each_group(value, name, "CyclicLR", optimizer)
+            for name, value in (
+                ("base_lr", base_lr),
+                ("max_lr", max_lr),
+                ("base_momentum", base_momentum),
+                ("max_momentum", max_momentum),
+            )
+        )
+        if last_epoch == -1:
+            for group, lr in zip(optimizer.param_groups, base_lrs, strict=True):
+                group["lr"] = lr
+        super().__init__(optimizer, last_epoch)
+        self.base_lrs = base_lrs
+
+    def scale_fn(self, x: float) -> float:
+        """s, as a function of c or t."""
+        if self.custom_scale_fn is not None:
+            return self.custom_scale_fn(x)
+        if self.mode == "exp_range":
+            return self.gamma**x
+        return 1.0 if self.mode == "triangular" else 0.5 ** (x - 1)
+
+    def get_lr(self) -> list[float]:
+        """The learning rates of step t. Sets the momenta."""
+        cycle, done = divmod(self.last_epoch, self.step_size_up + self.step_size_down)
+        up = done <= self.step_size_up
+        h = done / self.step_size_up if up else 1 - (done - self.step_size_up) / self.step_size_down
+        h *= self.scale_fn(1 + cycle if self.scale_mode == "cycle" else self.last_epoch)
+        momenta = zip(self.optimizer.param_groups, self.base_momentums, self.max_momentums, strict=True)
+        for group, low, high in momenta if self.cycle_momentum else ():
+            momentum = high - (high - low) * h
+            group.update({"betas": (momentum, *group["betas"][1:])} if "betas" in group else {"momentum": momentum})
+        return [low + (high - low) * h for low, high in zip(self.base_lrs, self.max_lrs, strict=True)]
+
+
+class _Schedulers(LRScheduler):
+    """A scheduler of schedulers: its state contains theirs."""
+
+    schedulers: list[Any]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attributes, and the state of each scheduler."""
+        own = {name: x for name, x in super().state_dict().items() if name != "schedulers"}
+        return {**own, "schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a `state_dict`."""
+        for scheduler, state in zip(self.schedulers, state_dict["schedulers"], strict=True):
+            scheduler.load_state_dict(state)
+        super().load_state_dict({name: x for name, x in state_dict.items() if name != "schedulers"})
+
+
+class ChainedScheduler(_Schedulers):
+    """Several schedulers at once: `step` calls the `step` of each, so that their factors multiply."""
+
+    def __init__(self, schedulers: Sequence[Any], optimizer: Optimizer | None = None) -> None:
+        if not schedulers or any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers):
+            raise ValueError("ChainedScheduler: needs schedulers, none of them ReduceLROnPlateau, which needs a metric")
+        self.optimizer, self.schedulers = optimizer or schedulers[0].optimizer, list(schedulers)
+        if any(scheduler.optimizer is not self.optimizer for scheduler in schedulers):
+            raise ValueError("ChainedScheduler: all schedulers must be of one optimizer")
+        self._last_lr = self.current()
+
+    def step(self) -> None:
+        for scheduler in self.schedulers:
+            scheduler.step()
+        self._last_lr = self.current()
+
+
+class SequentialLR(_Schedulers):
     """Several schedulers, one after another: scheduler i runs from milestone i - 1 on, with its own t from 0."""
 
     def __init__(
@@ -373,17 +491,6 @@ class SequentialLR(LRScheduler):
         else:
             self.schedulers[i].step()
         self._last_lr = self.schedulers[i].get_last_lr()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The attributes, and the state of each scheduler."""
-        own = {name: x for name, x in super().state_dict().items() if name != "schedulers"}
-        return {**own, "schedulers": [scheduler.state_dict() for scheduler in self.schedulers]}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load a `state_dict`."""
-        for scheduler, state in zip(self.schedulers, state_dict["schedulers"], strict=True):
-            scheduler.load_state_dict(state)
-        super().load_state_dict({name: x for name, x in state_dict.items() if name != "schedulers"})
 
 
 class ReduceLROnPlateau(LRScheduler):
@@ -415,10 +522,7 @@ class ReduceLROnPlateau(LRScheduler):
             raise ValueError(f'ReduceLROnPlateau: mode is "min" or "max", threshold_mode "rel" or "abs", got {mode!r}')
         self.optimizer, self.mode, self.factor, self.patience = optimizer, mode, factor, patience
         self.threshold, self.threshold_mode, self.cooldown, self.eps = threshold, threshold_mode, cooldown, eps
-        groups = len(optimizer.param_groups)
-        self.min_lrs: list[float] = list(min_lr) if isinstance(min_lr, Sequence) else [min_lr] * groups
-        if len(self.min_lrs) != groups:
-            raise ValueError(f"ReduceLROnPlateau: needs {groups} values min_lr, one a group, got {len(self.min_lrs)}")
+        self.min_lrs = _of_each_group(min_lr, "min_lr", "ReduceLROnPlateau", optimizer)
         self.best = inf if mode == "min" else -inf
         self.num_bad_epochs = self.cooldown_counter = self.last_epoch = 0
         self._last_lr = self.current()

@@ -76,7 +76,7 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        updates: list[Update] = []
+        updates: list[Update] = []  # with -grad if the group has the option maximize
         half: list[tuple[Array, Array]] = []  # 16-bit parameters, and their float32 copies
         updated: list[Array] = []
         for group, states in zip(self.param_groups, self.state, strict=True):
@@ -87,7 +87,7 @@ class Optimizer:
                 if is_half(x.dtype):
                     x, g = cast(x, FLOAT32), cast(g, FLOAT32)
                     half.append((parameter.data, x))
-                updates.append((x, g, state, group))
+                updates.append((x, -g if group.get("maximize") else g, state, group))
                 updated.append(parameter.data)
         self.update_all(updates)
         for data, x in half:
@@ -174,5 +174,4 @@ def refuse(optimizer: str, options: Mapping[str, Any]) -> None:
         if name not in ABSENT | WITHOUT_EFFECT:
             raise TypeError(f"{optimizer}: unexpected option {name!r}")
         if value and name in ABSENT:
-            hint = ": minimize the negative loss instead" if name == "maximize" else ""
-            raise ValueError(f"{optimizer}: {name}={value!r} is not supported{hint}")
+            raise ValueError(f"{optimizer}: {name}={value!r} is not supported")

@@ -10,7 +10,7 @@ from minigrad.backend import plain
 
 WITHOUT_EFFECT = {"foreach", "fused", "capturable", "decoupled_weight_decay"}
 """Options of PyTorch's groups that choose an implementation."""
-ABSENT = {"maximize", "differentiable", "amsgrad", "dampening"}
+ABSENT = {"differentiable"}
 """Options of PyTorch's groups that no optimizer of minigrad has."""
 
 

@@ -24,11 +24,13 @@ class RMSprop(Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.0,
         centered: bool = False,
+        *,
+        maximize: bool = False,
         **others: Any,
     ) -> None:
         refuse("RMSprop", others)
         defaults = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "momentum": momentum, "centered": centered})
+        super().__init__(params, {**defaults, "momentum": momentum, "centered": centered, "maximize": maximize})
 
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
@@ -67,11 +69,14 @@ class Adagrad(Optimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        *,
+        maximize: bool = False,
         **others: Any,
     ) -> None:
         refuse("Adagrad", others)
         defaults = {"lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "initial_accumulator_value": initial_accumulator_value})
+        defaults |= {"initial_accumulator_value": initial_accumulator_value, "maximize": maximize}
+        super().__init__(params, defaults)
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return "step", "sum"

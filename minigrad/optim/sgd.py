@@ -13,7 +13,7 @@ class SGD(Optimizer):
 
     The formula and its implementation: `sgd` in `minigrad/ops/updates.py`.
 
-    `others`: options of PyTorch that have no effect (foreach, fused), or must be off (maximize, differentiable).
+    `others`: options of PyTorch that have no effect (foreach, fused), or must be off (differentiable).
     """
 
     pytorch_names: ClassVar = {"v": "momentum_buffer"}
@@ -26,16 +26,18 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        *,
+        maximize: bool = False,
         **others: Any,
     ) -> None:
-        refuse("SGD", {"dampening": dampening, **others})
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, defaults)
+        refuse("SGD", others)
+        defaults = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "nesterov": nesterov, "maximize": maximize})
 
     def check(self, group: Mapping[str, Any]) -> None:
         super().check(group)
-        if group["nesterov"] and not float(group["momentum"]):
-            raise ValueError("SGD: nesterov needs a momentum above 0")
+        if group["nesterov"] and (not float(group["momentum"]) or float(group["dampening"])):
+            raise ValueError("SGD: nesterov needs a momentum above 0, and dampening=0")
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The momentum buffer "v"; empty if momentum is 0."""
@@ -44,6 +46,8 @@ class SGD(Optimizer):
     def update_all(self, updates: list[Update]) -> None:
         for x, grad, state, group in updates:
             lr, momentum, weight_decay = float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+            dampening = float(group["dampening"])
             if momentum and "v" not in state:
-                state["v"] = array_module(x).zeros_like(x)
-            sgd(x, grad, state["v"] if momentum else None, lr, momentum, weight_decay, group["nesterov"])
+                state["v"], dampening = array_module(x).zeros_like(x), 0.0  # as in PyTorch, v = g after the first step
+            v = state["v"] if momentum else None
+            sgd(x, grad, v, lr, momentum, weight_decay, group["nesterov"], dampening)

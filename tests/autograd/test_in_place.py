@@ -370,6 +370,17 @@ def test_in_place_writes_on_a_device(device):
         y.backward()
 
 
+def test_index_put_accumulates_and_random_draws_on_a_device(device):
+    w, at = minigrad.zeros(3, device=device).requires_grad_(), Tensor([0, 0, 2], device=device)
+    y = w * 2
+    y.index_put_((at,), Tensor([1.0, 2.0, 4.0], device=device), accumulate=True)
+    y.index_put_((Tensor([True, False, False], device=device),), Tensor(1.0, device=device), accumulate=True)
+    (y * y).sum().backward()
+    assert y.tolist() == [4, 0, 4] and w.grad.tolist() == [16, 0, 16]
+    assert set(minigrad.zeros(99, device=device).random_(2, 4).tolist()) == {2, 3}
+    assert minigrad.block_diag(at.float(), y.detach()).tolist() == [[0, 0, 2, 0, 0, 0], [0, 0, 0, 4, 0, 4]]
+
+
 def test_setitem_indexes_like_getitem():
     x = minigrad.zeros(2, 3, 4)
     x[0, :, [0, 1]] = Tensor([[1.0, 2.0]] * 3)

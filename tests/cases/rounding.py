@@ -56,6 +56,7 @@ CASES = [
         torch=lambda torch, x, decimals: torch.round(x, decimals=decimals),
     ),
     Case("remainder", operator.mod, divisions(), elementwise(operator.mod), lambda torch, a, b: torch.remainder(a, b)),
+    Case("fmod", Tensor.fmod, divisions(), elementwise(math.fmod), lambda torch, a, b: torch.fmod(a, b)),
     Case(
         name="floor_divide",
         run=operator.floordiv,

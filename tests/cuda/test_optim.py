@@ -87,6 +87,24 @@ def test_adam_runs_the_kernel_of_adamw_without_its_weight_decay():
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize(("options", "launched"), [({"maximize": True}, 3), ({"amsgrad": True}, 0)])
+def test_kernel_maximizes_and_leaves_amsgrad_to_the_reference(options, launched):
+    rng = np.random.default_rng(0)
+    x, *grads = (rng.standard_normal((5, 7)) for _ in range(4))
+    expected, _ = steps(x, grads, optim.AdamW, lr=0.1, betas=(0.9, 0.5), **options)
+    with recorded() as launches:
+        found, _ = steps(
+            x.astype(np.float32),
+            [g.astype(np.float32) for g in grads],
+            optim.AdamW,
+            lr=0.1,
+            betas=(0.9, 0.5),
+            **options,
+        )
+    assert len(launches) == launched
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5)
+
+
 def step_in_float32(x, grad, m, v, t, lr, beta1, beta2, eps, weight_decay):
     """The arithmetic of the kernel, in float32."""
     single = np.float32

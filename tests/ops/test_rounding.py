@@ -24,8 +24,8 @@ def test_rounding_has_gradient_0():
 def test_integers_stay_integers(device):
     x = Tensor(np.array([-7, 7], np.int32), device=device)
     for y, expected in (
-        (x // 2, [-4, 3]), (x % 2, [1, 1]), (x % -2, [-1, -1]), (7 // x, [-1, 1]), (x.floor(), [-7, 7]),
-        (x.sign(), [-1, 1]),
+        (x // 2, [-4, 3]), (x % 2, [1, 1]), (x % -2, [-1, -1]), (x.fmod(-2), [-1, 1]), (7 // x, [-1, 1]),
+        (x.floor(), [-7, 7]), (x.sign(), [-1, 1]),
     ):  # fmt: skip
         assert y.dtype == np.int32 and y.tolist() == expected
 

@@ -50,6 +50,12 @@ def test_0d_tensors():
         assert x.grad.item() == 1
 
 
+def test_unique_consecutive(device):
+    x = Tensor(np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0]]), device=device)
+    assert [y.tolist() for y in x[0].unique_consecutive(True, True)] == [[1, 0], [0, 0, 1], [2, 1]]
+    assert x.unique_consecutive(dim=0).tolist() == [[1, 1, 0], [1, 0, 0]]
+
+
 def test_nonzero(device):
     x = Tensor([[0.0, 2.0], [NAN, 0.0]], device=device)
     assert x.nonzero().tolist() == [[0, 1], [1, 0]] and x.nonzero().dtype == np.int64

@@ -65,9 +65,10 @@ def test_each_group_has_its_own_options():
 
 def test_defaults_of_optimizers():
     adamw = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
+    sgd = {"lr": 1e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
     for make, expected in [
-        (optim.SGD, {"lr": 1e-3, "momentum": 0, "weight_decay": 0, "nesterov": False}),
-        (optim.AdamW, adamw),
+        (optim.SGD, sgd),
+        (optim.AdamW, {**adamw, "amsgrad": False, "maximize": False}),
         (optim.Muon, {**adamw, "momentum": 0.95, "muon": False}),
     ]:
         (group,) = make(parameters()).param_groups

@@ -36,8 +36,8 @@ DIFFERENCES = {
     "torch.nn.MultiheadAttention(7, 2)": "an invalid argument is a ValueError",
     "type(torch.optim.SGD([w], lr=0.1).state).__name__":
         "the state is a list for each group, not a dict by parameter; `state_dict()` has PyTorch's form",
-    "torch.optim.SGD([w], lr=0.1, maximize=True).defaults['lr']":
-        "amsgrad, maximize, differentiable and dampening are refused; foreach and fused have no effect",
+    "torch.optim.SGD([w], lr=0.1, differentiable=True).defaults['lr']":
+        "differentiable is refused; foreach and fused have no effect",
 }  # fmt: skip
 
 

@@ -151,6 +151,7 @@ TABLE: dict[str, Entry] = {
     "div.floor_rounding": Entry(minigrad.div, skip=(two_python_numbers, python_number_first)),
     "div.trunc_rounding": Entry(minigrad.div, skip=(two_python_numbers, python_number_first)),
     "floor_divide": Entry(operator.floordiv, skip=(two_python_numbers, with_gradient)),
+    "fmod": Entry(Tensor.fmod, skip=(two_python_numbers, python_number_first)),
     "remainder": Entry(operator.mod, skip=(two_python_numbers, python_number_first)),
     "__rmod__": Entry(reflected(operator.mod), skip=(python_number_dividend,)),
     "floor": Entry(minigrad.floor),
@@ -399,6 +400,7 @@ TABLE: dict[str, Entry] = {
     "inner": Entry(minigrad.inner),
     "isin": Entry(minigrad.isin),
     "kron": Entry(minigrad.kron),
+    "block_diag": Entry(minigrad.block_diag),
     "log10": Entry(minigrad.log10),
     "log2": Entry(minigrad.log2),
     "logaddexp": Entry(minigrad.logaddexp),
@@ -427,6 +429,7 @@ TABLE: dict[str, Entry] = {
     "tile": Entry(minigrad.tile),
     "nn.functional.triplet_margin_loss": Entry(F.triplet_margin_loss),
     "unique": Entry(minigrad.unique),
+    "unique_consecutive": Entry(minigrad.unique_consecutive),
     "var_mean": Entry(minigrad.var_mean),
     "vstack": Entry(minigrad.vstack),
     "short": Entry(Tensor.short, skip=(unsupported("memory_format"),)),
@@ -573,7 +576,7 @@ ACCEPTED = {  # error inputs of PyTorch that are valid here
 }  # fmt: skip
 PYTHON_NUMBERS = {  # whose error inputs are Python numbers in place of tensors, which these ops accept
     "add", "sub", "mul", "div.no_rounding_mode", "div.floor_rounding", "div.trunc_rounding", "floor_divide", "pow",
-    "remainder", "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rmod__", "__rpow__", "maximum", "minimum",
+    "fmod", "remainder", "__radd__", "__rsub__", "__rmul__", "__rdiv__", "__rmod__", "__rpow__", "maximum", "minimum",
     "max.binary", "min.binary", "atan2", "bitwise_and", "bitwise_or", "bitwise_xor", "logaddexp",
     "clamp_min", "clamp_max", "logical_and", "logical_or", "logical_xor",
     "eq", "ne", "lt", "le", "gt", "ge",

@@ -12,12 +12,19 @@ CASES = {
     "sgd": ("SGD", {"lr": 0.1}),
     "sgd momentum": ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
     "sgd nesterov": ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    "sgd dampening": ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01}),
+    "sgd maximize": ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "maximize": True}),
     "adam": ("Adam", {}),
+    "adam amsgrad": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True, "betas": (0.8, 0.5)}),
+    "adam maximize": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "maximize": True}),
     "adam l2": ("Adam", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}),
     "adamw": ("AdamW", {"lr": 0.01}),
+    "adamw amsgrad": ("AdamW", {"lr": 0.01, "amsgrad": True, "maximize": True, "betas": (0.8, 0.5)}),
     "rmsprop": ("RMSprop", {}),
     "rmsprop all": ("RMSprop", {"alpha": 0.9, "momentum": 0.5, "centered": True, "weight_decay": 0.1, "eps": 1e-6}),
+    "rmsprop maximize": ("RMSprop", {"weight_decay": 0.1, "maximize": True}),
     "adagrad": ("Adagrad", {"lr": 0.1}),
+    "adagrad maximize": ("Adagrad", {"weight_decay": 0.1, "maximize": True}),
     "adagrad all": ("Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.5, "weight_decay": 0.1}),
 }
 SHAPES = (3, 2), (4,), ()
@@ -89,8 +96,11 @@ def test_state_of_other_parameters_is_refused():
     for changed, message in changes:
         with pytest.raises(ValueError, match=message):
             fresh.load_state_dict(changed)
+    differentiable = [{**state["param_groups"][0], "differentiable": True}]
+    with pytest.raises(ValueError, match="differentiable, which is not supported"):
+        optim.Adam(ours).load_state_dict({**state, "param_groups": differentiable})
     amsgrad = [{**state["param_groups"][0], "amsgrad": True}]
-    with pytest.raises(ValueError, match="amsgrad, which is not supported"):
+    with pytest.raises(ValueError, match="v_max is missing"):
         optim.Adam(ours).load_state_dict({**state, "param_groups": amsgrad})
     negative = [{**state["param_groups"][0], "eps": -1.0}]
     again = optim.Adam(ours)
@@ -142,10 +152,17 @@ def test_zero_grad_in_place():
 def test_options_without_effect_are_accepted_and_others_refused(name):
     make, p = getattr(optim, name), [nn.Parameter(np.ones(1))]
     make(p, foreach=True, fused=None, maximize=False, differentiable=False)
-    with pytest.raises(ValueError, match="minimize the negative loss"):
-        make(p, maximize=True)
+    with pytest.raises(ValueError, match="differentiable=True is not supported"):
+        make(p, differentiable=True)
     with pytest.raises(TypeError, match="unexpected option 'rate'"):
         make(p, rate=1)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_needs_momentum_without_dampening(options):
+    for library, p in ((optim, nn.Parameter(np.ones(1))), (torch.optim, torch.nn.Parameter(torch.ones(1)))):
+        with pytest.raises(ValueError, match="momentum"):
+            library.SGD([p], nesterov=True, **options)
 
 
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])

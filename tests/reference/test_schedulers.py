@@ -35,6 +35,13 @@ CASES = {
     "one cycle without momentum": lambda S, o: S.OneCycleLR(o, 1.0, 201, cycle_momentum=False),
     "restarts": lambda S, o: S.CosineAnnealingWarmRestarts(o, 10),
     "longer restarts": lambda S, o: S.CosineAnnealingWarmRestarts(o, 5, T_mult=2, eta_min=1e-3),
+    "cyclic": lambda S, o: S.CyclicLR(o, 0.01, 0.5, step_size_up=15),
+    "cyclic halved": lambda S, o: S.CyclicLR(
+        o, [0.01, 0.1], [0.5, 1.0], 7, 20, mode="triangular2", base_momentum=0.7, max_momentum=0.95
+    ),
+    "cyclic decay": lambda S, o: S.CyclicLR(o, 0.1, 0.5, 10, mode="exp_range", gamma=0.99, cycle_momentum=False),
+    "cyclic lambda": lambda S, o: S.CyclicLR(o, 0.1, 0.5, 10, scale_fn=lambda t: 1 / (1 + t), scale_mode="iterations"),
+    "chained": lambda S, o: S.ChainedScheduler([S.ConstantLR(o, 0.1, 20), S.ExponentialLR(o, 0.97)], optimizer=o),
     "warm-up and cosine": lambda S, o: S.SequentialLR(
         o, [S.LinearLR(o, 0.1, total_iters=20), S.CosineAnnealingLR(o, 181)], milestones=[20]
     ),
@@ -121,6 +128,7 @@ RESUMED = {
     "lambda": lambda S, o: S.LambdaLR(o, lambda t: 0.9**t, last_epoch=19),
     "multiplicative": lambda S, o: S.MultiplicativeLR(o, lambda t: 0.9, last_epoch=19),
     "restarts": lambda S, o: S.CosineAnnealingWarmRestarts(o, 10, last_epoch=19),
+    "cyclic": lambda S, o: S.CyclicLR(o, 0.1, 0.5, 8, last_epoch=19),
 }
 
 
@@ -136,6 +144,13 @@ def test_last_epoch_resumes_as_in_pytorch(make):
             group["initial_lr"] = 2 * group["lr"]
         tables.append(table(optimizer, [make(schedulers, optimizer)], 40))
     np.testing.assert_allclose(*tables, rtol=1e-12, atol=1e-15)
+
+
+def test_chained_schedulers_need_one_optimizer():
+    for schedulers, optimizers, parameter in SIDES:
+        one, two = (schedulers.StepLR(sgd(optimizers, parameter), 2) for _ in range(2))
+        with pytest.raises(ValueError, match="optimizer"):
+            schedulers.ChainedScheduler([one, two])
 
 
 def test_restarts_at_fractions_of_an_epoch_equal_pytorch():
@@ -196,6 +211,10 @@ def steps(optimizer, scheduler, count):
         lambda S, o: S.ReduceLROnPlateau(o, factor=1.0),
         lambda S, o: S.ReduceLROnPlateau(o, "low"),
         lambda S, o: S.SequentialLR(o, [S.LinearLR(o)], milestones=[3]),
+        lambda S, o: S.CyclicLR(o, 0.1, [0.5]),
+        lambda S, o: S.CyclicLR(o, 0.1, 0.5, mode="square"),
+        lambda S, o: S.ChainedScheduler([]),
+        lambda S, o: S.ChainedScheduler([S.ReduceLROnPlateau(o)]),
         lambda S, o: steps(o, S.OneCycleLR(o, 0.1, 3), 4),
     ],
 )

@@ -26,9 +26,9 @@ ONE_BLOCK = 1024  # threads
 
 
 def is_row(update: Update) -> bool:
-    """True if x, grad, m and v can be one row of a table."""
-    x, grad, state, _ = update
-    return fits(x, grad, state["m"], state["v"])
+    """True if x, grad, m and v can be one row of a table, and are the entire update: amsgrad has v_max too."""
+    x, grad, state, options = update
+    return not options.get("amsgrad") and fits(x, grad, state["m"], state["v"])
 
 
 @fast_path_of(reference.adamw_all, supports=lambda updates: any(map(is_row, updates)))
