@@ -119,3 +119,77 @@ def test_statement_gives_on_the_gpu_what_the_cpu_gives(line, device):
     assert kinds == cpu_kinds, repr(ours)
     assert_same(values, cpu_values)
     assert {x.device.type for x in tensors_of(ours)} <= {device}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("line", LINES)
+def test_line_gives_in_16_bits_on_the_gpu_what_the_cpu_gives(line, dtype, device):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    (kinds, values), (cpu_kinds, cpu_values) = (described(evaluate(line, place, dtype)) for place in (device, "cpu"))
+    assert kinds == cpu_kinds
+    assert_same(values, cpu_values)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.bernoulli(p)",
+        "torch.multinomial(p, 2)",
+        "torch.multinomial(p, 2, replacement=True)",
+        "torch.normal(p, p)",
+        "torch.normal(p, 2.0)",
+        "torch.normal(1.0, p)",
+        "torch.rand_like(p)",
+        "torch.randn_like(p)",
+        "torch.randint_like(p, 9)",
+        "p.uniform_(0, 2)",
+        "p.normal_(0, 2)",
+        "p.bernoulli_(0.3)",
+        "torch.nn.functional.dropout(p, 0.5)",
+        "torch.nn.functional.gumbel_softmax(p)",
+    ],
+)
+def test_random_values_on_the_gpu_are_those_of_the_cpu(line, dtype, device):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    results = []
+    for place in (device, "cpu"):
+        minigrad.manual_seed(0)
+        p = minigrad.tensor([[0.1, 0.5, 0.9], [0.4, 0.2, 0.7]]).to(place).to(dtype)
+        y = eval(line, {"torch": minigrad, "p": p})
+        assert y.device.type == place
+        results.append(described(y))
+    (kinds, values), (cpu_kinds, cpu_values) = results
+    assert kinds == cpu_kinds
+    assert_same(values, cpu_values)
+
+
+def test_indices_and_values_of_the_host_are_copied_to_the_gpu(device):
+    host = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x = Tensor(host).to(device)
+    for index in (np.array([2, 0]), [2, 0], (slice(None), [1, 3]), np.array([True, False, True])):
+        np.testing.assert_array_equal(x[index].cpu().numpy(), host[index])
+    np.testing.assert_array_equal(x[Tensor(np.array([2, 0]))].cpu().numpy(), host[[2, 0]])
+    x[[0, 2]] = minigrad.zeros(2, 4)
+    np.testing.assert_array_equal(x.cpu().numpy(), host * [[0], [1], [0]])
+
+
+def test_a_tensor_on_the_gpu_is_not_copied_there_again(device):
+    x = minigrad.ones(3, device=device)
+    assert x.to(device) is x and minigrad.as_tensor(x, device=device) is x
+
+
+@pytest.mark.parametrize("names", [minigrad.tril_indices, minigrad.triu_indices])
+def test_indices_of_a_triangle_on_the_gpu(names, device):
+    indices = names(3, 4, device=device, dtype=np.int32)
+    assert (indices.device.type, indices.dtype) == (device, np.int32)
+    np.testing.assert_array_equal(indices.cpu().numpy(), names(3, 4).numpy())
+
+
+def test_a_generator_serves_the_gpu(device):
+    draws = [
+        minigrad.rand(3, generator=minigrad.Generator(device=at).manual_seed(3), device=at) for at in (device, "cpu")
+    ]
+    np.testing.assert_array_equal(*(draw.cpu().numpy() for draw in draws))

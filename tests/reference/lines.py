@@ -147,5 +147,6 @@ F.pairwise_distance(m, v, p=1, keepdim=True); F.rms_norm(m, (4,)); F.rms_norm(A,
 F.instance_norm(images, weight=v, bias=v); F.interpolate(signal, size=5, mode="linear"); F.dropout2d(images, 0.5, False)
 F.interpolate(signal, scale_factor=2); F.interpolate(images, size=(3, 4), mode="area"); F.interpolate(signal, 4)
 F.interpolate(signal, scale_factor=1.5, mode="linear", align_corners=True); F.relu(a * 1, inplace=True)
+special.detach().unique(return_counts=True); m[[2, 0]]; m[:, [1, 3]]; m[0, [1, 3, 1]]; m[[True, False, True]]
 """.strip(),
 )
