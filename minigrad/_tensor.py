@@ -337,9 +337,10 @@ class Tensor(Methods):
             raise RuntimeError("x[i] = v is not recorded, so v's gradient would be lost; use where() or cat()")
         if isinstance(value, int | np.integer | Sequence):
             check_range(value, self.dtype, "x[i] = v")
-        *first, last = steps(raw_index(index, self.ndim))  # if there are two steps, the first returns a view
+        *first, last = steps(raw_index(index, self.data))  # if there are two steps, the first returns a view
         write_checks.expect_writable(self.data, "x[i] = v")
-        (self.data[first[0]] if first else self.data)[last] = value.data if isinstance(value, Tensor) else plain(value)
+        value = value.to(self.device).data if isinstance(value, Tensor) else plain(value)
+        (self.data[first[0]] if first else self.data)[last] = value
         self._note_write()
 
     def _in_place(self, name: str, compute: Callable[..., "Tensor"], *others: Any) -> "Tensor":

@@ -157,11 +157,11 @@ def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Tensor, ...]:
     return tuple(grid.transpose(0, 1) if indexing == "xy" and len(xs) > 1 else grid for grid in grids)
 
 
-def tril_indices(row: int, col: int, offset: int = 0) -> Tensor:
-    """The indices (2, ·) of the lower triangle of a matrix (row, col), row by row."""
-    return Tensor(np.stack(np.tril_indices(row, offset, col)))
+def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """The indices (2, ·) of the lower triangle of a matrix (row, col), row by row; int64 by default."""
+    return Tensor(np.stack(np.tril_indices(row, offset, col)), dtype=as_dtype(dtype or np.int64), device=device)
 
 
-def triu_indices(row: int, col: int, offset: int = 0) -> Tensor:
-    """The indices (2, ·) of the upper triangle of a matrix (row, col), row by row."""
-    return Tensor(np.stack(np.triu_indices(row, offset, col)))
+def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: str | None = None) -> Tensor:
+    """The indices (2, ·) of the upper triangle of a matrix (row, col), row by row; int64 by default."""
+    return Tensor(np.stack(np.triu_indices(row, offset, col)), dtype=as_dtype(dtype or np.int64), device=device)

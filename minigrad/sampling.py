@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad._tensor import Tensor
 from minigrad.backend import to_device
-from minigrad.backend.dtypes import FLOAT32, as_dtype
+from minigrad.backend.dtypes import FLOAT32, as_dtype, upcast
 from minigrad.backend.random import Generator, default_generator
 from minigrad.methods import sequence
 
@@ -77,7 +77,7 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, d
 
 def bernoulli(input: Tensor, *, generator: Generator | None = None) -> Tensor:
     """1 with probability `input`, else 0, elementwise, in the dtype of `input`."""
-    p = input.data
+    (p,) = upcast([input.data])
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise RuntimeError("bernoulli: expected all probabilities p in the range 0 <= p <= 1")
     u = (generator or default_generator()).uniform(input.shape, np.float32, input.device)
@@ -93,6 +93,7 @@ def normal(
         if not isinstance(like, Tensor):
             raise TypeError("normal: two numbers need a size: normal(mean, std, size)")
         size = np.broadcast_shapes(np.shape(getattr(mean, "data", mean)), np.shape(getattr(std, "data", std)))
+        return randn(*size, generator=generator, dtype=like.dtype, device=like.device) * std + mean
     return randn(*size, generator=generator) * std + mean
 
 

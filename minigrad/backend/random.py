@@ -55,6 +55,7 @@ class Generator:
     """A random number generator. Its state consists of `seed` and `draws`, the number of arrays drawn so far.
 
     Each call draws one array and increments `draws`, so the values depend only on the seed and the order of calls.
+    `device` is PyTorch's argument, without effect: one generator serves all devices.
 
     During the capture of a CUDA graph, `captured` is a device array (seed, draws), (2,) uint64, which belongs to the
     graph: the graph's kernels read the state from this array (minigrad/cuda_graph.py).
@@ -62,7 +63,7 @@ class Generator:
 
     captured: Array | None = None
 
-    def __init__(self, seed: int = 0, draws: int = 0) -> None:
+    def __init__(self, seed: int = 0, draws: int = 0, *, device: str = "cpu") -> None:
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
             raise ValueError(f"the seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
         self.seed, self.draws = int(seed), draws

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from minigrad._tensor import Tensor
 from minigrad.backend import array_module
+from minigrad.backend.dtypes import upcast
 from minigrad.methods import numpy_names, raw_array
 
 
@@ -24,8 +25,9 @@ def searchsorted(sorted_sequence: Tensor, input: Any, *, right: bool = False) ->
     """The index at which each element of `input` keeps the 1-D sequence sorted; `right`: behind equal elements."""
     if sorted_sequence.ndim != 1:
         raise ValueError(f"searchsorted: the sequence must be 1-D here, got shape {sorted_sequence.shape}")
-    values, xp = input.data if isinstance(input, Tensor) else input, array_module(sorted_sequence.data)
-    found = xp.searchsorted(sorted_sequence.data, xp.asarray(values), side="right" if right else "left")
+    xp = array_module(sorted_sequence.data)
+    values = xp.asarray(input.data if isinstance(input, Tensor) else input)
+    found = xp.searchsorted(*upcast([sorted_sequence.data, values]), side="right" if right else "left")
     return Tensor(xp.asarray(found))
 
 
@@ -36,8 +38,8 @@ def bucketize(input: Any, boundaries: Tensor, *, right: bool = False) -> Tensor:
 
 def isin(elements: Tensor, test_elements: Tensor) -> Tensor:
     """True where an element equals one of `test_elements`, as bool."""
-    array = elements.data
-    return Tensor(array_module(array).isin(array, raw_array(test_elements, "test_elements", "isin")))
+    array, tested = upcast([elements.data, raw_array(test_elements, "test_elements", "isin")])
+    return Tensor(array_module(array).isin(array, tested))
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0) -> Tensor:

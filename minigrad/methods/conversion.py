@@ -128,6 +128,6 @@ def target(*targets: Any, dtype: Any = None, device: str | None = None) -> tuple
         else:
             dtype = given
     try:
-        return None if dtype is None else as_dtype(dtype), device
+        return None if dtype is None else as_dtype(dtype), "cuda:0" if device == "cuda" else device
     except TypeError:
         raise ValueError(f'to: needs a dtype, or a device "cpu" or "cuda", got {dtype!r}') from None

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigrad.backend import array_module, plain
+from minigrad.backend import array_module, plain, to_device_of
 from minigrad.methods.base import Number, TensorBase, numpy_names, raw, raw_array
 from minigrad.methods.conversion import Conversion
 from minigrad.ops import checks, indexing
@@ -25,7 +25,7 @@ class Indexing(Conversion):
         An index with both integers and arrays applies the integers first, as in PyTorch: `x[0, :, [0, 1]]` is
         `x[0][:, [0, 1]]`. (NumPy would put the axis of the array first.)
         """
-        steps = indexing.steps(raw_index(index, self.ndim))
+        steps = indexing.steps(raw_index(index, self.data))
         return self.apply(indexing.GetItem, self if len(steps) == 1 else self[steps[0]], index=steps[-1])
 
     @numpy_names
@@ -95,19 +95,19 @@ class Indexing(Conversion):
 _BASIC = {int, slice, type(None), EllipsisType}
 
 
-def raw_index(index: Any, ndim: int) -> Any:
-    """The index of a tensor with `ndim` axes, in the form for the op GetItem: Tensors replaced by arrays.
+def raw_index(index: Any, x: Any) -> Any:
+    """The index of the array x, in the form for the op GetItem: Tensors replaced by arrays, on the device of x.
 
     Arrays are copied, since the graph saves the index, and lists become arrays. A 0-d integer array becomes an integer,
     as in PyTorch.
     """
     if isinstance(index, tuple):
-        parts = tuple(_raw_part(list(part) if isinstance(part, tuple) else part) for part in index)
-        return _one_ellipsis(parts, ndim) if [type(part) for part in parts].count(EllipsisType) > 1 else parts
-    return _raw_part(index)
+        parts = tuple(_raw_part(list(part) if isinstance(part, tuple) else part, x) for part in index)
+        return _one_ellipsis(parts, x.ndim) if [type(part) for part in parts].count(EllipsisType) > 1 else parts
+    return _raw_part(index, x)
 
 
-def _raw_part(part: Any) -> Any:
+def _raw_part(part: Any, x: Any) -> Any:
     if type(part) in _BASIC:
         return part
     if isinstance(part, list):
@@ -118,7 +118,9 @@ def _raw_part(part: Any) -> Any:
         return part
     array = raw(part)
     checks.unambiguous(array, "x[index]")
-    return array.copy() if array.ndim or array.dtype.kind not in "iu" else array.item()
+    if not array.ndim and array.dtype.kind in "iu":
+        return array.item()
+    return array.copy() if type(x) is np.ndarray or type(array) is not np.ndarray else to_device_of(array, x)
 
 
 def _one_ellipsis(parts: tuple[Any, ...], ndim: int) -> tuple[Any, ...]:

@@ -295,7 +295,8 @@ class Shapes(Indexing):
         axis = checks.one_axis(dimension, self.ndim, "unfold")
         if not 0 <= size <= self.shape[axis] or step < 1:
             raise RuntimeError(f"unfold: needs 0 <= size <= {self.shape[axis]} and step > 0, got {size} and {step}")
-        windows = np.arange(0, self.shape[axis] - size + 1, step)[:, None] + np.arange(size)  # (N, size)
+        xp = array_module(self.data)
+        windows = xp.arange(0, self.shape[axis] - size + 1, step)[:, None] + xp.arange(size)  # (N, size)
         return self.movedim(axis, -1)[..., windows].movedim(-2, axis)
 
     def masked_select(self, mask: "Tensor") -> "Tensor":
@@ -320,14 +321,14 @@ class Shapes(Indexing):
         """The diagonal of the axes `dim1` and `dim2`, as the last axis of a copy; `offset` counts from the main one."""
         x = self.movedim((dim1, dim2), (-2, -1))
         row, column = max(-offset, 0), max(offset, 0)
-        i = np.arange(max(min(x.shape[-2] - row, x.shape[-1] - column), 0))
+        i = array_module(self.data).arange(max(min(x.shape[-2] - row, x.shape[-1] - column), 0))
         return x[..., i + row, i + column]
 
     def diag_embed(self, offset: int = 0) -> "Tensor":
         """Matrices whose diagonals are the rows of x, elsewhere 0: (.., N) -> (.., N + |offset|, N + |offset|)."""
         *batch, n = self.shape
-        side, i = n + abs(offset), np.arange(n)
-        at = array_module(self.data).asarray((i + max(-offset, 0)) * side + i + max(offset, 0))
+        side, i = n + abs(offset), array_module(self.data).arange(n)
+        at = (i + max(-offset, 0)) * side + i + max(offset, 0)
         return self.new_zeros(*batch, side * side).index_copy(-1, at, self[...]).reshape(*batch, side, side)
 
     def diag(self, diagonal: int = 0) -> "Tensor":

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, to_device
-from minigrad.backend.dtypes import FLOAT32, cast, is_half
+from minigrad.backend import Array, array_module, to_device, to_device_of
+from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
 from minigrad.methods.base import TensorBase, numpy_names
 from minigrad.methods.reductions import Reductions
 from minigrad.ops import checks
@@ -108,7 +108,8 @@ class Sorting(Reductions):
         at = fractions * (x.shape[-1] - 1)
         ordered, low = x.sort(-1).values, np.floor(at)
         weight = self.new_tensor(at - low)
-        y = ordered[..., low.astype(int)].lerp(ordered[..., np.ceil(at).astype(int)], weight)  # (..) or (.., Q)
+        below, above = (to_device_of(end.astype(np.int64), x.data) for end in (low, np.ceil(at)))
+        y = ordered[..., below].lerp(ordered[..., above], weight)  # (..) or (.., Q)
         y = y.masked_fill(x.isnan().any(-1, keepdim=fractions.ndim > 0), np.nan)
         y = y if not fractions.ndim else y.movedim(-1, 0)
         if keepdim:
@@ -119,15 +120,18 @@ class Sorting(Reductions):
     def unique(self, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False,
                dim: int | None = None) -> Any:  # fmt: skip
         """The distinct elements, or slices along `dim`, in ascending order; then, if wanted, for each element of x the
-        index of its value, and for each value the number of its elements."""
-        xp = array_module(self.data)
-        values, inverse, counts = xp.unique(self.data, return_inverse=True, return_counts=True, axis=dim)
+        index of its value, and for each value the number of its elements. Every NaN is distinct."""
+        (x,) = upcast([self.data])  # CuPy sorts no bfloat16
+        x = x if dim is None else to_device(x, "cpu")  # along an axis, CuPy reads back each comparison of two slices
+        values, inverse, counts = array_module(x).unique(
+            x, return_inverse=True, return_counts=True, axis=dim, equal_nan=False
+        )
         found = [
-            values,
+            cast(values, self.dtype),
             *[inverse.reshape(self.shape if dim is None else -1)] * return_inverse,
             *[counts] * return_counts,
         ]
-        tensors = tuple(map(self.constant, found))
+        tensors = tuple(self.constant(to_device(array, self.device)) for array in found)
         return tensors if len(tensors) > 1 else tensors[0]
 
     def unique_consecutive(self, return_inverse: bool = False, return_counts: bool = False,
@@ -152,13 +156,14 @@ class Sorting(Reductions):
         xp = array_module(self.data)
         if weights is None:
             return self.constant(xp.bincount(self.data, minlength=minlength))
-        sums = xp.bincount(self.data, weights.data, minlength)
+        sums = xp.bincount(self.data, *upcast([weights.data]), minlength)
         return self.constant(sums.astype(np.float32 if weights.dtype == FLOAT32 else np.float64))
 
     def histc(self, bins: int = 100, min: float = 0, max: float = 0) -> "Tensor":
         """The number of elements in each of `bins` equal intervals from min to max, or if equal, of all elements."""
-        limits = (min, max) if min != max else (float(self.data.min()), float(self.data.max()))
-        return self.constant(array_module(self.data).histogram(self.data, bins, limits)[0].astype(self.dtype))
+        (x,) = upcast([self.data])
+        limits = (min, max) if min != max else (float(x.min()), float(x.max()))
+        return self.constant(array_module(x).histogram(x, bins, limits)[0].astype(self.dtype))
 
     @numpy_names
     def cummax(self, dim: int) -> ValuesAndIndices:

@@ -22,7 +22,9 @@ FUNCTIONS = {  # with the names of their parameters other than arrays
     "arange": "start stop step dtype", "empty": "shape dtype order", "zeros": "shape dtype order",
     "ones": "shape dtype order", "full": "shape fill_value dtype order", "empty_like": "dtype order shape",
     "zeros_like": "dtype order shape", "ones_like": "dtype order shape", "full_like": "fill_value dtype order shape",
-    "tri": "N M k dtype",
+    "tri": "N M k dtype", "eye": "N M k dtype order", "bincount": "weights minlength",
+    "histogram": "bins range density", "isin": "assume_unique invert", "searchsorted": "side sorter",
+    "unique": "return_index return_inverse return_counts axis equal_nan",
     "ascontiguousarray": "dtype", "broadcast_to": "shape", "concatenate": "axis out dtype casting", "stack": "axis out",
     "expand_dims": "axis", "flip": "axis", "moveaxis": "source destination", "pad": "pad_width mode constant_values",
     "roll": "shift axis", "resize": "new_shape", "take": "indices axis out", "shares_memory": "max_work",
@@ -46,7 +48,7 @@ GIVEN_ORDER = {
 }  # fmt: skip
 # CuPy has no bfloat16 loop for these functions. Some use the loop of another dtype, the others raise.
 INSTEAD_OF_BFLOAT16 = {"clip": "float32", "round": "float32", "where": "float32", "std": "float64", "var": "float64"}
-NO_BFLOAT16 = {"argsort", "cumprod", "cumsum"}
+NO_BFLOAT16 = {"argsort", "bincount", "cumprod", "cumsum", "histogram", "isin", "searchsorted", "unique"}
 NO_AXIS_OF_0D = {"all", "any", "argmax", "argmin", "cumprod", "cumsum", "max", "min", "prod", "repeat", "sum"}
 
 
