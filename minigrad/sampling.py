@@ -11,7 +11,7 @@ import numpy as np
 
 from minigrad._tensor import Tensor
 from minigrad.backend import to_device
-from minigrad.backend.dtypes import FLOAT32, as_dtype, upcast
+from minigrad.backend.dtypes import FLOAT32, as_dtype
 from minigrad.backend.random import Generator, default_generator
 from minigrad.methods import sequence
 
@@ -77,7 +77,7 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, d
 
 def bernoulli(input: Tensor, *, generator: Generator | None = None) -> Tensor:
     """1 with probability `input`, else 0, elementwise, in the dtype of `input`."""
-    (p,) = upcast([input.data])
+    p = input.data
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise RuntimeError("bernoulli: expected all probabilities p in the range 0 <= p <= 1")
     u = (generator or default_generator()).uniform(input.shape, np.float32, input.device)

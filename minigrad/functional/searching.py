@@ -27,7 +27,7 @@ def searchsorted(sorted_sequence: Tensor, input: Any, *, right: bool = False) ->
         raise ValueError(f"searchsorted: the sequence must be 1-D here, got shape {sorted_sequence.shape}")
     xp = array_module(sorted_sequence.data)
     values = xp.asarray(input.data if isinstance(input, Tensor) else input)
-    found = xp.searchsorted(*upcast([sorted_sequence.data, values]), side="right" if right else "left")
+    found = xp.searchsorted(sorted_sequence.data, values, side="right" if right else "left")
     return Tensor(xp.asarray(found))
 
 

@@ -156,12 +156,12 @@ class Sorting(Reductions):
         xp = array_module(self.data)
         if weights is None:
             return self.constant(xp.bincount(self.data, minlength=minlength))
-        sums = xp.bincount(self.data, *upcast([weights.data]), minlength)
+        sums = xp.bincount(self.data, weights.data, minlength)
         return self.constant(sums.astype(np.float32 if weights.dtype == FLOAT32 else np.float64))
 
     def histc(self, bins: int = 100, min: float = 0, max: float = 0) -> "Tensor":
         """The number of elements in each of `bins` equal intervals from min to max, or if equal, of all elements."""
-        (x,) = upcast([self.data])
+        (x,) = upcast([self.data])  # the edges of the intervals have the dtype of x
         limits = (min, max) if min != max else (float(x.min()), float(x.max()))
         return self.constant(array_module(x).histogram(x, bins, limits)[0].astype(self.dtype))
 

@@ -48,7 +48,7 @@ GIVEN_ORDER = {
 }  # fmt: skip
 # CuPy has no bfloat16 loop for these functions. Some use the loop of another dtype, the others raise.
 INSTEAD_OF_BFLOAT16 = {"clip": "float32", "round": "float32", "where": "float32", "std": "float64", "var": "float64"}
-NO_BFLOAT16 = {"argsort", "bincount", "cumprod", "cumsum", "histogram", "isin", "searchsorted", "unique"}
+NO_BFLOAT16 = {"argsort", "cumprod", "cumsum", "isin", "unique"}
 NO_AXIS_OF_0D = {"all", "any", "argmax", "argmin", "cumprod", "cumsum", "max", "min", "prod", "repeat", "sum"}
 
 

@@ -193,3 +193,11 @@ def test_a_generator_serves_the_gpu(device):
         minigrad.rand(3, generator=minigrad.Generator(device=at).manual_seed(3), device=at) for at in (device, "cpu")
     ]
     np.testing.assert_array_equal(*(draw.cpu().numpy() for draw in draws))
+
+
+def test_histc_of_bfloat16_has_exact_edges(device):
+    pytest.importorskip("ml_dtypes")
+    x = minigrad.arange(250.0, 300, 2, device=device).bfloat16()
+    np.testing.assert_array_equal(
+        x.histc(300, 0, 300).float().cpu().numpy(), x.float().histc(300, 0, 300).cpu().numpy()
+    )

@@ -149,5 +149,6 @@ F.instance_norm(images, weight=v, bias=v); F.interpolate(signal, size=5, mode="l
 F.interpolate(signal, scale_factor=2); F.interpolate(images, size=(3, 4), mode="area"); F.interpolate(signal, 4)
 F.interpolate(signal, scale_factor=1.5, mode="linear", align_corners=True); F.relu(a * 1, inplace=True)
 special.detach().unique(return_counts=True); m[[2, 0]]; m[:, [1, 3]]; m[0, [1, 3, 1]]; m[[True, False, True]]
+torch.isin(a.detach(), a[2:4].detach()); torch.isin(h.detach(), h[:2].detach())
 """.strip(),
 )
