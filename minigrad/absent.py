@@ -4,10 +4,12 @@ The package, `nn`, `functional`, `optim` and `autograd` look up a missing name h
 an attribute for each name.
 """
 
+import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 _NO_RECURRENCE = "recurrent layers are out of scope; attention and convolutions process sequences here"
-_NO_COMPILER = "ops run as they are called, without a compiler"
+_NO_COMPILER = "each op runs when it is called, without a compiler"
 _NO_COMPLEX = "complex dtypes are out of scope: float16, bfloat16, float32 and float64 exist"
 _NO_SPARSE = "sparse layouts are out of scope: all tensors are dense"
 _FIRST_ORDER = "backward is first-order: gradients of gradients do not exist"
@@ -124,7 +126,7 @@ ABSENT: dict[str, dict[str, str]] = {
         ),
     },
     "memory is managed by NumPy and CuPy": {
-        **dict.fromkeys(("pin_memory", "share_memory_", "record_stream"), "the Tensor as it is"),
+        **dict.fromkeys(("pin_memory", "share_memory_", "record_stream"), "the Tensor itself"),
     },
 }  # fmt: skip
 
@@ -138,6 +140,11 @@ def refuse(owner: Any, shown: str, name: str) -> NoReturn:
         reason, instead = NAMES[name]
         message += f": {reason}. Use {instead}"
     raise AttributeError(message, name=name, obj=owner)
+
+
+def module_getattr(module: str) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of the module of this name."""
+    return lambda name: refuse(sys.modules[module], f"module {module!r}", name)
 
 
 class Absent:

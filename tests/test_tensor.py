@@ -179,7 +179,7 @@ def test_in_place_methods_write_into_the_array(device):
 
 def test_names_that_do_not_exist_are_explained():
     for owner, name, message in (
-        (minigrad, "jit", "module 'minigrad' has no attribute 'jit': ops run as they are called"),
+        (minigrad, "jit", "module 'minigrad' has no attribute 'jit': each op runs when it is called"),
         (minigrad, "complex64", "complex dtypes are out of scope"),
         (Tensor([1.0]), "to_sparse", "a Tensor has no attribute 'to_sparse': sparse layouts are out of scope"),
         (minigrad, "no_such_name", "module 'minigrad' has no attribute 'no_such_name'$"),

@@ -1,8 +1,5 @@
 """L1: reverse-mode automatic differentiation. Read `function.py`, then `plain.py`, then `tape.py`."""
 
-import sys
-from typing import Any
-
 from minigrad import absent
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.autograd.function import Function
@@ -20,7 +17,4 @@ __all__ = [
     "set_grad_enabled",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Explain the names of `torch.autograd` that do not exist here."""
-    absent.refuse(sys.modules[__name__], "module 'minigrad.autograd'", name)
+__getattr__ = absent.module_getattr(__name__)

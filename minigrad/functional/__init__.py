@@ -9,9 +9,6 @@ meets; shapes or values that do not fit raise a ValueError; "floating-point" inp
 Arguments of PyTorch that a signature lacks are not supported.
 """
 
-import sys
-from typing import Any
-
 from minigrad import absent
 from minigrad.functional.activations import (
     celu,
@@ -118,7 +115,4 @@ __all__ = [
     "triplet_margin_loss", "unfold", "where", "window_attention",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    """Explain the names of `torch.nn.functional` that do not exist here."""
-    absent.refuse(sys.modules[__name__], "module 'minigrad.functional'", name)
+__getattr__ = absent.module_getattr(__name__)

@@ -1,7 +1,6 @@
 """L5: Module, layers, losses and initialisers, with PyTorch's names."""
 
 import sys
-from typing import Any
 
 from minigrad import absent, functional
 from minigrad.nn import init, utils
@@ -118,7 +117,4 @@ __all__ = [
 
 sys.modules["minigrad.nn.functional"] = functional  # `import minigrad.nn.functional as F`
 
-
-def __getattr__(name: str) -> Any:
-    """Explain the names of `torch.nn` that do not exist here."""
-    absent.refuse(sys.modules[__name__], "module 'minigrad.nn'", name)
+__getattr__ = absent.module_getattr(__name__)

@@ -65,8 +65,8 @@ class ZeroPad2d(_Pad):
     mode = "constant"
 
 
-class ConstantPad1d(ZeroPad1d):
-    """`F.pad` with mode "constant" and a value."""
+class _ConstantPad(_Pad):
+    mode = "constant"
 
     def __init__(self, padding: int | tuple[int, ...], value: float) -> None:
         super().__init__(padding)
@@ -79,18 +79,16 @@ class ConstantPad1d(ZeroPad1d):
         return f"padding={self.padding}, value={self.value}"
 
 
-class ConstantPad2d(ZeroPad2d):
-    """`F.pad` with mode "constant" and a value."""
+class ConstantPad1d(_ConstantPad):
+    """`F.pad` of rows (N, C, L) with mode "constant" and a value."""
 
-    def __init__(self, padding: int | tuple[int, ...], value: float) -> None:
-        super().__init__(padding)
-        self.value = value
+    axes = 1
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.padding, self.mode, self.value)
 
-    def extra_repr(self) -> str:
-        return f"padding={self.padding}, value={self.value}"
+class ConstantPad2d(_ConstantPad):
+    """`F.pad` of images (N, C, H, W) with mode "constant" and a value."""
+
+    axes = 2
 
 
 class PixelShuffle(Module):

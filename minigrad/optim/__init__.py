@@ -1,8 +1,5 @@
 """L5: optimizers, learning-rate schedules, gradient clipping, loss scaling, and the moving average of a model."""
 
-import sys
-from typing import Any
-
 from minigrad import absent
 from minigrad.nn.utils import clip_grad_norm_
 from minigrad.ops.updates import orthogonalize
@@ -35,7 +32,4 @@ __all__ = [
     "scale_all",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Explain the names of `torch.optim` that do not exist here."""
-    absent.refuse(sys.modules[__name__], "module 'minigrad.optim'", name)
+__getattr__ = absent.module_getattr(__name__)

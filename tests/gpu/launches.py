@@ -143,7 +143,7 @@ def row(model: str) -> dict[str, Any]:
 
 
 def compared(model: str, recorded: dict[str, Any], found: dict[str, Any]) -> str:
-    """What a step does more or less than is recorded, and what to do; empty if nothing."""
+    """The differences between a step and the record, and how to record anew; an empty string without differences."""
     if recorded == found:
         return ""
     more = differences(recorded.get("launches by name", {}), found["launches by name"])

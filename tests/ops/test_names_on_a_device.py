@@ -15,7 +15,7 @@ import pytest
 import minigrad
 from minigrad import Tensor
 from tests.reference.lines import LINES, NAMES
-from tests.reference.statements import SETUP, STATEMENTS
+from tests.reference.statements import STATEMENTS, value_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # warnings of NumPy, at infinities
@@ -82,23 +82,16 @@ def evaluate(line, device, dtype=None):
     return y, [x.grad for x in names.values() if x.grad is not None]
 
 
-def value_of(line, device):
-    """The value of the last statement of a line, or the error that it raised."""
+def value_on(line, device):
+    """The value of a line of statements, whose functions create tensors on the device."""
     minigrad.manual_seed(0)
     torch, nn, init = (
         SimpleNamespace(**{name: on(device, getattr(module, name)) for name in dir(module)})
         for module in (minigrad, minigrad.nn, minigrad.nn.init)
     )
-    torch.nn, nn.init = nn, init
-    names = {"torch": torch, "np": np, "F": minigrad.functional, "nn": nn}
-    exec(SETUP, names)
-    *statements, last = line.split("; ")
+    torch.nn, nn.init, nn.functional = nn, init, minigrad.functional
     try:
-        for statement in statements:
-            exec(statement, names)
-        return eval(last, names)
-    except Exception as error:
-        return error
+        return value_of(torch, line)
     finally:
         minigrad.set_grad_enabled(True)
 
@@ -114,7 +107,7 @@ def test_line_gives_on_the_gpu_what_the_cpu_gives(line, device):
     "line", [x for lines in STATEMENTS.values() for x in lines if not any(word in x for word in ELSEWHERE)]
 )
 def test_statement_gives_on_the_gpu_what_the_cpu_gives(line, device):
-    ours, theirs = value_of(line, device), value_of(line, "cpu")
+    ours, theirs = value_on(line, device), value_on(line, "cpu")
     (kinds, values), (cpu_kinds, cpu_values) = described(ours), described(theirs)
     assert kinds == cpu_kinds, repr(ours)
     assert_same(values, cpu_values)

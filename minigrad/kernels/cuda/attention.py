@@ -166,8 +166,8 @@ def empty_like(x: Array, width: int) -> Array:
 def _mask_arguments(mask: Array | None, shape: tuple[int, ...]) -> tuple[Any, ...]:
     """The kernel arguments of a mask that broadcasts to `shape`: the array, its strides, and n, its number of masks.
 
-    The mask is made contiguous, as it is read often. The kernel uses mask i % n for batch index i. If the n masks do
-    not repeat in this order, the mask is expanded to the batch.
+    The mask is made contiguous: the kernel reads each element many times. Batch index i uses mask i % n. If the n masks
+    do not repeat in this order, the mask is expanded to the batch.
     """
     if mask is None:
         return None, *[np.int64(0)] * 2, np.int32(0), np.int64(0), np.int32(1)
