@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend.arrays import Array, array_module, to_device
+from minigrad.backend.batch import Rows
 from minigrad.backend.dtypes import is_floating
 from minigrad.backend.fast_paths import fast_path
 
@@ -62,6 +63,8 @@ class Generator:
     """
 
     captured: Array | None = None
+    rows: Rows | None = None
+    """If set, `uniform` draws for these images of a batch: the values that they have in a draw for the whole batch."""
 
     def __init__(self, seed: int = 0, draws: int = 0, *, device: str = "cpu") -> None:
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
@@ -100,9 +103,16 @@ class Generator:
                 words[start : start + len(block), column] = word
         return words.reshape(-1)[:count]
 
-    def uniform(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
+    def uniform(
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int = 0
+    ) -> Array:
         """Uniform values in [0, 1), with as many random bits as the dtype has significant bits: 8 in bfloat16, 11 in
-        float16, 24 in float32, 53 in float64."""
+        float16, 24 in float32, 53 in float64.
+
+        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1.
+        """
+        if self.rows is not None:
+            return self._uniform_of_rows(tuple(shape), dtype, device, axis)
         count = _count(shape, dtype)
         fast = fast_path(Generator.uniform, self, shape, dtype, device)
         if fast is not None:
@@ -114,6 +124,18 @@ class Generator:
             bits = {"bfloat16": 8, "float16": 11}.get(np.dtype(dtype).name, 24)
             values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
         return to_device(values.reshape(shape), device)
+
+    def _uniform_of_rows(self, shape: tuple[int, ...], dtype: Any, device: str, axis: int) -> Array:
+        """The images `rows` of a draw for the whole batch."""
+        assert self.rows is not None
+        rows, self.rows = self.rows, None
+        try:
+            k = shape[axis] // len(rows)
+            whole = self.uniform((*shape[:axis], k * rows.count, *shape[axis + 1 :]), dtype, device)
+        finally:
+            self.rows = rows
+        index = (rows.index[:, None] * k + np.arange(k)).reshape(-1)  # (images, k) -> (images k)
+        return whole.take(to_device(index, device), axis=axis)
 
     def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1]."""
