@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def split(count: int, parts: int, *, mirrored: bool = False) -> list[Rows]:
     """
     if not mirrored:
         bounds = [count * i // parts for i in range(parts + 1)]
-        return [Rows(count, ((s, e),) if s < e else ()) for s, e in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [Rows(count, ((s, e),) if s < e else ()) for s, e in pairwise(bounds)]
     parts_of_half = split((count + 1) // 2, parts)
     # Ranges that meet in the middle are one range: the middle image of an odd number is not repeated.
     return [
