@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from minigrad.backend.arrays import Array
+from minigrad.backend.arrays import Array, array_module
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Rows:
     def index(self) -> np.ndarray:
         """The indices of the images in the batch, (len,) int64."""
         return np.concatenate([np.arange(start, stop) for start, stop in self.ranges] or [np.arange(0)])
+
+    def take(self, x: Array) -> Array:
+        """These images of an array of the whole batch, (count, ...) -> (len, ...); one range is a view."""
+        ranges = [x[start:stop] for start, stop in self.ranges]
+        return ranges[0] if len(ranges) == 1 else array_module(x).concatenate(ranges or [x[:0]])
 
     def part(self, start: int, stop: int) -> "Rows":
         """The images `start` to `stop` - 1 of these images."""
