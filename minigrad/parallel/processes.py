@@ -76,8 +76,8 @@ def place(environ: Mapping[str, str]) -> Place:
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     in_srun = step is not None and step < _RESERVED_STEPS and (_integer(environ, tasks) or 1) > 1
     if "PMIX_RANK" in environ:
-        names = ("PMIX_RANK", tasks, "SLURM_LOCALID") if in_srun else ("PMIX_RANK", None, None)
-        return _place(environ, "PMIx", *names)
+        size, local_rank = (tasks, "SLURM_LOCALID") if in_srun else (None, None)
+        return _place(environ, "PMIx", "PMIX_RANK", size, local_rank)
     if in_srun:
         return _place(environ, "SLURM", "SLURM_PROCID", tasks, "SLURM_LOCALID")
     if "RANK" in environ or "WORLD_SIZE" in environ:
@@ -232,7 +232,7 @@ class World:
         _require_array("reduce_scatter", x, writes=False)
         if x.ndim != 1 or len(x) % self.size:
             raise ValueError(
-                f"reduce_scatter: needs an array with one axis, of a length that {self.size} ranks divide, got {x.shape}"
+                f"reduce_scatter: needs an array with one axis, whose length {self.size} ranks divide, got {x.shape}"
             )
         return x if self._alone("reduce_scatter", [x]) else self._engine(x).reduce_scatter(x)
 
