@@ -104,19 +104,19 @@ class Generator:
         return words.reshape(-1)[:count]
 
     def uniform(
-        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int = 0
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = 0
     ) -> Array:
         """Uniform values in [0, 1), with as many random bits as the dtype has significant bits: 8 in bfloat16, 11 in
         float16, 24 in float32, 53 in float64.
 
-        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1.
+        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1; None: all parts draw the same values.
         """
-        if self.rows is not None:
-            return self._uniform_of_rows(tuple(shape), dtype, device, axis)
         count = _count(shape, dtype)
-        fast = fast_path(Generator.uniform, self, shape, dtype, device)
+        fast = fast_path(Generator.uniform, self, shape, dtype, device, axis=axis)
         if fast is not None:
-            return fast(self, shape, dtype, device)
+            return fast(self, shape, dtype, device, axis=axis)
+        if self.rows is not None and axis is not None:
+            return self._uniform_of_rows(tuple(shape), dtype, device, axis)
         if np.dtype(dtype) == np.float64:
             high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
@@ -131,11 +131,11 @@ class Generator:
         rows, self.rows = self.rows, None
         try:
             k = shape[axis] // len(rows)
-            whole = self.uniform((*shape[:axis], k * rows.count, *shape[axis + 1 :]), dtype, device)
+            whole = self.uniform((*shape[:axis], k * rows.count, *shape[axis + 1 :]), dtype)
         finally:
             self.rows = rows
         index = (rows.index[:, None] * k + np.arange(k)).reshape(-1)  # (images, k) -> (images k)
-        return whole.take(to_device(index, device), axis=axis)
+        return to_device(whole.take(index, axis=axis), device)
 
     def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
         """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1]."""
