@@ -107,7 +107,7 @@ class Step:
         parts = list(batches(len(index), self.options.batch_size))
         for part in parts:  # the gradients of the batches add up
             rows, copies = self.rows_of(part.stop - part.start)
-            self.transform.generator.rows = rows
+            self.transform.generator.rows = rows if len(rows) < rows.count else None
             images, labels = self.data.take(rows.take(index[part]))
             images, targets = self.transform(images, labels)  # augment, normalise
             work = partial(self.forward_backward, len(index), copies)
