@@ -4,6 +4,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from signal import SIGTERM
 
 import numpy as np
 
@@ -174,7 +175,7 @@ def fit(trainer: Trainer, results: Results) -> int:
             results.save()
             place = f"epoch {trainer.epoch} and {trainer.position} of {plural(trainer.steps, 'step')} of the next"
             print(f"stopped after {place}; --resume {results.folder} continues from there", file=sys.stderr)
-            return 128 + received[0]
+            return stopped_by(received)
         except DivergedError as error:
             if trainer.step.checks_finite:
                 raise
@@ -184,9 +185,14 @@ def fit(trainer: Trainer, results: Results) -> int:
             try:
                 found = resume.repeat_with_checks(results.state, trainer, results.info)
             except Stopped:
-                return 128 + received[0]
+                return stopped_by(received)
             raise InputError(found or f"{error} (it did not when the epoch was repeated with checks)") from None
     return 0
+
+
+def stopped_by(received: list[int]) -> int:
+    """The exit code of a run that a signal stopped, on this rank or on another."""
+    return 128 + (received[0] if received else SIGTERM)
 
 
 def evaluate(settings: Settings, world: World) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
 def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     world = parallel.world()
     dataset = shapes.load(arguments.images, 20)
-    flags = ["--batch-size", str(arguments.batch_size), "--threads", "1", "--model-ema", "--epochs", "1000"]
+    flags = ["--batch-size", str(arguments.batch_size), "--model-ema", "--epochs", "1000"]
     settings = replace(parse([*flags, "--warmup-epochs", "1", *arguments.flags]), **EVERYTHING)
     manual_seed(settings.seed)
     model: nn.Module = MODELS[arguments.model]()
