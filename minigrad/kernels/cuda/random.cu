@@ -30,7 +30,7 @@ uniform(float* __restrict__ y, long long count, unsigned long long draw, unsigne
 // The fields of `Rows` count values, not images.   y (A, size)   grid: (ceil(size / (4 * 256)), A)
 //
 // A thread writes four adjacent values, whose words are from one Philox call if they are aligned in the whole draw, as
-// in images of 4k values, else from two.
+// in images of 4k values, else from two or more.
 extern "C" __global__ void __launch_bounds__(256)
 uniform_of_rows(float* __restrict__ y, long long size, long long count, long long split, long long offset0,
                 long long offset1, unsigned long long draw, unsigned long long seed,
