@@ -129,7 +129,7 @@ def test_replays_draw_for_the_part_of_the_batch():
 
     run = GraphedStep(step, optimizer, warmup=1, generators=[generator])
     x = to_device(np.ones(2, np.float32), "cuda")
-    part, other = Rows(6, ((0, 1), (5, 6))), Rows(7, ((0, 1), (5, 6)))
+    part, other = Rows(6, ((0, 1), (5, 6))), Rows(6, ((1, 2), (4, 5)))
     for draw, rows in enumerate([part, part, part, other, part, other]):
         generator.rows = rows
         found = to_device(run(x), "cpu")

@@ -63,14 +63,14 @@ class Rows:
             ValueError: there is no such axis, or its size is not a multiple of the number of images.
         """
         n = len(self)
-        axis += len(shape) if axis < 0 else 0
-        k = shape[axis] // max(n, 1) if 0 <= axis < len(shape) else -1
+        k = shape[axis] // max(n, 1) if -len(shape) <= axis < len(shape) else -1
         if k < 0 or shape[axis] != k * n:
             raise ValueError(
                 f"a draw for {n} images of a batch: axis {axis}, the image axis, must have a multiple of {n} entries, "
                 f"got shape {tuple(shape)}; axis=None draws an array without an image axis, equal for all parts"
             )
-        each = k * prod(shape[axis + 1 :])  # k B
+        axis %= len(shape)
+        each = k * prod(shape[axis + 1 :])  # elements of an image in each of the A rows
         return [
             (each * (self.count * a + start), each * (self.count * a + stop))
             for a in range(prod(shape[:axis]))

@@ -69,6 +69,7 @@ def test_parts_are_images_of_the_whole_batch(augment, rows, H, W, seed, order):
         found = augment(images[rows.index], part)
     assert kernel_names(launches) == ["randaugment"] and part.draws == 2 * augment.num_ops
     np.testing.assert_array_equal(found, augment(images, Generator(seed))[rows.index])
+    np.testing.assert_array_equal(found, augment(images[rows.index], generator_of(rows, seed)))  # on the CPU
 
 
 @pytest.mark.parametrize("rows", [Rows(5, ((0, 1), (2, 3), (4, 5))), Rows(5, ((0, 2),))], ids=str)

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrad.backend.batch import Rows, split
 from minigrad.backend.random import Generator
+from tests.backend.test_random import generator_of
 from tests.train.test_augment import SEEDS, made
 from train.data.randaugment import (
     COLOURS,
@@ -46,6 +48,31 @@ def test_intervals_partition_the_batch(N, seed, cuts):
         assert selected.sum() in (floor((stop - start) * N), ceil((stop - start) * N)), "even shares"
         owners[rows] += selected
     np.testing.assert_array_equal(owners, 1)
+
+
+@given(N=st.integers(1, 40), start=st.floats(0, 1), stop=st.floats(0, 1), seed=SEEDS)
+def test_rows_of_an_interval_of_the_whole_batch_are_known_in_advance(N, start, stop, seed):
+    for rows in (None, Rows(N, ((0, N),))):
+        found, _ = StratifiedAssignment(N, generator_of(rows, seed), "cpu").interval(start, stop)
+        assert found == slice(floor(start * N), ceil(stop * N))
+
+
+@given(N=st.integers(1, 40), parts=st.integers(1, 8), mirrored=st.booleans(), cut=st.floats(0, 1), seed=SEEDS)
+def test_parts_assign_as_the_whole_batch(N, parts, mirrored, cut, seed):
+    def assigned(images, generator):
+        """Whether each image has a value below `cut`, and a uniform value of the image's row of the permuted batch."""
+        assignment = StratifiedAssignment(images, generator, "cpu")
+        rows, selected = assignment.interval(0, cut)
+        below = np.zeros(images, bool)
+        below[rows] = selected
+        u = np.zeros((images, 5))
+        u[rows] = assignment.uniform(2, cut, (5,))[1]
+        return below[assignment.row], assignment.uniform(3)[2][assignment.row], u[assignment.row]
+
+    expected = assigned(N, Generator(seed))
+    for rows in split(N, parts, mirrored=mirrored):
+        for mine, theirs in zip(assigned(len(rows), generator_of(rows, seed)), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs[rows.index])
 
 
 def test_equal_random_numbers_give_a_permutation():

@@ -55,7 +55,7 @@ class StratifiedAssignment:
         own = keys if self.whole else keys[to_device(part.index, device)]
         row = (own[:, None] > keys).sum(axis=1)  # (n,): r, the rank; a CUDA graph cannot contain CuPy's sort
         self.row = row if self.whole else (own[:, None] > own).sum(axis=1)  # (n,): the row in the permuted part
-        self.held = index if self.whole else xp.sort(row)  # (n,): r of each row of the permuted part
+        self.held = index if self.whole else self.permute(row)  # (n,): r of each row of the permuted part
         self.value = self.held + u[self.N].astype(np.float64)  # (n,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:

@@ -26,10 +26,11 @@ uniform(float* __restrict__ y, long long count, unsigned long long draw, unsigne
         if (index * 4 + i < count) y[index * 4 + i] = Draw::as_uniform(words.at[i]);
 }
 
-// The rows of a part of a batch in a draw (A, count) for the whole batch; a row has the values of one image, or one of
-// these values.   y (A, size)   grid: (ceil(size / (4 * 256)), A)
+// `uniform` for a part of a batch: the values that the images of the part have in a draw (A, count) for the whole batch.
+// The fields of `Rows` count values, not images.   y (A, size)   grid: (ceil(size / (4 * 256)), A)
 //
-// The words of four adjacent elements are of one Philox call, or of two if the offset is not a multiple of 4.
+// A thread writes four adjacent values, whose words are from one Philox call if they are aligned in the whole draw, as
+// in images of 4k values, else from two or more.
 extern "C" __global__ void __launch_bounds__(256)
 uniform_of_rows(float* __restrict__ y, long long size, long long count, long long split, long long offset0,
                 long long offset1, unsigned long long draw, unsigned long long seed,

@@ -58,8 +58,8 @@ def has_rows(generator: Generator, N: int) -> bool:
 
 
 def rows_of(generator: Generator, N: int, values: int = 1) -> tuple[np.int64, ...]:
-    """The fields of `Rows` in rows.cuh: the images that `generator` draws for, by default all N images of a batch.
-    If an image has several values, the rows of the kernel are values."""
+    """The fields of `Rows` in rows.cuh, for the images that `generator` draws for, by default all N images of a batch.
+    With `values`, the number of values of an image, the fields count values."""
     if generator.rows is None:
         return np.int64(values * N), ZERO, ZERO, ZERO
     (start, stop), *second = generator.rows.ranges

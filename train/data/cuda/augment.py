@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from minigrad.backend import Array, array_module
-from minigrad.backend.batch import Rows
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.backend.random import Generator
 from minigrad.kernels.cuda.launch import MAX_GRID, Kernel, on_gpu
@@ -85,9 +84,8 @@ def erase(erasing: RandomErasing, images: Array, generator: Generator) -> Array:
 def can_mix(mix: Mix, images: Array, targets: Array, generator: Generator) -> bool:
     """True for float32 images and targets (N, K) on the GPU: a batch, or a part that has the partner of each image."""
     fit = fits(images, np.float32, generator) and on_gpu(targets) and targets.dtype == np.float32 and targets.ndim == 2
-    rows = generator.rows or Rows(len(images), ())
-    mirrored = tuple((rows.count - stop, rows.count - start) for start, stop in reversed(rows.ranges))
-    return bool(fit and len(images) == len(targets) <= MAX_GRID[1] and rows.ranges == mirrored)
+    partners = generator.rows is None or generator.rows.mirrored
+    return bool(fit and partners and len(images) == len(targets) <= MAX_GRID[1])
 
 
 @fast_path_of(Mix.__call__, supports=can_mix)
