@@ -43,9 +43,7 @@ def normalize(x: Array, axis: Axis, eps: float, means: Means = means_over) -> tu
     return centred * rstd, rstd, mean, var
 
 
-def normalize_backward(
-    grad_x_hat: Array, x_hat: Array, rstd: Array, axis: Axis, means: Means = means_over
-) -> Array:
+def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: Axis, means: Means = means_over) -> Array:
     """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩), with means over `axis`, computed by `means`."""
     constant, along_x_hat = means(axis, grad_x_hat, grad_x_hat * x_hat)
     return rstd * (grad_x_hat - constant - x_hat * along_x_hat)
