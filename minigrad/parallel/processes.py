@@ -15,6 +15,7 @@ the same shapes and dtypes. `broadcast` and `all_gather`, which are not called i
 import atexit
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -301,14 +302,17 @@ class World:
             )
         return self._host
 
-    def _engine(self, x: Array) -> Engine:
-        if isinstance(x, np.ndarray):
-            return self._objects
+    @property
+    def _gpu_engine(self) -> Engine:
+        """The engine for CuPy arrays, made at the first use."""
         if self._gpu is None:
             if self._make_gpu is None:
                 raise RuntimeError(f"rank {self.rank} of {self.size}: this World has no engine for arrays on a GPU")
             self._gpu = self._make_gpu()
         return self._gpu
+
+    def _engine(self, x: Array) -> Engine:
+        return self._objects if isinstance(x, np.ndarray) else self._gpu_engine
 
     def _by_engine(self, arrays: Sequence[Array]) -> list[tuple[Engine, list[Array]]]:
         """The arrays on the CPU, then those on the GPU, each with their engine."""
@@ -392,7 +396,26 @@ def _make(found: Place) -> World:
             return World()
     if size is None:
         raise RuntimeError(f"{found.launcher} started rank {rank}; mpi4py says of how many: pip install mpi4py")
-    made = World(rank, size, local or 0, host)
+    nccl = importlib.import_module("minigrad.parallel.nccl")  # does not import CuPy
+    chosen, problem = nccl.choose_gpu(os.environ, local)
+    if chosen is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+
+    def send_to_all(message: str | None) -> str:
+        if host is not None:
+            return str(made.broadcast_object(message))
+        rendezvous = importlib.import_module("minigrad.parallel.rendezvous")
+        timeout = float(os.environ.get("MINIGRAD_TIMEOUT", "600"))
+        folder = rendezvous.folder_for(os.environ, size)
+        return str(rendezvous.send_to_all(message, folder, rank, size, timeout))
+
+    def gpu() -> Any:
+        nccl.require_one_gpu(problem, chosen is not None, local or 0)
+        return nccl.Nccl(rank, size, send_to_all, made.abort)
+
+    made = World(rank, size, local or 0, host, gpu)
+    if host is None and importlib.util.find_spec("cupy") is not None:
+        made._host = nccl.ThroughGpu(lambda: made._gpu_engine)
     atexit.register(made.close)
     _end_all_ranks_after_an_exception(made)
     return made
