@@ -296,10 +296,19 @@ class ThroughGpu:
         """In place: the sum, mean, maximum or minimum over the ranks."""
         self._in_place(arrays, lambda engine, xs: engine.all_reduce(xs, op))
 
-    def start_all_reduce(self, arrays: Sequence[np.ndarray]) -> Any:
-        """Sum over the ranks, in place, at once."""
-        self.all_reduce(arrays, "sum")
-        return _Done()
+    def start_all_reduce(self, arrays: Sequence[np.ndarray]) -> NcclWork:
+        """Start to sum over the ranks, in place."""
+        engine = self.get()
+        xs = [engine.cupy.asarray(x) for x in arrays]
+        work: NcclWork = engine.start_all_reduce(xs)
+        finish = work.finish
+
+        def copy() -> None:
+            finish()
+            self._to_host(engine, arrays, xs)
+
+        work.finish = copy
+        return work
 
     def broadcast(self, arrays: Sequence[np.ndarray], root: int) -> None:
         """In place: the arrays of rank `root`."""
@@ -333,12 +342,11 @@ class ThroughGpu:
         engine = self.get()
         xs = [engine.cupy.asarray(x) for x in arrays]
         function(engine, xs)
+        self._to_host(engine, arrays, xs)
+
+    def _to_host(self, engine: Any, arrays: Sequence[np.ndarray], xs: list[Array]) -> None:
         for x, y in zip(arrays, xs, strict=True):
             x[...] = engine.to_host(y)
-
-
-class _Done:
-    def wait(self) -> None: ...
 
 
 def _copy_back(arrays: Sequence[Array], buffers: Sequence[Array]) -> None:
