@@ -70,8 +70,16 @@ class Outermost:
             raise
         finally:
             _running.outermost.clear()
-            for end in self.ends:
-                end(error)
+            self.run_ends(error)
+
+    def run_ends(self, error: BaseException | None) -> None:
+        """Call the functions of `at_end`, the last first. All are called, also if one of them raises an exception."""
+        while self.ends:
+            try:
+                self.ends.pop()(error)
+            except BaseException:
+                self.run_ends(error)
+                raise
 
     def run_hooks(self, leaf: Leaf) -> None:
         """Run the post-accumulate hooks of a leaf whose gradient is complete."""
@@ -91,7 +99,8 @@ _running = _Running()
 
 
 def at_end(end: Callable[[BaseException | None], None]) -> None:
-    """Within a hook: call `end(error)` at the end of the outermost backward, with the exception it raised, or None."""
+    """Within a hook or the backward of an op: call `end(error)` at the end of the outermost backward, with the
+    exception that it raised, or None. Functions are called in reverse order, as by `ExitStack`."""
     _running.outermost[0].ends.append(end)
 
 
