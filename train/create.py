@@ -69,9 +69,7 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     augment = create_augment(settings, dataset)
     model, dataset = model.to(settings.device), dataset.to(settings.device)
     generator = Generator(_STREAM * (settings.seed + 1))
-    # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
-    threads = 1 if any(model.named_buffers()) else settings.threads
-    shards = Shards(threads, generator.seed + 1)
+    shards = Shards(settings.threads, generator.seed + 1)
     smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already
     step = Step(
         model=model,

@@ -69,9 +69,15 @@ def split(count: int, parts: int, *, mirrored: bool = False) -> list[Rows]:
 
 class _Current(threading.local):
     sum: Callable[[Array], Array] | None = None
+    updates = True
 
 
 _current = _Current()
+
+
+def current_sum() -> Callable[[Array], Array] | None:
+    """The function of `sums_over_batch` in this thread; None if this thread has the whole batch."""
+    return _current.sum
 
 
 def batch_sum(x: Array) -> Array:
@@ -79,11 +85,21 @@ def batch_sum(x: Array) -> Array:
     return x if _current.sum is None else _current.sum(x)
 
 
+def updates_buffers() -> bool:
+    """False if another thread, with another part of the batch, updates the buffers of the model: running statistics."""
+    return _current.updates
+
+
 @contextmanager
-def sums_over_batch(function: Callable[[Array], Array]) -> Iterator[None]:
-    """Within the block, `function` is `batch_sum` of this thread. All parts must call it in the same order."""
-    previous, _current.sum = _current.sum, function
+def sums_over_batch(function: Callable[[Array], Array], *, updates: bool = True) -> Iterator[None]:
+    """Within the block, `function` is `batch_sum` of this thread. All parts must call it in the same order.
+
+    For batches in several parts only: a part of one value per channel is then valid in batch normalisation. `updates`:
+    the value of `updates_buffers`; True in exactly one thread of those that share a model.
+    """
+    previous = _current.sum, _current.updates
+    _current.sum, _current.updates = function, updates
     try:
         yield
     finally:
-        _current.sum = previous
+        _current.sum, _current.updates = previous

@@ -28,7 +28,7 @@ from minigrad.autograd.node import Leaf
 from minigrad.backend import Array, array_module
 from minigrad.backend.batch import sums_over_batch
 from minigrad.nn.module import Module
-from minigrad.nn.norm import BatchNorm1d, BatchNorm2d
+from minigrad.nn.norm import BatchNorm1d, BatchNorm2d, SyncBatchNorm
 from minigrad.parallel.buckets import Buckets
 from minigrad.parallel.processes import World
 from minigrad.parallel.processes import world as world_of_process
@@ -126,7 +126,7 @@ class DistributedDataParallel(Module):
                 normalised = {
                     id(buffer)
                     for part in self.module.modules()
-                    if isinstance(part, BatchNorm1d | BatchNorm2d)
+                    if isinstance(part, BatchNorm1d | BatchNorm2d | SyncBatchNorm)
                     for buffer in part.buffers(recurse=False)
                 }
                 others = [x.data for x in self.module.buffers() if id(x) not in normalised]
