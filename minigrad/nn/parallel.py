@@ -1,15 +1,15 @@
 """L5: DistributedDataParallel: a module whose gradients are averaged over the ranks in backward, as in PyTorch.
 
-    from minigrad import distributed as dist
-    from minigrad.nn.parallel import DistributedDataParallel as DDP
+from minigrad import distributed as dist
+from minigrad.nn.parallel import DistributedDataParallel as DDP
 
-    dist.init_process_group()
-    minigrad.manual_seed(seed + dist.get_rank())        # each rank draws other dropout masks
-    model = DDP(model)
-    for images, labels in loader:                       # with a DistributedSampler: other images on each rank
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
+dist.init_process_group()
+minigrad.manual_seed(seed + dist.get_rank())        # each rank draws other dropout masks
+model = DDP(model)
+for images, labels in loader:                       # with a DistributedSampler: other images on each rank
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    optimizer.step()
 """
 
 import copy
@@ -104,7 +104,7 @@ class DistributedDataParallel(Module):
             )
         self.module, self.broadcast_buffers = module, broadcast_buffers
         self.require_backward_grad_sync = True
-        self._options = {"megabytes": 25.0 if bucket_cap_mb is None else bucket_cap_mb, "mean": True}
+        self._megabytes = 25.0 if bucket_cap_mb is None else bucket_cap_mb
         self._start(world_of_process() if world is None else world)
         if init_sync and self._world.size > 1:
             require_same_state(module, self._world)
@@ -112,7 +112,7 @@ class DistributedDataParallel(Module):
 
     def _start(self, world: World) -> None:
         self._world, self._synchronizes, self._in_backward = world, True, False
-        self._buckets = Buckets(self.module.parameters(), world, **self._options)
+        self._buckets = Buckets(self.module.parameters(), world, self._megabytes, mean=True)
         self._hooked: dict[int, Leaf] = {}
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
@@ -133,7 +133,8 @@ class DistributedDataParallel(Module):
                 broadcast_arrays(others, self._world)
         with sums_over_batch(self._sum):
             output = self.module(*inputs, **options)
-        for node in {y._node for y in _tensors(output) if y.grad_fn is not None}:
+        for node in {y.grad_fn for y in _tensors(output)} - {None}:
+            assert node is not None
             node.hooks = (*node.hooks, self._enter_backward)
         return output
 

@@ -209,10 +209,10 @@ def test_gradients_after_the_last_backward_are_refused():
     def work(world):
         w = tensor(3)
         buckets = Buckets([w], world)
-        with pytest.raises(RuntimeError, match=r"2 calls of backward reached parameter 0, .* after 1: pass the number"):
-            with buckets.overlapping():
-                for _ in range(2):
-                    (w * 2).sum().backward()
+        message = r"2 calls of backward reached parameter 0, .* after 1: pass the number"
+        with pytest.raises(RuntimeError, match=message), buckets.overlapping():
+            for _ in range(2):
+                (w * 2).sum().backward()
         assert w.grad is None
         with buckets.overlapping():
             (w * 2).sum().backward()
@@ -233,9 +233,9 @@ def test_exception_in_backward_ends_the_step_on_all_ranks(failing):
         if world.rank in failing:
             y.register_hook(fail)
         expected = ZeroDivisionError if world.rank in failing else RuntimeError
-        with pytest.raises(expected, match=r"in backward|another rank: all gradients are None"):
-            with buckets.overlapping():
-                (y.sum() * b.sum()).backward()
+        message = r"in backward|another rank: all gradients are None"
+        with pytest.raises(expected, match=message), buckets.overlapping():
+            (y.sum() * b.sum()).backward()
         assert a.grad is None and b.grad is None and not a._node.post_hooks
         with buckets.overlapping():
             (a * 2).sum().backward()
