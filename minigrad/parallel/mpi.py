@@ -1,8 +1,8 @@
 """L1: collective operations on NumPy arrays by MPI (mpi4py), for the class `World`.
 
 Every operation is nonblocking in MPI and is waited for by polling, so that Python's signal handlers run while a rank
-waits. Between two polls the rank yields its core (`sched_yield`): ranks may outnumber cores. After 20 ms the rank sleeps
-between polls, so that a long wait, such as for rank 0's checkpoint, leaves the core to others.
+waits. Between two polls the rank yields its core (`sched_yield`): ranks may outnumber cores. After 20 ms the rank
+sleeps between polls, so that a long wait, such as for rank 0's checkpoint, leaves the core to others.
 
 MPI has no 16-bit floating-point type and no sum of bool: float16 and bfloat16 are summed in float32 and cast back, and
 the sum of bool is "or", as in PyTorch.
