@@ -3,7 +3,7 @@
 import sys
 
 from minigrad import absent, functional
-from minigrad.nn import init, utils
+from minigrad.nn import init, parallel, utils
 from minigrad.nn.activation import (
     CELU,
     ELU,
@@ -113,7 +113,7 @@ __all__ = [
     "ReflectionPad1d", "ReflectionPad2d", "ReplicationPad1d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid",
     "SmoothL1Loss", "SoftMarginLoss", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "SyncBatchNorm",
     "Tanh", "Tanhshrink", "Threshold", "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss",
-    "Unflatten", "Unfold", "Upsample", "ZeroPad1d", "ZeroPad2d", "functional", "init", "utils",
+    "Unflatten", "Unfold", "Upsample", "ZeroPad1d", "ZeroPad2d", "functional", "init", "parallel", "utils",
 ]  # fmt: skip
 
 sys.modules["minigrad.nn.functional"] = functional  # `import minigrad.nn.functional as F`
