@@ -21,7 +21,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import ceil, inf, log2
+from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,9 +102,8 @@ class Buckets(NamedTuple):
 def buckets_of(parts: Sequence[Any], limit: float) -> Buckets:
     """Buckets of `limit` bytes. The backward goes from the last part of a model (`models.summary.parts`) to the first,
     and takes time in proportion to their MACs; within a part, bytes become complete at a constant rate."""
-    nbytes, macs = (
-        [0, *np.cumsum(counts)] for counts in zip(*((4 * p.parameters, p.macs) for p in reversed(parts)), strict=True)
-    )
+    nbytes = [0, *np.cumsum([4 * part.parameters for part in reversed(parts)])]
+    macs = [0, *np.cumsum([part.macs for part in reversed(parts)])]
     ends = np.append(np.arange(limit, nbytes[-1], limit), nbytes[-1])
     return Buckets(np.diff(ends, prepend=0).tolist(), (np.interp(ends, nbytes, macs) / macs[-1]).tolist())
 
@@ -152,7 +151,7 @@ def gpu_step(model: str, batch: int) -> tuple[float, str]:
     low, high = (np.array(counted(model, size).work, float) for size in BATCHES)
     nbytes, flops = (low + (high - low) / (BATCHES[1] - BATCHES[0]) * (batch - BATCHES[0])).T
     C = np.maximum(np.maximum(nbytes / GPU_BANDWIDTH, flops / GPU_FLOPS), GPU_LAUNCH).sum()
-    return float(C), f"{len(low)} launches, {nbytes.sum() / 1e9:.1f} GB, {flops.sum() / 1e12:.2f} TFLOP"
+    return float(C), f"{nbytes.sum() / 1e9:.1f} GB, {flops.sum() / 1e12:.2f} TFLOP"
 
 
 def cpu_step(model: str, batch: int, runs: int = 3) -> tuple[float, str]:
@@ -172,16 +171,15 @@ def machine() -> str:
 
 
 def described(link: Link) -> str:
-    B = "any" if link.B == inf else f"{link.B / 1e9:.4g} GB/s"
-    text = f"B {B}, α {link.α * 1e6:.3g} µs, {'tree' if link.tree else 'ring'}. {link.source}"
+    text = f"B {link.B / 1e9:.4g} GB/s, α {link.α * 1e6:.3g} µs, {'tree' if link.tree else 'ring'}. {link.source}"
     return textwrap.fill(f"{link.name}: {text}", 79, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def inputs_table(cases: Sequence[Case]) -> Iterator[str]:
-    yield f"{'model':21}{'batch':>6}{'MB':>8}{'buckets':>8}{'C ms':>9}  source of C"
+    yield f"{'model':21}{'batch':>6}{'MB':>8}{'buckets':>9}{'C ms':>9}  source of C"
     for model, batch, C, source, buckets in cases:
         size = sum(buckets.sizes) / 1e6
-        yield f"{model:21}{batch:6}{size:8.1f}{len(buckets.sizes):8}{C * 1e3:9.2f}  {source}"
+        yield f"{model:21}{batch:6}{size:8.1f}{len(buckets.sizes):9}{C * 1e3:9.2f}  {source}"
 
 
 def scaling_table(cases: Sequence[Case], worlds: Sequence[int], T: Callable[[float, int], float]) -> Iterator[str]:
@@ -196,7 +194,10 @@ def scaling_table(cases: Sequence[Case], worlds: Sequence[int], T: Callable[[flo
 
 
 def memory_table(cases: Sequence[Case], worlds: Sequence[int]) -> Iterator[str]:
-    """MB that a rank sends in a step, and MB of parameters S, gradients S and Adam's moments 2 S / N:  S (2 + 2/N)"""
+    """MB that a rank sends in a step, and MB of parameters S, gradients S and Adam's moments 2 S / N:  S (2 + 2/N)
+
+    ZeRO's reduce-scatter can overlap with the backward; its all-gather, the other half, follows the update.
+    """
     head = "".join(f"{N:7}" for N in worlds)
     yield f"{'':21}{'MB sent, N =':>{len(head)}}  {'MB with Adam, N =':>{len(head)}}\n{'model':21}{head}  {head}"
     for case in cases:
@@ -255,17 +256,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.cpu:
         print(f"\n{described(CPU_NETWORK)}")
         return show("CPU nodes", scaling_table(cases, worlds, partial(all_reduce, link=CPU_NETWORK)))
-    print("C: a launch takes the longest of bytes / 3.44 TB/s, FLOPs / 525 TFLOP/s and 2.2 µs.\n")
+    if options.step_ms is None:
+        print(f"C: the sum over all launches of the longest of bytes / {GPU_BANDWIDTH / 1e12:.2f} TB/s,", end=" ")
+        print(f"FLOPs\n/ {GPU_FLOPS / 1e12:.0f} TFLOP/s and {GPU_LAUNCH * 1e6} µs.")
+    print()
     print("\n".join(described(link) for link in (NVLINK, *NETWORKS)))
     if inside := [N for N in worlds if N <= CARDS]:
         show(f"One node, {NVLINK.name}", scaling_table(cases, inside, partial(all_reduce, link=NVLINK)))
     for network in NETWORKS if (between := [N for N in worlds if N > CARDS]) else []:
         T = partial(hierarchical, inside=NVLINK, between=network)
         show(f"Nodes of {CARDS} cards, {NVLINK.name}, {network.name}", scaling_table(cases, between, T))
-    show(
-        "ZeRO sends as many bytes as the all-reduce; N ranks divide the moments of Adam",
-        memory_table(cases, [1, *worlds]),
-    )
+    show("ZeRO: volume of an all-reduce; Adam's moments / N", memory_table(cases, [1, *worlds]))
 
 
 if __name__ == "__main__":

@@ -156,19 +156,18 @@ def measured(ranks: int, model: str, batch: int, S: float) -> Measured:
 def check(model: str, batch: int, ranks: Sequence[int] = (1, 2, 4)) -> None:
     """With more ranks than cores, the ranks take turns:  step = C max(1, N / cores) + T(S)"""
     S, cores, C = sum(4 * part.parameters for part in parts_of(model)), os.cpu_count() or 1, 0.0
-    print(f"\n{model}, batch {batch} and one thread a rank, {S / 1e6:.1f} MB of gradients, no overlap. Times in ms,")
-    print(f"median of {STEPS} steps. C: the step of one rank, times ranks / cores where this is above 1.")
-    print("T: from α and B, measured with as many ranks. cpu: CPU time of a rank in a step; far")
-    print("below step x cores / ranks, other processes were computing, and the error means nothing.\n")
-    print(
-        f"{'ranks':>5}{'α µs':>7}{'B GB/s':>8}{'C':>9}{'T':>8}{'predicted':>11}{'measured':>10}{'error':>8}{'cpu':>8}{'load':>6}"
-    )
+    print(f"\n{model}, {S / 1e6:.1f} MB of gradients; batch {batch} and one thread a rank. Times in ms,")
+    print(f"median of {STEPS} steps. C: the step of one rank, times ranks / cores if above 1. T: from")
+    print("α and B, measured with as many ranks; no overlap. CPU: CPU time of a rank in a step.")
+    print("With one rank, measured well above CPU: other processes compute, measure again.\n")
+    print(f"{'ranks':>5}{'α µs':>8}{'B GB/s':>7}{'C':>9}{'T':>7}{'predicted':>10}", end="")
+    print(f"{'measured':>9}{'error':>8}{'CPU':>8}{'load':>6}")
     for N in ranks:
         link, wall, cpu = measured(N, model, batch, S)
         C = C or wall
         turns, T = C * max(1, N / cores), all_reduce(S, N, link)
-        line = f"{N:5}{link.α * 1e6:7.1f}{link.B / 1e9:8.2f}{turns * 1e3:9.1f}{T * 1e3:8.1f}{(turns + T) * 1e3:11.1f}"
-        line += f"{wall * 1e3:10.1f}{100 * ((turns + T) / wall - 1):7.1f}%{cpu * 1e3:8.1f}{os.getloadavg()[0]:6.1f}"
+        line = f"{N:5}{link.α * 1e6:8.1f}{link.B / 1e9:7.2f}{turns * 1e3:9.1f}{T * 1e3:7.1f}{(turns + T) * 1e3:10.1f}"
+        line += f"{wall * 1e3:9.1f}{100 * ((turns + T) / wall - 1):7.1f}%{cpu * 1e3:8.1f}{os.getloadavg()[0]:6.1f}"
         print(line, flush=True)
 
 

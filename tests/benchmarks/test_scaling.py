@@ -134,8 +134,9 @@ def test_gpu_step_from_counted_launches():
 def test_fit_returns_latency_and_bandwidth():
     times = {size: all_reduce(size, 4, TREE) for size in scaling_mpi.SIZES}
     times[2**26] *= 2  # too large for the caches
-    assert scaling_mpi.fitted(times, 4, 16.1e6)[1:3] == pytest.approx((TREE.B, TREE.α), rel=0.01)
-    assert scaling_mpi.fitted(times, 4, 60e6).B == pytest.approx(TREE.B / 2, rel=0.01)
+    fast, slow = (scaling_mpi.fitted(times, 4, S) for S in (16.1e6, 60e6))
+    assert (fast.B, fast.α) == pytest.approx((TREE.B, TREE.α), rel=0.02)
+    assert slow.B == pytest.approx(TREE.B / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("flags", [[], ["--cpu"]])
@@ -176,10 +177,10 @@ def test_check_runs_two_ranks(capfd):
     pytest.importorskip("mpi4py")
     scaling_mpi.check("vit_nano_cifar", 2, ranks=(1, 2))
     lines = capfd.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 88
+    assert max(map(len, lines)) <= 80
     rows = [[float(cell.rstrip("%")) for cell in line.split()] for line in lines[-2:]]
     assert [row[0] for row in rows] == [1, 2]
-    for _, α, B, C, T, predicted, measured, error, *_ in rows:
+    for _, _, _, C, T, predicted, measured, error, *_ in rows:
         assert predicted == pytest.approx(C + T, abs=0.11)
         assert error == pytest.approx(100 * (predicted / measured - 1), abs=5)
     assert rows[0][4] == 0 < rows[1][4]
