@@ -130,23 +130,19 @@ def serve(model: str, batch: int) -> None:
         print(json.dumps([times, *np.median(taken, axis=0)]))
 
 
+def mpiexec() -> str:
+    folders = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if (path := shutil.which("mpiexec", path=os.pathsep.join(folders))) is None:
+        raise SystemExit("mpiexec is missing: pip install mpi4py mpich")
+    return path
+
+
 def measured(ranks: int, model: str, batch: int, S: float) -> Measured:
     """The link between `ranks` processes on this machine, and their step."""
-    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if mpiexec is None:
-        raise SystemExit("mpiexec is missing: pip install mpi4py mpich")
-    command = [
-        mpiexec,
-        "-n",
-        str(ranks),
-        sys.executable,
-        "-m",
-        "tests.benchmarks.scaling",
-        "--serve",
-        model,
-        str(batch),
-    ]
-    result = subprocess.run(command, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    command = [mpiexec(), "-n", str(ranks), sys.executable, "-m", "tests.benchmarks.scaling"]
+    command += ["--serve", model, str(batch)]
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=600)
     if result.returncode:
         raise SystemExit(f"a step of {ranks} ranks has failed")
     times, wall, cpu = json.loads(result.stdout)
@@ -156,10 +152,10 @@ def measured(ranks: int, model: str, batch: int, S: float) -> Measured:
 def check(model: str, batch: int, ranks: Sequence[int] = (1, 2, 4)) -> None:
     """With more ranks than cores, the ranks take turns:  step = C max(1, N / cores) + T(S)"""
     S, cores, C = sum(4 * part.parameters for part in parts_of(model)), os.cpu_count() or 1, 0.0
-    print(f"\n{model}, {S / 1e6:.1f} MB of gradients; batch {batch} and one thread a rank. Times in ms,")
-    print(f"median of {STEPS} steps. C: the step of one rank, times ranks / cores if above 1. T: from")
-    print("α and B, measured with as many ranks; no overlap. CPU: CPU time of a rank in a step.")
-    print("With one rank, measured well above CPU: other processes compute, measure again.\n")
+    print(f"\n{model}, {S / 1e6:.1f} MB of gradients; a rank: batch {batch}, one thread. Times in")
+    print(f"ms, median of {STEPS} steps. C: the step of one rank, times ranks / cores if above 1. T:")
+    print("from α and B, measured with as many ranks; no overlap. CPU: CPU time of a rank in a")
+    print("step. With one rank, measured far above CPU: other processes compute, run again.\n")
     print(f"{'ranks':>5}{'α µs':>8}{'B GB/s':>7}{'C':>9}{'T':>7}{'predicted':>10}", end="")
     print(f"{'measured':>9}{'error':>8}{'CPU':>8}{'load':>6}")
     for N in ranks:

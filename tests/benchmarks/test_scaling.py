@@ -136,7 +136,7 @@ def test_fit_returns_latency_and_bandwidth():
     times[2**26] *= 2  # too large for the caches
     fast, slow = (scaling_mpi.fitted(times, 4, S) for S in (16.1e6, 60e6))
     assert (fast.B, fast.α) == pytest.approx((TREE.B, TREE.α), rel=0.02)
-    assert slow.B == pytest.approx(TREE.B / 2, rel=0.02)
+    assert (slow.B, slow.α) == pytest.approx((TREE.B / 2, TREE.α), rel=0.02)
 
 
 @pytest.mark.parametrize("flags", [[], ["--cpu"]])
@@ -149,9 +149,9 @@ def test_tables(flags, capsys):
     rows = [line.split()[1:] for line in lines if line.startswith("vit_base")]
     assert rows[0] == ["100", "346.3", "14", "32.00", "given"]
     assert rows[1] == ["1", "0.00", "32.00", "100.0", "32.00", "100.0", "3,125"]
-    T = all_reduce(346.3e6, 8, scaling.CPU_NETWORK if flags else scaling.NVLINK)
-    assert float(rows[2][1]) == pytest.approx(1e3 * T, rel=0.05)  # 14 buckets: more latency
-    assert float(rows[2][3]) == pytest.approx(100 * 32 / (32 + 1e3 * T), abs=1)
+    link, messages = (scaling.CPU_NETWORK, 6) if flags else (scaling.NVLINK, 14)
+    T = 1e3 * (1.75 * 346.3e6 / link.B + 14 * messages * link.α)  # 14 buckets
+    assert [float(cell) for cell in rows[2][1:4]] == pytest.approx([T, 32 + T, 100 * 32 / (32 + T)], abs=0.06)
     if not flags:
         assert len(rows) == 1 + 2 + 3 + 1  # inputs, one node, a row for each network, memory
         assert rows[-1] == ["0", "606", "682", "1385", "779", "703"]
@@ -175,6 +175,10 @@ def test_step_averages_the_gradients_of_all_ranks():
 
 def test_check_runs_two_ranks(capfd):
     pytest.importorskip("mpi4py")
+    try:
+        scaling_mpi.mpiexec()
+    except SystemExit as missing:
+        pytest.skip(str(missing))
     scaling_mpi.check("vit_nano_cifar", 2, ranks=(1, 2))
     lines = capfd.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
