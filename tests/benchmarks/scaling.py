@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for network in NETWORKS if (between := [N for N in worlds if N > CARDS]) else []:
         T = partial(hierarchical, inside=NVLINK, between=network)
         show(f"Nodes of {CARDS} cards, {NVLINK.name}, {network.name}", scaling_table(cases, between, T))
-    show("ZeRO: volume of an all-reduce; Adam's moments / N", memory_table(cases, [1, *worlds]))
+    show("ZeRO: volume of an all-reduce; Adam's moments / N", memory_table(cases, list(dict.fromkeys([1, *worlds]))))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from math import ceil, inf, log2
@@ -152,10 +153,13 @@ def measured(ranks: int, model: str, batch: int, S: float) -> Measured:
 def check(model: str, batch: int, ranks: Sequence[int] = (1, 2, 4)) -> None:
     """With more ranks than cores, the ranks take turns:  step = C max(1, N / cores) + T(S)"""
     S, cores, C = sum(4 * part.parameters for part in parts_of(model)), os.cpu_count() or 1, 0.0
-    print(f"\n{model}, {S / 1e6:.1f} MB of gradients; a rank: batch {batch}, one thread. Times in")
-    print(f"ms, median of {STEPS} steps. C: the step of one rank, times ranks / cores if above 1. T:")
-    print("from α and B, measured with as many ranks; no overlap. CPU: CPU time of a rank in a")
-    print("step. With one rank, measured far above CPU: other processes compute, run again.\n")
+    text = f"{model}, {S / 1e6:.1f} MB of gradients; a rank: batch {batch}, one thread. Times in ms, median of "
+    text += (
+        f"{STEPS} steps. C: the step of one rank, times ranks / cores if this is above 1. T: from α and B, measured "
+    )
+    text += "with as many ranks; no overlap. CPU: CPU time of a rank in a step. If measured is far above CPU with one "
+    text += "rank, other processes were computing: run again."
+    print(f"\n{textwrap.fill(text, 79)}\n")
     print(f"{'ranks':>5}{'α µs':>8}{'B GB/s':>7}{'C':>9}{'T':>7}{'predicted':>10}", end="")
     print(f"{'measured':>9}{'error':>8}{'CPU':>8}{'load':>6}")
     for N in ranks:
