@@ -175,16 +175,14 @@ def described(link: Link) -> str:
     return textwrap.fill(f"{link.name}: {text}", 79, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def inputs_table(cases: Sequence[Case]) -> Iterator[str]:
-    yield f"{'model':21}{'batch':>6}{'MB':>8}{'buckets':>9}{'C ms':>9}  source of C"
-    for model, batch, C, source, buckets in cases:
-        size = sum(buckets.sizes) / 1e6
-        yield f"{model:21}{batch:6}{size:8.1f}{len(buckets.sizes):9}{C * 1e3:9.2f}  {source}"
+def inputs_row(case: Case) -> str:
+    model, batch, C, source, (sizes, _) = case
+    return f"{model:21}{batch:6}{sum(sizes) / 1e6:8.1f}{len(sizes):9}{C * 1e3:9.2f}  {source}"
 
 
 def scaling_table(cases: Sequence[Case], worlds: Sequence[int], T: Callable[[float, int], float]) -> Iterator[str]:
     """A row for each model and number of ranks. T(S, N) is the time of an all-reduce."""
-    yield f"{'':26}{'all-reduce':>11}{'no overlap':>16}{'overlap':>26}"
+    yield f"{'':26}{'all-reduce':>11}{'no overlap':>16}{'overlap':>14}"
     yield f"{'model':21}{'ranks':>5}{'ms':>11}{'step ms':>10}{'%':>6}{'step ms':>8}{'%':>6}{'images/s':>12}"
     for model, batch, C, _, buckets in cases:
         for N in worlds:
@@ -207,9 +205,7 @@ def memory_table(cases: Sequence[Case], worlds: Sequence[int]) -> Iterator[str]:
 
 
 def show(title: str, lines: Iterator[str]) -> None:
-    print(f"\n{title}")
-    for line in lines:
-        print(line, flush=True)
+    print(f"\n{title}", *lines, sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -230,6 +226,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ranks", type=int, nargs="+", metavar="N", help="default: 8 64 512; --cpu: 2 4 8 64")
     parser.add_argument("--step-ms", type=float, metavar="MS", help="C of --models, instead of the estimate")
     parser.add_argument("--bucket-mb", type=float, default=BUCKET_MB, metavar="MB", help="default: %(default)g")
+    parser.add_argument(
+        "--link",
+        type=float,
+        nargs=2,
+        metavar=("GB/s", "µs"),
+        help="B and α of the network, such as those of --measure; B of one rank or card",
+    )
     options = parser.parse_args(arguments)
     if options.serve:
         return scaling_mpi.serve(options.serve[0], int(options.serve[1]))
@@ -240,30 +243,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return scaling_mpi.check((options.models or CIFAR)[0], options.batch or 8)
     models = options.models or (CIFAR if options.cpu else [*LARGE, *CIFAR])
     worlds = options.ranks or ([2, 4, 8, 64] if options.cpu else [8, 64, 512])
-    if options.step_ms is not None and len(models) > 1:
-        parser.error("--step-ms needs --models with one model")
-    if any(N < 1 or (N > CARDS and N % CARDS) for N in worlds):
-        parser.error(f"--ranks must be at least 1, and above {CARDS} a multiple of {CARDS}, got {worlds}")
+    if options.step_ms is not None and (len(models) > 1 or options.step_ms <= 0):
+        parser.error("--step-ms must be above 0, and needs --models with one model")
+    if options.bucket_mb <= 0 or min(options.batch or 1, *(options.link or [1])) <= 0:
+        parser.error("--bucket-mb, --batch and --link must be above 0")
+    if min(worlds) < 1 or (not options.cpu and any(N % CARDS for N in worlds if N > CARDS)):
+        parser.error(f"--ranks must be at least 1, and above {CARDS} cards a multiple of {CARDS}, got {worlds}")
 
+    title = "CPU, one rank with one thread a node" if options.cpu else "H200, mixed precision: estimates, not measured"
+    print(f"\n{title}. MB: float32 gradients.\n{'model':21}{'batch':>6}{'MB':>8}{'buckets':>9}{'C ms':>9}  source of C")
     cases = []
     for model in models:
         batch = options.batch or (64 if options.cpu else 512 if model in CIFAR else 128)
         given = options.step_ms and (options.step_ms / 1e3, "given")
         C, source = given or (cpu_step if options.cpu else gpu_step)(model, batch)
         cases.append(Case(model, batch, C, source, buckets_of(parts_of(model), options.bucket_mb * 1e6)))
-    title = "CPU, one rank with one thread a node" if options.cpu else "H200, mixed precision: estimates, not measured"
-    show(f"{title}. MB: float32 gradients.", inputs_table(cases))
+        print(inputs_row(cases[-1]), flush=True)
+    networks = [CPU_NETWORK] if options.cpu else NETWORKS
+    if options.link:
+        networks = [Link("given", options.link[0] * 1e9, options.link[1] * 1e-6, True, "By --link.")]
     if options.cpu:
-        print(f"\n{described(CPU_NETWORK)}")
-        return show("CPU nodes", scaling_table(cases, worlds, partial(all_reduce, link=CPU_NETWORK)))
+        show(f"{described(networks[0])}\n", scaling_table(cases, worlds, partial(all_reduce, link=networks[0])))
+        return
     if options.step_ms is None:
         print(f"C: the sum over all launches of the longest of bytes / {GPU_BANDWIDTH / 1e12:.2f} TB/s,", end=" ")
-        print(f"FLOPs\n/ {GPU_FLOPS / 1e12:.0f} TFLOP/s and {GPU_LAUNCH * 1e6} µs.")
-    print()
-    print("\n".join(described(link) for link in (NVLINK, *NETWORKS)))
+        print(f"FLOPs\n/ {GPU_FLOPS / 1e12:.0f} TFLOP/s and {GPU_LAUNCH * 1e6:g} µs.")
+    print("", *(described(link) for link in (NVLINK, *networks)), sep="\n")
     if inside := [N for N in worlds if N <= CARDS]:
         show(f"One node, {NVLINK.name}", scaling_table(cases, inside, partial(all_reduce, link=NVLINK)))
-    for network in NETWORKS if (between := [N for N in worlds if N > CARDS]) else []:
+    for network in networks if (between := [N for N in worlds if N > CARDS]) else []:
         T = partial(hierarchical, inside=NVLINK, between=network)
         show(f"Nodes of {CARDS} cards, {NVLINK.name}, {network.name}", scaling_table(cases, between, T))
     show("ZeRO: volume of an all-reduce; Adam's moments / N", memory_table(cases, list(dict.fromkeys([1, *worlds]))))

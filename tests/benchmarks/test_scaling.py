@@ -157,8 +157,26 @@ def test_tables(flags, capsys):
         assert rows[-1] == ["0", "606", "682", "1385", "779", "703"]
 
 
-def test_wrong_ranks_and_step_times_are_refused(capsys):
-    for arguments, words in ((["--ranks", "12"], "a multiple of 8"), (["--step-ms", "3"], "with one model")):
+@pytest.mark.parametrize("flags", [[], ["--cpu"]])
+def test_link_replaces_the_network(flags, capsys):
+    scaling.main([*flags, "--models", "vit_nano_cifar", "--step-ms", "5", "--ranks", "16", "--link", "0.1", "7"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("vit_nano_cifar")]
+    S = 1e6 * float(rows[0][2])
+    link = Link("", 0.1e9, 7e-6, True, "")
+    T = all_reduce(S, 16, link) if flags else hierarchical(S, 16, scaling.NVLINK, link)
+    assert float(rows[1][2]) == pytest.approx(1e3 * T, rel=0.05)
+    assert len(rows) == (2 if flags else 3)
+
+
+def test_wrong_numbers_are_refused(capsys):
+    for arguments, words in (
+        (["--ranks", "12"], "a multiple of 8"),
+        (["--ranks", "0"], "at least 1"),
+        (["--step-ms", "3"], "with one model"),
+        (["--step-ms", "0", "--models", "vit_nano_cifar"], "above 0"),
+        (["--bucket-mb", "0"], "above 0"),
+        (["--link", "0", "1"], "above 0"),
+    ):
         with pytest.raises(SystemExit):
             scaling.main(arguments)
         assert words in capsys.readouterr().err
