@@ -1,17 +1,20 @@
 """Predict the time and efficiency of data-parallel training from stated inputs.
 
-    python -m tests.benchmarks.scaling            H200 cards, 8 to 512; counts the launches of a step: 30 s
-    python -m tests.benchmarks.scaling --cpu      one rank with one thread a node; a step is measured here
-    python -m tests.benchmarks.scaling --check    predicted against measured steps of 1, 2 and 4 ranks, here
-    mpiexec -n 2 python -m tests.benchmarks.scaling --measure      latency and bandwidth of MPI, here
+    python -m tests.benchmarks.scaling            H200 cards, 8 to 512 (30 s)
+    python -m tests.benchmarks.scaling --cpu      CPU nodes, one rank each
+    python -m tests.benchmarks.scaling --check    against measured steps, here
+    mpiexec -n 2 python -m tests.benchmarks.scaling --measure      MPI, here
 
-Each rank computes the gradient of its own batch; an all-reduce gives all ranks the mean. The batch of a rank does not
-change with the number of ranks (weak scaling): efficiency = C / step. Letters: N ranks, in nodes of G cards; S bytes of
-float32 gradients; B bytes/s that a rank sends, and receives at the same time; α seconds a message; C seconds of
-compute in a step, of which the backward takes W; T seconds of an all-reduce.
+Each rank computes the gradient of its own batch; an all-reduce gives all ranks
+the mean. The batch of a rank does not depend on the number of ranks (weak
+scaling), so efficiency = C / step. Letters: N ranks, in nodes of G cards; S
+bytes of float32 gradients; B bytes/s that a rank sends, and receives at the
+same time; α seconds a message; C seconds of compute in a step, of which the
+backward takes W; T seconds of an all-reduce.
 
-Not modelled: reading images, waiting for the slowest rank, and an all-reduce in the background that slows down the
-backward. An efficiency is therefore an upper bound for its inputs.
+Not modelled: reading images, waiting for the slowest rank, and an all-reduce in
+the background that slows down the backward. An efficiency is therefore an upper
+bound for its inputs.
 """
 
 import argparse
