@@ -152,6 +152,10 @@ def test_tables(flags, capsys):
     link, messages = (scaling.CPU_NETWORK, 6) if flags else (scaling.NVLINK, 14)
     T = 1e3 * (1.75 * 346.3e6 / link.B + 14 * messages * link.α)  # 14 buckets
     assert [float(cell) for cell in rows[2][1:4]] == pytest.approx([T, 32 + T, 100 * 32 / (32 + T)], abs=0.06)
+    overlapped, efficiency, images = (float(cell.replace(",", "")) for cell in rows[2][4:])
+    last = 1e3 * (1.75 * 21.3e6 / link.B + messages * link.α)  # the bucket that is complete with the backward
+    assert 32 + last - 0.01 <= overlapped < 32 + T - 0.01
+    assert (efficiency, images) == pytest.approx((100 * 32 / overlapped, 8 * 100 / overlapped * 1e3), rel=1e-3)
     if not flags:
         assert len(rows) == 1 + 2 + 3 + 1  # inputs, one node, a row for each network, memory
         assert rows[-1] == ["0", "606", "682", "1385", "779", "703"]
