@@ -36,7 +36,7 @@ LARGE = [f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large"
 CIFAR = ["vit_tiny_cifar", "swin_tiny_cifar", "convnext_atto_cifar", "hybrid_cifar"]
 CARDS = 8  # G
 BACKWARD = 2 / 3  # W / C: the backward has two products for each of the forward
-BUCKET_MB = 25.0  # PyTorch's default
+FIRST_MB, BUCKET_MB = 1.0, 25.0  # PyTorch's defaults: the first bucket is small, so that communication starts early
 
 # An H200 in mixed precision: 80 % and 75 % of ceilings that no card has confirmed (`python -m tests.gpu --first` will)
 GPU_BANDWIDTH, GPU_FLOPS, GPU_LAUNCH = 0.80 * 4.3e12, 0.75 * 700e12, 2.2e-6  # bytes/s, FLOP/s, seconds
@@ -103,11 +103,12 @@ class Buckets(NamedTuple):
 
 
 def buckets_of(parts: Sequence[Any], limit: float) -> Buckets:
-    """Buckets of `limit` bytes. The backward goes from the last part of a model (`models.summary.parts`) to the first,
-    and takes time in proportion to their MACs; within a part, bytes become complete at a constant rate."""
+    """Buckets of `limit` bytes; the first has at most 1 MB. The backward goes from the last part of a model to the first
+    (`models.summary.parts`), and takes time in proportion to their MACs; within a part, bytes become complete at a
+    constant rate."""
     nbytes = [0, *np.cumsum([4 * part.parameters for part in reversed(parts)])]
     macs = [0, *np.cumsum([part.macs for part in reversed(parts)])]
-    ends = np.append(np.arange(limit, nbytes[-1], limit), nbytes[-1])
+    ends = np.append(np.arange(min(limit, FIRST_MB * 2**20), nbytes[-1], limit), nbytes[-1])
     return Buckets(np.diff(ends, prepend=0).tolist(), (np.interp(ends, nbytes, macs) / macs[-1]).tolist())
 
 
@@ -260,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch = options.batch or (64 if options.cpu else 512 if model in CIFAR else 128)
         given = options.step_ms and (options.step_ms / 1e3, "given")
         C, source = given or (cpu_step if options.cpu else gpu_step)(model, batch)
-        cases.append(Case(model, batch, C, source, buckets_of(parts_of(model), options.bucket_mb * 1e6)))
+        cases.append(Case(model, batch, C, source, buckets_of(parts_of(model), options.bucket_mb * 2**20)))
         print(inputs_row(cases[-1]), flush=True)
     networks = [CPU_NETWORK] if options.cpu else NETWORKS
     if options.link:
