@@ -103,9 +103,8 @@ class Buckets(NamedTuple):
 
 
 def buckets_of(parts: Sequence[Any], limit: float) -> Buckets:
-    """Buckets of `limit` bytes; the first has at most 1 MB. The backward goes from the last part of a model to the first
-    (`models.summary.parts`), and takes time in proportion to their MACs; within a part, bytes become complete at a
-    constant rate."""
+    """Buckets of `limit` bytes; the first has at most 1 MB. The backward goes through `parts` (`models.summary.parts`)
+    from last to first and takes time in proportion to MACs; within a part, bytes become complete at a constant rate."""
     nbytes = [0, *np.cumsum([4 * part.parameters for part in reversed(parts)])]
     macs = [0, *np.cumsum([part.macs for part in reversed(parts)])]
     ends = np.append(np.arange(min(limit, FIRST_MB * 2**20), nbytes[-1], limit), nbytes[-1])
