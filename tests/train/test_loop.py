@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models.weights.checkpoint
-from minigrad import Tensor, functional, manual_seed, nn, no_grad
+from minigrad import Tensor, functional, manual_seed, no_grad
 from minigrad.backend import device_of, to_device
 from minigrad.backend.random import Generator
 from models.images import normalize
