@@ -168,7 +168,7 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
 def fit(trainer: Trainer, results: Results) -> int:
     """Train until the last epoch or a signal. Prints one line an epoch; returns the exit code."""
     tested = "test" if trainer.step.ema is None else "EMA test"
-    with signals.stop_on_signal(trainer.stop) as received:
+    with signals.stop_on_signal(trainer.stop, announces=trainer.world.rank == 0) as received:
         try:
             for metrics in trainer.fit():
                 check_parameters(trainer.world, trainer.model, metrics.epoch)

@@ -12,8 +12,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
+def stop_on_signal(stop: threading.Event, announces: bool = True) -> Iterator[list[int]]:
     """Within the block, the first signal sets `stop` and adds its number to the list; a second stops the process.
+
+    `announces`: print that the program will stop.
 
     Python handles signals in the main thread: in another thread the block changes nothing.
     """
@@ -26,7 +28,8 @@ def stop_on_signal(stop: threading.Event) -> Iterator[list[int]]:
         received.append(number)
         stop.set()
         restore()
-        os.write(2, b"\nstopping after this step; a second signal stops immediately\n")  # print is not reentrant
+        if announces:
+            os.write(2, b"\nstopping after this step; a second signal stops immediately\n")  # print is not reentrant
 
     def restore() -> None:
         for number, handler in before.items():
