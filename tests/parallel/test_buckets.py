@@ -128,6 +128,19 @@ def test_unused_parameters(size):
     assert c is None and frozen is None
 
 
+def test_parameter_unused_after_an_earlier_step_contributes_zeros():
+    def work(world):
+        a, b = tensor(3), tensor(3, seed=1)
+        buckets = Buckets([a, b], world)
+        for step in range(2):
+            a.grad = b.grad = None
+            with buckets.overlapping():
+                ((a + b) * 2 if step == 0 or world.rank else a * 2).sum().backward()
+        return b.grad.tolist()
+
+    assert run(2, work) == [[2, 2, 2]] * 2
+
+
 @SIZES
 def test_micro_batches_are_reduced_once(size):
     x = np.random.default_rng(1).standard_normal((4, size, 3)).astype(np.float32)

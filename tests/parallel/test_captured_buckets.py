@@ -63,7 +63,9 @@ def train(graphed, reduced):
             loss = F.cross_entropy(model(Tensor(images)), Tensor(labels)) * (1 if reduced else 2)
             loss.backward()
         optimizer.step()
-        addresses.append([p.grad.data.__cuda_array_interface__["data"][0] for p in model.parameters() if p.grad is not None])
+        addresses.append(
+            [p.grad.data.__cuda_array_interface__["data"][0] for p in model.parameters() if p.grad is not None]
+        )
         return loss.data
 
     run, rng = GraphedStep(step, optimizer, warmup=2) if graphed else step, np.random.default_rng(0)
@@ -86,9 +88,9 @@ def test_captured_reduction_equals_eager_reduction():
 
 def test_copies_of_a_bucket_are_one_launch():
     model = Model().to("cuda")
-    with use_device(recorder := Recorder(launch._device)):
-        with Buckets(model.parameters(), Twice(), 25).overlapping():
-            model(Tensor(to_device(np.ones((2, 6), np.float32), "cuda"))).sum().backward()
+    buckets = Buckets(model.parameters(), Twice(), 25)
+    with use_device(recorder := Recorder(launch._device)), buckets.overlapping():
+        model(Tensor(to_device(np.ones((2, 6), np.float32), "cuda"))).sum().backward()
     assert [launch.kernel.name for launch in recorder.launches].count("copies") == 1
 
 
