@@ -27,6 +27,10 @@ def test_hook_gets_the_tensor_with_its_gradient():
     handle.remove()
     x.sum().backward()
     assert len(seen) == 2
+    y = leaf(1.0)
+    y.register_post_accumulate_grad_hook(seen.append)
+    y.backward()
+    assert seen[2] is y and y.grad.tolist() == [1]
 
 
 def test_errors_are_those_of_pytorch():
@@ -180,7 +184,8 @@ def test_all_ends_run_also_if_one_raises():
 def test_hooks_leave_no_reference_cycle_and_are_not_pickled():
     x = leaf(1.0)
     x.register_post_accumulate_grad_hook(lambda p: None)
-    assert pickle.loads(pickle.dumps(x)).requires_grad
+    pickled = pickle.dumps(x)
+    assert pickle.loads(pickled).requires_grad
     y, reference = x * 2, weakref.ref(x)
     gc.disable()
     try:

@@ -110,6 +110,18 @@ def test_parameters_are_grouped_by_dtype_and_size():
         assert indices == [[5], [4, 2], [3, 1], [0]] and dtypes == ["d", "f", "e", "f"]
 
 
+def test_the_first_bucket_is_small():
+    parameters = [tensor(150_000, seed=i) for i in range(4)]
+
+    def work(world):
+        buckets = Buckets(parameters, world)
+        buckets.begin()
+        buckets.finish()
+        return [bucket.indices for bucket in buckets.buckets]
+
+    assert run(2, work)[0] == [[3, 2], [1, 0]]
+
+
 @SIZES
 def test_unused_parameters(size):
     def work(world):
