@@ -204,6 +204,14 @@ class World:
         for engine, xs in self._by_engine(arrays):
             engine.all_reduce(xs, op)
 
+    def sum(self, x: Array) -> Array:
+        """The sum of x over the ranks, in a new array; x itself for one rank."""
+        if self.size == 1:
+            return x
+        total = x.copy()
+        self.all_reduce(total)
+        return total
+
     def start_all_reduce(self, *arrays: Array) -> Work:
         """Start `all_reduce` with op="sum", and compute on while the sums are under way.
 
