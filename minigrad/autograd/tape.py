@@ -113,7 +113,7 @@ def _propagate(
 ) -> None:
     """Visit `nodes`, for `backward`. `outermost`: None in a nested backward."""
     leading = set() if inputs is None else _leading_to(inputs, nodes)
-    owned, observer, written = set(), mode.observer, writes.latest
+    owned, observer, written, hooked = set(), mode.observer, writes.latest, Leaf.any_post_hooks
     for node in nodes:
         grad = gradients.pop(node, None)
         if grad is None:  # the backward of every op that uses this output returned None
@@ -134,7 +134,7 @@ def _propagate(
                 continue
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
-            if node.post_hooks and node.requires_grad:
+            if hooked and node.post_hooks and node.requires_grad:
                 if outermost is None:
                     _running.outermost[0].nested[node] = None
                 else:

@@ -111,7 +111,7 @@ class DistributedDataParallel(Module):
             broadcast_arrays([x.data for _, x in _state(module)], self._world)
 
     def _start(self, world: World) -> None:
-        self._world, self._synchronizes, self._in_backward = world, True, False
+        self._world, self._synchronizes = world, True
         self._buckets = Buckets(self.module.parameters(), world, self._megabytes, mean=True)
         self._hooked: dict[int, Leaf] = {}
 
@@ -154,17 +154,13 @@ class DistributedDataParallel(Module):
 
     def _enter_backward(self, grad: Any) -> None:
         """A hook of the nodes of the outputs: batch normalisation sums over the ranks in the rest of backward."""
-        if self._in_backward:  # by another output
-            return
-        self._in_backward = True
         block = sums_over_batch(self._sum)
         block.__enter__()
 
-        def leave_backward(error: BaseException | None) -> None:
-            self._in_backward = False
+        def leave(error: BaseException | None) -> None:
             block.__exit__(None, None, None)
 
-        tape.at_end(leave_backward)
+        tape.at_end(leave)
 
     def _add_hooks(self) -> None:
         """Hooks of the parameters, added again if parameters were frozen or not since. A hook has no reference to self,

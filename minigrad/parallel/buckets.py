@@ -11,6 +11,10 @@ their gradients are complete. A bucket is one flat array, and each parameter has
 
 All ranks must start the same sums in the same order. So the order of the buckets is fixed, whichever gradient is
 complete first, and a parameter without a gradient on this rank contributes zeros.  Li et al. 2020, arXiv:2006.15704.
+
+A bucket with a parameter that only some ranks use starts earlier on these ranks than on the others. MPI permits this.
+NCCL executes all operations in the order of their launches, so on GPUs such models must not use batch normalisation
+over ranks in the same backward.
 """
 
 import threading

@@ -221,7 +221,7 @@ class Nccl:
             self.nccl.groupEnd()
         except self.nccl.NcclError as error:
             raise RuntimeError(f"rank {self.rank} of {self.size}: {operation}: {error}{_hint(error)}") from error
-        if not stream.is_capturing():
+        if not self.cuda.get_current_stream().is_capturing():
             event = self.cuda.Event(disable_timing=True)
             event.record(stream)
             self.last = operation, time.monotonic(), event

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from minigrad.backend.arrays import Array, cuda_is_available
+from minigrad.backend.arrays import Array, array_module, cuda_is_available
 from minigrad.backend.dtypes import is_floating
 from minigrad.parallel import rendezvous
 from minigrad.parallel.launcher import Place, place
@@ -263,7 +263,7 @@ class World:
         """True for one rank. Else check that all ranks call this operation on the same shapes, dtypes and options."""
         if self.size == 1:
             return True
-        if always or self._check_all:
+        if (always or self._check_all) and not _is_capturing(arrays):
             text = f"{operation}({', '.join([f'{x.dtype} {x.shape}' for x in arrays] + [repr(o) for o in options])})"
             digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
             if len({x.tobytes() for x in self._objects.all_gather(digest)}) > 1:
@@ -278,6 +278,12 @@ class World:
     def _require_root(self, operation: str, root: int) -> None:
         if not 0 <= root < self.size:
             raise ValueError(f"{operation}: root must be a rank from 0 to {self.size - 1}, got {root}")
+
+
+def _is_capturing(arrays: Sequence[Array]) -> bool:
+    """True if the operation becomes part of a CUDA graph: the host must not wait."""
+    gpu = next((x for x in arrays if not isinstance(x, np.ndarray)), None)
+    return gpu is not None and bool(array_module(gpu).cuda.get_current_stream().is_capturing())
 
 
 def _require_array(operation: str, x: Array, writes: bool = True) -> None:

@@ -27,6 +27,10 @@ def test_hook_gets_the_tensor_with_its_gradient():
     handle.remove()
     x.sum().backward()
     assert len(seen) == 2
+    y = leaf(1.0)
+    y.register_post_accumulate_grad_hook(seen.append)
+    y.backward()
+    assert seen[2] is y and y.grad.tolist() == [1]
 
 
 def test_errors_are_those_of_pytorch():
@@ -84,6 +88,19 @@ def test_hooks_may_update_the_parameters():
     assert (first.tolist(), second.tolist()) == ([-1], [1])
 
 
+def test_backward_notices_values_that_a_hook_overwrites():
+    first, second = leaf(2.0), leaf(3.0)
+
+    def overwrite(p):
+        first.data += 1
+        first._note_write()
+
+    second.register_post_accumulate_grad_hook(overwrite)
+    y = first * first
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (y * second).backward()
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12), st.integers(0, 63))
 def test_gradients_are_bit_equal_with_and_without_hooks(edges, hooked):
     def gradients(bits):
@@ -113,6 +130,15 @@ def test_gradients_of_checkpoints_are_complete_when_the_hook_runs(registered):
     y = checkpoint(body, x) + checkpoint(body, x * 2)
     (y + layer(x) if registered else y).sum().backward()
     assert seen == [[[4, 4], [4, 4]] if registered else [[3, 3], [3, 3]]]
+
+
+def test_parameters_of_a_checkpoint_are_complete_before_earlier_ops():
+    layer, order = nn.Linear(2, 2), []
+    layer.weight.register_post_accumulate_grad_hook(lambda p: order.append("weight"))
+    x = Tensor(np.ones((1, 2), np.float32), requires_grad=True) * 1
+    x.register_hook(lambda grad: order.append("input"))
+    checkpoint(layer, x).sum().backward()
+    assert order == ["weight", "input"]
 
 
 def test_ends_run_after_all_nodes_and_with_the_exception():
@@ -158,7 +184,8 @@ def test_all_ends_run_also_if_one_raises():
 def test_hooks_leave_no_reference_cycle_and_are_not_pickled():
     x = leaf(1.0)
     x.register_post_accumulate_grad_hook(lambda p: None)
-    assert pickle.loads(pickle.dumps(x)).requires_grad
+    pickled = pickle.dumps(x)
+    assert pickle.loads(pickled).requires_grad
     y, reference = x * 2, weakref.ref(x)
     gc.disable()
     try:

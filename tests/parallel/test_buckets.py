@@ -110,6 +110,18 @@ def test_parameters_are_grouped_by_dtype_and_size():
         assert indices == [[5], [4, 2], [3, 1], [0]] and dtypes == ["d", "f", "e", "f"]
 
 
+def test_the_first_bucket_is_small():
+    parameters = [tensor(150_000, seed=i) for i in range(4)]
+
+    def work(world):
+        buckets = Buckets(parameters, world)
+        buckets.begin()
+        buckets.finish()
+        return [bucket.indices for bucket in buckets.buckets]
+
+    assert run(2, work)[0] == [[3, 2], [1, 0]]
+
+
 @SIZES
 def test_unused_parameters(size):
     def work(world):
@@ -126,6 +138,19 @@ def test_unused_parameters(size):
     np.testing.assert_allclose(a, tensor(3, seed=3).numpy() * (3 if size == 2 else 4), rtol=1e-6)
     np.testing.assert_array_equal(b, tensor(3, seed=3).numpy())
     assert c is None and frozen is None
+
+
+def test_parameter_unused_after_an_earlier_step_contributes_zeros():
+    def work(world):
+        a, b = tensor(3), tensor(3, seed=1)
+        buckets = Buckets([a, b], world)
+        for step in range(2):
+            a.grad = b.grad = None
+            with buckets.overlapping():
+                ((a + b) * 2 if step == 0 or world.rank else a * 2).sum().backward()
+        return b.grad.tolist()
+
+    assert run(2, work) == [[2, 2, 2]] * 2
 
 
 @SIZES

@@ -3,9 +3,12 @@
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from minigrad.parallel.mpi import Mpi
 from tests.parallel.mpiexec import needs_mpi, run
 
 pytestmark = needs_mpi
@@ -29,40 +32,40 @@ START = "import os, signal, sys, time\nimport numpy as np\nfrom minigrad.paralle
 @pytest.mark.parametrize("end", ["raise SystemExit(3)", "w.close(); sys.exit()"])
 def test_rank_that_ends_early_is_named(end):
     code = START + f"if w.rank == 1: {end}\nw.all_reduce(np.ones(3))\nw.all_reduce(np.ones(3))"
-    result = run(3, code, check=False, timeout=20)
+    result = run(3, code, check=False)
     assert result.code
     assert "needs all ranks, but rank 1 has ended" in "".join(result.err)
 
 
 def test_rank_that_ends_early_is_found_by_wait():
     code = START + "if w.rank == 1: sys.exit()\nw.start_all_reduce(np.ones(10**6)).wait()"
-    result = run(2, code, check=False, timeout=20)
+    result = run(2, code, check=False)
     assert result.code
     assert "start_all_reduce needs all ranks, but rank 1 has ended" in result.err[0]
 
 
 def test_ranks_may_end_at_different_times():
-    result = run(3, START + "w.all_reduce(np.ones(10**6))\ntime.sleep(0.3 * w.rank)\nprint(w)", timeout=20)
+    result = run(3, START + "w.all_reduce(np.ones(10**6))\ntime.sleep(0.3 * w.rank)\nprint(w)")
     assert result.out == [f"World(rank={r}, size=3, local_rank={r})\n" for r in range(3)]
 
 
 def test_abort_ends_all_ranks_with_the_code():
     code = START + 'if w.rank == 1: w.abort("the disk is full", 7)\nw.all_reduce(np.ones(3))\ntime.sleep(60)'
-    result = run(3, code, check=False, timeout=20)
+    result = run(3, code, check=False)
     assert result.code == 7
     assert result.err[1].startswith("rank 1 of 3: the disk is full\n")
 
 
 def test_uncaught_exception_ends_all_ranks():
     code = START + "if w.rank == 1: {}['key']\nw.barrier()\nw.all_reduce(np.ones(3))"
-    result = run(2, code, check=False, timeout=20)
+    result = run(2, code, check=False)
     assert result.code == 1
     assert "Traceback" in result.err[1] and "rank 1 of 2: KeyError: 'key'\n" in result.err[1]
 
 
 def test_killed_rank_ends_all_ranks():
     code = START + "if w.rank == 1: os.kill(os.getpid(), signal.SIGKILL)\nw.all_reduce(np.ones(3))"
-    assert run(2, code, check=False, timeout=20).code
+    assert run(2, code, check=False).code
 
 
 @pytest.mark.parametrize("call", ["w.all_reduce(x)", "w.start_all_reduce(x).wait()", "w.barrier()"])
@@ -75,7 +78,7 @@ def test_signal_handlers_run_while_a_rank_waits(call):
         f"{call}\n"
         "print('done', flush=True)"
     )
-    assert run(2, code, timeout=20).out == ["handler\ndone\n", "done\n"]
+    assert run(2, code).out == ["handler\ndone\n", "done\n"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_signal_handlers_run_while_a_rank_waits(call):
 )
 def test_different_calls_are_explained(call, check, message):
     code = START + f"try:\n    {call}\nexcept ValueError as error:\n    print(error)"
-    found = run(2, code, timeout=20, MINIGRAD_CHECK_COLLECTIVES=check).out
+    found = run(2, code, MINIGRAD_CHECK_COLLECTIVES=check).out
     assert found[0] == found[1]
     assert re.search(message, found[0])
 
@@ -102,10 +105,36 @@ def test_without_mpi_threads_sums_are_made_in_wait():
     code = "import mpi4py\nmpi4py.rc.thread_level = 'funneled'\n" + START
     code += "x = np.full(10**5, 1.0 + w.rank)\nwork = w.start_all_reduce(x)\nw.barrier()\nwork.wait()\n"
     code += "print(x.min(), x.max(), w._host.threaded)"
-    assert run(2, code, timeout=20).out == ["3.0 3.0 False\n"] * 2
+    assert run(2, code).out == ["3.0 3.0 False\n"] * 2
+
+
+def test_sum_of_bool_is_a_maximum_in_mpi():
+    """A sum of uint8 would be 0 for 256 ranks."""
+    calls = []
+    comm = SimpleNamespace(rank=0, size=256, Iallreduce=lambda *arguments: calls.append(arguments) or done)
+    comm.Dup, done = lambda: comm, SimpleNamespace(Test=lambda: True)
+    names = {"IN_PLACE": "in place", "SUM": "sum", "MAX": "max", "THREAD_MULTIPLE": 3, "Query_thread": lambda: 3}
+    engine = Mpi(SimpleNamespace(COMM_WORLD=comm, **names))
+    engine.all_reduce([np.ones(3, bool), np.ones(2, np.uint8)], "sum")
+    assert [(len(buffer), op) for _, buffer, op in calls] == [(3, "max"), (2, "sum")]
+
+
+def test_gpu_arrays_of_mpi_ranks_use_nccl():
+    code = (
+        "import os\nfrom tests.parallel.fake_nccl import in_place_of_nccl\nfrom minigrad.backend import to_device\n"
+        "with in_place_of_nccl(2, alone=True) as nccl:\n"
+    )
+    code += "".join(f"    {line}\n" for line in START.splitlines())
+    code += (
+        "    x, y = to_device(np.ones(3, np.float32), 'cuda'), np.full(2, 1.0 + w.rank)\n"
+        "    w.all_reduce(x, y)\n"
+        "    w.broadcast(x)\n"
+        "    print(x.get(), y, os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    )
+    assert run(2, code, CUDA_VISIBLE_DEVICES="4,7").out == [f"[2. 2. 2.] [3. 3.] {gpu}\n" for gpu in (4, 7)]
 
 
 def test_environment_that_mpi_contradicts_is_explained():
     code = "import os\nos.environ.update(OMPI_COMM_WORLD_RANK=os.environ['PMI_RANK'], OMPI_COMM_WORLD_SIZE='8')\n"
-    result = run(2, code + START, check=False, timeout=20)
+    result = run(2, code + START, check=False)
     assert "Open MPI started rank 0 of 8, but MPI says rank 0 of 2" in result.err[0]

@@ -1,5 +1,8 @@
 """The engine for GPU arrays on a stand-in for NCCL: results, calls, streams, capture, errors; GPUs of ranks; start."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from minigrad.backend import to_device
 from minigrad.parallel import World, rendezvous
 from minigrad.parallel.nccl import Nccl, ThroughGpu, choose_gpu, require_one_gpu
 from tests.parallel.fake_nccl import in_place_of_nccl
+from tests.parallel.mpiexec import ROOT
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.int8, np.uint8, np.int32, np.int64, bool]
 
@@ -196,6 +200,20 @@ def test_operations_can_be_captured_and_replayed(engine):
     np.testing.assert_array_equal(x.get(), 28)  # 2 · 8 + 2 · 6
 
 
+def test_checks_are_omitted_in_capture(engine):
+    world = World(1, 2, gpu=lambda: engine.engine)
+    world._host = ThroughGpu(lambda: engine.engine)
+    x = to_device(np.ones(3, np.float32), "cuda")
+    world.broadcast(x)
+    calls = [call[0] for call in engine.log]
+    assert calls.count("allGather") == 1
+    with engine.engine.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        world.broadcast(x)
+        stream.end_capture()
+    assert [call[0] for call in engine.log[len(calls) :]] == ["groupStart", "broadcast", "groupEnd"]
+
+
 def test_ranks_are_connected_before_capture():
     with in_place_of_nccl(2, alone=True):
         import cupy
@@ -341,6 +359,45 @@ def test_message_by_files_ignores_files_of_an_earlier_job(tmp_path):
         thread.join()
     assert found == {0: "new", 1: "new", 2: "new"}
     assert not folder.exists()
+
+
+TORCHRUN = """
+import os
+import numpy as np
+from tests.parallel.fake_nccl import in_place_of_nccl
+from minigrad.backend import to_device
+from minigrad.parallel import world
+
+with in_place_of_nccl(2, alone=True) as nccl:
+    w = world()
+    x, y = to_device(np.ones(3, np.float32), "cuda"), np.ones(2)
+    w.all_reduce(x, y)
+    print(w, x.get(), y, os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    w.close()
+    print(len(nccl.destroyed))
+"""
+
+
+def test_ranks_of_torchrun_meet_by_files(tmp_path):
+    environ = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", TORCHRUN],
+            env={**environ, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    try:
+        outputs = [job.communicate(timeout=60)[0] for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    for rank, out in enumerate(outputs):
+        assert out == f"World(rank={rank}, size=2, local_rank={rank}) [2. 2. 2.] [2. 2.] {rank}\n1\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_rank_is_named(tmp_path):

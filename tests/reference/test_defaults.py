@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 
+import minigrad
+from minigrad import distributed, nn, optim
 from minigrad import functional as F
-from minigrad import nn, optim
 
 torch = pytest.importorskip("torch")
 
@@ -39,3 +40,18 @@ def test_defaults_equal_pytorch():
     }
     assert len(shared) > 50
     assert {at: pair for at, pair in shared.items() if pair[0] != pair[1]}.keys() == EXCEPTIONS.keys()
+
+
+@pytest.mark.parametrize("name", [*distributed.__all__, "DistributedDataParallel", "DistributedSampler"])
+def test_arguments_of_distributed_have_pytorchs_names_and_order(name):
+    ours, theirs = (
+        getattr(module.nn.parallel if "Parallel" in name else module.utils.data if "Sampler" in name else
+                module.distributed, name)
+        for module in (minigrad, torch)
+    )  # fmt: skip
+    if inspect.isclass(ours) and name in ("ReduceOp", "Work"):
+        assert all(hasattr(theirs, member) for member in vars(ours) if member[0] != "_")
+        return
+    names, expected = (list(inspect.signature(function).parameters) for function in (ours, theirs))
+    names = [n for n in names if (name, n) != ("DistributedDataParallel", "world")]
+    assert names == [n for n in expected if n in names]
