@@ -1,8 +1,8 @@
 """L1: collective operations on NumPy arrays by MPI (mpi4py), for the class `World`.
 
 Every operation is nonblocking in MPI and is waited for by polling, so that Python's signal handlers run while a rank
-waits. Between two polls the rank yields its core (`sched_yield`): ranks may outnumber cores. After 20 ms the rank
-sleeps between polls, so that a long wait, such as for rank 0's checkpoint, leaves the core to others.
+waits. Between two polls the rank yields its core (`sched_yield`), as ranks may outnumber cores. After 0.2 ms the rank
+sleeps between polls: a rank that waits for long, such as for rank 0's checkpoint, leaves the core to others.
 
 MPI has no 16-bit floating-point type and no sum of bool: float16 and bfloat16 are summed in float32 and cast back, and
 the sum of bool is "or", as in PyTorch.
@@ -22,7 +22,7 @@ import numpy as np
 
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 
-SPIN, SLEEP = 0.02, 1e-4  # seconds: yield the core between polls for SPIN, then sleep for SLEEP
+SPIN, SLEEP = 2e-4, 5e-5  # seconds: yield the core between polls for SPIN, then sleep for SLEEP
 SMALL = 1 << 16  # bytes: smaller arrays share a buffer
 _GOODBYE = 1  # the tag of the message that a rank sends when it closes
 _FRONT, _BACK = 0, 1  # the communicators of operations that are waited for at once, and of `start_all_reduce`

@@ -27,7 +27,7 @@ def folder_for(environ: Mapping[str, str], size: int) -> Path:
         RuntimeError: there are ranks on other machines, and MINIGRAD_SHARED_FILE is not set.
     """
     job = [environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "TORCHELASTIC_RUN_ID", "MASTER_PORT")]
-    job += [environ.get("TORCHELASTIC_RESTART_COUNT", ""), str(size)]
+    job += [environ.get("TORCHELASTIC_RESTART_COUNT", "")]
     name = "-".join("".join(c for c in part if c.isalnum()) or "0" for part in job)
     if chosen := environ.get("MINIGRAD_SHARED_FILE"):
         return Path(f"{chosen}-{name}")
