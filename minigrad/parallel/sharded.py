@@ -377,6 +377,9 @@ class Flat:
     def reduce(self, op: str) -> None:
         """The sum or mean of the gradients over the ranks as `grad` of the parameters of this rank; None of others."""
         ranks, N = self.values.shape
+        if ranks == 1:
+            return
+        used = [p.grad is not None for p in self.parameters]
         for start, pieces in zip(range(0, N, self.width), self.chunks, strict=True):
             end = min(start + self.width, N)
             flat = self.chunk[: ranks * (end - start)]
@@ -388,14 +391,14 @@ class Flat:
                     columns[piece.place] = p.grad.data.reshape(-1)[piece.elements]
                 elif piece.missing is not None:
                     columns[piece.missing] = 1
-                if piece.last and self.owners[piece.parameter] != self.world.rank:
+                if piece.last:
                     p.grad = None  # frees the gradient
             self.grads[start:end] = self.world.reduce_scatter(flat)
         for i in self.owned:
-            p = self.parameters[i]
             if not is_capturing():
-                self.present[i] = p.grad is not None or self._has_gradient_elsewhere(i)
-            p.grad = Tensor(self._view(self.grads, i)) if self.present[i] else None
+                self.present[i] = used[i] or self._has_gradient_elsewhere(i)
+            if self.present[i]:
+                self.parameters[i].grad = Tensor(self._view(self.grads, i))
         if op == "mean":
             self.grads[...] /= ranks
 
