@@ -288,7 +288,7 @@ class ShardedOptimizer(Optimizer):
         """The bytes on this rank: of parameters, of gradients with the arrays that reduce them, and of the state."""
         buffers = [x for flat in self.flats for x in flat.allocated()]
         grads = [p.grad.data for group in self.param_groups for p in group["params"] if p.grad is not None]
-        apart = [g for g in grads if not any(array_module(g).shares_memory(g, x) for x in buffers)]
+        apart = [g for g in grads if all(g.base is not x for x in buffers)]
         states = [x for states in self.state for state in states for x in state.values() if not isinstance(x, int)]
         arrays = {"parameters": [flat.values for flat in self.flats], "gradients": buffers + apart, "state": states}
         return {name: sum(x.nbytes for x in own) for name, own in arrays.items()}
