@@ -33,6 +33,7 @@ from minigrad.ops import checks
 from minigrad.ops.updates import norm_of_terms, norm_term, scale_to_norm
 from minigrad.optim.optimizer import Optimizer
 from minigrad.optim.state import State
+from minigrad.parallel.processes import World
 
 ALIGNMENT = 256  # bytes; an array that CUDA allocates has this alignment, as has each parameter in the flat array
 CHUNK = 1 << 24  # bytes of gradients of all owners in one reduce-scatter
@@ -80,7 +81,7 @@ class ShardedOptimizer(Optimizer):
         ValueError: the parameters of the ranks differ in number, shape or dtype.
     """
 
-    def __init__(self, optimizer: Optimizer, world: Any) -> None:
+    def __init__(self, optimizer: Optimizer, world: World) -> None:
         self.optimizer, self.world = optimizer, world
         self.defaults, self.param_groups = optimizer.defaults, optimizer.param_groups
         self.pytorch_names = optimizer.pytorch_names  # type: ignore[misc]
@@ -314,7 +315,7 @@ class Flat:
     after a parameter counts the ranks on which it has no gradient: if all, the owner has none either.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], world: Any) -> None:
+    def __init__(self, parameters: Sequence[Tensor], world: World) -> None:
         self.parameters, self.world = parameters, world
         first = parameters[0].data
         xp, unit = array_module(first), ALIGNMENT // first.dtype.itemsize

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from minigrad import Tensor, nn, no_grad, optim, serialize
 from minigrad.backend.batch import split
 from minigrad.optim.muon import matrices_apart
-from minigrad.parallel import sharded
+from minigrad.parallel import World, sharded
 from minigrad.parallel.sharded import Flat, ShardedOptimizer, assign_owners
-from tests.parallel.ranks import Ranks, ThreadWorld, run_ranks
+from tests.parallel.mpiexec import needs_mpi, run
+from tests.parallel.ranks import run_ranks
 
 IMAGES, STEPS = 12, 4
 RANKS = [1, 2, 3, 4]
-LONELY = ThreadWorld(Ranks(1), 0)
+LONELY = World()
 
 
 @pytest.fixture(autouse=True)
@@ -91,11 +93,11 @@ def values(net):
     return {name: p.data.copy() for name, p in net.named_parameters()}
 
 
-def train_one(make, steps=STEPS, clip=0.0):
-    net = Net()
-    optimizer = make(net)
+def train_one(make, steps=range(STEPS), clip=0.0, net=None, optimizer=None):
+    net = net or Net()
+    optimizer = optimizer or make(net)
     norms = []
-    for step in range(steps):
+    for step in steps:
         optimizer.zero_grad()
         backward(net, step, np.arange(IMAGES))
         if clip:
@@ -299,11 +301,7 @@ def test_closure():
             assert optimizer.step(closure) == 5
         return values(net)
 
-    net = Net()
-    optimizer = adamw(net)
-    backward(net, 1, np.arange(IMAGES))
-    optimizer.step()
-    expect_equal(run_ranks(2, work)[1], values(net), rtol=1e-9, atol=1e-12)
+    expect_equal(run_ranks(2, work)[1], values(train_one(adamw, [1])[0]), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -351,14 +349,9 @@ def test_grad_scaler_skips_the_step_on_all_ranks(overflow_on):
         assert scaler.get_scale() == 2.0**9
         return values(net)
 
-    net = Net()
-    optimizer = adamw(net)
-    for step in (0, 1, 3):
-        optimizer.zero_grad()
-        backward(net, step, np.arange(IMAGES))
-        optimizer.step()
+    expected = values(train_one(adamw, (0, 1, 3))[0])
     for found in run_ranks(3, work):
-        expect_equal(found, values(net), rtol=1e-9, atol=1e-12)
+        expect_equal(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["adamw", "amsgrad", "muon", "momentum"])
@@ -366,7 +359,7 @@ def test_grad_scaler_skips_the_step_on_all_ranks(overflow_on):
 def test_resume_with_another_number_of_ranks(name, form, tmp_path):
     """4 ranks -> 2 -> one process -> 3."""
     make = OPTIMIZERS[name]
-    expected = values(train_one(make, 8)[0])
+    expected = values(train_one(make, range(8))[0])
 
     def stage(steps, saved, world):
         net, state = Net(), None
@@ -383,10 +376,7 @@ def test_resume_with_another_number_of_ranks(name, form, tmp_path):
     net.load_state_dict(saved[0])
     optimizer = make(net)
     optimizer.load_state_dict(saved[1])
-    for step in (4, 5):
-        optimizer.zero_grad()
-        backward(net, step, np.arange(IMAGES))
-        optimizer.step()
+    train_one(make, range(4, 6), net=net, optimizer=optimizer)
     saved = values(net), getattr(optimizer, form)()
     if form == "flat_state_dict":
         serialize.save(tmp_path / "state.npz", saved[1], {})
@@ -573,11 +563,11 @@ def test_one_gather_per_dtype_and_one_scatter_per_chunk():
         net = Net()
         optimizer = ShardedOptimizer(adamw(net), world)
         backward(net, 0, part(world))
-        del world.calls[:]
+        del world._host.calls[:]
         optimizer.reduce()
         optimizer.clip_grad_norm_(1.0)
         optimizer.step()
-        return world.calls, optimizer.flats[0].values.nbytes
+        return world._host.calls, optimizer.flats[0].values.nbytes
 
     for calls, nbytes in run_ranks(2, work):
         chunks = -(-nbytes // sharded.CHUNK)
@@ -602,7 +592,7 @@ def test_the_largest_parameters_are_assigned_first():
 @given(st.lists(st.integers(0, 700), min_size=1, max_size=12), st.integers(1, 5), st.integers(0, 3000))
 def test_pieces_cover_each_parameter_once(sizes, ranks, chunk):
     """Every element is in one piece, every count of missing gradients in one place, and no two share a place."""
-    world = ThreadWorld(Ranks(ranks), 0)
+    world = World(0, ranks)
     world.broadcast = lambda *arrays: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharded, "CHUNK", chunk)
@@ -623,3 +613,33 @@ def test_pieces_cover_each_parameter_once(sizes, ranks, chunk):
         assert used.max(initial=0) <= 1
     assert missing == last == [1] * len(sizes)
     assert all((own == 1).all() for own in seen)
+
+
+@needs_mpi
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_ranks_of_mpiexec(dtype):
+    """Training, clipping, skipped steps, saving and loading, with a real World: equal to one process."""
+    code = f"""
+import hashlib
+from minigrad.parallel import world
+from tests.parallel import test_sharded as t
+
+w, net = world(), t.Net().to(dtype={dtype!r})
+t.sharded.CHUNK = 2048
+net, optimizer, norms = t.train_sharded(t.adamw, w, range(2), net=net)
+state = [optimizer.flat_state_dict()]
+if w.rank == 0:
+    t.serialize.save("STATE", state[0], {{}})
+w.barrier()
+net, optimizer, norms = t.train_sharded(t.adamw, w, range(2, 4), 0.3, t.serialize.load("STATE")[0], net)
+assert not optimizer.all_finite(w.rank == 0)
+expected, one, _ = t.train_one(t.adamw, range(2), net=t.Net().to(dtype={dtype!r}))
+expected, _, expected_norms = t.train_one(t.adamw, range(2, 4), 0.3, expected, one)
+tolerance = dict(rtol=1e-9, atol=1e-12) if {dtype!r} == "float64" else dict(rtol=0.05, atol=0.02)
+t.expect_equal(t.values(net), t.values(expected), **tolerance)
+t.np.testing.assert_allclose(norms, expected_norms, rtol=tolerance["rtol"])
+print(hashlib.sha256(b"".join(x.tobytes() for x in t.values(net).values())).hexdigest())
+"""
+    with TemporaryDirectory() as folder:
+        first, second = run(2, code.replace("STATE", f"{folder}/state.npz"), timeout=60).out
+    assert len(first) == 65 and first == second
