@@ -124,9 +124,6 @@ class ShardedOptimizer(Optimizer):
         self.optimizer.add_param_group(param_group)
         self._flatten()
 
-    def check(self, group: Mapping[str, Any]) -> None:
-        self.optimizer.check(group)
-
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return self.optimizer.state_names(group)
 
@@ -347,7 +344,6 @@ class Flat:
             low, end = max(first, start), min(first + p.data.size, start + self.width)
             after = first + p.data.size - start  # the column of the count
             if low < end or 0 <= after < self.width:
-                end = max(low, end)
                 missing = (owner, after) if 0 <= after < self.width else None
                 place = owner, slice(low - start, end - start)
                 yield Piece(i, place, slice(low - first, end - first), missing, missing is not None)
@@ -396,17 +392,17 @@ class Flat:
                     p.grad = None  # frees the gradient
             self.grads[start:end] = self.world.reduce_scatter(flat)
         for i in self.owned:
+            p = self.parameters[i]
             if not is_capturing():
-                self.present[i] = used[i] or self._has_gradient_elsewhere(i)
+                self.present[i] = used[i] or (p.requires_grad and self._has_gradient_elsewhere(i))
             if self.present[i]:
-                self.parameters[i].grad = Tensor(self._view(self.grads, i))
+                p.grad = Tensor(self._view(self.grads, i))
         if op == "mean":
             self.grads[...] /= ranks
 
     def _has_gradient_elsewhere(self, i: int) -> bool:
         """True if another rank had a gradient of parameter i, which has none here. Synchronizes with the GPU."""
-        after = self.starts[i] + self.parameters[i].data.size
-        return self.parameters[i].requires_grad and float(self.grads[after]) < self.world.size
+        return float(self.grads[self.starts[i] + self.parameters[i].data.size]) < self.world.size
 
     def drop_gradients(self) -> None:
         """Set the gradients of other owners to None."""

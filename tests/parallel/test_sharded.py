@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from itertools import chain
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -50,15 +51,25 @@ class Net(nn.Module):
         return y if first is None else y + Tensor(first) * self.sometimes
 
 
+EARLY_AND_LATE = ["embed", "hidden", "frozen"], ["bias", "scale", "head", "unused", "sometimes"]
+USED = ["bias", "embed", "head", "hidden", "scale", "sometimes"]
+
+
 def adamw(net, **options):
     """AdamW with layer decay groups."""
-    early, late = [net.embed, net.hidden, net.frozen], [net.bias, net.scale, net.head, net.unused, net.sometimes]
+    early, late = ([getattr(net, name) for name in names] for names in EARLY_AND_LATE)
     groups = [{"params": early, "lr": 3e-3, "weight_decay": 0.1}, {"params": late}]
     return optim.AdamW(groups, lr=1e-2, **options)
 
 
 def muon(net):
     return optim.Muon(matrices_apart([{"params": net.parameters()}], [net.head]), lr=1e-2)
+
+
+def with_state(optimizer):
+    """The names of the parameters with a state, for the groups of `adamw`, sorted."""
+    pairs = zip(chain(*EARLY_AND_LATE), chain(*optimizer.state), strict=True)
+    return sorted(name for name, state in pairs if state)
 
 
 OPTIMIZERS = {
@@ -234,16 +245,14 @@ def test_invalid_arguments():
 def test_each_parameter_has_gradient_and_state_on_one_rank():
     def owned(world):
         net, optimizer, _ = train_sharded(adamw, world)
-        names = [name for name, p in net.named_parameters() if optimizer.owns(p)]
-        states = zip(optimizer.param_groups, optimizer.state, strict=True)
-        have_state = {id(p) for group, own in states for p, state in zip(group["params"], own, strict=True) if state}
-        for name, p in net.named_parameters():
-            expected = name in names and name not in ("unused", "frozen")
-            assert (p.grad is not None) == (id(p) in have_state) == expected, name
-        return names
+        have_gradient = [name for name, p in net.named_parameters() if p.grad is not None]
+        assert all(optimizer.owns(net.get_parameter(name)) for name in have_gradient)
+        assert sorted(have_gradient) == with_state(optimizer)
+        return have_gradient, sum(map(optimizer.owns, net.parameters()))
 
-    found = [name for names in run_ranks(3, owned) for name in names]
-    assert sorted(found) == sorted(name for name, _ in Net().named_parameters())
+    found = run_ranks(3, owned)
+    assert sorted(chain(*(names for names, _ in found))) == USED
+    assert sum(count for _, count in found) == len(list(Net().parameters()))
 
 
 def test_gradient_on_one_rank_only():
@@ -280,11 +289,14 @@ def test_step_after_an_all_reduce():
         for step in range(STEPS):
             optimizer.zero_grad()
             backward(net, step, np.arange(IMAGES))
+            optimizer.clip_grad_norm_(0.3)
             optimizer.step()
-        return values(net)
+        return values(net), with_state(optimizer)
 
-    for found in run_ranks(3, work):
-        expect_equal(found, values(train_one(adamw)[0]))
+    found = run_ranks(3, work)
+    for parameters, _ in found:
+        expect_equal(parameters, values(train_one(adamw, clip=0.3)[0]), rtol=1e-9, atol=1e-12)
+    assert sorted(chain(*(names for _, names in found))) == USED
 
 
 def test_closure():
@@ -425,6 +437,26 @@ def test_a_misfit_on_one_rank_is_an_error_on_all(form):
     assert sorted(run_ranks(3, work)) == [(False, False), (False, False), (True, False)]
 
 
+@pytest.mark.parametrize("form", ["state_dict", "flat_state_dict"])
+def test_loaded_states_are_kept_by_the_owners(form):
+    parameters = [Tensor(np.full(3, i), requires_grad=True) for i in np.arange(12.0)]
+    one = optim.SGD(parameters, momentum=0.9)
+    sum(p.square().sum() for p in parameters).backward()
+    one.step()
+    state = getattr(one, form)()
+
+    def work(world):
+        optimizer = ShardedOptimizer(optim.SGD([Tensor(np.zeros(3), requires_grad=True) for _ in parameters]), world)
+        optimizer.param_groups[0]["momentum"] = 0.9
+        optimizer.load_state_dict(state)
+        assert optimizer.state_names(optimizer.param_groups[0]) == ("v",)
+        return {i: own["v"][0] for i, own in enumerate(optimizer.state[0]) if own}
+
+    first, second = run_ranks(2, work)
+    assert not first.keys() & second.keys()
+    assert first | second == {i: 2.0 * i for i in range(12)}
+
+
 def test_older_state_without_has_state():
     state = {"0.lr": np.asarray(0.5), "0.0.v": np.ones(700), "0.1.v": np.ones(3)}
 
@@ -444,9 +476,12 @@ def test_state_at_creation_is_kept_by_the_owners():
     def work(world):
         optimizer = adamw(Net())
         optimizer.load_state_dict(state)
-        return ShardedOptimizer(optimizer, world).flat_state_dict()
+        optimizer = ShardedOptimizer(optimizer, world)
+        return optimizer.flat_state_dict(), with_state(optimizer)
 
-    expect_equal(run_ranks(3, work)[0], state)
+    found = run_ranks(3, work)
+    expect_equal(found[0][0], state)
+    assert sorted(chain(*(names for _, names in found))) == USED
 
 
 def test_added_groups():
@@ -521,6 +556,31 @@ def test_to_another_dtype_is_refused():
         optimizer.step()
 
 
+def test_backward_after_clipping_is_refused():
+    x, w = (Tensor(np.ones(3), requires_grad=True) for _ in range(2))
+    optimizer = ShardedOptimizer(optim.SGD([x]), LONELY)
+    x.sum().backward()
+    loss = (w * x.grad).sum()
+    optimizer.clip_grad_norm_(0.1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_only_missing_gradients_are_read_back(monkeypatch):
+    """Reading a count of missing gradients synchronizes with a GPU."""
+    read, original = [], Flat._has_gradient_elsewhere
+
+    def spy(flat, i):
+        read.append(flat.parameters[i].shape)
+        return original(flat, i)
+
+    monkeypatch.setattr(Flat, "_has_gradient_elsewhere", spy)
+    run_ranks(2, lambda world: train_sharded(adamw, world, range(2)))
+    # `unused` in two steps, `sometimes` in step 0; in step 1, rank 1 has no gradient of `sometimes`, if it is the owner
+    assert sorted(set(read)) == [(3, 3), (5,)]
+    assert read.count((3, 3)) == 2
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_backward_after_a_step_is_refused(size):
     """Also on ranks that update no parameter, whose parameters change by the all-gather."""
@@ -550,6 +610,7 @@ def test_bytes_of_a_rank():
     parameters = sum(p.data.nbytes for p in Net().parameters())
     moments = 2 * sum(p.data.nbytes for name, p in Net().named_parameters() if name not in ("unused", "frozen"))
     assert one["state"] == moments
+    assert one["gradients"] == moments // 2  # no further arrays: nothing is reduced
     assert parameters <= one["parameters"] <= parameters + 2 * 8 * 256
     found = run_ranks(2, work)
     assert sum(before["state"] for before, _, _ in found) == moments
@@ -580,7 +641,7 @@ def test_owners(sizes, ranks):
     totals = [sum(size for size, owner in zip(sizes, owners, strict=True) if owner == rank) for rank in range(ranks)]
     assert len(owners) == len(sizes)
     assert sum(totals) == sum(sizes)
-    assert max(totals) <= sum(sizes) / ranks + max(sizes) * (1 - 1 / ranks)
+    assert ranks * max(totals) <= sum(sizes) + (ranks - 1) * max(sizes)
     assert owners == assign_owners(list(sizes), ranks)
 
 
