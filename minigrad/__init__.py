@@ -215,7 +215,18 @@ def is_floating_point(input: Tensor) -> builtins.bool:
 
 def __getattr__(name: str) -> Any:
     """Import a part of the package at its first use; explain the names of PyTorch that do not exist here."""
-    if name in ("nn", "optim", "testing", "parallel", "utils", "cuda", "cuda_graph", "serialize", "saving"):
+    if name in (
+        "nn",
+        "optim",
+        "testing",
+        "parallel",
+        "utils",
+        "cuda",
+        "cuda_graph",
+        "distributed",
+        "serialize",
+        "saving",
+    ):
         return importlib.import_module(f"minigrad.{name}")
     if name in ("save", "load"):
         return getattr(importlib.import_module("minigrad.saving"), name)

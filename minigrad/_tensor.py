@@ -6,6 +6,7 @@ each, are in `minigrad/methods/`.
 """
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -226,6 +227,26 @@ class Tensor(Methods):
         last = len(node.hooks) - (self._retained is not None)  # the hook of retain_grad stays the last
         node.hooks = (*node.hooks[:last], array_hook, *node.hooks[last:])
         return RemovableHandle(remove)
+
+    def register_post_accumulate_grad_hook(self, hook: Callable[["Tensor"], None]) -> RemovableHandle:
+        """Call `hook(self)` in backward once the gradient of this leaf has been accumulated in `grad`, as to update a
+        parameter, or to send its gradient to other processes, while backward runs on.
+
+        Backward visits a leaf with such a hook directly after the last op that uses the leaf, and not at its end. The
+        hook runs once for each call of `backward`, also if gradient checkpointing adds gradients several times.
+        """
+        if self._node is None:
+            raise RuntimeError("cannot register a hook on a tensor that doesn't require gradient")
+        if not isinstance(self._node, Leaf):
+            raise RuntimeError("post accumulate grad hooks cannot be registered on non-leaf tensors")
+        reference = weakref.ref(self)  # the Leaf must not refer to the Tensor: a cycle would delay freeing
+
+        def run() -> None:
+            tensor = reference()
+            if tensor is not None:
+                hook(tensor)
+
+        return self._node.add_post_hook(run)
 
     def backward(
         self,

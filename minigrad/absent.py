@@ -58,12 +58,22 @@ ABSENT: dict[str, dict[str, str]] = {
     "this part of PyTorch is out of scope": {
         "linalg": "np.linalg on x.numpy(), which is not recorded",
         "distributions": "minigrad.rand, randn, bernoulli and multinomial",
-        "distributed": "minigrad.parallel",
         "multiprocessing": "minigrad.parallel.Shards, which splits a batch over threads",
         "hub": "models.create_model",
         "mps": 'the devices "cpu" and "cuda"',
-        "DataParallel": "minigrad.parallel.Shards",
+        "DataParallel": "nn.parallel.DistributedDataParallel, or minigrad.parallel.Shards for threads",
         "profiler": "cProfile, or Nsight Systems on a GPU",
+    },
+    "all ranks take part in each operation": {
+        **dict.fromkeys(
+            ("send", "recv", "isend", "irecv", "P2POp", "batch_isend_irecv", "all_to_all", "all_to_all_single"),
+            "distributed.all_gather or distributed.broadcast",
+        ),
+        **dict.fromkeys(
+            ("new_group", "new_subgroups", "ProcessGroup", "init_device_mesh", "DeviceMesh"), "the group of all ranks"
+        ),
+        **dict.fromkeys(("gather_object", "scatter_object_list"), "distributed.all_gather_object"),
+        "rpc": "distributed.broadcast_object_list",
     },
     "memory formats are arrays' strides here": {
         **dict.fromkeys(

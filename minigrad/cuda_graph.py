@@ -10,6 +10,7 @@ A replay has the arguments of the capture: the same addresses, shapes and Python
     intermediates   are in memory from a separate pool, which only the graph uses
     scalars         (learning rate and step count of the optimizer, decay of an EMA, seed and draw number of the
                     generators) are in device memory: before each launch the host copies the next ones there
+    parts           of a batch (`Generator.rows`) are constants of the graph
     tables          of addresses of parameters and gradients, for kernels that process all parameters at once, are
                     filled before the first launch (minigrad/backend/capture.py)
     products        call cuBLAS directly: CuPy refuses matrix products during capture (minigrad/backend/cublas.py)
@@ -29,6 +30,7 @@ import numpy as np
 
 from minigrad.autograd import writes
 from minigrad.backend import Array, cublas, device_of, empty
+from minigrad.backend.batch import Rows
 from minigrad.backend.capture import Tables, capturing
 from minigrad.backend.random import Generator, default_generator
 from minigrad.optim import AdamW
@@ -41,8 +43,8 @@ class GraphedStep:
         for images, labels in batches:
             loss = step(images, labels)
 
-    The graph is captured for inputs with the shapes and dtypes of the first call. A call with other inputs runs `step`
-    eagerly.
+    The graph is captured for inputs with the shapes and dtypes of the first call, and for `rows` of the generators. A
+    call with other inputs or rows runs `step` eagerly.
 
     Args:
         step: takes arrays on a GPU and returns an array or a tuple of arrays on the GPU. It contains the whole training
@@ -67,11 +69,14 @@ class GraphedStep:
         self.step, self.optimizer, self.warmup, self.generators = step, optimizer, warmup, list(generators)
         self.graph: Any = None
         self.kinds: list[tuple[tuple[int, ...], np.dtype]] | None = None  # shapes and dtypes of the first inputs
+        self.rows: list[Rows | None] = []  # of the generators, at the first call
 
     def __call__(self, *inputs: Array) -> Any:
         kinds = [(x.shape, x.dtype) for x in inputs]
-        self.kinds = self.kinds or kinds
-        if self.warmup or kinds != self.kinds:
+        rows = [generator.rows for generator in self.generators or [default_generator()]]
+        if self.kinds is None:
+            self.kinds, self.rows = kinds, rows
+        if self.warmup or kinds != self.kinds or rows != self.rows:
             self.warmup = max(self.warmup - 1, 0)
             return self.step(*inputs)
         if self.graph is None or self.state is not self.optimizer.state:  # load_state_dict replaced it

@@ -13,6 +13,7 @@ import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import capture, empty, to_device
+from minigrad.backend.batch import Rows
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep
 from minigrad.nn.module import Buffer
@@ -113,6 +114,27 @@ def test_replays_draw_the_next_words_of_each_generator(draws, before, steps):
             np.testing.assert_array_equal(to_device(found, "cpu"), theirs[second].words(3))
         assert [g.draws for g in ours] == [g.draws for g in theirs]
     assert run.graph is not None and all(g.captured is None for g in ours)
+
+
+def test_replays_draw_for_the_part_of_the_batch():
+    """A call for another part of a batch runs eagerly, even if the part has as many images."""
+    parameter = Tensor(to_device(np.ones(2, np.float32), "cuda"), requires_grad=True)
+    optimizer, generator = optim.AdamW([parameter]), Generator(1)
+
+    def step(x):
+        optimizer.zero_grad()
+        (parameter * Tensor(x)).sum().backward()
+        optimizer.step()
+        return generator.uniform((2, 3), device="cuda")
+
+    run = GraphedStep(step, optimizer, warmup=1, generators=[generator])
+    x = to_device(np.ones(2, np.float32), "cuda")
+    part, other = Rows(6, ((0, 1), (5, 6))), Rows(6, ((1, 2), (4, 5)))
+    for draw, rows in enumerate([part, part, part, other, part, other]):
+        generator.rows = rows
+        found = to_device(run(x), "cpu")
+        np.testing.assert_array_equal(found, Generator(1, draw).uniform((rows.count, 3))[rows.index])
+    assert run.graph is not None and generator.draws == 6
 
 
 def test_captured_batch_norm_equals_eager_steps():

@@ -6,6 +6,7 @@ from typing import Any
 
 import minigrad.functional as F
 import models
+from minigrad import parallel
 from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
@@ -69,9 +70,8 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     augment = create_augment(settings, dataset)
     model, dataset = model.to(settings.device), dataset.to(settings.device)
     generator = Generator(_STREAM * (settings.seed + 1))
-    # Batch normalisation needs the statistics of the entire batch: a model with running statistics gets no shards.
-    threads = 1 if any(model.named_buffers()) else settings.threads
-    shards = Shards(threads, generator.seed + 1)
+    shards, world = Shards(settings.threads, generator.seed + 1), parallel.world()
+    check_batch_size(settings, augment.mixes, world.size)
     smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already
     step = Step(
         model=model,
@@ -81,6 +81,7 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
         optimizer=create_optimizer(settings, model),
         ema=EMA(model, settings.model_ema_decay, warmup=settings.model_ema_warmup) if settings.model_ema else None,
         shards=shards,
+        world=world,
         options=StepOptions(
             batch_size=settings.batch_size,
             grad_accum_steps=settings.grad_accum_steps,
@@ -93,12 +94,27 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     return Trainer(
         dataset,
         step,
-        Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards),
+        Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards, world),
         Sampler(len(dataset.train), settings.device, generator, 1 if settings.no_aug else settings.aug_repeats),
         epochs=settings.epochs,
         warmup_epochs=settings.warmup_epochs,
         lr=settings.lr,
     )
+
+
+def check_batch_size(settings: Settings, mixes: bool, ranks: int) -> None:
+    """Check that every rank has an image of each batch; with mixup, two images.
+
+    Raises:
+        InputError: --batch-size is too small for the number of ranks.
+    """
+    least = 2 * ranks if mixes and ranks > 1 else ranks
+    if settings.batch_size < least:
+        pairs = ", two each with mixup or CutMix" if mixes else ""
+        raise InputError(
+            f"--batch-size {settings.batch_size} is divided between {ranks} ranks{pairs}: use at least {least}, or "
+            "fewer ranks"
+        )
 
 
 def create_augment(settings: Settings, dataset: Dataset) -> Augment:

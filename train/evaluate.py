@@ -11,7 +11,10 @@ import numpy as np
 import minigrad.functional as F
 from minigrad import Tensor, autocast, cat, no_grad
 from minigrad.backend import Array, device_of, to_device
+from minigrad.backend.batch import split
+from minigrad.backend.dtypes import is_half
 from minigrad.nn import Module
+from minigrad.parallel.processes import World
 from minigrad.parallel.threads import Shards
 from train.data.batches import batches
 from train.data.dataset import Dataset
@@ -64,14 +67,16 @@ class Evaluation:
     """Evaluates a model on the test images of a dataset on the same device.
 
     Fields:
-        batch_size: images per batch.
+        batch_size: images per batch, on all ranks together.
         amp_dtype: the 16-bit dtype of mixed precision; None: no mixed precision.
-        shards: the threads between which a batch is split.
+        shards: the threads between which this rank's part of a batch is divided.
+        world: the ranks between which a batch is divided.
     """
 
     batch_size: int
     amp_dtype: str | None
     shards: Shards
+    world: World
 
     def means(self, model: Module, dataset: Dataset, between: Callable[[], None] = lambda: None) -> tuple[float, float]:
         """Mean loss, without label smoothing, and accuracy. Calls `between` before each batch."""
@@ -79,27 +84,30 @@ class Evaluation:
         for logits, labels in self.logits_by_batch(model, dataset, between):
             loss = F.cross_entropy(logits, Tensor(labels))
             sums.add(loss.data.astype(np.float64), count_correct(logits, labels), len(labels))
+        self.world.all_reduce(sums.sums)
         return sums.means(len(dataset.test))
 
     def predictions(self, model: Module, dataset: Dataset) -> Predictions:
-        """The predictions for all test images, as CPU arrays."""
+        """The predictions for all test images, as CPU arrays. Needs a world of one rank."""
         logits = np.concatenate([to_device(x.data, "cpu") for x, _ in self.logits_by_batch(model, dataset)])
         return Predictions(logits, to_device(dataset.test.labels, "cpu"), dataset.classes)
 
     def logits_by_batch(
         self, model: Module, dataset: Dataset, between: Callable[[], None] = lambda: None
     ) -> Iterator[tuple[Tensor, Array]]:
-        """Yields the logits (B, K) float32, without gradient, and the labels (B,) of each batch."""
+        """Yields the logits (B, K) float32, without gradient, and the labels (B,) of this rank's part of each batch."""
         model.eval()
         test, normalize, parameters = dataset.test, dataset.normalizer(), list(model.parameters())
 
         def forward(images: Array) -> Tensor:
             with no_grad(), mixed_precision(self.amp_dtype, parameters):
-                return model(Tensor(normalize(images))).float()
+                return at_least_float32(model(Tensor(normalize(images))))
 
         for part in batches(len(test), self.batch_size):
             between()
-            yield cat(self.shards.run(forward, test.images[part])), test.labels[part]
+            rows = split(part.stop - part.start, self.world.size)[self.world.rank]
+            if len(rows):
+                yield cat(self.shards.run(forward, rows.take(test.images[part]))), rows.take(test.labels[part])
 
 
 class Sums:
@@ -126,6 +134,11 @@ class Sums:
 def mixed_precision(dtype: str | None, parameters: Iterable[Tensor]) -> AbstractContextManager[Any]:
     """`autocast` to the 16-bit `dtype`; None: no mixed precision."""
     return nullcontext() if dtype is None else autocast(dtype, parameters=parameters)
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """16-bit logits as float32: the loss is computed in float32."""
+    return logits.float() if is_half(logits.dtype) else logits
 
 
 def count_correct(logits: Tensor, labels: Array) -> Array:

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 from math import ceil, isfinite
 from threading import Event
 
+import numpy as np
+
 from minigrad.backend import Array, device_of
 from minigrad.optim import WarmupCosine
 from train.config.errors import InputError
@@ -49,7 +51,7 @@ class Trainer:
         lr: float,
     ) -> None:
         self.dataset, self.step, self.evaluation, self.sampler = dataset, step, evaluation, sampler
-        self.model, self.epochs, self.peak_lr = step.model, epochs, lr
+        self.model, self.world, self.epochs, self.peak_lr = step.model, step.world, epochs, lr
         self.steps = ceil(len(dataset.train) / step.images_per_step)  # in an epoch
         self.schedule = WarmupCosine(step.optimizer, round(self.steps * warmup_epochs), self.steps * epochs)
         self.stop = Event()  # if set, `fit` ends after the current step
@@ -101,7 +103,8 @@ class Trainer:
         with Progress(count, " images", title, done=done) as progress:
             for part in parts[self.position :]:
                 self.advance(self.order[part])
-                if self.stop.is_set() or (self.position % read_every == 0 and part.stop < count):
+                stopping = self.stop.is_set() and self.world.size == 1  # several ranks agree when they read the loss
+                if stopping or (self.position % read_every == 0 and part.stop < count):
                     loss, acc = self.means(part.stop)
                     progress.update(part.stop - done, f"loss {loss:.3f} acc {acc:.1%}")
                     done = part.stop
@@ -126,8 +129,11 @@ class Trainer:
         return loss, acc
 
     def check_stop(self) -> None:
-        """Raise Stopped if `stop` is set."""
-        if self.stop.is_set():
+        """Raise Stopped if `stop` is set on any rank. All ranks call this method after the same step."""
+        stopped = np.asarray(float(self.stop.is_set()))
+        self.world.all_reduce(stopped, op="max")
+        if stopped:
+            self.stop.set()
             raise Stopped
 
     def advance(self, index: Array) -> None:

@@ -1,25 +1,30 @@
 """L7: a run, from settings to results."""
 
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from signal import SIGTERM
 
 import numpy as np
 
-from minigrad import manual_seed, tune_cpu
+from minigrad import manual_seed, parallel, tune_cpu
 from minigrad.backend import cublas, to_device
 from minigrad.backend.dtypes import as_dtype
+from minigrad.parallel.processes import World
 from minigrad.parallel.threads import Shards
 from train import initial, signals
 from train.config.errors import InputError
 from train.config.settings import Settings
 from train.create import create_dataset, create_model, create_trainer, model_arguments
+from train.data.dataset import Dataset
 from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
 from train.output import naming, report, resume
 from train.output.info import RunInfo
 from train.output.log import columns, plural
 from train.output.results import Results, locked
+from train.ranks import check_equal, check_parameters, only_first_prints
 
 
 def run(settings: Settings) -> int:
@@ -29,19 +34,27 @@ def run(settings: Settings) -> int:
         InputError: a setting is invalid, a file is missing or damaged, the folder cannot be written to, or a loss or
             gradient became NaN or infinite.
     """
-    check(settings)
-    cublas.allow_tf32(settings.tf32)
-    if settings.eval != "none":
-        evaluate(settings)
-        return 0
+    world = parallel.world()
+    with only_first_prints(world):
+        check(settings)
+        cublas.allow_tf32(settings.tf32)
+        if settings.eval != "none":
+            evaluate(settings, world)
+            return 0
+        return train(settings, world)
+
+
+def train(settings: Settings, world: World) -> int:
+    """Train a new model, or continue a run. Returns the exit code."""
     folder, resumed = Path(settings.output), settings.resume != "none"
     state = Path(settings.resume) if resumed else folder / naming.STATE
-    if is_finished(settings):
+    if world.broadcast_object(is_finished(settings)):
         return 0
-    trainer, info, weights = prepare(settings)
+    trainer, info, weights = prepare(settings, world)
     results = Results(state, trainer, info, settings.checkpoint_format)
-    with trainer.step.shards, locked(folder):
-        if is_finished(settings):  # checked again: another process may have trained here while the data were loaded
+    with trainer.step.shards, locked(folder) if world.rank == 0 else nullcontext():
+        # Checked again: another process may have trained here while the data were loaded.
+        if world.broadcast_object(is_finished(settings)):
             return 0
         if resumed:
             results.restore()
@@ -99,12 +112,13 @@ def is_finished(settings: Settings) -> bool:
     return finished
 
 
-def prepare(settings: Settings) -> tuple[Trainer, RunInfo, str]:
+def prepare(settings: Settings, world: World) -> tuple[Trainer, RunInfo, str]:
     """A new trainer, the information to record in files, and a message about pretrained weights (empty without).
 
     A resumed run loads no pretrained weights: its weights are in its state file.
     """
-    dataset = create_dataset(settings)
+    dataset = load_dataset(settings, world)
+    check_equal(world, settings, dataset)
     manual_seed(settings.seed)
     model, weights = create_model(settings, dataset), ""
     if settings.initial_checkpoint != "none" and settings.resume == "none":
@@ -117,6 +131,16 @@ def prepare(settings: Settings) -> tuple[Trainer, RunInfo, str]:
     return trainer, RunInfo(recorded, model_arguments(settings, dataset), dataset), weights
 
 
+def load_dataset(settings: Settings, world: World) -> Dataset:
+    """The dataset, on the CPU. If it is to be downloaded, one rank of each machine goes first."""
+    if settings.download and world.local_rank:
+        world.barrier()
+    dataset = create_dataset(settings)
+    if settings.download and not world.local_rank:
+        world.barrier()
+    return dataset
+
+
 def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
     """Print model, data, schedule and output folder before training."""
     dataset = trainer.dataset
@@ -127,6 +151,8 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
         f"train    {plural(settings.epochs, 'epoch')} of {plural(trainer.steps, 'step')}, batch {settings.batch_size}, "
         f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
     )
+    if trainer.world.size > 1:
+        print(f"ranks    {trainer.world.size}, each with a part of every batch")
     if weights:
         print(weights)
     if settings.model_ema:
@@ -142,13 +168,14 @@ def fit(trainer: Trainer, results: Results) -> int:
     with signals.stop_on_signal(trainer.stop) as received:
         try:
             for metrics in trainer.fit():
+                check_parameters(trainer.world, trainer.model, metrics.epoch)
                 results.add(metrics)
                 print(metrics.line(trainer.epochs, tested, columns()), flush=True)
         except Stopped:
             results.save()
             place = f"epoch {trainer.epoch} and {trainer.position} of {plural(trainer.steps, 'step')} of the next"
             print(f"stopped after {place}; --resume {results.folder} continues from there", file=sys.stderr)
-            return 128 + received[0]
+            return stopped_by(received)
         except DivergedError as error:
             if trainer.step.checks_finite:
                 raise
@@ -158,18 +185,29 @@ def fit(trainer: Trainer, results: Results) -> int:
             try:
                 found = resume.repeat_with_checks(results.state, trainer, results.info)
             except Stopped:
-                return 128 + received[0]
+                return stopped_by(received)
             raise InputError(found or f"{error} (it did not when the epoch was repeated with checks)") from None
     return 0
 
 
-def evaluate(settings: Settings) -> None:
-    """Evaluate the checkpoint of --eval on the test images, and print the report."""
+def stopped_by(received: list[int]) -> int:
+    """The exit code of a run that a signal stopped, on this rank or on another."""
+    return 128 + (received[0] if received else SIGTERM)
+
+
+def evaluate(settings: Settings, world: World) -> None:
+    """Evaluate the checkpoint of --eval on the test images, and print the report.
+
+    Raises:
+        InputError: there are several ranks.
+    """
+    if world.size > 1:
+        raise InputError(f"--eval runs in one process, not in {world.size}: start it without mpiexec")
     if settings.tune_cpu:
         tune_cpu(settings.threads)
     dataset, path = create_dataset(replace(settings, train_num_samples=1)).to(settings.device), Path(settings.eval)
     with Shards(settings.threads) as shards:
-        evaluation = Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards)
+        evaluation = Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards, world)
         predictions = report.predictions(path, dataset, evaluation)
     print(f"model    {settings.model}, {path}")
     images, classes = plural(len(dataset.test), "test image"), plural(len(dataset.classes), "class")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad.autograd import tape
-from minigrad.autograd.node import Node
+from minigrad.autograd.node import Leaf, Node
 from minigrad.backend import Array, array_module, as_array, plus
 from minigrad.backend.dtypes import cast
 
@@ -71,9 +71,16 @@ def backward(
         return
     inputs = () if inputs is None else _sequence(inputs)
     found = grad(tensors, inputs, grad_tensors, retain_graph, create_graph, allow_unused=True)
+    hooked: list[Leaf] = []
     for x, g in zip(inputs, found, strict=True):
         if g is not None:
             x.grad = g if x.grad is None else x.constant(x.grad.data + g.data)
+            if isinstance(x._node, Leaf) and x._node.post_hooks:
+                hooked.append(x._node)
+    if hooked:
+        with tape.Outermost() as outermost:
+            for leaf in hooked:
+                outermost.run_hooks(leaf)
 
 
 def _start_gradients(

@@ -3,10 +3,11 @@
 import itertools
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from minigrad.autograd.hooks import RemovableHandle
 from minigrad.backend import Array
 from minigrad.backend.dtypes import FLOAT32
 
@@ -56,10 +57,13 @@ class Leaf(Node):
 
     A Tensor refers to its Leaf, and not the Leaf to its Tensor: a cycle would delay freeing. Threads may run backward
     into the same parameters, so a lock guards the accumulation. `age` is 0, smaller than every op's `age`, so backward
-    visits leaves last. While `requires_grad` is False, gradients from graphs recorded before are dropped.
+    visits leaves last, except leaves with `post_hooks`. While `requires_grad` is False, gradients from graphs recorded
+    before are dropped.
     """
 
     requires_grad: bool = True
+    post_hooks: tuple[Callable[[], None], ...] = ()  # called after accumulation, once for each outermost backward
+    any_post_hooks: ClassVar[bool] = False  # True once any leaf has had a post-accumulate hook
 
     def __init__(self) -> None:
         self.grad: Array | None = None
@@ -74,6 +78,22 @@ class Leaf(Node):
                 self.grad = grad if owned else grad.copy()
             else:
                 self.grad += grad
+
+    def add_post_hook(self, hook: Callable[[], None]) -> RemovableHandle:
+        """Call `hook()` in each outermost backward, when the gradient from this backward has been accumulated."""
+        Leaf.any_post_hooks = True
+        with lock:
+            self.post_hooks += (hook,)
+
+        def remove() -> None:
+            with lock:
+                self.post_hooks = tuple(h for h in self.post_hooks if h is not hook)
+
+        return RemovableHandle(remove)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle: without the post-accumulate hooks, which belong to the process."""
+        return {name: value for name, value in vars(self).items() if name != "post_hooks"}
 
 
 class Output(Node):

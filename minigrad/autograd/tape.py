@@ -4,7 +4,8 @@ A graph consists of nodes (`node.py`). Each node has, for every input of its op,
 input. There are no reference cycles: a Tensor refers to its node, and a node only to the nodes of its inputs.
 """
 
-from collections.abc import Container, Iterable
+import threading
+from collections.abc import Callable, Container, Iterable
 from operator import attrgetter
 from typing import Any
 
@@ -24,18 +25,101 @@ def backward(gradients: dict[Node, Any], retain_graph: bool = False, inputs: Con
     Nodes are visited in reverse order of creation, so a node is visited after all gradients of its output have been
     summed. The sum is accumulated in place if the engine owns the array (`owned`), else out of place.
 
+    An op may call `backward` in its own backward, as gradient checkpointing does. Post-accumulate hooks of leaves run
+    in the outermost backward: a leaf may still receive gradients there.
+
     Args:
         gradients: the nodes where backward starts, with the gradient of each output; modified.
         retain_graph: keep the arrays that the ops saved.
         inputs: None, or the nodes whose gradients are wanted. Then `gradients` holds the gradients of `inputs` at the
             end, only ops on paths to `inputs` run backward, and no leaf accumulates its gradient.
     """
-    nodes = _newest_first(gradients)
+    if _running.outermost:
+        _propagate(gradients, retain_graph, inputs, _newest_first(gradients), None)
+        return
+    with Outermost() as outermost:
+        nodes = _newest_first(gradients)
+        if Leaf.any_post_hooks and inputs is None:
+            nodes = _hooked_leaves_early(nodes)
+        _propagate(gradients, retain_graph, inputs, nodes, outermost)
+
+
+class Outermost:
+    """A backward that is not called by another backward, while it runs.
+
+    `nested` has the leaves with post-accumulate hooks that received a gradient in a nested backward only, so far.
+    """
+
+    __slots__ = "ends", "nested"
+
+    def __init__(self) -> None:
+        self.nested: dict[Leaf, None] = {}  # an ordered set
+        self.ends: list[Callable[[BaseException | None], None]] = []
+
+    def __enter__(self) -> "Outermost":
+        _running.outermost.append(self)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None and self.nested:  # leaves that are not in the graph of the outermost backward
+                for leaf in list(self.nested):
+                    self.run_hooks(leaf)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            _running.outermost.clear()
+            self.run_ends(error)
+
+    def run_ends(self, error: BaseException | None) -> None:
+        """Call the functions of `at_end`, the last first. All are called, also if one of them raises an exception."""
+        while self.ends:
+            try:
+                self.ends.pop()(error)
+            except BaseException:
+                self.run_ends(error)
+                raise
+
+    def run_hooks(self, leaf: Leaf) -> None:
+        """Run the post-accumulate hooks of a leaf whose gradient is complete."""
+        self.nested.pop(leaf, None)
+        for hook in leaf.post_hooks:
+            hook()
+
+
+class _Running(threading.local):
+    """Of each thread: the outermost backward that runs, in a list of at most one."""
+
+    def __init__(self) -> None:
+        self.outermost: list[Outermost] = []
+
+
+_running = _Running()
+
+
+def at_end(end: Callable[[BaseException | None], None]) -> None:
+    """Within a hook or the backward of an op: call `end(error)` at the end of the outermost backward, with the
+    exception that it raised, or None. Functions are called in reverse order, as by `ExitStack`."""
+    _running.outermost[0].ends.append(end)
+
+
+def _propagate(
+    gradients: dict[Node, Any],
+    retain_graph: bool,
+    inputs: Container[Node] | None,
+    nodes: list[Node],
+    outermost: Outermost | None,
+) -> None:
+    """Visit `nodes`, for `backward`. `outermost`: None in a nested backward."""
     leading = set() if inputs is None else _leading_to(inputs, nodes)
     owned, observer, written = set(), mode.observer, writes.latest
     for node in nodes:
         grad = gradients.pop(node, None)
         if grad is None:  # the backward of every op that uses this output returned None
+            if outermost is not None and node in outermost.nested:
+                outermost.run_hooks(node)
+                written = writes.latest
             continue
         if node.hooks:
             for hook in node.hooks:
@@ -50,6 +134,12 @@ def backward(gradients: dict[Node, Any], retain_graph: bool = False, inputs: Con
                 continue
         if type(node) is Leaf:
             node.accumulate(grad, node in owned)
+            if node.post_hooks and node.requires_grad:
+                if outermost is None:
+                    _running.outermost[0].nested[node] = None
+                else:
+                    outermost.run_hooks(node)
+                    written = writes.latest
             continue
         if node.age < written:
             _refuse_overwritten(node)
@@ -141,6 +231,27 @@ def _newest_first(roots: Iterable[Node]) -> list[Node]:
                 nodes.append(edge[0])
     nodes.sort(key=attrgetter("age"), reverse=True)
     return nodes
+
+
+def _hooked_leaves_early(newest_first: list[Node]) -> list[Node]:
+    """The same order, but each leaf with post-accumulate hooks directly after its last consumer, the oldest."""
+    waiting: set[Node] = set()
+    for node in reversed(newest_first):
+        if node.age:
+            break
+        if type(node) is Leaf and node.post_hooks:
+            waiting.add(node)
+    if not waiting:
+        return newest_first
+    early: dict[Node, list[Node]] = {}  # consumer -> the leaves after it
+    moved = set()
+    for node in reversed(newest_first):
+        for edge in node.edges or ():
+            if edge is not None and edge[0] in waiting:
+                waiting.discard(edge[0])
+                moved.add(edge[0])
+                early.setdefault(node, []).append(edge[0])
+    return [x for node in newest_first if node not in moved for x in (node, *early.get(node, ()))]
 
 
 def _leading_to(inputs: Container[Node], newest_first: list[Node]) -> set[Node]:

@@ -64,7 +64,8 @@ class Generator:
 
     captured: Array | None = None
     rows: Rows | None = None
-    """If set, `uniform` draws for these images of a batch: the values that they have in a draw for the whole batch."""
+    """If set, `uniform`, `normal` and `integers` draw for these images of a batch: the values that they have in a draw
+    for the whole batch. `words` and `permutation` have no image axis: all parts draw the same values."""
 
     def __init__(self, seed: int = 0, draws: int = 0, *, device: str = "cpu") -> None:
         if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**64):
@@ -91,65 +92,68 @@ class Generator:
     def words(self, count: int, device: str = "cpu") -> Array:
         """`count` random 32-bit words, (count,) uint32."""
         fast = fast_path(Generator.words, self, count, device)
-        return to_device(self._words(count), device) if fast is None else fast(self, count, device)
+        return to_device(self._words(self.next_draw(), 0, count), device) if fast is None else fast(self, count, device)
 
-    def _words(self, count: int) -> np.ndarray:
-        draw = self.next_draw()
-        words = np.empty((-(-count // 4), 4), np.uint32)
-        for start in range(0, len(words), 1 << 14):  # chunks that stay in the cache for all ten rounds
-            block = np.arange(start, min(start + (1 << 14), len(words)), dtype=np.uint64)
+    def _words(self, draw: int, start: int, stop: int) -> np.ndarray:
+        """The words `start` to `stop` - 1 of a draw, (stop - start,) uint32. Word i is in block i // 4."""
+        first, end = start // 4, -(-stop // 4)
+        words = np.empty((end - first, 4), np.uint32)
+        for low in range(first, end, 1 << 14):  # chunks that stay in the cache for all ten rounds
+            block = np.arange(low, min(low + (1 << 14), end), dtype=np.uint64)
             counter = (block & _LOW, block >> _HALF, np.uint64(draw & 0xFFFFFFFF), np.uint64(draw >> 32))
             for column, word in enumerate(philox(counter, (self.seed & 0xFFFFFFFF, self.seed >> 32))):
-                words[start : start + len(block), column] = word
-        return words.reshape(-1)[:count]
+                words[low - first : low - first + len(block), column] = word
+        return words.reshape(-1)[start - 4 * first : stop - 4 * first]
 
     def uniform(
-        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int = 0
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = 0
     ) -> Array:
         """Uniform values in [0, 1), with as many random bits as the dtype has significant bits: 8 in bfloat16, 11 in
         float16, 24 in float32, 53 in float64.
 
-        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1.
+        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1; None: all parts draw the same values.
         """
-        if self.rows is not None:
-            return self._uniform_of_rows(tuple(shape), dtype, device, axis)
-        count = _count(shape, dtype)
-        fast = fast_path(Generator.uniform, self, shape, dtype, device)
+        count, ranges = _count(shape, dtype), self._ranges(shape, axis)
+        fast = fast_path(Generator.uniform, self, shape, dtype, device, axis=axis)
         if fast is not None:
-            return fast(self, shape, dtype, device)
-        if np.dtype(dtype) == np.float64:
-            high, low = self.words(2 * count).astype(np.uint64).reshape(count, 2).T
+            return fast(self, shape, dtype, device, axis=axis)
+        draw, size = self.next_draw(), 2 if np.dtype(dtype) == np.float64 else 1  # words of a value
+        words = _concatenate([self._words(draw, size * start, size * stop) for start, stop in ranges])
+        if size == 2:
+            high, low = words.astype(np.uint64).reshape(count, 2).T
             values = (((high << _HALF) | low) >> np.uint64(11)) * 2.0**-53
         else:
             bits = {"bfloat16": 8, "float16": 11}.get(np.dtype(dtype).name, 24)
-            values = ((self.words(count) >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
+            values = ((words >> np.uint32(32 - bits)) * np.float32(2.0**-bits)).astype(dtype, copy=False)
         return to_device(values.reshape(shape), device)
 
-    def _uniform_of_rows(self, shape: tuple[int, ...], dtype: Any, device: str, axis: int) -> Array:
-        """The images `rows` of a draw for the whole batch."""
-        assert self.rows is not None
-        rows, self.rows = self.rows, None
-        try:
-            k = shape[axis] // len(rows)
-            whole = self.uniform((*shape[:axis], k * rows.count, *shape[axis + 1 :]), dtype, device)
-        finally:
-            self.rows = rows
-        index = (rows.index[:, None] * k + np.arange(k)).reshape(-1)  # (images, k) -> (images k)
-        return whole.take(to_device(index, device), axis=axis)
+    def _ranges(self, shape: Sequence[int], axis: int | None) -> list[tuple[int, int]]:
+        """The flat indices to draw: of the whole array, or of the images `rows` in an array for the whole batch."""
+        return [(0, prod(shape))] if self.rows is None or axis is None else self.rows.elements(shape, axis)
 
-    def normal(self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu") -> Array:
-        """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1]."""
-        count = _count(shape, dtype)
-        u = self.uniform((2, -(-count // 2)), np.float64)
+    def normal(
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = 0
+    ) -> Array:
+        """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1].
+
+        `axis` is as in `uniform`. With `rows`, the values of the whole batch are computed.
+        """
+        count, ranges = _count(shape, dtype), self._ranges(shape, axis)
+        if self.rows is not None and axis is not None:
+            count = count * self.rows.count // max(len(self.rows), 1)
+        u = self.uniform((2, -(-count // 2)), np.float64, axis=None)
         radius, angle = np.sqrt(-2 * np.log(1 - u[0])), 2 * np.pi * u[1]
-        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        values = _concatenate([values[start:stop] for start, stop in ranges])
         return to_device(values.reshape(shape).astype(dtype), device)
 
-    def integers(self, low: int, high: int, shape: Sequence[int] = (), device: str = "cpu") -> Array:
-        """Uniform integers from low to high - 1, int64."""
+    def integers(
+        self, low: int, high: int, shape: Sequence[int] = (), device: str = "cpu", *, axis: int | None = 0
+    ) -> Array:
+        """Uniform integers from low to high - 1, int64. `axis` is as in `uniform`."""
         if not low < high <= low + 2**53:
             raise RuntimeError(f"random integers: need low < high <= low + 2**53, got low {low} and high {high}")
-        u = self.uniform(shape, np.float64)
+        u = self.uniform(shape, np.float64, axis=axis)
         values = low + np.minimum(u * (high - low), high - low - 1).astype(np.int64)  # u · (high - low) may round up
         return to_device(values, device)
 
@@ -157,6 +161,11 @@ class Generator:
         """A random permutation of 0 to count - 1, (count,) int64."""
         keys = self.words(2 * count, device).view(np.uint64)  # 64 bits: n keys collide with probability n² / 2⁶⁵
         return array_module(keys).argsort(keys, kind="stable")
+
+
+def _concatenate(chunks: Sequence[np.ndarray]) -> np.ndarray:
+    """The chunks in one array, without a copy of a single chunk; an empty array if there are none."""
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks or [np.empty(0, np.uint32)])
 
 
 def _count(shape: Sequence[int], dtype: Any) -> int:

@@ -17,6 +17,7 @@ The error is at most GROUP · u · Σ |xᵢ| for every n, and BLAS is twice as f
 On a GPU, CuPy's sums are used, which are tree reductions.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -70,15 +71,20 @@ def mean_over(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
     return total / n if n else total * np.nan
 
 
-def deviations(x: Array, axis: Axis) -> tuple[Array, Array]:
-    """μ = ⟨x⟩ over `axis`, with keepdims, and d = x - μ.
+def means_over(axis: Axis, *arrays: Array) -> list[Array]:
+    """The mean of each array over `axis`, with keepdims."""
+    return [mean_over(x, axis, keepdims=True) for x in arrays]
+
+
+def deviations(x: Array, axis: Axis, means: Callable[..., list[Array]] = means_over) -> tuple[Array, Array]:
+    """μ = ⟨x⟩ over `axis`, with keepdims, and d = x - μ; means are computed by `means`.
 
     The rounding of μ to the dtype of x shifts all deviations by the same amount, large compared with d if |μ| is large
     compared with the spread of x. The mean of d equals this amount, so ⟨d⟩ is subtracted from d and added to μ.
     """
-    xp, mean = array_module(x), mean_over(x, axis, keepdims=True)
+    xp, (mean,) = array_module(x), means(axis, x)
     d = x - mean
-    rest = mean_over(d, axis, keepdims=True)
+    (rest,) = means(axis, d)
     rest = xp.where(xp.isfinite(rest), rest, 0)
     d -= rest
     return mean + rest, d

@@ -67,7 +67,8 @@ def batch_norm(
 
     In training, μ and σ² (divided by n) are computed from the batch, and the running statistics, if given, are updated
     in place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. In
-    evaluation, μ and σ² are `running_mean` and `running_var`, which must be given.
+    evaluation, μ and σ² are `running_mean` and `running_var`, which must be given. If threads or processes share the
+    batch (`minigrad.parallel.Shards`), μ, σ² and n are those of the whole batch, as in PyTorch's SyncBatchNorm.
 
     Shapes: input, y (N, C, ...), floating-point; all others (C,); weight and bias may be None for 1 and 0. In training
     each channel needs more than one value.

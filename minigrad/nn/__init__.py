@@ -3,7 +3,7 @@
 import sys
 
 from minigrad import absent, functional
-from minigrad.nn import init, utils
+from minigrad.nn import init, parallel, utils
 from minigrad.nn.activation import (
     CELU,
     ELU,
@@ -76,6 +76,7 @@ from minigrad.nn.norm import (
     InstanceNorm2d,
     LayerNorm,
     RMSNorm,
+    SyncBatchNorm,
 )
 from minigrad.nn.padding import (
     ConstantPad1d,
@@ -110,9 +111,9 @@ __all__ = [
     "MultiLabelSoftMarginLoss", "MultiheadAttention", "NLLLoss", "PReLU", "PairwiseDistance", "Parameter",
     "ParameterDict", "ParameterList", "PixelShuffle", "PixelUnshuffle", "PoissonNLLLoss", "RMSNorm", "ReLU", "ReLU6",
     "ReflectionPad1d", "ReflectionPad2d", "ReplicationPad1d", "ReplicationPad2d", "Sequential", "SiLU", "Sigmoid",
-    "SmoothL1Loss", "SoftMarginLoss", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "Tanh", "Tanhshrink",
-    "Threshold", "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss", "Unflatten", "Unfold",
-    "Upsample", "ZeroPad1d", "ZeroPad2d", "functional", "init", "utils",
+    "SmoothL1Loss", "SoftMarginLoss", "Softmax", "Softmin", "Softplus", "Softshrink", "Softsign", "SyncBatchNorm",
+    "Tanh", "Tanhshrink", "Threshold", "TransformerEncoder", "TransformerEncoderLayer", "TripletMarginLoss",
+    "Unflatten", "Unfold", "Upsample", "ZeroPad1d", "ZeroPad2d", "functional", "init", "parallel", "utils",
 ]  # fmt: skip
 
 sys.modules["minigrad.nn.functional"] = functional  # `import minigrad.nn.functional as F`

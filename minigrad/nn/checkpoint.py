@@ -29,14 +29,20 @@ class Checkpoint(Function):
     def forward(self, x: Array, *parameters: Array, module: Any) -> Array:
         shared = default_generator()
         self.x, self.parameters = x, parameters  # parameters: backward raises an error if they were overwritten
-        self.module, self.state = module, (shared.seed, shared.draws)
+        self.module, self.state, self.rows = module, (shared.seed, shared.draws), shared.rows
         self.modes = [(part, part.training) for part in module.modules()]
         self.dtype = mode.autocast.dtype if mode.autocast is not None else None
-        own = Generator(*self.state)
+        own = self.generator()
         with no_grad(), use_generator(own):
             y: Tensor = module.forward(Tensor(x))
         shared.skip(own.draws - self.state[1])
         return y.data
+
+    def generator(self) -> Generator:
+        """A generator of the state before the first forward."""
+        own = Generator(*self.state)
+        own.rows = self.rows
+        return own
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         want_x, *others = self.needs_input_grad
@@ -47,7 +53,7 @@ class Checkpoint(Function):
         try:
             for part, _, before in changed:
                 part.training = before
-            with enable_grad(), precision, use_generator(Generator(*self.state)):
+            with enable_grad(), precision, use_generator(self.generator()):
                 y = self.module.forward(x)
         finally:
             for part, now, _ in changed:

@@ -7,6 +7,7 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad._tensor import Tensor
+from minigrad.backend.batch import updates_buffers
 from minigrad.nn.module import Buffer, Module, Parameter
 from minigrad.ops import checks
 
@@ -73,7 +74,8 @@ class GroupNorm(_Norm):
 
 
 class _BatchNorm(_Norm):
-    """Normalisation of each channel over all other axes."""
+    """Normalisation of each channel over all other axes. If threads or processes share a batch, the mean and variance
+    in training are those of the whole batch, as in `SyncBatchNorm`, not of each part."""
 
     layouts: ClassVar[dict[int, str]]  # the shapes of x that `forward` accepts, by their number of axes
     optional_state = ("num_batches_tracked",)
@@ -105,7 +107,7 @@ class _BatchNorm(_Norm):
         if x.ndim not in self.layouts:
             checks.rank(x, max(self.layouts), " or ".join(self.layouts.values()), type(self).__name__)
         momentum, count = self.momentum, self.num_batches_tracked
-        if momentum is None and count is not None and self.training:
+        if momentum is None and count is not None and self.training and updates_buffers():
             count.data += 1
             momentum = 1 / count.item()
         mean, var = self.running_mean, self.running_var
@@ -134,6 +136,48 @@ class BatchNorm2d(_BatchNorm):
     """
 
     layouts: ClassVar = {4: "(N, C, H, W)"}
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Normalisation of each channel over all other axes; x is (N, C), (N, C, L) or (N, C, H, W).
+
+    Here BatchNorm1d and BatchNorm2d, too, use the whole batch if threads or processes share the batch (`Shards`,
+    `sums_over_batch`): this class exists for programs that use PyTorch's name. Unlike in PyTorch, x may be on the CPU,
+    and there are no process groups: `process_group` must be None.
+    """
+
+    layouts: ClassVar = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)"}
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: None = None,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> None:
+        if process_group is not None:
+            raise ValueError(f"SyncBatchNorm: process_group must be None, for all parts of the batch: {process_group}")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: Module, process_group: None = None) -> Module:
+        """Replace each BatchNorm1d and BatchNorm2d in `module` by a SyncBatchNorm with the same parameters and buffers.
+
+        Returns `module`, or its replacement.
+        """
+        if isinstance(module, _BatchNorm) and not isinstance(module, cls):
+            affine, tracks = module.weight is not None, module.running_mean is not None
+            new = cls(module.num_features, module.eps, module.momentum, affine, tracks, process_group)
+            for name, value in (*module.named_parameters(), *module.named_buffers()):
+                setattr(new, name, value)
+            return new.train(module.training)
+        for name, child in module.named_children():
+            setattr(module, name, cls.convert_sync_batchnorm(child, process_group))
+        return module
 
 
 class RMSNorm(Module):

@@ -14,31 +14,39 @@ mean and mean square: the constant component, and the component along x̂.
     StandardizeWeight  the weights of one output channel   (O, ·)       last
 """
 
+from collections.abc import Callable
 from math import prod
 from threading import Lock
+
+import numpy as np
 
 from minigrad.autograd import writes
 from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, array_module
-from minigrad.backend.sums import deviations, mean_over, sum_over
+from minigrad.backend.batch import batch_sum, current_sum, updates_buffers
+from minigrad.backend.dtypes import cast
+from minigrad.backend.sums import deviations, means_over, sum_over
 from minigrad.ops import checks
 from minigrad.ops.activation import ReLU
+
+Axis = int | tuple[int, ...]
+Means = Callable[..., list[Array]]  # of (axis, *arrays): the mean of each array, with keepdims
 
 _running_lock = Lock()
 
 
-def normalize(x: Array, axis: int | tuple[int, ...], eps: float) -> tuple[Array, Array, Array, Array]:
-    """x̂, r, μ and σ², with statistics over `axis`; r, μ and σ² keep `axis` with size 1."""
-    mean, centred = deviations(x, axis)
-    var = mean_over(centred * centred, axis, keepdims=True)
+def normalize(x: Array, axis: Axis, eps: float, means: Means = means_over) -> tuple[Array, Array, Array, Array]:
+    """x̂, r, μ and σ², with statistics over `axis`, computed by `means`; r, μ and σ² keep `axis` with size 1."""
+    mean, centred = deviations(x, axis, means)
+    (var,) = means(axis, centred * centred)
     rstd = 1 / array_module(x).sqrt(var + eps)
     return centred * rstd, rstd, mean, var
 
 
-def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: int | tuple[int, ...]) -> Array:
-    """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩), with means over `axis`."""
-    along_x_hat = mean_over(grad_x_hat * x_hat, axis, keepdims=True)
-    return rstd * (grad_x_hat - mean_over(grad_x_hat, axis, keepdims=True) - x_hat * along_x_hat)
+def normalize_backward(grad_x_hat: Array, x_hat: Array, rstd: Array, axis: Axis, means: Means = means_over) -> Array:
+    """∂x = r · (ĝ - ⟨ĝ⟩ - x̂ ⟨ĝ ⊙ x̂⟩), with means over `axis`, computed by `means`."""
+    constant, along_x_hat = means(axis, grad_x_hat, grad_x_hat * x_hat)
+    return rstd * (grad_x_hat - constant - x_hat * along_x_hat)
 
 
 class LayerNorm(Function):
@@ -141,6 +149,9 @@ class BatchNorm(Function):
 
         running <- (1 - momentum) · running + momentum · batch,  with the batch variance divided by n - 1
 
+    If threads or processes share the batch, ⟨·⟩ is the mean over all parts (`batch_sum`), in forward and backward, n
+    counts the values of all parts, and ∂weight and ∂bias are the sums over this part (PyTorch: SyncBatchNorm).
+
     Shapes: x, x̂, y (N, C, ...); weight, bias, running_mean, running_var (C,); r (1, C, 1, ..).  Saves x̂, r, weight.
     Ioffe and Szegedy 2015, arXiv:1502.03167.
     """
@@ -154,16 +165,14 @@ class BatchNorm(Function):
             checks.affine(running, (C,), name, "batch_norm")
         self.axis, self.weight, self.training = (0, *range(2, x.ndim)), weight, training
         if training:
-            n = x.size // C if C else 0
-            if n < 2:
+            self.shared = current_sum() is not None
+            self.n = x.size // C  # values per channel; of all parts of a shared batch, from the first `means`
+            if self.n < 2 and not self.shared:
                 raise ValueError(f"batch_norm: training needs more than one value per channel, got shape {x.shape}")
-            self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps)
-            with _running_lock:  # several threads may train one model
-                if running_mean is not None:
-                    running_mean += momentum * (mean.reshape(C) - running_mean)
-                if running_var is not None:
-                    running_var += momentum * (var.reshape(C) * (n / (n - 1)) - running_var)
-                writes.note(running for running in (running_mean, running_var) if running is not None)
+            self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps, self.means)
+            if updates_buffers():  # once per batch
+                self.update(running_mean, mean, momentum)
+                self.update(running_var, var * (self.n / (self.n - 1)), momentum)
         else:
             if running_mean is None or running_var is None:
                 raise ValueError("batch_norm: with training=False, running_mean and running_var must be given")
@@ -175,11 +184,34 @@ class BatchNorm(Function):
         grad_x = None
         if self.needs_input_grad[0]:
             grad_x_hat = _scaled(grad_output, self.weight, None)
-            if self.training:
-                grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, self.axis)
-            else:
+            if not self.training:
                 grad_x = grad_x_hat * self.rstd
+            elif self.shared == (current_sum() is not None):
+                grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, self.axis, self.means)
+            else:
+                raise RuntimeError(
+                    "batch_norm: forward and backward must run on the same parts of the batch: call backward in the "
+                    "function that `Shards.run` calls, or within the same `sums_over_batch` as forward"
+                )
         return grad_x, *_channel_grads(self, grad_output, self.x_hat)
+
+    def means(self, axis: Axis, *arrays: Array) -> list[Array]:
+        """The mean of each array over `axis` and all parts of the batch: their sums and n are added in one call."""
+        if not self.shared:
+            return means_over(axis, *arrays)
+        xp, dtype = array_module(arrays[0]), arrays[0].dtype
+        sums = [sum_over(x, axis, keepdims=True).astype(np.float64) for x in arrays]
+        n = xp.full(sums[0].shape, arrays[0].size // sums[0].size, np.float64)
+        *sums, n = batch_sum(xp.stack([*sums, n]))
+        self.n = cast(n, dtype)
+        return [cast(total / n, dtype) for total in sums]
+
+    def update(self, running: Array | None, batch: Array, momentum: float) -> None:
+        """Update a running statistic (C,) in place by that of the batch, (1, C, 1, ..)."""
+        if running is not None:
+            with _running_lock:  # several threads may train one model
+                running += momentum * (batch.reshape(-1) - running)
+                writes.note([running])
 
 
 class StandardizeWeight(Function):

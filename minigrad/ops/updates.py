@@ -1,4 +1,4 @@
-"""L2: the arithmetic of an optimizer step, on arrays: optimizers, gradient clipping, unscaling and EMA.
+"""L2: the arithmetic of an optimizer step, on arrays: optimizers, gradient clipping, unscaling, EMA, flat copies.
 
 Every function writes in place. x is a parameter and g its gradient; x, g and the state have one dtype, float32 or
 float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (CUDA fast paths: `kernels/cuda/optim.py`.)
@@ -268,3 +268,12 @@ def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], fl
     rest = next_rest()
     for ema, x in pairs:
         average(ema, x, rest)
+
+
+def copy_all(pairs: Sequence[tuple[Array, Array]], divisor: float = 1.0) -> None:
+    """out <- x / divisor for each pair (out, x): gradients of many parameters into one flat array."""
+    for out, x in pairs:
+        if divisor == 1:
+            out[...] = x
+        else:
+            array_module(x).divide(x, x.dtype.type(divisor), out=out)

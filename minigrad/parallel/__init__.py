@@ -1,6 +1,7 @@
-"""L1: data-parallel training, over threads in one process and over processes."""
+"""L2: data-parallel training, over threads in one process and over processes."""
 
+from minigrad.parallel.buckets import Buckets
 from minigrad.parallel.processes import World, world
 from minigrad.parallel.threads import Shards
 
-__all__ = ["Shards", "World", "world"]
+__all__ = ["Buckets", "Shards", "World", "world"]

@@ -27,8 +27,11 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from minigrad.backend.arrays import Array
+from minigrad.backend.arrays import Array, cuda_is_available
 from minigrad.backend.dtypes import is_floating
+from minigrad.parallel import rendezvous
+from minigrad.parallel.mpi import Mpi
+from minigrad.parallel.nccl import Nccl, ThroughGpu, choose_gpu, require_one_gpu
 
 OPERATIONS = ("sum", "mean", "max", "min")
 _RESERVED_STEPS = 0xFFFFFF00  # SLURM's step numbers from here on: a batch script, an interactive shell, ...
@@ -201,6 +204,14 @@ class World:
         for engine, xs in self._by_engine(arrays):
             engine.all_reduce(xs, op)
 
+    def sum(self, x: Array) -> Array:
+        """The sum of x over the ranks, in a new array; x itself for one rank."""
+        if self.size == 1:
+            return x
+        total = x.copy()
+        self.all_reduce(total)
+        return total
+
     def start_all_reduce(self, *arrays: Array) -> Work:
         """Start `all_reduce` with op="sum", and compute on while the sums are under way.
 
@@ -301,14 +312,17 @@ class World:
             )
         return self._host
 
-    def _engine(self, x: Array) -> Engine:
-        if isinstance(x, np.ndarray):
-            return self._objects
+    @property
+    def _gpu_engine(self) -> Engine:
+        """The engine for CuPy arrays, made at the first use."""
         if self._gpu is None:
             if self._make_gpu is None:
                 raise RuntimeError(f"rank {self.rank} of {self.size}: this World has no engine for arrays on a GPU")
             self._gpu = self._make_gpu()
         return self._gpu
+
+    def _engine(self, x: Array) -> Engine:
+        return self._objects if isinstance(x, np.ndarray) else self._gpu_engine
 
     def _by_engine(self, arrays: Sequence[Array]) -> list[tuple[Engine, list[Array]]]:
         """The arrays on the CPU, then those on the GPU, each with their engine."""
@@ -381,7 +395,7 @@ def _make(found: Place) -> World:
     rank, size, local = found.rank, found.size, found.local_rank
     host = None
     if found.has_mpi and (mpi := _mpi()) is not None:
-        host = importlib.import_module("minigrad.parallel.mpi").Mpi(mpi)
+        host = Mpi(mpi)
         if (host.rank, host.size) != (rank, size if size is not None else host.size):
             raise RuntimeError(
                 f"{found.launcher} started rank {rank} of {size}, but MPI says rank {host.rank} of {host.size}: start "
@@ -392,7 +406,24 @@ def _make(found: Place) -> World:
             return World()
     if size is None:
         raise RuntimeError(f"{found.launcher} started rank {rank}; mpi4py says of how many: pip install mpi4py")
-    made = World(rank, size, local or 0, host)
+    chosen, problem = choose_gpu(os.environ, local)
+    if chosen is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+
+    def send_to_all(message: str | None) -> str:
+        if host is not None:
+            return str(made.broadcast_object(message))
+        timeout = float(os.environ.get("MINIGRAD_TIMEOUT", "600"))
+        folder = rendezvous.folder_for(os.environ, size)
+        return str(rendezvous.send_to_all(message, folder, rank, size, timeout))
+
+    def gpu() -> Any:
+        require_one_gpu(problem, chosen is not None, local or 0)
+        return Nccl(rank, size, send_to_all, made.abort)
+
+    made = World(rank, size, local or 0, host, gpu)
+    if host is None and cuda_is_available():
+        made._host = ThroughGpu(lambda: made._gpu_engine)
     atexit.register(made.close)
     _end_all_ranks_after_an_exception(made)
     return made

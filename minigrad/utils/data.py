@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minigrad import distributed
 from minigrad._tensor import Tensor
 from minigrad.backend.random import Generator, default_generator
 from minigrad.functional import stack
@@ -125,6 +126,44 @@ class WeightedRandomSampler:
 
     def __len__(self) -> int:
         return self.num_samples
+
+
+class DistributedSampler:
+    """The indices of this rank: every world_size-th index of the dataset, from index `rank` on.
+
+    All ranks get the same number of indices. Without drop_last, the first indices are repeated at the end.
+
+    Args:
+        num_replicas, rank: by default those of `minigrad.distributed`.
+        shuffle: a new order for each epoch, the same on all ranks. Call `set_epoch` before each epoch.
+        seed: the same on all ranks; the order is that of a generator with seed + epoch.
+        drop_last: leave out the last indices instead.
+    """
+
+    def __init__(
+        self, dataset: Any, num_replicas: int | None = None, rank: int | None = None, shuffle: bool = True,
+        seed: int = 0, drop_last: bool = False,
+    ) -> None:  # fmt: skip
+        self.num_replicas = distributed.get_world_size() if num_replicas is None else num_replicas
+        self.rank = distributed.get_rank() if rank is None else rank
+        if not 0 <= self.rank < self.num_replicas:
+            raise ValueError(f"Invalid rank {self.rank}, rank should be in the interval [0, {self.num_replicas - 1}]")
+        self.dataset, self.shuffle, self.seed, self.drop_last, self.epoch = dataset, shuffle, seed, drop_last, 0
+        count = len(dataset)
+        self.num_samples = count // self.num_replicas if drop_last else -(-count // self.num_replicas)
+        self.total_size = self.num_samples * self.num_replicas
+
+    def __iter__(self) -> Iterator[int]:
+        count = len(self.dataset)
+        order = Generator(self.seed + self.epoch).permutation(count).tolist() if self.shuffle else list(range(count))
+        return iter([order[i % count] for i in range(self.rank, self.total_size, self.num_replicas)])
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which determines the order of the next iteration."""
+        self.epoch = epoch
 
 
 class BatchSampler:

@@ -1,14 +1,22 @@
-"""Random numbers: Philox's published test vectors, distributions, state, threads."""
+"""Random numbers: Philox's published test vectors, distributions, state, threads, parts of a batch."""
 
 import threading
+from contextlib import contextmanager
+from math import prod
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minigrad
 import minigrad.functional as F
 from minigrad import Tensor
+from minigrad.backend import random, to_device
+from minigrad.backend.batch import Rows, split
 from minigrad.backend.random import Generator, default_generator, manual_seed, philox, use_generator
+from tests.backend.test_batch import COUNTS, PARTS, SIZES, elements
 
 
 @pytest.mark.parametrize(
@@ -105,3 +113,110 @@ def test_dropout_is_the_same_on_every_device(device):
     expected = F.dropout(Tensor(np.ones((4, 5), np.float32)), 0.5).numpy()
     minigrad.manual_seed(3)
     np.testing.assert_array_equal(F.dropout(Tensor(np.ones((4, 5), np.float32), device=device), 0.5).numpy(), expected)
+
+
+# Parts of a batch ---------------------------------------------------------------------------------------------------
+
+DRAWS = {
+    "uniform": lambda generator, shape, axis: generator.uniform(shape, axis=axis),
+    "uniform in float64": lambda generator, shape, axis: generator.uniform(shape, np.float64, axis=axis),
+    "uniform in float16": lambda generator, shape, axis: generator.uniform(shape, np.float16, axis=axis),
+    "uniform in bfloat16": lambda generator, shape, axis: generator.uniform(shape, ml_dtypes.bfloat16, axis=axis),
+    "normal": lambda generator, shape, axis: generator.normal(shape, axis=axis),
+    "integers": lambda generator, shape, axis: generator.integers(-5, 2**40, shape, axis=axis),
+}
+
+
+def generator_of(rows, seed=0, draws=0):
+    generator = Generator(seed, draws)
+    generator.rows = rows
+    return generator
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@given(
+    count=COUNTS, parts=PARTS, mirrored=st.booleans(), before=SIZES, k=st.integers(1, 3), after=SIZES,
+    seed=st.integers(0, 2**64 - 1), draws=st.integers(0, 2**64 - 3), negative=st.booleans(),
+)  # fmt: skip
+def test_parts_of_a_draw_equal_the_draw_for_the_whole_batch(
+    name, count, parts, mirrored, before, k, after, seed, draws, negative
+):
+    axis, whole = len(before), Generator(seed, draws)
+    expected = DRAWS[name](whole, (*before, k * count, *after), axis)
+    divided = split(count, parts, mirrored=mirrored)
+    generators = [generator_of(rows, seed, draws) for rows in divided]
+    found = [
+        DRAWS[name](generator, (*before, k * len(generator.rows), *after), axis - negative * (axis + 1 + len(after)))
+        for generator in generators
+    ]
+    images = np.concatenate([rows.index for rows in divided])
+    np.testing.assert_array_equal(np.concatenate(found, axis), expected.take(elements(images, k), axis))
+    assert all(x.dtype == expected.dtype for x in found)
+    assert {generator.draws for generator in generators} == {whole.draws}
+    assert all(generator.rows is rows for generator, rows in zip(generators, divided, strict=True))
+
+
+@given(count=COUNTS, parts=PARTS, mirrored=st.booleans(), seed=st.integers(0, 2**64 - 1))
+def test_draws_without_an_image_axis_are_equal_for_all_parts(count, parts, mirrored, seed):
+    def drawn(generator):
+        draws = [draw(generator, (3, 5), None) for draw in DRAWS.values()]
+        return [*draws, generator.uniform(axis=None), generator.words(7), generator.permutation(9), generator.draws]
+
+    expected = drawn(Generator(seed))
+    for rows in split(count, parts, mirrored=mirrored):
+        for mine, theirs in zip(drawn(generator_of(rows, seed)), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize(("dtype", "words"), [(np.float32, 1), (np.float16, 1), (np.float64, 2)])
+@given(count=st.integers(1, 40), parts=PARTS, mirrored=st.booleans(), before=SIZES, size=st.integers(0, 3000))
+def test_a_part_computes_only_the_blocks_of_its_images(dtype, words, count, parts, mirrored, before, size):
+    """The words of the part's elements, four a block, and one more block where a range begins within a block."""
+    for rows in split(count, parts, mirrored=mirrored):
+        with counted_blocks() as blocks:
+            generator_of(rows).uniform((*before, len(rows), size), dtype, axis=len(before))
+        ranges = prod(before) * len(rows.ranges)
+        assert sum(blocks) <= words * prod(before) * len(rows) * size / 4 + 2 * ranges
+        assert max(blocks, default=0) <= 1 << 14
+
+
+@contextmanager
+def counted_blocks():
+    """The number of blocks of each call of `philox`."""
+    blocks = []
+
+    def counting(counter, key):
+        blocks.append(len(counter[0]))
+        return philox(counter, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "philox", counting)
+        yield blocks
+
+
+@pytest.mark.parametrize("start", [0, 2**34 - 3, 2**40 + 1])
+def test_a_part_of_a_batch_of_any_size(start):
+    """The number of a block has two words of the counter."""
+    found = generator_of(Rows(2**41, ((start, start + 5),)), 3).uniform((5,))
+    expected = []
+    for i in range(start, start + 5):
+        counter = tuple(np.uint64(word) for word in (i // 4 % 2**32, i // 4 >> 32, 0, 0))
+        expected.append((int(philox(counter, (3, 0))[i % 4]) >> 8) * 2.0**-24)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_draw_needs_k_entries_for_each_image(draw):
+    generator = generator_of(Rows(8, ((2, 5),)))
+    with pytest.raises(ValueError, match="axis 0, the image axis, must have a multiple of 3 entries, got shape"):
+        draw(generator, (4, 3), 0)
+    assert generator.draws == 0
+
+
+def test_dropout_of_parts_equals_dropout_of_the_batch(device):
+    x = np.arange(1, 61, dtype=np.float32).reshape(6, 10)
+    expected = minigrad.manual_seed(3) and F.dropout(Tensor(x), 0.5).numpy()
+    for rows in split(6, 4, mirrored=True):
+        with use_generator(generator_of(rows, 3)):
+            found = F.dropout(Tensor(x[rows.index], device=device), 0.5)
+        np.testing.assert_array_equal(to_device(found.data, "cpu"), expected[rows.index])

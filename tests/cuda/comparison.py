@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from hypothesis import strategies as st
 
 import minigrad
 from minigrad import Tensor
+from minigrad.backend.batch import Rows, split
+from minigrad.backend.random import Generator
 from minigrad.kernels.cuda.launch import Launch
 from tests.cuda.runner import ORDERS, KernelError, emulated, guarded, recorded
 
@@ -24,6 +27,28 @@ HALF_PRECISION = [BFLOAT16, FLOAT16]
 DTYPES = [FLOAT32, *HALF_PRECISION]
 DIGITS = {FLOAT32: 24, BFLOAT16: 8, FLOAT16: 11}  # binary digits of the significand
 UNIT_ROUNDOFF = {dtype: 2.0**-digits for dtype, digits in DIGITS.items()}  # the maximum relative error of a cast
+
+
+# Parts of a batch ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def parts(draw: st.DrawFn, most: int = 20, *, mirrored: bool | None = None) -> Rows:
+    """The images of a process, or of a thread of a process, in a batch of 1 to `most` images: one or two index ranges.
+    With `mirrored`, the images of a process that mixes image i with image count - 1 - i."""
+    count, paired = draw(st.integers(1, most)), draw(st.booleans()) if mirrored is None else mirrored
+    rows = draw(st.sampled_from([part for part in split(count, draw(st.integers(1, 4)), mirrored=paired) if len(part)]))
+    if mirrored or draw(st.booleans()):
+        return rows
+    start = draw(st.integers(0, len(rows) - 1))
+    return rows.part(start, draw(st.integers(start + 1, len(rows))))
+
+
+def generator_of(rows: Rows | None, seed: int = 0, draws: int = 0) -> Generator:
+    """A generator that draws for these images."""
+    generator = Generator(seed, draws)
+    generator.rows = rows
+    return generator
 
 
 # Inputs -------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrad.backend.batch import Rows
 from minigrad.backend.fast_paths import fast_path
 from minigrad.backend.random import Generator
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, kernel_names, normal
+from tests.cuda.comparison import generator_of, guarded_copy, kernel_names, normal, parts
 from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 from train.data.augment import Cutout, Flip, Mix, RandomErasing, ShiftedCrop, one_hot
 from train.data.cuda import randaugment
@@ -117,6 +118,29 @@ def test_in_a_graph_the_state_is_read_from_memory(name, seed, before, draw):
 
 
 @pytest.mark.parametrize("name", ALL)
+@given(rows=parts(), C=st.sampled_from([3, 1]), H=SIDES, W=SIDES, seed=SEEDS, order=st.sampled_from(ORDERS))
+def test_parts_are_images_of_the_whole_batch(name, rows, C, H, W, seed, order):
+    if name == "reflecting crop":
+        H, W = H + 3, W + 3  # larger than the padding
+    images, part, whole = made(name, seed, rows.count, C, H, W), generator_of(rows, seed), Generator(seed)
+    with recorded(order) as launches:
+        found = ALL[name](images[rows.index], part)
+        assert len(launches) == 1
+        np.testing.assert_array_equal(found, ALL[name](images, whole)[rows.index])
+    expected = ALL[name](images[rows.index], generator_of(rows, seed))  # on the CPU
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 if name in NOISE else 0)
+    assert part.draws == whole.draws
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("rows", [Rows(5, ((0, 1), (2, 3), (4, 5))), Rows(5, ((0, 2),))], ids=str)
+def test_other_parts_are_not_supported(name, rows):
+    """Three index ranges, and two random numbers for three images."""
+    with emulated():
+        assert fast_path(type(ALL[name]).__call__, ALL[name], made(name, 0, 3, 3, 8, 8), generator_of(rows)) is None
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_other_images_are_not_supported(name):
     images = made(name, 0, 2, 3, 8, 8)
     with emulated():
@@ -151,6 +175,25 @@ def test_mixed_images_and_targets_equal_the_reference(mix, N, C, H, W, K, seed, 
         assert kernel_names(launches) == ["mix_weights", "mix"]
         assert comparison.same_bits(found, mix(images, targets, generators[1]))
     assert generators[0].draws == generators[1].draws
+
+
+@given(mix=MIXES, rows=parts(mirrored=True), H=SIDES, K=st.integers(1, 9), seed=SEEDS, order=st.sampled_from(ORDERS))
+def test_mixed_parts_are_images_of_the_whole_batch(mix, rows, H, K, seed, order):
+    images, targets = normal(seed % 2**32, rows.count, 3, H, 5), one_hot(np.arange(rows.count) % K, K, 0.1)
+    part, whole = generator_of(rows, seed), Generator(seed)
+    for _ in range(5):  # some batches get mixup, some CutMix, some are not mixed
+        with recorded(order) as launches:
+            found = mix(images[rows.index], targets[rows.index], part)
+        assert kernel_names(launches) == ["mix_weights", "mix"]
+        assert comparison.same_bits(found, [x[rows.index] for x in mix(images, targets, whole)])
+    assert part.draws == whole.draws
+
+
+@pytest.mark.parametrize("ranges", [((0, 4),), ((0, 2), (5, 7)), ((1, 3), (6, 8))], ids=str)
+def test_parts_without_partners_raise_the_error_of_the_reference(ranges):
+    images, targets = normal(0, 4, 3, 8, 8), one_hot(np.arange(4), 4)
+    with emulated(), pytest.raises(ValueError, match="mirrored=True"):
+        Mix(1.0)(images, targets, generator_of(Rows(8, ranges)))
 
 
 @given(mix=MIXES, seed=SEEDS, before=st.integers(0, 2**63), draw=st.integers(0, 1000))

@@ -76,6 +76,16 @@ def ema(other=()):
     return list(average.state_dict().values())
 
 
+def copies():
+    """A third of each array, in the slots of one flat array; one array is not contiguous."""
+    sources = [*arrays(0), arrays(1)[0].T]
+    flat = array_module(sources[0]).zeros((sum(x.size for x in sources),), np.float32)
+    ends = np.cumsum([x.size for x in sources]).tolist()
+    slots = [flat[end - x.size : end].reshape(x.shape) for x, end in zip(sources, ends, strict=True)]
+    fast_paths.call(updates.copy_all, list(zip(slots, sources, strict=True)), 3.0)
+    return [flat]
+
+
 CASES = {  # reference implementation: (names of the launched kernels, call)
     cast: (["convert"], lambda: [cast(arrays(0)[0], np.dtype(np.float16))]),
     cast_all: (["convert_all"], lambda: cast_all(arrays(0), np.dtype(np.float16))),
@@ -85,6 +95,7 @@ CASES = {  # reference implementation: (names of the launched kernels, call)
     updates.clip_by_global_norm: (["squares", "clip_factor", "scale"], clip),
     updates.unscale: (["unscale"], unscale),
     updates.average_all: (["average"] * 2, ema),
+    updates.copy_all: (["copies"], copies),
 }
 
 

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, optim
+from minigrad.backend.fast_paths import call
 from minigrad.kernels.cuda.launch import Recorder, use_device
 from minigrad.kernels.cuda.table import CHUNK, Table
 from minigrad.nn.module import Buffer
+from minigrad.ops import updates
 from tests.cuda.runner import ORDERS, KernelError, barriers, emulated, guarded, needs_compiler
 
 pytestmark = needs_compiler
@@ -402,6 +404,33 @@ def test_ema_stays_within_its_arrays(side):
         ema.update()
     for name, tensor in model.named_parameters():
         np.testing.assert_allclose(ema.averages[name], (before[name] + tensor.numpy()) / 2, rtol=1e-5, atol=1e-6)
+
+
+# Copies into a flat array -------------------------------------------------------------------------------------------
+
+
+@given(SIZES, st.sampled_from([1.0, 3.0]), st.sampled_from(ORDERS), st.integers(0, 99))
+def test_copies_are_exact_also_onto_themselves(sizes, divisor, order, seed):
+    rng = np.random.default_rng(seed)
+    sources = [np.float32([1]), *(drawn(rng, size) for size in sizes)]
+    flat = np.full(sum(x.size for x in sources), np.nan, np.float32)
+    slots = np.split(flat, np.cumsum([x.size for x in sources])[:-1])
+    with recorded(order) as launches:
+        call(updates.copy_all, list(zip(slots, sources, strict=True)), divisor)
+        call(updates.copy_all, [(x, x) for x in slots], divisor)
+    assert [launch.kernel.name for launch in launches] == ["copies"] * 2
+    expected = np.concatenate(sources) / np.float32(divisor)
+    np.testing.assert_array_equal(flat, expected / np.float32(divisor))
+
+
+@SIDES
+def test_copies_stay_within_their_arrays(side):
+    rng = np.random.default_rng(0)
+    pairs = [tuple(filled(size, side, rng) for _ in range(2)) for size in (300, 1, CHUNK + 3)]
+    with emulated():
+        call(updates.copy_all, pairs, 2.0)
+    for out, x in pairs:
+        np.testing.assert_array_equal(out, x / 2)
 
 
 # The table ----------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrad.backend.batch import Rows
 from minigrad.backend.random import Generator
 from tests.cuda import comparison
-from tests.cuda.comparison import guarded_copy, kernel_names
+from tests.cuda.comparison import generator_of, guarded_copy, kernel_names, parts
 from tests.cuda.runner import ORDERS, barriers, emulated, needs_compiler, recorded, sampled
 from train.data.cuda.randaugment import KERNEL, MAX_PIXELS, OPS, supports
 from train.data.randaugment import RandAugment, StratifiedAssignment
@@ -56,6 +57,26 @@ def both(augment, images, seed, order=ORDERS[0], **options):
 def test_results_equal_the_reference(augment, N, H, W, seed, order):
     found, expected = both(augment, pictures(seed, N, H, W), seed, order)
     np.testing.assert_array_equal(found, expected)
+
+
+@given(
+    augment=st.builds(RandAugment, num_ops=st.integers(1, 3), prob=st.sampled_from([1.0, 0.5]), std=st.just(0.5)),
+    rows=parts(40), H=SIDES, W=SIDES, seed=st.integers(0, 2**64 - 1), order=st.sampled_from(ORDERS),
+)  # fmt: skip
+def test_parts_are_images_of_the_whole_batch(augment, rows, H, W, seed, order):
+    images, part = pictures(seed, rows.count, H, W), generator_of(rows, seed)
+    with recorded(order) as launches:
+        found = augment(images[rows.index], part)
+    assert kernel_names(launches) == ["randaugment"] and part.draws == 2 * augment.num_ops
+    np.testing.assert_array_equal(found, augment(images, Generator(seed))[rows.index])
+    np.testing.assert_array_equal(found, augment(images[rows.index], generator_of(rows, seed)))  # on the CPU
+
+
+@pytest.mark.parametrize("rows", [Rows(5, ((0, 1), (2, 3), (4, 5))), Rows(5, ((0, 2),))], ids=str)
+def test_other_parts_are_not_supported(rows):
+    """Three index ranges, and two random numbers for three images."""
+    with emulated():
+        assert not supports(RandAugment(), pictures(0, 3, 4, 4), generator_of(rows))
 
 
 @pytest.mark.parametrize("increasing", [False, True])

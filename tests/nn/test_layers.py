@@ -45,6 +45,7 @@ def test_conv2d_passes_all_arguments():
         (nn.LayerNorm(2), "(2,), eps=1e-05"),
         (nn.GroupNorm(1, 2), "1, 2, eps=1e-05"),
         (nn.BatchNorm2d(2), "2, eps=1e-05, momentum=0.1"),
+        (nn.SyncBatchNorm(2), "2, eps=1e-05, momentum=0.1"),
         (nn.DropPath(), "p=0.0"),
         (nn.Dropout(), "p=0.5"),
     ],
@@ -58,6 +59,8 @@ def test_default_arguments(layer, defaults):
     [
         (lambda: nn.Conv2d(3, 4, 3, groups=2), "groups must divide"),
         (lambda: nn.Conv2d(3, 4, 0), "kernel_size must be at least 1"),
+        (lambda: nn.SyncBatchNorm(2, process_group=[0, 1]), "process_group must be None"),
+        (lambda: nn.SyncBatchNorm(3)(images()[..., None]), r"\(N, C\) or \(N, C, L\) or \(N, C, H, W\)"),
         (lambda: nn.Dropout(1.5), "probability must be from 0 to 1"),
     ],
 )

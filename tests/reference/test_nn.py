@@ -5,6 +5,7 @@ import pytest
 
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
+from minigrad.parallel import Shards
 
 torch = pytest.importorskip("torch")
 
@@ -31,6 +32,52 @@ def test_batch_norm_exchanges_its_state_with_pytorch(momentum):
         for name in names:
             np.testing.assert_allclose(actual[name].numpy(), expected[name].numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
         theirs.load_state_dict({name: torch.tensor(x.numpy()) for name, x in actual.items()})
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_batch_norm_of_threads_equals_pytorch_on_the_batch(threads):
+    x, grad = (a.reshape(23, 3, 4, 4) for a in np.random.default_rng(0).standard_normal((2, 23 * 48)))
+    x, grad = (x * [[[0.1]], [[1]], [[10]]] + [[[20]], [[300]], [[-1000]]]).astype(np.float32), grad.astype(np.float32)
+
+    def in_torch(dtype):
+        norm, images = torch.nn.BatchNorm2d(3).to(dtype), torch.tensor(x, dtype=dtype, requires_grad=True)
+        y = norm(images)
+        y.backward(torch.tensor(grad, dtype=dtype))
+        found = y, images.grad, norm.running_mean, norm.running_var, norm.weight.grad, norm.bias.grad
+        return [a.detach().numpy() for a in found]
+
+    norm = nn.BatchNorm2d(3)
+
+    def work(x, grad):
+        images = Tensor(x, requires_grad=True)
+        y = norm(images)
+        y.backward(Tensor(grad))
+        return y.numpy(), images.grad.numpy()
+
+    with Shards(threads) as shards:
+        ours = [np.concatenate(parts) for parts in zip(*shards.run(work, x, grad), strict=True)]
+    ours += [a.numpy() for a in (norm.running_mean, norm.running_var, norm.weight.grad, norm.bias.grad)]
+    for found, theirs, exact in zip(ours, in_torch(torch.float32), in_torch(torch.float64), strict=True):
+        assert found.dtype == np.float32
+        assert np.abs(found - exact).max() <= 2 * np.abs(theirs - exact).max() + 1e-6 * np.abs(exact).max()
+
+
+def test_convert_sync_batchnorm_as_in_pytorch():
+    def network(library):
+        inner = library.Sequential(library.Conv2d(3, 4, 1), library.BatchNorm2d(4, affine=False, momentum=None))
+        return library.Sequential(inner, library.BatchNorm2d(4, eps=1e-3, momentum=0.3), library.GroupNorm(2, 4)).eval()
+
+    ours, theirs = (n.SyncBatchNorm.convert_sync_batchnorm(network(n)) for n in (nn, torch.nn))
+    kinds = [[(name, type(part).__name__) for name, part in net.named_modules()] for net in (ours, theirs)]
+    assert kinds[0] == kinds[1] and not any(part.training for part in ours.modules())
+    assert [(p.eps, p.momentum) for p in (ours[0][1], ours[1])] == [
+        (p.eps, p.momentum) for p in (theirs[0][1], theirs[1])
+    ]
+    assert set(theirs.state_dict()) - set(ours.state_dict()) == {"1.num_batches_tracked"}  # not with a momentum
+    before = nn.BatchNorm1d(2)
+    after = nn.SyncBatchNorm.convert_sync_batchnorm(before)
+    assert all(getattr(after, name) is getattr(before, name) for name in ("weight", "bias", "running_var"))
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(after) is after
 
 
 def network_with_tied_weights(library, parameter):

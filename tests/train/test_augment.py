@@ -14,10 +14,12 @@ import minigrad
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from minigrad.backend import to_device
+from minigrad.backend.batch import Rows, split
 from minigrad.backend.random import Generator
 from minigrad.cuda_graph import GraphedStep
+from tests.backend.test_random import counted_blocks, generator_of
 from tests.cuda.runner import needs_compiler
-from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, beta, one_hot
+from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, Transform, beta, one_hot
 from train.data.batches import repeated
 from train.data.randaugment import RandAugment, rand_augment
 
@@ -392,6 +394,101 @@ def test_randaugment_fills_with_the_mean_colour():
 def test_invalid_fields_are_refused(field, value, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Augment(**{field: value})
+
+
+# Parts of a batch ---------------------------------------------------------------------------------------------------
+
+PROBS, COUNTS, PARTS = st.floats(0, 1), st.integers(0, 40), st.integers(1, 8)
+OF_PIXELS = st.one_of(
+    st.builds(Flip, PROBS),
+    st.builds(ShiftedCrop, st.integers(0, 2), st.sampled_from(["constant", "reflect"])),
+    st.builds(
+        RandAugment, st.floats(0, 10), st.integers(0, 3), PROBS, st.sampled_from([0.0, 0.5, inf]),
+        increasing=st.booleans(),
+    ),
+)  # fmt: skip
+OF_NORMALISED = st.one_of(
+    st.builds(Cutout, st.integers(0, 9)),
+    st.builds(RandomErasing, PROBS, st.sampled_from(["pixel", "rand", "const"])),
+)
+
+
+@given(
+    st.tuples(OF_PIXELS, st.just("flip")) | st.tuples(OF_NORMALISED, st.just("cutout")), COUNTS, PARTS, st.booleans(),
+    st.integers(3, 9), st.integers(3, 9), SEEDS,
+)  # fmt: skip
+def test_parts_are_transformed_as_in_the_whole_batch(device, transform, count, parts, mirrored, H, W, seed):
+    transform, kind = transform
+    images, whole = to_device(made(kind, count, H, W, seed), device), Generator(seed)
+    expected = host(transform(images, whole))
+    for rows in split(count, parts, mirrored=mirrored):
+        generator = generator_of(rows, seed)
+        found = host(transform(images[to_device(rows.index, device)], generator))
+        assert found.dtype == expected.dtype and generator.draws == whole.draws and generator.rows is rows
+        np.testing.assert_array_equal(found, expected[rows.index])
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(count=st.integers(1, 30), parts=PARTS, seed=SEEDS)
+def test_parts_are_transformed_alike_by_the_reference_on_a_gpu(device, name, count, parts, seed):
+    images = made(name, count, 6, 7, seed)
+    expected = ALL[name](images, Generator(seed))
+    for rows in split(count, parts):
+        part = to_device(images[rows.index], device)
+        with minigrad.without_fast_paths():
+            found = ALL[name](part, generator_of(rows, seed))
+        assert_same(host(found), expected[rows.index], noise=name in NOISE)
+
+
+AUGMENTS = st.builds(
+    Augment, PROBS, st.integers(0, 2), st.sampled_from(["constant", "reflect"]),
+    st.sampled_from([None, "rand-m9-mstd0.5-inc1"]), st.integers(0, 5), PROBS, st.sampled_from(["pixel", "rand"]),
+    st.sampled_from([0, 0.8]), st.sampled_from([0, 1.0]), PROBS, PROBS, st.sampled_from([0, 0.1]),
+)  # fmt: skip
+
+
+@given(AUGMENTS, st.integers(1, 24), PARTS, st.booleans(), SEEDS)
+def test_parts_of_the_transform_equal_the_transform_of_the_batch(device, augment, count, parts, mirrored, seed):
+    def transformed(index, generator):
+        batch = (to_device(x[index], device) for x in (images, labels))
+        transform = Transform(augment, lambda x: x.astype(np.float32) / 255 - 0.5, 10, generator)
+        return [[host(x) for x in transform(*batch)] for batch in [[*batch]] * 2]  # two steps
+
+    images, labels = made("flip", count, 5, 6, seed), np.random.default_rng(seed).integers(0, 10, count)
+    whole = Generator(seed)
+    expected = transformed(np.arange(count), whole)
+    for rows in split(count, parts, mirrored=mirrored or augment.mixes):
+        generator = generator_of(rows, seed)
+        for found, of_batch in zip(transformed(rows.index, generator), expected, strict=True):
+            for x, y in zip(found, of_batch, strict=True):
+                assert x.dtype == y.dtype
+                np.testing.assert_array_equal(x, y[rows.index])
+        assert generator.draws == whole.draws
+
+
+def test_a_part_without_the_partners_of_its_images_is_not_mixed(device):
+    images, targets = (to_device(x, device) for x in (made("cutout", 4, 3, 3), np.eye(4, dtype=np.float32)))
+    for ranges in [((0, 4),), ((0, 2), (5, 7)), ((1, 3), (6, 8))]:
+        generator = generator_of(Rows(8, ranges))
+        with pytest.raises(ValueError, match=r"N - 1 - i.*split\(N, parts, mirrored=True\), got the images \(\("):
+            Mix(0.8)(images, targets, generator)
+        assert generator.draws == 0
+
+
+@pytest.mark.parametrize("name", [*ON_PIXELS, *NORMALISED])
+def test_images_of_another_number_than_the_part_are_refused(device, name):
+    images = to_device(made(name, 5, 6, 6), device)
+    with pytest.raises(ValueError, match=r"3 images of a batch.*(got shape \(|got 5 images)"):
+        ALL[name](images, generator_of(Rows(8, ((2, 5),))))
+
+
+def test_a_part_draws_the_noise_of_its_own_images():
+    count, of_image = 64, 2 * 3 * 16 * 16 // 4  # blocks of noise for an image
+    images = made("cutout", count, 16, 16)
+    for rows in split(count, 8):
+        with counted_blocks() as blocks:
+            RandomErasing(1.0)(images[rows.index], generator_of(rows))
+        assert len(rows) * of_image <= sum(blocks) < len(rows) * of_image + 2 * count
 
 
 @needs_compiler

@@ -8,7 +8,7 @@ import pytest
 
 import models
 from minigrad import Tensor, functional, no_grad, serialize
-from minigrad.parallel.threads import Shards
+from minigrad.parallel import Shards, World
 from models.images import normalize
 from models.weights import checkpoint
 from tests.train.command import TINY, rows
@@ -114,7 +114,7 @@ def test_predictions_use_the_stored_statistics(kept):
     path, dataset = kept
     other = replace(dataset, mean=(0.0, 0.0, 0.0), std=(9.0, 9.0, 9.0))  # the stored statistics are used instead
     with Shards(2) as shards:
-        predictions = report.predictions(path, other, Evaluation(7, None, shards))
+        predictions = report.predictions(path, other, Evaluation(7, None, shards, World()))
     model, _ = checkpoint.load(path)
     with no_grad():
         logits = model(Tensor(normalize(dataset.test.images, dataset.mean, dataset.std)))

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigrad.backend.batch import Rows, split
 from minigrad.backend.random import Generator
+from tests.backend.test_random import generator_of
 from tests.train.test_augment import SEEDS, made
 from train.data.randaugment import (
     COLOURS,
@@ -48,10 +50,35 @@ def test_intervals_partition_the_batch(N, seed, cuts):
     np.testing.assert_array_equal(owners, 1)
 
 
+@given(N=st.integers(1, 40), start=st.floats(0, 1), stop=st.floats(0, 1), seed=SEEDS)
+def test_rows_of_an_interval_of_the_whole_batch_are_known_in_advance(N, start, stop, seed):
+    for rows in (None, Rows(N, ((0, N),))):
+        found, _ = StratifiedAssignment(N, generator_of(rows, seed), "cpu").interval(start, stop)
+        assert found == slice(floor(start * N), ceil(stop * N))
+
+
+@given(N=st.integers(1, 40), parts=st.integers(1, 8), mirrored=st.booleans(), cut=st.floats(0, 1), seed=SEEDS)
+def test_parts_assign_as_the_whole_batch(N, parts, mirrored, cut, seed):
+    def assigned(images, generator):
+        """Whether each image has a value below `cut`, and a uniform value of the image's row of the permuted batch."""
+        assignment = StratifiedAssignment(images, generator, "cpu")
+        rows, selected = assignment.interval(0, cut)
+        below = np.zeros(images, bool)
+        below[rows] = selected
+        u = np.zeros((images, 5))
+        u[rows] = assignment.uniform(2, cut, (5,))[1]
+        return below[assignment.row], assignment.uniform(3)[2][assignment.row], u[assignment.row]
+
+    expected = assigned(N, Generator(seed))
+    for rows in split(N, parts, mirrored=mirrored):
+        for mine, theirs in zip(assigned(len(rows), generator_of(rows, seed)), expected, strict=True):
+            np.testing.assert_array_equal(mine, theirs[rows.index])
+
+
 def test_equal_random_numbers_give_a_permutation():
     class Even(Generator):
-        def uniform(self, shape, dtype=np.float32, device="cpu"):
-            return super().uniform(shape, dtype, device) // 0.5 / 2
+        def uniform(self, *args, **options):
+            return super().uniform(*args, **options) // 0.5 / 2
 
     np.testing.assert_array_equal(np.sort(StratifiedAssignment(30, Even(0), "cpu").row), np.arange(30))
 
@@ -117,7 +144,7 @@ def test_two_ops_are_one_op_twice():
     [(0.0, 0.9, 0.0), (0.5, 0.9, 0.05), (inf, 0.45, 0.9 / 12**0.5)],
 )
 def test_magnitude_has_the_given_mean_and_deviation(std, mean, deviation):
-    m, sign = RandAugment(9, std=std, highest=20)._strength(20_000, Generator(0), "cpu")
+    m, sign = RandAugment(9, std=std, highest=20)._strength(Generator(0).uniform((3, 20_000)))
     assert abs(m.mean() - mean) < 0.01 and abs(m.std() - deviation) < 0.005
     assert set(sign) == {-1, 1} and abs(sign.mean()) < 0.03
 
@@ -126,7 +153,7 @@ def test_magnitude_has_the_given_mean_and_deviation(std, mean, deviation):
     ("augment", "highest"), [(RandAugment(9, std=20), 1), (RandAugment(9, std=20, highest=15), 1.5)]
 )
 def test_magnitude_with_noise_is_clipped(augment, highest):
-    m, _ = augment._strength(1000, Generator(0), "cpu")
+    m, _ = augment._strength(Generator(0).uniform((3, 1000)))
     assert m.min() == 0 and m.max() == highest
 
 

@@ -12,8 +12,8 @@ from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming, resume
 
-_CHANGEABLE = {"data_dir", "download", "output", "resume", "validation_batch_size"}
-"""Settings that may change on resume. They do not affect the results, except for the last bits of a test loss."""
+_CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size"}
+"""Settings that may change on resume. They affect the results only by rounding."""
 
 _OF_EVALUATION = {
     *("eval", "dataset", "data_dir", "download", "val_num_samples", "validation_batch_size"),

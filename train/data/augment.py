@@ -59,7 +59,7 @@ class ShiftedCrop:
         N, _, H, W = images.shape
         if self.padding_mode == "reflect" and min(H, W) <= P:
             raise ValueError(f"reflection padding by {P} pixels needs images larger than {P}, got {H} x {W}; pad less")
-        top, left = _integers(generator.uniform((2, N), device=device_of(images)), 2 * P + 1)
+        top, left = _integers(generator.uniform((2, N), device=device_of(images), axis=1), 2 * P + 1)
         padded = xp.pad(images, ((0, 0), (0, 0), (P, P), (P, P)), mode=self.padding_mode)
         # (N, C, H+2P, W+2P) -> every crop (N, C, 2P+1, 2P+1, H, W) -> one for each image (N, C, H, W)
         crops = sliding_windows(padded, (H, W), (2, 3))
@@ -81,7 +81,7 @@ class Cutout:
     def __call__(self, images: Array, generator: Generator) -> Array:
         """(N, C, H, W), any dtype -> new images."""
         _, _, H, W = images.shape
-        u = generator.uniform((2, len(images)), device=device_of(images))
+        u = generator.uniform((2, len(images)), device=device_of(images), axis=1)
         top, left = _integers(u[0], H) - self.size // 2, _integers(u[1], W) - self.size // 2
         cut = _boxes(top, left, top + self.size, left + self.size, H, W)
         return array_module(images).where(cut, images.dtype.type(0), images)
@@ -108,11 +108,11 @@ class RandomErasing:
     @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """Normalised images (N, C, H, W) floating-point -> new images."""
-        xp, device = array_module(images), device_of(images)
+        xp = array_module(images)
         N, _, H, W = images.shape
-        assignment = StratifiedAssignment(N, generator, device)
+        assignment = StratifiedAssignment(N, generator, device_of(images))
         rows, selected = assignment.interval(0, self.prob)
-        u = generator.uniform((4, N), device=device)[:, rows]
+        u = assignment.uniform(4)[:, rows]
         area = H * W * (self.area[0] + (self.area[1] - self.area[0]) * u[0])
         ratio = xp.exp(log(self.aspect[0]) + (log(self.aspect[1]) - log(self.aspect[0])) * u[1])
         height = xp.minimum(xp.sqrt(area * ratio) + 0.5, H).astype(np.int64)
@@ -121,16 +121,16 @@ class RandomErasing:
         erased = _boxes(top, left, top + height, left + width, H, W) & over_pixels(selected)
 
         permuted = assignment.permute(images)
-        permuted[rows] = xp.where(erased, self._noise(permuted[rows], generator), permuted[rows])
+        permuted[rows] = xp.where(erased, self._noise(permuted[rows], assignment), permuted[rows])
         return assignment.unpermute(permuted)
 
-    def _noise(self, images: Array, generator: Generator) -> Array:
+    def _noise(self, images: Array, assignment: StratifiedAssignment) -> Array:
         """The fill of the rectangles, which broadcasts to the images and has their dtype."""
-        N, C, H, W = images.shape
+        _, C, H, W = images.shape
         if self.mode == "const":
             return array_module(images).zeros((1, 1, 1, 1), images.dtype)
-        shape = (2, N, C, 1, 1) if self.mode == "rand" else (2, N, C, H, W)
-        return normal(generator.uniform(shape, device=device_of(images))).astype(images.dtype)
+        shape = (C, 1, 1) if self.mode == "rand" else (C, H, W)
+        return normal(assignment.uniform(2, self.prob, shape)).astype(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,18 @@ class Mix:
     @with_fast_paths
     def __call__(self, images: Array, targets: Array, generator: Generator) -> tuple[Array, Array]:
         """Images (N, C, H, W) floating-point and targets (N, K), as from `one_hot` -> new images and targets."""
+        if generator.rows is not None and not generator.rows.mirrored:
+            raise ValueError(
+                "Mix: a part of a batch must have image N - 1 - i for each image i, in reverse order: "
+                f"split(N, parts, mirrored=True), got the images {generator.rows.ranges} of N = {generator.rows.count}"
+            )
         H, W = images.shape[2:]
         weight, share = self.weights(H, W, generator, device_of(images))
         return blend(images, weight), blend(targets, share)
 
     def weights(self, H: int, W: int, generator: Generator, device: str) -> tuple[Array, Array]:
         """w (H, W) and λ (), float32, sampled on the device: reading them would synchronize."""
-        u = generator.uniform((8,), device=device).astype(np.float64)
+        u = generator.uniform((8,), device=device, axis=None).astype(np.float64)
         xp = array_module(u)
         cut = u[0] < self.cut_prob
         kept = beta(xp.where(cut, self.cutmix or 1.0, self.mixup or 1.0), u[1:5])

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array, array_module, device_of, scatter_add
+from minigrad.backend import Array, array_module, device_of, scatter_add, to_device
+from minigrad.backend.batch import Rows
 from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
 
@@ -30,22 +31,53 @@ class StratifiedAssignment:
     array. So the images are permuted at random, and row r of the permuted batch gets the value (r + u) / N, with one
     uniform u in [0, 1) for the batch. The value of each image is uniform in [0, 1): it lies in the interval [s, t) with
     probability t - s. But the rows with a value in [s, t) are among the rows ⌊sN⌋ to ⌈tN⌉ - 1, known in advance.
+
+    With `generator.rows`, the batch is assigned as a whole. A part permutes its n images only, in the order of their
+    rows r in the permuted batch. These rows are random, and with them the shapes of the arrays of an op.
+
+    Args:
+        images: n, the number of images, N without `generator.rows`.
+
+    Raises:
+        ValueError: `generator.rows` has another number of images.
     """
 
-    def __init__(self, N: int, generator: Generator, device: str) -> None:
-        u = generator.uniform((N + 1,), device=device)
+    def __init__(self, images: int, generator: Generator, device: str) -> None:
+        part = Rows(images, ((0, images),)) if generator.rows is None else generator.rows
+        if len(part) != images:
+            raise ValueError(f"generator.rows are {len(part)} images of a batch, but the transform got {images} images")
+        self.N, self.generator, self.device = part.count, generator, device
+        self.whole = images == self.N
+        u = generator.uniform((self.N + 1,), device=device, axis=None)
         xp = array_module(u)
-        index = xp.arange(N)
-        keys = (u[:N] * 2**24).astype(np.int64) * N + index  # unique
-        self.N = N
-        self.row = (keys[:, None] > keys).sum(axis=1)  # (N,): the rank; a CUDA graph cannot contain CuPy's sort
-        self.value = index + u[N].astype(np.float64)  # (N,): r + u
+        index = xp.arange(self.N)
+        keys = (u[: self.N] * 2**24).astype(np.int64) * self.N + index  # unique
+        own = keys if self.whole else keys[to_device(part.index, device)]
+        row = (own[:, None] > keys).sum(axis=1)  # (n,): r, the rank; a CUDA graph cannot contain CuPy's sort
+        self.row = row if self.whole else (own[:, None] > own).sum(axis=1)  # (n,): the row in the permuted part
+        self.held = index if self.whole else self.permute(row)  # (n,): r of each row of the permuted part
+        self.value = self.held + u[self.N].astype(np.float64)  # (n,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:
         """The slice of rows that may have a value in [start, stop), and the mask of those that have, (rows,) bool."""
-        rows = slice(floor(start * self.N), ceil(stop * self.N))
+        rows = slice(self._rows_below(floor(start * self.N)), self._rows_below(ceil(stop * self.N)))
         value = self.value[rows]
         return rows, (value >= start * self.N) & (value < stop * self.N)
+
+    def _rows_below(self, r: int) -> int:
+        """The number of rows of this part that are below row r of the permuted batch."""
+        return r if self.whole else int((self.held < r).sum())
+
+    def uniform(self, k: int, stop: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
+        """Uniform values for the rows that may have a value in [0, stop), (k, rows, *shape) float32."""
+        rows, held, generator = ceil(stop * self.N), self.held, self.generator
+        if self.whole or not shape:
+            u = generator.uniform((k, rows, *shape), device=self.device, axis=None)
+            return u if self.whole else u[:, held[held < rows]]
+        own = held[held < rows].tolist()  # draw the values of these rows only, as for the images of a part
+        generator = Generator(generator.seed, generator.next_draw())
+        generator.rows = Rows(rows, tuple((r, r + 1) for r in own))
+        return generator.uniform((k, len(own), *shape), device=self.device, axis=1)
 
     def permute(self, images: Array) -> Array:
         """A permuted copy of the images."""
@@ -345,7 +377,7 @@ class RandAugment:
         xp = array_module(images)
         N, _, H, W = images.shape
         assignment = StratifiedAssignment(N, generator, device_of(images))
-        m, sign = self._strength(N, generator, device_of(images))
+        m, sign = self._strength(assignment.uniform(3))
         permuted = assignment.permute(images)
         p = self.prob / (len(MATRICES) + len(COLOURS))  # of each op
 
@@ -363,10 +395,9 @@ class RandAugment:
             permuted[rows] = xp.where(over_pixels(selected), changed, permuted[rows])
         return assignment.unpermute(permuted)
 
-    def _strength(self, N: int, generator: Generator, device: str) -> tuple[Array, Array]:
-        """Magnitudes / 10 and signs, (N,) float64."""
-        u = generator.uniform((3, N), device=device).astype(np.float64)
-        xp = array_module(u)
+    def _strength(self, u: Array) -> tuple[Array, Array]:
+        """Magnitudes / 10 and signs, (N,) float64, from uniform u (3, N)."""
+        xp, u = array_module(u), u.astype(np.float64)
         magnitude = u[1] * self.magnitude if self.std == inf else self.magnitude + self.std * normal(u[1:])
         return magnitude.clip(0, self.highest) / 10, xp.where(u[0] < 0.5, -1.0, 1.0)
 

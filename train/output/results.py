@@ -4,8 +4,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+from minigrad.parallel.processes import World
 from minigrad.serialize import replacing
 from models.predict import one_line
 from train.config import file as config
@@ -28,6 +30,8 @@ class Results:
     A process may be killed at any moment. So every file is replaced atomically, and the state is written first: the
     other files can be written again from the state.
 
+    Every rank has this object, with the history of the run, and calls its methods; rank 0 alone writes files.
+
     Args:
         state: the path of the state file, in the output folder.
         trainer: the run. `restore` loads the state into it.
@@ -39,6 +43,7 @@ class Results:
         self.state, self.trainer, self.info, self.folder = state, trainer, info, state.parent
         self.checkpoint_format = checkpoint_format
         self.history: list[Metrics] = []
+        self.writes = trainer.world.rank == 0
 
     def begin(self) -> None:
         """Write state and settings of a new run, before its first step."""
@@ -48,9 +53,10 @@ class Results:
     def restore(self) -> None:
         """Load the state into the trainer, and rewrite the files that a killed process may have left incomplete."""
         self.history = resume.load(self.state, self.trainer, self.info)
-        with writing(self.folder):
-            for incomplete in self.folder.glob("*.[0-9]*.part"):
-                incomplete.unlink()
+        if self.writes:
+            with writing(self.folder):
+                for incomplete in self.folder.glob("*.[0-9]*.part"):
+                    incomplete.unlink()
         self._write_settings()
         self._write_outputs()
 
@@ -67,13 +73,19 @@ class Results:
 
     def finish(self) -> None:
         """After the last epoch: draw the pictures and mark the state as finished."""
+        if self.writes:
+            self._finish()
+        self.trainer.world.barrier()  # no rank ends while another writes: a launcher may then end all ranks
+
+    def _finish(self) -> None:
         dataset, best = self.trainer.dataset, self.best()
         title = f"{self.info.model['name']} on {dataset.name}: {best.test_acc:.2%} in epoch {best.epoch}"
         can_draw = False
         with _drawing():
             can_draw = plots.curves(self.history, title, self.folder / "curves.png")
         if can_draw:
-            predictions = report.predictions(self._checkpoint("best"), dataset, self.trainer.evaluation)
+            alone = replace(self.trainer.evaluation, world=World())
+            predictions = report.predictions(self._checkpoint("best"), dataset, alone)
             with _drawing():
                 plots.mistakes(predictions, dataset.test.images, self.folder)
         with writing(self.folder):
@@ -85,6 +97,8 @@ class Results:
 
     def _write_outputs(self) -> None:
         """Write models and tables. Within an epoch no model is written: the model would not match the last row."""
+        if not self.writes:
+            return
         with writing(self.folder):
             if self.history and not self.trainer.position:
                 names = ("last", "best") if self.best() is self.history[-1] else ("last",)
@@ -95,6 +109,8 @@ class Results:
                 write_table(self.folder / name, self.history)
 
     def _write_settings(self) -> None:
+        if not self.writes:
+            return
         with writing(self.folder), replacing(self.folder / "args.toml") as file:
             file.write(config.text(self.info.settings).encode())
 

@@ -31,7 +31,14 @@ _VERSION = 1
 
 
 def save(path: Path, trainer: Trainer, info: RunInfo, history: Sequence[Metrics]) -> None:
-    """Write the state of a run, between two steps."""
+    """Write the state of a run, between two steps. All ranks call this function, rank 0 writes."""
+    arrays, metadata = state(trainer, info, history)
+    if trainer.world.rank == 0:
+        serialize.save(path, arrays, metadata)
+
+
+def state(trainer: Trainer, info: RunInfo, history: Sequence[Metrics]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the metadata of the state. All ranks call this function: an optimizer may be divided."""
     step = trainer.step
     arrays: dict[str, Any] = {
         f"{part}/{name}": x for part, owner in _parts(trainer).items() for name, x in _state(owner).items()
@@ -44,10 +51,10 @@ def save(path: Path, trainer: Trainer, info: RunInfo, history: Sequence[Metrics]
         "lr": trainer.lr,
         "seconds": trainer.seconds,
         "skipped": [step.skipped, step.images_skipped],
-        "draws": [generator.draws for generator in step.generators],
+        "draws": step.draws,
         "data": _data(info.dataset),
     }
-    serialize.save(path, arrays, {**_metadata(info, history), "finished": False, **progress})
+    return arrays, {**_metadata(info, history), "finished": False, **progress}
 
 
 def finish(path: Path, info: RunInfo, history: Sequence[Metrics]) -> None:
@@ -82,8 +89,7 @@ def load(path: Path, trainer: Trainer, info: RunInfo) -> list[Metrics]:
     trainer.epoch, trainer.position = len(history), metadata["position"]
     trainer.lr, trainer.seconds = metadata["lr"], metadata["seconds"]
     step.skipped, step.images_skipped = metadata["skipped"]
-    for generator, draws in zip(step.generators, metadata["draws"], strict=True):
-        generator.draws = draws
+    step.draws = tuple(metadata["draws"])
     return history
 
 
@@ -197,7 +203,7 @@ def _check_progress(
         raise ValueError("the order of the images has indices out of range")
     if not (0 < arrays["scaler/scale"] < inf and arrays["scaler/good_steps"] >= 0):
         raise ValueError("the loss scale is not above 0 and finite")
-    for name, count in (("draws", len(trainer.step.generators)), ("skipped", 2)):
+    for name, count in (("draws", 2), ("skipped", 2)):
         counts = metadata.get(name)
         if not isinstance(counts, list) or [type(n) is int and 0 <= n < 2**63 for n in counts] != [True] * count:
             raise ValueError(f"{name} must be {count} whole numbers")

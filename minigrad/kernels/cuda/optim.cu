@@ -17,8 +17,9 @@
 //
 // unscale: g <- g / S, and whether any g is Inf or NaN.    A row: grad
 // average: ema <- ema + rest · (x - ema),  rest = 1 - decay, a scalar of the row.    A row: ema, x
+// copies:  out <- x / divisor; x and out may be the same array.    A row: out, x
 //
-// warps[]: adamw 40, squares 48, clip_factor 32, scale 64, unscale 64, average 64
+// warps[]: adamw 40, squares 48, clip_factor 32, scale 64, unscale 64, average 64, copies 64
 #include "common.cuh"
 #include "table.cuh"
 
@@ -94,4 +95,12 @@ average(const Row* __restrict__ rows, int count) {
     float* __restrict__ ema = chunk.array<float>(0);
     const float* __restrict__ x = chunk.array<float>(1);
     for (int i = threadIdx.x; i < chunk.count; i += 256) ema[i] += rest * (x[i] - ema[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+copies(const Row* __restrict__ rows, int count, float divisor) {
+    const Chunk chunk = chunk_of_block(rows, count);
+    float* out = chunk.array<float>(0);
+    const float* x = chunk.array<float>(1);
+    for (int i = threadIdx.x; i < chunk.count; i += 256) out[i] = divisor == 1 ? x[i] : x[i] / divisor;
 }

@@ -1,7 +1,7 @@
-"""L2: AdamW, gradient clipping, unscaling and EMA, each for all parameters at once, by `optim.cu`.
+"""L2: AdamW, gradient clipping, unscaling, EMA and flat copies, each for all parameters at once, by `optim.cu`.
 
-AdamW, unscaling and EMA are one launch, clipping is three. AdamW and EMA leave parameters whose arrays fit no row of
-a table to the reference implementation in `minigrad/ops/updates.py`.
+Clipping is three launches, the others are one. AdamW, EMA and copies leave parameters whose arrays fit no row of a
+table to the reference implementation in `minigrad/ops/updates.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from minigrad.ops.updates import Update
 
 ADAMW, AVERAGE = Kernel("optim.cu", "adamw"), Kernel("optim.cu", "average")
 SQUARES, CLIP_FACTOR, SCALE = (Kernel("optim.cu", name) for name in ("squares", "clip_factor", "scale"))
-UNSCALE = Kernel("optim.cu", "unscale")
+UNSCALE, COPIES = Kernel("optim.cu", "unscale"), Kernel("optim.cu", "copies")
 ONE_BLOCK = 1024  # threads
 
 
@@ -107,3 +107,12 @@ def average_all(pairs: Sequence[tuple[Array, Array]], next_rest: Callable[[], fl
         reference.average_all(others, next_rest)
     averages, values = zip(*rows, strict=True)
     Table(averages, values, scalars=next_rest).launch(AVERAGE)
+
+
+@fast_path_of(reference.copy_all, supports=lambda pairs, divisor=1.0: any(fits(*pair) for pair in pairs))
+def copy_all(pairs: Sequence[tuple[Array, Array]], divisor: float = 1.0) -> None:
+    """out <- x / divisor for each pair (out, x). A row of the table holds out, x."""
+    rows, others = split(pairs, lambda pair: fits(*pair))
+    reference.copy_all(others, divisor)
+    outs, values = zip(*rows, strict=True)
+    Table(outs, values).launch(COPIES, np.float32(divisor))

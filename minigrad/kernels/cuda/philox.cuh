@@ -6,6 +6,9 @@
 
 struct Words {
     unsigned at[4];
+
+    // Word i, for an i that is not a constant: an index into registers must be.
+    __device__ unsigned select(int i) const { return i < 2 ? i ? at[1] : at[0] : i > 2 ? at[3] : at[2]; }
 };
 
 // Ten rounds of (c0, c1, c2, c3) <- (hi(M1 c2) ^ c1 ^ k0,  lo(M1 c2),  hi(M0 c0) ^ c3 ^ k1,  lo(M0 c0)),
@@ -37,12 +40,7 @@ struct Draw {
     }
 
     // Value i of `Generator.uniform` in float32: in [0, 1), a multiple of 2⁻²⁴.
-    __device__ float uniform(long long i) const {
-        const Words words = four_words(i / 4);
-        const int at = i % 4;  // (an index into registers must be a constant)
-        const unsigned word = at < 2 ? at ? words.at[1] : words.at[0] : at > 2 ? words.at[3] : words.at[2];
-        return as_uniform(word);
-    }
+    __device__ float uniform(long long i) const { return as_uniform(four_words(i / 4).select(i % 4)); }
 
     static __device__ float as_uniform(unsigned word) { return (word >> 8) * 0x1p-24f; }
 

@@ -6,6 +6,9 @@
 //   grid    N: a block has one image of `size` = C H W elements; of `mix_weights` and `mix`: see there
 //   block   256 threads
 //
+// The N images may be a part of a batch of `count` images (rows.cuh). Each image gets the random numbers that it has in
+// the whole batch; the parts of a batch have the same `mix_weights`.
+//
 // The kernels are memory-bound. Each thread computes the random numbers of its image anew.
 //
 // The results equal the reference bit for bit, except where they depend on log, exp, pow and cos, whose last bits may
@@ -17,6 +20,7 @@
 // warps[]: flip 48, crop 48, cutout 48, erase 32, mix_weights 16, mix 48
 #include "common.cuh"
 #include "philox.cuh"
+#include "rows.cuh"
 #include "stratified.cuh"
 
 constexpr double PI = 3.14159265358979323846;
@@ -36,9 +40,11 @@ struct Box {
 };
 
 extern "C" __global__ void __launch_bounds__(256)
-flip(const unsigned char* __restrict__ x, unsigned char* __restrict__ y, int size, int W, float p,
-     unsigned long long draw, unsigned long long seed, const unsigned long long* __restrict__ state) {
-    const bool flipped = Draw{draw, seed, state}.uniform(blockIdx.x) < p;
+flip(const unsigned char* __restrict__ x, unsigned char* __restrict__ y, int size, int W, float p, long long count,
+     long long split, long long offset0, long long offset1, unsigned long long draw, unsigned long long seed,
+     const unsigned long long* __restrict__ state) {
+    const Rows part = {count, split, offset0, offset1};
+    const bool flipped = Draw{draw, seed, state}.uniform(part.row(blockIdx.x)) < p;
     const size_t first = (size_t)blockIdx.x * size;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
         const int column = i % W;
@@ -53,10 +59,12 @@ static inline __device__ int reflected(int i, int length) {
 
 extern "C" __global__ void __launch_bounds__(256)
 crop(const unsigned char* __restrict__ x, unsigned char* __restrict__ y, int size, int H, int W, int padding,
-     bool reflect, unsigned long long draw, unsigned long long seed, const unsigned long long* __restrict__ state) {
+     bool reflect, long long count, long long split, long long offset0, long long offset1, unsigned long long draw,
+     unsigned long long seed, const unsigned long long* __restrict__ state) {
     const Draw draws = {draw, seed, state};
-    const int top = integer(draws.uniform(blockIdx.x), 2 * padding + 1) - padding;
-    const int left = integer(draws.uniform((long long)gridDim.x + blockIdx.x), 2 * padding + 1) - padding;
+    const Rows part = {count, split, offset0, offset1};
+    const int top = integer(draws.uniform(part.row(blockIdx.x)), 2 * padding + 1) - padding;
+    const int left = integer(draws.uniform(count + part.row(blockIdx.x)), 2 * padding + 1) - padding;
     const size_t first = (size_t)blockIdx.x * size;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
         int row = i / W % H + top, column = i % W + left;
@@ -70,29 +78,32 @@ crop(const unsigned char* __restrict__ x, unsigned char* __restrict__ y, int siz
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-cutout(const float* __restrict__ x, float* __restrict__ y, int size, int H, int W, int side, unsigned long long draw,
-       unsigned long long seed, const unsigned long long* __restrict__ state) {
+cutout(const float* __restrict__ x, float* __restrict__ y, int size, int H, int W, int side, long long count,
+       long long split, long long offset0, long long offset1, unsigned long long draw, unsigned long long seed,
+       const unsigned long long* __restrict__ state) {
     const Draw draws = {draw, seed, state};
-    const int top = integer(draws.uniform(blockIdx.x), H) - side / 2;
-    const int left = integer(draws.uniform((long long)gridDim.x + blockIdx.x), W) - side / 2;
+    const Rows part = {count, split, offset0, offset1};
+    const int top = integer(draws.uniform(part.row(blockIdx.x)), H) - side / 2;
+    const int left = integer(draws.uniform(count + part.row(blockIdx.x)), W) - side / 2;
     const Box box = {top, left, top + side, left + side};
     const size_t first = (size_t)blockIdx.x * size;
     for (int i = threadIdx.x; i < size; i += blockDim.x) y[first + i] = box.contains(i, H, W) ? 0 : x[first + i];
 }
 
-// Random erasing of the images with a stratified value below `stop`, which are among the first `rows` rows.
+// Random erasing of the images with a stratified value below `stop`, which are among the first `rows` rows of the
+// permuted whole batch.
 //
 //   area     uniform from area to area + area_range, of the image; the ratio log(height / width) likewise
 //   noise    the number of samples for an image: C H W, C, or 0 for zeros
 extern "C" __global__ void __launch_bounds__(256)
 erase(const float* __restrict__ x, float* __restrict__ y, int size, int H, int W, double stop, int rows, float area,
-      float area_range, float ratio, float ratio_range, int noise, unsigned long long draw, unsigned long long seed,
+      float area_range, float ratio, float ratio_range, int noise, long long count, long long split, long long offset0,
+      long long offset1, unsigned long long draw, unsigned long long seed,
       const unsigned long long* __restrict__ state) {
     const Draw draws = {draw, seed, state};
-    const int N = gridDim.x;
-    const Assigned image = assigned(blockIdx.x, N, draws);
+    const Assigned image = assigned({count, split, offset0, offset1}, draws);
     float u[4];
-    for (int k = 0; k < 4; ++k) u[k] = draws.later(1).uniform((long long)k * N + image.row);
+    for (int k = 0; k < 4; ++k) u[k] = draws.later(1).uniform(k * count + image.row);
     const float pixels = H * W * (area + area_range * u[0]), aspect = expf(ratio + ratio_range * u[1]);
     const int height = fminf(sqrtf(pixels * aspect) + 0.5f, H), width = fminf(sqrtf(pixels / aspect) + 0.5f, W);
     const int top = integer((double)u[2], H - height + 1), left = integer((double)u[3], W - width + 1);

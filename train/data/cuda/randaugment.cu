@@ -2,7 +2,7 @@
 // those of train/data/randaugment.py, where the ops are explained. So are the random numbers: round k has draws 2k and
 // 2k + 1 of the launch.
 //
-//   images   (N, 3, H, W) uint8
+//   images   (N, 3, H, W) uint8: a batch, or a part of a batch of `count` images (rows.cuh)
 //   y        the result
 //   spare    the image before the last round, before the third last, ...; null if rounds = 1
 //
@@ -29,6 +29,7 @@
 //   Sharpness LEVELS=30,.3,.3,.45,.45,0,0,0,4,256,110,.9,.9,.9,.9]: randaugment 32
 #include "common.cuh"
 #include "philox.cuh"
+#include "rows.cuh"
 #include "stratified.cuh"
 
 enum Op { OPS, NONE };
@@ -56,7 +57,7 @@ struct Shared {
     Level table[3][256];
 };
 
-// m and the sign of a row of the permuted batch: RandAugment._strength.
+// m and the sign of a row of the permuted batch of N images: RandAugment._strength.
 static inline __device__ double strength(const Settings& settings, int row, int N, const Draw& draw, double& sign) {
     const double u0 = draw.uniform(row), u1 = draw.uniform(N + row), u2 = draw.uniform(2 * N + row);
     sign = u0 < 0.5 ? -1.0 : 1.0;
@@ -235,19 +236,21 @@ static inline __device__ void sharpness(const Level* x, Level* y, float factor, 
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-randaugment(const Level* images, Level* y, Level* spare, int N, int H, int W, int rounds, double magnitude, double prob,
-            double std, double highest, bool increasing, unsigned fill, unsigned long long draw,
-            unsigned long long seed, const unsigned long long* state) {
+randaugment(const Level* images, Level* y, Level* spare, int H, int W, int rounds, double magnitude, double prob,
+            double std, double highest, bool increasing, unsigned fill, long long count, long long split,
+            long long offset0, long long offset1, unsigned long long draw, unsigned long long seed,
+            const unsigned long long* state) {
     __shared__ Shared shared;
     const Settings settings = {magnitude, prob, std, highest, increasing};
     const Draw draws = {draw, seed, state};
+    const Rows part = {count, split, offset0, offset1};
     const int pixels = H * W;
     const size_t first = (size_t)blockIdx.x * 3 * pixels;
     const Level* x = images + first;
     for (int round = 0; round < rounds; ++round) {
         // The barriers in `assigned` are between the rounds: the last image is written, `shared` is no longer read.
-        const Assigned image = assigned(blockIdx.x, N, draws.later(2 * round));
-        if (threadIdx.x == 0) choose(shared.choice, image, settings, N, H, W, draws.later(2 * round + 1));
+        const Assigned image = assigned(part, draws.later(2 * round));
+        if (threadIdx.x == 0) choose(shared.choice, image, settings, count, H, W, draws.later(2 * round + 1));
         for (int c = 0; c < 3; ++c) shared.histogram[c][threadIdx.x] = 0;
         __syncthreads();  // the choice and the zeros are written before all threads read
 

@@ -8,7 +8,7 @@ from minigrad.backend import Array, array_module
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.backend.random import Generator
 from minigrad.kernels.cuda.launch import Kernel, on_gpu
-from minigrad.kernels.cuda.random import next_draws
+from minigrad.kernels.cuda.random import has_rows, next_draws, rows_of
 from train.data.randaugment import COLOURS, LEVELS, MATRICES, RandAugment
 
 OPS = (*MATRICES, *COLOURS)
@@ -23,7 +23,8 @@ KERNEL = Kernel(
 def supports(augment: RandAugment, images: Array, generator: Generator) -> bool:
     """True for images on the GPU that `RandAugment` accepts, of 1 to 2²³ pixels, and at least one op."""
     known = on_gpu(images) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3
-    return bool(known and images.size and images[0, 0].size <= MAX_PIXELS and augment.num_ops > 0)
+    fits = known and images.size and images[0, 0].size <= MAX_PIXELS
+    return bool(fits and augment.num_ops > 0 and has_rows(generator, len(images)))
 
 
 @fast_path_of(RandAugment.__call__, supports=supports)
@@ -37,7 +38,7 @@ def rand_augment(augment: RandAugment, images: Array, generator: Generator) -> A
     strength = map(np.float64, (augment.magnitude, augment.prob, augment.std, augment.highest))
     red, green, blue = augment.fill
     KERNEL(
-        N, THREADS, x, y, spare, *map(np.int32, (N, H, W, rounds)), *strength, np.bool_(augment.increasing),
-        np.uint32(red | green << 8 | blue << 16), *next_draws(generator, 2 * rounds),
+        N, THREADS, x, y, spare, *map(np.int32, (H, W, rounds)), *strength, np.bool_(augment.increasing),
+        np.uint32(red | green << 8 | blue << 16), *rows_of(generator, N), *next_draws(generator, 2 * rounds),
     )  # fmt: skip
     return y

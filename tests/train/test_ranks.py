@@ -1,0 +1,118 @@
+"""Training on several ranks equals training in one process."""
+
+import re
+from argparse import Namespace
+
+import numpy as np
+import pytest
+
+from tests.parallel.mpiexec import needs_mpi, run
+from tests.train.command import TINY, rows, train
+from tests.train.ranks import MODELS
+from tests.train.ranks import train as train_here
+from train.__main__ import parse
+from train.config.errors import InputError
+from train.create import check_batch_size
+from train.ranks import _checksum
+
+pytestmark = needs_mpi
+
+CASES = [
+    ("small", 3, 16, ["--grad-accum-steps", "2", "--opt", "muon"]),
+    ("small", 4, 14, []),  # 104 images: the last batch has 6 images for 4 ranks, in pairs
+    ("vit", 2, 16, ["--layer-decay", "0.7"]),
+    ("roadmap", 2, 16, ["--threads", "2"]),
+]
+FAMILIES = [pytest.param(model, ranks, 16, [], marks=pytest.mark.exhaustive) for model in MODELS for ranks in (2, 4)]
+
+
+@pytest.mark.parametrize("model, ranks, batch_size, flags", [*CASES, *FAMILIES])
+def test_ranks_equal_one_process(model, ranks, batch_size, flags, tmp_path):
+    """With dropout, drop path, all augmentation, mixup, EMA, clipping, accumulation, threads, batch normalisation.
+
+    The gradient of the bias of attention's keys is 0 up to rounding, and Adam divides it by its own size: so the
+    tolerance is also absolute.
+    """
+    options = {"model": model, "steps": 9, "dtype": "float64", "batch_size": batch_size, "images": 104}
+    losses, expected = train_here(Namespace(**options, flags=[*flags, "--threads", "1"]))
+    file = tmp_path / "found.npz"
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    run(ranks, "-m", "tests.train.ranks", *given, f"--save={file}", "--", *flags, timeout=100)
+    found = dict(np.load(file))
+    np.testing.assert_allclose(found.pop("losses"), losses, rtol=1e-11)
+    assert found.keys() == expected.keys()
+    for name, x in expected.items():
+        np.testing.assert_allclose(found[name], x, rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+# `python -m train`, but one rank receives a signal after some steps of the run.
+STOPPED = """
+import os, signal, sys
+from minigrad.parallel import world
+from train.__main__ import main
+from train.loop import Trainer
+
+rank, steps, advance = int(sys.argv.pop(1)), int(sys.argv.pop(1)), Trainer.advance
+
+def counted(trainer, index):
+    advance(trainer, index)
+    if trainer.schedule.t == steps and world().rank == rank:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Trainer.advance = counted
+sys.exit(main())
+"""
+
+
+def test_run_continues_with_other_numbers_of_ranks(tmp_path):
+    """4 ranks begin, 2 go on, one process ends: the results of one process."""
+    flags = [*TINY, "--epochs", "2", "--mixup", "0.8", "--drop-path", "0.1", "--model-ema"]
+    folder = str(tmp_path / "run")
+    four = run(4, STOPPED, "3", "4", *flags, "--output", folder, check=False)
+    assert "stopped after epoch 0 and 4 of 10 steps of the next" in four.err[0] and four.code
+    two = run(2, STOPPED, "0", "13", "--resume", folder, check=False)
+    assert "stopped after epoch 1 and 3 of 10 steps of the next" in two.err[0] and two.code
+    assert train("--resume", folder, cwd=tmp_path).returncode == 0
+    assert train(*flags, "--output", "one", cwd=tmp_path).returncode == 0
+    same_rows(tmp_path / "run", tmp_path / "one")
+
+
+def same_rows(found, expected):
+    for row, wanted in zip(rows(found), rows(expected), strict=True):
+        for name in ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "skipped"):
+            assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-5), name
+
+
+def test_only_rank_0_prints_and_writes(tmp_path):
+    result = run(2, "-m", "train", *TINY, "--epochs", "1", "--output", str(tmp_path / "run"))
+    assert "ranks    2, each with a part of every batch\n" in result.out[0] and result.out[1] == result.err[1] == ""
+    train("--epochs", "1", *TINY, "--output", "one", cwd=tmp_path)
+    same_rows(tmp_path / "run", tmp_path / "one")
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+def test_ranks_with_different_seeds_are_told_apart(tmp_path):
+    code = (
+        "import os, sys\nfrom train.__main__ import main\n"
+        f"sys.exit(main([*{TINY}, '--epochs', '1', '--output', r'{tmp_path}/run', '--seed', os.environ['PMI_RANK']]))"
+    )
+    result = run(2, code, check=False)
+    assert result.code and "rank 1 has another value than rank 0 for --seed: 1 instead of 0" in "".join(result.err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_with_different_images_are_told_apart():
+    x = np.arange(12).reshape(3, 4)
+    assert _checksum([x]) == _checksum([x[:2], x[2:]]) == _checksum([x.T.copy().T])
+    assert _checksum([x]) != _checksum([x[::-1]])
+
+
+def test_every_rank_needs_an_image():
+    settings = parse(["--batch-size", "6"])
+    check_batch_size(settings, False, 6)
+    check_batch_size(settings, True, 3)
+    check_batch_size(parse(["--batch-size", "1"]), True, 1)
+    for mixes, ranks, least in ((False, 7, 7), (True, 4, 8)):
+        with pytest.raises(InputError, match=re.escape(f"--batch-size 6 is divided between {ranks} ranks")) as error:
+            check_batch_size(settings, mixes, ranks)
+        assert f"use at least {least}" in str(error.value)
