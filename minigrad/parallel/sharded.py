@@ -26,11 +26,11 @@ import numpy as np
 from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import enable_grad
-from minigrad.backend import Array, array_module, empty, to_device
+from minigrad.backend import Array, array_module, empty, fast_paths, to_device
 from minigrad.backend.capture import is_capturing
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.ops import checks
-from minigrad.ops.updates import norm_of_terms, norm_term, scale_to_norm
+from minigrad.ops.updates import copy_all, norm_of_terms, norm_term, scale_to_norm
 from minigrad.optim.optimizer import Optimizer
 from minigrad.optim.state import State
 from minigrad.parallel.processes import World
@@ -55,11 +55,11 @@ def assign_owners(sizes: Sequence[int], ranks: int) -> list[int]:
 class ShardedOptimizer(Optimizer):
     """An optimizer with the gradients and the state of each parameter on one rank only (ZeRO).
 
-        optimizer = ShardedOptimizer(optim.AdamW(model.parameters()), world())
+        optimizer = ShardedOptimizer(optim.AdamW(model.parameters()), world(), mean=True)
         for images, labels in batches:              # of this rank
             optimizer.zero_grad()
             loss(model(images), labels).backward()
-            optimizer.reduce("mean")                # sum or mean of the gradients over the ranks
+            optimizer.reduce()                      # the mean of the gradients over the ranks
             optimizer.clip_grad_norm_(1.0)
             optimizer.step()
 
@@ -76,13 +76,15 @@ class ShardedOptimizer(Optimizer):
     Args:
         optimizer: the optimizer of the same parameters on every rank. Its state, if it has any, is kept by the owners.
         world: the ranks, see `minigrad/parallel/processes.py`.
+        mean: `reduce` divides the sums by the number of ranks. Without, the loss of each rank must be weighted by the
+            rank's share of the images.
 
     Raises:
         ValueError: the parameters of the ranks differ in number, shape or dtype.
     """
 
-    def __init__(self, optimizer: Optimizer, world: World) -> None:
-        self.optimizer, self.world = optimizer, world
+    def __init__(self, optimizer: Optimizer, world: World, *, mean: bool = False) -> None:
+        self.optimizer, self.world, self.mean = optimizer, world, mean
         self.defaults, self.param_groups = optimizer.defaults, optimizer.param_groups
         self.pytorch_names = optimizer.pytorch_names  # type: ignore[misc]
         self.flats: list[Flat] = []
@@ -129,19 +131,14 @@ class ShardedOptimizer(Optimizer):
 
     # A training step ------------------------------------------------------------------------------------------------
 
-    def reduce(self, op: str = "sum") -> None:
-        """Give each owner the sum or mean of its gradients over the ranks. Other gradients become None.
+    def reduce(self) -> None:
+        """Give each owner the sum of its gradients over the ranks. Other gradients become None.
 
         A parameter that has a gradient on no rank has none afterwards.
-
-        Args:
-            op: "sum" or "mean". With "sum", the loss of each rank must be weighted by the rank's share of the images.
         """
-        if op not in ("sum", "mean"):
-            raise ValueError(f"ShardedOptimizer.reduce: op must be 'sum' or 'mean', got {op!r}")
         for flat in self.flats:
             flat.expect_views()
-            flat.reduce(op)
+            flat.reduce(float(self.world.size) if self.mean else 1.0)
 
     def all_finite(self, finite: bool) -> bool:
         """True if `finite` is True on all ranks, as when each checked its own gradients. Synchronizes with the GPU."""
@@ -371,8 +368,8 @@ class Flat:
                     "as after model.to(...) or within EMA.applied(): create the optimizer after model.to(...)"
                 )
 
-    def reduce(self, op: str) -> None:
-        """The sum or mean of the gradients over the ranks as `grad` of the parameters of this rank; None of others."""
+    def reduce(self, divisor: float) -> None:
+        """`grad` of the parameters of this rank: the sum of the gradients over the ranks / divisor; None of others."""
         ranks, N = self.values.shape
         if ranks == 1:
             return
@@ -381,15 +378,16 @@ class Flat:
             end = min(start + self.width, N)
             flat = self.chunk[: ranks * (end - start)]
             flat[...] = 0
-            columns = flat.reshape(ranks, end - start)
+            columns, pairs = flat.reshape(ranks, end - start), []
             for piece in pieces:
                 p = self.parameters[piece.parameter]
                 if p.grad is not None:
-                    columns[piece.place] = p.grad.data.reshape(-1)[piece.elements]
+                    pairs.append((columns[piece.place], p.grad.data.reshape(-1)[piece.elements]))
                 elif piece.missing is not None:
                     columns[piece.missing] = 1
                 if piece.last:
-                    p.grad = None  # frees the gradient
+                    p.grad = None  # frees the gradient, once `pairs` is gone
+            fast_paths.call(copy_all, pairs, divisor)
             self.grads[start:end] = self.world.reduce_scatter(flat)
         for i in self.owned:
             p = self.parameters[i]
@@ -397,8 +395,6 @@ class Flat:
                 self.present[i] = used[i] or (p.requires_grad and self._has_gradient_elsewhere(i))
             if self.present[i]:
                 p.grad = Tensor(self._view(self.grads, i))
-        if op == "mean":
-            self.grads[...] /= ranks
 
     def _has_gradient_elsewhere(self, i: int) -> bool:
         """True if another rank had a gradient of parameter i, which has none here. Synchronizes with the GPU."""
