@@ -15,7 +15,8 @@ A parameter has one owner, rather than a part on every rank: every optimizer wor
 needs a whole matrix. The cost is the imbalance between owners, a few percent of the parameters (`assign_owners`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from math import inf
@@ -88,6 +89,7 @@ class ShardedOptimizer(Optimizer):
         self.defaults, self.param_groups = optimizer.defaults, optimizer.param_groups
         self.pytorch_names = optimizer.pytorch_names  # type: ignore[misc]
         self.flats: list[Flat] = []
+        self.agreed: tuple[list[bool], list[bool]] | None = None  # parameters with gradients: here, and on any rank
         self._flatten()
 
     def _flatten(self) -> None:
@@ -136,9 +138,52 @@ class ShardedOptimizer(Optimizer):
 
         A parameter that has a gradient on no rank has none afterwards.
         """
+        self._reduce(failed=False)
+
+    @contextmanager
+    def reducing(self) -> Iterator[None]:
+        """Call `reduce` after the block, which runs backward.
+
+        If the block raises an exception on a rank, all gradients become None, and the other ranks raise RuntimeError,
+        instead of waiting for ever.
+        """
+        try:
+            yield
+        except BaseException:
+            self._reduce(failed=True)
+            raise
+        self._reduce(failed=False)
+
+    def _reduce(self, failed: bool) -> None:
         for flat in self.flats:
             flat.expect_views()
-            flat.reduce(float(self.world.size) if self.mean else 1.0)
+        if self.world.size == 1:
+            return
+        parameters = [p for flat in self.flats for p in flat.parameters]
+        anywhere, failed_anywhere = self._agree([p.grad is not None for p in parameters], failed)
+        if failed_anywhere:
+            self.zero_grad()
+            if not failed:
+                raise RuntimeError("backward raised an exception on another rank: all gradients are None")
+            return
+        used = {id(p) for p, has_gradient in zip(parameters, anywhere, strict=True) if has_gradient}
+        for flat in self.flats:
+            flat.reduce(used, float(self.world.size) if self.mean else 1.0)
+
+    def _agree(self, here: list[bool], failed: bool) -> tuple[list[bool], bool]:
+        """Which parameters have a gradient on any rank, and whether backward failed on any rank."""
+        if is_capturing():  # nothing is read back during the capture: the graph does what the last eager step did
+            if self.agreed is None or self.agreed[0] != here:
+                raise RuntimeError(
+                    "ShardedOptimizer: other parameters receive gradients than in the eager step before: a captured "
+                    "step must use the same parameters"
+                )
+            return self.agreed[1], failed
+        flags = np.array([*here, failed], np.int32)
+        self.world.all_reduce(flags)
+        anywhere: list[bool] = (flags[:-1] > 0).tolist()
+        self.agreed = here, anywhere
+        return anywhere, bool(flags[-1])
 
     def all_finite(self, finite: bool) -> bool:
         """True if `finite` is True on all ranks, as when each checked its own gradients. Synchronizes with the GPU."""
@@ -290,41 +335,38 @@ class ShardedOptimizer(Optimizer):
 
 
 class Piece(NamedTuple):
-    """The part of a parameter in a chunk, with the element after the parameter, which counts missing gradients."""
+    """The part of a parameter in a chunk of gradients."""
 
     parameter: int
     place: tuple[int, slice]  # in the chunk: owner, elements
     elements: slice  # of the parameter
-    missing: tuple[int, int] | None  # in the chunk: owner, element that counts missing gradients
     last: bool  # no later chunk has a part of this parameter
 
 
 class Flat:
     """The parameters of one dtype as views of one array, (ranks, N): row r has the parameters of owner r.
 
-        row 0    W0 W0 W0 W0 · · W2 W2 W2 · ·       each parameter is aligned, with at least one element after it
-        row 1    W1 W1 W1 W1 W1 W1 · · · · ·        padded to the longest row
+        row 0    W0 W0 W0 W0 · · W2 W2 W2           each parameter is aligned
+        row 1    W1 W1 W1 W1 W1 W1 · · · ·          padded to the longest row
 
-    Gradients are reduced in chunks, some columns of all rows, so that only a chunk is copied at a time. The element
-    after a parameter counts the ranks on which it has no gradient: if all, the owner has none either.
+    Gradients are reduced in chunks, some columns of all rows, so that only a chunk is copied at a time.
     """
 
     def __init__(self, parameters: Sequence[Tensor], world: World) -> None:
         self.parameters, self.world = parameters, world
         first = parameters[0].data
         xp, unit = array_module(first), ALIGNMENT // first.dtype.itemsize
-        extents = [(p.data.size // unit + 1) * unit for p in parameters]  # at least one element more
+        extents = [-(-p.data.size // unit) * unit for p in parameters]
         self.owners = assign_owners(extents, world.size)
         lengths, self.starts = [0] * world.size, [0] * len(parameters)
         for i, owner in enumerate(self.owners):
             self.starts[i] = lengths[owner]
             lengths[owner] += extents[i]
-        self.values = xp.zeros((world.size, max(lengths)), first.dtype)
-        self.width = min(max(unit, CHUNK // (ALIGNMENT * world.size) * unit), max(lengths))
-        self.chunks = [list(self._pieces(start)) for start in range(0, max(lengths), self.width)]
+        N = max(lengths)
+        self.values = xp.zeros((world.size, N), first.dtype)
+        self.width = max(unit, min(N, CHUNK // (ALIGNMENT * world.size) * unit))
+        self.chunks = [list(self._pieces(start)) for start in range(0, N, self.width)]
         self.views = [self._view(self.values[owner], i) for i, owner in enumerate(self.owners)]
-        self.owned = [i for i, owner in enumerate(self.owners) if owner == world.rank]
-        self.present = dict.fromkeys(self.owned, True)  # whether a rank had a gradient in the latest step
         for p, view in zip(parameters, self.views, strict=True):
             view[...] = p.data
             p.data = view
@@ -339,11 +381,9 @@ class Flat:
         """The parts of parameters in the columns `start` to `start + width` - 1."""
         for i, (p, owner, first) in enumerate(zip(self.parameters, self.owners, self.starts, strict=True)):
             low, end = max(first, start), min(first + p.data.size, start + self.width)
-            after = first + p.data.size - start  # the column of the count
-            if low < end or 0 <= after < self.width:
-                missing = (owner, after) if 0 <= after < self.width else None
+            if low < end:
                 place = owner, slice(low - start, end - start)
-                yield Piece(i, place, slice(low - first, end - first), missing, missing is not None)
+                yield Piece(i, place, slice(low - first, end - first), end == first + p.data.size)
 
     @cached_property
     def grads(self) -> Array:
@@ -368,12 +408,12 @@ class Flat:
                     "as after model.to(...) or within EMA.applied(): create the optimizer after model.to(...)"
                 )
 
-    def reduce(self, divisor: float) -> None:
-        """`grad` of the parameters of this rank: the sum of the gradients over the ranks / divisor; None of others."""
+    def reduce(self, used: Container[int], divisor: float) -> None:
+        """`grad` of the parameters of this rank: the sum of the gradients over the ranks / divisor; None of others.
+
+        used: the ids of the parameters that have a gradient on any rank.
+        """
         ranks, N = self.values.shape
-        if ranks == 1:
-            return
-        used = [p.grad is not None for p in self.parameters]
         for start, pieces in zip(range(0, N, self.width), self.chunks, strict=True):
             end = min(start + self.width, N)
             flat = self.chunk[: ranks * (end - start)]
@@ -383,22 +423,13 @@ class Flat:
                 p = self.parameters[piece.parameter]
                 if p.grad is not None:
                     pairs.append((columns[piece.place], p.grad.data.reshape(-1)[piece.elements]))
-                elif piece.missing is not None:
-                    columns[piece.missing] = 1
                 if piece.last:
                     p.grad = None  # frees the gradient, once `pairs` is gone
             fast_paths.call(copy_all, pairs, divisor)
             self.grads[start:end] = self.world.reduce_scatter(flat)
-        for i in self.owned:
-            p = self.parameters[i]
-            if not is_capturing():
-                self.present[i] = used[i] or (p.requires_grad and self._has_gradient_elsewhere(i))
-            if self.present[i]:
+        for i, (p, owner) in enumerate(zip(self.parameters, self.owners, strict=True)):
+            if id(p) in used and owner == self.world.rank:
                 p.grad = Tensor(self._view(self.grads, i))
-
-    def _has_gradient_elsewhere(self, i: int) -> bool:
-        """True if another rank had a gradient of parameter i, which has none here. Synchronizes with the GPU."""
-        return float(self.grads[self.starts[i] + self.parameters[i].data.size]) < self.world.size
 
     def drop_gradients(self) -> None:
         """Set the gradients of other owners to None."""
