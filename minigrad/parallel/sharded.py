@@ -35,6 +35,7 @@ from minigrad.ops.updates import copy_all, norm_of_terms, norm_term, scale_to_no
 from minigrad.optim.optimizer import Optimizer
 from minigrad.optim.state import State
 from minigrad.parallel.processes import World
+from minigrad.parallel.processes import world as world_of_process
 
 ALIGNMENT = 256  # bytes; an array that CUDA allocates has this alignment, as has each parameter in the flat array
 CHUNK = 1 << 24  # bytes of gradients of all owners in one reduce-scatter
@@ -332,6 +333,57 @@ class ShardedOptimizer(Optimizer):
         states = [x for states in self.state for state in states for x in state.values() if not isinstance(x, int)]
         arrays = {"parameters": [flat.values for flat in self.flats], "gradients": buffers + apart, "state": states}
         return {name: sum(x.nbytes for x in own) for name, own in arrays.items()}
+
+
+class ZeroRedundancyOptimizer(ShardedOptimizer):
+    """`ShardedOptimizer` with the arguments of torch.distributed.optim.ZeroRedundancyOptimizer.
+
+    For the parameters of a DistributedDataParallel, whose backward averages the gradients: `reduce` is not called.
+    `state_dict` returns, on rank 0, the state as of the latest `consolidate_state_dict`, which all ranks call.
+
+    Args:
+        params: Tensors, or groups.
+        optimizer_class: the optimizer, such as AdamW, with `defaults` as its options.
+        process_group: None, all ranks.
+        parameters_as_bucket_view: without effect, always on.
+        overlap_with_ddp: refused.
+        world: the ranks; by default those of this job, `minigrad.parallel.world()`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        optimizer_class: Callable[..., Optimizer],
+        process_group: None = None,
+        parameters_as_bucket_view: bool = False,
+        overlap_with_ddp: bool = False,
+        *,
+        world: World | None = None,
+        **defaults: Any,
+    ) -> None:
+        if process_group is not None or overlap_with_ddp:
+            raise ValueError(
+                "ZeroRedundancyOptimizer: process_group must be None, as all ranks are one group, and overlap_with_ddp "
+                "False, as the parameters are gathered at the end of a step"
+            )
+        super().__init__(optimizer_class(params, **defaults), world_of_process() if world is None else world)
+        self._consolidated: dict[str, Any] | None = None
+
+    def consolidate_state_dict(self, to: int = 0) -> None:
+        """Gather the state of all ranks on rank 0, for `state_dict`."""
+        if to != 0:
+            raise ValueError(f"ZeroRedundancyOptimizer.consolidate_state_dict: only rank 0 gets the state, got to={to}")
+        whole = super().state_dict()
+        self._consolidated = whole if self.world.rank == 0 else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as of the latest `consolidate_state_dict`, on rank 0 only."""
+        if self._consolidated is None:
+            raise RuntimeError(
+                "ZeroRedundancyOptimizer: the state has not been consolidated on this rank: call "
+                "consolidate_state_dict() on all ranks, and state_dict() on rank 0"
+            )
+        return self._consolidated
 
 
 class Piece(NamedTuple):

@@ -41,6 +41,13 @@ class ThreadEngine:
         for x, others in zip(arrays, zip(*found, strict=True), strict=True):
             x[...] = _combine(function, others) / self.size if op == "mean" else _combine(function, others)
 
+    def start_all_reduce(self, arrays):
+        self.all_reduce(arrays, "sum")
+        return self
+
+    def wait(self):
+        """The sums of `start_all_reduce` are complete."""
+
     def broadcast(self, arrays, root):
         found = self.exchange("broadcast", [x.copy() for x in arrays])
         for x, value in zip(arrays, found[root], strict=True):

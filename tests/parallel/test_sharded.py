@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from minigrad import Tensor, nn, no_grad, optim, serialize
 from minigrad.backend.batch import split
+from minigrad.nn.parallel import DistributedDataParallel
 from minigrad.optim.muon import matrices_apart
 from minigrad.parallel import World, sharded
-from minigrad.parallel.sharded import Flat, ShardedOptimizer, assign_owners
+from minigrad.parallel.sharded import Flat, ShardedOptimizer, ZeroRedundancyOptimizer, assign_owners
 from tests.parallel.mpiexec import needs_mpi, run
 from tests.parallel.ranks import run_ranks
 
@@ -341,6 +342,59 @@ def test_step_after_an_all_reduce():
     for parameters, _ in found:
         expect_equal(parameters, values(train_one(adamw, clip=0.3)[0]), rtol=1e-9, atol=1e-12)
     assert sorted(chain(*(names for _, names in found))) == USED
+
+
+def test_zero_redundancy_optimizer():
+    """PyTorch's lines: DistributedDataParallel averages, all ranks consolidate the state, rank 0 has it."""
+
+    def train(model, optimizer, rows):
+        for step in range(STEPS):
+            x, y = batch(step)
+            optimizer.zero_grad()
+            (model(Tensor(x[rows])) - Tensor(y[rows])).square().mean().backward()
+            optimizer.step()
+        return values(getattr(model, "module", model))
+
+    def layers():
+        rng = np.random.default_rng(0)
+        net = nn.Sequential(nn.Linear(7, 31), nn.GELU(), nn.Linear(31, 5)).to(dtype=np.float64)
+        for p in net.parameters():
+            p.data[...] = rng.standard_normal(p.shape) / 4
+        return net
+
+    def work(world):
+        net = layers()
+        model = DistributedDataParallel(net, world=world)
+        optimizer = ZeroRedundancyOptimizer(model.parameters(), optim.AdamW, lr=1e-2, world=world)
+        found = train(model, optimizer, part(world))
+        with pytest.raises(RuntimeError, match="has not been consolidated on this rank"):
+            optimizer.state_dict()
+        optimizer.consolidate_state_dict()
+        if world.rank:
+            with pytest.raises(RuntimeError, match="has not been consolidated on this rank"):
+                optimizer.state_dict()
+        return found, optimizer.state_dict() if world.rank == 0 else None
+
+    net = layers()
+    one = optim.AdamW(net.parameters(), lr=1e-2)
+    expected = train(net, one, np.arange(IMAGES))
+    found = run_ranks(3, work)
+    for parameters, _ in found:
+        expect_equal(parameters, expected, rtol=1e-9, atol=1e-12)
+    again = optim.AdamW(layers().parameters())
+    again.load_state_dict(found[0][1])
+    expect_equal(again.flat_state_dict(), one.flat_state_dict(), rtol=1e-9, atol=1e-12)
+
+
+def test_zero_redundancy_optimizer_refuses():
+    x = Tensor(np.ones(3), requires_grad=True)
+    for refused in ({"process_group": "a group"}, {"overlap_with_ddp": True}):
+        with pytest.raises(ValueError, match=r"process_group must be None, .* and overlap_with_ddp False"):
+            ZeroRedundancyOptimizer([x], optim.SGD, **refused)
+    optimizer = ZeroRedundancyOptimizer([x], optim.SGD, lr=0.5)  # the World of this process
+    assert (optimizer.world.size, optimizer.param_groups[0]["lr"]) == (1, 0.5)
+    with pytest.raises(ValueError, match="only rank 0 gets the state, got to=1"):
+        optimizer.consolidate_state_dict(to=1)
 
 
 def test_closure():
@@ -687,6 +741,7 @@ def test_pieces_cover_each_parameter_once(sizes, ranks, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharded, "CHUNK", chunk)
         flat = Flat([Tensor(np.zeros(n, np.float32)) for n in sizes], world)
+    assert not any(start * 4 % sharded.ALIGNMENT for start in flat.starts)
     seen, last = [np.zeros(n, int) for n in sizes], [0] * len(sizes)
     for pieces in flat.chunks:
         used = np.zeros((ranks, flat.width), int)
