@@ -7,7 +7,7 @@ the parameters of all ranks are compared after each epoch.
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -88,9 +88,9 @@ def _sources() -> list[Path]:
     return sorted(path for package in packages for end in ("py", "cu", "cuh") for path in package.rglob(f"*.{end}"))
 
 
-def _checksum(contents: Any) -> int:
+def _checksum(contents: Iterable[bytes | np.ndarray]) -> int:
     """A checksum of bytes objects or arrays, one after another."""
     total = 0
     for content in contents:
-        total = crc32(content if isinstance(content, bytes) else np.ascontiguousarray(content), total)
+        total = crc32(content if isinstance(content, bytes) else np.ascontiguousarray(content).data, total)
     return total

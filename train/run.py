@@ -48,13 +48,13 @@ def train(settings: Settings, world: World) -> int:
     """Train a new model, or continue a run. Returns the exit code."""
     folder, resumed = Path(settings.output), settings.resume != "none"
     state = Path(settings.resume) if resumed else folder / naming.STATE
-    if world.broadcast_object(is_finished(settings)):
+    if world.broadcast_object(world.rank == 0 and is_finished(settings)):  # rank 0 looks at the files for all
         return 0
     trainer, info, weights = prepare(settings, world)
     results = Results(state, trainer, info, settings.checkpoint_format)
     with trainer.step.shards, locked(folder) if world.rank == 0 else nullcontext():
         # Checked again: another process may have trained here while the data were loaded.
-        if world.broadcast_object(is_finished(settings)):
+        if world.broadcast_object(world.rank == 0 and is_finished(settings)):
             return 0
         if resumed:
             results.restore()

@@ -2,9 +2,8 @@
 
 `Step.compute` is the training step. The methods below `compute` add threads, a CUDA graph, and checks for NaN and Inf.
 
-With several processes (ranks), every rank gets the indices of the same batch, and computes its part of the batch. Losses
-and gradients are summed over the ranks before the check and the update, so all ranks take the same decisions and the
-same update.
+With several processes (ranks), every rank gets the indices of the same batch, and computes its part of the batch.
+Losses and gradients are summed over the ranks before the check and the update, so all ranks decide and update alike.
 
 On a GPU the entire step runs on the device, including the sums of loss and correct predictions. The host only launches
 kernels, so a step can be captured as a CUDA graph.
@@ -262,7 +261,7 @@ class Step:
 
     @property
     def draws(self) -> tuple[int, int]:
-        """The counters of the random numbers: of order and augmentation, and of dropout. Equal on all threads and ranks."""
+        """The counters of the random numbers: of order and augmentation; of dropout. Equal on all threads and ranks."""
         return self.transform.generator.draws, self.shards.generators[0].draws
 
     @draws.setter

@@ -1,8 +1,8 @@
 """L0: the part of a batch that this thread computes, when threads or processes share a batch.
 
-Data parallelism must not change the result: two ops need to know about the whole batch. Dropout draws the masks of the
-images of this part, as if the whole batch were drawn (`Rows`, `Generator.rows`), and batch normalisation sums over the
-whole batch (`batch_sum`).
+Data parallelism must not change the result. So random numbers, for dropout and augmentation, are those that the images
+of this part have in a draw for the whole batch (`Rows`, `Generator.rows`), and batch normalisation sums over the whole
+batch (`batch_sum`).
 """
 
 import threading
@@ -53,14 +53,14 @@ class Rows:
         return Rows(self.count, tuple(ranges))
 
     def elements(self, shape: Sequence[int], axis: int = 0) -> list[tuple[int, int]]:
-        """Where the elements of an array of this part are in the array of the whole batch: ranges of its flat indices.
+        """The elements of a part's array in the array of the whole batch: ranges of indices of the flattened array.
 
         Args:
-            shape: of the part's array, in C order.
-            axis: the image axis, with k entries for each image: (A, k n, B) of n images, (A, k count, B) of the batch.
+            shape: of the part's array, (A, k n, B) for n images; the array of the batch is (A, k count, B).
+            axis: the image axis, with k entries for each image.
 
         Raises:
-            ValueError: there is no such axis, or its size is not a multiple of the number of images.
+            ValueError: the axis does not exist, or has a size that is not a multiple of n.
         """
         n = len(self)
         k = shape[axis] // max(n, 1) if -len(shape) <= axis < len(shape) else -1

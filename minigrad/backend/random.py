@@ -3,8 +3,8 @@
 An ordinary generator updates a hidden state for each number. A counter-based generator is a pure function: the 32-bit
 words 4k to 4k + 3 of draw d with seed s are `philox(counter=(k, d), key=s)`, on any device and in any order. `uniform`
 makes a float64 value from two words, other values from one. So every GPU thread can compute its own numbers, the state
-in a checkpoint is two integers, and a dropout mask can be recomputed (the op `Dropout` saves its mask;
-`nn/checkpoint.py` recomputes).
+in a checkpoint is two integers, a dropout mask can be recomputed (the op `Dropout` saves its mask; `nn/checkpoint.py`
+recomputes), and a process can draw for its part of a batch alone (`Generator.rows`).
 
 Random words and uniform float32 values for a GPU are computed on the GPU (`minigrad/kernels/cuda/random.py`); all other
 values are computed on the CPU, in this file, and copied to the device.
@@ -128,7 +128,7 @@ class Generator:
         return to_device(values.reshape(shape), device)
 
     def _ranges(self, shape: Sequence[int], axis: int | None) -> list[tuple[int, int]]:
-        """The flat indices to draw: of the whole array, or of the images `rows` in an array for the whole batch."""
+        """The flat indices to draw: the whole array, or the images `rows` in an array of the whole batch."""
         return [(0, prod(shape))] if self.rows is None or axis is None else self.rows.elements(shape, axis)
 
     def normal(

@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isqrt, prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -41,14 +42,16 @@ IN_PLACE = ("setitem", "at", "fill", *(f"i{name}" for name in OPERATORS))
 
 
 class Count:
-    """Counts the launches of one step, by name, and their bytes."""
+    """Counts the launches of one step, by name, and their bytes; `work` has the bytes and FLOPs of each in order."""
 
     def __init__(self) -> None:
         self.launches: Counter[str] = Counter()
+        self.work: list[tuple[int, int]] = []
         self.bytes = 0
 
-    def add(self, name: str, nbytes: int) -> None:
+    def add(self, name: str, nbytes: int, flops: int = 0) -> None:
         self.launches[name] += 1
+        self.work.append((nbytes, flops))
         self.bytes += nbytes
 
     # the device of minigrad's kernels
@@ -71,7 +74,8 @@ class Count:
         return True
 
     def product(self, name: str, sizes: Sequence[int], operands: Sequence[Any], batch: int) -> None:
-        self.add(name, batch * sum(size * x.array.itemsize for size, x in zip(sizes, operands, strict=True)))
+        nbytes = batch * sum(size * x.array.itemsize for size, x in zip(sizes, operands, strict=True))
+        self.add(name, nbytes, 2 * batch * isqrt(prod(sizes)))  # 2 m n k
 
     # CuPy's own kernels and copies
 
@@ -125,6 +129,7 @@ def counted(model: str, batch: int) -> Count:
         step = ours(Workload(model, batch, 1, 1), amp=True, graphed=False)
         step()
         count.launches.clear()
+        count.work.clear()
         count.bytes = 0
         step()
     return count

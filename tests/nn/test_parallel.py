@@ -246,7 +246,7 @@ def test_arguments_follow_pytorch():
         DDP(module, process_group=object(), world=World())
     with pytest.raises(RuntimeError, match="not needed when a module doesn't have any parameters that require"):
         DDP(nn.ReLU(), world=World())
-    with pytest.raises(TypeError, match="must be an nn.Module, got function"):
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, got function"):
         DDP(lambda x: x, world=World())
 
 

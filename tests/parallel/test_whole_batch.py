@@ -279,6 +279,41 @@ def test_failures_do_not_hang_the_other_threads(case):
     assert found.returncode == 0 and found.stdout.startswith(expected), found.stdout + found.stderr
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_processes_with_threads_equal_one_process(mirrored):
+    """Two threads, each with its own network, in place of two processes."""
+    count, parts = 11, split(11, 2, mirrored=mirrored)
+    expected, _ = trained(1, count, steps=1)
+    sums, nets, outputs = threads_module._Sums(2, lambda x: x), [network(), network()], [None, None]
+    x, weights = images(count)
+
+    def process(rank):
+        def work(x, weights):
+            y = nets[rank](Tensor(x))
+            (y * Tensor(weights)).sum().backward()
+            return y.numpy()
+
+        rows = parts[rank]
+        try:
+            with Shards(2 + rank, seed=3) as shards, sums_over_batch(lambda x: sums.add(rank, x)):
+                outputs[rank] = np.concatenate(shards.run(work, x[rows.index], weights[rows.index], rows=rows))
+        finally:
+            sums.end()
+
+    processes = [Thread(target=process, args=[rank]) for rank in (0, 1)]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join()
+    for rows, y in zip(parts, outputs, strict=True):
+        np.testing.assert_allclose(y, expected["y"][rows.index], rtol=1e-11, atol=1e-11)
+    for (name, p), (_, q) in zip(*(net.named_parameters() for net in nets), strict=True):
+        np.testing.assert_allclose(p.grad.numpy() + q.grad.numpy(), expected[name], rtol=1e-10, atol=1e-10)
+    for net in nets:
+        for name, buffer in net.named_buffers():
+            np.testing.assert_allclose(buffer.numpy(), expected[name], rtol=1e-12, err_msg=name)
+
+
 def test_no_sum_is_completed_after_a_thread_has_ended():
     """An interrupted thread leaves an array, which must not be added."""
     sums, errors = threads_module._Sums(2, lambda x: x), []

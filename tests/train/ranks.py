@@ -1,4 +1,6 @@
-"""Training steps on any number of ranks: `mpiexec -n 4 python -m tests.train.ranks --model swin --steps 50 --save FILE`.
+"""Training steps on any number of ranks.
+
+    mpiexec -n 4 python -m tests.train.ranks --model swin --steps 50 --save FILE
 
 Rank 0 writes losses, parameters, buffers and EMA after the last step. Every rank checks after each step that its
 parameters equal those of rank 0 bit for bit.

@@ -77,6 +77,40 @@ def test_run_continues_with_other_numbers_of_ranks(tmp_path):
     same_rows(tmp_path / "run", tmp_path / "one")
 
 
+# `python -m train`, but in one call of the augmentation one rank gets an image with NaN.
+POISONED = """
+import sys
+import numpy as np
+from minigrad.parallel import world
+from train.__main__ import main
+from train.data.augment import Transform
+
+rank, left, transform = int(sys.argv.pop(1)), int(sys.argv.pop(1)), Transform.__call__
+
+def poisoned(self, images, labels):
+    global left
+    left -= 1
+    images, targets = transform(self, images, labels)
+    if world().rank == rank and not left:
+        images[0] = np.nan
+    return images, targets
+
+Transform.__call__ = poisoned
+sys.exit(main())
+"""
+
+
+def test_nan_on_one_rank_skips_the_step_on_all(tmp_path):
+    flags = ["--epochs", "1", *TINY, "--skip-nonfinite", "--output", str(tmp_path / "run")]
+    run(3, POISONED, "2", "4", *flags)
+    assert [row["skipped"] for row in rows(tmp_path / "run")] == ["1"]
+
+
+def test_nan_on_one_rank_ends_all(tmp_path):
+    result = run(3, POISONED, "1", "4", "--epochs", "1", *TINY, "--output", str(tmp_path / "run"), check=False)
+    assert result.code and "in step 4 of epoch 1/1" in "".join(result.err)
+
+
 def same_rows(found, expected):
     for row, wanted in zip(rows(found), rows(expected), strict=True):
         for name in ("epoch", "lr", "train_loss", "train_acc", "test_loss", "test_acc", "skipped"):

@@ -9,6 +9,9 @@ The transforms, in the order of timm and torchvision. A value of 0 switches a tr
 The random numbers come from a Generator on the device of the images, and are the same on CPU and GPU. No transform
 synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
 
+With `generator.rows`, the images are a part of a batch: each is transformed as in the whole batch. On the CPU, the
+shapes in random erasing and RandAugment of a part depend on the data.
+
 The code below is the reference implementation. On a GPU, each transform is one kernel, `Mix` two: train/data/cuda/.
 """
 
@@ -146,7 +149,7 @@ class Mix:
                  the centre of the box is a uniform random pixel. After clipping to the image, λ = 1 - box area / (H W)
 
     If both α > 0, a batch gets CutMix with probability `switch_prob`, else mixup. A batch stays unmixed with
-    probability 1 - `prob`. `Mix` equals timm's Mixup in mode "batch".
+    probability 1 - `prob`. `Mix` equals timm's Mixup in mode "batch". A part of a batch must be `mirrored`.
 
     Zhang et al. 2017, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
     """
@@ -163,7 +166,11 @@ class Mix:
 
     @with_fast_paths
     def __call__(self, images: Array, targets: Array, generator: Generator) -> tuple[Array, Array]:
-        """Images (N, C, H, W) floating-point and targets (N, K), as from `one_hot` -> new images and targets."""
+        """Images (N, C, H, W) floating-point and targets (N, K), as from `one_hot` -> new images and targets.
+
+        Raises:
+            ValueError: `generator.rows` is a part without the images N - 1 - i, or in another order.
+        """
         if generator.rows is not None and not generator.rows.mirrored:
             raise ValueError(
                 "Mix: a part of a batch must have image N - 1 - i for each image i, in reverse order: "

@@ -5,7 +5,7 @@ Cubuk, Zoph, Shlens, Le 2019, arXiv:1909.13719, with the ops, ranges and notatio
 
 One image at a time, as in other libraries, is too slow in NumPy and on a GPU; every op on every image is fifteen times
 the work. Here each op runs on a subset of the batch of known size: see `StratifiedAssignment`. No shape depends on the
-data and nothing synchronizes with the GPU: a CUDA graph can contain RandAugment.
+data, except in a part of a batch, and nothing synchronizes with the GPU: a CUDA graph can contain RandAugment.
 
 The code below is the reference implementation. On a GPU, RandAugment is one kernel: train/data/cuda/randaugment.cu.
 """
@@ -32,14 +32,15 @@ class StratifiedAssignment:
     uniform u in [0, 1) for the batch. The value of each image is uniform in [0, 1): it lies in the interval [s, t) with
     probability t - s. But the rows with a value in [s, t) are among the rows ⌊sN⌋ to ⌈tN⌉ - 1, known in advance.
 
-    With `generator.rows`, the batch is assigned as a whole. A part permutes its n images only, in the order of their
-    rows r in the permuted batch. These rows are random, and with them the shapes of the arrays of an op.
+    With `generator.rows`, a part of the batch, the whole batch is assigned, so that each image gets the same op in any
+    division. The n images of the part are permuted among themselves, in the order of their rows r in the permuted
+    batch. The number of images of an op in a part is random: the reference implementation has data-dependent shapes.
 
     Args:
-        images: n, the number of images, N without `generator.rows`.
+        images: n, the number of images: of the part, or N.
 
     Raises:
-        ValueError: `generator.rows` has another number of images.
+        ValueError: the part has another number of images.
     """
 
     def __init__(self, images: int, generator: Generator, device: str) -> None:
@@ -55,8 +56,8 @@ class StratifiedAssignment:
         own = keys if self.whole else keys[to_device(part.index, device)]
         row = (own[:, None] > keys).sum(axis=1)  # (n,): r, the rank; a CUDA graph cannot contain CuPy's sort
         self.row = row if self.whole else (own[:, None] > own).sum(axis=1)  # (n,): the row in the permuted part
-        self.held = index if self.whole else self.permute(row)  # (n,): r of each row of the permuted part
-        self.value = self.held + u[self.N].astype(np.float64)  # (n,): r + u
+        self.batch_row = index if self.whole else self.permute(row)  # (n,): r of the rows of the permuted part
+        self.value = self.batch_row + u[self.N].astype(np.float64)  # (n,): r + u
 
     def interval(self, start: float, stop: float) -> tuple[slice, Array]:
         """The slice of rows that may have a value in [start, stop), and the mask of those that have, (rows,) bool."""
@@ -66,17 +67,19 @@ class StratifiedAssignment:
 
     def _rows_below(self, r: int) -> int:
         """The number of rows of this part that are below row r of the permuted batch."""
-        return r if self.whole else int((self.held < r).sum())
+        return r if self.whole else int((self.batch_row < r).sum())
 
     def uniform(self, k: int, stop: float = 1.0, shape: tuple[int, ...] = ()) -> Array:
         """Uniform values for the rows that may have a value in [0, stop), (k, rows, *shape) float32."""
-        rows, held, generator = ceil(stop * self.N), self.held, self.generator
-        if self.whole or not shape:
-            u = generator.uniform((k, rows, *shape), device=self.device, axis=None)
-            return u if self.whole else u[:, held[held < rows]]
-        own = held[held < rows].tolist()  # draw the values of these rows only, as for the images of a part
+        generator, rows = self.generator, ceil(stop * self.N)
+        if self.whole:
+            return generator.uniform((k, rows, *shape), device=self.device, axis=None)
+        own = self.batch_row[: self._rows_below(rows)]
+        if not shape:
+            return generator.uniform((k, rows), device=self.device, axis=None)[:, own]
+        # Noise: draw for these rows only, as for the images of a part of a batch of `rows` images.
         generator = Generator(generator.seed, generator.next_draw())
-        generator.rows = Rows(rows, tuple((r, r + 1) for r in own))
+        generator.rows = Rows(rows, tuple((r, r + 1) for r in own.tolist()))
         return generator.uniform((k, len(own), *shape), device=self.device, axis=1)
 
     def permute(self, images: Array) -> Array:
