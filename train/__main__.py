@@ -14,6 +14,7 @@ from train.config.parser import parser
 from train.config.recipes import recipe
 from train.config.settings import Settings, defaults
 from train.output import naming
+from train.supervisor import end_all_ranks, ranks, supervised
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(settings)
     except KeyboardInterrupt:
-        print("\ninterrupted; the results saved so far are kept", file=sys.stderr)
-        return 130
+        return end_all_ranks("\ninterrupted; the results saved so far are kept", 130)
     except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, which Windows lacks
@@ -42,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"out of memory{f' ({reason})' if reason else ''}; lower --batch-size, and raise --grad-accum-steps for an "
             "equal step, or lower --validation-batch-size"
         )
-    print(f"python -m train: {message}", file=sys.stderr)
-    return 2
+    return end_all_ranks(f"python -m train: {message}", 2)
 
 
 def parse(arguments: Sequence[str] | None) -> Settings:
@@ -85,7 +84,7 @@ def new_run(given: dict[str, Any]) -> Settings:
         if "warmup_epochs" in given:
             raise InputError(f"--warmup-epochs {warmup:g} is more than --epochs {epochs}")
         values["warmup_epochs"] = epochs / 10
-    if values["device"] != "cpu" and "threads" not in given:
+    if "threads" not in given and (values["device"] != "cpu" or ranks()[1] > 1):  # several ranks share the cores
         values["threads"] = 1
     output = values.get("output") or naming.unused(_folder(given))
     settings = Settings(**{"graph": False, **values, "output": output, "resume": "none"})
@@ -99,4 +98,4 @@ def _folder(given: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(supervised(main))

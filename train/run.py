@@ -34,7 +34,10 @@ def run(settings: Settings) -> int:
         InputError: a setting is invalid, a file is missing or damaged, the folder cannot be written to, or a loss or
             gradient became NaN or infinite.
     """
-    world = parallel.world()
+    try:
+        world = parallel.world()
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from None
     with only_first_prints(world):
         check(settings)
         cublas.allow_tf32(settings.tf32)
