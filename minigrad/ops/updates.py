@@ -190,13 +190,25 @@ def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:
 
 def global_norm(grads: Sequence[Array], p: float = 2.0) -> Array:
     """(Σ |g|ᵖ)^(1/p) of all elements of all gradients, p = ∞: the largest |g|; a 0-d float64 array."""
-    xp = array_module(grads[0])
-    rows = (g.reshape(1, g.size).astype(np.float64) for g in grads)
+    return norm_of_terms([norm_term(g, p) for g in grads], p)
+
+
+def norm_term(g: Array, p: float) -> Array:
+    """The term of one gradient in `global_norm`: Σ |g|ᵖ, p = ∞: the largest |g|; a 0-d float64 array."""
+    row, xp = g.reshape(1, g.size).astype(np.float64), array_module(g)
     if p == 2:
-        return xp.sqrt(sum(gemm(row, row.T) for row in rows)).reshape(())
+        return gemm(row, row.T).reshape(())
     if p == inf:
-        return xp.stack([abs(row).max() if row.size else xp.zeros(()) for row in rows]).max()
-    return xp.asarray(sum((abs(row) ** p).sum() for row in rows) ** (1 / p))
+        return xp.asarray(abs(row).max()) if g.size else xp.zeros(())
+    return xp.asarray((abs(row) ** p).sum())
+
+
+def norm_of_terms(terms: Sequence[Array], p: float) -> Array:
+    """`global_norm`, from the terms of the gradients."""
+    xp = array_module(terms[0])
+    if p == inf:
+        return xp.stack(terms).max()
+    return xp.asarray(xp.sqrt(sum(terms)) if p == 2 else sum(terms) ** (1 / p))
 
 
 def scale_to_norm(grads: Sequence[Array], norm: Array, max_norm: float) -> Array:

@@ -113,6 +113,10 @@ class Optimizer:
         for group in self.param_groups:
             zero_grad(group["params"], set_to_none)
 
+    def all_finite(self, finite: bool) -> bool:
+        """`finite`: True if the gradients on this rank are finite. An optimizer that is sharded asks all ranks."""
+        return finite
+
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups in PyTorch's form, where parameters are numbered in the order of the groups:
 

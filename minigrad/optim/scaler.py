@@ -95,7 +95,7 @@ class GradScaler:
                 f"unscale_() has already been called on this optimizer since the last update(); {_UPDATE}"
             )
         grads = [p.grad.data for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._finite[optimizer] = scale_all(grads, 1 / self.factor)
+        self._finite[optimizer] = optimizer.all_finite(scale_all(grads, 1 / self.factor))
 
     def step(self, optimizer: Optimizer) -> bool:
         """Call `optimizer.step()` if all gradients are finite. Returns whether all are finite.
