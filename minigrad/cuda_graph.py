@@ -33,7 +33,7 @@ from minigrad.backend import Array, cublas, device_of, empty
 from minigrad.backend.batch import Rows
 from minigrad.backend.capture import Tables, capturing
 from minigrad.backend.random import Generator, default_generator
-from minigrad.optim import AdamW
+from minigrad.optim import AdamW, Optimizer
 
 
 class GraphedStep:
@@ -57,7 +57,7 @@ class GraphedStep:
     """
 
     def __init__(
-        self, step: Callable[..., Any], optimizer: AdamW, warmup: int = 3, generators: Sequence[Generator] = ()
+        self, step: Callable[..., Any], optimizer: Optimizer, warmup: int = 3, generators: Sequence[Generator] = ()
     ) -> None:
         if warmup < 1:
             raise ValueError(f"GraphedStep: warmup must be at least 1, got {warmup}")

@@ -11,6 +11,7 @@ from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, Muon, matrices_apart
+from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
 from models.model import ImageModel, param_groups
 from models.summary.cost import trace
@@ -72,13 +73,14 @@ def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Train
     generator = Generator(_STREAM * (settings.seed + 1))
     shards, world = Shards(settings.threads, generator.seed + 1), parallel.world()
     check_batch_size(settings, augment.mixes, world.size)
+    optimizer = create_optimizer(settings, model)
     smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already
     step = Step(
         model=model,
         data=dataset.train,
         transform=Transform(augment, dataset.normalizer(), len(dataset.classes), generator),
         criterion=partial(F.cross_entropy, label_smoothing=smoothing),
-        optimizer=create_optimizer(settings, model),
+        optimizer=ShardedOptimizer(optimizer, world) if settings.zero else optimizer,
         ema=EMA(model, settings.model_ema_decay, warmup=settings.model_ema_warmup) if settings.model_ema else None,
         shards=shards,
         world=world,

@@ -26,6 +26,7 @@ from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, GradScaler, clip_grad_norm_, scale_all
 from minigrad.parallel.buckets import Buckets
 from minigrad.parallel.processes import World
+from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
 from train.data.augment import Transform
 from train.data.batches import batches
@@ -63,7 +64,7 @@ class Step:
         model, data: the model and the training images, on the same device.
         transform: augmentation and normalisation of a batch.
         criterion: logits (B, K) and targets -> mean loss.
-        optimizer: of the model's parameters.
+        optimizer: of the model's parameters; sharded, to divide gradients and optimizer state between the ranks.
         ema: moving average of the model; None: no average.
         shards: the threads between which this rank's part of a batch is divided.
         world: the ranks between which a batch is divided.
@@ -76,7 +77,7 @@ class Step:
         data: Split,
         transform: Transform,
         criterion: Callable[[Tensor, Tensor], Tensor],
-        optimizer: AdamW,
+        optimizer: AdamW | ShardedOptimizer,
         ema: EMA | None,
         shards: Shards,
         world: World,
@@ -85,7 +86,10 @@ class Step:
         self.model, self.data, self.transform, self.criterion = model, data, transform, criterion
         self.optimizer, self.ema, self.shards, self.world, self.options = optimizer, ema, shards, world, options
         self.parameters = list(model.parameters())
-        self.gradients = Buckets(self.parameters, world)
+        self.gradients: Buckets | ShardedOptimizer = Buckets(self.parameters, world)  # sums gradients over the ranks
+        self.clip: Callable[[float], Tensor] = partial(clip_grad_norm_, self.parameters)
+        if isinstance(optimizer, ShardedOptimizer):
+            self.gradients, self.clip = optimizer, optimizer.clip_grad_norm_
         self.scaler = GradScaler(enabled=options.amp_dtype == "float16")
         self.sums = Sums(device_of(data.labels))  # since `clear`
         self.skipped = self.images_skipped = 0  # since `clear`: steps without an update; images that are not in `sums`
@@ -97,7 +101,8 @@ class Step:
         self.checks_each_op = False  # True in `find_first_op`
         self.graphed: Callable[[Array], bool] | None = None
         if options.graph:
-            self.graphed = GraphedStep(self.compute, optimizer, generators=self.generators)
+            updates = optimizer.optimizer if isinstance(optimizer, ShardedOptimizer) else optimizer
+            self.graphed = GraphedStep(self.compute, updates, generators=self.generators)
 
     def compute(self, index: Array) -> bool:
         """One step on the training images at these indices, (B,) int64. Returns whether the parameters were updated."""
@@ -121,7 +126,7 @@ class Step:
         self.sums.add(loss, correct, len(index))
         self.scaler.unscale_(self.optimizer)
         if self.options.clip_grad:
-            clip_grad_norm_(self.parameters, self.options.clip_grad)
+            self.clip(self.options.clip_grad)
         updated = self.scaler.step(self.optimizer)  # False, without an update, if a scaled gradient overflowed
         self.scaler.update()
         if updated and self.ema is not None:
@@ -190,7 +195,7 @@ class Step:
         With one thread, the sums begin while backward still runs.
         """
         if last and len(self.shards.generators) == 1:
-            with self.gradients.overlapping():
+            with self.gradients.reducing():
                 yield
         else:
             yield
@@ -236,7 +241,7 @@ class Step:
         grads = [p.grad.data for p in self.parameters if p.grad is not None]
         if not isfinite(float(loss)):
             error = f"the loss became {float(loss)}"
-        elif not self.scaler.enabled and not scale_all(grads, 1.0):
+        elif not self.scaler.enabled and not self.optimizer.all_finite(scale_all(grads, 1.0)):
             error = "a gradient became infinite or NaN"
         else:
             return True

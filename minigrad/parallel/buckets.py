@@ -54,7 +54,7 @@ class Buckets:
     """Sums the gradients of parameters over the ranks of a World.
 
         buckets = Buckets(model.parameters(), world)
-        with buckets.overlapping():
+        with buckets.reducing():
             loss.backward()
 
     Afterwards `p.grad` is the sum over the ranks, bit for bit the same on all ranks, or None if no rank has a gradient
@@ -92,7 +92,7 @@ class Buckets:
             self.finish()
 
     @contextmanager
-    def overlapping(self, backwards: int = 1) -> Iterator[None]:
+    def reducing(self, backwards: int = 1) -> Iterator[None]:
         """Sum the gradients over the ranks while `backward` in the block still runs.
 
         Args:
@@ -117,7 +117,7 @@ class Buckets:
     def begin(self, backwards: int = 1) -> None:
         """Start a reduction: no bucket has been sent."""
         if self.running:
-            raise RuntimeError("Buckets: a reduction is running already; blocks of `overlapping` must not be nested")
+            raise RuntimeError("Buckets: a reduction is running already; blocks of `reducing` must not be nested")
         if self.lost:
             raise RuntimeError(
                 "Buckets: the ranks are out of step, because an earlier reduction failed in communication. Restart all "
@@ -137,7 +137,7 @@ class Buckets:
             if count > self.backwards:
                 raise RuntimeError(
                     f"Buckets: {count} calls of backward reached parameter {index}, whose gradient was complete after "
-                    f"{self.backwards}: pass the number of calls of backward in the block, overlapping(backwards=...)"
+                    f"{self.backwards}: pass the number of calls of backward in the block, reducing(backwards=...)"
                 )
             bucket.missing -= count == self.backwards
             while self.started < len(self.buckets) and not self.buckets[self.started].missing:

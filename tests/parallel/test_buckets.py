@@ -45,7 +45,7 @@ def test_gradients_are_sums_over_the_ranks(size, mean, megabytes):
         own = model()
         own.load_state_dict(weights)
         buckets = Buckets(own.parameters(), world, megabytes, mean=mean)
-        with buckets.overlapping():
+        with buckets.reducing():
             (own(Tensor(x[world.rank :: size])) ** 2).sum().backward()
         overlapped, log = grads(own.parameters()), list(world.log)
         own.zero_grad()
@@ -74,7 +74,7 @@ def test_buckets_start_while_backward_runs():
         a, b = tensor(4, 4), tensor(4, 4, seed=1)
         x = tensor(4, 4, seed=2) @ a
         x.register_hook(lambda grad: seen.append(list(world.log)))
-        with Buckets([a, b], world, 1e-5).overlapping():
+        with Buckets([a, b], world, 1e-5).reducing():
             (x @ b).sum().backward()
         return seen, world.log
 
@@ -87,7 +87,7 @@ def test_bucket_order_is_the_same_whichever_gradient_arrives_first():
     def work(world):
         a, b, c = (tensor(n, seed=n) for n in (2, 3, 4))
         first, second = (a, c) if world.rank else (c, a)
-        with Buckets([a, b, c], world, 1e-6).overlapping():
+        with Buckets([a, b, c], world, 1e-6).reducing():
             ((second.sum() * 2) + b.sum() + first.sum()).backward()
         return world.log, grads([a, b, c])
 
@@ -128,7 +128,7 @@ def test_unused_parameters(size):
         a, b, c, frozen = (tensor(3, seed=i) for i in range(4))
         frozen.requires_grad_(False)
         own = {0: a * 2, 1: a + b}.get(world.rank, a)
-        with Buckets([a, b, c, frozen], world).overlapping():
+        with Buckets([a, b, c, frozen], world).reducing():
             (own * frozen).sum().backward()
         return grads([a, b, c, frozen])
 
@@ -146,7 +146,7 @@ def test_parameter_unused_after_an_earlier_step_contributes_zeros():
         buckets = Buckets([a, b], world)
         for step in range(2):
             a.grad = b.grad = None
-            with buckets.overlapping():
+            with buckets.reducing():
                 ((a + b) * 2 if step == 0 or world.rank else a * 2).sum().backward()
         return b.grad.tolist()
 
@@ -162,12 +162,12 @@ def test_micro_batches_are_reduced_once(size):
         buckets = Buckets([w, unused_at_last], world)
         for step in range(2):
             (w * Tensor(x[2 * step, world.rank]) + unused_at_last).sum().backward()
-            with buckets.overlapping():
+            with buckets.reducing():
                 (w * Tensor(x[2 * step + 1, world.rank])).sum().backward()
             np.testing.assert_allclose(w.grad.numpy(), x[2 * step : 2 * step + 2].sum((0, 1)), rtol=1e-5)
             np.testing.assert_array_equal(unused_at_last.grad.numpy(), np.full(3, size))
             w.grad = unused_at_last.grad = None
-        with buckets.overlapping(backwards=2):
+        with buckets.reducing(backwards=2):
             for i in range(2):
                 (w * Tensor(x[i, world.rank])).sum().backward()
         np.testing.assert_allclose(w.grad.numpy(), x[:2].sum((0, 1)), rtol=1e-5)
@@ -180,15 +180,15 @@ def test_gradient_views_keep_their_addresses():
     def work(world):
         w = tensor(3)
         buckets = Buckets([w, tensor(2)], world)
-        with buckets.overlapping():
+        with buckets.reducing():
             (w * 2).sum().backward()
         first = w.grad.data
         w.grad[...] = 0  # optimizer.zero_grad(set_to_none=False)
-        with buckets.overlapping():
+        with buckets.reducing():
             (w * 3).sum().backward()
         assert w.grad.data is first and np.shares_memory(first, buckets.buckets[0].flat)
         w.grad = None
-        with buckets.overlapping():
+        with buckets.reducing():
             (w * 3).sum().backward()
         assert w.grad.data is first
         return first
@@ -204,11 +204,11 @@ def test_layout_follows_frozen_and_cast_parameters():
         for change in (lambda: None, lambda: model[0].requires_grad_(False), lambda: model[0].requires_grad_(True)):
             change()
             model.zero_grad()
-            with buckets.overlapping():
+            with buckets.reducing():
                 model(x).sum().backward()
             sizes.append(world.log[-2][1])
         model.double()
-        with buckets.overlapping():
+        with buckets.reducing():
             model(x.double()).sum().backward()
         return sizes, model[0].weight.grad.dtype
 
@@ -221,7 +221,7 @@ def test_threads_of_a_rank_reduce_together():
     def work(world):
         layer = nn.Linear(3, 2).to(dtype=np.float64)
         buckets = Buckets(layer.parameters(), world)
-        with Shards(2) as shards, buckets.overlapping(backwards=2):
+        with Shards(2) as shards, buckets.reducing(backwards=2):
             shards.run(lambda part: layer(Tensor(part)).sum().backward(), x[world.rank])
         return grads(layer.parameters())
 
@@ -235,11 +235,11 @@ def test_gradients_after_the_last_backward_are_refused():
         w = tensor(3)
         buckets = Buckets([w], world)
         message = r"2 calls of backward reached parameter 0, .* after 1: pass the number"
-        with pytest.raises(RuntimeError, match=message), buckets.overlapping():
+        with pytest.raises(RuntimeError, match=message), buckets.reducing():
             for _ in range(2):
                 (w * 2).sum().backward()
         assert w.grad is None
-        with buckets.overlapping():
+        with buckets.reducing():
             (w * 2).sum().backward()
         return w.grad.numpy()
 
@@ -259,10 +259,10 @@ def test_exception_in_backward_ends_the_step_on_all_ranks(failing):
             y.register_hook(fail)
         expected = ZeroDivisionError if world.rank in failing else RuntimeError
         message = r"in backward|another rank: all gradients are None"
-        with pytest.raises(expected, match=message), buckets.overlapping():
+        with pytest.raises(expected, match=message), buckets.reducing():
             (y.sum() * b.sum()).backward()
         assert a.grad is None and b.grad is None and not a._node.post_hooks
-        with buckets.overlapping():
+        with buckets.reducing():
             (a * 2).sum().backward()
         return grads([a, b])
 
@@ -280,7 +280,7 @@ def test_after_an_error_in_communication_the_ranks_are_out_of_step():
 
     w = tensor(3)
     buckets = Buckets([w], Broken())
-    with pytest.raises(ConnectionError), buckets.overlapping():
+    with pytest.raises(ConnectionError), buckets.reducing():
         (w * 2).sum().backward()
     with pytest.raises(RuntimeError, match="out of step"):
         buckets.reduce()
@@ -289,7 +289,7 @@ def test_after_an_error_in_communication_the_ranks_are_out_of_step():
 def test_blocks_are_not_nested():
     def work(world):
         buckets = Buckets([tensor(3)], world)
-        with pytest.raises(RuntimeError, match="must not be nested"), buckets.overlapping(), buckets.overlapping():
+        with pytest.raises(RuntimeError, match="must not be nested"), buckets.reducing(), buckets.reducing():
             pass
 
     run(2, work)
@@ -303,7 +303,7 @@ def test_one_rank_copies_nothing():
 
     w = tensor(3)
     buckets = Buckets([w], Alone())
-    with buckets.overlapping():
+    with buckets.reducing():
         assert not w._node.post_hooks
         (w * 2).sum().backward()
     before = w.grad.data
@@ -315,7 +315,7 @@ def test_buckets_leave_no_reference_cycles():
     def work(world):
         w = tensor(3)
         buckets = Buckets([w], world)
-        with buckets.overlapping():
+        with buckets.reducing():
             (w * 2).sum().backward()
         return weakref.ref(buckets)
 
@@ -360,7 +360,7 @@ def test_training_equals_one_process(size):
     def work(world):
         def reduced(model):
             buckets = Buckets(model.parameters(), world, 1e-4)
-            return lambda last: buckets.overlapping() if last else nullcontext()
+            return lambda last: buckets.reducing() if last else nullcontext()
 
         return train(slice(world.rank, None, size), reduced)
 

@@ -59,7 +59,7 @@ def train(graphed, reduced):
 
     def step(images, labels):
         optimizer.zero_grad()
-        with buckets.overlapping() if reduced else nullcontext():
+        with buckets.reducing() if reduced else nullcontext():
             loss = F.cross_entropy(model(Tensor(images)), Tensor(labels)) * (1 if reduced else 2)
             loss.backward()
         optimizer.step()
@@ -89,7 +89,7 @@ def test_captured_reduction_equals_eager_reduction():
 def test_copies_of_a_bucket_are_one_launch():
     model = Model().to("cuda")
     buckets = Buckets(model.parameters(), Twice(), 25)
-    with use_device(recorder := Recorder(launch._device)), buckets.overlapping():
+    with use_device(recorder := Recorder(launch._device)), buckets.reducing():
         model(Tensor(to_device(np.ones((2, 6), np.float32), "cuda"))).sum().backward()
     assert [launch.kernel.name for launch in recorder.launches].count("copies") == 1
 
@@ -100,7 +100,7 @@ def test_capture_with_other_parameters_than_before_is_refused():
 
     def step(x):
         optimizer.zero_grad()
-        with buckets.overlapping():
+        with buckets.reducing():
             y = model(Tensor(x)).sum()
             (y + model.unused(Tensor(x[:, :3])).sum() if len(used) == 1 else y).backward()
         used.append(1)

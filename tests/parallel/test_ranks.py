@@ -109,7 +109,7 @@ def fail(grad):
 if rank == 1:
     y.register_hook(fail)
 try:
-    with buckets.overlapping():
+    with buckets.reducing():
         (y.sum() * b.sum()).backward()
 except ZeroDivisionError:
     assert rank == 1
@@ -117,7 +117,7 @@ except RuntimeError as error:
     assert rank != 1 and "another rank" in str(error)
 else:
     raise AssertionError("no exception")
-with buckets.overlapping():
+with buckets.reducing():
     ((a * (rank + 1)).sum().double() * b.sum()).backward()
 assert a.grad.tolist() == [2 * total] * 3 and b.grad.tolist() == [3 * total] * 2
 dist.destroy_process_group()

@@ -20,7 +20,9 @@ pytestmark = needs_mpi
 CASES = [
     ("small", 3, 16, ["--grad-accum-steps", "2", "--opt", "muon"]),
     ("small", 4, 14, []),  # 104 images: the last batch has 6 images for 4 ranks, in pairs
+    ("small", 3, 16, ["--zero", "--opt", "muon"]),
     ("vit", 2, 16, ["--layer-decay", "0.7"]),
+    ("vit", 3, 16, ["--zero"]),
     ("roadmap", 2, 16, ["--threads", "2"]),
 ]
 FAMILIES = [pytest.param(model, ranks, 16, [], marks=pytest.mark.exhaustive) for model in MODELS for ranks in (2, 4)]
@@ -65,13 +67,14 @@ sys.exit(main())
 
 
 def test_run_continues_with_other_numbers_of_ranks(tmp_path):
-    """4 ranks begin, 2 go on, one process ends: the results of one process."""
+    """4 ranks with a divided optimizer state begin, 2 with and without go on, one process ends: as one process."""
     flags = [*TINY, "--epochs", "2", "--mixup", "0.8", "--drop-path", "0.1", "--model-ema"]
     folder = str(tmp_path / "run")
-    four = run(4, STOPPED, "3", "4", *flags, "--output", folder, check=False)
+    four = run(4, STOPPED, "3", "4", *flags, "--zero", "--output", folder, check=False)
     assert "stopped after epoch 0 and 4 of 10 steps of the next" in four.err[0] and four.code
-    two = run(2, STOPPED, "0", "13", "--resume", folder, check=False)
-    assert "stopped after epoch 1 and 3 of 10 steps of the next" in two.err[0] and two.code
+    for zero, place in (("--zero", 7), ("--no-zero", 13)):
+        two = run(2, STOPPED, "0", str(place), "--resume", folder, zero, check=False)
+        assert f"stopped after epoch {place // 10} and {place % 10} of 10 steps of the next" in two.err[0] and two.code
     assert train("--resume", folder, cwd=tmp_path).returncode == 0
     assert train(*flags, "--output", "one", cwd=tmp_path).returncode == 0
     same_rows(tmp_path / "run", tmp_path / "one")

@@ -12,7 +12,7 @@ from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming, resume
 
-_CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size"}
+_CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
 """Settings that may change on resume. They affect the results only by rounding."""
 
 _OF_EVALUATION = {
