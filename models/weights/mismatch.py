@@ -48,8 +48,8 @@ def find_misfits(plan: Plan, model: ImageModel) -> list[Misfit]:
         elif kind := _mismatch(entry, own[place.name], modules):
             misfits.append(Misfit(kind, entry.name, place.name, shape, place.shape(own[place.name].shape)))
     for place in plan.missing:
-        third = "" if place.part is None else f" [{'qkv'[place.part]}]"
-        misfits.append(Misfit("missing", "-", place.name + third, None, place.shape(own[place.name].shape)))
+        part = "" if place.part is None else f" [{place.part}]"
+        misfits.append(Misfit("missing", "-", place.name + part, None, place.shape(own[place.name].shape)))
     return misfits
 
 
@@ -105,14 +105,14 @@ _ROWS = 10  # shown of each kind
 
 
 def _likely_fixes(
-    misfits: list[Misfit], head: tuple[str, str], model: ImageModel, resize: bool, lookalike: str | None
+    misfits: list[Misfit], head: tuple[str, ...], model: ImageModel, resize: bool, lookalike: str | None
 ) -> list[str]:
     """A sentence for each likely cause of the misfits."""
-    classifier, pre_logits = head
+    *classifiers, pre_logits = head
     in_classifier, in_pre_logits, in_positions, others = [], [], [], []
     for misfit in misfits:
         name = misfit.name_in_model
-        if name.startswith(classifier):
+        if name.startswith(tuple(classifiers)):
             in_classifier.append(misfit)
         elif name.startswith(pre_logits) and isinstance(model, VisionTransformer):
             in_pre_logits.append(misfit)
