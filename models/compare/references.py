@@ -104,7 +104,7 @@ class Reference:
         finally:
             for removal in removals:
                 removal.remove()
-        logits = result if isinstance(result, torch.Tensor) else _logits(result)
+        logits = result if isinstance(result, torch.Tensor) else logits_of(result)
         record("logits", logits)
         self.network.zero_grad()
         (logits * torch.from_numpy(loss_weights(tuple(logits.shape)))).sum().backward()
@@ -114,7 +114,7 @@ class Reference:
         return found
 
 
-def _logits(output: Any) -> Any:
+def logits_of(output: Any) -> Any:
     """The logits in an output of transformers; of a model without a head, the class token."""
     return output.logits if hasattr(output, "logits") else output.pooler_output
 
