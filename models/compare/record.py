@@ -34,7 +34,7 @@ _TRANSFORMER = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 _REDUCED: dict[str, dict[str, Any]] = {
     _VIT: {"patch_size": 8} | _TRANSFORMER,
     **{model: {"patch_size": 8} | _TRANSFORMER for model in (_DISTILLED, _DEIT3)},
-    **{model: _TRANSFORMER for model in (_DINOV2, _REG4, _GIANT)},
+    **dict.fromkeys((_DINOV2, _REG4, _GIANT), _TRANSFORMER),
     _HYBRID: {"layers": (1, 2, 2), "channels": (128, 256, 512), "stem_chs": 32} | _TRANSFORMER,
     _SWIN: {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 6)},
     _CONVNEXT: {"depths": (1, 2, 2, 1), "dims": (8, 16, 24, 40)},

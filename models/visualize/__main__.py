@@ -192,12 +192,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m models.visualize",
         description="Visualize a trained model as PNG files.\n\n"
         "  all models      predictions*, filters of the first layer\n"
-        "  ViT and hybrid  attention maps*, attention rollout*,\n"
+        "  ViT, DeiT, DINOv2 and hybrid\n"
+        "                  attention maps*, attention rollout*,\n"
         "                  similarity of the position embeddings\n"
         "  Swin            windows, shifted windows and attention mask,\n"
         "                  relative position bias, window attention*\n"
         "  ConvNeXt        depthwise kernels\n"
-        "  all but ViT     Grad-CAM*\n\n"
+        "  all but ViT, DeiT and DINOv2\n"
+        "                  Grad-CAM*\n\n"
         "  * if images are given",
         epilog="example:\n"
         "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg \\\n"

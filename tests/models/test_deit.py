@@ -114,7 +114,7 @@ def test_reset_classifier_replaces_both_heads():
 def test_weights_of_two_heads_load_or_stay_together():
     model, file = small("distilled", num_classes=5), formula.fill(small("distilled"))
     entries = {name: tensor.numpy() for name, tensor in file.state_dict().items()}
-    with pytest.raises(models.weights.MisfitError, match="head=False keeps the model's; .*num_classes=7") as error:
+    with pytest.raises(models.weights.MisfitError, match=r"head=False keeps the model's; .*num_classes=7") as error:
         models.load_weights(model, entries)
     assert {misfit.name_in_model.split(".")[0] for misfit in error.value.misfits} == {"head", "head_dist"}
     before = [head.weight.numpy().copy() for head in (model.head, model.head_dist)]
