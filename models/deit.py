@@ -1,16 +1,16 @@
 """L6: DeiT and DeiT III, Vision Transformers trained on ImageNet-1k alone.
 
 DeiT: Touvron et al. 2020, "Training data-efficient image transformers & distillation through attention",
-arXiv:2012.12877. The network is ViT; what is new is the training. With a teacher, a distillation token joins the class
-token, and each of the two has a head (section 4 and figure 2):
+arXiv:2012.12877. The network is ViT; the contribution is a training without larger datasets. To learn from a teacher, a
+distillation token follows the class token, and each of the two has a head (section 4 and figure 2):
 
     z₀  = [x_class; x_dist; x¹E; ...; xᴺE] + E_pos          patches to tokens
     y   = ½ (head(LN(z_L⁰)) + head_dist(LN(z_L¹)))          output: the mean of both heads
 
-In training with a teacher, head is trained with the label, head_dist with the decision of the teacher.
+The target of head is the label; the target of head_dist is the class that the teacher predicts.
 
-DeiT III: Touvron, Cord, Jégou 2022, "DeiT III: Revenge of the ViT", arXiv:2204.07118. A simpler recipe without a
-teacher. Two changes of the network: layer scale λ, and a class token without a position embedding.
+DeiT III: Touvron, Cord, Jégou 2022, "DeiT III: Revenge of the ViT", arXiv:2204.07118. A simpler training without a
+teacher, and two changes of the network: layer scale λ, and a class token without a position embedding:
 
     z₀   = [x_class; x¹E + E_pos¹; ...; xᴺE + E_posᴺ]
     z'_l = λ₁ ⊙ MSA(LN(z_{l-1})) + z_{l-1}
@@ -32,11 +32,14 @@ from models.vit import VisionTransformer
 
 
 class DeiT(VisionTransformer):
-    """The network of ViT, initialized as the authors' code, https://github.com/facebookresearch/deit."""
+    """The network of ViT, initialized as in timm."""
 
     def init_weights(self) -> None:
-        """Weights of linear layers and position embedding: truncated normal with std 0.02. Biases: 0. Class token:
-        normal with std 10⁻⁶. The patch embedding keeps the initialization of `nn.Conv2d`."""
+        """Initialize as timm and, except for the class token, the authors' code: https://github.com/facebookresearch/deit.
+
+        Weights of linear layers and position embedding: truncated normal with std 0.02. Biases: 0. Class token: normal
+        with std 10⁻⁶ (the authors': 0.02). The patch embedding keeps the initialization of `nn.Conv2d`.
+        """
         init.trunc_normal_(self.pos_embed, std=0.02)
         init.normal_(self.cls_token, std=1e-6)
         for module in self.modules():
@@ -153,7 +156,7 @@ class DeiT3(DeiT):
     As in timm, `drop_path_rate` rises linearly over the blocks; the authors use the same rate for all blocks.
 
     Args:
-        init_values: initial value of the layer scale λ.
+        init_values: initial value of the layer scale λ; the authors' code has 10⁻⁴.
         no_embed_class: only patch tokens have a position embedding; else the prefix tokens, too.
         **vit: the other arguments of VisionTransformer.
     """

@@ -6,14 +6,14 @@ with patches of 14 x 14 and layer scale, trained on images of 518 x 518 at the e
 
     MLP(x) = (SiLU(x W_a) ⊙ x W_b) W₂                       SwiGLU
 
-Darcet et al. 2023, "Vision Transformers Need Registers", arXiv:2309.16588: in large networks, a few patch tokens of
-the background lose their patch and serve as memory, and they dominate the attention maps. R registers, learned tokens
-that nothing reads, take this role:
+Darcet et al. 2023, "Vision Transformers Need Registers", arXiv:2309.16588: large networks store global information in a
+few patch tokens of the background, whose norms are far above those of the others and which dominate the attention maps.
+With R registers, learned tokens whose outputs are not used, the network stores it there:
 
     z₀  = [x_class; r¹; ...; r^R; x¹E + E_pos¹; ...; xᴺE + E_posᴺ]
 
-There is no head: the output is the class token after the last LayerNorm, and `forward_features` has the patch tokens.
-Parameters have timm's names.
+The models have no head: the output is the class token after the last LayerNorm; `forward_features` returns all tokens.
+Parameters have timm's names. Axes as in `vit.py`.
 """
 
 from typing import Any

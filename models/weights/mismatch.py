@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minigrad import Tensor
 from minigrad.nn import Module, init
 from models.model import ImageModel
-from models.registry import create_model, list_models
+from models.registry import create_model, registered
 from models.vit import VisionTransformer
 from models.weights.layouts import LAYOUTS, Shape
 from models.weights.plan import Entry, Plan
@@ -171,9 +171,9 @@ def _similar_model(plan: Plan, model: ImageModel) -> str | None:
 
 @cache
 def _registered_shapes() -> dict[str, dict[str, Shape]]:
-    """The parameter shapes of all registered models."""
+    """The parameter shapes of all registered models, in the order of registration: ViT before DeiT, its equal."""
     with init.meta_init():
         return {
             name: {key: tensor.shape for key, tensor in create_model(name).state_dict().items()}
-            for name in list_models()
+            for name in registered()
         }

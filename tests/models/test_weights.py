@@ -329,6 +329,8 @@ def test_message_names_the_model_that_fits():
     entries = written(models.create_model("vit_nano_cifar"), foreign.hugging_face_vit)
     look = "The weights look like weights of create_model('{}') without further arguments."
     assert look.format("vit_nano_cifar") in refusal(models.create_model("vit_micro_cifar"), entries)
+    entries = written(models.create_model("vit_tiny_patch16_224"), foreign.ours)  # DeiT has the same shapes
+    assert look.format("vit_tiny_patch16_224") in refusal(small("swin"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)
     entries = foreign.jax(models.create_model("vit_nano_cifar", num_classes=3))
