@@ -61,8 +61,8 @@ def test_without_their_additions_all_networks_are_vit(config):
 
 
 def test_distilled_logits_are_those_of_two_vits():
-    """With 0 attention to each other, the tokens are independent: head 1 of a ViT with the class token, head 2 with the
-    distillation token in its place. Here depth 0 replaces the missing attention."""
+    """Without blocks, tokens do not interact: head is that of a ViT, head_dist that of a ViT with the distillation
+    token in place of the class token."""
     model = formula.fill(small("distilled", depth=0))
     vits = [formula.fill(small("vit", depth=0)) for _ in range(2)]
     for vit, token, position, head in zip(

@@ -1,10 +1,13 @@
 """DeiT, DeiT III and DINOv2 in training mode, and their fine-tuning, against timm and transformers."""
 
+import re
+
 import numpy as np
 import pytest
 
 import models
 from minigrad import Tensor
+from minigrad.nn import init
 from models.compare import formula, libraries
 from models.compare.references import Reference
 from tests.reference.conftest import skip_without
@@ -130,3 +133,14 @@ def test_parameters_without_weight_decay(name):
     reference, model, _ = pair(name)
     own = {key for key, _ in model.named_parameters()}
     assert model.no_weight_decay() & own == reference.network.no_weight_decay() & own
+
+
+@pytest.mark.parametrize("name", [name for name in models.list_models() if re.search("deit|dinov2|patch8_224$", name)])
+def test_named_models_are_timms(name):
+    """Names and shapes of all arrays, the number of classes and the image size."""
+    skip_without("timm")
+    with torch.device("meta"), init.meta_init():
+        theirs, ours = libraries.load("timm").create_model(name, pretrained=False), models.create_model(name)
+    assert (ours.num_classes, ours.img_size) == (theirs.num_classes, theirs.patch_embed.img_size)
+    shapes = {key: tuple(tensor.shape) for key, tensor in theirs.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in ours.state_dict().items()} == shapes
