@@ -1,6 +1,6 @@
 """L6: the models, each in one file in the order of its paper."""
 
-from models import convnext, hybrid, roadmap, swin, vit
+from models import convnext, deit, dinov2, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups
 from models.registry import create_model, list_models
 from models.weights.load import load_weights
@@ -9,6 +9,8 @@ __all__ = [
     "ImageModel",
     "convnext",
     "create_model",
+    "deit",
+    "dinov2",
     "hybrid",
     "list_models",
     "load_weights",
