@@ -19,7 +19,7 @@ from models.images import to_input
 from models.model import ImageModel
 from models.predict import add_inputs, command, printable, probabilities, top
 from models.swin import SwinTransformer
-from models.visualize import attention, gradcam, kernels, windows
+from models.visualize import attention, gradcam, html, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.prediction import prediction_picture
 from models.vit import VisionTransformer
@@ -40,8 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Save the pictures, and print their paths."""
-    new_figure(1, 1, "", "")  # without matplotlib, fail before loading the model
+    """Save the pictures or the page, and print their paths."""
+    if not options.output and not options.html:
+        raise ValueError("give --output DIR for PNG files, --html for a page, or both")
+    if options.html and options.html.suffix not in (".html", ".htm"):
+        raise ValueError(f"--html writes a file that ends in .html, got {options.html}: give --html after the images")
+    if options.html and not options.image:
+        raise ValueError("the page shows what a model sees in images: give at least one image")
+    if options.output:
+        new_figure(1, 1, "", "")  # without matplotlib, fail before loading the model
     model, metadata = checkpoint.load(options.checkpoint)
     model.to(device=options.device)
     files = images.find(options.image)
@@ -49,6 +56,13 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"at most {MAX_IMAGES} images fit in a picture, got {len(files)}")
     pixels = [images.read(file, model.img_size, model.in_chans) for file in files]
     pictures = [Picture(short(file.stem), image) for file, image in zip(files, pixels, strict=True)]
+    if options.html:
+        text = html.page(model, metadata, [printable(file.name) for file in files], np.stack(pixels))
+        options.html.parent.mkdir(parents=True, exist_ok=True)
+        options.html.write_text(text, encoding="utf-8")
+        print(f"{printable(str(options.html))}  page to explore what the model sees", flush=True)
+    if not options.output:
+        return
     options.output.mkdir(parents=True, exist_ok=True)
     for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):
         path = options.output / name
@@ -190,7 +204,8 @@ def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m models.visualize",
-        description="Visualize a trained model as PNG files.\n\n"
+        description="Visualize a trained model as PNG files (--output), or as a page to\n"
+        "explore in a browser (--html).\n\nThe PNG files:\n"
         "  all models      predictions*, filters of the first layer\n"
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"
@@ -200,10 +215,15 @@ def parser() -> argparse.ArgumentParser:
         "  ConvNeXt        depthwise kernels\n"
         "  all but ViT, DeiT and DINOv2\n"
         "                  Grad-CAM*\n\n"
-        "  * if images are given",
-        epilog="example:\n"
+        "  * if images are given\n\n"
+        "The page is one file and needs no network. For each block: the attention of each\n"
+        "head from the patch under the pointer, with Swin's window and mask, attention\n"
+        "rollout, ConvNeXt's kernels and receptive fields, token norms, and features as\n"
+        "colours; beside them the equations from the code.",
+        epilog="examples:\n"
         "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg \\\n"
-        "    --output pictures",
+        "    --output pictures\n"
+        "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz photos --html",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
@@ -212,7 +232,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"image file, or folder of images, at most {MAX_IMAGES} images in all; resized and cropped as in "
         "python -m models.predict",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the PNG files")
+    parser.add_argument(
+        "--html", type=Path, nargs="?", const=Path("explore.html"), metavar="FILE",
+        help="write the page to FILE (default explore.html)",
+    )  # fmt: skip
     return parser
 
 
