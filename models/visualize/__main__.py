@@ -21,6 +21,7 @@ from models.predict import add_inputs, command, printable, probabilities, top
 from models.swin import SwinTransformer
 from models.visualize import attention, gradcam, html, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
+from models.visualize.fonts import drawable, fallback_fonts
 from models.visualize.prediction import prediction_picture
 from models.vit import VisionTransformer
 from models.weights import checkpoint
@@ -55,7 +56,6 @@ def run(options: argparse.Namespace) -> None:
     if len(files) > MAX_IMAGES:
         raise ValueError(f"at most {MAX_IMAGES} images fit in a picture, got {len(files)}")
     pixels = [images.read(file, model.img_size, model.in_chans) for file in files]
-    pictures = [Picture(short(file.stem), image) for file, image in zip(files, pixels, strict=True)]
     if options.html:
         text = html.page(model, metadata, [printable(file.name) for file in files], np.stack(pixels))
         options.html.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,12 @@ def run(options: argparse.Namespace) -> None:
     if not options.output:
         return
     options.output.mkdir(parents=True, exist_ok=True)
-    for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):
-        path = options.output / name
-        figure.savefig(path, dpi=120)
-        print(f"{printable(str(path))}  {text}", flush=True)
+    pictures = [Picture(short(drawable(file.stem)), image) for file, image in zip(files, pixels, strict=True)]
+    with fallback_fonts():
+        for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):
+            path = options.output / name
+            figure.savefig(path, dpi=120)
+            print(f"{printable(str(path))}  {text}", flush=True)
     if not pictures:
         print("give images for further pictures: python -m models.visualize CHECKPOINT IMAGE... --output DIR")
 
@@ -124,7 +126,7 @@ def transformer(
 def shifted_windows(
     model: SwinTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
-    """Windows and mask, relative position bias, and the attention of one token; of several images, uses the first."""
+    """Windows and mask, of the first image; relative position bias; and for each image the attention of one token."""
     blank = Picture("blank", np.full((model.in_chans, *model.img_size), 235, np.uint8))
     picture, names = pictures[0] if pictures else blank, block_names(model)
     blocks: list[Any] = list(model.blocks_by_name().values())
@@ -148,18 +150,20 @@ def shifted_windows(
     if pixels is None:
         return
     chosen = sorted({*stages, 0 if shifted is None else shifted})
-    maps = model.attention_maps(to_input(pixels[:1], model, metadata), chosen)
-    panels = []
-    for i, A in zip(chosen, maps, strict=True):
-        H, W = sizes[i]
-        token = H // 2 * W + W // 2
-        (size, shift), M = layouts[i], blocks[i].attn.window_size
-        inside = windows.window_of(divmod(token, W), size, shift, M)[:H, :W]
-        heads = A.numpy()[0, :, token].reshape(-1, H, W)
-        name = names[i] + ("\n(shifted)" if any(shift) else "")
-        panels.append((name, heads, inside, divmod(token, W)))
-    figure = windows.query_picture(picture, panels)
-    yield "window-attention.png", "attention of one patch in its window, per head", figure
+    for b, shown in enumerate(pictures):
+        panels = []
+        maps = model.attention_maps(to_input(pixels[b : b + 1], model, metadata), chosen)
+        for i, A in zip(chosen, maps, strict=True):
+            H, W = sizes[i]
+            query = H // 2, W // 2
+            (size, shift), M = layouts[i], blocks[i].attn.window_size
+            inside = windows.window_of(query, size, shift, M)[:H, :W]
+            region = windows.regions(size, shift)
+            heads = A.numpy()[0, :, query[0] * W + query[1]].reshape(-1, H, W)
+            heads = np.where(inside & (region == region[query])[:H, :W], heads, np.nan)
+            panels.append((names[i] + ("\n(shifted)" if any(shift) else ""), heads, inside, query))
+        name = "window-attention.png" if len(pictures) == 1 else f"window-attention-{b + 1}.png"
+        yield name, "attention of one patch in its window, per head", windows.query_picture(shown, panels)
 
 
 def depthwise_kernels(model: ConvNeXt) -> "Drawn":

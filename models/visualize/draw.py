@@ -54,10 +54,14 @@ def bare(axes: "Axes", title: str = "", **style: Any) -> "Axes":
     return axes
 
 
-def short(name: str, length: int = 16) -> str:
-    """A name truncated to `length` characters, with unprintable characters escaped."""
-    name = name if name.isprintable() else ascii(name)[1:-1]
-    return name if len(name) <= length else name[: length - 1] + "…"
+def short(name: str, length: int = 16, lines: int = 2) -> str:
+    """A name in at most `lines` lines of `length` characters. A longer name loses its middle: the names of files often
+    differ in the last characters."""
+    kept, cut = length * lines, name
+    while len(wrapped := textwrap.wrap(cut, length, break_on_hyphens=False)) > lines:
+        kept -= 1
+        cut = f"{name[: kept - kept // 3]}…{name[len(name) - kept // 3 :]}"
+    return "\n".join(wrapped)
 
 
 def channels_last(pixels: np.ndarray) -> np.ndarray:
@@ -85,11 +89,11 @@ def overlay(axes: "Axes", pixels: np.ndarray, heat: np.ndarray, norm: Any) -> No
     axes.imshow(heat, cmap=HEAT, norm=norm, alpha=alpha, extent=extent, interpolation="nearest")
 
 
-def heat_norm(maximum: float, power: float) -> Any:
-    """Normalization of heat from 0 to `maximum` by a power law: a power below 1 separates small values."""
+def heat_norm(maximum: float, power: float, minimum: float = 0.0) -> Any:
+    """Normalization of heat from `minimum` to `maximum` by a power law: a power below 1 separates small values."""
     from matplotlib.colors import PowerNorm
 
-    return PowerNorm(power, 0, maximum or 1.0)
+    return PowerNorm(power, minimum, maximum if maximum > minimum else minimum + 1.0)
 
 
 def heat_bar(figure: "Figure", norm: Any, axes: np.ndarray, label: str) -> None:

@@ -10,6 +10,7 @@ from minigrad import Tensor, enable_grad
 from minigrad.nn import Module
 from models.model import ImageModel
 from models.visualize.draw import Picture, heat_sheet, short
+from models.visualize.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +101,7 @@ def grad_cam_picture(
 ) -> "Figure":
     """Heatmaps over each image, for its most probable class; `maps` are (title, map (B, h, w))."""
     named = [
-        Picture(f"{short(picture.name, 14)}:\n{short(name, 14)}?", picture.pixels)
+        Picture(f"{picture.name}:\n{short(drawable(name))}?", picture.pixels)
         for picture, name in zip(pictures, classes, strict=True)
     ]
     heats = [[cam / (cam.max() or 1.0) for cam in (values[i] for _, values in maps)] for i in range(len(pictures))]

@@ -68,7 +68,7 @@ def collect(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], p
             layer["cell"] = [field[0], field[0]]
             _add_view(layer, docs, "kernels", type(block), Conv2d, receptive_fields)
             layer["field"], layer["kernels"] = field, _kernels(block.dwconv.weight.detach().numpy())  # type: ignore[attr-defined]
-    best = [[] for _ in names]
+    best: list[list[tuple[str, float]]] = [[] for _ in names]
     if model.num_classes:
         best = [top(each, metadata["classes"], 5) for each in probabilities(model, metadata, pixels)]
     data = {
@@ -90,7 +90,9 @@ def collect(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], p
     return data
 
 
-def _layer(name: str, block: Any, output: np.ndarray, size: Sequence[int], docs: list[dict[str, str]]) -> dict[str, Any]:
+def _layer(
+    name: str, block: Any, output: np.ndarray, size: Sequence[int], docs: list[dict[str, str]]
+) -> dict[str, Any]:
     """What all blocks have: norms and colours of the output (B, D, h, w)."""
     norms, colours = token_norms(output), principal_colours(output)
     low, high = float(norms.min()), float(norms.max())
@@ -157,9 +159,16 @@ def receptive_fields(model: ConvNeXt) -> list[tuple[int, int, int]]:
     return fields
 
 
-def sampled(length: int, step: int) -> range:
-    """Every `step`-th index of an axis."""
-    return range(min(step // 2, length - 1), length, step)
+def sampled(grid: Sequence[int], room: float, tokens: int, row: int) -> dict[str, list[int]]:
+    """The rows and columns of the patches whose attention is stored: evenly spaced, and as many as fit into `room`
+    bytes of base64, with `tokens` further queries and `row` bytes for each query."""
+    longest = max(grid)
+    for count in range(longest, 0, -1):
+        counts = [-(-side * count // longest) for side in grid]
+        if (tokens + counts[0] * counts[1]) * row * 4 / 3 <= room:
+            rows, columns = ([(2 * i + 1) * s // (2 * n) for i in range(n)] for s, n in zip(grid, counts, strict=True))
+            return {"rows": rows, "columns": columns}
+    raise ValueError(f"the page would be larger than {LIMIT:,} bytes: give fewer images, or a smaller model")
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -174,8 +183,8 @@ def _add_attention(model: VisionTransformer, x: Any, data: dict[str, Any], room:
     blocks, layers = model.blocks, data["layers"][-len(model.blocks) :]
     for layer, block in zip(layers, blocks, strict=True):
         (h, w), heads = layer["grid"], block.attn.num_heads
-        step = _step(room / (len(x) * len(layers)), (h, w), len(data["tokens"]), (heads + 1) * (n + h * w + 4))
-        layer |= {"heads": heads, "rows": [*sampled(h, step)], "columns": [*sampled(w, step)]}
+        row, share = (heads + 1) * (n + h * w + 4), room / (len(x) * len(layers))
+        layer |= {"heads": heads, **sampled((h, w), share, len(data["tokens"]), row)}
         _add_view(layer, data["docs"], "rollout", attention.rollout)
         _add_view(layer, data["docs"], "attention", type(block), type(block.attn), ScaledDotProductAttention)
     for b in range(len(x)):
@@ -193,8 +202,8 @@ def _add_window_attention(model: SwinTransformer, x: Any, data: dict[str, Any], 
     for layer, block in zip(data["layers"], blocks, strict=True):
         (h, w), M, heads = layer["grid"], sides(block.attn.window_size), block.attn.num_heads
         padded, shift = block.attn.layout(h, w)
-        step = _step(room / (len(x) * len(blocks)), (h, w), 0, heads * (M[0] * M[1] + 4))
-        layer |= {"heads": heads, "rows": [*sampled(h, step)], "columns": [*sampled(w, step)]}
+        row, share = heads * (M[0] * M[1] + 4), room / (len(x) * len(blocks))
+        layer |= {"heads": heads, **sampled((h, w), share, 0, row)}
         layer["window"] = {"size": M, "padded": padded, "shift": shift}
         stage = int(layer["name"].split(".")[1])
         layer["cell"] = [side * 2**stage for side in sides(model.patch_embed.patch_size)]
@@ -218,14 +227,6 @@ def window_rows(A: np.ndarray, layer: dict[str, Any]) -> np.ndarray:
 def _prefix_names(model: VisionTransformer) -> list[str]:
     names = ["the class token", *(["the distillation token"] if hasattr(model, "dist_token") else [])]
     return names + [f"register {i}" for i in range(1, model.num_prefix_tokens - len(names) + 1)]
-
-
-def _step(room: float, grid: tuple[int, int], tokens: int, row: int) -> int:
-    """The smallest step of sampled queries with which the rows of `row` bytes fit into `room` bytes of base64."""
-    for step in range(1, max(grid) + 1):
-        if (tokens + len(sampled(grid[0], step)) * len(sampled(grid[1], step))) * row * 4 / 3 <= room:
-            return step
-    raise ValueError(f"the page would be larger than {LIMIT:,} bytes: give fewer images, or a smaller model")
 
 
 def _quantised(rows: np.ndarray) -> dict[str, str]:

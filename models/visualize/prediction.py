@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from models.visualize.draw import GREY, LINE, PANEL, Picture, bare, channels_last, new_figure, short
+from models.visualize.fonts import drawable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def prediction_picture(
         places = range(len(best))
         right.barh(places, [p for _, p in best], color=["#3b6fb6"] + ["0.75"] * (len(best) - 1), height=0.7)
         right.set(xlim=(0, 1.25), ylim=(max(5, len(best)) - 0.5, -0.5))
-        right.set_yticks(places, [short(name, 20) for name, _ in best], fontsize=9, parse_math=False)
+        right.set_yticks(places, [short(drawable(name), 20) for name, _ in best], fontsize=9, parse_math=False)
         right.tick_params(length=0)
         for place, (_, p) in zip(places, best, strict=True):
             right.text(p + 0.02, place, f"{100 * p:.1f} %", va="center", fontsize=8.5, color=GREY)

@@ -75,7 +75,7 @@ def windows_picture(
         "the opposite edge. 4: in windows of several regions, a mask of -100, after softmax 0, keeps attention within "
         "each region."
     )
-    figure = new_figure(13.2, 3.6, title, note)
+    figure = new_figure(13.2, 3.9, title, note)
     axes = figure.subplots(1, 4)
     names = ["1. windows", "2. shifted windows", "3. cyclic shift (roll)", "4. masks of the four corners"]
     for panel, name in zip(axes, names, strict=True):
@@ -121,11 +121,11 @@ def _draw_masks(axes: "Axes", mask: np.ndarray, columns: int) -> None:
     """The masks (N, N) of the four corner windows, each in its corner."""
     names = ("top left", "top right", "bottom left", "bottom right")
     for i, (corner, name) in enumerate(zip(mask[[0, columns - 1, -columns, -1]], names, strict=True)):
-        inset = axes.inset_axes((0.52 * (i % 2), 0.54 - 0.54 * (i // 2), 0.46, 0.42))
+        inset = axes.inset_axes((0.52 * (i % 2), 0.53 - 0.53 * (i // 2), 0.46, 0.41))
         inset.imshow(corner, cmap="gray", vmin=-100, vmax=0)
-        bare(inset, name, fontsize=8, pad=2, color=GREY).spines[:].set_visible(True)
+        bare(inset, name, fontsize=10, pad=2, color=GREY).spines[:].set_visible(True)
     axes.set_box_aspect(1)
-    axes.set_xlabel("rows: queries, columns: keys;  white: 0, black: -100", fontsize=8, color=GREY)
+    axes.set_xlabel("rows: queries, columns: keys;\nwhite: 0, black: -100", fontsize=10, color=GREY)
 
 
 def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
@@ -155,28 +155,39 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     return figure
 
 
+def heads_in_a_row(heads: Sequence[int]) -> int:
+    """The number of columns, at most 8, that leaves the fewest panels empty, for blocks with these numbers of heads."""
+
+    def empty(columns: int) -> int:
+        return sum(-(-n // columns) * (1 + columns) - n - 1 for n in heads)  # each row starts with an image or a gap
+
+    most = min(8, max(heads))
+    return min(range(min(2, most), most + 1), key=lambda columns: (empty(columns), -columns))
+
+
 def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]) -> "Figure":
     """The attention of one token to its window, in each head.
 
     Args:
         picture: the image.
-        blocks: for each block, the name; the attention of the token (heads, H, W), 0 outside the window; the mask of
-            the window (H, W); and the position of the token, (row, column).
+        blocks: for each block, the name; the attention of the token (heads, H, W), NaN outside the window and where the
+            mask excludes it; the mask of the window (H, W); and the position of the token, (row, column).
     """
-    heads = max(len(attention) for _, attention, _, _ in blocks)
-    columns = min(9, 1 + heads)
+    columns = 1 + heads_in_a_row([len(attention) for _, attention, _, _ in blocks])
     depth = [-(-len(attention) // (columns - 1)) for _, attention, _, _ in blocks]
     rows = sum(depth)
     note = (
         "Left: one patch (cross) and its window (outline), in some of the blocks. Right: the attention of the patch to "
-        "each patch of the window in each head; the sum is 100 %."
+        "each patch of the window in each head; the sum is 100 %. The colours span the values in this picture."
     )
-    title = f"Window attention of one patch of {picture.name}"
+    name = picture.name.replace("\n", " ").replace("$", r"\$")
+    title = f"Window attention of one patch of {name}"
     figure = new_figure(columns * PANEL + 1.3, rows * (PANEL + LINE), title, note)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         bare(axes)
-    norm = heat_norm(max(float(100 * attention.max()) for _, attention, _, _ in blocks), 0.5)
+    shares = np.concatenate([100 * attention.ravel() for _, attention, _, _ in blocks])
+    norm = heat_norm(float(np.nanmax(shares)), 1.0, float(np.nanmin(shares)))
     row = 0
     for (name, attention, inside, query), lines in zip(blocks, depth, strict=True):
         _, H, W = picture.pixels.shape
@@ -186,7 +197,7 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
         _mark(start, inside, query, patch)
         for i, head in enumerate(attention):
             axes = bare(grid[row + i // (columns - 1), 1 + i % (columns - 1)], f"head {i + 1}")
-            overlay(axes, picture.pixels, np.where(inside, 100 * head, np.nan), norm)
+            overlay(axes, picture.pixels, 100 * head, norm)
             _mark(axes, inside, query, patch)
             y, x = np.nonzero(inside)
             axes.set_xlim((x.min() - 0.3) * patch[1] - 0.5, (x.max() + 1.3) * patch[1] - 0.5)

@@ -248,9 +248,32 @@ def test_mosaic_is_a_grid_with_gaps():
     )
 
 
-def test_long_names_are_truncated():
-    assert draw.short("horse") == "horse" and draw.short("a-rather-long-name.png", 8) == "a-rathe…"
-    assert draw.short("a\nb") == "a\\nb"
+def test_long_names_are_wrapped_and_lose_their_middle():
+    assert draw.short("horse") == "horse" and draw.short("") == ""
+    assert draw.short("a name of several words", 14) == "a name of\nseveral words"
+    assert draw.short("DSC_20240102_holiday_0001", 8) == "DSC_2024\n01…_0001"
+    assert draw.short("a-rather-long-name.png", 12, lines=1) == "a-rather…png"
+
+
+@pytest.mark.parametrize(
+    ("heads", "columns"), [((3, 6, 12, 24), 6), ((2, 4, 8), 4), ((2, 2, 4), 2), ((1,), 1), ((32,), 8)]
+)
+def test_few_panels_are_empty(heads, columns):
+    assert windows.heads_in_a_row(heads) == columns
+
+
+def test_window_attention_has_the_scale_of_its_values():
+    """Nearly even attention is not all of one colour; what the mask excludes has none."""
+    pytest.importorskip("matplotlib")
+    inside = np.zeros((4, 4), bool)
+    inside[:2, :2] = True
+    heads = np.where(inside, [[0.26, 0.24, 0, 0]] * 4, np.nan)[None]
+    heads[0, 1, 1] = np.nan
+    figure = windows.query_picture(draw.Picture("x$1$", np.zeros((3, 8, 8), np.uint8)), [("a", heads, inside, (0, 0))])
+    shown = figure.axes[1].images[1]
+    assert (shown.norm.vmin, shown.norm.vmax) == (24, 26)
+    assert np.count_nonzero(shown.get_alpha()) == 3
+    figure.canvas.draw()
 
 
 def test_all_panels_share_one_scale():
@@ -312,6 +335,17 @@ def test_each_family_writes_its_files(family, tmp_path, capsys):
                 assert picture.format == "PNG" and 300 < picture.width < 2500 and 150 < picture.height < 2500
                 colours = picture.convert("L").getextrema()
                 assert colours[1] - colours[0] > 100  # the picture is not blank
+
+
+def test_window_attention_of_each_image(tmp_path):
+    pytest.importorskip("matplotlib")
+    write(tmp_path / "best.npz", "swin")
+    for name in "xy":
+        write_image(tmp_path / f"{name}.png")
+    images = [str(tmp_path / f"{name}.png") for name in "xy"]
+    assert main([str(tmp_path / "best.npz"), *images, "--output", str(tmp_path / "out")]) == 0
+    found = {file.name for file in (tmp_path / "out").glob("window-*")}
+    assert found == {"window-attention-1.png", "window-attention-2.png"}
 
 
 @pytest.mark.parametrize("family", ["hybrid", "swin"])

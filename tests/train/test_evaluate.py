@@ -81,6 +81,25 @@ def test_plots_for_any_class_count_and_names(K, tmp_path, monkeypatch):
     assert fields == (np.count_nonzero(first.confusion) if K <= 25 else 0)
 
 
+def test_percentages_are_never_rounded_to_0_or_100():
+    found = [plots._percentage(p) for p in (0.04, 0.1, 0.94, 0.96, 42.4, 99.0, 99.5, 99.97, 100.0)]
+    assert found == ["<0.1", "0.1", "0.9", "1", "42", "99", "99.5", "99.9", "100"]
+
+
+@pytest.mark.parametrize(("names", "rotation"), [(("cat", "dog"), 0), (("cat", "a long name"), 90)])
+def test_names_under_few_classes_do_not_overlap(names, rotation, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    p = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    plots._confusion(Predictions(np.log(p), np.array([0, 1]), names), tmp_path / "confusion.png")
+    figures[0].canvas.draw()
+    labels = figures[0].axes[0].get_xticklabels()
+    assert {label.get_rotation() for label in labels} == {rotation}
+    boxes = [label.get_window_extent() for label in labels]
+    assert boxes[0].x1 < boxes[1].x0
+
+
 def test_eval_equals_the_last_row_of_the_run(tmp_path):
     """--eval prints the loss and accuracy of metrics.csv, and writes no file."""
     result = command(*TINY, "--epochs", 2, "--model-ema", "--output", "out", cwd=tmp_path)

@@ -1,6 +1,5 @@
 """L7: plots of a run: curves.png (loss and accuracy), confusion.png, mistakes.png (wrong predictions)."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,8 @@ import numpy as np
 
 from minigrad.backend import Array, to_device
 from minigrad.serialize import replacing
+from models.visualize.draw import short
+from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
 from train.output.log import Metrics
 
@@ -26,28 +27,33 @@ def curves(history: Sequence[Metrics], title: str, path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
+    with fallback_fonts():
+        _curves(history, title, Figure(figsize=(9, 3.6), layout="constrained"), path)
+    return True
+
+
+def _curves(history: Sequence[Metrics], title: str, figure: "Figure", path: Path) -> None:
+    """Loss and accuracy of each epoch, side by side."""
     epochs = [m.epoch for m in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, name, scale in ((left, "loss", 1), (right, "acc", 100)):
         for split, style in (("train", "o--"), ("test", "o-")):
             values = [scale * getattr(m, f"{split}_{name}") for m in history]
             axes.plot(epochs, values, style, markersize=3, label=split)
         axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)  # a width, with one epoch too
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.legend()
     left.set_ylabel("loss")
     right.set_ylabel("accuracy, %")
     figure.suptitle(_text(title, 100))
     _save(figure, path)
-    return True
 
 
 def mistakes(predictions: Predictions, images: Array, folder: Path) -> None:
     """Draw confusion.png, the confusion matrix, and mistakes.png, the most confident wrong predictions."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a class name has a character that the font lacks
+    with fallback_fonts():
         _confusion(predictions, folder / "confusion.png")
         _worst(predictions, images, folder / "mistakes.png")
 
@@ -57,27 +63,35 @@ def _confusion(predictions: Predictions, path: Path) -> None:
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    K, names = len(predictions.classes), [_text(name) for name in predictions.classes]
+    K = len(predictions.classes)
     percent = 100 * predictions.confusion / np.maximum(predictions.confusion.sum(axis=1, keepdims=True), 1)
     numbered = K <= _MAX_NUMBERED
+    names = [_text(name, 20, lines=2 if numbered else 1) for name in predictions.classes]
+    upright = K <= 5 and max(map(len, names)) <= 6  # characters that fit the width of a column
     size = 2.5 + 0.5 * K if numbered else 4 + 0.12 * min(K, _MAX_NAMED)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     axes = figure.subplots()
     # A square-root colour scale: the few errors stay visible beside the diagonal.
     shown = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     if K <= _MAX_NAMED:
-        axes.set_xticks(range(K), names, rotation=90 if K > 5 else 0, fontsize=9 if numbered else 6)
+        axes.set_xticks(range(K), names, rotation=0 if upright else 90, fontsize=9 if numbered else 6)
         axes.set_yticks(range(K), names, fontsize=9 if numbered else 6)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if numbered:
         for i, j in np.argwhere(percent > 0):
             p = percent[i, j]
-            text = f"{p:.1f}" if p < 0.95 else f"{p:.0f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if p > 45 else "black")
-    figure.colorbar(shown, label="% of the images of the true class", shrink=0.8)
-    axes.set_title(f"Confusion matrix, % of the images of each class\naccuracy {predictions.acc:.2%}", fontsize=11)
+            axes.text(j, i, _percentage(p), ha="center", va="center", fontsize=8, color="white" if p > 45 else "black")
+    figure.colorbar(shown, label="% of the images of the class", shrink=0.8)
+    figure.suptitle(f"Confusion matrix\naccuracy {predictions.acc:.2%}", fontsize=11)
     _save(figure, path)
+
+
+def _percentage(p: float) -> str:
+    """A percentage above 0 in at most 4 characters; only 100 % itself is rounded to 100, and nothing to 0."""
+    if p < 0.1:
+        return "<0.1"
+    return f"{min(p, 99.9):.1f}" if p < 0.95 or 99 < p < 100 else f"{p:.0f}"
 
 
 def _worst(predictions: Predictions, images: Array, path: Path) -> None:
@@ -85,15 +99,17 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
     from matplotlib.figure import Figure
 
     wrong, total = predictions.worst(_ROWS * _COLUMNS), int((predictions.predicted != predictions.labels).sum())
-    figure = Figure(figsize=(1.6 * _COLUMNS, 2.0 * _ROWS + 0.6), layout="constrained")
+    names = [_text(name, 18, lines=2) for name in predictions.classes]
+    height = 2.1 if not any("\n" in name for name in names) else 2.5
+    figure = Figure(figsize=(1.6 * _COLUMNS, height * _ROWS + 0.6), layout="constrained")
     all_axes = figure.subplots(_ROWS, _COLUMNS).ravel()
     for axes in all_axes:
         axes.axis("off")
     for axes, n in zip(all_axes, wrong, strict=False):
         axes.imshow(to_device(images[n], "cpu").transpose(1, 2, 0))  # (C, H, W) -> (H, W, C)
         label, predicted = predictions.labels[n], predictions.predicted[n]
-        axes.set_title(_text(predictions.classes[label], 16), fontsize=10, color="darkgreen", pad=3)
-        text = f"{_text(predictions.classes[predicted], 12)} {predictions.probabilities[n, predicted]:.0%}"
+        axes.set_title(names[label], fontsize=10, color="darkgreen", pad=3)
+        text = f"{names[predicted]}\n{predictions.probabilities[n, predicted]:.0%}"
         axes.text(0.5, -0.04, text, ha="center", va="top", fontsize=10, color="firebrick", transform=axes.transAxes)
     what = f"The {len(wrong)} most confident of {total} wrong predictions" if total else "No wrong prediction"
     figure.suptitle(f"{what}\nabove: true class; below: predicted class and its probability", fontsize=11)
@@ -105,8 +121,6 @@ def _save(figure: "Figure", path: Path) -> None:
         figure.savefig(file, format="png", dpi=120)
 
 
-def _text(name: str, length: int = 18) -> str:
-    """A class name, cut to `length` characters and escaped for matplotlib."""
-    name = name.encode("utf-8", "replace").decode()  # a file name may have surrogates
-    name = name if len(name) <= length else f"{name[: length - 1]}…"
-    return name.replace("$", r"\$")
+def _text(name: str, length: int, lines: int = 1) -> str:
+    """A class name in lines of `length` characters, escaped for matplotlib."""
+    return short(drawable(name), length, lines).replace("$", r"\$")

@@ -136,11 +136,14 @@ function signedColour(t) {
   return end.map((channel) => Math.round(247 + clamp(Math.abs(t), 0, 1) * (channel - 247)));
 }
 
-/** The paragraphs of a docstring: equations and code are shown as they are, the lines of other text are joined. */
+/** The paragraphs of a docstring: equations and code keep their lines, those of other text are joined. */
 function paragraphsOf(doc) {
   return doc.split(/\n\s*\n/).filter((text) => text.trim()).map((text) => {
     const asIs = /^ |   /m.test(text) || (text.includes("\n") && text.indexOf("\n") < 60);
-    return {asIs, text: asIs ? text : text.replaceAll(/\s+/g, " ")};
+    if (!asIs) return {asIs, text: text.replaceAll(/\s+/g, " ")};
+    const lines = text.split("\n");
+    const indent = Math.min(...lines.map((line) => line.search(/\S|$/)));
+    return {asIs, text: lines.map((line) => line.slice(indent)).join("\n")};
   });
 }
 
@@ -405,7 +408,8 @@ function main() {
       }
       const count = layer.rows.length * layer.columns.length;
       if (count < layer.grid[0] * layer.grid[1]) {
-        text += `To keep the page small, it has the attention of ${count} of the ${layer.grid[0] * w} patches. `;
+        text += `To keep the page small, it has the attention of ${count} of ${layer.grid[0] * w} patches; with fewer ` +
+          "images, of more. ";
       }
     } else if (state.view === "norms") {
       text += `Norm ${shown(state.layer, "norms", 0).map[patch[0] * w + patch[1]].toPrecision(3)}. `;
