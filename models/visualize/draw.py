@@ -96,12 +96,12 @@ def heat_norm(maximum: float, power: float, minimum: float = 0.0) -> Any:
     return PowerNorm(power, minimum, maximum if maximum > minimum else minimum + 1.0)
 
 
-def heat_bar(figure: "Figure", norm: Any, axes: np.ndarray, label: str) -> None:
-    """The colorbar of the heatmaps."""
+def heat_bar(figure: "Figure", norm: Any, axes: np.ndarray, label: str) -> Any:
+    """Draw the colorbar of the heatmaps, and return it."""
     from matplotlib.cm import ScalarMappable
 
     shrink = min(1.0, 2.5 / len(axes))
-    figure.colorbar(ScalarMappable(norm, HEAT), ax=axes, shrink=shrink, aspect=15, label=label)
+    return figure.colorbar(ScalarMappable(norm, HEAT), ax=axes, shrink=shrink, aspect=15, label=label)
 
 
 def heat_sheet(

@@ -156,13 +156,14 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
 
 
 def heads_in_a_row(heads: Sequence[int]) -> int:
-    """The number of columns, at most 8, that leaves the fewest panels empty, for blocks with these numbers of heads."""
+    """The number of columns that leaves the fewest panels empty, for blocks with these numbers of heads: from 4 to 8,
+    or fewer if no block has 4 heads."""
 
     def empty(columns: int) -> int:
         return sum(-(-n // columns) * (1 + columns) - n - 1 for n in heads)  # each row starts with an image or a gap
 
     most = min(8, max(heads))
-    return min(range(min(2, most), most + 1), key=lambda columns: (empty(columns), -columns))
+    return min(range(min(4, most), most + 1), key=lambda columns: (empty(columns), -columns))
 
 
 def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.ndarray, tuple[int, int]]]) -> "Figure":
@@ -178,7 +179,8 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
     rows = sum(depth)
     note = (
         "Left: one patch (cross) and its window (outline), in some of the blocks. Right: the attention of the patch to "
-        "each patch of the window in each head; the sum is 100 %. The colours span the values in this picture."
+        "each patch of the window in each head; the sum is 100 %. The colours span the shares of a block, the numbers "
+        "below its name."
     )
     name = picture.name.replace("\n", " ").replace("$", r"\$")
     title = f"Window attention of one patch of {name}"
@@ -186,13 +188,13 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         bare(axes)
-    shares = np.concatenate([100 * attention.ravel() for _, attention, _, _ in blocks])
-    norm = heat_norm(float(np.nanmax(shares)), 1.0, float(np.nanmin(shares)))
     row = 0
     for (name, attention, inside, query), lines in zip(blocks, depth, strict=True):
         _, H, W = picture.pixels.shape
         patch = H / inside.shape[0], W / inside.shape[1]
-        start = bare(grid[row, 0], name)
+        low, high = 100 * float(np.nanmin(attention)), 100 * float(np.nanmax(attention))
+        norm = heat_norm(high, 1.0, low)
+        start = bare(grid[row, 0], f"{name}\n{low:.1f} to {high:.1f} %")
         start.imshow(channels_last(picture.pixels))
         _mark(start, inside, query, patch)
         for i, head in enumerate(attention):
@@ -203,7 +205,8 @@ def query_picture(picture: Picture, blocks: Sequence[tuple[str, np.ndarray, np.n
             axes.set_xlim((x.min() - 0.3) * patch[1] - 0.5, (x.max() + 1.3) * patch[1] - 0.5)
             axes.set_ylim((y.max() + 1.3) * patch[0] - 0.5, (y.min() - 0.3) * patch[0] - 0.5)
         row += lines
-    heat_bar(figure, norm, grid, "share of the attention, %")
+    bar = heat_bar(figure, heat_norm(1.0, 1.0), grid, "share of the attention")
+    bar.set_ticks([0, 1], labels=["smallest\nof block", "largest\nof block"])
     return figure
 
 

@@ -256,7 +256,7 @@ def test_long_names_are_wrapped_and_lose_their_middle():
 
 
 @pytest.mark.parametrize(
-    ("heads", "columns"), [((3, 6, 12, 24), 6), ((2, 4, 8), 4), ((2, 2, 4), 2), ((1,), 1), ((32,), 8)]
+    ("heads", "columns"), [((3, 6, 12, 24), 6), ((2, 4, 8), 4), ((2, 2, 4, 8), 4), ((1,), 1), ((32,), 8)]
 )
 def test_few_panels_are_empty(heads, columns):
     assert windows.heads_in_a_row(heads) == columns
@@ -272,6 +272,7 @@ def test_window_attention_has_the_scale_of_its_values():
     figure = windows.query_picture(draw.Picture("x$1$", np.zeros((3, 8, 8), np.uint8)), [("a", heads, inside, (0, 0))])
     shown = figure.axes[1].images[1]
     assert (shown.norm.vmin, shown.norm.vmax) == (24, 26)
+    assert figure.axes[0].get_title() == "a\n24.0 to 26.0 %"
     assert np.count_nonzero(shown.get_alpha()) == 3
     figure.canvas.draw()
 

@@ -252,7 +252,8 @@ def test_scales_and_places_of_the_page():
     assert javascript(f"page.patchAt({layer}, [36, 44], page.placeOf({layer}, [36, 44], [4, 5]))") == [4, 5]
     words = "Words that fill more than a line of sixty characters, and then\nend."
     assert javascript(f"page.paragraphsOf({json.dumps(words)}" + r""" + "\n\n    y = x\n      + z\n\na = b")""") == [
-        {"asIs": False, "text": words.replace("\n", " ")}, {"asIs": True, "text": "y = x\n  + z"}, {"asIs": False, "text": "a = b"},
+        {"asIs": False, "text": words.replace("\n", " ")}, {"asIs": True, "text": "y = x\n  + z"},
+        {"asIs": False, "text": "a = b"},
     ]  # fmt: skip
 
 
