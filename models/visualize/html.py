@@ -55,6 +55,9 @@ def page(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], pixe
 
 def collect(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], pixels: np.ndarray) -> dict[str, Any]:
     """The data of the page, to be written as JSON. `page.js` explains the fields where it reads them."""
+    best: list[list[tuple[str, float]]] = [[] for _ in names]
+    if model.num_classes:
+        best = [top(each, metadata["classes"], 5) for each in probabilities(model, metadata, pixels)]
     x = to_input(pixels, model, metadata)
     with no_grad():
         outputs = [output.numpy() for output in model.forward_intermediates(x)[1]]  # each (B, D, h, w)
@@ -68,9 +71,6 @@ def collect(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], p
             layer["cell"] = [field[0], field[0]]
             _add_view(layer, docs, "kernels", type(block), Conv2d, receptive_fields)
             layer["field"], layer["kernels"] = field, _kernels(block.dwconv.weight.detach().numpy())  # type: ignore[attr-defined]
-    best: list[list[tuple[str, float]]] = [[] for _ in names]
-    if model.num_classes:
-        best = [top(each, metadata["classes"], 5) for each in probabilities(model, metadata, pixels)]
     data = {
         "model": metadata["model"]["name"],
         "size": list(pixels.shape[2:]),
@@ -82,7 +82,7 @@ def collect(model: ImageModel, metadata: dict[str, Any], names: Sequence[str], p
             for name, prediction, image in zip(names, best, pixels, strict=True)
         ],
     }
-    room = LIMIT - len(_assemble("", data)) - 40_000  # bytes for attention; 40,000 for names and shapes
+    room = LIMIT - len(_assemble("", data).encode()) - 40_000  # bytes for attention; 40,000 for names and shapes
     if isinstance(model, VisionTransformer) and len(model.blocks):
         _add_attention(model, x, data, room)
     if isinstance(model, SwinTransformer):
