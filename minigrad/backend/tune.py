@@ -49,13 +49,18 @@ def tune_cpu(threads: int = 1, *, allocator: bool = True, kernels: bool = True) 
         raise ValueError(f"tune_cpu: threads must be at least 1, got {threads}")
     blas = _openblas()
     return Tuning(
-        blas_threads=_limit_blas(blas, max(1, (os.cpu_count() or 1) // threads)),
+        blas_threads=limit_blas(max(1, (os.cpu_count() or 1) // threads), blas),
         allocator=allocator and _keep_freed_memory(),
         kernels=_use_avx512(blas) if kernels else None,
     )
 
 
-def _limit_blas(blas: ctypes.CDLL | None, threads: int) -> int | None:
+def limit_blas(threads: int, blas: ctypes.CDLL | None = None) -> int | None:
+    """Let BLAS use this number of threads, unless the environment says how many. Returns the number, if it took effect.
+
+    blas: from `_openblas`, if the caller has it.
+    """
+    blas = blas or _openblas()
     if {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & set(os.environ):
         return None
     if blas is not None:
