@@ -86,19 +86,22 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def heads(self, x: Tensor, tokens: int | None = None) -> tuple[Tensor, ...]:
-        """q, k and v, each (B, heads, L, D_h); with `tokens`, q of the first `tokens` tokens alone. The rows of
-        qkv.weight are q of all heads, then k, then v."""
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """q, k and v, each (B, heads, L, D_h). The rows of qkv.weight are q of all heads, then k, then v."""
         B, L, D = x.shape
         qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
-        if tokens is None:
-            return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
+
+    def first_heads(self, x: Tensor, tokens: int) -> tuple[Tensor, ...]:
+        """As `heads`, but q of the first `tokens` tokens alone: (B, heads, tokens, D_h)."""
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv[:, :tokens, 0], qkv[:, :, 1], qkv[:, :, 2]
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, ·, heads, D_h) -> (B, heads, ·, D_h)
 
     def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
         """MSA(x) of all tokens of x (B, L, D), or of the first `tokens` tokens alone: they attend to all tokens."""
-        q, k, v = self.heads(x, tokens)
+        q, k, v = self.heads(x) if tokens is None else self.first_heads(x, tokens)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
         y = y.transpose(1, 2).flatten(2)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
         return self.proj_drop(self.proj(y))
