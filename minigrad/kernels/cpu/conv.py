@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.chunks import is_float32
 from minigrad.kernels.cpu.depthwise import Tiles, plan_for
@@ -59,10 +59,10 @@ class Pointwise:
 
     def correlate(self, x: Array, weight: Array) -> Array:
         pixels = self._strided(x)
-        return (rows(pixels) @ weight[:, :, 0, 0].T).reshape(*pixels.shape[:3], -1)
+        return products.matmul(rows(pixels), weight[:, :, 0, 0].T).reshape(*pixels.shape[:3], -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        grad_pixels = (rows(grad_y) @ weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
+        grad_pixels = products.matmul(rows(grad_y), weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
         if self.stride == (1, 1):
             return grad_pixels
         grad_x = np.zeros(shape, np.float32)
@@ -70,7 +70,7 @@ class Pointwise:
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        return (rows(grad_y).T @ rows(self._strided(x))).reshape(shape)
+        return products.matmul(rows(grad_y).T, rows(self._strided(x))).reshape(shape)
 
     def _strided(self, x: Array) -> Array:
         return x[:, :: self.stride[0], :: self.stride[1]]
