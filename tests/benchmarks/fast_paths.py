@@ -82,11 +82,19 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.thread_time() - start
 
 
+def warm_up_blas() -> None:
+    """In a new process, products with a small inner axis K, such as those of attention, run at half their speed until
+    a product with a larger K has run."""
+    x = randn(512, 512)
+    x @ x
+
+
 def main() -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
     parser.parse_args()
     tune_cpu()
+    warm_up_blas()
     print(f"{platform.processor() or platform.machine()}, one thread, float32")
     print("time of the fast path / time of the reference implementation (below 1: faster)\n")
     print(f"{'op':26}{'shape':20}{'forward':>10}{'forward + backward':>20}")
