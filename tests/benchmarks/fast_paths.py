@@ -10,12 +10,14 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor, tune_cpu, without_fast_paths
 from minigrad import functional as F
+from minigrad.ops import updates
 from models.terminal import escape_unencodable
 
 ROUNDS = 15
@@ -89,6 +91,20 @@ def warm_up_blas() -> None:
     x @ x
 
 
+def ratio(function: Callable[[], Any]) -> float:
+    """Time with fast paths over time without."""
+    best = [inf, inf]
+    for _ in range(ROUNDS):
+        best[0] = min(best[0], seconds(function))
+        with without_fast_paths():
+            best[1] = min(best[1], seconds(function))
+    return best[0] / best[1]
+
+
+def shape(x: np.ndarray) -> str:
+    return f"{' x '.join(map(str, x.shape)):20}"
+
+
 def main() -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
@@ -108,14 +124,10 @@ def main() -> None:
         def forward_backward(forward: Any = forward, grad: Tensor = grad) -> None:
             forward().backward(grad)
 
-        best = np.full((2, 2), np.inf)
-        for _ in range(ROUNDS):
-            for i, function in enumerate((forward, forward_backward)):
-                best[0, i] = min(best[0, i], seconds(function))
-                with without_fast_paths():
-                    best[1, i] = min(best[1, i], seconds(function))
-        ratios = best[0] / best[1]
-        print(f"{name:26}{' x '.join(map(str, arrays[0].shape)):20}{ratios[0]:10.2f}{ratios[1]:20.2f}")
+        print(f"{name:26}{shape(arrays[0])}{ratio(forward):10.2f}{ratio(forward_backward):20.2f}", flush=True)
+    x, g, m, v = abs(randn(4, 3072, 768))
+    step = ratio(lambda: updates.adamw(x, g, m, v, 1, 1e-4, 0.9, 0.999, 1e-8, 0.01))
+    print(f"{'adamw':26}{shape(x)}{step:10.2f}")
 
 
 if __name__ == "__main__":
