@@ -19,7 +19,7 @@ def randn(*shape):
         (F.scaled_dot_product_attention, [randn(2, 8, 16)] * 3, 6),
         (lambda x, w: F.conv2d(x, w, padding=1), [randn(2, 16, 8, 8), randn(16, 16, 3, 3)], 3),
         (F.conv2d, [randn(2, 16, 8, 8), randn(16, 16, 1, 1)], 3),
-        (lambda x, w: F.conv2d(x, w, padding=1, groups=16), [randn(2, 16, 8, 8), randn(16, 1, 3, 3)], 3),
+        (lambda x, w: F.conv2d(x, w, padding=3, groups=16), [randn(64, 16, 8, 8), randn(16, 1, 7, 7)], 3),
     ],
     ids=["linear", "attention", "Winograd", "pointwise", "depthwise"],
 )

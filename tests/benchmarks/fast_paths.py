@@ -73,7 +73,10 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
     ("conv2d, 1 x 1", convolution, [images(32, 256, 16), randn(64, 256, 1, 1)]),
     *(
         ("conv2d, depthwise 7 x 7", depthwise, [images(*s), randn(s[1], 1, 7, 7)])
-        for s in ((32, 40, 16), (32, 80, 8), (32, 160, 4), (4, 96, 56), (4, 192, 28), (4, 384, 14), (4, 768, 7))
+        for s in (
+            *((32, 40, 16), (32, 80, 8), (32, 160, 4)),
+            *((N, C, H) for N in (4, 1) for C, H in ((96, 56), (192, 28), (384, 14), (768, 7))),
+        )
     ),
 ]
 

@@ -20,4 +20,4 @@ def in_chunks(x: Array, g: Array, m: Array, v: Array, *options: Any, v_max: Arra
 def adamw(x: Array, g: Array, m: Array, v: Array, *options: Any, v_max: Array | None = None) -> None:
     """One step of AdamW, in place: the reference implementation for each chunk."""
     for *arrays, v_max_chunk in chunks.chunks(x, g, m, v, v_max):
-        updates.adamw(*arrays, *options, v_max=v_max_chunk)
+        updates.adamw(*arrays, *options, v_max=v_max_chunk)  # type: ignore[misc]  # options: t to weight_decay
