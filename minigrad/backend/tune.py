@@ -5,7 +5,10 @@ no effect on systems without the feature.
 
     threads      BLAS uses cores / `threads` threads. Without the limit, Python threads that compute shards of a batch
                  (`minigrad/parallel/threads.py`) and their BLAS threads would oversubscribe the cores. The environment
-                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
+                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence. BLAS threads wait for each other
+                 in a busy loop after each product: on a machine where other programs run, small products, as for a
+                 batch of 1, can take ten times as long with two BLAS threads as with one. There, use one:
+                 `tune_cpu(threads=os.cpu_count())`, or OPENBLAS_NUM_THREADS=1 before Python starts.
     allocator    glibc keeps freed memory. By default the memory of a large array is returned to the system at once, and
                  each page of the next array costs a page fault and the zeroing of the page.
     kernels      OpenBLAS uses its AVX-512 kernels on processors with AVX-512 for which it selects AVX2 by default:
