@@ -159,7 +159,7 @@ class Plan:
 def plan_for(N: int, H: int, W: int, kernel: Pair) -> Plan:
     """The plan of minimum cost for N images of H x W."""
     heights, widths = ([part for part in range(1, size + 1) if size % part == 0] for size in (H, W))
-    tiles = [tile for tile in product(heights, widths) if prod(tile) <= MAX_TILE]
+    tiles = [tile for tile in product(heights, widths) if 1 < prod(tile) <= MAX_TILE] or [(1, 1)]
     cost, tile = min((_cost(tile, N, H, W, kernel), tile) for tile in tiles)
     patch, border = _patch(tile, (H, W), kernel)
     tap = _tap_table(tile, patch, border, kernel)
