@@ -3,6 +3,8 @@
 from models import (
     convnext,
     cpu,  # noqa: F401 (its import registers the fast paths of the blocks)
+    deit,
+    dinov2,
     hybrid,
     roadmap,
     swin,
@@ -16,6 +18,8 @@ __all__ = [
     "ImageModel",
     "convnext",
     "create_model",
+    "deit",
+    "dinov2",
     "hybrid",
     "list_models",
     "load_weights",

@@ -54,6 +54,10 @@ class ImageModel(nn.Module):
         """The output of a block as a feature map (B, C, H, W)."""
         raise NotImplementedError
 
+    def heads(self) -> list[nn.Module]:
+        """The last layers, whose outputs are logits: one, except in a model with several classifiers."""
+        return [self.head]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
@@ -82,8 +86,9 @@ class ImageModel(nn.Module):
     def attention_maps(self, x: Tensor, indices: Iterable[int] | int | None = None) -> list[Tensor]:
         """Attention probabilities of blocks: (B, heads, L, L), a row for each query, over L tokens.
 
-        The tokens are the positions of the image, row by row; in ViT, the class token comes first. Each row sums to 1;
-        in Swin, to less if part of the attention goes to padding tokens, whose columns are left out. In training mode,
+        The tokens are the positions of the image, row by row; in ViT, the `num_prefix_tokens` prefix tokens come first:
+        the class token, then DeiT's distillation token or DINOv2's registers. Each row sums to 1; in Swin, to less if
+        part of the attention goes to padding tokens, whose columns are left out. In training mode,
         dropout changes the inputs of the blocks: call `eval()` first.
 
         Args:

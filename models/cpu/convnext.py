@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import Tensor, nn
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.activation import gelu_
 from minigrad.kernels.cpu.depthwise import Tiles
@@ -67,10 +67,10 @@ def block(block: Block, x: Tensor) -> Tensor:
         Z, scratch = np.empty((2, *Y[:, pixels].shape), np.float32)
         np.add(Y[:, pixels], bias, out=Z)
         normalize_columns(Z, block.norm, scratch)
-        hidden = W1 @ Z
+        hidden = products.matmul(W1, Z)
         hidden += b1
         gelu_(hidden)
-        np.matmul(W2, hidden, out=Z)
+        products.matmul(W2, hidden, out=Z)
         Z += b2
         if block.gamma is not None:
             Z *= block.gamma.data[:, None]

@@ -9,13 +9,13 @@ Biases and residual connections are added in place, while the product is in the 
 implementation. Swin's MSA runs on all images at once, which share its bias and its mask.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.activation import gelu_
 from minigrad.kernels.cpu.chunks import is_float32
@@ -66,8 +66,8 @@ def vit_block(block: Block, x: Tensor) -> Tensor:
     """x (B, L, D) -> y (B, L, D)."""
     images = np.ascontiguousarray(x.data)
     B, L, D = images.shape
-    output = np.empty_like(images)
-    for chunk in slices(B, block.mlp.fc1.out_features, each=L):
+    output, mlp = np.empty_like(images), cast(Mlp, block.mlp)
+    for chunk in slices(B, mlp.fc1.out_features, each=L):
         X, Y = images[chunk].reshape(-1, D), output[chunk].reshape(-1, D)
         add_branches(X, attention(X, L, block), block, Y)
     return Tensor(output)
@@ -116,6 +116,6 @@ def add_branches(x: Array, heads: Array, block: Any, out: Array) -> None:
 
 def linear(x: Array, layer: nn.Linear, out: Array | None = None) -> Array:
     """x Wᵀ + b"""
-    y: Array = np.matmul(x, layer.weight.data.T, out=out)
+    y: Array = products.matmul(x, layer.weight.data.T, out=out)
     y += layer.bias.data  # type: ignore[union-attr]
     return y

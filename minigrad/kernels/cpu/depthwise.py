@@ -32,7 +32,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Depthwise
 from minigrad.ops.windows import Pair, Windows
@@ -78,7 +78,7 @@ class Tiles:
         y_tiles, y_rows = plan.tiles(y), plan.rows(y)
         for channels, X in plan.patches(x):
             T, rows = taps[channels][:, plan.tap], None if y_rows is None else y_rows[channels]
-            Y = np.matmul(X, T, out=rows)  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
+            Y = products.matmul(X, T, out=rows)  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
             if not (finite and is_finite(Y[..., 0])):
                 y[..., channels] = recompute(channels)
                 continue
@@ -98,7 +98,7 @@ class Tiles:
         for channels, X in plan.patches(x):
             # (N, rows, TH, columns, TW, c) -> (c, N, rows, columns, TH, TW) -> (c, tiles, O)
             Y = np.ascontiguousarray(y_tiles[..., channels].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
-            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
+            pairs = products.matmul(X.swapaxes(1, 2), Y)  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
             grad_taps[channels] = pairs.reshape(len(X), -1) @ plan.one_hot
         if not is_finite(grad_taps):
             return Depthwise(self.windows).grad_weight(grad_y, x, shape)
