@@ -17,7 +17,8 @@ from minigrad import Tensor, nn
 from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.activation import gelu_
-from minigrad.kernels.cpu.depthwise import Tiles
+from minigrad.kernels.cpu.depthwise import Tiles, plan_for
+from minigrad.kernels.cpu.depthwise_rows import Rows, rows_cost
 from minigrad.ops.windows import Windows
 from models.convnext import Block, LayerNorm2d
 from models.cpu.inference import (
@@ -80,11 +81,15 @@ def block(block: Block, x: Tensor) -> Tensor:
 
 def depthwise(images: Array, weight: Array) -> Array:
     """Convolve images (C, N, H, W) with weight (C, 1, KH, KW), to the same shape and memory order; no bias."""
-    _, _, H, W = images.shape
-    KH, KW = weight.shape[2:]
+    C, N, H, W = images.shape
+    kernel = KH, KW = weight.shape[2:]
     around, y = (KH // 2, KW // 2), np.empty_like(images)
-    tiles = Tiles(Windows((KH, KW), (1, 1), (1, 1), around, around, (H, W)))
-    tiles.correlate(images.transpose(1, 2, 3, 0), weight, out=y.transpose(1, 2, 3, 0))  # as (N, H, W, C)
+    windows = Windows((KH, KW), (1, 1), (1, 1), around, around, (H, W))
+    x, out = images.transpose(1, 2, 3, 0), y.transpose(1, 2, 3, 0)  # (C, N, H, W) -> (N, H, W, C)
+    if plan_for(N, H, W, kernel).cost < 2 * rows_cost(kernel, W, C):  # copies to channels-last double the cost of Rows
+        Tiles(windows).correlate(x, weight, out)
+    else:
+        out[...] = Rows(windows).correlate(np.ascontiguousarray(x), weight)
     return y
 
 
