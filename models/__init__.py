@@ -1,6 +1,15 @@
 """L6: the models, each in one file in the order of its paper."""
 
-from models import convnext, deit, dinov2, hybrid, roadmap, swin, vit
+from models import (
+    convnext,
+    cpu,  # noqa: F401 (its import registers the fast paths of the blocks)
+    deit,
+    dinov2,
+    hybrid,
+    roadmap,
+    swin,
+    vit,
+)
 from models.model import ImageModel, param_groups
 from models.registry import create_model, list_models
 from models.weights.load import load_weights

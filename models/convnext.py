@@ -23,6 +23,7 @@ import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add
 from models.model import (
@@ -42,6 +43,7 @@ from models.registry import register
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of each pixel of images (B, C, H, W)."""
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x.permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
         return x.permute(0, 3, 1, 2)  # -> (B, C, H, W)
@@ -61,6 +63,7 @@ class Block(nn.Module):
         self.gamma = None if layer_scale is None else nn.Parameter(np.full(dim, layer_scale, np.float32))
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
         y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))

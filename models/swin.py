@@ -31,6 +31,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
@@ -207,6 +208,7 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l, LN(ẑ_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l

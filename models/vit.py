@@ -150,6 +150,7 @@ class Block(nn.Module):
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), drop)
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
         """z_l of all tokens, or of the first `tokens` tokens alone."""
         if tokens is None:

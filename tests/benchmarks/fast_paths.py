@@ -1,4 +1,5 @@
-"""Measure each CPU fast path: its time divided by the time of the reference implementation.
+"""Measure each CPU fast path: its time divided by the time of the reference implementation. For the blocks of models,
+the reference implementation runs with the fast paths of its ops.
 
     python -m tests.benchmarks.fast_paths
 
@@ -10,14 +11,16 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, tune_cpu, without_fast_paths
+from minigrad import Tensor, no_grad, tune_cpu, without_fast_paths
 from minigrad import functional as F
 from minigrad.ops import updates
+from models import convnext, swin, vit
 from models.terminal import escape_unencodable
 
 ROUNDS = 15
@@ -81,6 +84,24 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
 ]
 
 
+BLOCKS: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
+    *(
+        ("ConvNeXt's block", partial(convnext.Block, C, 7, 4.0, 0.0, 1.0), (32, C, H, H))
+        for C, H in ((40, 16), (80, 8), (160, 4), (320, 2))
+    ),
+    ("ConvNeXt's block", partial(convnext.Block, 40, 7, 4.0, 0.0, 1.0), (1, 40, 16, 16)),
+    *(("ViT's block", partial(vit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0), (N, 65, 192)) for N in (32, 1)),
+    *(
+        (
+            "Swin's block",
+            partial(swin.SwinTransformerBlock, C, C // 32, 4, True, 4.0, True, 0.0, 0.0, 0.0),
+            (32, H, H, C),
+        )
+        for C, H in ((96, 16), (192, 8))
+    ),
+]
+
+
 def seconds(function: Callable[[], Any]) -> float:
     start = time.thread_time()
     function()
@@ -131,6 +152,20 @@ def main() -> None:
     x, g, m, v = abs(randn(4, 3072, 768))
     step = ratio(lambda: updates.adamw(x, g, m, v, 1, 1e-4, 0.9, 0.999, 1e-8, 0.01))
     print(f"{'adamw':26}{shape(x)}{step:10.2f}")
+    for name, make, size in BLOCKS:
+        block, x = make().eval(), Tensor(randn(*size))
+        print(f"{name:26}{shape(x.numpy())}{block_ratio(block, x):10.2f}", flush=True)
+
+
+def block_ratio(block: Any, x: Tensor) -> float:
+    """The ratio for a block, in inference."""
+    run, reference = type(block).forward, type(block).forward.__wrapped__  # type: ignore[attr-defined]
+    best = [inf, inf]
+    for _ in range(ROUNDS):
+        for i, forward in enumerate((run, reference)):
+            with no_grad():
+                best[i] = min(best[i], seconds(partial(forward, block, x)))
+    return best[0] / best[1]
 
 
 if __name__ == "__main__":
