@@ -149,8 +149,10 @@ class Block(vit.Block):
         self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
     def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
-        y = self.attn(self.norm1(x), tokens)
-        x = x if tokens is None else x[:, :tokens].contiguous()
+        if tokens is None:
+            y = self.attn(self.norm1(x))
+        else:
+            x, y = x[:, :tokens].contiguous(), self.attn(self.norm1(x), tokens)
         x = residual_add(x, y, self.drop_path, self.ls1.gamma)
         return residual_add(x, self.mlp(self.norm2(x)), self.drop_path, self.ls2.gamma)
 
