@@ -2,8 +2,10 @@
 
 from models import convnext, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups
-from models.registry import create_model, list_models
+from models.pretrained import create_model
+from models.registry import list_models
 from models.weights.load import load_weights
+from models.weights.table import list_pretrained
 
 __all__ = [
     "ImageModel",
@@ -11,6 +13,7 @@ __all__ = [
     "create_model",
     "hybrid",
     "list_models",
+    "list_pretrained",
     "load_weights",
     "param_groups",
     "roadmap",

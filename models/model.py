@@ -4,11 +4,12 @@ A model lists its blocks in `sections`, in the order of the forward. Intermediat
 checkpointing and layer-wise learning rates are derived from this list.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from numbers import Real
 from operator import index
 from threading import get_ident
+from types import MappingProxyType
 from typing import Any
 
 from minigrad import Tensor, nn, no_grad
@@ -29,6 +30,7 @@ class ImageModel(nn.Module):
     num_classes: int
     num_features: int  # channels of the head's input
     head: nn.Module
+    pretrained_cfg: Mapping[str, Any] = MappingProxyType({})  # of the published weights of this name, timm's keys
 
     def sections(self) -> list[list[str]]:
         """Names of parameters and modules in the order of the forward: first the stem, then one section for each block.
@@ -120,6 +122,10 @@ class ImageModel(nn.Module):
                 remove()
 
     # Fine-tuning ----------------------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for `num_classes`; 0: no head, the model returns features.
