@@ -58,13 +58,15 @@ def read_config(repository: str) -> tuple[Config, dict[str, Any]]:
             f"{CONFIG} of {_page(repository)} is not timm's: it names no architecture; if the model is one of "
             f"python -m models, {_by_hand(repository, WEIGHTS)}"
         )
-    own = content.get("pretrained_cfg", content)  # older files have one level
-    config = _DEFAULTS | {key: content[key] for key in _AT_THE_TOP if key in content} | dict(own)
+    own, arguments = content.get("pretrained_cfg", content), content.get("model_args", {})  # older files have one level
+    if not isinstance(own, dict) or not isinstance(arguments, dict):
+        raise HubError(f"{CONFIG} of {_page(repository)}: pretrained_cfg and model_args must be dicts")
+    config = _DEFAULTS | own | {key: content[key] for key in _AT_THE_TOP if key in content}
     config |= {"architecture": content["architecture"], "hf_hub_id": repository}
     config |= {key: tuple(config[key]) for key in ("input_size", "mean", "std") if isinstance(config[key], list)}
     if problem := _problem(config):
         raise HubError(f"{CONFIG} of {_page(repository)}: {problem}")
-    return config, dict(content.get("model_args", {}))
+    return config, arguments
 
 
 _AT_THE_TOP = ("num_classes", "label_names", "label_descriptions")
@@ -186,12 +188,13 @@ def fetch(repository: str, file: str, kind: str = "model") -> Path:
 
 def _cause(error: Exception, repository: str, file: str) -> str:
     """Why a download failed, and what to do."""
-    from huggingface_hub import constants, errors, file_exists
+    from huggingface_hub import HfApi, constants, errors
 
     by_hand = _by_hand(repository, file)
     if isinstance(error, errors.GatedRepoError):
         return f"the repository is gated: accept its conditions there, then log in by `hf auth login`; or {by_hand}"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    unauthorized = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
+    if isinstance(error, errors.RepositoryNotFoundError) or unauthorized:
         return "there is no such repository, or it is private and needs `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the repository has no revision {repository.partition('@')[2]!r}"
@@ -205,7 +208,7 @@ def _cause(error: Exception, repository: str, file: str) -> str:
     if isinstance(error, errors.EntryNotFoundError):
         if file == WEIGHTS:
             with suppress(Exception):
-                if file_exists(repository.partition("@")[0], "pytorch_model.bin"):
+                if HfApi().file_exists(repository.partition("@")[0], "pytorch_model.bin"):
                     return (
                         "the repository has only pytorch_model.bin, a pickle; pickles can run code and are not "
                         f"downloaded; if you trust its owner, {_by_hand(repository, 'pytorch_model.bin')}"
