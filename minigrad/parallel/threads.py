@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 class Shards:
-    """A pool of threads, each with a random generator for dropout. All generators have the same seed and counter.
+    """Threads, each with a random generator for dropout. All generators have the same seed and counter.
 
     Args:
         threads: number of shards per batch; 1 runs in the calling thread.
@@ -40,8 +40,8 @@ class Shards:
         if threads < 1:
             raise ValueError(f"Shards: threads must be at least 1, got {threads}")
         self.generators = [Generator(seed) for _ in range(threads)]
-        self.pool = ThreadPoolExecutor(threads)
-        self.running = Lock()  # jobs of two batches in one pool would wait for each other
+        self.threads = [ThreadPoolExecutor(1) for _ in range(threads)]
+        self.running = Lock()  # threads of two batches would wait for each other
 
     def run(self, work: Callable[..., Result], *arrays: Any, rows: Rows | None = None) -> list[Result]:
         """Call `work(*shards)` for every shard of the arrays, split along axis 0, in parallel; return all results.
@@ -81,7 +81,7 @@ class Shards:
 
         jobs: list[Future[Result]] = []
         try:
-            jobs += (self.pool.submit(run_shard, i) for i in range(len(shards)))
+            jobs += (thread.submit(run_shard, i) for i, thread in enumerate(self.threads[: len(shards)]))
             wait(jobs)
         finally:  # after KeyboardInterrupt too, no thread is left running
             sums.end()
@@ -94,7 +94,8 @@ class Shards:
 
     def close(self) -> None:
         """Stop the threads."""
-        self.pool.shutdown()
+        for thread in self.threads:
+            thread.shutdown()
 
     def __enter__(self) -> "Shards":
         return self

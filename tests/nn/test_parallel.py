@@ -17,7 +17,7 @@ from minigrad.nn import functional as F
 from minigrad.nn.parallel import DistributedDataParallel as DDP  # noqa: N817 (as in PyTorch's tutorials)
 from minigrad.nn.parallel import broadcast_arrays
 from minigrad.parallel import World
-from tests.parallel.threads import run
+from tests.parallel.ranks import run_threads
 
 SIZES = pytest.mark.parametrize("size", [2, 3])
 
@@ -62,7 +62,7 @@ def test_training_equals_one_process(size):
         ddp.eval()
         return values(ddp), world.log
 
-    found, logs = zip(*run(size, work), strict=True)
+    found, logs = zip(*run_threads(size, work), strict=True)
     for own in found[1:]:
         for a, b in zip(found[0], own, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -92,7 +92,7 @@ def test_backward_reduces_unless_forward_ran_in_no_sync():
         found.append(model.module.weight.grad.tolist())
         return found
 
-    for rank, found in enumerate(run(2, work)):
+    for rank, found in enumerate(run_threads(2, work)):
         assert found == [[[rank + 1] * 2], [[1.5] * 2], [[3] * 2]]
 
 
@@ -110,7 +110,7 @@ def test_gradients_are_reduced_when_backward_returns_and_unused_parameters_are_f
         return [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
 
     third = np.float32(1) / np.float32(3)
-    for found in run(3, work):
+    for found in run_threads(3, work):
         np.testing.assert_allclose(found[0], [[4 / 3] * 2])
         assert found[1:] == [[[third] * 2]] * 2 + [None]
 
@@ -152,7 +152,7 @@ def test_batch_norm_sums_over_ranks_in_backward_for_all_kinds_of_outputs(pack):
         return found
 
     expected = gradient(Packing(), slice(None))
-    for rank, found in enumerate(run(2, work)):
+    for rank, found in enumerate(run_threads(2, work)):
         np.testing.assert_allclose(found, expected[rank::2], rtol=1e-9)
 
 
@@ -173,7 +173,7 @@ def test_exception_in_backward_reaches_all_ranks_and_the_next_step_works():
         model(x).sum().backward()
         return model.module[2].bias.grad.tolist()
 
-    assert run(2, work) == [[3.0], [3.0]]
+    assert run_threads(2, work) == [[3.0], [3.0]]
 
 
 def test_constructor_copies_parameters_and_buffers_of_rank_0():
@@ -186,7 +186,7 @@ def test_constructor_copies_parameters_and_buffers_of_rank_0():
         DDP(model, world=world)
         return values(model)
 
-    first, second = run(2, work)
+    first, second = run_threads(2, work)
     for a, b in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
     assert first[0].tolist() == [True, True] and first[1].dtype == np.float16 and not first[1].any()
@@ -206,7 +206,7 @@ def test_ranks_with_different_modules_are_refused(other, message):
         with pytest.raises(RuntimeError, match=message):
             DDP(other if world.rank else nn.Sequential(nn.Linear(3, 3)), world=world)
 
-    run(2, work)
+    run_threads(2, work)
 
 
 def test_buffers_other_than_batch_norms_are_copied_before_forward():
@@ -223,11 +223,11 @@ def test_buffers_other_than_batch_norms_are_copied_before_forward():
         found = model(Tensor(batch(3, 2).astype(np.float32)))
         with no_grad():
             model(Tensor(batch(3, 2).astype(np.float32)))
-        return float(found.mean()), world.counts["broadcast"]
+        return float(found.mean()), world.log.count("broadcast")
 
-    (first, count), (second, _) = run(2, work)
+    (first, count), (second, _) = run_threads(2, work)
     assert (round(first), round(second), count) == (5, 5, 2)
-    (first, count), (second, _) = run(2, lambda world: work(world, broadcast_buffers=False))
+    (first, count), (second, _) = run_threads(2, lambda world: work(world, broadcast_buffers=False))
     assert (round(first), round(second), count) == (5, 6, 1)
 
 
@@ -235,9 +235,9 @@ def test_buffers_of_batch_norm_are_not_copied_before_forward():
     def work(world):
         model = DDP(nn.BatchNorm1d(2), world=world)
         model(Tensor(batch(3, 2).astype(np.float32)))
-        return world.counts["broadcast"]
+        return world.log.count("broadcast")
 
-    assert run(2, work) == [1, 1]  # by the constructor
+    assert run_threads(2, work) == [1, 1]  # by the constructor
 
 
 def test_one_rank_runs_the_module_alone():
@@ -272,7 +272,7 @@ def test_parameters_unfrozen_later_are_reduced():
             model(x).sum().backward()
         return model.module[0].weight.grad.numpy()
 
-    first, second = run(2, work)
+    first, second = run_threads(2, work)
     np.testing.assert_array_equal(first, second)
     assert first.any()
 
@@ -285,7 +285,7 @@ def test_copies_and_pickles():
         assert model.module.weight.grad is None and pickle.loads(pickle.dumps(model)).module.weight.shape == (1, 2)
         return other.module.weight.grad.tolist()
 
-    assert run(2, work) == [[[0.5, 0.5]]] * 2
+    assert run_threads(2, work) == [[[0.5, 0.5]]] * 2
 
 
 def test_models_are_freed_without_the_garbage_collector():
@@ -296,7 +296,7 @@ def test_models_are_freed_without_the_garbage_collector():
 
     gc.disable()
     try:
-        assert [[reference() for reference in pair] for pair in run(2, work)] == [[None, None]] * 2
+        assert [[reference() for reference in pair] for pair in run_threads(2, work)] == [[None, None]] * 2
     finally:
         gc.enable()
 
@@ -311,7 +311,7 @@ def test_hooks_outlive_the_model_without_effect():
         module(Tensor(np.full((1, 2), world.rank, np.float32))).sum().backward()
         return module.weight.grad.tolist()
 
-    assert run(2, work) == [[[0, 0]], [[1, 1]]]
+    assert run_threads(2, work) == [[[0, 0]], [[1, 1]]]
 
 
 def test_arrays_of_all_dtypes_are_broadcast():
@@ -321,4 +321,4 @@ def test_arrays_of_all_dtypes_are_broadcast():
         broadcast_arrays(arrays, world)
         return sum(x.sum() for x in arrays)
 
-    assert run(2, work) == [0, 0]
+    assert run_threads(2, work) == [0, 0]

@@ -9,7 +9,7 @@ import pytest
 
 from minigrad import Tensor, nn, optim
 from minigrad.parallel import Buckets, Shards
-from tests.parallel.threads import run
+from tests.parallel.ranks import run_threads
 
 SIZES = pytest.mark.parametrize("size", [2, 3])
 
@@ -55,7 +55,7 @@ def test_gradients_are_sums_over_the_ranks(size, mean, megabytes):
             np.testing.assert_array_equal(a, b)
         return overlapped, log
 
-    found, logs = zip(*run(size, work), strict=True)
+    found, logs = zip(*run_threads(size, work), strict=True)
     assert_ranks_agree(found)
     assert all(log == logs[0] for log in logs) and len(logs[0]) == (2 if megabytes == 25 else 8)
     own = model()
@@ -78,7 +78,7 @@ def test_buckets_start_while_backward_runs():
             (x @ b).sum().backward()
         return seen, world.log
 
-    for seen, log in run(2, work):
+    for seen, log in run_threads(2, work):
         assert seen == [[("start", last.data.size)]]
         assert log == [("start", 16), ("start", first.data.size), "all_reduce"]
 
@@ -91,7 +91,7 @@ def test_bucket_order_is_the_same_whichever_gradient_arrives_first():
             ((second.sum() * 2) + b.sum() + first.sum()).backward()
         return world.log, grads([a, b, c])
 
-    (log, found), (other, also) = run(2, work)
+    (log, found), (other, also) = run_threads(2, work)
     assert log == other == [("start", 4), ("start", 3), ("start", 2), "all_reduce"]
     assert_ranks_agree([found, also])
     np.testing.assert_array_equal(found[0], [3, 3])
@@ -106,7 +106,7 @@ def test_parameters_are_grouped_by_dtype_and_size():
         buckets.finish()
         return [bucket.indices for bucket in buckets.buckets], [bucket.flat.dtype.char for bucket in buckets.buckets]
 
-    for indices, dtypes in run(2, work)[:1]:
+    for indices, dtypes in run_threads(2, work)[:1]:
         assert indices == [[5], [4, 2], [3, 1], [0]] and dtypes == ["d", "f", "e", "f"]
 
 
@@ -119,7 +119,7 @@ def test_the_first_bucket_is_small():
         buckets.finish()
         return [bucket.indices for bucket in buckets.buckets]
 
-    assert run(2, work)[0] == [[3, 2], [1, 0]]
+    assert run_threads(2, work)[0] == [[3, 2], [1, 0]]
 
 
 @SIZES
@@ -132,7 +132,7 @@ def test_unused_parameters(size):
             (own * frozen).sum().backward()
         return grads([a, b, c, frozen])
 
-    found = run(size, work)
+    found = run_threads(size, work)
     assert_ranks_agree(found)
     a, b, c, frozen = found[0]
     np.testing.assert_allclose(a, tensor(3, seed=3).numpy() * (3 if size == 2 else 4), rtol=1e-6)
@@ -150,7 +150,7 @@ def test_parameter_unused_after_an_earlier_step_contributes_zeros():
                 ((a + b) * 2 if step == 0 or world.rank else a * 2).sum().backward()
         return b.grad.tolist()
 
-    assert run(2, work) == [[2, 2, 2]] * 2
+    assert run_threads(2, work) == [[2, 2, 2]] * 2
 
 
 @SIZES
@@ -173,7 +173,7 @@ def test_micro_batches_are_reduced_once(size):
         np.testing.assert_allclose(w.grad.numpy(), x[:2].sum((0, 1)), rtol=1e-5)
         return world.log
 
-    assert run(size, work)[0] == [("start", 6), "all_reduce"] * 3
+    assert run_threads(size, work)[0] == [("start", 6), "all_reduce"] * 3
 
 
 def test_gradient_views_keep_their_addresses():
@@ -193,7 +193,7 @@ def test_gradient_views_keep_their_addresses():
         assert w.grad.data is first
         return first
 
-    np.testing.assert_array_equal(run(2, work), np.full((2, 3), 6))
+    np.testing.assert_array_equal(run_threads(2, work), np.full((2, 3), 6))
 
 
 def test_layout_follows_frozen_and_cast_parameters():
@@ -212,7 +212,7 @@ def test_layout_follows_frozen_and_cast_parameters():
             model(x.double()).sum().backward()
         return sizes, model[0].weight.grad.dtype
 
-    assert run(2, work)[1] == ([9, 3, 9], np.float64)
+    assert run_threads(2, work)[1] == ([9, 3, 9], np.float64)
 
 
 def test_threads_of_a_rank_reduce_together():
@@ -225,7 +225,7 @@ def test_threads_of_a_rank_reduce_together():
             shards.run(lambda part: layer(Tensor(part)).sum().backward(), x[world.rank])
         return grads(layer.parameters())
 
-    found = run(2, work)
+    found = run_threads(2, work)
     assert_ranks_agree(found)
     np.testing.assert_allclose(found[0][0], [x.sum((0, 1))] * 2, rtol=1e-12)
 
@@ -243,7 +243,7 @@ def test_gradients_after_the_last_backward_are_refused():
             (w * 2).sum().backward()
         return w.grad.numpy()
 
-    np.testing.assert_array_equal(run(2, work)[0], [4, 4, 4])
+    np.testing.assert_array_equal(run_threads(2, work)[0], [4, 4, 4])
 
 
 @pytest.mark.parametrize("failing", [(0,), (1, 2), (0, 1, 2)])
@@ -266,7 +266,7 @@ def test_exception_in_backward_ends_the_step_on_all_ranks(failing):
             (a * 2).sum().backward()
         return grads([a, b])
 
-    for a, b in run(3, work):
+    for a, b in run_threads(3, work):
         np.testing.assert_array_equal(a, [6, 6, 6])
         assert b is None
 
@@ -292,7 +292,7 @@ def test_blocks_are_not_nested():
         with pytest.raises(RuntimeError, match="must not be nested"), buckets.reducing(), buckets.reducing():
             pass
 
-    run(2, work)
+    run_threads(2, work)
     with pytest.raises(ValueError, match="megabytes must be positive, got 0"):
         Buckets([], None, 0)
 
@@ -321,7 +321,7 @@ def test_buckets_leave_no_reference_cycles():
 
     gc.disable()
     try:
-        assert [reference() for reference in run(2, work)] == [None, None]
+        assert [reference() for reference in run_threads(2, work)] == [None, None]
     finally:
         gc.enable()
 
@@ -367,7 +367,7 @@ def test_training_equals_one_process(size):
     def alone(model):
         return lambda last: nullcontext()
 
-    found = run(size, work)
+    found = run_threads(size, work)
     assert_ranks_agree(found)
     for a, b in zip(found[0], train(slice(None), alone), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8 if a.dtype == np.float64 else 1e-5)

@@ -17,7 +17,7 @@ from minigrad.optim.muon import matrices_apart
 from minigrad.parallel import World, sharded
 from minigrad.parallel.sharded import Flat, ShardedOptimizer, ZeroRedundancyOptimizer, assign_owners
 from tests.parallel.mpiexec import needs_mpi, run
-from tests.parallel.ranks import run_ranks
+from tests.parallel.ranks import run_threads
 
 IMAGES, STEPS = 12, 4
 RANKS = [1, 2, 3, 4]
@@ -149,7 +149,7 @@ def expect_equal(found, expected, **tolerance):
 @pytest.mark.parametrize("size", RANKS)
 def test_equals_one_process(make, size):
     expected = values(train_one(make)[0])
-    found = run_ranks(size, lambda world: values(train_sharded(make, world)[0]))
+    found = run_threads(size, lambda world: values(train_sharded(make, world)[0]))
     for other in found:
         expect_equal(other, found[0])  # bit for bit
         expect_equal(other, expected, rtol=1e-9, atol=1e-12)
@@ -173,8 +173,8 @@ def test_equals_all_reduce(size):
             optimizer.step()
         return values(net)
 
-    expected = run_ranks(size, all_reduce)
-    found = run_ranks(size, lambda world: values(train_sharded(adamw, world, clip=0.5)[0]))
+    expected = run_threads(size, all_reduce)
+    found = run_threads(size, lambda world: values(train_sharded(adamw, world, clip=0.5)[0]))
     for one, other in zip(found, expected, strict=True):
         expect_equal(one, other, rtol=1e-10, atol=1e-13)
 
@@ -182,7 +182,7 @@ def test_equals_all_reduce(size):
 @pytest.mark.parametrize("size", RANKS)
 def test_clipping_uses_the_global_norm(size):
     net, _, expected = train_one(adamw, clip=0.3)
-    for found, _, norms in run_ranks(size, lambda world: train_sharded(adamw, world, clip=0.3)):
+    for found, _, norms in run_threads(size, lambda world: train_sharded(adamw, world, clip=0.3)):
         np.testing.assert_allclose(norms, expected, rtol=1e-12)
         expect_equal(values(found), values(net), rtol=1e-9, atol=1e-12)
     assert min(expected) > 0.3
@@ -204,7 +204,7 @@ def test_norms_and_their_dtype(p):
     for x, g in zip(parameters, grads, strict=True):
         x.grad = g
     expected = nn.utils.clip_grad_norm_(parameters, 5.0, p)
-    found = run_ranks(2, norms)
+    found = run_threads(2, norms)
     for norm, _ in found:
         assert norm.dtype == expected.dtype == np.float64
         np.testing.assert_allclose(norm.numpy(), expected.numpy(), rtol=1e-14)
@@ -230,7 +230,7 @@ def test_nonfinite_norm():
         assert not optimizer.all_finite(world.rank == 0)
         assert optimizer.all_finite(True)
 
-    run_ranks(2, norm)
+    run_threads(2, norm)
 
 
 def test_invalid_arguments():
@@ -249,7 +249,7 @@ def test_each_parameter_has_gradient_and_state_on_one_rank():
         assert sorted(have_gradient) == with_state(optimizer)
         return have_gradient, sum(map(optimizer.owns, net.parameters()))
 
-    found = run_ranks(3, owned)
+    found = run_threads(3, owned)
     assert sorted(chain(*(names for names, _ in found))) == USED
     assert sum(count for _, count in found) == len(list(Net().parameters()))
 
@@ -263,7 +263,7 @@ def test_gradient_on_one_rank_only():
         return optimizer.owns(net.sometimes), state.get("step")
 
     for size in (2, 3, 4):
-        assert sorted(run_ranks(size, count))[-1] == (True, 2)
+        assert sorted(run_threads(size, count))[-1] == (True, 2)
 
 
 def test_exception_in_backward_on_one_rank():
@@ -285,7 +285,7 @@ def test_exception_in_backward_on_one_rank():
             optimizer.step()
         return values(net)
 
-    for found in run_ranks(3, work):
+    for found in run_threads(3, work):
         expect_equal(found, values(train_one(adamw)[0]), rtol=1e-9, atol=1e-12)
 
 
@@ -298,10 +298,10 @@ def test_capture_does_what_the_eager_step_did(monkeypatch):
         for captured in (False, True):
             monkeypatch.setattr(sharded, "is_capturing", lambda captured=captured: captured)
             (a if world.rank else b).sum().backward()  # each is used by one rank, which does not own it
-            del world._host.calls[:]
+            del world.log[:]
             world.barrier()
             optimizer.reduce()
-            assert ("all_reduce" in world._host.calls) != captured
+            assert ("all_reduce" in world.log) != captured
             optimizer.step()
             optimizer.zero_grad()
         (a.sum() + b.sum()).backward()
@@ -309,7 +309,7 @@ def test_capture_does_what_the_eager_step_did(monkeypatch):
             optimizer.reduce()
         return a.data[0], b.data[0]
 
-    assert run_ranks(2, work) == [(-2.0, -2.0)] * 2
+    assert run_threads(2, work) == [(-2.0, -2.0)] * 2
 
 
 def test_mean():
@@ -321,7 +321,7 @@ def test_mean():
         optimizer.step()
         return x.data
 
-    for x in run_ranks(3, gradient):
+    for x in run_threads(3, gradient):
         np.testing.assert_array_equal(x, -2 * np.arange(700.0))
 
 
@@ -338,7 +338,7 @@ def test_step_after_an_all_reduce():
             optimizer.step()
         return values(net), with_state(optimizer)
 
-    found = run_ranks(3, work)
+    found = run_threads(3, work)
     for parameters, _ in found:
         expect_equal(parameters, values(train_one(adamw, clip=0.3)[0]), rtol=1e-9, atol=1e-12)
     assert sorted(chain(*(names for _, names in found))) == USED
@@ -378,7 +378,7 @@ def test_zero_redundancy_optimizer():
     net = layers()
     one = optim.AdamW(net.parameters(), lr=1e-2)
     expected = train(net, one, np.arange(IMAGES))
-    found = run_ranks(3, work)
+    found = run_threads(3, work)
     for parameters, _ in found:
         expect_equal(parameters, expected, rtol=1e-9, atol=1e-12)
     again = optim.AdamW(layers().parameters())
@@ -411,7 +411,7 @@ def test_closure():
             assert optimizer.step(closure) == 5
         return values(net)
 
-    expect_equal(run_ranks(2, work)[1], values(train_one(adamw, [1])[0]), rtol=1e-9, atol=1e-12)
+    expect_equal(run_threads(2, work)[1], values(train_one(adamw, [1])[0]), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -433,7 +433,7 @@ def test_half_precision_parameters(dtype, size):
         return {name: x.astype(np.float32) for name, x in values(net).items()}
 
     expected = work()
-    for found in run_ranks(size, work):
+    for found in run_threads(size, work):
         expect_equal(found, expected)
 
 
@@ -460,7 +460,7 @@ def test_grad_scaler_skips_the_step_on_all_ranks(overflow_on):
         return values(net)
 
     expected = values(train_one(adamw, (0, 1, 3))[0])
-    for found in run_ranks(3, work):
+    for found in run_threads(3, work):
         expect_equal(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -480,8 +480,8 @@ def test_resume_with_another_number_of_ranks(name, form, tmp_path):
         whole = getattr(optimizer, form)()
         return {name: x.copy() for name, x in values(net).items()}, whole
 
-    saved = run_ranks(4, partial(stage, range(2), None))[0]
-    saved = run_ranks(2, partial(stage, range(2, 4), saved))[0]
+    saved = run_threads(4, partial(stage, range(2), None))[0]
+    saved = run_threads(2, partial(stage, range(2, 4), saved))[0]
     net = Net()
     net.load_state_dict(saved[0])
     optimizer = make(net)
@@ -491,7 +491,7 @@ def test_resume_with_another_number_of_ranks(name, form, tmp_path):
     if form == "flat_state_dict":
         serialize.save(tmp_path / "state.npz", saved[1], {})
         saved = saved[0], serialize.load(tmp_path / "state.npz")[0]
-    for found, _ in run_ranks(3, partial(stage, range(6, 8), saved)):
+    for found, _ in run_threads(3, partial(stage, range(6, 8), saved)):
         expect_equal(found, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -504,7 +504,7 @@ def test_state_dicts():
         optimizer = train_sharded(adamw, world)[1]
         return optimizer.flat_state_dict(), optimizer.state_dict()
 
-    first, *others = run_ranks(3, work)
+    first, *others = run_threads(3, work)
     assert first[0].keys() == expected.keys()
     expect_equal(first[0], expected, rtol=1e-9, atol=1e-12)
     pytorch = one.state_dict()
@@ -532,7 +532,7 @@ def test_a_misfit_on_one_rank_is_an_error_on_all(form):
             optimizer.load_state_dict(state)
         return optimizer.owns(net.head), any(map(any, optimizer.state))
 
-    assert sorted(run_ranks(3, work)) == [(False, False), (False, False), (True, False)]
+    assert sorted(run_threads(3, work)) == [(False, False), (False, False), (True, False)]
 
 
 @pytest.mark.parametrize("form", ["state_dict", "flat_state_dict"])
@@ -550,7 +550,7 @@ def test_loaded_states_are_kept_by_the_owners(form):
         assert optimizer.state_names(optimizer.param_groups[0]) == ("v",)
         return {i: own["v"][0] for i, own in enumerate(optimizer.state[0]) if own}
 
-    first, second = run_ranks(2, work)
+    first, second = run_threads(2, work)
     assert not first.keys() & second.keys()
     assert first | second == {i: 2.0 * i for i in range(12)}
 
@@ -565,7 +565,7 @@ def test_older_state_without_has_state():
         assert optimizer.param_groups[0]["lr"] == 0.5
         return [list(own) for own in optimizer.state[0]]
 
-    assert run_ranks(2, work) == [[["v"], []], [[], ["v"]]]
+    assert run_threads(2, work) == [[["v"], []], [[], ["v"]]]
 
 
 def test_state_at_creation_is_kept_by_the_owners():
@@ -577,7 +577,7 @@ def test_state_at_creation_is_kept_by_the_owners():
         optimizer = ShardedOptimizer(optimizer, world)
         return optimizer.flat_state_dict(), with_state(optimizer)
 
-    found = run_ranks(3, work)
+    found = run_threads(3, work)
     expect_equal(found[0][0], state)
     assert sorted(chain(*(names for _, names in found))) == USED
 
@@ -594,7 +594,7 @@ def test_added_groups():
             optimizer.step()
         return a.data[0], b.data[0], [len(state) for states in optimizer.state for state in states]
 
-    found = run_ranks(2, work)
+    found = run_threads(2, work)
     assert [x[:2] for x in found] == [(-5.0, -10.0)] * 2
     assert [x[2] for x in found] == [[1, 1], [0, 0]]  # apart from each other, both go to rank 0
 
@@ -607,7 +607,7 @@ def test_parameters_start_equal_to_rank_0():
         ShardedOptimizer(adamw(net), world)
         return values(net)
 
-    for found in run_ranks(2, work):
+    for found in run_threads(2, work):
         expect_equal(found, values(Net()))
 
 
@@ -617,7 +617,7 @@ def test_different_models_are_refused():
         with pytest.raises(ValueError, match="parameters of the ranks differ"):
             ShardedOptimizer(optim.SGD([x]), world)
 
-    run_ranks(2, work)
+    run_threads(2, work)
 
 
 def test_views_work_as_parameters(tmp_path):
@@ -678,7 +678,7 @@ def test_backward_after_a_step_is_refused(size):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
-    run_ranks(size, work)
+    run_threads(size, work)
 
 
 def test_bytes_of_a_rank():
@@ -689,13 +689,13 @@ def test_bytes_of_a_rank():
         backward(net, 1, np.arange(IMAGES))
         return before, optimizer.nbytes(), sum(p.grad.data.nbytes for p in net.parameters() if p.grad is not None)
 
-    (one, _, _), *_ = run_ranks(1, work)
+    (one, _, _), *_ = run_threads(1, work)
     parameters = sum(p.data.nbytes for p in Net().parameters())
     moments = 2 * sum(p.data.nbytes for name, p in Net().named_parameters() if name not in ("unused", "frozen"))
     assert one["state"] == moments
     assert one["gradients"] == moments // 2  # no further arrays: nothing is reduced
     assert parameters <= one["parameters"] <= parameters + 2 * 8 * 256
-    found = run_ranks(2, work)
+    found = run_threads(2, work)
     assert sum(before["state"] for before, _, _ in found) == moments
     for before, after, grads in found:
         assert before["state"] < 0.8 * moments
@@ -707,13 +707,13 @@ def test_one_gather_per_dtype_and_one_scatter_per_chunk():
         net = Net()
         optimizer = ShardedOptimizer(adamw(net), world)
         backward(net, 0, part(world))
-        del world._host.calls[:]
+        del world.log[:]
         optimizer.reduce()
         optimizer.clip_grad_norm_(1.0)
         optimizer.step()
-        return world._host.calls, optimizer.flats[0].values.nbytes
+        return world.log, optimizer.flats[0].values.nbytes
 
-    for calls, nbytes in run_ranks(2, work):
+    for calls, nbytes in run_threads(2, work):
         chunks = -(-nbytes // sharded.CHUNK)
         assert calls == ["all_reduce"] + ["reduce_scatter"] * chunks + ["all_reduce", "all_gather_into"]
 

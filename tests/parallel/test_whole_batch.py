@@ -226,8 +226,8 @@ FAILURES = {
     ),
     "two batches at the same time": (
         """
-        submit = shards.pool.submit
-        shards.pool.submit = lambda *job: (time.sleep(0.05), submit(*job))[1]
+        for thread in shards.threads:
+            thread.submit = lambda *job, submit=thread.submit: (time.sleep(0.05), submit(*job))[1]
         second = threading.Thread(target=run, args=[batch_sum])
         second.start()
         run(batch_sum)

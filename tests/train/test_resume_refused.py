@@ -51,6 +51,7 @@ def changed(path, **changes):
         ({"position": lambda x: 99}, r"the state is at step 99 after 1 epoch, of 4 steps each"),
         ({"position": lambda x: True}, r"the state is at step True"),
         ({"draws": lambda x: x[:-1]}, r"draws must be 2 whole numbers"),
+        ({"draws": lambda x: [*x, 0]}, r"an earlier version .*random numbers of each thread"),
         ({"draws": lambda x: [-1, 0]}, r"draws must be 2 whole numbers"),
         ({"skipped": lambda x: [1.0, 0]}, r"skipped must be 2 whole numbers"),
         ({"history": lambda x: []}, r"the state is at step|not of the same step"),
@@ -114,6 +115,11 @@ def test_resume_takes_settings_from_the_state(saved):
 def test_flags_that_contradict_the_state_are_refused(saved, flags, message):
     with pytest.raises(InputError, match=message):
         parse(["--resume", str(saved[1]), *flags])
+
+
+def test_state_of_a_version_without_zero_is_resumed(saved):
+    changed(saved[1], settings=lambda x: {k: v for k, v in x.items() if k != "zero"})
+    assert not parse(["--resume", str(saved[1])]).zero
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,6 @@ class Settings:
     batch_size: int = flag("images per batch", default=128, shapes=32, metavar="N", at_least=1)
     grad_accum_steps: int = flag("batches accumulated per optimizer step", default=1, metavar="N", at_least=1)
     opt: str = flag("adamw, or muon for hidden matrices", default="adamw", metavar="NAME", choices=("adamw", "muon"))
-    zero: bool = flag("several ranks: divide gradients and optimizer state between them", default=False)
     lr: float = flag("peak learning rate", default=1e-3, shapes=3e-3, metavar="RATE", above=0)
     warmup_epochs: float = flag("linear warm-up, in epochs", default=5.0, shapes=0.5, metavar="N", at_least=0)
     weight_decay: float = flag("weight decay; not biases, norms, embeddings", default=0.05, metavar="D", at_least=0)
@@ -102,6 +101,7 @@ class Settings:
     threads: int = flag(
         "CPU threads, one shard of the batch each", default=min(2, os.cpu_count() or 1), metavar="N", at_least=1
     )
+    zero: bool = flag("divide the optimizer state between the ranks", default=False)
     graph: bool = flag("run a training step as one CUDA graph", shown="if possible")
     amp: bool = flag("mixed precision: 16-bit activations", default=False)
     amp_dtype: str = flag(

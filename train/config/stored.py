@@ -15,6 +15,9 @@ from train.output import naming, resume
 _CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
 """Settings that may change on resume. They affect the results only by rounding."""
 
+_ADDED = {"zero": False}
+"""Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
+
 _OF_EVALUATION = {
     *("eval", "dataset", "data_dir", "download", "val_num_samples", "validation_batch_size"),
     *("device", "threads", "amp", "amp_dtype", "tf32", "tune_cpu"),
@@ -54,7 +57,7 @@ def of_state(path: Path, given: dict[str, Any]) -> Settings:
     Raises:
         InputError: a given setting differs, or the file is no state of this version of the program.
     """
-    stored = asdict(config.complete(path, resume.read_metadata(path)["settings"]))
+    stored = asdict(config.complete(path, {**_ADDED, **resume.read_metadata(path)["settings"]}))
     for name, value in given.items():
         if name not in _CHANGEABLE and value != stored[name]:
             raise InputError(

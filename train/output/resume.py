@@ -203,6 +203,8 @@ def _check_progress(
         raise ValueError("the order of the images has indices out of range")
     if not (0 < arrays["scaler/scale"] < inf and arrays["scaler/good_steps"] >= 0):
         raise ValueError("the loss scale is not above 0 and finite")
+    if isinstance(metadata.get("draws"), list) and len(metadata["draws"]) > 2:
+        raise ValueError("an earlier version of this program saved the state, with random numbers of each thread")
     for name, count in (("draws", 2), ("skipped", 2)):
         counts = metadata.get(name)
         if not isinstance(counts, list) or [type(n) is int and 0 <= n < 2**63 for n in counts] != [True] * count:
