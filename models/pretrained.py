@@ -1,8 +1,10 @@
 """L6: `create_model`, by a name of this project, timm or torchvision, or of a repository of the Hugging Face Hub."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 from models import registry
+from models.features import FeatureNet
 from models.images import Crop
 from models.model import ImageModel
 from models.weights import hub, table
@@ -12,7 +14,23 @@ from models.weights.load import Loaded
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 
-def create_model(name: str, pretrained: bool = False, **overrides: Any) -> ImageModel:
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[False] = False, **overrides: Any
+) -> ImageModel: ...
+@overload
+def create_model(
+    name: str, pretrained: bool = False, *, features_only: Literal[True],
+    out_indices: Sequence[int] | int | None = None, **overrides: Any,
+) -> FeatureNet: ...  # fmt: skip
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    features_only: bool = False,
+    out_indices: Sequence[int] | int | None = None,
+    **overrides: Any,
+) -> ImageModel | FeatureNet:
     """A model by name: newly initialized, or with published weights from the Hugging Face Hub.
 
     Args:
@@ -22,6 +40,8 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Image
         pretrained: whether to load weights: those of the tag, or without one the model's default weights, which are
             timm's (for torchvision's names too). The file is downloaded once. Position embeddings and relative position
             bias tables are resampled to `img_size` and `window_size`.
+        features_only: whether to return a `FeatureNet`: the model without its head, which returns feature maps.
+        out_indices: which feature maps.
         overrides: any argument of the model's class, such as `num_classes`, `img_size`, `in_chans` or `drop_path_rate`.
             If `num_classes` is not that of the weights, the head is newly initialized.
 
@@ -39,14 +59,14 @@ def create_model(name: str, pretrained: bool = False, **overrides: Any) -> Image
     if pretrained or "." in name or name.startswith(HUB_PREFIXES):  # not only a model is named, but its weights
         channels, *size = config["input_size"]
         arguments = {"num_classes": config["num_classes"], "in_chans": channels, "img_size": tuple(size)} | arguments
-    arguments |= overrides
+    arguments |= {"num_classes": 0} | overrides if features_only else overrides
     if pretrained:
         _check_channels(arguments["in_chans"], config)
     created = registry.create_model(model, **arguments)
     created.pretrained_cfg = config
     if pretrained:
         hub.load(created, config)
-    return created
+    return FeatureNet(created, out_indices) if features_only else created
 
 
 def load_into(model: ImageModel, name: str) -> tuple[Loaded, table.Config]:

@@ -177,6 +177,8 @@ class VisionTransformer(ImageModel):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
     """
 
+    num_prefix_tokens = 1
+
     def __init__(
         self,
         img_size: Size = 224,
@@ -287,6 +289,14 @@ class VisionTransformer(ImageModel):
         """The patch tokens of x (B, L, D) as a feature map (B, D, H', W')."""
         B, _, D = x.shape
         return x[:, 1:].transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
+
+    def normalized(self, output: Tensor) -> Tensor:
+        """The LayerNorm of (4), of tokens."""
+        return self.norm(output) if output.ndim == 3 else output
+
+    def feature_indices(self) -> list[int]:
+        """All transformer blocks."""
+        return [i for i, name in enumerate(self.blocks_by_name()) if name.startswith("blocks.")]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import models
-from minigrad import no_grad
+from minigrad import Tensor, no_grad
 from minigrad.nn import init
 from models import images, pretrained
 from models.compare import libraries
 from models.weights import table
-from models.weights.layouts import places
+from models.weights.layouts import places, to_canonical
 from tests.models.fake_hub import hub_server
 from tests.reference import hub_table
 from tests.reference.conftest import skip_without
@@ -97,3 +97,36 @@ def test_logits_of_a_photo(hub_server, timm, tmp_path, name):
     with no_grad():
         logits = model(images.to_input(pixels[None], model, metadata)).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "out_indices"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}, None),
+        ("vit_tiny_patch16_224", {"img_size": 64}, [0, -1]),
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 24, "depths": (2, 1, 2, 1)}, None),
+        ("convnext_atto", {"depths": (1, 1, 2, 1)}, (1, 3)),
+    ],
+)
+def test_features_only(timm, name, changes, out_indices):
+    options = changes | ({} if out_indices is None else {"out_indices": out_indices})
+    theirs = timm.create_model(name, features_only=True, **options).eval()
+    ours = models.create_model(name, features_only=True, **options).eval()
+    state = {key.removeprefix("model."): x.numpy() for key, x in theirs.state_dict().items()}
+    if name.startswith("convnext"):  # timm flattens the stages: stages_0 for stages.0
+        state = {key.replace("stem_", "stem.").replace("stages_", "stages."): x for key, x in state.items()}
+    if name.startswith("swin"):
+        state = {key.replace("layers_", "layers."): x for key, x in state.items()}
+    own = {key: x.numpy() for key, x in ours.model.state_dict().items()}
+    missing = set(own) - set(to_canonical(state, ours.model))
+    assert all(key.startswith(("norm", "blocks.", "stages.", "layers.")) for key in missing)  # not run, or pruned
+    ours.model.load_state_dict(to_canonical(state, ours.model), strict=False)
+    size = ours.model.img_size[0]
+    x = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    with torch.no_grad(), no_grad():
+        expected, found = theirs(torch.from_numpy(x)), ours(Tensor(x))
+    assert ours.feature_info.channels() == theirs.feature_info.channels()
+    assert ours.feature_info.reduction() == theirs.feature_info.reduction()
+    for y, reference in zip(found, expected, strict=True):
+        reference = reference.permute(0, 3, 1, 2) if name.startswith("swin") else reference
+        np.testing.assert_allclose(y.numpy(), reference.numpy(), atol=1e-4 * float(reference.abs().max()), rtol=0)
