@@ -24,6 +24,10 @@ class HubError(RuntimeError):
     """A file of the Hub cannot be had or used; the message says in one line which, why, and what to do."""
 
 
+class UnreachableError(HubError):
+    """The Hub does not answer, or HF_HUB_OFFLINE is set, and the file is not in the cache."""
+
+
 def load(model: ImageModel, config: Config) -> Loaded:
     """Load the weights that a configuration describes into a model; if it has other classes, all but the head.
 
@@ -119,24 +123,39 @@ LABELS = {
 }
 """ImageNet's class names, by their number, in the dataset repository `huggingface/label-files`."""
 
-_IN_22K_TWICE = (9205, 15027)
+_IN_21K_ALONE = (9205, 15027)
 """The two of the 21,843 classes of ImageNet-21k that the 21,841 of ImageNet-22k leave out."""
 
 
 def class_names(config: Mapping[str, Any]) -> list[str]:
     """The names of the classes: those in the repository; else ImageNet's, by their number; else their indices."""
-    classes = config["num_classes"]
     names = _names_in(config)
-    if not names and config.get("hf_hub_id"):
-        with suppress(HubError):
-            names = _names_in(read_config(config["hf_hub_id"])[0])
-    if not names and classes in LABELS:
-        with suppress(HubError, ValueError, AttributeError):
-            path = fetch("huggingface/label-files", LABELS[classes], kind="dataset")
-            by_index = {int(i): str(name) for i, name in json.loads(path.read_text(encoding="utf-8")).items()}
-            left_out = _IN_22K_TWICE if classes == 21841 else ()
-            names = [by_index[i] for i in sorted(by_index) if i not in left_out]
+    for source in (_of_repository, _of_imagenet):
+        if names:
+            break
+        try:
+            names = source(config)
+        except UnreachableError:  # a second file is not there either
+            break
+        except (HubError, ValueError, AttributeError):  # the file is missing or damaged
+            pass
+    classes = config["num_classes"]
     return _short(names) if len(names) == classes else [str(i) for i in range(classes)]
+
+
+def _of_repository(config: Mapping[str, Any]) -> list[str]:
+    return _names_in(read_config(config["hf_hub_id"])[0])
+
+
+def _of_imagenet(config: Mapping[str, Any]) -> list[str]:
+    """The names of the 1,000 classes of ImageNet-1k, or the 21,841 or 21,843 of ImageNet-22k or -21k; else none."""
+    classes = config["num_classes"]
+    if classes not in LABELS:
+        return []
+    path = fetch("huggingface/label-files", LABELS[classes], kind="dataset")
+    by_index = {int(i): str(name) for i, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    left_out = _IN_21K_ALONE if classes == 21841 else ()
+    return [by_index[i] for i in sorted(by_index) if i not in left_out]
 
 
 def _names_in(config: Mapping[str, Any]) -> list[str]:
@@ -181,9 +200,10 @@ def fetch(repository: str, file: str, kind: str = "model") -> Path:
             warnings.filterwarnings("error", message="Not enough free disk space")
             return Path(huggingface_hub.hf_hub_download(name, file, revision=revision or None, repo_type=kind))
     except Exception as error:  # of huggingface_hub, of its HTTP library, of the operating system
-        raise HubError(
-            f"{file} of {_page(repository)} cannot be downloaded: {_cause(error, repository, file)}"
-        ) from None
+        unreachable = type(error).__name__ == "LocalEntryNotFoundError"
+        kind_of_error = UnreachableError if unreachable else HubError
+        reason = _cause(error, repository, file)
+        raise kind_of_error(f"{file} of {_page(repository)} cannot be downloaded: {reason}") from None
 
 
 def _cause(error: Exception, repository: str, file: str) -> str:

@@ -230,6 +230,15 @@ def test_disk_full(server, monkeypatch):
     assert re.search(r"not enough disk space \(.*expected file size.*\); free some in .*cache, or set HF_HOME", message)
 
 
+def test_disk_full_during_the_download(server, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    message = refusal(models.create_model, NAME, pretrained=True)
+    assert re.search(r": No space left on device \(.*cache\); HF_HOME sets another folder for the cache$", message)
+
+
 def test_cache_not_writable(server, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file"))
@@ -344,6 +353,12 @@ def test_names_of_imagenet(server, classes, file):
     assert len(found) == classes and found[0] == "name 0" and found[-1] == f"name {stored - 1}"
     assert ("name 9205" in found, "name 15027" in found) == ((classes == 21843,) * 2)
     server.files["datasets/huggingface/label-files"] = {file: b"{"}
+
+
+def test_without_an_answer_names_are_numbers_after_one_try(server):
+    server.down = True
+    assert hub.class_names(dict(LINE, num_classes=1000)) == [str(i) for i in range(1000)]
+    assert {path for _, path in server.requests} == {f"/{REPOSITORY}/resolve/main/config.json"}
 
 
 # Programs -------------------------------------------------------------------------------------------------------------
