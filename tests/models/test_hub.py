@@ -223,6 +223,21 @@ def test_damaged_file(server, content):
     assert equal(models.create_model(NAME, pretrained=True), expected)
 
 
+def test_file_damaged_later_in_the_cache(server):
+    """The file to delete is not the link to it: the next download would reuse the file."""
+    models.create_model(NAME, pretrained=True)
+    message = "delete (\\S+), and the next call"
+    link = next(Path(huggingface_hub.constants.HF_HUB_CACHE).rglob("model.safetensors"))
+    link.write_bytes(link.read_bytes()[:-100])
+    Path(re.search(message, refusal(models.create_model, NAME, pretrained=True))[1]).unlink()
+    assert equal(models.create_model(NAME, pretrained=True), expected)
+
+
+def test_missing_head_is_not_left_random(server):
+    server.files[REPOSITORY]["model.safetensors"] = weights("vit_nano_cifar", num_classes=0)
+    assert "2 missing (head.weight, ...)" in refusal(models.create_model, NAME, pretrained=True)
+
+
 def test_disk_full(server, monkeypatch):
     usage = SimpleNamespace(total=10, used=9, free=1)
     monkeypatch.setattr("huggingface_hub.file_download.shutil.disk_usage", lambda path: usage)
@@ -450,6 +465,11 @@ def test_in_a_program_of_its_own(server, tmp_path):
     assert os.listdir(tmp_path / "home" / "hub" / f"models--timm--{name}" / "snapshots" / COMMIT) == [
         "model.safetensors"
     ]
+
+
+def test_models_of_imagenet_22k_have_its_weights():
+    assert table.find("swin_tiny_patch4_window7_224_in22k")[1]["tag"] == "ms_in22k"
+    assert table.find("convnext_tiny_in22k")[1]["tag"] == "fb_in22k"
 
 
 def test_the_table_ships_with_the_package():

@@ -117,13 +117,16 @@ def test_stopping_early_runs_no_further_block(family):
     assert model.forward_intermediates(x, [], stop_early=True, intermediates_only=True) == [] and not ran
 
 
-def test_prefix_tokens_are_returned_beside_the_maps():
-    model, x = formula.fill(small("vit")), images()
+def test_prefix_tokens_and_norm_of_intermediates():
+    model, small_swin, x = formula.fill(small("vit")), formula.fill(small("swin")), images()
     features, [(y, prefix)] = model.forward_intermediates(x, [-1], return_prefix_tokens=True, norm=True)
     np.testing.assert_array_equal(prefix.numpy(), features.numpy()[:, :1])
     np.testing.assert_array_equal(y.flatten(2).transpose(1, 2).numpy(), features.numpy()[:, 1:])
+    features, [early, y] = small_swin.forward_intermediates(x, [0, -1], norm=True)
+    np.testing.assert_array_equal(y.permute(0, 2, 3, 1).numpy(), features.numpy())
+    np.testing.assert_array_equal(early.numpy(), small_swin.forward_intermediates(x, [0])[1][0].numpy())
     with pytest.raises(ValueError, match="SwinTransformer has no prefix tokens"):
-        small("swin").forward_intermediates(x, return_prefix_tokens=True)
+        small_swin.forward_intermediates(x, return_prefix_tokens=True)
 
 
 @pytest.mark.parametrize(
