@@ -14,7 +14,7 @@ import pytest
 
 import models
 from minigrad import nn
-from models import predict, pretrained
+from models import images, predict, pretrained
 from models.compare import formula
 from models.registry import model_class
 from models.weights import hub, table
@@ -380,15 +380,18 @@ def test_without_an_answer_names_are_numbers_after_one_try(server):
 
 
 def test_predict_prints_names(server, tmp_path, capsys):
+    """The probabilities are those of the image resized and normalized as the configuration says."""
     server.files[REPOSITORY]["config.json"] = config(label_names=LABELS)
     write_image(tmp_path / "a.png", (40, 50))
-    for arguments in (
-        [tmp_path / "a.png", "--model", NAME, "--pretrained"],
-        ["--model", NAME, "--pretrained", tmp_path],
-    ):
-        (tmp_path / "cache").mkdir(exist_ok=True)
+    pixels = images.read(tmp_path / "a.png", (32, 32), 3, images.Crop(0.875, "center", "bilinear"))
+    probabilities = predict.probabilities(expected, LINE, pixels[None])[0]
+    model = ["--model", NAME, "--pretrained"]
+    for arguments in ([tmp_path / "a.png", *model], [*model, tmp_path / "a.png"]):
         assert predict.main([*map(str, arguments), "--top-k", "10"]) == 0
-        assert "crane, bird" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert (
+            f"crane, bird  {100 * probabilities[1]:4.1f} %" in out and f"tench  {100 * probabilities[0]:4.1f} %" in out
+        )
 
 
 def test_predict_without_network_prints_one_line(server, tmp_path, capsys):
