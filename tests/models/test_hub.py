@@ -379,24 +379,29 @@ def test_without_an_answer_names_are_numbers_after_one_try(server):
 # Programs -------------------------------------------------------------------------------------------------------------
 
 
-def test_predict_prints_names(server, tmp_path, capsys):
+@pytest.fixture
+def photo(tmp_path):
+    pytest.importorskip("PIL.Image")
+    write_image(tmp_path / "a.png", (40, 50))
+    return tmp_path / "a.png"
+
+
+def test_predict_prints_names(server, photo, capsys):
     """The probabilities are those of the image resized and normalized as the configuration says."""
     server.files[REPOSITORY]["config.json"] = config(label_names=LABELS)
-    write_image(tmp_path / "a.png", (40, 50))
-    pixels = images.read(tmp_path / "a.png", (32, 32), 3, images.Crop(0.875, "center", "bilinear"))
+    pixels = images.read(photo, (32, 32), 3, images.Crop(0.875, "center", "bilinear"))
     probabilities = predict.probabilities(expected, LINE, pixels[None])[0]
     model = ["--model", NAME, "--pretrained"]
-    for arguments in ([tmp_path / "a.png", *model], [*model, tmp_path / "a.png"]):
+    for arguments in ([photo, *model], [*model, photo]):
         assert predict.main([*map(str, arguments), "--top-k", "10"]) == 0
         out = re.sub(" +", " ", capsys.readouterr().out)
         for i, name in ((0, "tench"), (1, "crane, bird"), (2, "crane, machine")):
             assert f" {name} {100 * probabilities[i]:.1f} %" in out
 
 
-def test_predict_without_network_prints_one_line(server, tmp_path, capsys):
-    write_image(tmp_path / "a.png")
+def test_predict_without_network_prints_one_line(server, photo, capsys):
     server.close()
-    assert predict.main([str(tmp_path / "a.png"), "--model", NAME, "--pretrained"]) == 2
+    assert predict.main([str(photo), "--model", NAME, "--pretrained"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith(f"python -m models.predict: {START}")
 
@@ -416,12 +421,11 @@ def test_predict_arguments(server, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_visualize(server, tmp_path):
+def test_visualize(server, photo, tmp_path):
     pytest.importorskip("matplotlib")
     from models.visualize.__main__ import main
 
-    write_image(tmp_path / "a.png", (40, 50))
-    arguments = [str(tmp_path / "a.png"), "--model", NAME, "--pretrained", "--output", str(tmp_path / "out")]
+    arguments = [str(photo), "--model", NAME, "--pretrained", "--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     assert {"prediction.png", "attention.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
@@ -447,11 +451,10 @@ def test_train_refuses(server, tmp_path, capsys):
     assert "--pretrained and --initial-checkpoint are both initial weights" in capsys.readouterr().err
 
 
-def test_in_a_program_of_its_own(server, tmp_path):
+def test_in_a_program_of_its_own(server, photo, tmp_path):
     """With the environment variables that users set, and the tag of a model in the table."""
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     server.files[f"timm/{name}"] = {"model.safetensors": weights("vit_tiny_patch16_224")}
-    write_image(tmp_path / "a.png", (300, 250))
     environment = {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "models.predict", "a.png", "--model", "vit_tiny_patch16_224", "--pretrained"]
     for offline in ("0", "1"):
