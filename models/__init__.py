@@ -1,6 +1,6 @@
 """L6: the models, each in one file in the order of its paper."""
 
-from models import convnext, hybrid, roadmap, swin, vit
+from models import convnext, deit, dinov2, hybrid, roadmap, swin, vit
 from models.model import ImageModel, param_groups
 from models.pretrained import create_model
 from models.registry import list_models
@@ -11,6 +11,8 @@ __all__ = [
     "ImageModel",
     "convnext",
     "create_model",
+    "deit",
+    "dinov2",
     "hybrid",
     "list_models",
     "list_pretrained",

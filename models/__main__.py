@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from minigrad.nn import init
 from models.convnext import ConvNeXt
+from models.deit import DeiT, DeiT3, VisionTransformerDistilled
+from models.dinov2 import DINOv2
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
 from models.registry import create_model, model_arguments, model_class, registered
@@ -30,6 +32,10 @@ from models.vit import VisionTransformer
 
 FAMILIES = {
     VisionTransformer: "Vision Transformer",
+    DeiT: "DeiT",
+    VisionTransformerDistilled: "DeiT with a distillation token",
+    DeiT3: "DeiT III",
+    DINOv2: "DINOv2",
     HybridVisionTransformer: "Hybrid: a Vision Transformer on the features of a ResNet",
     SwinTransformer: "Swin Transformer",
     ConvNeXt: "ConvNeXt",
@@ -39,7 +45,8 @@ LEGEND = """\
 GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
 and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
 ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name of ImageNet-21k; SWAG: photos with
-hashtags, arXiv:2201.08371; IN-1k: no pre-training. One model, block by block: python -m models NAME."""
+hashtags, arXiv:2201.08371; DINO, LVD-142M: images without labels, then a linear classifier; IN-1k: no pre-training.
+One model, block by block: python -m models NAME."""
 
 ATTENTION = """\
 Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:

@@ -62,6 +62,10 @@ class ImageModel(nn.Module):
         """The output of a block as a feature map (B, C, H, W)."""
         raise NotImplementedError
 
+    def heads(self) -> list[nn.Module]:
+        """The last layers, whose outputs are logits: one, except in a model with several classifiers."""
+        return [self.head]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
@@ -146,8 +150,9 @@ class ImageModel(nn.Module):
     def attention_maps(self, x: Tensor, indices: Iterable[int] | int | None = None) -> list[Tensor]:
         """Attention probabilities of blocks: (B, heads, L, L), a row for each query, over L tokens.
 
-        The tokens are the positions of the image, row by row; in ViT, the class token comes first. Each row sums to 1;
-        in Swin, to less if part of the attention goes to padding tokens, whose columns are left out. In training mode,
+        The tokens are the positions of the image, row by row; in ViT, the `num_prefix_tokens` prefix tokens come first:
+        the class token, then DeiT's distillation token or DINOv2's registers. Each row sums to 1; in Swin, to less if
+        part of the attention goes to padding tokens, whose columns are left out. In training mode,
         dropout changes the inputs of the blocks: call `eval()` first.
 
         Args:
@@ -185,9 +190,9 @@ class ImageModel(nn.Module):
 
     # Fine-tuning ----------------------------------------------------------------------------------------------------
 
-    def get_classifier(self) -> nn.Module:
-        """The head."""
-        return self.head
+    def get_classifier(self) -> Any:
+        """The head; a tuple if there are several."""
+        return self.head if len(self.heads()) == 1 else tuple(self.heads())
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for `num_classes`; 0: no head, the model returns features.

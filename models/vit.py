@@ -11,14 +11,18 @@ Parameters have the names of timm's port, so timm's checkpoints load without ren
 into N patches; L = N + 1 tokens of D values each.
 """
 
-from typing import Any, Literal
+from collections.abc import Callable
+from math import prod
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.backend.fast_paths import fast_path_of, with_fast_paths
 from minigrad.nn import init
+from minigrad.nn.hooks import has_hooks
 from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from models.model import (
@@ -90,10 +94,18 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
+    def first_heads(self, x: Tensor, tokens: int) -> tuple[Tensor, ...]:
+        """As `heads`, but q of the first `tokens` tokens alone: (B, heads, tokens, D_h)."""
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv[:, :tokens, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, ·, heads, D_h) -> (B, heads, ·, D_h)
+
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """MSA(x) of all tokens of x (B, L, D), or of the first `tokens` tokens alone: they attend to all tokens."""
+        q, k, v = self.heads(x) if tokens is None else self.first_heads(x, tokens)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
+        y = y.transpose(1, 2).flatten(2)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
         return self.proj_drop(self.proj(y))
 
     def probabilities(self, x: Tensor) -> Tensor:
@@ -130,15 +142,21 @@ class Block(nn.Module):
         drop: float,
         attn_drop: float,
         drop_path: float,
+        mlp_layer: Callable[..., nn.Module] = Mlp,
     ) -> None:
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads, qkv_bias, attn_drop, drop)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = mlp_layer(dim, int(dim * mlp_ratio), drop)
         self.drop_path = nn.DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l, LN(z'_l)
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """z_l of all tokens, or of the first `tokens` tokens alone."""
+        if tokens is None:
+            y = self.attn(self.norm1(x))
+        else:
+            x, y = x[:, :tokens].contiguous(), self.attn(self.norm1(x), tokens)
+        x, y = residual_add_norm(x, y, self.drop_path, self.norm2)  # z'_l, LN(z'_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
@@ -175,9 +193,19 @@ class VisionTransformer(ImageModel):
         drop_rate: dropout after the position embedding and after every linear layer of a block except qkv.
         attn_drop_rate: dropout on the attention probabilities.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
+
+    Attributes:
+        num_prefix_tokens: the tokens before the patch tokens, here the class token alone.
+        num_prefix_positions: of these, the tokens with a position embedding.
+        per_token: modules for `forward_of_head_tokens`: they compute each token separately, or are the block and its
+            attention, which have the argument `tokens`.
     """
 
     num_prefix_tokens = 1
+    num_prefix_positions = 1
+    per_token: ClassVar[tuple[type[nn.Module], ...]] = (
+        Block, Attention, Mlp, nn.LayerNorm, nn.Linear, nn.Dropout, nn.DropPath,
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -209,13 +237,13 @@ class VisionTransformer(ImageModel):
         self.num_features = representation_size or embed_dim
         self.patch_embed = self.make_patch_embed(img_size, patch_size, in_chans, embed_dim)
         self.img_size = self.patch_embed.img_size
-        tokens = 1 + self.patch_embed.grid_size[0] * self.patch_embed.grid_size[1]
+        positions = self.num_prefix_positions + prod(self.patch_embed.grid_size)
         self.cls_token = nn.Parameter(np.zeros((1, 1, embed_dim), np.float32))
-        self.pos_embed = nn.Parameter(np.empty((1, tokens, embed_dim), np.float32))
+        self.pos_embed = nn.Parameter(np.empty((1, positions, embed_dim), np.float32))
         self.pos_drop = nn.Dropout(drop_rate)
         self.blocks = nn.ModuleList(
             [
-                Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, drop_path)
+                self.make_block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, attn_drop_rate, drop_path)
                 for drop_path in drop_path_rates(drop_path_rate, depth)
             ]
         )
@@ -229,6 +257,10 @@ class VisionTransformer(ImageModel):
     def make_patch_embed(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> Any:
         """The module that maps images to N tokens."""
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+
+    def make_block(self, *arguments: Any) -> nn.Module:
+        """One of the blocks, from the arguments of `Block`."""
+        return Block(*arguments)
 
     def init_weights(self) -> None:
         """Initialize as the authors' code: https://github.com/google-research/vision_transformer, models_vit.py.
@@ -274,7 +306,9 @@ class VisionTransformer(ImageModel):
         self.patch_embed.set_input_size(img_size)
         self.img_size, new = self.patch_embed.img_size, self.patch_embed.grid_size
         if new != old:
-            pos_embed = resample_pos_embed(self.pos_embed.detach(), old, new)
+            pos_embed = resample_pos_embed(
+                self.pos_embed.detach(), old, new, num_prefix_positions=self.num_prefix_positions
+            )
             self.pos_embed = nn.Parameter(pos_embed.data, self.pos_embed.requires_grad)
 
     def no_weight_decay(self) -> set[str]:
@@ -288,7 +322,26 @@ class VisionTransformer(ImageModel):
     def feature_map(self, x: Tensor) -> Tensor:
         """The patch tokens of x (B, L, D) as a feature map (B, D, H', W')."""
         B, _, D = x.shape
-        return x[:, 1:].transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
+        x = x[:, self.num_prefix_tokens :]  # -> (B, N, D)
+        return x.transpose(1, 2).reshape(B, D, *self.patch_embed.grid_size)  # (B, N, D) -> (B, D, H', W')
+
+    def prefix_tokens(self) -> list[Tensor]:
+        """The learned tokens before the patch tokens, each (1, n, D)."""
+        return [self.cls_token]
+
+    def add_prefix(self, x: Tensor) -> Tensor:
+        """The prefix tokens, and after them the patch tokens x: (B, N, D) -> (B, L, D)."""
+        tokens = [token.expand(x.shape[0], -1, -1) for token in self.prefix_tokens()]  # (1, n, D) -> (B, n, D)
+        return minigrad.cat([*tokens, x], dim=1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Patches xE (B, N, D) to z₀ (B, L, D): equation (1)."""
+        return self.add_prefix(x) + self.pos_embed
+
+    @with_fast_paths
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
 
     def normalized(self, output: Tensor) -> Tensor:
         """The LayerNorm of (4), of tokens."""
@@ -301,36 +354,75 @@ class VisionTransformer(ImageModel):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of
         (4) unless `global_pool` is "avg"."""
-        x = self.patch_embed(x)
-        cls_token = self.cls_token.expand(x.shape[0], -1, -1)  # (1, 1, D) -> (B, 1, D)
-        x = minigrad.cat([cls_token, x], dim=1)  # -> (B, L, D), L = N + 1
-        x = self.pos_drop(x + self.pos_embed)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(self.encode(x))
+
+    def encode(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """Images to z_L of all tokens, or of the first `tokens` tokens alone: equations (1) to (3)."""
+        x = self.pos_drop(self.embed(self.patch_embed(x)))
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x) if tokens is None or i < len(self.blocks) else block(x, tokens)
+        return x
+
+    def head_tokens(self) -> int | None:
+        """The number of first tokens that `forward_head` reads, or None for all tokens.
+
+        A subclass with another `forward_head` reads all tokens, unless it defines `head_tokens`, too.
+        """
+        forwards = type(self).forward_features, type(self).forward_head
+        known = forwards == (VisionTransformer.forward_features, VisionTransformer.forward_head)
+        return 1 if known and self.global_pool == "token" else None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, L, D) to logits (B, num_classes): equation (4) and the head."""
         if self.global_pool:
-            x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(1)
+            x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)
         x = self.pre_logits(self.fc_norm(x))
         return x if pre_logits else self.head(x)
 
 
-def resample_pos_embed(pos_embed: Tensor, old: tuple[int, int], new: tuple[int, int], antialias: bool = True) -> Tensor:
-    """Interpolate position embeddings (1, 1 + h·w, D) to another grid, bicubic. The class token's embedding stays.
+def _only_head_reads(model: VisionTransformer, x: Tensor) -> bool:
+    """True if nothing but the head can read the other tokens: the modules of the last block and the norm are those of
+    this file, without hooks, checkpointing, or dropout of single elements, whose masks would have other shapes."""
+    if not (model.blocks and model.head_tokens()) or {"forward_features", "forward_head"} & vars(model).keys():
+        return False
+    for module in (*model.blocks[-1].modules(), *model.norm.modules()):
+        if type(module) not in model.per_token or has_hooks(module) or "forward" in vars(module):
+            return False
+        dropped = module.attn_drop if isinstance(module, Attention) else isinstance(module, nn.Dropout) and module.p
+        if module.checkpointing or (dropped and module.training):
+            return False
+    return True
+
+
+@fast_path_of(VisionTransformer.forward, supports=_only_head_reads)
+def forward_of_head_tokens(model: VisionTransformer, x: Tensor) -> Tensor:
+    """The head reads only the class token, so the last block needs only the query of this token, and computes only its
+    attention and its MLP: of 12 D² multiplications for a token, 9 are left out."""
+    return model.forward_head(model.norm(model.encode(x, model.head_tokens())))
+
+
+def resample_pos_embed(
+    pos_embed: Tensor,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    antialias: bool = True,
+    num_prefix_positions: int = 1,
+) -> Tensor:
+    """Interpolate position embeddings (1, n + h·w, D) to another grid, bicubic. The first n, of the prefix tokens such
+    as the class token, stay.
 
     With `antialias` as in timm; without, as in Hugging Face's transformers.
     """
-    if pos_embed.shape[1] != 1 + old[0] * old[1]:
-        raise ValueError(f"a {old[0]} x {old[1]} grid has {1 + old[0] * old[1]} positions, got {pos_embed.shape}")
+    n = num_prefix_positions
+    if pos_embed.shape[1] != n + old[0] * old[1]:
+        raise ValueError(f"a {old[0]} x {old[1]} grid has {n + old[0] * old[1]} positions, got {pos_embed.shape}")
     if old == new:
         return pos_embed
     D = pos_embed.shape[-1]
-    grid = pos_embed[:, 1:].reshape(1, *old, D).permute(0, 3, 1, 2)  # (1, h·w, D) -> (1, D, h, w)
+    grid = pos_embed[:, n:].reshape(1, *old, D).permute(0, 3, 1, 2)  # (1, h·w, D) -> (1, D, h, w)
     grid = F.interpolate(grid, size=new, mode="bicubic", antialias=antialias)
     grid = grid.flatten(2).transpose(1, 2)  # (1, D, h', w') -> (1, h'·w', D)
-    return minigrad.cat([pos_embed[:, :1], grid], dim=1)
+    return minigrad.cat([pos_embed[:, :n], grid], dim=1)
 
 
 # Sizes B, L and H are from table 1 of the paper, Ti and S from Steiner et al. 2021, arXiv:2106.10270.
@@ -349,6 +441,12 @@ for _size, _patch in [(size, patch) for size, patches in _PATCHES.items() for pa
         register(f"vit_{_size}_patch{_patch}_{_img_size}", VisionTransformer, img_size=_img_size, **_config)
     _pretraining = {"num_classes": 21843, "representation_size": _config["embed_dim"]}
     register(f"vit_{_size}_patch{_patch}_224_in21k", VisionTransformer, img_size=224, **_config, **_pretraining)
+
+# DINO (Caron et al. 2021, arXiv:2104.14294) trains ViTs without labels, S and B with patches of 16 x 16 or 8 x 8. Its
+# weights have no head: they are for num_classes=0. S/8, of which there are no other weights, has no head, as in timm.
+for _size, _num_classes in (("small", 0), ("base", 1000)):
+    _config = _SIZES[_size] | {"patch_size": 8, "num_classes": _num_classes}
+    register(f"vit_{_size}_patch8_224", VisionTransformer, img_size=224, **_config)
 
 # For CIFAR-10, images of 32 x 32: patches of 4 x 4, so N = 64.
 _CIFAR: dict[str, dict[str, Any]] = {

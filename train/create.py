@@ -6,11 +6,11 @@ from typing import Any
 
 import minigrad.functional as F
 import models
-from minigrad import parallel
 from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, Muon, matrices_apart
+from minigrad.parallel.processes import World
 from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
 from models.model import ImageModel, param_groups
@@ -71,12 +71,12 @@ def create_model(settings: Settings, dataset: Dataset) -> ImageModel:
     return model
 
 
-def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Trainer:
-    """The trainer of a model, with all its parts, on the device of the settings."""
+def create_trainer(settings: Settings, model: Module, dataset: Dataset, world: World | None = None) -> Trainer:
+    """The trainer of a model, with all its parts, on the device of the settings. Without `world`, a process alone."""
     augment = create_augment(settings, dataset)
     model, dataset = model.to(settings.device), dataset.to(settings.device)
     generator = Generator(_STREAM * (settings.seed + 1))
-    shards, world = Shards(settings.threads, generator.seed + 1), parallel.world()
+    shards, world = Shards(settings.threads, generator.seed + 1), world or World()
     check_batch_size(settings, augment.mixes, world.size)
     optimizer = create_optimizer(settings, model)
     smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already

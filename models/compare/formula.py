@@ -32,7 +32,7 @@ def weight(name: str, *shape: int) -> np.ndarray:
         return 0.5 + 0.3 * v
     if name.endswith("bias"):
         return 0.1 * v
-    if name.endswith(("cls_token", "pos_embed")):
+    if name.endswith(("_token", "pos_embed")):
         return 0.3 * v
     if name.endswith("relative_position_bias_table"):
         return 0.5 * v

@@ -17,6 +17,8 @@ from typing import Any
 
 from minigrad.ops.checks import sides
 from models.convnext import ConvNeXt
+from models.deit import DeiT, DeiT3, VisionTransformerDistilled
+from models.dinov2 import DINOv2, SwiGLUPacked
 from models.hybrid import HybridVisionTransformer
 from models.model import image_size, pair_size
 from models.registry import model_arguments, model_class
@@ -118,29 +120,77 @@ def _torchvision_vit(config: SimpleNamespace) -> Any:
     )  # fmt: skip
 
 
-def _timm_vit(config: SimpleNamespace, **embedding: Any) -> Any:
+def _timm_vit(config: SimpleNamespace, cls: Any = None, **options: Any) -> Any:
     from timm.models.vision_transformer import VisionTransformer as Theirs
 
     _require("timm", {"heads without a pre-logits layer": config.representation_size is None})
-    return Theirs(
+    return (cls or Theirs)(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, config.global_pool, config.embed_dim,
-        config.depth, config.num_heads, config.mlp_ratio, config.qkv_bias, **embedding,
+        config.depth, config.num_heads, config.mlp_ratio, config.qkv_bias, **options,
+    )  # fmt: skip
+
+
+def _timm_distilled(config: SimpleNamespace) -> Any:
+    from timm.models.deit import VisionTransformerDistilled as Theirs
+
+    return _timm_vit(config, Theirs)
+
+
+def _timm_deit3(config: SimpleNamespace) -> Any:
+    return _timm_vit(config, init_values=config.init_values, no_embed_class=config.no_embed_class)
+
+
+def _timm_dinov2(config: SimpleNamespace) -> Any:
+    from timm.layers import SwiGLUPacked as Theirs
+    from torch import nn
+
+    gated = {"mlp_layer": Theirs, "act_layer": nn.SiLU} if config.mlp_layer is SwiGLUPacked else {}
+    return _timm_vit(
+        config, init_values=config.init_values, no_embed_class=config.no_embed_class, reg_tokens=config.reg_tokens,
+        **gated,
     )  # fmt: skip
 
 
 def _transformers_vit(config: SimpleNamespace) -> Any:
     from transformers import ViTConfig, ViTForImageClassification
 
-    supported = config.representation_size is None and config.global_pool == "token"
-    _require("transformers", {"a head on the class token, without a pre-logits layer": supported})
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
-            num_labels=config.num_classes, hidden_size=config.embed_dim, num_hidden_layers=config.depth,
-            num_attention_heads=config.num_heads, intermediate_size=int(config.embed_dim * config.mlp_ratio),
-            qkv_bias=config.qkv_bias, layer_norm_eps=1e-6, attn_implementation=_ATTENTION,
+    return ViTForImageClassification(ViTConfig(**_transformers_config(config)))
+
+
+def _transformers_distilled(config: SimpleNamespace) -> Any:
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
+
+    return DeiTForImageClassificationWithTeacher(DeiTConfig(**_transformers_config(config)))
+
+
+def _transformers_dinov2(config: SimpleNamespace) -> Any:
+    from transformers import Dinov2Config, Dinov2Model
+
+    (H, W), gated = config.img_size, config.mlp_layer is SwiGLUPacked
+    ratio = 3 / 4 * config.mlp_ratio if gated else config.mlp_ratio  # theirs is before the factor ⅔, and one matrix
+    conditions = {"models without a head": not config.num_classes, "square images": H == W}
+    conditions |= {"no registers": not config.reg_tokens}  # with registers, it has arrays that ours lacks
+    conditions |= {"a position embedding of the class token": not config.no_embed_class}
+    conditions |= {"an integer mlp_ratio, of a gated MLP times ¾": abs(ratio - round(ratio)) < 1e-4}
+    _require("transformers", conditions)
+    return Dinov2Model(
+        Dinov2Config(
+            **_transformers_config(config), mlp_ratio=round(ratio), use_swiglu_ffn=gated,
+            layerscale_value=config.init_values, use_mask_token=False,
         )
     )  # fmt: skip
+
+
+def _transformers_config(config: SimpleNamespace) -> dict[str, Any]:
+    """The arguments that the configurations of ViT, DeiT and DINOv2 share."""
+    supported = config.representation_size is None and config.global_pool == "token"
+    _require("transformers", {"a head on the class token, without a pre-logits layer": supported})
+    return {
+        "image_size": config.img_size, "patch_size": config.patch_size, "num_channels": config.in_chans,
+        "num_labels": config.num_classes, "hidden_size": config.embed_dim, "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads, "intermediate_size": int(config.embed_dim * config.mlp_ratio),
+        "qkv_bias": config.qkv_bias, "layer_norm_eps": 1e-6, "attn_implementation": _ATTENTION,
+    }  # fmt: skip
 
 
 # The hybrid ---------------------------------------------------------------------------------------------------------
@@ -274,6 +324,14 @@ _BUILDERS: dict[tuple[str, type], Callable[[SimpleNamespace], Any]] = {
     ("torchvision", VisionTransformer): _torchvision_vit,
     ("timm", VisionTransformer): _timm_vit,
     ("transformers", VisionTransformer): _transformers_vit,
+    ("torchvision", DeiT): _torchvision_vit,
+    ("timm", DeiT): _timm_vit,
+    ("transformers", DeiT): _transformers_vit,
+    ("timm", VisionTransformerDistilled): _timm_distilled,
+    ("transformers", VisionTransformerDistilled): _transformers_distilled,
+    ("timm", DeiT3): _timm_deit3,
+    ("timm", DINOv2): _timm_dinov2,
+    ("transformers", DINOv2): _transformers_dinov2,
     ("timm", HybridVisionTransformer): _timm_hybrid,
     ("torchvision", SwinTransformer): _torchvision_swin,
     ("timm", SwinTransformer): _timm_swin,

@@ -26,10 +26,15 @@ class Case(NamedTuple):
 
 
 _VIT, _HYBRID = "vit_tiny_patch16_224", "vit_base_r50_s16_224"
+_DISTILLED, _DEIT3 = "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"
+_DINOV2, _REG4 = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"
+_GIANT = "vit_giant_patch14_dinov2"
 _SWIN, _CONVNEXT = "swin_tiny_patch4_window7_224", "convnext_tiny"
 _TRANSFORMER = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 _REDUCED: dict[str, dict[str, Any]] = {
     _VIT: {"patch_size": 8} | _TRANSFORMER,
+    **{model: {"patch_size": 8} | _TRANSFORMER for model in (_DISTILLED, _DEIT3)},
+    **dict.fromkeys((_DINOV2, _REG4, _GIANT), _TRANSFORMER),
     _HYBRID: {"layers": (1, 2, 2), "channels": (128, 256, 512), "stem_chs": 32} | _TRANSFORMER,
     _SWIN: {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 6)},
     _CONVNEXT: {"depths": (1, 2, 2, 1), "dims": (8, 16, 24, 40)},
@@ -52,6 +57,13 @@ CASES = {
     "vit_pre_logits": small("torchvision", _VIT, "x.vit", 2, 32, 32, representation_size=20),
     "vit_avg": small("timm", _VIT, "x.vit", 2, 32, 32, global_pool="avg"),
     "vit_oblong": small("timm", _VIT, "x.vit.24.40", 2, 24, 40, qkv_bias=False, mlp_ratio=2.0),
+    "deit_distilled": small("timm", _DISTILLED, "x.deit", 2, 32, 24),
+    "deit3": small("timm", _DEIT3, "x.deit", 2, 32, 24),
+    "deit3_avg": small("timm", _DEIT3, "x.deit3.avg", 2, 24, 32, global_pool="avg"),
+    "dinov2": small("transformers", _DINOV2, "x.dinov2.42.42", 2, 42, 42, num_classes=0),
+    "dinov2_registers": small("timm", _REG4, "x.dinov2", 2, 42, 28),
+    "dinov2_registers_avg": small("timm", _REG4, "x.dinov2", 2, 42, 28, global_pool="avg", no_embed_class=False),
+    "dinov2_swiglu": small("timm", _GIANT, "x.dinov2.42.42", 2, 42, 42, num_classes=0),
     "hybrid_64x64": small("timm", _HYBRID, "x.hyb.64.64", 2, 64, 64),
     "hybrid_50x70": small("timm", _HYBRID, "x.hyb.50.70", 2, 50, 70),
     "hybrid_63x33": small("timm", _HYBRID, "x.hyb.63.33", 2, 63, 33),

@@ -54,7 +54,7 @@ class Reference:
             )
         for name, place in self.places.items():
             values = formula.weight(place.name, *shapes[place.name])
-            values = values if place.part is None else np.split(values, 3)[place.part]
+            values = np.split(values, len(place.parts))[place.parts.index(place.part)]
             with torch.no_grad():
                 parameters[name].copy_(torch.from_numpy(values.reshape(parameters[name].shape)))
 
@@ -104,7 +104,7 @@ class Reference:
         finally:
             for removal in removals:
                 removal.remove()
-        logits = result if isinstance(result, torch.Tensor) else result.logits
+        logits = result if isinstance(result, torch.Tensor) else logits_of(result)
         record("logits", logits)
         self.network.zero_grad()
         (logits * torch.from_numpy(loss_weights(tuple(logits.shape)))).sum().backward()
@@ -112,6 +112,11 @@ class Reference:
         gradients = {name: parameter.grad.numpy() for name, parameter in self.network.named_parameters()}
         found.parameters = to_canonical(gradients, self.model)
         return found
+
+
+def logits_of(output: Any) -> Any:
+    """The logits in an output of transformers; of a model without a head, the class token."""
+    return output.logits if hasattr(output, "logits") else output.pooler_output
 
 
 def _modules_by_parameters(modules: Iterable[str], parameters: Mapping[str, str]) -> dict[frozenset[str], list[str]]:

@@ -17,6 +17,7 @@ from minigrad import Tensor, nn, no_grad
 from minigrad.autograd.anomaly import Observer, observing
 from minigrad.autograd.function import Function
 from minigrad.backend import Array
+from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.meta import MetaArray
 from minigrad.nn.hooks import KINDS
 from minigrad.ops.attention import ScaledDotProductAttention
@@ -42,10 +43,11 @@ class Call(NamedTuple):
 
 
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
-    """The ops that `module` runs on an input of this shape, in order, in evaluation mode."""
+    """The ops that `module` runs on an input of this shape, in order, in evaluation mode, without fast paths: as in
+    papers, ViT's last block computes all tokens."""
     meta_module = _to_meta(module, {})
     tracer = _Tracer(meta_module)
-    with no_grad(), observing(tracer):
+    with no_grad(), without_fast_paths(), observing(tracer):
         meta_module(Tensor(MetaArray(shape, np.float32)))
     return tracer.calls
 

@@ -1,8 +1,8 @@
 """L6: published accuracy on ImageNet-1k by model name, each figure with its source.
 
 The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, else the dataset of the
-pre-training, before fine-tuning on ImageNet-1k at `img_size` (with SWAG, fine-tuning of the head alone). Of several
-figures, the table of `python -m models` shows the first.
+pre-training, before fine-tuning on ImageNet-1k at `img_size`. With SWAG, DINO (ImageNet-1k without labels) and LVD-142M
+(images without labels), the head alone is trained. Of several figures, the table of `python -m models` shows the first.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,14 @@ class Result(NamedTuple):
 
 _PAPER, _GOOGLE, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README", "AugReg README"
 _SWIN, _CONVNEXT, _TORCHVISION = "Swin-Transformer README", "ConvNeXt README", "torchvision weights"
+_DEIT, _DEIT3, _DINO, _DINOV2 = "DeiT README", "DeiT III README", "DINO README", "DINOv2 README"
 SOURCES = {  # where to find a source without an arXiv number
     _GOOGLE: "github.com/google-research/vision_transformer, models of arXiv:2010.11929",
     _AUGREG: "github.com/google-research/vision_transformer, models of arXiv:2106.10270",
+    _DEIT: "github.com/facebookresearch/deit, README_deit.md, models of arXiv:2012.12877",
+    _DEIT3: "github.com/facebookresearch/deit, README_revenge.md, models of arXiv:2204.07118",
+    _DINO: "github.com/facebookresearch/dino, models of arXiv:2104.14294, linear classifier",
+    _DINOV2: "github.com/facebookresearch/dinov2, models of arXiv:2304.07193 and arXiv:2309.16588, linear classifier",
     _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030",
     _CONVNEXT: "github.com/facebookresearch/ConvNeXt, models of arXiv:2201.03545",
     _TORCHVISION: "the metadata in torchvision.models, such as ViT_B_16_Weights.IMAGENET1K_V1.meta",
@@ -33,7 +38,10 @@ PUBLISHED = {
     "vit_tiny_patch16_384": [Result(78.22, "IN-21k", 384, _AUGREG)],
     "vit_small_patch16_384": [Result(83.73, "IN-21k", 384, _AUGREG)],
     "vit_small_patch32_384": [Result(79.58, "IN-21k", 384, _AUGREG)],
-    "vit_base_patch16_224": [Result(81.072, "IN-1k", 224, _TORCHVISION)],
+    "vit_small_patch16_224": [Result(77.0, "DINO", 224, _DINO)],
+    "vit_small_patch8_224": [Result(79.7, "DINO", 224, _DINO)],
+    "vit_base_patch8_224": [Result(80.1, "DINO", 224, _DINO)],
+    "vit_base_patch16_224": [Result(81.072, "IN-1k", 224, _TORCHVISION), Result(78.2, "DINO", 224, _DINO)],
     "vit_base_patch16_384": [
         Result(83.97, "IN-21k", 384, _PAPER),
         Result(85.49, "IN-21k", 384, _AUGREG),
@@ -61,6 +69,29 @@ PUBLISHED = {
         Result(84.37, "JFT-300M", 384, _PAPER),
     ],
     "vit_huge_patch14_224": [Result(85.708, "SWAG", 224, _TORCHVISION)],  # hashtags, arXiv:2201.08371
+    "deit_tiny_patch16_224": [Result(72.2, "IN-1k", 224, _DEIT)],
+    "deit_small_patch16_224": [Result(79.9, "IN-1k", 224, _DEIT)],
+    "deit_base_patch16_224": [Result(81.8, "IN-1k", 224, _DEIT)],
+    "deit_base_patch16_384": [Result(82.9, "IN-1k", 384, _DEIT)],
+    "deit_tiny_distilled_patch16_224": [Result(74.5, "IN-1k", 224, _DEIT)],
+    "deit_small_distilled_patch16_224": [Result(81.2, "IN-1k", 224, _DEIT)],
+    "deit_base_distilled_patch16_224": [Result(83.4, "IN-1k", 224, _DEIT)],
+    "deit_base_distilled_patch16_384": [Result(85.2, "IN-1k", 384, _DEIT)],
+    "deit3_small_patch16_224": [Result(81.4, "IN-1k", 224, _DEIT3), Result(83.1, "IN-21k", 224, _DEIT3)],
+    "deit3_small_patch16_384": [Result(83.4, "IN-1k", 384, _DEIT3), Result(84.8, "IN-21k", 384, _DEIT3)],
+    "deit3_base_patch16_224": [Result(83.8, "IN-1k", 224, _DEIT3), Result(85.7, "IN-21k", 224, _DEIT3)],
+    "deit3_base_patch16_384": [Result(85.0, "IN-1k", 384, _DEIT3), Result(86.7, "IN-21k", 384, _DEIT3)],
+    "deit3_large_patch16_224": [Result(84.9, "IN-1k", 224, _DEIT3), Result(87.0, "IN-21k", 224, _DEIT3)],
+    "deit3_large_patch16_384": [Result(85.8, "IN-1k", 384, _DEIT3), Result(87.7, "IN-21k", 384, _DEIT3)],
+    "deit3_huge_patch14_224": [Result(85.2, "IN-1k", 224, _DEIT3), Result(87.2, "IN-21k", 224, _DEIT3)],
+    "vit_small_patch14_dinov2": [Result(81.1, "LVD-142M", 224, _DINOV2)],
+    "vit_base_patch14_dinov2": [Result(84.5, "LVD-142M", 224, _DINOV2)],
+    "vit_large_patch14_dinov2": [Result(86.3, "LVD-142M", 224, _DINOV2)],
+    "vit_giant_patch14_dinov2": [Result(86.5, "LVD-142M", 224, _DINOV2)],
+    "vit_small_patch14_reg4_dinov2": [Result(80.9, "LVD-142M", 224, _DINOV2)],
+    "vit_base_patch14_reg4_dinov2": [Result(84.6, "LVD-142M", 224, _DINOV2)],
+    "vit_large_patch14_reg4_dinov2": [Result(86.7, "LVD-142M", 224, _DINOV2)],
+    "vit_giant_patch14_reg4_dinov2": [Result(87.1, "LVD-142M", 224, _DINOV2)],
     "vit_tiny_r_s16_p8_384": [Result(75.40, "IN-21k", 384, _AUGREG)],
     "vit_small_r26_s32_384": [Result(83.85, "IN-21k", 384, _AUGREG)],
     "vit_base_r50_s16_384": [Result(85.08, "IN-21k", 384, _GOOGLE)],

@@ -90,17 +90,18 @@ def transformer(
     model: VisionTransformer, metadata: dict[str, Any], pictures: Sequence[Picture], pixels: np.ndarray | None
 ) -> "Drawn":
     """Attention maps, attention rollout, and similarity of the position embeddings."""
-    grid, pool = model.patch_embed.grid_size, model.global_pool
+    grid, pool, n = model.patch_embed.grid_size, model.global_pool, model.num_prefix_tokens
     if pixels is not None and len(model.blocks):
         maps = [A.numpy() for A in model.attention_maps(to_input(pixels, model, metadata))]
-        last = attention.pooled_attention(maps[-1], pool)  # (B, heads, N)
-        figure = attention.attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool)
+        last = attention.pooled_attention(maps[-1], pool, n)  # (B, heads, N)
+        figure = attention.attention_picture(pictures, last.reshape(*last.shape[:2], *grid), pool, n)
         yield "attention.png", "attention in the last block, per head", figure
         rollouts = attention.rollout(maps)
-        flows = np.stack([attention.pooled_attention(flow, pool) for flow in rollouts])  # (blocks, B, N)
-        figure = attention.rollout_picture(pictures, flows.reshape(*flows.shape[:2], *grid), pool)
+        flows = np.stack([attention.pooled_attention(flow, pool, n) for flow in rollouts])  # (blocks, B, N)
+        figure = attention.rollout_picture(pictures, flows.reshape(*flows.shape[:2], *grid), pool, n)
         yield "rollout.png", "attention rollout after each block", figure
-    similarity = attention.position_similarity(model.pos_embed.detach().numpy()[0, 1:], grid)
+    positions = model.pos_embed.detach().numpy()[0, model.num_prefix_positions :]
+    similarity = attention.position_similarity(positions, grid)
     yield "positions.png", "similarity of the position embeddings", attention.position_picture(similarity)
 
 
@@ -189,12 +190,14 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m models.visualize",
         description="Visualize a trained model as PNG files.\n\n"
         "  all models      predictions*, filters of the first layer\n"
-        "  ViT and hybrid  attention maps*, attention rollout*,\n"
+        "  ViT, DeiT, DINOv2 and hybrid\n"
+        "                  attention maps*, attention rollout*,\n"
         "                  similarity of the position embeddings\n"
         "  Swin            windows, shifted windows and attention mask,\n"
         "                  relative position bias, window attention*\n"
         "  ConvNeXt        depthwise kernels\n"
-        "  all but ViT     Grad-CAM*\n\n"
+        "  all but ViT, DeiT and DINOv2\n"
+        "                  Grad-CAM*\n\n"
         "  * if images are given",
         epilog="example:\n"
         "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg \\\n"

@@ -1,6 +1,7 @@
 """L6: a Vision Transformer's attention maps, attention rollout and position embeddings.
 
-Arrays here are NumPy's. Axes: B images; L = N + 1 tokens, the class token first; N = h·w patches.
+Arrays here are NumPy's. Axes: B images; L = n + N tokens: first n prefix tokens, of these the class token first (n = 1
+in ViT; DeiT has a distillation token too, DINOv2 registers); N = h·w patches.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 QUERIES = {"token": "the class token", "avg": "the average patch"}
 
 
-def pooled_attention(attention: np.ndarray, pool: str = "token") -> np.ndarray:
+def pooled_attention(attention: np.ndarray, pool: str = "token", num_prefix_tokens: int = 1) -> np.ndarray:
     """The attention to each patch from the tokens that the head pools: (..., L, L) -> (..., N).
 
     The query is the class token, or with the pool "avg" the mean over all patches.
     """
-    rows = attention[..., :1, :] if pool == "token" else attention[..., 1:, :]
-    return rows.mean(-2)[..., 1:]
+    n = num_prefix_tokens
+    rows = attention[..., :1, :] if pool == "token" else attention[..., n:, :]
+    return rows.mean(-2)[..., n:]
 
 
 def rollout(maps: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -55,7 +57,9 @@ def position_similarity(pos_embed: np.ndarray, grid: tuple[int, int]) -> np.ndar
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
-def attention_picture(pictures: Sequence[Picture], attention: np.ndarray, pool: str) -> "Figure":
+def attention_picture(
+    pictures: Sequence[Picture], attention: np.ndarray, pool: str, num_prefix_tokens: int = 1
+) -> "Figure":
     """Heatmaps of each head over each image; `attention` (B, heads, h, w) is `pooled_attention` of the last block."""
     query = QUERIES[pool]
     heads = attention.shape[1]
@@ -63,17 +67,22 @@ def attention_picture(pictures: Sequence[Picture], attention: np.ndarray, pool: 
     heats = [[100 * image.mean(0), *(100 * head for head in image)] for image in attention]
     note = (
         f"Attention of {query} to each patch in the last block. Evenly spread, a patch would get "
-        f"{100 / (1 + attention[0, 0].size):.1f} %."
+        f"{100 / (num_prefix_tokens + attention[0, 0].size):.1f} %."
     )
     return heat_sheet(f"Attention of {query}", note, "share of the attention, %", pictures, names, heats)
 
 
-def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str) -> "Figure":
+def rollout_picture(pictures: Sequence[Picture], flows: np.ndarray, pool: str, num_prefix_tokens: int = 1) -> "Figure":
     """Heatmaps after each block over each image; `flows` (blocks, B, h, w) is `pooled_attention` of the rollout."""
     names = [f"after block {block}" for block in range(1, len(flows) + 1)]
     note = (
         "Attention rollout (arXiv:2005.00928): the product of the blocks' attention matrices, each averaged with the "
-        "identity for the residual connection. The remainder to 100 % is the share of the class token itself."
+        "identity for the residual connection. The remainder to 100 % is the share of "
+        + (
+            "the class token itself."
+            if num_prefix_tokens == 1
+            else f"the {num_prefix_tokens} tokens before the patches."
+        )
     )
     heats = [[100 * flow[i] for flow in flows] for i in range(len(pictures))]
     title, label = f"Attention rollout to {QUERIES[pool]}", "share of the patch, %"

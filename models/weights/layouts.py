@@ -22,21 +22,27 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 @dataclass(frozen=True)
 class Place:
-    """The place of an array in a model: a parameter, or the query, key or value third of a qkv parameter.
+    """The place of an array in a model: a parameter, or an equal part of a parameter that is several arrays elsewhere.
 
     Args:
         name: the parameter's name in our model.
-        part: 0, 1, 2: the query, key or value third of the first axis; None: the entire parameter.
+        part: "q", "k" or "v", a third of qkv; "gate" or "up", a half of the packed fc1 of a gated MLP; None: the entire
+            parameter.
         axes: the argument of `transpose` that brings the array's axes into our order; None: no transpose.
     """
 
     name: str
-    part: int | None = None
+    part: str | None = None
     axes: Shape | None = None
+
+    @property
+    def parts(self) -> tuple[str | None, ...]:
+        """All parts of the parameter, in the order of its first axis."""
+        return next((parts for parts in PARTS if self.part in parts), (None,))
 
     def shape(self, parameter_shape: Shape) -> Shape:
         """The shape of the part, given the shape of the parameter."""
-        return parameter_shape if self.part is None else (parameter_shape[0] // 3, *parameter_shape[1:])
+        return parameter_shape if self.part is None else (parameter_shape[0] // len(self.parts), *parameter_shape[1:])
 
     def fits(self, shape: Shape, parameter_shape: Shape) -> bool:
         """Whether an array of `shape` can be transposed and reshaped to the part: adjacent axes may be merged,
@@ -69,7 +75,7 @@ class Layout:
     Args:
         name: the name of the implementation.
         rules: (pattern, replacement), applied in order. A pattern matches complete dot-separated components; slashes
-            are replaced by dots first. `[q]`, `[k]` or `[v]` in a replacement marks a third of our parameter.
+            are replaced by dots first. `[q]` or another of `PARTS` in a replacement marks a part of our parameter.
         axes: (pattern, axes): the first pattern that matches the name in the file gives the transpose.
     """
 
@@ -84,14 +90,14 @@ class Layout:
         axes = next((order for pattern, order in self.axes if pattern.search(name)), None)
         for pattern, replacement in self.rules:
             name = pattern.sub(replacement, name)
-        third = _THIRD.search(name)
-        return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
+        part = _PART.search(name)
+        return Place(_PART.sub("", name), part[1] if part else None, axes)
 
     def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
         """The place of each array in a model with the parameters `own`; None: the model has no parameter at this
         place, or an earlier array has the same place."""
         found: dict[str, Place | None] = {}
-        taken: set[tuple[str, int | None]] = set()
+        taken: set[tuple[str, str | None]] = set()
         for name in names:
             place = self.place(name)
             free = place.name in own and (place.name, place.part) not in taken
@@ -117,36 +123,34 @@ def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
-    """The arrays with a place in `model`, under our names and in our shapes; q, k and v are concatenated.
+    """The arrays with a place in `model`, under our names and in our shapes; parts such as q, k and v are concatenated.
 
     Elements are only rearranged, so the function converts gradients as well as weights.
 
     Raises:
-        ValueError: a shape does not fit, or only some of q, k and v are present.
+        ValueError: a shape does not fit, or only some parts of a parameter are present.
     """
     found = places(entries, model)
     return assemble([(place, entries[name]) for name, place in found.items() if place is not None], model)
 
 
 def assemble(placed: Iterable[tuple[Place, Array]], model: Module) -> dict[str, Array]:
-    """The arrays by the names and in the shapes of the model's parameters; q, k and v are concatenated.
+    """The arrays by the names and in the shapes of the model's parameters; parts are concatenated.
 
     Raises:
         ValueError: as for `to_canonical`.
     """
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     canonical: dict[str, Array] = {}
-    thirds: dict[str, dict[int, Array]] = {}
+    divided: dict[tuple[str, tuple[str | None, ...]], dict[str | None, Array]] = {}
     for place, array in placed:
-        array = place.arrange(array, shapes[place.name])
-        if place.part is None:
-            canonical[place.name] = array
-        else:
-            thirds.setdefault(place.name, {})[place.part] = array
-    for name, parts in thirds.items():
-        if len(parts) != 3:
-            raise ValueError(f"{name}: needs q, k and v, got only {', '.join('qkv'[part] for part in sorted(parts))}")
-        canonical[name] = np.concatenate([parts[0], parts[1], parts[2]])
+        divided.setdefault((place.name, place.parts), {})[place.part] = place.arrange(array, shapes[place.name])
+    for (name, parts), arrays in divided.items():
+        if len(arrays) != len(parts):
+            *first, last = map(str, parts)
+            found = ", ".join(str(part) for part in parts if part in arrays)
+            raise ValueError(f"{name}: needs {', '.join(first)} and {last}, got only {found}")
+        canonical[name] = arrays[None] if None in arrays else np.concatenate([arrays[part] for part in parts])
     return canonical
 
 
@@ -162,13 +166,19 @@ def _from_numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
 # Prefixes of all names: from DistributedDataParallel, torch.compile, Lightning (the attribute with the network),
 # Hugging Face's classes with a head, and JAX's trees.
 _PREFIX = re.compile(
-    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|swin|convnext|opt\.target|params|img)\.)+"
+    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|deit|dinov2|dinov2_with_registers|swin|convnext|opt\.target"
+    r"|params|img)\.)+"
 )
-_THIRD = re.compile(r"\[([qkv])\]")
+PARTS = ("q", "k", "v"), ("gate", "up")
+"""Parts of a parameter that are separate arrays in other implementations, in the order of the first axis."""
+_PART = re.compile(rf"\[({'|'.join(part for parts in PARTS for part in parts)})\]")
 
-_HUGGING_FACE_BLOCK: list[Rule] = [
+_HUGGING_FACE_ATTENTION: list[Rule] = [
     (r"(?:attention\.)?attention\.(?:self\.)?(q|k|v)(?:_proj|uery|ey|alue)", r"attn.qkv[\1]"),
     (r"attention\.(?:o_proj|output\.dense)", "attn.proj"),
+]
+_HUGGING_FACE_BLOCK: list[Rule] = [
+    *_HUGGING_FACE_ATTENTION,
     (r"intermediate\.dense", "mlp.fc1"),
     (r"output\.dense", "mlp.fc2"),
     (r"layernorm_before", "norm1"),
@@ -177,8 +187,24 @@ _HUGGING_FACE_BLOCK: list[Rule] = [
     (r"classifier", "head"),
 ]
 
+_HUGGING_FACE_TOKENS: list[Rule] = [
+    (r"embeddings\.cls_token", "cls_token"),
+    (r"embeddings\.position_embeddings", "pos_embed"),
+    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"(?:encoder\.layer|layers)\.(\d+)", r"blocks.\1"),
+]
+
 LAYOUTS = [
-    Layout("minigrad, timm's ViT, Microsoft's Swin, Facebook's ConvNeXt, torchvision's ResNet"),
+    Layout("minigrad, timm's ViT, DeiT and DINOv2, Microsoft's Swin, Facebook's ConvNeXt, torchvision's ResNet"),
+    Layout(
+        "Facebook's DeiT III and DINOv2",
+        [
+            (r"gamma_([12])", r"ls\1.gamma"),
+            (r"register_tokens", "reg_token"),
+            (r"mlp\.w12", "mlp.fc1"),
+            (r"mlp\.w3", "mlp.fc2"),
+        ],
+    ),
     Layout("timm's hybrid without ResNet stages", [(r"backbone\.(conv|norm)", r"backbone.stem.\1")]),
     Layout(
         "timm's Swin",
@@ -242,14 +268,27 @@ LAYOUTS = [
         ],
     ),
     Layout(
-        "Hugging Face's ViT",
+        "Hugging Face's ViT and DeiT",
         [
-            (r"embeddings\.cls_token", "cls_token"),
-            (r"embeddings\.position_embeddings", "pos_embed"),
-            (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-            (r"(?:encoder\.layer|layers)\.(\d+)", r"blocks.\1"),
+            (r"embeddings\.distillation_token", "dist_token"),
+            *_HUGGING_FACE_TOKENS,
             (r"pooler\.dense", "pre_logits.fc"),
+            (r"cls_classifier", "head"),
+            (r"distillation_classifier", "head_dist"),
             *_HUGGING_FACE_BLOCK,
+        ],
+    ),
+    Layout(
+        "Hugging Face's DINOv2",
+        [
+            (r"embeddings\.register_tokens", "reg_token"),
+            *_HUGGING_FACE_TOKENS,
+            *_HUGGING_FACE_ATTENTION,
+            (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
+            (r"mlp\.(gate|up)_proj", r"mlp.fc1[\1]"),
+            (r"mlp\.weights_in", "mlp.fc1"),
+            (r"mlp\.(?:down_proj|weights_out)", "mlp.fc2"),
+            (r"layernorm", "norm"),
         ],
     ),
     Layout(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from minigrad import Tensor
 from minigrad.nn import Module, init
 from models.model import ImageModel
-from models.registry import create_model, list_models
+from models.registry import create_model, registered
 from models.vit import VisionTransformer
 from models.weights.layouts import LAYOUTS, Shape
 from models.weights.plan import Entry, Plan
@@ -67,8 +67,8 @@ def find_misfits(plan: Plan, model: ImageModel) -> list[Misfit]:
         elif kind := _mismatch(entry, own[place.name], modules):
             misfits.append(Misfit(kind, entry.name, place.name, shape, place.shape(own[place.name].shape)))
     for place in plan.missing:
-        third = "" if place.part is None else f" [{'qkv'[place.part]}]"
-        misfits.append(Misfit("missing", "-", place.name + third, None, place.shape(own[place.name].shape)))
+        part = "" if place.part is None else f" [{place.part}]"
+        misfits.append(Misfit("missing", "-", place.name + part, None, place.shape(own[place.name].shape)))
     return misfits
 
 
@@ -124,14 +124,14 @@ _ROWS = 10  # shown of each kind
 
 
 def _likely_fixes(
-    misfits: list[Misfit], head: tuple[str, str], model: ImageModel, resize: bool, lookalike: str | None
+    misfits: list[Misfit], head: tuple[str, ...], model: ImageModel, resize: bool, lookalike: str | None
 ) -> list[str]:
     """A sentence for each likely cause of the misfits."""
-    classifier, pre_logits = head
+    *classifiers, pre_logits = head
     in_classifier, in_pre_logits, in_positions, others = [], [], [], []
     for misfit in misfits:
         name = misfit.name_in_model
-        if name.startswith(classifier):
+        if name.startswith(tuple(classifiers)):
             in_classifier.append(misfit)
         elif name.startswith(pre_logits) and isinstance(model, VisionTransformer):
             in_pre_logits.append(misfit)
@@ -190,9 +190,9 @@ def _similar_model(plan: Plan, model: ImageModel) -> str | None:
 
 @cache
 def _registered_shapes() -> dict[str, dict[str, Shape]]:
-    """The parameter shapes of all registered models."""
+    """The parameter shapes of all registered models, in the order of registration: ViT before DeiT, its equal."""
     with init.meta_init():
         return {
             name: {key: tensor.shape for key, tensor in create_model(name).state_dict().items()}
-            for name in list_models()
+            for name in registered()
         }

@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
         name: the name in the file.
-        place: the model's parameter, or the q, k or v part of a qkv parameter.
+        place: the model's parameter, or a part of it such as q, k or v.
         unexpected: the model has no parameter of this name, or an earlier entry has the same place.
         array: the values, resampled if `resized`, not yet transposed.
         resized: whether the array was resampled to another grid or window size.
@@ -44,13 +44,13 @@ class Plan:
 
     Attributes:
         layout: the naming scheme of the file.
-        head: the name prefixes of the classifier and of the pre-logits layer.
+        head: the name prefixes of the classifiers (`model.heads()`), and last of the pre-logits layer.
         entries: the arrays of the file in the file's order, without buffers that the model computes itself.
-        missing: the parameters, or thirds of a qkv parameter, without an entry.
+        missing: the parameters, or parts of a parameter, without an entry.
     """
 
     layout: Layout
-    head: tuple[str, str]
+    head: tuple[str, ...]
     entries: tuple[Entry, ...]
     missing: tuple[Place, ...]
 
@@ -91,26 +91,30 @@ def make_plan(
     entries = []
     for name, found in layout.places(arrays, own).items():
         place, array = found or layout.place(name), arrays[name]
-        if place.name not in own and _COMPUTED.search(place.name):
+        if place.name not in own and _IGNORED.search(place.name):
             continue
         if resize and found:
             array = _resample(array, place.name, own[place.name].shape, model, saved_from)
         entries.append(Entry(name, place, not found, array, resized=array is not arrays[name]))
-    head = next(f"{name}." for name, module in model.named_modules() if module is model.head)
-    return Plan(layout, (head, "pre_logits."), tuple(entries), tuple(_missing(entries, own)))
+    names = {id(module): f"{name}." for name, module in model.named_modules()}
+    head = *(names[id(module)] for module in model.heads()), "pre_logits."
+    return Plan(layout, head, tuple(entries), tuple(_missing(entries, own)))
 
 
-# Ignored if the model has no such buffer: our models recompute these values or do not need them.
-_COMPUTED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
+# Ignored if the model has no such array: our models recompute these buffers or do not need them, and the mask token
+# replaces masked patches in DINOv2's training only.
+_IGNORED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked|mask_token)$")
 
 
 def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:
-    """The parameters without an entry; if only some of q, k and v have one, the other thirds."""
-    filled = {(entry.place.name, entry.place.part) for entry in entries}
+    """The parameters without an entry; if only some parts of a parameter have one, the other parts."""
+    filled: dict[str, list[Place]] = {}
+    for entry in entries:
+        filled.setdefault(entry.place.name, []).append(entry.place)
     for name in own:
-        in_thirds = any((name, part) in filled for part in range(3))
-        for part in range(3) if in_thirds else [None]:
-            if (name, part) not in filled:
+        places = filled.get(name, [])
+        for part in places[0].parts if places else (None,):
+            if part not in [place.part for place in places]:
                 yield Place(name, part)
 
 
@@ -124,11 +128,12 @@ def _resample(
     shape; return any other array unchanged. `saved_from` has the old size; None: assume a square."""
     if array.ndim != len(shape) or array.shape[-1] != shape[-1]:
         return array
-    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, 1 + h·w, D)
-        side, grid = isqrt(max(array.shape[1] - 1, 0)), model.patch_embed.grid_size
+    if name == "pos_embed" and isinstance(model, VisionTransformer):  # (1, n + h·w, D)
+        n, grid = model.num_prefix_positions, model.patch_embed.grid_size
+        side = isqrt(max(array.shape[1] - n, 0))
         old = saved_from.patch_embed.grid_size if isinstance(saved_from, VisionTransformer) else (side, side)
-        if array.shape[:2] == (1, 1 + prod(old)) and grid != old:  # a grid of equal length too: 8 x 8 to 4 x 16
-            return resample_pos_embed(_to_float(array), old, grid).numpy()
+        if array.shape[:2] == (1, n + prod(old)) and grid != old:  # a grid of equal length too: 8 x 8 to 4 x 16
+            return resample_pos_embed(_to_float(array), old, grid, num_prefix_positions=n).numpy()
     if name.endswith("relative_position_bias_table"):  # ((2M - 1)², heads)
         side, window = (isqrt(array.shape[0]) + 1) // 2, _window_size(model, name)
         if isinstance(saved_from, SwinTransformer):

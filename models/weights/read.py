@@ -23,8 +23,9 @@ Arrays = dict[str, np.ndarray]
 
 # Keys under which checkpoints hold weights, in order of preference: averaged weights (EMA) first.
 _WEIGHT_KEYS = (
-    *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "params_ema", "teacher"),
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params"),
+    "student",
 )
 
 # safetensors' dtypes in NumPy. NumPy has no bfloat16: "V2" is two raw bytes, which `_to_array` converts to float32.
@@ -46,7 +47,7 @@ def read(weights: str | Path | Mapping[str, Any]) -> Arrays:
         )
     for _ in range(3):  # levels of nesting, as in {"state_dict": {"model": ...}}
         tree = next((tree[key] for key in _WEIGHT_KEYS if isinstance(tree.get(key), Mapping) and tree[key]), tree)
-    return _unstack_jax({name: _to_array(name, value) for name, value in tree.items()})
+    return _add_class_position(_unstack_jax({name: _to_array(name, value) for name, value in tree.items()}))
 
 
 def _read_file(path: Path) -> Any:
@@ -193,3 +194,16 @@ def _unstack_jax(arrays: Arrays) -> Arrays:
         else:
             unstacked[name] = array
     return unstacked
+
+
+def _add_class_position(arrays: Arrays) -> Arrays:
+    """Convert DINOv2 with registers from its authors' and Hugging Face's form to timm's: there the class token has a
+    position embedding, but not the registers; here neither has, so the class token's is added to the class token."""
+    registers = next((name for name in arrays if name.rpartition(".")[2] == "register_tokens"), "")
+    path = registers.removesuffix("register_tokens")
+    token = f"{path}cls_token"
+    positions = next((name for name in (f"{path}pos_embed", f"{path}position_embeddings") if name in arrays), "")
+    if not registers or token not in arrays or not positions or arrays[positions].ndim != 3:
+        return arrays
+    position, patches = arrays[positions][:, :1], arrays[positions][:, 1:]
+    return arrays | {token: arrays[token] + position, positions: patches}

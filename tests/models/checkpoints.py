@@ -10,9 +10,13 @@ from minigrad import serialize
 from models.compare import formula
 from models.model import ImageModel
 
+_DEIT = {"patch_size": 8, "img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3}
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": {"name": "vit_nano_cifar", "depth": 2},
     "vit_avg": {"name": "vit_nano_cifar", "depth": 1, "global_pool": "avg", "img_size": [24, 40]},
+    "distilled": {"name": "deit_tiny_distilled_patch16_224", **_DEIT},
+    "deit3": {"name": "deit3_small_patch16_224", **_DEIT, "num_heads": 4, "img_size": [24, 40]},
+    "dinov2": {"name": "vit_small_patch14_reg4_dinov2", **_DEIT, "global_pool": "avg"},
     "hybrid": {"name": "hybrid_nano_cifar", "layers": [1, 1], "channels": [128, 128], "depth": 2},
     "swin": {"name": "swin_nano_cifar", "depths": [2, 1], "num_heads": [2, 4], "embed_dim": 8},
     "convnext": {"name": "convnext_atto_cifar", "depths": [1, 2], "dims": [8, 72], "kernel_size": 5},

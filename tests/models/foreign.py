@@ -12,6 +12,7 @@ import pytest
 import models
 from minigrad import nn
 from models.compare import formula
+from models.vit import Mlp
 from tests.models.small import small
 
 Arrays = dict[str, np.ndarray]
@@ -140,6 +141,59 @@ def hugging_face_vit_model(name):
     return f"pooler.dense.{name.split('.')[-1]}" if "pre_logits" in name else hugging_face_vit(name)[len("vit.") :]
 
 
+def hugging_face_deit(name, version=5):
+    match name.split("."):
+        case ["dist_token"]:
+            return "deit.embeddings.distillation_token"
+        case ["head", kind]:
+            return f"cls_classifier.{kind}"
+        case ["head_dist", kind]:
+            return f"distillation_classifier.{kind}"
+    return hugging_face_vit(name, version).replace("vit.", "deit.")
+
+
+def hugging_face_4_deit(name):
+    return hugging_face_deit(name, version=4)
+
+
+def hugging_face_dinov2(name, version=5, prefix="dinov2."):
+    match name.split("."):
+        case ["reg_token"]:
+            return f"{prefix}embeddings.register_tokens"
+        case ["blocks", i, *layer]:
+            renamed = {"attn.qkv": {4: "attention.attention.{}", 5: "attention.{}_proj"}[version]}
+            renamed |= {"attn.proj": {4: "attention.output.dense", 5: "attention.o_proj"}[version]}
+            layer = (
+                ".".join(layer)
+                .replace("ls1.gamma", "layer_scale1.lambda1")
+                .replace("ls2.gamma", "layer_scale2.lambda1")
+            )
+            for own, theirs in renamed.items():
+                layer = layer.replace(own, theirs)
+            return f"{prefix}encoder.layer.{i}.{layer}"
+    return hugging_face_vit(name, version).replace("vit.", prefix)
+
+
+def hugging_face_4_dinov2(name):
+    return hugging_face_dinov2(name, version=4)
+
+
+def hugging_face_gated_dinov2(name):
+    return hugging_face_dinov2(name).replace("mlp.fc1", "mlp.{half}_proj").replace("mlp.fc2", "mlp.down_proj")
+
+
+def hugging_face_4_gated_dinov2(name):
+    return hugging_face_4_dinov2(name).replace("mlp.fc1", "mlp.weights_in").replace("mlp.fc2", "mlp.weights_out")
+
+
+def facebook_deit3(name):
+    return name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")
+
+
+def facebook_dinov2(name):
+    return name.replace("reg_token", "register_tokens").replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
+
+
 def hugging_face_swin(name, version=5):
     match name.split("."):
         case ["patch_embed", layer, kind]:
@@ -182,9 +236,16 @@ def written(model: nn.Module, rename: Callable[[str], str], words: Sequence[str]
     entries: Arrays = {}
     for name, tensor in formula.fill(model).state_dict().items():
         theirs, x = rename(name), tensor.numpy().copy()
-        thirds = zip(words, np.split(x, 3), strict=True) if "{}" in theirs else [("", x)]
-        entries |= {theirs.format(word): array for word, array in thirds}
+        parts = words if "{}" in theirs else ("gate", "up") if "{half}" in theirs else ("",)
+        arrays = zip(parts, np.split(x, len(parts)), strict=True)
+        entries |= {theirs.format(part, half=part): array for part, array in arrays}
     return entries
+
+
+def with_class_position(entries: Arrays, token: str, positions: str) -> Arrays:
+    """The form of DINOv2 with registers in which the class token has a position embedding, here half of the token."""
+    half = entries[token] / 2
+    return entries | {token: half, positions: np.concatenate([half, entries[positions]], axis=1)}
 
 
 def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3) -> Arrays:
@@ -254,6 +315,8 @@ def big_vision(model: nn.Module) -> Arrays:
 # The second of three Swin stages lies between two downsample layers; the layout decides which belongs to the stage.
 _SWIN = {"depths": (2, 1, 1), "num_heads": (2, 2, 4)}
 _NAMES_OF_4 = ("query", "key", "value")
+_GATED = {"num_classes": 0, "reg_tokens": 0, "no_embed_class": False}
+_MLP = _GATED | {"mlp_layer": Mlp, "mlp_ratio": 4.0}
 FILES = {
     "minigrad": ("vit", {"representation_size": 20}, lambda m: written(m, ours)),
     "timm's hybrid": ("hybrid", {}, lambda m: written(m, ours)),
@@ -271,6 +334,18 @@ FILES = {
     "HF 5 ViTModel": (
         "vit", {"num_classes": 0, "representation_size": 24}, lambda m: written(m, hugging_face_vit_model)
     ),
+    "Facebook's DeiT": ("distilled", {}, lambda m: written(m, ours)),
+    "Facebook's DeiT III": ("deit3", {}, lambda m: written(m, facebook_deit3)),
+    "timm's DeiT III": ("deit3", {}, lambda m: written(m, ours)),
+    "timm's DINOv2": ("dinov2", {}, lambda m: written(m, ours)),
+    "Facebook's DINOv2": ("dinov2", _MLP, lambda m: written(m, ours) | {"mask_token": np.zeros((1, 24))}),
+    "Facebook's gated DINOv2": ("dinov2", _GATED, lambda m: written(m, facebook_dinov2)),
+    "HF 5 DeiT": ("distilled", {}, lambda m: written(m, hugging_face_deit)),
+    "HF 4 DeiT": ("distilled", {}, lambda m: written(m, hugging_face_4_deit, _NAMES_OF_4)),
+    "HF 5 DINOv2": ("dinov2", _MLP, lambda m: written(m, hugging_face_dinov2)),
+    "HF 4 DINOv2": ("dinov2", _MLP, lambda m: written(m, hugging_face_4_dinov2, _NAMES_OF_4)),
+    "HF 5 gated DINOv2": ("dinov2", _GATED, lambda m: written(m, hugging_face_gated_dinov2)),
+    "HF 4 gated DINOv2": ("dinov2", _GATED, lambda m: written(m, hugging_face_4_gated_dinov2, _NAMES_OF_4)),
     "HF 5 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_swin)),
     "HF 4 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_4_swin, _NAMES_OF_4)),
     "HF ConvNeXt": ("convnext", {}, lambda m: written(m, hugging_face_convnext)),

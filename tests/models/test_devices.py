@@ -12,8 +12,11 @@ from minigrad.kernels.cuda.launch import Recorder, use_device
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
 
+_SIZES = {"patch_size": 4, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 SMALL = {
     "vit_nano_cifar": {"depth": 2, "img_size": 8},
+    "deit_tiny_distilled_patch16_224": {"depth": 1, "img_size": 8, **_SIZES},
+    "vit_small_patch14_reg4_dinov2": {"depth": 2, "img_size": 8, **_SIZES},
     "hybrid_nano_cifar": {"depth": 1, "img_size": 8, "layers": (1,), "channels": (128,)},
     "swin_nano_cifar": {"depths": (2,), "num_heads": (2,), "img_size": 16},
     "convnext_atto_cifar": {"depths": (1, 1), "dims": (8, 16), "img_size": 8},
@@ -70,6 +73,8 @@ def test_float32_gradients_match_the_cpu(name, device):
 
 KERNELS = {
     "vit_nano_cifar": {"layer_norm_forward", "layer_norm_backward", "gelu_forward", "attention_forward", "adamw"},
+    "deit_tiny_distilled_patch16_224": {"attention_forward", "layer_norm_forward"},
+    "vit_small_patch14_reg4_dinov2": {"attention_forward", "residual_forward", "residual_backward"},
     "hybrid_nano_cifar": {"group_norm_forward", "group_norm_backward"},
     "swin_nano_cifar": {"attention_forward", "layer_norm_forward"},
     "convnext_atto_cifar": {"depthwise_correlate", "gelu_backward"},

@@ -10,7 +10,7 @@ import minigrad
 from minigrad import functional as F
 from minigrad import nn
 from minigrad.ops import window_attention
-from models import convnext, hybrid, swin, vit
+from models import convnext, deit, dinov2, hybrid, swin, vit
 from models.compare import formula, golden
 from models.compare.differences import compare
 from models.compare.record import CASES
@@ -152,6 +152,21 @@ def unbiased(standardize):
     return lambda weight: standardize(weight) * (1 - 1 / np.prod(weight.shape[1:])) ** 0.5
 
 
+def gate_last(forward):
+    def changed(self, x):
+        b, a = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(F.silu(a) * b)
+
+    return changed
+
+
+def heads_exchanged(forward_head):
+    def changed(self, x, pre_logits=False):
+        return (self.head_dist(x[:, 0]) + self.head(x[:, 1])) / 2
+
+    return changed
+
+
 def gammas_of_one(monkeypatch, model):
     for name, parameter in model.named_parameters():
         if name.endswith("gamma"):
@@ -163,6 +178,22 @@ BUGS = {
     "ViT's eps 1e-12": ("vit", with_eps(nn.LayerNorm, 1e-12), "blocks.0"),
     "GELU by tanh": ("vit", replaced(F, "gelu", lambda gelu: partial(gelu, approximate="tanh")), "blocks.0"),
     "keys before queries": ("vit", replaced(vit.Attention, "heads", keys_first), "blocks.0"),
+    "no layer scale in DeiT III": ("deit3", gammas_of_one, "blocks.0"),
+    "no position embedding": (
+        "dinov2_registers", replaced(deit.DeiT3, "embed", lambda embed: lambda self, x: self.add_prefix(x)),
+        "blocks.0",
+    ),
+    "registers before the class token": (
+        "dinov2_registers", replaced(dinov2.DINOv2, "prefix_tokens", lambda tokens: lambda self: tokens(self)[::-1]),
+        "blocks.0",
+    ),
+    "the gate in the second half": ("dinov2_swiglu", replaced(dinov2.SwiGLUPacked, "forward", gate_last), "blocks.0"),
+    "heads exchanged": (
+        "deit_distilled", replaced(deit.VisionTransformerDistilled, "forward_head", heads_exchanged), "head_dist",
+    ),
+    "registers in the mean": (
+        "dinov2_registers_avg", lambda monkeypatch, model: setattr(model, "num_prefix_tokens", 1), "fc_norm",
+    ),
     "Swin's eps 1e-6": ("swin_36x44", with_eps(nn.LayerNorm, 1e-6), "patch_embed"),
     "a shift though one window covers the map": (
         "swin_map_is_window", replaced(swin.WindowAttention, "layout", always_shifted), "layers.1.blocks.1",

@@ -69,6 +69,10 @@ def test_pooled_attention_of_class_token_and_mean():
         attention.pooled_attention(A, "avg"), sum(A[:, :, i, 1:] for i in range(1, 5)) / 4, rtol=1e-13
     )
     assert attention.pooled_attention(A[:, 0]).shape == (2, 4)
+    np.testing.assert_array_equal(attention.pooled_attention(A, "token", 3), A[:, :, 0, 3:])
+    np.testing.assert_allclose(
+        attention.pooled_attention(A, "avg", 3), (A[:, :, 3, 3:] + A[:, :, 4, 3:]) / 2, rtol=1e-13
+    )
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5))
@@ -149,6 +153,7 @@ LAST = {
     "convnext": ["stages.0.0", "stages.2.0"],
     "swin": ["layers.0.blocks.1", "layers.1.blocks.1"],
     "vit": ["blocks.0"],
+    "dinov2": ["blocks.0"],
 }
 
 
@@ -166,7 +171,7 @@ def test_grad_cam_against_finite_differences(family):
             def hook(module, inputs, output):
                 outputs.append(model.feature_map(output).numpy())
                 raised = output.numpy().copy()
-                patches = raised[:, 1:] if raised.ndim == 3 else raised  # without the class token
+                patches = raised[:, model.num_prefix_tokens :] if raised.ndim == 3 else raised  # without prefix tokens
                 last = family == "swin" or raised.ndim == 3
                 patches[(..., channel) if last else (slice(None), channel)] += step
                 return Tensor(raised)
@@ -266,6 +271,9 @@ def test_all_panels_share_one_scale():
 WITHOUT = {
     "vit": {"filters.png", "positions.png"},
     "vit_avg": {"filters.png", "positions.png"},
+    "distilled": {"filters.png", "positions.png"},
+    "deit3": {"filters.png", "positions.png"},
+    "dinov2": {"filters.png", "positions.png"},
     "hybrid": {"filters.png", "positions.png"},
     "swin": {"filters.png", "windows.png", "bias.png"},
     "convnext": {"filters.png", "kernels.png"},
@@ -274,6 +282,9 @@ WITHOUT = {
 MORE = {
     "vit": {"attention.png", "rollout.png"},
     "vit_avg": {"attention.png", "rollout.png"},
+    "distilled": {"attention.png", "rollout.png"},
+    "deit3": {"attention.png", "rollout.png"},
+    "dinov2": {"attention.png", "rollout.png"},
     "hybrid": {"attention.png", "rollout.png", "grad-cam.png"},
     "swin": {"window-attention.png", "grad-cam.png"},
     "convnext": {"grad-cam.png"},

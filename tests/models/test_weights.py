@@ -45,6 +45,51 @@ def test_big_vision_files_load():
     np.testing.assert_array_equal(model.pos_embed.numpy(), expected)
 
 
+@pytest.mark.parametrize(
+    ("rename", "words", "token", "positions"),
+    [
+        (foreign.facebook_dinov2, "qkv", "cls_token", "pos_embed"),
+        (
+            foreign.hugging_face_gated_dinov2,
+            "qkv",
+            "dinov2.embeddings.cls_token",
+            "dinov2.embeddings.position_embeddings",
+        ),
+        (
+            lambda name: foreign.hugging_face_4_gated_dinov2(name).replace("dinov2.", "dinov2_with_registers."),
+            ("query", "key", "value"),
+            "dinov2_with_registers.embeddings.cls_token",
+            "dinov2_with_registers.embeddings.position_embeddings",
+        ),
+    ],
+)
+def test_class_position_is_added_to_the_token_with_registers(rename, words, token, positions):
+    model, file = (small("dinov2", num_classes=0).to(dtype=np.float64) for _ in range(2))
+    entries = written(file, rename, words)
+    models.load_weights(model, foreign.with_class_position(entries, token, positions))
+    assert_has_formula_weights(model)
+
+
+def test_checkpoints_of_dinos_training_give_the_teacher():
+    """They hold the student and the teacher, each with a projection head; the teacher is the average."""
+    model, file = (small("vit", num_classes=0).to(dtype=np.float64) for _ in range(2))
+    teacher = {f"backbone.{name}": x for name, x in written(file, foreign.ours).items()}
+    teacher |= {"head.mlp.0.weight": np.zeros((8, 24)), "head.last_layer.weight_g": np.zeros((8, 1))}
+    student = {f"module.{name}": 0 * x for name, x in teacher.items()}
+    checkpoint = {"student": student, "teacher": teacher, "epoch": 99}
+    assert "The classifiers differ: head=False" in refusal(model, checkpoint)
+    models.load_weights(model, checkpoint, head=False)
+    assert_has_formula_weights(model)
+
+
+def test_missing_half_of_a_gated_mlp_is_reported():
+    model, entries = file_of("HF 5 gated DINOv2")
+    del entries["dinov2.encoder.layer.0.mlp.up_proj.weight"]
+    assert re.search(r"missing +- +blocks\.0\.mlp\.fc1\.weight \[up\] +- +\(64, 24\)", refusal(model, entries))
+    with pytest.raises(ValueError, match="needs gate and up, got only gate"):
+        to_canonical(entries, model)
+
+
 def test_downsample_index_depends_on_the_layout():
     model, entries = file_of("timm's Swin")
     assert places(entries, model)["layers.1.downsample.norm.weight"].name == "layers.0.downsample.norm.weight"
@@ -144,7 +189,9 @@ def test_missing_key_weight_is_reported(layout):
         to_canonical(entries, model)
 
 
-@pytest.mark.parametrize("layout", [name for name in FILES if name != "HF 5 ViTModel"])
+@pytest.mark.parametrize(
+    "layout", [name for name, (_, overrides, _) in FILES.items() if "num_classes" not in overrides]
+)
 def test_another_number_of_classes_needs_head_false(layout):
     family, overrides, _ = FILES[layout]
     model, (_, entries) = small(family, **overrides, num_classes=5).to(dtype=np.float64), file_of(layout)
@@ -153,7 +200,7 @@ def test_another_number_of_classes_needs_head_false(layout):
     assert "(7,)" in text and "head=False keeps the model's; create_model(..., num_classes=7) matches the" in text
     assert "Was the model" not in text and "look like" not in text
     models.load_weights(model, entries, head=False)
-    unchanged = [name for name in before if name.startswith(("head", "pre_logits"))]
+    unchanged = [name for name in before if name.startswith(("head", "head_dist", "pre_logits"))]
     assert_has_formula_weights(model, except_for=unchanged)
     for name in unchanged:
         np.testing.assert_array_equal(values(model)[name], before[name])
@@ -241,6 +288,18 @@ def test_checkpoint_metadata_gives_grid_and_window_size(tmp_path, suffix):
         )
 
 
+@pytest.mark.parametrize("family", ["distilled", "deit3", "dinov2"])
+def test_positions_of_prefix_tokens_are_kept(family):
+    file, model = small(family), small(family, img_size=(48, 32)).to(dtype=np.float64)
+    entries, n = written(file, foreign.ours), {"distilled": 2, "deit3": 0, "dinov2": 0}[family]
+    assert "resize=True" in refusal(model, entries)
+    assert models.load_weights(model, entries, resize=True).resized == ["pos_embed"]
+    patches = resample_pos_embed(file.pos_embed[:, n:], (4, 4), (6, 4), num_prefix_positions=0)
+    np.testing.assert_array_equal(model.pos_embed.numpy()[:, :n], file.pos_embed.numpy()[:, :n])
+    np.testing.assert_array_equal(model.pos_embed.numpy()[:, n:], patches.numpy())
+    assert_has_formula_weights(model, except_for=["pos_embed"])
+
+
 def test_bias_tables_are_resampled():
     file, model = small("swin"), small("swin", window_size=7).to(dtype=np.float64)
     entries = written(file, foreign.hugging_face_swin)
@@ -270,6 +329,8 @@ def test_message_names_the_model_that_fits():
     entries = written(models.create_model("vit_nano_cifar"), foreign.hugging_face_vit)
     look = "The weights look like weights of create_model('{}') without further arguments."
     assert look.format("vit_nano_cifar") in refusal(models.create_model("vit_micro_cifar"), entries)
+    entries = written(models.create_model("vit_tiny_patch16_224"), foreign.ours)  # DeiT has the same shapes
+    assert look.format("vit_tiny_patch16_224") in refusal(small("swin"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)
     entries = foreign.jax(models.create_model("vit_nano_cifar", num_classes=3))

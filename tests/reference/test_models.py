@@ -25,6 +25,13 @@ SUPPORTED = {
     "vit_pre_logits": ("torchvision",),
     "vit_avg": ("timm",),
     "vit_oblong": ("timm", "transformers"),
+    "deit_distilled": ("timm", "transformers"),
+    "deit3": ("timm",),
+    "deit3_avg": ("timm",),
+    "dinov2": ("timm", "transformers"),
+    "dinov2_registers": ("timm",),
+    "dinov2_registers_avg": ("timm",),
+    "dinov2_swiglu": ("timm", "transformers"),
     "hybrid_64x64": ("timm",),
     "hybrid_50x70": ("timm",),
     "hybrid_63x33": ("timm",),
@@ -71,7 +78,7 @@ def test_activations_and_gradients(name, library):
     assert not comparison.out_of_tolerance()
 
     blocks, rows = set(model.blocks_by_name()), {row.name for row in comparison.outputs}
-    assert blocks | {"fc_norm" if name == "vit_avg" else "norm", "logits"} <= rows
+    assert blocks | {"fc_norm" if name.endswith("_avg") else "norm", "logits"} <= rows
     assert {row.name for row in comparison.gradients} == rows | {"images"}
     assert {row.name for row in comparison.parameters} == {parameter for parameter, _ in model.named_parameters()}
     inside = [row for row in rows if any(is_submodule(row, block) for block in blocks)]
@@ -111,6 +118,9 @@ def test_models_that_a_library_lacks_are_refused(name, library):
         ("transformers", "convnext_atto_cifar", {"kernel_size": 5}, "7 x 7 kernels"),
         ("transformers", "swin_nano_cifar", {"window_size": (2, 4)}, "square windows"),
         ("torchvision", "vit_nano_cifar", {"patch_size": (8, 4)}, "square patches"),
+        ("transformers", "vit_small_patch14_dinov2", {"num_classes": 7}, "models without a head"),
+        ("transformers", "vit_small_patch14_reg4_dinov2", {}, "no registers"),
+        ("transformers", "vit_small_patch14_dinov2", {"img_size": (28, 42)}, "square images"),
     ],
 )
 def test_refusals_name_the_reason(library, model, overrides, reason):
@@ -130,6 +140,13 @@ def test_refusals_name_the_reason(library, model, overrides, reason):
         ("timm", "vit_nano_cifar", {"img_size": (48, 32), "patch_size": (16, 8), "depth": 2}),
         ("transformers", "vit_nano_cifar", {"img_size": (48, 32), "patch_size": (16, 8), "depth": 2}),
         ("timm", "vit_tiny_r_s16_p8_224", {"img_size": 64, "patch_size": (4, 8), "depth": 1}),
+        ("torchvision", "deit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
+        ("timm", "deit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
+        ("transformers", "deit_tiny_patch16_224", {"img_size": 32, "depth": 2}),
+        ("timm", "vit_small_patch8_224", {"img_size": 32, "depth": 2}),
+        ("timm", "deit_base_distilled_patch16_384", {"img_size": 32, "depth": 1, "num_classes": 0, "in_chans": 1}),
+        ("timm", "deit3_huge_patch14_224", {"img_size": 28, "depth": 1, "embed_dim": 48, "no_embed_class": False}),
+        ("timm", "vit_giant_patch14_reg4_dinov2", {"img_size": 28, "depth": 2, "embed_dim": 48, "num_heads": 3}),
         ("timm", "swin_nano_cifar", {"window_size": (2, 4)}),
         ("timm", "swin_nano_cifar", {"window_size": (8, 2), "patch_size": (1, 2)}),
         ("torchvision", "swin_nano_cifar", {"window_size": (3, 5), "patch_size": (4, 3), "img_size": (30, 50)}),

@@ -13,7 +13,10 @@ import models
 from minigrad import Tensor, no_grad
 from minigrad.nn import init
 from models.compare import formula, libraries
+from models.compare.references import logits_of
 from models.convnext import ConvNeXt
+from models.deit import VisionTransformerDistilled
+from models.dinov2 import DINOv2, SwiGLUPacked
 from models.roadmap import RoadmapNet
 from models.swin import SwinTransformer
 from models.vit import VisionTransformer
@@ -23,14 +26,18 @@ from tests.models.foreign import refusal, timm_convnext, written
 torch = pytest.importorskip("torch")
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+_TRANSFORMERS = {
+    "image_size": 32, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3,
+    "intermediate_size": 96, "layer_norm_eps": 1e-6, "attn_implementation": "sdpa",
+}  # fmt: skip
 _SWIN = {"embed_dim": 12, "depths": (2, 1, 1, 1), "num_heads": (1, 2, 3, 6), "window_size": 4}
 _CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 40)}
 
 
 def from_timm(name, **overrides):
     """A small version of a timm model, and the model of the same name here."""
-    reference = libraries.load("timm").create_model(name, num_classes=7, **overrides)
-    return reference, models.create_model(name, num_classes=7, **overrides)
+    overrides = {"num_classes": 7} | overrides
+    return libraries.load("timm").create_model(name, **overrides), models.create_model(name, **overrides)
 
 
 def torchvision_vit():
@@ -75,6 +82,25 @@ def transformers_vit():
     return transformers.ViTForImageClassification(config), VisionTransformer(**_VIT, num_classes=7)
 
 
+def transformers_deit():
+    transformers = libraries.load("transformers")
+    config = transformers.DeiTConfig(**_TRANSFORMERS, num_labels=7)
+    model = VisionTransformerDistilled(**_VIT, num_classes=7)
+    return transformers.DeiTForImageClassificationWithTeacher(config), model
+
+
+def transformers_dinov2(registers: bool, gated: bool):
+    """The base models, whose output is the class token; with registers, the class token has a position, too."""
+    transformers = libraries.load("transformers")
+    config = {**_TRANSFORMERS, "use_swiglu_ffn": gated, "layerscale_value": 1.0}
+    mlp = {"mlp_layer": SwiGLUPacked, "mlp_ratio": 2 * 2.66667} if gated else {}
+    model = DINOv2(**_VIT, num_classes=0, reg_tokens=4 * registers, no_embed_class=registers, **mlp)
+    if registers:
+        config = transformers.Dinov2WithRegistersConfig(**config, num_register_tokens=4)
+        return transformers.Dinov2WithRegistersModel(config), model
+    return transformers.Dinov2Model(transformers.Dinov2Config(**config)), model
+
+
 def transformers_swin():
     transformers = libraries.load("transformers")
     config = transformers.SwinConfig(image_size=128, num_labels=7, **_SWIN)
@@ -91,6 +117,15 @@ def transformers_convnext():
 
 PAIRS = {
     "timm vit": lambda: from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
+    "timm vit without a head": lambda: from_timm("vit_small_patch8_224", img_size=32, depth=2, num_classes=0),
+    "timm deit": lambda: from_timm("deit_tiny_patch16_224", img_size=64, depth=2),
+    "timm distilled deit": lambda: from_timm("deit_tiny_distilled_patch16_224", img_size=64, depth=2),
+    "timm deit3": lambda: from_timm("deit3_small_patch16_224", img_size=64, depth=2),
+    "timm dinov2": lambda: from_timm("vit_small_patch14_dinov2", img_size=56, depth=2),
+    "timm dinov2 with registers": lambda: from_timm("vit_small_patch14_reg4_dinov2", img_size=56, depth=2),
+    "timm gated dinov2": lambda: from_timm(
+        "vit_giant_patch14_reg4_dinov2", img_size=28, depth=2, embed_dim=96, num_heads=3, num_classes=0
+    ),
     "timm hybrid": lambda: from_timm("vit_base_r50_s16_224", img_size=64, depth=1, embed_dim=96, num_heads=3),
     "timm hybrid without stages": lambda: from_timm("vit_tiny_r_s16_p8_224", img_size=64, depth=1),
     "timm swin": lambda: from_timm("swin_tiny_patch4_window7_224", img_size=128, **_SWIN),
@@ -101,6 +136,11 @@ PAIRS = {
     "torchvision convnext": torchvision_convnext,
     "torchvision resnet": torchvision_resnet,
     "transformers vit": transformers_vit,
+    "transformers deit": transformers_deit,
+    "transformers dinov2": lambda: transformers_dinov2(registers=False, gated=False),
+    "transformers gated dinov2": lambda: transformers_dinov2(registers=False, gated=True),
+    "transformers dinov2 with registers": lambda: transformers_dinov2(registers=True, gated=False),
+    "transformers gated dinov2 with registers": lambda: transformers_dinov2(registers=True, gated=True),
     "transformers swin": transformers_swin,
     "transformers convnext": transformers_convnext,
 }
@@ -124,11 +164,12 @@ def test_state_dicts_give_equal_logits(pair):
     images = formula.stream("x.weights", 2, 3, *model.img_size)
     with torch.no_grad(), no_grad():
         expected = reference(torch.from_numpy(images))
-        expected = getattr(expected, "logits", expected).numpy()
+        expected = (expected if isinstance(expected, torch.Tensor) else logits_of(expected)).numpy()
         logits = model(Tensor(images)).numpy()
     assert abs(expected).max() > 1e-3
     assert abs(logits - expected).max() < 1e-12 * abs(expected).max()
-    assert None not in places(dict(reference.named_parameters()), model).values()
+    placed = places(dict(reference.named_parameters()), model)
+    assert [name for name, place in placed.items() if place is None and not name.endswith("mask_token")] == []
 
 
 # Files --------------------------------------------------------------------------------------------------------------

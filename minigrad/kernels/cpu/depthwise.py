@@ -32,7 +32,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Depthwise
 from minigrad.ops.windows import Pair, Windows
@@ -74,7 +74,7 @@ class Tiles:
         y = np.empty(x.shape, np.float32)
         y_tiles = plan.tiles(y)
         for channels, X in plan.patches(x):
-            Y = X @ taps[channels][:, plan.tap]  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
+            Y = products.matmul(X, taps[channels][:, plan.tap])  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
             if not (finite and is_finite(Y[..., 0])):
                 y[..., channels] = recompute(channels)
                 continue
@@ -92,7 +92,7 @@ class Tiles:
         for channels, X in plan.patches(x):
             # (N, rows, TH, columns, TW, c) -> (c, N, rows, columns, TH, TW) -> (c, tiles, O)
             Y = np.ascontiguousarray(y_tiles[..., channels].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
-            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
+            pairs = products.matmul(X.swapaxes(1, 2), Y)  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
             grad_taps[channels] = pairs.reshape(len(X), -1) @ plan.one_hot
         if not is_finite(grad_taps):
             return Depthwise(self.windows).grad_weight(grad_y, x, shape)
