@@ -11,8 +11,10 @@ from models import (
     vit,
 )
 from models.model import ImageModel, param_groups
-from models.registry import create_model, list_models
+from models.pretrained import create_model
+from models.registry import list_models
 from models.weights.load import load_weights
+from models.weights.table import list_pretrained
 
 __all__ = [
     "ImageModel",
@@ -22,6 +24,7 @@ __all__ = [
     "dinov2",
     "hybrid",
     "list_models",
+    "list_pretrained",
     "load_weights",
     "param_groups",
     "roadmap",

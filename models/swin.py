@@ -345,6 +345,10 @@ class SwinTransformer(ImageModel):
     def feature_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
 
+    def normalized(self, output: Tensor) -> Tensor:
+        """The last LayerNorm, of tokens of the last stage."""
+        return self.norm(output) if output.shape[-1] == self.num_features else output
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to normalised tokens (B, H', W', C')."""
         x = self.pos_drop(self.patch_embed(x))

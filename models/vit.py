@@ -344,6 +344,14 @@ class VisionTransformer(ImageModel):
         """Images (B, C, H, W) to logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
+    def normalized(self, output: Tensor) -> Tensor:
+        """The LayerNorm of (4), of tokens."""
+        return self.norm(output) if output.ndim == 3 else output
+
+    def feature_indices(self) -> list[int]:
+        """All transformer blocks."""
+        return [i for i, name in enumerate(self.blocks_by_name()) if name.startswith("blocks.")]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of
         (4) unless `global_pool` is "avg"."""

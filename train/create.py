@@ -14,6 +14,7 @@ from minigrad.parallel.processes import World
 from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
 from models.model import ImageModel, param_groups
+from models.pretrained import architecture
 from models.summary.cost import trace
 from train.config.errors import InputError
 from train.config.settings import Settings
@@ -41,10 +42,14 @@ def create_dataset(settings: Settings) -> Dataset:
 
 
 def model_arguments(settings: Settings, dataset: Dataset) -> dict[str, Any]:
-    """The arguments of `models.create_model`."""
+    """The arguments of `models.create_model`; a name with timm's tag, or of torchvision, stands for its model.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
     _, channels, height, _ = dataset.train.images.shape
     return {
-        "name": settings.model,
+        "name": architecture(settings.model),
         "num_classes": len(dataset.classes),
         "img_size": height,
         "in_chans": channels,

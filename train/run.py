@@ -78,6 +78,8 @@ def train(settings: Settings, world: World) -> int:
 
 def check(settings: Settings) -> None:
     """Check the device and the optional libraries before the data are loaded."""
+    if settings.pretrained and settings.initial_checkpoint != "none":
+        raise InputError("--pretrained and --initial-checkpoint are both initial weights: omit one")
     try:
         to_device(np.zeros(1), settings.device)
     except (ValueError, RuntimeError) as error:
@@ -125,7 +127,9 @@ def prepare(settings: Settings, world: World) -> tuple[Trainer, RunInfo, str]:
     check_equal(world, settings, dataset)
     manual_seed(settings.seed)
     model, weights = create_model(settings, dataset), ""
-    if settings.initial_checkpoint != "none" and settings.resume == "none":
+    if settings.pretrained and settings.resume == "none":
+        weights = initial.load_pretrained(settings.model, model, dataset.classes)
+    elif settings.initial_checkpoint != "none" and settings.resume == "none":
         weights = initial.load(settings.initial_checkpoint, model, settings.model, dataset.classes)
     trainer = create_trainer(settings, model, dataset, world)
     if settings.tune_cpu:

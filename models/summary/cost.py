@@ -52,6 +52,14 @@ def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
     return tracer.calls
 
 
+def output_shapes(model: ImageModel, indices: Sequence[int]) -> list[Shape]:
+    """The shapes of the feature maps of these blocks, for one image of the default size of the model."""
+    meta_model: Any = _to_meta(model, {})
+    with no_grad():
+        image = Tensor(MetaArray(_one_image(model, None), np.float32))
+        return [y.shape for y in meta_model.forward_intermediates(image, indices, intermediates_only=True)]
+
+
 def macs(model: ImageModel, img_size: Size | None = None) -> int:
     """Multiply-accumulates for one image, of the default size of the model or of `img_size`.
 

@@ -17,13 +17,12 @@ from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
 from models.model import ImageModel
-from models.predict import add_inputs, command, printable, probabilities, top
+from models.predict import add_inputs, command, load, printable, probabilities, read, top
 from models.swin import SwinTransformer
 from models.visualize import attention, gradcam, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.prediction import prediction_picture
 from models.vit import VisionTransformer
-from models.weights import checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,12 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Save the pictures, and print their paths."""
     new_figure(1, 1, "", "")  # without matplotlib, fail before loading the model
-    model, metadata = checkpoint.load(options.checkpoint)
-    model.to(device=options.device)
-    files = images.find(options.image)
+    model, metadata, paths = load(options)
+    files = images.find(paths)
     if len(files) > MAX_IMAGES:
         raise ValueError(f"at most {MAX_IMAGES} images fit in a picture, got {len(files)}")
-    pixels = [images.read(file, model.img_size, model.in_chans) for file in files]
+    pixels = [read(file, model, metadata) for file in files]
     pictures = [Picture(short(file.stem), image) for file, image in zip(files, pixels, strict=True)]
     options.output.mkdir(parents=True, exist_ok=True)
     for name, text, figure in draw(model, metadata, pictures, np.stack(pixels) if pixels else None):

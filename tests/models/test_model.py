@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import minigrad
+import models
 from minigrad import Tensor, nn, optim
 from minigrad import functional as F
 from models.compare import formula
@@ -84,6 +85,72 @@ def test_the_norm_of_the_last_intermediate_is_the_features():
     features, maps = vit.forward_intermediates(x, [-1])
     tokens = maps[0].flatten(2).transpose(1, 2)
     np.testing.assert_allclose(vit.norm(tokens).numpy(), features.numpy()[:, 1:], rtol=1e-12)
+
+
+@each_family
+def test_forms_of_intermediates(family):
+    model, x = formula.fill(small(family)), images()
+    _, maps = model.forward_intermediates(x)
+    alone = model.forward_intermediates(x, intermediates_only=True)
+    tokens = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
+    for y, same, rows in zip(maps, alone, tokens, strict=True):
+        B, C, H, W = y.shape
+        np.testing.assert_array_equal(same.numpy(), y.numpy())
+        np.testing.assert_array_equal(rows.numpy(), y.numpy().reshape(B, C, H * W).transpose(0, 2, 1))
+    with pytest.raises(ValueError, match='"NCHW" or "NLC", got \'NHWC\''):
+        model.forward_intermediates(x, output_fmt="NHWC")
+    with pytest.raises(ValueError, match="needs intermediates_only"):
+        model.forward_intermediates(x, stop_early=True)
+
+
+@each_family
+def test_stopping_early_runs_no_further_block(family):
+    model, x = formula.fill(small(family)), images()
+    ran = []
+    for name, block in model.blocks_by_name().items():
+        block.register_forward_hook(lambda block, inputs, output, name=name: ran.append(name))
+    found = model.forward_intermediates(x, [1, 0], stop_early=True, intermediates_only=True)
+    assert ran == list(model.blocks_by_name())[:2] and len(found) == 2
+    for y, expected in zip(found, model.forward_intermediates(x, [0, 1])[1], strict=True):
+        np.testing.assert_array_equal(y.numpy(), expected.numpy())
+    ran.clear()
+    assert model.forward_intermediates(x, [], stop_early=True, intermediates_only=True) == [] and not ran
+
+
+def test_prefix_tokens_and_norm_of_intermediates():
+    model, small_swin, x = formula.fill(small("vit")), formula.fill(small("swin")), images()
+    features, [(y, prefix)] = model.forward_intermediates(x, [-1], return_prefix_tokens=True, norm=True)
+    np.testing.assert_array_equal(prefix.numpy(), features.numpy()[:, :1])
+    np.testing.assert_array_equal(y.flatten(2).transpose(1, 2).numpy(), features.numpy()[:, 1:])
+    features, [early, y] = small_swin.forward_intermediates(x, [0, -1], norm=True)
+    np.testing.assert_array_equal(y.permute(0, 2, 3, 1).numpy(), features.numpy())
+    np.testing.assert_array_equal(early.numpy(), small_swin.forward_intermediates(x, [0])[1][0].numpy())
+    with pytest.raises(ValueError, match="SwinTransformer has no prefix tokens"):
+        small_swin.forward_intermediates(x, return_prefix_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "reduction"),
+    [
+        ("vit_nano_cifar", [64] * 3, [4] * 3),
+        ("hybrid_nano_cifar", [96] * 3, [4] * 3),
+        ("swin_nano_cifar", [32, 64, 128], [2, 4, 8]),
+        ("convnext_atto_cifar", [40, 80, 160, 320], [2, 4, 8, 16]),
+        ("roadmap_00_resnet50", [256, 512, 1024, 2048], [4, 8, 16, 32]),
+    ],
+)
+def test_features_only(name, channels, reduction):
+    net = models.create_model(name, features_only=True, **({"img_size": 64} if name.startswith("roadmap") else {}))
+    assert net.feature_info.channels() == channels and net.feature_info.reduction() == reduction
+    size = net.model.img_size[0]
+    maps = net(minigrad.randn(1, 3, size, size))
+    assert [y.shape for y in maps] == [(1, C, size // r, size // r) for C, r in zip(channels, reduction, strict=True)]
+    assert not any(key.startswith("model.head") for key in net.state_dict())
+    chosen = models.create_model(name, features_only=True, out_indices=[-1, 0], img_size=size)
+    assert len(chosen(minigrad.randn(1, 3, size, size))) == 2
+    assert len(models.create_model(name, features_only=True, out_indices=2).feature_info.channels()) == 2
+    with pytest.raises(IndexError, match="out_indices: there are"):
+        models.create_model(name, features_only=True, out_indices=[9])
 
 
 @pytest.mark.parametrize("family", ["vit", "distilled", "dinov2", "hybrid", "swin"])

@@ -17,6 +17,7 @@ from minigrad.nn import init
 from models.__main__ import FAMILIES, main
 from models.registry import model_arguments, model_class, registered
 from models.summary import cost as summary
+from models.summary import summary as summary_of
 from models.summary.published import PUBLISHED, SOURCES
 
 # Parameters, and 10⁹ multiply-accumulates at the model's own size, counted on timm's and torchvision's models by
@@ -316,3 +317,27 @@ def test_the_table_of_the_largest_models_takes_little_memory():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split()[-2:])
     assert after - before < 40 * 1024, f"{(after - before) / 1024:.0f} MiB"
+
+
+OWN = """\
+module  class       output         parameters    MACs
+0       Conv2d      1 x 8 x 8 x 8         224  13,824
+1       ReLU        1 x 8 x 8 x 8           0       0
+2       Sequential  1 x 10              5,130   5,120
+  0     Dropout                             0       0
+  1     Flatten     1 x 512                 0       0
+  2     Linear      1 x 10              5,130   5,120
+total   Sequential  1 x 10              5,354  18,944"""
+
+
+def test_summary_of_ones_own_module():
+    head = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 64, 10))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), head)
+    assert summary_of(net, (1, 3, 8, 8)) == OWN
+    assert summary_of(net, (1, 3, 8, 8), depth=1).count("\n") == 4
+    assert head.training and all(isinstance(x.data, np.ndarray) for x in net.parameters())
+
+
+def test_summary_agrees_with_the_parts_of_a_model():
+    lines = summary_of(models.create_model("vit_nano_cifar"), (1, 3, 32, 32)).splitlines()
+    assert lines[-1].split() == ["total", "VisionTransformer", "1", "x", "10", "142,026", "10,880,128"]
