@@ -162,7 +162,7 @@ def _from_numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
 # Prefixes of all names: from DistributedDataParallel, torch.compile, Lightning (the attribute with the network),
 # Hugging Face's classes with a head, and JAX's trees.
 _PREFIX = re.compile(
-    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|swin|convnext|opt\.target|params|img)\.)+"
+    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|swin|swinv2|convnext|convnextv2|opt\.target|params|img)\.)+"
 )
 _THIRD = re.compile(r"\[([qkv])\]")
 
@@ -175,6 +175,12 @@ _HUGGING_FACE_BLOCK: list[Rule] = [
     (r"layernorm_after", "norm2"),
     (r"layernorm", "norm"),
     (r"classifier", "head"),
+]
+
+_HUGGING_FACE_SWIN: list[Rule] = [
+    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"embeddings\.norm", "patch_embed.norm"),
+    (r"encoder\.layers", "layers"),
 ]
 
 LAYOUTS = [
@@ -195,6 +201,8 @@ LAYOUTS = [
             (r"stages\.(\d+)\.blocks", r"stages.\1"),
             (r"conv_dw", "dwconv"),
             (r"mlp\.fc([12])", r"pwconv\1"),
+            (r"mlp\.grn\.weight", "grn.gamma"),
+            (r"mlp\.grn\.bias", "grn.beta"),
             (r"head\.norm", "norm"),
             (r"head\.fc", "head"),
         ],
@@ -255,10 +263,18 @@ LAYOUTS = [
     Layout(
         "Hugging Face's Swin",
         [
-            (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-            (r"embeddings\.norm", "patch_embed.norm"),
-            (r"encoder\.layers", "layers"),
+            *_HUGGING_FACE_SWIN,
             (r"attention\.(?:self|relative_position_bias)\.(relative_position_\w+)", r"attn.\1"),
+            *_HUGGING_FACE_BLOCK,
+        ],
+    ),
+    Layout(
+        "Hugging Face's Swin V2",
+        [
+            *_HUGGING_FACE_SWIN,
+            (r"attention\.self\.(q|v)(?:uery|alue)\.bias", r"attn.\1_bias"),
+            (r"attention\.self\.continuous_position_bias_mlp", "attn.cpb_mlp"),
+            (r"attention\.self\.(logit_scale|relative_\w+)", r"attn.\1"),
             *_HUGGING_FACE_BLOCK,
         ],
     ),
@@ -270,6 +286,8 @@ LAYOUTS = [
             (r"encoder\.stages\.(\d+)\.downsampling_layer", r"downsample_layers.\1"),
             (r"encoder\.stages\.(\d+)\.layers", r"stages.\1"),
             (r"layer_scale_parameter", "gamma"),
+            (r"grn\.weight", "grn.gamma"),
+            (r"grn\.bias", "grn.beta"),
             (r"layernorm", "norm"),
             (r"classifier", "head"),
         ],

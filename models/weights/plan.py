@@ -101,7 +101,7 @@ def make_plan(
 
 
 # Ignored if the model has no such buffer: our models recompute these values or do not need them.
-_COMPUTED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
+_COMPUTED = re.compile(r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked)$")
 
 
 def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:
