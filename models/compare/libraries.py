@@ -178,7 +178,7 @@ def _maps(config: SimpleNamespace) -> list[tuple[int, int]]:
     return [(-(-H // (PH << stage)), -(-W // (PW << stage))) for stage in range(len(config.depths))]
 
 
-def _torchvision_swin(config: SimpleNamespace) -> Any:
+def _torchvision_swin(config: SimpleNamespace, **version: Any) -> Any:
     from torch import nn
     from torchvision.models.swin_transformer import SwinTransformer as Theirs
 
@@ -186,7 +186,7 @@ def _torchvision_swin(config: SimpleNamespace) -> Any:
     (PH, PW), M, (H, W) = sides(config.patch_size), sides(config.window_size), config.img_size
     network = Theirs(
         [PH, PW], config.embed_dim, config.depths, config.num_heads, list(M), config.mlp_ratio,
-        stochastic_depth_prob=0.0, num_classes=config.num_classes,
+        stochastic_depth_prob=0.0, num_classes=config.num_classes, **version,
     )  # fmt: skip
     if H % PH or W % PW:  # torchvision drops incomplete patches
         pad = nn.ZeroPad2d((0, -W % PW, 0, -H % PH))
@@ -227,6 +227,22 @@ def _transformers_swin(config: SimpleNamespace) -> Any:
 
 
 # Swin V2 ------------------------------------------------------------------------------------------------------------
+
+
+def _torchvision_swinv2(config: SimpleNamespace) -> Any:
+    from torchvision.models import swin_transformer
+
+    (MH, MW), maps = sides(config.window_size), _maps(config)
+    covered = all(H >= MH and W >= MW for H, W in maps)  # torchvision pads smaller maps
+    conditions = {f"maps of at least {MH} x {MW}, got {_listed(maps)}": covered}
+    conditions |= {"offsets scaled to the window size": not any(config.pretrained_window_sizes)}
+    _require("torchvision", conditions)
+    version = {"block": swin_transformer.SwinTransformerBlockV2, "downsample_layer": swin_transformer.PatchMergingV2}
+    network = _torchvision_swin(config, **version)
+    for module in network.modules():
+        if hasattr(module, "inplace"):  # the ReLUs of the position bias: their inputs would get no gradient
+            module.inplace = False
+    return with_exact_offsets(network)
 
 
 def _timm_swinv2(config: SimpleNamespace) -> Any:
@@ -351,6 +367,7 @@ _BUILDERS: dict[tuple[str, type], Callable[[SimpleNamespace], Any]] = {
     ("torchvision", SwinTransformer): _torchvision_swin,
     ("timm", SwinTransformer): _timm_swin,
     ("transformers", SwinTransformer): _transformers_swin,
+    ("torchvision", SwinTransformerV2): _torchvision_swinv2,
     ("timm", SwinTransformerV2): _timm_swinv2,
     ("transformers", SwinTransformerV2): _transformers_swinv2,
     ("torchvision", ConvNeXt): _torchvision_convnext,

@@ -6,10 +6,11 @@ translation gives the largest number of the model's parameter names.
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import numpy as np
 
@@ -71,10 +72,19 @@ class Layout:
         rules: (pattern, replacement), applied in order. A pattern matches complete dot-separated components; slashes
             are replaced by dots first. `[q]`, `[k]` or `[v]` in a replacement marks a third of our parameter.
         axes: (pattern, axes): the first pattern that matches the name in the file gives the transpose.
+        stacks: (pattern, parts): an array of several of our parameters, stacked along the first axis in equal parts.
+            `parts` replace the pattern in the name; None: our models have no such parameter.
     """
 
-    def __init__(self, name: str, rules: Iterable[Rule] = (), axes: Iterable[tuple[str, Shape]] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        rules: Iterable[Rule] = (),
+        axes: Iterable[tuple[str, Shape]] = (),
+        stacks: Iterable[tuple[str, Sequence[str | None]]] = (),
+    ) -> None:
         self.name = name
+        self.stacks = [(_components(pattern), parts) for pattern, parts in stacks]
         self.rules = [(_components(pattern), replacement) for pattern, replacement in rules]
         self.axes = [(_components(pattern), order) for pattern, order in axes]
 
@@ -86,6 +96,22 @@ class Layout:
             name = pattern.sub(replacement, name)
         third = _THIRD.search(name)
         return Place(_THIRD.sub("", name), "qkv".index(third[1]) if third else None, axes)
+
+    def parts(self, name: str) -> list[str | None]:
+        """The names of the parts of a stacked array; of another array, its own name."""
+        for pattern, parts in self.stacks:
+            if pattern.search(name):
+                return [part and pattern.sub(part, name) for part in parts]
+        return [name]
+
+    def unstacked(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays, with the parts of stacked arrays as views, under names of their own."""
+        found: dict[str, Any] = {}
+        for name, array in arrays.items():
+            parts = self.parts(name) if array.ndim else [name]
+            size = len(array) // len(parts) if len(parts) > 1 else None
+            found |= {part: array[i * size : (i + 1) * size] if size else array for i, part in enumerate(parts) if part}
+        return found
 
     def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
         """The place of each array in a model with the parameters `own`; None: the model has no parameter at this
@@ -103,17 +129,23 @@ class Layout:
 def layout_of(names: Iterable[str], model: Module) -> Layout:
     """The layout that matches the largest number of the model's parameters; the first on a tie."""
     names, own = list(names), set(model.state_dict())
-    return max(LAYOUTS, key=lambda layout: len(own & {layout.place(name).name for name in names}))
+
+    def matches(layout: Layout) -> int:
+        parts = (part for name in names for part in layout.parts(name))
+        return len(own & {layout.place(part).name for part in parts if part})
+
+    return max(LAYOUTS, key=matches)
 
 
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
     """The place in `model` of each array of a file, or each parameter of another implementation; None: no place.
 
-    One name alone is ambiguous, so all names are passed together to detect the layout: `layers.1.downsample` leads into
+    A stacked array has an entry for each part (`Layout.unstacked`). One name alone is ambiguous, so all names are passed together to detect the layout: `layers.1.downsample` leads into
     stage 1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
     """
     names = list(names)
-    return layout_of(names, model).places(names, model.state_dict())
+    layout = layout_of(names, model)
+    return layout.places([part for name in names for part in layout.parts(name) if part], model.state_dict())
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
@@ -124,7 +156,7 @@ def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array
     Raises:
         ValueError: a shape does not fit, or only some of q, k and v are present.
     """
-    found = places(entries, model)
+    found, entries = places(entries, model), layout_of(entries, model).unstacked(entries)
     return assemble([(place, entries[name]) for name, place in found.items() if place is not None], model)
 
 
@@ -183,6 +215,15 @@ _HUGGING_FACE_SWIN: list[Rule] = [
     (r"encoder\.layers", "layers"),
 ]
 
+_TORCHVISION_SWIN: list[Rule] = [
+    (r"features\.0\.0", "patch_embed.proj"),
+    (r"features\.0\.2", "patch_embed.norm"),
+    (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
+    (r"features\.(\d*[02468])", _from_numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
+    (r"mlp\.0", "mlp.fc1"),
+    (r"mlp\.3", "mlp.fc2"),
+]
+
 LAYOUTS = [
     Layout("minigrad, timm's ViT, Microsoft's Swin, Facebook's ConvNeXt, torchvision's ResNet"),
     Layout("timm's hybrid without ResNet stages", [(r"backbone\.(conv|norm)", r"backbone.stem.\1")]),
@@ -224,16 +265,9 @@ LAYOUTS = [
             (r"heads\.head", "head"),
         ],
     ),
-    Layout(
-        "torchvision's Swin",
-        [
-            (r"features\.0\.0", "patch_embed.proj"),
-            (r"features\.0\.2", "patch_embed.norm"),
-            (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
-            (r"features\.(\d*[02468])", _from_numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
-            (r"mlp\.0", "mlp.fc1"),
-            (r"mlp\.3", "mlp.fc2"),
-        ],
+    Layout("torchvision's Swin", _TORCHVISION_SWIN),
+    Layout(  # the bias of the keys has no effect
+        "torchvision's Swin V2", _TORCHVISION_SWIN, stacks=[(r"qkv\.bias", ("q_bias", None, "v_bias"))]
     ),
     Layout(
         "torchvision's ConvNeXt",

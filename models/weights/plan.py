@@ -88,6 +88,7 @@ def make_plan(
         saved_from: the model that the file was saved from; None: unknown, assume a square grid and square windows.
     """
     layout, own = layout_of(arrays, model), model.state_dict()
+    arrays = layout.unstacked(arrays)
     entries = []
     for name, found in layout.places(arrays, own).items():
         place, array = found or layout.place(name), arrays[name]
