@@ -55,6 +55,25 @@ def build(library: str, model: str, **overrides: Any) -> Any:
         return builder(config)
 
 
+def to_float64(network: Any) -> Any:
+    """The network in float64 and in evaluation mode.
+
+    The log-spaced offsets of Swin V2, which all libraries compute in float32, are computed again in float64. A
+    library's t = sign(Δ) log₂(1 + 8 |Δ| / (M - 1)) / 3 gives |Δ| / (M - 1) = (8^|t| - 1) / 8, a multiple of 1 / (M - 1).
+    """
+    import torch
+
+    network = network.double().eval()
+    for module in network.modules():
+        if hasattr(module, "relative_coords_table"):
+            t = module.relative_coords_table
+            ratio = (8 ** t.abs() - 1) / 8
+            smallest = torch.where(ratio > 0, ratio, torch.inf).amin((0, 1, 2))  # of the rows, of the columns
+            sides = torch.where(smallest.isinf(), 1, (1 / smallest).round())  # M - 1
+            module.relative_coords_table = t.sign() * torch.log2(1 + 8 * (ratio * sides).round() / sides) / 3
+    return network
+
+
 def load(library: str) -> Any:
     """Import a library.
 
@@ -242,7 +261,7 @@ def _torchvision_swinv2(config: SimpleNamespace) -> Any:
     for module in network.modules():
         if hasattr(module, "inplace"):  # the ReLUs of the position bias: their inputs would get no gradient
             module.inplace = False
-    return with_exact_offsets(network)
+    return network
 
 
 def _timm_swinv2(config: SimpleNamespace) -> Any:
@@ -251,12 +270,11 @@ def _timm_swinv2(config: SimpleNamespace) -> Any:
     (MH, MW), (PH, PW), maps = sides(config.window_size), sides(config.patch_size), _maps(config)
     divisible = all(H % min(MH, H) == W % min(MW, W) == 0 for H, W in maps)  # otherwise timm pads after the shift
     _require("timm", {f"maps divisible into {MH} x {MW} windows, got {_listed(maps)}": divisible})
-    network = Theirs(
+    return Theirs(
         config.img_size, (PH, PW), config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
         qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes,
     )  # fmt: skip
-    return with_exact_offsets(network)
 
 
 def _transformers_swinv2(config: SimpleNamespace) -> Any:
@@ -269,7 +287,7 @@ def _transformers_swinv2(config: SimpleNamespace) -> Any:
     rounded = [(H // (PH << stage), W // (PW << stage)) for stage in range(len(maps))]
     supported = all(min(h, w) > M or h == w <= M and (h, w) == size for (h, w), size in zip(rounded, maps, strict=True))
     _require("transformers", {f"maps larger than {M} x {M}, or even and square, got {_listed(maps)}": supported})
-    network = Swinv2ForImageClassification(
+    return Swinv2ForImageClassification(
         Swinv2Config(
             image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
             num_labels=config.num_classes, embed_dim=config.embed_dim, depths=config.depths,
@@ -277,26 +295,6 @@ def _transformers_swinv2(config: SimpleNamespace) -> Any:
             pretrained_window_sizes=config.pretrained_window_sizes,
         )
     )  # fmt: skip
-    return with_exact_offsets(network)
-
-
-def with_exact_offsets(network: Any) -> Any:
-    """A Swin V2 whose log-spaced offsets, which the libraries compute in float32, are replaced by float64 values.
-
-    A library's t = sign(Δ) log₂(1 + 8 |Δ| / (M - 1)) / 3 gives |Δ| / (M - 1) = (8^|t| - 1) / 8, of which the smallest
-    above 0 is 1 / (M - 1), with an integer M.
-    """
-    import torch
-
-    for module in network.modules():
-        if hasattr(module, "relative_coords_table"):
-            t = module.relative_coords_table.double()
-            ratio = (8 ** t.abs() - 1) / 8
-            positive = torch.where(ratio > 0, ratio, torch.inf).amin((0, 1, 2))  # of the rows and of the columns
-            divisor = torch.where(positive.isinf(), 1, (1 / positive).round())
-            exact = (ratio * divisor).round() / divisor
-            module.relative_coords_table = t.sign() * torch.log2(1 + 8 * exact) / 3
-    return network
 
 
 def _listed(maps: list[tuple[int, int]]) -> str:

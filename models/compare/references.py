@@ -35,7 +35,7 @@ class Reference:
     def __init__(self, library: str, model: str, **overrides: Any) -> None:
         with init.skip_init():
             self.model = create_model(model, **overrides)
-        self.network = libraries.build(library, model, **overrides).double().eval()
+        self.network = libraries.to_float64(libraries.build(library, model, **overrides))
         self.library, self.version = library, libraries.load(library).__version__.split("+")[0]
         self._fill()
 

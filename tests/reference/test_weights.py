@@ -14,8 +14,10 @@ from minigrad import Tensor, no_grad
 from minigrad.nn import init
 from models.compare import formula, libraries
 from models.convnext import ConvNeXt
+from models.convnextv2 import ConvNeXtV2
 from models.roadmap import RoadmapNet
 from models.swin import SwinTransformer
+from models.swinv2 import SwinTransformerV2
 from models.vit import VisionTransformer
 from models.weights.layouts import places
 from tests.models.foreign import refusal, timm_convnext, written
@@ -89,6 +91,33 @@ def transformers_convnext():
     return transformers.ConvNextForImageClassification(config), ConvNeXt(64, **_CONVNEXT, num_classes=7)
 
 
+def torchvision_swinv2():
+    libraries.load("torchvision")
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+    from torchvision.models.swin_transformer import SwinTransformer as Reference
+
+    reference = Reference(
+        [4, 4], 12, [2, 1, 1, 1], [1, 2, 3, 6], [4, 4], num_classes=7, stochastic_depth_prob=0.0,
+        block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
+    )  # fmt: skip
+    return reference, SwinTransformerV2(**_SWIN, img_size=128, num_classes=7)
+
+
+def transformers_swinv2():
+    transformers = libraries.load("transformers")
+    config = transformers.Swinv2Config(image_size=128, num_labels=7, **_SWIN)
+    reference = transformers.Swinv2ForImageClassification(config)
+    return reference, SwinTransformerV2(**_SWIN, img_size=128, num_classes=7)
+
+
+def transformers_convnextv2():
+    transformers = libraries.load("transformers")
+    config = transformers.ConvNextV2Config(
+        hidden_sizes=[8, 16, 24, 40], depths=[1, 1, 2, 1], num_labels=7, layer_norm_eps=1e-6
+    )
+    return transformers.ConvNextV2ForImageClassification(config), ConvNeXtV2(img_size=64, **_CONVNEXT, num_classes=7)
+
+
 PAIRS = {
     "timm vit": lambda: from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
     "timm hybrid": lambda: from_timm("vit_base_r50_s16_224", img_size=64, depth=1, embed_dim=96, num_heads=3),
@@ -96,6 +125,9 @@ PAIRS = {
     "timm swin": lambda: from_timm("swin_tiny_patch4_window7_224", img_size=128, **_SWIN),
     "timm convnext_atto": lambda: from_timm("convnext_atto", **_CONVNEXT),
     "timm convnext_tiny": lambda: from_timm("convnext_tiny", **_CONVNEXT),
+    "timm swinv2": lambda: from_timm("swinv2_base_window12to16_192to256", img_size=128, **_SWIN),
+    "timm convnextv2_atto": lambda: from_timm("convnextv2_atto", **_CONVNEXT),
+    "timm convnextv2_tiny": lambda: from_timm("convnextv2_tiny", **_CONVNEXT),
     "torchvision vit": torchvision_vit,
     "torchvision swin": torchvision_swin,
     "torchvision convnext": torchvision_convnext,
@@ -103,6 +135,9 @@ PAIRS = {
     "transformers vit": transformers_vit,
     "transformers swin": transformers_swin,
     "transformers convnext": transformers_convnext,
+    "torchvision swinv2": torchvision_swinv2,
+    "transformers swinv2": transformers_swinv2,
+    "transformers convnextv2": transformers_convnextv2,
 }
 
 
@@ -119,7 +154,7 @@ def test_state_dicts_give_equal_logits(pair):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    reference, model = reference.double().eval(), model.to(dtype=np.float64).eval()
+    reference, model = libraries.to_float64(reference), model.to(dtype=np.float64).eval()
     models.load_weights(model, reference.state_dict())
     images = formula.stream("x.weights", 2, 3, *model.img_size)
     with torch.no_grad(), no_grad():
