@@ -260,8 +260,8 @@ class SwinTransformer(ImageModel):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
     """
 
-    block: ClassVar[type[nn.Module]] = SwinTransformerBlock
-    merging: ClassVar[type[nn.Module]] = PatchMerging
+    block: ClassVar[Any] = SwinTransformerBlock
+    merging: ClassVar[Any] = PatchMerging
 
     def __init__(
         self,

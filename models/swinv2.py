@@ -219,7 +219,7 @@ class SwinTransformerV2(SwinTransformer):
         return {name for name, _ in self.named_parameters() if "cpb_mlp" in name or "logit_scale" in name}
 
 
-# The models of the authors' code under timm's names; "12to16_192to256": windows of 12 and images of 192 in pre-training.
+# The models of the authors' code under timm's names. "12to16_192to256": pre-trained with windows of 12, images of 192.
 for _size in ("tiny", "small", "base"):
     for _window in (8, 16):
         _name = f"swinv2_{_size}_window{_window}_256"

@@ -58,8 +58,8 @@ def build(library: str, model: str, **overrides: Any) -> Any:
 def to_float64(network: Any) -> Any:
     """The network in float64 and in evaluation mode.
 
-    The log-spaced offsets of Swin V2, which all libraries compute in float32, are computed again in float64. A
-    library's t = sign(Δ) log₂(1 + 8 |Δ| / (M - 1)) / 3 gives |Δ| / (M - 1) = (8^|t| - 1) / 8, a multiple of 1 / (M - 1).
+    All libraries compute the log-spaced offsets of Swin V2 in float32; they are computed again in float64. A library's
+    t = sign(Δ) log₂(1 + 8 |Δ| / (M - 1)) / 3 gives |Δ| / (M - 1) = (8^|t| - 1) / 8, a multiple of 1 / (M - 1).
     """
     import torch
 
@@ -285,7 +285,8 @@ def _transformers_swinv2(config: SimpleNamespace) -> Any:
     # Otherwise windows are not square, or, as transformers rounds the size of an odd map down, there is no shift.
     (H, W), (PH, PW) = config.img_size, sides(config.patch_size)
     rounded = [(H // (PH << stage), W // (PW << stage)) for stage in range(len(maps))]
-    supported = all(min(h, w) > M or h == w <= M and (h, w) == size for (h, w), size in zip(rounded, maps, strict=True))
+    even = [size == exact for size, exact in zip(rounded, maps, strict=True)]
+    supported = all(min(h, w) > M or (even[stage] and h == w) for stage, (h, w) in enumerate(rounded))
     _require("transformers", {f"maps larger than {M} x {M}, or even and square, got {_listed(maps)}": supported})
     return Swinv2ForImageClassification(
         Swinv2Config(

@@ -1,8 +1,9 @@
 """L6: published accuracy on ImageNet-1k by model name, each figure with its source.
 
-The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, "FCMAE" for pre-training on
-masked images of ImageNet-1k without labels (ConvNeXt V2), else the dataset of the pre-training, before fine-tuning on ImageNet-1k at `img_size` (with SWAG, fine-tuning of the head alone). Of several
-figures, the table of `python -m models` shows the first.
+The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, "FCMAE" after pre-training
+on masked images of ImageNet-1k without labels (ConvNeXt V2), else the dataset of the pre-training, before fine-tuning
+on ImageNet-1k at `img_size` (with SWAG, fine-tuning of the head alone). Of several figures, the table of `python -m
+models` shows the first.
 """
 
 from typing import NamedTuple
@@ -85,11 +86,20 @@ PUBLISHED = {
     "swin_base_patch4_window12_384": [Result(84.5, "IN-1k", 384, _SWIN), Result(86.4, "IN-22k", 384, _SWIN)],
     "swin_large_patch4_window7_224": [Result(86.3, "IN-22k", 224, _SWIN)],
     "swin_large_patch4_window12_384": [Result(87.3, "IN-22k", 384, _SWIN)],
-    "swinv2_tiny_window8_256": [Result(81.8, "IN-1k", 256, _SWIN)],
+    "swinv2_tiny_window8_256": [
+        Result(81.8, "IN-1k", 256, _SWIN),
+        Result(82.072, "IN-1k", 256, _TORCHVISION),
+    ],
     "swinv2_tiny_window16_256": [Result(82.8, "IN-1k", 256, _SWIN)],
-    "swinv2_small_window8_256": [Result(83.7, "IN-1k", 256, _SWIN)],
+    "swinv2_small_window8_256": [
+        Result(83.7, "IN-1k", 256, _SWIN),
+        Result(83.712, "IN-1k", 256, _TORCHVISION),
+    ],
     "swinv2_small_window16_256": [Result(84.1, "IN-1k", 256, _SWIN)],
-    "swinv2_base_window8_256": [Result(84.2, "IN-1k", 256, _SWIN)],
+    "swinv2_base_window8_256": [
+        Result(84.2, "IN-1k", 256, _SWIN),
+        Result(84.112, "IN-1k", 256, _TORCHVISION),
+    ],
     "swinv2_base_window16_256": [Result(84.6, "IN-1k", 256, _SWIN)],
     "swinv2_base_window12to16_192to256": [Result(86.2, "IN-22k", 256, _SWIN)],
     "swinv2_base_window12to24_192to384": [Result(87.1, "IN-22k", 384, _SWIN)],

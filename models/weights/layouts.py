@@ -140,8 +140,9 @@ def layout_of(names: Iterable[str], model: Module) -> Layout:
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
     """The place in `model` of each array of a file, or each parameter of another implementation; None: no place.
 
-    A stacked array has an entry for each part (`Layout.unstacked`). One name alone is ambiguous, so all names are passed together to detect the layout: `layers.1.downsample` leads into
-    stage 1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
+    A stacked array has an entry for each part (`Layout.unstacked`). One name alone is ambiguous, so all names are
+    passed together to detect the layout: `layers.1.downsample` leads into stage 1 in timm's Swin, and out of stage 1
+    in Microsoft's and ours.
     """
     names = list(names)
     layout = layout_of(names, model)

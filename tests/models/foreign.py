@@ -101,8 +101,8 @@ def timm_convnext(name):
         case ["downsample_layers", s, *rest]:
             return ".".join(["stages", s, "downsample", *rest])
         case ["stages", s, b, layer, *rest]:
-            layer = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2", "grn": "mlp.grn"}.get(layer, layer)
-            return ".".join(["stages", s, "blocks", b, layer, *renamed_grn(rest)])
+            renamed = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2", "grn": "mlp.grn"}
+            return ".".join(["stages", s, "blocks", b, renamed.get(layer, layer), *renamed_grn(rest)])
         case [layer, kind]:
             return f"head.{'norm' if layer == 'norm' else 'fc'}.{kind}"
 

@@ -88,7 +88,7 @@ def test_a_stacked_bias_that_does_not_fit_is_refused():
     name = "features.1.0.attn.qkv.bias"
     for wrong in (np.zeros(27), np.zeros(())):
         text = refusal(model, entries | {name: wrong})
-        assert ("features.1.0.attn.q_bias" if wrong.ndim else name) in text and "does not fit" not in text.splitlines()[1]
+        assert ("features.1.0.attn.q_bias" if wrong.ndim else name) in text
 
 
 def test_position_bias_of_swin_v2_needs_no_resizing():
