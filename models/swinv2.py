@@ -4,9 +4,9 @@ Scaling Up Capacity and Resolution", arXiv:2111.09883.
 Windows, shifts and stages are Swin's: `models/swin.py`. Section 3 changes three things, for training of larger models
 and for fine-tuning with larger windows:
 
-    residual post-norm         In Swin, each block adds a branch to its input, so the activations of deep blocks are
-                               thousands of times larger than those of early blocks. Here the LayerNorm follows the
-                               branch, so each block adds values of the same size (figure 2):
+    residual post-norm         In Swin, the outputs of all branches add up: in a large model, activations of deep blocks
+                               are up to 10⁴ times as large as those of early blocks (figure 2). Here a LayerNorm
+                               follows each branch, so that all blocks add values of one magnitude:
 
         ẑ_l = LN(W-MSA(z_{l-1})) + z_{l-1}
         z_l = LN(MLP(ẑ_l)) + ẑ_l
@@ -26,8 +26,9 @@ The factors 8, 1/3 and 16 are from the authors' code, https://github.com/microso
 names this file uses: checkpoints load without renaming, into models with other window sizes too. M is the window size
 of the pre-training.
 
-Any image size works. A map smaller than the window is one window, as in timm. A map that the window size does not
-divide is padded as in `models/swin.py`. (On such a map, timm shifts before padding. Otherwise, both agree.)
+Any image size works. On a map smaller than the window, the window is the map, as in timm (in torchvision, the map is
+padded). A map that the window size does not divide is padded as in `models/swin.py`, before the shift (in timm, after).
+Otherwise, all agree.
 """
 
 from collections.abc import Sequence
@@ -106,7 +107,7 @@ class WindowAttention(swin.WindowAttention):
         (Hp, Wp), _ = self.layout(H, W)
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
-            bias = minigrad.cat([self.q_bias, minigrad.zeros_like(self.q_bias), self.v_bias])
+            bias = F.pad(self.q_bias, (0, 2 * C)) + F.pad(self.v_bias, (2 * C, 0))  # of q, k and v: (q_bias, 0, v_bias)
         d = C // self.num_heads
         qkv = F.linear(pad_below_right(x, Hp - H, Wp - W), self.qkv.weight, bias)
         q, k, v = qkv.reshape(B, Hp, Wp, 3, self.num_heads, d).unbind(3)  # 3 x (B, Hp, Wp, heads, d)
