@@ -43,7 +43,7 @@ class Block(convnext.Block):
     def __init__(
         self, dim: int, kernel_size: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
     ) -> None:
-        self.grn = GRN(int(mlp_ratio * dim))
+        self.grn = GRN(int(mlp_ratio * dim))  # first, so that the last parameter is that of the last layer, pwconv2
         super().__init__(dim, kernel_size, mlp_ratio, drop_path, layer_scale)
 
     def mlp(self, x: Tensor) -> Tensor:
