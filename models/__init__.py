@@ -2,12 +2,14 @@
 
 from models import (
     convnext,
+    convnextv2,
     cpu,  # noqa: F401 (its import registers the fast paths of the blocks)
     deit,
     dinov2,
     hybrid,
     roadmap,
     swin,
+    swinv2,
     vit,
 )
 from models.model import ImageModel, param_groups
@@ -19,6 +21,7 @@ from models.weights.table import list_pretrained
 __all__ = [
     "ImageModel",
     "convnext",
+    "convnextv2",
     "create_model",
     "deit",
     "dinov2",
@@ -29,5 +32,6 @@ __all__ = [
     "param_groups",
     "roadmap",
     "swin",
+    "swinv2",
     "vit",
 ]

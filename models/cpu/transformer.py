@@ -101,7 +101,7 @@ def window_attention(maps: Array, block: SwinTransformerBlock) -> Array:
     for chunk in slices(len(X), 3 * C):
         linear(normalize_rows(X[chunk], block.norm1), attn.qkv, qkv[chunk])
     packed, shift = Tensor(qkv.reshape(B, H, W, 3 * C)), attn.layout(H, W)[1]
-    y: Array = F.window_attention(packed, attn.bias(), attn.num_heads, attn.window_size, shift).data
+    y: Array = F.window_attention(packed, attn.bias(attn.window_size), attn.num_heads, attn.window_size, shift).data
     return y.reshape(-1, C)
 
 

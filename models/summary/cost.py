@@ -142,7 +142,8 @@ def attention_costs(model: ImageModel, img_size: Size | None = None) -> list[Att
     outputs = {call.module: call.output for call in calls}
     for name, block in model.blocks_by_name().items():
         attn: Any = block.attn  # type: ignore[attr-defined]
-        (_, h, w, C), M = outputs[name], attn.window_size
+        _, h, w, C = outputs[name]
+        M = attn.window(h, w)
         if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage cost the same
             continue
         msa_calls = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))

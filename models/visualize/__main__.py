@@ -114,18 +114,17 @@ def shifted_windows(
     blocks: list[Any] = list(model.blocks_by_name().values())
     sizes = map_sizes(model)
     layouts = [block.attn.layout(*size) for block, size in zip(blocks, sizes, strict=True)]
+    windowed = [block.attn.window(*size) for block, size in zip(blocks, sizes, strict=True)]
     shifted = next((i for i, (_, shift) in enumerate(layouts) if any(shift)), None)
     if shifted is not None:
         merged = -(-sizes[0][0] // sizes[shifted][0])
         PH, PW = sides(model.patch_embed.patch_size)
         size, shift = layouts[shifted]
-        figure = windows.windows_picture(
-            picture, (PH * merged, PW * merged), size, shift, blocks[shifted].attn.window_size
-        )
+        figure = windows.windows_picture(picture, (PH * merged, PW * merged), size, shift, windowed[shifted])
         yield "windows.png", "windows, shifted windows and attention mask", figure
     biased = [
-        (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy(), block.attn.window_size))
-        for name, block in zip(names, blocks, strict=True)
+        (name, windows.bias_maps(block.attn.bias_table(M).detach().numpy(), M))
+        for name, block, M in zip(names, blocks, windowed, strict=True)
     ]
     stages = [i for i in range(len(blocks)) if i == 0 or sizes[i] != sizes[i - 1]]
     yield "bias.png", "relative position bias", windows.bias_picture([biased[i] for i in stages])
@@ -137,7 +136,7 @@ def shifted_windows(
     for i, A in zip(chosen, maps, strict=True):
         H, W = sizes[i]
         token = H // 2 * W + W // 2
-        (size, shift), M = layouts[i], blocks[i].attn.window_size
+        (size, shift), M = layouts[i], windowed[i]
         inside = windows.window_of(divmod(token, W), size, shift, M)[:H, :W]
         heads = A.numpy()[0, :, token].reshape(-1, H, W)
         name = names[i] + ("\n(shifted)" if any(shift) else "")
@@ -193,9 +192,9 @@ def parser() -> argparse.ArgumentParser:
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"
         "                  similarity of the position embeddings\n"
-        "  Swin            windows, shifted windows and attention mask,\n"
+        "  Swin, Swin V2   windows, shifted windows and attention mask,\n"
         "                  relative position bias, window attention*\n"
-        "  ConvNeXt        depthwise kernels\n"
+        "  ConvNeXt, V2    depthwise kernels\n"
         "  all but ViT, DeiT and DINOv2\n"
         "                  Grad-CAM*\n\n"
         "  * if images are given",

@@ -486,5 +486,6 @@ def test_readme_counts_the_weights_of_each_family():
     lines = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \|", (ROOT / "models" / "README.md").read_text(), re.MULTILINE)
     names = {"VisionTransformer": "ViT", "HybridVisionTransformer": "hybrid", "SwinTransformer": "Swin"}
     names |= {"VisionTransformerDistilled": "DeiT", "DeiT3": "DeiT III"}
+    names |= {"SwinTransformerV2": "Swin V2", "ConvNeXtV2": "ConvNeXt V2"}
     families = [model_class(name.partition(".")[0]).__name__ for name in models.list_pretrained()]
     assert dict(lines) == {key: str(n) for key, n in Counter(names.get(name, name) for name in families).items()}
