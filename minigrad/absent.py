@@ -74,6 +74,8 @@ ABSENT: dict[str, dict[str, str]] = {
         ),
         **dict.fromkeys(("gather_object", "scatter_object_list"), "distributed.all_gather_object"),
         "rpc": "distributed.broadcast_object_list",
+        "monitored_barrier": "distributed.barrier",
+        "is_torchelastic_launched": "distributed.get_world_size",
     },
     "memory formats are arrays' strides here": {
         **dict.fromkeys(

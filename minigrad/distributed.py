@@ -1,4 +1,4 @@
-"""L3: collective operations on Tensors over the ranks of a job, under the names of torch.distributed.
+"""L4: collective operations on Tensors over the ranks of a job, under the names of torch.distributed.
 
     mpiexec -n 4 python train.py
 
@@ -13,19 +13,22 @@ rank 0 of 1. All ranks are one group: `group` must be None.
 
 from collections.abc import Callable, Sequence
 from enum import Enum
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from minigrad import absent
 from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.backend import Array, array_module
+from minigrad.functional import cat
 from minigrad.parallel.processes import World, world
 
 __all__ = [
     "ReduceOp", "Work", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "barrier",
-    "broadcast", "broadcast_object_list", "destroy_process_group", "gather", "get_node_local_rank", "get_rank",
-    "get_world_size", "init_process_group", "is_available", "is_initialized", "reduce", "reduce_scatter_tensor",
-    "scatter",
+    "broadcast", "broadcast_object_list", "destroy_process_group", "gather", "get_backend", "get_node_local_rank",
+    "get_rank", "get_world_size", "init_process_group", "is_available", "is_gloo_available", "is_initialized",
+    "is_mpi_available", "is_nccl_available", "reduce", "reduce_scatter", "reduce_scatter_tensor", "scatter",
 ]  # fmt: skip
 
 _BACKENDS = "mpi", "nccl", "gloo"
@@ -50,6 +53,7 @@ class Work:
     def wait(self, timeout: Any = None) -> bool:
         """Wait until the Tensors have the result."""
         self._wait()
+        self._wait = lambda: None
         return True
 
 
@@ -109,6 +113,30 @@ def is_initialized() -> bool:
     return _world is not None
 
 
+def get_backend(group: None = None) -> str:
+    """ "mpi": arrays on a GPU are sent by NCCL nevertheless."""
+    _get(group)
+    return "mpi"
+
+
+def is_mpi_available() -> bool:
+    """True if mpi4py is installed."""
+    return find_spec("mpi4py") is not None
+
+
+def is_nccl_available() -> bool:
+    """True if CuPy is installed with NCCL."""
+    try:
+        return bool(import_module("cupy.cuda.nccl").available)
+    except ImportError:
+        return False
+
+
+def is_gloo_available() -> bool:
+    """False: MPI takes its place, also for init_process_group("gloo")."""
+    return False
+
+
 def get_rank(group: None = None) -> int:
     """The number of this process, from 0 to get_world_size() - 1."""
     return _get(group).rank
@@ -146,6 +174,7 @@ def reduce(
     """`all_reduce`, with the result on rank `dst` only."""
     result = Tensor(tensor.data.copy())
     all_reduce(result, op, group)
+    _require_rank("reduce: dst", dst, _get(group))
     if get_rank() == dst:
         _write(tensor, result.data)
     return _done(async_op)
@@ -175,6 +204,7 @@ def gather(
 ) -> Work | None:  # fmt: skip
     """`all_gather`, with the result on rank `dst` only: other ranks pass gather_list=None."""
     ranks = _get(group)
+    _require_rank("gather: dst", dst, ranks)
     found = ranks.all_gather(tensor.data)
     if ranks.rank == dst:
         _require_length("gather: gather_list", gather_list or (), ranks)
@@ -189,6 +219,7 @@ def scatter(
 ) -> Work | None:  # fmt: skip
     """Write item r of the `scatter_list` of rank `src` into the `tensor` of rank r. Other ranks pass None."""
     ranks, xp = _get(group), array_module(tensor.data)
+    _require_rank("scatter: src", src, ranks)
     if ranks.rank == src:
         _require_length("scatter: scatter_list", scatter_list or (), ranks)
         sent = xp.stack([x.data for x in scatter_list or ()])
@@ -226,6 +257,15 @@ def reduce_scatter_tensor(
     return _done(async_op)
 
 
+def reduce_scatter(
+    output: Tensor, input_list: Sequence[Tensor], op: ReduceOp = ReduceOp.SUM, group: None = None,
+    async_op: bool = False,
+) -> Work | None:  # fmt: skip
+    """Write the sum, or mean, over the ranks of item r of `input_list` into the output of rank r."""
+    _require_length("reduce_scatter: input_list", input_list, _get(group))
+    return reduce_scatter_tensor(output, cat([x.reshape(-1) for x in input_list]).detach(), op, group, async_op)
+
+
 def all_gather_object(object_list: list[Any], obj: Any, group: None = None) -> None:
     """Write the objects of all ranks into `object_list`. Only JSON values: None, bool, numbers, strings, lists, dicts
     with strings as keys. PyTorch pickles objects; unpickling would run code of other ranks."""
@@ -259,6 +299,11 @@ def _write(tensor: Tensor, x: Array) -> None:
         raise ValueError(f"the result is {x.shape} {x.dtype}, and the Tensor for it {tensor.shape} {tensor.dtype}")
     tensor.data[...] = x
     writes.note([tensor.data])
+
+
+def _require_rank(name: str, rank: int, ranks: World) -> None:
+    if not 0 <= rank < ranks.size:
+        raise ValueError(f"{name} must be a rank from 0 to {ranks.size - 1}, got {rank}")
 
 
 def _require_length(name: str, values: Sequence[Any], ranks: World) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from minigrad.nn import init
 from models.convnext import ConvNeXt
+from models.convnextv2 import ConvNeXtV2
 from models.deit import DeiT, DeiT3, VisionTransformerDistilled
 from models.dinov2 import DINOv2
 from models.hybrid import HybridVisionTransformer
@@ -27,6 +28,7 @@ from models.roadmap import RoadmapNet
 from models.summary.cost import Part, attention_costs, macs, parameters, parts
 from models.summary.published import PUBLISHED, SOURCES, Result
 from models.swin import SwinTransformer
+from models.swinv2 import SwinTransformerV2
 from models.terminal import escape_unencodable, table
 from models.vit import VisionTransformer
 
@@ -38,15 +40,17 @@ FAMILIES = {
     DINOv2: "DINOv2",
     HybridVisionTransformer: "Hybrid: a Vision Transformer on the features of a ResNet",
     SwinTransformer: "Swin Transformer",
+    SwinTransformerV2: "Swin Transformer V2",
     ConvNeXt: "ConvNeXt",
+    ConvNeXtV2: "ConvNeXt V2",
     RoadmapNet: "From ResNet-50 to ConvNeXt, step by step",
 }
 LEGEND = """\
 GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
 and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
 ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name of ImageNet-21k; SWAG: photos with
-hashtags, arXiv:2201.08371; DINO, LVD-142M: images without labels, then a linear classifier; IN-1k: no pre-training.
-One model, block by block: python -m models NAME."""
+hashtags, arXiv:2201.08371; DINO, LVD-142M: images without labels, then a linear classifier; FCMAE: masked images of
+ImageNet-1k, arXiv:2301.00808; IN-1k: no pre-training. One model, block by block: python -m models NAME."""
 
 ATTENTION = """\
 Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:

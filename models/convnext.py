@@ -17,12 +17,13 @@ of H x W pixels.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add
 from models.model import (
@@ -42,6 +43,7 @@ from models.registry import register
 class LayerNorm2d(nn.LayerNorm):
     """LayerNorm over the channels of each pixel of images (B, C, H, W)."""
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         x = super().forward(x.permute(0, 2, 3, 1))  # (B, C, H, W) -> (B, H, W, C)
         return x.permute(0, 3, 1, 2)  # -> (B, C, H, W)
@@ -61,11 +63,16 @@ class Block(nn.Module):
         self.gamma = None if layer_scale is None else nn.Parameter(np.full(dim, layer_scale, np.float32))
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C)
-        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        y = self.mlp(self.norm(y))
         y = residual_add(x.permute(0, 2, 3, 1), y, self.drop_path, self.gamma)  # x + drop_path(γ ⊙ y)
         return y.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """C to 4C, GELU, 4C to C, at each pixel."""
+        return self.pwconv2(F.gelu(self.pwconv1(x)))
 
 
 class ConvNeXt(ImageModel):
@@ -84,6 +91,8 @@ class ConvNeXt(ImageModel):
         layer_scale_init_value: initial value of γ; None: no γ.
         head_init_scale: factor on the initial weights of the head; the authors fine-tune with 0.001.
     """
+
+    block: ClassVar[type[Block]] = Block
 
     def __init__(
         self,
@@ -123,7 +132,10 @@ class ConvNeXt(ImageModel):
         self.stages = nn.ModuleList(
             [
                 nn.Sequential(
-                    *(Block(dim, kernel_size, mlp_ratio, next(rates), layer_scale_init_value) for _ in range(depth))
+                    *(
+                        self.block(dim, kernel_size, mlp_ratio, next(rates), layer_scale_init_value)
+                        for _ in range(depth)
+                    )
                 )
                 for dim, depth in zip(dims, depths, strict=True)
             ]
@@ -173,7 +185,7 @@ class ConvNeXt(ImageModel):
 
 
 # The sizes T to XL are the paper's (section 3), the smaller ones timm's.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "atto": {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320)},
     "femto": {"depths": (2, 2, 6, 2), "dims": (48, 96, 192, 384)},
     "pico": {"depths": (2, 2, 6, 2), "dims": (64, 128, 256, 512)},
@@ -185,7 +197,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "xlarge": {"depths": (3, 3, 27, 3), "dims": (256, 512, 1024, 2048)},
 }
 
-for _size, _config in _SIZES.items():
+for _size, _config in SIZES.items():
     register(f"convnext_{_size}", ConvNeXt, **_config)
     if _size in ("tiny", "small", "base", "large", "xlarge"):
         register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
@@ -196,4 +208,4 @@ for _name, _size in {
     "convnext_femto_cifar": "femto",
     "convnext_mid_cifar": "pico",
 }.items():
-    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **_SIZES[_size])
+    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **SIZES[_size])

@@ -97,6 +97,9 @@ class VisionTransformerDistilled(DeiT):
     def prefix_tokens(self) -> list[Tensor]:
         return [self.cls_token, self.dist_token]
 
+    def head_tokens(self) -> int:
+        return 2
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """Tokens (B, L, D) to the mean of both heads' logits, (B, num_classes); to a pair of logits in training with
         `distilled_training`. With `pre_logits`, to the mean of both tokens, (B, D)."""
@@ -145,8 +148,12 @@ class Block(vit.Block):
         super().__init__(dim, *arguments, **options)
         self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = residual_add(x, self.attn(self.norm1(x)), self.drop_path, self.ls1.gamma)
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        if tokens is None:
+            y = self.attn(self.norm1(x))
+        else:
+            x, y = x[:, :tokens].contiguous(), self.attn(self.norm1(x), tokens)
+        x = residual_add(x, y, self.drop_path, self.ls1.gamma)
         return residual_add(x, self.mlp(self.norm2(x)), self.drop_path, self.ls2.gamma)
 
 
@@ -160,6 +167,8 @@ class DeiT3(DeiT):
         no_embed_class: only patch tokens have a position embedding; else the prefix tokens, too.
         **vit: the other arguments of VisionTransformer.
     """
+
+    per_token = (*DeiT.per_token, Block, LayerScale)
 
     def __init__(self, init_values: float = 1e-6, no_embed_class: bool = True, **vit: Any) -> None:
         self.init_values, self.no_embed_class = init_values, no_embed_class

@@ -58,6 +58,8 @@ class DINOv2(DeiT3):
         **vit: the other arguments of VisionTransformer.
     """
 
+    per_token = (*DeiT3.per_token, SwiGLUPacked)
+
     def __init__(
         self,
         reg_tokens: int = 0,

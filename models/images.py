@@ -1,7 +1,8 @@
 """L6: from image files to model inputs: resize, center crop, normalize.
 
 An image is resized, with its aspect ratio kept, to just cover the model's input size, then center-cropped; an image of
-the input size is unchanged. Normalization is x ↦ (x/255 - mean) / std per channel, as in training.
+the input size is unchanged. For published weights, a `Crop` resizes as timm does in their evaluation. Normalization is
+x ↦ (x/255 - mean) / std per channel, as in training.
 
 All programs here read image files with `read`. Unlike torchvision's and timm's loaders, `read` applies the EXIF
 orientation, and composites transparent pixels onto white instead of dropping the alpha channel.
@@ -9,6 +10,8 @@ orientation, and composites transparent pixels onto white instead of dropping th
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +72,47 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and (path.is_file() or not path.exists())
 
 
-def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """timm's resizing in evaluation: to the input size divided by `crop_pct`, then a center crop of the input size.
+
+    Attributes:
+        crop_pct: the fraction of the shorter side that the crop keeps.
+        crop_mode: `center`: the aspect ratio is kept; `squash`: it is not.
+        interpolation: the name of a filter of Pillow, such as `bicubic`.
+    """
+
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+
+    def __post_init__(self) -> None:
+        if self.crop_mode not in ("center", "squash"):
+            raise ValueError(f"crop_mode must be center or squash, got {self.crop_mode!r}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, got {self.interpolation!r}")
+
+    def __call__(self, image: Any, size: tuple[int, int]) -> Any:
+        """A Pillow image, resized and cropped to `size`, (H, W)."""
+        from PIL import Image
+
+        H, W = size
+        scaled_H, scaled_W = (floor(side / self.crop_pct) for side in size)
+        if self.crop_mode == "center":  # enlarge the target along the longer side, to the image's aspect ratio
+            w, h = image.size
+            if w * scaled_H >= h * scaled_W:
+                scaled_W = int(scaled_H * w / h)
+            else:
+                scaled_H = int(scaled_W * h / w)
+        image = image.resize((scaled_W, scaled_H), Image.Resampling[self.interpolation.upper()])
+        top, left = round((scaled_H - H) / 2), round((scaled_W - W) / 2)
+        return image.crop((left, top, left + W, top + H))
+
+
+def read(path: Path, size: tuple[int, int], channels: int, crop: Crop | None = None) -> np.ndarray:
     """An image file as (C, H, W) uint8, resized and center-cropped. Animations give the first frame; transparent pixels
     become white. Channels of more than 8 bits are scaled to 8; floating-point values must be in [0, 1].
 
@@ -77,6 +120,7 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         path: PNG, JPEG, WebP, BMP, GIF, TIFF or PPM.
         size: (H, W) of the result.
         channels: 3: RGB; 1: greyscale.
+        crop: how to resize and crop; None: cover `size`, and crop the rest.
 
     Raises:
         ValueError: the file is not an image, is damaged or too large, or has values of unknown range; or `channels` is
@@ -96,8 +140,11 @@ def read(path: Path, size: tuple[int, int], channels: int) -> np.ndarray:
         try:
             with Image.open(file, formats=list(FORMATS)) as image:
                 grey = _eight_bits(image, ImageOps.exif_transpose(image))
-                image = _opaque(grey).convert("RGB" if channels == 3 else "L")
-                pixels = np.asarray(ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC))
+                opaque = _opaque(grey).convert("RGB" if channels == 3 else "L")
+                if crop is None:
+                    pixels = np.asarray(ImageOps.fit(opaque, (size[1], size[0]), Image.Resampling.BICUBIC))
+                else:
+                    pixels = np.asarray(crop(opaque, size))
         except _UnknownRangeError as error:
             raise ValueError(f"{path} {error}; save the image with 8 or 16 bits per channel") from None
         except UnidentifiedImageError:

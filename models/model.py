@@ -4,18 +4,24 @@ A model lists its blocks in `sections`, in the order of the forward. Intermediat
 checkpointing and layer-wise learning rates are derived from this list.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from numbers import Real
 from operator import index
 from threading import get_ident
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal, overload
 
 from minigrad import Tensor, nn, no_grad
 from minigrad.ops import checks
 
 Size = int | Sequence[int]
 """A size of images, patches or windows: (height, width), or one integer for both."""
+
+
+class _StoppedEarly(Exception):  # noqa: N818 -- not an error
+    """Ends a forward whose last wanted output is there."""
 
 
 class ImageModel(nn.Module):
@@ -28,7 +34,9 @@ class ImageModel(nn.Module):
     in_chans: int
     num_classes: int
     num_features: int  # channels of the head's input
+    num_prefix_tokens = 0  # tokens of a block's output before those of the image
     head: nn.Module
+    pretrained_cfg: Mapping[str, Any] = MappingProxyType({})  # of the published weights of this name, timm's keys
 
     def sections(self) -> list[list[str]]:
         """Names of parameters and modules in the order of the forward: first the stem, then one section for each block.
@@ -68,20 +76,76 @@ class ImageModel(nn.Module):
         modules = dict(self.named_modules())
         return {section[-1]: modules[section[-1]] for section in self.sections()[1:]}
 
+    @overload
     def forward_intermediates(
-        self, x: Tensor, indices: Iterable[int] | int | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, x: Tensor, indices: Iterable[int] | int | None = None, return_prefix_tokens: Literal[False] = False,
+        norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW",
+        intermediates_only: Literal[False] = False,
+    ) -> tuple[Tensor, list[Tensor]]: ...  # fmt: skip
+    @overload
+    def forward_intermediates(
+        self, x: Tensor, indices: Iterable[int] | int | None = None, return_prefix_tokens: bool = False,
+        norm: bool = False, stop_early: bool = False, output_fmt: str = "NCHW", intermediates_only: bool = False,
+    ) -> Any: ...  # fmt: skip
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Iterable[int] | int | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """`forward_features(x)`, and the outputs of blocks as feature maps (B, C, H, W), in the order of the forward.
 
         Args:
             x: images.
             indices: indices of blocks (not of stages, as in timm) in `blocks_by_name()`, negative ones from the end, in
                 any order. An integer n: the last n blocks. None: all blocks.
+            return_prefix_tokens: for each block a pair: the map, and the prefix tokens (B, `num_prefix_tokens`, C).
+            norm: apply the model's last norm to the outputs that it fits: in ViT all, in Swin those of the last stage.
+            stop_early: end the forward after the last of these blocks. Needs `intermediates_only`.
+            output_fmt: "NCHW", or "NLC" for tokens (B, H·W, C) in place of maps.
+            intermediates_only: return the second result alone.
+
+        Raises:
+            ValueError: there are no prefix tokens to return, `output_fmt` is another string, or `stop_early` is given
+                without `intermediates_only`.
         """
-        outputs: list[Tensor] = []
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f'output_fmt must be "NCHW" or "NLC", got {output_fmt!r}')
+        if return_prefix_tokens and not self.num_prefix_tokens:
+            raise ValueError(f"{type(self).__name__} has no prefix tokens to return")
+        if stop_early and not intermediates_only:
+            raise ValueError("stop_early computes no final features: it needs intermediates_only=True")
         blocks = _selected(list(self.blocks_by_name().values()), indices)
-        features = self._forward_with_hook(x, blocks, lambda block, inputs, output: outputs.append(output))
-        return features, [self.feature_map(output) for output in outputs]
+        outputs: list[Tensor] = []
+
+        def collect(block: nn.Module, inputs: Any, output: Tensor) -> None:
+            outputs.append(self.normalized(output) if norm else output)
+            if stop_early and block is blocks[-1]:
+                raise _StoppedEarly
+
+        features = None
+        with suppress(_StoppedEarly):
+            features = self._forward_with_hook(x, blocks, collect) if blocks or not stop_early else None
+        maps = [self.feature_map(output) for output in outputs]
+        if output_fmt == "NLC":
+            maps = [y.flatten(2).transpose(1, 2) for y in maps]  # (B, C, H, W) -> (B, H·W, C)
+        found: list[Any] = [*maps]
+        if return_prefix_tokens:
+            found = [(y, output[:, : self.num_prefix_tokens]) for y, output in zip(maps, outputs, strict=True)]
+        return found if intermediates_only else (features, found)
+
+    def normalized(self, output: Tensor) -> Tensor:
+        """The output of a block after the model's last norm, if the norm fits; else unchanged."""
+        return output
+
+    def feature_indices(self) -> list[int]:
+        """The blocks whose outputs timm's `features_only` can return: the last of each stage."""
+        starts = [i for i, section in enumerate(self.sections()[1:]) if i and len(section) > 1]
+        return [*(start - 1 for start in starts), len(self.sections()) - 2]
 
     def attention_maps(self, x: Tensor, indices: Iterable[int] | int | None = None) -> list[Tensor]:
         """Attention probabilities of blocks: (B, heads, L, L), a row for each query, over L tokens.
@@ -125,6 +189,10 @@ class ImageModel(nn.Module):
                 remove()
 
     # Fine-tuning ----------------------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> Any:
+        """The head; a tuple if there are several."""
+        return self.head if len(self.heads()) == 1 else tuple(self.heads())
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the head by a newly initialized one for `num_classes`; 0: no head, the model returns features.

@@ -1,4 +1,5 @@
-"""L6: classify image files with a trained model: `python -m models.predict CHECKPOINT IMAGE...`."""
+"""L6: classify image files: `python -m models.predict CHECKPOINT IMAGE...`, or with published weights
+`python -m models.predict --model NAME --pretrained IMAGE...`."""
 
 import argparse
 import os
@@ -11,7 +12,7 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad import no_grad
-from models import images
+from models import images, pretrained
 from models.model import ImageModel
 from models.terminal import escape_unencodable, table
 from models.weights import checkpoint
@@ -39,13 +40,14 @@ def command(
 
 def run(options: argparse.Namespace) -> None:
     """Print the table of predictions."""
-    model, metadata = checkpoint.load(options.checkpoint)
-    model.to(device=options.device)
-    files = images.find(options.image)
+    model, metadata, paths = load(options)
+    if not paths:
+        raise ValueError("give images: python -m models.predict CHECKPOINT IMAGE...")
+    files = images.find(paths)
     predictions: list[np.ndarray] = []
     for start in range(0, len(files), options.batch_size):
         batch = files[start : start + options.batch_size]
-        pixels = np.stack([images.read(file, model.img_size, model.in_chans) for file in batch])
+        pixels = np.stack([read(file, model, metadata) for file in batch])
         predictions.extend(probabilities(model, metadata, pixels))
     ranks = range(1, min(options.top_k, model.num_classes) + 1)
     lines = [["image", *(cell for rank in ranks for cell in (str(rank), ""))]]
@@ -53,6 +55,30 @@ def run(options: argparse.Namespace) -> None:
         best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(prediction, metadata["classes"], len(ranks))]
         lines.append([printable(str(file)), *(cell for pair in best for cell in pair)])
     print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
+
+
+def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[str]]:
+    """The model on its device, its metadata, and the paths of images.
+
+    Raises:
+        ValueError: neither a checkpoint nor a model with --pretrained is given; or as for the functions that load them.
+    """
+    paths = [*([] if options.checkpoint is None else [options.checkpoint]), *options.image]
+    if (options.model is not None) != options.pretrained:
+        raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
+    if options.model is not None:
+        model, metadata = pretrained.load(options.model)
+    elif paths:
+        model, metadata = checkpoint.load(paths.pop(0))
+    else:
+        raise ValueError("give a checkpoint, or --model NAME --pretrained")
+    model.to(device=options.device)
+    return model, metadata, paths
+
+
+def read(file: Path, model: ImageModel, metadata: dict[str, Any]) -> np.ndarray:
+    """An image as the model receives it, (C, H, W) uint8."""
+    return images.read(file, model.img_size, model.in_chans, metadata.get("crop"))
 
 
 def probabilities(model: ImageModel, metadata: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
@@ -79,14 +105,16 @@ def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m models.predict",
-        description="Classify images with a trained model. Prints one line per image: the most probable classes and "
-        "their probabilities.",
-        epilog="example: python -m models.predict runs/vit_nano_cifar-cifar10/best.npz photos",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=80),
+        description="Classify images with a trained model. Prints one line per image: the most\n"
+        "probable classes and their probabilities.",
+        epilog="examples:\n"
+        "  python -m models.predict runs/vit_nano_cifar-cifar10/best.npz photos\n"
+        "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
     parser.add_argument(
-        "image", nargs="+", metavar="IMAGE",
+        "image", nargs="*", metavar="IMAGE",
         help="image file, or folder whose images are classified, subfolders included; each image is resized to cover "
         "the model's input size, then center-cropped",
     )  # fmt: skip
@@ -96,10 +124,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments for checkpoint and device."""
+    """Add the arguments for the model and its device."""
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="model file of `python -m train`, such as best.npz"
-    )
+        "checkpoint", nargs="?", metavar="CHECKPOINT",
+        help="model file of `python -m train`, such as best.npz; left out with --pretrained",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="with --pretrained: a name for models.create_model")
+    parser.add_argument(
+        "--pretrained", action="store_true",
+        help="the published weights of --model, downloaded once from the Hugging Face Hub",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
 
 

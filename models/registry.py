@@ -38,8 +38,7 @@ def create_model(name: str, **overrides: Any) -> ImageModel:
     known = model_arguments(name)
     unknown = sorted(set(overrides) - set(known))
     if unknown:
-        fix = "; load weights by models.load_weights(model, file)" if "pretrained" in unknown else ""
-        raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}{fix}")
+        raise TypeError(f"{name} has no argument {', '.join(unknown)}; it has {', '.join(known)}")
     cls, config = _MODELS[name]
     return cls(**(config | overrides))
 

@@ -23,7 +23,7 @@ authors' code raises an error. Without padding, all agree.)
 from collections.abc import Sequence
 from functools import cache
 from math import isqrt, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
 from minigrad.backend import array_module
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
@@ -76,11 +77,15 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        _, H, W, _ = x.shape
-        x = pad_below_right(x, H % 2, W % 2)
-        quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # the row changes fastest
-        x = minigrad.cat(quarters, dim=-1)  # 4 x (B, H/2, W/2, C) -> (B, H/2, W/2, 4C)
-        return self.reduction(self.norm(x))
+        return self.reduction(self.norm(merged(x)))
+
+
+def merged(x: Tensor) -> Tensor:
+    """The channels of 2 x 2 tokens, concatenated: (B, H, W, C) -> (B, H/2, W/2, 4C)."""
+    _, H, W, _ = x.shape
+    x = pad_below_right(x, H % 2, W % 2)
+    quarters = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]  # the row changes fastest
+    return minigrad.cat(quarters, dim=-1)  # 4 x (B, H/2, W/2, C) -> (B, H/2, W/2, 4C)
 
 
 class WindowAttention(nn.Module):
@@ -115,15 +120,19 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, H, W, _ = x.shape
-        _, shift = self.layout(H, W)
+        M, (_, shift) = self.window(H, W), self.layout(H, W)
         drop = self.attn_drop if self.training else 0.0
-        y = F.window_attention(self.packed(x), self.bias(), self.num_heads, self.window_size, shift, drop)
+        y = F.window_attention(self.packed(x), self.bias(M), self.num_heads, M, shift, drop)
         y = self.proj(y)
         return self.proj_drop(y if y.shape[1:3] == (H, W) else y[:, :H, :W])
 
+    def window(self, H: int, W: int) -> Size:
+        """The window size M on a map of H x W tokens: here always `window_size`."""
+        return self.window_size
+
     def layout(self, H: int, W: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) of the padded map, and the shift: ⌊M / 2⌋ if `shifted` and M is below the side, else 0."""
-        MH, MW = sides(self.window_size)
+        MH, MW = sides(self.window(H, W))
         Hp, Wp = H + -H % MH, W + -W % MW
         return (Hp, Wp), (MH // 2 if self.shifted and Hp > MH else 0, MW // 2 if self.shifted and Wp > MW else 0)
 
@@ -133,9 +142,13 @@ class WindowAttention(nn.Module):
         (Hp, Wp), _ = self.layout(H, W)
         return self.qkv(pad_below_right(x, Hp - H, Wp - W))
 
-    def bias(self) -> Tensor:
+    def bias_table(self, M: Size) -> Tensor:
+        """The bias for each offset between two tokens of a window of M: ((2M - 1)², heads)."""
+        return self.relative_position_bias_table
+
+    def bias(self, M: Size) -> Tensor:
         """The relative position bias B, for each pair of tokens of a window: (heads, N, N)."""
-        M, table = self.window_size, self.relative_position_bias_table
+        table = self.bias_table(M)
         index = relative_position_index(M, table.device)
         return table.index_select(0, index).reshape(N := prod(sides(M)), N, self.num_heads).permute(2, 0, 1)
 
@@ -145,16 +158,16 @@ class WindowAttention(nn.Module):
         Row i belongs to query i and is zero outside its window. Columns of padding are left out.
         """
         B, H, W, C = x.shape
-        (Hp, Wp), shift = self.layout(H, W)
-        places = window_places(Hp, Wp, self.window_size, shift, x.device)  # (windows, N)
+        M, ((Hp, Wp), shift) = self.window(H, W), self.layout(H, W)
+        places = window_places(Hp, Wp, M, shift, x.device)  # (windows, N)
         windows, N = places.shape
         # (B, Hp, Wp, 3C) -> (B, windows·N, 3C) -> (B, windows, N, 3, heads, d) -> 3 x (B, windows, heads, N, d)
         qkv = self.packed(x).reshape(B, Hp * Wp, 3 * C).index_select(1, Tensor(places.reshape(-1)))
         qkv = qkv.reshape(B, windows, N, 3, self.num_heads, C // self.num_heads)
         q, k, _ = qkv.permute(3, 0, 1, 4, 2, 5).unbind(0)
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias()
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + self.bias(M)
         if any(shift):
-            scores = scores + Tensor(shift_mask(Hp, Wp, self.window_size, shift, x.device))
+            scores = scores + Tensor(shift_mask(Hp, Wp, M, shift, x.device))
         windowed = F.softmax(scores, dim=-1).data
         stitched = array_module(windowed).zeros((B, self.num_heads, Hp * Wp, Hp * Wp), windowed.dtype)
         # (B, windows, heads, N, N) -> (B, heads, windows, N, N), then to the row of the query and the column of the key
@@ -207,6 +220,7 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # ẑ_l, LN(ẑ_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l
@@ -248,6 +262,9 @@ class SwinTransformer(ImageModel):
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
     """
 
+    block: ClassVar[Any] = SwinTransformerBlock
+    merging: ClassVar[Any] = PatchMerging
+
     def __init__(
         self,
         img_size: Size = 224,
@@ -285,13 +302,13 @@ class SwinTransformer(ImageModel):
         for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
             dim, last = embed_dim * 2**stage, stage == len(depths) - 1
             blocks = [
-                SwinTransformerBlock(
+                self.block(
                     dim, heads, window_size, i % 2 == 1, mlp_ratio, qkv_bias,
                     drop_rate, attn_drop_rate, next(rates),
                 )
                 for i in range(depth)
             ]  # fmt: skip
-            self.layers.append(BasicLayer(blocks, nn.Identity() if last else PatchMerging(dim)))
+            self.layers.append(BasicLayer(blocks, nn.Identity() if last else self.merging(dim)))
         self.norm = nn.LayerNorm(self.num_features)
         self.init_weights()
         self.head = self.make_head(num_classes)
@@ -343,6 +360,10 @@ class SwinTransformer(ImageModel):
     def feature_map(self, x: Tensor) -> Tensor:
         return x.permute(0, 3, 1, 2)  # (B, H, W, C) -> (B, C, H, W)
 
+    def normalized(self, output: Tensor) -> Tensor:
+        """The last LayerNorm, of tokens of the last stage."""
+        return self.norm(output) if output.shape[-1] == self.num_features else output
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, in_chans, H, W) to normalised tokens (B, H', W', C')."""
         x = self.pos_drop(self.patch_embed(x))
@@ -377,14 +398,14 @@ def _offsets(window_size: Size) -> tuple[int, int]:
 
 
 # Section 3.3; the heads of L are from the authors' code. Windows of 12 are for images of 384.
-_SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
     "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
 }
 
-for _size, _config in _SIZES.items():
+for _size, _config in SIZES.items():
     for _img_size, _window in ((224, 7), (384, 12)) if _size in ("base", "large") else ((224, 7),):
         _name = f"swin_{_size}_patch4_window{_window}_{_img_size}"
         _config = _config | {"img_size": _img_size, "window_size": _window}
@@ -392,11 +413,11 @@ for _size, _config in _SIZES.items():
         register(f"{_name}_in22k", SwinTransformer, num_classes=21841, **_config)
 
 # For CIFAR-10, images of 32 x 32: patches of 2 x 2, so feature maps of 16, 8 and 4 tokens a side; windows of 4.
-_CIFAR: dict[str, dict[str, Any]] = {
+CIFAR: dict[str, dict[str, Any]] = {
     "swin_nano_cifar": {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
     "swin_mini_cifar": {"embed_dim": 48, "depths": (2, 2, 4), "num_heads": (3, 6, 12)},
     "swin_tiny_cifar": {"embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12), "mlp_ratio": 2.0},
 }
 
-for _name, _config in _CIFAR.items():
+for _name, _config in CIFAR.items():
     register(_name, SwinTransformer, img_size=32, patch_size=2, window_size=4, num_classes=10, **_config)

@@ -13,14 +13,16 @@ into N patches; L = N + 1 tokens of D values each.
 
 from collections.abc import Callable
 from math import prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.backend.fast_paths import fast_path_of, with_fast_paths
 from minigrad.nn import init
+from minigrad.nn.hooks import has_hooks
 from minigrad.nn.residual import residual_add, residual_add_norm
 from minigrad.ops.checks import sides
 from models.model import (
@@ -92,10 +94,18 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
         return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.heads(x)
+    def first_heads(self, x: Tensor, tokens: int) -> tuple[Tensor, ...]:
+        """As `heads`, but q of the first `tokens` tokens alone: (B, heads, tokens, D_h)."""
+        B, L, D = x.shape
+        qkv = self.qkv(x).reshape(B, L, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv[:, :tokens, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, ·, heads, D_h) -> (B, heads, ·, D_h)
+
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """MSA(x) of all tokens of x (B, L, D), or of the first `tokens` tokens alone: they attend to all tokens."""
+        q, k, v = self.heads(x) if tokens is None else self.first_heads(x, tokens)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(x.shape)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
+        y = y.transpose(1, 2).flatten(2)  # (B, heads, L, D_h) -> (B, L, heads, D_h) -> (B, L, D)
         return self.proj_drop(self.proj(y))
 
     def probabilities(self, x: Tensor) -> Tensor:
@@ -140,8 +150,14 @@ class Block(nn.Module):
         self.mlp = mlp_layer(dim, int(dim * mlp_ratio), drop)
         self.drop_path = nn.DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, y = residual_add_norm(x, self.attn(self.norm1(x)), self.drop_path, self.norm2)  # z'_l, LN(z'_l)
+    @with_fast_paths
+    def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """z_l of all tokens, or of the first `tokens` tokens alone."""
+        if tokens is None:
+            y = self.attn(self.norm1(x))
+        else:
+            x, y = x[:, :tokens].contiguous(), self.attn(self.norm1(x), tokens)
+        x, y = residual_add_norm(x, y, self.drop_path, self.norm2)  # z'_l, LN(z'_l)
         return residual_add(x, self.mlp(y), self.drop_path)  # z_l
 
     def attention_map(self, x: Tensor) -> Tensor:
@@ -182,10 +198,15 @@ class VisionTransformer(ImageModel):
     Attributes:
         num_prefix_tokens: the tokens before the patch tokens, here the class token alone.
         num_prefix_positions: of these, the tokens with a position embedding.
+        per_token: modules for `forward_of_head_tokens`: they compute each token separately, or are the block and its
+            attention, which have the argument `tokens`.
     """
 
     num_prefix_tokens = 1
     num_prefix_positions = 1
+    per_token: ClassVar[tuple[type[nn.Module], ...]] = (
+        Block, Attention, Mlp, nn.LayerNorm, nn.Linear, nn.Dropout, nn.DropPath,
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -318,13 +339,39 @@ class VisionTransformer(ImageModel):
         """Patches xE (B, N, D) to z₀ (B, L, D): equation (1)."""
         return self.add_prefix(x) + self.pos_embed
 
+    @with_fast_paths
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    def normalized(self, output: Tensor) -> Tensor:
+        """The LayerNorm of (4), of tokens."""
+        return self.norm(output) if output.ndim == 3 else output
+
+    def feature_indices(self) -> list[int]:
+        """All transformer blocks."""
+        return [i for i, name in enumerate(self.blocks_by_name()) if name.startswith("blocks.")]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of
         (4) unless `global_pool` is "avg"."""
+        return self.norm(self.encode(x))
+
+    def encode(self, x: Tensor, tokens: int | None = None) -> Tensor:
+        """Images to z_L of all tokens, or of the first `tokens` tokens alone: equations (1) to (3)."""
         x = self.pos_drop(self.embed(self.patch_embed(x)))
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x) if tokens is None or i < len(self.blocks) else block(x, tokens)
+        return x
+
+    def head_tokens(self) -> int | None:
+        """The number of first tokens that `forward_head` reads, or None for all tokens.
+
+        A subclass with another `forward_head` reads all tokens, unless it defines `head_tokens`, too.
+        """
+        forwards = type(self).forward_features, type(self).forward_head
+        known = forwards == (VisionTransformer.forward_features, VisionTransformer.forward_head)
+        return 1 if known and self.global_pool == "token" else None
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (B, L, D) to logits (B, num_classes): equation (4) and the head."""
@@ -332,6 +379,27 @@ class VisionTransformer(ImageModel):
             x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(1)
         x = self.pre_logits(self.fc_norm(x))
         return x if pre_logits else self.head(x)
+
+
+def _only_head_reads(model: VisionTransformer, x: Tensor) -> bool:
+    """True if nothing but the head can read the other tokens: the modules of the last block and the norm are those of
+    this file, without hooks, checkpointing, or dropout of single elements, whose masks would have other shapes."""
+    if not (model.blocks and model.head_tokens()) or {"forward_features", "forward_head"} & vars(model).keys():
+        return False
+    for module in (*model.blocks[-1].modules(), *model.norm.modules()):
+        if type(module) not in model.per_token or has_hooks(module) or "forward" in vars(module):
+            return False
+        dropped = module.attn_drop if isinstance(module, Attention) else isinstance(module, nn.Dropout) and module.p
+        if module.checkpointing or (dropped and module.training):
+            return False
+    return True
+
+
+@fast_path_of(VisionTransformer.forward, supports=_only_head_reads)
+def forward_of_head_tokens(model: VisionTransformer, x: Tensor) -> Tensor:
+    """The head reads only the class token, so the last block needs only the query of this token, and computes only its
+    attention and its MLP: of 12 D² multiplications for a token, 9 are left out."""
+    return model.forward_head(model.norm(model.encode(x, model.head_tokens())))
 
 
 def resample_pos_embed(

@@ -86,7 +86,11 @@ def test_ops_never_see_tensors():
         assert not re.search(r"minigrad\.(tensor|methods|functional|nn|optim)", path.read_text()), path
 
 
-KERNELS = {ROOT / "minigrad" / "kernels": ROOT / "minigrad", ROOT / "train" / "data" / "cuda": ROOT / "train" / "data"}
+KERNELS = {
+    ROOT / "minigrad" / "kernels": ROOT / "minigrad",
+    ROOT / "models" / "cpu": ROOT / "models",
+    ROOT / "train" / "data" / "cuda": ROOT / "train" / "data",
+}
 """The folders with fast paths, and the packages whose import registers them."""
 
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(settings)
     except KeyboardInterrupt:
-        return end_all_ranks("\ninterrupted; the results saved so far are kept", 130)
+        return end_all_ranks("interrupted; the results saved so far are kept", 130)
     except BrokenPipeError:  # the reader of stdout, e.g. `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141  # 128 + SIGPIPE, which Windows lacks

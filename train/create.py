@@ -6,14 +6,15 @@ from typing import Any
 
 import minigrad.functional as F
 import models
-from minigrad import parallel
 from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
 from minigrad.optim import EMA, AdamW, Muon, matrices_apart
+from minigrad.parallel.processes import World
 from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
 from models.model import ImageModel, param_groups
+from models.pretrained import architecture
 from models.summary.cost import trace
 from train.config.errors import InputError
 from train.config.settings import Settings
@@ -41,10 +42,14 @@ def create_dataset(settings: Settings) -> Dataset:
 
 
 def model_arguments(settings: Settings, dataset: Dataset) -> dict[str, Any]:
-    """The arguments of `models.create_model`."""
+    """The arguments of `models.create_model`; a name with timm's tag, or of torchvision, stands for its model.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
     _, channels, height, _ = dataset.train.images.shape
     return {
-        "name": settings.model,
+        "name": architecture(settings.model),
         "num_classes": len(dataset.classes),
         "img_size": height,
         "in_chans": channels,
@@ -66,12 +71,12 @@ def create_model(settings: Settings, dataset: Dataset) -> ImageModel:
     return model
 
 
-def create_trainer(settings: Settings, model: Module, dataset: Dataset) -> Trainer:
-    """The trainer of a model, with all its parts, on the device of the settings."""
+def create_trainer(settings: Settings, model: Module, dataset: Dataset, world: World | None = None) -> Trainer:
+    """The trainer of a model, with all its parts, on the device of the settings. Without `world`, a process alone."""
     augment = create_augment(settings, dataset)
     model, dataset = model.to(settings.device), dataset.to(settings.device)
     generator = Generator(_STREAM * (settings.seed + 1))
-    shards, world = Shards(settings.threads, generator.seed + 1), parallel.world()
+    shards, world = Shards(settings.threads, generator.seed + 1), world or World()
     check_batch_size(settings, augment.mixes, world.size)
     optimizer = create_optimizer(settings, model)
     smoothing = 0.0 if augment.mixes else settings.smoothing  # mixed targets are smoothed already

@@ -1,10 +1,10 @@
-"""L7: training from pretrained weights: `--initial-checkpoint FILE`.
+"""L7: training from pretrained weights: `--initial-checkpoint FILE`, or `--pretrained` from the Hugging Face Hub.
 
 `models/weights/load.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics
 of the dataset of the run, not with statistics in the file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from minigrad import serialize
 from models import load_weights
 from models.model import ImageModel
 from models.predict import one_line
-from models.weights.load import MisfitError
+from models.pretrained import load_into
+from models.weights.load import Loaded, MisfitError
+from models.weights.mismatch import first_of
 from train.config.errors import InputError
 from train.output.log import plural
 
@@ -37,19 +39,45 @@ def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str
         others = metadata.get("classes", list(classes)) != list(classes)
         loaded = load_weights(model, path, head=False if others else None, resize=True)
     except MisfitError as error:
-        raise InputError(f"{flag} does not fit --model {name}: {_in_one_line(error)}") from None
+        raise InputError(f"{flag} does not fit --model {name}: {error.in_one_line()}") from None
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise InputError(f"{flag}: {one_line(error)}") from None
+    return _summary(flag, str(path), model, loaded, classes, others)
+
+
+def load_pretrained(name: str, model: ImageModel, classes: Sequence[str]) -> str:
+    """Load the published weights of `name` into the new model, on the CPU; returns a one-line summary.
+
+    The head is not loaded if the number of classes differs.
+
+    Raises:
+        InputError: there are no such weights, or they cannot be downloaded or used.
+    """
+    flag = f"--model {name} --pretrained"
+    try:
+        loaded, config = load_into(model, name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{flag}: {one_line(error)}") from None
+    source = f"https://huggingface.co/{config['hf_hub_id']} (licence: {config['license']})"
+    return _summary(flag, source, model, loaded, classes, others=False)
+
+
+def _summary(flag: str, source: str, model: ImageModel, loaded: Loaded, classes: Sequence[str], others: bool) -> str:
+    """The line about loaded weights; `others`: the file has other class names.
+
+    Raises:
+        InputError: a parameter has NaN or Inf.
+    """
     for parameter, x in model.state_dict().items():
         if not np.isfinite(x.data).all():
             raise InputError(f"{flag}: {parameter} has NaN or Inf in {x.dtype}")
-    parts = [f"weights  {path}"]
+    parts = [f"weights  {source}"]
     if not loaded.head:
         there = "no head" if loaded.classes is None else plural(loaded.classes, "class")
         here = f"{len(classes)} others" if others and loaded.classes == len(classes) else f"{len(classes)}"
         parts.append(f"new head: {there} in the file, {here} in the data")
     if loaded.resized:
-        parts.append(f"positions resampled ({_first_of(loaded.resized)})")
+        parts.append(f"positions resampled ({first_of(loaded.resized)})")
     return "; ".join(parts)
 
 
@@ -59,23 +87,3 @@ def _metadata(path: Path) -> dict[str, Any]:
         return {}
     metadata: Any = serialize.load_metadata(path)
     return metadata if isinstance(metadata, dict) else {}
-
-
-def _in_one_line(error: MisfitError) -> str:
-    """The number of mismatched parameters, the first of them, and the likely fix."""
-    kinds: dict[str, list[str]] = {}
-    for kind, theirs, ours, there, here in error.misfits:
-        shapes = "" if there is None or here is None else f", {there} in the file and {here} in the model"
-        kinds.setdefault(kind, []).append(f"{ours if theirs == '-' else theirs}{shapes}")
-    counts = ", ".join(f"{len(names)} {kind} ({_first_of(names)})" for kind, names in kinds.items())
-    positions = all(ours.endswith(("pos_embed", "bias_table")) for _, _, ours, _, _ in error.misfits)
-    if error.lookalike:
-        return f"{counts}; its weights look like those of --model {error.lookalike}"
-    if positions:
-        return f"{counts}; positions are resampled from a square grid or window only"
-    return f"{counts}; the file must have the same architecture, patch size and window size"
-
-
-def _first_of(names: Iterable[str]) -> str:
-    first, *others = names
-    return f"{first}, ..." if others else first

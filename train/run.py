@@ -36,6 +36,7 @@ def run(settings: Settings) -> int:
     """
     try:
         world = parallel.world()
+        world.barrier()  # raises now if the ranks cannot reach one another
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     with only_first_prints(world):
@@ -77,6 +78,8 @@ def train(settings: Settings, world: World) -> int:
 
 def check(settings: Settings) -> None:
     """Check the device and the optional libraries before the data are loaded."""
+    if settings.pretrained and settings.initial_checkpoint != "none":
+        raise InputError("--pretrained and --initial-checkpoint are both initial weights: omit one")
     try:
         to_device(np.zeros(1), settings.device)
     except (ValueError, RuntimeError) as error:
@@ -124,11 +127,13 @@ def prepare(settings: Settings, world: World) -> tuple[Trainer, RunInfo, str]:
     check_equal(world, settings, dataset)
     manual_seed(settings.seed)
     model, weights = create_model(settings, dataset), ""
-    if settings.initial_checkpoint != "none" and settings.resume == "none":
+    if settings.pretrained and settings.resume == "none":
+        weights = initial.load_pretrained(settings.model, model, dataset.classes)
+    elif settings.initial_checkpoint != "none" and settings.resume == "none":
         weights = initial.load(settings.initial_checkpoint, model, settings.model, dataset.classes)
-    trainer = create_trainer(settings, model, dataset)
+    trainer = create_trainer(settings, model, dataset, world)
     if settings.tune_cpu:
-        tune_cpu(len(trainer.step.shards.generators))
+        tune_cpu(len(trainer.step.shards.generators) * world.local_size)
     # Without `resume`, a run that was interrupted writes the same files as an uninterrupted run.
     recorded = asdict(replace(settings, resume="none"))
     return trainer, RunInfo(recorded, model_arguments(settings, dataset), dataset), weights

@@ -111,9 +111,9 @@ class Step:
         parts = list(batches(len(index), self.options.batch_size))
         for part in parts:  # the gradients of the batches add up
             rows, copies = self.rows_of(part.stop - part.start)
-            self.transform.generator.rows = rows if len(rows) < rows.count else None
             images, labels = self.data.take(rows.take(index[part]))
-            images, targets = self.transform(images, labels)  # augment, normalise
+            with self.transform.generator.drawing(rows):
+                images, targets = self.transform(images, labels)  # augment, normalise
             work = partial(self.forward_backward, len(index), copies)
             with self.whole_batch(copies), self.gradients_reduced(part is parts[-1]):
                 results += self.run_shards(work, rows, images, targets, labels)

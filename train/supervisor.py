@@ -1,8 +1,8 @@
-"""L7: name the rank that was killed. Imports no NumPy.
+"""L7: the end of all ranks, and the name of the rank that was killed. A process alone imports no NumPy here.
 
-If a rank is killed, by the kernel for lack of memory for example, MPI's launcher ends the other ranks, but does not say
-which rank was first, and the killed rank cannot speak. So each rank forks before NumPy, MPI and CUDA are loaded: the
-child runs the program, and the parent, the supervisor, waits for the end of the child.
+If a rank is killed, for example by the kernel for lack of memory, MPI's launcher ends the other ranks without naming
+the first. So each rank forks before MPI and CUDA are loaded: the child runs the program, and the parent, the
+supervisor, waits for the end of the child.
 """
 
 import ctypes
@@ -37,16 +37,17 @@ def end_all_ranks(message: str, code: int) -> int:
     if size == 1:
         print(message, file=sys.stderr)
         return code
-    from minigrad.parallel import world
+    from minigrad.parallel.launcher import end_job
+    from minigrad.parallel.processes import existing_world
 
-    try:
-        made = world()
-    except (ValueError, RuntimeError):  # a library is missing
-        print(message, file=sys.stderr)
-        return code
     if rank:
         time.sleep(1)  # a wrong flag fails on all ranks: rank 0 is first to print, and ends the others
-    made.abort(message, code)
+    if (world := existing_world()) is not None:
+        world.abort(message, code)
+    print(f"rank {rank} of {size}: {message}", file=sys.stderr, flush=True)
+    time.sleep(_SECONDS)
+    end_job(code)
+    return code
 
 
 def supervised(main: Callable[[], int]) -> int:

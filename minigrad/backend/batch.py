@@ -66,8 +66,9 @@ class Rows:
         k = shape[axis] // max(n, 1) if -len(shape) <= axis < len(shape) else -1
         if k < 0 or shape[axis] != k * n:
             raise ValueError(
-                f"a draw for {n} images of a batch: axis {axis}, the image axis, must have a multiple of {n} entries, "
-                f"got shape {tuple(shape)}; axis=None draws an array without an image axis, equal for all parts"
+                f"a random mask for {n} images, a part of a batch that threads or processes share: axis {axis} must be "
+                f"that of the images, with a multiple of {n} entries, got shape {tuple(shape)}. Put the images first, "
+                "or use one thread and one process"
             )
         axis %= len(shape)
         each = k * prod(shape[axis + 1 :])  # elements of an image in each of the A rows

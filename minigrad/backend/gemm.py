@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import cublas, cublas_lt
+from minigrad.backend import cublas, cublas_lt, products
 from minigrad.backend.arrays import Array, array_module
 from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
 
@@ -51,7 +51,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
     """`a @ b`. On the CPU, the product of 16-bit arrays is float32 whatever `dtype`: 16 bits would not be faster."""
     if isinstance(a, np.ndarray):
-        return np.matmul(*upcast([a, b])) if is_half(a.dtype) else np.matmul(a, b)
+        return products.matmul(*upcast([a, b])) if is_half(a.dtype) else products.matmul(a, b)
     if a.dtype.kind in "biu":
         return array_module(a).matmul(a, b)
     return cublas.matmul(a, b, dtype)

@@ -83,6 +83,15 @@ class Generator:
         with self._lock:
             self.draws += draws
 
+    @contextmanager
+    def drawing(self, rows: Rows) -> Iterator[None]:
+        """Within the block, draws with an image axis are for the images `rows` of a batch."""
+        self.rows = rows if len(rows) < rows.count else None
+        try:
+            yield
+        finally:
+            self.rows = None
+
     def next_draw(self, count: int = 1) -> int:
         """Return the number of the next draw, and advance the state by `count` draws."""
         with self._lock:
@@ -106,12 +115,12 @@ class Generator:
         return words.reshape(-1)[start - 4 * first : stop - 4 * first]
 
     def uniform(
-        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = 0
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = None
     ) -> Array:
         """Uniform values in [0, 1), with as many random bits as the dtype has significant bits: 8 in bfloat16, 11 in
         float16, 24 in float32, 53 in float64.
 
-        With `rows`, axis `axis` has k entries for each of these images, k ≥ 1; None: all parts draw the same values.
+        `axis`: the image axis, for draws by `rows`, with k ≥ 1 entries for each image; None: all parts draw the same.
         """
         count, ranges = _count(shape, dtype), self._ranges(shape, axis)
         fast = fast_path(Generator.uniform, self, shape, dtype, device, axis=axis)
@@ -132,7 +141,7 @@ class Generator:
         return [(0, prod(shape))] if self.rows is None or axis is None else self.rows.elements(shape, axis)
 
     def normal(
-        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = 0
+        self, shape: Sequence[int] = (), dtype: Any = np.float32, device: str = "cpu", *, axis: int | None = None
     ) -> Array:
         """Standard normal values, by Box and Muller 1958: r cos 2πu₂ and r sin 2πu₂, r = √(-2 ln u₁), u₁ in (0, 1].
 
@@ -141,14 +150,14 @@ class Generator:
         count, ranges = _count(shape, dtype), self._ranges(shape, axis)
         if self.rows is not None and axis is not None:
             count = count * self.rows.count // max(len(self.rows), 1)
-        u = self.uniform((2, -(-count // 2)), np.float64, axis=None)
+        u = self.uniform((2, -(-count // 2)), np.float64)
         radius, angle = np.sqrt(-2 * np.log(1 - u[0])), 2 * np.pi * u[1]
         values = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
         values = _concatenate([values[start:stop] for start, stop in ranges])
         return to_device(values.reshape(shape).astype(dtype), device)
 
     def integers(
-        self, low: int, high: int, shape: Sequence[int] = (), device: str = "cpu", *, axis: int | None = 0
+        self, low: int, high: int, shape: Sequence[int] = (), device: str = "cpu", *, axis: int | None = None
     ) -> Array:
         """Uniform integers from low to high - 1, int64. `axis` is as in `uniform`."""
         if not low < high <= low + 2**53:

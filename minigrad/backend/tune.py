@@ -5,7 +5,10 @@ no effect on systems without the feature.
 
     threads      BLAS uses cores / `threads` threads. Without the limit, Python threads that compute shards of a batch
                  (`minigrad/parallel/threads.py`) and their BLAS threads would oversubscribe the cores. The environment
-                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence.
+                 variables OMP_NUM_THREADS and OPENBLAS_NUM_THREADS take precedence. BLAS threads wait for each other
+                 in a busy loop after each product: on a machine where other programs run, small products, as for a
+                 batch of 1, can take ten times as long with two BLAS threads as with one. There, use one:
+                 `tune_cpu(threads=os.cpu_count())`, or OPENBLAS_NUM_THREADS=1 before Python starts.
     allocator    glibc keeps freed memory. By default the memory of a large array is returned to the system at once, and
                  each page of the next array costs a page fault and the zeroing of the page.
     kernels      OpenBLAS uses its AVX-512 kernels on processors with AVX-512 for which it selects AVX2 by default:
@@ -49,13 +52,18 @@ def tune_cpu(threads: int = 1, *, allocator: bool = True, kernels: bool = True) 
         raise ValueError(f"tune_cpu: threads must be at least 1, got {threads}")
     blas = _openblas()
     return Tuning(
-        blas_threads=_limit_blas(blas, max(1, (os.cpu_count() or 1) // threads)),
+        blas_threads=limit_blas(max(1, (os.cpu_count() or 1) // threads), blas),
         allocator=allocator and _keep_freed_memory(),
         kernels=_use_avx512(blas) if kernels else None,
     )
 
 
-def _limit_blas(blas: ctypes.CDLL | None, threads: int) -> int | None:
+def limit_blas(threads: int, blas: ctypes.CDLL | None = None) -> int | None:
+    """Let BLAS use this number of threads, unless the environment says how many. Returns the number, if it took effect.
+
+    blas: from `_openblas`, if the caller has it.
+    """
+    blas = blas or _openblas()
     if {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & set(os.environ):
         return None
     if blas is not None:

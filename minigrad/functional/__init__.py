@@ -75,6 +75,7 @@ from minigrad.functional.losses import (
 from minigrad.functional.normalization import (
     batch_norm,
     cosine_similarity,
+    global_response_norm,
     group_norm,
     group_norm_relu,
     instance_norm,
@@ -104,15 +105,15 @@ __all__ = [
     "Pair", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d", "batch_norm",
     "binary_cross_entropy", "binary_cross_entropy_with_logits", "cat", "celu", "channel_shuffle", "conv1d", "conv2d",
     "conv_transpose2d", "cosine_embedding_loss", "cosine_similarity", "cross_entropy", "drop_path", "dropout",
-    "dropout1d", "dropout2d", "einsum", "elu", "embedding", "fold", "gaussian_nll_loss", "gelu", "glu", "group_norm",
-    "group_norm_relu", "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "hinge_embedding_loss",
-    "huber_loss", "instance_norm", "interpolate", "kl_div", "l1_loss", "layer_norm", "leaky_relu", "linear",
-    "log_softmax", "logsigmoid", "margin_ranking_loss", "max_pool1d", "max_pool2d", "mish", "mse_loss",
-    "multilabel_soft_margin_loss", "nll_loss", "normalize", "one_hot", "pad", "pairwise_distance", "pixel_shuffle",
-    "pixel_unshuffle", "poisson_nll_loss", "prelu", "relu", "relu6", "residual", "residual_layer_norm", "rms_norm",
-    "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "soft_margin_loss", "softmax",
-    "softmin", "softplus", "softshrink", "softsign", "stack", "standardize_weight", "tanh", "tanhshrink", "threshold",
-    "triplet_margin_loss", "unfold", "where", "window_attention",
+    "dropout1d", "dropout2d", "einsum", "elu", "embedding", "fold", "gaussian_nll_loss", "gelu", "global_response_norm",
+    "glu", "group_norm", "group_norm_relu", "gumbel_softmax", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+    "hinge_embedding_loss", "huber_loss", "instance_norm", "interpolate", "kl_div", "l1_loss", "layer_norm",
+    "leaky_relu", "linear", "log_softmax", "logsigmoid", "margin_ranking_loss", "max_pool1d", "max_pool2d", "mish",
+    "mse_loss", "multilabel_soft_margin_loss", "nll_loss", "normalize", "one_hot", "pad", "pairwise_distance",
+    "pixel_shuffle", "pixel_unshuffle", "poisson_nll_loss", "prelu", "relu", "relu6", "residual", "residual_layer_norm",
+    "rms_norm", "scaled_dot_product_attention", "selu", "sigmoid", "silu", "smooth_l1_loss", "soft_margin_loss",
+    "softmax", "softmin", "softplus", "softshrink", "softsign", "stack", "standardize_weight", "tanh", "tanhshrink",
+    "threshold", "triplet_margin_loss", "unfold", "where", "window_attention",
 ]  # fmt: skip
 
 __getattr__ = absent.module_getattr(__name__)

@@ -9,6 +9,7 @@ from minigrad.backend.dtypes import finfo, is_half
 from minigrad.methods import numpy_names, raw_array
 from minigrad.ops import checks
 from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm, StandardizeWeight
+from minigrad.ops.response_norm import GlobalResponseNorm
 
 
 def layer_norm(
@@ -84,6 +85,15 @@ def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
     Shapes: weight, result (O, ...), a filter for each output channel of a convolution; floating-point.
     """
     return Tensor.apply(StandardizeWeight, weight, eps=eps)
+
+
+def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """y = x + weight · x · G / (mean G + eps) + bias, with G the norm of each channel over all positions of an image,
+    and its mean over the channels: ConvNeXt V2's GRN, arXiv:2301.00808.
+
+    Shapes: input, y (B, ..., C), channels last, floating-point; weight, bias (C,).
+    """
+    return Tensor.apply(GlobalResponseNorm, input, weight, bias, eps=eps)
 
 
 @numpy_names

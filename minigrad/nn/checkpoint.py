@@ -1,5 +1,6 @@
 """L5: gradient checkpointing: less memory, more time.  Chen, Xu, Zhang, Guestrin 2016, arXiv:1604.06174."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from minigrad._tensor import Tensor
@@ -8,6 +9,7 @@ from minigrad.autograd.dispatch import RULES, Rule
 from minigrad.autograd.function import Function
 from minigrad.autograd.grad_mode import enable_grad, mode, no_grad
 from minigrad.backend import Array
+from minigrad.backend.batch import current_sum, sums_over_batch, updates_buffers
 from minigrad.backend.random import Generator, default_generator, use_generator
 
 
@@ -30,6 +32,7 @@ class Checkpoint(Function):
         shared = default_generator()
         self.x, self.parameters = x, parameters  # parameters: backward raises an error if they were overwritten
         self.module, self.state, self.rows = module, (shared.seed, shared.draws), shared.rows
+        self.sum = current_sum()
         self.modes = [(part, part.training) for part in module.modules()]
         self.dtype = mode.autocast.dtype if mode.autocast is not None else None
         own = self.generator()
@@ -44,6 +47,10 @@ class Checkpoint(Function):
         own.rows = self.rows
         return own
 
+    def whole_batch(self) -> AbstractContextManager[None]:
+        """Sums over the batch as in the first forward, for batch normalisation."""
+        return nullcontext() if self.sum is None else sums_over_batch(self.sum, updates=updates_buffers())
+
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
         want_x, *others = self.needs_input_grad
         x = Tensor(self.x, requires_grad=want_x)
@@ -53,7 +60,7 @@ class Checkpoint(Function):
         try:
             for part, _, before in changed:
                 part.training = before
-            with enable_grad(), precision, use_generator(self.generator()):
+            with enable_grad(), precision, use_generator(self.generator()), self.whole_batch():
                 y = self.module.forward(x)
         finally:
             for part, now, _ in changed:

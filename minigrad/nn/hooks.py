@@ -40,7 +40,7 @@ def register(module: Any, kind: str, hook: Hook, prepend: bool = False) -> Remov
 def has_hooks(module: Any) -> bool:
     """True if a call of the module runs more than its `forward`."""
     own = vars(module)
-    return any(own.get(kind) for kind in KINDS)
+    return bool(own.get(PRE) or own.get(FORWARD) or own.get(BACKWARD))
 
 
 def before_forward(module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:

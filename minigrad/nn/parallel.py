@@ -14,9 +14,8 @@ for images, labels in loader:                       # with a DistributedSampler:
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -132,11 +131,7 @@ class DistributedDataParallel(Module):
                 others = [x.data for x in self.module.buffers() if id(x) not in normalised]
                 broadcast_arrays(others, self._world)
         with sums_over_batch(self._sum):
-            output = self.module(*inputs, **options)
-        for node in {y.grad_fn for y in _tensors(output)} - {None}:
-            assert node is not None
-            node.hooks = (*node.hooks, self._enter_backward)
-        return output
+            return self.module(*inputs, **options)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -151,16 +146,6 @@ class DistributedDataParallel(Module):
     def _sum(self, x: Array) -> Array:
         self._world.all_reduce(x)
         return x
-
-    def _enter_backward(self, grad: Any) -> None:
-        """A hook of the nodes of the outputs: batch normalisation sums over the ranks in the rest of backward."""
-        block = sums_over_batch(self._sum)
-        block.__enter__()
-
-        def leave(error: BaseException | None) -> None:
-            block.__exit__(None, None, None)
-
-        tape.at_end(leave)
 
     def _add_hooks(self) -> None:
         """Hooks of the parameters, added again if parameters were frozen or not since. A hook has no reference to self,
@@ -243,15 +228,3 @@ def broadcast_arrays(arrays: Iterable[Array], world: World) -> None:
 
 def _state(module: Module) -> list[tuple[str, Tensor]]:
     return [*module.named_parameters(), *module.named_buffers()]
-
-
-def _tensors(x: Any) -> Iterator[Tensor]:
-    """The Tensors in an output: in nested lists, tuples, dicts and dataclasses."""
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, Mapping):
-        yield from (tensor for value in x.values() for tensor in _tensors(value))
-    elif isinstance(x, list | tuple | set):
-        yield from (tensor for value in x for tensor in _tensors(value))
-    elif is_dataclass(x) and not isinstance(x, type):
-        yield from (tensor for field in fields(x) for tensor in _tensors(getattr(x, field.name)))

@@ -21,7 +21,7 @@ def residual_add(x: Tensor, branch: Tensor, drop_path: Module, gamma: Tensor | N
 
     Shapes: x, branch (N, ..., C); gamma, the layer scale, (C,) or None.
     """
-    if _is_plain(drop_path, DropPath):
+    if is_plain(drop_path, DropPath):
         return F.residual(x, branch, gamma, drop_path.p, drop_path.training)
     return x + drop_path(branch if gamma is None else gamma * branch)
 
@@ -37,7 +37,7 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
 
     Shapes: x, branch, y (N, ..., C).
     """
-    if _is_plain(drop_path, DropPath) and _is_plain(norm, LayerNorm) and len(norm.normalized_shape) == 1:
+    if is_plain(drop_path, DropPath) and is_plain(norm, LayerNorm) and len(norm.normalized_shape) == 1:
         weight, bias = norm.weight, norm.bias
         if weight is not None and bias is not None:
             return F.residual_layer_norm(x, branch, weight, bias, norm.eps, drop_path.p, drop_path.training)
@@ -53,12 +53,12 @@ def norm_relu(x: Tensor, norm: Module, shortcut: Tensor | None = None) -> Tensor
 
     Shapes: x, shortcut (N, C, ...).
     """
-    if _is_plain(norm, GroupNorm):
+    if is_plain(norm, GroupNorm):
         return F.group_norm_relu(x, norm.num_groups, norm.weight, norm.bias, norm.eps, shortcut)
     y = norm(x)
     return F.relu(y if shortcut is None else y + shortcut)
 
 
-def _is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
+def is_plain(module: Module, kind: type[AnyModule]) -> TypeGuard[AnyModule]:
     """True if a call of `module` runs `kind.forward` alone: no subclass, no hook, no checkpointing."""
     return type(module) is kind and not (has_hooks(module) or module.checkpointing or "forward" in vars(module))

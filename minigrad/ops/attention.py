@@ -59,7 +59,7 @@ class ScaledDotProductAttention(Function):
         self.probs = softmax_(scores)
         self.q, self.k, self.v, self.scale, self.keep = q, k, v, scale, None
         if dropout_p:
-            M = default_generator().uniform(scores.shape, device=device_of(q)) >= dropout_p
+            M = default_generator().uniform(scores.shape, device=device_of(q), axis=0) >= dropout_p
             self.keep = M.astype(q.dtype) * (1 / (1 - dropout_p) if dropout_p < 1 else 0.0)
         return gemm(self.probs if self.keep is None else self.probs * self.keep, v)
 

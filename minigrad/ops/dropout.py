@@ -15,7 +15,7 @@ class Dropout(Function):
 
     def forward(self, x: Array, *, p: float, mask_shape: tuple[int, ...]) -> Array:
         checks.floating(x, "dropout")
-        self.mask = default_generator().uniform(mask_shape, device=device_of(x)) >= p
+        self.mask = default_generator().uniform(mask_shape, device=device_of(x), axis=0) >= p
         self.scale = 1 / (1 - p) if p < 1 else 0.0
         return x * self.mask * self.scale
 

@@ -23,7 +23,7 @@ import numpy as np
 from minigrad.autograd import writes
 from minigrad.autograd.function import Function, run
 from minigrad.backend import Array, array_module
-from minigrad.backend.batch import batch_sum, current_sum, updates_buffers
+from minigrad.backend.batch import current_sum, updates_buffers
 from minigrad.backend.dtypes import cast
 from minigrad.backend.sums import deviations, means_over, sum_over
 from minigrad.ops import checks
@@ -165,9 +165,9 @@ class BatchNorm(Function):
             checks.affine(running, (C,), name, "batch_norm")
         self.axis, self.weight, self.training = (0, *range(2, x.ndim)), weight, training
         if training:
-            self.shared = current_sum() is not None
+            self.sum = current_sum()  # over all parts of the batch; None: this is the whole batch
             self.n = x.size // C  # values per channel; of all parts of a shared batch, from the first `means`
-            if self.n < 2 and not self.shared:
+            if self.n < 2 and self.sum is None:
                 raise ValueError(f"batch_norm: training needs more than one value per channel, got shape {x.shape}")
             self.x_hat, self.rstd, mean, var = normalize(x, self.axis, eps, self.means)
             if updates_buffers():  # once per batch
@@ -184,25 +184,20 @@ class BatchNorm(Function):
         grad_x = None
         if self.needs_input_grad[0]:
             grad_x_hat = _scaled(grad_output, self.weight, None)
-            if not self.training:
-                grad_x = grad_x_hat * self.rstd
-            elif self.shared == (current_sum() is not None):
+            if self.training:
                 grad_x = normalize_backward(grad_x_hat, self.x_hat, self.rstd, self.axis, self.means)
             else:
-                raise RuntimeError(
-                    "batch_norm: forward and backward must run on the same parts of the batch: call backward in the "
-                    "function that `Shards.run` calls, or within the same `sums_over_batch` as forward"
-                )
+                grad_x = grad_x_hat * self.rstd
         return grad_x, *_channel_grads(self, grad_output, self.x_hat)
 
     def means(self, axis: Axis, *arrays: Array) -> list[Array]:
         """The mean of each array over `axis` and all parts of the batch: their sums and n are added in one call."""
-        if not self.shared:
+        if self.sum is None:
             return means_over(axis, *arrays)
         xp, dtype = array_module(arrays[0]), arrays[0].dtype
         sums = [sum_over(x, axis, keepdims=True).astype(np.float64) for x in arrays]
         n = xp.full(sums[0].shape, arrays[0].size // sums[0].size, np.float64)
-        *sums, n = batch_sum(xp.stack([*sums, n]))
+        *sums, n = self.sum(xp.stack([*sums, n]))
         self.n = cast(n, dtype)
         return [cast(total / n, dtype) for total in sums]
 

@@ -73,7 +73,7 @@ def kept(x: Array, p: float) -> Array | None:
     if not p:
         return None
     shape = (len(x),) + (1,) * (x.ndim - 1)
-    m = (default_generator().uniform(shape, device=device_of(x)) >= p).astype(x.dtype)
+    m = (default_generator().uniform(shape, device=device_of(x), axis=0) >= p).astype(x.dtype)
     m *= 1 / (1 - p) if p < 1 else 0.0
     return m
 

@@ -63,6 +63,7 @@ from minigrad.ops.matmul import Linear, MatMul
 from minigrad.ops.norm import BatchNorm, GroupNorm, GroupNormReLU, LayerNorm
 from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean, Norm, Prod, Std, Sum, Var
 from minigrad.ops.residual import Residual, ResidualLayerNorm
+from minigrad.ops.response_norm import GlobalResponseNorm
 from minigrad.ops.rounding import FloorDivide, Fmod, Remainder, TruncDivide
 from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
@@ -113,7 +114,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
     2: [MatMul, Residual, ResidualLayerNorm],  # both factors; x and the branch, not the parameters
     1: [WindowAttention],  # qkv, not the relative position bias
     # Norms: the input keeps its dtype; statistics and parameters are float32.
-    0: [LayerNorm, GroupNorm, GroupNormReLU, BatchNorm],
+    0: [LayerNorm, GroupNorm, GroupNormReLU, BatchNorm, GlobalResponseNorm],
     # Ops that lose too much precision in 16 bits.
     "float32": [
         Pow, Exp, Expm1, Log, Log1p, Log2, Log10, Rsqrt, Tan, Asin, Acos, Sinh, Cosh, Softmax, LogSoftmax, Softplus,

@@ -1,7 +1,8 @@
 """L2: the arithmetic of an optimizer step, on arrays: optimizers, gradient clipping, unscaling, EMA, flat copies.
 
 Every function writes in place. x is a parameter and g its gradient; x, g and the state have one dtype, float32 or
-float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (CUDA fast paths: `kernels/cuda/optim.py`.)
+float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (Fast paths: `kernels/cpu/optim.py` and
+`kernels/cuda/optim.py`.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from minigrad.backend import Array, array_module, gemm
 from minigrad.backend.capture import is_capturing
 from minigrad.backend.dtypes import FLOAT32, cast, is_half, upcast
+from minigrad.backend.fast_paths import with_fast_paths
 
 Update: TypeAlias = tuple[Array, Array, dict[str, Any], Mapping[str, Any]]
 """The arguments of one parameter's update: x, g, the state of the parameter, and the options of its parameter group."""
@@ -39,6 +41,7 @@ def sgd(
     x -= lr * step
 
 
+@with_fast_paths
 def adamw(
     x: Array, g: Array, m: Array, v: Array, t: int,
     lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, v_max: Array | None = None,
@@ -90,7 +93,7 @@ def adamw_all(updates: Sequence[Update]) -> None:
         beta1, beta2 = map(float, options["betas"])
         lr, eps, weight_decay = float(options["lr"]), float(options["eps"]), float(options["weight_decay"])
         v_max = state["v_max"] if options.get("amsgrad") else None
-        adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, v_max)
+        adamw(x, g, state["m"], state["v"], t, lr, beta1, beta2, eps, weight_decay, v_max=v_max)
 
 
 def with_l2(x: Array, grad: Array, weight_decay: float) -> Array:

@@ -35,6 +35,28 @@ from minigrad.parallel.processes import Work, World
 FIRST_MEGABYTES = 1.0  # the first bucket is small, so that communication starts early
 
 
+class Used:
+    """Finds the parameters that have a gradient on any rank."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.here: list[bool] | None = None  # of the last eager step
+        self.anywhere: list[bool] = []
+
+    def __call__(self, here: list[bool]) -> list[bool]:
+        """`here`: whether each parameter has a gradient on this rank. Returns whether it has one on any rank."""
+        if is_capturing() and here != self.here:
+            raise RuntimeError(
+                "other parameters receive gradients than in the eager step before: a captured step must use the same "
+                "parameters"
+            )
+        if not is_capturing():  # nothing is read back during the capture: the graph does what the eager step did
+            flags = np.array(here, np.int32)
+            self.world.all_reduce(flags)
+            self.here, self.anywhere = here, (flags > 0).tolist()
+        return self.anywhere
+
+
 class Bucket:
     """Gradients in one flat array: the indices of the parameters, and the slot of each, a view of its shape."""
 
@@ -66,8 +88,7 @@ class Buckets:
         megabytes: size of a bucket. The first bucket is smaller: the size is `FIRST_MEGABYTES`.
         mean: divide the sums by the number of ranks.
 
-    If backward raises an exception on a rank, all ranks finish the reduction, all gradients become None, and the other
-    ranks raise RuntimeError: so no rank waits for ever, and the next step may go on.
+    An exception of backward on one rank should end all ranks (`World.abort`): the others wait for its gradients.
     """
 
     def __init__(self, parameters: Iterable[Any], world: World, megabytes: float = 25.0, *, mean: bool = False) -> None:
@@ -83,7 +104,7 @@ class Buckets:
         self.running = self.lost = False
         self.started, self.backwards = 0, 1
         self.arrived: dict[int, int] = {}  # index of a parameter -> the number of backwards that reached it
-        self.agreed: tuple[list[int], list[int]] | None = None  # parameters with gradients: here, and on any rank
+        self.used = Used(world)
 
     def reduce(self) -> None:
         """Sum the gradients over the ranks, after backward."""
@@ -109,10 +130,11 @@ class Buckets:
         except BaseException as error:
             self.finish(error)
             raise
+        else:
+            self.finish()
         finally:
             for handle in handles:
                 handle.remove()
-        self.finish()
 
     def begin(self, backwards: int = 1) -> None:
         """Start a reduction: no bucket has been sent."""
@@ -120,8 +142,8 @@ class Buckets:
             raise RuntimeError("Buckets: a reduction is running already; blocks of `reducing` must not be nested")
         if self.lost:
             raise RuntimeError(
-                "Buckets: the ranks are out of step, because an earlier reduction failed in communication. Restart all "
-                "ranks from a checkpoint"
+                "Buckets: the ranks are out of step, because an exception ended an earlier reduction on this rank. "
+                "Restart all ranks from a checkpoint"
             )
         self._prepare()
         self.running, self.started, self.backwards = True, 0, backwards
@@ -147,37 +169,31 @@ class Buckets:
         """Start the other buckets, wait for all sums, and let `p.grad` be the slots.
 
         Args:
-            error: an exception that backward raised on this rank: the gradients are not valid.
+            error: an exception that backward raised on this rank. Then nothing more is sent.
         """
         self.running = False
-        if self.lost:  # communication itself raised the error
+        self.lost = self.lost or error is not None
+        if self.lost:
             return
-        try:
-            self.lost = True  # unless all operations succeed
-            here = [i for i, leaf in self.leaves.items() if leaf.grad is not None]
-            while self.started < len(self.buckets):
-                self._start(self.buckets[self.started], valid=error is None)
-            anywhere, failed = self._agree(here, error is not None)
-            for bucket in self.buckets:
-                assert bucket.work is not None
-                bucket.work.wait()
-            self.lost = False
-        finally:
-            self.arrived.clear()
-        used = set() if failed else set(anywhere)
+        self.lost = True  # unless all operations succeed
+        here = [leaf.grad is not None for leaf in self.leaves.values()]
+        while self.started < len(self.buckets):
+            self._start(self.buckets[self.started])
+        used = dict(zip(self.leaves, self.used(here), strict=True))
         for bucket in self.buckets:
+            assert bucket.work is not None
+            bucket.work.wait()
             for i, slot in zip(bucket.indices, bucket.slots, strict=True):
-                self.leaves[i].grad = slot if i in used else None
-        if failed and error is None:
-            raise RuntimeError("backward raised an exception on another rank: all gradients are None")
+                self.leaves[i].grad = slot if used[i] else None
+        self.lost = False
 
-    def _start(self, bucket: Bucket, valid: bool = True) -> None:
+    def _start(self, bucket: Bucket) -> None:
         """Copy the gradients of a bucket into their slots, and start the sum over the ranks."""
         self.started += 1
         pairs = []
         for i, slot in zip(bucket.indices, bucket.slots, strict=True):
             leaf = self.leaves[i]
-            if leaf.grad is None or not valid:
+            if leaf.grad is None:
                 slot[...] = 0
                 continue
             if leaf.grad is not slot or self.mean:
@@ -189,28 +205,12 @@ class Buckets:
         bucket.work = self.world.start_all_reduce(bucket.flat)
         self.lost = lost
 
-    def _agree(self, here: list[int], failed: bool) -> tuple[list[int], bool]:
-        """The parameters with a gradient on any rank, and whether backward failed on any rank."""
-        if is_capturing():  # nothing is read back during the capture: the graph does what the last eager step did
-            if self.agreed is None or self.agreed[0] != here:
-                raise RuntimeError(
-                    "Buckets: other parameters receive gradients than in the eager step before: a captured step must "
-                    "use the same parameters"
-                )
-            return self.agreed[1], failed
-        flags = np.zeros(len(self.parameters) + 1, np.int32)
-        flags[here], flags[-1] = 1, failed
-        self.world.all_reduce(flags)
-        anywhere = np.flatnonzero(flags[:-1]).tolist()
-        self.agreed = here, anywhere
-        return anywhere, bool(flags[-1])
-
     def _prepare(self) -> None:
         """Create the buckets, again if parameters were frozen, cast or replaced on another device since."""
         layout = [(p._node, type(p.data), p.data.dtype, p.data.shape) for p in self.parameters]
         if layout == self.layout:
             return
-        self.layout, self.agreed = layout, None
+        self.layout, self.used = layout, Used(self.world)
         self.leaves = {i: p._node for i, p in enumerate(self.parameters) if p.requires_grad}
         self.buckets = [Bucket(indices, self.parameters) for indices in self._groups()]
         self.bucket_of = {i: bucket for bucket in self.buckets for i in bucket.indices}

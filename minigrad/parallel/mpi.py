@@ -55,6 +55,7 @@ class Mpi:
 
     def __init__(self, mpi: ModuleType) -> None:
         self.mpi: Any = mpi
+        self.timeout = float(os.environ.get("MINIGRAD_TIMEOUT", "inf"))
         everyone = self.mpi.COMM_WORLD
         self.rank, self.size = everyone.rank, everyone.size
         self.comms = [everyone.Dup(), everyone.Dup()]
@@ -68,12 +69,12 @@ class Mpi:
         self.thread: threading.Thread | None = None
         self.threaded = self.mpi.Query_thread() == self.mpi.THREAD_MULTIPLE
 
-    def local_rank(self) -> int:
-        """The rank among the processes of this machine."""
+    def of_machine(self) -> tuple[int, int]:
+        """The rank among the processes of this machine, and their number."""
         local = self.mpi.COMM_WORLD.Split_type(self.mpi.COMM_TYPE_SHARED)
-        rank = int(local.rank)
+        rank, size = int(local.rank), int(local.size)
         local.Free()
-        return rank
+        return rank, size
 
     def all_reduce(self, arrays: Sequence[np.ndarray], op: str) -> None:
         """In place: the sum, mean, maximum or minimum over the ranks."""
@@ -200,6 +201,11 @@ class Mpi:
                         _yield_core()
                         continue
                     time.sleep(SLEEP)
+                    if time.monotonic() - start > self.timeout:
+                        raise RuntimeError(
+                            f"{operation} has not finished within MINIGRAD_TIMEOUT, {self.timeout:g} s: do all ranks "
+                            "call the same operations in the same order?"
+                        )
                     if comm is not None:
                         self._hear()
                         missing = [rank for rank, started in self.ended.items() if started[comm] < number]

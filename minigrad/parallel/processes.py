@@ -28,6 +28,7 @@ import numpy as np
 
 from minigrad.backend.arrays import Array, array_module, cuda_is_available
 from minigrad.backend.dtypes import is_floating
+from minigrad.backend.tune import limit_blas
 from minigrad.parallel import rendezvous
 from minigrad.parallel.launcher import Place, place
 from minigrad.parallel.mpi import Mpi
@@ -45,17 +46,6 @@ class Work(Protocol):
 
 class _Done:
     def wait(self) -> None: ...
-
-
-class _All:
-    """Several collective operations."""
-
-    def __init__(self, works: Sequence[Work]) -> None:
-        self.works = works
-
-    def wait(self) -> None:
-        for work in self.works:
-            work.wait()
 
 
 class Engine(Protocol):
@@ -92,6 +82,7 @@ class World:
         local_rank: the number of this process among those of this machine.
         host: the engine for NumPy arrays and objects, unless size is 1.
         gpu: returns the engine for CuPy arrays; called at the first operation on a CuPy array.
+        local_size: the number of processes of this machine.
     """
 
     def __init__(
@@ -101,8 +92,9 @@ class World:
         local_rank: int = 0,
         host: Engine | None = None,
         gpu: Callable[[], Engine] | None = None,
+        local_size: int = 1,
     ) -> None:
-        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self._host, self._make_gpu = host, gpu
         self._gpu: Engine | None = None
         self._check_all = os.environ.get("MINIGRAD_CHECK_COLLECTIVES", "0") not in ("", "0")
@@ -143,7 +135,10 @@ class World:
             _require_array("start_all_reduce", x)
         if self._alone("start_all_reduce", arrays):
             return _Done()
-        return _All([engine.start_all_reduce(xs) for engine, xs in self._by_engine(arrays)])
+        (engine, xs), *others = self._by_engine(arrays)
+        if others:
+            raise ValueError("start_all_reduce: the arrays must be all on the CPU, or all on the GPU")
+        return engine.start_all_reduce(xs)
 
     def broadcast(self, *arrays: Array, root: int = 0) -> None:
         """Replace the arrays by those of rank `root`."""
@@ -190,15 +185,15 @@ class World:
 
     def all_gather_objects(self, value: Any) -> list[Any]:
         """The JSON values (None, bool, numbers, strings, lists, dicts) of all ranks, in the order of ranks."""
-        data = json.dumps(value).encode()
+        data = _json(value)
         return [json.loads(data)] if self.size == 1 else [json.loads(found) for found in self._gather_bytes(data)]
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """The JSON value of rank `root`; the values of other ranks are ignored."""
         self._require_root("broadcast_object", root)
+        data = _json(value) if self.rank == root else b""
         if self.size == 1:
-            return json.loads(json.dumps(value))
-        data = json.dumps(value).encode() if self.rank == root else b""
+            return json.loads(data)
         length = np.array([len(data)], np.int64)
         self._objects.broadcast([length], root)
         buffer = np.zeros(length[0], np.uint8)
@@ -286,6 +281,16 @@ def _is_capturing(arrays: Sequence[Array]) -> bool:
     return gpu is not None and bool(array_module(gpu).cuda.get_current_stream().is_capturing())
 
 
+def _json(value: Any) -> bytes:
+    """The value as JSON. Raises TypeError for a value that JSON would change, such as a tuple."""
+    data = json.dumps(value)
+    if json.loads(data) != value:
+        raise TypeError(
+            f"objects are sent as JSON, which changes {value!r:.80}: use lists, and strings as keys of dicts"
+        )
+    return data.encode()
+
+
 def _require_array(operation: str, x: Array, writes: bool = True) -> None:
     if not (hasattr(x, "dtype") and hasattr(x, "strides")) or isinstance(x, np.generic):
         hint = ": pass x.data" if type(x).__name__ in ("Tensor", "Parameter") else ""
@@ -298,6 +303,11 @@ def _require_array(operation: str, x: Array, writes: bool = True) -> None:
 
 _lock = threading.Lock()
 _world: World | None = None
+
+
+def existing_world() -> World | None:
+    """The World of this process, if `world()` has been called."""
+    return _world
 
 
 def world() -> World:
@@ -321,7 +331,7 @@ def _make(found: Place) -> World:
     if found.size == 1:
         return World()
     rank, size, local = found.rank, found.size, found.local_rank
-    host = None
+    host, local_size = None, int(os.environ.get("LOCAL_WORLD_SIZE") or size or 1)
     if found.has_mpi and (mpi := _mpi()) is not None:
         host = Mpi(mpi)
         if (host.rank, host.size) != (rank, size if size is not None else host.size):
@@ -329,7 +339,8 @@ def _make(found: Place) -> World:
                 f"{found.launcher} started rank {rank} of {size}, but MPI says rank {host.rank} of {host.size}: start "
                 "the ranks with the mpiexec of the MPI library that mpi4py uses, or with srun --mpi=pmix (or pmi2)"
             )
-        size, local = host.size, host.local_rank() if local is None else local
+        of_machine, local_size = host.of_machine()
+        size, local = host.size, of_machine if local is None else local
         if size == 1:
             return World()
     if size is None:
@@ -349,7 +360,8 @@ def _make(found: Place) -> World:
         require_one_gpu(problem, chosen is not None, local or 0)
         return Nccl(rank, size, send_to_all, made.abort)
 
-    made = World(rank, size, local or 0, host, gpu)
+    made = World(rank, size, local or 0, host, gpu, local_size)
+    limit_blas(max(1, (os.cpu_count() or 1) // local_size))  # else the BLAS threads of all ranks share the cores
     if host is None and cuda_is_available():
         made._host = ThroughGpu(lambda: made._gpu_engine)
     atexit.register(made.close)
@@ -373,7 +385,7 @@ def _end_all_ranks_after_an_exception(made: World) -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         previous(kind, error, trace)
-        last = traceback.format_exception_only(error)[-1].strip()
+        last = traceback.format_exception_only(error)[0].strip()  # the lines after the first are notes
         made.abort(last.splitlines()[0] if last else kind.__name__, 130 if kind is KeyboardInterrupt else 1)
 
     sys.excepthook = hook

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,12 @@ from minigrad._tensor import Tensor
 from minigrad.autograd import writes
 from minigrad.autograd.grad_mode import enable_grad
 from minigrad.backend import Array, array_module, empty, fast_paths, to_device
-from minigrad.backend.capture import is_capturing
 from minigrad.backend.dtypes import FLOAT32, cast, is_half
 from minigrad.ops import checks
 from minigrad.ops.updates import copy_all, norm_of_terms, norm_term, scale_to_norm
 from minigrad.optim.optimizer import Optimizer
 from minigrad.optim.state import State
+from minigrad.parallel.buckets import Used
 from minigrad.parallel.processes import World
 from minigrad.parallel.processes import world as world_of_process
 
@@ -85,12 +85,15 @@ class ShardedOptimizer(Optimizer):
         ValueError: the parameters of the ranks differ in number, shape or dtype.
     """
 
+    needs_reduce: ClassVar[bool] = True  # False: DistributedDataParallel averages the gradients
+
     def __init__(self, optimizer: Optimizer, world: World, *, mean: bool = False) -> None:
         self.optimizer, self.world, self.mean = optimizer, world, mean
         self.defaults, self.param_groups = optimizer.defaults, optimizer.param_groups
         self.pytorch_names = optimizer.pytorch_names  # type: ignore[misc]
         self.flats: list[Flat] = []
-        self.agreed: tuple[list[bool], list[bool]] | None = None  # parameters with gradients: here, and on any rank
+        self.used = Used(world)
+        self.reduced = False  # since `zero_grad` or `step`
         self._flatten()
 
     def _flatten(self) -> None:
@@ -139,52 +142,26 @@ class ShardedOptimizer(Optimizer):
 
         A parameter that has a gradient on no rank has none afterwards.
         """
-        self._reduce(failed=False)
-
-    @contextmanager
-    def reducing(self) -> Iterator[None]:
-        """Call `reduce` after the block, which runs backward.
-
-        If the block raises an exception on a rank, all gradients become None, and the other ranks raise RuntimeError,
-        instead of waiting for ever.
-        """
-        try:
-            yield
-        except BaseException:
-            self._reduce(failed=True)
-            raise
-        self._reduce(failed=False)
-
-    def _reduce(self, failed: bool) -> None:
         for flat in self.flats:
             flat.expect_views()
+        self.reduced = True
         if self.world.size == 1:
             return
         parameters = [p for flat in self.flats for p in flat.parameters]
-        anywhere, failed_anywhere = self._agree([p.grad is not None for p in parameters], failed)
-        if failed_anywhere:
-            self.zero_grad()
-            if not failed:
-                raise RuntimeError("backward raised an exception on another rank: all gradients are None")
-            return
+        anywhere = self.used([p.grad is not None for p in parameters])
         used = {id(p) for p, has_gradient in zip(parameters, anywhere, strict=True) if has_gradient}
         for flat in self.flats:
             flat.reduce(used, float(self.world.size) if self.mean else 1.0)
 
-    def _agree(self, here: list[bool], failed: bool) -> tuple[list[bool], bool]:
-        """Which parameters have a gradient on any rank, and whether backward failed on any rank."""
-        if is_capturing():  # nothing is read back during the capture: the graph does what the last eager step did
-            if self.agreed is None or self.agreed[0] != here:
-                raise RuntimeError(
-                    "ShardedOptimizer: other parameters receive gradients than in the eager step before: a captured "
-                    "step must use the same parameters"
-                )
-            return self.agreed[1], failed
-        flags = np.array([*here, failed], np.int32)
-        self.world.all_reduce(flags)
-        anywhere: list[bool] = (flags[:-1] > 0).tolist()
-        self.agreed = here, anywhere
-        return anywhere, bool(flags[-1])
+    @contextmanager
+    def reducing(self) -> Iterator[None]:
+        """Call `reduce` after the block, which runs backward."""
+        yield
+        self.reduce()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.reduced = False
+        super().zero_grad(set_to_none)
 
     def all_finite(self, finite: bool) -> bool:
         """True if `finite` is True on all ranks, as when each checked its own gradients. Synchronizes with the GPU."""
@@ -230,6 +207,11 @@ class ShardedOptimizer(Optimizer):
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        if self.needs_reduce and not self.reduced and self.world.size > 1:
+            raise RuntimeError(
+                "ShardedOptimizer.step: the gradients are those of this rank alone: call reduce() after backward"
+            )
+        self.reduced = False
         for flat in self.flats:
             flat.expect_views()
             flat.drop_gradients()
@@ -349,6 +331,8 @@ class ZeroRedundancyOptimizer(ShardedOptimizer):
         overlap_with_ddp: refused.
         world: the ranks; by default those of this job, `minigrad.parallel.world()`.
     """
+
+    needs_reduce = False
 
     def __init__(
         self,

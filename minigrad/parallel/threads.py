@@ -163,9 +163,5 @@ class _EndedError(RuntimeError):
 
 def _run(generator: Generator, work: Callable[..., Result], rows: Rows, *arrays: Any) -> Result:
     """Call `work` with this generator, which draws for the images `rows`."""
-    generator.rows = None if len(rows) == rows.count else rows
-    try:
-        with use_generator(generator):
-            return work(*arrays)
-    finally:
-        generator.rows = None
+    with use_generator(generator), generator.drawing(rows):
+        return work(*arrays)

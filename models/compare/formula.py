@@ -30,8 +30,10 @@ def weight(name: str, *shape: int) -> np.ndarray:
     v = stream(name, *shape)
     if name.endswith("gamma"):
         return 0.5 + 0.3 * v
-    if name.endswith("bias"):
+    if name.endswith(("bias", "beta")):
         return 0.1 * v
+    if name.endswith("logit_scale"):
+        return 2 + v
     if name.endswith(("_token", "pos_embed")):
         return 0.3 * v
     if name.endswith("relative_position_bias_table"):

@@ -17,12 +17,14 @@ from typing import Any
 
 from minigrad.ops.checks import sides
 from models.convnext import ConvNeXt
+from models.convnextv2 import ConvNeXtV2
 from models.deit import DeiT, DeiT3, VisionTransformerDistilled
 from models.dinov2 import DINOv2, SwiGLUPacked
 from models.hybrid import HybridVisionTransformer
 from models.model import image_size, pair_size
 from models.registry import model_arguments, model_class
 from models.swin import SwinTransformer
+from models.swinv2 import SwinTransformerV2
 from models.vit import VisionTransformer
 
 LIBRARIES = ("torchvision", "timm", "transformers")
@@ -53,6 +55,25 @@ def build(library: str, model: str, **overrides: Any) -> Any:
         warnings.simplefilter("ignore")  # from inside the libraries
         load(library)
         return builder(config)
+
+
+def to_float64(network: Any) -> Any:
+    """The network in float64 and in evaluation mode.
+
+    All libraries compute the log-spaced offsets of Swin V2 in float32; they are computed again in float64. A library's
+    t = sign(Δ) log₂(1 + 8 |Δ| / (M - 1)) / 3 gives |Δ| / (M - 1) = (8^|t| - 1) / 8, a multiple of 1 / (M - 1).
+    """
+    import torch
+
+    network = network.double().eval()
+    for module in network.modules():
+        if hasattr(module, "relative_coords_table"):
+            t = module.relative_coords_table
+            ratio = (8 ** t.abs() - 1) / 8
+            smallest = torch.where(ratio > 0, ratio, torch.inf).amin((0, 1, 2))  # of the rows, of the columns
+            sides = torch.where(smallest.isinf(), 1, (1 / smallest).round())  # M - 1
+            module.relative_coords_table = t.sign() * torch.log2(1 + 8 * (ratio * sides).round() / sides) / 3
+    return network
 
 
 def load(library: str) -> Any:
@@ -226,7 +247,7 @@ def _maps(config: SimpleNamespace) -> list[tuple[int, int]]:
     return [(-(-H // (PH << stage)), -(-W // (PW << stage))) for stage in range(len(config.depths))]
 
 
-def _torchvision_swin(config: SimpleNamespace) -> Any:
+def _torchvision_swin(config: SimpleNamespace, **version: Any) -> Any:
     from torch import nn
     from torchvision.models.swin_transformer import SwinTransformer as Theirs
 
@@ -234,7 +255,7 @@ def _torchvision_swin(config: SimpleNamespace) -> Any:
     (PH, PW), M, (H, W) = sides(config.patch_size), sides(config.window_size), config.img_size
     network = Theirs(
         [PH, PW], config.embed_dim, config.depths, config.num_heads, list(M), config.mlp_ratio,
-        stochastic_depth_prob=0.0, num_classes=config.num_classes,
+        stochastic_depth_prob=0.0, num_classes=config.num_classes, **version,
     )  # fmt: skip
     if H % PH or W % PW:  # torchvision drops incomplete patches
         pad = nn.ZeroPad2d((0, -W % PW, 0, -H % PH))
@@ -274,6 +295,59 @@ def _transformers_swin(config: SimpleNamespace) -> Any:
     )  # fmt: skip
 
 
+# Swin V2 ------------------------------------------------------------------------------------------------------------
+
+
+def _torchvision_swinv2(config: SimpleNamespace) -> Any:
+    from torchvision.models import swin_transformer
+
+    (MH, MW), maps = sides(config.window_size), _maps(config)
+    covered = all(H >= MH and W >= MW for H, W in maps)  # torchvision pads smaller maps
+    conditions = {f"maps of at least {MH} x {MW}, got {_listed(maps)}": covered}
+    conditions |= {"offsets scaled to the window size": not any(config.pretrained_window_sizes)}
+    _require("torchvision", conditions)
+    version = {"block": swin_transformer.SwinTransformerBlockV2, "downsample_layer": swin_transformer.PatchMergingV2}
+    network = _torchvision_swin(config, **version)
+    for module in network.modules():
+        if hasattr(module, "inplace"):  # the ReLUs of the position bias: their inputs would get no gradient
+            module.inplace = False
+    return network
+
+
+def _timm_swinv2(config: SimpleNamespace) -> Any:
+    from timm.models.swin_transformer_v2 import SwinTransformerV2 as Theirs
+
+    (MH, MW), (PH, PW), maps = sides(config.window_size), sides(config.patch_size), _maps(config)
+    divisible = all(H % min(MH, H) == W % min(MW, W) == 0 for H, W in maps)  # otherwise timm pads after the shift
+    _require("timm", {f"maps divisible into {MH} x {MW} windows, got {_listed(maps)}": divisible})
+    return Theirs(
+        config.img_size, (PH, PW), config.in_chans, config.num_classes, embed_dim=config.embed_dim,
+        depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
+        qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes,
+    )  # fmt: skip
+
+
+def _transformers_swinv2(config: SimpleNamespace) -> Any:
+    from transformers import Swinv2Config, Swinv2ForImageClassification
+
+    M, maps = config.window_size, _maps(config)
+    _require("transformers", {"square windows": isinstance(M, int)})
+    # Otherwise windows are not square, or, as transformers rounds the size of an odd map down, there is no shift.
+    (H, W), (PH, PW) = config.img_size, sides(config.patch_size)
+    rounded = [(H // (PH << stage), W // (PW << stage)) for stage in range(len(maps))]
+    even = [size == exact for size, exact in zip(rounded, maps, strict=True)]
+    supported = all(min(h, w) > M or (even[stage] and h == w) for stage, (h, w) in enumerate(rounded))
+    _require("transformers", {f"maps larger than {M} x {M}, or even and square, got {_listed(maps)}": supported})
+    return Swinv2ForImageClassification(
+        Swinv2Config(
+            image_size=config.img_size, patch_size=config.patch_size, num_channels=config.in_chans,
+            num_labels=config.num_classes, embed_dim=config.embed_dim, depths=config.depths,
+            num_heads=config.num_heads, window_size=M, mlp_ratio=config.mlp_ratio, qkv_bias=config.qkv_bias,
+            pretrained_window_sizes=config.pretrained_window_sizes,
+        )
+    )  # fmt: skip
+
+
 def _listed(maps: list[tuple[int, int]]) -> str:
     return ", ".join(f"{H} x {W}" for H, W in maps)
 
@@ -294,30 +368,44 @@ def _torchvision_convnext(config: SimpleNamespace) -> Any:
     return network
 
 
-def _timm_convnext(config: SimpleNamespace) -> Any:
+def _timm_convnext(config: SimpleNamespace, **version: Any) -> Any:
     from timm.models.convnext import ConvNeXt as Theirs
     from torch import nn
 
     _require("timm", {"an mlp_ratio of 4": config.mlp_ratio == 4, "four stages": len(config.depths) == 4})
     network = Theirs(
-        config.in_chans, config.num_classes, depths=config.depths, dims=config.dims, kernel_sizes=config.kernel_size
-    )
+        config.in_chans, config.num_classes, depths=config.depths, dims=config.dims, kernel_sizes=config.kernel_size,
+        **version,
+    )  # fmt: skip
     network.stem[0] = nn.Conv2d(config.in_chans, config.dims[0], config.stem_size, config.stem_size)
     return network
 
 
-def _transformers_convnext(config: SimpleNamespace) -> Any:
-    from transformers import ConvNextConfig, ConvNextForImageClassification
+def _transformers_convnext(config: SimpleNamespace, version: str = "") -> Any:
+    import transformers
 
     conditions = {"7 x 7 kernels": config.kernel_size == 7, "an mlp_ratio of 4": config.mlp_ratio == 4}
     _require("transformers", conditions)
-    return ConvNextForImageClassification(
-        ConvNextConfig(
+    network = getattr(transformers, f"ConvNext{version}ForImageClassification")
+    return network(
+        network.config_class(
             num_channels=config.in_chans, patch_size=config.stem_size, num_stages=len(config.depths),
             hidden_sizes=list(config.dims), depths=list(config.depths), num_labels=config.num_classes,
             layer_norm_eps=1e-6,
         )
     )  # fmt: skip
+
+
+def _timm_convnextv2(config: SimpleNamespace) -> Any:
+    without_layer_scale = config.layer_scale_init_value is None
+    _require("timm", {"blocks with GRN but without layer scale": without_layer_scale})
+    return _timm_convnext(config, use_grn=True, ls_init_value=None)
+
+
+def _transformers_convnextv2(config: SimpleNamespace) -> Any:
+    without_layer_scale = config.layer_scale_init_value is None
+    _require("transformers", {"blocks with GRN but without layer scale": without_layer_scale})
+    return _transformers_convnext(config, "V2")
 
 
 _BUILDERS: dict[tuple[str, type], Callable[[SimpleNamespace], Any]] = {
@@ -336,7 +424,12 @@ _BUILDERS: dict[tuple[str, type], Callable[[SimpleNamespace], Any]] = {
     ("torchvision", SwinTransformer): _torchvision_swin,
     ("timm", SwinTransformer): _timm_swin,
     ("transformers", SwinTransformer): _transformers_swin,
+    ("torchvision", SwinTransformerV2): _torchvision_swinv2,
+    ("timm", SwinTransformerV2): _timm_swinv2,
+    ("transformers", SwinTransformerV2): _transformers_swinv2,
     ("torchvision", ConvNeXt): _torchvision_convnext,
     ("timm", ConvNeXt): _timm_convnext,
     ("transformers", ConvNeXt): _transformers_convnext,
+    ("timm", ConvNeXtV2): _timm_convnextv2,
+    ("transformers", ConvNeXtV2): _transformers_convnextv2,
 }

@@ -30,6 +30,7 @@ _DISTILLED, _DEIT3 = "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224
 _DINOV2, _REG4 = "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2"
 _GIANT = "vit_giant_patch14_dinov2"
 _SWIN, _CONVNEXT = "swin_tiny_patch4_window7_224", "convnext_tiny"
+_SWINV2, _CONVNEXTV2 = "swinv2_tiny_window8_256", "convnextv2_tiny"
 _TRANSFORMER = {"embed_dim": 24, "depth": 2, "num_heads": 3}
 _REDUCED: dict[str, dict[str, Any]] = {
     _VIT: {"patch_size": 8} | _TRANSFORMER,
@@ -39,6 +40,7 @@ _REDUCED: dict[str, dict[str, Any]] = {
     _SWIN: {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 6)},
     _CONVNEXT: {"depths": (1, 2, 2, 1), "dims": (8, 16, 24, 40)},
 }
+_REDUCED |= {_SWINV2: _REDUCED[_SWIN], _CONVNEXTV2: _REDUCED[_CONVNEXT]}
 
 
 def small(library: str, model: str, stream: str, B: int, H: int, W: int, **overrides: Any) -> Case:
@@ -70,6 +72,8 @@ CASES = {
     "convnext_64x64": small("torchvision", _CONVNEXT, "x.cnx.64.64", 2, 64, 64),
     "convnext_70x45": small("torchvision", _CONVNEXT, "x.cnx.70.45", 1, 70, 45),
     "convnext_stem_2": small("torchvision", _CONVNEXT, "x.cnx.32.32", 2, 32, 32, stem_size=2),
+    "convnextv2_64x64": small("timm", _CONVNEXTV2, "x.cnx.64.64", 2, 64, 64),
+    "convnextv2_70x45": small("timm", _CONVNEXTV2, "x.cnx.70.45", 1, 70, 45),
     "swin_64x64": small("torchvision", _SWIN, "x.swin.64.64", 2, 64, 64, window_size=4),
     "swin_map_is_window": small("torchvision", _SWIN, "x.swin.32.32", 2, 32, 32, window_size=4),
     "swin_36x44": small("torchvision", _SWIN, "x.swin.36.44", 2, 36, 44, window_size=4),
@@ -79,13 +83,24 @@ CASES = {
     "swin_34x54": small("transformers", _SWIN, "x.swin.34.54", 2, 34, 54, window_size=4),
     "swin_map_below_window": small("torchvision", _SWIN, "x.swin.16.16", 2, 16, 16, window_size=4),
     "swin_24x24_window_7": small("torchvision", _SWIN, "x.swin.24.24", 2, 24, 24, window_size=7),
+    "swinv2_64x64": small("timm", _SWINV2, "x.swin.64.64", 2, 64, 64, window_size=4),
+    "swinv2_32x64": small("timm", _SWINV2, "x.swin.32.64", 2, 32, 64, window_size=4, qkv_bias=False),
+    "swinv2_map_below_window": small("timm", _SWINV2, "x.swin.32.32", 2, 32, 32, window_size=8),
+    "swinv2_pretrained_windows": small(
+        "timm", _SWINV2, "x.swin.64.64", 2, 64, 64, window_size=8, pretrained_window_sizes=(4, 3)
+    ),
+    "swinv2_40x52": small("torchvision", _SWINV2, "x.swin.40.52", 2, 40, 52, window_size=4),
     "vit_tiny_patch16_224": named("timm", "vit_tiny_patch16_224", 224),
     "swin_tiny_patch4_window7_224": named("torchvision", "swin_tiny_patch4_window7_224", 224),
     "convnext_tiny": named("torchvision", "convnext_tiny", 224),
+    "swinv2_tiny_window8_256": named("timm", "swinv2_tiny_window8_256", 256),
+    "convnextv2_tiny": named("timm", "convnextv2_tiny", 224),
     "vit_tiny_r_s16_p8_224": named("timm", "vit_tiny_r_s16_p8_224", 224),
     "vit_tiny_cifar": named("torchvision", "vit_tiny_cifar", 32),
     "swin_tiny_cifar": named("torchvision", "swin_tiny_cifar", 32),
     "convnext_atto_cifar": named("torchvision", "convnext_atto_cifar", 32),
+    "swinv2_tiny_cifar": named("timm", "swinv2_tiny_cifar", 32),
+    "convnextv2_atto_cifar": named("timm", "convnextv2_atto_cifar", 32),
     "hybrid_cifar": named("timm", "hybrid_cifar", 32),
 }
 

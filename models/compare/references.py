@@ -15,7 +15,7 @@ from models.compare import formula, libraries
 from models.compare.trace import Trace, is_submodule, loss_weights
 from models.registry import create_model
 from models.swin import SwinTransformer
-from models.weights.layouts import places, to_canonical
+from models.weights.layouts import layout_of, to_canonical
 
 
 class Reference:
@@ -35,7 +35,7 @@ class Reference:
     def __init__(self, library: str, model: str, **overrides: Any) -> None:
         with init.skip_init():
             self.model = create_model(model, **overrides)
-        self.network = libraries.build(library, model, **overrides).double().eval()
+        self.network = libraries.to_float64(libraries.build(library, model, **overrides))
         self.library, self.version = library, libraries.load(library).__version__.split("+")[0]
         self._fill()
 
@@ -43,8 +43,10 @@ class Reference:
         import torch
 
         parameters = dict(self.network.named_parameters())
+        layout = layout_of(parameters, self.model)
+        parameters = layout.unstacked(parameters)
         shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
-        found = places(parameters, self.model)
+        found = layout.places(parameters, shapes)
         self.places = {name: place for name, place in found.items() if place is not None}
         unexpected, missing = parameters.keys() - self.places, shapes.keys() - {p.name for p in self.places.values()}
         if unexpected or missing:

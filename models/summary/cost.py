@@ -17,6 +17,7 @@ from minigrad import Tensor, nn, no_grad
 from minigrad.autograd.anomaly import Observer, observing
 from minigrad.autograd.function import Function
 from minigrad.backend import Array
+from minigrad.backend.fast_paths import without_fast_paths
 from minigrad.backend.meta import MetaArray
 from minigrad.nn.hooks import KINDS
 from minigrad.ops.attention import ScaledDotProductAttention
@@ -42,12 +43,21 @@ class Call(NamedTuple):
 
 
 def trace(module: nn.Module, shape: Sequence[int]) -> list[Call]:
-    """The ops that `module` runs on an input of this shape, in order, in evaluation mode."""
+    """The ops that `module` runs on an input of this shape, in order, in evaluation mode, without fast paths: as in
+    papers, ViT's last block computes all tokens."""
     meta_module = _to_meta(module, {})
     tracer = _Tracer(meta_module)
-    with no_grad(), observing(tracer):
+    with no_grad(), without_fast_paths(), observing(tracer):
         meta_module(Tensor(MetaArray(shape, np.float32)))
     return tracer.calls
+
+
+def output_shapes(model: ImageModel, indices: Sequence[int]) -> list[Shape]:
+    """The shapes of the feature maps of these blocks, for one image of the default size of the model."""
+    meta_model: Any = _to_meta(model, {})
+    with no_grad():
+        image = Tensor(MetaArray(_one_image(model, None), np.float32))
+        return [y.shape for y in meta_model.forward_intermediates(image, indices, intermediates_only=True)]
 
 
 def macs(model: ImageModel, img_size: Size | None = None) -> int:
@@ -132,7 +142,8 @@ def attention_costs(model: ImageModel, img_size: Size | None = None) -> list[Att
     outputs = {call.module: call.output for call in calls}
     for name, block in model.blocks_by_name().items():
         attn: Any = block.attn  # type: ignore[attr-defined]
-        (_, h, w, C), M = outputs[name], attn.window_size
+        _, h, w, C = outputs[name]
+        M = attn.window(h, w)
         if costs and costs[-1][:4] == (h, w, C, M):  # the blocks of a stage cost the same
             continue
         msa_calls = trace(_vit_attention(C, attn.num_heads), (1, h * w, C))

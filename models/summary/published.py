@@ -1,8 +1,9 @@
 """L6: published accuracy on ImageNet-1k by model name, each figure with its source.
 
-The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, else the dataset of the
-pre-training, before fine-tuning on ImageNet-1k at `img_size`. With SWAG, DINO (ImageNet-1k without labels) and LVD-142M
-(images without labels), the head alone is trained. Of several figures, the table of `python -m models` shows the first.
+The figures are the authors', for their own weights. `data` is "IN-1k" without pre-training, "FCMAE" after pre-training
+on masked images of ImageNet-1k without labels (ConvNeXt V2), else the dataset of the pre-training, before fine-tuning
+on ImageNet-1k at `img_size`. With SWAG, DINO (ImageNet-1k without labels) and LVD-142M (images without labels), the
+head alone is trained. Of several figures, the table of `python -m models` shows the first.
 """
 
 from typing import NamedTuple
@@ -21,6 +22,7 @@ class Result(NamedTuple):
 
 _PAPER, _GOOGLE, _AUGREG = "arXiv:2010.11929, table 5", "vision_transformer README", "AugReg README"
 _SWIN, _CONVNEXT, _TORCHVISION = "Swin-Transformer README", "ConvNeXt README", "torchvision weights"
+_CONVNEXTV2 = "ConvNeXt-V2 README"
 _DEIT, _DEIT3, _DINO, _DINOV2 = "DeiT README", "DeiT III README", "DINO README", "DINOv2 README"
 SOURCES = {  # where to find a source without an arXiv number
     _GOOGLE: "github.com/google-research/vision_transformer, models of arXiv:2010.11929",
@@ -29,8 +31,9 @@ SOURCES = {  # where to find a source without an arXiv number
     _DEIT3: "github.com/facebookresearch/deit, README_revenge.md, models of arXiv:2204.07118",
     _DINO: "github.com/facebookresearch/dino, models of arXiv:2104.14294, linear classifier",
     _DINOV2: "github.com/facebookresearch/dinov2, models of arXiv:2304.07193 and arXiv:2309.16588, linear classifier",
-    _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030",
+    _SWIN: "github.com/microsoft/Swin-Transformer, models of arXiv:2103.14030 and arXiv:2111.09883",
     _CONVNEXT: "github.com/facebookresearch/ConvNeXt, models of arXiv:2201.03545",
+    _CONVNEXTV2: "github.com/facebookresearch/ConvNeXt-V2, models of arXiv:2301.00808",
     _TORCHVISION: "the metadata in torchvision.models, such as ViT_B_16_Weights.IMAGENET1K_V1.meta",
 }
 
@@ -114,6 +117,25 @@ PUBLISHED = {
     "swin_base_patch4_window12_384": [Result(84.5, "IN-1k", 384, _SWIN), Result(86.4, "IN-22k", 384, _SWIN)],
     "swin_large_patch4_window7_224": [Result(86.3, "IN-22k", 224, _SWIN)],
     "swin_large_patch4_window12_384": [Result(87.3, "IN-22k", 384, _SWIN)],
+    "swinv2_tiny_window8_256": [
+        Result(81.8, "IN-1k", 256, _SWIN),
+        Result(82.072, "IN-1k", 256, _TORCHVISION),
+    ],
+    "swinv2_tiny_window16_256": [Result(82.8, "IN-1k", 256, _SWIN)],
+    "swinv2_small_window8_256": [
+        Result(83.7, "IN-1k", 256, _SWIN),
+        Result(83.712, "IN-1k", 256, _TORCHVISION),
+    ],
+    "swinv2_small_window16_256": [Result(84.1, "IN-1k", 256, _SWIN)],
+    "swinv2_base_window8_256": [
+        Result(84.2, "IN-1k", 256, _SWIN),
+        Result(84.112, "IN-1k", 256, _TORCHVISION),
+    ],
+    "swinv2_base_window16_256": [Result(84.6, "IN-1k", 256, _SWIN)],
+    "swinv2_base_window12to16_192to256": [Result(86.2, "IN-22k", 256, _SWIN)],
+    "swinv2_base_window12to24_192to384": [Result(87.1, "IN-22k", 384, _SWIN)],
+    "swinv2_large_window12to16_192to256": [Result(86.9, "IN-22k", 256, _SWIN)],
+    "swinv2_large_window12to24_192to384": [Result(87.6, "IN-22k", 384, _SWIN)],
     "convnext_tiny": [
         Result(82.1, "IN-1k", 224, _CONVNEXT),
         Result(82.9, "IN-22k", 224, _CONVNEXT),
@@ -141,6 +163,34 @@ PUBLISHED = {
         Result(84.414, "IN-1k", 224, _TORCHVISION),
     ],
     "convnext_xlarge": [Result(87.0, "IN-22k", 224, _CONVNEXT), Result(87.8, "IN-22k", 384, _CONVNEXT)],
+    "convnextv2_atto": [Result(76.7, "FCMAE", 224, _CONVNEXTV2)],
+    "convnextv2_femto": [Result(78.5, "FCMAE", 224, _CONVNEXTV2)],
+    "convnextv2_pico": [Result(80.3, "FCMAE", 224, _CONVNEXTV2)],
+    "convnextv2_nano": [
+        Result(81.9, "FCMAE", 224, _CONVNEXTV2),
+        Result(82.1, "IN-22k", 224, _CONVNEXTV2),
+        Result(83.4, "IN-22k", 384, _CONVNEXTV2),
+    ],
+    "convnextv2_tiny": [
+        Result(83.0, "FCMAE", 224, _CONVNEXTV2),
+        Result(83.9, "IN-22k", 224, _CONVNEXTV2),
+        Result(85.1, "IN-22k", 384, _CONVNEXTV2),
+    ],
+    "convnextv2_base": [
+        Result(84.9, "FCMAE", 224, _CONVNEXTV2),
+        Result(86.8, "IN-22k", 224, _CONVNEXTV2),
+        Result(87.7, "IN-22k", 384, _CONVNEXTV2),
+    ],
+    "convnextv2_large": [
+        Result(85.8, "FCMAE", 224, _CONVNEXTV2),
+        Result(87.3, "IN-22k", 224, _CONVNEXTV2),
+        Result(88.2, "IN-22k", 384, _CONVNEXTV2),
+    ],
+    "convnextv2_huge": [
+        Result(86.3, "FCMAE", 224, _CONVNEXTV2),
+        Result(88.7, "IN-22k", 384, _CONVNEXTV2),
+        Result(88.9, "IN-22k", 512, _CONVNEXTV2),
+    ],
 } | {
     f"roadmap_{number:02}_{step.name}": [Result(step.top1, "IN-1k", 224, "arXiv:2201.03545, table 10")]
     for number, step in enumerate(roadmap.STEPS)

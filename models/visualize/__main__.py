@@ -17,14 +17,13 @@ from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
 from models.model import ImageModel
-from models.predict import add_inputs, command, printable, probabilities, top
+from models.predict import add_inputs, command, load, printable, probabilities, read, top
 from models.swin import SwinTransformer
 from models.visualize import attention, gradcam, html, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.fonts import drawable, fallback_fonts
 from models.visualize.prediction import prediction_picture
 from models.vit import VisionTransformer
-from models.weights import checkpoint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +45,15 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give --output DIR for PNG files, --html for a page, or both")
     if options.html and options.html.suffix not in (".html", ".htm"):
         raise ValueError(f"--html writes a file that ends in .html, got {options.html}: give --html after the images")
-    if options.html and not options.image:
-        raise ValueError("the page shows what a model sees in images: give at least one image")
     if options.output:
         new_figure(1, 1, "", "")  # without matplotlib, fail before loading the model
-    model, metadata = checkpoint.load(options.checkpoint)
-    model.to(device=options.device)
-    files = images.find(options.image)
+    model, metadata, paths = load(options)
+    if options.html and not paths:
+        raise ValueError("the page shows what a model sees in images: give at least one image")
+    files = images.find(paths)
     if len(files) > MAX_IMAGES:
         raise ValueError(f"at most {MAX_IMAGES} images fit in a picture, got {len(files)}")
-    pixels = [images.read(file, model.img_size, model.in_chans) for file in files]
+    pixels = [read(file, model, metadata) for file in files]
     if options.html:
         text = html.page(model, metadata, [printable(file.name) for file in files], np.stack(pixels))
         options.html.parent.mkdir(parents=True, exist_ok=True)
@@ -132,18 +130,17 @@ def shifted_windows(
     blocks: list[Any] = list(model.blocks_by_name().values())
     sizes = map_sizes(model)
     layouts = [block.attn.layout(*size) for block, size in zip(blocks, sizes, strict=True)]
+    windowed = [block.attn.window(*size) for block, size in zip(blocks, sizes, strict=True)]
     shifted = next((i for i, (_, shift) in enumerate(layouts) if any(shift)), None)
     if shifted is not None:
         merged = -(-sizes[0][0] // sizes[shifted][0])
         PH, PW = sides(model.patch_embed.patch_size)
         size, shift = layouts[shifted]
-        figure = windows.windows_picture(
-            picture, (PH * merged, PW * merged), size, shift, blocks[shifted].attn.window_size
-        )
+        figure = windows.windows_picture(picture, (PH * merged, PW * merged), size, shift, windowed[shifted])
         yield "windows.png", "windows, shifted windows and attention mask", figure
     biased = [
-        (name, windows.bias_maps(block.attn.relative_position_bias_table.detach().numpy(), block.attn.window_size))
-        for name, block in zip(names, blocks, strict=True)
+        (name, windows.bias_maps(block.attn.bias_table(M).detach().numpy(), M))
+        for name, block, M in zip(names, blocks, windowed, strict=True)
     ]
     stages = [i for i in range(len(blocks)) if i == 0 or sizes[i] != sizes[i - 1]]
     yield "bias.png", "relative position bias", windows.bias_picture([biased[i] for i in stages])
@@ -156,7 +153,7 @@ def shifted_windows(
         for i, A in zip(chosen, maps, strict=True):
             H, W = sizes[i]
             query = H // 2, W // 2
-            (size, shift), M = layouts[i], blocks[i].attn.window_size
+            (size, shift), M = layouts[i], windowed[i]
             inside = windows.window_of(query, size, shift, M)[:H, :W]
             region = windows.regions(size, shift)
             heads = A.numpy()[0, :, query[0] * W + query[1]].reshape(-1, H, W)
@@ -214,9 +211,9 @@ def parser() -> argparse.ArgumentParser:
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"
         "                  similarity of the position embeddings\n"
-        "  Swin            windows, shifted windows and attention mask,\n"
+        "  Swin, Swin V2   windows, shifted windows and attention mask,\n"
         "                  relative position bias, window attention*\n"
-        "  ConvNeXt        depthwise kernels\n"
+        "  ConvNeXt, V2    depthwise kernels\n"
         "  all but ViT, DeiT and DINOv2\n"
         "                  Grad-CAM*\n\n"
         "  * if images are given\n\n"

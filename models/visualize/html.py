@@ -200,7 +200,8 @@ def _add_window_attention(model: SwinTransformer, x: Any, data: dict[str, Any], 
     """Attention of a Swin, (heads, queries, N): of the sampled patches, to the N = MH·MW patches of their window."""
     blocks: list[Any] = list(model.blocks_by_name().values())
     for layer, block in zip(data["layers"], blocks, strict=True):
-        (h, w), M, heads = layer["grid"], sides(block.attn.window_size), block.attn.num_heads
+        (h, w), heads = layer["grid"], block.attn.num_heads
+        M = sides(block.attn.window(h, w))
         padded, shift = block.attn.layout(h, w)
         row, share = heads * (M[0] * M[1] + 4), room / (len(x) * len(blocks))
         layer |= {"heads": heads, **sampled((h, w), share, 0, row)}

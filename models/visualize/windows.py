@@ -133,7 +133,7 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     columns = min(12, max(len(maps) for _, maps in blocks))
     rows = [(name, maps[i : i + columns], i) for name, maps in blocks for i in range(0, len(maps), columns)]
     limit = max(float(abs(maps).max()) for _, maps in blocks) or 1.0
-    reach_y, reach_x = (side // 2 for side in blocks[0][1].shape[-2:])
+    reach_y, reach_x = (side // 2 for side in blocks[0][1].shape[-2:])  # the largest windows
     note = (
         "The bias that a head adds to the score of a key, by the key's offset from the query (dot), up to "
         f"{reach_y} rows and {reach_x} columns. Red increases attention, blue decreases it."
@@ -146,7 +146,8 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
         for axes in line:
             bare(axes)
         for i, (axes, values) in enumerate(zip(line, maps, strict=False)):
-            extent = (-reach_x - 0.5, reach_x + 0.5, reach_y + 0.5, -reach_y - 0.5)
+            y, x = (side // 2 for side in values.shape)
+            extent = (-x - 0.5, x + 0.5, y + 0.5, -y - 0.5)
             bare(axes, f"head {first + i + 1}")
             shown = axes.imshow(values, cmap=SIGNED, vmin=-limit, vmax=limit, extent=extent)
             axes.plot(0, 0, ".", color="black", markersize=4)

@@ -6,10 +6,11 @@ translation gives the largest number of the model's parameter names.
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import numpy as np
 
@@ -77,10 +78,19 @@ class Layout:
         rules: (pattern, replacement), applied in order. A pattern matches complete dot-separated components; slashes
             are replaced by dots first. `[q]` or another of `PARTS` in a replacement marks a part of our parameter.
         axes: (pattern, axes): the first pattern that matches the name in the file gives the transpose.
+        stacks: (pattern, parts): an array of several of our parameters, stacked along the first axis in equal parts.
+            `parts` replace the pattern in the name; None: our models have no such parameter.
     """
 
-    def __init__(self, name: str, rules: Iterable[Rule] = (), axes: Iterable[tuple[str, Shape]] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        rules: Iterable[Rule] = (),
+        axes: Iterable[tuple[str, Shape]] = (),
+        stacks: Iterable[tuple[str, Sequence[str | None]]] = (),
+    ) -> None:
         self.name = name
+        self.stacks = [(_components(pattern), parts) for pattern, parts in stacks]
         self.rules = [(_components(pattern), replacement) for pattern, replacement in rules]
         self.axes = [(_components(pattern), order) for pattern, order in axes]
 
@@ -92,6 +102,22 @@ class Layout:
             name = pattern.sub(replacement, name)
         part = _PART.search(name)
         return Place(_PART.sub("", name), part[1] if part else None, axes)
+
+    def parts(self, name: str) -> list[str | None]:
+        """The names of the parts of a stacked array; of another array, its own name."""
+        for pattern, parts in self.stacks:
+            if pattern.search(name):
+                return [part and pattern.sub(part, name) for part in parts]
+        return [name]
+
+    def unstacked(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The arrays, with the parts of stacked arrays as views, under names of their own."""
+        found: dict[str, Any] = {}
+        for name, array in arrays.items():
+            parts = self.parts(name) if array.ndim else [name]
+            size = len(array) // len(parts) if len(parts) > 1 else None
+            found |= {part: array[i * size : (i + 1) * size] if size else array for i, part in enumerate(parts) if part}
+        return found
 
     def places(self, names: Iterable[str], own: Container[str]) -> dict[str, Place | None]:
         """The place of each array in a model with the parameters `own`; None: the model has no parameter at this
@@ -109,17 +135,24 @@ class Layout:
 def layout_of(names: Iterable[str], model: Module) -> Layout:
     """The layout that matches the largest number of the model's parameters; the first on a tie."""
     names, own = list(names), set(model.state_dict())
-    return max(LAYOUTS, key=lambda layout: len(own & {layout.place(name).name for name in names}))
+
+    def matches(layout: Layout) -> int:
+        parts = (part for name in names for part in layout.parts(name))
+        return len(own & {layout.place(part).name for part in parts if part})
+
+    return max(LAYOUTS, key=matches)
 
 
 def places(names: Iterable[str], model: Module) -> dict[str, Place | None]:
     """The place in `model` of each array of a file, or each parameter of another implementation; None: no place.
 
-    One name alone is ambiguous, so all names are passed together to detect the layout: `layers.1.downsample` leads into
-    stage 1 in timm's Swin, and out of stage 1 in Microsoft's and ours.
+    A stacked array has an entry for each part (`Layout.unstacked`). One name alone is ambiguous, so all names are
+    passed together to detect the layout: `layers.1.downsample` leads into stage 1 in timm's Swin, and out of stage 1
+    in Microsoft's and ours.
     """
     names = list(names)
-    return layout_of(names, model).places(names, model.state_dict())
+    layout = layout_of(names, model)
+    return layout.places([part for name in names for part in layout.parts(name) if part], model.state_dict())
 
 
 def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array]:
@@ -130,7 +163,7 @@ def to_canonical(entries: Mapping[str, Array], model: Module) -> dict[str, Array
     Raises:
         ValueError: a shape does not fit, or only some parts of a parameter are present.
     """
-    found = places(entries, model)
+    found, entries = places(entries, model), layout_of(entries, model).unstacked(entries)
     return assemble([(place, entries[name]) for name, place in found.items() if place is not None], model)
 
 
@@ -166,8 +199,8 @@ def _from_numbers(make: Callable[..., str]) -> Callable[[re.Match[str]], str]:
 # Prefixes of all names: from DistributedDataParallel, torch.compile, Lightning (the attribute with the network),
 # Hugging Face's classes with a head, and JAX's trees.
 _PREFIX = re.compile(
-    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|deit|dinov2|dinov2_with_registers|swin|convnext|opt\.target"
-    r"|params|img)\.)+"
+    r"^(?:(?:module|_orig_mod|model|net|network|backbone|vit|deit|dinov2|dinov2_with_registers|swin|swinv2|convnext"
+    r"|convnextv2|opt\.target|params|img)\.)+"
 )
 PARTS = ("q", "k", "v"), ("gate", "up")
 """Parts of a parameter that are separate arrays in other implementations, in the order of the first axis."""
@@ -192,6 +225,21 @@ _HUGGING_FACE_TOKENS: list[Rule] = [
     (r"embeddings\.position_embeddings", "pos_embed"),
     (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
     (r"(?:encoder\.layer|layers)\.(\d+)", r"blocks.\1"),
+]
+
+_HUGGING_FACE_SWIN: list[Rule] = [
+    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
+    (r"embeddings\.norm", "patch_embed.norm"),
+    (r"encoder\.layers", "layers"),
+]
+
+_TORCHVISION_SWIN: list[Rule] = [
+    (r"features\.0\.0", "patch_embed.proj"),
+    (r"features\.0\.2", "patch_embed.norm"),
+    (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
+    (r"features\.(\d*[02468])", _from_numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
+    (r"mlp\.0", "mlp.fc1"),
+    (r"mlp\.3", "mlp.fc2"),
 ]
 
 LAYOUTS = [
@@ -221,6 +269,8 @@ LAYOUTS = [
             (r"stages\.(\d+)\.blocks", r"stages.\1"),
             (r"conv_dw", "dwconv"),
             (r"mlp\.fc([12])", r"pwconv\1"),
+            (r"mlp\.grn\.weight", "grn.gamma"),
+            (r"mlp\.grn\.bias", "grn.beta"),
             (r"head\.norm", "norm"),
             (r"head\.fc", "head"),
         ],
@@ -242,16 +292,9 @@ LAYOUTS = [
             (r"heads\.head", "head"),
         ],
     ),
-    Layout(
-        "torchvision's Swin",
-        [
-            (r"features\.0\.0", "patch_embed.proj"),
-            (r"features\.0\.2", "patch_embed.norm"),
-            (r"features\.(\d*[13579])\.(\d+)", _from_numbers(lambda i, b: f"layers.{i // 2}.blocks.{b}")),
-            (r"features\.(\d*[02468])", _from_numbers(lambda i: f"layers.{i // 2 - 1}.downsample")),
-            (r"mlp\.0", "mlp.fc1"),
-            (r"mlp\.3", "mlp.fc2"),
-        ],
+    Layout("torchvision's Swin", _TORCHVISION_SWIN),
+    Layout(  # the bias of the keys has no effect
+        "torchvision's Swin V2", _TORCHVISION_SWIN, stacks=[(r"qkv\.bias", ("q_bias", None, "v_bias"))]
     ),
     Layout(
         "torchvision's ConvNeXt",
@@ -294,10 +337,18 @@ LAYOUTS = [
     Layout(
         "Hugging Face's Swin",
         [
-            (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-            (r"embeddings\.norm", "patch_embed.norm"),
-            (r"encoder\.layers", "layers"),
+            *_HUGGING_FACE_SWIN,
             (r"attention\.(?:self|relative_position_bias)\.(relative_position_\w+)", r"attn.\1"),
+            *_HUGGING_FACE_BLOCK,
+        ],
+    ),
+    Layout(
+        "Hugging Face's Swin V2",
+        [
+            *_HUGGING_FACE_SWIN,
+            (r"attention\.self\.(q|v)(?:uery|alue)\.bias", r"attn.\1_bias"),
+            (r"attention\.self\.continuous_position_bias_mlp", "attn.cpb_mlp"),
+            (r"attention\.self\.(logit_scale|relative_\w+)", r"attn.\1"),
             *_HUGGING_FACE_BLOCK,
         ],
     ),
@@ -309,6 +360,8 @@ LAYOUTS = [
             (r"encoder\.stages\.(\d+)\.downsampling_layer", r"downsample_layers.\1"),
             (r"encoder\.stages\.(\d+)\.layers", r"stages.\1"),
             (r"layer_scale_parameter", "gamma"),
+            (r"grn\.weight", "grn.gamma"),
+            (r"grn\.bias", "grn.beta"),
             (r"layernorm", "norm"),
             (r"classifier", "head"),
         ],

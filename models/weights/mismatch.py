@@ -1,6 +1,6 @@
 """L6: mismatches between a file and a model: the error with a table of them, and their likely fixes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -35,6 +35,25 @@ class MisfitError(ValueError):
         super().__init__(message)
         self.misfits = misfits
         self.lookalike = lookalike
+
+    def in_one_line(self) -> str:
+        """The number of mismatches of each kind, the first of each, and the likely fix."""
+        kinds: dict[str, list[str]] = {}
+        for kind, theirs, ours, there, here in self.misfits:
+            shapes = "" if there is None or here is None else f", {there} in the file and {here} in the model"
+            kinds.setdefault(kind, []).append(f"{ours if theirs == '-' else theirs}{shapes}")
+        counts = ", ".join(f"{len(names)} {kind} ({first_of(names)})" for kind, names in kinds.items())
+        if self.lookalike:
+            return f"{counts}; its weights look like those of --model {self.lookalike}"
+        if all(ours.endswith(("pos_embed", "bias_table")) for _, _, ours, _, _ in self.misfits):
+            return f"{counts}; positions are resampled from a square grid or window only"
+        return f"{counts}; the file must have the same architecture, patch size and window size"
+
+
+def first_of(names: Iterable[str]) -> str:
+    """The first name, and an ellipsis if there are others."""
+    first, *others = names
+    return f"{first}, ..." if others else first
 
 
 def find_misfits(plan: Plan, model: ImageModel) -> list[Misfit]:

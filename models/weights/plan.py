@@ -88,6 +88,7 @@ def make_plan(
         saved_from: the model that the file was saved from; None: unknown, assume a square grid and square windows.
     """
     layout, own = layout_of(arrays, model), model.state_dict()
+    arrays = layout.unstacked(arrays)
     entries = []
     for name, found in layout.places(arrays, own).items():
         place, array = found or layout.place(name), arrays[name]
@@ -103,7 +104,9 @@ def make_plan(
 
 # Ignored if the model has no such array: our models recompute these buffers or do not need them, and the mask token
 # replaces masked patches in DINOv2's training only.
-_IGNORED = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked|mask_token)$")
+_IGNORED = re.compile(
+    r"(^|\.)(relative_position_index|relative_coords_table|attn_mask|num_batches_tracked|mask_token)$"
+)
 
 
 def _missing(entries: Iterable[Entry], own: Iterable[str]) -> Iterator[Place]:

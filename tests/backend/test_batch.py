@@ -69,13 +69,13 @@ def test_elements_are_flat_indices_in_the_whole_array(count, parts, mirrored, be
 @pytest.mark.parametrize(
     ("ranges", "shape", "axis", "message"),
     [
-        (((2, 5),), (4, 3), 0, "3 images of a batch: axis 0, the image axis, must have a multiple of 3 entries"),
-        (((2, 5),), (3, 4), 1, "axis 1, the image axis, must have a multiple of 3 entries, got shape (3, 4)"),
-        (((2, 5),), (3, 4), -1, "axis -1, the image axis, must have a multiple of 3 entries, got shape (3, 4)"),
-        (((2, 5),), (3, 3), 2, "axis 2, the image axis"),
-        (((2, 5),), (3, 3), -3, "axis -3, the image axis"),
-        (((2, 5),), (), 0, "got shape (); axis=None draws an array without an image axis, equal for all parts"),
-        ((), (2,), 0, "0 images of a batch: axis 0, the image axis, must have a multiple of 0 entries"),
+        (((2, 5),), (4, 3), 0, "3 images, a part of a batch that threads or processes share: axis 0 must be"),
+        (((2, 5),), (3, 4), 1, "axis 1 must be that of the images, with a multiple of 3 entries, got shape (3, 4)"),
+        (((2, 5),), (3, 4), -1, "axis -1 must be that of the images, with a multiple of 3 entries, got shape (3, 4)"),
+        (((2, 5),), (3, 3), 2, "axis 2 must be that of the images"),
+        (((2, 5),), (3, 3), -3, "axis -3 must be that of the images"),
+        (((2, 5),), (), 0, "got shape (). Put the images first, or use one thread and one process"),
+        ((), (2,), 0, "0 images, a part of a batch that threads or processes share: axis 0 must be"),
     ],
 )
 def test_shapes_without_an_axis_of_these_images_are_refused(ranges, shape, axis, message):

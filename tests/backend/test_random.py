@@ -197,7 +197,7 @@ def counted_blocks():
 @pytest.mark.parametrize("start", [0, 2**34 - 3, 2**40 + 1])
 def test_a_part_of_a_batch_of_any_size(start):
     """The number of a block has two words of the counter."""
-    found = generator_of(Rows(2**41, ((start, start + 5),)), 3).uniform((5,))
+    found = generator_of(Rows(2**41, ((start, start + 5),)), 3).uniform((5,), axis=0)
     expected = []
     for i in range(start, start + 5):
         counter = tuple(np.uint64(word) for word in (i // 4 % 2**32, i // 4 >> 32, 0, 0))
@@ -208,7 +208,7 @@ def test_a_part_of_a_batch_of_any_size(start):
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_draw_needs_k_entries_for_each_image(draw):
     generator = generator_of(Rows(8, ((2, 5),)))
-    with pytest.raises(ValueError, match="axis 0, the image axis, must have a multiple of 3 entries, got shape"):
+    with pytest.raises(ValueError, match="axis 0 must be that of the images, with a multiple of 3 entries, got shape"):
         draw(generator, (4, 3), 0)
     assert generator.draws == 0
 

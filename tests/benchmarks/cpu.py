@@ -6,6 +6,12 @@ Both libraries run the same model with the same weights on the same batch, in fl
 is that of a user: `create_model`, autograd and `optim.AdamW`. Two BLAS libraries in one process slow each other down,
 so each contender runs in its own process. Contenders take turns, one step at a time, and their medians are compared.
 Before the measurement, their losses, or in inference the sums of their logits, must agree.
+
+Two threads wait for each other, so other programs slow them down, and each contender by a different factor: with a load
+above 0.5 nothing is measured, except with `--busy`, which marks each row.
+
+The table also shows the share of minigrad's time spent in matrix products, and minigrad's time over that time: the
+speedup that would be left if everything but the products took no time.
 """
 
 import argparse
@@ -25,6 +31,7 @@ from typing import Any, NamedTuple
 from models.terminal import escape_unencodable
 
 THREADS = 2
+MAX_LOAD = 0.5  # average number of running processes in the last minute
 PAUSE = 0.03  # seconds between two steps, until the waiting threads of the other process sleep
 
 
@@ -162,14 +169,18 @@ CONTENDERS = {"minigrad": minigrad, "torch": torch, "plain": plain, "compiled": 
 
 
 def serve(name: str, row: Row, mode: str) -> None:
-    """The process of a contender: for each input line, run a step; print its seconds, its value, and peak memory."""
+    """The process of a contender: for each input line, run a step; print its seconds, its value, its peak memory, and
+    the seconds in minigrad's matrix products, the mean over the threads."""
+    from minigrad.backend import products
+
     step = CONTENDERS[name](row, mode)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        value = step()
-        seconds = time.perf_counter() - start
+        with products.timed() as product_seconds:
+            start = time.perf_counter()
+            value = step()
+            seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps([seconds, value, peak]), flush=True)
+        print(json.dumps([seconds, value, peak, sum(product_seconds) / THREADS]), flush=True)
 
 
 class Contender:
@@ -177,7 +188,7 @@ class Contender:
 
     def __init__(self, name: str, row: Row, mode: str) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.cpu", "--serve", name, row.model, mode]
-        self.name, self.seconds, self.peak = name, [], 0
+        self.name, self.seconds, self.products, self.peak = name, [], [], 0
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def step(self) -> float:
@@ -186,13 +197,19 @@ class Contender:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"the process of {self.name} has ended")
-        seconds, value, self.peak = json.loads(line)
+        seconds, value, self.peak, products = json.loads(line)
         self.seconds.append(seconds)
+        self.products.append(products)
         return value
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+    @property
+    def products_share(self) -> float:
+        """The share of the time that matrix products take."""
+        return statistics.median(self.products) / self.median
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -208,6 +225,7 @@ def measure(row: Row, mode: str, steps: int, names: list[str]) -> dict[str, Cont
     for contender in contenders:
         contender.step()
         contender.seconds.clear()
+        contender.products.clear()
     for _ in range(steps):
         for contender in contenders:
             time.sleep(PAUSE)
@@ -226,19 +244,25 @@ def main() -> None:
         "--with", nargs="+", dest="others", default=[], choices=["plain", "compiled"], metavar="CONTENDER",
         help="also measure plain (minigrad without fast paths and tuning) or compiled (torch.compile)",
     )  # fmt: skip
+    parser.add_argument("--busy", action="store_true", help=f"measure with a load above {MAX_LOAD} too; marks each row")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the times of all steps to FILE")
     parser.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         name, model, mode = options.serve
         return serve(name, next(row for row in ROWS if row.model == model), mode)
+    load = load_of_machine()
+    if load > MAX_LOAD and not options.busy:
+        parser.exit(1, f"the load is {load:.2f}, above {MAX_LOAD}: wait, or measure with --busy\n")
     names, results = ["minigrad", "torch", *options.others], []
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores. Seconds per step: median (quartiles)")
+    print(f"load before the measurement: {load:.2f}" + busy_mark(load))
     print("time, memory: minigrad's time and peak memory, relative to torch")
+    print("products: share of minigrad's time in matrix products; over: minigrad's time over the products' time")
     if options.others:
         print(f"{', '.join(options.others)}: time relative to torch")
     others = "".join(f" {name}" for name in options.others)
-    print(f"\n{'':8}{'minigrad':22}{'torch':22}{'time':>5}{'memory':>7}{others}")
+    print(f"\n{'':8}{'minigrad':22}{'torch':22}{'time':>5}{'memory':>7}{'products':>9}{'over':>6}{others}")
     for row in ROWS:
         steps = row.quick_steps if options.quick else row.steps
         if not steps or (options.rows and row.model not in options.rows):
@@ -249,13 +273,26 @@ def main() -> None:
             ours, theirs = contenders["minigrad"], contenders["torch"]
             line = f"  {mode:6}{median_and_quartiles(ours):22}{median_and_quartiles(theirs):22}"
             line += f"{ours.median / theirs.median:5.2f}{ours.peak / theirs.peak:7.2f}"
+            line += f"{ours.products_share:9.0%}{1 / ours.products_share:6.2f}"
             for name in options.others:
                 line += f"{contenders[name].median / theirs.median:{len(name) + 1}.2f}"
-            print(line, flush=True)
-            times = {name: {"seconds": c.seconds, "peak_bytes": c.peak} for name, c in contenders.items()}
-            results.append({"model": row.model, "batch": row.batch, "work": mode, **times})
+            print(line + busy_mark(load), flush=True)
+            times = {
+                name: {"seconds": c.seconds, "products": c.products, "peak_bytes": c.peak}
+                for name, c in contenders.items()
+            }
+            results.append({"model": row.model, "batch": row.batch, "work": mode, "load": load, **times})
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def load_of_machine() -> float:
+    """The average number of running processes in the last minute; 0 on systems without it."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def busy_mark(load: float) -> str:
+    return "  BUSY: not reliable" if load > MAX_LOAD else ""
 
 
 def median_and_quartiles(contender: Contender) -> str:

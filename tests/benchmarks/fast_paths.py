@@ -1,4 +1,5 @@
-"""Measure each CPU fast path: its time divided by the time of the reference implementation.
+"""Measure each CPU fast path: its time divided by the time of the reference implementation. For the blocks of models,
+the reference implementation runs with the fast paths of its ops.
 
     python -m tests.benchmarks.fast_paths
 
@@ -10,12 +11,16 @@ import argparse
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, tune_cpu, without_fast_paths
+from minigrad import Tensor, no_grad, tune_cpu, without_fast_paths
 from minigrad import functional as F
+from minigrad.ops import updates
+from models import convnext, swin, vit
 from models.terminal import escape_unencodable
 
 ROUNDS = 15
@@ -71,7 +76,28 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
     ("conv2d, 1 x 1", convolution, [images(32, 256, 16), randn(64, 256, 1, 1)]),
     *(
         ("conv2d, depthwise 7 x 7", depthwise, [images(*s), randn(s[1], 1, 7, 7)])
-        for s in ((32, 40, 16), (32, 80, 8), (32, 160, 4), (4, 96, 56), (4, 192, 28), (4, 384, 14), (4, 768, 7))
+        for s in (
+            *((32, 40, 16), (32, 80, 8), (32, 160, 4)),
+            *((N, C, H) for N in (4, 1) for C, H in ((96, 56), (192, 28), (384, 14), (768, 7))),
+        )
+    ),
+]
+
+
+BLOCKS: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
+    *(
+        ("ConvNeXt's block", partial(convnext.Block, C, 7, 4.0, 0.0, 1.0), (32, C, H, H))
+        for C, H in ((40, 16), (80, 8), (160, 4), (320, 2))
+    ),
+    ("ConvNeXt's block", partial(convnext.Block, 40, 7, 4.0, 0.0, 1.0), (1, 40, 16, 16)),
+    *(("ViT's block", partial(vit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0), (N, 65, 192)) for N in (32, 1)),
+    *(
+        (
+            "Swin's block",
+            partial(swin.SwinTransformerBlock, C, C // 32, 4, True, 4.0, True, 0.0, 0.0, 0.0),
+            (32, H, H, C),
+        )
+        for C, H in ((96, 16), (192, 8))
     ),
 ]
 
@@ -82,11 +108,33 @@ def seconds(function: Callable[[], Any]) -> float:
     return time.thread_time() - start
 
 
+def warm_up_blas() -> None:
+    """In a new process, products with a small inner axis K, such as those of attention, run at half their speed until
+    a product with a larger K has run."""
+    x = randn(512, 512)
+    x @ x
+
+
+def ratio(function: Callable[[], Any]) -> float:
+    """Time with fast paths over time without."""
+    best = [inf, inf]
+    for _ in range(ROUNDS):
+        best[0] = min(best[0], seconds(function))
+        with without_fast_paths():
+            best[1] = min(best[1], seconds(function))
+    return best[0] / best[1]
+
+
+def shape(x: np.ndarray) -> str:
+    return f"{' x '.join(map(str, x.shape)):20}"
+
+
 def main() -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
     parser.parse_args()
     tune_cpu()
+    warm_up_blas()
     print(f"{platform.processor() or platform.machine()}, one thread, float32")
     print("time of the fast path / time of the reference implementation (below 1: faster)\n")
     print(f"{'op':26}{'shape':20}{'forward':>10}{'forward + backward':>20}")
@@ -100,14 +148,24 @@ def main() -> None:
         def forward_backward(forward: Any = forward, grad: Tensor = grad) -> None:
             forward().backward(grad)
 
-        best = np.full((2, 2), np.inf)
-        for _ in range(ROUNDS):
-            for i, function in enumerate((forward, forward_backward)):
-                best[0, i] = min(best[0, i], seconds(function))
-                with without_fast_paths():
-                    best[1, i] = min(best[1, i], seconds(function))
-        ratios = best[0] / best[1]
-        print(f"{name:26}{' x '.join(map(str, arrays[0].shape)):20}{ratios[0]:10.2f}{ratios[1]:20.2f}")
+        print(f"{name:26}{shape(arrays[0])}{ratio(forward):10.2f}{ratio(forward_backward):20.2f}", flush=True)
+    x, g, m, v = abs(randn(4, 3072, 768))
+    step = ratio(lambda: updates.adamw(x, g, m, v, 1, 1e-4, 0.9, 0.999, 1e-8, 0.01))
+    print(f"{'adamw':26}{shape(x)}{step:10.2f}")
+    for name, make, size in BLOCKS:
+        block, x = make().eval(), Tensor(randn(*size))
+        print(f"{name:26}{shape(x.numpy())}{block_ratio(block, x):10.2f}", flush=True)
+
+
+def block_ratio(block: Any, x: Tensor) -> float:
+    """The ratio for a block, in inference."""
+    run, reference = type(block).forward, type(block).forward.__wrapped__  # type: ignore[attr-defined]
+    best = [inf, inf]
+    for _ in range(ROUNDS):
+        for i, forward in enumerate((run, reference)):
+            with no_grad():
+                best[i] = min(best[i], seconds(partial(forward, block, x)))
+    return best[0] / best[1]
 
 
 if __name__ == "__main__":

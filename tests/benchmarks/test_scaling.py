@@ -118,15 +118,15 @@ def test_buckets_hold_all_gradients_of_a_model(model):
 
 @needs_compiler
 def test_gpu_step_from_counted_launches():
-    """vit_tiny_cifar at batch 128: bytes as in launches.json, FLOPs 6 for each MAC of a product."""
+    """vit_tiny_cifar at batch 128: bytes as in launches.json; FLOPs 6 for each MAC of a product, without the products
+    of attention, which are kernels here, and of the tokens that the head does not read in the last of 9 blocks."""
     from tests.gpu.launches import recorded
 
     C, source = scaling.gpu_step("vit_tiny_cifar", 128)
     GB, TFLOP = float(source.split()[0]), float(source.split()[2])
     assert pytest.approx(recorded()["vit_tiny_cifar"]["GB by batch"]["128"], abs=0.06) == GB
-    assert (
-        pytest.approx(6 * 128 * sum(part.macs for part in scaling.parts_of("vit_tiny_cifar")) / 1e12, rel=0.1) == TFLOP
-    )
+    all_products = 6 * 128 * sum(part.macs for part in scaling.parts_of("vit_tiny_cifar")) / 1e12
+    assert 0.83 * all_products < TFLOP < 0.95 * all_products
     longest = max(GB * 1e9 / scaling.GPU_BANDWIDTH, TFLOP * 1e12 / scaling.GPU_FLOPS)
     assert longest * 0.95 < C < GB * 1e9 / scaling.GPU_BANDWIDTH + TFLOP * 1e12 / scaling.GPU_FLOPS + 242 * 2.2e-6
 

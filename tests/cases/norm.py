@@ -86,6 +86,13 @@ def standardize_weight_calls(draw):
     return Call((draw(spread_values(shape)),), draw(EPS))
 
 
+@st.composite
+def global_response_norm_calls(draw):
+    B, C = draw(st.integers(0, 2)), draw(st.integers(1, 4))
+    x = draw(spread_values((B, *draw(shapes(min_dims=1, max_dims=2, min_side=1, max_side=3)), C)))
+    return Call((x, draw(arrays((C,))), draw(arrays((C,)))), draw(EPS))
+
+
 def standardized(values, eps):
     """The values, shifted and scaled to mean 0 and variance 1."""
     mean = math.fsum(values.flat) / values.size
@@ -136,6 +143,16 @@ def standardize_weight(weight, eps=1e-8):
     return np.array([standardized(row, eps) for row in weight]).reshape(weight.shape)
 
 
+def global_response_norm(x, weight, bias, eps=1e-6):
+    y = np.empty(x.shape)
+    for b in range(len(x)):
+        norms = [math.sqrt(math.fsum(value**2 for value in x[b, ..., c].flat)) for c in range(x.shape[-1])]
+        mean = math.fsum(norms) / len(norms)
+        for c, norm in enumerate(norms):
+            y[b, ..., c] = weight[c] * x[b, ..., c] * norm / (mean + eps) + bias[c] + x[b, ..., c]
+    return y
+
+
 def batch_norm_on_copies(x, running_mean, running_var, *affine, **options):
     """batch_norm updates the running statistics in place; the tests of unchanged inputs need copies."""
     running = [None if r is None else Tensor(r.data.copy()) for r in (running_mean, running_var)]
@@ -161,6 +178,11 @@ def group_norm_relu_in_torch(torch, x, weight, bias, shortcut, **options):
 def standardize_weight_in_torch(torch, weight, eps=1e-8):
     axes = tuple(range(1, weight.ndim))
     return (weight - weight.mean(axes, True)) / torch.sqrt(weight.var(axes, correction=0, keepdim=True) + eps)
+
+
+def global_response_norm_in_torch(torch, x, weight, bias, eps=1e-6):
+    norms = x.norm(dim=tuple(range(1, x.ndim - 1)), keepdim=True)
+    return x + weight * (x * norms / (norms.mean(-1, keepdim=True) + eps)) + bias
 
 
 CASES = [
@@ -212,5 +234,12 @@ CASES = [
         standardize_weight_calls(),
         standardize_weight,
         standardize_weight_in_torch,
+    ),
+    Case(
+        "global_response_norm",
+        F.global_response_norm,
+        global_response_norm_calls(),
+        global_response_norm,
+        global_response_norm_in_torch,
     ),
 ]

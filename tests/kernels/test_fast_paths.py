@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import minigrad
@@ -14,13 +14,15 @@ from minigrad.autograd.function import Function
 from minigrad.backend.fast_paths import FAST_PATHS, fast_paths_of
 from minigrad.kernels.cpu import winograd
 from minigrad.kernels.cpu.chunks import CHUNK
-from minigrad.kernels.cpu.conv import MAX_COST
-from minigrad.kernels.cpu.depthwise import plan_for
+from minigrad.kernels.cpu.conv import TilesOrRows
+from minigrad.kernels.cpu.depthwise import Tiles
+from minigrad.kernels.cpu.depthwise_rows import Rows
 from minigrad.ops.activation import GELU, ReLU
 from minigrad.ops.attention import ScaledDotProductAttention
-from minigrad.ops.conv import Conv2d
+from minigrad.ops.conv import Conv2d, Depthwise
 from minigrad.ops.norm import GroupNorm, LayerNorm
 from minigrad.ops.window_attention import WindowAttention
+from minigrad.ops.windows import Windows
 
 SIZES = st.integers(1, 7) | st.sampled_from([40, 300])
 
@@ -127,17 +129,36 @@ def test_group_norm_over_several_chunks():
 
 @given(
     st.integers(1, 3), st.integers(2, 5), st.integers(1, 20), st.sampled_from([1, 2, 3, 7, 8, 9, 30, 31, 57]),
-    st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.integers(0, 99),
+    st.tuples(st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 3, 7])), st.booleans(), st.sampled_from([Tiles, Rows]),
+    st.sampled_from(["first", "last"]), st.integers(0, 99),
 )  # fmt: skip
-def test_depthwise_convolution_equals_reference(N, C, H, W, kernel, bias, seed):
+def test_depthwise_convolution_equals_reference(N, C, H, W, kernel, bias, method, channels, seed):
     """Tiles contain a full image, several rows, one row, or part of a row."""
-    while plan_for(N, H, W, kernel).cost >= MAX_COST and N < 50:  # the fast path needs enough images
-        N += 8
-    assume(plan_for(N, H, W, kernel).cost < MAX_COST)
-    x = randn(seed, N, C, H, W)
+    x = randn(seed, N, C, H, W) if channels == "first" else randn(seed, N, H, W, C).transpose(0, 3, 1, 2)
     padding = (kernel[0] // 2, kernel[1] // 2)
     run = lambda x, w, b: F.conv2d(x, w, b, padding=padding, groups=C)  # noqa: E731
-    assert_equals_reference(Conv2d, run, x, randn(1, C, 1, *kernel), randn(2, C) if bias else None, tolerance=1e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TilesOrRows, "_method", lambda self, shape: method(self.windows))
+        assert_equals_reference(Conv2d, run, x, randn(1, C, 1, *kernel), randn(2, C) if bias else None, tolerance=1e-4)
+
+
+def test_depthwise_method_depends_on_the_images():
+    """Tiles for many images of a feature map, rows for one image, and for large images with many channels."""
+    windows = Windows((7, 7), (1, 1), (1, 1), (3, 3), (3, 3), (16, 16))
+    method = lambda *shape: type(TilesOrRows(windows)._method(shape))  # noqa: E731
+    assert method(32, 16, 16, 40) is method(32, 8, 8, 80) is Tiles
+    assert method(1, 16, 16, 40) is method(1, 7, 7, 768) is method(8, 56, 56, 96) is Rows
+
+
+def test_depthwise_rows_over_several_chunks():
+    """A chunk contains three images; the last is a single image."""
+    windows = Windows((3, 3), (1, 1), (1, 1), (1, 1), (1, 1), (32, 32))
+    N = 3 * 2 + 1
+    C = CHUNK // (3 * 34 * 34)
+    x, weight = randn(0, N, 32, 32, C), randn(1, C, 1, 3, 3)
+    for name, arguments in (("correlate", (x, weight)), ("grad_weight", (x[::-1], x, weight.shape))):
+        found, expected = (getattr(method(windows), name)(*arguments) for method in (Rows, Depthwise))
+        assert abs(found - expected).max() <= 1e-5 * abs(expected).max()
 
 
 @given(

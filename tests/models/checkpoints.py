@@ -19,7 +19,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "dinov2": {"name": "vit_small_patch14_reg4_dinov2", **_DEIT, "global_pool": "avg"},
     "hybrid": {"name": "hybrid_nano_cifar", "layers": [1, 1], "channels": [128, 128], "depth": 2},
     "swin": {"name": "swin_nano_cifar", "depths": [2, 1], "num_heads": [2, 4], "embed_dim": 8},
+    "swinv2": {"name": "swinv2_nano_cifar", "depths": [2, 1], "num_heads": [2, 4], "embed_dim": 8, "window_size": 12},
     "convnext": {"name": "convnext_atto_cifar", "depths": [1, 2], "dims": [8, 72], "kernel_size": 5},
+    "convnextv2": {"name": "convnextv2_atto_cifar", "depths": [1, 2], "dims": [8, 72], "kernel_size": 5},
     "roadmap": {"name": "roadmap_00_resnet50", "depths": [1, 1, 1, 1], "img_size": 32, "stem_stride": 2, "width": 8},
 }
 CLASSES = ["airplane", "car $_1$", "bird", "cat", "deer", "dog", "frog"]

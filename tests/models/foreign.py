@@ -90,6 +90,11 @@ def timm_swin(name):
     return name
 
 
+def renamed_grn(rest):
+    """ConvNeXt V2's gamma and beta are weight and bias in timm and transformers."""
+    return [{"gamma": "weight", "beta": "bias"}.get(kind, kind) for kind in rest]
+
+
 def timm_convnext(name):
     match name.split("."):
         case ["downsample_layers", "0", *rest]:
@@ -97,8 +102,8 @@ def timm_convnext(name):
         case ["downsample_layers", s, *rest]:
             return ".".join(["stages", s, "downsample", *rest])
         case ["stages", s, b, layer, *rest]:
-            layer = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2"}.get(layer, layer)
-            return ".".join(["stages", s, "blocks", b, layer, *rest])
+            renamed = {"dwconv": "conv_dw", "pwconv1": "mlp.fc1", "pwconv2": "mlp.fc2", "grn": "mlp.grn"}
+            return ".".join(["stages", s, "blocks", b, renamed.get(layer, layer), *renamed_grn(rest)])
         case [layer, kind]:
             return f"head.{'norm' if layer == 'norm' else 'fc'}.{kind}"
 
@@ -216,6 +221,19 @@ def hugging_face_4_swin(name):
     return hugging_face_swin(name, version=4)
 
 
+def hugging_face_swinv2(name):
+    match name.split("."):
+        case ["layers", s, "blocks", b, "attn", layer, *rest] if layer not in ("qkv", "proj"):
+            theirs = {"q_bias": "query.bias", "v_bias": "value.bias", "cpb_mlp": "continuous_position_bias_mlp"}
+            path = f"swinv2.encoder.layers.{s}.blocks.{b}.attention.self"
+            return ".".join([path, theirs.get(layer, layer), *rest])
+    return hugging_face_swin(name, version=4).replace("swin.", "swinv2.")
+
+
+def hugging_face_convnextv2(name):
+    return hugging_face_convnext(name).replace("convnext.", "convnextv2.")
+
+
 def hugging_face_convnext(name):
     match name.split("."):
         case ["downsample_layers", "0", i, kind]:
@@ -224,7 +242,7 @@ def hugging_face_convnext(name):
             return ".".join(["convnext.encoder.stages", s, "downsampling_layer", *rest])
         case ["stages", s, b, layer, *rest]:
             layer = {"gamma": "layer_scale_parameter", "norm": "layernorm"}.get(layer, layer)
-            return ".".join(["convnext.encoder.stages", s, "layers", b, layer, *rest])
+            return ".".join(["convnext.encoder.stages", s, "layers", b, layer, *renamed_grn(rest)])
         case ["norm", kind]:
             return f"convnext.layernorm.{kind}"
         case ["head", kind]:
@@ -246,6 +264,21 @@ def with_class_position(entries: Arrays, token: str, positions: str) -> Arrays:
     """The form of DINOv2 with registers in which the class token has a position embedding, here half of the token."""
     half = entries[token] / 2
     return entries | {token: half, positions: np.concatenate([half, entries[positions]], axis=1)}
+
+
+def torchvision_swinv2_file(model: nn.Module) -> Arrays:
+    """The layout of torchvision's Swin V2: q_bias and v_bias in one array, with a bias of k that has no effect."""
+    entries = written(model, torchvision_swin)
+    for name in [name for name in entries if name.endswith("q_bias")]:
+        path = name.removesuffix("q_bias")
+        q, v = entries.pop(name), entries.pop(f"{path}v_bias")
+        entries[f"{path}qkv.bias"] = np.concatenate([q, np.ones_like(q), v])
+    return entries
+
+
+def facebook_convnextv2_file(model: nn.Module) -> Arrays:
+    """The layout of the authors' ConvNeXt V2: γ and β of GRN have the shape (1, 1, 1, C)."""
+    return {name: x[None, None, None] if ".grn." in name else x for name, x in written(model, ours).items()}
 
 
 def jax(model: nn.Module, attention: int = 1, second_norm: int = 2, mlp: int = 3) -> Arrays:
@@ -349,6 +382,13 @@ FILES = {
     "HF 5 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_swin)),
     "HF 4 Swin": ("swin", _SWIN, lambda m: written(m, hugging_face_4_swin, _NAMES_OF_4)),
     "HF ConvNeXt": ("convnext", {}, lambda m: written(m, hugging_face_convnext)),
+    "Microsoft's Swin V2": ("swinv2", _SWIN, lambda m: written(m, ours)),
+    "timm's Swin V2": ("swinv2", _SWIN, lambda m: written(m, timm_swin)),
+    "torchvision's Swin V2": ("swinv2", _SWIN, torchvision_swinv2_file),
+    "HF Swin V2": ("swinv2", _SWIN, lambda m: written(m, hugging_face_swinv2, _NAMES_OF_4)),
+    "Facebook's ConvNeXt V2": ("convnextv2", {}, facebook_convnextv2_file),
+    "timm's ConvNeXt V2": ("convnextv2", {}, lambda m: written(m, timm_convnext)),
+    "HF ConvNeXt V2": ("convnextv2", {}, lambda m: written(m, hugging_face_convnextv2)),
     "JAX ViT": ("vit", {"representation_size": 20}, jax),
     "JAX hybrid": ("hybrid", {"layers": (2, 1)}, jax),
 }  # fmt: skip

@@ -77,6 +77,7 @@ def compare_changed(family: str, layer: str, change):
         ("hybrid", "patch_embed.backbone.stages.1.blocks.0.downsample.norm"),
         ("swin", "layers.0.downsample.norm"),
         ("swin", "layers.1.blocks.0.norm1"),
+        ("swinv2", "layers.0.downsample.norm"),
         ("convnext", "stages.1.1.norm"),
     ],
 )

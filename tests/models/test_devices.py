@@ -19,7 +19,9 @@ SMALL = {
     "vit_small_patch14_reg4_dinov2": {"depth": 2, "img_size": 8, **_SIZES},
     "hybrid_nano_cifar": {"depth": 1, "img_size": 8, "layers": (1,), "channels": (128,)},
     "swin_nano_cifar": {"depths": (2,), "num_heads": (2,), "img_size": 16},
+    "swinv2_nano_cifar": {"depths": (2,), "num_heads": (2,), "img_size": 16},
     "convnext_atto_cifar": {"depths": (1, 1), "dims": (8, 16), "img_size": 8},
+    "convnextv2_atto_cifar": {"depths": (1, 1), "dims": (8, 16), "img_size": 8},
 }
 
 
@@ -77,7 +79,9 @@ KERNELS = {
     "vit_small_patch14_reg4_dinov2": {"attention_forward", "residual_forward", "residual_backward"},
     "hybrid_nano_cifar": {"group_norm_forward", "group_norm_backward"},
     "swin_nano_cifar": {"attention_forward", "layer_norm_forward"},
+    "swinv2_nano_cifar": {"attention_forward", "layer_norm_forward"},
     "convnext_atto_cifar": {"depthwise_correlate", "gelu_backward"},
+    "convnextv2_atto_cifar": {"depthwise_correlate", "gelu_backward"},
 }
 
 

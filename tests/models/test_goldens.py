@@ -10,7 +10,7 @@ import minigrad
 from minigrad import functional as F
 from minigrad import nn
 from minigrad.ops import window_attention
-from models import convnext, deit, dinov2, hybrid, swin, vit
+from models import convnext, convnextv2, deit, dinov2, hybrid, swin, swinv2, vit
 from models.compare import formula, golden
 from models.compare.differences import compare
 from models.compare.record import CASES
@@ -160,11 +160,46 @@ def gate_last(forward):
     return changed
 
 
+def norm_before_attention(forward):
+    def changed(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    return changed
+
+
 def heads_exchanged(forward_head):
     def changed(self, x, pre_logits=False):
         return (self.head_dist(x[:, 0]) + self.head(x[:, 1])) / 2
 
     return changed
+
+
+def without_normalized_keys(normalize):
+    calls = []
+
+    def changed(x, dim):
+        calls.append(x)
+        return normalize(x, dim=dim) if len(calls) % 2 else x  # queries first
+
+    return changed
+
+
+def scaled_to_the_window(monkeypatch, model):
+    for block in model.blocks_by_name().values():
+        block.attn.pretrained_window_size = 0
+
+
+def linear_offsets(offsets):
+    def changed(M, pretrained, *where):
+        logarithmic = offsets(M, pretrained, *where)
+        return logarithmic.sign() * (2 ** (3 * logarithmic.abs()) - 1) / 8
+
+    return changed
+
+
+def grn_before_gelu(mlp):
+    return lambda self, x: self.pwconv2(F.gelu(self.grn(self.pwconv1(x))))
 
 
 def gammas_of_one(monkeypatch, model):
@@ -224,6 +259,29 @@ BUGS = {
         "convnext_64x64", replaced(convnext.ConvNeXt, "forward_head", norm_before_pooling), "norm",
     ),
     "no layer scale": ("convnext_64x64", gammas_of_one, "stages.0.0"),
+    "Swin V2's eps 1e-6": ("swinv2_64x64", with_eps(nn.LayerNorm, 1e-6), "patch_embed"),
+    "LayerNorm before the branch": (
+        "swinv2_64x64", replaced(swinv2.SwinTransformerBlock, "forward", norm_before_attention), "layers.0.blocks.0",
+    ),
+    "keys that are not normalized": (
+        "swinv2_64x64", replaced(F, "normalize", without_normalized_keys), "layers.0.blocks.0",
+    ),
+    "linear offsets of the position bias": (
+        "swinv2_64x64", replaced(swinv2, "log_spaced_offsets", linear_offsets), "layers.0.blocks.0",
+    ),
+    "offsets scaled to the window, not to that of the pre-training": (
+        "swinv2_pretrained_windows", scaled_to_the_window, "layers.0.blocks.0",
+    ),
+    "windows as large as configured on smaller maps": (
+        "swinv2_map_below_window", replaced(swinv2.WindowAttention, "window", lambda _: swin.WindowAttention.window),
+        "layers.1.blocks.0",
+    ),
+    "GRN before GELU": ("convnextv2_64x64", replaced(convnextv2.Block, "mlp", grn_before_gelu), "stages.0.0"),
+    "GRN's eps 1e-5": (
+        "convnextv2_64x64",
+        replaced(F, "global_response_norm", lambda grn: lambda x, weight, bias, eps: grn(x, weight, bias, 1e-5)),
+        "stages.0.0",
+    ),
     "odd padding at the top": ("hybrid_64x64", replaced(hybrid, "same_padding", odd_padding_at_the_top), "stem"),
     "GroupNorm's eps 1e-6": ("hybrid_64x64", with_eps(nn.GroupNorm, 1e-6), "stem"),
     "weight standardization with eps 1e-6": (

@@ -111,7 +111,7 @@ def test_a_norm_after_each_downsampling_convolution():
 
 
 def test_convnext_has_more_norms_and_layer_scale():
-    tiny = models.convnext._SIZES["tiny"]
+    tiny = models.convnext.SIZES["tiny"]
     dims, depths = tiny["dims"], tiny["depths"]
     stem_norm, downsampling_norms = 2 * dims[0], 2 * sum(dims[:3])
     layer_scale = sum(depth * dim for depth, dim in zip(depths, dims, strict=True))

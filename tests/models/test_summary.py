@@ -17,6 +17,7 @@ from minigrad.nn import init
 from models.__main__ import FAMILIES, main
 from models.registry import model_arguments, model_class, registered
 from models.summary import cost as summary
+from models.summary import summary as summary_of
 from models.summary.published import PUBLISHED, SOURCES
 
 # Parameters, and 10⁹ multiply-accumulates at the model's own size, counted on timm's and torchvision's models by
@@ -50,6 +51,18 @@ COSTS = {
     "swin_tiny_patch4_window7_224": (28_288_354, 4.491), "swin_small_patch4_window7_224": (49_606_258, 8.741),
     "swin_base_patch4_window7_224": (87_768_224, 15.431), "swin_base_patch4_window12_384": (87_903_584, 47.083),
     "swin_large_patch4_window7_224": (196_532_476, 34.476), "swin_large_patch4_window12_384": (196_735_516, 103.919),
+    "swinv2_tiny_window8_256": (28_347_154, 5.940), "swinv2_tiny_window16_256": (28_347_154, 6.661),
+    "swinv2_small_window8_256": (49_728_418, 11.546), "swinv2_small_window16_256": (49_728_418, 12.783),
+    "swinv2_base_window8_256": (87_918_816, 20.325), "swinv2_base_window16_256": (87_918_816, 21.969),
+    "swinv2_base_window12_192": (109_280_841, 11.878), "swinv2_base_window12to16_192to256": (87_918_816, 21.969),
+    "swinv2_base_window12to24_192to384": (87_918_816, 55.148),
+    "swinv2_large_window12_192": (228_772_549, 26.134), "swinv2_large_window12to16_192to256": (196_739_932, 47.740),
+    "swinv2_large_window12to24_192to384": (196_739_932, 115.991),
+    "convnextv2_atto": (3_708_400, 0.547), "convnextv2_femto": (5_233_240, 0.780),
+    "convnextv2_pico": (9_066_280, 1.367), "convnextv2_nano": (15_623_800, 2.446),
+    "convnextv2_tiny": (28_635_496, 4.456), "convnextv2_small": (50_318_440, 8.684),
+    "convnextv2_base": (88_717_800, 15.355), "convnextv2_large": (197_956_840, 34.361),
+    "convnextv2_huge": (660_289_640, 114.922),
     "convnext_tiny": (28_589_128, 4.456), "convnext_small": (50_223_688, 8.684), "convnext_base": (88_591_464, 15.355),
     "convnext_large": (197_767_336, 34.361), "convnext_xlarge": (350_196_968, 60.921),
 }  # fmt: skip
@@ -61,6 +74,8 @@ SMALL_COSTS = {
     "swin_nano_cifar": (567_046, 20.9), "swin_mini_cifar": (2_159_260, 60.7), "swin_tiny_cifar": (7_048_612, 240.9),
     "convnext_atto_cifar": (3_376_290, 44.3), "convnext_femto_cifar": (4_834_906, 63.2),
     "convnext_mid_cifar": (8_535_498, 111.0),
+    "swinv2_nano_cifar": (588_422, 21.9), "swinv2_tiny_cifar": (7_104_772, 243.8),
+    "convnextv2_atto_cifar": (3_389_170, 44.3),
     "hybrid_nano_cifar": (998_986, 115.7), "hybrid_cifar": (3_645_802, 322.6), "hybrid_wide_cifar": (6_317_322, 729.3),
     "hybrid_r50_cifar": (17_437_322, 1624.6),
 }  # fmt: skip
@@ -301,7 +316,7 @@ def test_families_and_published_figures_belong_to_models():
     for name, results in PUBLISHED.items():
         own = model_arguments(name)["img_size"]
         for result in results:
-            assert 60 < result.top1 < 90 and result.img_size in (own, 224, 384)
+            assert 60 < result.top1 < 90 and result.img_size in (own, 224, 384, 512)
             assert result.source in SOURCES or result.source.startswith("arXiv:")
 
 
@@ -316,3 +331,27 @@ def test_the_table_of_the_largest_models_takes_little_memory():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split()[-2:])
     assert after - before < 40 * 1024, f"{(after - before) / 1024:.0f} MiB"
+
+
+OWN = """\
+module  class       output         parameters    MACs
+0       Conv2d      1 x 8 x 8 x 8         224  13,824
+1       ReLU        1 x 8 x 8 x 8           0       0
+2       Sequential  1 x 10              5,130   5,120
+  0     Dropout                             0       0
+  1     Flatten     1 x 512                 0       0
+  2     Linear      1 x 10              5,130   5,120
+total   Sequential  1 x 10              5,354  18,944"""
+
+
+def test_summary_of_ones_own_module():
+    head = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(8 * 64, 10))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), head)
+    assert summary_of(net, (1, 3, 8, 8)) == OWN
+    assert summary_of(net, (1, 3, 8, 8), depth=1).count("\n") == 4
+    assert head.training and all(isinstance(x.data, np.ndarray) for x in net.parameters())
+
+
+def test_summary_agrees_with_the_parts_of_a_model():
+    lines = summary_of(models.create_model("vit_nano_cifar"), (1, 3, 32, 32)).splitlines()
+    assert lines[-1].split() == ["total", "VisionTransformer", "1", "x", "10", "142,026", "10,880,128"]

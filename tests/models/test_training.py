@@ -19,7 +19,7 @@ from tests.models.small import each_family, images, small
 @each_family
 def test_checkpointing_changes_no_loss_or_gradient(family):
     """Loss and gradients are equal bit for bit, with dropout and stochastic depth."""
-    drops = {"drop_path_rate": 0.4} | ({} if family == "convnext" else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
+    drops = {"drop_path_rate": 0.4} | ({} if "convnext" in family else {"drop_rate": 0.1, "attn_drop_rate": 0.1})
 
     def step(checkpointing: bool) -> list[np.ndarray]:
         minigrad.manual_seed(0)
@@ -84,7 +84,7 @@ def test_checkpointing_saves_memory():
 def test_drop_path_rates_rise_linearly_over_all_blocks(family):
     model = small(family, drop_path_rate=0.5)
     blocks = residual_blocks(model)
-    assert len(blocks) == (4 if family in ("swin", "convnext") else 2)
+    assert len(blocks) == (4 if family in ("swin", "swinv2", "convnext", "convnextv2") else 2)
     for block, rate in zip(blocks, np.linspace(0, 0.5, len(blocks)), strict=True):
         np.testing.assert_allclose([m.p for m in block.modules() if isinstance(m, nn.DropPath)], [rate])
 
@@ -116,8 +116,9 @@ def residual_blocks(model):
 def test_a_residual_connection_is_one_op(family):
     model = small(family, drop_path_rate=0.5)
     ops, blocks = Counter(repr(node) for node in graph(model(images().float()))), residual_blocks(model)
-    with_norm = 0 if family in ("convnext", "deit3", "dinov2") else len(blocks)  # layer scale: the norm is another op
-    connections = len(blocks) if family == "convnext" else 2 * len(blocks)
+    norm_follows = family in ("vit", "distilled", "hybrid", "swin")  # else layer scale, or the norm comes before
+    connections = len(blocks) if family in ("convnext", "convnextv2") else 2 * len(blocks)
+    with_norm = len(blocks) if norm_follows else 0
     assert ops["<ResidualLayerNorm>"] == with_norm and ops["<Residual>"] == connections - with_norm
     assert ops["<Dropout>"] == 0
 
@@ -129,7 +130,8 @@ def test_forward_hooks_on_norms_see_the_values_of_the_forward(family):
     def step() -> list[np.ndarray]:
         minigrad.manual_seed(0)
         model.zero_grad()
-        loss = F.cross_entropy(model(x), Tensor([1, 5]))
+        logits = model.forward_head(model.forward_features(x))  # all tokens, with and without hooks
+        loss = F.cross_entropy(logits, Tensor([1, 5]))
         loss.backward()
         return [loss.numpy(), *(p.grad.numpy() for p in model.parameters())]
 
@@ -142,7 +144,7 @@ def test_forward_hooks_on_norms_see_the_values_of_the_forward(family):
     for remove in removals:
         remove()
     assert [norm for norm, *_ in seen] == norms
-    assert len(norms) == len(residual_blocks(model)) * (1 if family == "convnext" else 2)
+    assert len(norms) == len(residual_blocks(model)) * (1 if "convnext" in family else 2)
     for norm, z, y in seen:
         np.testing.assert_array_equal(y.numpy(), norm(z).numpy())
     for ours, theirs in zip(found, expected, strict=True):
@@ -161,7 +163,7 @@ def in_training(model):
     return block, seen
 
 
-@pytest.mark.parametrize("family", ["vit", "dinov2", "hybrid", "swin"])
+@pytest.mark.parametrize("family", ["vit", "dinov2", "hybrid", "swin", "swinv2"])
 def test_drop_rate_acts_on_embedding_attention_and_mlp(family):
     _, seen = in_training(formula.fill(small(family, drop_rate=1.0)))
     assert {name: x.any() for name, x in seen.items()} == dict.fromkeys(
@@ -169,7 +171,7 @@ def test_drop_rate_acts_on_embedding_attention_and_mlp(family):
     )
 
 
-@pytest.mark.parametrize("family", ["vit", "hybrid", "swin"])
+@pytest.mark.parametrize("family", ["vit", "hybrid", "swin", "swinv2"])
 def test_attn_drop_rate_acts_on_the_probabilities(family):
     block, seen = in_training(formula.fill(small(family, attn_drop_rate=1.0)))
     bias = np.broadcast_to(block.attn.proj.bias.numpy(), seen["attention"].shape)

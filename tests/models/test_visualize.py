@@ -106,19 +106,21 @@ def test_regions_of_a_small_map():
     np.testing.assert_array_equal(windows.regions((4, 3), (2, 1)), [[3, 2, 2], [3, 2, 2], [1, 0, 0], [1, 0, 0]])
 
 
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
 @pytest.mark.parametrize("M", [2, 3, 4])
-def test_bias_maps_are_indexed_by_the_key_offset(M):
-    attn = formula.fill(small("swin", window_size=M)).layers[1].blocks[0].attn
-    bias = attn.bias().numpy()  # (heads, N, N): of query i and key j
-    maps = windows.bias_maps(attn.relative_position_bias_table.detach().numpy())
+def test_bias_maps_are_indexed_by_the_key_offset(M, family):
+    attn = formula.fill(small(family, window_size=M)).layers[1].blocks[0].attn
+    bias = attn.bias(M).numpy()  # (heads, N, N): of query i and key j
+    maps = windows.bias_maps(attn.bias_table(M).detach().numpy())
     assert maps.shape == (4, 2 * M - 1, 2 * M - 1)
     for i, j in np.ndindex(M * M, M * M):
         down, right = j // M - i // M, j % M - i % M
         np.testing.assert_array_equal(maps[:, M - 1 + down, M - 1 + right], bias[:, i, j])
 
 
-def test_attention_stays_within_the_window():
-    model = formula.fill(small("swin", img_size=(36, 44)))
+@pytest.mark.parametrize("family", ["swin", "swinv2"])
+def test_attention_stays_within_the_window(family):
+    model = formula.fill(small(family, img_size=(36, 44)))
     x = Tensor(sample("x", 1, 3, 36, 44))
     for index, attn in enumerate(block.attn for block in model.blocks_by_name().values()):
         maps = model.attention_maps(x, [index])[0].numpy()[0]
@@ -300,7 +302,9 @@ WITHOUT = {
     "dinov2": {"filters.png", "positions.png"},
     "hybrid": {"filters.png", "positions.png"},
     "swin": {"filters.png", "windows.png", "bias.png"},
+    "swinv2": {"filters.png", "windows.png", "bias.png"},
     "convnext": {"filters.png", "kernels.png"},
+    "convnextv2": {"filters.png", "kernels.png"},
     "roadmap": {"filters.png"},
 }
 MORE = {
@@ -311,7 +315,9 @@ MORE = {
     "dinov2": {"attention.png", "rollout.png"},
     "hybrid": {"attention.png", "rollout.png", "grad-cam.png"},
     "swin": {"window-attention.png", "grad-cam.png"},
+    "swinv2": {"window-attention.png", "grad-cam.png"},
     "convnext": {"grad-cam.png"},
+    "convnextv2": {"grad-cam.png"},
     "roadmap": {"grad-cam.png"},
 }
 

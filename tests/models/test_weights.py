@@ -120,6 +120,30 @@ def test_computed_buffers_are_ignored():
     assert_has_formula_weights(model)
 
 
+def test_computed_buffers_of_swin_v2_are_ignored():
+    model, entries = file_of("torchvision's Swin V2")
+    entries["features.1.0.attn.relative_coords_table"] = np.zeros((1, 7, 7, 2))
+    entries["features.1.0.attn.relative_position_index"] = np.zeros(256, np.int64)
+    models.load_weights(model, entries)
+    assert_has_formula_weights(model)
+
+
+def test_a_stacked_bias_that_does_not_fit_is_refused():
+    model, entries = file_of("torchvision's Swin V2")
+    name = "features.1.0.attn.qkv.bias"
+    for wrong in (np.zeros(27), np.zeros(())):
+        text = refusal(model, entries | {name: wrong})
+        assert ("features.1.0.attn.q_bias" if wrong.ndim else name) in text
+
+
+def test_position_bias_of_swin_v2_needs_no_resizing():
+    """A file for windows of 4 loads into a model with windows of 8."""
+    file, model = small("swinv2"), small("swinv2", window_size=8, img_size=64).to(dtype=np.float64)
+    loaded = models.load_weights(model, written(file, foreign.timm_swin))
+    assert_has_formula_weights(model)
+    assert loaded.resized == [] and model(Tensor(formula.stream("x", 1, 3, 64, 64))).shape == (1, 7)
+
+
 def test_buffers_that_the_model_has_are_loaded():
     """BatchNorm2d(momentum=None) averages over all batches, so the number of batches is loaded."""
     model, entries = file_of("Facebook")
@@ -333,6 +357,8 @@ def test_message_names_the_model_that_fits():
     assert look.format("vit_tiny_patch16_224") in refusal(small("swin"), entries)
     entries = written(models.create_model("swin_nano_cifar"), foreign.torchvision_swin)
     assert look.format("swin_nano_cifar") in refusal(small("convnext"), entries)
+    entries = foreign.torchvision_swinv2_file(models.create_model("swinv2_nano_cifar"))
+    assert look.format("swinv2_nano_cifar") in refusal(small("swinv2"), entries)
     entries = foreign.jax(models.create_model("vit_nano_cifar", num_classes=3))
     assert look.format("vit_nano_cifar") in refusal(small("swin"), entries)
 

@@ -91,6 +91,8 @@ X, THREE, TWO = Tensor(randn(2, 3)), Tensor(np.ones(3)), Tensor(np.ones(2))
         (lambda: F.batch_norm(THREE, None, None), ValueError, "batch_norm: the input must be"),
         (lambda: F.standardize_weight(THREE), ValueError, "standardize_weight: the weight must be"),
         (lambda: F.standardize_weight(X > 0), TypeError, "standardize_weight: needs floating-point numbers"),
+        (lambda: F.global_response_norm(X, THREE, THREE), ValueError, r"must be \(B, ..., C\) with positions and"),
+        (lambda: F.global_response_norm(X[:, None], TWO, THREE), ValueError, "global_response_norm: weight must have"),
         (lambda: F.layer_norm(X > 0, 3), TypeError, "layer_norm: needs floating-point numbers, got bool"),
     ],
 )

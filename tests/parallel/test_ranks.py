@@ -87,6 +87,8 @@ assert rows.tolist() == [x.tolist() for x in found] and line.tolist() == rows.re
 block = mine()
 dist.reduce_scatter_tensor(block, Tensor(np.arange(2.0 * size, dtype=np.float32) * (rank + 1)))
 assert block.tolist() == [2 * rank * total, (2 * rank + 1) * total]
+dist.reduce_scatter(block, [Tensor(np.full(2, 10.0 * r + rank, np.float32)) for r in range(size)])
+assert block.tolist() == [10 * rank * size + total - size] * 2
 dist.scatter(block, [Tensor(np.full(2, r, np.float32)) for r in range(size)] if rank == 0 else None)
 assert block.tolist() == [rank, rank]
 found = [mine() for _ in range(size)] if rank == 1 else None
@@ -100,23 +102,9 @@ dist.broadcast_object_list(objects, src=1)
 assert objects == [1, "b"]
 dist.barrier()
 
-# Buckets: two dtypes; an exception on one rank; then the next step
+# Buckets of two dtypes
 a, b = Tensor(np.ones(3, np.float32), requires_grad=True), Tensor(np.ones(2), requires_grad=True)
 buckets = Buckets([a, b], world(), 1e-6)
-y = a * (rank + 1)
-def fail(grad):
-    raise ZeroDivisionError
-if rank == 1:
-    y.register_hook(fail)
-try:
-    with buckets.reducing():
-        (y.sum() * b.sum()).backward()
-except ZeroDivisionError:
-    assert rank == 1
-except RuntimeError as error:
-    assert rank != 1 and "another rank" in str(error)
-else:
-    raise AssertionError("no exception")
 with buckets.reducing():
     ((a * (rank + 1)).sum().double() * b.sum()).backward()
 assert a.grad.tolist() == [2 * total] * 3 and b.grad.tolist() == [3 * total] * 2

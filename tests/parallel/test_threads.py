@@ -37,7 +37,7 @@ def test_gradients_of_shards_are_summed(threads):
 def test_threads_have_generators_of_one_seed():
     """Each draws the numbers of its images."""
     with Shards(2, seed=5) as shards:
-        found = shards.run(lambda part: default_generator().uniform((4 * len(part),)), np.arange(3))
+        found = shards.run(lambda part: default_generator().uniform((4 * len(part),), axis=0), np.arange(3))
     np.testing.assert_array_equal(np.concatenate(found), Generator(5).uniform((12,)))
 
 

@@ -177,11 +177,11 @@ def test_evaluation_does_not_sum_over_the_batch():
         norm(x).sum().backward()
 
 
-def test_backward_runs_where_forward_ran():
+def test_backward_runs_in_the_threads_of_forward():
     norm = nn.BatchNorm1d(2)
     with Shards(2) as shards:
         y, _ = shards.run(lambda x: norm(Tensor(x, requires_grad=True)), np.eye(2, dtype=np.float32))
-    with pytest.raises(RuntimeError, match="must run on the same parts of the batch"):
+    with pytest.raises(RuntimeError, match="waits in batch normalisation for a thread that has ended"):
         y.sum().backward()
 
 

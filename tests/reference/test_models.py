@@ -38,6 +38,8 @@ SUPPORTED = {
     "convnext_64x64": ALL,
     "convnext_70x45": ALL,
     "convnext_stem_2": ALL,
+    "convnextv2_64x64": ("timm", "transformers"),
+    "convnextv2_70x45": ("timm", "transformers"),
     "swin_64x64": ALL,
     "swin_map_is_window": ALL,
     "swin_36x44": ("torchvision", "transformers"),
@@ -47,9 +49,17 @@ SUPPORTED = {
     "swin_34x54": ("torchvision", "transformers"),
     "swin_map_below_window": ("torchvision",),
     "swin_24x24_window_7": ("torchvision",),
+    "swinv2_64x64": ALL,
+    "swinv2_32x64": ("timm",),
+    "swinv2_map_below_window": ("timm", "transformers"),
+    "swinv2_pretrained_windows": ("timm", "transformers"),
+    "swinv2_40x52": ("torchvision", "transformers"),
 }
 # Each with a different library than the one that recorded its golden.
-LARGER_MODELS = [("vit_tiny_cifar", "transformers"), ("swin_tiny_cifar", "timm"), ("convnext_atto_cifar", "timm")]
+LARGER_MODELS = [
+    ("vit_tiny_cifar", "transformers"), ("swin_tiny_cifar", "timm"), ("convnext_atto_cifar", "timm"),
+    ("swinv2_tiny_cifar", "torchvision"), ("convnextv2_atto_cifar", "transformers"),
+]  # fmt: skip
 PAIRS = [(name, library) for name, supported in SUPPORTED.items() for library in supported]
 
 
@@ -121,6 +131,9 @@ def test_models_that_a_library_lacks_are_refused(name, library):
         ("transformers", "vit_small_patch14_dinov2", {"num_classes": 7}, "models without a head"),
         ("transformers", "vit_small_patch14_reg4_dinov2", {}, "no registers"),
         ("transformers", "vit_small_patch14_dinov2", {"img_size": (28, 42)}, "square images"),
+        ("torchvision", "swinv2_nano_cifar", {"pretrained_window_sizes": (8, 8, 4)}, "offsets scaled to the window"),
+        ("timm", "convnextv2_atto_cifar", {"layer_scale_init_value": 1e-6}, "without layer scale"),
+        ("transformers", "convnextv2_atto_cifar", {"layer_scale_init_value": 1e-6}, "without layer scale"),
     ],
 )
 def test_refusals_name_the_reason(library, model, overrides, reason):
@@ -151,6 +164,10 @@ def test_refusals_name_the_reason(library, model, overrides, reason):
         ("timm", "swin_nano_cifar", {"window_size": (8, 2), "patch_size": (1, 2)}),
         ("torchvision", "swin_nano_cifar", {"window_size": (3, 5), "patch_size": (4, 3), "img_size": (30, 50)}),
         ("torchvision", "swin_nano_cifar", {"window_size": (2, 9)}),
+        ("timm", "swinv2_nano_cifar", {"window_size": (2, 16), "patch_size": (1, 2), "in_chans": 1}),
+        ("torchvision", "swinv2_nano_cifar", {"window_size": (2, 4), "img_size": (30, 50)}),
+        ("transformers", "swinv2_nano_cifar", {"qkv_bias": False, "in_chans": 1, "mlp_ratio": 2.0}),
+        ("timm", "convnextv2_atto_cifar", {"kernel_size": 5, "in_chans": 4}),
     ],
 )
 def test_models_with_other_arguments(library, model, overrides):
@@ -168,6 +185,7 @@ def test_models_with_other_arguments(library, model, overrides):
         ("swin_36x44", "torchvision", "layers.1.blocks.0.norm1"),
         ("convnext_64x64", "timm", "stages.2.1.norm"),
         ("hybrid_64x64", "timm", "patch_embed.backbone.stages.1.blocks.0.norm1"),
+        ("swinv2_64x64", "timm", "layers.1.blocks.0.norm1"),
     ],
 )
 def test_a_wrong_layer_is_the_first_out_of_tolerance(name, library, layer):

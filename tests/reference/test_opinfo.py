@@ -454,7 +454,7 @@ NOT_IN_TABLE = {
     "new_empty",  # values are not defined
     "dim", "numel", "size", "stride", "is_contiguous", "is_floating_point",  # no tensors
     "drop_path", "group_norm_relu", "residual", "residual_layer_norm",  # not in PyTorch
-    "standardize_weight", "window_attention",
+    "global_response_norm", "standardize_weight", "window_attention",
     # More aliases.
     "absolute", "arccos", "arcsin", "arctan", "arctan2", "divide", "fix", "greater", "greater_equal", "less",
     "less_equal", "multiply", "ndimension", "negative", "not_equal", "sgn", "subtract", "true_divide", "type",

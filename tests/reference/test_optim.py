@@ -46,7 +46,9 @@ def test_ema_equals_timm(decay):
 FAMILIES = {
     "vit_tiny_patch16_224": {"depth": 3, "embed_dim": 24, "num_heads": 3},
     "swin_tiny_patch4_window7_224": {"depths": (2, 1, 3, 1), "embed_dim": 12, "num_heads": (1, 2, 3, 6)},
+    "swinv2_tiny_window8_256": {"depths": (2, 1, 3, 1), "embed_dim": 12, "num_heads": (1, 2, 3, 6)},
     "convnext_tiny": {"depths": (1, 2, 3, 1), "dims": (8, 16, 24, 40)},
+    "convnextv2_tiny": {"depths": (1, 2, 3, 1), "dims": (8, 16, 24, 40)},
 }
 
 

@@ -15,10 +15,12 @@ from minigrad.nn import init
 from models.compare import formula, libraries
 from models.compare.references import logits_of
 from models.convnext import ConvNeXt
+from models.convnextv2 import ConvNeXtV2
 from models.deit import VisionTransformerDistilled
 from models.dinov2 import DINOv2, SwiGLUPacked
 from models.roadmap import RoadmapNet
 from models.swin import SwinTransformer
+from models.swinv2 import SwinTransformerV2
 from models.vit import VisionTransformer
 from models.weights.layouts import places
 from tests.models.foreign import refusal, timm_convnext, written
@@ -115,6 +117,33 @@ def transformers_convnext():
     return transformers.ConvNextForImageClassification(config), ConvNeXt(64, **_CONVNEXT, num_classes=7)
 
 
+def torchvision_swinv2():
+    libraries.load("torchvision")
+    from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
+    from torchvision.models.swin_transformer import SwinTransformer as Reference
+
+    reference = Reference(
+        [4, 4], 12, [2, 1, 1, 1], [1, 2, 3, 6], [4, 4], num_classes=7, stochastic_depth_prob=0.0,
+        block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
+    )  # fmt: skip
+    return reference, SwinTransformerV2(**_SWIN, img_size=128, num_classes=7)
+
+
+def transformers_swinv2():
+    transformers = libraries.load("transformers")
+    config = transformers.Swinv2Config(image_size=128, num_labels=7, **_SWIN)
+    reference = transformers.Swinv2ForImageClassification(config)
+    return reference, SwinTransformerV2(**_SWIN, img_size=128, num_classes=7)
+
+
+def transformers_convnextv2():
+    transformers = libraries.load("transformers")
+    config = transformers.ConvNextV2Config(
+        hidden_sizes=[8, 16, 24, 40], depths=[1, 1, 2, 1], num_labels=7, layer_norm_eps=1e-6
+    )
+    return transformers.ConvNextV2ForImageClassification(config), ConvNeXtV2(img_size=64, **_CONVNEXT, num_classes=7)
+
+
 PAIRS = {
     "timm vit": lambda: from_timm("vit_tiny_patch16_224", img_size=64, depth=2),
     "timm vit without a head": lambda: from_timm("vit_small_patch8_224", img_size=32, depth=2, num_classes=0),
@@ -131,6 +160,9 @@ PAIRS = {
     "timm swin": lambda: from_timm("swin_tiny_patch4_window7_224", img_size=128, **_SWIN),
     "timm convnext_atto": lambda: from_timm("convnext_atto", **_CONVNEXT),
     "timm convnext_tiny": lambda: from_timm("convnext_tiny", **_CONVNEXT),
+    "timm swinv2": lambda: from_timm("swinv2_base_window12to16_192to256", img_size=128, **_SWIN),
+    "timm convnextv2_atto": lambda: from_timm("convnextv2_atto", **_CONVNEXT),
+    "timm convnextv2_tiny": lambda: from_timm("convnextv2_tiny", **_CONVNEXT),
     "torchvision vit": torchvision_vit,
     "torchvision swin": torchvision_swin,
     "torchvision convnext": torchvision_convnext,
@@ -143,6 +175,9 @@ PAIRS = {
     "transformers gated dinov2 with registers": lambda: transformers_dinov2(registers=True, gated=True),
     "transformers swin": transformers_swin,
     "transformers convnext": transformers_convnext,
+    "torchvision swinv2": torchvision_swinv2,
+    "transformers swinv2": transformers_swinv2,
+    "transformers convnextv2": transformers_convnextv2,
 }
 
 
@@ -159,7 +194,7 @@ def test_state_dicts_give_equal_logits(pair):
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    reference, model = reference.double().eval(), model.to(dtype=np.float64).eval()
+    reference, model = libraries.to_float64(reference), model.to(dtype=np.float64).eval()
     models.load_weights(model, reference.state_dict())
     images = formula.stream("x.weights", 2, 3, *model.img_size)
     with torch.no_grad(), no_grad():

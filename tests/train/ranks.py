@@ -56,7 +56,7 @@ def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, np.ndarr
     settings = replace(parse([*flags, "--warmup-epochs", "1", *arguments.flags]), **EVERYTHING)
     manual_seed(settings.seed)
     model: nn.Module = MODELS[arguments.model]()
-    trainer = create_trainer(settings, model.to(dtype=np.dtype(arguments.dtype)), dataset)
+    trainer = create_trainer(settings, model.to(dtype=np.dtype(arguments.dtype)), dataset, world)
     step, normalize = trainer.step, trainer.step.transform.normalize
     step.transform = replace(step.transform, normalize=lambda images: normalize(images).astype(arguments.dtype))
     losses = []

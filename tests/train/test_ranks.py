@@ -6,13 +6,17 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
+from minigrad import manual_seed
+from minigrad.cuda_graph import GraphedStep
 from tests.parallel.mpiexec import needs_mpi, run
+from tests.parallel.ranks import run_threads
 from tests.train.command import TINY, rows, train
 from tests.train.ranks import MODELS
 from tests.train.ranks import train as train_here
+from tests.train.small import Small
 from train.__main__ import parse
 from train.config.errors import InputError
-from train.create import check_batch_size
+from train.create import check_batch_size, create_trainer
 from train.ranks import _checksum
 
 pytestmark = needs_mpi
@@ -142,6 +146,30 @@ def test_ranks_with_different_images_are_told_apart():
     x = np.arange(12).reshape(3, 4)
     assert _checksum([x]) == _checksum([x[:2], x[2:]]) == _checksum([x.T.copy().T])
     assert _checksum([x]) != _checksum([x[::-1]])
+
+
+def test_step_of_two_ranks_is_captured(dataset, monkeypatch):
+    """The rows of a rank are set within the step alone: the generators are the same before each call."""
+
+    class CapturedError(Exception):
+        pass
+
+    def capture(graphed, inputs):
+        raise CapturedError
+
+    monkeypatch.setattr(GraphedStep, "_capture", capture)
+
+    def work(world):
+        manual_seed(0)
+        step = create_trainer(parse(["--batch-size", "8", "--mixup", "1"]), Small(), dataset, world).step
+        step.graphed = GraphedStep(step.compute, step.optimizer, warmup=2, generators=step.generators)
+        with step.shards:
+            for _ in range(2):
+                step(np.arange(8))
+            with pytest.raises(CapturedError):
+                step(np.arange(8))
+
+    run_threads(2, work)
 
 
 def test_every_rank_needs_an_image():

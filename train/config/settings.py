@@ -24,6 +24,7 @@ class Settings:
     )
     model: str = flag("a name that python -m models lists", default="vit_nano_cifar", metavar="NAME")
     initial_checkpoint: str = flag("pretrained weights to start from", default="none", metavar="FILE")
+    pretrained: bool = flag("start from published weights of the model", default=False, negatable=False)
     dataset: str = flag(
         "shapes, cifar10, cifar100 or folder",
         default="shapes",

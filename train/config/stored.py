@@ -15,7 +15,7 @@ from train.output import naming, resume
 _CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
 """Settings that may change on resume. They affect the results only by rounding."""
 
-_ADDED = {"zero": False}
+_ADDED = {"pretrained": False, "zero": False}
 """Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
 
 _OF_EVALUATION = {

@@ -37,7 +37,7 @@ class Flip:
     @with_fast_paths
     def __call__(self, images: Array, generator: Generator) -> Array:
         """(N, C, H, W), any dtype -> new images."""
-        flipped = generator.uniform((len(images),), device=device_of(images)) < self.prob
+        flipped = generator.uniform((len(images),), device=device_of(images), axis=0) < self.prob
         return array_module(images).where(over_pixels(flipped), images[..., ::-1], images)
 
 
@@ -182,7 +182,7 @@ class Mix:
 
     def weights(self, H: int, W: int, generator: Generator, device: str) -> tuple[Array, Array]:
         """w (H, W) and λ (), float32, sampled on the device: reading them would synchronize."""
-        u = generator.uniform((8,), device=device, axis=None).astype(np.float64)
+        u = generator.uniform((8,), device=device).astype(np.float64)
         xp = array_module(u)
         cut = u[0] < self.cut_prob
         kept = beta(xp.where(cut, self.cutmix or 1.0, self.mixup or 1.0), u[1:5])

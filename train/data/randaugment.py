@@ -49,7 +49,7 @@ class StratifiedAssignment:
             raise ValueError(f"generator.rows are {len(part)} images of a batch, but the transform got {images} images")
         self.N, self.generator, self.device = part.count, generator, device
         self.whole = images == self.N
-        u = generator.uniform((self.N + 1,), device=device, axis=None)
+        u = generator.uniform((self.N + 1,), device=device)
         xp = array_module(u)
         index = xp.arange(self.N)
         keys = (u[: self.N] * 2**24).astype(np.int64) * self.N + index  # unique
@@ -73,10 +73,10 @@ class StratifiedAssignment:
         """Uniform values for the rows that may have a value in [0, stop), (k, rows, *shape) float32."""
         generator, rows = self.generator, ceil(stop * self.N)
         if self.whole:
-            return generator.uniform((k, rows, *shape), device=self.device, axis=None)
+            return generator.uniform((k, rows, *shape), device=self.device)
         own = self.batch_row[: self._rows_below(rows)]
         if not shape:
-            return generator.uniform((k, rows), device=self.device, axis=None)[:, own]
+            return generator.uniform((k, rows), device=self.device)[:, own]
         # Noise: draw for these rows only, as for the images of a part of a batch of `rows` images.
         generator = Generator(generator.seed, generator.next_draw())
         generator.rows = Rows(rows, tuple((r, r + 1) for r in own.tolist()))

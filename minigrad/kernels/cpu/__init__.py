@@ -6,6 +6,6 @@ that stay in the cache for all operations on them. The chunks are still large, s
 between two calls of NumPy. Sums are products with vectors of ones, by BLAS.
 """
 
-from minigrad.kernels.cpu import activation, attention, conv, norm, window_attention
+from minigrad.kernels.cpu import activation, attention, conv, norm, optim, window_attention
 
-__all__ = ["activation", "attention", "conv", "norm", "window_attention"]
+__all__ = ["activation", "attention", "conv", "norm", "optim", "window_attention"]

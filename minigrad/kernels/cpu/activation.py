@@ -43,30 +43,41 @@ class CPUGELU(activation.GELU):
     supports = staticmethod(is_float32)
 
     def forward(self, x: Array) -> Array:
-        table_cdf, table_density = _normal_tables()
         y = np.empty_like(x)
         self.slope = np.empty_like(x) if any(self.needs_input_grad) else None
         for x_i, y_i, slope in chunks(x, y, self.slope):
-            if not is_finite(x_i):  # rounding to c may give infinity or NaN
-                y_i[...] = _reference(x_i, slope)
-                continue
-            bits = x_i.view(np.uint32) + _HALF
-            bits >>= _DROPPED
-            index = bits.astype(np.intp)
-            bits <<= _DROPPED
-            c = bits.view(np.float32)
-            cdf = np.take(table_cdf, index, mode="wrap")
-            density = np.take(table_density, index, mode="wrap")
-            rise = np.subtract(x_i, c, out=y_i)
-            rise *= density  # φ(c) (x - c)
-            cdf += rise
-            if slope is not None:
-                np.multiply(c, rise, out=slope)
-                np.subtract(density, slope, out=slope)  # φ(x)
-                slope *= x_i
-                slope += cdf
-            np.multiply(x_i, cdf, out=y_i)
+            gelu_chunk(x_i, y_i, slope)
         return y
+
+
+def gelu_(x: Array) -> None:
+    """GELU in place, of a contiguous array."""
+    for (x_i,) in chunks(x):
+        gelu_chunk(x_i, x_i, None)
+
+
+def gelu_chunk(x: Array, y: Array, slope: Array | None) -> None:
+    """Write GELU of x into y, which may be x, and the slope into `slope`."""
+    if not is_finite(x):  # rounding to c may give infinity or NaN
+        y[...] = _reference(x, slope)
+        return
+    table_cdf, table_density = _normal_tables()
+    bits = x.view(np.uint32) + _HALF
+    bits >>= _DROPPED
+    index = bits.astype(np.intp)
+    bits <<= _DROPPED
+    c = bits.view(np.float32)
+    cdf = np.take(table_cdf, index, mode="wrap")
+    density = np.take(table_density, index, mode="wrap")
+    rise = np.subtract(x, c, out=c if slope is None else None)
+    rise *= density  # φ(c) (x - c)
+    cdf += rise
+    if slope is not None:
+        np.multiply(c, rise, out=slope)
+        np.subtract(density, slope, out=slope)  # φ(x)
+        slope *= x
+        slope += cdf
+    np.multiply(x, cdf, out=y)
 
 
 def _reference(x: Array, slope: Array | None) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import attention
@@ -52,7 +52,7 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
                 P /= total.reshape(*P.shape[:-1], 1)
             else:
                 attention.softmax_(self._scores(chunk, mask, P))
-            np.matmul(P, v[chunk], out=y[chunk])
+            products.matmul(P, v[chunk], out=y[chunk])
         return y
 
     def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
@@ -63,21 +63,21 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
         for chunk, S in self._chunks(grad_scores):
             P, grad_y = self.probs[chunk], grad_output[chunk]
             if grad_v is not None:
-                np.matmul(P.swapaxes(-1, -2), grad_y, out=grad_v[chunk])
-            np.matmul(grad_y, v[chunk].swapaxes(-1, -2), out=S)
+                products.matmul(P.swapaxes(-1, -2), grad_y, out=grad_v[chunk])
+            products.matmul(grad_y, v[chunk].swapaxes(-1, -2), out=S)
             S -= np.vecdot(S, P)[..., None]
             S *= P
             if grad_q is not None:
-                np.matmul(S, k[chunk], out=grad_q[chunk])
+                products.matmul(S, k[chunk], out=grad_q[chunk])
                 grad_q[chunk] *= self.scale
             if grad_k is not None:
-                np.matmul(S.swapaxes(-1, -2), q[chunk], out=grad_k[chunk])
+                products.matmul(S.swapaxes(-1, -2), q[chunk], out=grad_k[chunk])
                 grad_k[chunk] *= self.scale
         return grad_q, grad_k, grad_v, grad_scores
 
     def _scores(self, chunk: slice, mask: Array | None, out: Array) -> Array:
         """scale · q kᵀ + mask of a chunk, in `out`."""
-        np.matmul(self.q[chunk], self.k[chunk].swapaxes(-1, -2), out=out)
+        products.matmul(self.q[chunk], self.k[chunk].swapaxes(-1, -2), out=out)
         out *= self.scale
         if mask is not None:
             out += mask[chunk] if mask.ndim == self.q.ndim and len(mask) > 1 else mask

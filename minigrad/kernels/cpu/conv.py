@@ -5,23 +5,23 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.chunks import is_float32
 from minigrad.kernels.cpu.depthwise import Tiles, plan_for
+from minigrad.kernels.cpu.depthwise_rows import Rows, rows_cost
 from minigrad.kernels.cpu.winograd import Winograd
 from minigrad.ops import conv
 from minigrad.ops.matmul import rows
 from minigrad.ops.windows import Pair, Windows
 
-MAX_COST = 700  # multiply-adds for an output: beyond, `Depthwise` (tap by tap) is faster than `Tiles`
 MIN_CHANNELS = 16  # with fewer, matrix products are not the slowest part of a 3 x 3 convolution
 
 
 @fast_path_of(conv.Conv2d)
 class CPUConv2d(conv.Conv2d):
-    """`Tiles` computes depthwise convolutions with stride 1 and an output as large as the input, `Winograd` 3 x 3
-    convolutions with stride 1, `Pointwise` 1 x 1 convolutions, as a linear layer."""
+    """`TilesOrRows` computes depthwise convolutions with stride 1 and an output as large as the input, `Winograd`
+    3 x 3 convolutions with stride 1, `Pointwise` 1 x 1 convolutions, as a linear layer."""
 
     @staticmethod
     def supports(
@@ -31,7 +31,7 @@ class CPUConv2d(conv.Conv2d):
             return False
         if isinstance(padding, str) or dilation not in (1, (1, 1)):
             return False
-        (N, C, H, W), (O, _, *kernel) = x.shape, weight.shape  # noqa: E741 (the output channels' axis)
+        (_, C, H, W), (O, _, *kernel) = x.shape, weight.shape  # noqa: E741 (the output channels' axis)
         (above, below), (left, right) = conv.sides_of_padding(padding)
         if above != below or left != right:
             return False
@@ -43,12 +43,33 @@ class CPUConv2d(conv.Conv2d):
         if groups == 1:
             return kernel == [3, 3] and max(padding) <= 2 and min(H, W) >= 3 and min(C, O) >= MIN_CHANNELS
         same = kernel[0] % 2 == kernel[1] % 2 == 1 and padding == (kernel[0] // 2, kernel[1] // 2)
-        return groups == C == O and same and plan_for(N, H, W, (kernel[0], kernel[1])).cost < MAX_COST
+        return groups == C == O and same
 
     def method_for(self, windows: Windows, groups: int, channels: int) -> Any:
         if groups == channels > 1:
-            return Tiles(windows)
+            return TilesOrRows(windows)
         return Winograd(windows) if windows.kernel == (3, 3) else Pointwise(windows.stride)
+
+
+@dataclass(frozen=True)
+class TilesOrRows:
+    """Depthwise: the implementation with the lower estimated cost for these images, (N, H, W, C)."""
+
+    windows: Windows
+
+    def correlate(self, x: Array, weight: Array) -> Array:
+        return self._method(x.shape).correlate(x, weight)
+
+    def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
+        return self._method(shape).grad_x(grad_y, weight, shape)
+
+    def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
+        return self._method(x.shape).grad_weight(grad_y, x, shape)
+
+    def _method(self, shape: tuple[int, ...]) -> Tiles | Rows:
+        N, H, W, C = shape
+        kernel = self.windows.kernel
+        return (Tiles if plan_for(N, H, W, kernel).cost < rows_cost(kernel, W, C) else Rows)(self.windows)
 
 
 @dataclass(frozen=True)
@@ -59,10 +80,10 @@ class Pointwise:
 
     def correlate(self, x: Array, weight: Array) -> Array:
         pixels = self._strided(x)
-        return (rows(pixels) @ weight[:, :, 0, 0].T).reshape(*pixels.shape[:3], -1)
+        return products.matmul(rows(pixels), weight[:, :, 0, 0].T).reshape(*pixels.shape[:3], -1)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
-        grad_pixels = (rows(grad_y) @ weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
+        grad_pixels = products.matmul(rows(grad_y), weight[:, :, 0, 0]).reshape(*grad_y.shape[:3], -1)
         if self.stride == (1, 1):
             return grad_pixels
         grad_x = np.zeros(shape, np.float32)
@@ -70,7 +91,7 @@ class Pointwise:
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        return (rows(grad_y).T @ rows(self._strided(x))).reshape(shape)
+        return products.matmul(rows(grad_y).T, rows(self._strided(x))).reshape(shape)
 
     def _strided(self, x: Array) -> Array:
         return x[:, :: self.stride[0], :: self.stride[1]]

@@ -32,7 +32,7 @@ from math import prod
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Depthwise
 from minigrad.ops.windows import Pair, Windows
@@ -52,9 +52,10 @@ class Tiles:
 
     windows: Windows
 
-    def correlate(self, x: Array, weight: Array) -> Array:
+    def correlate(self, x: Array, weight: Array, out: Array | None = None) -> Array:
+        """Y (N, H, W, C), in `out` if given, an array of any memory order."""
         recompute = lambda channels: Depthwise(self.windows).correlate(x[..., channels], weight[channels])  # noqa: E731
-        return self._correlate(x, weight, recompute)
+        return self._correlate(x, weight, recompute, out)
 
     def grad_x(self, grad_y: Array, weight: Array, shape: tuple[int, ...]) -> Array:
         def recompute(channels: slice) -> Array:
@@ -64,19 +65,24 @@ class Tiles:
         return self._correlate(grad_y, weight[:, :, ::-1, ::-1], recompute)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def _correlate(self, x: Array, weight: Array, recompute: Callable[[slice], Array]) -> Array:
+    def _correlate(
+        self, x: Array, weight: Array, recompute: Callable[[slice], Array], out: Array | None = None
+    ) -> Array:
         """Y (N, H, W, C), float32; channels with NaN or ∞ come from `recompute`."""
         finite = is_finite(weight)
         N, H, W, C = x.shape
         plan = plan_for(N, H, W, self.windows.kernel)
         taps = np.zeros((C, prod(self.windows.kernel) + 1), np.float32)  # the last is 0, for no tap
         taps[:, :-1] = weight.reshape(C, -1)
-        y = np.empty(x.shape, np.float32)
-        y_tiles = plan.tiles(y)
+        y: Array = np.empty(x.shape, np.float32) if out is None else out
+        y_tiles, y_rows = plan.tiles(y), plan.rows(y)
         for channels, X in plan.patches(x):
-            Y = X @ taps[channels][:, plan.tap]  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
+            T, rows = taps[channels][:, plan.tap], None if y_rows is None else y_rows[channels]
+            Y = products.matmul(X, T, out=rows)  # (c, tiles, K) (c, K, O) -> (c, tiles, O)
             if not (finite and is_finite(Y[..., 0])):
                 y[..., channels] = recompute(channels)
+                continue
+            if rows is not None:  # Y is in its place
                 continue
             # (c, tiles, O) -> (c, N, rows, columns, TH, TW) -> (N, rows, TH, columns, TW, c)
             Y = Y.reshape(len(Y), N, y_tiles.shape[1], y_tiles.shape[3], *plan.tile)
@@ -92,7 +98,7 @@ class Tiles:
         for channels, X in plan.patches(x):
             # (N, rows, TH, columns, TW, c) -> (c, N, rows, columns, TH, TW) -> (c, tiles, O)
             Y = np.ascontiguousarray(y_tiles[..., channels].transpose(5, 0, 1, 3, 2, 4)).reshape(*X.shape[:2], -1)
-            pairs = X.swapaxes(1, 2) @ Y  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
+            pairs = products.matmul(X.swapaxes(1, 2), Y)  # (c, K, tiles) (c, tiles, O) -> (c, K, O)
             grad_taps[channels] = pairs.reshape(len(X), -1) @ plan.one_hot
         if not is_finite(grad_taps):
             return Depthwise(self.windows).grad_weight(grad_y, x, shape)
@@ -125,6 +131,14 @@ class Plan:
         TH, TW = self.tile
         return y.reshape(N, H // TH, TH, W // TW, TW, C)
 
+    def rows(self, y: Array) -> Array | None:
+        """A map in the memory order (C, N, H, W), cut into tiles of full rows, as a view (C, tiles, O); else None."""
+        N, H, W, C = y.shape
+        channels = y.transpose(3, 0, 1, 2)
+        if self.tile[1] != W or not channels.flags.c_contiguous:
+            return None
+        return channels.reshape(C, N * (H // self.tile[0]), self.tile[0] * W)
+
     def patches(self, x: Array) -> Iterator[tuple[slice, Array]]:
         """For each slice of c channels, yields the slice and its X: (N, H, W, c) -> (c, tiles, K)."""
         N, H, W, C = x.shape
@@ -145,7 +159,7 @@ class Plan:
 def plan_for(N: int, H: int, W: int, kernel: Pair) -> Plan:
     """The plan of minimum cost for N images of H x W."""
     heights, widths = ([part for part in range(1, size + 1) if size % part == 0] for size in (H, W))
-    tiles = [tile for tile in product(heights, widths) if prod(tile) <= MAX_TILE]
+    tiles = [tile for tile in product(heights, widths) if 1 < prod(tile) <= MAX_TILE] or [(1, 1)]
     cost, tile = min((_cost(tile, N, H, W, kernel), tile) for tile in tiles)
     patch, border = _patch(tile, (H, W), kernel)
     tap = _tap_table(tile, patch, border, kernel)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minigrad.backend import Array
+from minigrad.backend import Array, products
 from minigrad.kernels.cpu.chunks import is_finite
 from minigrad.ops.conv import Columns
 from minigrad.ops.windows import Pair, Windows
@@ -67,7 +67,7 @@ class Winograd:
             rows = np.empty((4, *grad_tiles.shape[1:]), np.float32)
             _times_A(grad_tiles, rows)
             _times_A(rows.swapaxes(0, 1), grad_M)
-            grad_U += V.swapaxes(1, 2) @ grad_M.reshape(16, -1, O)
+            grad_U += products.matmul(V.swapaxes(1, 2), grad_M.reshape(16, -1, O))
         if not is_finite(grad_U):
             return Columns(self.windows, 1).grad_weight(grad_y, x, shape)
         grad_g = G_BOTH.T @ grad_U.reshape(16, C * O)
@@ -86,7 +86,7 @@ def _correlate(x: Array, weight: Array, before: Pair, out: Pair, recompute: Call
     y = np.empty((len(x), TH, 2, TW, 2, O), np.float32)
     output = y.reshape(len(x), 2 * TH, 2 * TW, O)[:, : out[0], : out[1]]
     for images in _blocks(len(x), tiles, max(C, O)):
-        M = (_data(x[images], before, tiles) @ U).reshape(4, 4, -1, TH, TW, O)
+        M = products.matmul(_data(x[images], before, tiles), U).reshape(4, 4, -1, TH, TW, O)
         columns = np.empty((2, *M.shape[1:]), np.float32)
         _times_A_transposed(M, columns)
         _times_A_transposed(columns.swapaxes(0, 1), y[images].transpose(2, 4, 0, 1, 3, 5))

@@ -16,7 +16,7 @@ THREADS, EACH = 256, 4  # threads of a block; elements of a thread
 ZERO = np.int64(0)
 
 
-def can_draw(generator: Generator, shape: Sequence[int], dtype: Any, device: str, *, axis: int | None = 0) -> bool:
+def can_draw(generator: Generator, shape: Sequence[int], dtype: Any, device: str, *, axis: int | None = None) -> bool:
     """True for float32 on a GPU, for a whole batch or a part of at most two index ranges."""
     rows = None if axis is None else generator.rows
     fits = rows is None or (len(rows) > 0 and len(rows.ranges) <= 2 and prod(shape[:axis]) <= MAX_GRID[1])
@@ -24,7 +24,7 @@ def can_draw(generator: Generator, shape: Sequence[int], dtype: Any, device: str
 
 
 @fast_path_of(Generator.uniform, supports=can_draw)
-def uniform(generator: Generator, shape: Sequence[int], dtype: Any, device: str, *, axis: int | None = 0) -> Array:
+def uniform(generator: Generator, shape: Sequence[int], dtype: Any, device: str, *, axis: int | None = None) -> Array:
     """Uniform random values in [0, 1), of this shape, float32, on the device."""
     y, rows = empty(shape, np.float32, device), generator.rows
     if rows is None or axis is None or len(rows) == rows.count:

@@ -76,7 +76,7 @@ def dropped(x: Array, p: float) -> Dropped:
     """Stochastic depth for the N images of x (N, ..., C): draws the random numbers u (N,), unless p is 0."""
     if not p:
         return NONE_DROPPED
-    u = default_generator().uniform(x.shape[:1], device=device_of(x))
+    u = default_generator().uniform(x.shape[:1], device=device_of(x), axis=0)
     return u, np.float32(p), np.float32(1 / (1 - p) if p < 1 else 0), np.int32(prod(x.shape[1:-1]))
 
 
