@@ -125,7 +125,7 @@ def test_replays_draw_for_the_part_of_the_batch():
         optimizer.zero_grad()
         (parameter * Tensor(x)).sum().backward()
         optimizer.step()
-        return generator.uniform((2, 3), device="cuda")
+        return generator.uniform((2, 3), device="cuda", axis=0)
 
     run = GraphedStep(step, optimizer, warmup=1, generators=[generator])
     x = to_device(np.ones(2, np.float32), "cuda")

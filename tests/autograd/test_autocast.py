@@ -226,7 +226,8 @@ def test_models_in_half_precision(name, dtype, device):
     _, exact, gradients = outcome(autocast(enabled=False))
     logits, loss, found = outcome(autocast(dtype))
     unit = 2**-8 if dtype == BFLOAT16 else 2**-11
-    units = 128 if name.startswith("hybrid") else 16  # rounding changes the sign of inputs of ReLU near 0
+    # Rounding changes the sign of inputs of ReLU near 0, in the hybrid and in the MLP of Swin V2's position bias.
+    units = 128 if name.startswith("hybrid") else 64 if name.startswith("swinv2") else 16
     assert logits.dtype == dtype and abs(loss - exact) <= 4 * unit * abs(exact)
     for key, expected in gradients.items():
         assert found[key].dtype == np.float32

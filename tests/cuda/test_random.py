@@ -67,7 +67,7 @@ def test_large_parts_are_rows_of_the_draw_for_the_whole_batch(values):
     """Several blocks, and ranges that begin at each offset within the four words of a Philox call."""
     for rows in split(9, 2, mirrored=True) + split(9, 2):
         with emulated():
-            found = uniform(generator_of(rows, 5), (len(rows), values), np.float32, "cpu")
+            found = uniform(generator_of(rows, 5), (len(rows), values), np.float32, "cpu", axis=0)
         np.testing.assert_array_equal(found, Generator(5).uniform((9, values))[rows.index])
 
 
@@ -76,7 +76,7 @@ def test_parts_in_a_graph_read_the_state_from_memory(rows, seed, before, draw):
     captured = generator_of(rows, 1, draw)
     captured.captured = np.array([seed, before], np.uint64)
     with emulated():
-        found = uniform(captured, (len(rows), 3), np.float32, "cpu")
+        found = uniform(captured, (len(rows), 3), np.float32, "cpu", axis=0)
     np.testing.assert_array_equal(found, Generator(seed, before + draw).uniform((rows.count, 3))[rows.index])
 
 
@@ -130,4 +130,4 @@ def test_draws_stay_within_their_array(side, count):
         assert np.isfinite(uniform(Generator(1, 2), (count,), np.float32, "cpu")).all()
         words(Generator(1, 2), count, "cpu")
         part = generator_of(Rows(count + 5, ((1, 2), (6, count + 5))))
-        assert np.isfinite(uniform(part, (count,), np.float32, "cpu")).all()
+        assert np.isfinite(uniform(part, (count,), np.float32, "cpu", axis=0)).all()

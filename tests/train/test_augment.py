@@ -478,7 +478,7 @@ def test_a_part_without_the_partners_of_its_images_is_not_mixed(device):
 @pytest.mark.parametrize("name", [*ON_PIXELS, *NORMALISED])
 def test_images_of_another_number_than_the_part_are_refused(device, name):
     images = to_device(made(name, 5, 6, 6), device)
-    with pytest.raises(ValueError, match=r"3 images of a batch.*(got shape \(|got 5 images)"):
+    with pytest.raises(ValueError, match=r"3 images.*(got shape \(|got 5 images)"):
         ALL[name](images, generator_of(Rows(8, ((2, 5),))))
 
 

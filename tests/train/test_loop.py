@@ -103,7 +103,7 @@ def test_batch_norm_uses_the_entire_batch(dataset):
         return model.state_dict(), metrics
 
     (one, metrics), (two, metrics_of_two), (again, _) = trained(1), trained(2), trained(2)
-    assert metrics_of_two.train_loss == pytest.approx(metrics.train_loss, rel=1e-4)
+    assert metrics_of_two.train_loss == pytest.approx(metrics.train_loss, rel=1e-3)
     for name, value in two.items():
         np.testing.assert_array_equal(value.numpy(), again[name].numpy(), err_msg=name)
         if "running" in name:
