@@ -48,9 +48,10 @@ def serve(arguments: argparse.Namespace, flags: list[str]) -> None:
     settings = parse([*flags, "--batch-size", str(arguments.batch_size), "--no-aug"])
     manual_seed(0)
     dataset = shapes.load(max(arguments.batch_size, 500), 20)
-    trainer = create_trainer(replace(settings, lr=1e-6), models.create_model(arguments.model), dataset)
+    ranks = world()
+    trainer = create_trainer(replace(settings, lr=1e-6), models.create_model(arguments.model), dataset, ranks)
     tune_cpu(os.cpu_count() or 1)  # one BLAS thread for each thread or rank
-    step, ranks = trainer.step, world()
+    step = trainer.step
     if not overlap:
         step.gradients.megabytes = 1e6  # type: ignore[union-attr]  # one bucket, which is complete when backward ends
     index, taken = np.arange(arguments.batch_size), []
