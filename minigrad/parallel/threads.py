@@ -15,7 +15,7 @@ three or more, the rounding of gradients depends on the order in which threads f
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Condition, Lock
 from types import TracebackType
@@ -155,6 +155,12 @@ class _Sums:
         with self.changed:
             self.ended = True
             self.changed.notify_all()
+
+
+def wait(jobs: list[Future[Any]]) -> None:
+    """Wait for the end of the jobs. (concurrent.futures.wait may keep the locks of jobs after a KeyboardInterrupt.)"""
+    for job in jobs:
+        job.exception()
 
 
 class _EndedError(RuntimeError):
