@@ -444,7 +444,7 @@ for _size, _patch in [(size, patch) for size, patches in _PATCHES.items() for pa
     register(f"vit_{_size}_patch{_patch}_224_in21k", VisionTransformer, img_size=224, **_config, **_pretraining)
 
 # DINO (Caron et al. 2021, arXiv:2104.14294) trains ViTs without labels, S and B with patches of 16 x 16 or 8 x 8. Its
-# weights have no head: they are for num_classes=0. S/8, of which there are no other weights, has no head, as in timm.
+# weights have no head: they are for num_classes=0. As in timm, S/8 has no head: DINO's are its only weights.
 for _size, _num_classes in (("small", 0), ("base", 1000)):
     _config = _SIZES[_size] | {"patch_size": 8, "num_classes": _num_classes}
     register(f"vit_{_size}_patch8_224", VisionTransformer, img_size=224, **_config)

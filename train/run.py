@@ -52,7 +52,7 @@ def train(settings: Settings, world: World) -> int:
     """Train a new model, or continue a run. Returns the exit code."""
     folder, resumed = Path(settings.output), settings.resume != "none"
     state = Path(settings.resume) if resumed else folder / naming.STATE
-    if world.broadcast_object(world.rank == 0 and is_finished(settings)):  # rank 0 looks at the files for all
+    if world.broadcast_object(world.rank == 0 and is_finished(settings)):  # rank 0 reads the files for all ranks
         return 0
     trainer, info, weights = prepare(settings, world)
     results = Results(state, trainer, info, settings.checkpoint_format)

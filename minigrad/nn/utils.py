@@ -31,12 +31,7 @@ def clip_grad_norm_(
         The norm before clipping, a 0-d Tensor of the gradients' dtype; for several dtypes the widest, at least float32.
         If the norm is not finite in float64, the gradients are not changed.
     """
-    max_norm = checks.scalar(max_norm, "max_norm", "clip_grad_norm_")
-    norm_type = checks.scalar(norm_type, "norm_type", "clip_grad_norm_")
-    if not max_norm > 0:
-        raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
-    if not norm_type > 0:
-        raise ValueError(f"clip_grad_norm_: norm_type must be above 0 or inf, got {norm_type}")
+    max_norm, norm_type = checks.norm_arguments(max_norm, norm_type)
     grads = _gradients(parameters)
     if not grads:
         return Tensor(0.0)

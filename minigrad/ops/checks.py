@@ -137,3 +137,15 @@ def probability(p: float, op: str) -> float:
     if not 0 <= p <= 1:
         raise ValueError(f"{op}: a probability must be from 0 to 1, got {p}")
     return p
+
+
+def norm_arguments(max_norm: Any, norm_type: Any) -> tuple[float, float]:
+    """The arguments of `clip_grad_norm_` as floats. Raises ValueError unless both are above 0."""
+    max_norm, norm_type = (
+        scalar(x, name, "clip_grad_norm_") for x, name in ((max_norm, "max_norm"), (norm_type, "norm_type"))
+    )
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
+    if not norm_type > 0:
+        raise ValueError(f"clip_grad_norm_: norm_type must be above 0 or inf, got {norm_type}")
+    return max_norm, norm_type

@@ -3,8 +3,9 @@
     folder/RANK    {"nonce": a random number of this process, "seen": the nonce of rank 0's message, or null}
     folder/0       {"nonce": ..., "message": ..., "readers": the nonces of all ranks whose files rank 0 has read}
 
-A job that was killed may leave files behind, and a new job may find the same folder. So rank r believes rank 0 only if
-rank 0 has read the nonce of rank r, and rank 0 ends only when all ranks have confirmed the nonce of rank 0.
+A job that was killed may leave files behind, and a new job may find the same folder. So rank r accepts
+the message of rank 0 only if rank 0 has read the nonce of rank r, and rank 0 ends only when all ranks have confirmed
+the nonce of rank 0.
 """
 
 import json

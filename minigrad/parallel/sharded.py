@@ -171,12 +171,7 @@ class ShardedOptimizer(Optimizer):
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
         """`clip_grad_norm_` of all parameters, after `reduce`: each owner scales its gradients by the global norm."""
-        max_norm = checks.scalar(max_norm, "max_norm", "clip_grad_norm_")
-        norm_type = checks.scalar(norm_type, "norm_type", "clip_grad_norm_")
-        if not max_norm > 0:
-            raise ValueError(f"clip_grad_norm_: max_norm must be above 0, got {max_norm}")
-        if not norm_type > 0:
-            raise ValueError(f"clip_grad_norm_: norm_type must be above 0 or inf, got {norm_type}")
+        max_norm, norm_type = checks.norm_arguments(max_norm, norm_type)
         parameters = [p for flat in self.flats for p in flat.parameters]
         # The terms of all parameters, each from its owner: their sum does not depend on the number of ranks.
         terms = array_module(self.flats[0].values).zeros((len(parameters),), np.float64)
