@@ -51,8 +51,9 @@ def mlp(p: Parameters, fc1: str, fc2: str, x: jax.Array) -> jax.Array:
 def attention(p: Parameters, name: str, x: jax.Array, heads: int) -> jax.Array:
     B, L, D = x.shape
     qkv = linear(p, f"{name}.qkv", x).reshape(B, L, 3, heads, D // heads)
-    y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-    return linear(p, f"{name}.proj", y.reshape(B, L, D))
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # (B, L, 3, heads, D_h) -> 3 x (B, heads, L, D_h)
+    y = jax.nn.softmax(q @ k.swapaxes(-2, -1) * (D // heads) ** -0.5) @ v
+    return linear(p, f"{name}.proj", y.swapaxes(1, 2).reshape(B, L, D))
 
 
 def vit(model: VisionTransformer, p: Parameters, x: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -96,7 +97,7 @@ def table(speeds: dict[str, float]) -> Iterator[str]:
         yield f"{speed:5.0f}  {name}"
     variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)]
     if variables:
-        yield f"environment: {' '.join(variables)}"
+        yield textwrap.fill(f"environment: {' '.join(variables)}", 79)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,8 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sgemm", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--libraries", nargs="+", choices=LIBRARIES, default=["numpy", "torch"], help="default: numpy torch"
-    )
+        "--libraries", nargs="+", choices=LIBRARIES, default=["numpy", "torch"], metavar="LIBRARY",
+        help="numpy, torch or jax (default: numpy torch)",
+    )  # fmt: skip
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:

@@ -143,7 +143,7 @@ def test_sgemm_of_numpy_in_a_new_process(monkeypatch):
     assert name.startswith(f"NumPy {np.__version__}, ")
     assert 0.1 < speed < 1e4
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    _, line, *_, variables = sgemm.table({name: speed})
+    _, line, variables = sgemm.table({name: speed})
     assert line.split(maxsplit=1) == [f"{speed:.0f}", name]
     assert variables.startswith("environment: ") and "OPENBLAS_CORETYPE=Haswell" in variables
 
