@@ -62,10 +62,10 @@ ROWS = [
     Row("swin_tiny_cifar", 64, 15, 4),
     Row("swin_tiny_patch4_window7_224", 8, 5, 0),
     Row("hybrid_cifar", 64, 9, 2),
-    Row("vit_tiny_cifar", 1, 101, 31, ("infer",)),
-    Row("convnext_atto_cifar", 1, 101, 31, ("infer",)),
-    Row("vit_tiny_patch16_224", 1, 51, 0, ("infer",)),
-    Row("convnext_tiny", 1, 51, 0, ("infer",)),
+    Row("vit_tiny_cifar", 1, 51, 15, ("infer",)),
+    Row("convnext_atto_cifar", 1, 51, 15, ("infer",)),
+    Row("vit_tiny_patch16_224", 1, 25, 0, ("infer",)),
+    Row("convnext_tiny", 1, 25, 0, ("infer",)),
 ]
 
 
@@ -295,8 +295,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, without the models for images of 224 x 224")
-    names = list(dict.fromkeys(row.model for row in ROWS))
-    parser.add_argument("--rows", nargs="+", choices=names, metavar="MODEL", help="only these models")
+    names, batches = list(dict.fromkeys(row.model for row in ROWS)), sorted({row.batch for row in ROWS})
+    parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="MODEL", help="only these models")
+    parser.add_argument("--batch", type=int, nargs="+", choices=batches, default=batches, help="only these batch sizes")
     parser.add_argument(
         "--with", nargs="+", dest="others", default=[], choices=["plain", "compiled", "jax"], metavar="CONTENDER",
         help="also measure plain (minigrad without fast paths and tuning), compiled (torch.compile), or jax (jax.jit; "
@@ -309,9 +310,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.serve:
         name, index, mode = options.serve
         return serve(name, ROWS[int(index)], mode)
-    rows = selected(options.rows or names, options.quick)
+    rows = selected(options.rows, options.batch, options.quick)
     if not rows:
-        parser.error(f"--quick leaves out {' '.join(options.rows)}: models for images of 224 x 224")
+        parser.error(f"no row{' with --quick' * options.quick}: models {options.rows}, batch sizes {options.batch}")
     libraries = ["torch", *(["jax"] if "jax" in options.others else [])]
     for library in ("timm", *libraries):
         if find_spec(library) is None:
@@ -339,9 +340,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def selected(names: Sequence[str], quick: bool) -> list[Row]:
-    """The rows of these models; with `quick`, those that have quick steps."""
-    return [row for row in ROWS if row.model in names and (row.quick_steps or not quick)]
+def selected(names: Sequence[str], batches: Sequence[int], quick: bool) -> list[Row]:
+    """The rows of these models and batch sizes; with `quick`, those that have quick steps."""
+    rows = [row for row in ROWS if row.model in names and row.batch in batches]
+    return [row for row in rows if row.quick_steps or not quick]
 
 
 def taking_part(row: Row, others: Sequence[str]) -> list[str]:

@@ -65,9 +65,11 @@ def test_rows_are_models_with_modes():
 
 
 def test_selected_rows():
-    assert [row.batch for row in cpu.selected(["convnext_tiny"], quick=False)] == [8, 1]
-    assert cpu.selected(["convnext_tiny"], quick=True) == []
-    assert all(row.model.endswith("_cifar") for row in cpu.selected([row.model for row in ROWS], quick=True))
+    names = [row.model for row in ROWS]
+    assert [row.batch for row in cpu.selected(["convnext_tiny"], [1, 8, 64], quick=False)] == [8, 1]
+    assert cpu.selected(["convnext_tiny"], [1, 8, 64], quick=True) == []
+    assert {row.batch for row in cpu.selected(names, [1], quick=False)} == {1}
+    assert all(row.model.endswith("_cifar") for row in cpu.selected(names, [1, 64], quick=True))
 
 
 def test_times_have_at_least_three_digits():
@@ -102,7 +104,8 @@ def test_table(capsys, monkeypatch, tmp_path):
         ("timm", 0.0, [], "pip install timm"),
         (None, 0.9, [], "with --busy"),
         (None, 0.0, ["--rows", "vit"], "invalid choice: 'vit'"),
-        (None, 0.0, ["--quick", "--rows", "convnext_tiny"], "--quick leaves out convnext_tiny"),
+        (None, 0.0, ["--quick", "--rows", "convnext_tiny"], "no row with --quick: models ['convnext_tiny']"),
+        (None, 0.0, ["--batch", "2"], "invalid choice: 2 (choose from 1, 8, 64)"),
     ],
 )
 def test_what_cannot_be_measured_is_said(missing, load, flags, words, capsys, monkeypatch):
