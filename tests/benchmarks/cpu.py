@@ -325,10 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = []
     for row in rows:
         print(f"{row.model}, batch of {row.batch}{busy_mark(load)}")
+        steps = row.quick_steps if options.quick else row.steps
         for mode in row.modes:
-            contenders = measure(
-                row, mode, row.quick_steps if options.quick else row.steps, taking_part(row, options.others)
-            )
+            contenders = measure(row, mode, steps, contenders_of(row, options.others))
             print(line(mode, contenders, options.others), flush=True)
             times = {
                 name: {"seconds": c.seconds, "cpu_seconds": c.cpu_seconds, "products": c.products, "peak_bytes": c.peak}
@@ -346,7 +345,7 @@ def selected(names: Sequence[str], batches: Sequence[int], quick: bool) -> list[
     return [row for row in rows if row.quick_steps or not quick]
 
 
-def taking_part(row: Row, others: Sequence[str]) -> list[str]:
+def contenders_of(row: Row, others: Sequence[str]) -> list[str]:
     """The contenders of a row: JAX has only some models."""
     names = ["minigrad", "torch", *others]
     if "jax" in others:

@@ -79,7 +79,7 @@ def test_times_have_at_least_three_digits():
 
 @pytest.mark.usefixtures("no_process")
 def test_table(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cpu, "taking_part", lambda row, others: ["minigrad", "torch", "plain", "compiled"])
+    monkeypatch.setattr(cpu, "contenders_of", lambda row, others: ["minigrad", "torch", "plain", "compiled"])
     file = tmp_path / "times.json"
     flags = ["--rows", "vit_tiny_cifar", "--with", "plain", "compiled", "jax", "--json", str(file)]
     cpu.main(flags)
@@ -155,8 +155,8 @@ def test_sgemm_of_numpy_in_a_new_process(monkeypatch):
 
 
 def test_jax_takes_part_in_vit_and_convnext(jax_models):
-    taking_part = {row.model for row in ROWS if "jax" in cpu.taking_part(row, ["jax"])}
-    assert taking_part == {row.model for row in ROWS if row.model.startswith(("vit", "convnext"))}
+    models_of_jax = {row.model for row in ROWS if "jax" in cpu.contenders_of(row, ["jax"])}
+    assert models_of_jax == {row.model for row in ROWS if row.model.startswith(("vit", "convnext"))}
 
 
 @pytest.mark.parametrize(("name", "overrides"), SMALL)
