@@ -14,9 +14,9 @@ Two threads wait for each other, so other programs slow them down, and each cont
 above 0.5 nothing is measured, except with `--busy`, which marks each row. BLAS threads suffer most: there,
 OPENBLAS_NUM_THREADS=1 is faster for a batch of 1.
 
-The table also shows the floor: the time of minigrad's matrix products, relative to torch. It is the ratio that would
-be left if everything but the products took no time. How fast products are depends on the processor and on the BLAS of
-each library, so the GFLOP/s of both stand above the table (`tests/benchmarks/sgemm.py`).
+The column `over` shows minigrad's time over the time of its matrix products. The ratio `time` / `over` would be left if
+everything but the products took no time. How fast products are depends on the processor and on the BLAS of each
+library, so the GFLOP/s of both stand above the table (`tests/benchmarks/sgemm.py`).
 """
 
 import argparse
@@ -365,10 +365,10 @@ def header(speeds: dict[str, float], others: Sequence[str]) -> Iterator[str]:
     yield from sgemm.table(speeds)
     yield f"ms per step, {THREADS} threads, float32: median (quartiles)"
     yield "time, memory: minigrad's time and peak memory, relative to torch"
-    yield "floor: time of minigrad's matrix products, relative to torch"
+    yield "over: minigrad's time over the time of its matrix products"
     if others:
         yield f"{', '.join(others)}: time relative to torch"
-    yield f"\n{'':8}{'minigrad':17}{'torch':17}{'time':>5}{'floor':>6}{'memory':>7}" + "".join(
+    yield f"\n{'':8}{'minigrad':17}{'torch':17}{'time':>5}{'over':>6}{'memory':>7}" + "".join(
         f" {name}" for name in others
     )
 
@@ -376,7 +376,7 @@ def header(speeds: dict[str, float], others: Sequence[str]) -> Iterator[str]:
 def line(mode: str, contenders: dict[str, Contender], others: Sequence[str]) -> str:
     ours, theirs = contenders["minigrad"], contenders["torch"]
     cells = f"  {mode:6}{median_and_quartiles(ours.seconds):17}{median_and_quartiles(theirs.seconds):17}"
-    cells += f"{ours.median / theirs.median:5.2f}{statistics.median(ours.products) / theirs.median:6.2f}"
+    cells += f"{ours.median / theirs.median:5.2f}{ours.median / statistics.median(ours.products):6.2f}"
     cells += f"{ours.peak / theirs.peak:7.2f}"
     for name in others:
         ratio = f"{contenders[name].median / theirs.median:.2f}" if name in contenders else "-"

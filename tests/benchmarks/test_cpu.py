@@ -89,7 +89,7 @@ def test_table(capsys, monkeypatch, tmp_path):
     names = ["vit_tiny_cifar, batch of 64", "vit_tiny_cifar, batch of 1"]
     assert [line for line in lines if line.startswith("vit")] == names
     rows = [line.split() for line in lines if line.startswith(("  train", "  infer"))]
-    cells = ["200", "(200-200)", "400", "(400-400)", "0.50", "0.38", "0.50", "1.00", "1.00", "-"]
+    cells = ["200", "(200-200)", "400", "(400-400)", "0.50", "1.33", "0.50", "1.00", "1.00", "-"]
     assert rows == [["train", *cells], ["infer", *cells], ["infer", *cells]]
     stored = json.loads(file.read_text())
     assert [(row["batch"], row["work"]) for row in stored["rows"]] == [(64, "train"), (64, "infer"), (1, "infer")]
