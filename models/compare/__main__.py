@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m models.compare",
         description="Compare a model with another library's implementation. Both run forward and\n"
         "backward with the same weights on the same images. The table shows the\n"

@@ -11,15 +11,40 @@ from models.model import ImageModel
 from models.registry import create_model
 
 
+def find(path: str | Path) -> Path:
+    """The checkpoint file for a path: for the folder of a run, its best checkpoint; for any other path, the path.
+
+    Raises:
+        ValueError: the folder has no best checkpoint, or two.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [file for name in BEST if (file := path / name).exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"the folder {path} has both {' and '.join(BEST)}: name the file")
+    raise ValueError(
+        f"the folder {path} has no {' or '.join(BEST)}, the best checkpoint of a run: name a checkpoint, or the output "
+        "folder of a run that has completed an epoch"
+    )
+
+
+BEST = ("best.npz", "best.safetensors")
+
+
 def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
-    """The model in evaluation mode, and the metadata: `classes`, the class names; `mean` and `std`, per channel of the
-    training images scaled to [0, 1]; and further entries that `python -m train` writes.
+    """The model of a checkpoint, or of the best checkpoint in the folder of a run: in evaluation mode, with the
+    metadata: `classes`, the class names; `mean` and `std`, per channel of the training images scaled to [0, 1]; and
+    further entries that `python -m train` writes.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, is not a checkpoint of `python -m train`, or holds weights of another model.
         RuntimeError: the file is a `.safetensors` file, and safetensors is not installed.
     """
+    path = find(path)
     arrays, metadata = serialize.load(path)
     try:
         arguments = _arguments(metadata)

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 THREADS = 2
 MAX_LOAD = 0.5  # average number of running processes in the last minute
@@ -237,7 +237,7 @@ def measure(row: Row, mode: str, steps: int, names: list[str]) -> dict[str, Cont
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, without the models for images of 224 x 224")
     parser.add_argument("--rows", nargs="+", metavar="MODEL", help="only these models")
     parser.add_argument(

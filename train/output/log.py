@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from minigrad.serialize import replacing
+from models.terminal import plural as plural  # used by other modules too
 
 # The note, with loss and accuracy, comes before the bar: tqdm cuts a line that is too long at its end.
 _BAR = "{desc}{postfix} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {rate_fmt}"
@@ -84,11 +85,6 @@ class Metrics:
 def columns() -> int | None:
     """The width of the terminal that shows stdout; None if stdout is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 epoch`, `2 epochs`, `10,000 classes`."""
-    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def write_table(path: Path, history: Sequence[Metrics]) -> None:
