@@ -19,7 +19,7 @@ from models.images import to_input
 from models.model import ImageModel
 from models.predict import add_inputs, command, load, probabilities, read, top
 from models.swin import SwinTransformer
-from models.terminal import ArgumentParser, printable
+from models.terminal import ArgumentParser, plural, printable
 from models.visualize import attention, gradcam, html, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.fonts import drawable, fallback_fonts
@@ -167,7 +167,7 @@ def shifted_windows(
 def depthwise_kernels(model: ConvNeXt) -> "Drawn":
     """The depthwise kernels of the first block of each stage."""
     stages = [
-        (f"stage {s}, {stage[0].dwconv.weight.shape[0]} channels", stage[0].dwconv.weight.detach().numpy())
+        (f"stage {s}, {plural(stage[0].dwconv.weight.shape[0], 'channel')}", stage[0].dwconv.weight.detach().numpy())
         for s, stage in enumerate(model.stages, start=1)
     ]
     yield "kernels.png", "depthwise kernels", kernels.kernels_picture(stages)

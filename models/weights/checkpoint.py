@@ -9,6 +9,7 @@ from minigrad import serialize
 from minigrad.nn import init
 from models.model import ImageModel
 from models.registry import create_model
+from models.terminal import plural
 
 
 def find(path: str | Path) -> Path:
@@ -100,10 +101,11 @@ def _check_metadata(metadata: dict[str, Any], model: ImageModel) -> None:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
     if not classes or len(classes) != model.num_classes:
-        raise ValueError(f"it has {len(classes)} class names for a model with {model.num_classes} classes")
+        names, outputs = plural(len(classes), "class name"), plural(model.num_classes, "class")
+        raise ValueError(f"it has {names} for a model with {outputs}")
     for name, minimum in (("mean", float("-inf")), ("std", 0.0)):
         values = metadata[name]
         numeric = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numeric or len(values) != model.in_chans or not all(isfinite(v) and v > minimum for v in values):
             kind = "positive finite" if minimum == 0 else "finite"
-            raise ValueError(f"its {name} must have a {kind} number for each of {model.in_chans} channels")
+            raise ValueError(f"its {name} must have a {kind} number for each of {plural(model.in_chans, 'channel')}")

@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     can_plot = has_matplotlib()
     if not can_plot:
-        print("No growth.png without matplotlib: pip install -e '.[train]'\n")
+        print("No growth.png without matplotlib: pip install matplotlib\n")
     print(f"{platform.processor() or platform.machine()}, one thread, float32")
     print("Forward of one image: multiply-accumulates (GMACs), CPU time (s), peak memory")
     print("minus memory before (MB). Slope p: the cost grows as pixels to the power p.\n")

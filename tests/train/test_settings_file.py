@@ -61,7 +61,7 @@ def test_settings_file_round_trip(tmp_path_factory, data):
         ("epochs = '2'", ": 'epochs' must be a whole number, got '2'"),
         ("epochs = true", ": 'epochs' must be a whole number, got True"),
         ("epochs = 0", ": 'epochs' must be a whole number at least 1, got 0"),
-        ("train_num_samples = 'all'", ": 'train_num_samples' must be a whole number, got 'all'"),
+        ("train_num_samples = 'x'", ": 'train_num_samples' must be a whole number, or \"all\", got 'x'"),
         ("lr = '1e-3'", ": 'lr' must be a number, got '1e-3'"),
         ("lr = nan", ": 'lr' must be a number above 0, got nan"),
         ("lr = inf", ": 'lr' must be a number above 0, got inf"),

@@ -23,7 +23,7 @@ class Settings:
         group="what to train",
     )
     model: str = flag("a name that python -m models lists", default="vit_nano_cifar", metavar="NAME")
-    initial_checkpoint: str = flag("weights to start from: a file, or a run's best", default="none", metavar="FILE")
+    initial_checkpoint: str = flag("weights to start from: a file or a run", default="none", metavar="FILE")
     pretrained: bool = flag("start from published weights of the model", default=False, negatable=False)
     dataset: str = flag(
         "shapes, cifar10, cifar100 or folder",

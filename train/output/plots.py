@@ -11,7 +11,7 @@ from minigrad.serialize import replacing
 from models.visualize.draw import short
 from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
-from train.output.log import Metrics
+from train.output.log import Metrics, plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,8 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
         axes.set_title(names[label], fontsize=10, color="darkgreen", pad=3)
         text = f"{names[predicted]}\n{predictions.probabilities[n, predicted]:.0%}"
         axes.text(0.5, -0.04, text, ha="center", va="top", fontsize=10, color="firebrick", transform=axes.transAxes)
-    what = f"The {len(wrong)} most confident of {total} wrong predictions" if total else "No wrong prediction"
+    of_all = f"The {len(wrong)} most confident of" if len(wrong) < total else "The"
+    what = f"{of_all} {plural(total, 'wrong prediction')}" if total else "No wrong prediction"
     figure.suptitle(f"{what}\nabove: true class; below: predicted class and its probability", fontsize=11)
     _save(figure, path)
 
