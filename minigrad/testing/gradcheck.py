@@ -67,8 +67,7 @@ def gradcheck(
         GradcheckError: the gradient is wrong. The message names the op, the input, and both values.
         TypeError: an input to differentiate is floating-point, but not float64; or `function` returns no Tensor.
     """
-    if isinstance(function, type) and issubclass(function, Function):
-        raise TypeError(f"gradcheck: {function.__name__} is the class of an op: pass {function.__name__}.apply")
+    _expect_no_class(function)
     if len(arrays) == 1 and isinstance(arrays[0], tuple | list):
         return _pytorch_form(function, arrays[0], {"rtol": rtol if rtol != 1e-6 else 1e-3, **options})
     _check(function, arrays, step, rtol, 0.0, full_jacobian_below, wrt, seed, options)
@@ -329,6 +328,11 @@ def _one_hot(x: Array, index: int) -> Array:
     one = array_module(x).zeros(x.size)
     one[index] = 1
     return one.reshape(x.shape)
+
+
+def _expect_no_class(function: Any) -> None:
+    if isinstance(function, type) and issubclass(function, Function):
+        raise TypeError(f"gradcheck: {function.__name__} is the class of an op: pass {function.__name__}.apply")
 
 
 def _expect_tensor(function: Callable[..., Any], y: Any) -> None:
