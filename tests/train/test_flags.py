@@ -125,8 +125,10 @@ def test_default_in_parentheses_is_accepted_as_a_value(name, tmp_path):
     shown = re.search(r"\(([^()]*)\)$", flag.help)[1].split(" for shapes, else ")
     for text, dataset in zip(shown, ("shapes", "cifar10"), strict=False):
         others = [] if name == "dataset" else ["--dataset", dataset]
-        file.write_text(f"{name} = {text if text.replace('.', '').isdecimal() else repr(text)}\n")
-        for given in ([flag.option, text], ["--config", str(file)]):
+        words = text.split()  # several: a list in TOML
+        values = [word if flag.type is not str and word.replace(".", "").isdecimal() else repr(word) for word in words]
+        file.write_text(f"{name} = [{', '.join(values)}]\n" if words[1:] else f"{name} = {values[0]}\n")
+        for given in ([flag.option, *words], ["--config", str(file)]):
             assert getattr(parse([*given, *others]), name) == flag.default_for(dataset)
 
 

@@ -105,7 +105,7 @@ def remove(name):
         (add("val/c"), "the classes in .*train and val differ: c only in val"),
         (empty, "there are no images in the folder .*train/b"),
         (damage, r"val/b/000\.png is not an image in a supported format"),
-        (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folder with images"),
+        (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
     ],
 )
 def test_invalid_folders_are_refused(tmp_path, change, message):
@@ -162,7 +162,7 @@ def test_images_beside_the_classes_are_counted(tmp_path, capsys):
         (tmp_path / "train" / name).write_bytes(b"no image")
     assert len(folder.load(tmp_path, 32).train) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"{tmp_path / 'train'}: ignored 2 images beside the folders of the classes"
+    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes are ignored"
 
 
 def test_unicode_forms_of_a_name_are_one_class(tmp_path):

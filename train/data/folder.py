@@ -22,7 +22,7 @@ from models import images
 from models.predict import one_line
 from train.config.errors import InputError
 from train.data.dataset import Dataset, Split
-from train.output.log import Progress, plural
+from train.output.log import Progress
 
 _CHUNK = 1024  # images per chunk in the computation of the statistics
 _MAX_PROBLEMS = 10  # unreadable files after which reading stops
@@ -45,9 +45,7 @@ def load(folder: Path, size: int, train: int | None = None, test: int | None = N
         only = [f"{name} only in {place}" for name, place in _differences(classes, others, tested.name)]
         raise InputError(f"the classes in {folder}/train and {tested.name} differ: {', '.join(only[:5])}")
     if len(classes) < 2:
-        raise InputError(
-            f"{folder / 'train'} has {plural(len(classes), 'folder')} with images: at least two are needed"
-        )
+        raise InputError(f"{folder / 'train'} has {len(classes)} folders with images; at least two classes are needed")
     split = _read(folder / "train", classes, size, train)
     mean, std = _statistics(split.images)
     return Dataset(folder.resolve().name, split, _read(tested, others, size, test), tuple(classes), mean, std)
@@ -67,7 +65,7 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
         if entry.is_dir():
             found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
     if beside := sum(map(images.is_image, entries)):
-        print(f"{folder}: ignored {plural(beside, 'image')} beside the folders of the classes", file=sys.stderr)
+        print(f"{folder}: {beside} images beside the folders of the classes are ignored", file=sys.stderr)
     return dict(sorted(found.items()))
 
 
