@@ -45,14 +45,18 @@ FAMILIES = {
     RoadmapNet: "From ResNet-50 to ConvNeXt, step by step",
 }
 LEGEND = """\
-GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
-and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
-ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name of ImageNet-21k; SWAG: photos with
-hashtags, arXiv:2201.08371; DINO, LVD-142M: images without labels, then a linear classifier; FCMAE: masked images of
-ImageNet-1k, arXiv:2301.00808; IN-1k: no pre-training. One model, block by block: python -m models NAME."""
+GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted
+by tracing the model's own convolutions and matrix products (MMACs: millions).
+Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
+ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name
+of ImageNet-21k; SWAG: photos with hashtags, arXiv:2201.08371; DINO, LVD-142M:
+images without labels, then a linear classifier; FCMAE: masked images of
+ImageNet-1k, arXiv:2301.00808; IN-1k: no pre-training. One model, block by
+block: python -m models NAME."""
 
 ATTENTION = """\
-Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
+Attention, in millions of multiply-accumulates for one block of each stage.
+C channels, h x w tokens, windows of M x M:
   between all tokens, as in ViT     MSA   = 4hwC² + 2(hw)²C
   within windows                    W-MSA = 4hwC² + 2M²hwC"""
 

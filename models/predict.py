@@ -27,12 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> int:
-    """Parse the arguments and call `run`; returns the exit code. Invalid input is reported in one line."""
+    """Parse the arguments and call `run`; returns the exit code. Invalid input and Ctrl-C are reported in one line."""
     escape_unencodable()
     try:
         run(parser.parse_args(arguments))
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
     except INPUT_ERRORS as error:
         print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2

@@ -230,6 +230,15 @@ def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, fold
     assert out == "" and err.count("\n") == 1 and re.search(f"^python -m models.predict: .*{message}", err), err
 
 
+def test_interruption_prints_one_line(folder, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.predict.probabilities", interrupt)
+    assert main([str(folder / "vit.npz"), str(folder / "images")]) == 130
+    assert capsys.readouterr() == ("", "python -m models.predict: interrupted\n")
+
+
 def test_runs_as_a_program(folder):
     assert predict("vit.npz", "images", cwd=folder).stdout.count("%") == 15
     result = predict("vit.npz", "no.png", cwd=folder)
