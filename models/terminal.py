@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -42,9 +43,16 @@ def table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     columns = [list(column) for column in zip(*lines, strict=True)]
     left_aligned = {i % len(columns) for i in left}
     for i, column in enumerate(columns):
-        width = max(map(len, column))
-        columns[i] = [cell.ljust(width) if i in left_aligned else cell.rjust(width) for cell in column]
+        widths = [_width(cell) for cell in column]
+        spaces = [" " * (max(widths) - width) for width in widths]
+        pairs = zip(column, spaces, strict=True)
+        columns[i] = [cell + space if i in left_aligned else space + cell for cell, space in pairs]
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _width(text: str) -> int:
+    """The columns of a terminal that a string takes: two for a wide letter, as in Chinese, none for an accent alone."""
+    return sum(0 if unicodedata.combining(x) else 1 + (unicodedata.east_asian_width(x) in "WF") for x in text)
 
 
 def escape_unencodable() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from models import predict
-from models.terminal import plural, unrecognized
+from models.terminal import plural, table, unrecognized
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [
@@ -38,6 +38,11 @@ def module(path):
 
 MODELS = ROOT / "models" / "__main__.py"
 CALLS = [(path, flag) for path in PROGRAMS for flag in ("--help", "--no-such-flag-λ") if parses(path)]
+
+
+def test_columns_of_a_table_are_aligned_with_wide_letters():
+    lines = table([["日本", "1"], ["cafe\u0301", "22"], ["abcdef", "3"]], left=[0]).splitlines()
+    assert lines == ["日本     1", "cafe\u0301    22", "abcdef   3"]
 
 
 def test_plural_adds_s_or_es():

@@ -16,7 +16,7 @@ from train.output.log import Metrics, plural
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png
+_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png, at most
 _MAX_NUMBERED = 25  # with more classes, confusion.png has no percentages in its cells
 _MAX_NAMED = 200  # with more classes, no class names at its axes
 
@@ -101,8 +101,9 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
     wrong, total = predictions.worst(_ROWS * _COLUMNS), int((predictions.predicted != predictions.labels).sum())
     names = [_text(name, 18, lines=2) for name in predictions.classes]
     height = 2.1 if not any("\n" in name for name in names) else 2.5
-    figure = Figure(figsize=(1.6 * _COLUMNS, height * _ROWS + 0.6), layout="constrained")
-    all_axes = figure.subplots(_ROWS, _COLUMNS).ravel()
+    rows = max(1, -(-len(wrong) // _COLUMNS))
+    figure = Figure(figsize=(1.6 * _COLUMNS, height * rows + 0.6), layout="constrained")
+    all_axes = figure.subplots(rows, _COLUMNS).ravel()
     for axes in all_axes:
         axes.axis("off")
     for axes, n in zip(all_axes, wrong, strict=False):
