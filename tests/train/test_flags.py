@@ -9,7 +9,7 @@ import pytest
 from train.__main__ import parse
 from train.config import recipes
 from train.config.errors import InputError
-from train.config.flags import Flag
+from train.config.flags import Flag, show
 from train.config.parser import parser
 from train.config.settings import FLAGS, Settings
 
@@ -129,7 +129,7 @@ def test_default_in_parentheses_is_accepted_as_a_value(name, tmp_path):
         values = [word if flag.type is not str and word.replace(".", "").isdecimal() else repr(word) for word in words]
         file.write_text(f"{name} = [{', '.join(values)}]\n" if words[1:] else f"{name} = {values[0]}\n")
         for given in ([flag.option, *words], ["--config", str(file)]):
-            assert getattr(parse([*given, *others]), name) == flag.default_for(dataset)
+            assert show(getattr(parse([*given, *others]), name)) == text == show(flag.default_for(dataset))
 
 
 def test_config_none_is_no_file():
