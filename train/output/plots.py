@@ -8,10 +8,11 @@ import numpy as np
 
 from minigrad.backend import Array, to_device
 from minigrad.serialize import replacing
+from models.terminal import plural
 from models.visualize.draw import short
 from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
-from train.output.log import Metrics, plural
+from train.output.log import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
