@@ -132,7 +132,10 @@ def main() -> None:
     escape_unencodable()
     parser = ArgumentParser(prog="python -m models.compare.record", description="Record the goldens.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="goldens to record (default: all)")
-    for name in parser.parse_args().names or CASES:
+    names = parser.parse_args().names or list(CASES)
+    if unknown := [name for name in names if name not in CASES]:
+        parser.error(f"there is no golden {unknown[0]!r}; there are {', '.join(CASES)}")
+    for name in names:
         golden.save(name, record(CASES[name]))
         print(f"{name:32} {(golden.FOLDER / f'{name}.json').stat().st_size / 1024:6.1f} KB")
 
