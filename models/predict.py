@@ -58,14 +58,14 @@ def run(options: argparse.Namespace) -> None:
         pixels = np.stack([read(file, model, metadata) for file in batch])
         predictions.extend(probabilities(model, metadata, pixels))
     best = [top(prediction, metadata["classes"], options.top_k) for prediction in predictions]
-    for path, text in ((options.csv, as_csv(files, best)), (options.json, as_json(files, best))):
+    for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path == "-":
-            lines = map(printable, text.split("\n")) if sys.stdout.isatty() else [text]
-            print("\n".join(lines), end="", flush=True)
+            lines = text(files, best).split("\n")
+            print("\n".join(map(printable, lines) if sys.stdout.isatty() else lines), end="", flush=True)
         elif path is not None:
-            write(Path(path), text)
+            write(Path(path), text(files, best))
             print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", flush=True)
-    if options.csv is options.json is None:
+    if options.csv is None and options.json is None:
         print(as_table(files, best), flush=True)
 
 
