@@ -22,7 +22,7 @@ from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
 from train.output import naming, report, resume
 from train.output.info import RunInfo
-from train.output.log import columns, plural
+from train.output.log import columns, plural, without_libraries
 from train.output.results import Results, locked
 from train.ranks import check_equal, check_parameters, only_first_prints
 
@@ -167,6 +167,8 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
         print(f"ema      decay {settings.model_ema_decay:g}: the averaged weights are evaluated and saved")
     if settings.device != "cpu" and settings.why_no_graph:
         print(f"graph    none: {settings.why_no_graph}")
+    if lacking := without_libraries():
+        print(lacking)
     print(f"output   {Path(settings.output)}", flush=True)
 
 

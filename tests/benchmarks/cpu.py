@@ -33,7 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from tests.benchmarks import sgemm
 from tests.benchmarks.scaling import machine
 
@@ -293,7 +293,7 @@ def measure(row: Row, mode: str, steps: int, names: list[str]) -> dict[str, Cont
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.cpu", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, without the models for images of 224 x 224")
     names, batches = list(dict.fromkeys(row.model for row in ROWS)), sorted({row.batch for row in ROWS})
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="MODEL", help="only these models")

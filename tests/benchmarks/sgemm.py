@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 N, ROUNDS = 1024, 30
 ONE_THREAD = dict.fromkeys(
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from tests.benchmarks.scaling import machine
 
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sgemm", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.sgemm", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--libraries", nargs="+", choices=LIBRARIES, default=["numpy", "torch"], metavar="LIBRARY",
         help="numpy, torch or jax (default: numpy torch)",
