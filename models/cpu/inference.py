@@ -14,6 +14,7 @@ from minigrad.backend import Array
 from minigrad.kernels.cpu.chunks import is_float32, ones
 from minigrad.nn.residual import is_plain
 from models.convnext import LayerNorm2d
+from models.convnextv2 import GRN
 from models.swin import WindowAttention
 from models.vit import Attention, Mlp
 
@@ -23,7 +24,7 @@ OFFSET = 4  # as in `minigrad/kernels/cpu/norm.py`
 FORWARDS: dict[type[nn.Module], Any] = {
     kind: kind.forward
     for kind in (
-        nn.Conv2d, nn.DropPath, nn.Dropout, nn.LayerNorm, nn.Linear, LayerNorm2d, Attention, Mlp, WindowAttention
+        nn.Conv2d, nn.DropPath, nn.Dropout, nn.LayerNorm, nn.Linear, LayerNorm2d, GRN, Attention, Mlp, WindowAttention
     )
 }  # fmt: skip
 """The layers of blocks, with their `forward`. A user may replace the `forward` of a class later."""
