@@ -1,11 +1,12 @@
-"""L6: the blocks of ViT, DeiT III and Swin.
+"""L6: the blocks of ViT, DeiT III, Swin and Swin V2.
 
 Tokens are the rows of a matrix X (tokens, D). In the letters of `models/vit.py`, for the tokens of a few images:
 
     X = X + λ₁ ⊙ (MSA(LN(X) W_qkv + b_qkv) W_proj + b_proj)
     X = X + λ₂ ⊙ (GELU(LN(X) W₁ + b₁) W₂ + b₂)
 
-where the layer scales λ₁ and λ₂ belong to DeiT III and DINOv2.
+The layer scales λ₁ and λ₂ are DeiT III's and DINOv2's. Swin V2 has its LayerNorms after the branches: X + LN(·).
+
 Biases and residual connections are added in place, while the product is in the cache. MSA is the op of the reference
 implementation. Swin's MSA runs on all images at once, which share its bias and its mask.
 """
@@ -20,7 +21,7 @@ from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.activation import gelu_
 from minigrad.kernels.cpu.chunks import is_float32
-from models import deit
+from models import deit, swinv2
 from models.cpu.inference import (
     is_array,
     is_identity,
@@ -41,25 +42,34 @@ def supports_vit(block: Block, x: Tensor, tokens: int | None = None) -> bool:
         return False
     D, known = x.shape[-1], tokens is None or (isinstance(tokens, int) and 0 < tokens <= x.shape[1])
     scaled = all(scale is None or is_array(scale, (D,)) for scale in scales(block))
-    return known and scaled and is_original(block, D, Attention)
+    return known and scaled and is_original(block, D, Attention) and is_linear(block.attn.qkv, D, 3 * D)
 
 
 def supports_swin(block: SwinTransformerBlock, x: Tensor) -> bool:
     """As `supports_vit`, for maps that the windows cover without padding."""
     if not (is_inference(x) and x.ndim == 4 and type(block) is SwinTransformerBlock):
         return False
-    (H, W), attn = x.shape[1:3], block.attn
-    covered = is_original(block, x.shape[-1], WindowAttention) and attn.layout(H, W)[0] == (H, W)
-    return covered and is_float32(attn.relative_position_bias_table.data)
+    (_, H, W, C), attn = x.shape, block.attn
+    covered = is_original(block, C, WindowAttention) and attn.layout(H, W)[0] == (H, W)
+    return covered and is_linear(attn.qkv, C, 3 * C) and is_float32(attn.relative_position_bias_table.data)
+
+
+def supports_swin_v2(block: swinv2.SwinTransformerBlock, x: Tensor) -> bool:
+    """As `supports_swin`."""
+    if not (is_inference(x) and x.ndim == 4 and type(block) is swinv2.SwinTransformerBlock):
+        return False
+    (_, H, W, C), attn = x.shape, block.attn
+    covered = is_original(block, C, swinv2.WindowAttention) and attn.layout(H, W)[0] == (H, W)
+    return covered and all(is_float32(parameter.data) for parameter in attn.parameters())
 
 
 def is_original(block: Any, D: int, attention: type[nn.Module]) -> bool:
-    """True if a call of the block runs its original layers alone, in float32, without dropout."""
+    """True if a call of the block runs its original layers alone, in float32, without dropout. Does not check qkv."""
     attn, mlp = block.attn, block.mlp
     if not (runs_alone(attn, attention) and runs_alone(mlp, Mlp) and isinstance(mlp.fc1, nn.Linear)):
         return False
     hidden = mlp.fc1.out_features
-    linears = [(attn.qkv, D, 3 * D), (attn.proj, D, D), (mlp.fc1, D, hidden), (mlp.fc2, hidden, D)]
+    linears = [(attn.proj, D, D), (mlp.fc1, D, hidden), (mlp.fc2, hidden, D)]
     drops = [(attn.proj_drop, nn.Dropout), (mlp.drop, nn.Dropout), (block.drop_path, nn.DropPath)]
     return (
         all(is_linear(*layer) for layer in linears)
@@ -125,6 +135,23 @@ def window_attention(maps: Array, block: SwinTransformerBlock) -> Array:
     packed, shift = Tensor(qkv.reshape(B, H, W, 3 * C)), attn.layout(H, W)[1]
     y: Array = F.window_attention(packed, attn.bias(attn.window_size), attn.num_heads, attn.window_size, shift).data
     return y.reshape(-1, C)
+
+
+@fast_path_of(swinv2.SwinTransformerBlock.forward, supports=supports_swin_v2)
+def swin_v2_block(block: swinv2.SwinTransformerBlock, x: Tensor) -> Tensor:
+    """As `swin_block`, with each LayerNorm after its branch."""
+    maps, attn = np.ascontiguousarray(x.data), block.attn
+    _, H, W, C = maps.shape
+    M, (_, shift) = attn.window(H, W), attn.layout(H, W)
+    heads: Array = F.window_attention(attn.packed(x), attn.bias(M), attn.num_heads, M, shift).data.reshape(-1, C)
+    output = np.empty_like(maps)
+    X, Y = maps.reshape(-1, C), output.reshape(-1, C)
+    for chunk in slices(len(X), block.mlp.fc1.out_features):
+        np.add(X[chunk], normalize_rows(linear(heads[chunk], attn.proj), block.norm1), out=Y[chunk])
+        hidden = linear(Y[chunk], block.mlp.fc1)
+        gelu_(hidden)
+        Y[chunk] += normalize_rows(linear(hidden, block.mlp.fc2), block.norm2)
+    return Tensor(output)
 
 
 def add_branches(x: Array, heads: Array, block: Any, out: Array) -> None:
