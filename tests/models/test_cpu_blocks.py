@@ -268,6 +268,17 @@ def test_loaded_trained_and_replaced_parameters_are_noticed(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_fortran_order(kind, calls):
+    block, x = make(kind), inputs(kind)
+    y = assert_equals_reference(block, x).numpy()
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = np.asfortranarray(module.weight.data)
+    np.testing.assert_allclose(assert_equals_reference(block, x).numpy(), y, atol=1e-5 * abs(y).max())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_hook_registered_and_removed_between_calls(kind, calls):
     block, x = make(kind), inputs(kind)
     y = assert_equals_reference(block, x).numpy()
