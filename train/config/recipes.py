@@ -60,6 +60,12 @@ _HIGHER_LR = {"lr": (1.5e-3, 1.5e-3, 1.5e-3)}
 BY_FAMILY: dict[str, dict[str, tuple[Any, Any, Any]]] = {"vit": _HIGHER_LR, "hybrid": _HIGHER_LR}
 """Overrides for some models, by the first part of their names."""
 
+BY_OPTIMIZER: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.1, "weight_decay": 5e-4},
+    "adam": {"weight_decay": 0.0},
+}
+"""Overrides of defaults and recipes, whose values are for AdamW, by the name of the optimizer."""
+
 
 def recipe(name: str, model: str) -> dict[str, Any]:
     """The settings of the recipe `name` for the model of name `model`."""
