@@ -225,9 +225,10 @@ def find_lr(settings: Settings, world: World) -> None:
                 lr_find.write_table(test, folder / "lr_find.csv")
                 drawn = plots.learning_rates(test, title, folder / "lr_find.png")
         world.barrier()  # no rank ends while another writes: a launcher may then end all ranks
-    print(f"lr       {test.steepest:.2g}, the steepest decrease of the loss; {test.tenth:.2g}, its minimum / 10")
-    picture = "lr_find.png" if drawn else "no picture, which needs its library: pip install matplotlib"
-    print(f"output   {folder}: lr_find.csv, {picture}", flush=True)
+    print(f"lr       {test.steepest:.2g} (steepest decrease of the loss) or {test.tenth:.2g} (minimum / 10)")
+    if not drawn:
+        print("picture  none: pip install matplotlib")
+    print(f"output   {folder}/lr_find.csv{' and lr_find.png' if drawn else ''}", flush=True)
 
 
 def stopped_by(received: list[int]) -> int:

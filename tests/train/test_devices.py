@@ -90,7 +90,8 @@ def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):
     ("flags", "reason"),
     [
         (["--amp", "--amp-dtype", "float16"], "loss scaling of float16 runs on the host"),
-        (["--opt", "muon"], "Muon's learning rates are computed on the host"),
+        (["--opt", "muon"], "the learning rates of SGD and Muon are computed on the host"),
+        (["--opt", "sgd"], "the learning rates of SGD and Muon are computed on the host"),
     ],
 )
 def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
@@ -103,12 +104,16 @@ def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
     assert (f"graph    none: {reason}" in capsys.readouterr().out) == (device == "cuda")
 
 
-def test_muon_matches_the_cpu(tmp_path, device):
-    flags = ["--epochs", "2", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--opt", "muon"]
+@pytest.mark.parametrize("opt", ["adam", "sgd", "muon"])
+def test_optimizers_match_the_cpu(opt, tmp_path, device):
+    """Adam runs in the CUDA graph, which is captured after the 4th step."""
+    flags = ["--epochs", "2", "--train-num-samples", "24", "--val-num-samples", "2", "--no-tune-cpu", "--opt", opt]
+    flags += ["--weight-decay", "0.1"]
     losses = []
     for where in ("cpu", device):
         folder = tmp_path / str(len(losses))
         more = ["--batch-size", "4", "--threads", "1", "--device", where, "--output", str(folder)]
+        more += ["--graph"] if where == "cuda" and opt == "adam" and HAS_COMPILER else ["--no-graph"]
         assert main([*flags, *more]) == 0
         rows = (folder / "metrics.csv").read_text().splitlines()[1:]
         losses.append([float(row.split(",")[2]) for row in rows])

@@ -26,6 +26,8 @@ CASES = [
     ("small", 4, 14, []),  # 104 images: the last batch has 6 images for 4 ranks, in pairs
     ("small", 3, 16, ["--zero", "--opt", "muon"]),
     ("vit", 2, 16, ["--layer-decay", "0.7"]),
+    ("small", 2, 16, ["--zero", "--opt", "sgd", "--threads", "2"]),
+    ("small", 2, 16, ["--opt", "adam", "--weight-decay", "0.1"]),
     ("vit", 3, 16, ["--zero"]),
     ("roadmap", 2, 16, ["--threads", "2"]),
 ]

@@ -9,6 +9,7 @@ import pytest
 from minigrad import serialize
 from tests.train.small import info_of, interrupted, trainer_of
 from train.__main__ import parse
+from train.config import stored
 from train.config.errors import InputError
 from train.output import naming, resume
 
@@ -117,9 +118,10 @@ def test_flags_that_contradict_the_state_are_refused(saved, flags, message):
         parse(["--resume", str(saved[1]), *flags])
 
 
-def test_state_of_a_version_without_zero_is_resumed(saved):
-    changed(saved[1], settings=lambda x: {k: v for k, v in x.items() if k != "zero"})
-    assert not parse(["--resume", str(saved[1])]).zero
+def test_states_of_earlier_versions_are_resumed(saved):
+    before = parse(["--resume", str(saved[1])])
+    changed(saved[1], settings=lambda x: {k: v for k, v in x.items() if k not in stored._ADDED})
+    assert parse(["--resume", str(saved[1])]) == before
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_state_of_a_version_without_zero_is_resumed(saved):
         (lambda x: {**x, "epochs": "many"}, "its setting epochs must be a whole number, got 'many'"),
         (lambda x: {**x, "batch_size": -5}, "its setting batch_size must be a whole number at least 1, got -5"),
         (lambda x: {**x, "lr": None}, "its setting lr must be a number, got None"),
-        (lambda x: {**x, "opt": "sgd"}, "its setting opt must be one of adamw, muon, got 'sgd'"),
+        (lambda x: {**x, "opt": "sdg"}, "opt must be one of adamw, adam, sgd, muon, got 'sdg'; did you mean sgd"),
     ],
 )
 def test_damaged_settings_are_refused(saved, change, message):

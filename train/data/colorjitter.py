@@ -25,8 +25,8 @@ class ColorJitter:
     """Change brightness, contrast, saturation and hue of each image by random amounts, in random order.
 
     The factors of brightness, contrast and saturation are uniform in [max(0, 1 - s), 1 + s], with s the field; the hue
-    is shifted by a uniform fraction of the colour circle in [-hue, hue]. 0 switches an op off. Each of the 24 orders has
-    the same probability.
+    is shifted by a uniform fraction of the colour circle in [-hue, hue]. 0 switches an op off. The 24 orders have the
+    same probability.
 
     Raises:
         ValueError: a field is negative or infinite, or `hue` is above 0.5.
@@ -52,8 +52,8 @@ class ColorJitter:
         """
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
             raise ValueError(
-                f"ColorJitter: images must be (N, 3, H, W) uint8, RGB from 0 to 255, got {images.shape} {images.dtype}; "
-                "apply ColorJitter before normalisation"
+                "ColorJitter: images must be (N, 3, H, W) uint8, RGB from 0 to 255, "
+                f"got {images.shape} {images.dtype}; apply ColorJitter before normalisation"
             )
         u = generator.uniform((5, len(images)), device=device_of(images), axis=1).astype(np.float64)
         strengths = (self.brightness, self.contrast, self.saturation)
@@ -108,10 +108,12 @@ def shift_hue(images: Array, shift: Array) -> Array:
 
 
 def rgb_to_hsv(images: Array) -> tuple[Array, Array, Array]:
-    """(N, 3, H, W) uint8 -> hue, saturation and value, each (N, H, W) uint8.  Smith 1978, rounded as in Pillow.
+    """(N, 3, H, W) uint8 -> hue, saturation and value, each (N, H, W) uint8.  Smith 1978.
 
         v = max(r, g, b),   c = v - min(r, g, b),   s = ⌊255 c / v⌋
         h = ⌊255 · (k/6 mod 1)⌋,    k = (g - b)/c if v = r;  2 + (b - r)/c if v = g;  4 + (r - g)/c if v = b
+
+    Types and order of the operations are Pillow's, and so are the rounding errors.
     """
     xp = array_module(images)
     v = images.max(axis=1)
@@ -124,7 +126,7 @@ def rgb_to_hsv(images: Array) -> tuple[Array, Array, Array]:
 
 
 def hsv_to_rgb(h: Array, s: Array, v: Array) -> Array:
-    """Hue, saturation and value, each (N, H, W) uint8 -> (N, 3, H, W) uint8.  Smith 1978, rounded as in Pillow.
+    """Hue, saturation and value, each (N, H, W) uint8 -> (N, 3, H, W) uint8.  Smith 1978, with Pillow's rounding.
 
     With 6 h / 255 = i + f and σ = s / 255:  p = v (1 - σ), q = v (1 - σ f), t = v (1 - σ (1 - f)), and
 

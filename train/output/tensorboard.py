@@ -10,6 +10,8 @@ from train.output.log import Metrics
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
+_SECONDS = 10  # at most, until the scalars of an epoch are in the file
+
 
 def writer_class() -> "type[SummaryWriter]":
     """The writer of the package tensorboardX.
@@ -32,17 +34,12 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, history: Sequence[Metrics]) -> None:
-        self.writer = writer_class()(str(folder), purge_step=1)
+        self.writer = writer_class()(str(folder), purge_step=1, flush_secs=_SECONDS)
         for metrics in history:
-            self._add(metrics)
-        self.writer.flush()
+            self.add(metrics)
 
     def add(self, metrics: Metrics) -> None:
-        """Write the scalars of an epoch."""
-        self._add(metrics)
-        self.writer.flush()
-
-    def _add(self, metrics: Metrics) -> None:
+        """Write the scalars of an epoch, in a thread of tensorboardX."""
         for split in ("train", "test"):
             self.writer.add_scalar(f"loss/{split}", getattr(metrics, f"{split}_loss"), metrics.epoch)
             self.writer.add_scalar(f"accuracy/{split}", getattr(metrics, f"{split}_acc"), metrics.epoch)
