@@ -109,6 +109,8 @@ def test_resume_takes_settings_from_the_state(saved):
     ("flags", "message"),
     [
         (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: omit the flag to continue the run"),
+        (["--lr-find"], "is of a run with --lr-find no, not yes: omit the flag to continue the run"),
+        (["--color-jitter", "0.4"], "is of a run with --color-jitter 0, not 0.4"),
         (["--model", "vit_tiny_cifar"], "is of a run with --model vit_nano_cifar, not vit_tiny_cifar"),
         (["--output", "/elsewhere"], "a run continues in the folder of its state; omit --output"),
     ],
