@@ -118,3 +118,19 @@ def test_optimizers_match_the_cpu(opt, tmp_path, device):
         rows = (folder / "metrics.csv").read_text().splitlines()[1:]
         losses.append([float(row.split(",")[2]) for row in rows])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_range_test_matches_the_cpu(tmp_path, device, monkeypatch):
+    """The learning rates of the captured step are those of the test, and the loss of each step is read."""
+    monkeypatch.setattr("train.lr_find.STEPS", 20)
+    monkeypatch.setattr("train.lr_find.HIGHEST", 1e-2)
+    flags = ["--lr-find", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--batch-size", "2"]
+    flags += ["--threads", "1", "--hflip", "0.5", "--color-jitter", "0.4,0.4,0.4,0.1"]
+    tables = []
+    for where in ("cpu", device):
+        folder = tmp_path / str(len(tables))
+        graph = "--graph" if where == "cuda" and HAS_COMPILER else "--no-graph"
+        assert main([*flags, "--device", where, graph, "--output", str(folder)]) == 0
+        tables.append(np.loadtxt(folder / "lr_find.csv", delimiter=",", skiprows=1))
+    assert len(tables[0]) == 20
+    np.testing.assert_allclose(tables[1], tables[0], rtol=1e-3)
