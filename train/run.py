@@ -119,8 +119,9 @@ def is_finished(settings: Settings) -> bool:
         return False
     finished = resume.is_finished(Path(settings.resume))
     if finished:
-        epochs = plural(resume.completed(Path(settings.resume)), "epoch")
-        print(f"finished {settings.output} has completed {epochs}: nothing to resume")
+        done, epochs = resume.completed(Path(settings.resume)), plural(settings.epochs, "epoch")
+        completed = f"{done} of {epochs}, ended by --patience" if done < settings.epochs else epochs
+        print(f"finished {settings.output} has completed {completed}: nothing to resume")
     return finished
 
 

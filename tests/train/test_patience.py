@@ -36,7 +36,8 @@ def test_run_stops_without_a_better_accuracy(patience, epochs, tmp_path, capsys)
     line = f"stopped  after epoch {epochs}/8, {without} (--patience {patience})\n"
     assert (line in out) == ("stopped" in out) == (epochs < 8)
     assert main(["--resume", folder]) == 0
-    assert f"has completed {epochs} epochs: nothing to resume" in capsys.readouterr().out
+    completed = f"{epochs} of 8 epochs, ended by --patience" if epochs < 8 else "8 epochs"
+    assert f"has completed {completed}: nothing to resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("killed", [1, 3, 4])
