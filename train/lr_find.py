@@ -1,7 +1,7 @@
 """L7: `--lr-find`, the learning-rate range test.
 
-The learning rate grows exponentially, from far too small to far too large, over one step each. The loss first stays
-constant, then decreases, and finally grows:
+The learning rate grows exponentially from step to step, from far too small to far too large. The loss first stays
+constant, then decreases, and finally grows. With ℓᵢ the loss of step i:
 
     smoothed loss   ℓ̃ₜ = (1 - β) Σ_{i≤t} βᵗ⁻ⁱ ℓᵢ / (1 - βᵗ⁺¹)
     steepest        the learning rate of the smallest dℓ̃ / d log(lr), before the minimum of ℓ̃

@@ -9,10 +9,12 @@ import pytest
 
 from minigrad import serialize
 from minigrad.backend import to_device
+from minigrad.backend.random import Generator
 from tests.cuda.runner import HAS_COMPILER
 from tests.gpu.launches import counting
 from train.__main__ import main, parse
 from train.create import create_model, create_trainer
+from train.data.colorjitter import ColorJitter
 from train.data.dataset import Dataset, Split
 
 
@@ -68,6 +70,19 @@ def test_recipe_standard_has_few_more_launches_than_fast():
     stated = re.search(r"has (\d+) kernels and matrix products with\s+`--recipe fast`,\s+and (\d+)\s+with", readme)
     if HAS_COMPILER:  # else the reference implementation runs
         assert tuple(steps.values()) == tuple(map(int, stated.groups()))
+
+
+def test_launches_of_colour_jitter_are_those_of_the_readme():
+    launches = []
+    for jitter in (ColorJitter(0.4, 0.4, 0.4), ColorJitter(0.4, 0.4, 0.4, 0.1)):
+        with counting() as count:
+            images = to_device(np.zeros((4, 3, 8, 8), np.uint8), "cuda")
+            count.launches.clear()
+            jitter(images, Generator(0))
+            launches.append(count.launches.total())
+    readme = (Path(__file__).parents[2] / "train" / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"colour jitter (\d+) \(with hue (\d+)\)", readme)
+    assert stated.groups() == tuple(map(str, launches))
 
 
 def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):

@@ -95,7 +95,7 @@ def blend_with(op: Array, images: Array, factor: Array) -> Array:
     """Blend with black (`op` 0: brightness), with the rounded mean of the gray image (1: contrast), or with the gray
     image (2: saturation); op and factor (N,)."""
     xp, grays = array_module(images), gray(images)
-    mean = grays.sum(axis=(1, 2, 3), keepdims=True) / max(grays[0].size, 1) if len(grays) else grays
+    mean = grays.sum(axis=(1, 2, 3), keepdims=True) / max(images.shape[2] * images.shape[3], 1)
     op = over_pixels(op)
     return blend(xp.where(op == 2, grays, xp.where(op == 1, (mean + 0.5).astype(np.int32), 0)), images, factor)
 
