@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> Settings:
     """The settings of a run. --resume and --eval start from the settings stored in the run's files."""
     flags = vars(parser().parse_args(arguments))
-    given = merge(config.read(Path(flags.pop("config"))) if "config" in flags else {}, flags)
+    file = flags.pop("config", "none")
+    given = merge({} if file == "none" else config.read(Path(file)), flags)
     evaluated, resumed = given.get("eval", "none"), given.get("resume", "none")
     if evaluated == resumed == "none":
         return new_run(given)

@@ -22,7 +22,7 @@ from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
 from train.output import naming, plots, report, resume, tensorboard
 from train.output.info import RunInfo
-from train.output.log import columns, plural
+from train.output.log import columns, plural, without_libraries
 from train.output.results import Results, locked, writing
 from train.ranks import check_equal, check_parameters, only_first_prints
 
@@ -174,6 +174,8 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
         print(f"ema      decay {settings.model_ema_decay:g}: the averaged weights are evaluated and saved")
     if settings.device != "cpu" and settings.why_no_graph:
         print(f"graph    none: {settings.why_no_graph}")
+    if lacking := without_libraries():
+        print(lacking)
     print(f"output   {Path(settings.output)}", flush=True)
 
 
@@ -228,7 +230,7 @@ def find_lr(settings: Settings, world: World) -> None:
         world.barrier()  # no rank ends while another writes: a launcher may then end all ranks
     print(f"lr       {test.steepest:.2g} (steepest decrease of the loss) or {test.tenth:.2g} (minimum / 10)")
     if not drawn:
-        print("picture  none: pip install matplotlib")
+        print("without  lr_find.png: pip install matplotlib")
     print(f"output   {folder}/lr_find.csv{' and lr_find.png' if drawn else ''}", flush=True)
 
 

@@ -296,8 +296,8 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
         raise ValueError(f"conv2d: groups must divide the {outputs} output channels of the weight, got {groups!r}")
     if x.shape[1] != groups * grouped:
         raise ValueError(
-            f"conv2d: weight {weight.shape} in {groups} group(s) expects {groups * grouped} input channels "
-            f"(groups · weight.shape[1]), but x {x.shape} has {x.shape[1]}; is x channels-first?"
+            f"conv2d: weight {weight.shape} with groups={groups} expects x with C = {groups * grouped} "
+            f"(groups · weight.shape[1]), got x {x.shape} with C = {x.shape[1]}; is x channels-first?"
         )
     checks.affine(bias, (outputs,), "bias", "conv2d")
     stride = checks.pair(stride, "stride", "conv2d", minimum=1)

@@ -7,7 +7,6 @@ Both run in turn, with one thread, in float32; the shapes are those of half a ba
 time of the thread; the best of 15 rounds counts.
 """
 
-import argparse
 import platform
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from minigrad import Tensor, no_grad, tune_cpu, without_fast_paths
 from minigrad import functional as F
 from minigrad.ops import updates
 from models import convnext, swin, vit
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 ROUNDS = 15
 
@@ -131,7 +130,7 @@ def shape(x: np.ndarray) -> str:
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
     parser.parse_args()
     tune_cpu()
     warm_up_blas()

@@ -64,7 +64,7 @@ class Flag:
         Raises:
             ValueError: the value is not allowed.
         """
-        return None if argument == "all" and self.type == int | None else self._allowed(argument)
+        return None if self._means_all(argument) else self._allowed(argument)
 
     def check(self, value: Any) -> Any:
         """The value of a TOML file, a recipe or a stored run, converted to the type of the setting.
@@ -72,12 +72,16 @@ class Flag:
         Raises:
             ValueError: the value has another type or is not allowed.
         """
-        if value is None and self.type == int | None:
+        if self._means_all(value):
             return None
         accepted, expected = _TOML_TYPES[self.type]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise ValueError(f"must be {expected}, got {shorten(value)}")
         return value if self.type is bool else self._allowed(value)
+
+    def _means_all(self, value: Any) -> bool:
+        """Whether a value of the type `int | None` stands for all images."""
+        return self.type == int | None and value in (None, "all")
 
     def _allowed(self, value: Any) -> str | int | float:
         """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
@@ -110,7 +114,7 @@ class Flag:
 _TOML_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
-    int | None: ((int,), "a whole number"),
+    int | None: ((int,), 'a whole number, or "all"'),
     float: ((int, float), "a number"),
     str: ((str,), "a string in quotation marks"),
 }

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from train.config import recipes
@@ -86,17 +85,12 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """argparse's, but the error for an unknown flag suggests a known flag that starts with it, or the closest."""
+        """argparse's, but the error for an unknown flag suggests a known flag."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []
-            for flag in unknown:
-                name = flag.partition("=")[0].lstrip("-").replace("_", "-")
-                if flag.startswith("-"):
-                    longer = [other for other in known if other.startswith(name)]
-                    hints += [known[close] for close in longer[:1] or get_close_matches(name, known, n=1)]
-            hint = f"; did you mean {', '.join(hints)}?" if hints else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            from models.terminal import unrecognized  # imports NumPy, which `--help` does not need
+
+            self.error(unrecognized(unknown, self._option_string_actions))
         return found
 
     def error(self, message: str) -> NoReturn:

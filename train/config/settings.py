@@ -23,7 +23,7 @@ class Settings:
         group="what to train",
     )
     model: str = flag("a name that python -m models lists", default="vit_nano_cifar", metavar="NAME")
-    initial_checkpoint: str = flag("pretrained weights to start from", default="none", metavar="FILE")
+    initial_checkpoint: str = flag("weights to start from: a file or a run", default="none", metavar="FILE")
     pretrained: bool = flag("start from published weights of the model", default=False, negatable=False)
     dataset: str = flag(
         "shapes, cifar10, cifar100 or folder",
@@ -123,7 +123,7 @@ class Settings:
     validation_batch_size: int = flag("images per batch in evaluation", default=500, metavar="N", at_least=1)
     output: str = flag("results folder", shown="runs/MODEL-DATASET[-N]", metavar="DIR")
     resume: str = flag("continue the run in DIR; auto: the newest", default="none", metavar="DIR")
-    eval: str = flag("evaluate a checkpoint, train nothing", default="none", metavar="FILE")
+    eval: str = flag("only evaluate a checkpoint, or a run's best", default="none", metavar="FILE")
     lr_find: bool = flag("learning-rate range test; trains nothing", default=False, negatable=False)
     tensorboard: bool = flag("TensorBoard files; pip install tensorboardX", default=False)
     checkpoint_format: str = flag("npz or safetensors", default="npz", metavar="F", choices=("npz", "safetensors"))

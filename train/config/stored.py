@@ -6,6 +6,7 @@ from typing import Any
 
 from minigrad import serialize
 from models.predict import one_line
+from models.weights import checkpoint
 from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import option, show
@@ -75,7 +76,8 @@ def of_state(path: Path, given: dict[str, Any]) -> Settings:
 
 
 def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> Settings:
-    """The settings stored in a checkpoint, overridden by `given`; `flags` is the subset given as flags.
+    """The settings stored in a checkpoint, or in the best of a run's folder, overridden by `given`; `flags` is the
+    subset given as flags.
 
     Raises:
         InputError: a flag has no effect on an evaluation, or the file is no checkpoint of this program.
@@ -83,9 +85,8 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     if refused := sorted(set(flags) - _OF_EVALUATION):
         flag = option(refused[0])
         raise InputError(f"{flag} has no effect with --eval, which evaluates the stored model: omit the flag")
-    if path.is_dir():
-        raise InputError(f"--eval {path} is a folder, not a checkpoint, such as best.npz in a run's folder")
     try:
+        path = checkpoint.find(path)
         metadata = serialize.load_metadata(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--eval {path}: {one_line(error)}") from None

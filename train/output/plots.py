@@ -8,6 +8,7 @@ import numpy as np
 
 from minigrad.backend import Array, to_device
 from minigrad.serialize import replacing
+from models.terminal import plural
 from models.visualize.draw import short
 from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
@@ -17,7 +18,7 @@ from train.output.log import Metrics
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png
+_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png, at most
 _MAX_NUMBERED = 25  # with more classes, confusion.png has no percentages in its cells
 _MAX_NAMED = 200  # with more classes, no class names at its axes
 
@@ -128,8 +129,9 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
     wrong, total = predictions.worst(_ROWS * _COLUMNS), int((predictions.predicted != predictions.labels).sum())
     names = [_text(name, 18, lines=2) for name in predictions.classes]
     height = 2.1 if not any("\n" in name for name in names) else 2.5
-    figure = Figure(figsize=(1.6 * _COLUMNS, height * _ROWS + 0.6), layout="constrained")
-    all_axes = figure.subplots(_ROWS, _COLUMNS).ravel()
+    rows = max(1, -(-len(wrong) // _COLUMNS))
+    figure = Figure(figsize=(1.6 * _COLUMNS, height * rows + 0.6), layout="constrained")
+    all_axes = figure.subplots(rows, _COLUMNS).ravel()
     for axes in all_axes:
         axes.axis("off")
     for axes, n in zip(all_axes, wrong, strict=False):
@@ -138,7 +140,8 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
         axes.set_title(names[label], fontsize=10, color="darkgreen", pad=3)
         text = f"{names[predicted]}\n{predictions.probabilities[n, predicted]:.0%}"
         axes.text(0.5, -0.04, text, ha="center", va="top", fontsize=10, color="firebrick", transform=axes.transAxes)
-    what = f"The {len(wrong)} most confident of {total} wrong predictions" if total else "No wrong prediction"
+    of_all = f"The {len(wrong)} most confident of" if len(wrong) < total else "The"
+    what = f"{of_all} {plural(total, 'wrong prediction')}" if total else "No wrong prediction"
     figure.suptitle(f"{what}\nabove: true class; below: predicted class and its probability", fontsize=11)
     _save(figure, path)
 
