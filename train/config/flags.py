@@ -1,6 +1,7 @@
 """L7: `flag`, which declares a flag once: as a field of `Settings`. Imports no NumPy: `--help` is immediate."""
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import inf, nan
 from typing import Any
 
@@ -86,7 +87,9 @@ class Flag:
         """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
         if self.type is str:
             if self.choices and value not in self.choices:
-                raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}")
+                close = get_close_matches(value, self.choices, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}{hint}")
             return value
         try:
             number = float(value) if self.type is float else int(value)

@@ -19,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
         "generated dataset `shapes`, which needs no download and takes about two minutes\n"
         "on two CPU cores. In parentheses: the default.",
         epilog=f"what the recipes set (why: train/config/recipes.py):\n{_recipes()}\n\n"
+        f"{_optimizers()}\n\n"
+        "--patience N stops after N epochs without a better test accuracy. The learning\n"
+        "rate decays over all --epochs in any case.\n\n"
         "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/.\n\n"
         "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
         "           --recipe standard --device cuda",
@@ -61,6 +64,15 @@ def _recipes() -> str:
         rows |= {f"{option(setting)} of {family} models": map(show, values) for setting, values in overrides.items()}
     lines = [("", *recipes.NAMES), *((name, *values) for name, values in rows.items())]
     return "\n".join(f"  {name:23}{fast:7}{standard:25}{long}" for name, fast, standard, long in lines)
+
+
+def _optimizers() -> str:
+    """What --opt sets, one line for each optimizer."""
+    return "\n".join(
+        f"--opt {name} sets {' and '.join(f'{option(setting)} {show(value)}' for setting, value in values.items())}, "
+        "also in a recipe."
+        for name, values in recipes.BY_OPTIMIZER.items()
+    )
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

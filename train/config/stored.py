@@ -13,10 +13,14 @@ from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming, resume
 
-_CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
-"""Settings that may change on resume. They affect the results only by rounding."""
+_CHANGEABLE = {
+    *("data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"),
+    *("patience", "tensorboard"),
+}
+"""Settings that may change on resume. They affect the results of an epoch only by rounding."""
 
-_ADDED = {"pretrained": False, "zero": False}
+_ADDED: dict[str, Any] = {"pretrained": False, "zero": False}
+_ADDED |= {"momentum": 0.9, "patience": 0, "color_jitter": "0", "lr_find": False, "tensorboard": False}
 """Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
 
 _OF_EVALUATION = {

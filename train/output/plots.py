@@ -1,4 +1,4 @@
-"""L7: plots of a run: curves.png (loss and accuracy), confusion.png, mistakes.png (wrong predictions)."""
+"""L7: plots of a run: curves.png, confusion.png, mistakes.png (wrong predictions); lr_find.png, of --lr-find."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from models.terminal import plural
 from models.visualize.draw import short
 from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
+from train.lr_find import RangeTest
 from train.output.log import Metrics
 
 if TYPE_CHECKING:
@@ -50,6 +51,32 @@ def _curves(history: Sequence[Metrics], title: str, figure: "Figure", path: Path
     right.set_ylabel("accuracy, %")
     figure.suptitle(_text(title, 100))
     _save(figure, path)
+
+
+def learning_rates(test: RangeTest, title: str, path: Path) -> bool:
+    """Draw the loss of each step of --lr-find. Returns False, and writes no file, if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    smoothed = test.smoothed
+    axes.semilogx(test.lrs, test.losses, ".", color="gray", markersize=4, label="loss of a step")
+    axes.semilogx(test.lrs, smoothed, label="moving average")
+    for lr, name, style in ((test.steepest, "steepest decrease", "--"), (test.tenth, "minimum / 10", ":")):
+        axes.axvline(lr, color="black", linestyle=style, linewidth=1, label=f"{name}: {lr:.1e}")
+    # The decrease fills the lower half: the losses of the largest learning rates are far above.
+    lowest, first = smoothed.min(), smoothed[: test.lowest + 1].max()
+    axes.set_ylim(lowest - 0.5 * (first - lowest) - 0.01, first + 1.5 * (first - lowest) + 0.01)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with fallback_fonts():
+        figure.suptitle(_text(title, 90))
+        _save(figure, path)
+    return True
 
 
 def mistakes(predictions: Predictions, images: Array, folder: Path) -> None:
