@@ -4,15 +4,26 @@ import numpy as np
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of
-from minigrad.kernels.cpu.chunks import chunks, is_float32
+from minigrad.kernels.cpu.chunks import ELEMENTWISE, chunks, is_float32
 from minigrad.ops import activation
+
+ZEROS = np.zeros(ELEMENTWISE, np.float32)
 
 
 @fast_path_of(activation.ReLU)
 class CPUReLU(activation.ReLU):
-    """∂x = ∂y & mask, a bit mask of zeros where y ≤ 0, else 32 ones: the mask avoids branch mispredictions."""
+    """y = max(x, zeros): NumPy compares two arrays faster than an array and a scalar.
+
+    ∂x = ∂y & mask, a bit mask of zeros where y ≤ 0, else 32 ones: the mask avoids branch mispredictions.
+    """
 
     supports = staticmethod(is_float32)
+
+    def forward(self, x: Array) -> Array:
+        self.y = np.empty_like(x)
+        for x_i, y_i in chunks(x, self.y):
+            np.maximum(x_i, ZEROS[: x_i.size], out=y_i)
+        return self.y
 
     def backward(self, grad_output: Array) -> Array:
         if not is_float32(grad_output):
@@ -22,10 +33,21 @@ class CPUReLU(activation.ReLU):
             grad_x[...] = grad_output
             grad_output = grad_x
         for y, grad_y, grad_x_chunk in chunks(self.y, grad_output, grad_x):
-            mask = (y <= 0).astype(np.int32)
-            mask -= 1  # 0 -> 0xffffffff, 1 -> 0
-            np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x_chunk.view(np.int32))
+            relu_backward(y, grad_y, grad_x_chunk)
         return grad_x
+
+
+def relu_(x: Array) -> None:
+    """ReLU in place, of a contiguous array."""
+    for (x_i,) in chunks(x):
+        np.maximum(x_i, ZEROS[: x_i.size], out=x_i)
+
+
+def relu_backward(y: Array, grad_y: Array, grad_x: Array) -> None:
+    """Write ∂x of the ReLU y into grad_x, which may be grad_y."""
+    mask = (y <= 0).astype(np.int32)
+    mask -= 1  # 0 -> 0xffffffff, 1 -> 0
+    np.bitwise_and(mask, grad_y.view(np.int32), out=grad_x.view(np.int32))
 
 
 @fast_path_of(activation.GELU)

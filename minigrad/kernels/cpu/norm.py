@@ -1,11 +1,13 @@
 """L2: normalisation, with sums by BLAS."""
 
+from collections.abc import Iterable, Iterator
 from math import prod
 
 import numpy as np
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.activation import relu_, relu_backward
 from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import norm
 
@@ -105,37 +107,56 @@ class CPUGroupNorm(norm.GroupNorm):
         return affine and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
 
     def forward(self, x: Array, weight: Array, bias: Array, *, num_groups: int, eps: float) -> Array:
-        N, C, H, W = x.shape
-        images = x.transpose(0, 2, 3, 1).reshape(N, H * W, C)  # a view
-        self.n, self.groups = H * W * C // num_groups, num_groups
+        images = pixels(x)
+        y = np.empty_like(images)
+        for _ in self.normalize(images, weight, bias, y, num_groups, eps):
+            pass
+        return maps(y, x.shape)
+
+    def normalize(
+        self, images: Array, weight: Array, bias: Array, y: Array, num_groups: int, eps: float
+    ) -> Iterator[slice]:
+        """Write y, (N, P, C), chunk by chunk; yields each chunk of images while it is in the cache."""
+        N, P, C = images.shape
+        self.n, self.groups = P * C // num_groups, num_groups
         self.weight, self.centred = weight, np.empty_like(images)
         self.rstd, self.scale = np.empty((2, N, 1, C), np.float32)
-        y = np.empty_like(images)
-        for chunk in row_chunks(N, H * W * C):
+        for chunk in row_chunks(N, P * C):
             centred, rstd, scale, y_chunk = self.centred[chunk], self.rstd[chunk], self.scale[chunk], y[chunk]
-            mean = self._over_groups(ones(H * W) @ images[chunk])
+            mean = self._over_groups(ones(P) @ images[chunk])
             np.subtract(images[chunk], mean, out=centred)
             np.multiply(centred, centred, out=y_chunk)
-            var = self._over_groups(ones(H * W) @ y_chunk)
+            var = self._over_groups(ones(P) @ y_chunk)
             if (abs(mean) > OFFSET * np.sqrt(var)).any():
-                centred -= self._over_groups(ones(H * W) @ centred)
+                centred -= self._over_groups(ones(P) @ centred)
                 np.multiply(centred, centred, out=y_chunk)
-                var = self._over_groups(ones(H * W) @ y_chunk)
+                var = self._over_groups(ones(P) @ y_chunk)
             np.divide(1, np.sqrt(var + eps), out=rstd)
             np.multiply(rstd, weight, out=scale)
             np.multiply(centred, scale, out=y_chunk)
             y_chunk += bias
-        return y.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+            yield chunk
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
-        N, C, H, W = grad_output.shape
-        grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
+        grads = pixels(grad_output)
+        return self.gradients(((chunk, grads[chunk]) for chunk in self.chunks()), grad_output.shape)
+
+    def chunks(self) -> Iterator[slice]:
+        """Chunks of images that stay in the cache."""
+        N, P, C = self.centred.shape
+        return row_chunks(N, P * C)
+
+    def gradients(
+        self, grads: Iterable[tuple[slice, Array]], shape: tuple[int, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """∂x of `shape` (N, C, H, W), ∂weight and ∂bias, from the chunks of images and their ∂y, (n, P, C)."""
+        _, P, C = self.centred.shape
         grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
         grad_weight, grad_bias = np.zeros((2, C), np.float32)
-        for chunk in row_chunks(N, H * W * C):
-            g, centred, rstd = grads[chunk], self.centred[chunk], self.rstd[chunk]
+        for chunk, g in grads:
+            centred, rstd = self.centred[chunk], self.rstd[chunk]
             along_x = g * centred
-            total, along = ones(H * W) @ g, ones(H * W) @ along_x  # (n, C)
+            total, along = ones(P) @ g, ones(P) @ along_x  # (n, C)
             grad_bias += total.sum(axis=0)
             grad_weight += (rstd[:, 0] * along).sum(axis=0)
             if grad_x is not None:
@@ -145,7 +166,7 @@ class CPUGroupNorm(norm.GroupNorm):
                 np.multiply(centred, rstd**3 * along, out=along_x)
                 grad_x[chunk] -= along_x
         return (
-            None if grad_x is None else grad_x.reshape(N, H, W, C).transpose(0, 3, 1, 2),
+            None if grad_x is None else maps(grad_x, shape),
             grad_weight if self.needs_input_grad[1] else None,
             grad_bias if self.needs_input_grad[2] else None,
         )
@@ -154,3 +175,57 @@ class CPUGroupNorm(norm.GroupNorm):
         """Per-channel sums -> the mean over the group, repeated for each channel: (n, C) -> (n, 1, C)."""
         means = sums.reshape(len(sums), self.groups, -1).sum(axis=2) / self.n
         return np.repeat(means, sums.shape[1] // self.groups, axis=1)[:, None]
+
+
+@fast_path_of(norm.GroupNormReLU)
+class CPUGroupNormReLU(norm.GroupNormReLU):
+    """The op's formula: shortcut and ReLU in the chunks of `CPUGroupNorm`, forward and backward.
+
+    Shapes: as for `CPUGroupNorm`; the shortcut as x.  Saves what CPUGroupNorm saves, and y as (N, P, C).
+    """
+
+    @staticmethod
+    def supports(
+        x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, *, num_groups: int, eps: float
+    ) -> bool:
+        fits = shortcut is None or (is_float32(shortcut) and shortcut.shape == x.shape)
+        return fits and CPUGroupNorm.supports(x, weight, bias, num_groups=num_groups, eps=eps)
+
+    def forward(
+        self, x: Array, weight: Array, bias: Array, shortcut: Array | None, *, num_groups: int, eps: float
+    ) -> Array:
+        self.norm = CPUGroupNorm()
+        self.norm.needs_input_grad = self.needs_input_grad[:3]
+        images, added = pixels(x), None if shortcut is None else pixels(shortcut)
+        self.y = np.empty_like(images)
+        for chunk in self.norm.normalize(images, weight, bias, self.y, num_groups, eps):
+            y = self.y[chunk]
+            if added is not None:
+                y += added[chunk]
+            relu_(y)
+        return maps(self.y, x.shape)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        grads = pixels(grad_output)
+        grad_z = np.empty_like(self.y) if self.needs_input_grad[3] else None
+
+        def chunks() -> Iterator[tuple[slice, Array]]:
+            for chunk in self.norm.chunks():
+                g = np.empty_like(self.y[chunk]) if grad_z is None else grad_z[chunk]
+                relu_backward(self.y[chunk], grads[chunk], g)
+                yield chunk, g
+
+        grads_of_norm = self.norm.gradients(chunks(), grad_output.shape)
+        return *grads_of_norm, None if grad_z is None else maps(grad_z, grad_output.shape)
+
+
+def pixels(x: Array) -> Array:
+    """(N, C, H, W) -> (N, P, C), with P = H·W; a view of a channels-last array."""
+    N, C, H, W = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(N, H * W, C)
+
+
+def maps(images: Array, shape: tuple[int, ...]) -> Array:
+    """(N, P, C) -> (N, C, H, W) of `shape`, channels-last in memory."""
+    N, C, H, W = shape
+    return images.reshape(N, H, W, C).transpose(0, 3, 1, 2)
