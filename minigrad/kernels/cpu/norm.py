@@ -193,6 +193,8 @@ class CPUGroupNormReLU(norm.GroupNormReLU):
     Shapes: as for `CPUGroupNorm`; the shortcut as x.  Saves what CPUGroupNorm saves, and y as (N, P, C).
     """
 
+    norm: CPUGroupNorm
+
     @staticmethod
     def supports(
         x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, *, num_groups: int, eps: float
