@@ -249,7 +249,9 @@ def test_attention_equals_reference(lead, L, S, E, V, mask, layout, seed):
     masks = {"all": lead, "last": lead[1:], "first": [lead[0], *[1] * (len(lead) - 1)], "middle": [1, *lead[1:]]}
     bias = None if mask is None else randn(seed, *masks[mask], L, S)
     run = lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m)  # noqa: E731
-    assert_equals_reference(ScaledDotProductAttention, run, q, k, v, bias, tolerance=2e-5)
+    # For E = 1, ∂scores is the difference of almost equal values, times values of q up to 10.
+    tolerance = 2e-5 if E > 1 else 1e-4
+    assert_equals_reference(ScaledDotProductAttention, run, q, k, v, bias, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("offset", [-1e4, -200.0, -100.0, -30.0, 30.0, 80.0, 1e4])
