@@ -48,8 +48,8 @@ def residual_add_norm(x: Tensor, branch: Tensor, drop_path: Module, norm: Module
 def norm_relu(x: Tensor, norm: Module, shortcut: Tensor | None = None) -> Tensor:
     """relu(norm(x)), or relu(norm(x) + shortcut)
 
-    For an `nn.GroupNorm`, the op `GroupNormReLU` computes the line in one pass over memory on a GPU, with the same
-    float32 values. Other modules, and modules with a hook, run separately.
+    For an `nn.GroupNorm`, the op `GroupNormReLU` computes the line in one pass over memory, with the same float32
+    values. Other modules, and modules with a hook, run separately.
 
     Shapes: x, shortcut (N, C, ...).
     """

@@ -117,7 +117,7 @@ class GroupNormReLU(Function):
 
         ∂shortcut = ∂z = ∂y, and 0 where y ≤ 0;   ∂x, ∂weight and ∂bias from ∂z as in `GroupNorm`
 
-    One op, because elementwise operations are memory-bound on a GPU: fused, z is neither written nor read.
+    One op, because elementwise operations are memory-bound: fused, z is neither written nor read.
 
     Shapes: x, z, y (N, C, ...); shortcut as x, or None; weight, bias (C,) or None.  Saves what GroupNorm saves, and y.
     """

@@ -42,6 +42,10 @@ def group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.group_norm(x, 32, weight, bias)
 
 
+def group_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor) -> Tensor:
+    return F.group_norm_relu(x, 32, weight, bias, shortcut=shortcut)
+
+
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=3, groups=x.shape[1])
 
@@ -64,6 +68,7 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
         for M, C in ((2080, 192), (2080, 768), (25088, 96))
     ),
     *(("group_norm", group_norm, [images(*s), randn(s[1]), randn(s[1])]) for s in ((8, 128, 32), (8, 512, 8))),
+    ("group_norm, relu", group_norm_relu, [images(16, 128, 16), randn(128), randn(128), images(16, 128, 16)]),
     *(
         ("attention", F.scaled_dot_product_attention, [heads(*s)] * 3)
         for s in ((32, 3, 65, 64), (4, 12, 197, 64), (32, 16, 3, 16, 32), (4, 64, 3, 49, 32))

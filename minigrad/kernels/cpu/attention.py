@@ -67,12 +67,11 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
             products.matmul(grad_y, v[chunk].swapaxes(-1, -2), out=S)
             S -= np.vecdot(S, P)[..., None]
             S *= P
+            scaled = np.multiply(S, self.scale, out=None if want_mask else S)
             if grad_q is not None:
-                products.matmul(S, k[chunk], out=grad_q[chunk])
-                grad_q[chunk] *= self.scale
+                products.matmul(scaled, k[chunk], out=grad_q[chunk])
             if grad_k is not None:
-                products.matmul(S.swapaxes(-1, -2), q[chunk], out=grad_k[chunk])
-                grad_k[chunk] *= self.scale
+                products.matmul(scaled.swapaxes(-1, -2), q[chunk], out=grad_k[chunk])
         return grad_q, grad_k, grad_v, grad_scores
 
     def _scores(self, chunk: slice, mask: Array | None, out: Array) -> Array:

@@ -1,11 +1,13 @@
 """L2: normalisation, with sums by BLAS."""
 
+from collections.abc import Iterable, Iterator
 from math import prod
 
 import numpy as np
 
 from minigrad.backend import Array
 from minigrad.backend.fast_paths import fast_path_of
+from minigrad.kernels.cpu.activation import relu_, relu_backward
 from minigrad.kernels.cpu.chunks import is_float32, ones, row_chunks
 from minigrad.ops import norm
 
@@ -86,15 +88,17 @@ class CPULayerNorm(norm.LayerNorm):
 class CPUGroupNorm(norm.GroupNorm):
     """The op's formula on images that are channels-last in memory, as the output of a convolution is.
 
-    A channels-last image is a matrix (P, C) of P pixels and C channels. Mean and variance are sums for each channel,
-    added over each group; y and ∂x are affine in x̃ and ∂y, with coefficients for each channel:
+    A channels-last image is a matrix (P, C) of P pixels and C channels. Mean μ and variance are sums for each channel,
+    added over each group; y and ∂x are affine in x and ∂y, with coefficients for each channel:
 
-        y  = a x̃ + bias,                          a = r · weight,   x̃ = x - μ
-        ∂x = a ∂y - r ⟨ĝ⟩ - r² ⟨ĝ ⊙ x̂⟩ x̃           ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · Σ (∂y ⊙ x̃) / n
+        y  = a x + bias - a μ,                         a = r · weight,   σ² = Σ Σ x² / n - μ²
+        ∂x = a ∂y - k x - (r ⟨ĝ⟩ - k μ),               k = r² ⟨ĝ ⊙ x̂⟩
+        ⟨ĝ⟩ = Σ weight · Σ ∂y / n,   ⟨ĝ ⊙ x̂⟩ = r Σ weight · (Σ ∂y ⊙ x - μ Σ ∂y) / n
 
-    with inner sums over the pixels, outer sums over the channels of a group, and n elements in a group.
+    with inner sums over the pixels, outer sums over the channels of a group, and n elements in a group. The differences
+    cancel if |μ| is large: then x - μ, which has the same y and ∂x, replaces x.
 
-    Shapes: x, y (N, C, H, W).  Saves x̃ as (N, P, C), r and r · weight as (N, 1, C).
+    Shapes: x, y (N, C, H, W).  Saves x as (N, P, C), μ, r and a as (N, 1, C).
     """
 
     @staticmethod
@@ -105,52 +109,134 @@ class CPUGroupNorm(norm.GroupNorm):
         return affine and bool(x.transpose(0, 2, 3, 1).flags.c_contiguous)
 
     def forward(self, x: Array, weight: Array, bias: Array, *, num_groups: int, eps: float) -> Array:
-        N, C, H, W = x.shape
-        images = x.transpose(0, 2, 3, 1).reshape(N, H * W, C)  # a view
-        self.n, self.groups = H * W * C // num_groups, num_groups
-        self.weight, self.centred = weight, np.empty_like(images)
-        self.rstd, self.scale = np.empty((2, N, 1, C), np.float32)
+        images = pixels(x)
         y = np.empty_like(images)
-        for chunk in row_chunks(N, H * W * C):
-            centred, rstd, scale, y_chunk = self.centred[chunk], self.rstd[chunk], self.scale[chunk], y[chunk]
-            mean = self._over_groups(ones(H * W) @ images[chunk])
-            np.subtract(images[chunk], mean, out=centred)
-            np.multiply(centred, centred, out=y_chunk)
-            var = self._over_groups(ones(H * W) @ y_chunk)
-            if (abs(mean) > OFFSET * np.sqrt(var)).any():
-                centred -= self._over_groups(ones(H * W) @ centred)
-                np.multiply(centred, centred, out=y_chunk)
-                var = self._over_groups(ones(H * W) @ y_chunk)
-            np.divide(1, np.sqrt(var + eps), out=rstd)
-            np.multiply(rstd, weight, out=scale)
-            np.multiply(centred, scale, out=y_chunk)
-            y_chunk += bias
-        return y.reshape(N, H, W, C).transpose(0, 3, 1, 2)
+        for _ in self.normalize(images, weight, bias, y, num_groups, eps):
+            pass
+        return maps(y, x.shape)
+
+    def normalize(
+        self, images: Array, weight: Array, bias: Array, y: Array, num_groups: int, eps: float
+    ) -> Iterator[slice]:
+        """Write y, (N, P, C), chunk by chunk; yields each chunk of images while it is in the cache."""
+        N, P, C = images.shape
+        self.n, self.groups = P * C // num_groups, num_groups
+        self.weight, self.x = weight, images
+        self.mean, self.rstd, self.scale = np.empty((3, N, 1, C), np.float32)
+        for chunk in row_chunks(N, P * C):
+            y_chunk, scale = y[chunk], self.scale[chunk]
+            with np.errstate(over="ignore", invalid="ignore"):
+                mean, var = self._moments(images[chunk], y_chunk)
+                small_mean = (mean * mean <= OFFSET**2 * var).all()  # False if x² overflows
+            if not small_mean:
+                if self.x is images:
+                    self.x = images.copy()
+                self.x[chunk] -= mean
+                mean, var = self._moments(self.x[chunk], y_chunk)
+            self.mean[chunk], self.rstd[chunk] = mean, 1 / np.sqrt(var + eps)
+            np.multiply(self.rstd[chunk], weight, out=scale)
+            np.multiply(self.x[chunk], scale, out=y_chunk)
+            y_chunk += bias - scale * mean
+            yield chunk
 
     def backward(self, grad_output: Array) -> tuple[Array | None, Array | None, Array | None]:
-        N, C, H, W = grad_output.shape
-        grads = grad_output.transpose(0, 2, 3, 1).reshape(N, H * W, C)
-        grad_x = np.empty_like(self.centred) if self.needs_input_grad[0] else None
+        grads = pixels(grad_output)
+        return self.gradients(((chunk, grads[chunk]) for chunk in self.chunks()), grad_output.shape)
+
+    def chunks(self) -> Iterator[slice]:
+        """Chunks of images that stay in the cache."""
+        N, P, C = self.x.shape
+        return row_chunks(N, P * C)
+
+    def gradients(
+        self, grads: Iterable[tuple[slice, Array]], shape: tuple[int, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """∂x of `shape` (N, C, H, W), ∂weight and ∂bias, from the chunks of images and their ∂y, (n, P, C)."""
+        _, P, C = self.x.shape
+        grad_x = np.empty(self.x.shape, np.float32) if self.needs_input_grad[0] else None
         grad_weight, grad_bias = np.zeros((2, C), np.float32)
-        for chunk in row_chunks(N, H * W * C):
-            g, centred, rstd = grads[chunk], self.centred[chunk], self.rstd[chunk]
-            along_x = g * centred
-            total, along = ones(H * W) @ g, ones(H * W) @ along_x  # (n, C)
+        for chunk, g in grads:
+            x, mean, rstd = self.x[chunk], self.mean[chunk], self.rstd[chunk]
+            along_x = g * x
+            total = ones(P) @ g  # (n, C)
+            along = ones(P) @ along_x - mean[:, 0] * total
             grad_bias += total.sum(axis=0)
             grad_weight += (rstd[:, 0] * along).sum(axis=0)
             if grad_x is not None:
-                mean, along = self._over_groups(self.weight * total), self._over_groups(self.weight * along)
+                k = rstd**3 * self._over_groups(self.weight * along)
                 np.multiply(g, self.scale[chunk], out=grad_x[chunk])
-                grad_x[chunk] -= rstd * mean
-                np.multiply(centred, rstd**3 * along, out=along_x)
+                grad_x[chunk] -= rstd * self._over_groups(self.weight * total) - k * mean
+                np.multiply(x, k, out=along_x)
                 grad_x[chunk] -= along_x
         return (
-            None if grad_x is None else grad_x.reshape(N, H, W, C).transpose(0, 3, 1, 2),
+            None if grad_x is None else maps(grad_x, shape),
             grad_weight if self.needs_input_grad[1] else None,
             grad_bias if self.needs_input_grad[2] else None,
         )
+
+    def _moments(self, x: Array, scratch: Array) -> tuple[Array, Array]:
+        """μ and σ² of the groups of x (n, P, C), repeated for each channel: (n, 1, C). `scratch` has the shape of x."""
+        total = ones(x.shape[1])
+        mean = self._over_groups(total @ x)
+        return mean, self._over_groups(total @ np.multiply(x, x, out=scratch)) - mean * mean
 
     def _over_groups(self, sums: Array) -> Array:
         """Per-channel sums -> the mean over the group, repeated for each channel: (n, C) -> (n, 1, C)."""
         means = sums.reshape(len(sums), self.groups, -1).sum(axis=2) / self.n
         return np.repeat(means, sums.shape[1] // self.groups, axis=1)[:, None]
+
+
+@fast_path_of(norm.GroupNormReLU)
+class CPUGroupNormReLU(norm.GroupNormReLU):
+    """The op's formula: shortcut and ReLU in the chunks of `CPUGroupNorm`, forward and backward.
+
+    Shapes: as for `CPUGroupNorm`; the shortcut as x.  Saves what CPUGroupNorm saves, and y as (N, P, C).
+    """
+
+    norm: CPUGroupNorm
+
+    @staticmethod
+    def supports(
+        x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, *, num_groups: int, eps: float
+    ) -> bool:
+        fits = shortcut is None or (is_float32(shortcut) and shortcut.shape == x.shape)
+        return fits and CPUGroupNorm.supports(x, weight, bias, num_groups=num_groups, eps=eps)
+
+    def forward(
+        self, x: Array, weight: Array, bias: Array, shortcut: Array | None, *, num_groups: int, eps: float
+    ) -> Array:
+        self.norm = CPUGroupNorm()
+        self.norm.needs_input_grad = self.needs_input_grad[:3]
+        images, added = pixels(x), None if shortcut is None else pixels(shortcut)
+        self.y = np.empty_like(images)
+        for chunk in self.norm.normalize(images, weight, bias, self.y, num_groups, eps):
+            y = self.y[chunk]
+            if added is not None:
+                y += added[chunk]
+            relu_(y)
+        return maps(self.y, x.shape)
+
+    def backward(self, grad_output: Array) -> tuple[Array | None, ...]:
+        grads = pixels(grad_output)
+        grad_z = np.empty_like(self.y) if self.needs_input_grad[3] else None
+
+        def chunks() -> Iterator[tuple[slice, Array]]:
+            for chunk in self.norm.chunks():
+                g = np.empty_like(self.y[chunk]) if grad_z is None else grad_z[chunk]
+                relu_backward(self.y[chunk], grads[chunk], g)
+                yield chunk, g
+
+        grads_of_norm = self.norm.gradients(chunks(), grad_output.shape)
+        return *grads_of_norm, None if grad_z is None else maps(grad_z, grad_output.shape)
+
+
+def pixels(x: Array) -> Array:
+    """(N, C, H, W) -> (N, P, C), with P = H·W; a view of a channels-last array."""
+    N, C, H, W = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(N, H * W, C)
+
+
+def maps(images: Array, shape: tuple[int, ...]) -> Array:
+    """(N, P, C) -> (N, C, H, W) of `shape`, channels-last in memory."""
+    N, C, H, W = shape
+    return images.reshape(N, H, W, C).transpose(0, 3, 1, 2)
