@@ -101,6 +101,12 @@ def vit_block(block: Block, x: Tensor, tokens: int | None = None) -> Tensor:
 
 def attention(images: Array, T: int, block: Block) -> Array:
     """The output of all heads for the first T tokens of n images, (n, L, D) -> (n·T, D). They attend to all tokens."""
+    y: Array = F.scaled_dot_product_attention(*queries_keys_values(images, T, block)).data
+    return y.swapaxes(1, 2).reshape(-1, images.shape[2])  # (n, heads, T, D_h) -> (n, T, heads, D_h) -> (n·T, D)
+
+
+def queries_keys_values(images: Array, T: int, block: Block) -> tuple[Tensor, ...]:
+    """q of the first T tokens, (n, heads, T, D_h), k and v of all tokens, (n, heads, L, D_h), for images (n, L, D)."""
     (n, L, D), attn = images.shape, block.attn
     split = attn.num_heads, D // attn.num_heads
     X = normalize_rows(images.reshape(-1, D), block.norm1)
@@ -110,8 +116,7 @@ def attention(images: Array, T: int, block: Block) -> Array:
         first = X.reshape(n, L, D)[:, :T].reshape(-1, D)
         q = linear(first, attn.qkv, rows=slice(D)).reshape(n, T, *split).swapaxes(1, 2)
         k, v = linear(X, attn.qkv, rows=slice(D, None)).reshape(n, L, 2, *split).transpose(2, 0, 3, 1, 4)
-    y: Array = F.scaled_dot_product_attention(Tensor(q), Tensor(k), Tensor(v)).data
-    return y.swapaxes(1, 2).reshape(-1, D)  # (n, heads, T, D_h) -> (n, T, heads, D_h) -> (n·T, D)
+    return Tensor(q), Tensor(k), Tensor(v)
 
 
 @fast_path_of(SwinTransformerBlock.forward, supports=supports_swin)
