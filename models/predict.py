@@ -1,5 +1,5 @@
 """L6: classify image files: `python -m models.predict CHECKPOINT IMAGE...`, or with published weights
-`python -m models.predict --model NAME --pretrained IMAGE...`."""
+`python -m models.predict --model NAME --pretrained IMAGE...`; without arguments, bundled images by a bundled model."""
 
 import argparse
 import os
@@ -16,6 +16,10 @@ from models import images, pretrained
 from models.model import ImageModel
 from models.terminal import escape_unencodable, table
 from models.weights import checkpoint
+from models.weights.table import BUNDLED
+
+DEFAULT_MODEL = "vit_nano_cifar"  # without arguments: its weights are bundled
+IMAGES = BUNDLED / "images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the table of predictions."""
     model, metadata, paths = load(options)
     if not paths:
-        raise ValueError("give images: python -m models.predict CHECKPOINT IMAGE...")
+        raise ValueError(f"give images: {options.program} CHECKPOINT IMAGE...")
     files = images.find(paths)
     predictions: list[np.ndarray] = []
     for start in range(0, len(files), options.batch_size):
@@ -53,25 +57,31 @@ def run(options: argparse.Namespace) -> None:
     lines = [["image", *(cell for rank in ranks for cell in (str(rank), ""))]]
     for file, prediction in zip(files, predictions, strict=True):
         best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(prediction, metadata["classes"], len(ranks))]
-        lines.append([printable(str(file)), *(cell for pair in best for cell in pair)])
+        shown = file.name if file.parent == IMAGES else str(file)
+        lines.append([printable(shown), *(cell for pair in best for cell in pair)])
     print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
 
 
 def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[str]]:
-    """The model on its device, its metadata, and the paths of images.
+    """The model on its device, its metadata, and the paths of images. Without arguments, a bundled model; of bundled
+    weights without images, the bundled images: then a line says so.
 
     Raises:
-        ValueError: neither a checkpoint nor a model with --pretrained is given; or as for the functions that load them.
+        ValueError: --model or --pretrained is given without the other; or as for the functions that load the weights.
     """
     paths = [*([] if options.checkpoint is None else [options.checkpoint]), *options.image]
+    if not paths and options.model is None and not options.pretrained:
+        options.model, options.pretrained = DEFAULT_MODEL, True
     if (options.model is not None) != options.pretrained:
         raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
-    if options.model is not None:
-        model, metadata = pretrained.load(options.model)
-    elif paths:
+    if options.model is None:
         model, metadata = checkpoint.load(paths.pop(0))
     else:
-        raise ValueError("give a checkpoint, or --model NAME --pretrained")
+        model, metadata = pretrained.load(options.model)
+    if not paths and "file" in model.pretrained_cfg:
+        paths = [str(IMAGES)]
+        print(f"bundled weights  {model.pretrained_cfg['file']}\nbundled images   {IMAGES}")
+        print(f"your own         {options.program} CHECKPOINT IMAGE...\n", flush=True)
     model.to(device=options.device)
     return model, metadata, paths
 
@@ -106,8 +116,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m models.predict",
         description="Classify images with a trained model. Prints one line per image: the most\n"
-        "probable classes and their probabilities.",
+        "probable classes and their probabilities. Without arguments: a model and images\n"
+        "of this package.",
         epilog="examples:\n"
+        "  python -m models.predict\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10/best.npz photos\n"
         "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
@@ -118,21 +130,23 @@ def parser() -> argparse.ArgumentParser:
         help="image file, or folder whose images are classified, subfolders included; each image is resized to cover "
         "the model's input size, then center-cropped",
     )  # fmt: skip
-    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes per image (default 5)")
+    parser.add_argument("--top-k", type=count, default=3, metavar="K", help="classes per image (default 3)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images per batch (default 64)")
     return parser
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the model and its device."""
+    parser.set_defaults(program=parser.prog)
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT",
-        help="model file of `python -m train`, such as best.npz; left out with --pretrained",
+        help="model file of `python -m train`, such as best.npz; left out with --pretrained, and "
+        "without arguments",
     )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="with --pretrained: a name for models.create_model")
     parser.add_argument(
         "--pretrained", action="store_true",
-        help="the published weights of --model, downloaded once from the Hugging Face Hub",
+        help="the published weights of --model, bundled or downloaded once from the Hugging Face Hub",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
 
