@@ -48,7 +48,7 @@ def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str
 
 
 def load_pretrained(name: str, model: ImageModel, classes: Sequence[str]) -> str:
-    """Load the published weights of `name` into the new model, on the CPU; returns a one-line summary.
+    """Load the published or bundled weights of `name` into the new model, on the CPU; returns a one-line summary.
 
     The head is not loaded if the number of classes or, of bundled weights, the class names differ.
 
