@@ -49,12 +49,13 @@ def save(path, arrays, metadata):
         np.savez_compressed(path, **plain)
 
 
-def accuracy(path):
-    """The accuracy of a checkpoint on the 2,000 test images."""
+def accuracy(path, count=shapes.TEST):
+    """The accuracy of a checkpoint on the first `count` test images, a multiple of 100."""
     model, metadata = checkpoint.load(path)
-    test = shapes.load(train=0).test
+    test = shapes.load(train=0, test=count).test
     with no_grad():
-        batches = [model(images.to_input(batch, model, metadata)).numpy() for batch in np.split(test.images, 20)]
+        parts = np.split(test.images, count // 100)
+        batches = [model(images.to_input(part, model, metadata)).numpy() for part in parts]
     return float((np.concatenate(batches).argmax(1) == test.labels).mean())
 
 
