@@ -6,16 +6,21 @@ from typing import Any
 
 from minigrad import serialize
 from models.predict import one_line
+from models.weights import checkpoint
 from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming, resume
 
-_CHANGEABLE = {"data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
-"""Settings that may change on resume. They affect the results only by rounding."""
+_CHANGEABLE = {
+    *("data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"),
+    *("patience", "tensorboard"),
+}
+"""Settings that may change on resume. They affect the results of an epoch only by rounding."""
 
-_ADDED = {"pretrained": False, "zero": False}
+_ADDED: dict[str, Any] = {"pretrained": False, "zero": False}
+_ADDED |= {"momentum": 0.9, "patience": 0, "color_jitter": "0", "lr_find": False, "tensorboard": False}
 """Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
 
 _OF_EVALUATION = {
@@ -71,7 +76,8 @@ def of_state(path: Path, given: dict[str, Any]) -> Settings:
 
 
 def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> Settings:
-    """The settings stored in a checkpoint, overridden by `given`; `flags` is the subset given as flags.
+    """The settings stored in a checkpoint, or in the best of a run's folder, overridden by `given`; `flags` is the
+    subset given as flags.
 
     Raises:
         InputError: a flag has no effect on an evaluation, or the file is no checkpoint of this program.
@@ -79,9 +85,8 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     if refused := sorted(set(flags) - _OF_EVALUATION):
         flag = option(refused[0])
         raise InputError(f"{flag} has no effect with --eval, which evaluates the stored model: omit the flag")
-    if path.is_dir():
-        raise InputError(f"--eval {path} is a folder, not a checkpoint, such as best.npz in a run's folder")
     try:
+        path = checkpoint.find(path)
         metadata = serialize.load_metadata(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--eval {path}: {one_line(error)}") from None

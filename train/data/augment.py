@@ -2,7 +2,7 @@
 
 The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
-    pixels, uint8           flip, random crop, RandAugment (train/data/randaugment.py)
+    pixels, uint8           flip, random crop, RandAugment (randaugment.py), colour jitter (colorjitter.py)
     normalised, float32     cutout, random erasing
     images and targets      mixup or CutMix
 
@@ -12,7 +12,8 @@ synchronizes with the GPU, has a data-dependent shape, or writes to its input: a
 With `generator.rows`, the images are a part of a batch: each is transformed as in the whole batch. On the CPU, the
 shapes in random erasing and RandAugment of a part depend on the data.
 
-The code below is the reference implementation. On a GPU, each transform is one kernel, `Mix` two: train/data/cuda/.
+The code below is the reference implementation. On a GPU, each transform but colour jitter is one kernel, `Mix` two:
+train/data/cuda/.
 """
 
 from collections.abc import Callable
@@ -25,6 +26,7 @@ import numpy as np
 from minigrad.backend import Array, array_module, device_of, sliding_windows
 from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
+from train.data.colorjitter import ColorJitter, color_jitter
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 
 
@@ -251,6 +253,7 @@ class Augment:
         hflip: probability of a horizontal flip.
         crop_padding, crop_padding_mode: see `ShiftedCrop`.
         aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
+        color_jitter: see `color_jitter` in colorjitter.py. With `aa`, both are applied; timm omits the jitter then.
         cutout: side of the square, in pixels.
         reprob, remode: see `RandomErasing`.
         mixup, cutmix, mixup_prob, mixup_switch_prob: see `Mix`.
@@ -265,6 +268,7 @@ class Augment:
     crop_padding: int = 4
     crop_padding_mode: str = "constant"
     aa: str | None = None
+    color_jitter: str = "0"
     cutout: int = 0
     reprob: float = 0.0
     remode: str = "pixel"
@@ -285,12 +289,17 @@ class Augment:
         for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        _ = self._rand_augment  # raises now if the notation is wrong
+        _ = self._rand_augment, self._color_jitter  # raises now if the notation is wrong
 
     @cached_property
     def _rand_augment(self) -> RandAugment | None:
         r, g, b = (min(255, round(255 * level)) for level in self.mean)
         return rand_augment(self.aa, (r, g, b)) if self.aa else None
+
+    @cached_property
+    def _color_jitter(self) -> ColorJitter | None:
+        jitter = color_jitter(self.color_jitter)
+        return None if jitter == ColorJitter() else jitter
 
     @property
     def mixes(self) -> bool:
@@ -298,13 +307,15 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def pixels(self, images: Array, generator: Generator) -> Array:
-        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3."""
+        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` and `color_jitter` need C = 3."""
         if self.hflip:
             images = Flip(self.hflip)(images, generator)
         if self.crop_padding:
             images = ShiftedCrop(self.crop_padding, self.crop_padding_mode)(images, generator)
         if self._rand_augment:
             images = self._rand_augment(images, generator)
+        if self._color_jitter:
+            images = self._color_jitter(images, generator)
         return images
 
     def normalized(self, images: Array, generator: Generator) -> Array:
