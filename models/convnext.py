@@ -203,9 +203,12 @@ for _size, _config in SIZES.items():
         register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
 
 # For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side.
-for _name, _size in {
-    "convnext_atto_cifar": "atto",
-    "convnext_femto_cifar": "femto",
-    "convnext_mid_cifar": "pico",
-}.items():
-    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **SIZES[_size])
+_CIFAR: dict[str, dict[str, Any]] = {
+    "convnext_yocto_cifar": {"depths": (2, 2, 4, 2), "dims": (8, 16, 32, 64)},
+    "convnext_atto_cifar": SIZES["atto"],
+    "convnext_femto_cifar": SIZES["femto"],
+    "convnext_mid_cifar": SIZES["pico"],
+}
+
+for _name, _config in _CIFAR.items():
+    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **_config)

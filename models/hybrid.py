@@ -244,7 +244,9 @@ register(
 
 # For CIFAR-10, images of 32 x 32: a stem of stride 1, so feature maps of 32, 16 and 8 positions a side, and 64 tokens.
 _SMALL: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32}
+_SMALLEST: dict[str, Any] = {"channels": (128, 128, 128), "stem_chs": 32, "mlp_ratio": 2.0}
 _CIFAR: dict[str, dict[str, Any]] = {
+    "hybrid_pico_cifar": {"layers": (1, 1, 1), **_SMALLEST, "embed_dim": 48, "depth": 2, "num_heads": 3},
     "hybrid_nano_cifar": {"layers": (1, 1, 1), **_SMALL, "embed_dim": 96, "depth": 4, "num_heads": 3},
     "hybrid_cifar": {"layers": (2, 2, 2), **_SMALL, "embed_dim": 192, "depth": 6, "num_heads": 3},
     "hybrid_wide_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},

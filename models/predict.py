@@ -1,5 +1,5 @@
 """L6: classify image files: `python -m models.predict CHECKPOINT IMAGE...`, or with published weights
-`python -m models.predict --model NAME --pretrained IMAGE...`."""
+`python -m models.predict --model NAME --pretrained IMAGE...`; without arguments, bundled images by a bundled model."""
 
 import argparse
 import os
@@ -17,6 +17,10 @@ from models.model import ImageModel
 from models.predictions import as_csv, as_json, as_table, check_output, write
 from models.terminal import ArgumentParser, escape_unencodable, plural, printable
 from models.weights import checkpoint
+from models.weights.table import BUNDLED
+
+DEFAULT_MODEL = "vit_nano_cifar"  # without arguments: its weights are bundled
+IMAGES = BUNDLED / "images"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--csv - and --json - would both be written to stdout: name a file for one of them")
     model, metadata, paths = load(options)
     if not paths:
-        raise ValueError("give images: python -m models.predict CHECKPOINT IMAGE...")
+        raise ValueError(f"give images: {options.program} CHECKPOINT IMAGE...")
     files = images.find(paths)
     predictions: list[np.ndarray] = []
     for start in range(0, len(files), options.batch_size):
@@ -66,24 +70,30 @@ def run(options: argparse.Namespace) -> None:
             write(Path(path), text(files, best))
             print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", flush=True)
     if options.csv is None and options.json is None:
-        print(as_table(files, best), flush=True)
+        shown = [Path(file.name) if file.parent == IMAGES else file for file in files]
+        print(as_table(shown, best), flush=True)
 
 
 def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[str]]:
-    """The model on its device, its metadata, and the paths of images.
+    """The model on its device, its metadata, and the paths of images. Without arguments, a bundled model; of bundled
+    weights without images, the bundled images: then a note on stderr says so.
 
     Raises:
-        ValueError: neither a checkpoint nor a model with --pretrained is given; or as for the functions that load them.
+        ValueError: --model or --pretrained is given without the other; or as for the functions that load the weights.
     """
     paths = [*([] if options.checkpoint is None else [options.checkpoint]), *options.image]
+    if not paths and options.model is None and not options.pretrained:
+        options.model, options.pretrained = DEFAULT_MODEL, True
     if (options.model is not None) != options.pretrained:
         raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
-    if options.model is not None:
-        model, metadata = pretrained.load(options.model)
-    elif paths:
+    if options.model is None:
         model, metadata = checkpoint.load(paths.pop(0))
     else:
-        raise ValueError("give a checkpoint, or --model NAME --pretrained")
+        model, metadata = pretrained.load(options.model)
+    if not paths and "file" in model.pretrained_cfg:
+        paths = [str(IMAGES)]
+        print(f"bundled weights  {model.pretrained_cfg['file']}\nbundled images   {IMAGES}", file=sys.stderr)
+        print(f"your own         {options.program} CHECKPOINT IMAGE...\n", file=sys.stderr, flush=True)
     model.to(device=options.device)
     return model, metadata, paths
 
@@ -118,8 +128,10 @@ def parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m models.predict",
         description="Classify images with a trained model. Prints one line per image: the most\n"
-        "probable classes and their probabilities.",
+        "probable classes and their probabilities. Without arguments: a model and images\n"
+        "of this package.",
         epilog="examples:\n"
+        "  python -m models.predict\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos --csv photos.csv\n"
         "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
@@ -131,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         help="image file, or folder whose images are classified, subfolders included; each image is resized to cover "
         "the model's input size, then center-cropped",
     )  # fmt: skip
-    parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes per image (default 5)")
+    parser.add_argument("--top-k", type=count, default=3, metavar="K", help="classes per image (default 3)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images per batch (default 64)")
     parser.add_argument("--csv", metavar="FILE", help="write a CSV file instead of the table; -: to stdout")
     parser.add_argument("--json", metavar="FILE", help="write a JSON file instead of the table; -: to stdout")
@@ -140,14 +152,16 @@ def parser() -> argparse.ArgumentParser:
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the model and its device."""
+    parser.set_defaults(program=parser.prog)
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT",
-        help="model file of `python -m train`, or the folder of a run for its best.npz; left out with --pretrained",
+        help="model file of `python -m train`, or the folder of a run for its best.npz; left out with --pretrained, "
+        "and without arguments",
     )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="with --pretrained: a name for models.create_model")
     parser.add_argument(
         "--pretrained", action="store_true",
-        help="the published weights of --model, downloaded once from the Hugging Face Hub",
+        help="the published weights of --model, bundled or downloaded once from the Hugging Face Hub",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default) or cuda")
 

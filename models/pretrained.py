@@ -1,4 +1,7 @@
-"""L6: `create_model`, by a name of this project, timm or torchvision, or of a repository of the Hugging Face Hub."""
+"""L6: `create_model`, by a name of this project, timm or torchvision, or of a repository of the Hugging Face Hub.
+
+Published weights are files of the Hub, or bundled files of this package, which need neither network nor library.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Literal, overload
@@ -9,7 +12,7 @@ from models.images import Crop
 from models.model import ImageModel
 from models.weights import hub, table
 from models.weights.hub import HubError
-from models.weights.load import Loaded
+from models.weights.load import Loaded, load_weights
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
@@ -31,15 +34,16 @@ def create_model(
     out_indices: Sequence[int] | int | None = None,
     **overrides: Any,
 ) -> ImageModel | FeatureNet:
-    """A model by name: newly initialized, or with published weights from the Hugging Face Hub.
+    """A model by name: newly initialized, or with published weights, bundled or from the Hugging Face Hub.
 
     Args:
         name: a name of `list_models()`; one of `list_pretrained()`, with timm's tag, such as
             `vit_tiny_patch16_224.augreg_in21k_ft_in1k`; one of torchvision, such as `vit_b_16`, for the same
             architecture; or `hf-hub:owner/name`, a repository of timm's form.
         pretrained: whether to load weights: those of the tag, or without one the model's default weights, which are
-            timm's (for torchvision's names too). The file is downloaded once. Position embeddings and relative position
-            bias tables are resampled to `img_size` and `window_size`.
+            timm's (for torchvision's names too) or, of `list_pretrained("*.shapes")`, bundled. A file of the Hub is
+            downloaded once. Position embeddings and relative position bias tables are resampled to `img_size` and
+            `window_size`.
         features_only: whether to return a `FeatureNet`: the model without its head, which returns feature maps.
         out_indices: which feature maps.
         overrides: any argument of the model's class, such as `num_classes`, `img_size`, `in_chans` or `drop_path_rate`.
@@ -65,12 +69,13 @@ def create_model(
     created = registry.create_model(model, **arguments)
     created.pretrained_cfg = config
     if pretrained:
-        hub.load(created, config)
+        _load_weights(created, config)
     return FeatureNet(created, out_indices) if features_only else created
 
 
-def load_into(model: ImageModel, name: str) -> tuple[Loaded, table.Config]:
-    """Load the published weights of a name of `list_pretrained()`, or of a model, into this model, on the CPU.
+def load_into(model: ImageModel, name: str, classes: Sequence[str]) -> tuple[Loaded, table.Config]:
+    """Load the published weights of a name of `list_pretrained()`, or of a model, into this model, on the CPU. The head
+    is not loaded if the number of classes or, as far as known without a download, their names differ from `classes`.
 
     Raises:
         ValueError, HubError: as for `create_model`.
@@ -79,15 +84,23 @@ def load_into(model: ImageModel, name: str) -> tuple[Loaded, table.Config]:
     if not config:
         raise ValueError(table.tags_of(found))
     _check_channels(model.in_chans, config)
-    return hub.load(model, config), config
+    return _load_weights(model, config, classes), config
+
+
+def _load_weights(model: ImageModel, config: table.Config, classes: Sequence[str] | None = None) -> Loaded:
+    """Load the weights that a configuration describes into a model; if it has other classes, all but the head."""
+    if "file" not in config:
+        return hub.load(model, config)
+    same = model.num_classes == config["num_classes"] and (classes is None or [*classes] == config["label_names"])
+    return load_weights(model, config["file"], head=same, resize=True)
 
 
 def _check_channels(in_chans: int, config: table.Config) -> None:
     """Raise ValueError unless the weights are for images of these channels."""
     if in_chans != config["input_size"][0]:
         raise ValueError(
-            f"the weights of https://huggingface.co/{config['hf_hub_id']} are for images of {config['input_size'][0]} "
-            f"channels, not {in_chans}"
+            f"the weights of {table.origin(config)} are for images of {config['input_size'][0]} channels, not "
+            f"{in_chans}"
         )
 
 

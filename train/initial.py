@@ -1,4 +1,5 @@
-"""L7: training from pretrained weights: `--initial-checkpoint FILE`, or `--pretrained` from the Hugging Face Hub.
+"""L7: training from pretrained weights: `--initial-checkpoint FILE`, or `--pretrained` from this package or the
+Hugging Face Hub.
 
 `models/weights/load.py` lists the file formats and parameter naming schemes. Images are normalised with the statistics
 of the dataset of the run, not with statistics in the file.
@@ -18,6 +19,7 @@ from models.pretrained import load_into
 from models.weights import checkpoint
 from models.weights.load import Loaded, MisfitError
 from models.weights.mismatch import first_of
+from models.weights.table import origin
 from train.config.errors import InputError
 from train.output.log import plural
 
@@ -49,20 +51,20 @@ def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str
 
 
 def load_pretrained(name: str, model: ImageModel, classes: Sequence[str]) -> str:
-    """Load the published weights of `name` into the new model, on the CPU; returns a one-line summary.
+    """Load the published or bundled weights of `name` into the new model, on the CPU; returns a one-line summary.
 
-    The head is not loaded if the number of classes differs.
+    The head is not loaded if the number of classes or, of bundled weights, the class names differ.
 
     Raises:
         InputError: there are no such weights, or they cannot be downloaded or used.
     """
     flag = f"--model {name} --pretrained"
     try:
-        loaded, config = load_into(model, name)
+        loaded, config = load_into(model, name, classes)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{flag}: {one_line(error)}") from None
-    source = f"https://huggingface.co/{config['hf_hub_id']} (licence: {config['license']})"
-    return _summary(flag, source, model, loaded, classes, others=False)
+    others = config.get("label_names", [*classes]) != [*classes]
+    return _summary(flag, f"{origin(config)} (licence: {config['license']})", model, loaded, classes, others)
 
 
 def _summary(flag: str, source: str, model: ImageModel, loaded: Loaded, classes: Sequence[str], others: bool) -> str:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Save the pictures or the page, and print their paths."""
     if not options.output and not options.html:
-        raise ValueError("give --output DIR for PNG files, --html for a page, or both")
+        options.output = Path("pictures")
     if options.html and options.html.suffix not in (".html", ".htm"):
         raise ValueError(f"--html writes a file that ends in .html, got {options.html}: give --html after the images")
     if options.output:
@@ -207,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m models.visualize",
         description="Visualize a trained model as PNG files (--output), or as a page to\n"
-        "explore in a browser (--html).\n\nThe PNG files:\n"
+        "explore in a browser (--html). Without a model and images: those of this package.\n\nThe PNG files:\n"
         "  all models      predictions*, filters of the first layer\n"
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"
@@ -223,6 +223,8 @@ def parser() -> argparse.ArgumentParser:
         "rollout, ConvNeXt's kernels and receptive fields, token norms, and features as\n"
         "colours; beside them the equations from the code.",
         epilog="examples:\n"
+        "  python -m models.visualize\n"
+        "  python -m models.visualize --model swin_pico_cifar --pretrained --html\n"
         "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz horse.jpg \\\n"
         "    --output pictures\n"
         "  python -m models.visualize runs/vit_nano_cifar-cifar10/best.npz photos --html",
@@ -234,7 +236,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"image file, or folder of images, at most {MAX_IMAGES} images in all; resized and cropped as in "
         "python -m models.predict",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for the PNG files")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder for the PNG files (without --html: pictures)"
+    )
     parser.add_argument(
         "--html", type=Path, nargs="?", const=Path("explore.html"), metavar="FILE",
         help="write the page to FILE (default explore.html)",

@@ -1,10 +1,10 @@
-"""L6: the published weights: `hub.csv`, a line for each file, under timm's names.
+"""L6: the published weights: `hub.csv`, a line for each file, under timm's names; and the files in `models/bundled/`.
 
 A name is that of the model, a dot, and timm's tag of the training: `vit_tiny_patch16_224.augreg_in21k_ft_in1k` was
-trained with the augmentation of the paper AugReg on ImageNet-21k, then fine-tuned on ImageNet-1k. Of the files of one
-model, the first is the default.
+trained with the augmentation of the paper AugReg on ImageNet-21k, then fine-tuned on ImageNet-1k; the bundled
+`vit_nano_cifar.shapes`, on the dataset `shapes`. Of the files of one model, the first is the default.
 
-`python -m tests.reference.hub_table` writes the file from the installed timm.
+`python -m tests.reference.hub_table` writes `hub.csv` from the installed timm.
 """
 
 import csv
@@ -12,14 +12,19 @@ import difflib
 from fnmatch import fnmatch
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+from minigrad import serialize
 from models.registry import model_arguments, model_class
 
 Config = dict[str, Any]
-"""How a file of weights was trained, under timm's keys: `architecture`, `tag`, `hf_hub_id`, `license`, `num_classes`,
-`input_size` (C, H, W), `mean`, `std`, `crop_pct`, `crop_mode`, `interpolation`; if known, `label_names` and
-`label_descriptions`."""
+"""How a file of weights was trained, under timm's keys: `architecture`, `tag`, `hf_hub_id` or, of bundled weights,
+`file`, a path; `license`, `num_classes`, `input_size` (C, H, W), `mean`, `std`, `crop_pct`, `crop_mode`,
+`interpolation`; if known, `label_names` and `label_descriptions`."""
+
+BUNDLED = Path(__file__).parents[1] / "bundled"
+"""The folder with the weights in this package, checkpoints of `python -m train`, and with images for them."""
 
 COLUMNS = (
     *("name", "hf_hub_id", "license", "num_classes", "input_size"),
@@ -69,6 +74,11 @@ def find(name: str) -> tuple[str, Config]:
     return model, next((c for c in configs if classes in (None, c["num_classes"])), {})
 
 
+def origin(config: Config) -> str:
+    """Where a file of weights is from: the page of its repository, or its path in this package."""
+    return config["file"] if "file" in config else f"https://huggingface.co/{config['hf_hub_id']}"
+
+
 def tags_of(model: str) -> str:
     """A clause with the published weights of a model; without any, with those of the model with a similar name."""
     by_model: dict[str, list[str]] = {}
@@ -83,9 +93,10 @@ def tags_of(model: str) -> str:
 
 @cache
 def _published() -> dict[str, Config]:
-    """The lines of `hub.csv` by name."""
+    """The lines of `hub.csv` and the bundled files, by name."""
     text = resources.files("models.weights").joinpath("hub.csv").read_text()
-    return {line["name"]: _config(line) for line in csv.DictReader(text.splitlines())}
+    lines = {line["name"]: _config(line) for line in csv.DictReader(text.splitlines())}
+    return lines | {path.stem: _bundled(path) for path in sorted(BUNDLED.glob("*.npz"))}
 
 
 def _config(line: dict[str, str]) -> Config:
@@ -99,4 +110,23 @@ def _config(line: dict[str, str]) -> Config:
         "mean": tuple(map(float, line["mean"].split())),
         "std": tuple(map(float, line["std"].split())),
         "crop_pct": float(line["crop_pct"]),
+    }
+
+
+def _bundled(path: Path) -> Config:
+    architecture, _, tag = path.stem.partition(".")
+    metadata = serialize.load_metadata(path)
+    return {
+        "architecture": architecture,
+        "tag": tag,
+        "file": str(path),
+        "license": "mit",
+        "num_classes": len(metadata["classes"]),
+        "label_names": metadata["classes"],
+        "input_size": (len(metadata["mean"]), *(2 * (model_arguments(architecture)["img_size"],))),
+        "mean": tuple(metadata["mean"]),
+        "std": tuple(metadata["std"]),
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
     }

@@ -60,7 +60,7 @@ def test_checkpoint_of_train_is_loaded(tmp_path, capsys):
     capsys.readouterr()
     assert main([str(tmp_path / "run" / "last.npz"), str(tmp_path / "x.png")]) == 0
     shares = re.findall(r"([\d.]+) %", capsys.readouterr().out)
-    assert len(shares) == 5 and sorted(map(float, shares), reverse=True) == list(map(float, shares))
+    assert len(shares) == 3 and sorted(map(float, shares), reverse=True) == list(map(float, shares))
 
 
 def test_folder_stands_for_its_images_sorted_by_name(folder, capsys):
@@ -240,7 +240,7 @@ def test_interruption_prints_one_line(folder, capsys, monkeypatch):
 
 
 def test_runs_as_a_program(folder):
-    assert predict("vit.npz", "images", cwd=folder).stdout.count("%") == 15
+    assert predict("vit.npz", "images", cwd=folder).stdout.count("%") == 9
     result = predict("vit.npz", "no.png", cwd=folder)
     assert result.returncode == 2 and result.stdout == "" and result.stderr.count("\n") == 1
     assert predict("vit.npz", "images", "--top-k", "0", cwd=folder).returncode == 2
