@@ -105,7 +105,7 @@ def attention(images: Array, T: int, block: Block) -> Array:
     return y.swapaxes(1, 2).reshape(-1, images.shape[2])  # (n, heads, T, D_h) -> (n, T, heads, D_h) -> (n·T, D)
 
 
-def queries_keys_values(images: Array, T: int, block: Block) -> tuple[Tensor, ...]:
+def queries_keys_values(images: Array, T: int, block: Block) -> tuple[Tensor, Tensor, Tensor]:
     """q of the first T tokens, (n, heads, T, D_h), k and v of all tokens, (n, heads, L, D_h), for images (n, L, D)."""
     (n, L, D), attn = images.shape, block.attn
     split = attn.num_heads, D // attn.num_heads
