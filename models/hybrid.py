@@ -49,14 +49,15 @@ class StdConv2d(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """The first layers. Stride 4, as in ResNet: a 7 x 7 convolution and 3 x 3 max pooling, each of stride 2. Stride 1,
-    for small images: a 3 x 3 convolution without pooling."""
+    """The first layers. Stride 4, as in ResNet: a 7 x 7 convolution and 3 x 3 max pooling, each of stride 2. Stride 1
+    or 2, for small images: a 3 x 3 convolution without pooling."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
-        if stride not in (1, 4):
-            raise ValueError(f"hybrid: stem_stride must be 4, or 1 for small images, got {stride}")
+        if stride not in (1, 2, 4):
+            raise ValueError(f"hybrid: stem_stride must be 4, or 1 or 2 for small images, got {stride}")
         self.pool = stride == 4
-        self.conv = StdConv2d(in_chans, out_chans, 7, stride=2) if self.pool else StdConv2d(in_chans, out_chans, 3)
+        kernel, stride = (7, 2) if self.pool else (3, stride)
+        self.conv = StdConv2d(in_chans, out_chans, kernel, stride)
         self.norm = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class HybridVisionTransformer(VisionTransformer):
         layers: blocks in each stage of the ResNet.
         channels: channels of each stage.
         stem_chs: channels of the stem.
-        stem_stride: 4, as in a ResNet, or 1, for small images.
+        stem_stride: 4, as in a ResNet, or 1 or 2, for small images.
         patch_size: P, in positions of the feature map, not in pixels.
         **vit: the other arguments of VisionTransformer.
     """
