@@ -272,7 +272,7 @@ def _timm_swin(config: SimpleNamespace) -> Any:
     return Theirs(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
+        qkv_bias=config.qkv_bias, drop_path_rate=0.0,
     )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def _timm_swinv2(config: SimpleNamespace) -> Any:
     return Theirs(
         config.img_size, (PH, PW), config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes,
+        qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes, drop_path_rate=0.0,
     )  # fmt: skip
 
 
