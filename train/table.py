@@ -21,11 +21,8 @@ _STANDARD = (*_CIFAR10, "--recipe", "standard", "--device", "cuda", "--amp")
 _MODELS = ("vit_tiny_cifar", "swin_tiny_cifar", "convnext_mid_cifar", "hybrid_cifar")
 GROUPS: dict[str, dict[str, Sequence[str]]] = {
     "cpu": {
-        "shapes": (),
-        **{
-            model: (*_CIFAR10, "--recipe", "laptop", "--model", model)
-            for model in ("convnext_micro_cifar", "vit_micro_cifar", "hybrid_micro_cifar", "swin_nano_cifar")
-        },
+        model: (*_CIFAR10, "--recipe", "laptop", "--model", model)
+        for model in ("convnext_micro_cifar", "vit_micro_cifar", "hybrid_micro_cifar", "swin_nano_cifar")
     },
     "gpu": {
         f"{model}-seed{seed}": (*_STANDARD, "--model", model, "--seed", str(seed))
@@ -41,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     escape_unencodable()
     parser = argparse.ArgumentParser(
         prog="python -m train.table",
+        allow_abbrev=False,
         usage="python -m train.table GROUP [--minutes M] [--output DIR] [FLAG ...]",
         description="Runs `python -m train` for each row of the table of results, one after another, and "
         "writes table.md and a copy of each metrics.csv. The same command continues: finished rows are kept, "

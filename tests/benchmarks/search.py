@@ -1,12 +1,16 @@
-"""Searches the ingredients of --recipe laptop: variants of model and settings, by successive halving.
+"""Searches the settings of --recipe laptop: variants of models and settings.
 
-    python -m tests.benchmarks.search --data-dir data --log search.csv --minutes 60
+    python -m tests.benchmarks.search --data-dir data --log search.csv
 
-A trial trains a variant once. All trials of a rung cost the same CPU time: the number of training images is the seconds
-of the rung, divided by the CPU time of an image in the fastest step of this model and batch size (on a loaded machine,
-steps slow down; the minimum hardly does). The images of a trial differ from one another, up to 45,000. The last 5,000
-training images are the validation images: the test images stay unseen. The better half of a family's variants continues
-in the next rung, from the start. Trials in the log are not repeated: stop the program at any time, add variants, go on.
+A trial trains a variant once, in one thread. All trials of a rung cost the same
+CPU time: the number of training images is the seconds of the rung divided by
+the CPU time of an image, in the fastest step (other work on the machine slows
+steps down, but hardly the fastest). Up to 45,000 images, a trial sees each
+image once. The last 5,000 training images are for validation: the test images
+stay unseen. The better half of a family's variants continues in the next rung,
+with a new run (successive halving).
+
+Trials in the log are not repeated: stop the program, add variants, and go on.
 """
 
 import argparse
@@ -15,7 +19,8 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil, nan
+from itertools import chain, zip_longest
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,6 @@ from train.create import create_trainer
 from train.data import datasets
 from train.data.dataset import Dataset, Split
 from train.loop import DivergedError, Trainer
-from train.output.log import Metrics
 
 RUNGS = (60, 300, 1500)  # seconds of CPU time of a trial
 WARMUP = 0.15  # of the steps
@@ -40,86 +44,71 @@ COLUMNS = (
     "train_loss", "train_acc", "val_loss", "val_acc", "settings",
 )  # fmt: skip
 
-COMMON: dict[str, Any] = {"batch_size": 64, "opt": "muon", "lr": 2e-3, "smoothing": 0.1, "crop_padding_mode": "reflect"}
+COMMON: dict[str, Any] = {"batch_size": 64, "opt": "muon", "lr": 2e-3, "smoothing": 0.1}
+FAST: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "batch_size": 256, "cutout": 8}  # as --recipe fast
 BASES: dict[str, dict[str, Any]] = {
-    "convnext": {
-        "model": "convnext_atto_cifar", "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3,
-        "layer_scale_init_value": 1.0,
-    },
+    "convnext": {"model": "convnext_micro_cifar"},
     "vit": {"model": "vit_nano_cifar", "embed_dim": 96, "depth": 6, "num_heads": 3, "global_pool": "avg"},
-    "hybrid": {
-        "model": "hybrid_nano_cifar", "stem_stride": 2, "layers": (2, 2), "channels": (128, 256), "embed_dim": 128,
-        "depth": 3, "num_heads": 4, "mlp_ratio": 2.0, "global_pool": "avg",
-    },
+    "hybrid": {"model": "hybrid_micro_cifar"},
     "swin": {"model": "swin_nano_cifar"},
-}  # fmt: skip
-CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+}
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, most informative first
     "convnext": {
         "base": {},
-        "as --recipe fast": {
-            "opt": "adamw", "lr": 1e-3, "batch_size": 256, "layer_scale_init_value": 1e-6, "stem_kernel_size": 2,
-            "depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "cutout": 8, "crop_padding_mode": "constant",
+        "as --recipe fast": FAST | {
+            "depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "stem_kernel_size": 2, "layer_scale_init_value": 1e-6,
         },
         "adamw": {"opt": "adamw"},
         "scale 1e-6": {"layer_scale_init_value": 1e-6},
         "lr 5e-3": {"lr": 5e-3},
         "stem 2": {"stem_kernel_size": 2},
-        "batch 128": {"batch_size": 128},
         "kernel 5": {"kernel_size": 5},
-        "stem 4": {"stem_kernel_size": 4},
         "dims 64": {"dims": (64, 128, 256)},
         "depths 2, 4, 2": {"depths": (2, 4, 2)},
+        "stem 4": {"stem_kernel_size": 4},
         "scale 0.1": {"layer_scale_init_value": 0.1},
+        "batch 128": {"batch_size": 128},
         "no smoothing": {"smoothing": 0.0},
-        "batch 32": {"batch_size": 32},
         "lr 1e-2": {"lr": 1e-2},
         "adamw, lr 5e-3": {"opt": "adamw", "lr": 5e-3},
         "kernel 3": {"kernel_size": 3},
-        "dims 32": {"dims": (32, 64, 128)},
     },
     "vit": {
         "base": {},
-        "as --recipe fast": {
-            "opt": "adamw", "lr": 1.5e-3, "batch_size": 256, "embed_dim": 64, "depth": 4, "num_heads": 4,
-            "global_pool": "token", "cutout": 8, "crop_padding_mode": "constant",
+        "as --recipe fast": FAST | {
+            "lr": 1.5e-3, "embed_dim": 64, "depth": 4, "num_heads": 4, "global_pool": "token",
         },
         "adamw": {"opt": "adamw"},
-        "class token": {"global_pool": "token"},
         "lr 5e-3": {"lr": 5e-3},
         "dim 128, depth 4": {"embed_dim": 128, "depth": 4, "num_heads": 4},
-        "dim 64, depth 4": {"embed_dim": 64, "depth": 4, "num_heads": 4},
+        "class token": {"global_pool": "token"},
         "mlp ratio 4": {"mlp_ratio": 4.0},
+        "dim 64, depth 4": {"embed_dim": 64, "depth": 4, "num_heads": 4},
         "batch 128": {"batch_size": 128},
-        "dim 192, depth 4": {"embed_dim": 192, "depth": 4, "num_heads": 3},
         "adamw, lr 5e-3": {"opt": "adamw", "lr": 5e-3},
         "6 heads": {"num_heads": 6},
     },
     "hybrid": {
         "base": {},
-        "as --recipe fast": {
-            "opt": "adamw", "lr": 1.5e-3, "batch_size": 256, "stem_stride": 1, "layers": (1, 1, 1), "mlp_ratio": 4.0,
-            "channels": (128, 256, 512), "embed_dim": 96, "depth": 4, "num_heads": 3, "global_pool": "token",
-            "cutout": 8, "crop_padding_mode": "constant",
+        "as --recipe fast": FAST | {
+            "lr": 1.5e-3, "stem_stride": 1, "layers": (1, 1, 1), "channels": (128, 256, 512), "embed_dim": 96,
+            "depth": 4, "num_heads": 3, "mlp_ratio": 4.0, "global_pool": "token",
         },
         "adamw": {"opt": "adamw"},
         "lr 5e-3": {"lr": 5e-3},
-        "layers 1, 1, depth 2": {"layers": (1, 1), "depth": 2},
+        "layers 1, 1": {"layers": (1, 1)},
         "stem 1": {"stem_stride": 1, "layers": (1, 1, 1), "channels": (128, 128, 256)},
         "channels 256": {"channels": (256, 256)},
-        "batch 32": {"batch_size": 32},
     },
     "swin": {
         "base": {},
-        "as --recipe fast": {
-            "opt": "adamw", "lr": 1e-3, "batch_size": 256, "cutout": 8, "crop_padding_mode": "constant",
-        },
+        "as --recipe fast": FAST,
         "adamw": {"opt": "adamw"},
         "lr 5e-3": {"lr": 5e-3},
         "dim 48": {"embed_dim": 48, "num_heads": (3, 6, 12)},
-        "mlp ratio 2": {"mlp_ratio": 2.0},
         "window 8": {"window_size": 8},
         "depths 2, 4": {"depths": (2, 4), "num_heads": (2, 4)},
-        "batch 128": {"batch_size": 128},
+        "mlp ratio 2": {"mlp_ratio": 2.0},
     },
 }  # fmt: skip
 
@@ -128,10 +117,10 @@ class Variant:
     """Settings of `python -m train`, and arguments of the model: the keys that are not settings."""
 
     def __init__(self, family: str, change: str) -> None:
-        self.family, self.name = family, f"{family}: {change}"
-        values = COMMON | BASES[family] | CHANGES[family][change]
-        self.settings = {key: value for key, value in values.items() if key in FLAGS}
-        self.arguments = {key: value for key, value in values.items() if key not in FLAGS}
+        self.name = f"{family}: {change}"
+        self.values = COMMON | BASES[family] | CHANGES[family][change]
+        self.settings = {key: value for key, value in self.values.items() if key in FLAGS}
+        self.arguments = {key: value for key, value in self.values.items() if key not in FLAGS}
 
     def trainer(self, dataset: Dataset, **settings: Any) -> Trainer:
         settings = {"threads": 1, "dataset": "cifar10"} | self.settings | settings
@@ -156,19 +145,16 @@ class Variant:
         epochs = ceil(RUNGS[rung] * 1e3 / ms / len(dataset.train))
         images = round(RUNGS[rung] * 1e3 / ms / epochs)
         trainer = self.trainer(dataset.first(images, None), epochs=epochs, warmup_epochs=WARMUP * epochs, seed=seed)
-        start, last = time.process_time(), Metrics(0, 0.0, nan, 0.0, nan, 0.0, 0.0, 0.0)
+        start, result = time.process_time(), ("nan", 0.0, "nan", 0.0)
         try:
-            for last in trainer.fit():  # noqa: B007 (the last row is the result)
-                pass
+            for m in trainer.fit():
+                result = m.train_loss, m.train_acc, m.test_loss, m.test_acc
         except DivergedError as error:
             print(f"{self.name}: {error}")
-        return {
-            "variant": self.name, "seed": seed, "rung": rung,
-            "parameters": sum(p.data.size for p in trainer.step.parameters), "ms_per_image": ms,
-            "images": images, "epochs": epochs, "cpu_seconds": time.process_time() - start,
-            "train_loss": last.train_loss, "train_acc": last.train_acc, "val_loss": last.test_loss,
-            "val_acc": last.test_acc, "settings": json.dumps(self.settings | self.arguments),
-        }  # fmt: skip
+            result = "nan", 0.0, "nan", 0.0
+        parameters, settings = sum(p.data.size for p in trainer.step.parameters), json.dumps(self.values)
+        values = parameters, ms, images, epochs, time.process_time() - start, *result, settings
+        return dict(zip(COLUMNS, (self.name, seed, rung, *values), strict=True))
 
 
 def read(log: Path) -> list[dict[str, str]]:
@@ -188,28 +174,32 @@ def append(log: Path, row: dict[str, Any]) -> None:
         table.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
-def trials(families: list[str], log: Path, seed: int) -> Iterator[tuple[Variant, int]]:
-    """The trials to run: rung by rung, family by family; in a rung, the better half of the previous rung."""
+def trials(families: Sequence[str], log: Path, seed: int) -> Iterator[tuple[Variant, int]]:
+    """The trials to run: rung by rung, the families in turn; in a rung, the better half of the previous rung."""
     for rung in range(len(RUNGS)):
-        for family in families:
-            names = [f"{family}: {change}" for change in CHANGES[family]]
-            accuracy = {row["variant"]: float(row["val_acc"]) for row in read(log) if row["rung"] == str(rung - 1)}
-            ranked = sorted(names, key=lambda name: -accuracy.get(name, 0.0))
-            for name in ranked[: ceil(len(names) / 2**rung)]:
-                if (name, str(rung), str(seed)) not in {
-                    (row["variant"], row["rung"], row["seed"]) for row in read(log)
-                }:
-                    yield Variant(family, name.removeprefix(f"{family}: ")), rung
+        queues = [ranked(family, log, rung)[: ceil(len(CHANGES[family]) / 2**rung)] for family in families]
+        for variant in filter(None, chain.from_iterable(zip_longest(*queues))):
+            if (variant.name, str(rung), str(seed)) not in {(r["variant"], r["rung"], r["seed"]) for r in read(log)}:
+                yield variant, rung
+
+
+def ranked(family: str, log: Path, rung: int) -> list[Variant]:
+    """The variants of a family, best first in the rung before; for rung 0, in the order of the table."""
+    accuracy = {row["variant"]: float(row["val_acc"]) for row in read(log) if row["rung"] == str(rung - 1)}
+    return sorted((Variant(family, change) for change in CHANGES[family]), key=lambda v: -accuracy.get(v.name, 0.0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", default="data", help="folder of CIFAR-10, or its parent (data)")
-    parser.add_argument("--log", type=Path, default=Path("search.csv"), help="table of the trials (search.csv)")
-    parser.add_argument("--minutes", type=float, default=60, help="no trial starts later than this (60)")
-    parser.add_argument("--families", nargs="+", default=list(BASES), choices=list(BASES), metavar="FAMILY")
-    parser.add_argument("--seed", type=int, default=0, help="another seed repeats the trials (0)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.search", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="CIFAR-10, or its parent folder (data)")
+    parser.add_argument("--log", type=Path, default=Path("search.csv"), metavar="FILE", help="(search.csv)")
+    parser.add_argument("--minutes", type=float, default=60, metavar="M", help="no trial starts later (60)")
+    parser.add_argument("--families", nargs="+", default=list(BASES), choices=list(BASES), metavar="F", help="(all)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed repeats the trials (0)")
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
     tune_cpu(1)

@@ -177,9 +177,12 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="runs with each library (3)")
-    parser.add_argument("--out", type=Path, default=Path("runs/training"), help="output folder (runs/training)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.training", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs with each library (3)")
+    parser.add_argument("--out", type=Path, default=Path("runs/training"), metavar="DIR", help="(runs/training)")
     options, flags = parser.parse_known_args(arguments)
     try:
         settings = parse(flags)
