@@ -7,9 +7,8 @@ Both runs start from the same weights and get the same augmented batches in the
 same order. Model, gradients, loss, clipping, AdamW and the choice of parameters
 without weight decay are PyTorch's and timm's. In float32, rounding drives the
 runs apart, as another seed would: the first losses agree to about 1e-6, the
-last results within the spread of the seeds.
-
-Writes training.csv and training.png. Other flags: those of python -m train.
+last results within the spread of the seeds. Writes training.csv and
+training.png. Other flags: those of python -m train.
 """
 
 import argparse
@@ -32,15 +31,12 @@ from train.create import create_dataset, create_model, create_trainer, model_arg
 from train.data.dataset import Dataset
 from train.loop import Trainer
 
-FIRST = 20  # steps whose losses are compared
 LIBRARIES = ("minigrad", "PyTorch")
 ONLY = {"drop_path": 0.0, "opt": "adamw", "amp": False, "grad_accum_steps": 1, "device": "cpu", "layer_decay": 1.0}
 """The only values of these settings that `TorchRun` has."""
 
 
 class Row(NamedTuple):
-    """An epoch of a run."""
-
     library: str
     seed: int
     epoch: int
@@ -116,8 +112,7 @@ class Pair:
     def step(self, index: np.ndarray) -> None:
         """A step of each library on the images at these indices."""
         step = self.trainer.step
-        images, labels = step.data.take(index)
-        draws, before = step.draws, step.sums.sums[0].item()
+        draws, before, (images, labels) = step.draws, step.sums.sums[0].item(), step.data.take(index)
         batch = step.transform(images, labels)
         step.draws = draws  # so that minigrad's step draws the same batch
         self.advance(index)
@@ -198,12 +193,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in range(settings.seed, settings.seed + options.seeds):
         pair = Pair(replace(settings, seed=seed), dataset)
         rows += pair.fit()
-        print(f"seed {seed}  losses of the first {FIRST} steps differ by up to {max(pair.differences[:FIRST]):.1e}")
+        print(f"seed {seed}  losses of the first 20 steps differ by up to {max(pair.differences[:20]):.1e}")
     with (options.out / "training.csv").open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])
     print(summary(rows))
-    title = f"{settings.model}, {dataset.name}, {len(dataset.train):,} training images"
-    draw(rows, title, options.out / "training.png")
+    draw(rows, f"{settings.model}, {dataset.name}, {len(dataset.train):,} images", options.out / "training.png")
 
 
 if __name__ == "__main__":
