@@ -40,10 +40,10 @@ def test_a_stopped_run_continues(tmp_path, monkeypatch):
 
     class Popen(subprocess.Popen):
         def wait(self, timeout=None):
-            while timeout is not None and (not (folder / "metrics.csv").exists() or len(rows(folder)) < limit):
-                time.sleep(0.02)
             if timeout is None:
                 return super().wait()
+            while self.poll() is None and (not (folder / "metrics.csv").exists() or len(rows(folder)) < limit):
+                time.sleep(0.02)
             raise subprocess.TimeoutExpired(self.args, timeout)
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
