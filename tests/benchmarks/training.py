@@ -146,7 +146,7 @@ def summary(rows: Sequence[Row]) -> str:
         ours, theirs = (values_of(rows, library, name)[:, -1] for library in LIBRARIES)
         means = ours.mean(), theirs.mean(), ours.mean() - theirs.mean()
         spread = np.std([ours, theirs], axis=1, ddof=1).mean() if len(ours) > 1 else np.nan
-        lines.append("{:12}{:10.4f}{:10.4f}{:12.4f}{:14.4f}".format(name.replace("_", " "), *means, spread))
+        lines.append("{:12}{:10.4f}{:10.4f}{:12.0e}{:14.4f}".format(name.replace("_", " "), *means, spread))
     return "\n".join(lines)
 
 
