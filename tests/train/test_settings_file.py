@@ -72,7 +72,7 @@ def test_settings_file_round_trip(tmp_path_factory, data):
         ("amp = 'yes'", ": 'amp' must be true or false, got 'yes'"),
         ("model = 5", ": 'model' must be a string in quotation marks, got 5"),
         ("model = 2026-01-01", ": 'model' must be a string in quotation marks, got datetime.date"),
-        ("recipe = 'slow'", ": 'recipe' must be one of none, fast, standard, long, got 'slow'"),
+        ("recipe = 'slow'", ": 'recipe' must be one of none, laptop, fast, standard, long, got 'slow'"),
         ("remode = 'noise'", ": 'remode' must be one of pixel, rand, const, got 'noise'"),
         ("aa = '" + "x" * 500 + "'\nlr='" + "y" * 500 + "'", r": 'lr' must be a number, got 'y{59}\.\.\.$"),
     ],

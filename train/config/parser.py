@@ -61,9 +61,9 @@ def _recipes() -> str:
     """The table of the recipes."""
     rows = {option(setting): map(show, values) for setting, values in recipes.TABLE.items()}
     for family, overrides in recipes.BY_FAMILY.items():
-        rows |= {f"{option(setting)} of {family} models": map(show, values) for setting, values in overrides.items()}
+        rows |= {f"{option(setting)} ({family})": map(show, values) for setting, values in overrides.items()}
     lines = [("", *recipes.NAMES), *((name, *values) for name, values in rows.items())]
-    return "\n".join(f"  {name:23}{fast:7}{standard:25}{long}" for name, fast, standard, long in lines)
+    return "\n".join("  {:20}{:8}{:7}{:22}{}".format(*line) for line in lines)
 
 
 def _optimizers() -> str:
