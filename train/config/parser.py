@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from train.config import recipes
 from train.config.errors import InputError
-from train.config.flags import Flag, option, show
+from train.config.flags import Flag, Pair, option, show
 from train.config.settings import FLAGS
 
 
@@ -20,7 +20,8 @@ def parser() -> argparse.ArgumentParser:
         "generated dataset `shapes`, which needs no download and takes about two minutes\n"
         "on two CPU cores. In parentheses: the default.",
         epilog=f"what the recipes set (why: train/config/recipes.py):\n{_recipes()}\n\n"
-        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/.\n\n"
+        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/;\n"
+        "with --val-split, from DIR/CLASS/.\n\n"
         "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
         "           --recipe standard --device cuda",
         formatter_class=lambda prog: _Help(prog, max_help_position=32, width=80),
@@ -40,7 +41,18 @@ def _options(flag: Flag) -> dict[str, Any]:
     if flag.type is bool:
         action = argparse.BooleanOptionalAction if flag.negatable else "store_true"
         return {"action": action, "default": argparse.SUPPRESS}
-    return {"metavar": flag.metavar, "type": _reader(flag)}
+    pair = {"nargs": 2, "action": _Pair} if flag.type == Pair else {}
+    return {"metavar": flag.metavar, "type": _reader(flag), **pair}
+
+
+class _Pair(argparse.Action):
+    """Stores two values, if `Flag.check` accepts them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            setattr(namespace, self.dest, FLAGS[self.dest].check(values))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def _reader(flag: Flag) -> Callable[[str], Any]:

@@ -2,12 +2,14 @@
 
 The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
-    pixels, uint8           flip, random crop, RandAugment (train/data/randaugment.py)
+    pixels, uint8           random resized crop (train/data/photos.py), flip, shifted crop,
+                            RandAugment (train/data/randaugment.py)
     normalised, float32     cutout, random erasing
     images and targets      mixup or CutMix
 
 The random numbers come from a Generator on the device of the images, and are the same on CPU and GPU. No transform
-synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
+synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them,
+except for the random resized crop, which runs on the CPU.
 
 With `generator.rows`, the images are a part of a batch: each is transformed as in the whole batch. On the CPU, the
 shapes in random erasing and RandAugment of a part depend on the data.
@@ -25,6 +27,7 @@ import numpy as np
 from minigrad.backend import Array, array_module, device_of, sliding_windows
 from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
+from train.data.photos import Photos, RandomResizedCrop
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 
 
@@ -250,6 +253,7 @@ class Augment:
     Fields:
         hflip: probability of a horizontal flip.
         crop_padding, crop_padding_mode: see `ShiftedCrop`.
+        scale, ratio, train_interpolation: see `RandomResizedCrop`; a scale of (1, 1) switches it off.
         aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
         cutout: side of the square, in pixels.
         reprob, remode: see `RandomErasing`.
@@ -264,6 +268,9 @@ class Augment:
     hflip: float = 0.5
     crop_padding: int = 4
     crop_padding_mode: str = "constant"
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    train_interpolation: str = "random"
     aa: str | None = None
     cutout: int = 0
     reprob: float = 0.0
@@ -297,8 +304,13 @@ class Augment:
         """True if mixup or CutMix is on: targets are probabilities then."""
         return bool(self.mixup or self.cutmix)
 
-    def pixels(self, images: Array, generator: Generator) -> Array:
-        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3."""
+    def pixels(self, images: Array | Photos, generator: Generator) -> Array:
+        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3.
+
+        Photos become images of one size: `scale` must be less than (1, 1).
+        """
+        if isinstance(images, Photos):
+            images = RandomResizedCrop(self.scale, self.ratio, self.train_interpolation)(images, generator)
         if self.hflip:
             images = Flip(self.hflip)(images, generator)
         if self.crop_padding:
@@ -339,8 +351,8 @@ class Transform:
     classes: int
     generator: Generator
 
-    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64 -> images (N, C, H, W) float32 and targets.
+    def __call__(self, images: Array | Photos, labels: Array) -> tuple[Array, Array]:
+        """Images (N, C, H, W) uint8, or photos, and labels (N,) int64 -> images (N, C, H, W) float32 and targets.
 
         The targets are the labels or, with mixup or CutMix, probabilities (N, classes) float32.
         """
