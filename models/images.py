@@ -153,15 +153,18 @@ def decode(path: Path, channels: int, resize: Callable[[Any], Any], draft: int |
             with Image.open(file, formats=list(FORMATS)) as image:
                 if draft is not None:
                     image.draft(None, (draft, draft))
-                grey = _eight_bits(image, ImageOps.exif_transpose(image))
-                resized = resize(_opaque(grey).convert("RGB" if channels == 3 else "L"))
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                opaque = _opaque(_eight_bits(image))
+                resized = resize(opaque if channels == 3 else opaque.convert("L"))
+                pixels = np.asarray(resized).reshape(resized.height, resized.width, channels)
         except _UnknownRangeError as error:
             raise ValueError(f"{path} {error}; save the image with 8 or 16 bits per channel") from None
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image in a supported format ({', '.join(FORMATS)})") from None
         except Exception as error:  # Pillow raises many types for a damaged file
             raise ValueError(f"{path} is a damaged or too large image: {error}") from error
-    return np.asarray(resized).reshape(resized.height, resized.width, channels)
+    return pixels
 
 
 @contextmanager
@@ -218,21 +221,21 @@ class _UnknownRangeError(Exception):
     """The value of white is unknown, so the image cannot be scaled to 8 bits."""
 
 
-def _eight_bits(source: Any, image: Any) -> Any:
-    """`image`, opened from `source`, with 8 bits per channel. (Pillow's own conversion clips greyscale of more bits.)
+def _eight_bits(image: Any) -> Any:
+    """The image of a file with 8 bits per channel. (Pillow's own conversion clips greyscale of more bits.)
 
     Raises:
         _UnknownRangeError: the file does not define the value of white.
     """
     from PIL import Image
 
-    tiff = getattr(source, "tag_v2", {})
-    if image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PPM", "PNG")):
+    tiff = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         bits, white_is_zero = tiff.get(_BITS_PER_SAMPLE, (16,))[0], tiff.get(_PHOTOMETRIC) == 0
         x = np.asarray(image).astype(np.int32)
         x = (2**bits - 1 - x) if white_is_zero else x
         grey = Image.fromarray((x >> (bits - 8)).astype(np.uint8))
-        if (transparent := source.info.get("transparency")) is not None:  # one of the 2¹⁶ values
+        if (transparent := image.info.get("transparency")) is not None:  # one of the 2¹⁶ values
             grey.putalpha(Image.fromarray(np.where(x == transparent, 0, 255).astype(np.uint8)))
         return grey
     if image.mode == "I":
@@ -255,7 +258,7 @@ def _opaque(image: Any) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")  # greyscale to RGB and back is exact
+    return image if image.mode == "RGB" else image.convert("RGB")  # greyscale to RGB and back is exact
 
 
 def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:
