@@ -79,9 +79,7 @@ def test_images_are_resized_to_img_size(tmp_path):
         for name in "ab":
             paint(tmp_path / split / name / "1.png", 0, (20, 50))
             paint(tmp_path / split / name / "2.jpg", 1, (70, 30))
-    data = create_dataset(
-        parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24", "--no-cache"])
-    )
+    data = create_dataset(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24", "--no-cache"]))
     assert data.train.images.shape == (4, 3, 24, 24)
 
 

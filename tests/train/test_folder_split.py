@@ -106,11 +106,11 @@ def only_train(root):
 @pytest.mark.parametrize(
     ("make", "share", "message"),
     [
-        (divided, 0.5, "divides one folder of classes, but .* is divided already, into train and val: omit --val-split$"),
+        (divided, 0.5, "but .* is divided already, into train and val: omit --val-split$"),
         (nested, 0.5, r"has 1 folder with images; .*; are the classes the folders in .*unpacked\?$"),
         (nested, 0.0, r"or CLASS/\*\.jpg, with --val-split 0\.2 to .*; are the classes the folders in .*unpacked\?$"),
         (one_image, 0.5, "needs two images in each class, to train and to test on; b has one$"),
-        (one_image, 0.0, r"no folder train: .*; or CLASS/\*\.jpg, with --val-split 0\.2 to test on a fifth of the images$"),
+        (one_image, 0.0, r"no folder train: .*; or CLASS/\*\.jpg, with --val-split 0\.2 to test on .* images$"),
         (only_train, 0.0, r"no folder val or test .*--data-dir .*train --val-split 0\.2 tests on a fifth"),
     ],
 )  # fmt: skip
@@ -120,7 +120,7 @@ def test_folders_that_cannot_be_divided_are_explained(make, share, message, tmp_
         folder.load(tmp_path, replace(PLAIN, val_split=share))
 
 
-# Evaluation ------------------------------------------------------------------------------------------------------------
+# Evaluation -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -121,9 +121,7 @@ def test_filter_of_an_image(name, share):
 
 def test_resumed_run_equals_uninterrupted_run(dataset, tmp_path):
     """With all augmentations, and batches in two threads."""
-    settings = replace(
-        parse(["--epochs", "2", "--batch-size", "20", "--threads", "2"]), scale=(0.3, 1.0), **EVERYTHING
-    )
+    settings = replace(parse(["--epochs", "2", "--batch-size", "20", "--threads", "2"]), scale=(0.3, 1.0), **EVERYTHING)
     expected = finish(trainer_of(dataset, settings))
     info, path = info_of(dataset, settings), tmp_path / "resume.npz"
     interrupted(trainer_of(dataset, settings), 4, path, info)

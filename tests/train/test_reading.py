@@ -142,9 +142,9 @@ def test_cache_that_cannot_be_written_is_reported(root, monkeypatch, capsys):
 def test_least_recently_used_files_are_deleted(root, monkeypatch):
     folder.load(root, OPTIONS)
     first = set(reading.CACHE.iterdir())
-    for path in first:
-        os.utime(path, (1, 1))
     folder.load(root, replace(OPTIONS, img_size=8))
+    for path in reading.CACHE.iterdir():
+        os.utime(path, (1, 1) if path in first else (2, 2))
     folder.load(root, OPTIONS)  # used again: the files of 8 x 8 are older now
     monkeypatch.setattr(reading, "_LIMIT", sum(path.stat().st_size for path in first))
     reading._delete_oldest()
@@ -183,6 +183,26 @@ def test_no_item_is_begun_after_an_error(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         list(reading.in_threads(work, range(1000)))
     assert len(begun) < 20 and threading.active_count() == threads
+
+
+def test_interrupt_while_items_are_queued_ends_at_once(monkeypatch):
+    monkeypatch.setattr(reading, "_cores", lambda: 2)
+    submit, queued, begun = reading.ThreadPoolExecutor.submit, [], []
+
+    def interrupted(*args):
+        queued.append(args)
+        if len(queued) == 500:
+            raise KeyboardInterrupt
+        return submit(*args)
+
+    def work(i):
+        begun.append(i)
+        time.sleep(0.005)
+
+    monkeypatch.setattr(reading.ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(reading.in_threads(work, range(1000)))
+    assert len(begun) < 250
 
 
 def test_bad_images_are_listed_in_the_folder_of_the_run(root):

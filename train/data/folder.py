@@ -49,7 +49,8 @@ class Options:
         val_split: the fraction of the images of each class to test on; 0: the folder is divided already.
         seed: of the random division.
         random_crop: keep the training images at more than `img_size`, for random resized crops.
-        fast_jpeg: decode JPEGs at 1/2, 1/4 or 1/8 of their size, if this is at least the size needed.
+        fast_jpeg: decode JPEGs at 1/2, 1/4 or 1/8 of their size, if this is at least twice the size needed, as in
+            Pillow's `thumbnail`.
         skip_bad_images: leave out images that cannot be read.
         cache: keep the decoded images in a file.
     """
@@ -216,7 +217,7 @@ def _read(folder: Path, classes: Files, title: str, options: Options, count: int
     names, labels = [file for file, _ in in_turn], np.array([label for _, label in in_turn], np.int64)
     S, crops = options.img_size, options.random_crop and title == "training"
     side = 2 * S if crops else S
-    decode = partial(_decode, side=side, square=not crops, draft=side if options.fast_jpeg else None)
+    decode = partial(_decode, side=side, square=not crops, draft=2 * side if options.fast_jpeg else None)
     try:
         read_as = {"side": side, "square": not crops, "draft": options.fast_jpeg}
         cache = reading.cache_file(folder, names, read_as) if options.cache else None
