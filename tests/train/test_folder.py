@@ -229,7 +229,7 @@ def test_run_on_an_image_folder(tmp_path):
         (["--scale", "0.3", "1"], "--scale is for --dataset folder: the images of shapes are 32 x 32; try --crop-pad"),
         (["--val-split", "0.3"], "--val-split is for --dataset folder: shapes has no image files"),
         (["--skip-bad-images"], "--skip-bad-images is for --dataset folder: shapes has no image files"),
-        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere has no folder train"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
     ],
 )
 def test_conflicting_dataset_flags_are_refused(flags, message):

@@ -107,8 +107,8 @@ def only_train(root):
     ("make", "share", "message"),
     [
         (divided, 0.5, "but .* is divided already, into train and val: omit --val-split$"),
-        (nested, 0.5, r"has 1 folder with images; .*; are the classes the folders in .*unpacked\?$"),
-        (nested, 0.0, r"or CLASS/\*\.jpg, with --val-split 0\.2 to .*; are the classes the folders in .*unpacked\?$"),
+        (nested, 0.5, r"has 1 folder with images; .*; did you mean the folders in .*unpacked\?$"),
+        (nested, 0.0, r"or CLASS/\*\.jpg, with --val-split 0\.2 to .*; did you mean the folders in .*unpacked\?$"),
         (one_image, 0.5, "needs two images in each class, to train and to test on; b has one$"),
         (one_image, 0.0, r"no folder train: .*; or CLASS/\*\.jpg, with --val-split 0\.2 to test on .* images$"),
         (only_train, 0.0, r"no folder val or test .*--data-dir .*train --val-split 0\.2 tests on a fifth"),

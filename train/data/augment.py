@@ -253,13 +253,13 @@ class Augment:
     Fields:
         hflip: probability of a horizontal flip.
         crop_padding, crop_padding_mode: see `ShiftedCrop`.
-        scale, ratio, train_interpolation: see `RandomResizedCrop`; a scale of (1, 1) switches it off.
         aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
         cutout: side of the square, in pixels.
         reprob, remode: see `RandomErasing`.
         mixup, cutmix, mixup_prob, mixup_switch_prob: see `Mix`.
         smoothing: label smoothing of the probabilities that `mixed` returns.
         mean: of each channel of the training images, with pixels in [0, 1]; the fill colour of RandAugment.
+        scale, ratio, train_interpolation: of photos, see `RandomResizedCrop`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -268,9 +268,6 @@ class Augment:
     hflip: float = 0.5
     crop_padding: int = 4
     crop_padding_mode: str = "constant"
-    scale: tuple[float, float] = (1.0, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    train_interpolation: str = "random"
     aa: str | None = None
     cutout: int = 0
     reprob: float = 0.0
@@ -281,6 +278,9 @@ class Augment:
     mixup_switch_prob: float = 0.5
     smoothing: float = 0.0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    train_interpolation: str = "random"
 
     def __post_init__(self) -> None:
         for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
@@ -289,7 +289,11 @@ class Augment:
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be at least 0 (0: off), got {getattr(self, name)}")
-        for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
+        for name, known in (
+            ("crop_padding_mode", ("constant", "reflect")),
+            ("remode", ("pixel", "rand", "const")),
+            ("train_interpolation", ("bilinear", "bicubic", "random")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         _ = self._rand_augment  # raises now if the notation is wrong
@@ -307,7 +311,7 @@ class Augment:
     def pixels(self, images: Array | Photos, generator: Generator) -> Array:
         """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3.
 
-        Photos become images of one size: `scale` must be less than (1, 1).
+        Photos become images of one size, by random resized crops.
         """
         if isinstance(images, Photos):
             images = RandomResizedCrop(self.scale, self.ratio, self.train_interpolation)(images, generator)

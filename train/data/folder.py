@@ -17,7 +17,7 @@ allow both forms, and both name the same class.
 import sys
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import chain, zip_longest
@@ -73,7 +73,7 @@ def load(folder: Path, options: Options, train: int | None = None, test: int | N
     """
     training, tested = _divided(folder, options)
     split, bad = _read(folder, training, "training", options, train)
-    test_split, others = _read(folder, tested, "test", options, test)
+    test_split, others = _read(folder, tested, "test", replace(options, random_crop=False), test)
     _check_bad(bad + others, options)
     mean, std = _statistics(split.images)
     return Dataset(folder.resolve().name, split, test_split, tuple(training), mean, std, tuple(bad + others))
@@ -92,7 +92,7 @@ def load_test(folder: Path, options: Options, count: int | None = None) -> Datas
         _, files = _divided(folder, options)
     else:
         files = _find(_test_folder(folder) or folder)
-    split, bad = _read(folder, files, "test", options, count)
+    split, bad = _read(folder, files, "test", replace(options, random_crop=False), count)
     _check_bad(bad, options)
     unknown = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and standard deviation of the training images
     return Dataset(folder.resolve().name, split.first(0), split, tuple(files), *unknown, tuple(bad))
@@ -112,6 +112,8 @@ def _test_folder(folder: Path) -> Path | None:
 
 def _divided(folder: Path, options: Options) -> tuple[Files, Files]:
     """The files of the training images and of the test images. Both have the same classes, at least two."""
+    if not folder.is_dir():
+        raise InputError(f"--data-dir {folder}: there is no such folder")
     trained, tested = folder / "train", _test_folder(folder)
     if options.val_split:
         if trained.is_dir() and tested is not None:
@@ -119,8 +121,7 @@ def _divided(folder: Path, options: Options) -> tuple[Files, Files]:
                 f"--val-split divides one folder of classes, but {folder} is divided already, into train and "
                 f"{tested.name}: omit --val-split"
             )
-        classes = _at_least_two(folder, _find(folder))
-        return _split(folder, classes, options)
+        return _split(folder, _at_least_two(folder, _find(folder)), options)
     if not trained.is_dir():
         raise InputError(
             f"--data-dir {folder} has no folder train: it must have train/CLASS/*.jpg and val/CLASS/*.jpg; or "
@@ -148,9 +149,9 @@ def _at_least_two(folder: Path, classes: Files) -> Files:
 
 def _nested(folder: Path) -> str:
     """A hint if all images are one level too deep, as in an unpacked archive: DIR/photos/CLASS/*.jpg."""
-    inside = [entry for entry in _entries(folder) if entry.is_dir()] if folder.is_dir() else []
+    inside = [entry for entry in _entries(folder) if entry.is_dir()]
     if len(inside) == 1 and any(entry.is_dir() for entry in _entries(inside[0])):
-        return f"; are the classes the folders in {inside[0]}?"
+        return f"; did you mean the folders in {inside[0]}?"
     return ""
 
 
@@ -215,7 +216,7 @@ def _read(folder: Path, classes: Files, title: str, options: Options, count: int
     files = [[(file, i) for file in found] for i, found in enumerate(classes.values())]
     in_turn = [entry for entry in chain.from_iterable(zip_longest(*files)) if entry is not None][:count]
     names, labels = [file for file, _ in in_turn], np.array([label for _, label in in_turn], np.int64)
-    S, crops = options.img_size, options.random_crop and title == "training"
+    S, crops = options.img_size, options.random_crop
     side = 2 * S if crops else S
     decode = partial(_decode, side=side, square=not crops, draft=2 * side if options.fast_jpeg else None)
     try:
