@@ -278,7 +278,9 @@ def broadcast_object_list(object_list: list[Any], src: int = 0, group: None = No
     """Replace the items by those of rank `src`: JSON values, as in `all_gather_object`."""
     found = _get(group).broadcast_object(list(object_list), root=src)
     if len(found) != len(object_list):
-        raise ValueError(f"broadcast_object_list: rank {src} sent {len(found)} objects, expected {len(object_list)}")
+        raise ValueError(
+            f"broadcast_object_list: length of the list: {len(found)} on rank {src}, here {len(object_list)}"
+        )
     object_list[:] = found
 
 
@@ -308,7 +310,7 @@ def _require_rank(name: str, rank: int, ranks: World) -> None:
 
 def _require_length(name: str, values: Sequence[Any], ranks: World) -> None:
     if len(values) != ranks.size:
-        raise ValueError(f"{name} must have {ranks.size} items, one for each rank, got {len(values)}")
+        raise ValueError(f"{name} must have one item for each rank, {ranks.size}, got {len(values)}")
 
 
 def _require_size(name: str, x: Array, size: int, like: Array) -> None:

@@ -6,13 +6,11 @@ python -m models convnext_tiny      one model, block by block
 python -m models --csv              comma-separated values
 """
 
-import argparse
 import csv
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from fnmatch import fnmatch
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -23,13 +21,14 @@ from models.deit import DeiT, DeiT3, VisionTransformerDistilled
 from models.dinov2 import DINOv2
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
-from models.registry import create_model, model_arguments, model_class, registered
+from models.pretrained import architecture
+from models.registry import create_model, list_models, model_arguments, model_class, registered
 from models.roadmap import RoadmapNet
 from models.summary.cost import Part, attention_costs, macs, parameters, parts
 from models.summary.published import PUBLISHED, SOURCES, Result
 from models.swin import SwinTransformer
 from models.swinv2 import SwinTransformerV2
-from models.terminal import escape_unencodable, table
+from models.terminal import ArgumentParser, escape_unencodable, table
 from models.vit import VisionTransformer
 
 FAMILIES = {
@@ -46,14 +45,18 @@ FAMILIES = {
     RoadmapNet: "From ResNet-50 to ConvNeXt, step by step",
 }
 LEGEND = """\
-GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted by tracing the model's own convolutions
-and matrix products (MMACs: millions). Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
-ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name of ImageNet-21k; SWAG: photos with
-hashtags, arXiv:2201.08371; DINO, LVD-142M: images without labels, then a linear classifier; FCMAE: masked images of
-ImageNet-1k, arXiv:2301.00808; IN-1k: no pre-training. One model, block by block: python -m models NAME."""
+GMACs@224: billions of multiply-accumulates for one image of 224 x 224, counted
+by tracing the model's own convolutions and matrix products (MMACs: millions).
+Top-1: accuracy on ImageNet-1k in %, as published. "IN-21k @384": pre-trained on
+ImageNet-21k, then fine-tuned on ImageNet-1k at 384 x 384; IN-22k: another name
+of ImageNet-21k; SWAG: photos with hashtags, arXiv:2201.08371; DINO, LVD-142M:
+images without labels, then a linear classifier; FCMAE: masked images of
+ImageNet-1k, arXiv:2301.00808; IN-1k: no pre-training. One model, block by
+block: python -m models NAME."""
 
 ATTENTION = """\
-Attention, in millions of multiply-accumulates for one block of each stage. C channels, h x w tokens, windows of M x M:
+Attention, in millions of multiply-accumulates for one block of each stage.
+C channels, h x w tokens, windows of M x M:
   between all tokens, as in ViT     MSA   = 4hwC² + 2(hw)²C
   within windows                    W-MSA = 4hwC² + 2M²hwC"""
 
@@ -87,14 +90,15 @@ def without_weights(name: str, **overrides: Any) -> ImageModel:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m models", description="Cost and accuracy of the models.")
+    parser = ArgumentParser(prog="python -m models", description="Cost and accuracy of the models.")
     parser.add_argument("pattern", nargs="*", default=["*"], help="names, or patterns such as 'swin_*'; default: all")
     parser.add_argument("--csv", action="store_true", help="print comma-separated values")
     options = parser.parse_args(arguments)
-    for pattern in options.pattern:
-        if not any(fnmatch(name, pattern) for name in registered()):
-            parser.error(f"no model matches {pattern!r}; `python -m models` lists all")
-    names = [name for name in registered() if any(fnmatch(name, pattern) for pattern in options.pattern)]
+    try:
+        found = {name for pattern in options.pattern for name in matches(pattern)}
+    except ValueError as error:
+        parser.error(str(error))
+    names = [name for name in registered() if name in found]
     names.sort(key=lambda name: (list(FAMILIES).index(model_class(name)), is_small(name)))
     if options.csv:
         print_csv(map(row, names))
@@ -111,6 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     swins = [name for name in names if model_class(name) is SwinTransformer]
     if swins:
         print_attention(swins)
+
+
+def matches(pattern: str) -> list[str]:
+    """The models that match a pattern, or the model of a name of torchvision or with timm's tag.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return list_models(pattern) or [architecture(pattern)]
 
 
 def is_small(name: str) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import Tensor, nn
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add
 from models import vit
@@ -148,6 +149,7 @@ class Block(vit.Block):
         super().__init__(dim, *arguments, **options)
         self.ls1, self.ls2 = LayerScale(dim, init_values), LayerScale(dim, init_values)
 
+    @with_fast_paths
     def forward(self, x: Tensor, tokens: int | None = None) -> Tensor:
         if tokens is None:
             y = self.attn(self.norm1(x))

@@ -14,7 +14,8 @@ from minigrad import functional as F
 from minigrad import no_grad
 from models import images, pretrained
 from models.model import ImageModel
-from models.terminal import escape_unencodable, table
+from models.predictions import as_csv, as_json, as_table, check_output, write
+from models.terminal import ArgumentParser, escape_unencodable, plural, printable
 from models.weights import checkpoint
 
 
@@ -26,12 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None
 ) -> int:
-    """Parse the arguments and call `run`; returns the exit code. Invalid input is reported in one line."""
+    """Parse the arguments and call `run`; returns the exit code. Invalid input and Ctrl-C are reported in one line."""
     escape_unencodable()
     try:
         run(parser.parse_args(arguments))
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
     except INPUT_ERRORS as error:
         print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
         return 2
@@ -39,7 +43,11 @@ def command(
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the table of predictions."""
+    """Print the table of predictions, or write it as CSV or JSON."""
+    for flag, path in (("--csv", options.csv), ("--json", options.json)):
+        check_output(flag, path)
+    if options.csv == options.json == "-":
+        raise ValueError("--csv - and --json - would both be written to stdout: name a file for one of them")
     model, metadata, paths = load(options)
     if not paths:
         raise ValueError("give images: python -m models.predict CHECKPOINT IMAGE...")
@@ -49,12 +57,16 @@ def run(options: argparse.Namespace) -> None:
         batch = files[start : start + options.batch_size]
         pixels = np.stack([read(file, model, metadata) for file in batch])
         predictions.extend(probabilities(model, metadata, pixels))
-    ranks = range(1, min(options.top_k, model.num_classes) + 1)
-    lines = [["image", *(cell for rank in ranks for cell in (str(rank), ""))]]
-    for file, prediction in zip(files, predictions, strict=True):
-        best = [(printable(name), f"{100 * p:.1f} %") for name, p in top(prediction, metadata["classes"], len(ranks))]
-        lines.append([printable(str(file)), *(cell for pair in best for cell in pair)])
-    print(table(lines, left=[0, *range(1, 2 * len(ranks), 2)]), flush=True)
+    best = [top(prediction, metadata["classes"], options.top_k) for prediction in predictions]
+    for path, text in ((options.csv, as_csv), (options.json, as_json)):
+        if path == "-":
+            lines = text(files, best).split("\n")
+            print("\n".join(map(printable, lines) if sys.stdout.isatty() else lines), end="", flush=True)
+        elif path is not None:
+            write(Path(path), text(files, best))
+            print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", flush=True)
+    if options.csv is None and options.json is None:
+        print(as_table(files, best), flush=True)
 
 
 def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[str]]:
@@ -103,12 +115,13 @@ def top(prediction: np.ndarray, classes: Sequence[str], k: int) -> list[tuple[st
 
 def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m models.predict",
         description="Classify images with a trained model. Prints one line per image: the most\n"
         "probable classes and their probabilities.",
         epilog="examples:\n"
-        "  python -m models.predict runs/vit_nano_cifar-cifar10/best.npz photos\n"
+        "  python -m models.predict runs/vit_nano_cifar-cifar10 photos\n"
+        "  python -m models.predict runs/vit_nano_cifar-cifar10 photos --csv photos.csv\n"
         "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
@@ -120,6 +133,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--top-k", type=count, default=5, metavar="K", help="classes per image (default 5)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images per batch (default 64)")
+    parser.add_argument("--csv", metavar="FILE", help="write a CSV file instead of the table; -: to stdout")
+    parser.add_argument("--json", metavar="FILE", help="write a JSON file instead of the table; -: to stdout")
     return parser
 
 
@@ -127,7 +142,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
     """Add the arguments for the model and its device."""
     parser.add_argument(
         "checkpoint", nargs="?", metavar="CHECKPOINT",
-        help="model file of `python -m train`, such as best.npz; left out with --pretrained",
+        help="model file of `python -m train`, or the folder of a run for its best.npz; left out with --pretrained",
     )  # fmt: skip
     parser.add_argument("--model", metavar="NAME", help="with --pretrained: a name for models.create_model")
     parser.add_argument(
@@ -153,11 +168,6 @@ def one_line(error: BaseException) -> str:
     has_file = isinstance(error, OSError) and error.filename
     text = f"{error.filename}: {error.strerror}" if has_file else str(error)  # type: ignore[attr-defined]
     return printable(" ".join(text.split()) or type(error).__name__)
-
-
-def printable(text: str) -> str:
-    """A name from a file, with unprintable characters escaped: they could send commands to the terminal."""
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 if __name__ == "__main__":

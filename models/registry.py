@@ -50,11 +50,13 @@ def model_class(name: str) -> type[ImageModel]:
         ValueError: there is no model of this name.
     """
     if name not in _MODELS:
-        close = ", ".join(difflib.get_close_matches(name, _MODELS, n=3))
-        raise ValueError(
-            f"there is no model {name!r}; "
-            + (f"did you mean {close}?" if close else "list_models() or python -m models lists all")
-        )
+        close = difflib.get_close_matches(name, _MODELS, n=3)
+        families = {other.partition("_")[0] for other in _MODELS}
+        family = difflib.get_close_matches(name.partition("_")[0], families, n=1)
+        hint = f"python -m models '{family[0]}_*' lists similar names" if family else "python -m models lists all"
+        if close:
+            hint = f"did you mean {', '.join(close)}?"
+        raise ValueError(f"there is no model {name!r}; {hint}")
     return _MODELS[name][0]
 
 

@@ -41,6 +41,7 @@ import numpy as np
 import minigrad
 from minigrad import Tensor, nn
 from minigrad import functional as F
+from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add
 from minigrad.ops.checks import sides
@@ -162,6 +163,7 @@ class SwinTransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.drop_path = nn.DropPath(drop_path)
 
+    @with_fast_paths
     def forward(self, x: Tensor) -> Tensor:
         x = residual_add(x, self.norm1(self.attn(x)), self.drop_path)  # ẑ_l
         return residual_add(x, self.norm2(self.mlp(x)), self.drop_path)  # z_l

@@ -69,8 +69,8 @@ def test_arguments_of_operations(alone):
     for call, message in (
         (lambda: dist.init_process_group("cpu:gloo,cuda:nccl"), "twice"),
         (lambda: dist.all_reduce(x, group=object()), "group must be None: all ranks are one group"),
-        (lambda: dist.all_gather([], x), "tensor_list must have 1 items, one for each rank, got 0"),
-        (lambda: dist.gather(x), "gather_list must have 1 items"),
+        (lambda: dist.all_gather([], x), "tensor_list must have one item for each rank, 1, got 0"),
+        (lambda: dist.gather(x), "gather_list must have one item for each rank, 1"),
         (lambda: dist.all_gather([Tensor([1.0])], x), r"the result is \(2,\) float32, and the Tensor for it \(1,\)"),
         (lambda: dist.all_gather_into_tensor(Tensor([1.0]), x), r"output_tensor must have 2 elements of float32"),
         (lambda: dist.reduce_scatter_tensor(x, Tensor([1.0])), r"input must have 2 elements of float32, got \(1,\)"),

@@ -44,6 +44,11 @@ class _Returns(Function):
             "backward must return arrays or None, got list",
         ),
         (
+            lambda: Tensor.apply(_Returns, X32, forward=X32.data, backward=X32).sum().backward(),
+            TypeError,
+            "backward must return arrays or None, got Tensor",
+        ),
+        (
             lambda: F.scaled_dot_product_attention(*[minigrad.ones(2, 3)] * 3, minigrad.ones(2, 2, dtype=np.int64)),
             TypeError,
             "the mask must be boolean, or floating-point",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minigrad import distributed
 from tests.cuda.runner import needs_compiler
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +28,11 @@ EXAMPLES = [
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_print_the_stated_output(example, capsys):
-    exec(compile(example, "README.md", "exec"), {})
+    try:
+        exec(compile(example, "README.md", "exec"), {})
+    finally:
+        if distributed.is_initialized():  # by the example of several processes
+            distributed.destroy_process_group()
     printed, stated = capsys.readouterr().out, re.findall(r"^print\(.*\)  # (.*)$", example, re.MULTILINE)
     assert len(stated) == example.count("print(")
     for line, expected in zip(printed.splitlines(), stated, strict=True):

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from models import predict
+from models.terminal import plural, table, unrecognized
+
 ROOT = Path(__file__).parent.parent
 PROGRAMS = [
     path
@@ -35,6 +38,45 @@ def module(path):
 
 MODELS = ROOT / "models" / "__main__.py"
 CALLS = [(path, flag) for path in PROGRAMS for flag in ("--help", "--no-such-flag-λ") if parses(path)]
+
+
+def test_columns_of_a_table_are_aligned_with_wide_letters():
+    lines = table([["日本", "1"], ["cafe\u0301", "22"], ["abcdef", "3"]], left=[0]).splitlines()
+    assert lines == ["日本     1", "cafe\u0301    22", "abcdef   3"]
+
+
+def test_plural_adds_s_or_es():
+    assert [plural(n, noun) for n, noun in ((1, "epoch"), (0, "step"), (10_000, "class"), (1, "class"))] == [
+        *("1 epoch", "0 steps", "10,000 classes", "1 class")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--topk", "3"], "--top-k"),
+        (["--batch_size=3"], "--batch-size"),
+        (["--top", "3"], "--top-k"),
+        (["\u2014device", "cuda", "--jsn"], "--device, --json"),
+        (["--qqqqqq"], ""),
+        (["--", "-5"], ""),
+    ],
+)
+def test_unknown_flags_get_a_suggestion(arguments, hint):
+    message = unrecognized(arguments, predict.parser()._option_string_actions)
+    assert message == f"unrecognized arguments: {' '.join(arguments)}" + (f"; did you mean {hint}?" if hint else "")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PROGRAMS if parses(path) and path.parent.name != "train"], ids=module
+)
+def test_programs_refuse_abbreviated_flags(path, monkeypatch, capsys):
+    """`--hel` is an abbreviation of --help, which argparse would accept."""
+    required = ["--model", "vit_tiny_cifar", "--against", "golden"] if module(path) == "models.compare" else []
+    monkeypatch.setattr(sys, "argv", ["program", "--hel", *required])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 2 and "unrecognized arguments: --hel; did you mean --help?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

@@ -11,7 +11,7 @@ from typing import Any
 from train.config import file as config
 from train.config.errors import InputError
 from train.config.parser import parser
-from train.config.recipes import recipe
+from train.config.recipes import BY_OPTIMIZER, recipe
 from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming
 from train.supervisor import end_all_ranks, ranks, supervised
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> Settings:
     """The settings of a run. --resume and --eval start from the settings stored in the run's files."""
     flags = vars(parser().parse_args(arguments))
-    given = merge(config.read(Path(flags.pop("config"))) if "config" in flags else {}, flags)
+    file = flags.pop("config", "none")
+    given = merge({} if file == "none" else config.read(Path(file)), flags)
     evaluated, resumed = given.get("eval", "none"), given.get("resume", "none")
     if evaluated == resumed == "none":
         return new_run(given)
@@ -63,21 +64,25 @@ def parse(arguments: Sequence[str] | None) -> Settings:
 def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """The settings file, overridden by the flags.
 
-    A recipe given as a flag overrides the file's values for the settings of that recipe. A device given as a flag, if
-    it differs from the file's, drops the file's `threads` and `graph`, which suit one device.
+    A recipe given as a flag overrides the file's values for the settings of that recipe. A device or an optimizer given
+    as a flag, if it differs from the file's, drops the file's settings that suit one device, `threads` and `graph`, or
+    the settings of either optimizer in `BY_OPTIMIZER`.
     """
     model = {**defaults(), **file, **flags}["model"]
     dropped = set(recipe(flags["recipe"], model)) if "recipe" in flags else set()
     device = file.get("device", defaults()["device"])
     if flags.get("device", device) != device:
         dropped |= {"threads", "graph"}
+    opt = file.get("opt", defaults()["opt"])
+    if flags.get("opt", opt) != opt:
+        dropped |= {*BY_OPTIMIZER.get(opt, {}), *BY_OPTIMIZER.get(flags["opt"], {})}
     return {**{name: value for name, value in file.items() if name not in dropped}, **flags}
 
 
 def new_run(given: dict[str, Any]) -> Settings:
-    """Precedence, highest first: `given`, the recipe, the defaults; then the defaults derived from these."""
-    dataset, model, name = ({**defaults(), **given}[key] for key in ("dataset", "model", "recipe"))
-    values = {**defaults(dataset), **recipe(name, model), **given}
+    """Precedence, highest first: `given`, the optimizer's values, the recipe, the defaults; then derived defaults."""
+    dataset, model, name, opt = ({**defaults(), **given}[key] for key in ("dataset", "model", "recipe", "opt"))
+    values = {**defaults(dataset), **recipe(name, model), **BY_OPTIMIZER.get(opt, {}), **given}
     config.check_texts(values)
     epochs, warmup = values["epochs"], values["warmup_epochs"]
     if warmup > epochs:

@@ -8,7 +8,7 @@ import minigrad.functional as F
 import models
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
-from minigrad.optim import EMA, AdamW, Muon, matrices_apart
+from minigrad.optim import EMA, SGD, Adam, AdamW, Muon, Optimizer, matrices_apart
 from minigrad.parallel.processes import World
 from minigrad.parallel.sharded import ShardedOptimizer
 from minigrad.parallel.threads import Shards
@@ -159,11 +159,19 @@ def create_augment(settings: Settings, dataset: Dataset) -> Augment:
     return augment
 
 
-def create_optimizer(settings: Settings, model: Module) -> AdamW:
-    """AdamW, or Muon for the matrices of hidden layers and AdamW for the head and parameters without weight decay."""
+def create_optimizer(settings: Settings, model: Module) -> Optimizer:
+    """The optimizer --opt. Biases, norms and embeddings have no weight decay.
+
+    Muon is for the matrices of hidden layers; the head and parameters without weight decay get AdamW.
+    """
     groups = param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay)
-    if settings.opt == "adamw":
-        return AdamW(groups)
+    match settings.opt:
+        case "adamw":
+            return AdamW(groups)
+        case "adam":
+            return Adam(groups)
+        case "sgd":
+            return SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0)
     head = getattr(model, "head", None)
     outside = [p for group in groups if not group["weight_decay"] for p in group["params"]]
     return Muon(matrices_apart(groups, outside + (list(head.parameters()) if head is not None else [])))

@@ -15,6 +15,7 @@ from models import load_weights
 from models.model import ImageModel
 from models.predict import one_line
 from models.pretrained import load_into
+from models.weights import checkpoint
 from models.weights.load import Loaded, MisfitError
 from models.weights.mismatch import first_of
 from train.config.errors import InputError
@@ -22,7 +23,8 @@ from train.output.log import plural
 
 
 def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str:
-    """Load a file into the new model `name`, on the CPU; returns a one-line summary.
+    """Load a file, or the best checkpoint of a run's folder, into the new model `name`, on the CPU; returns a one-line
+    summary.
 
     The head is not loaded if the number of classes or, for a checkpoint of this program, the class names differ.
     Position embeddings and relative position tables are resampled to the size of the images or windows.
@@ -33,6 +35,7 @@ def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str
     path = Path(file).expanduser()
     flag = f"--initial-checkpoint {path}"
     try:
+        path = checkpoint.find(path)
         metadata = _metadata(path)
         if "resume" in metadata:
             raise InputError(f"{flag} is the state of a run; its models are the files best and last in the same folder")

@@ -13,17 +13,17 @@ from minigrad.backend import cublas, to_device
 from minigrad.backend.dtypes import as_dtype
 from minigrad.parallel.processes import World
 from minigrad.parallel.threads import Shards
-from train import initial, signals
+from train import initial, lr_find, signals
 from train.config.errors import InputError
 from train.config.settings import Settings
 from train.create import create_dataset, create_model, create_test_dataset, create_trainer, model_arguments
 from train.data.dataset import Dataset
 from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
-from train.output import naming, report, resume
+from train.output import naming, plots, report, resume, tensorboard
 from train.output.info import RunInfo
-from train.output.log import columns, plural
-from train.output.results import Results, locked
+from train.output.log import columns, plural, without_libraries
+from train.output.results import Results, locked, writing
 from train.ranks import check_equal, check_parameters, only_first_prints
 
 
@@ -45,6 +45,9 @@ def run(settings: Settings) -> int:
         if settings.eval != "none":
             evaluate(settings, world)
             return 0
+        if settings.lr_find:
+            find_lr(settings, world)
+            return 0
         return train(settings, world)
 
 
@@ -55,7 +58,7 @@ def train(settings: Settings, world: World) -> int:
     if world.broadcast_object(world.rank == 0 and is_finished(settings)):  # rank 0 reads the files for all ranks
         return 0
     trainer, info, weights = prepare(settings, world)
-    results = Results(state, trainer, info, settings.checkpoint_format)
+    results = Results(state, trainer, info, settings.checkpoint_format, tensorboard=settings.tensorboard)
     with trainer.step.shards, locked(folder) if world.rank == 0 else nullcontext():
         # Checked again: another process may have trained here while the data were loaded.
         if world.broadcast_object(world.rank == 0 and is_finished(settings)):
@@ -68,7 +71,7 @@ def train(settings: Settings, world: World) -> int:
         if resumed:
             steps = plural(trainer.position, "step")
             print(f"resume   after epoch {trainer.epoch} and {steps} of the next", flush=True)
-        if code := fit(trainer, results):
+        if code := fit(trainer, results, settings.patience):
             return code
         results.finish()
     best = results.best()
@@ -99,6 +102,8 @@ def check(settings: Settings) -> None:
             as_dtype(settings.autocast_dtype)
         except RuntimeError as error:
             raise InputError(f"--amp: {error}") from None
+    if settings.tensorboard:
+        tensorboard.writer_class()
     if settings.checkpoint_format == "safetensors":
         try:
             import safetensors.numpy  # noqa: F401
@@ -122,7 +127,9 @@ def is_finished(settings: Settings) -> bool:
         return False
     finished = resume.is_finished(Path(settings.resume))
     if finished:
-        print(f"finished {settings.output} has completed {plural(settings.epochs, 'epoch')}: nothing to resume")
+        done, epochs = resume.completed(Path(settings.resume)), plural(settings.epochs, "epoch")
+        completed = f"{done} of {epochs}, ended by --patience" if done < settings.epochs else epochs
+        print(f"finished {settings.output} has completed {completed}: nothing to resume")
     return finished
 
 
@@ -180,18 +187,27 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
         print(f"ema      decay {settings.model_ema_decay:g}: the averaged weights are evaluated and saved")
     if settings.device != "cpu" and settings.why_no_graph:
         print(f"graph    none: {settings.why_no_graph}")
+    if lacking := without_libraries():
+        print(lacking)
     print(f"output   {Path(settings.output)}", flush=True)
 
 
-def fit(trainer: Trainer, results: Results) -> int:
-    """Train until the last epoch or a signal. Prints one line an epoch; returns the exit code."""
+def fit(trainer: Trainer, results: Results, patience: int = 0) -> int:
+    """Train until the last epoch, a signal, or `patience` epochs without a better test accuracy (0: no such limit).
+
+    Prints one line an epoch; returns the exit code.
+    """
     tested = "test" if trainer.step.ema is None else "EMA test"
     with signals.stop_on_signal(trainer.stop, announces=trainer.world.rank == 0) as received:
         try:
-            for metrics in trainer.fit():
+            epochs = trainer.fit()
+            while not 0 < patience <= results.epochs_since_best() and (metrics := next(epochs, None)) is not None:
                 check_parameters(trainer.world, trainer.model, metrics.epoch)
                 results.add(metrics)
                 print(metrics.line(trainer.epochs, tested, columns()), flush=True)
+            if trainer.epoch < trainer.epochs:
+                without = f"{plural(results.epochs_since_best(), 'epoch')} without a better test accuracy"
+                print(f"stopped  after epoch {trainer.epoch}/{trainer.epochs}, {without} (--patience {patience})")
         except Stopped:
             results.save()
             place = f"epoch {trainer.epoch} and {trainer.position} of {plural(trainer.steps, 'step')} of the next"
@@ -209,6 +225,26 @@ def fit(trainer: Trainer, results: Results) -> int:
                 return stopped_by(received)
             raise InputError(found or f"{error} (it did not when the epoch was repeated with checks)") from None
     return 0
+
+
+def find_lr(settings: Settings, world: World) -> None:
+    """Run the learning-rate range test, write its table and picture, and print the suggestions. Saves no weights."""
+    trainer, _, weights = prepare(settings, world)
+    folder, title = Path(settings.output), f"{settings.model} on {trainer.dataset.name}, {settings.opt}"
+    with trainer.step.shards, locked(folder) if world.rank == 0 else nullcontext():
+        print(f"lr-find  {title}, batch {settings.batch_size}, on {settings.device}", flush=True)
+        if weights:
+            print(weights)
+        test, drawn = lr_find.range_test(trainer), True
+        if world.rank == 0:
+            with writing(folder):
+                lr_find.write_table(test, folder / "lr_find.csv")
+                drawn = plots.learning_rates(test, title, folder / "lr_find.png")
+        world.barrier()  # no rank ends while another writes: a launcher may then end all ranks
+    print(f"lr       {test.steepest:.2g} (steepest decrease of the loss) or {test.tenth:.2g} (minimum / 10)")
+    if not drawn:
+        print("without  lr_find.png: pip install matplotlib")
+    print(f"output   {folder}/lr_find.csv{' and lr_find.png' if drawn else ''}", flush=True)
 
 
 def stopped_by(received: list[int]) -> int:

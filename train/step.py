@@ -23,7 +23,7 @@ from minigrad.backend import Array, array_module, device_of
 from minigrad.backend.batch import Rows, split, sums_over_batch
 from minigrad.cuda_graph import GraphedStep
 from minigrad.nn import Module
-from minigrad.optim import EMA, AdamW, GradScaler, clip_grad_norm_, scale_all
+from minigrad.optim import EMA, GradScaler, Optimizer, clip_grad_norm_, scale_all
 from minigrad.parallel.buckets import Buckets
 from minigrad.parallel.processes import World
 from minigrad.parallel.sharded import ShardedOptimizer
@@ -77,7 +77,7 @@ class Step:
         data: Split,
         transform: Transform,
         criterion: Callable[[Tensor, Tensor], Tensor],
-        optimizer: AdamW | ShardedOptimizer,
+        optimizer: Optimizer,
         ema: EMA | None,
         shards: Shards,
         world: World,

@@ -102,7 +102,11 @@ class enable_grad(_GradMode):  # noqa: N801 (PyTorch's name)
 
 
 class inference_mode(_GradMode):  # noqa: N801 (PyTorch's name)
-    """Disable the recording of ops, as `no_grad` does; with `mode=False`, enable it."""
+    """Disable the recording of ops, as `no_grad` does; with `mode=False`, enable it.
+
+    PyTorch's inference mode is faster than its `no_grad`, and restricts its outputs. Here both modes are the same: both
+    run the fast paths of inference, outputs are ordinary tensors, and nothing derived from the parameters is cached.
+    """
 
     def __new__(cls, mode: Any = True) -> Any:
         self = super().__new__(cls)

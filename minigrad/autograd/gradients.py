@@ -89,7 +89,7 @@ def _start_gradients(
     """The gradient of each output, by its node, where backward starts. `inputs` are checked too."""
     given = [None] * len(outputs) if grad_outputs is None else _sequence(grad_outputs)
     if len(given) != len(outputs):
-        raise RuntimeError(f"{caller}: got {len(given)} gradients for {len(outputs)} outputs")
+        raise RuntimeError(f"{caller}: needs one gradient per output, {len(outputs)}, got {len(given)}")
     for x in (*outputs, *inputs):
         if x._node is None:
             raise RuntimeError(f"{caller}: one of the tensors does not require grad and does not have a grad_fn")

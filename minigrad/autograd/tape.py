@@ -157,7 +157,9 @@ def _propagate(
         if observer is not None:
             observer.backward(node, next(g for g in grad if g is not None) if several else grad, results)
         if len(results) != len(edges):
-            raise TypeError(f"{node!r}.backward returned {len(results)} gradients for {len(edges)} inputs")
+            raise TypeError(
+                f"{node!r}.backward must return one gradient per input, {len(edges)}, returned {len(results)}"
+            )
         for edge, result in zip(edges, results):  # noqa: B905 (checked above; strict=True costs as much as an op)
             if edge is None or result is None:
                 continue
@@ -175,7 +177,7 @@ def _propagate(
                         owned.add(target)
                     gradients[target] = result.add_to(total)
                     continue
-                if not hasattr(result, "dtype"):
+                if not hasattr(result, "dtype") or hasattr(result, "requires_grad"):  # or a Tensor
                     raise TypeError(f"{node!r}.backward must return arrays or None, got {type(result).__name__}")
                 result = as_array(result)
             # A result that is neither grad_output nor a view is new: the engine may add to it in place.

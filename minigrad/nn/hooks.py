@@ -129,7 +129,7 @@ class BackwardHooks:
             replaced = replaced if isinstance(replaced, tuple) else (replaced,)
             if len(replaced) != len(grad_input):
                 raise RuntimeError(
-                    f"a backward hook must return None or {len(grad_input)} gradients, one for each input of "
+                    f"a backward hook must return None or one gradient for each input, {len(grad_input)}, of "
                     f"{type(self.module).__name__}, got {len(replaced)}"
                 )
             grad_input = replaced

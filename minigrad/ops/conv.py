@@ -184,9 +184,12 @@ class Columns:
         return self._by_group(y.reshape(prod(y.shape[:3]), y.shape[3]))
 
     def _matrix(self, weight: Array) -> Array:
-        """W: (O, C', KH, KW) -> (G, O', C', KH, KW) -> (G, KH, KW, C', O') -> (G, KH·KW·C', O')."""
-        grouped = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(0, 3, 4, 2, 1)
-        return grouped.reshape(self.groups, -1, grouped.shape[4])
+        """W, its columns contiguous: (O, C', KH, KW) -> (O, KH, KW, C') -> (G, O', KH·KW·C') -> (G, KH·KW·C', O').
+
+        Matrix products read contiguous columns as fast as rows, and copying the filters to columns is faster.
+        """
+        filters = weight.transpose(0, 2, 3, 1).reshape(self.groups, len(weight) // self.groups, prod(weight.shape[1:]))
+        return filters.swapaxes(1, 2)
 
     def _blocks(self, x: Array, weight_shape: tuple[int, ...]) -> Iterator[slice]:
         """Slices of the batch in which X has a bounded size."""
@@ -296,8 +299,8 @@ def _windows(x: Array, weight: Array, bias: Any, stride: Any, padding: Any, dila
         raise ValueError(f"conv2d: groups must divide the {outputs} output channels of the weight, got {groups!r}")
     if x.shape[1] != groups * grouped:
         raise ValueError(
-            f"conv2d: weight {weight.shape} in {groups} group(s) expects {groups * grouped} input channels "
-            f"(groups · weight.shape[1]), but x {x.shape} has {x.shape[1]}; is x channels-first?"
+            f"conv2d: weight {weight.shape} with groups={groups} expects x with C = {groups * grouped} "
+            f"(groups · weight.shape[1]), got x {x.shape} with C = {x.shape[1]}; is x channels-first?"
         )
     checks.affine(bias, (outputs,), "bias", "conv2d")
     stride = checks.pair(stride, "stride", "conv2d", minimum=1)

@@ -85,7 +85,7 @@ def _of_each_group(value: float | Sequence[float], name: str, scheduler: str, op
     groups = len(optimizer.param_groups)
     values = list(value) if isinstance(value, Sequence) else [value] * groups
     if len(values) != groups:
-        raise ValueError(f"{scheduler}: needs {groups} values {name}, one a group, got {len(values)}")
+        raise ValueError(f"{scheduler}: needs one value {name} for each group, {groups}, got {len(values)}")
     return values
 
 
@@ -201,7 +201,7 @@ class LambdaLR(LRScheduler):
         self.lr_lambdas = list(lr_lambda) if isinstance(lr_lambda, list | tuple) else [lr_lambda] * groups
         if len(self.lr_lambdas) != groups:
             raise ValueError(
-                f"{type(self).__name__}: needs {groups} functions, one a group, got {len(self.lr_lambdas)}"
+                f"{type(self).__name__}: needs one function for each group, {groups}, got {len(self.lr_lambdas)}"
             )
         super().__init__(optimizer, last_epoch)
 
@@ -473,8 +473,7 @@ class SequentialLR(_Schedulers):
     ) -> None:
         if len(milestones) != len(schedulers) - 1 or not schedulers:
             raise ValueError(
-                f"SequentialLR: needs one milestone less than schedulers, got {len(schedulers)} schedulers and "
-                f"{len(milestones)} milestones"
+                f"SequentialLR: needs one milestone less than schedulers, got {len(milestones)} for {len(schedulers)}"
             )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise ValueError("SequentialLR: all schedulers must be of the given optimizer")

@@ -40,14 +40,16 @@ def from_pytorch(
     """
     given = state_dict["param_groups"]
     if len(given) != len(groups):
-        raise ValueError(f"{optimizer}: this state has {len(given)} groups, this optimizer has {len(groups)} groups")
+        raise ValueError(f"{optimizer}: number of groups: {len(given)} in this state, {len(groups)} in this optimizer")
     own_name = {theirs: ours for ours, theirs in names.items()}
     arrays: dict[str, Any] = {}
     loaded = []
     for g, (theirs, ours) in enumerate(zip(given, groups, strict=True)):
         if len(theirs["params"]) != len(ours["params"]):
             counts = len(theirs["params"]), len(ours["params"])
-            raise ValueError(f"{optimizer}: group {g} has {counts[0]} parameters in this state, {counts[1]} here")
+            raise ValueError(
+                f"{optimizer}: number of parameters of group {g}: {counts[0]} in this state, {counts[1]} here"
+            )
         if on := [name for name in sorted(ABSENT) if theirs.get(name) and name not in ours]:
             raise ValueError(f"{optimizer}: this state is of an optimizer with {on[0]}, which is not supported")
         options = {name: value for name, value in theirs.items() if name not in {"params", *WITHOUT_EFFECT, *ABSENT}}

@@ -35,7 +35,9 @@ def read_state(
     """
     arrays = {key: value.data if isinstance(value, Tensor) else plain(value) for key, value in state_dict.items()}
     if extra := {key.partition(".")[0] for key in arrays} - {str(g) for g in range(len(groups))}:
-        raise ValueError(f"{optimizer}: this state has a group {min(extra)!r}, this optimizer has {len(groups)} groups")
+        raise ValueError(
+            f"{optimizer}: this state has a group {min(extra)!r}; number of groups in this optimizer: {len(groups)}"
+        )
     read = [
         _read_group(g, arrays, group["params"], own, optimizer)
         for g, (group, own) in enumerate(zip(groups, names, strict=True))
@@ -56,7 +58,9 @@ def _read_group(
     P = len(parameters)
     has_state = np.asarray(arrays.get(f"{g}.has_state", np.ones(P, np.bool_)))
     if has_state.shape != (P,):
-        raise ValueError(f"{optimizer}: group {g} has {has_state.size} parameters in this state, {P} in this optimizer")
+        raise ValueError(
+            f"{optimizer}: number of parameters of group {g}: {has_state.size} in this state, {P} in this optimizer"
+        )
     states: list[State] = [{} for _ in parameters]
     read = {f"{g}.{name}" for name in ("has_state", *own)}
     for i in map(int, has_state.nonzero()[0]):

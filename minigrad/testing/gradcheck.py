@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minigrad._tensor import Tensor
-from minigrad.autograd.function import Partial
+from minigrad.autograd.function import Function, Partial
 from minigrad.autograd.grad_mode import no_grad
 from minigrad.autograd.node import Leaf, Node, Output
 from minigrad.backend import Array, array_module, device_of, to_device
@@ -67,6 +67,7 @@ def gradcheck(
         GradcheckError: the gradient is wrong. The message names the op, the input, and both values.
         TypeError: an input to differentiate is floating-point, but not float64; or `function` returns no Tensor.
     """
+    _expect_no_class(function)
     if len(arrays) == 1 and isinstance(arrays[0], tuple | list):
         return _pytorch_form(function, arrays[0], {"rtol": rtol if rtol != 1e-6 else 1e-3, **options})
     _check(function, arrays, step, rtol, 0.0, full_jacobian_below, wrt, seed, options)
@@ -78,7 +79,7 @@ def _pytorch_form(function: Callable[..., Tensor], inputs: Sequence[Any], option
         raise TypeError(f"gradcheck: this option of PyTorch's form is not supported: {min(unknown)}")
     wrt = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
     if not wrt:
-        raise ValueError("gradcheck: at least one of the inputs must require a gradient")
+        raise ValueError("gradcheck: at least one of the inputs must require a gradient: Tensor(x, requires_grad=True)")
     step, atol, rtol = (float(options.get(name, default)) for name, default in
                         (("eps", 1e-6), ("atol", 1e-5), ("rtol", 1e-3)))  # fmt: skip
     try:
@@ -216,7 +217,10 @@ def _watched(node: Node, arrays: Sequence[Any]) -> Callable[[Any], Any]:
             partial = type(gradient) is Partial
             values = gradient.values if partial else gradient
             kind = type(values).__name__
-            check(_is_array(values), f"gradient {i} must be an array, a Partial or None, got {kind}")
+            check(
+                _is_array(values) and not isinstance(values, Tensor),
+                f"gradient {i} must be an array, a Partial or None, got {kind}",
+            )
             check(
                 partial or _broadcasts_to(shape, values.shape),
                 f"gradient {i} must have the input's shape {shape}, or a shape it broadcasts to, got {values.shape}",
@@ -324,6 +328,11 @@ def _one_hot(x: Array, index: int) -> Array:
     one = array_module(x).zeros(x.size)
     one[index] = 1
     return one.reshape(x.shape)
+
+
+def _expect_no_class(function: Any) -> None:
+    if isinstance(function, type) and issubclass(function, Function):
+        raise TypeError(f"gradcheck: {function.__name__} is the class of an op: pass {function.__name__}.apply")
 
 
 def _expect_tensor(function: Callable[..., Any], y: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable, plural
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,14 +47,14 @@ def run(options: argparse.Namespace) -> int:
     B, C, H, W = images.shape
     parameters = sum(parameter.data.size for parameter in model.parameters())
     print(f"{options.model}, {parameters:,} parameters, in {options.dtype}, against {source} in float64")
-    print(f"{B} image{'s' * (B > 1)} of {C} x {H} x {W}")
+    print(f"{plural(B, 'image')} of {C} x {H} x {W}")
     print(f"\n{table.table(comparison, model)}\n\n{table.verdict(comparison)}")
     return 1 if comparison.out_of_tolerance() else 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m models.compare",
         description="Compare a model with another library's implementation. Both run forward and\n"
         "backward with the same weights on the same images. The table shows the\n"

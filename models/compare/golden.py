@@ -6,6 +6,7 @@ elements, and the dot product with a fixed random array, which detects permutati
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +109,9 @@ def load(name: str) -> Golden:
     """
     path = FOLDER / f"{name}.json"
     if not path.is_file():
-        raise ValueError(f"there is no golden {name!r}; there are {', '.join(list_goldens())}")
+        close = get_close_matches(name, list_goldens(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else f"there are {', '.join(list_goldens())}"
+        raise ValueError(f"there is no golden {name!r}; {hint}")
     fields = json.loads(path.read_text(encoding="utf-8"))
     del fields["fingerprint"]
     for kind in _KINDS:

@@ -3,14 +3,13 @@
 A golden records only the library; our models do not run here.
 """
 
-import argparse
 from typing import Any, NamedTuple
 
 from models.compare import formula, golden
 from models.compare.golden import Fingerprint, Golden, fingerprint
 from models.compare.references import Reference
 from models.compare.trace import Arrays, channels, loss_weights, outer_layers, to_rows
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 ENTRIES = {"logits": 16, "images": 8}  # elements in a fingerprint; for other outputs 4, for other gradients none
 
@@ -131,9 +130,12 @@ def record(case: Case) -> Golden:
 def main() -> None:
     """Record all goldens, or the named ones."""
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m models.compare.record", description="Record the goldens.")
+    parser = ArgumentParser(prog="python -m models.compare.record", description="Record the goldens.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="goldens to record (default: all)")
-    for name in parser.parse_args().names or CASES:
+    names = parser.parse_args().names or list(CASES)
+    if unknown := [name for name in names if name not in CASES]:
+        parser.error(f"there is no golden {unknown[0]!r}; there are {', '.join(CASES)}")
+    for name in names:
         golden.save(name, record(CASES[name]))
         print(f"{name:32} {(golden.FOLDER / f'{name}.json').stat().st_size / 1024:6.1f} KB")
 

@@ -1,10 +1,10 @@
-"""L6: ConvNeXt's block, and its LayerNorm of images.
+"""L6: the block of ConvNeXt and ConvNeXt V2, and their LayerNorm of images.
 
 From block to block, images have the memory order (C, N, H, W). The depthwise convolution computes each channel
 separately, so it reads and writes this order without transposing. The rest of a block acts on each pixel, a column of
 the matrix X (C, pixels). In the letters of `Block`, with the weights of its `nn.Linear`s, and biases as columns:
 
-    Y = X + γ ⊙ (W₂ GELU(W₁ LN(dwconv(X)) + b₁) + b₂)
+    Y = X + γ ⊙ (W₂ GELU(W₁ LN(dwconv(X)) + b₁) + b₂)            in ConvNeXt V2: W₂ GRN(GELU(·))
 
 The loops of NumPy run over the pixels, the long axis: in a channels-last matrix (pixels, C) they would have C steps.
 """
@@ -17,10 +17,13 @@ from minigrad import Tensor, nn
 from minigrad.backend import Array, products
 from minigrad.backend.fast_paths import fast_path_of
 from minigrad.kernels.cpu.activation import gelu_
+from minigrad.kernels.cpu.chunks import ones
 from minigrad.kernels.cpu.depthwise import Tiles, plan_for
 from minigrad.kernels.cpu.depthwise_rows import Rows, rows_cost
 from minigrad.ops.windows import Windows
+from models import convnextv2
 from models.convnext import Block, LayerNorm2d
+from models.convnextv2 import GRN
 from models.cpu.inference import (
     has_arrays,
     is_array,
@@ -36,9 +39,13 @@ from models.cpu.inference import (
 
 def supports_block(block: Block, x: Tensor) -> bool:
     """True in inference, if the block consists of its original layers, without hooks inside."""
-    if not (is_inference(x) and x.ndim == 4 and type(block) is Block and isinstance(block.pwconv1, nn.Linear)):
+    known = type(block) in (Block, convnextv2.Block) and isinstance(block.pwconv1, nn.Linear)
+    if not (is_inference(x) and x.ndim == 4 and known):
         return False
     C, hidden, gamma = x.shape[1], block.pwconv1.out_features, block.gamma
+    grn = response_norm(block)
+    if grn is not None and not (runs_alone(grn, GRN) and has_arrays(grn, gamma=(hidden,), beta=(hidden,))):
+        return False
     mlp = is_layer_norm(block.norm, C) and is_linear(block.pwconv1, C, hidden) and is_linear(block.pwconv2, hidden, C)
     residual = is_identity(block.drop_path, nn.DropPath) and (gamma is None or is_array(gamma, (C,)))
     return mlp and residual and is_depthwise(block.dwconv, C)
@@ -64,19 +71,37 @@ def block(block: Block, x: Tensor) -> Tensor:
     W1, W2 = block.pwconv1.weight.data, block.pwconv2.weight.data
     layers: tuple[Any, ...] = block.dwconv, block.pwconv1, block.pwconv2
     bias, b1, b2 = (layer.bias.data[:, None] for layer in layers)
-    for pixels in slices(Y.shape[1], len(W1)):
+    grn = response_norm(block)
+    each = 1 if grn is None else output[0, 0].size  # GRN needs all pixels of an image
+    for chunk in slices(Y.shape[1] // each, len(W1), each):
+        pixels = slice(chunk.start * each, chunk.stop * each)
         Z, scratch = np.empty((2, *Y[:, pixels].shape), np.float32)
         np.add(Y[:, pixels], bias, out=Z)
         normalize_columns(Z, block.norm, scratch)
         hidden = products.matmul(W1, Z)
         hidden += b1
         gelu_(hidden)
+        if grn is not None:
+            normalize_responses(hidden.reshape(len(W1), -1, each), grn)
         products.matmul(W2, hidden, out=Z)
         Z += b2
         if block.gamma is not None:
             Z *= block.gamma.data[:, None]
         np.add(X[:, pixels], Z, out=Y[:, pixels])
     return Tensor(output.transpose(1, 0, 2, 3))
+
+
+def response_norm(block: Any) -> Any:
+    """The GRN of ConvNeXt V2's block, or None."""
+    return block.grn if type(block) is convnextv2.Block else None
+
+
+def normalize_responses(x: Array, grn: GRN) -> None:
+    """GRN of x (C, n, pixels), n images, in place: x = x + γ ⊙ N ⊙ x + β, in the letters of `models/convnextv2.py`."""
+    G = np.sqrt(np.vecdot(x, x))  # (C, n)
+    N = G / (ones(len(G)) @ G / len(G) + np.float32(1e-6))
+    x *= (1 + grn.gamma.data[:, None] * N)[:, :, None]
+    x += grn.beta.data[:, None, None]
 
 
 def depthwise(images: Array, weight: Array) -> Array:

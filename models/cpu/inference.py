@@ -13,7 +13,9 @@ from minigrad.autograd.grad_mode import mode
 from minigrad.backend import Array
 from minigrad.kernels.cpu.chunks import is_float32, ones
 from minigrad.nn.residual import is_plain
+from models import swinv2
 from models.convnext import LayerNorm2d
+from models.convnextv2 import GRN
 from models.swin import WindowAttention
 from models.vit import Attention, Mlp
 
@@ -23,7 +25,8 @@ OFFSET = 4  # as in `minigrad/kernels/cpu/norm.py`
 FORWARDS: dict[type[nn.Module], Any] = {
     kind: kind.forward
     for kind in (
-        nn.Conv2d, nn.DropPath, nn.Dropout, nn.LayerNorm, nn.Linear, LayerNorm2d, Attention, Mlp, WindowAttention
+        nn.Conv2d, nn.DropPath, nn.Dropout, nn.LayerNorm, nn.Linear,
+        LayerNorm2d, GRN, Attention, Mlp, WindowAttention, swinv2.WindowAttention,
     )
 }  # fmt: skip
 """The layers of blocks, with their `forward`. A user may replace the `forward` of a class later."""

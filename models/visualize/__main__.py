@@ -17,8 +17,9 @@ from models.convnext import ConvNeXt
 from models.hybrid import HybridVisionTransformer, StdConv2d
 from models.images import to_input
 from models.model import ImageModel
-from models.predict import add_inputs, command, load, printable, probabilities, read, top
+from models.predict import add_inputs, command, load, probabilities, read, top
 from models.swin import SwinTransformer
+from models.terminal import ArgumentParser, plural, printable
 from models.visualize import attention, gradcam, html, kernels, windows
 from models.visualize.draw import Picture, new_figure, short
 from models.visualize.fonts import drawable, fallback_fonts
@@ -166,7 +167,7 @@ def shifted_windows(
 def depthwise_kernels(model: ConvNeXt) -> "Drawn":
     """The depthwise kernels of the first block of each stage."""
     stages = [
-        (f"stage {s}, {stage[0].dwconv.weight.shape[0]} channels", stage[0].dwconv.weight.detach().numpy())
+        (f"stage {s}, {plural(stage[0].dwconv.weight.shape[0], 'channel')}", stage[0].dwconv.weight.detach().numpy())
         for s, stage in enumerate(model.stages, start=1)
     ]
     yield "kernels.png", "depthwise kernels", kernels.kernels_picture(stages)
@@ -203,7 +204,7 @@ def block_names(model: ImageModel) -> list[str]:
 
 def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m models.visualize",
         description="Visualize a trained model as PNG files (--output), or as a page to\n"
         "explore in a browser (--html).\n\nThe PNG files:\n"

@@ -11,6 +11,7 @@ import numpy as np
 
 from minigrad.ops.checks import sides
 from minigrad.ops.window_attention import Window, shift_mask, window_places
+from models.terminal import plural
 from models.visualize.draw import (
     GREY,
     LINE,
@@ -136,7 +137,7 @@ def bias_picture(blocks: Sequence[tuple[str, np.ndarray]]) -> "Figure":
     reach_y, reach_x = (side // 2 for side in blocks[0][1].shape[-2:])  # the largest windows
     note = (
         "The bias that a head adds to the score of a key, by the key's offset from the query (dot), up to "
-        f"{reach_y} rows and {reach_x} columns. Red increases attention, blue decreases it."
+        f"{plural(reach_y, 'row')} and {plural(reach_x, 'column')}. Red increases attention, blue decreases it."
     )
     size = max(columns * 1.15 + 1.6, 7), len(rows) * (1.15 + LINE)
     figure = new_figure(*size, "Relative position bias", note)

@@ -9,17 +9,43 @@ from minigrad import serialize
 from minigrad.nn import init
 from models.model import ImageModel
 from models.registry import create_model
+from models.terminal import plural
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file for a path: for the folder of a run, its best checkpoint; for any other path, the path.
+
+    Raises:
+        ValueError: the folder has no best checkpoint, or two.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [file for name in BEST if (file := path / name).exists()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"the folder {path} has both {' and '.join(BEST)}: name the file")
+    raise ValueError(
+        f"the folder {path} has no {' or '.join(BEST)}, the best checkpoint of a run: name a checkpoint, or the output "
+        "folder of a run that has completed an epoch"
+    )
+
+
+BEST = ("best.npz", "best.safetensors")
 
 
 def load(path: str | Path) -> tuple[ImageModel, dict[str, Any]]:
-    """The model in evaluation mode, and the metadata: `classes`, the class names; `mean` and `std`, per channel of the
-    training images scaled to [0, 1]; and further entries that `python -m train` writes.
+    """The model of a checkpoint, or of the best checkpoint in the folder of a run: in evaluation mode, with the
+    metadata: `classes`, the class names; `mean` and `std`, per channel of the training images scaled to [0, 1]; and
+    further entries that `python -m train` writes.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, is not a checkpoint of `python -m train`, or holds weights of another model.
         RuntimeError: the file is a `.safetensors` file, and safetensors is not installed.
     """
+    path = find(path)
     arrays, metadata = serialize.load(path)
     try:
         arguments = _arguments(metadata)
@@ -75,10 +101,11 @@ def _check_metadata(metadata: dict[str, Any], model: ImageModel) -> None:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its classes are not a list of names")
     if not classes or len(classes) != model.num_classes:
-        raise ValueError(f"it has {len(classes)} class names for a model with {model.num_classes} classes")
+        names, outputs = plural(len(classes), "class name"), plural(model.num_classes, "class")
+        raise ValueError(f"it has {names} for a model with {outputs}")
     for name, minimum in (("mean", float("-inf")), ("std", 0.0)):
         values = metadata[name]
         numeric = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numeric or len(values) != model.in_chans or not all(isfinite(v) and v > minimum for v in values):
             kind = "positive finite" if minimum == 0 else "finite"
-            raise ValueError(f"its {name} must have a {kind} number for each of {model.in_chans} channels")
+            raise ValueError(f"its {name} must have a {kind} number for each of {plural(model.in_chans, 'channel')}")

@@ -33,9 +33,10 @@ def load_weights(
     Args:
         model: a model of the same architecture.
         weights: a `.safetensors` or `.npz` file; a file of `torch.save` (`.pth`, `.pt`, `.bin`, `.ckpt`, `.pth.tar`, or
-            without a suffix), for which torch must be installed; or a dict of arrays, Tensors or torch tensors. The
-            dict may be nested, as in `{"model": ...}`. If a file has averaged weights (EMA) too, the averages are
-            loaded. Other objects in the file are ignored, and none of their code is run.
+            without a suffix), for which torch must be installed; the folder of a run of `python -m train`, for its best
+            checkpoint; or a dict of arrays, Tensors or torch tensors. The dict may be nested, as in `{"model": ...}`.
+            If a file has averaged weights (EMA) too, the averages are loaded. Other objects in the file are ignored,
+            and none of their code is run.
         head: whether to load the classifier and, if there is one, the pre-logits layer before it. False: the model
             keeps its own head, and the file's head is ignored. None: load the head if it fits.
         resize: whether to resample position embeddings and relative position bias tables of another image or window
@@ -53,6 +54,7 @@ def load_weights(
         FileNotFoundError: the file does not exist.
         RuntimeError: the library for this file format is not installed.
     """
+    weights = checkpoint.find(weights) if isinstance(weights, str | Path) else weights
     arrays = read(weights)
     saved_from = checkpoint.described_model(weights) if resize else None
     full_plan = make_plan(arrays, model, resize, saved_from)

@@ -7,7 +7,6 @@ the CPU time of minigrad's forward and backward minus NumPy's time for the same 
 turns, round by round. On a shared processor, the best round is the most reliable.
 """
 
-import argparse
 import platform
 import statistics
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minigrad import Tensor
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 LENGTH = 1000
 
@@ -55,7 +54,7 @@ def microseconds(function: Callable[..., None], *arguments: object) -> float:
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.engine", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=41, metavar="N", help="number of rounds (default: 41)")
     rounds = parser.parse_args().rounds
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, NumPy {np.__version__}")

@@ -7,7 +7,6 @@ Both run in turn, with one thread, in float32; the shapes are those of half a ba
 time of the thread; the best of 15 rounds counts.
 """
 
-import argparse
 import platform
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ import numpy as np
 from minigrad import Tensor, no_grad, tune_cpu, without_fast_paths
 from minigrad import functional as F
 from minigrad.ops import updates
-from models import convnext, swin, vit
-from models.terminal import escape_unencodable
+from models import convnext, convnextv2, deit, swin, swinv2, vit
+from models.terminal import ArgumentParser, escape_unencodable
 
 ROUNDS = 15
 
@@ -84,20 +83,34 @@ CASES: list[tuple[str, Callable[..., Tensor], list[np.ndarray]]] = [
 ]
 
 
+def swin_block(family: Any, C: int, window: int) -> Any:
+    return family.SwinTransformerBlock(C, C // 32, window, True, 4.0, True, 0.0, 0.0, 0.0)
+
+
+LAST = "ViT's last block"  # computes the class token alone
+
 BLOCKS: list[tuple[str, Callable[[], Any], tuple[int, ...]]] = [
     *(
         ("ConvNeXt's block", partial(convnext.Block, C, 7, 4.0, 0.0, 1.0), (32, C, H, H))
         for C, H in ((40, 16), (80, 8), (160, 4), (320, 2))
     ),
     ("ConvNeXt's block", partial(convnext.Block, 40, 7, 4.0, 0.0, 1.0), (1, 40, 16, 16)),
-    *(("ViT's block", partial(vit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0), (N, 65, 192)) for N in (32, 1)),
     *(
-        (
-            "Swin's block",
-            partial(swin.SwinTransformerBlock, C, C // 32, 4, True, 4.0, True, 0.0, 0.0, 0.0),
-            (32, H, H, C),
-        )
+        ("ConvNeXt V2's block", partial(convnextv2.Block, C, 7, 4.0, 0.0, None), (N, C, H, H))
+        for C, H in ((40, 16), (160, 4))
+        for N in (32, 1)
+    ),
+    *(("ViT's block", partial(vit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0), (N, 65, 192)) for N in (32, 1)),
+    *((LAST, partial(vit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0), (N, 65, 192)) for N in (32, 1)),
+    *(
+        ("DeiT III's block", partial(deit.Block, 192, 3, 4.0, True, 0.0, 0.0, 0.0, init_values=0.1), (N, 197, 192))
+        for N in (8, 1)
+    ),
+    *(("Swin's block", partial(swin_block, swin, C, 4), (32, H, H, C)) for C, H in ((96, 16), (192, 8))),
+    *(
+        ("Swin V2's block", partial(swin_block, swinv2, C, 4), (N, H, H, C))
         for C, H in ((96, 16), (192, 8))
+        for N in (32, 1)
     ),
 ]
 
@@ -131,7 +144,7 @@ def shape(x: np.ndarray) -> str:
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.fast_paths", description=__doc__.splitlines()[0])
     parser.parse_args()
     tune_cpu()
     warm_up_blas()
@@ -154,17 +167,18 @@ def main() -> None:
     print(f"{'adamw':26}{shape(x)}{step:10.2f}")
     for name, make, size in BLOCKS:
         block, x = make().eval(), Tensor(randn(*size))
-        print(f"{name:26}{shape(x.numpy())}{block_ratio(block, x):10.2f}", flush=True)
+        tokens = [1] if name == LAST else []
+        print(f"{name:26}{shape(x.numpy())}{block_ratio(block, x, *tokens):10.2f}", flush=True)
 
 
-def block_ratio(block: Any, x: Tensor) -> float:
+def block_ratio(block: Any, *inputs: Any) -> float:
     """The ratio for a block, in inference."""
     run, reference = type(block).forward, type(block).forward.__wrapped__  # type: ignore[attr-defined]
     best = [inf, inf]
     for _ in range(ROUNDS):
         for i, forward in enumerate((run, reference)):
             with no_grad():
-                best[i] = min(best[i], seconds(partial(forward, block, x)))
+                best[i] = min(best[i], seconds(partial(forward, block, *inputs)))
     return best[0] / best[1]
 
 

@@ -33,7 +33,7 @@ from math import exp, log
 from pathlib import Path
 from typing import NamedTuple
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 FAMILIES = {  # in the picture: name, colour (Okabe and Ito's, which the colour-blind can tell apart), marker
     "vit_small_patch16_224": ("ViT-S/16", "#D55E00", "o"),
@@ -250,7 +250,7 @@ def spread_apart(values: Sequence[float], gap: float) -> list[float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.benchmarks.growth", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the three smallest sizes, with fewer runs")
     parser.add_argument(
         "--output",
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     can_plot = has_matplotlib()
     if not can_plot:
-        print("No growth.png without matplotlib: pip install -e '.[train]'\n")
+        print("No growth.png without matplotlib: pip install matplotlib\n")
     print(f"{platform.processor() or platform.machine()}, one thread, float32")
     print("Forward of one image: multiply-accumulates (GMACs), CPU time (s), peak memory")
     print("minus memory before (MB). Slope p: the cost grows as pixels to the power p.\n")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from tests.benchmarks.scaling import machine
 from tests.benchmarks.scaling_mpi import mpiexec
 
@@ -83,7 +83,7 @@ def measured(arguments: argparse.Namespace, name: str) -> tuple[float, float]:
 
 def main() -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_tiny_cifar", help="default: vit_tiny_cifar")
     parser.add_argument("--batch-size", type=int, default=64, help="images of a batch, on all ranks together (64)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each configuration is started (5)")

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 
 LARGE = [f"vit_{size}_patch16_224" for size in ("tiny", "small", "base", "large")]
 CIFAR = ["vit_tiny_cifar", "swin_tiny_cifar", "convnext_atto_cifar", "hybrid_cifar"]
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from tests.benchmarks import scaling_mpi
 
     escape_unencodable()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tests.benchmarks.scaling", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from tests.gpu import processes
 from tests.gpu.output import Output
 from tests.gpu.stages import COMMANDS, SECONDS, STAGES, longest, missing
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    found = ArgumentParser(
         prog="python -m tests.gpu", description="Measure and check minigrad on a GPU: tests/gpu/README.md."
     )
     command = found.add_mutually_exclusive_group()

@@ -8,7 +8,6 @@ launches does not depend on the batch: two small batches must agree. Since bytes
 bytes at the model's batch. Bytes are those of the arrays of a launch, each once.
 """
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -24,7 +23,7 @@ import numpy as np
 from minigrad.backend import cublas, cublas_lt
 from minigrad.kernels.cuda.launch import Dim3, Kernel, use_device
 from minigrad.kernels.cuda.table import Table
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from tests.cupy_on_cpu import in_place_of_cupy
 from tests.cupy_on_cpu.api import OPERATORS
 from tests.cupy_on_cpu.array import ndarray
@@ -175,7 +174,7 @@ def recorded() -> dict[str, Any]:
 
 def main() -> int:
     escape_unencodable()
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.launches", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(prog="python -m tests.gpu.launches", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write launches.json")
     options = parser.parse_args()
     found, before = {}, recorded()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minigrad import serialize
+from models import load_weights
 from models.weights import checkpoint
 from tests.models.checkpoints import CLASSES, write
 
@@ -78,3 +79,18 @@ def test_changed_bytes_give_an_error_or_a_model(tmp_path):
             checkpoint.load(tmp_path / "damaged.npz")
         except ValueError as error:
             assert "damaged.npz" in str(error)
+
+
+def test_folder_of_a_run_is_its_best_checkpoint(tmp_path):
+    """For `load` and `load_weights`; a folder without a best checkpoint is refused."""
+    model = write(tmp_path / "best.npz", "vit")
+    write(tmp_path / "last.npz", "swin")
+    other, _ = checkpoint.load(tmp_path / "best.npz")
+    other.head.weight.data[...] = 0
+    load_weights(other, tmp_path)
+    for loaded in (other, checkpoint.load(tmp_path)[0]):
+        np.testing.assert_array_equal(loaded.head.weight.numpy(), model.head.weight.numpy())
+    (tmp_path / "best.npz").unlink()
+    for load in (checkpoint.load, lambda path: load_weights(other, path)):
+        with pytest.raises(ValueError, match=r"has no best\.npz or best\.safetensors, the best checkpoint of a run"):
+            load(tmp_path)

@@ -143,7 +143,8 @@ def test_command_line_reports_a_wrong_model(capsys, monkeypatch):
     ("arguments", "message"),
     [
         (["--model", "vit", "--against", "golden", "--batch", "2"], "do not apply to a golden"),
-        (["--model", "vit_nano_cifr", "--against", "golden"], "there are convnext_64x64, "),
+        (["--model", "vit_tiny_cifr", "--against", "golden"], "did you mean vit_tiny_cifar"),
+        (["--model", "none", "--against", "golden"], "there are convnext_64x64, "),
         (["--model", "vit_nano_cifr", "--against", "timm"], "did you mean vit_nano_cifar"),
         (["--model", "vit_nano_cifar", "--against", "timm", "--img-size", "33"], "next size that fits is 36 x 36"),
         (["--model", "hybrid_nano_cifar", "--against", "torchvision"], "HybridVisionTransformer; try timm"),

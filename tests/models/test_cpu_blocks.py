@@ -15,10 +15,10 @@ from minigrad import functional as F
 from minigrad.autograd.anomaly import detect_anomaly
 from minigrad.backend import fast_paths
 from minigrad.backend.fast_paths import fast_paths_of
-from models import convnext, cpu, swin, vit
+from models import convnext, convnextv2, cpu, deit, swin, swinv2, vit
 from models.cpu import inference
 
-KINDS = ["convnext", "vit", "swin", "swin shifted"]
+KINDS = ["convnext", "convnextv2", "vit", "deit3", "swin", "swin shifted", "swinv2", "swinv2 shifted"]
 
 
 def randn(seed, *shape):
@@ -29,17 +29,24 @@ def make(kind, dim=12, ratio=4.0, drop=0.0, window=4):
     """A block with random parameters, in evaluation mode."""
     if kind == "convnext":
         block = convnext.Block(dim, 7, ratio, drop, 1.0)
+    elif kind == "convnextv2":
+        block = convnextv2.Block(dim, 7, ratio, drop, None)
     elif kind == "vit":
         block = vit.Block(dim, 3, ratio, True, drop, drop, drop)
+    elif kind == "deit3":
+        block = deit.Block(dim, 3, ratio, True, drop, drop, drop, init_values=1.0)
     else:
-        block = swin.SwinTransformerBlock(dim, 3, window, kind == "swin shifted", ratio, True, drop, drop, drop)
+        family = swinv2 if kind.startswith("swinv2") else swin
+        block = family.SwinTransformerBlock(dim, 3, window, kind.endswith("shifted"), ratio, True, drop, drop, drop)
     for i, parameter in enumerate(block.parameters()):
         parameter.data[...] = randn(i, *parameter.shape) * (0.3 if parameter.ndim > 1 else 1)
     return block.eval()
 
 
 def inputs(kind, N=3, H=8, W=8, dim=12, seed=0):
-    shape = {"convnext": (N, dim, H, W), "vit": (N, H * W + 1, dim)}.get(kind, (N, H, W, dim))
+    images, tokens = (N, dim, H, W), (N, H * W + 1, dim)
+    shapes = {"convnext": images, "convnextv2": images, "vit": tokens, "deit3": tokens}
+    shape = shapes.get(kind, (N, H, W, dim))
     return Tensor(randn(seed, *shape))
 
 
@@ -51,13 +58,15 @@ def calls(monkeypatch):
         convnext.Block.forward,
         convnext.LayerNorm2d.forward,
         vit.Block.forward,
+        deit.Block.forward,
         swin.SwinTransformerBlock.forward,
+        swinv2.SwinTransformerBlock.forward,
     ):
         (implementation,) = fast_paths_of(reference)
 
-        def counted(*arguments, implementation=implementation):
+        def counted(*arguments, implementation=implementation, **options):
             names.append(implementation.__name__)
-            return implementation(*arguments)
+            return implementation(*arguments, **options)
 
         counted.supports = implementation.supports
         for table in (fast_paths.FAST_PATHS, fast_paths._registered):
@@ -139,8 +148,8 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_reference_runs_otherwise(kind, change, calls):
     block, x = make(kind, drop=0.0), inputs(kind)
-    object.__setattr__(block, "norm_", block.norm if kind == "convnext" else block.norm2)
-    object.__setattr__(block, "linear_", block.pwconv2 if kind == "convnext" else block.mlp.fc2)
+    object.__setattr__(block, "norm_", block.norm if "convnext" in kind else block.norm2)
+    object.__setattr__(block, "linear_", block.pwconv2 if "convnext" in kind else block.mlp.fc2)
     UNSUPPORTED[change](block, x)
     modes = {
         "gradients": minigrad.enable_grad,
@@ -175,8 +184,50 @@ def test_a_subclass_with_another_forward_runs(calls):
     assert calls == []
 
 
-def test_padded_windows_run_the_reference(calls):
-    block, x = make("swin shifted"), inputs("swin", H=7, W=6)
+@pytest.mark.parametrize("kind", ["vit", "deit3"])
+@pytest.mark.parametrize("tokens", [1, 2, 65])
+def test_first_tokens_equal_reference(kind, tokens, calls):
+    block, x = make(kind), inputs(kind)
+    with no_grad():
+        y, all_tokens = block(x, tokens).numpy(), block(x).numpy()
+        with minigrad.without_fast_paths():
+            expected = block(x, tokens).numpy()
+    np.testing.assert_allclose(y, expected, atol=1e-5 * abs(expected).max())
+    np.testing.assert_allclose(y, all_tokens[:, :tokens], atol=1e-5 * abs(expected).max())
+    assert calls == ["vit_block"] * 2
+
+
+@pytest.mark.parametrize("kind", ["vit", "deit3"])
+@pytest.mark.parametrize("tokens", [0, 66, -1])
+def test_other_numbers_of_tokens_run_the_reference(kind, tokens, calls):
+    block, x = make(kind), inputs(kind)
+    with no_grad():
+        y = block(x, tokens).numpy()
+    assert y.shape == x.numpy()[:, :tokens].shape and calls == []
+
+
+def test_hook_on_response_norm_runs(calls):
+    block, x = make("convnextv2"), inputs("convnextv2")
+    block.grn.register_forward_hook(lambda module, args, output: output * 2)
+    assert_equals_reference(block, x)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("convnext", "gamma"), ("convnextv2", "grn.beta"), ("deit3", "ls2.gamma"), ("swinv2", "attn.logit_scale")],
+)
+def test_a_double_parameter_runs_the_reference(kind, name, calls):
+    block, x = make(kind), inputs(kind)
+    parameter = dict(block.named_parameters())[name]
+    parameter.data = parameter.data.astype(np.float64)
+    with no_grad():
+        assert block(x).dtype == np.float64 and calls == []
+
+
+@pytest.mark.parametrize("kind", ["swin shifted", "swinv2 shifted"])
+def test_padded_windows_run_the_reference(kind, calls):
+    block, x = make(kind), inputs(kind, H=7, W=6)
     assert_equals_reference(block, x)
     assert calls == []
 
@@ -217,11 +268,22 @@ def test_loaded_trained_and_replaced_parameters_are_noticed(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_fortran_order(kind, calls):
+    block, x = make(kind), inputs(kind)
+    y = assert_equals_reference(block, x).numpy()
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = np.asfortranarray(module.weight.data)
+    np.testing.assert_allclose(assert_equals_reference(block, x).numpy(), y, atol=1e-5 * abs(y).max())
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_hook_registered_and_removed_between_calls(kind, calls):
     block, x = make(kind), inputs(kind)
     y = assert_equals_reference(block, x).numpy()
     seen = []
-    handle = (block.norm if kind == "convnext" else block.norm1).register_forward_hook(lambda *_: seen.append(1))
+    handle = (block.norm if "convnext" in kind else block.norm1).register_forward_hook(lambda *_: seen.append(1))
     assert_equals_reference(block, x)
     assert len(seen) == 2 and len(calls) == 1
     handle.remove()
@@ -279,7 +341,10 @@ def test_threads_share_a_block(kind):
             np.testing.assert_allclose(result, y, atol=1e-5 * abs(y).max())
 
 
-@pytest.mark.parametrize("name", ["convnext_atto_cifar", "vit_nano_cifar", "swin_nano_cifar", "hybrid_nano_cifar"])
+@pytest.mark.parametrize("name", [
+    "convnext_atto_cifar", "convnextv2_atto_cifar", "vit_nano_cifar", "swin_nano_cifar", "swinv2_nano_cifar",
+    "hybrid_nano_cifar",
+])  # fmt: skip
 @pytest.mark.parametrize("batch", [1, 3, 64])
 def test_models_equal_reference(name, batch, calls):
     """After random changes of all parameters: new models have γ = 0.000001, and heads of zeros."""
@@ -292,7 +357,9 @@ def test_models_equal_reference(name, batch, calls):
     assert calls
 
 
-@pytest.mark.parametrize("name", ["convnext_atto_cifar", "vit_nano_cifar", "swin_nano_cifar"])
+@pytest.mark.parametrize(
+    "name", ["convnext_atto_cifar", "convnextv2_atto_cifar", "vit_nano_cifar", "swin_nano_cifar", "swinv2_nano_cifar"]
+)
 def test_peak_memory_does_not_grow(name):
     model, x = models.create_model(name).eval(), Tensor(randn(0, 32, 3, 32, 32))
     peaks = []

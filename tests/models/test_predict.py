@@ -1,5 +1,7 @@
 """`python -m models.predict`: the table of predictions, and invalid input."""
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -74,6 +76,84 @@ def test_folder_stands_for_its_images_sorted_by_name(folder, capsys):
     assert header.split() == ["image", *map(str, range(1, 1 + len(CLASSES)))]
 
 
+def test_folder_of_a_run_stands_for_its_best_checkpoint(folder, capsys):
+    (folder / "run").mkdir()
+    (folder / "vit.npz").rename(folder / "run" / "best.npz")
+    write(folder / "run" / "last.npz", "swin")
+    lines = []
+    for name in ("run/best.npz", "run"):
+        assert main([str(folder / name), str(folder / "images")]) == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1]
+    (folder / "run" / "best.safetensors").touch()
+    assert main([str(folder / "run"), str(folder / "images")]) == 2
+    assert "has both best.npz and best.safetensors: name the file" in capsys.readouterr().err
+
+
+# CSV and JSON ---------------------------------------------------------------------------------------------------------
+
+ODD = ["=1.png", 'a,b"c.png', "new\nline.png", "\r.png", "\x1b[31m.png", "ü.png"]
+
+
+@pytest.fixture
+def odd(folder):
+    """The paths of images with odd names in the folder `odd`."""
+    if sys.platform == "win32":
+        pytest.skip("Windows allows no such names")
+    (folder / "odd").mkdir()
+    for name in ODD:
+        (folder / "odd" / name).write_bytes((folder / "images" / "a.png").read_bytes())
+    return [str(path) for path in sorted((folder / "odd").iterdir())]
+
+
+def test_csv_and_json_have_the_paths_and_probabilities(folder, odd, capsys):
+    flags = [str(folder / "vit.npz"), str(folder / "odd"), "--top-k", "2"]
+    assert main([*flags, "--csv", str(folder / "p.csv"), "--json", str(folder / "p.JSON")]) == 0
+    assert capsys.readouterr().out.count("  predictions for 6 images\n") == 2
+    with open(folder / "p.csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "class_1", "probability_1", "class_2", "probability_2"]
+    found = json.loads((folder / "p.JSON").read_text())
+    assert [row[0] for row in rows] == [image["image"] for image in found] == odd
+    for (_, *cells), image in zip(rows, found, strict=True):
+        pairs = [(p["class"], p["probability"]) for p in image["predictions"]]
+        assert [(cells[0], float(cells[1])), (cells[2], float(cells[3]))] == pairs
+        assert pairs[0][0] in CLASSES and 1 > pairs[0][1] > pairs[1][1] > 0
+    for flag, name in (("--csv", "p.csv"), ("--json", "p.JSON")):
+        assert main([*flags, flag, "-"]) == 0
+        assert capsys.readouterr().out == (folder / name).read_bytes().decode()
+
+
+def test_csv_of_an_undecodable_name_is_utf8(folder):
+    name = os.fsdecode(b"\xff.png")
+    try:
+        (folder / name).write_bytes((folder / "images" / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("the file system allows UTF-8 only")
+    flags = [str(folder / "vit.npz"), str(folder / name)]
+    assert main([*flags, "--csv", str(folder / "p.csv"), "--json", str(folder / "p.json")]) == 0
+    assert "\\udcff.png" in (folder / "p.csv").read_text(encoding="utf-8")
+    assert json.loads((folder / "p.json").read_text())[0]["image"] == str(folder / name)
+
+
+def test_csv_on_a_terminal_escapes_unprintable_characters(folder, odd, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main([str(folder / "vit.npz"), str(folder / "odd"), "--csv", "-"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\\x1b[31m.png" in out
+
+
+def test_csv_is_replaced_only_when_complete(folder, capsys, monkeypatch):
+    (folder / "p.csv").write_text("earlier")
+
+    def full(handle):
+        raise OSError(28, "No space left on device", "p.csv")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([str(folder / "vit.npz"), str(folder / "images"), "--csv", str(folder / "p.csv")]) == 2
+    assert (folder / "p.csv").read_text() == "earlier" and not list(folder.glob("*.part"))
+
+
 def test_devices_agree(folder, device, capsys):
     assert main([str(folder / "vit.npz"), str(folder / "images")]) == 0
     expected = capsys.readouterr().out
@@ -121,6 +201,12 @@ def test_help_needs_no_pillow():
         (["vit.npz", "no.png"], "there is no file or folder no.png"),
         (["vit.npz", "empty"], "there are no images in the folder empty"),
         (["vit.npz", "vit.npz"], "vit.npz is not an image in a supported format"),
+        (["vit.npz", "images", "--csv", "images/a.png"], "--csv writes a file that ends in .csv, or - for stdout; got"),
+        (["vit.npz", "images", "--json", "x.csv"], "--json writes a file that ends in .json"),
+        (["vit.npz", "images", "--csv", "none/x.csv"], "--csv none/x.csv: there is no folder none"),
+        (["vit.npz", "images", "--csv", "folder.csv"], "--csv folder.csv is a folder: name a file"),
+        (["vit.npz", "images", "--csv", "-", "--json", "-"], "would both be written to stdout"),
+        (["images", "vit.npz"], r"the folder images has no best.npz or best.safetensors, .*: name a checkpoint"),
         (["vit.npz", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images/a.png", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images", "--device", "tpu"], 'device must be "cpu", "cuda"'),
@@ -134,6 +220,7 @@ def test_help_needs_no_pillow():
 def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
+    (folder / "folder.csv").mkdir()
     serialize.save("foreign.npz", {"head.weight": np.zeros((3, 4))})
     for cut, source in (("cut.npz", "vit.npz"), ("cut.png", "images/a.png")):
         content = Path(source).read_bytes()
@@ -141,6 +228,15 @@ def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, fold
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and re.search(f"^python -m models.predict: .*{message}", err), err
+
+
+def test_interruption_prints_one_line(folder, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("models.predict.probabilities", interrupt)
+    assert main([str(folder / "vit.npz"), str(folder / "images")]) == 130
+    assert capsys.readouterr() == ("", "python -m models.predict: interrupted\n")
 
 
 def test_runs_as_a_program(folder):

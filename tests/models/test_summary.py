@@ -305,9 +305,20 @@ def test_csv_has_the_rows_of_the_table(capsys):
 
 
 def test_unknown_names_raise(capsys):
-    with pytest.raises(SystemExit):
-        main(["swin_huge"])
-    assert "no model matches 'swin_huge'" in capsys.readouterr().err
+    for name, hint in [
+        ("swin_nano_cifra", "did you mean swin_nano_cifar"),
+        ("swim*", "python -m models 'swin_*' lists similar names"),
+        ("resnet50", "python -m models lists all"),
+    ]:
+        with pytest.raises(SystemExit):
+            main([name])
+        assert f"there is no model '{name}'; {hint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["swin_v2_t", "swinv2_tiny_window8_256.ms_in1k"])
+def test_names_of_torchvision_and_tags_are_shown(name, capsys):
+    main([name, "--csv"])
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["name", "swinv2_tiny_window8_256"]
 
 
 def test_families_and_published_figures_belong_to_models():

@@ -112,7 +112,7 @@ def test_backward_hook_of_several_inputs_and_outputs():
 def test_backward_hook_with_a_wrong_number_of_gradients_is_refused():
     linear = layer()
     linear.register_full_backward_hook(lambda *_: (None, None))
-    with pytest.raises(RuntimeError, match="must return None or 1 gradients"):
+    with pytest.raises(RuntimeError, match="must return None or one gradient for each input, 1,"):
         linear(x(True)).sum().backward()
 
 

@@ -93,7 +93,7 @@ def test_restored_optimizer_continues_bit_for_bit(make):
     for p, c in zip(params, copies, strict=True):
         np.testing.assert_array_equal(p.data, c.data)
     other = make([Parameter(np.ones(7))])
-    with pytest.raises(ValueError, match="group 0 has 3 parameters in this state, 1 in this optimizer"):
+    with pytest.raises(ValueError, match="number of parameters of group 0: 3 in this state, 1 in this optimizer"):
         other.load_state_dict(one.flat_state_dict())
     assert other.state == [[{}]]
 

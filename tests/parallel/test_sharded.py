@@ -77,6 +77,7 @@ OPTIMIZERS = {
     "adamw": adamw,
     "amsgrad": partial(adamw, amsgrad=True),
     "maximize": partial(adamw, maximize=True),
+    "adam": lambda net: optim.Adam(net.parameters(), lr=1e-2, weight_decay=0.1),
     "muon": muon,
     "sgd": lambda net: optim.SGD(net.parameters(), lr=1e-2),
     "momentum": lambda net: optim.SGD(net.parameters(), lr=1e-2, momentum=0.9, nesterov=True),

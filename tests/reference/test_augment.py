@@ -1,7 +1,8 @@
-"""Augmentation against Pillow, timm and torchvision: all ops, RandAugment's notation, mixup and cutmix."""
+"""Augmentation against Pillow, timm and torchvision: all ops, RandAugment's notation, colour jitter, mixup, cutmix."""
 
 import random
 import warnings
+from functools import reduce
 from unittest.mock import patch
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from minigrad.backend.random import Generator
 from models.compare import libraries
 from train.data.augment import Augment, Mix, blend, one_hot
+from train.data.colorjitter import color_jitter, hsv_to_rgb, jitter, permutation, rgb_to_hsv, shift_hue
 from train.data.randaugment import COLOURS, MATRICES, arguments, rand_augment, warp
 
 torch = pytest.importorskip("torch")
@@ -95,6 +97,66 @@ def test_ops_equal_torchvision(images, factor, level, bits):
     near(COLOURS["Contrast"](images, factors), tv.adjust_contrast(tensor, factor), 2)
     near(COLOURS["Color"](images, factors), tv.adjust_saturation(tensor, factor), 2)
     near(COLOURS["Sharpness"](images, factors), tv.adjust_sharpness(tensor, factor))
+
+
+@given(
+    images=pictures(),
+    factors=st.tuples(*[st.floats(0, 3)] * 3),
+    shift=st.none() | st.floats(-0.5, 0.5),
+    order=st.integers(0, 23),
+)
+def test_colour_jitter_equals_torchvision(images, factors, shift, order):
+    """On Pillow images bit for bit, in every order; the order is that of minigrad."""
+    N = len(images)
+    shifts = None if shift is None else np.full(N, shift)
+    found = jitter(images, [np.full(N, factor) for factor in factors], shifts, np.full(N, order))
+    functions = [
+        (lambda x, f=f, factor=factor: f(x, factor))
+        for f, factor in zip((tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors, strict=True)
+    ]
+    functions = [functions[op] for op in permutation(order % 6)]
+    if shift is not None:
+        functions.insert(order // 6, lambda x: tv.adjust_hue(x, shift))
+    expected = for_each_image(lambda x: reduce(lambda x, function: function(x), functions, x), images)
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(images=pictures(), shift=st.floats(-0.5, 0.5))
+def test_hue_of_a_tensor_is_near_that_of_an_image(images, shift):
+    """torchvision's tensors have hues in float32, Pillow's images in 255 steps: a step is up to 6 levels."""
+    found = shift_hue(images, np.full(len(images), shift)).astype(int)
+    assert abs(found - tv.adjust_hue(torch.from_numpy(images), shift).numpy()).max() <= 14
+
+
+def test_all_hues_equal_pillow():
+    """RGB -> HSV and HSV -> RGB, for every third level."""
+    level = np.arange(0, 256, 3, dtype=np.uint8)
+    x = np.stack(np.meshgrid(level, level, level, indexing="ij")).reshape(1, 3, len(level), -1)
+    pixels = np.ascontiguousarray(x[0].transpose(1, 2, 0))
+    hsv = np.asarray(Image.fromarray(pixels).convert("HSV")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(np.concatenate(rgb_to_hsv(x)), hsv)
+    rgb = np.asarray(Image.frombytes("HSV", pixels.shape[1::-1], pixels.tobytes()).convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(hsv_to_rgb(*(x[:, c] for c in range(3)))[0], rgb)
+
+
+@pytest.mark.parametrize("strengths", [0.4, 1.5, (0.4, 0.2, 0.1), (0.4, 0.4, 0.4, 0.1)])
+def test_colour_jitter_ranges_equal_torchvision(strengths):
+    """timm passes one number as brightness, contrast and saturation."""
+    from timm.data import create_transform
+
+    transform = create_transform(32, is_training=True, color_jitter=strengths)
+    reference = next(t for t in transform.transforms if type(t).__name__ == "ColorJitter")
+    texts = ",".join(map(str, strengths)) if isinstance(strengths, tuple) else str(strengths)
+    seen, u = [], [np.zeros((5, 2), np.float32), np.full((5, 2), 1, np.float32)]
+    with patch("train.data.colorjitter.jitter", lambda images, *arguments: seen.append(arguments)):
+        for values in u:
+            with patch.object(Generator, "uniform", lambda *a, values=values, **k: values):
+                color_jitter(texts)(np.zeros((2, 3, 1, 1), np.uint8), Generator())
+    (low, low_hue, _), (high, high_hue, _) = seen
+    for name, first, last in zip(("brightness", "contrast", "saturation"), low, high, strict=True):
+        assert getattr(reference, name) == pytest.approx((first[0], last[0]))
+    hues = None if low_hue is None else pytest.approx((low_hue[0], high_hue[0]))
+    assert reference.hue == hues
 
 
 @given(

@@ -350,6 +350,11 @@ def test_atol_is_an_error_of_each_entry(factor, atol, correct):
     assert gradcheck(op(Cube, factor=factor), (leaf(x),), atol=atol, rtol=0.0, raise_exception=False) is correct
 
 
+class BackwardReturnsTensor(Square):
+    def backward(self, grad_output):
+        return Tensor(super().backward(grad_output))
+
+
 class ReturnsTensor(Square):
     def forward(self, x):
         return Tensor(super().forward(x))
@@ -361,6 +366,8 @@ class ReturnsTensor(Square):
         (lambda x: (x, x * 2), TypeError, "must return one Tensor, got a tuple of 2 values"),
         (lambda x: x.numpy(), TypeError, "must return a Tensor, got ndarray"),
         (op(ReturnsTensor), TypeError, "must return an array, got Tensor: forward and backward of an op compute on"),
+        (op(BackwardReturnsTensor), GradcheckError, "gradient 0 must be an array, a Partial or None, got Tensor"),
+        (Square, TypeError, "Square is the class of an op: pass Square.apply"),
         (lambda x: (x - 100).log(), GradcheckError, "the output has NaN or infinite values"),
         (lambda x: x / 0.0, GradcheckError, "the output has NaN or infinite values"),
     ],

@@ -16,8 +16,8 @@ FLAGS = ["--train-num-samples", "60", "--val-num-samples", "20", "--batch-size",
 """Flags of a run of three steps an epoch."""
 
 EVERYTHING = {
-    "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "cutout": 4, "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0,
-    "aug_repeats": 2, "smoothing": 0.1,
+    "hflip": 0.5, "crop_padding": 4, "aa": "rand-m9-mstd0.5", "color_jitter": "0.4,0.4,0.4,0.1", "cutout": 4,
+    "reprob": 0.5, "mixup": 0.8, "cutmix": 1.0, "aug_repeats": 2, "smoothing": 0.1,
 }  # fmt: skip
 """Settings with every augmentation on."""
 

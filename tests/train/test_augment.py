@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from itertools import product
+from itertools import permutations, product
 from math import ceil, floor, inf
 
 import numpy as np
@@ -21,6 +21,7 @@ from tests.backend.test_random import counted_blocks, generator_of
 from tests.cuda.runner import needs_compiler
 from train.data.augment import Augment, Cutout, Flip, Mix, RandomErasing, ShiftedCrop, Transform, beta, one_hot
 from train.data.batches import repeated
+from train.data.colorjitter import ColorJitter, color_jitter, jitter, permutation
 from train.data.randaugment import RandAugment, rand_augment
 
 SEEDS = st.integers(0, 2**32)
@@ -30,6 +31,8 @@ ON_PIXELS = {
     "reflecting crop": ShiftedCrop(2, "reflect"),
     "RandAugment": RandAugment(9, std=0.5, prob=0.9),
     "increasing RandAugment": RandAugment(7, 3, increasing=True, std=inf),
+    "colour jitter": ColorJitter(0.4, 0.5, 2),
+    "colour jitter with hue": ColorJitter(0.4, 0.4, 0.4, 0.5),
 }
 NORMALISED = {
     "cutout": Cutout(4),
@@ -44,6 +47,7 @@ NEVER = {
     "crop": ShiftedCrop(0),
     "RandAugment": RandAugment(prob=0),
     "no ops": RandAugment(num_ops=0),
+    "colour jitter": ColorJitter(),
     "cutout": Cutout(0),
     "erasing": RandomErasing(0),
 }
@@ -216,6 +220,51 @@ def test_erasing_covers_every_pixel():
     np.testing.assert_allclose(often, often[::-1, ::-1], atol=0.04)
 
 
+def test_color_jitter_factors_and_orders_are_uniform(monkeypatch):
+    """Factors of strength 0.4 are in [0.6, 1.4], of strength 3 in [0, 4]. All 24 orders are equally frequent."""
+    seen = []
+    monkeypatch.setattr("train.data.colorjitter.jitter", lambda images, *arguments: seen.extend(arguments))
+    ColorJitter(0.4, 3, 0, 0.1)(made("flip", 24_000, 1, 1), Generator(0))
+    (brightness, contrast, saturation), hue, order = seen
+    for values, low, high in ((brightness, 0.6, 1.4), (contrast, 0, 4), (hue, -0.1, 0.1)):
+        at = np.sort((values - low) / (high - low))
+        assert abs(at - (np.arange(24_000) + 0.5) / 24_000).max() < 0.01
+    assert (saturation == 1).all()
+    np.testing.assert_allclose(np.bincount(order, minlength=24), 1000, atol=150)
+    assert abs(np.corrcoef([brightness, contrast, hue, order]) - np.eye(4)).max() < 0.03
+
+
+def test_permutations_of_three_ops_are_all_different():
+    assert list(zip(*permutation(np.arange(6)), strict=True)) == list(permutations(range(3)))
+
+
+def test_hue_shift_of_a_third_permutes_the_channels():
+    images = made("flip", 5, 4, 4) // 51 * 51  # levels at which 8-bit hues are exact
+    images[:, 2] = images[:, :2].min(axis=1)
+    shifted = jitter(images, [np.ones(5)] * 3, np.full(5, 1 / 3), np.full(5, 18))
+    assert abs(shifted.astype(int) - images[:, [2, 0, 1]]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.4", (0.4, 0.4, 0.4, 0)), ("0.1,0.2,0.3", (0.1, 0.2, 0.3, 0)), ("0, 0.2,0.3,.5", (0, 0.2, 0.3, 0.5))],
+)
+def test_color_jitter_notation(text, expected):
+    assert color_jitter(text) == ColorJitter(*expected)
+
+
+@pytest.mark.parametrize("text", ["", "x", "0.4,0.4", "0.1,0.1,0.1,0.1,0.1", "0.4;0.4;0.4"])
+def test_wrong_color_jitter_notation_is_refused(text):
+    with pytest.raises(ValueError, match=f'as in 0.4,0.4,0.4,0.1, got "{text}"'):
+        color_jitter(text)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((2, 1, 4, 4), np.uint8), ((2, 3, 4, 4), np.float32)])
+def test_color_jitter_of_other_images_is_refused(shape, dtype):
+    with pytest.raises(ValueError, match=re.escape(f"must be (N, 3, H, W) uint8, RGB from 0 to 255, got {shape}")):
+        ColorJitter(0.4)(np.zeros(shape, dtype), Generator(0))
+
+
 # Mixup and CutMix ---------------------------------------------------------------------------------------------------
 
 
@@ -340,8 +389,9 @@ def test_zero_repeats_are_refused():
 # Augment ------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = Augment(
-    crop_padding=2, aa="rand-m9-mstd0.5-inc1", cutout=3, reprob=0.4, mixup=0.8, cutmix=1.0, smoothing=0.1
-)
+    crop_padding=2, aa="rand-m9-mstd0.5-inc1", color_jitter="0.4,0.4,0.4,0.1", cutout=3, reprob=0.4, mixup=0.8,
+    cutmix=1.0, smoothing=0.1,
+)  # fmt: skip
 
 
 def through(augment, images, labels, generator):
@@ -354,7 +404,8 @@ def test_transforms_run_in_order():
     images, labels = made("flip", 20, 8, 8), np.arange(20) % 10
     generator = Generator(1)
     x = ShiftedCrop(2)(Flip()(images, generator), generator)
-    x = rand_augment("rand-m9-mstd0.5-inc1", (128, 128, 128))(x, generator).astype(np.float32) / 255 - 0.5
+    x = rand_augment("rand-m9-mstd0.5-inc1", (128, 128, 128))(x, generator)
+    x = ColorJitter(0.4, 0.4, 0.4, 0.1)(x, generator).astype(np.float32) / 255 - 0.5
     x = RandomErasing(0.4)(Cutout(3)(x, generator), generator)
     expected = Mix(0.8, 1.0)(x, one_hot(labels, 10, 0.1), generator)
     for mine, theirs in zip(through(EVERYTHING, images, labels, Generator(1)), expected, strict=True):
@@ -389,6 +440,13 @@ def test_randaugment_fills_with_the_mean_colour():
         ("crop_padding_mode", "edge", "crop_padding_mode must be one of constant, reflect, got 'edge'"),
         ("remode", "black", "remode must be one of pixel, rand, const, got 'black'"),
         ("aa", "rand-q", '"q" in "rand-q"'),
+        ("color_jitter", "-0.4", "colour jitter: brightness must be at least 0 (0: off), got -0.4"),
+        ("color_jitter", "0,0,nan", "colour jitter: saturation must be at least 0 (0: off), got nan"),
+        (
+            "color_jitter",
+            "0,0,0,0.6",
+            "colour jitter: hue must be from 0 (off) to 0.5, half the colour circle, got 0.6",
+        ),
     ],
 )
 def test_invalid_fields_are_refused(field, value, message):
@@ -406,6 +464,7 @@ OF_PIXELS = st.one_of(
         RandAugment, st.floats(0, 10), st.integers(0, 3), PROBS, st.sampled_from([0.0, 0.5, inf]),
         increasing=st.booleans(),
     ),
+    st.builds(ColorJitter, PROBS, PROBS, PROBS, st.floats(0, 0.5)),
 )  # fmt: skip
 OF_NORMALISED = st.one_of(
     st.builds(Cutout, st.integers(0, 9)),
@@ -442,8 +501,9 @@ def test_parts_are_transformed_alike_by_the_reference_on_a_gpu(device, name, cou
 
 AUGMENTS = st.builds(
     Augment, PROBS, st.integers(0, 2), st.sampled_from(["constant", "reflect"]),
-    st.sampled_from([None, "rand-m9-mstd0.5-inc1"]), st.integers(0, 5), PROBS, st.sampled_from(["pixel", "rand"]),
-    st.sampled_from([0, 0.8]), st.sampled_from([0, 1.0]), PROBS, PROBS, st.sampled_from([0, 0.1]),
+    st.sampled_from([None, "rand-m9-mstd0.5-inc1"]), st.sampled_from(["0", "0.4"]), st.integers(0, 5), PROBS,
+    st.sampled_from(["pixel", "rand"]), st.sampled_from([0, 0.8]), st.sampled_from([0, 1.0]), PROBS, PROBS,
+    st.sampled_from([0, 0.1]),
 )  # fmt: skip
 
 

@@ -187,7 +187,7 @@ ONE = np.zeros((1, 3072), np.uint8)
         (py2_dict(data=py2_array(ONE).split(b"(K")[0]), "`data` must be"),  # an array without contents
         (py2_dict(data=py2_array(ONE)), "`labels` must be a list of integers"),
         (py2_dict(labels=py2_list([b"N"]), data=py2_array(ONE)), "`labels` must be a list of integers"),
-        (batch(ONE, [1, 2]), "1 images and 2 labels"),
+        (batch(ONE, [1, 2]), "1 image and 2 labels"),
         (batch(ONE, [10]), "labels must be from 0 to 9, got 10 to 10"),
         (py2_dict(labels=py2_list([b"J\xff\xff\xff\xff"]), data=py2_array(ONE)), "got -1 to -1"),
     ],

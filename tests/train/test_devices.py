@@ -9,10 +9,12 @@ import pytest
 
 from minigrad import serialize
 from minigrad.backend import to_device
+from minigrad.backend.random import Generator
 from tests.cuda.runner import HAS_COMPILER
 from tests.gpu.launches import counting
 from train.__main__ import main, parse
 from train.create import create_model, create_trainer
+from train.data.colorjitter import ColorJitter
 from train.data.dataset import Dataset, Split
 
 
@@ -65,9 +67,22 @@ def test_recipe_standard_has_few_more_launches_than_fast():
             transforms[recipe] = count.launches.total() - steps[recipe]
     assert transforms["standard"] <= 25, transforms
     readme = (Path(__file__).parents[2] / "train" / "README.md").read_text(encoding="utf-8")
-    stated = re.search(r"has (\d+) kernels and matrix products with `--recipe fast`,\s+and (\d+)\s+with", readme)
+    stated = re.search(r"has (\d+) kernels and matrix products with\s+`--recipe fast`,\s+and (\d+)\s+with", readme)
     if HAS_COMPILER:  # else the reference implementation runs
         assert tuple(steps.values()) == tuple(map(int, stated.groups()))
+
+
+def test_launches_of_colour_jitter_are_those_of_the_readme():
+    launches = []
+    for jitter in (ColorJitter(0.4, 0.4, 0.4), ColorJitter(0.4, 0.4, 0.4, 0.1)):
+        with counting() as count:
+            images = to_device(np.zeros((4, 3, 8, 8), np.uint8), "cuda")
+            count.launches.clear()
+            jitter(images, Generator(0))
+            launches.append(count.launches.total())
+    readme = (Path(__file__).parents[2] / "train" / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"colour jitter (\d+) \(with hue (\d+)\)", readme)
+    assert stated.groups() == tuple(map(str, launches))
 
 
 def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):
@@ -90,7 +105,8 @@ def test_mixed_precision_runs_match_float32(tmp_path, capsys, device):
     ("flags", "reason"),
     [
         (["--amp", "--amp-dtype", "float16"], "loss scaling of float16 runs on the host"),
-        (["--opt", "muon"], "Muon's learning rates are computed on the host"),
+        (["--opt", "muon"], "the learning rates of SGD and Muon are computed on the host"),
+        (["--opt", "sgd"], "the learning rates of SGD and Muon are computed on the host"),
     ],
 )
 def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
@@ -103,13 +119,33 @@ def test_settings_without_cuda_graph(flags, reason, tmp_path, capsys, device):
     assert (f"graph    none: {reason}" in capsys.readouterr().out) == (device == "cuda")
 
 
-def test_muon_matches_the_cpu(tmp_path, device):
-    flags = ["--epochs", "2", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--opt", "muon"]
+@pytest.mark.parametrize("opt", ["adam", "sgd", "muon"])
+def test_optimizers_match_the_cpu(opt, tmp_path, device):
+    """Adam runs in the CUDA graph, which is captured after the 4th step."""
+    flags = ["--epochs", "2", "--train-num-samples", "24", "--val-num-samples", "2", "--no-tune-cpu", "--opt", opt]
+    flags += ["--weight-decay", "0.1"]
     losses = []
     for where in ("cpu", device):
         folder = tmp_path / str(len(losses))
         more = ["--batch-size", "4", "--threads", "1", "--device", where, "--output", str(folder)]
+        more += ["--graph"] if where == "cuda" and opt == "adam" and HAS_COMPILER else ["--no-graph"]
         assert main([*flags, *more]) == 0
         rows = (folder / "metrics.csv").read_text().splitlines()[1:]
         losses.append([float(row.split(",")[2]) for row in rows])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+
+
+def test_range_test_matches_the_cpu(tmp_path, device, monkeypatch):
+    """The learning rates of the captured step are those of the test, and the loss of each step is read."""
+    monkeypatch.setattr("train.lr_find.STEPS", 20)
+    monkeypatch.setattr("train.lr_find.HIGHEST", 1e-2)
+    flags = ["--lr-find", "--train-num-samples", "8", "--val-num-samples", "2", "--no-tune-cpu", "--batch-size", "2"]
+    flags += ["--threads", "1", "--hflip", "0.5", "--color-jitter", "0.4,0.4,0.4,0.1"]
+    tables = []
+    for where in ("cpu", device):
+        folder = tmp_path / str(len(tables))
+        graph = "--graph" if where == "cuda" and HAS_COMPILER else "--no-graph"
+        assert main([*flags, "--device", where, graph, "--output", str(folder)]) == 0
+        tables.append(np.loadtxt(folder / "lr_find.csv", delimiter=",", skiprows=1))
+    assert len(tables[0]) == 20
+    np.testing.assert_allclose(tables[1], tables[0], rtol=1e-3)

@@ -164,7 +164,7 @@ def test_checkpoint_of_an_earlier_version(kept):
             lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]},
             "has no class disc, of shapes; its classes are ring, square",
         ),
-        (lambda metadata: {**metadata, "classes": ["dog"]}, "it has 1 class names for a model with 10 classes"),
+        (lambda metadata: {**metadata, "classes": ["dog"]}, "it has 1 class name for a model with 10 classes"),
     ],
 )
 def test_damaged_or_foreign_checkpoint_is_refused(kept, change, message, capsys):
@@ -176,14 +176,20 @@ def test_damaged_or_foreign_checkpoint_is_refused(kept, change, message, capsys)
     assert re.search(message, line), line
 
 
+def test_eval_of_a_folder_is_of_its_best_checkpoint(kept):
+    path, _ = kept
+    assert parse(["--eval", str(path.parent)]) == parse(["--eval", str(path)])
+
+
 def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
     path, _ = kept
     with pytest.raises(InputError, match="--resume has no effect with --eval"):
         parse(["--eval", str(path), "--resume", "auto"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])
-    with pytest.raises(InputError, match=r"is a folder, not a checkpoint, such as best\.npz"):
-        parse(["--eval", str(path.parent)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"the folder .* has no best\.npz or best\.safetensors"):
+        parse(["--eval", str(tmp_path / "empty")])
     serialize.save(tmp_path / "resume.npz", {}, {"resume": 1, "settings": {}})
     with pytest.raises(InputError, match="is the state of a run; its models are the files best and last"):
         parse(["--eval", str(tmp_path / "resume.npz")])

@@ -1,5 +1,6 @@
 """Flags: declared once, as the fields of `Settings`; checked alike on the command line and in files."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from train.__main__ import parse
 from train.config import recipes
 from train.config.errors import InputError
-from train.config.flags import Flag
+from train.config.flags import Flag, show
 from train.config.parser import parser
 from train.config.settings import FLAGS, Settings
 
@@ -89,7 +90,7 @@ def test_values_out_of_range_are_refused(type_, limits, allowed, refused, domain
         (int, True, "a whole number, got True"),
         (int, 1.0, "a whole number, got 1.0"),
         (int, None, "a whole number, got None"),
-        (int | None, "all", "a whole number, got 'all'"),
+        (int | None, "any", "a whole number, or \"all\", got 'any'"),
         (float, "1", "a number, got '1'"),
         (float, 10**400, "a number at least 0, got 10{59}"),
         (bool, 1, "true or false, got 1"),
@@ -110,11 +111,29 @@ def test_setting_of_another_type_is_refused(type_, value, message):
         (["--no-apm"], "--no-amp"),
         (["--warmup", "1"], "--warmup-epochs"),
         (["-lr", "0.1", "--epoch", "3"], "--lr, --epochs"),
+        (["\u2013epochs", "3"], "--epochs"),
     ],
 )
 def test_mistyped_flag_gets_a_suggestion(flags, meant):
     with pytest.raises(InputError, match=rf"^unrecognized arguments: {' '.join(flags)}; did you mean {meant}\? \("):
         parse(flags)
+
+
+@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.type is not bool and not flag.shown])
+def test_default_in_parentheses_is_accepted_as_a_value(name, tmp_path):
+    flag, file = FLAGS[name], tmp_path / "run.toml"
+    shown = re.search(r"\(([^()]*)\)$", flag.help)[1].split(" for shapes, else ")
+    for text, dataset in zip(shown, ("shapes", "cifar10"), strict=False):
+        others = [] if name == "dataset" else ["--dataset", dataset]
+        words = text.split()  # several: a list in TOML
+        values = [word if flag.type is not str and word.replace(".", "").isdecimal() else repr(word) for word in words]
+        file.write_text(f"{name} = [{', '.join(values)}]\n" if words[1:] else f"{name} = {values[0]}\n")
+        for given in ([flag.option, *words], ["--config", str(file)]):
+            assert show(getattr(parse([*given, *others]), name)) == text == show(flag.default_for(dataset))
+
+
+def test_config_none_is_no_file():
+    assert parse(["--config", "none"]) == parse([])
 
 
 @pytest.mark.parametrize("name", ["train_num_samples", "val_num_samples"])

@@ -63,15 +63,15 @@ def test_ema_starts_from_the_initial_checkpoint(earlier, tmp_path):
 
 
 def test_new_head_for_another_number_of_classes(earlier, album, tmp_path, capsys):
-    """All parameters except the head come from the file; the head is initialised to 0."""
-    assert main(*album, *STILL, "--initial-checkpoint", earlier / "best.npz", "--output", tmp_path / "out") == 0
+    """All parameters except the head come from the best checkpoint of the run; the head is initialised to 0."""
+    assert main(*album, *STILL, "--initial-checkpoint", earlier, "--output", tmp_path / "out") == 0
     said = f"weights  {earlier / 'best.npz'}; new head: 10 classes in the file, 3 in the data"
     assert capsys.readouterr().out.splitlines().count(said) == 1
     there, here = (serialize.load(folder / "best.npz")[0] for folder in (earlier, tmp_path / "out"))
     assert here["head.weight"].shape == (3, 64) and abs(here["head.weight"]).max() < 1e-20
     for name in here.keys() - {"head.weight", "head.bias"}:
         np.testing.assert_array_equal(here[name], there[name], err_msg=name)
-    assert f'initial_checkpoint = "{earlier / "best.npz"}"' in (tmp_path / "out" / "args.toml").read_text()
+    assert f'initial_checkpoint = "{earlier}"' in (tmp_path / "out" / "args.toml").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -201,7 +201,7 @@ def test_invalid_weight_files_are_refused(earlier, tmp_path, capsys):
     np.savez(tmp_path / "objects.npz", a=np.array([print], object))
     for name, message in [
         ("missing.npz", "there is no file"),
-        ("", "end in .safetensors, .npz, .pth|there is no file"),
+        ("", "the folder .* has no best.npz or best.safetensors"),
         ("cut.npz", "is not a complete npz file"),
         ("objects.npz", "Object arrays cannot be loaded"),
         ("text.safetensors", "is not a complete safetensors file|needs its library"),

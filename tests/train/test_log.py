@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from train.output import plots
-from train.output.log import Metrics, Progress, plural, write_table
+from train.output.log import Metrics, Progress, without_libraries, write_table
 
 ROW = Metrics(3, 1e-3, 1.23456789, 0.5, 1.5, 0.4375, 12.5, 800.0)
 
@@ -33,8 +33,8 @@ def test_progress_bar_on_a_terminal(monkeypatch):
     assert "epoch 1/2" in text and "images/s" in text and "loss 1.000 acc 50.0%" in text
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_progress_bar_fits_narrow_terminals_and_shows_loss(columns, monkeypatch):
+@pytest.mark.parametrize("columns", [40, 60, 80, 100])
+def test_progress_bar_fits_the_terminal_and_shows_the_loss(columns, monkeypatch):
     pytest.importorskip("tqdm")
     pty, fcntl, termios = map(pytest.importorskip, ("pty", "fcntl", "termios"))
     terminal, end = pty.openpty()
@@ -43,7 +43,7 @@ def test_progress_bar_fits_narrow_terminals_and_shows_loss(columns, monkeypatch)
         patch.setattr(sys, "stderr", screen)
         with Progress(10_000, " images", "epoch 100/300") as progress:
             time.sleep(0.15)
-            progress.update(5_000, "loss 1.234 acc 50.0%")
+            progress.update(5_000, "loss 1.234 acc 100.0%")
     drawn = b""
     with suppress(OSError):  # Linux reports the end of a terminal as an error
         while part := os.read(terminal, 10_000):
@@ -51,8 +51,9 @@ def test_progress_bar_fits_narrow_terminals_and_shows_loss(columns, monkeypatch)
     os.close(terminal)
     lines = drawn.decode().split("\r")
     assert max(map(len, lines)) <= columns
-    line = next(line for line in lines if "loss 1.234 acc 50.0%" in line)
-    assert columns == 40 or ("images/s" in line and line.count("|") == 2)
+    line = next(line for line in lines if "loss 1.234 acc 100.0%" in line)
+    bar = line.split("|")[1] if "|" in line else ""
+    assert (len(bar) >= 10) == (columns >= 60) and ("images/s" in line) == (columns >= 100), line
 
 
 def test_no_progress_bar_without_a_terminal(monkeypatch):
@@ -96,14 +97,21 @@ def test_epoch_line_fits_80_columns_with_losses_and_skips(tested):
     assert len(line) <= 80 and "train loss 1.2346 acc 50.00%" in line and f"{tested} loss 1.5000 acc 43.75%" in line
     assert "12.5 s" in row.line(300, columns=80) and "images/s" not in line
     assert row.line(300, tested, 200) == row.line(300, tested)
-    assert row.line(300, tested, 1).endswith("acc 43.75%")
-    assert replace(row, skipped=1).line(300, tested, 1).endswith("  1 step skipped")
+    assert row.line(300, tested, 1).endswith(f"train 1.2346 50.00%  {tested} 1.5000 43.75%")
+    perfect = replace(row, train_acc=1.0, test_acc=1.0, skipped=1).line(300, tested, 80)
+    assert len(perfect) <= 80 and perfect.endswith("100.00%  1 step skipped")
 
 
-def test_plural_adds_s_or_es():
-    assert [plural(n, noun) for n, noun in ((1, "epoch"), (0, "step"), (10_000, "class"), (1, "class"))] == [
-        *("1 epoch", "0 steps", "10,000 classes", "1 class")
-    ]
+def test_missing_libraries_are_named_once(monkeypatch):
+    for library in ("matplotlib", "tqdm"):
+        monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert without_libraries() == "without  pictures: pip install matplotlib"
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert without_libraries() == "without  pictures and progress bar: pip install matplotlib tqdm"
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib"), pytest.importorskip("tqdm")
+    assert without_libraries() == ""
 
 
 def test_curves_are_drawn(tmp_path):

@@ -185,10 +185,12 @@ def test_cuda_graph_is_the_default_where_possible():
         settings = parse(["--device", "cuda", *flags])
         return settings.graph, settings.why_no_graph
 
-    assert settled() == settled("--amp") == (True, "") and settled("--no-graph") == (False, "")
+    assert settled() == settled("--amp") == settled("--opt", "adam") == (True, "")
+    assert settled("--no-graph") == (False, "")
     for flags, reason in (
         (["--threads", "2"], "one thread"),
-        (["--opt", "muon"], "Muon's learning rates"),
+        (["--opt", "muon"], "the learning rates of SGD and Muon"),
+        (["--opt", "sgd"], "the learning rates of SGD and Muon"),
         (["--amp", "--amp-dtype", "float16"], "loss scaling of float16"),
         (["--skip-nonfinite"], "reads back each step"),
     ):

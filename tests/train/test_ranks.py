@@ -26,6 +26,8 @@ CASES = [
     ("small", 4, 14, []),  # 104 images: the last batch has 6 images for 4 ranks, in pairs
     ("small", 3, 16, ["--zero", "--opt", "muon"]),
     ("vit", 2, 16, ["--layer-decay", "0.7"]),
+    ("small", 2, 16, ["--zero", "--opt", "sgd", "--threads", "2"]),
+    ("small", 2, 16, ["--opt", "adam", "--weight-decay", "0.1"]),
     ("vit", 3, 16, ["--zero"]),
     ("roadmap", 2, 16, ["--threads", "2"]),
 ]
@@ -130,6 +132,22 @@ def test_only_rank_0_prints_and_writes(tmp_path):
     train("--epochs", "1", *TINY, "--output", "one", cwd=tmp_path)
     same_rows(tmp_path / "run", tmp_path / "one")
     assert {p.name for p in (tmp_path / "run").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+def test_range_test_of_ranks_equals_one_process(tmp_path):
+    flags = [*TINY, "--lr-find", "--opt", "sgd", "--output"]
+    two = run(2, "-m", "train", *flags, str(tmp_path / "two"))
+    assert train(*flags, "one", cwd=tmp_path).returncode == 0 and two.out[1] == two.err[1] == ""
+    losses = [np.loadtxt(tmp_path / name / "lr_find.csv", delimiter=",", skiprows=1)[:60] for name in ("two", "one")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_patience_and_tensorboard_of_ranks(tmp_path):
+    pytest.importorskip("tensorboardX")
+    flags = [*TINY, "--epochs", "9", "--lr", "1e-9", "--patience", "1", "--tensorboard"]
+    result = run(2, "-m", "train", *flags, "--output", str(tmp_path / "run"))
+    assert "stopped  after epoch 2/9, 1 epoch without a better test accuracy" in result.out[0]
+    assert len(rows(tmp_path / "run")) == 2 and len([*(tmp_path / "run").glob("events.*")]) == 1
 
 
 def test_ranks_with_different_seeds_are_told_apart(tmp_path):

@@ -56,6 +56,25 @@ def test_precedence_of_flag_file_recipe_dataset(tmp_path):
     assert settings.weight_decay == 0.05 and settings.seed == 0  # every run
 
 
+def test_optimizer_sets_learning_rate_and_weight_decay(tmp_path):
+    """The values of a recipe are for AdamW and Muon."""
+
+    def found(*flags):
+        settings = parse(list(flags))
+        return settings.lr, settings.weight_decay
+
+    assert found("--dataset", "cifar10") == found("--dataset", "cifar10", "--opt", "muon") == (1e-3, 0.05)
+    assert found("--opt", "adam") == (3e-3, 0) and found("--opt", "adam", "--recipe", "long") == (1.5e-3, 0)
+    assert found("--opt", "sgd") == found("--opt", "sgd", "--recipe", "standard") == (0.1, 5e-4)
+    assert found("--opt", "sgd", "--lr", "0.2", "--weight-decay", "0") == (0.2, 0)
+    of_adamw = written(tmp_path, "lr = 0.01\nweight-decay = 0.1\n")
+    assert found("--config", of_adamw, "--opt", "adamw") == found("--config", of_adamw, "--opt", "muon") == (0.01, 0.1)
+    assert found("--config", of_adamw, "--opt", "adam") == (0.01, 0)
+    assert found("--config", of_adamw, "--opt", "sgd") == (0.1, 5e-4)
+    of_sgd = written(tmp_path, 'opt = "sgd"\nlr = 0.5\n')
+    assert found("--config", of_sgd) == (0.5, 5e-4) and found("--config", of_sgd, "--opt", "adamw") == (3e-3, 0.05)
+
+
 def test_recipe_flag_overrides_the_file(tmp_path):
     file = written(tmp_path, 'recipe = "standard"\nepochs = 7\nseed = 3\n')
     settings = parse(["--config", file, "--recipe", "fast", "--lr", "0.25"])

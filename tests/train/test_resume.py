@@ -42,10 +42,16 @@ class Fragile(Small):
         (["--amp", "--amp-dtype", "float16"], Small, [3]),
         (["--skip-nonfinite", "--threads", "1"], Fragile, range(1, 8)),
         (["--batch-size", "20"], residual, [2]),
+        (["--opt", "sgd", "--threads", "2", *AUGMENTED, "--color-jitter", "0.4"], Small, [3, 6]),
+        (["--opt", "sgd", "--momentum", "0", "--batch-size", "20"], residual, [2]),
+        (["--opt", "adam", "--weight-decay", "0.1"], Small, [3, 6]),
         (["--opt", "muon", "--threads", "1"], hidden, range(1, 8)),
         (["--opt", "muon", "--threads", "2", "--model-ema", *AUGMENTED], hidden, [3, 6]),
     ],
-    ids=["plain", "random", "average", "accumulated", "scaled", "skipped", "buffers", "muon", "muon and all"],
+    ids=[
+        *("plain", "random", "average", "accumulated", "scaled", "skipped", "buffers"),
+        *("sgd", "sgd without momentum", "adam", "muon", "muon and all"),
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_run(dataset, flags, model, stops, tmp_path):
     settings = parse(["--epochs", "2", "--batch-size", "16", *flags])

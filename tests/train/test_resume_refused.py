@@ -108,6 +108,8 @@ def test_resume_takes_settings_from_the_state(saved):
     ("flags", "message"),
     [
         (["--batch-size", "17"], "is of a run with --batch-size 16, not 17: omit the flag to continue the run"),
+        (["--lr-find"], "is of a run with --lr-find no, not yes: omit the flag to continue the run"),
+        (["--color-jitter", "0.4"], "is of a run with --color-jitter 0, not 0.4"),
         (["--model", "vit_tiny_cifar"], "is of a run with --model vit_nano_cifar, not vit_tiny_cifar"),
         (["--output", "/elsewhere"], "a run continues in the folder of its state; omit --output"),
     ],
@@ -117,9 +119,11 @@ def test_flags_that_contradict_the_state_are_refused(saved, flags, message):
         parse(["--resume", str(saved[1]), *flags])
 
 
-def test_state_of_a_version_without_zero_is_resumed(saved):
-    changed(saved[1], settings=lambda x: {k: v for k, v in x.items() if k != "zero"})
-    assert not parse(["--resume", str(saved[1])]).zero
+def test_states_of_earlier_versions_are_resumed(saved):
+    before = parse(["--resume", str(saved[1])])
+    added = {"pretrained", "zero", "momentum", "patience", "color_jitter", "lr_find", "tensorboard"}
+    changed(saved[1], settings=lambda x: {k: v for k, v in x.items() if k not in added})
+    assert parse(["--resume", str(saved[1])]) == before
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_state_of_a_version_without_zero_is_resumed(saved):
         (lambda x: {**x, "epochs": "many"}, "its setting epochs must be a whole number, got 'many'"),
         (lambda x: {**x, "batch_size": -5}, "its setting batch_size must be a whole number at least 1, got -5"),
         (lambda x: {**x, "lr": None}, "its setting lr must be a number, got None"),
-        (lambda x: {**x, "opt": "sgd"}, "its setting opt must be one of adamw, muon, got 'sgd'"),
+        (lambda x: {**x, "opt": "sdg"}, "opt must be one of adamw, adam, sgd, muon, got 'sdg'; did you mean sgd"),
     ],
 )
 def test_damaged_settings_are_refused(saved, change, message):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import models
-from minigrad import Tensor, manual_seed, nn
+from minigrad import Tensor, manual_seed, nn, optim
 from minigrad.backend.random import Generator, default_generator
 from models.images import normalize
 from tests.cuda.runner import HAS_COMPILER
@@ -103,6 +103,23 @@ def test_muon_updates_hidden_matrices_only(dataset):
     assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "patch_embed")) for name in updated)
     assert {group["weight_decay"] for group in groups if group["muon"]} == {settings.weight_decay}
     losses = [m.train_loss for m in fit(dataset, epochs=4, opt="muon", lr=3e-3, threads=1)[0]]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("opt", ["adam", "sgd"])
+def test_adam_and_sgd_decay_only_weights(dataset, opt):
+    """The defaults of the optimizer; biases, norms and embeddings have no weight decay; the loss decreases."""
+    settings = parse(["--opt", opt, "--weight-decay", "0.01", "--momentum", "0.8"])
+    model = Small()
+    optimizer = create_trainer(settings, model, dataset).step.optimizer
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.01 if name in ("conv.weight", "head.weight") else 0), name
+    assert type(optimizer) is {"adam": optim.Adam, "sgd": optim.SGD}[opt]
+    if opt == "sgd":
+        assert all(group["momentum"] == 0.8 and group["nesterov"] for group in optimizer.param_groups)
+    lr = {"adam": 3e-3, "sgd": 0.1}[opt]
+    losses = [m.train_loss for m in fit(dataset, epochs=4, opt=opt, lr=lr, threads=1, weight_decay=0.0)[0]]
     assert losses[-1] < 0.95 * losses[0]
 
 

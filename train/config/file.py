@@ -20,11 +20,12 @@ from train.config.settings import FLAGS, Settings
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a file, checked like the command-line flags.
+    """The settings in a file, or in the file `args.toml` of a run's folder, checked like the command-line flags.
 
     Raises:
         InputError: the file is missing or not TOML, or has an unknown name or an invalid value.
     """
+    path = path / "args.toml" if path.is_dir() else path
     try:
         table = tomllib.loads(_decoded(path.read_bytes()))
     except OSError as error:

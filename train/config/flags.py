@@ -1,6 +1,7 @@
 """L7: `flag`, which declares a flag once: as a field of `Settings`. Imports no NumPy: `--help` is immediate."""
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import inf, nan
 from typing import Any
 
@@ -67,7 +68,7 @@ class Flag:
         Raises:
             ValueError: the value is not allowed.
         """
-        return None if argument == "all" and self.type == int | None else self._allowed(argument)
+        return None if self._means_all(argument) else self._allowed(argument)
 
     def check(self, value: Any) -> Any:
         """The value of a TOML file, a recipe or a stored run, converted to the type of the setting.
@@ -75,7 +76,7 @@ class Flag:
         Raises:
             ValueError: the value has another type or is not allowed.
         """
-        if value is None and self.type == int | None:
+        if self._means_all(value):
             return None
         accepted, expected = _TOML_TYPES[self.type]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
@@ -93,11 +94,17 @@ class Flag:
             raise ValueError(f"must be a minimum and a maximum, got {show((low, high))}")
         return low, high
 
+    def _means_all(self, value: Any) -> bool:
+        """Whether a value of the type `int | None` stands for all images."""
+        return self.type == int | None and value in (None, "all")
+
     def _allowed(self, value: Any) -> str | int | float:
         """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
         if self.type is str:
             if self.choices and value not in self.choices:
-                raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}")
+                close = get_close_matches(value, self.choices, n=1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}{hint}")
             return value
         try:
             number = int(value) if self.type in (int, int | None) else float(value)
@@ -122,7 +129,7 @@ class Flag:
 _TOML_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
-    int | None: ((int,), "a whole number"),
+    int | None: ((int,), 'a whole number, or "all"'),
     float: ((int, float), "a number"),
     str: ((str,), "a string in quotation marks"),
     Pair: ((list, tuple), "two numbers in brackets"),

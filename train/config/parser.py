@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from train.config import recipes
@@ -20,6 +19,9 @@ def parser() -> argparse.ArgumentParser:
         "generated dataset `shapes`, which needs no download and takes about two minutes\n"
         "on two CPU cores. In parentheses: the default.",
         epilog=f"what the recipes set (why: train/config/recipes.py):\n{_recipes()}\n\n"
+        f"{_optimizers()}\n\n"
+        "--patience N stops after N epochs without a better test accuracy. The learning\n"
+        "rate decays over all --epochs in any case.\n\n"
         "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/;\n"
         "with --val-split, from DIR/CLASS/.\n\n"
         "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
@@ -76,6 +78,15 @@ def _recipes() -> str:
     return "\n".join(f"  {name:23}{fast:7}{standard:25}{long}" for name, fast, standard, long in lines)
 
 
+def _optimizers() -> str:
+    """What --opt sets, one line for each optimizer."""
+    return "\n".join(
+        f"--opt {name} sets {' and '.join(f'{option(setting)} {show(value)}' for setting, value in values.items())}, "
+        "also in a recipe."
+        for name, values in recipes.BY_OPTIMIZER.items()
+    )
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         """`--[no-]amp`, where argparse has `--amp, --no-amp`."""
@@ -86,17 +97,12 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """argparse's, but the error for an unknown flag suggests a known flag that starts with it, or the closest."""
+        """argparse's, but the error for an unknown flag suggests a known flag."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known, hints = {flag.lstrip("-"): flag for flag in self._option_string_actions}, []
-            for flag in unknown:
-                name = flag.partition("=")[0].lstrip("-").replace("_", "-")
-                if flag.startswith("-"):
-                    longer = [other for other in known if other.startswith(name)]
-                    hints += [known[close] for close in longer[:1] or get_close_matches(name, known, n=1)]
-            hint = f"; did you mean {', '.join(hints)}?" if hints else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            from models.terminal import unrecognized  # imports NumPy, which `--help` does not need
+
+            self.error(unrecognized(unknown, self._option_string_actions))
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -29,6 +29,10 @@ Sources of the values:
         vit_nano_cifar (mean of two seeds that differ by 0.01; 313 steps of 128 images), 1.99, 1.98 and 1.97 for
         swin_nano_cifar (188 steps of 128), and 2.05, 2.10 and 2.12 for hybrid_nano_cifar (96 steps of 64). Larger
         batches allow larger learning rates: the values in the table are conservative
+    SGD, in `BY_OPTIMIZER`: learning rate 0.1, Nesterov momentum 0.9 and weight decay 5e-4 are those of Wide ResNets on
+        CIFAR (Zagoruyko and Komodakis 2016, arXiv:1605.07146)
+    Adam without weight decay, as in PyTorch: Adam divides an L2 penalty by the size of the gradient, so that 0.05
+        outweighs the loss
     batch sizes and the number of epochs of `fast`: chosen here
 """
 
@@ -59,6 +63,12 @@ TABLE: dict[str, tuple[Any, Any, Any]] = {
 _HIGHER_LR = {"lr": (1.5e-3, 1.5e-3, 1.5e-3)}
 BY_FAMILY: dict[str, dict[str, tuple[Any, Any, Any]]] = {"vit": _HIGHER_LR, "hybrid": _HIGHER_LR}
 """Overrides for some models, by the first part of their names."""
+
+BY_OPTIMIZER: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.1, "weight_decay": 5e-4},
+    "adam": {"weight_decay": 0.0},
+}
+"""Overrides of defaults and recipes, whose values are for AdamW, by the name of the optimizer."""
 
 
 def recipe(name: str, model: str) -> dict[str, Any]:

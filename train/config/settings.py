@@ -23,7 +23,7 @@ class Settings:
         group="what to train",
     )
     model: str = flag("a name that python -m models lists", default="vit_nano_cifar", metavar="NAME")
-    initial_checkpoint: str = flag("pretrained weights to start from", default="none", metavar="FILE")
+    initial_checkpoint: str = flag("weights to start from: a file or a run", default="none", metavar="FILE")
     pretrained: bool = flag("start from published weights of the model", default=False, negatable=False)
     dataset: str = flag(
         "shapes, cifar10, cifar100 or folder",
@@ -49,9 +49,16 @@ class Settings:
         at_least=1,
         group="how to train it (learning rate: linear warm-up, cosine decay)",
     )
+    patience: int = flag("stop after N epochs without a new best; 0: off", default=0, metavar="N", at_least=0)
     batch_size: int = flag("images per batch", default=128, shapes=32, metavar="N", at_least=1)
     grad_accum_steps: int = flag("batches accumulated per optimizer step", default=1, metavar="N", at_least=1)
-    opt: str = flag("adamw, or muon for hidden matrices", default="adamw", metavar="NAME", choices=("adamw", "muon"))
+    opt: str = flag(
+        "adamw, adam, sgd or muon for hidden layers",
+        default="adamw",
+        metavar="NAME",
+        choices=("adamw", "adam", "sgd", "muon"),
+    )
+    momentum: float = flag("momentum of sgd, Nesterov's; 0: none", default=0.9, metavar="M", at_least=0, below=1)
     lr: float = flag("peak learning rate", default=1e-3, shapes=3e-3, metavar="RATE", above=0)
     warmup_epochs: float = flag("linear warm-up, in epochs", default=5.0, shapes=0.5, metavar="N", at_least=0)
     weight_decay: float = flag("weight decay; not biases, norms, embeddings", default=0.05, metavar="D", at_least=0)
@@ -93,6 +100,7 @@ class Settings:
         choices=("bilinear", "bicubic", "random"),
     )
     aa: str = flag("RandAugment, e.g. rand-m9-n2-mstd0.5", default="none", metavar="SPEC")
+    color_jitter: str = flag("strength 0.4; with a hue: 0.4,0.4,0.4,0.1", default="0", metavar="PCT")
     cutout: int = flag("mask a square of N x N pixels", default=0, metavar="N", at_least=0)
     reprob: float = flag("random erasing of a rectangle", default=0.0, metavar="P", at_least=0, at_most=1)
     remode: str = flag(
@@ -131,7 +139,9 @@ class Settings:
     validation_batch_size: int = flag("images per batch in evaluation", default=500, metavar="N", at_least=1)
     output: str = flag("results folder", shown="runs/MODEL-DATASET[-N]", metavar="DIR")
     resume: str = flag("continue the run in DIR; auto: the newest", default="none", metavar="DIR")
-    eval: str = flag("evaluate a checkpoint, train nothing", default="none", metavar="FILE")
+    eval: str = flag("only evaluate a checkpoint, or a run's best", default="none", metavar="FILE")
+    lr_find: bool = flag("learning-rate range test; trains nothing", default=False, negatable=False)
+    tensorboard: bool = flag("TensorBoard files; pip install tensorboardX", default=False)
     checkpoint_format: str = flag("npz or safetensors", default="npz", metavar="F", choices=("npz", "safetensors"))
 
     @property
@@ -151,7 +161,7 @@ class Settings:
             "CUDA graphs are for a GPU: --device cuda": self.device == "cpu",
             "a graph is captured in one thread: --threads 1": self.threads > 1,
             "--scale crops images on the host": self.random_crop,
-            "Muon's learning rates are computed on the host: --opt adamw": self.opt == "muon",
+            "the learning rates of SGD and Muon are computed on the host: --opt adamw": self.opt in ("sgd", "muon"),
             "loss scaling of float16 runs on the host: --amp-dtype bfloat16 needs none": self.autocast_dtype
             == "float16",
             "--skip-nonfinite reads back each step, which a graph cannot: --no-skip-nonfinite": self.skip_nonfinite,

@@ -6,6 +6,7 @@ from typing import Any
 
 from minigrad import serialize
 from models.predict import one_line
+from models.weights import checkpoint
 from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import option, show
@@ -13,16 +14,16 @@ from train.config.settings import FLAGS, Settings, defaults
 from train.data import folder
 from train.output import naming, resume
 
-_CHANGEABLE = {"cache", "data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"}
-"""Settings that may change on resume. They affect the results only by rounding."""
-
-_ADDED = {
-    name: FLAGS[name].default
-    for name in (
-        *("pretrained", "zero"),
-        *("val_split", "skip_bad_images", "fast_jpeg", "cache", "scale", "ratio", "train_interpolation"),
-    )
+_CHANGEABLE = {
+    *("data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"),
+    *("patience", "tensorboard", "cache"),
 }
+"""Settings that may change on resume. They affect the results of an epoch only by rounding."""
+
+_ADDED: dict[str, Any] = {"pretrained": False, "zero": False}
+_ADDED |= {"momentum": 0.9, "patience": 0, "color_jitter": "0", "lr_find": False, "tensorboard": False}
+_ADDED |= {"val_split": 0.0, "skip_bad_images": False, "fast_jpeg": False, "cache": True}
+_ADDED |= {name: FLAGS[name].default for name in ("scale", "ratio", "train_interpolation")}
 """Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
 
 _OF_EVALUATION = {
@@ -79,7 +80,8 @@ def of_state(path: Path, given: dict[str, Any]) -> Settings:
 
 
 def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> Settings:
-    """The settings stored in a checkpoint, overridden by `given`; `flags` is the subset given as flags.
+    """The settings stored in a checkpoint, or in the best of a run's folder, overridden by `given`; `flags` is the
+    subset given as flags.
 
     Raises:
         InputError: a flag has no effect on an evaluation, or the file is no checkpoint of this program.
@@ -87,9 +89,8 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     if refused := sorted(set(flags) - _OF_EVALUATION):
         flag = option(refused[0])
         raise InputError(f"{flag} has no effect with --eval, which evaluates the stored model: omit the flag")
-    if path.is_dir():
-        raise InputError(f"--eval {path} is a folder, not a checkpoint, such as best.npz in a run's folder")
     try:
+        path = checkpoint.find(path)
         metadata = serialize.load_metadata(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"--eval {path}: {one_line(error)}") from None

@@ -2,8 +2,8 @@
 
 The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
-    pixels, uint8           random resized crop (train/data/photos.py), flip, shifted crop,
-                            RandAugment (train/data/randaugment.py)
+    pixels, uint8           random resized crop (photos.py), flip, shifted crop, RandAugment (randaugment.py),
+                            colour jitter (colorjitter.py)
     normalised, float32     cutout, random erasing
     images and targets      mixup or CutMix
 
@@ -14,7 +14,8 @@ except for the random resized crop, which runs on the CPU.
 With `generator.rows`, the images are a part of a batch: each is transformed as in the whole batch. On the CPU, the
 shapes in random erasing and RandAugment of a part depend on the data.
 
-The code below is the reference implementation. On a GPU, each transform is one kernel, `Mix` two: train/data/cuda/.
+The code below is the reference implementation. On a GPU, each transform but colour jitter is one kernel, `Mix` two:
+train/data/cuda/.
 """
 
 from collections.abc import Callable
@@ -27,6 +28,7 @@ import numpy as np
 from minigrad.backend import Array, array_module, device_of, sliding_windows
 from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
+from train.data.colorjitter import ColorJitter, color_jitter
 from train.data.photos import Photos, RandomResizedCrop
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 
@@ -254,6 +256,7 @@ class Augment:
         hflip: probability of a horizontal flip.
         crop_padding, crop_padding_mode: see `ShiftedCrop`.
         aa: RandAugment in timm's notation, such as "rand-m9-mstd0.5-inc1".
+        color_jitter: see `color_jitter` in colorjitter.py. With `aa`, both are applied; timm omits the jitter then.
         cutout: side of the square, in pixels.
         reprob, remode: see `RandomErasing`.
         mixup, cutmix, mixup_prob, mixup_switch_prob: see `Mix`.
@@ -269,6 +272,7 @@ class Augment:
     crop_padding: int = 4
     crop_padding_mode: str = "constant"
     aa: str | None = None
+    color_jitter: str = "0"
     cutout: int = 0
     reprob: float = 0.0
     remode: str = "pixel"
@@ -296,12 +300,17 @@ class Augment:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        _ = self._rand_augment  # raises now if the notation is wrong
+        _ = self._rand_augment, self._color_jitter  # raises now if the notation is wrong
 
     @cached_property
     def _rand_augment(self) -> RandAugment | None:
         r, g, b = (min(255, round(255 * level)) for level in self.mean)
         return rand_augment(self.aa, (r, g, b)) if self.aa else None
+
+    @cached_property
+    def _color_jitter(self) -> ColorJitter | None:
+        jitter = color_jitter(self.color_jitter)
+        return None if jitter == ColorJitter() else jitter
 
     @property
     def mixes(self) -> bool:
@@ -309,7 +318,7 @@ class Augment:
         return bool(self.mixup or self.cutmix)
 
     def pixels(self, images: Array | Photos, generator: Generator) -> Array:
-        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` needs C = 3.
+        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` and `color_jitter` need C = 3.
 
         Photos become images of one size, by random resized crops.
         """
@@ -321,6 +330,8 @@ class Augment:
             images = ShiftedCrop(self.crop_padding, self.crop_padding_mode)(images, generator)
         if self._rand_augment:
             images = self._rand_augment(images, generator)
+        if self._color_jitter:
+            images = self._color_jitter(images, generator)
         return images
 
     def normalized(self, images: Array, generator: Generator) -> Array:

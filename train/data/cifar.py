@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from models.terminal import plural
 from train.config.errors import InputError
 from train.data.dataset import Dataset, Split
 from train.data.unpickle import IntegerArray, load_plain
@@ -164,7 +165,7 @@ def _batch(content: bytes, where: str, source: Source) -> tuple[np.ndarray, np.n
     if not (isinstance(labels, list | tuple) and all(type(label) is int for label in labels)):
         raise InputError(f"{where}: `{source.labels}` must be a list of integers")
     if len(labels) != len(pixels):
-        raise InputError(f"{where} has {len(pixels)} images and {len(labels)} labels")
+        raise InputError(f"{where} has {plural(len(pixels), 'image')} and {plural(len(labels), 'label')}")
     if min(labels) < 0 or max(labels) >= source.classes:
         raise InputError(f"{where}: labels must be from 0 to {source.classes - 1}, got {min(labels)} to {max(labels)}")
     return pixels.reshape(-1, 3, 32, 32), np.array(labels, np.int64)

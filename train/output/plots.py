@@ -1,4 +1,4 @@
-"""L7: plots of a run: curves.png (loss and accuracy), confusion.png, mistakes.png (wrong predictions)."""
+"""L7: plots of a run: curves.png, confusion.png, mistakes.png (wrong predictions); lr_find.png, of --lr-find."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,17 @@ import numpy as np
 
 from minigrad.backend import Array, to_device
 from minigrad.serialize import replacing
+from models.terminal import plural
 from models.visualize.draw import short
 from models.visualize.fonts import drawable, fallback_fonts
 from train.evaluate import Predictions
+from train.lr_find import RangeTest
 from train.output.log import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png
+_ROWS, _COLUMNS = 4, 6  # of images in mistakes.png, at most
 _MAX_NUMBERED = 25  # with more classes, confusion.png has no percentages in its cells
 _MAX_NAMED = 200  # with more classes, no class names at its axes
 
@@ -49,6 +51,32 @@ def _curves(history: Sequence[Metrics], title: str, figure: "Figure", path: Path
     right.set_ylabel("accuracy, %")
     figure.suptitle(_text(title, 100))
     _save(figure, path)
+
+
+def learning_rates(test: RangeTest, title: str, path: Path) -> bool:
+    """Draw the loss of each step of --lr-find. Returns False, and writes no file, if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    smoothed = test.smoothed
+    axes.semilogx(test.lrs, test.losses, ".", color="gray", markersize=4, label="loss of a step")
+    axes.semilogx(test.lrs, smoothed, label="moving average")
+    for lr, name, style in ((test.steepest, "steepest decrease", "--"), (test.tenth, "minimum / 10", ":")):
+        axes.axvline(lr, color="black", linestyle=style, linewidth=1, label=f"{name}: {lr:.1e}")
+    # The decrease fills the lower half: the losses of the largest learning rates are far above.
+    lowest, first = smoothed.min(), smoothed[: test.lowest + 1].max()
+    axes.set_ylim(lowest - 0.5 * (first - lowest) - 0.01, first + 1.5 * (first - lowest) + 0.01)
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with fallback_fonts():
+        figure.suptitle(_text(title, 90))
+        _save(figure, path)
+    return True
 
 
 def mistakes(predictions: Predictions, images: Array, folder: Path) -> None:
@@ -101,8 +129,9 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
     wrong, total = predictions.worst(_ROWS * _COLUMNS), int((predictions.predicted != predictions.labels).sum())
     names = [_text(name, 18, lines=2) for name in predictions.classes]
     height = 2.1 if not any("\n" in name for name in names) else 2.5
-    figure = Figure(figsize=(1.6 * _COLUMNS, height * _ROWS + 0.6), layout="constrained")
-    all_axes = figure.subplots(_ROWS, _COLUMNS).ravel()
+    rows = max(1, -(-len(wrong) // _COLUMNS))
+    figure = Figure(figsize=(1.6 * _COLUMNS, height * rows + 0.6), layout="constrained")
+    all_axes = figure.subplots(rows, _COLUMNS).ravel()
     for axes in all_axes:
         axes.axis("off")
     for axes, n in zip(all_axes, wrong, strict=False):
@@ -111,7 +140,8 @@ def _worst(predictions: Predictions, images: Array, path: Path) -> None:
         axes.set_title(names[label], fontsize=10, color="darkgreen", pad=3)
         text = f"{names[predicted]}\n{predictions.probabilities[n, predicted]:.0%}"
         axes.text(0.5, -0.04, text, ha="center", va="top", fontsize=10, color="firebrick", transform=axes.transAxes)
-    what = f"The {len(wrong)} most confident of {total} wrong predictions" if total else "No wrong prediction"
+    of_all = f"The {len(wrong)} most confident of" if len(wrong) < total else "The"
+    what = f"{of_all} {plural(total, 'wrong prediction')}" if total else "No wrong prediction"
     figure.suptitle(f"{what}\nabove: true class; below: predicted class and its probability", fontsize=11)
     _save(figure, path)
 

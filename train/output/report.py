@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from minigrad.backend import device_of, to_device
-from models.predict import one_line, printable
-from models.terminal import table
+from models.predict import one_line
+from models.terminal import printable, table
 from models.weights import checkpoint
 from train.config.errors import InputError
 from train.data.dataset import Dataset

@@ -16,6 +16,7 @@ from train.loop import Trainer
 from train.output import checkpoint, naming, plots, report, resume
 from train.output.info import RunInfo
 from train.output.log import Metrics, write_table
+from train.output.tensorboard import TensorBoard
 
 
 class Results:
@@ -24,6 +25,7 @@ class Results:
         resume.npz            the state of the run (train/output/resume.py)
         args.toml             the settings
         metrics.csv, .jsonl   one row an epoch
+        events.out.tfevents.* for TensorBoard, with --tensorboard (train/output/tensorboard.py)
         last, best            .npz or .safetensors: the model of the last epoch, and of the epoch with the best accuracy
         curves, confusion, mistakes.png
         bad_images.txt        with --skip-bad-images: path and reason of each file left out
@@ -38,18 +40,24 @@ class Results:
         trainer: the run. `restore` loads the state into it.
         info: the settings, model and dataset to record in the files.
         checkpoint_format: "npz" or "safetensors".
+        tensorboard: write an event file.
     """
 
-    def __init__(self, state: Path, trainer: Trainer, info: RunInfo, checkpoint_format: str) -> None:
+    def __init__(
+        self, state: Path, trainer: Trainer, info: RunInfo, checkpoint_format: str, *, tensorboard: bool = False
+    ) -> None:
         self.state, self.trainer, self.info, self.folder = state, trainer, info, state.parent
         self.checkpoint_format = checkpoint_format
         self.history: list[Metrics] = []
         self.writes = trainer.world.rank == 0
+        self.tensorboard = tensorboard and self.writes
+        self.events: TensorBoard | None = None
 
     def begin(self) -> None:
         """Write state and settings of a new run, before its first step."""
         self.save()
         self._write_settings()
+        self._open_events()
 
     def restore(self) -> None:
         """Load the state into the trainer, and rewrite the files that a killed process may have left incomplete."""
@@ -60,11 +68,14 @@ class Results:
                     incomplete.unlink()
         self._write_settings()
         self._write_outputs()
+        self._open_events()
 
     def add(self, metrics: Metrics) -> None:
         """Append the metrics of an epoch, and save."""
         self.history.append(metrics)
         self.save()
+        if self.events is not None:
+            self.events.add(metrics)
 
     def save(self) -> None:
         """Write the state, then the models and tables. Called between two steps."""
@@ -76,6 +87,8 @@ class Results:
         """After the last epoch: draw the pictures and mark the state as finished."""
         if self.writes:
             self._finish()
+        if self.events is not None:
+            self.events.close()
         self.trainer.world.barrier()  # no rank ends while another writes: a launcher may then end all ranks
 
     def _finish(self) -> None:
@@ -95,6 +108,10 @@ class Results:
     def best(self) -> Metrics:
         """The first epoch with the best test accuracy."""
         return max(self.history, key=lambda metrics: metrics.test_acc)
+
+    def epochs_since_best(self) -> int:
+        """The number of completed epochs after that of `best`."""
+        return self.history[-1].epoch - self.best().epoch if self.history else 0
 
     def _write_outputs(self) -> None:
         """Write models and tables. Within an epoch no model is written: the model would not match the last row."""
@@ -117,6 +134,11 @@ class Results:
         if bad := self.info.dataset.bad_images:
             with writing(self.folder), replacing(self.folder / naming.BAD_IMAGES) as file:
                 file.write("".join(f"{line}\n" for line in bad).encode("utf-8", "backslashreplace"))
+
+    def _open_events(self) -> None:
+        if self.tensorboard:
+            with writing(self.folder):
+                self.events = TensorBoard(self.folder, self.history)
 
     def _checkpoint(self, name: str) -> Path:
         return self.folder / f"{name}.{self.checkpoint_format}"

@@ -63,8 +63,20 @@ def finish(path: Path, info: RunInfo, history: Sequence[Metrics]) -> None:
 
 
 def is_finished(path: Path) -> bool:
-    """True if the run has completed all its epochs."""
+    """True if the run has completed all its epochs, or was stopped by --patience."""
     return read_metadata(path).get("finished") is True
+
+
+def completed(path: Path) -> int:
+    """The number of completed epochs.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return len(_history(read_metadata(path)))
+    except ValueError as error:
+        raise InputError(f"cannot resume from {path}: {error}") from None
 
 
 def load(path: Path, trainer: Trainer, info: RunInfo) -> list[Metrics]:

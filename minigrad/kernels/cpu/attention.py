@@ -47,7 +47,7 @@ class CPUScaledDotProductAttention(attention.ScaledDotProductAttention):
             self._scores(chunk, mask, P)
             with np.errstate(over="ignore"):
                 np.exp(P, out=P)
-            total = P.reshape(-1, P.shape[-1]) @ ones(P.shape[-1])
+                total = P.reshape(-1, P.shape[-1]) @ ones(P.shape[-1])
             if total.min() > SMALL and total.max() < LARGE:
                 P /= total.reshape(*P.shape[:-1], 1)
             else:
