@@ -84,9 +84,10 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         FileNotFoundError: there is no file at `path`.
         ValueError: the file is damaged, has another format, or contains Python objects.
     """
-    path, kind = Path(path), _kind(Path(path))
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    kind = _kind(path)
     reader = _safetensors() if kind == "safetensors" else None
     try:
         if reader is None:
@@ -119,9 +120,10 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no file at `path`.
         ValueError: the file is damaged, or has another format.
     """
-    path, kind = Path(path), _kind(Path(path))
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    kind = _kind(path)
     reader = _safetensors() if kind == "safetensors" else None
     try:
         if reader is not None:

@@ -55,12 +55,16 @@ def run(options: argparse.Namespace) -> None:
     model, metadata, paths = load(options)
     if not paths:
         raise ValueError(f"give images: {options.program} CHECKPOINT IMAGE...")
-    files = images.find(paths)
+    found, files = images.find(paths), list[Path]()
     predictions: list[np.ndarray] = []
-    for start in range(0, len(files), options.batch_size):
-        batch = files[start : start + options.batch_size]
-        pixels = np.stack([read(file, model, metadata) for file in batch])
-        predictions.extend(probabilities(model, metadata, pixels))
+    for start in range(0, len(found), options.batch_size):
+        batch = found[start : start + options.batch_size]
+        good, pixels = read_all(batch, model, metadata, options.skip_bad_images)
+        if good:
+            predictions.extend(probabilities(model, metadata, np.stack(pixels)))
+            files += good
+    if not files:
+        raise ValueError(f"no image of {len(found):,} can be read")
     best = [top(prediction, metadata["classes"], options.top_k) for prediction in predictions]
     for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path == "-":
@@ -103,6 +107,27 @@ def read(file: Path, model: ImageModel, metadata: dict[str, Any]) -> np.ndarray:
     return images.read(file, model.img_size, model.in_chans, metadata.get("crop"))
 
 
+def read_all(
+    files: Sequence[Path], model: ImageModel, metadata: dict[str, Any], skip_bad: bool
+) -> tuple[list[Path], list[np.ndarray]]:
+    """The files that can be read, and their images. The other files are listed on stderr.
+
+    Raises:
+        ValueError: a file cannot be read, and `skip_bad` is False.
+    """
+    good, pixels = list[Path](), list[np.ndarray]()
+    for file in files:
+        try:
+            pixels.append(read(file, model, metadata))
+        except (OSError, ValueError) as error:
+            if not skip_bad:
+                raise ValueError(f"{one_line(error)}; --skip-bad-images leaves out damaged files") from None
+            print(f"skipped  {one_line(error)}", file=sys.stderr)
+        else:
+            good.append(file)
+    return good, pixels
+
+
 def probabilities(model: ImageModel, metadata: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
     """softmax of the logits of images (B, C, H, W) uint8: (B, classes).
 
@@ -134,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m models.predict\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos --csv photos.csv\n"
-        "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
+        "  python -m models.predict --model deit_tiny_patch16_224 --pretrained photos",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
@@ -145,6 +170,9 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--top-k", type=count, default=3, metavar="K", help="classes per image (default 3)")
     parser.add_argument("--batch-size", type=count, default=64, metavar="N", help="images per batch (default 64)")
+    parser.add_argument(
+        "--skip-bad-images", action="store_true", help="leave out damaged image files, and list them on stderr"
+    )
     parser.add_argument("--csv", metavar="FILE", help="write a CSV file instead of the table; -: to stdout")
     parser.add_argument("--json", metavar="FILE", help="write a JSON file instead of the table; -: to stdout")
     return parser

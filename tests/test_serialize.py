@@ -103,6 +103,8 @@ def test_other_formats_and_missing_files_are_refused(tmp_path):
         serialize.save(tmp_path / "x.pth", ARRAYS)
     with pytest.raises(FileNotFoundError, match="there is no file"):
         serialize.load(tmp_path / "x.npz")
+    with pytest.raises(FileNotFoundError, match="there is no file"):  # not the error about its name
+        serialize.load_metadata(tmp_path / "run")
 
 
 def test_bfloat16_is_restored(path):

@@ -79,6 +79,16 @@ def test_programs_refuse_abbreviated_flags(path, monkeypatch, capsys):
     assert end.value.code == 2 and "unrecognized arguments: --hel; did you mean --help?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path", [path for path, flag in CALLS if flag == "--help"], ids=module)
+def test_help_fits_80_columns(path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize(
     ("path", "argument"), [*CALLS, (MODELS, "swin_nano_cifar"), (MODELS, "vit_t*")], ids=identifier

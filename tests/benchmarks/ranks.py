@@ -1,9 +1,12 @@
-"""Times a training step on threads and on ranks of this machine, with the step of `python -m train`.
+"""Times a training step on threads and on ranks of this machine, with the step of
+`python -m train`.
 
-    python -m tests.benchmarks.ranks [--model vit_tiny_cifar] [--batch-size 64] [--rounds 5]
+    python -m tests.benchmarks.ranks [--model vit_tiny_cifar] [--batch-size 64]
+                                     [--rounds 5]
 
-Every configuration runs in processes of its own, all in turn in each round. Gradients are clipped; no augmentation.
-Prints the median of the rounds, their spread, and the ratio to one process with two threads.
+Every configuration runs in processes of its own, all in turn in each round.
+Gradients are clipped; no augmentation. Prints the median of the rounds, their
+spread, and the ratio to one process with two threads.
 """
 
 import argparse

@@ -197,6 +197,7 @@ def test_help_needs_no_pillow():
     ("arguments", "message"),
     [
         (["no.npz", "images"], "there is no file no.npz"),
+        (["runs/vit", "images"], "there is no file runs/vit"),
         (["vit.pth", "images"], r"end in .npz or .safetensors, got 'vit.pth'"),
         (["vit.npz", "no.png"], "there is no file or folder no.png"),
         (["vit.npz", "empty"], "there are no images in the folder empty"),
@@ -207,7 +208,7 @@ def test_help_needs_no_pillow():
         (["vit.npz", "images", "--csv", "folder.csv"], "--csv folder.csv is a folder: name a file"),
         (["vit.npz", "images", "--csv", "-", "--json", "-"], "would both be written to stdout"),
         (["images", "vit.npz"], r"the folder images has no best.npz or best.safetensors, .*: name a checkpoint"),
-        (["vit.npz", "cut.png"], "cut.png is a damaged or too large image"),
+        (["vit.npz", "cut.png"], "cut.png is a damaged or too large image.*; --skip-bad-images leaves out damaged"),
         (["vit.npz", "images/a.png", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images", "--device", "tpu"], 'device must be "cpu", "cuda"'),
         (["cut.npz", "images"], "cut.npz is not a complete npz file"),
@@ -221,6 +222,7 @@ def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, fold
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     (folder / "folder.csv").mkdir()
+    Path("vit.pth").touch()
     serialize.save("foreign.npz", {"head.weight": np.zeros((3, 4))})
     for cut, source in (("cut.npz", "vit.npz"), ("cut.png", "images/a.png")):
         content = Path(source).read_bytes()
@@ -228,6 +230,20 @@ def test_invalid_input_prints_one_line_and_exits_with_2(arguments, message, fold
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and re.search(f"^python -m models.predict: .*{message}", err), err
+
+
+def test_skip_bad_images_lists_them_and_predicts_the_rest(folder, capsys):
+    flags = [str(folder / "vit.npz"), str(folder / "images"), "--batch-size", "1"]
+    assert main(flags) == 0
+    expected = capsys.readouterr().out
+    (folder / "images" / "0.png").write_text("text")
+    (folder / "images" / "d.png").write_bytes((folder / "images" / "a.png").read_bytes()[:80])
+    assert main([*flags, "--skip-bad-images"]) == 0
+    out, err = capsys.readouterr()
+    assert out == expected
+    assert re.fullmatch(r"skipped  \S+0\.png is not an image in .*\nskipped  \S+d\.png is a damaged .*\n", err)
+    assert main([flags[0], str(folder / "images" / "0.png"), "--skip-bad-images"]) == 2
+    assert "no image of 1 can be read" in capsys.readouterr().err
 
 
 def test_interruption_prints_one_line(folder, capsys, monkeypatch):

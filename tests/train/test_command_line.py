@@ -61,6 +61,8 @@ def test_help_needs_no_numpy(tmp_path):
             ["--crop-padding", "32", "--crop-padding-mode", "reflect"],
             "augmentation: reflection padding by 32 pixels needs",
         ),
+        (["--opt", "AdamW"], "got 'AdamW'; did you mean adamw"),
+        (["--opt", "SGD"], "got 'SGD'; did you mean sgd"),
         (["--opt", "admw"], "--opt: must be one of adamw, adam, sgd, muon, got 'admw'; did you mean adamw"),
         (["--opt", "sgd", "--momentum", "1"], "--momentum: must be a number at least 0 and below 1, got '1'"),
         (["--color-jitter", "0.4,0.4"], 'augmentation: color_jitter must be one number .*, got "0.4,0.4"'),

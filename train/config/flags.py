@@ -102,7 +102,7 @@ class Flag:
         """The value as a string or number of this flag; ValueError if the value is not in `choices` or out of range."""
         if self.type is str:
             if self.choices and value not in self.choices:
-                close = get_close_matches(value, self.choices, n=1)
+                close = get_close_matches(value.lower(), self.choices, n=1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}{hint}")
             return value
