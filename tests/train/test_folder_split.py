@@ -1,5 +1,6 @@
 """One folder of classes: --val-split, and which images --eval evaluates."""
 
+import shutil
 import sys
 import unicodedata
 from contextlib import chdir
@@ -14,6 +15,7 @@ from tests.train.test_folder import PLAIN, album, paint
 from train.__main__ import main, parse
 from train.config.errors import InputError
 from train.data import folder
+from train.output import resume
 
 HALF = replace(PLAIN, val_split=0.5)
 
@@ -195,6 +197,24 @@ def test_resume_uses_the_same_split(here, tmp_path):
     assert settings.val_split == 0.5 and settings.seed == 0
     with pytest.raises(InputError, match=r"is of a run with --val-split 0\.5, not 0\.2: omit the flag"):
         parse(["--resume", str(tmp_path), "--val-split", "0.2"])
+
+
+def test_changed_files_are_noticed_by_eval_and_resume(here, tmp_path, capsys):
+    """The test images are renamed: the numbers of images are equal, but not the split."""
+    shutil.copytree(here / "photos", tmp_path / "photos")
+    flags = ["--dataset", "folder", "--data-dir", str(tmp_path / "photos"), "--val-split", "0.5", "--no-cache"]
+    assert main([*flags, "--output", str(tmp_path / "run"), "--epochs", "1", "--img-size", "16"]) == 0
+    best, before = ["--eval", str(tmp_path / "run"), "--no-cache"], resume._data(folder.load(tmp_path / "photos", HALF))
+    capsys.readouterr()
+    assert main(best) == 0 and capsys.readouterr().err == ""
+    _, test = folder._divided(tmp_path / "photos", HALF)
+    for file in [file for files in test.values() for file in files]:
+        file.rename(file.with_name(f"renamed {file.name}"))
+    assert main(best) == 0
+    assert "warning  --val-split selects other test images than in training" in capsys.readouterr().err
+    assert main([*best, "--val-split", "0"]) == 0 and capsys.readouterr().err == ""
+    now = resume._data(folder.load(tmp_path / "photos", HALF))
+    assert before["images"] == now["images"] and before != now
 
 
 def test_results_inside_the_folder_are_refused(here, monkeypatch, capsys):

@@ -64,7 +64,7 @@ class Split:
 @dataclass(frozen=True)
 class Dataset:
     """Training and test split, class names, and the statistics for normalisation. `bad_images`: why files were left
-    out, with --skip-bad-images."""
+    out, with --skip-bad-images. `test_names`: with --val-split, a digest of the names of the test images."""
 
     name: str
     train: Split
@@ -73,6 +73,7 @@ class Dataset:
     mean: tuple[float, float, float]  # of each channel (RGB) of the training images, with pixels in [0, 1]
     std: tuple[float, float, float]
     bad_images: tuple[str, ...] = ()
+    test_names: str = ""
 
     def to(self, device: str) -> "Dataset":
         """The dataset with both splits on `device`."""

@@ -76,7 +76,8 @@ def load(folder: Path, options: Options, train: int | None = None, test: int | N
     test_split, others = _read(folder, tested, "test", replace(options, random_crop=False), test)
     _check_bad(bad + others, options)
     mean, std = _statistics(split.images)
-    return Dataset(folder.resolve().name, split, test_split, tuple(training), mean, std, tuple(bad + others))
+    names = _names(folder, tested) if options.val_split else ""
+    return Dataset(folder.resolve().name, split, test_split, tuple(training), mean, std, tuple(bad + others), names)
 
 
 def load_test(folder: Path, options: Options, count: int | None = None) -> Dataset:
@@ -95,7 +96,8 @@ def load_test(folder: Path, options: Options, count: int | None = None) -> Datas
     split, bad = _read(folder, files, "test", replace(options, random_crop=False), count)
     _check_bad(bad, options)
     unknown = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # mean and standard deviation of the training images
-    return Dataset(folder.resolve().name, split.first(0), split, tuple(files), *unknown, tuple(bad))
+    names = _names(folder, files) if options.val_split else ""
+    return Dataset(folder.resolve().name, split.first(0), split, tuple(files), *unknown, tuple(bad), names)
 
 
 def is_divided(folder: Path) -> bool:
@@ -194,8 +196,7 @@ def _split(folder: Path, classes: Files, options: Options) -> tuple[Files, Files
     """
 
     def digest(file: Path) -> tuple[bytes, Path]:
-        name = unicodedata.normalize("NFC", file.relative_to(folder).as_posix())
-        return sha256(f"{options.seed} {name}".encode("utf-8", "surrogateescape")).digest(), file
+        return sha256(f"{options.seed} ".encode() + _name(folder, file)).digest(), file
 
     train, test = Files(), Files()
     for name, files in classes.items():
@@ -206,6 +207,17 @@ def _split(folder: Path, classes: Files, options: Options) -> tuple[Files, Files
         train[name] = [file for file in files if file not in tested]
         test[name] = [file for file in files if file in tested]
     return train, test
+
+
+def _name(folder: Path, file: Path) -> bytes:
+    """The name of a file relative to `folder` in Unicode's composed form."""
+    return unicodedata.normalize("NFC", file.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape")
+
+
+def _names(folder: Path, classes: Files) -> str:
+    """A digest of the names of all files, to detect that a split has changed."""
+    names = sorted(_name(folder, file) for file in chain.from_iterable(classes.values()))
+    return sha256(b"\0".join(names)).hexdigest()
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ def save(path: Path, model: Module, info: RunInfo, metrics: Metrics) -> None:
         "classes": info.dataset.classes,
         "mean": info.dataset.mean,
         "std": info.dataset.std,
+        "test_names": info.dataset.test_names,
         "model": info.model,
         "settings": info.settings,
     }

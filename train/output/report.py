@@ -1,5 +1,6 @@
 """L7: evaluate a checkpoint on the test images: `python -m train --eval FILE`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from train.evaluate import Evaluation, Predictions
 def predictions(path: Path, dataset: Dataset, evaluation: Evaluation) -> Predictions:
     """The predictions of the model in a checkpoint for the test images, on the device of the dataset.
 
-    Classes are compared by name. The dataset may have fewer than the model.
+    Classes are compared by name. The dataset may have fewer than the model. If --val-split selects other images than in
+    training, a warning on stderr says so.
 
     Raises:
         InputError: the file is missing, damaged or no checkpoint, or lacks a class of the dataset.
@@ -31,6 +33,12 @@ def predictions(path: Path, dataset: Dataset, evaluation: Evaluation) -> Predict
     if unknown := [name for name in dataset.classes if name not in known]:
         raise InputError(
             f"the model in {path} has no class {_names(unknown)}, of {dataset.name}; its classes are {_names(known)}"
+        )
+    if dataset.test_names and metadata.get("test_names") not in ("", None, dataset.test_names):
+        print(
+            "warning  --val-split selects other test images than in training, as files were added or deleted, or its "
+            "value changed: some may be training images",
+            file=sys.stderr,
         )
     device = device_of(dataset.test.labels)
     labels = to_device(np.array([known.index(name) for name in dataset.classes]), device)[dataset.test.labels]

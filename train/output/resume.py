@@ -166,8 +166,9 @@ def _part(part: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:
-    """Image counts and class names, to detect that the dataset has changed."""
-    return {"images": [len(dataset.train), len(dataset.test)], "classes": list(dataset.classes)}
+    """Image counts, class names and the split of --val-split, to detect that the dataset has changed."""
+    split = {"test_names": dataset.test_names} if dataset.test_names else {}
+    return {"images": [len(dataset.train), len(dataset.test)], "classes": list(dataset.classes), **split}
 
 
 # Checks: the file may be damaged, hostile or of another run -----------------------------------------------------------
