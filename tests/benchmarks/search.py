@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m tests.benchmarks.search", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="CIFAR-10, or its parent folder (data)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="CIFAR-10, or above (data)")
     parser.add_argument("--log", type=Path, default=Path("search.csv"), metavar="FILE", help="(search.csv)")
     parser.add_argument("--minutes", type=float, default=60, metavar="M", help="no trial starts later (60)")
     parser.add_argument("--families", nargs="+", default=list(BASES), choices=list(BASES), metavar="F", help="(all)")
