@@ -161,11 +161,10 @@ def test_group_norm_of_equal_and_of_overflowing_values():
         assert_equals_reference(GroupNorm, run, x.transpose(0, 3, 1, 2), randn(1, 8), randn(2, 8), tolerance=2e-4)
 
 
-@pytest.mark.parametrize(("value", "shape"), [(6865593.5, (2, 36, 36, 15)), (34844143616.0, (2, 39, 38, 27))])
-def test_group_norm_of_equal_large_values(value, shape):
+def test_group_norm_of_equal_large_values():
     """The rounding error of the mean exceeds √eps: without its subtraction, the variance could be negative."""
-    C = shape[-1]
-    x, weight, bias = np.full(shape, value, np.float32).transpose(0, 3, 1, 2), randn(1, C), randn(2, C)
+    C = 27
+    x, weight, bias = np.full((2, 39, 38, C), 3.5e10, np.float32).transpose(0, 3, 1, 2), randn(1, C), randn(2, C)
     y = F.group_norm(Tensor(x), C, Tensor(weight), Tensor(bias)).numpy()
     assert abs(y - bias[:, None, None]).max() <= 1e-2
 
