@@ -62,13 +62,14 @@ def run(options: argparse.Namespace) -> None:
         pixels = np.stack([read(file, model, metadata) for file in batch])
         predictions.extend(probabilities(model, metadata, pixels))
     best = [top(prediction, metadata["classes"], options.top_k) for prediction in predictions]
+    notes = sys.stderr if "-" in (options.csv, options.json) else sys.stdout
     for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path == "-":
             lines = text(files, best).split("\n")
             print("\n".join(map(printable, lines) if sys.stdout.isatty() else lines), end="", flush=True)
         elif path is not None:
             write(Path(path), text(files, best))
-            print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", flush=True)
+            print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", file=notes, flush=True)
     if options.csv is None and options.json is None:
         shown = [Path(file.name) if file.parent == IMAGES else file for file in files]
         print(as_table(shown, best), flush=True)

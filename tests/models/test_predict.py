@@ -124,6 +124,14 @@ def test_csv_and_json_have_the_paths_and_probabilities(folder, odd, capsys):
         assert capsys.readouterr().out == (folder / name).read_bytes().decode()
 
 
+def test_stdout_has_only_the_form_written_to_it(folder, capsys):
+    flags = [str(folder / "vit.npz"), str(folder / "images"), "--csv", str(folder / "p.csv"), "--json", "-"]
+    assert main(flags) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == len(list((folder / "images").iterdir()))
+    assert "p.csv  predictions for" in err
+
+
 def test_csv_of_an_undecodable_name_is_utf8(folder):
     name = os.fsdecode(b"\xff.png")
     try:
