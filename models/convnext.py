@@ -84,7 +84,8 @@ class ConvNeXt(ImageModel):
         num_classes: outputs of the head; 0: no head, the model returns the normalised channel means.
         depths: blocks in each stage.
         dims: channels in each stage.
-        stem_size: kernel and stride of the first convolution; 4, or 2 for small images.
+        stem_size: stride of the first convolution, and its kernel size; 4, or 2 for small images.
+        stem_kernel_size: larger than stem_size, for patches that overlap, with zero padding; None: stem_size.
         kernel_size: kernel size of the depthwise convolutions; must be odd.
         mlp_ratio: hidden channels of a block, divided by its channels.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first block.
@@ -102,19 +103,32 @@ class ConvNeXt(ImageModel):
         depths: Sequence[int] = (3, 3, 9, 3),
         dims: Sequence[int] = (96, 192, 384, 768),
         stem_size: int = 4,
+        stem_kernel_size: int | None = None,
         kernel_size: int = 7,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 1e-6,
         head_init_scale: float = 1.0,
     ) -> None:
-        check_sizes("ConvNeXt", in_chans=in_chans, stem_size=stem_size, kernel_size=kernel_size)
+        stem_kernel_size = stem_size if stem_kernel_size is None else stem_kernel_size
+        check_sizes(
+            "ConvNeXt",
+            in_chans=in_chans,
+            stem_size=stem_size,
+            stem_kernel_size=stem_kernel_size,
+            kernel_size=kernel_size,
+        )
         check_sizes("ConvNeXt", minimum=0, num_classes=num_classes)
         check_lists("ConvNeXt", depths=depths, dims=dims)
         if not dims or len(depths) != len(dims):
             raise ValueError(f"ConvNeXt: depths and dims must have one entry for each stage, got {depths} and {dims}")
         if kernel_size % 2 == 0:
             raise ValueError(f"ConvNeXt: kernel_size must be odd, so that a block keeps H and W; got {kernel_size}")
+        if stem_kernel_size < stem_size:
+            raise ValueError(
+                f"ConvNeXt: stem_kernel_size must be at least stem_size, so that every pixel is in a patch; got "
+                f"{stem_kernel_size} and {stem_size}"
+            )
         check_rates("ConvNeXt", drop_path_rate=drop_path_rate)
         check_ratio("ConvNeXt", mlp_ratio, *dims)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
@@ -122,8 +136,10 @@ class ConvNeXt(ImageModel):
         self.min_size = stem_size * 2 ** (len(dims) - 1)
         self.head_init_scale = head_init_scale
 
-        stem = nn.Sequential(nn.Conv2d(in_chans, dims[0], stem_size, stride=stem_size), LayerNorm2d(dims[0], eps=1e-6))
-        self.downsample_layers = nn.ModuleList([stem])
+        # Padding on each side: with H divisible by stem_size, the map has H / stem_size rows.
+        padding = (stem_kernel_size - stem_size + 1) // 2
+        conv = nn.Conv2d(in_chans, dims[0], stem_kernel_size, stride=stem_size, padding=padding)
+        self.downsample_layers = nn.ModuleList([nn.Sequential(conv, LayerNorm2d(dims[0], eps=1e-6))])
         for before, after in pairwise(dims):
             conv = nn.Conv2d(before, after, kernel_size=2, stride=2)
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(before, eps=1e-6), conv))
@@ -202,13 +218,17 @@ for _size, _config in SIZES.items():
     if _size in ("tiny", "small", "base", "large", "xlarge"):
         register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
 
-# For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side.
-_CIFAR: dict[str, dict[str, Any]] = {
+# For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side. The micro
+# model, for runs of an hour on a CPU, has maps of 16, 8 and 4 pixels, patches that overlap, and γ = 1 at the start.
+CIFAR: dict[str, dict[str, Any]] = {
     "convnext_yocto_cifar": {"depths": (2, 2, 4, 2), "dims": (8, 16, 32, 64)},
+    "convnext_micro_cifar": {
+        "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3, "layer_scale_init_value": 1.0,
+    },
     "convnext_atto_cifar": SIZES["atto"],
     "convnext_femto_cifar": SIZES["femto"],
     "convnext_mid_cifar": SIZES["pico"],
-}
+}  # fmt: skip
 
-for _name, _config in _CIFAR.items():
+for _name, _config in CIFAR.items():
     register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **_config)

@@ -49,14 +49,15 @@ class StdConv2d(nn.Conv2d):
 
 
 class Stem(nn.Module):
-    """The first layers. Stride 4, as in ResNet: a 7 x 7 convolution and 3 x 3 max pooling, each of stride 2. Stride 1,
-    for small images: a 3 x 3 convolution without pooling."""
+    """The first layers. Stride 4, as in ResNet: a 7 x 7 convolution and 3 x 3 max pooling, each of stride 2. Stride 1
+    or 2, for small images: a 3 x 3 convolution without pooling."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
-        if stride not in (1, 4):
-            raise ValueError(f"hybrid: stem_stride must be 4, or 1 for small images, got {stride}")
+        if stride not in (1, 2, 4):
+            raise ValueError(f"hybrid: stem_stride must be 4, or 1 or 2 for small images, got {stride}")
         self.pool = stride == 4
-        self.conv = StdConv2d(in_chans, out_chans, 7, stride=2) if self.pool else StdConv2d(in_chans, out_chans, 3)
+        kernel, stride = (7, 2) if self.pool else (3, stride)
+        self.conv = StdConv2d(in_chans, out_chans, kernel, stride)
         self.norm = nn.GroupNorm(32, out_chans)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ class HybridVisionTransformer(VisionTransformer):
         layers: blocks in each stage of the ResNet.
         channels: channels of each stage.
         stem_chs: channels of the stem.
-        stem_stride: 4, as in a ResNet, or 1, for small images.
+        stem_stride: 4, as in a ResNet, or 1 or 2, for small images.
         patch_size: P, in positions of the feature map, not in pixels.
         **vit: the other arguments of VisionTransformer.
     """
@@ -243,15 +244,20 @@ register(
 )  # fmt: skip
 
 # For CIFAR-10, images of 32 x 32: a stem of stride 1, so feature maps of 32, 16 and 8 positions a side, and 64 tokens.
-_SMALL: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32}
-_SMALLEST: dict[str, Any] = {"channels": (128, 128, 128), "stem_chs": 32, "mlp_ratio": 2.0}
+# The micro model, for runs of an hour on a CPU, has maps of 16 and 8 positions.
+_SMALL: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32, "stem_stride": 1}
+_SMALLEST: dict[str, Any] = {"channels": (128, 128, 128), "stem_chs": 32, "stem_stride": 1, "mlp_ratio": 2.0}
 _CIFAR: dict[str, dict[str, Any]] = {
     "hybrid_pico_cifar": {"layers": (1, 1, 1), **_SMALLEST, "embed_dim": 48, "depth": 2, "num_heads": 3},
+    "hybrid_micro_cifar": {
+        "layers": (2, 2), "channels": (128, 256), "stem_chs": 32, "stem_stride": 2, "embed_dim": 128, "depth": 3,
+        "num_heads": 4, "mlp_ratio": 2.0, "global_pool": "avg",
+    },
     "hybrid_nano_cifar": {"layers": (1, 1, 1), **_SMALL, "embed_dim": 96, "depth": 4, "num_heads": 3},
     "hybrid_cifar": {"layers": (2, 2, 2), **_SMALL, "embed_dim": 192, "depth": 6, "num_heads": 3},
-    "hybrid_wide_cifar": {"layers": (2, 2, 2), "embed_dim": 192, "depth": 6, "num_heads": 3},
-    "hybrid_r50_cifar": {"layers": (3, 4, 9), "embed_dim": 192, "depth": 12, "num_heads": 3},
-}
+    "hybrid_wide_cifar": {"layers": (2, 2, 2), "stem_stride": 1, "embed_dim": 192, "depth": 6, "num_heads": 3},
+    "hybrid_r50_cifar": {"layers": (3, 4, 9), "stem_stride": 1, "embed_dim": 192, "depth": 12, "num_heads": 3},
+}  # fmt: skip
 
 for _name, _config in _CIFAR.items():
-    register(_name, HybridVisionTransformer, img_size=32, stem_stride=1, num_classes=10, **_config)
+    register(_name, HybridVisionTransformer, img_size=32, num_classes=10, **_config)

@@ -9,8 +9,10 @@ orientation, and composites transparent pixels onto white instead of dropping th
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -128,51 +130,112 @@ def read(path: Path, size: tuple[int, int], channels: int, crop: Crop | None = N
         OSError: the file cannot be opened.
         RuntimeError: Pillow is not installed.
     """
+    with pillow_warnings():
+        pixels = decode(path, channels, partial(cover if crop is None else crop, size=size))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+
+
+def decode(path: Path, channels: int, resize: Callable[[Any], Any], draft: int | None = None) -> np.ndarray:
+    """An image file as (H, W, C) uint8, as `read`, which lists the errors, resized by a function of Pillow images.
+
+    Call `decode` within `pillow_warnings`. Several threads may decode at once: Pillow releases the GIL.
+
+    Args:
+        draft: decode a JPEG at 1/2, 1/4 or 1/8 of its size, with sides of at least `draft` pixels: faster, with other
+            values than at full size. None: at full size.
+    """
     if channels not in (1, 3):
         raise ValueError(f"image files have 3 channels, or 1 in greyscale; this model needs {channels}")
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise RuntimeError("reading image files needs Pillow: pip install pillow") from None
-    with open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about unusual metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    with open(path, "rb") as file:
         try:
             with Image.open(file, formats=list(FORMATS)) as image:
-                grey = _eight_bits(image, ImageOps.exif_transpose(image))
-                opaque = _opaque(grey).convert("RGB" if channels == 3 else "L")
-                if crop is None:
-                    pixels = np.asarray(ImageOps.fit(opaque, (size[1], size[0]), Image.Resampling.BICUBIC))
-                else:
-                    pixels = np.asarray(crop(opaque, size))
+                if draft is not None:
+                    image.draft(None, (draft, draft))
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                opaque = _opaque(_eight_bits(image))
+                resized = resize(opaque if channels == 3 else opaque.convert("L"))
+                pixels = np.asarray(resized).reshape(resized.height, resized.width, channels)
         except _UnknownRangeError as error:
             raise ValueError(f"{path} {error}; save the image with 8 or 16 bits per channel") from None
         except UnidentifiedImageError:
             raise ValueError(f"{path} is not an image in a supported format ({', '.join(FORMATS)})") from None
         except Exception as error:  # Pillow raises many types for a damaged file
             raise ValueError(f"{path} is a damaged or too large image: {error}") from error
-    return np.ascontiguousarray(pixels.reshape(*size, channels).transpose(2, 0, 1))  # (H, W, C) -> (C, H, W)
+    return pixels
+
+
+@contextmanager
+def pillow_warnings() -> Iterator[None]:
+    """Within the block, an image of too many pixels is an error, and Pillow's other warnings are ignored.
+
+    Warning filters are shared by all threads: enter the block in one thread, before other threads decode.
+
+    Raises:
+        RuntimeError: Pillow is not installed.
+    """
+    pillow_version()  # raises an error that says what to install
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about unusual metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def pillow_version() -> str:
+    """The version of Pillow, on which the values of decoded images depend.
+
+    Raises:
+        RuntimeError: Pillow is not installed.
+    """
+    try:
+        import PIL
+    except ImportError:
+        raise RuntimeError("reading image files needs Pillow: pip install pillow") from None
+    return str(PIL.__version__)
+
+
+def cover(image: Any, size: tuple[int, int]) -> Any:
+    """A Pillow image, resized to just cover `size`, (H, W), with its aspect ratio kept, then center-cropped."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def shrink(image: Any, shorter: int) -> Any:
+    """A Pillow image, resized to a shorter side of `shorter` pixels, with its aspect ratio kept; an image whose shorter
+    side is at most `shorter` is unchanged."""
+    from PIL import Image
+
+    short = min(image.size)
+    if short <= shorter:
+        return image
+    w, h = (round(side * shorter / short) for side in image.size)
+    return image.resize((w, h), Image.Resampling.BICUBIC)
 
 
 class _UnknownRangeError(Exception):
     """The value of white is unknown, so the image cannot be scaled to 8 bits."""
 
 
-def _eight_bits(source: Any, image: Any) -> Any:
-    """`image`, opened from `source`, with 8 bits per channel. (Pillow's own conversion clips greyscale of more bits.)
+def _eight_bits(image: Any) -> Any:
+    """The image of a file with 8 bits per channel. (Pillow's own conversion clips greyscale of more bits.)
 
     Raises:
         _UnknownRangeError: the file does not define the value of white.
     """
     from PIL import Image
 
-    tiff = getattr(source, "tag_v2", {})
-    if image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PPM", "PNG")):
+    tiff = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         bits, white_is_zero = tiff.get(_BITS_PER_SAMPLE, (16,))[0], tiff.get(_PHOTOMETRIC) == 0
         x = np.asarray(image).astype(np.int32)
         x = (2**bits - 1 - x) if white_is_zero else x
         grey = Image.fromarray((x >> (bits - 8)).astype(np.uint8))
-        if (transparent := source.info.get("transparency")) is not None:  # one of the 2¹⁶ values
+        if (transparent := image.info.get("transparency")) is not None:  # one of the 2¹⁶ values
             grey.putalpha(Image.fromarray(np.where(x == transparent, 0, 255).astype(np.uint8)))
         return grey
     if image.mode == "I":
@@ -195,7 +258,7 @@ def _opaque(image: Any) -> Any:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")  # greyscale to RGB and back is exact
+    return image if image.mode == "RGB" else image.convert("RGB")  # greyscale to RGB and back is exact
 
 
 def normalize(images: Array, mean: Array | Sequence[float], std: Array | Sequence[float]) -> Array:

@@ -12,7 +12,7 @@ from train.config import file as config
 from train.config.errors import InputError
 from train.config.parser import parser
 from train.config.recipes import BY_OPTIMIZER, recipe
-from train.config.settings import Settings, defaults
+from train.config.settings import FLAGS, Settings, defaults
 from train.output import naming
 from train.supervisor import end_all_ranks, ranks, supervised
 
@@ -91,6 +91,8 @@ def new_run(given: dict[str, Any]) -> Settings:
         values["warmup_epochs"] = epochs / 10
     if "threads" not in given and (values["device"] != "cpu" or ranks()[1] > 1):  # several ranks share the cores
         values["threads"] = 1
+    if values["scale"] != FLAGS["scale"].default and "crop_padding" not in given:
+        values["crop_padding"] = 0  # random resized crops replace shifted crops
     output = values.get("output") or naming.unused(_folder(given))
     settings = Settings(**{"graph": False, **values, "output": output, "resume": "none"})
     return settings if "graph" in given else replace(settings, graph=not settings.why_no_graph)

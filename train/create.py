@@ -6,7 +6,6 @@ from typing import Any
 
 import minigrad.functional as F
 import models
-from minigrad.backend import to_device
 from minigrad.backend.random import Generator
 from minigrad.nn import Module
 from minigrad.optim import EMA, SGD, Adam, AdamW, Muon, Optimizer, matrices_apart
@@ -18,7 +17,7 @@ from models.pretrained import architecture
 from models.summary.cost import trace
 from train.config.errors import InputError
 from train.config.settings import Settings
-from train.data import datasets
+from train.data import datasets, folder
 from train.data.augment import Augment, Transform
 from train.data.batches import Sampler
 from train.data.dataset import Dataset
@@ -35,10 +34,25 @@ def create_dataset(settings: Settings) -> Dataset:
         settings.dataset,
         settings.data_dir,
         download=settings.download,
-        img_size=settings.img_size,
+        options=_folder_options(settings),
         train=settings.train_num_samples,
         test=settings.val_num_samples,
     )
+
+
+def create_test_dataset(settings: Settings) -> Dataset:
+    """The dataset for an evaluation, on the CPU: without its training images, if they need not be read."""
+    return datasets.load_test(
+        settings.dataset,
+        settings.data_dir,
+        download=settings.download,
+        options=_folder_options(settings),
+        test=settings.val_num_samples,
+    )
+
+
+def _folder_options(settings: Settings) -> folder.Options:
+    return folder.Options(**{f.name: getattr(settings, f.name) for f in fields(folder.Options)})
 
 
 def model_arguments(settings: Settings, dataset: Dataset) -> dict[str, Any]:
@@ -47,7 +61,7 @@ def model_arguments(settings: Settings, dataset: Dataset) -> dict[str, Any]:
     Raises:
         ValueError: there is no model of this name.
     """
-    _, channels, height, _ = dataset.train.images.shape
+    channels, height, _ = dataset.train.shape
     return {
         "name": architecture(settings.model),
         "num_classes": len(dataset.classes),
@@ -65,7 +79,7 @@ def create_model(settings: Settings, dataset: Dataset) -> ImageModel:
     """
     try:
         model = models.create_model(**model_arguments(settings, dataset))
-        trace(model, (1, *dataset.train.images.shape[1:]))
+        trace(model, (1, *dataset.train.shape))
     except (ValueError, TypeError) as error:
         raise InputError(f"--model {settings.model}: {error}") from None
     return model
@@ -134,12 +148,12 @@ def create_augment(settings: Settings, dataset: Dataset) -> Augment:
     options["aa"] = None if settings.aa == "none" else settings.aa
     if settings.no_aug:
         options = {"hflip": 0.0, "crop_padding": 0, "smoothing": settings.smoothing}
-    side = min(dataset.train.images.shape[2:])
+    side = min(dataset.train.shape[1:])
     if options["crop_padding"] > side:
         raise InputError(f"--crop-padding {settings.crop_padding} is larger than the images, {side} pixels")
     try:
         augment = Augment(**options, mean=dataset.mean)
-        augment.pixels(to_device(dataset.train.images[:1], "cpu"), Generator())
+        augment.pixels(dataset.train.first(1).to("cpu").images, Generator())
     except ValueError as error:
         raise InputError(f"augmentation: {error}") from None
     return augment

@@ -51,8 +51,8 @@ def check_equal(world: World, settings: Settings, dataset: Dataset) -> None:
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         "the code": _checksum(path.read_bytes() for path in _sources()),
-        "the training images": _checksum([dataset.train.images, dataset.train.labels]),
-        "the test images": _checksum([dataset.test.images, dataset.test.labels]),
+        "the training images": _checksum(dataset.train.arrays()),
+        "the test images": _checksum(dataset.test.arrays()),
         "the class names": list(dataset.classes),
     }
     first, *others = world.all_gather_objects(own)

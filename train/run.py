@@ -16,7 +16,7 @@ from minigrad.parallel.threads import Shards
 from train import initial, lr_find, signals
 from train.config.errors import InputError
 from train.config.settings import Settings
-from train.create import create_dataset, create_model, create_trainer, model_arguments
+from train.create import create_dataset, create_model, create_test_dataset, create_trainer, model_arguments
 from train.data.dataset import Dataset
 from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
@@ -87,6 +87,14 @@ def check(settings: Settings) -> None:
         to_device(np.zeros(1), settings.device)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--device {settings.device}: {error}") from None
+    if settings.dataset == "folder" and settings.val_split and settings.eval == "none":
+        data = Path(settings.data_dir).expanduser().resolve()
+        for place in (settings.output, "runs"):
+            if Path(place).resolve().is_relative_to(data):
+                raise InputError(
+                    f"--data-dir {settings.data_dir} would contain {place}, the results, beside the classes: start the "
+                    "program in another folder, and name an --output elsewhere"
+                )
     if settings.graph and settings.why_no_graph:
         raise InputError(f"--graph is not possible: {settings.why_no_graph}")
     if settings.autocast_dtype is not None:
@@ -147,11 +155,13 @@ def prepare(settings: Settings, world: World) -> tuple[Trainer, RunInfo, str]:
 
 
 def load_dataset(settings: Settings, world: World) -> Dataset:
-    """The dataset, on the CPU. If it is to be downloaded, one rank of each machine goes first."""
-    if settings.download and world.local_rank:
+    """The dataset, on the CPU. One rank of each machine goes first, if it downloads files or writes cache files that
+    the others then read."""
+    in_turn = settings.download or (settings.dataset == "folder" and settings.cache)
+    if in_turn and world.local_rank:
         world.barrier()
     dataset = create_dataset(settings)
-    if settings.download and not world.local_rank:
+    if in_turn and not world.local_rank:
         world.barrier()
     return dataset
 
@@ -166,6 +176,9 @@ def print_summary(settings: Settings, trainer: Trainer, weights: str) -> None:
         f"train    {plural(settings.epochs, 'epoch')} of {plural(trainer.steps, 'step')}, batch {settings.batch_size}, "
         f"lr {settings.lr:g}, seed {settings.seed}, on {settings.device}"
     )
+    if dataset.bad_images:
+        bad = plural(len(dataset.bad_images), "image file")
+        print(f"skipped  {bad} that cannot be read, listed in {Path(settings.output) / naming.BAD_IMAGES}")
     if trainer.world.size > 1:
         print(f"ranks    {trainer.world.size}, each with a part of every batch")
     if weights:
@@ -249,10 +262,12 @@ def evaluate(settings: Settings, world: World) -> None:
         raise InputError(f"--eval runs in one process, not in {world.size}: start it without mpiexec")
     if settings.tune_cpu:
         tune_cpu(settings.threads)
-    dataset, path = create_dataset(replace(settings, train_num_samples=1)).to(settings.device), Path(settings.eval)
+    dataset, path = create_test_dataset(settings).to(settings.device), Path(settings.eval)
     with Shards(settings.threads) as shards:
         evaluation = Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards, world)
         predictions = report.predictions(path, dataset, evaluation)
+    for reason in dataset.bad_images:
+        print(f"skipped  {reason}", file=sys.stderr)
     print(f"model    {settings.model}, {path}")
     images, classes = plural(len(dataset.test), "test image"), plural(len(dataset.classes), "class")
     print(f"data     {dataset.name}: {images}, {classes}")

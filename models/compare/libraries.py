@@ -224,8 +224,8 @@ def _timm_hybrid(config: SimpleNamespace) -> Any:
 
     conv = partial(StdConv2dSame, eps=1e-8)
     stem = resnetv2.create_resnetv2_stem(config.in_chans, config.stem_chs, "same", preact=False, conv_layer=conv)
-    if config.stem_stride == 1:
-        stem.conv = conv(config.in_chans, config.stem_chs, 3)
+    if config.stem_stride != 4:
+        stem.conv = conv(config.in_chans, config.stem_chs, 3, config.stem_stride)
         stem.pool = nn.Identity()
     if config.layers:
         backbone = resnetv2.ResNetV2(
@@ -272,7 +272,7 @@ def _timm_swin(config: SimpleNamespace) -> Any:
     return Theirs(
         config.img_size, config.patch_size, config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
+        qkv_bias=config.qkv_bias, drop_path_rate=0.0,
     )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def _timm_swinv2(config: SimpleNamespace) -> Any:
     return Theirs(
         config.img_size, (PH, PW), config.in_chans, config.num_classes, embed_dim=config.embed_dim,
         depths=config.depths, num_heads=config.num_heads, window_size=(MH, MW), mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes,
+        qkv_bias=config.qkv_bias, pretrained_window_sizes=config.pretrained_window_sizes, drop_path_rate=0.0,
     )  # fmt: skip
 
 
@@ -356,7 +356,6 @@ def _listed(maps: list[tuple[int, int]]) -> str:
 
 
 def _torchvision_convnext(config: SimpleNamespace) -> Any:
-    from torch import nn
     from torchvision.models.convnext import CNBlockConfig
     from torchvision.models.convnext import ConvNeXt as Theirs
 
@@ -364,28 +363,35 @@ def _torchvision_convnext(config: SimpleNamespace) -> Any:
     _require("torchvision", conditions | {"3 channels": config.in_chans == 3})
     stages = zip(config.dims, [*config.dims[1:], None], config.depths, strict=True)
     network = Theirs([CNBlockConfig(*stage) for stage in stages], num_classes=config.num_classes)
-    network.features[0][0] = nn.Conv2d(3, config.dims[0], config.stem_size, config.stem_size)
+    network.features[0][0] = _convnext_stem(config)
     return network
 
 
 def _timm_convnext(config: SimpleNamespace, **version: Any) -> Any:
     from timm.models.convnext import ConvNeXt as Theirs
-    from torch import nn
 
     _require("timm", {"an mlp_ratio of 4": config.mlp_ratio == 4, "four stages": len(config.depths) == 4})
     network = Theirs(
         config.in_chans, config.num_classes, depths=config.depths, dims=config.dims, kernel_sizes=config.kernel_size,
         **version,
     )  # fmt: skip
-    network.stem[0] = nn.Conv2d(config.in_chans, config.dims[0], config.stem_size, config.stem_size)
+    network.stem[0] = _convnext_stem(config)
     return network
+
+
+def _convnext_stem(config: SimpleNamespace) -> Any:
+    from torch import nn
+
+    size, kernel_size = config.stem_size, config.stem_kernel_size or config.stem_size
+    return nn.Conv2d(config.in_chans, config.dims[0], kernel_size, size, (kernel_size - size + 1) // 2)
 
 
 def _transformers_convnext(config: SimpleNamespace, version: str = "") -> Any:
     import transformers
 
     conditions = {"7 x 7 kernels": config.kernel_size == 7, "an mlp_ratio of 4": config.mlp_ratio == 4}
-    _require("transformers", conditions)
+    patches = config.stem_kernel_size in (None, config.stem_size)
+    _require("transformers", conditions | {"patches that do not overlap": patches})
     network = getattr(transformers, f"ConvNext{version}ForImageClassification")
     return network(
         network.config_class(

@@ -68,9 +68,15 @@ CASES = {
     "hybrid_64x64": small("timm", _HYBRID, "x.hyb.64.64", 2, 64, 64),
     "hybrid_50x70": small("timm", _HYBRID, "x.hyb.50.70", 2, 50, 70),
     "hybrid_63x33": small("timm", _HYBRID, "x.hyb.63.33", 2, 63, 33),
+    "hybrid_stem_2": small(
+        "timm", _HYBRID, "x.hyb.33.32", 2, 33, 32, stem_stride=2, layers=(1, 1), channels=(128, 256)
+    ),
     "convnext_64x64": small("torchvision", _CONVNEXT, "x.cnx.64.64", 2, 64, 64),
     "convnext_70x45": small("torchvision", _CONVNEXT, "x.cnx.70.45", 1, 70, 45),
     "convnext_stem_2": small("torchvision", _CONVNEXT, "x.cnx.32.32", 2, 32, 32, stem_size=2),
+    "convnext_overlapping_stem": small(
+        "torchvision", _CONVNEXT, "x.cnx.32.32", 2, 32, 32, stem_size=2, stem_kernel_size=3
+    ),
     "convnextv2_64x64": small("timm", _CONVNEXTV2, "x.cnx.64.64", 2, 64, 64),
     "convnextv2_70x45": small("timm", _CONVNEXTV2, "x.cnx.70.45", 1, 70, 45),
     "swin_64x64": small("torchvision", _SWIN, "x.swin.64.64", 2, 64, 64, window_size=4),

@@ -15,7 +15,7 @@ from models.compare import formula, libraries
 from models.compare.trace import Trace, is_submodule, loss_weights
 from models.registry import create_model
 from models.swin import SwinTransformer
-from models.weights.layouts import layout_of, to_canonical
+from models.weights.layouts import Place, layout_of, to_canonical
 
 
 class Reference:
@@ -37,26 +37,33 @@ class Reference:
             self.model = create_model(model, **overrides)
         self.network = libraries.to_float64(libraries.build(library, model, **overrides))
         self.library, self.version = library, libraries.load(library).__version__.split("+")[0]
-        self._fill()
+        self.places = self._places()
+        shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        self.load({name: formula.weight(name, *shape) for name, shape in shapes.items()})
 
-    def _fill(self) -> None:
-        import torch
-
+    def _places(self) -> dict[str, Place]:
         parameters = dict(self.network.named_parameters())
         layout = layout_of(parameters, self.model)
         parameters = layout.unstacked(parameters)
         shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
         found = layout.places(parameters, shapes)
-        self.places = {name: place for name, place in found.items() if place is not None}
-        unexpected, missing = parameters.keys() - self.places, shapes.keys() - {p.name for p in self.places.values()}
+        places = {name: place for name, place in found.items() if place is not None}
+        unexpected, missing = parameters.keys() - places, shapes.keys() - {p.name for p in places.values()}
         if unexpected or missing:
             raise RuntimeError(
                 f"no layout translates all names of {self.library}: unexpected {sorted(unexpected)}, "
                 f"missing {sorted(missing)}"
             )
+        return places
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Set the parameters of `network` to weights of our model, under our names."""
+        import torch
+
+        parameters = dict(self.network.named_parameters())
+        parameters = layout_of(parameters, self.model).unstacked(parameters)
         for name, place in self.places.items():
-            values = formula.weight(place.name, *shapes[place.name])
-            values = np.split(values, len(place.parts))[place.parts.index(place.part)]
+            values = np.split(weights[place.name], len(place.parts))[place.parts.index(place.part)]
             with torch.no_grad():
                 parameters[name].copy_(torch.from_numpy(values.reshape(parameters[name].shape)))
 

@@ -151,9 +151,9 @@ def receptive_fields(model: ConvNeXt) -> list[tuple[int, int, int]]:
     for downsample, stage in zip(model.downsample_layers, model.stages, strict=True):
         merging = next(module for module in downsample.modules() if hasattr(module, "kernel_size"))
         for block, conv in [(None, merging), *((block, block.dwconv) for block in stage)]:
-            k, p = conv.kernel_size[0], 0 if block is None else conv.kernel_size[0] // 2
+            k, s, p = conv.kernel_size[0], sides(conv.stride)[0], sides(conv.padding)[0]
             before, after = before + p * jump, after + (k - 1 - p) * jump
-            jump *= k if block is None else 1  # the kernel size of the stem and of a downsampling is the stride
+            jump *= s
             if block is not None:
                 fields.append((jump, before, after))
     return fields

@@ -45,6 +45,12 @@ def test_blocks_without_layer_scale():
     np.testing.assert_array_equal(model(x).numpy(), ones(x).numpy())
 
 
+@pytest.mark.parametrize("stem_kernel_size", [None, 2, 3, 4, 5])
+def test_overlapping_patches_keep_the_size_of_the_map(stem_kernel_size):
+    model = small("convnext", stem_size=2, stem_kernel_size=stem_kernel_size)
+    assert model.forward_features(minigrad.randn(1, 3, 32, 24)).shape == (1, 16, 4, 3)
+
+
 def test_head_init_scale_scales_the_head():
     minigrad.manual_seed(0)
     weight = small("convnext", head_init_scale=0.001).head.weight.numpy()
@@ -53,7 +59,11 @@ def test_head_init_scale_scales_the_head():
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
-    [({"kernel_size": 4}, "must be odd"), ({"dims": (8, 16)}, "one entry for each stage")],
+    [
+        ({"kernel_size": 4}, "must be odd"),
+        ({"dims": (8, 16)}, "one entry for each stage"),
+        ({"stem_kernel_size": 3}, "stem_kernel_size must be at least stem_size, .* got 3 and 4"),
+    ],
 )
 def test_invalid_arguments_raise(overrides, message):
     with pytest.raises(ValueError, match=message):

@@ -47,9 +47,10 @@ def test_odd_sizes_are_rounded_up(size, grid):
     assert model.forward_features(minigrad.randn(1, 3, *size)).shape == (1, 1 + grid[0] * grid[1], 24)
 
 
-def test_a_stem_of_stride_1_keeps_the_size():
-    model = small("hybrid", stem_stride=1)
-    assert model.patch_embed.grid_size == (16, 16) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
+@pytest.mark.parametrize(("stem_stride", "side"), [(1, 16), (2, 8), (4, 4)])
+def test_stem_stride_divides_the_size(stem_stride, side):
+    model = small("hybrid", stem_stride=stem_stride)
+    assert model.patch_embed.grid_size == (side, side) and model(minigrad.randn(1, 3, 32, 32)).shape == (1, 7)
 
 
 def test_patches_of_the_feature_map():
@@ -73,7 +74,7 @@ def test_set_input_size_resizes_the_position_embedding():
         ({"channels": (128, 100)}, "multiples of 128"),
         ({"stem_chs": 40}, "multiple of 32"),
         ({"layers": (1,)}, "one entry for each stage"),
-        ({"stem_stride": 2}, "must be 4, or 1 for small images, got 2"),
+        ({"stem_stride": 3}, "must be 4, or 1 or 2 for small images, got 3"),
         ({"patch_size": 3}, "must divide the ResNet's feature map"),
         ({"layers": (1, 0)}, "layers must be a sequence of integers, each at least 1"),
     ],

@@ -74,11 +74,13 @@ SMALL_COSTS = {
     "swin_pico_cifar": (144_264, 5.5),
     "swin_nano_cifar": (567_046, 20.9), "swin_mini_cifar": (2_159_260, 60.7), "swin_tiny_cifar": (7_048_612, 240.9),
     "convnext_yocto_cifar": (132_930, 1.9),
+    "convnext_micro_cifar": (909_610, 33.1),
     "convnext_atto_cifar": (3_376_290, 44.3), "convnext_femto_cifar": (4_834_906, 63.2),
     "convnext_mid_cifar": (8_535_498, 111.0),
     "swinv2_nano_cifar": (588_422, 21.9), "swinv2_tiny_cifar": (7_104_772, 243.8),
     "convnextv2_atto_cifar": (3_389_170, 44.3),
     "hybrid_pico_cifar": (136_730, 38.1),
+    "hybrid_micro_cifar": (644_010, 52.4),
     "hybrid_nano_cifar": (998_986, 115.7), "hybrid_cifar": (3_645_802, 322.6), "hybrid_wide_cifar": (6_317_322, 729.3),
     "hybrid_r50_cifar": (17_437_322, 1624.6),
 }  # fmt: skip

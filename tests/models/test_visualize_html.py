@@ -86,9 +86,10 @@ def test_window_attention_matches_the_model():
                 assert (abs(np.sort(found[:, q])[:, -3:] - np.sort(row)[:, -3:]) <= error[:, q]).all()
 
 
-def test_receptive_fields_match_the_gradient():
+@pytest.mark.parametrize("stem", [{}, {"stem_size": 2, "stem_kernel_size": 3}], ids=["patches", "overlapping"])
+def test_receptive_fields_match_the_gradient(stem):
     """The gradient of one position of a block's output is zero outside the receptive field, and at its edges is not."""
-    model = formula.fill(small("convnext", img_size=64, kernel_size=5, depths=(1, 2, 1)))
+    model = formula.fill(small("convnext", img_size=64, kernel_size=5, depths=(1, 2, 1), **stem))
     for index, (jump, before, after) in enumerate(html.receptive_fields(model)):
         x = Tensor(formula.stream("x", 1, 3, 64, 64), requires_grad=True)
         output = model.forward_intermediates(x)[1][index]

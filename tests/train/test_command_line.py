@@ -51,7 +51,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--device", "tpu"], '--device tpu: device must be "cpu", "cuda" or "cuda:0"'),
         (["--layer-decay", "1.1"], "--layer-decay: must be a number above 0 and at most 1, got '1.1'"),
         (["--grad-accum-steps", "0"], "--grad-accum-steps: must be a whole number at least 1, got '0'"),
-        (["--recipe", "slow"], "--recipe: must be one of none, fast, standard, long, got 'slow'"),
+        (["--recipe", "slow"], "--recipe: must be one of none, laptop, fast, standard, long, got 'slow'"),
         (["--config", "missing.toml"], "cannot read --config missing.toml: No such file"),
         (["--config", "file", "--epochs", "0"], "--epochs: must be a whole number at least 1, got '0'"),
         (["--hflip", "2"], "--hflip: must be a number from 0 to 1, got '2'"),

@@ -160,7 +160,10 @@ def test_checkpoint_of_an_earlier_version(kept):
         (lambda metadata: {}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": 3}, "no checkpoint of this program"),
         (lambda metadata: {**metadata, "settings": {"epochs": "x"}}, "is damaged|another version"),
-        (lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]}, "has other classes than shapes"),
+        (
+            lambda metadata: {**metadata, "classes": [*metadata["classes"][1:], "dog"]},
+            "has no class disc, of shapes; its classes are ring, square",
+        ),
         (lambda metadata: {**metadata, "classes": ["dog"]}, "it has 1 class name for a model with 10 classes"),
     ],
 )

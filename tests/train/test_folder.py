@@ -1,6 +1,8 @@
 """Image folders: which files are read, in which order, and what is refused."""
 
 import sys
+import warnings
+from dataclasses import replace
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +17,7 @@ from train.create import create_dataset
 from train.data import folder
 
 Image = pytest.importorskip("PIL.Image")
+PLAIN = folder.Options(img_size=32)
 
 
 def paint(path, seed, size=(32, 32)):
@@ -43,7 +46,7 @@ def test_classes_alternate_and_limit_is_a_prefix(tmp_path_factory, test, counts,
     there = album(root, (dict(zip(names, counts, strict=True)), dict.fromkeys(names, 1)), test)
     (root / "train" / ".hidden").mkdir()
     (root / "train" / names[0] / "notes.txt").write_text("no image")
-    data = folder.load(root, 32, limit)
+    data = folder.load(root, PLAIN, limit)
     expected = [
         (there["train"][name][i], label) for i in range(4) for label, name in enumerate(names) if i < counts[label]
     ][:limit]
@@ -59,11 +62,11 @@ def test_classes_alternate_and_limit_is_a_prefix(tmp_path_factory, test, counts,
 def test_val_has_priority_over_test(tmp_path):
     there = album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}), "test")
-    np.testing.assert_array_equal(folder.load(tmp_path, 32).test.images[0], there["val"]["a"][0])
+    np.testing.assert_array_equal(folder.load(tmp_path, PLAIN).test.images[0], there["val"]["a"][0])
 
 
 def test_statistics_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(folder, "_CHUNK", 3)
+    monkeypatch.setattr(folder, "_CHUNK", 3 * 60 + 1)  # three images
     pixels = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 5), dtype=np.uint8)
     mean, std = folder._statistics(pixels)
     np.testing.assert_allclose(mean, (pixels / 255).mean(axis=(0, 2, 3)))
@@ -76,7 +79,7 @@ def test_images_are_resized_to_img_size(tmp_path):
         for name in "ab":
             paint(tmp_path / split / name / "1.png", 0, (20, 50))
             paint(tmp_path / split / name / "2.jpg", 1, (70, 30))
-    data = create_dataset(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24"]))
+    data = create_dataset(parse(["--dataset", "folder", "--data-dir", str(tmp_path), "--img-size", "24", "--no-cache"]))
     assert data.train.images.shape == (4, 3, 24, 24)
 
 
@@ -105,7 +108,10 @@ def remove(name):
         (add("val/c"), "the classes in .*train and val differ: c only in val"),
         (empty, "there are no images in the folder .*train/b"),
         (damage, r"val/b/000\.png is not an image in a supported format"),
-        (lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")], "has 1 folders with images"),
+        (
+            lambda root: [remove("train/b")(root), (root / "val/b").rename(root / "other")],
+            "train has 1 folder with images; at least two classes are needed$",
+        ),
     ],
 )
 def test_invalid_folders_are_refused(tmp_path, change, message):
@@ -113,24 +119,48 @@ def test_invalid_folders_are_refused(tmp_path, change, message):
     album(root, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     change(root)
     with pytest.raises(InputError, match=message) as caught:
-        folder.load(root, 32)
+        folder.load(root, PLAIN)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_all_unreadable_images_are_named(tmp_path, monkeypatch):
-    album(tmp_path, ({"a": 4, "b": 1}, {"a": 1, "b": 1}))
-    for i in range(3):
-        (tmp_path / "train" / "a" / f"{i:03}.png").write_bytes(b"no image at all")
+def test_error_names_first_bad_images_and_counts_all(tmp_path):
+    """The images of both splits are checked before the error is raised."""
+    album(tmp_path, ({"a": 4, "b": 1}, {"a": 2, "b": 1}))
+    for name in ("train/a/000", "train/a/001", "val/a/001"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image at all")
     (tmp_path / "train" / "b" / "gone.png").symlink_to("nowhere")
-    with pytest.raises(
-        InputError, match=r"a/000\.png is not .*a/001.*b/gone\.png: No such file.*a/002.*: repair or"
-    ) as e:
-        folder.load(tmp_path, 32)
-    assert "perhaps more" not in str(e.value)
-    monkeypatch.setattr(folder, "_MAX_PROBLEMS", 2)
-    with pytest.raises(InputError, match=r"a/000\.png is not .*a/001.*, and perhaps more: repair or") as e:
-        folder.load(tmp_path, 32)
-    assert "gone" not in str(e.value)
+    first = r"train/a/000\.png is not .*a/001\.png.*b/gone\.png: No such file or directory"
+    with pytest.raises(InputError, match=f"{first}; and 1 more file: repair or delete them, or add --skip-bad-images"):
+        folder.load(tmp_path, PLAIN)
+
+
+def test_skipped_images_are_left_out_and_listed(tmp_path):
+    there = album(tmp_path, ({"a": 3, "b": 2}, {"a": 2, "b": 2}))
+    for name in ("train/a/001", "val/b/000"):
+        (tmp_path / f"{name}.png").write_bytes(b"no image at all")
+    data = folder.load(tmp_path, replace(PLAIN, skip_bad_images=True))
+    train, test = there["train"], there["val"]
+    np.testing.assert_array_equal(data.train.images, [train["a"][0], train["b"][0], train["b"][1], train["a"][2]])
+    np.testing.assert_array_equal(data.test.images, [test["a"][0], test["a"][1], test["b"][1]])
+    assert data.train.labels.tolist() == [0, 1, 1, 0] and data.test.labels.tolist() == [0, 0, 1]
+    assert [line.split(" is ")[0] for line in data.bad_images] == [
+        str(tmp_path / "train/a/001.png"), str(tmp_path / "val/b/000.png")
+    ]  # fmt: skip
+
+
+def test_class_without_readable_images_is_refused(tmp_path):
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    (tmp_path / "train/b/000.png").write_bytes(b"no image at all")
+    with pytest.raises(InputError, match=r"no training image of the class b can be read: .*b/000\.png is not"):
+        folder.load(tmp_path, replace(PLAIN, skip_bad_images=True))
+
+
+def test_warning_filters_are_unchanged_after_reading(tmp_path):
+    """Filters are shared by all threads: a thread that changed them would leave them changed."""
+    album(tmp_path, ({"a": 20, "b": 20}, {"a": 1, "b": 1}))
+    before = list(warnings.filters)
+    folder.load(tmp_path, PLAIN)
+    assert warnings.filters == before
 
 
 def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
@@ -139,7 +169,7 @@ def test_hidden_files_and_folders_are_ignored(tmp_path, capsys):
                  "train/.ipynb_checkpoints/1.png", "val/._b.png", "._train"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"no image")
-    data = folder.load(tmp_path, 32)
+    data = folder.load(tmp_path, PLAIN)
     np.testing.assert_array_equal(data.train.images, [there["train"]["a"][0], there["train"]["b"][0]])
     assert data.classes == ("a", "b") and capsys.readouterr().err == ""
 
@@ -151,7 +181,7 @@ def test_images_in_subfolders_have_the_class_of_the_folder(tmp_path):
     paint(tmp_path / "elsewhere" / "2.png", 7)
     (tmp_path / "train" / "b" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "train" / "b" / "circle").symlink_to(tmp_path / "train" / "b")
-    data = folder.load(tmp_path, 32)
+    data = folder.load(tmp_path, PLAIN)
     assert data.train.labels.tolist() == [0, 1, 0, 1, 0, 0]
     np.testing.assert_array_equal(data.train.images[[2, 4, 5]], below)
 
@@ -160,16 +190,16 @@ def test_images_beside_the_classes_are_counted(tmp_path, capsys):
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     for name in ("1.png", "2.PNG", "notes.txt"):
         (tmp_path / "train" / name).write_bytes(b"no image")
-    assert len(folder.load(tmp_path, 32).train) == 2
+    assert len(folder.load(tmp_path, PLAIN).train) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes are ignored"
+    assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes, ignored"
 
 
 def test_unicode_forms_of_a_name_are_one_class(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     album(tmp_path, ({decomposed: 1, "cafz": 1}, {composed: 1, "cafz": 1}))
     paint(tmp_path / "train" / composed / "2.png", 5)
-    data = folder.load(tmp_path, 32)
+    data = folder.load(tmp_path, PLAIN)
     assert data.classes == ("cafz", composed)  # composed é sorts after z; decomposed e sorts before z
     assert data.train.labels.tolist() == [0, 1, 1] and data.test.labels.tolist() == [0, 1]
 
@@ -178,7 +208,7 @@ def test_missing_pillow_says_what_to_install(tmp_path, monkeypatch):
     album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(InputError, match="needs Pillow: pip install pillow"):
-        folder.load(tmp_path, 32)
+        folder.load(tmp_path, PLAIN)
 
 
 def test_run_on_an_image_folder(tmp_path):
@@ -187,7 +217,8 @@ def test_run_on_an_image_folder(tmp_path):
     result = run(*flags, "--output", "out", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert "album: 15 training and 6 test images, 3 classes" in result.stdout
-    assert (tmp_path / "out" / "best.npz").exists()
+    assert (tmp_path / "out" / "best.npz").exists() and not (tmp_path / "out" / "bad_images.txt").exists()
+    assert len(list((tmp_path / "runs" / "cache").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -195,7 +226,10 @@ def test_run_on_an_image_folder(tmp_path):
     [
         (["--dataset", "folder", "--download"], "--download is for CIFAR"),
         (["--img-size", "64"], "--img-size is for --dataset folder: the images of shapes are 32 x 32"),
-        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere has no folder train"),
+        (["--scale", "0.3", "1"], "--scale is for --dataset folder: the images of shapes are 32 x 32; try --crop-pad"),
+        (["--val-split", "0.3"], "--val-split is for --dataset folder: shapes has no image files"),
+        (["--skip-bad-images"], "--skip-bad-images is for --dataset folder: shapes has no image files"),
+        (["--dataset", "folder", "--data-dir", "nowhere"], "--data-dir nowhere: there is no such folder"),
     ],
 )
 def test_conflicting_dataset_flags_are_refused(flags, message):
@@ -216,7 +250,7 @@ def test_conflicting_dataset_flags_are_refused(flags, message):
 def test_image_size_that_the_model_refuses(flags, message, tmp_path):
     """The error comes before any file is written."""
     album(tmp_path / "album", ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
-    result = run("--dataset", "folder", "--data-dir", "album", *flags, cwd=tmp_path)
+    result = run("--dataset", "folder", "--data-dir", "album", "--no-cache", *flags, cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"python -m train: --model {flags[1]}: ") and message in line

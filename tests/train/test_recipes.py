@@ -39,7 +39,7 @@ def test_recipe_values_are_valid_settings(name, model):
 
 
 def test_model_family_overrides_a_recipe(monkeypatch):
-    monkeypatch.setattr(recipes, "BY_FAMILY", {"swin": {"lr": (1.0, 2.0, 3.0)}})
+    monkeypatch.setattr(recipes, "BY_FAMILY", {"swin": {"lr": (0.5, 1.0, 2.0, 3.0)}})
     assert recipes.recipe("standard", "swin_nano_cifar") == recipes.recipe("standard", "vit_nano_cifar") | {"lr": 2.0}
 
 
@@ -52,7 +52,7 @@ def test_precedence_of_flag_file_recipe_dataset(tmp_path):
     assert settings.dataset == "cifar10" and settings.recipe == "standard"
     assert settings.mixup == 0.125  # a flag
     assert settings.lr == 0.5 and settings.model_ema is False  # the file
-    assert settings.epochs == 200 and settings.aa == "rand-m9-n2-mstd0.5-inc1"  # its recipe
+    assert settings.epochs == 200 and settings.aa == "rand-m9-mstd0.5-inc1"  # its recipe
     assert settings.weight_decay == 0.05 and settings.seed == 0  # every run
 
 

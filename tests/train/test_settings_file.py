@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from train.__main__ import parse
 from train.config import file as config
 from train.config.errors import InputError
+from train.config.flags import Pair
 from train.config.settings import FLAGS
 
 
@@ -23,6 +24,7 @@ VALUES = {
     int | None: st.integers(1, 1000),
     float: st.floats(1e-30, 0.999) | st.just(0.5),
     str: TEXTS,
+    Pair: st.tuples(st.floats(0.1, 0.5), st.floats(0.5, 1)),
 }
 
 
@@ -47,7 +49,7 @@ def test_settings_file_round_trip(tmp_path_factory, data):
         ("model = vit_tiny_cifar", r"is not TOML: .*; strings need quotation marks$"),
         ("a = " + "[" * 5000, "is not TOML: "),
         ("seed = " + "9" * 5000, "is not TOML: "),
-        ("lrate = 1", r": 'lrate' is not a setting \(--help lists them\)"),
+        ("wide = 1", r": 'wide' is not a setting \(--help lists them\)"),
         ("batchsize = 1", r": 'batchsize' is not a setting; did you mean batch_size\?$"),
         ("config = 'other.toml'", ": 'config' is not a setting"),
         (
@@ -68,11 +70,14 @@ def test_settings_file_round_trip(tmp_path_factory, data):
         ("lr = 1" + "0" * 400, ": 'lr' must be a number above 0, got 10{59}"),
         ("lr = false", ": 'lr' must be a number, got False"),
         ("lr = [1e-3]", r": 'lr' must be a number, got \[0.001\]"),
+        ("scale = 0.5", ": 'scale' must be two numbers in brackets, got 0.5"),
+        ("scale = [0.5, true]", r": 'scale' must be two numbers in brackets, got \[0.5, True\]"),
+        ("scale = [0.9, 0.1]", r": 'scale' must be a minimum and a maximum, got 0.9 0.1"),
         ("amp = 1", ": 'amp' must be true or false, got 1"),
         ("amp = 'yes'", ": 'amp' must be true or false, got 'yes'"),
         ("model = 5", ": 'model' must be a string in quotation marks, got 5"),
         ("model = 2026-01-01", ": 'model' must be a string in quotation marks, got datetime.date"),
-        ("recipe = 'slow'", ": 'recipe' must be one of none, fast, standard, long, got 'slow'"),
+        ("recipe = 'slow'", ": 'recipe' must be one of none, laptop, fast, standard, long, got 'slow'"),
         ("remode = 'noise'", ": 'remode' must be one of pixel, rand, const, got 'noise'"),
         ("aa = '" + "x" * 500 + "'\nlr='" + "y" * 500 + "'", r": 'lr' must be a number, got 'y{59}\.\.\.$"),
     ],

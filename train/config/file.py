@@ -114,4 +114,6 @@ def text(settings: Mapping[str, Any]) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, str):  # a JSON string is a TOML string, except for the delete character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, tuple):
+        return repr(list(value))
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -5,6 +5,9 @@ from difflib import get_close_matches
 from math import inf, nan
 from typing import Any
 
+Pair = tuple[float, float]
+"""The type of a setting that is a minimum and a maximum."""
+
 
 def flag(text: str, **declaration: Any) -> Any:
     """A field of `Settings`, declared as the flag of the same name. The keyword arguments are the fields of `Flag`."""
@@ -16,13 +19,14 @@ class Flag:
     """A flag of the command line, which is also a setting of a TOML file.
 
     Fields:
-        name, type: of the field of `Settings`. The type `int | None` is a number of images; None means all.
+        name, type: of the field of `Settings`. The type `int | None` is a number of images; None means all. `Pair` is
+            a minimum and a maximum, two values on the command line.
         text: the line of --help.
         group: heading of the group that starts with this flag in --help.
         default: None if the default is derived from other settings.
         shapes: default for the dataset `shapes`; None: the same as `default`.
         shown: description of a derived default in --help.
-        metavar: name of the value in --help.
+        metavar: name of the value, or names of the values, in --help.
         choices: allowed strings.
         at_least, above, at_most, below: bounds of a number.
         negatable: if False, a bool has no flag --no-NAME.
@@ -35,7 +39,7 @@ class Flag:
     default: Any = None
     shapes: Any = None
     shown: str = ""
-    metavar: str | None = None
+    metavar: str | tuple[str, str] | None = None
     choices: tuple[str, ...] = ()
     at_least: float | None = None
     above: float | None = None
@@ -77,7 +81,18 @@ class Flag:
         accepted, expected = _TOML_TYPES[self.type]
         if not isinstance(value, accepted) or (isinstance(value, bool) and self.type is not bool):
             raise ValueError(f"must be {expected}, got {shorten(value)}")
+        if self.type == Pair:
+            return self._pair(value)
         return value if self.type is bool else self._allowed(value)
+
+    def _pair(self, values: Any) -> tuple[float, float]:
+        """Two allowed numbers, in order; else ValueError."""
+        if len(values) != 2 or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"must be {_TOML_TYPES[Pair][1]}, got {shorten(values)}")
+        low, high = (float(self._allowed(value)) for value in values)
+        if low > high:
+            raise ValueError(f"must be a minimum and a maximum, got {show((low, high))}")
+        return low, high
 
     def _means_all(self, value: Any) -> bool:
         """Whether a value of the type `int | None` stands for all images."""
@@ -92,7 +107,7 @@ class Flag:
                 raise ValueError(f"must be one of {', '.join(self.choices)}, got {shorten(value)}{hint}")
             return value
         try:
-            number = float(value) if self.type is float else int(value)
+            number = int(value) if self.type in (int, int | None) else float(value)
         except (ValueError, OverflowError):
             number = nan
         low = (self.at_least is None or number >= self.at_least) and (self.above is None or number > self.above)
@@ -107,7 +122,7 @@ class Flag:
         words = " and ".join(f"{word} {limit:.10g}" for word, limit in limits.items() if limit is not None)
         if self.at_least is not None and self.at_most is not None:
             words = f"from {self.at_least:.10g} to {self.at_most:.10g}"
-        kind = "a number" if self.type is float else "a whole number"
+        kind = "a whole number" if self.type in (int, int | None) else "a number"
         return f"{kind} {words}{', or all' if self.type == int | None else ''}"
 
 
@@ -117,6 +132,7 @@ _TOML_TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
     int | None: ((int,), 'a whole number, or "all"'),
     float: ((int, float), "a number"),
     str: ((str,), "a string in quotation marks"),
+    Pair: ((list, tuple), "two numbers in brackets"),
 }
 """For each type of a setting, the accepted types of the TOML value and their description."""
 
@@ -132,6 +148,8 @@ def show(value: Any) -> str:
         return "all"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(map(show, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

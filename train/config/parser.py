@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from train.config import recipes
 from train.config.errors import InputError
-from train.config.flags import Flag, option, show
+from train.config.flags import Flag, Pair, option, show
 from train.config.settings import FLAGS
 
 
@@ -22,7 +22,8 @@ def parser() -> argparse.ArgumentParser:
         f"{_optimizers()}\n\n"
         "--patience N stops after N epochs without a better test accuracy. The learning\n"
         "rate decays over all --epochs in any case.\n\n"
-        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/.\n\n"
+        "--dataset folder reads images from DIR/train/CLASS/ and DIR/val/CLASS/;\n"
+        "with --val-split, from DIR/CLASS/.\n\n"
         "example: python -m train --model vit_tiny_cifar --dataset cifar10 \\\n"
         "           --recipe standard --device cuda",
         formatter_class=lambda prog: _Help(prog, max_help_position=32, width=80),
@@ -42,7 +43,18 @@ def _options(flag: Flag) -> dict[str, Any]:
     if flag.type is bool:
         action = argparse.BooleanOptionalAction if flag.negatable else "store_true"
         return {"action": action, "default": argparse.SUPPRESS}
-    return {"metavar": flag.metavar, "type": _reader(flag)}
+    pair = {"nargs": 2, "action": _Pair} if flag.type == Pair else {}
+    return {"metavar": flag.metavar, "type": _reader(flag), **pair}
+
+
+class _Pair(argparse.Action):
+    """Stores two values, if `Flag.check` accepts them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            setattr(namespace, self.dest, FLAGS[self.dest].check(values))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def _reader(flag: Flag) -> Callable[[str], Any]:
@@ -61,9 +73,9 @@ def _recipes() -> str:
     """The table of the recipes."""
     rows = {option(setting): map(show, values) for setting, values in recipes.TABLE.items()}
     for family, overrides in recipes.BY_FAMILY.items():
-        rows |= {f"{option(setting)} of {family} models": map(show, values) for setting, values in overrides.items()}
+        rows |= {f"{option(setting)} ({family})": map(show, values) for setting, values in overrides.items()}
     lines = [("", *recipes.NAMES), *((name, *values) for name, values in rows.items())]
-    return "\n".join(f"  {name:23}{fast:7}{standard:25}{long}" for name, fast, standard, long in lines)
+    return "\n".join("  {:20}{:8}{:7}{:22}{}".format(*line) for line in lines)
 
 
 def _optimizers() -> str:

@@ -34,6 +34,10 @@ class Settings:
     data_dir: str = flag("dataset folder or archive, or its parent", default="data", metavar="DIR")
     download: bool = flag("download to --data-dir if missing", default=False, negatable=False)
     img_size: int = flag("image height and width, for folder", default=32, metavar="N", at_least=1)
+    val_split: float = flag("fraction of DIR/CLASS/ to test on", default=0.0, metavar="P", at_least=0, below=1)
+    skip_bad_images: bool = flag("leave out damaged image files, and list them", default=False)
+    fast_jpeg: bool = flag("decode large JPEGs at reduced size", default=False)
+    cache: bool = flag("keep decoded images in runs/cache", default=True)
     train_num_samples: int | None = flag("use only the first N training images", metavar="N", at_least=1)
     val_num_samples: int | None = flag("use only the first N test images", metavar="N", at_least=1)
 
@@ -82,6 +86,18 @@ class Settings:
     crop_padding: int = flag("pad by N, crop at random", default=4, shapes=0, metavar="N", at_least=0)
     crop_padding_mode: str = flag(
         "pad with: constant (0) or reflect", default="constant", metavar="MODE", choices=("constant", "reflect")
+    )
+    scale: tuple[float, float] = flag(
+        "random resized crop of this area; 1 1: off", default=(1.0, 1.0), metavar=("MIN", "MAX"), above=0, at_most=1
+    )
+    ratio: tuple[float, float] = flag(
+        "random resized crop: width / height", default=(3 / 4, 4 / 3), metavar=("MIN", "MAX"), above=0
+    )
+    train_interpolation: str = flag(
+        "its filter: bilinear, bicubic or random",
+        default="random",
+        metavar="F",
+        choices=("bilinear", "bicubic", "random"),
     )
     aa: str = flag("RandAugment, e.g. rand-m9-n2-mstd0.5", default="none", metavar="SPEC")
     color_jitter: str = flag("strength 0.4; with a hue: 0.4,0.4,0.4,0.1", default="0", metavar="PCT")
@@ -134,11 +150,17 @@ class Settings:
         return self.amp_dtype if self.amp else None
 
     @property
+    def random_crop(self) -> bool:
+        """Whether the training images are cropped and resized at random: --scale."""
+        return self.scale != FLAGS["scale"].default and not self.no_aug
+
+    @property
     def why_no_graph(self) -> str:
         """Why a step cannot be a CUDA graph, and which flag to change; empty if a graph is possible."""
         reasons = {
             "CUDA graphs are for a GPU: --device cuda": self.device == "cpu",
             "a graph is captured in one thread: --threads 1": self.threads > 1,
+            "--scale crops images on the host": self.random_crop,
             "the learning rates of SGD and Muon are computed on the host: --opt adamw": self.opt in ("sgd", "muon"),
             "loss scaling of float16 runs on the host: --amp-dtype bfloat16 needs none": self.autocast_dtype
             == "float16",

@@ -1,6 +1,6 @@
 """L7: the settings stored in the files of a run, from which --resume and --eval start."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,24 @@ from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
+from train.data import folder
 from train.output import naming, resume
 
 _CHANGEABLE = {
     *("data_dir", "download", "output", "resume", "threads", "validation_batch_size", "zero"),
-    *("patience", "tensorboard"),
+    *("patience", "tensorboard", "cache"),
 }
 """Settings that may change on resume. They affect the results of an epoch only by rounding."""
 
 _ADDED: dict[str, Any] = {"pretrained": False, "zero": False}
 _ADDED |= {"momentum": 0.9, "patience": 0, "color_jitter": "0", "lr_find": False, "tensorboard": False}
+_ADDED |= {"val_split": 0.0, "skip_bad_images": False, "fast_jpeg": False, "cache": True}
+_ADDED |= {name: FLAGS[name].default for name in ("scale", "ratio", "train_interpolation")}
 """Settings that states of earlier versions of this program do not have, with the value that continues such a run."""
 
 _OF_EVALUATION = {
     *("eval", "dataset", "data_dir", "download", "val_num_samples", "validation_batch_size"),
+    *("val_split", "skip_bad_images", "fast_jpeg", "cache"),
     *("device", "threads", "amp", "amp_dtype", "tf32", "tune_cpu"),
 }
 """Settings that may be given with --eval."""
@@ -101,4 +105,25 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     earlier = {**defaults(str(stored.get("dataset"))), "output": ""}
     overrides = {name: value for name, value in given.items() if name in _OF_EVALUATION}
     fixed = {"graph": False, "eval": str(path), "resume": "none"}
-    return config.complete(path, {**earlier, **stored, **overrides, **fixed})
+    settings = config.complete(path, {**earlier, **stored, **overrides, **fixed})
+    return settings if "val_split" in given else _without_split(settings, stored.get("data_dir"))
+
+
+def _without_split(settings: Settings, trained_on: Any) -> Settings:
+    """The settings of an evaluation without --val-split: a folder that is divided already is not divided again.
+
+    Raises:
+        InputError: the folder is another than that of the training, and which of its images to test on is unknown.
+    """
+    data = Path(settings.data_dir).expanduser()
+    if settings.dataset != "folder" or not settings.val_split:
+        return settings
+    if folder.is_divided(data):
+        return replace(settings, val_split=0.0)
+    if data.resolve() != Path(str(trained_on)).expanduser().resolve():
+        raise InputError(
+            f"--data-dir {data} is another folder than in training, which had --val-split {settings.val_split:g}: add "
+            f"--val-split 0 to evaluate on all images, or --val-split {settings.val_split:g} if these are the same "
+            "images, moved"
+        )
+    return settings

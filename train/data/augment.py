@@ -2,12 +2,14 @@
 
 The transforms, in the order of timm and torchvision. A value of 0 switches a transform off:
 
-    pixels, uint8           flip, random crop, RandAugment (randaugment.py), colour jitter (colorjitter.py)
+    pixels, uint8           random resized crop (photos.py), flip, shifted crop, RandAugment (randaugment.py),
+                            colour jitter (colorjitter.py)
     normalised, float32     cutout, random erasing
     images and targets      mixup or CutMix
 
 The random numbers come from a Generator on the device of the images, and are the same on CPU and GPU. No transform
-synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them.
+synchronizes with the GPU, has a data-dependent shape, or writes to its input: a CUDA graph can contain all of them,
+except for the random resized crop, which runs on the CPU.
 
 With `generator.rows`, the images are a part of a batch: each is transformed as in the whole batch. On the CPU, the
 shapes in random erasing and RandAugment of a part depend on the data.
@@ -27,6 +29,7 @@ from minigrad.backend import Array, array_module, device_of, sliding_windows
 from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.backend.random import Generator
 from train.data.colorjitter import ColorJitter, color_jitter
+from train.data.photos import Photos, RandomResizedCrop
 from train.data.randaugment import RandAugment, StratifiedAssignment, normal, over_pixels, rand_augment
 
 
@@ -259,6 +262,7 @@ class Augment:
         mixup, cutmix, mixup_prob, mixup_switch_prob: see `Mix`.
         smoothing: label smoothing of the probabilities that `mixed` returns.
         mean: of each channel of the training images, with pixels in [0, 1]; the fill colour of RandAugment.
+        scale, ratio, train_interpolation: of photos, see `RandomResizedCrop`.
 
     Raises:
         ValueError: a field is out of its range.
@@ -278,6 +282,9 @@ class Augment:
     mixup_switch_prob: float = 0.5
     smoothing: float = 0.0
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    scale: tuple[float, float] = (1.0, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    train_interpolation: str = "random"
 
     def __post_init__(self) -> None:
         for name in ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
@@ -286,7 +293,11 @@ class Augment:
         for name in ("crop_padding", "cutout", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be at least 0 (0: off), got {getattr(self, name)}")
-        for name, known in (("crop_padding_mode", ("constant", "reflect")), ("remode", ("pixel", "rand", "const"))):
+        for name, known in (
+            ("crop_padding_mode", ("constant", "reflect")),
+            ("remode", ("pixel", "rand", "const")),
+            ("train_interpolation", ("bilinear", "bicubic", "random")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         _ = self._rand_augment, self._color_jitter  # raises now if the notation is wrong
@@ -306,8 +317,13 @@ class Augment:
         """True if mixup or CutMix is on: targets are probabilities then."""
         return bool(self.mixup or self.cutmix)
 
-    def pixels(self, images: Array, generator: Generator) -> Array:
-        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` and `color_jitter` need C = 3."""
+    def pixels(self, images: Array | Photos, generator: Generator) -> Array:
+        """Images (N, C, H, W) uint8 -> images of the same shape and dtype; `aa` and `color_jitter` need C = 3.
+
+        Photos become images of one size, by random resized crops.
+        """
+        if isinstance(images, Photos):
+            images = RandomResizedCrop(self.scale, self.ratio, self.train_interpolation)(images, generator)
         if self.hflip:
             images = Flip(self.hflip)(images, generator)
         if self.crop_padding:
@@ -350,8 +366,8 @@ class Transform:
     classes: int
     generator: Generator
 
-    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array]:
-        """Images (N, C, H, W) uint8 and labels (N,) int64 -> images (N, C, H, W) float32 and targets.
+    def __call__(self, images: Array | Photos, labels: Array) -> tuple[Array, Array]:
+        """Images (N, C, H, W) uint8, or photos, and labels (N,) int64 -> images (N, C, H, W) float32 and targets.
 
         The targets are the labels or, with mixup or CutMix, probabilities (N, classes) float32.
         """

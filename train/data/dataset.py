@@ -9,18 +9,27 @@ import numpy as np
 from minigrad.backend import Array, to_device, to_device_of
 from models.images import normalize
 from train.config.errors import InputError
+from train.data.photos import Photos
 from train.output.log import plural
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64, from 0 to classes - 1."""
+    """Images (N, C, H, W) uint8, or of different sizes, and labels (N,) int64, from 0 to classes - 1."""
 
-    images: Array
+    images: Array | Photos
     labels: Array
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images of a batch."""
+        if isinstance(self.images, Photos):
+            return 3, self.images.size, self.images.size
+        _, C, H, W = self.images.shape
+        return C, H, W
 
     def first(self, count: int | None) -> "Split":
         """The first `count` images; None means all of them."""
@@ -32,6 +41,8 @@ class Split:
         Raises:
             InputError: the memory of the device is too small.
         """
+        if isinstance(self.images, Photos):
+            return Split(replace(self.images, device=device), to_device(self.labels, device))
         try:
             return Split(to_device(self.images, device), to_device(self.labels, device))
         except MemoryError:
@@ -40,14 +51,20 @@ class Split:
                 f"{device}: use fewer images with --train-num-samples and --val-num-samples"
             ) from None
 
-    def take(self, index: Array) -> tuple[Array, Array]:
-        """The images (B, C, H, W) and labels (B,) at the indices (B,), int64 on the same device."""
+    def take(self, index: Array) -> tuple[Array | Photos, Array]:
+        """The images and labels (B,) at the indices (B,), int64 on the same device."""
         return self.images[index], self.labels[index]
+
+    def arrays(self) -> list[Array]:
+        """All values of the split, to compare two splits."""
+        images = [self.images.pixels, self.images.shapes] if isinstance(self.images, Photos) else [self.images]
+        return [*images, self.labels]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test split, class names, and the statistics for normalisation."""
+    """Training and test split, class names, and the statistics for normalisation. `bad_images`: why files were left
+    out, with --skip-bad-images."""
 
     name: str
     train: Split
@@ -55,6 +72,7 @@ class Dataset:
     classes: tuple[str, ...]
     mean: tuple[float, float, float]  # of each channel (RGB) of the training images, with pixels in [0, 1]
     std: tuple[float, float, float]
+    bad_images: tuple[str, ...] = ()
 
     def to(self, device: str) -> "Dataset":
         """The dataset with both splits on `device`."""

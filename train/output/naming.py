@@ -7,6 +7,9 @@ from pathlib import Path
 STATE, TABLE = "resume.npz", "metrics.csv"
 """The state file of a run and the table of its epochs. A folder with either file holds results."""
 
+BAD_IMAGES = "bad_images.txt"
+"""The files that --skip-bad-images left out, a line each: path and reason."""
+
 
 def unused(name: str) -> str:
     """The first of `name`, `name-2`, `name-3` ... that holds no results."""

@@ -1,11 +1,12 @@
 """L7: evaluate a checkpoint on the test images: `python -m train --eval FILE`."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from minigrad.backend import device_of
+from minigrad.backend import device_of, to_device
 from models.predict import one_line
 from models.terminal import printable, table
 from models.weights import checkpoint
@@ -17,17 +18,36 @@ from train.evaluate import Evaluation, Predictions
 def predictions(path: Path, dataset: Dataset, evaluation: Evaluation) -> Predictions:
     """The predictions of the model in a checkpoint for the test images, on the device of the dataset.
 
+    Classes are compared by name. The dataset may have fewer than the model.
+
     Raises:
-        InputError: the file is missing, damaged or no checkpoint, or its classes are not the dataset's.
+        InputError: the file is missing, damaged or no checkpoint, or lacks a class of the dataset.
     """
     try:
         model, metadata = checkpoint.load(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(one_line(error)) from None
-    if tuple(metadata["classes"]) != dataset.classes:
-        raise InputError(f"the model in {path} has other classes than {dataset.name}")
-    dataset = replace(dataset, mean=tuple(metadata["mean"]), std=tuple(metadata["std"]))
+    known = list(metadata["classes"])
+    if unknown := [name for name in dataset.classes if name not in known]:
+        raise InputError(
+            f"the model in {path} has no class {_names(unknown)}, of {dataset.name}; its classes are {_names(known)}"
+        )
+    device = device_of(dataset.test.labels)
+    labels = to_device(np.array([known.index(name) for name in dataset.classes]), device)[dataset.test.labels]
+    dataset = replace(
+        dataset,
+        test=replace(dataset.test, labels=labels),
+        classes=tuple(known),
+        mean=tuple(metadata["mean"]),
+        std=tuple(metadata["std"]),
+    )
     return evaluation.predictions(model.to(device_of(dataset.test.labels)), dataset)
+
+
+def _names(names: Sequence[str]) -> str:
+    """At most ten names, and the number of the others."""
+    others = f" and {len(names) - 10:,} others" if len(names) > 10 else ""
+    return f"{', '.join(map(printable, names[:10]))}{others}"
 
 
 def text(found: Predictions) -> str:

@@ -28,6 +28,7 @@ class Results:
         events.out.tfevents.* for TensorBoard, with --tensorboard (train/output/tensorboard.py)
         last, best            .npz or .safetensors: the model of the last epoch, and of the epoch with the best accuracy
         curves, confusion, mistakes.png
+        bad_images.txt        with --skip-bad-images: path and reason of each file left out
 
     A process may be killed at any moment. So every file is replaced atomically, and the state is written first: the
     other files can be written again from the state.
@@ -130,6 +131,9 @@ class Results:
             return
         with writing(self.folder), replacing(self.folder / "args.toml") as file:
             file.write(config.text(self.info.settings).encode())
+        if bad := self.info.dataset.bad_images:
+            with writing(self.folder), replacing(self.folder / naming.BAD_IMAGES) as file:
+                file.write("".join(f"{line}\n" for line in bad).encode("utf-8", "backslashreplace"))
 
     def _open_events(self) -> None:
         if self.tensorboard:
