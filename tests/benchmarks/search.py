@@ -28,7 +28,7 @@ import numpy as np
 
 import models
 from minigrad import manual_seed, tune_cpu
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from train.__main__ import parse
 from train.config.settings import FLAGS
 from train.create import create_trainer
@@ -191,7 +191,7 @@ def ranked(family: str, log: Path, rung: int) -> list[Variant]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tests.benchmarks.search", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
