@@ -135,7 +135,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m models.predict\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos --csv photos.csv\n"
-        "  python -m models.predict --model swin_tiny_patch4_window7_224 --pretrained photos",
+        "  python -m models.predict --model vit_tiny_patch16_224 --pretrained photos",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)
