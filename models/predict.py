@@ -80,7 +80,8 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
     weights without images, the bundled images: then a note on stderr says so.
 
     Raises:
-        ValueError: --model or --pretrained is given without the other; or as for the functions that load the weights.
+        ValueError: --model or --pretrained is given without the other; the checkpoint is an image; or as for the
+            functions that load the weights.
     """
     paths = [*([] if options.checkpoint is None else [options.checkpoint]), *options.image]
     if not paths and options.model is None and not options.pretrained:
@@ -88,6 +89,10 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
     if (options.model is not None) != options.pretrained:
         raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
     if options.model is None:
+        if images.is_image(Path(paths[0])):
+            raise ValueError(
+                f"{paths[0]} is an image: name a checkpoint before the images, or add --model {DEFAULT_MODEL} --pretrained"
+            )
         model, metadata = checkpoint.load(paths.pop(0))
     else:
         model, metadata = pretrained.load(options.model)

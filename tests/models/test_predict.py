@@ -214,6 +214,7 @@ def test_help_needs_no_pillow():
         (["vit.npz", "images", "--csv", "none/x.csv"], "--csv none/x.csv: there is no folder none"),
         (["vit.npz", "images", "--csv", "folder.csv"], "--csv folder.csv is a folder: name a file"),
         (["vit.npz", "images", "--csv", "-", "--json", "-"], "would both be written to stdout"),
+        (["images/a.png"], "images/a.png is an image: name a checkpoint before the images, or add --model vit_nano"),
         (["images", "vit.npz"], r"the folder images has no best.npz or best.safetensors, .*: name a checkpoint"),
         (["vit.npz", "cut.png"], "cut.png is a damaged or too large image"),
         (["vit.npz", "images/a.png", "cut.png"], "cut.png is a damaged or too large image"),
