@@ -90,9 +90,8 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
         raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
     if options.model is None:
         if images.is_image(Path(paths[0])):
-            raise ValueError(
-                f"{paths[0]} is an image: name a checkpoint before the images, or add --model {DEFAULT_MODEL} --pretrained"
-            )
+            bundled = f"--model {DEFAULT_MODEL} --pretrained"
+            raise ValueError(f"{paths[0]} is an image: name a checkpoint before the images, or add {bundled}")
         model, metadata = checkpoint.load(paths.pop(0))
     else:
         model, metadata = pretrained.load(options.model)
