@@ -207,7 +207,8 @@ def parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m models.visualize",
         description="Visualize a trained model as PNG files (--output), or as a page to\n"
-        "explore in a browser (--html). Without a model and images: those of this package.\n\nThe PNG files:\n"
+        "explore in a browser (--html). Without a model and images: those of this\n"
+        "package.\n\nThe PNG files:\n"
         "  all models      predictions*, filters of the first layer\n"
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"
