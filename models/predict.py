@@ -66,13 +66,14 @@ def run(options: argparse.Namespace) -> None:
     if not files:
         raise ValueError(f"no image of {len(found):,} can be read")
     best = [top(prediction, metadata["classes"], options.top_k) for prediction in predictions]
+    notes = sys.stderr if "-" in (options.csv, options.json) else sys.stdout
     for path, text in ((options.csv, as_csv), (options.json, as_json)):
         if path == "-":
             lines = text(files, best).split("\n")
             print("\n".join(map(printable, lines) if sys.stdout.isatty() else lines), end="", flush=True)
         elif path is not None:
             write(Path(path), text(files, best))
-            print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", flush=True)
+            print(f"{printable(path)}  predictions for {plural(len(files), 'image')}", file=notes, flush=True)
     if options.csv is None and options.json is None:
         shown = [Path(file.name) if file.parent == IMAGES else file for file in files]
         print(as_table(shown, best), flush=True)
@@ -83,7 +84,8 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
     weights without images, the bundled images: then a note on stderr says so.
 
     Raises:
-        ValueError: --model or --pretrained is given without the other; or as for the functions that load the weights.
+        ValueError: --model or --pretrained is given without the other; the checkpoint is an image; or as for the
+            functions that load the weights.
     """
     paths = [*([] if options.checkpoint is None else [options.checkpoint]), *options.image]
     if not paths and options.model is None and not options.pretrained:
@@ -91,6 +93,9 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
     if (options.model is not None) != options.pretrained:
         raise ValueError("--model NAME and --pretrained belong together: the published weights of a model")
     if options.model is None:
+        if images.is_image(Path(paths[0])):
+            bundled = f"--model {DEFAULT_MODEL} --pretrained"
+            raise ValueError(f"{paths[0]} is an image: name a checkpoint before the images, or add {bundled}")
         model, metadata = checkpoint.load(paths.pop(0))
     else:
         model, metadata = pretrained.load(options.model)
@@ -159,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
         "  python -m models.predict\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos\n"
         "  python -m models.predict runs/vit_nano_cifar-cifar10 photos --csv photos.csv\n"
-        "  python -m models.predict --model deit_tiny_patch16_224 --pretrained photos",
+        "  python -m models.predict --model vit_tiny_patch16_224 --pretrained photos",
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=80),
     )
     add_inputs(parser)

@@ -65,17 +65,19 @@ def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """The settings file, overridden by the flags.
 
     A recipe given as a flag overrides the file's values for the settings of that recipe. A device or an optimizer given
-    as a flag, if it differs from the file's, drops the file's settings that suit one device, `threads` and `graph`, or
-    the settings of either optimizer in `BY_OPTIMIZER`.
+    as a flag, or the optimizer of a recipe given as a flag, if it differs from the file's, drops the file's settings
+    that suit one device, `threads` and `graph`, or the settings of either optimizer in `BY_OPTIMIZER`.
     """
     model = {**defaults(), **file, **flags}["model"]
-    dropped = set(recipe(flags["recipe"], model)) if "recipe" in flags else set()
+    preset = recipe(flags["recipe"], model) if "recipe" in flags else {}
+    dropped = set(preset)
     device = file.get("device", defaults()["device"])
     if flags.get("device", device) != device:
         dropped |= {"threads", "graph"}
     opt = file.get("opt", defaults()["opt"])
-    if flags.get("opt", opt) != opt:
-        dropped |= {*BY_OPTIMIZER.get(opt, {}), *BY_OPTIMIZER.get(flags["opt"], {})}
+    chosen = {**preset, **flags}.get("opt", opt)
+    if chosen != opt:
+        dropped |= {*BY_OPTIMIZER.get(opt, {}), *BY_OPTIMIZER.get(chosen, {})}
     return {**{name: value for name, value in file.items() if name not in dropped}, **flags}
 
 

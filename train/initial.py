@@ -16,12 +16,12 @@ from models import load_weights
 from models.model import ImageModel
 from models.predict import one_line
 from models.pretrained import load_into
+from models.terminal import plural
 from models.weights import checkpoint
 from models.weights.load import Loaded, MisfitError
 from models.weights.mismatch import first_of
 from models.weights.table import origin
 from train.config.errors import InputError
-from train.output.log import plural
 
 
 def load(file: str, model: ImageModel, name: str, classes: Sequence[str]) -> str:

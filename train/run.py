@@ -13,6 +13,7 @@ from minigrad.backend import cublas, to_device
 from minigrad.backend.dtypes import as_dtype
 from minigrad.parallel.processes import World
 from minigrad.parallel.threads import Shards
+from models.terminal import plural
 from train import initial, lr_find, signals
 from train.config.errors import InputError
 from train.config.settings import Settings
@@ -22,7 +23,7 @@ from train.evaluate import Evaluation
 from train.loop import DivergedError, Stopped, Trainer
 from train.output import naming, plots, report, resume, tensorboard
 from train.output.info import RunInfo
-from train.output.log import columns, plural, without_libraries
+from train.output.log import columns, without_libraries
 from train.output.results import Results, locked, writing
 from train.ranks import check_equal, check_parameters, only_first_prints
 

@@ -12,6 +12,7 @@ from minigrad import Tensor, nn
 from minigrad.autograd.grad_mode import mode
 from minigrad.backend import Array
 from minigrad.kernels.cpu.chunks import is_float32, ones
+from minigrad.kernels.cpu.norm import OFFSET
 from minigrad.nn.residual import is_plain
 from models import swinv2
 from models.convnext import LayerNorm2d
@@ -21,7 +22,6 @@ from models.vit import Attention, Mlp
 
 CHUNK = 1 << 20  # elements of the hidden layer of an MLP computed at once: 4 MiB
 MIN_TOKENS = 512  # with fewer, BLAS copies the weights too often
-OFFSET = 4  # as in `minigrad/kernels/cpu/norm.py`
 FORWARDS: dict[type[nn.Module], Any] = {
     kind: kind.forward
     for kind in (

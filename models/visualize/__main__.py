@@ -206,8 +206,9 @@ def parser() -> argparse.ArgumentParser:
     """The command-line arguments."""
     parser = ArgumentParser(
         prog="python -m models.visualize",
-        description="Visualize a trained model as PNG files (--output), or as a page to explore in a\n"
-        "browser (--html). Without a model and images: those of this package.\n\nThe PNG files:\n"
+        description="Visualize a trained model as PNG files (--output), or as a page to\n"
+        "explore in a browser (--html). Without a model and images: those of this\n"
+        "package.\n\nThe PNG files:\n"
         "  all models      predictions*, filters of the first layer\n"
         "  ViT, DeiT, DINOv2 and hybrid\n"
         "                  attention maps*, attention rollout*,\n"

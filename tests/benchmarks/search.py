@@ -28,11 +28,11 @@ import numpy as np
 
 import models
 from minigrad import manual_seed, tune_cpu
-from models.terminal import escape_unencodable
+from models.terminal import ArgumentParser, escape_unencodable
 from train.__main__ import parse
 from train.config.settings import FLAGS
 from train.create import create_trainer
-from train.data import datasets
+from train.data import cifar
 from train.data.dataset import Dataset, Split
 from train.loop import DivergedError, Trainer
 
@@ -191,11 +191,11 @@ def ranked(family: str, log: Path, rung: int) -> list[Variant]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unencodable()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m tests.benchmarks.search", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="CIFAR-10, or its parent folder (data)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="CIFAR-10, or above (data)")
     parser.add_argument("--log", type=Path, default=Path("search.csv"), metavar="FILE", help="(search.csv)")
     parser.add_argument("--minutes", type=float, default=60, metavar="M", help="no trial starts later (60)")
     parser.add_argument("--families", nargs="+", default=list(BASES), choices=list(BASES), metavar="F", help="(all)")
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
     tune_cpu(1)
-    dataset = datasets.load("cifar10", options.data_dir)
+    dataset = cifar.load(cifar.SOURCES["cifar10"], options.data_dir)
     train, validation = dataset.train.first(-VALIDATION), slice(-VALIDATION, None)
     test = Split(dataset.train.images[validation], dataset.train.labels[validation])
     for variant, rung in trials(options.families, options.log, options.seed):

@@ -1,6 +1,7 @@
 """The search of settings: every variant can be trained, halving, the log."""
 
 import csv
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -15,8 +16,7 @@ from train.data import shapes
 def small(monkeypatch):
     monkeypatch.setattr(search, "RUNGS", (1e-9, 0.05, 0.05))
     monkeypatch.setattr(search, "VALIDATION", 8)
-    dataset = shapes.load(40, 1)
-    monkeypatch.setattr(search.datasets, "load", lambda name, path: dataset)
+    monkeypatch.setattr(search.cifar, "load", create_autospec(search.cifar.load, return_value=shapes.load(40, 1)))
 
 
 def rows(log):
@@ -58,7 +58,7 @@ def test_a_trial_sees_each_image_once_up_to_all_images(monkeypatch):
 
 
 def test_validation_images_are_the_last_training_images(tmp_path, monkeypatch):
-    dataset, seen = search.datasets.load("cifar10", ""), []
+    dataset, seen = search.cifar.load(search.cifar.SOURCES["cifar10"], ""), []
     variants("swin", monkeypatch, lambda i: i)
     run = Variant.run
     monkeypatch.setattr(Variant, "run", lambda self, data, *rest: (seen.append(data), run(self, data, *rest))[1])

@@ -161,6 +161,23 @@ def test_group_norm_of_equal_and_of_overflowing_values():
         assert_equals_reference(GroupNorm, run, x.transpose(0, 3, 1, 2), randn(1, 8), randn(2, 8), tolerance=2e-4)
 
 
+def test_group_norm_of_equal_large_values():
+    """The rounding error of the mean exceeds √eps: without its subtraction, the variance could be negative."""
+    C = 27
+    x, weight, bias = np.full((2, 39, 38, C), 3.5e10, np.float32).transpose(0, 3, 1, 2), randn(1, C), randn(2, C)
+    y = F.group_norm(Tensor(x), C, Tensor(weight), Tensor(bias)).numpy()
+    assert abs(y - bias[:, None, None]).max() <= 1e-2
+
+
+def test_group_norm_gradient_of_large_deviations():
+    """r³ is below the range of float32, k is not."""
+    x, arrays = randn(0, 2, 5, 5, 8).transpose(0, 3, 1, 2), (randn(1, 8), randn(2, 8))
+    run = lambda x, w, b: F.group_norm(x, 2, w, b, eps=0.0)  # noqa: E731
+    scale = np.float32(2**56)
+    grads = [forward_backward(run, x * s, *arrays, requires_grad=[True] * 3)[1][1] * s for s in (scale, 1)]
+    np.testing.assert_allclose(*grads, rtol=0, atol=1e-5)
+
+
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), SIZES, st.sampled_from([None, "channels-last", "first"]),
     st.lists(st.booleans(), min_size=4, max_size=4).filter(any), st.integers(0, 99),

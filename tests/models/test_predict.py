@@ -124,6 +124,14 @@ def test_csv_and_json_have_the_paths_and_probabilities(folder, odd, capsys):
         assert capsys.readouterr().out == (folder / name).read_bytes().decode()
 
 
+def test_stdout_has_only_the_form_written_to_it(folder, capsys):
+    flags = [str(folder / "vit.npz"), str(folder / "images"), "--csv", str(folder / "p.csv"), "--json", "-"]
+    assert main(flags) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) == len(list((folder / "images").iterdir()))
+    assert "p.csv  predictions for" in err
+
+
 def test_csv_of_an_undecodable_name_is_utf8(folder):
     name = os.fsdecode(b"\xff.png")
     try:
@@ -207,6 +215,7 @@ def test_help_needs_no_pillow():
         (["vit.npz", "images", "--csv", "none/x.csv"], "--csv none/x.csv: there is no folder none"),
         (["vit.npz", "images", "--csv", "folder.csv"], "--csv folder.csv is a folder: name a file"),
         (["vit.npz", "images", "--csv", "-", "--json", "-"], "would both be written to stdout"),
+        (["images/a.png"], "images/a.png is an image: name a checkpoint before the images, or add --model vit_nano"),
         (["images", "vit.npz"], r"the folder images has no best.npz or best.safetensors, .*: name a checkpoint"),
         (["vit.npz", "cut.png"], "cut.png is a damaged or too large image.*; --skip-bad-images leaves out damaged"),
         (["vit.npz", "images/a.png", "cut.png"], "cut.png is a damaged or too large image"),

@@ -18,7 +18,7 @@ LABELS = (0, 1000, 11821, 21841, 21843)  # no classifier, and ImageNet-1k, -12k,
 def configurations():
     """(name, timm's configuration) of each published file for a model of this project, each model's default first."""
     timm = libraries.load("timm").models
-    for model in filter(timm.is_model, registered()):
+    for model in filter(timm.is_model, sorted(registered())):
         for name, config in timm.get_arch_pretrained_cfgs(model).items():
             if config.hf_hub_id and config.num_classes in LABELS:
                 yield name, config

@@ -73,6 +73,9 @@ def test_optimizer_sets_learning_rate_and_weight_decay(tmp_path):
     assert found("--config", of_adamw, "--opt", "sgd") == (0.1, 5e-4)
     of_sgd = written(tmp_path, 'opt = "sgd"\nlr = 0.5\n')
     assert found("--config", of_sgd) == (0.5, 5e-4) and found("--config", of_sgd, "--opt", "adamw") == (3e-3, 0.05)
+    run = written(tmp_path, 'opt = "sgd"\nlr = 0.5\nweight_decay = 5e-4\n')
+    assert found("--config", run, "--recipe", "standard") == (1.5e-3, 0.05)
+    assert found("--config", run, "--recipe", "standard", "--opt", "sgd") == (0.1, 5e-4)
 
 
 def test_recipe_flag_overrides_the_file(tmp_path):

@@ -8,9 +8,9 @@ import numpy as np
 
 from minigrad.backend import Array, to_device, to_device_of
 from models.images import normalize
+from models.terminal import plural
 from train.config.errors import InputError
 from train.data.photos import Photos
-from train.output.log import plural
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from models import images
+from models.terminal import plural
 from train.config.errors import InputError
 from train.data import reading
 from train.data.dataset import Dataset, Split
 from train.data.photos import Photos, in_one_buffer
-from train.output.log import plural
 
 _CHUNK = 1 << 24  # values per chunk in the computation of the statistics
 _NAMED = 3  # unreadable files that an error names

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from minigrad.serialize import replacing
-from models.terminal import plural as plural  # used by other modules too
+from models.terminal import plural
 
 # The note, with loss and accuracy, comes before the bar: tqdm cuts a line that is too long at its end.
 _FORMATS = (

@@ -20,12 +20,13 @@ from minigrad import Tensor, serialize
 from minigrad.backend import device_of, to_device
 from minigrad.optim import Optimizer
 from models.predict import one_line
+from models.terminal import plural
 from train.config.errors import InputError
 from train.data.dataset import Dataset
 from train.loop import DivergedError, Trainer
 from train.output import naming
 from train.output.info import RunInfo
-from train.output.log import Metrics, plural
+from train.output.log import Metrics
 
 _VERSION = 1
 

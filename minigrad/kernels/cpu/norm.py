@@ -127,12 +127,13 @@ class CPUGroupNorm(norm.GroupNorm):
             y_chunk, scale = y[chunk], self.scale[chunk]
             with np.errstate(over="ignore", invalid="ignore"):
                 mean, var = self._moments(images[chunk], y_chunk)
-                small_mean = (mean * mean <= OFFSET**2 * var).all()  # False if x² overflows
-            if not small_mean:
-                if self.x is images:
-                    self.x = images.copy()
-                self.x[chunk] -= mean
-                mean, var = self._moments(self.x[chunk], y_chunk)
+                for _ in range(2):  # subtract μ, then the rounding error of μ
+                    if (mean * mean <= OFFSET**2 * var).all():  # False if x² overflows
+                        break
+                    if self.x is images:
+                        self.x = images.copy()
+                    self.x[chunk] -= mean
+                    mean, var = self._moments(self.x[chunk], y_chunk)
             self.mean[chunk], self.rstd[chunk] = mean, 1 / np.sqrt(var + eps)
             np.multiply(self.rstd[chunk], weight, out=scale)
             np.multiply(self.x[chunk], scale, out=y_chunk)
@@ -159,11 +160,11 @@ class CPUGroupNorm(norm.GroupNorm):
             x, mean, rstd = self.x[chunk], self.mean[chunk], self.rstd[chunk]
             along_x = g * x
             total = ones(P) @ g  # (n, C)
-            along = ones(P) @ along_x - mean[:, 0] * total
+            along = rstd[:, 0] * (ones(P) @ along_x - mean[:, 0] * total)  # Σ ∂y ⊙ x̂
             grad_bias += total.sum(axis=0)
-            grad_weight += (rstd[:, 0] * along).sum(axis=0)
+            grad_weight += along.sum(axis=0)
             if grad_x is not None:
-                k = rstd**3 * self._over_groups(self.weight * along)
+                k = rstd**2 * self._over_groups(self.weight * along)
                 np.multiply(g, self.scale[chunk], out=grad_x[chunk])
                 grad_x[chunk] -= rstd * self._over_groups(self.weight * total) - k * mean
                 np.multiply(x, k, out=along_x)
@@ -178,7 +179,8 @@ class CPUGroupNorm(norm.GroupNorm):
         """μ and σ² of the groups of x (n, P, C), repeated for each channel: (n, 1, C). `scratch` has the shape of x."""
         total = ones(x.shape[1])
         mean = self._over_groups(total @ x)
-        return mean, self._over_groups(total @ np.multiply(x, x, out=scratch)) - mean * mean
+        var = self._over_groups(total @ np.multiply(x, x, out=scratch)) - mean * mean
+        return mean, np.maximum(var, 0, out=var)  # rounding errors may be negative
 
     def _over_groups(self, sums: Array) -> Array:
         """Per-channel sums -> the mean over the group, repeated for each channel: (n, C) -> (n, 1, C)."""
