@@ -52,13 +52,13 @@ def parse(arguments: Sequence[str] | None) -> Settings:
     given = merge({} if file == "none" else config.read(Path(file)), flags)
     evaluated, resumed = given.get("eval", "none"), given.get("resume", "none")
     if evaluated == resumed == "none":
-        return new_run(given)
+        return begin(given, flags)
     from train.config import stored  # imports NumPy, which `--help` does not need
 
     if evaluated != "none":
         return stored.of_checkpoint(Path(evaluated), given, flags)
     state = stored.find_state(resumed, given.get("output"), naming.newest(_folder(given)))
-    return new_run(given) if state is None else stored.of_state(state, given)
+    return begin(given, flags) if state is None else stored.of_state(state, given)
 
 
 def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +79,14 @@ def merge(file: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     if chosen != opt:
         dropped |= {*BY_OPTIMIZER.get(opt, {}), *BY_OPTIMIZER.get(chosen, {})}
     return {**{name: value for name, value in file.items() if name not in dropped}, **flags}
+
+
+def begin(given: dict[str, Any], flags: dict[str, Any]) -> Settings:
+    """The settings of a new run. Rank 0 prints which of the flags have no effect."""
+    settings = new_run(given)
+    for line in settings.without_effect(flags) if ranks()[0] == 0 else ():
+        print(line, file=sys.stderr)
+    return settings
 
 
 def new_run(given: dict[str, Any]) -> Settings:

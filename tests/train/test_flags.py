@@ -144,3 +144,29 @@ def test_num_samples_all_overrides_a_file(name, tmp_path):
     assert getattr(parse(["--config", str(file), flag, "all"]), name) is None
     with pytest.raises(InputError, match=f"{flag}: must be a whole number at least 1, or all, got 'none'"):
         parse([flag, "none"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ("--momentum 0.8", ["--momentum has no effect without --opt sgd"]),
+        ("--opt sgd --momentum 0.8 --amp-dtype float16", ["--amp-dtype has no effect without --amp"]),
+        ("--mixup 1 --mixup-switch-prob 1", ["--mixup-switch-prob has no effect without both --mixup and --cutmix"]),
+        ("--mixup 1 --mixup-prob 1 --reprob 1 --remode rand", []),
+        (
+            "--no-aug --cutout 8 --remode rand",
+            [f"--{name} has no effect with --no-aug" for name in ("cutout", "remode")],
+        ),
+        ("--recipe standard --mixup-prob 1 --model-ema-decay 0.9", []),
+        ("--ratio 1 2", ["--ratio has no effect without --scale"]),
+    ],
+)
+def test_flags_without_effect_are_named(flags, lines, capsys):
+    parse(flags.split())
+    assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_settings_of_a_file_without_effect_are_not_named(tmp_path, capsys):
+    (tmp_path / "run.toml").write_text("momentum = 0.8\n")
+    assert parse(["--config", str(tmp_path / "run.toml")]).momentum == 0.8
+    assert not capsys.readouterr().err

@@ -195,6 +195,16 @@ def test_images_beside_the_classes_are_counted(tmp_path, capsys):
     assert line == f"{tmp_path / 'train'}: 2 images beside the folders of the classes, ignored"
 
 
+def test_suffixes_of_other_files_are_named(tmp_path, capsys):
+    album(tmp_path, ({"a": 1, "b": 1}, {"a": 1, "b": 1}))
+    for name in ("a/1.HEIC", "b/2.heic", "b/._3.mov", "a/below/list"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"no image")
+    assert len(folder.load(tmp_path, PLAIN).train) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{tmp_path / 'train'}: files that are not images (.heic, list), ignored"
+
+
 def test_unicode_forms_of_a_name_are_one_class(tmp_path):
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     album(tmp_path, ({decomposed: 1, "cafz": 1}, {composed: 1, "cafz": 1}))

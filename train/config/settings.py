@@ -4,11 +4,12 @@ Imports no NumPy: `--help` is immediate.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
 from train.config import recipes
-from train.config.flags import Flag, flag
+from train.config.flags import Flag, flag, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,26 @@ class Settings:
             "--skip-nonfinite reads back each step, which a graph cannot: --no-skip-nonfinite": self.skip_nonfinite,
         }
         return next((reason for reason, holds in reasons.items() if holds), "")
+
+    def without_effect(self, names: Iterable[str]) -> list[str]:
+        """A line for each of the settings `names` that this run does not use."""
+        needs = {
+            "momentum": ("--opt sgd", self.opt == "sgd"),
+            "model_ema_decay": ("--model-ema", self.model_ema),
+            "model_ema_warmup": ("--model-ema", self.model_ema),
+            "crop_padding_mode": ("--crop-padding", self.crop_padding > 0),
+            "ratio": ("--scale", self.random_crop),
+            "train_interpolation": ("--scale", self.random_crop),
+            "remode": ("--reprob", self.reprob > 0),
+            "mixup_prob": ("--mixup or --cutmix", self.mixup > 0 or self.cutmix > 0),
+            "mixup_switch_prob": ("both --mixup and --cutmix", self.mixup > 0 and self.cutmix > 0),
+            "amp_dtype": ("--amp", self.amp),
+        }
+        why = {name: f"without {need}" for name, (need, is_met) in needs.items() if not is_met}
+        if self.no_aug:
+            every = list(FLAGS)
+            why |= dict.fromkeys(every[every.index("no_aug") + 1 : every.index("device")], "with --no-aug")
+        return [f"{option(name)} has no effect {why[name]}" for name in names if name in why]
 
 
 FLAGS = {f.name: Flag(name=f.name, type=f.type, **f.metadata) for f in fields(Settings)}

@@ -34,6 +34,7 @@ from train.data.dataset import Dataset, Split
 from train.data.photos import Photos, in_one_buffer
 
 _CHUNK = 1 << 24  # values per chunk in the computation of the statistics
+_OF_WINDOWS = {"thumbs.db", "desktop.ini"}  # hidden files on Windows
 _NAMED = 3  # unreadable files that an error names
 
 Files = dict[str, list[Path]]
@@ -167,7 +168,8 @@ def _entries(folder: Path) -> list[Path]:
 def _find(folder: Path) -> Files:
     """The files of each class, by name in Unicode's composed form (NFC), without hidden folders.
 
-    Images beside the class folders have no class: the number of these images is printed.
+    Images beside the class folders have no class: the number of these images is printed. So are the suffixes of files
+    that cannot be read as images, such as .heic.
     """
     entries, places = _entries(folder), dict[str, list[Path]]()
     for entry in entries:
@@ -175,6 +177,11 @@ def _find(folder: Path) -> Files:
             places.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry)
     if beside := sum(map(images.is_image, entries)):
         print(f"{folder}: {plural(beside, 'image')} beside the folders of the classes, ignored", file=sys.stderr)
+    inside = chain.from_iterable(place.rglob("[!.]*") for place in chain.from_iterable(places.values()))
+    files = (path for path in inside if path.is_file() and path.name.lower() not in _OF_WINDOWS)
+    others = {path.suffix.lower() or path.name for path in files if not images.is_image(path)}
+    if others:
+        print(f"{folder}: files that are not images ({', '.join(sorted(others)[:5])}), ignored", file=sys.stderr)
     try:
         return {name: images.find(places[name]) for name in sorted(places)}
     except OSError as error:
