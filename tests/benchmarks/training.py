@@ -152,7 +152,11 @@ def summary(rows: Sequence[Row]) -> str:
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     """Loss and accuracy of each epoch: seeds as thin lines, their means as thick ones."""
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"without {path.name}: pip install matplotlib")
+        return
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = sorted({row.epoch for row in rows})
@@ -196,8 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"seed {seed}  losses of the first 20 steps differ by up to {max(pair.differences[:20]):.1e}")
     with (options.out / "training.csv").open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *rows])
-    print(summary(rows))
     draw(rows, f"{settings.model}, {dataset.name}, {len(dataset.train):,} images", options.out / "training.png")
+    print(summary(rows))
 
 
 if __name__ == "__main__":

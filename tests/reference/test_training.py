@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
@@ -70,7 +71,8 @@ def test_program_writes_the_table_and_the_picture(tmp_path, capsys):
     assert [(row["library"], row["seed"]) for row in rows] == [
         ("minigrad", "0"), ("PyTorch", "0"), ("minigrad", "1"), ("PyTorch", "1")
     ]  # fmt: skip
-    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    if find_spec("matplotlib") is not None:
+        assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_program_refuses_settings_that_it_lacks(capsys):
