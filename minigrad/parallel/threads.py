@@ -41,6 +41,8 @@ class Shards:
             raise ValueError(f"Shards: threads must be at least 1, got {threads}")
         self.generators = [Generator(seed) for _ in range(threads)]
         self.threads = [ThreadPoolExecutor(1) for _ in range(threads)]
+        if threads > 1:  # started now: a KeyboardInterrupt while a thread starts can leave the thread blocked for ever
+            wait([thread.submit(int) for thread in self.threads])
         self.running = Lock()  # threads of two batches would wait for each other
 
     def run(self, work: Callable[..., Result], *arrays: Any, rows: Rows | None = None) -> list[Result]:

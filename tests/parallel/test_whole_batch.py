@@ -240,8 +240,9 @@ FAILURES = {
         """
         def work(x):
             if x[0] == 1:
-                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C, wakes the main thread
-                time.sleep(0.5)
+                time.sleep(0.2)  # until the main thread waits: Python may overlook a signal just before
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
             while True:
                 batch_sum(x)
         run(work)
