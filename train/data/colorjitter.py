@@ -17,7 +17,7 @@ import numpy as np
 
 from minigrad.backend import Array, array_module, device_of
 from minigrad.backend.random import Generator
-from train.data.randaugment import blend, gray, over_pixels
+from train.data.randaugment import blend, gray, over_pixels, require_rgb
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class ColorJitter:
         Raises:
             ValueError: the images are not (N, 3, H, W) uint8.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
-            raise ValueError(
-                "ColorJitter: images must be (N, 3, H, W) uint8, RGB from 0 to 255, "
-                f"got {images.shape} {images.dtype}; apply ColorJitter before normalisation"
-            )
+        require_rgb(images, "ColorJitter")
         u = generator.uniform((5, len(images)), device=device_of(images), axis=1).astype(np.float64)
         strengths = (self.brightness, self.contrast, self.saturation)
         factors = [1 + s * u[i] - min(s, 1) * (1 - u[i]) for i, s in enumerate(strengths)]

@@ -92,17 +92,17 @@ class RandomResizedCrop:
             H, W: height and width of the images, (N,).
             u: uniform values in [0, 1): area and ratio of each try, top, left; (2 tries + 2, N) float64.
         """
-        (low, high), (narrow, wide) = self.scale, self.ratio
+        (low, high), (low_ratio, high_ratio) = self.scale, self.ratio
         area = H * W * (low + (high - low) * u[:_TRIES])  # (tries, N)
-        ratio = np.exp(np.log(narrow) + (np.log(wide) - np.log(narrow)) * u[_TRIES : 2 * _TRIES])
+        ratio = np.exp(np.log(low_ratio) + (np.log(high_ratio) - np.log(low_ratio)) * u[_TRIES : 2 * _TRIES])
         height, width = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
         fits = (height > 0) & (height <= H) & (width > 0) & (width <= W)
         first, N = fits.argmax(axis=0), np.arange(len(H))
         found = fits[first, N]
         # The largest box with a ratio within `ratio`; the whole image, if its ratio is.
         own = W / H
-        largest_height = np.where(own < narrow, np.rint(W / narrow), H).clip(1)
-        largest_width = np.where(own > wide, np.rint(H * wide), W).clip(1)
+        largest_height = np.where(own < low_ratio, np.rint(W / low_ratio), H).clip(1)
+        largest_width = np.where(own > high_ratio, np.rint(H * high_ratio), W).clip(1)
         height = np.where(found, height[first, N], largest_height)
         width = np.where(found, width[first, N], largest_width)
         top = np.where(found, np.minimum(np.floor(u[-2] * (H - height + 1)), H - height), (H - height) // 2)

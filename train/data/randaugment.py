@@ -93,6 +93,15 @@ class StratifiedAssignment:
         return permuted[self.row]
 
 
+def require_rgb(images: Array, transform: str) -> None:
+    """Raise ValueError unless the images are (N, 3, H, W) uint8."""
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
+        raise ValueError(
+            f"{transform}: images must be (N, 3, H, W) uint8, RGB from 0 to 255, "
+            f"got {images.shape} {images.dtype}; apply {transform} before normalisation"
+        )
+
+
 def over_pixels(x: Array) -> Array:
     """(N,) -> (N, 1, 1, 1): one value per image, which broadcasts over channels and pixels."""
     return x[:, None, None, None]
@@ -366,11 +375,7 @@ class RandAugment:
         Raises:
             ValueError: the images are not (N, 3, H, W) uint8.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
-            raise ValueError(
-                "RandAugment: images must be (N, 3, H, W) uint8, RGB from 0 to 255, "
-                f"got {images.shape} {images.dtype}; apply RandAugment before normalisation"
-            )
+        require_rgb(images, "RandAugment")
         for _ in range(self.num_ops):
             images = self._once(images, generator)
         return images
