@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
 
 def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[str]]:
     """The model on its device, its metadata, and the paths of images. Without arguments, a bundled model; of bundled
-    weights without images, the bundled images: then a note on stderr says so.
+    weights for `shapes` without images, the bundled images: then a note on stderr says so.
 
     Raises:
         ValueError: --model or --pretrained is given without the other; the checkpoint is an image; or as for the
@@ -99,7 +99,7 @@ def load(options: argparse.Namespace) -> tuple[ImageModel, dict[str, Any], list[
         model, metadata = checkpoint.load(paths.pop(0))
     else:
         model, metadata = pretrained.load(options.model)
-    if not paths and "file" in model.pretrained_cfg:
+    if not paths and model.pretrained_cfg.get("tag") == "shapes":
         paths = [str(IMAGES)]
         print(f"bundled weights  {model.pretrained_cfg['file']}\nbundled images   {IMAGES}", file=sys.stderr)
         print(f"your own         {options.program} CHECKPOINT IMAGE...\n", file=sys.stderr, flush=True)

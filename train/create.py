@@ -162,7 +162,7 @@ def create_augment(settings: Settings, dataset: Dataset) -> Augment:
 def create_optimizer(settings: Settings, model: Module) -> Optimizer:
     """The optimizer --opt. Biases, norms and embeddings have no weight decay.
 
-    Muon is for the matrices of hidden layers; the head and parameters without weight decay get AdamW.
+    Muon is for the matrices and filters of hidden layers; stem, head and parameters without weight decay get AdamW.
     """
     groups = param_groups(model, settings.lr, settings.weight_decay, settings.layer_decay)
     match settings.opt:
@@ -173,5 +173,8 @@ def create_optimizer(settings: Settings, model: Module) -> Optimizer:
         case "sgd":
             return SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0)
     head = getattr(model, "head", None)
-    outside = [p for group in groups if not group["weight_decay"] for p in group["params"]]
-    return Muon(matrices_apart(groups, outside + (list(head.parameters()) if head is not None else [])))
+    layers = model.layer_ids() if isinstance(model, ImageModel) else {}
+    outside = [p for name, p in model.named_parameters() if layers.get(name) == 0]  # the stem
+    outside += [p for group in groups if not group["weight_decay"] for p in group["params"]]
+    outside += head.parameters() if head is not None else []
+    return Muon(matrices_apart(groups, outside))

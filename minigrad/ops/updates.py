@@ -165,7 +165,7 @@ def orthogonalize(G: Array, steps: int = 5, eps: float = 1e-7) -> Array:
 
 
 def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay: float) -> None:
-    """One step of Muon for a matrix x (A, B), with μ the momentum.  Jordan et al. 2024.
+    """One step of Muon for a matrix x (A, B), or filters x (A, ...), with μ the momentum.  Jordan et al. 2024.
 
         m <- μ m + (1 - μ) g,    u = μ m + (1 - μ) g
         x <- (1 - lr · weight_decay) x - lr · 0.2 √max(A, B) · orthogonalize(u)
@@ -173,11 +173,14 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
     m is 0 at first. Gradients of matrices are nearly low-rank; an orthogonal update is equally large in all
     directions. The elements of an orthogonal matrix have a root mean square of about 1/√max(A, B), so the factor
     0.2 √max(A, B) makes the update about as large as an update of AdamW (Liu et al. 2025, arXiv:2502.16982).
+    Filters are a matrix with a row for each output channel: B is the number of inputs of an output.
     """
     m *= momentum
     m += (1 - momentum) * g
     x *= 1 - lr * weight_decay
-    x -= lr * 0.2 * sqrt(max(x.shape)) * orthogonalize(momentum * m + (1 - momentum) * g)
+    u = momentum * m + (1 - momentum) * g
+    u = u.reshape(len(u), -1)  # (A, ...) -> (A, B)
+    x -= lr * 0.2 * sqrt(max(u.shape)) * orthogonalize(u).reshape(x.shape)
 
 
 def clip_by_global_norm(grads: Sequence[Array], max_norm: float) -> Array:

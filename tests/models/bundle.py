@@ -1,11 +1,13 @@
-"""Write models/bundled/ from the runs of the commands in its README: python -m tests.models.bundle RUN...
+"""Write models/bundled/ from the runs of the commands in its README.
 
-Of each run: NAME.shapes.npz, the last checkpoint in float16, with its accuracy, and NAME.csv, the log of the epochs.
+    python -m tests.models.bundle [--data-dir DIR] RUN...
+
+Of each run: NAME.DATASET.npz, the last checkpoint in float16, with its accuracy, and NAME.csv, the log of the epochs.
 The images are drawn anew.
 """
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +18,35 @@ from models import images
 from models.predict import IMAGES
 from models.weights import checkpoint
 from models.weights.table import BUNDLED
+from train.__main__ import parse
+from train.create import create_test_dataset
 from train.data import shapes
 
 IMAGE_SEED = shapes.TEST_SEED + 1
 FIGURES = ("ring", "cross", "star", "heart", "crescent", "stripes")
 
 
-def main(runs):
-    for run in map(Path, runs):
-        path = bundle(run, BUNDLED)
-        print(f"{path}  {path.stat().st_size:,} bytes, {100 * accuracy(path):.2f} %")
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m tests.models.bundle", description=__doc__.partition("\n")[0])
+    parser.add_argument("run", nargs="+", type=Path, metavar="RUN", help="the output folder of a run")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="CIFAR, or the folder above it (data)")
+    options = parser.parse_args(arguments)
+    for run in options.run:
+        path = bundle(run, BUNDLED, options.data_dir)
+        accuracy = serialize.load_metadata(path)["test_acc"]
+        print(f"{path}  {path.stat().st_size:,} bytes, {100 * accuracy:.2f} %")
     draw_images(IMAGES)
 
 
-def bundle(run, folder):
+def bundle(run, folder, data_dir="data"):
     """Write the files of a run; returns the path of the checkpoint."""
     arrays, metadata = serialize.load(run / "last.npz")
-    del metadata["settings"]["output"]
-    name = metadata["model"]["name"]
-    path = folder / f"{name}.shapes.npz"
+    for of_this_machine in ("output", "data_dir"):
+        del metadata["settings"][of_this_machine]
+    name, dataset = metadata["model"]["name"], metadata["settings"]["dataset"]
+    path = folder / f"{name}.{dataset}.npz"
     save(path, arrays, metadata)
-    save(path, arrays, metadata | {"test_acc": accuracy(path)})
+    save(path, arrays, metadata | {"test_acc": accuracy(path, dataset=dataset, data_dir=data_dir)})
     shutil.copy(run / "metrics.csv", folder / f"{name}.csv")
     return path
 
@@ -49,12 +59,13 @@ def save(path, arrays, metadata):
         np.savez_compressed(path, **plain)
 
 
-def accuracy(path, count=shapes.TEST):
-    """The accuracy of a checkpoint on the first `count` test images, a multiple of 100."""
+def accuracy(path, count=None, dataset="shapes", data_dir="data"):
+    """The accuracy of a checkpoint on the first `count` test images, a multiple of 100; None: on all."""
     model, metadata = checkpoint.load(path)
-    test = shapes.load(train=0, test=count).test
+    flags = ["--dataset", dataset, "--data-dir", str(data_dir), "--val-num-samples", str(count or "all")]
+    test = create_test_dataset(parse(flags)).test
     with no_grad():
-        parts = np.split(test.images, count // 100)
+        parts = np.split(test.images, len(test) // 100)
         batches = [model(images.to_input(part, model, metadata)).numpy() for part in parts]
     return float((np.concatenate(batches).argmax(1) == test.labels).mean())
 
@@ -71,4 +82,4 @@ def draw_images(folder):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -52,13 +52,14 @@ def test_orthogonalize_if_squares_overflow_or_underflow(dtype, scale):
 
 def test_muon_follows_its_formula_and_adamw(device):
     rng = np.random.default_rng(0)
-    start = [rng.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (4,), (3, 5), (2, 2, 2))]
+    shapes = (6, 4), (5, 2, 3, 3), (4,), (3, 5), (4, 1, 3, 3)  # a matrix, filters; bias, head, depthwise filters
+    start = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     ours, theirs = ([Parameter(to_device(x.copy(), device)) for x in start] for _ in range(2))
     settings = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.8, 0.9)}
-    groups = optim.matrices_apart([{"params": ours}], others=[ours[2]])
-    assert [group["muon"] for group in groups] == [True, False] and groups[0]["params"] == [ours[0]]
+    groups = optim.matrices_apart([{"params": ours}], others=[ours[3]])
+    assert [group["muon"] for group in groups] == [True, False] and groups[0]["params"] == ours[:2]
     muon, adamw = optim.Muon(groups, momentum=0.7, **settings), optim.AdamW(theirs, **settings)
-    W, m = start[0].astype(np.float64), np.zeros((6, 4))
+    matrices = [(x.reshape(len(x), -1).astype(np.float64), np.zeros((len(x), x[0].size))) for x in start[:2]]
     for _ in range(4):
         grads = [rng.standard_normal(x.shape).astype(np.float32) for x in start]
         for parameters in (ours, theirs):
@@ -68,10 +69,13 @@ def test_muon_follows_its_formula_and_adamw(device):
         muon.step()
         adamw.step()
         np.testing.assert_array_equal(ours[0].grad.numpy(), before)
-        m = 0.7 * m + 0.3 * grads[0]
-        W = W * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 6**0.5 * optim.orthogonalize(0.7 * m + 0.3 * grads[0])
-    np.testing.assert_allclose(ours[0].numpy(), W, rtol=1e-4, atol=1e-5)
-    for p, q in zip(ours[1:], theirs[1:], strict=True):
+        for (W, m), g in zip(matrices, grads, strict=False):
+            g = g.reshape(m.shape)  # filters (O, I, H, W) -> (O, I·H·W)
+            m[...] = 0.7 * m + 0.3 * g
+            W[...] = W * (1 - 0.1 * 0.5) - 0.1 * 0.2 * max(W.shape) ** 0.5 * optim.orthogonalize(0.7 * m + 0.3 * g)
+    for (W, _), p in zip(matrices, ours, strict=False):
+        np.testing.assert_allclose(p.numpy(), W.reshape(p.shape), rtol=1e-4, atol=1e-5)
+    for p, q in zip(ours[2:], theirs[2:], strict=True):
         np.testing.assert_array_equal(p.numpy(), q.numpy())
 
 
@@ -120,7 +124,7 @@ def test_state_names_differ_between_groups(change, message):
 
 
 def test_invalid_options_raise():
-    with pytest.raises(ValueError, match=r"a group with muon=True is for matrices, got a parameter of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"a group with muon=True is for matrices and filters, got a parameter of shape \(3,\)"):
         optim.Muon([{"params": [Parameter(np.ones(3))], "muon": True}])
     for options, message in (({"momentum": 1}, "momentum"), ({"betas": (1, 0)}, "betas"), ({"lr": -1}, "lr")):
         with pytest.raises(ValueError, match=f"Muon: {message}"):

@@ -73,21 +73,26 @@ def test_layer_decay_and_weight_decay_equal_timm(name, layer_decay):
     assert {names[id(p)]: (pytest.approx(g["lr"]), g["weight_decay"]) for g in groups for p in g["params"]} == expected
 
 
-@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16), (16, 3, 3, 2)])
 def test_muon_equals_pytorch(shape):
-    """PyTorch multiplies in bfloat16: the total update agrees to 2 %, the momentum to float32 precision."""
+    """PyTorch multiplies in bfloat16: the total update agrees to 2 %, the momentum to float32 precision.
+
+    PyTorch's Muon accepts matrices alone: filters are compared with the matrix of the same elements.
+    """
     rng = np.random.default_rng(0)
     start = rng.standard_normal(shape).astype(np.float32)
-    ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(torch.tensor(start))
+    matrix = torch.tensor(start).flatten(1)
+    ours, theirs = nn.Parameter(start.copy()), torch.nn.Parameter(matrix.clone())
     settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9}
     optimizer = optim.Muon([{"params": [ours], "muon": True}], **settings)
     reference = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **settings)
     for _ in range(5):
         grad = rng.standard_normal(shape).astype(np.float32)
-        ours.grad, theirs.grad = Tensor(grad), torch.tensor(grad)
+        ours.grad, theirs.grad = Tensor(grad), torch.tensor(grad).flatten(1)
         optimizer.step()
         reference.step()
-    actual, expected = ours.numpy() - start, theirs.detach().numpy() - start
+    actual, expected = (ours.numpy() - start).reshape(matrix.shape), (theirs.detach() - matrix).numpy()
     assert np.linalg.norm(actual - expected) < 0.02 * np.linalg.norm(expected)
     momentum = reference.state[theirs]["momentum_buffer"].numpy()
-    np.testing.assert_allclose(optimizer.state[0][0]["m"], momentum, rtol=1e-5, atol=1e-6)
+    found = optimizer.state[0][0]["m"].reshape(momentum.shape)
+    np.testing.assert_allclose(found, momentum, rtol=1e-5, atol=1e-6)

@@ -91,17 +91,32 @@ def test_mixed_targets_are_smoothed_once(dataset):
     assert mixed.train_loss == pytest.approx(plain.train_loss, rel=1e-6)
 
 
-def test_muon_updates_hidden_matrices_only(dataset):
+@pytest.mark.parametrize(
+    ("name", "stem", "layers"),
+    [
+        ("vit_nano_cifar", "patch_embed", {"qkv", "proj", "fc1", "fc2"}),
+        ("swin_nano_cifar", "patch_embed", {"qkv", "proj", "fc1", "fc2", "reduction"}),
+        ("convnext_micro_cifar", "downsample_layers.0", {"pwconv1", "pwconv2", "1"}),  # 1: of a downsampling
+        (
+            "hybrid_micro_cifar", "patch_embed.backbone.stem",
+            {"conv1", "conv2", "conv3", "conv", "qkv", "proj", "fc1", "fc2"},
+        ),
+    ],
+)  # fmt: skip
+def test_muon_updates_hidden_matrices_and_filters_only(name, stem, layers, dataset):
     settings = replace(parse(["--batch-size", "60", "--opt", "muon"]), threads=1)
-    model = models.create_model("swin_nano_cifar")
+    model = models.create_model(name)
     trainer = create_trainer(settings, model, dataset)
     names = {id(p): name for name, p in model.named_parameters()}
     groups = trainer.step.optimizer.param_groups
     updated = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
-    assert {n.rsplit(".", 2)[-2] for n in updated} == {"qkv", "proj", "fc1", "fc2", "reduction"}
+    assert {n.rsplit(".", 2)[-2] for n in updated} == layers
     assert sum(len(group["params"]) for group in groups) == len(names)
-    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "patch_embed")) for name in updated)
+    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", stem)) for name in updated)
     assert {group["weight_decay"] for group in groups if group["muon"]} == {settings.weight_decay}
+
+
+def test_muon_trains(dataset):
     losses = [m.train_loss for m in fit(dataset, epochs=4, opt="muon", lr=3e-3, threads=1)[0]]
     assert losses[-1] < 0.95 * losses[0]
 
