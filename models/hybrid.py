@@ -244,13 +244,13 @@ register(
 )  # fmt: skip
 
 # For CIFAR-10, images of 32 x 32: a stem of stride 1, so feature maps of 32, 16 and 8 positions a side, and 64 tokens.
-# The micro model, for runs of an hour on a CPU, has maps of 16 and 8 positions.
+# The micro model, for short runs on a CPU, has maps of 16 and 8 positions.
 _SMALL: dict[str, Any] = {"channels": (128, 256, 512), "stem_chs": 32, "stem_stride": 1}
 _SMALLEST: dict[str, Any] = {"channels": (128, 128, 128), "stem_chs": 32, "stem_stride": 1, "mlp_ratio": 2.0}
 _CIFAR: dict[str, dict[str, Any]] = {
     "hybrid_pico_cifar": {"layers": (1, 1, 1), **_SMALLEST, "embed_dim": 48, "depth": 2, "num_heads": 3},
     "hybrid_micro_cifar": {
-        "layers": (2, 2), "channels": (128, 256), "stem_chs": 32, "stem_stride": 2, "embed_dim": 128, "depth": 3,
+        "layers": (3, 3), "channels": (128, 256), "stem_chs": 32, "stem_stride": 2, "embed_dim": 128, "depth": 1,
         "num_heads": 4, "mlp_ratio": 2.0, "global_pool": "avg",
     },
     "hybrid_nano_cifar": {"layers": (1, 1, 1), **_SMALL, "embed_dim": 96, "depth": 4, "num_heads": 3},

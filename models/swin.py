@@ -416,6 +416,7 @@ for _size, _config in SIZES.items():
 CIFAR: dict[str, dict[str, Any]] = {
     "swin_pico_cifar": {"embed_dim": 16, "depths": (2, 2, 2), "num_heads": (1, 2, 4)},
     "swin_nano_cifar": {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8)},
+    "swin_micro_cifar": {"embed_dim": 32, "depths": (2, 2, 2), "num_heads": (2, 4, 8), "mlp_ratio": 2.0},
     "swin_mini_cifar": {"embed_dim": 48, "depths": (2, 2, 4), "num_heads": (3, 6, 12)},
     "swin_tiny_cifar": {"embed_dim": 96, "depths": (2, 6, 4), "num_heads": (3, 6, 12), "mlp_ratio": 2.0},
 }

@@ -452,7 +452,7 @@ for _size, _num_classes in (("small", 0), ("base", 1000)):
 # For CIFAR-10, images of 32 x 32: patches of 4 x 4, so N = 64.
 _CIFAR: dict[str, dict[str, Any]] = {
     "vit_nano_cifar": {"embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0},
-    "vit_micro_cifar": {"embed_dim": 96, "depth": 6, "num_heads": 3},
+    "vit_micro_cifar": {"embed_dim": 96, "depth": 6, "num_heads": 3, "mlp_ratio": 2.0},
     "vit_tiny_cifar": {"embed_dim": 192, "depth": 9, "num_heads": 3},
     "vit_tiny_cifar_slvit": {"embed_dim": 192, "depth": 9, "num_heads": 12, "mlp_ratio": 2.0},  # arXiv:2112.13492
     "vit_ti12_cifar": {"embed_dim": 192, "depth": 12, "num_heads": 3},

@@ -22,7 +22,7 @@ _MODELS = ("vit_tiny_cifar", "swin_tiny_cifar", "convnext_mid_cifar", "hybrid_ci
 GROUPS: dict[str, dict[str, Sequence[str]]] = {
     "cpu": {
         model: (*_CIFAR10, "--recipe", "laptop", "--model", model)
-        for model in ("convnext_micro_cifar", "vit_micro_cifar", "hybrid_micro_cifar", "swin_nano_cifar")
+        for model in ("convnext_micro_cifar", "hybrid_micro_cifar", "swin_micro_cifar", "vit_micro_cifar")
     },
     "gpu": {
         f"{model}-seed{seed}": (*_STANDARD, "--model", model, "--seed", str(seed))

@@ -8,7 +8,9 @@ the CPU time of an image, in the fastest step (other work on the machine slows
 steps down, but hardly the fastest). Up to 45,000 images, a trial sees each
 image once. The last 5,000 training images are for validation: the test images
 stay unseen. The better half of a family's variants continues in the next rung,
-with a new run (successive halving).
+with a new run (successive halving). Instead, --variants names the trials:
+
+    python -m tests.benchmarks.search --variants "swin: mlp ratio 2" --rung 1
 
 Trials in the log are not repeated: stop the program, add variants, and go on.
 """
@@ -47,11 +49,14 @@ COLUMNS = (
 COMMON: dict[str, Any] = {"batch_size": 64, "opt": "muon", "lr": 5e-3, "smoothing": 0.1}
 FAST: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "batch_size": 256, "cutout": 8}  # as --recipe fast
 ATTO: dict[str, Any] = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "stem_kernel_size": 2}
-BASES: dict[str, dict[str, Any]] = {
-    "convnext": {"model": "convnext_micro_cifar"},
-    "vit": {"model": "vit_nano_cifar", "embed_dim": 96, "depth": 6, "num_heads": 3, "global_pool": "avg"},
-    "hybrid": {"model": "hybrid_micro_cifar"},
-    "swin": {"model": "swin_nano_cifar"},
+BASES: dict[str, dict[str, Any]] = {  # what the search began with; the arguments that it found are those of *_micro_cifar
+    "convnext": {
+        "model": "convnext_micro_cifar", "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3,
+        "kernel_size": 7, "mlp_ratio": 4.0, "layer_scale_init_value": 1.0,
+    },
+    "vit": {"model": "vit_micro_cifar", "global_pool": "avg"},
+    "hybrid": {"model": "hybrid_micro_cifar", "layers": (2, 2), "depth": 3},
+    "swin": {"model": "swin_micro_cifar", "mlp_ratio": 4.0},
 }
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "lr 2e-3": {"lr": 2e-3},
@@ -71,6 +76,12 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, 
         "lr 2e-3, scale 1e-6": {"lr": 2e-3, "layer_scale_init_value": 1e-6},
         "lr 2e-3, stem 2": {"lr": 2e-3, "stem_kernel_size": 2},
         "dims 64": {"dims": (64, 128, 256)},
+        "mlp ratio 2": {"mlp_ratio": 2.0},
+        "mlp ratio 2, kernel 5, depths 3": {"mlp_ratio": 2.0, "kernel_size": 5, "depths": (3, 3, 3)},
+        "mlp ratio 2, kernel 3": {"mlp_ratio": 2.0, "kernel_size": 3},
+        "dims 32, depths 3, kernel 3": {"dims": (32, 64, 128), "depths": (3, 3, 3), "kernel_size": 3},
+        "dims 32, depths 3, kernel 5": {"dims": (32, 64, 128), "depths": (3, 3, 3), "kernel_size": 5},
+        "8 x 8 maps": {"stem_size": 4, "stem_kernel_size": 5, "dims": (96, 192), "depths": (3, 3)},
         "kernel 5": {"kernel_size": 5},
         "depths 2, 4, 2": {"depths": (2, 4, 2)},
         "stem 4": {"stem_kernel_size": 4},
@@ -170,6 +181,11 @@ def read(log: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def is_done(name: str, rung: int, seed: int, log: Path) -> bool:
+    """Whether the trial is in the log."""
+    return any((row["variant"], row["rung"], row["seed"]) == (name, str(rung), str(seed)) for row in read(log))
+
+
 def append(log: Path, row: dict[str, Any]) -> None:
     new = not log.exists()
     with log.open("a", newline="") as file:
@@ -179,13 +195,18 @@ def append(log: Path, row: dict[str, Any]) -> None:
         table.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
 
 
-def trials(families: Sequence[str], log: Path, seed: int) -> Iterator[tuple[Variant, int]]:
-    """The trials to run: rung by rung, the families in turn; in a rung, the better half of the previous rung."""
+def halving(families: Sequence[str], log: Path) -> Iterator[tuple[Variant, int]]:
+    """The trials of a search: rung by rung, the families in turn; in a rung, the better half of the previous rung."""
     for rung in range(len(RUNGS)):
         queues = [ranked(family, log, rung)[: ceil(len(CHANGES[family]) / 2**rung)] for family in families]
         for variant in filter(None, chain.from_iterable(zip_longest(*queues))):
-            if (variant.name, str(rung), str(seed)) not in {(r["variant"], r["rung"], r["seed"]) for r in read(log)}:
-                yield variant, rung
+            yield variant, rung
+
+
+def named(names: Sequence[str], rung: int) -> Iterator[tuple[Variant, int]]:
+    """The trials of the variants of these names, as in the log."""
+    for name in names:
+        yield Variant(*name.split(": ")), rung
 
 
 def ranked(family: str, log: Path, rung: int) -> list[Variant]:
@@ -204,6 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=Path("search.csv"), metavar="FILE", help="(search.csv)")
     parser.add_argument("--minutes", type=float, default=60, metavar="M", help="no trial starts later (60)")
     parser.add_argument("--families", nargs="+", default=list(BASES), choices=list(BASES), metavar="F", help="(all)")
+    every = [f"{family}: {change}" for family, changes in CHANGES.items() for change in changes]
+    parser.add_argument("--variants", nargs="+", choices=every, metavar="V", help="only these, in one rung (halving)")
+    parser.add_argument("--rung", type=int, default=0, choices=range(len(RUNGS)), help="of --variants (0)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed repeats the trials (0)")
     options = parser.parse_args(arguments)
     end = time.monotonic() + 60 * options.minutes
@@ -211,9 +235,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     dataset = cifar.load(cifar.SOURCES["cifar10"], options.data_dir)
     train, validation = dataset.train.first(-VALIDATION), slice(-VALIDATION, None)
     test = Split(dataset.train.images[validation], dataset.train.labels[validation])
-    for variant, rung in trials(options.families, options.log, options.seed):
+    chosen = named(options.variants, options.rung) if options.variants else halving(options.families, options.log)
+    for variant, rung in chosen:
         if time.monotonic() > end:
             return
+        if is_done(variant.name, rung, options.seed, options.log):
+            continue
         row = variant.run(replace(dataset, train=train, test=test), rung, options.seed)
         append(options.log, row)
         print(f"rung {rung}  {variant.name:32}{row['ms_per_image']:6.2f} ms  {row['val_acc']:.2%}", flush=True)

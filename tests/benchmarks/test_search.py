@@ -1,6 +1,9 @@
 """The search of settings: every variant can be trained, halving, the log."""
 
 import csv
+import json
+import re
+from pathlib import Path
 from unittest.mock import create_autospec
 
 import numpy as np
@@ -10,6 +13,9 @@ from models.model import ImageModel
 from tests.benchmarks import search
 from tests.benchmarks.search import BASES, CHANGES, Variant
 from train.data import shapes
+
+ROOT = Path(__file__).parents[2]
+LOG = ROOT / ".github" / "logs" / "search.csv"
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +86,44 @@ def test_the_better_half_continues_and_no_trial_is_repeated(tmp_path, monkeypatc
     assert [(row["rung"], int(row["variant"][-1])) for row in rows(log)] == expected
 
 
+def test_named_variants_run_in_one_rung(tmp_path, monkeypatch, capsys):
+    log = tmp_path / "log.csv"
+    variants("swin", monkeypatch, lambda i: i / 10)
+    for _ in range(2):
+        search.main(["--variants", "swin: 2", "swin: 0", "--rung", "1", "--log", str(log)])
+    assert [(row["rung"], row["variant"]) for row in rows(log)] == [("1", "swin: 2"), ("1", "swin: 0")]
+    with pytest.raises(SystemExit):
+        search.main(["--variants", "swin: 9", "--log", str(log)])
+    assert "invalid choice: 'swin: 9'" in capsys.readouterr().err
+
+
 def test_without_time_no_trial_starts(tmp_path):
     search.main(["--minutes", "0", "--log", str(tmp_path / "log.csv")])
     assert not (tmp_path / "log.csv").exists()
+
+
+def test_readme_agrees_with_the_log():
+    """Each accuracy in the table of train/README.md, and in the text below it, is that of a run in the log."""
+    text = (ROOT / "train" / "README.md").read_text()
+    log = {(row["variant"], row["rung"]): f"{100 * float(row['val_acc']):.1f}" for row in rows(LOG)}
+    table = re.findall(r"^\| `([\w ,-]+)`.* \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$", text, re.MULTILINE)
+    stated = {
+        (f"{family}: {change}", "0"): cell
+        for change, *cells in table
+        for family, cell in zip(("convnext", "hybrid", "swin", "vit"), cells, strict=True)
+        if cell
+    }
+    assert len(stated) > 30
+    assert stated == {key: log[key] for key in stated}
+    below = re.search(r"^With 300 s, .*?\.\n", text, re.DOTALL | re.MULTILINE)[0]
+    assert set(re.findall(r"([\d.]+) %", below)) <= {accuracy for (_, rung), accuracy in log.items() if rung == "1"}
+
+
+def test_log_has_variants_of_the_search():
+    """Each row has the settings of its variant and the parameters of its model; one variant was an earlier Muon."""
+    for row in rows(LOG):
+        family, change = row["variant"].removesuffix(", muon for matrices alone").split(": ")
+        variant = Variant(family, change)
+        assert json.loads(row["settings"]) == json.loads(json.dumps(variant.values))
+        model = variant.trainer(shapes.load(8, 1)).model
+        assert sum(p.data.size for p in model.parameters()) == int(row["parameters"])

@@ -104,7 +104,7 @@ def test_without_pretrained_nothing_is_downloaded(server):
     model = models.create_model(NAME)
     assert model.pretrained_cfg == LINE and model.num_classes == 10 and not server.requests
     assert models.create_model("vit_nano_cifar").pretrained_cfg == LINE
-    assert models.create_model("vit_micro_cifar").pretrained_cfg == {}
+    assert models.create_model("vit_tiny_cifar").pretrained_cfg == {}
 
 
 def test_other_classes_get_a_new_head(server):
@@ -445,8 +445,8 @@ def test_train(server, tmp_path, capsys):
 
 def test_train_refuses(server, tmp_path, capsys):
     out = ["--output", str(tmp_path / "out")]
-    assert train.main(["--model", "vit_micro_cifar", "--pretrained", *TRAIN, *out]) == 2
-    assert "--model vit_micro_cifar --pretrained: there are no published weights of" in capsys.readouterr().err
+    assert train.main(["--model", "vit_tiny_cifar", "--pretrained", *TRAIN, *out]) == 2
+    assert "--model vit_tiny_cifar --pretrained: there are no published weights of" in capsys.readouterr().err
     assert train.main(["--pretrained", "--initial-checkpoint", "x.npz", *TRAIN, *out]) == 2
     assert "--pretrained and --initial-checkpoint are both initial weights" in capsys.readouterr().err
 

@@ -68,11 +68,11 @@ COSTS = {
 }  # fmt: skip
 # The same for images of 32 x 32, with multiply-accumulates in 10⁶.
 SMALL_COSTS = {
-    "vit_nano_cifar": (142_026, 10.9), "vit_micro_cifar": (683_242, 48.3), "vit_tiny_cifar": (4_028_170, 274.0),
+    "vit_nano_cifar": (142_026, 10.9), "vit_micro_cifar": (460_906, 33.9), "vit_tiny_cifar": (4_028_170, 274.0),
     "vit_tiny_cifar_slvit": (2_697_610, 187.7), "vit_ti12_cifar": (5_362_762, 365.1),
     "vit_small_cifar": (12_470_026, 829.0),
     "swin_pico_cifar": (144_264, 5.5),
-    "swin_nano_cifar": (567_046, 20.9), "swin_mini_cifar": (2_159_260, 60.7), "swin_tiny_cifar": (7_048_612, 240.9),
+    "swin_micro_cifar": (394_118, 14.6), "swin_nano_cifar": (567_046, 20.9), "swin_mini_cifar": (2_159_260, 60.7), "swin_tiny_cifar": (7_048_612, 240.9),
     "convnext_yocto_cifar": (132_930, 1.9),
     "convnext_micro_cifar": (909_610, 33.1),
     "convnext_atto_cifar": (3_376_290, 44.3), "convnext_femto_cifar": (4_834_906, 63.2),
@@ -80,7 +80,7 @@ SMALL_COSTS = {
     "swinv2_nano_cifar": (588_422, 21.9), "swinv2_tiny_cifar": (7_104_772, 243.8),
     "convnextv2_atto_cifar": (3_389_170, 44.3),
     "hybrid_pico_cifar": (136_730, 38.1),
-    "hybrid_micro_cifar": (644_010, 52.4),
+    "hybrid_micro_cifar": (467_242, 42.1),
     "hybrid_nano_cifar": (998_986, 115.7), "hybrid_cifar": (3_645_802, 322.6), "hybrid_wide_cifar": (6_317_322, 729.3),
     "hybrid_r50_cifar": (17_437_322, 1624.6),
 }  # fmt: skip

@@ -137,8 +137,8 @@ def test_images_of_another_size_raise():
 def test_unknown_models_and_arguments_raise():
     with pytest.raises(ValueError, match="did you mean vit_nano_cifar"):
         models.create_model("vit_nano_cifr")
-    with pytest.raises(ValueError, match="there are no published weights of vit_micro_cifar"):
-        models.create_model("vit_micro_cifar", pretrained=True)
+    with pytest.raises(ValueError, match="there are no published weights of vit_tiny_cifar"):
+        models.create_model("vit_tiny_cifar", pretrained=True)
     with pytest.raises(TypeError, match="no argument dept; it has img_size"):
         models.create_model("vit_nano_cifar", dept=3)
     with pytest.raises(
