@@ -219,8 +219,8 @@ for _size, _config in SIZES.items():
         register(f"convnext_{_size}_in22k", ConvNeXt, num_classes=21841, **_config)
 
 # For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side. The micro
-# model, for short runs on a CPU, has maps of 16, 8 and 4 pixels, and patches that overlap. γ = 1 at the start: with 1e-6,
-# for deep networks, short runs are less accurate (train/README.md).
+# model, for short runs on a CPU, has maps of 16, 8 and 4 pixels, and patches that overlap. γ starts at 1: from 1e-6, as
+# in deep networks, short runs are less accurate (train/README.md).
 _GAMMA: dict[str, Any] = {"layer_scale_init_value": 1.0}
 CIFAR: dict[str, dict[str, Any]] = {
     "convnext_yocto_cifar": {"depths": (2, 2, 4, 2), "dims": (8, 16, 32, 64)},

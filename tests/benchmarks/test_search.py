@@ -106,7 +106,9 @@ def test_readme_agrees_with_the_log():
     """Each accuracy in the table of train/README.md, and in the text below it, is that of a run in the log."""
     text = (ROOT / "train" / "README.md").read_text()
     log = {(row["variant"], row["rung"]): f"{100 * float(row['val_acc']):.1f}" for row in rows(LOG)}
-    table = re.findall(r"^\| `([\w ,-]+)`.* \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$", text, re.MULTILINE)
+    table = re.findall(
+        r"^\| `([\w ,-]+)`.* \| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\| ([\d.]*) ?\|$", text, re.MULTILINE
+    )
     stated = {
         (f"{family}: {change}", "0"): cell
         for change, *cells in table

@@ -124,7 +124,9 @@ def test_state_names_differ_between_groups(change, message):
 
 
 def test_invalid_options_raise():
-    with pytest.raises(ValueError, match=r"a group with muon=True is for matrices and filters, got a parameter of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"a group with muon=True is for matrices and filters, got a parameter of shape \(3,\)"
+    ):
         optim.Muon([{"params": [Parameter(np.ones(3))], "muon": True}])
     for options, message in (({"momentum": 1}, "momentum"), ({"betas": (1, 0)}, "betas"), ({"lr": -1}, "lr")):
         with pytest.raises(ValueError, match=f"Muon: {message}"):
