@@ -41,7 +41,7 @@ def create_model(
             `vit_tiny_patch16_224.augreg_in21k_ft_in1k`; one of torchvision, such as `vit_b_16`, for the same
             architecture; or `hf-hub:owner/name`, a repository of timm's form.
         pretrained: whether to load weights: those of the tag, or without one the model's default weights, which are
-            timm's (for torchvision's names too) or, of `list_pretrained("*.shapes")`, bundled. A file of the Hub is
+            timm's (for torchvision's names too) or, of `list_pretrained("*_cifar.*")`, bundled. A file of the Hub is
             downloaded once. Position embeddings and relative position bias tables are resampled to `img_size` and
             `window_size`.
         features_only: whether to return a `FeatureNet`: the model without its head, which returns feature maps.

@@ -2,12 +2,15 @@
 
 import csv
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+import models
 from minigrad import distributed
 from tests.cuda.runner import needs_compiler
+from train import __main__ as train
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -67,13 +70,17 @@ def test_names_in_the_lessons_are_defined_in_their_files():
     assert found > 40
 
 
-def test_accuracies_match_the_logs():
-    """The accuracy and the time in each row of the table of results are those in the row's log."""
-    rows = re.findall(r"^\|.*\| ([\d.]+) % \(\[log\]\((\S+)\)\) \| (\d+) min \|$", TEXT, re.MULTILINE)
-    assert rows
-    for accuracy, log, minutes in rows:
+def test_results_match_the_logs():
+    """In each row of the table of results with a log, the accuracy, time and number of epochs are those in the log."""
+    pattern = r"^\| .* \| `(\w+)`, ([\d,]+) \| `(.*)` \| ([\d.]+) % \(\[log\]\((\S+)\)\) \| (\d+) min \|$"
+    rows = re.findall(pattern, TEXT, re.MULTILINE)
+    assert len(rows) == TEXT.count("([log](")
+    for model, parameters, command, accuracy, log, minutes in rows:
         with (ROOT / log).open(newline="") as file:
             epochs = list(csv.DictReader(file))
+        settings = train.parse(shlex.split(command))
+        assert settings.model == model and settings.epochs == len(epochs) == int(epochs[-1]["epoch"])
+        assert f"{sum(p.data.size for p in models.create_model(model).parameters()):,}" == parameters
         assert f"{100 * float(epochs[-1]['test_acc']):.1f}" == accuracy
         assert round(sum(float(epoch["seconds"]) for epoch in epochs) / 60) == int(minutes)
 
