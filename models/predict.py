@@ -54,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("--csv - and --json - would both be written to stdout: name a file for one of them")
     model, metadata, paths = load(options)
     if not paths:
-        raise ValueError(f"give images: {options.program} CHECKPOINT IMAGE...")
+        weights = f"--model {options.model} --pretrained" if options.pretrained else "CHECKPOINT"
+        raise ValueError(f"give images: {options.program} {weights} IMAGE...")
     found, files = images.find(paths), list[Path]()
     predictions: list[np.ndarray] = []
     for start in range(0, len(found), options.batch_size):

@@ -173,13 +173,20 @@ def test_visualize_draws_the_bundled_images(tmp_path, monkeypatch, capsys):
     assert "star.png" in Path("explore.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [["vit.npz"], ["--pretrained", "--model", "swin_micro_cifar"]])
-def test_images_are_for_weights_of_their_dataset_only(arguments, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["vit.npz"], "CHECKPOINT"),
+        (["--pretrained", "--model", "swin_micro_cifar"], "--model swin_micro_cifar --pretrained"),
+    ],
+)
+def test_images_are_for_weights_of_their_dataset_only(arguments, shown, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "vit.npz", "vit")
     assert predict.main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err == "python -m models.predict: give images: python -m models.predict CHECKPOINT IMAGE...\n"
+    assert out == ""
+    assert err == f"python -m models.predict: give images: python -m models.predict {shown} IMAGE...\n"
 
 
 def test_training_starts_from_bundled_weights(tmp_path, capsys):
