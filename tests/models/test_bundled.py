@@ -1,6 +1,7 @@
 """The weights and images in models/bundled/: what they are, and what the programs show with them."""
 
 import csv
+import json
 import re
 import shlex
 import socket
@@ -64,6 +65,7 @@ def test_readme_has_command_and_accuracy(name, parameters, accuracy, command):
     arrays, metadata = serialize.load(BUNDLED / f"{name}.{settings['dataset']}.npz")
     assert sum(x.size for x in arrays.values()) == int(parameters.replace(",", ""))
     assert f"{100 * metadata['test_acc']:.2f}" == accuracy
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     assert metadata["settings"] == {key: settings[key] for key in metadata["settings"]}  # later flags have defaults
     log = (BUNDLED / f"{name}.csv").read_text().splitlines()
     assert log[0].startswith("epoch,lr,train_loss,") and len(log) == 1 + settings["epochs"] == 1 + metadata["epoch"]
