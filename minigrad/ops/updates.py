@@ -6,7 +6,7 @@ float64: for a 16-bit parameter, `minigrad/optim/` passes float32 copies. (Fast 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf, sqrt
+from math import inf, prod, sqrt
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -179,7 +179,7 @@ def muon(x: Array, g: Array, m: Array, lr: float, momentum: float, weight_decay:
     m += (1 - momentum) * g
     x *= 1 - lr * weight_decay
     u = momentum * m + (1 - momentum) * g
-    u = u.reshape(len(u), -1)  # (A, ...) -> (A, B)
+    u = u.reshape(len(u), prod(u.shape[1:]))  # (A, ...) -> (A, B)
     x -= lr * 0.2 * sqrt(max(u.shape)) * orthogonalize(u).reshape(x.shape)
 
 

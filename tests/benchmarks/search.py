@@ -49,22 +49,16 @@ COLUMNS = (
 COMMON: dict[str, Any] = {"batch_size": 64, "opt": "muon", "lr": 5e-3, "smoothing": 0.1}
 FAST: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "batch_size": 256, "cutout": 8}  # as --recipe fast
 ATTO: dict[str, Any] = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "stem_kernel_size": 2}
-BASES: dict[
-    str, dict[str, Any]
-] = {  # what the search began with; the arguments that it found are those of *_micro_cifar
+# What the search began with. The models of these names have the arguments that it found.
+BASES: dict[str, dict[str, Any]] = {
     "convnext": {
-        "model": "convnext_micro_cifar",
-        "depths": (2, 2, 2),
-        "dims": (48, 96, 192),
-        "stem_kernel_size": 3,
-        "kernel_size": 7,
-        "mlp_ratio": 4.0,
-        "layer_scale_init_value": 1.0,
+        "model": "convnext_micro_cifar", "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3,
+        "kernel_size": 7, "mlp_ratio": 4.0, "layer_scale_init_value": 1.0,
     },
     "vit": {"model": "vit_micro_cifar", "global_pool": "avg"},
     "hybrid": {"model": "hybrid_micro_cifar", "layers": (2, 2), "depth": 3},
     "swin": {"model": "swin_micro_cifar", "mlp_ratio": 4.0},
-}
+}  # fmt: skip
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "lr 2e-3": {"lr": 2e-3},
     "lr 1e-2": {"lr": 1e-2},
