@@ -172,9 +172,8 @@ def create_optimizer(settings: Settings, model: Module) -> Optimizer:
             return Adam(groups)
         case "sgd":
             return SGD(groups, momentum=settings.momentum, nesterov=settings.momentum > 0)
-    head = getattr(model, "head", None)
-    layers = model.layer_ids() if isinstance(model, ImageModel) else {}
-    outside = [p for name, p in model.named_parameters() if layers.get(name) == 0]  # the stem
-    outside += [p for group in groups if not group["weight_decay"] for p in group["params"]]
-    outside += head.parameters() if head is not None else []
+    outside = [p for group in groups if not group["weight_decay"] for p in group["params"]]
+    if isinstance(model, ImageModel):
+        depths, ends = model.layer_ids(), (0, len(model.sections()))  # stem, and what follows the blocks
+        outside += [p for name, p in model.named_parameters() if depths[name] in ends]
     return Muon(matrices_apart(groups, outside))

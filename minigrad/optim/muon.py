@@ -73,8 +73,9 @@ class Muon(AdamW):
 def matrices_apart(groups: Iterable[Mapping[str, Any]], others: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
     """Split each group into its matrices and filters, with `"muon": True`, and its other parameters.
 
-    Muon is not meant for embeddings and the head: parameters in `others` count as other parameters. So do the filters
-    of a depthwise convolution, (C, 1, ...): its channels do not mix, so orthogonal filters have no motive.
+    Muon is not meant for embeddings and the head: parameters in `others` count as other parameters. So do parameters of
+    three and more axes with one row or one input channel, which give an orthogonal update no meaning: position
+    embeddings (1, N, D), and the filters of depthwise convolutions (C, 1, H, W).
     """
     rest = {id(p) for p in others}
     apart: list[dict[str, Any]] = []
@@ -88,4 +89,5 @@ def matrices_apart(groups: Iterable[Mapping[str, Any]], others: Iterable[Tensor]
 
 
 def _is_matrix(p: Tensor) -> bool:
-    return p.ndim == 2 or (p.ndim > 2 and p.shape[1] > 1)
+    """Whether `p` is a matrix, or the filters (O, I, ...) of a convolution that mixes channels."""
+    return p.ndim == 2 or (p.ndim > 2 and min(p.shape[:2]) > 1)

@@ -49,7 +49,7 @@ COLUMNS = (
 COMMON: dict[str, Any] = {"batch_size": 64, "opt": "muon", "lr": 5e-3, "smoothing": 0.1}
 FAST: dict[str, Any] = {"opt": "adamw", "lr": 1e-3, "batch_size": 256, "cutout": 8}  # as --recipe fast
 ATTO: dict[str, Any] = {"depths": (2, 2, 6, 2), "dims": (40, 80, 160, 320), "stem_kernel_size": 2}
-# What the search began with. The models of these names have the arguments that it found.
+# The variants that the search began with. The registered models have the arguments that the search found.
 BASES: dict[str, dict[str, Any]] = {
     "convnext": {
         "model": "convnext_micro_cifar", "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3,
@@ -59,7 +59,7 @@ BASES: dict[str, dict[str, Any]] = {
     "hybrid": {"model": "hybrid_micro_cifar", "layers": (2, 2), "depth": 3},
     "swin": {"model": "swin_micro_cifar", "mlp_ratio": 4.0},
 }  # fmt: skip
-OPTIMIZERS: dict[str, dict[str, Any]] = {
+TRAINING: dict[str, dict[str, Any]] = {  # changes for every family
     "lr 2e-3": {"lr": 2e-3},
     "lr 1e-2": {"lr": 1e-2},
     "adamw, lr 2e-3": {"opt": "adamw", "lr": 2e-3},
@@ -73,7 +73,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, 
         "base": {},
         "as --recipe fast": FAST | ATTO | {"layer_scale_init_value": 1e-6},
         "as --recipe fast, scale 1": FAST | ATTO,
-        **OPTIMIZERS,
+        **TRAINING,
         "lr 2e-3, scale 1e-6": {"lr": 2e-3, "layer_scale_init_value": 1e-6},
         "lr 2e-3, stem 2": {"lr": 2e-3, "stem_kernel_size": 2},
         "dims 64": {"dims": (64, 128, 256)},
@@ -94,7 +94,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, 
         "as --recipe fast": FAST | {
             "lr": 1.5e-3, "embed_dim": 64, "depth": 4, "num_heads": 4, "global_pool": "token",
         },
-        **OPTIMIZERS,
+        **TRAINING,
         "lr 2e-3, dim 128, depth 4": {"lr": 2e-3, "embed_dim": 128, "depth": 4, "num_heads": 4},
         "dim 128, depth 4": {"embed_dim": 128, "depth": 4, "num_heads": 4},
         "dim 64, depth 4": {"embed_dim": 64, "depth": 4, "num_heads": 4},
@@ -110,7 +110,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, 
             "lr": 1.5e-3, "stem_stride": 1, "layers": (1, 1, 1), "channels": (128, 256, 512), "embed_dim": 96,
             "depth": 4, "num_heads": 3, "mlp_ratio": 4.0, "global_pool": "token",
         },
-        **OPTIMIZERS,
+        **TRAINING,
         "lr 2e-3, three stages": {"lr": 2e-3, "layers": (2, 2, 2), "channels": (128, 256, 512)},
         "layers 3, 3, depth 1": {"layers": (3, 3), "depth": 1},
         "layers 1, 1": {"layers": (1, 1)},
@@ -120,7 +120,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {  # of the base of the family, 
     "swin": {
         "base": {},
         "as --recipe fast": FAST,
-        **OPTIMIZERS,
+        **TRAINING,
         "lr 2e-3, dim 48": {"lr": 2e-3, "embed_dim": 48, "num_heads": (3, 6, 12)},
         "lr 2e-3, window 8": {"lr": 2e-3, "window_size": 8},
         "dim 48": {"embed_dim": 48, "num_heads": (3, 6, 12)},

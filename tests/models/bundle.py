@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from minigrad import no_grad, serialize
+from minigrad import serialize
 from minigrad.backend.random import Generator
-from models import images
+from minigrad.parallel.processes import World
+from minigrad.parallel.threads import Shards
 from models.predict import IMAGES
-from models.weights import checkpoint
 from models.weights.table import BUNDLED
 from train.__main__ import parse
 from train.create import create_test_dataset
 from train.data import shapes
+from train.evaluate import Evaluation
+from train.output import report
 
 IMAGE_SEED = shapes.TEST_SEED + 1
 FIGURES = ("ring", "cross", "star", "heart", "crescent", "stripes")
@@ -46,7 +48,7 @@ def bundle(run, folder, data_dir="data"):
     name, dataset = metadata["model"]["name"], metadata["settings"]["dataset"]
     path = folder / f"{name}.{dataset}.npz"
     save(path, arrays, metadata)
-    save(path, arrays, metadata | {"test_acc": accuracy(path, dataset=dataset, data_dir=data_dir)})
+    save(path, arrays, metadata | {"test_acc": accuracy(path, data_dir=data_dir)})
     shutil.copy(run / "metrics.csv", folder / f"{name}.csv")
     return path
 
@@ -59,15 +61,12 @@ def save(path, arrays, metadata):
         np.savez_compressed(path, **plain)
 
 
-def accuracy(path, count=None, dataset="shapes", data_dir="data"):
-    """The accuracy of a checkpoint on the first `count` test images, a multiple of 100; None: on all."""
-    model, metadata = checkpoint.load(path)
-    flags = ["--dataset", dataset, "--data-dir", str(data_dir), "--val-num-samples", str(count or "all")]
-    test = create_test_dataset(parse(flags)).test
-    with no_grad():
-        parts = np.split(test.images, len(test) // 100)
-        batches = [model(images.to_input(part, model, metadata)).numpy() for part in parts]
-    return float((np.concatenate(batches).argmax(1) == test.labels).mean())
+def accuracy(path, count="all", data_dir="data"):
+    """The accuracy of a checkpoint on the first `count` test images of its dataset."""
+    settings = parse(["--eval", str(path), "--data-dir", str(data_dir), "--val-num-samples", str(count)])
+    with Shards(1) as shards:
+        evaluation = Evaluation(settings.validation_batch_size, settings.autocast_dtype, shards, World())
+        return report.predictions(path, create_test_dataset(settings), evaluation).acc
 
 
 def draw_images(folder):

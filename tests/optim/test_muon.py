@@ -52,7 +52,8 @@ def test_orthogonalize_if_squares_overflow_or_underflow(dtype, scale):
 
 def test_muon_follows_its_formula_and_adamw(device):
     rng = np.random.default_rng(0)
-    shapes = (6, 4), (5, 2, 3, 3), (4,), (3, 5), (4, 1, 3, 3)  # a matrix, filters; bias, head, depthwise filters
+    shapes = (6, 4), (5, 2, 3, 3), (4,), (3, 5), (4, 1, 3, 3), (1, 3, 4)
+    # A matrix, filters; by AdamW: a bias, a head, depthwise filters, a position embedding.
     start = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
     ours, theirs = ([Parameter(to_device(x.copy(), device)) for x in start] for _ in range(2))
     settings = {"lr": 0.1, "weight_decay": 0.5, "betas": (0.8, 0.9)}

@@ -101,6 +101,8 @@ def test_mixed_targets_are_smoothed_once(dataset):
             "hybrid_micro_cifar", "patch_embed.backbone.stem",
             {"conv1", "conv2", "conv3", "conv", "qkv", "proj", "fc1", "fc2"},
         ),
+        ("roadmap_00_resnet50_cifar", "conv1", {"conv1", "conv2", "conv3", "0"}),  # 0: of a shortcut; head: fc
+        ("deit_tiny_distilled_patch16_224", "patch_embed", {"qkv", "proj", "fc1", "fc2"}),  # two heads
     ],
 )  # fmt: skip
 def test_muon_updates_hidden_matrices_and_filters_only(name, stem, layers, dataset):
@@ -112,7 +114,7 @@ def test_muon_updates_hidden_matrices_and_filters_only(name, stem, layers, datas
     updated = {names[id(p)] for group in groups if group["muon"] for p in group["params"]}
     assert {n.rsplit(".", 2)[-2] for n in updated} == layers
     assert sum(len(group["params"]) for group in groups) == len(names)
-    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", stem)) for name in updated)
+    assert not any(name.endswith(("bias", "table")) or name.startswith(("head", "fc.", stem)) for name in updated)
     assert {group["weight_decay"] for group in groups if group["muon"]} == {settings.weight_decay}
 
 
