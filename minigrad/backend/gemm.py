@@ -51,7 +51,7 @@ def gemm_and_sums(a: Array, b: Array, *, dtype: Any = None) -> tuple[Array, Arra
 def _product(a: Array, b: Array, dtype: np.dtype) -> Array:
     """`a @ b`. On the CPU, the product of 16-bit arrays is float32 whatever `dtype`: 16 bits would not be faster."""
     if isinstance(a, np.ndarray):
-        return products.matmul(*upcast([a, b])) if is_half(a.dtype) else products.matmul(a, b)
+        return products.accurate_matmul(*(upcast([a, b]) if is_half(a.dtype) else (a, b)))
     if a.dtype.kind in "biu":
         return array_module(a).matmul(a, b)
     return cublas.matmul(a, b, dtype)

@@ -27,7 +27,7 @@ from minigrad.backend.dtypes import FLOAT32, cast, is_half
 
 TINY = 64  # elements of an array, up to which NumPy's sum is accurate enough, and has less overhead
 FEW = 8  # terms, up to which naive summation is accurate enough
-PRODUCT = 64  # terms, up to which one product with ones is accurate enough
+PRODUCT = 16  # terms, up to which one product with ones is accurate enough
 MANY = 256  # terms, from which groups have GROUP terms, as the errors of many groups cancel; else SMALL_GROUP terms
 GROUP, SMALL_GROUP = 32, 8
 BLOCK = 256  # elements of a contiguous row that BLAS adds in one call, in several SIMD lanes

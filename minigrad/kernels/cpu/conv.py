@@ -91,7 +91,7 @@ class Pointwise:
         return grad_x
 
     def grad_weight(self, grad_y: Array, x: Array, shape: tuple[int, ...]) -> Array:
-        return products.matmul(rows(grad_y).T, rows(self._strided(x))).reshape(shape)
+        return products.accurate_matmul(rows(grad_y).T, rows(self._strided(x))).reshape(shape)
 
     def _strided(self, x: Array) -> Array:
         return x[:, :: self.stride[0], :: self.stride[1]]

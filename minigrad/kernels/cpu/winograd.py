@@ -67,7 +67,7 @@ class Winograd:
             rows = np.empty((4, *grad_tiles.shape[1:]), np.float32)
             _times_A(grad_tiles, rows)
             _times_A(rows.swapaxes(0, 1), grad_M)
-            grad_U += products.matmul(V.swapaxes(1, 2), grad_M.reshape(16, -1, O))
+            grad_U += products.accurate_matmul(V.swapaxes(1, 2), grad_M.reshape(16, -1, O))
         if not is_finite(grad_U):
             return Columns(self.windows, 1).grad_weight(grad_y, x, shape)
         grad_g = G_BOTH.T @ grad_U.reshape(16, C * O)
