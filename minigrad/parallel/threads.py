@@ -16,6 +16,7 @@ three or more, the rounding of gradients depends on the order in which threads f
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from threading import Condition, Lock
 from types import TracebackType
@@ -160,9 +161,15 @@ class _Sums:
 
 
 def wait(jobs: list[Future[Any]]) -> None:
-    """Wait for the end of the jobs. (concurrent.futures.wait may keep the locks of jobs after a KeyboardInterrupt.)"""
+    """Wait for the end of the jobs.
+
+    A signal that arrives just before a thread blocks is handled only when the thread is woken, so wake it every second:
+    otherwise Ctrl-C could be lost. concurrent.futures.wait may keep the locks of jobs after a KeyboardInterrupt.
+    """
     for job in jobs:
-        job.exception()
+        while not job.done():
+            with suppress(TimeoutError):
+                job.exception(timeout=1)
 
 
 class _EndedError(RuntimeError):
