@@ -221,17 +221,15 @@ for _size, _config in SIZES.items():
 # For CIFAR-10, images of 32 x 32: with a 2 x 2 stem, the feature maps have 16, 8, 4 and 2 pixels a side. The micro
 # model, for short runs on a CPU, has maps of 16, 8 and 4 pixels, and patches that overlap. γ starts at 1: from 1e-6, as
 # in deep networks, short runs are less accurate (train/README.md).
-_GAMMA: dict[str, Any] = {"layer_scale_init_value": 1.0}
 CIFAR: dict[str, dict[str, Any]] = {
     "convnext_yocto_cifar": {"depths": (2, 2, 4, 2), "dims": (8, 16, 32, 64)},
     "convnext_micro_cifar": {
         "depths": (2, 2, 2), "dims": (48, 96, 192), "stem_kernel_size": 3, "kernel_size": 3, "mlp_ratio": 2.0,
-        **_GAMMA,
     },
-    "convnext_atto_cifar": SIZES["atto"] | _GAMMA,
-    "convnext_femto_cifar": SIZES["femto"] | _GAMMA,
-    "convnext_mid_cifar": SIZES["pico"] | _GAMMA,
+    "convnext_atto_cifar": SIZES["atto"],
+    "convnext_femto_cifar": SIZES["femto"],
+    "convnext_mid_cifar": SIZES["pico"],
 }  # fmt: skip
 
 for _name, _config in CIFAR.items():
-    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, **_config)
+    register(_name, ConvNeXt, img_size=32, stem_size=2, num_classes=10, layer_scale_init_value=1.0, **_config)

@@ -48,7 +48,8 @@ def bundle(run, folder, data_dir="data"):
     name, dataset = metadata["model"]["name"], metadata["settings"]["dataset"]
     path = folder / f"{name}.{dataset}.npz"
     save(path, arrays, metadata)
-    save(path, arrays, metadata | {"test_acc": accuracy(path, data_dir=data_dir)})
+    images = {} if dataset == "shapes" else {"data_dir": data_dir}
+    save(path, arrays, metadata | {"test_acc": accuracy(path, **images)})
     shutil.copy(run / "metrics.csv", folder / f"{name}.csv")
     return path
 

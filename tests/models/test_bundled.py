@@ -122,7 +122,7 @@ def test_tool_writes_the_images_again(tmp_path):
 def test_tool_writes_a_checkpoint(tmp_path, capsys):
     run, few = tmp_path / "run", ["--train-num-samples", "20", "--val-num-samples", "20", "--epochs", "1"]
     assert train.main([*few, "--output", str(run)]) == 0
-    path = bundle.bundle(run, tmp_path)
+    path = bundle.bundle(run, tmp_path, data_dir=tmp_path)
     arrays, metadata = serialize.load(path)
     assert {x.dtype for x in arrays.values()} == {np.dtype(np.float16)} and path.stat().st_size < 300_000
     assert metadata["test_acc"] == bundle.accuracy(path) and "output" not in metadata["settings"]
