@@ -4,10 +4,13 @@ Loading a pickle can run any code. Here torch's unpickler loads tensors only, an
 objects, so no code of the file runs.
 """
 
+import builtins
 import io
-import pickletools
+import pickle
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -92,10 +95,9 @@ def _read_torch(path: Path) -> Any:
             f"convert the file where torch is installed: safetensors.torch.save_file(torch.load({path.name!r}, "
             f"weights_only=True), '{path.stem}.safetensors')"
         ) from error
-    replaced = {name for name in _globals(path) if name.partition(".")[0] not in _REFUSED_MODULES}
+    found = {name: _FILLED.get(cls.filled_as, cls) for name, cls in _globals(path).items() if not _is_refused(name)}
     try:
-        placeholders = [(type(name.rpartition(".")[2], (_Placeholder,), {}), name) for name in sorted(replaced)]
-        with torch.serialization.safe_globals(placeholders):
+        with torch.serialization.safe_globals([(cls, name) for name, cls in found.items()]):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file or another format
         raise ValueError(
@@ -113,7 +115,10 @@ def _read_torch(path: Path) -> Any:
 
 class _Placeholder:
     """Replaces a class or function of a pickle, such as the argparse.Namespace in timm's checkpoints: accepts any
-    arguments and state, and does nothing. (torch's own classes are not replaced.)"""
+    arguments, state and items, and does nothing but record, in its class, which items it has. (torch's own classes are
+    not replaced.)"""
+
+    filled_as: type | None = None  # by the pickle: dict: with keys and values; list: with elements; None: neither
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> "_Placeholder":
         return object.__new__(cls)
@@ -124,16 +129,65 @@ class _Placeholder:
     def __setstate__(self, state: Any) -> None:
         pass
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        type(self).filled_as = dict
 
-_REFUSED_MODULES = {"builtins", "subprocess", "commands"}
-"""A file that names a function of these modules, such as exec, is malicious and refused; torch itself refuses os and
-sys. (Protocol 2 of pickle, which torch uses, calls subprocess by the Python 2 name, commands.)"""
+    def append(self, element: Any) -> None:
+        type(self).filled_as = list
+
+    def extend(self, elements: Any) -> None:
+        type(self).filled_as = list
 
 
-def _globals(path: Path) -> set[str]:
-    """The qualified names of classes and functions in a file of torch.save, parsed without running the pickle; empty
-    for other files. The format: a zip archive with a pickle, or before PyTorch 1.6 five pickles, then the data."""
-    names: set[str] = set()
+class _NewDict:
+    """Replaces a class derived from dict, such as the yacs.config.CfgNode in checkpoints of Microsoft's Swin: torch's
+    unpickler adds items to its own classes only."""
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return OrderedDict()
+
+
+class _NewList:
+    """Replaces a class derived from list, or collections.deque."""
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return []
+
+
+_FILLED: dict[type | None, type] = {dict: _NewDict, list: _NewList}
+
+
+def _is_refused(name: str) -> bool:
+    """True for a function that only a malicious file names: a built-in function such as exec, or one of subprocess. The
+    built-in classes are harmless: a defaultdict(list) names list. (torch itself refuses os and sys.)"""
+    module, _, attribute = name.partition(".")
+    is_class = isinstance(getattr(builtins, attribute, None), type)
+    return module in ("subprocess", "commands") or (module in ("builtins", "__builtin__") and not is_class)
+
+
+class _Scanner(pickle.Unpickler):
+    """Reads a pickle with placeholders for all of its classes and functions, so that none of their code runs."""
+
+    def __init__(self, file: IO[bytes], found: dict[str, type[_Placeholder]]) -> None:
+        super().__init__(file)
+        self.found = found
+
+    def find_class(self, module: str, name: str) -> type[_Placeholder]:
+        """A placeholder. Protocol 2 of pickle, which torch uses, has the names of Python 2, as __builtin__.list, and
+        torch's unpickler translates some of them: the placeholder has both names."""
+        new_module, new_name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        placeholder = self.found.setdefault(f"{module}.{name}", type(new_name, (_Placeholder,), {}))
+        return self.found.setdefault(f"{new_module}.{new_name}", placeholder)
+
+    def persistent_load(self, pid: Any) -> None:
+        """A storage of a tensor is not read."""
+
+
+def _globals(path: Path) -> dict[str, type[_Placeholder]]:
+    """Placeholders for the classes and functions in a file of torch.save, by qualified name, which have recorded how
+    the pickle fills them; empty for other files. The format: a zip archive with a pickle, or before PyTorch 1.6 five
+    pickles, then the data."""
+    found: dict[str, type[_Placeholder]] = {}
     with open(path, "rb") as file, suppress(Exception):  # torch.load reports a damaged file
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -143,10 +197,8 @@ def _globals(path: Path) -> set[str]:
             file.seek(0)
             pickles = [file] * 5
         for pickled in pickles:
-            for instruction, argument, _ in pickletools.genops(pickled):
-                if instruction.name == "GLOBAL":
-                    names.add(str(argument).replace(" ", "."))
-    return names
+            _Scanner(pickled, found).load()
+    return found
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Weights of networks of timm, torchvision and transformers, loaded under their own names, give equal logits."""
 
 import argparse
+import collections
 import datetime
 import os
 import re
@@ -280,6 +281,18 @@ class UnknownObject:
         raise SystemExit("code of the file was run")
 
 
+class UnknownDict(dict):
+    """A dict with further state, as the settings in checkpoints of Microsoft's Swin."""
+
+    def __init__(self, **items):
+        super().__init__(items)
+        self.frozen = True
+
+
+class UnknownList(list):
+    """A list of a class of its own."""
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
     ("payload", "name"),
@@ -296,11 +309,15 @@ def test_pickles_that_run_programs_are_refused(tmp_path, payload, name, zipped):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ["w.pth", "W.PTH", "w.pt", "w.bin", "w.ckpt", "model_best.pth.tar", "W.PTH.TAR", "w"])
 def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
-    """Checkpoints of timm and Lightning have other objects, none of which is unpickled."""
+    """Checkpoints of timm, Lightning and Microsoft's Swin have other objects, none of which is unpickled."""
     entries, model = state_dict_and_model()
     other_entries = {
         "args": argparse.Namespace(lr=0.1, output=tmp_path, begun=datetime.datetime.now()), "epoch": 3,
         "metric": np.float64(0.5), "scores": np.arange(3.0), "callbacks": {UnknownObject: UnknownObject()},
+        "config": UnknownDict(lr=0.1, betas=UnknownDict(first=0.9)), "history": UnknownList([1, {}]),
+        "recent": collections.deque([1]), "best": collections.defaultdict(list, {3: [0.5]}), "type": int,
+        "steps": range(3), "named": frozenset("a"), "part": slice(2),
+        "user": collections.UserDict(a=1), "error": ValueError("a"),
     }  # fmt: skip
     checkpoint = {"state_dict": {f"model.{key}": x for key, x in entries.items()}, **other_entries}
     torch.save(checkpoint, tmp_path / name, _use_new_zipfile_serialization=zipped)
@@ -322,6 +339,13 @@ def test_other_objects_in_a_checkpoint_are_ignored(tmp_path, name, zipped):
 def test_nested_state_dicts_and_prefixes_are_found(wrap):
     entries, model = state_dict_and_model()
     models.load_weights(model, wrap(entries))
+    assert_has_weights(model)
+
+
+def test_state_dict_of_a_class_derived_from_dict_loads(tmp_path):
+    entries, model = state_dict_and_model()
+    torch.save(UnknownDict(model=UnknownDict(**entries)), tmp_path / "w.pth")
+    models.load_weights(model, tmp_path / "w.pth")
     assert_has_weights(model)
 
 
