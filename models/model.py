@@ -342,6 +342,8 @@ def prefixes(name: str) -> Iterator[str]:
 def _selected(blocks: list[nn.Module], indices: Iterable[int] | int | None) -> list[nn.Module]:
     if indices is None:
         return blocks
+    if isinstance(indices, int) and indices < 0:
+        raise ValueError(f"an integer is a number of last blocks, at least 0, got {indices}; one block is [{indices}]")
     indices = range(-indices, 0) if isinstance(indices, int) else list(indices)
     out_of_range = [i for i in indices if not -len(blocks) <= i < len(blocks)]
     if out_of_range:

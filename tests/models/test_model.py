@@ -64,6 +64,14 @@ def test_indices_may_be_an_integer_or_any_iterable():
             np.testing.assert_array_equal(found.numpy(), every[i].numpy())
 
 
+def test_a_negative_number_of_last_blocks_is_refused():
+    """-1 is not the last block: without the error there would be no outputs."""
+    model = formula.fill(small("swin"))
+    for method in (model.forward_intermediates, model.attention_maps):
+        with pytest.raises(ValueError, match=r"a number of last blocks, at least 0, got -1; one block is \[-1\]"):
+            method(images(), -1)
+
+
 def test_threads_get_their_own_intermediates():
     model = formula.fill(small("vit"))
     batches = [Tensor(formula.stream(f"images {i}", 2, 3, 32, 32)) for i in range(4)]
