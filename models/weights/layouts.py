@@ -332,6 +332,7 @@ LAYOUTS = [
             (r"mlp\.weights_in", "mlp.fc1"),
             (r"mlp\.(?:down_proj|weights_out)", "mlp.fc2"),
             (r"layernorm", "norm"),
+            (r"classifier", "head"),  # it also reads the mean of the patch tokens: only head=False fits
         ],
     ),
     Layout(

@@ -35,6 +35,15 @@ def test_to_canonical_is_linear(layout):
         np.testing.assert_array_equal(2 * x, twice[name])
 
 
+def test_classifier_of_hugging_face_dinov2_can_be_left_out():
+    """Its classifier reads the class token and the mean of the patch tokens: 2D values, where ours reads D."""
+    entries = file_of("HF 5 DINOv2")[1] | {"classifier.weight": np.zeros((7, 48)), "classifier.bias": np.zeros(7)}
+    model = file_of("HF 5 DINOv2")[0]
+    assert "The classifiers differ: head=False keeps" in refusal(model, entries)
+    assert models.load_weights(model, entries, head=False) == (False, 7, [])
+    assert_has_formula_weights(model)
+
+
 def test_big_vision_files_load():
     """The file has no position embedding of the class token, so the model gets zeros for the class token."""
     model = small("vit", representation_size=20).to(dtype=np.float64)
