@@ -13,8 +13,7 @@ from models import (
     vit,
 )
 from models.model import ImageModel, param_groups
-from models.pretrained import create_model
-from models.registry import list_models
+from models.pretrained import create_model, list_models
 from models.weights.load import load_weights
 from models.weights.table import list_pretrained
 

@@ -22,7 +22,7 @@ from models.dinov2 import DINOv2
 from models.hybrid import HybridVisionTransformer
 from models.model import ImageModel
 from models.pretrained import architecture
-from models.registry import create_model, list_models, model_arguments, model_class, registered
+from models.registry import create_model, matching, model_arguments, model_class, registered
 from models.roadmap import RoadmapNet
 from models.summary.cost import Part, attention_costs, macs, parameters, parts
 from models.summary.published import PUBLISHED, SOURCES, Result
@@ -123,7 +123,7 @@ def matches(pattern: str) -> list[str]:
     Raises:
         ValueError: there are none.
     """
-    return list_models(pattern) or [architecture(pattern)]
+    return matching(registered(), pattern) or [architecture(pattern)]
 
 
 def is_small(name: str) -> bool:

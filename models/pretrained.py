@@ -10,11 +10,23 @@ from models import registry
 from models.features import FeatureNet
 from models.images import Crop
 from models.model import ImageModel
+from models.registry import Patterns
 from models.weights import hub, table
 from models.weights.hub import HubError
 from models.weights.load import Loaded, load_weights
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
+
+def list_models(filter: Patterns = "", *, pretrained: bool = False, exclude_filters: Patterns = "") -> list[str]:
+    """The names of models for `create_model`, sorted.
+
+    Args:
+        filter: a pattern such as `vit_*_cifar`, or several, of which one must match; empty: all models.
+        pretrained: list published weights, with timm's tags, as `list_pretrained` does.
+        exclude_filters: a pattern, or several, that must not match.
+    """
+    return registry.matching(table.list_pretrained() if pretrained else registry.registered(), filter, exclude_filters)
 
 
 @overload
@@ -132,7 +144,7 @@ def _find(name: str) -> tuple[str, table.Config, dict[str, Any]]:
     repository = name.partition(":")[2]
     config, arguments = hub.read_config(repository)
     model = config["architecture"].partition(".")[0]
-    if model not in registry.list_models():
+    if model not in registry.registered():
         raise HubError(f"https://huggingface.co/{repository} has a {model}, which is none of python -m models")
     unknown = sorted(set(arguments) - set(registry.model_arguments(model)))
     if unknown:

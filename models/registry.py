@@ -2,10 +2,14 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 from models.model import ImageModel
+
+Patterns = str | Sequence[str]
+"""A pattern such as `vit_*_cifar`, or several."""
 
 _MODELS: dict[str, tuple[type[ImageModel], dict[str, Any]]] = {}
 
@@ -17,9 +21,14 @@ def register(name: str, cls: type[ImageModel], **config: Any) -> None:
     _MODELS[name] = (cls, config)
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """The names of the models that match a pattern such as `vit_*_cifar`, sorted."""
-    return sorted(name for name in _MODELS if fnmatch(name, pattern))
+def matching(names: Iterable[str], filter: Patterns = "", exclude_filters: Patterns = "") -> list[str]:
+    """The names that match a pattern of `filter` and none of `exclude_filters`, sorted. An empty `filter`: all."""
+    wanted, unwanted = ([x] if isinstance(x, str) else [*x] for x in (filter or "*", exclude_filters))
+    return sorted(
+        name
+        for name in names
+        if any(fnmatch(name, pattern) for pattern in wanted) and not any(fnmatch(name, pattern) for pattern in unwanted)
+    )
 
 
 def registered() -> list[str]:

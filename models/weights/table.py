@@ -9,14 +9,13 @@ trained with the augmentation of the paper AugReg on ImageNet-21k, then fine-tun
 
 import csv
 import difflib
-from fnmatch import fnmatch
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from minigrad import serialize
-from models.registry import model_arguments, model_class
+from models.registry import Patterns, matching, model_arguments, model_class
 
 Config = dict[str, Any]
 """How a file of weights was trained, under timm's keys: `architecture`, `tag`, `hf_hub_id` or, of bundled weights,
@@ -47,9 +46,9 @@ TORCHVISION = {
 """torchvision's names of models of the same architecture. (Its names of ConvNeXt are timm's.)"""
 
 
-def list_pretrained(pattern: str = "*") -> list[str]:
-    """The names of the published weights that match a pattern such as `swin_*`, sorted."""
-    return sorted(name for name in _published() if fnmatch(name, pattern))
+def list_pretrained(filter: Patterns = "") -> list[str]:
+    """The names of the published weights that match a pattern such as `swin_*`, or one of several, sorted."""
+    return matching(_published(), filter)
 
 
 def find(name: str) -> tuple[str, Config]:

@@ -201,6 +201,22 @@ def test_attention_to_padding_is_left_out(family):
     assert (sums[:, 4] < 0.995).all() and (sums[:, :, 4] < 0.995).all()
 
 
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_listed_by_patterns():
+    """The arguments are those of timm's list_models; an empty filter lists all models."""
+    every = models.list_models()
+    assert every == models.list_models("") == models.list_models("*") == sorted(every)
+    both = models.list_models(["swin_*_cifar", "vit_nano_cifar"], exclude_filters="*tiny*")
+    assert both == sorted({*models.list_models("swin_*_cifar"), "vit_nano_cifar"} - {"swin_tiny_cifar"})
+    assert models.list_models("swin_*", exclude_filters=["*_cifar", "*patch4*"]) == []
+    assert models.list_models("swin_*", pretrained=True) == models.list_pretrained("swin_*")
+    assert models.list_pretrained(["swin_pico_cifar.*", "vit_nano_cifar.*"]) == [
+        "swin_pico_cifar.shapes", "vit_nano_cifar.shapes",
+    ]  # fmt: skip
+
+
 # Fine-tuning ----------------------------------------------------------------------------------------------------------
 
 
