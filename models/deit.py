@@ -111,8 +111,10 @@ class VisionTransformerDistilled(DeiT):
                 return x, x_dist
         return (x + x_dist) / 2
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace both heads."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both heads. They read the two tokens: `global_pool` can only be "token"."""
+        if global_pool not in (None, "token"):
+            raise ValueError(f"DeiT: the heads read two tokens: global_pool must be 'token', got {global_pool!r}")
         super().reset_classifier(num_classes)
         self.head_dist = self.make_head(num_classes).to(dtype=self.dist_token.dtype, device=self.dist_token.device)
 

@@ -35,6 +35,7 @@ class ImageModel(nn.Module):
     num_classes: int
     num_features: int  # channels of the head's input
     num_prefix_tokens = 0  # tokens of a block's output before those of the image
+    global_pool: str = "avg"  # the input of the head
     head: nn.Module
     pretrained_cfg: Mapping[str, Any] = MappingProxyType({})  # of the published weights of this name, timm's keys
 
@@ -194,12 +195,18 @@ class ImageModel(nn.Module):
         """The head; a tuple if there are several."""
         return self.head if len(self.heads()) == 1 else tuple(self.heads())
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a newly initialized one for `num_classes`; 0: no head, the model returns features.
 
         Create the optimizer afterwards: an existing optimizer holds the old head.
+
+        Args:
+            num_classes: outputs of the new head.
+            global_pool: the input of the head; None: as before. Only a ViT can change its pooling.
         """
         check_sizes(type(self).__name__, minimum=0, num_classes=num_classes)
+        if global_pool not in (None, self.global_pool):
+            raise ValueError(f"{type(self).__name__}: global_pool must be {self.global_pool!r}, got {global_pool!r}")
         like = next(self.parameters())
         head = self.make_head(num_classes).to(dtype=like.dtype, device=like.device)
         self.num_classes, self.head = num_classes, head

@@ -74,6 +74,12 @@ def check_size(x: Tensor, in_chans: int, img_size: tuple[int, int]) -> None:
         )
 
 
+def check_pool(global_pool: str) -> None:
+    """Raise an error unless the head can read this pooling."""
+    if global_pool not in ("token", "avg", ""):
+        raise ValueError(f'ViT: global_pool must be "token", "avg" or "", got {global_pool!r}')
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (appendix A): every token attends to every token, in h heads of width D_h.
 
@@ -232,8 +238,7 @@ class VisionTransformer(ImageModel):
         check_ratio("ViT", mlp_ratio, embed_dim)
         if representation_size is not None:
             check_sizes("ViT", representation_size=representation_size)
-        if global_pool not in ("token", "avg", ""):
-            raise ValueError(f'ViT: global_pool must be "token", "avg" or "", got {global_pool!r}')
+        check_pool(global_pool)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.num_features = representation_size or embed_dim
         self.patch_embed = self.make_patch_embed(img_size, patch_size, in_chans, embed_dim)
@@ -292,9 +297,15 @@ class VisionTransformer(ImageModel):
         init.zeros_(head.weight, head.bias)
         return head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the pre-training head by one linear layer, as the paper does to fine-tune (section 3.2)."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the pre-training head by one linear layer, as the paper does to fine-tune (section 3.2).
+
+        As in timm, a change of `global_pool` leaves the last LayerNorm where it is.
+        """
         check_sizes("ViT", minimum=0, num_classes=num_classes)  # before anything is replaced
+        if global_pool is not None:
+            check_pool(global_pool)
+            self.global_pool = global_pool
         self.pre_logits, self.num_features = nn.Identity(), self.pos_embed.shape[-1]
         super().reset_classifier(num_classes)
 

@@ -234,6 +234,27 @@ def test_reset_classifier_replaces_the_head(family):
 
 
 @each_family
+def test_reset_classifier_takes_a_pooling(family):
+    """As in timm, by position or name. Where the model cannot change its pooling, only its own is accepted."""
+    model = formula.fill(small(family))
+    before, features = model.global_pool, model.forward_features(images())
+    model.reset_classifier(0, before)
+    np.testing.assert_allclose(model(images()).numpy(), model.forward_head(features).numpy(), rtol=1e-12, atol=1e-14)
+    if family in ("vit", "hybrid", "deit3", "dinov2"):
+        model.reset_classifier(num_classes=0, global_pool="")
+        np.testing.assert_array_equal(model(images()).numpy(), features.numpy())
+        model.reset_classifier(3, "avg")
+        assert model(images()).shape == (2, 3)
+        model.reset_classifier(0)
+        mean = features[:, model.num_prefix_tokens :].mean(1)
+        np.testing.assert_allclose(model(images()).numpy(), mean.numpy(), rtol=1e-12, atol=1e-14)
+    head = model.head
+    with pytest.raises(ValueError, match=r"global_pool must be .*, got 'max'"):
+        model.reset_classifier(3, "max")
+    assert model.head is head and model.num_classes == 0
+
+
+@each_family
 def test_depths_rise_from_the_stem_to_the_head(family):
     model = small(family)
     depths, blocks = model.layer_ids(), list(model.blocks_by_name())
