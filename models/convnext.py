@@ -132,7 +132,7 @@ class ConvNeXt(ImageModel):
         check_rates("ConvNeXt", drop_path_rate=drop_path_rate)
         check_ratio("ConvNeXt", mlp_ratio, *dims)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
-        self.num_features, self.depths = dims[-1], tuple(depths)
+        self.num_features, self.stem_stride, self.depths = dims[-1], stem_size, tuple(depths)
         self.min_size = stem_size * 2 ** (len(dims) - 1)
         self.head_init_scale = head_init_scale
 

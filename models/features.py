@@ -19,7 +19,7 @@ class FeatureInfo:
         return [self.info[i]["num_chs"] for i in self.out_indices]
 
     def reduction(self) -> list[int]:
-        """The height of the image divided by that of each returned map."""
+        """Rows of pixels for a row of each returned map, its stride."""
         return [self.info[i]["reduction"] for i in self.out_indices]
 
     def module_name(self) -> list[str]:
@@ -48,8 +48,10 @@ class FeatureNet(nn.Module):
         chosen = sorted({i % len(levels) for i in wanted})
         shapes = output_shapes(model, levels)
         info = [
-            {"num_chs": C, "reduction": model.img_size[0] // H, "module": names[level], "index": i}
-            for i, (level, (_, C, H, _)) in enumerate(zip(levels, shapes, strict=True))
+            {"num_chs": C, "reduction": reduction, "module": names[level], "index": i}
+            for i, (level, (_, C, _, _), reduction) in enumerate(
+                zip(levels, shapes, model.feature_reductions(), strict=True)
+            )
         ]
         self.feature_info = FeatureInfo(info, chosen)
         self.indices = [levels[i] for i in chosen]

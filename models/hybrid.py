@@ -153,6 +153,7 @@ class HybridEmbed(nn.Module):
     def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int, **resnet: Any) -> None:
         self.patch_size, self.in_chans = patch_size, in_chans
         self.backbone = ResNet(in_chans, **resnet)
+        self.stride = sides(patch_size)[0] * self.backbone.stride
         self.set_input_size(img_size)
         self.proj = nn.Conv2d(self.backbone.num_features, embed_dim, sides(patch_size), stride=sides(patch_size))
 

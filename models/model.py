@@ -34,6 +34,7 @@ class ImageModel(nn.Module):
     in_chans: int
     num_classes: int
     num_features: int  # channels of the head's input
+    stem_stride: int  # rows of pixels for a row of the first feature map
     num_prefix_tokens = 0  # tokens of a block's output before those of the image
     global_pool: str = "avg"  # the input of the head
     head: nn.Module
@@ -147,6 +148,10 @@ class ImageModel(nn.Module):
         """The blocks whose outputs timm's `features_only` can return: the last of each stage."""
         starts = [i for i, section in enumerate(self.sections()[1:]) if i and len(section) > 1]
         return [*(start - 1 for start in starts), len(self.sections()) - 2]
+
+    def feature_reductions(self) -> list[int]:
+        """Rows of pixels for a row of each of these feature maps: each stage after the first halves the map."""
+        return [self.stem_stride * 2**stage for stage in range(len(self.feature_indices()))]
 
     def attention_maps(self, x: Tensor, indices: Iterable[int] | int | None = None) -> list[Tensor]:
         """Attention probabilities of blocks: (B, heads, L, L), a row for each query, over L tokens.

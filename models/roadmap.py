@@ -207,6 +207,7 @@ class RoadmapNet(ImageModel):
             )
         self.design = design = Design(**decisions)
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
+        self.stem_stride = stem_stride
         self.min_size = 8 * stem_stride if design.separate_downsampling else stem_stride
 
         if design.patchify:

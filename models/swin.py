@@ -294,7 +294,7 @@ class SwinTransformer(ImageModel):
                 f"Swin: depths and num_heads must have one entry for each stage, got {depths} and {num_heads}"
             )
         self.img_size, self.in_chans, self.num_classes = image_size(img_size), in_chans, num_classes
-        self.num_features = embed_dim * 2 ** (len(depths) - 1)
+        self.num_features, self.stem_stride = embed_dim * 2 ** (len(depths) - 1), sides(patch_size)[0]
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.pos_drop = nn.Dropout(drop_rate)
         self.layers = nn.ModuleList()

@@ -44,7 +44,7 @@ class PatchEmbed(nn.Module):
     whose stride equals its kernel size."""
 
     def __init__(self, img_size: Size, patch_size: Size, in_chans: int, embed_dim: int) -> None:
-        self.patch_size, self.in_chans = patch_size, in_chans
+        self.patch_size, self.in_chans, self.stride = patch_size, in_chans, sides(patch_size)[0]
         self.set_input_size(img_size)
         self.proj = nn.Conv2d(in_chans, embed_dim, sides(patch_size), stride=sides(patch_size))
 
@@ -362,6 +362,9 @@ class VisionTransformer(ImageModel):
     def feature_indices(self) -> list[int]:
         """All transformer blocks."""
         return [i for i, name in enumerate(self.blocks_by_name()) if name.startswith("blocks.")]
+
+    def feature_reductions(self) -> list[int]:
+        return [self.patch_embed.stride] * len(self.feature_indices())
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, L, D), the class token first: equations (1) to (3), and the LayerNorm of

@@ -161,6 +161,20 @@ def test_features_only(name, channels, reduction):
         models.create_model(name, features_only=True, out_indices=[9])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "reduction"),
+    [
+        ("swin_nano_cifar", {"img_size": 50, "patch_size": (4, 2)}, [4, 8, 16]),  # maps of 13, 7 and 4 rows
+        ("convnext_atto", {"img_size": 50}, [4, 8, 16, 32]),  # of 12, 6, 3 and 1 rows
+        ("hybrid_nano_cifar", {"img_size": 30, "patch_size": 2}, [8] * 3),  # of 4 rows
+        ("roadmap_00_resnet50_cifar", {"img_size": 50}, [2, 4, 8, 16]),
+    ],
+)
+def test_reduction_does_not_depend_on_the_image(name, options, reduction):
+    """A stride that does not divide the image gives a map that is padded or cropped; its stride is the same."""
+    assert models.create_model(name, features_only=True, **options).feature_info.reduction() == reduction
+
+
 @pytest.mark.parametrize("family", ["vit", "distilled", "dinov2", "hybrid", "swin", "swinv2"])
 def test_attention_maps_give_the_output_of_attention(family):
     """With attention map A (in Swin, of the whole image), proj(A v) is the output of the block's attention."""
