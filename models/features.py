@@ -7,24 +7,43 @@ from minigrad import Tensor, nn
 from models.model import ImageModel
 from models.summary.cost import output_shapes
 
+Index = int | Sequence[int] | None
+
 
 class FeatureInfo:
-    """Channels, reduction and name of each feature map, under timm's methods."""
+    """Channels, reduction and name of each feature map, under timm's methods: of the returned maps, or with `idx` of a
+    map, or of several, among all maps. `info[i]` has all entries of map i."""
 
     def __init__(self, info: Sequence[dict[str, Any]], out_indices: Sequence[int]) -> None:
         self.info, self.out_indices = list(info), tuple(out_indices)
 
-    def channels(self) -> list[int]:
-        """The channels of the returned maps."""
-        return [self.info[i]["num_chs"] for i in self.out_indices]
+    def get(self, key: str, idx: Index = None) -> Any:
+        """An entry, such as `num_chs`."""
+        if isinstance(idx, int):
+            return self.info[idx][key]
+        return [self.info[i][key] for i in (self.out_indices if idx is None else idx)]
 
-    def reduction(self) -> list[int]:
-        """Rows of pixels for a row of each returned map, its stride."""
-        return [self.info[i]["reduction"] for i in self.out_indices]
+    def channels(self, idx: Index = None) -> Any:
+        """The channels of the maps."""
+        return self.get("num_chs", idx)
 
-    def module_name(self) -> list[str]:
+    def reduction(self, idx: Index = None) -> Any:
+        """Rows of pixels for a row of each map, its stride."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: Index = None) -> Any:
         """The names of the blocks that return the maps."""
-        return [self.info[i]["module"] for i in self.out_indices]
+        return self.get("module", idx)
+
+    def get_dicts(self, keys: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """All entries of the returned maps, or those of these keys."""
+        return [{key: self.info[i][key] for key in keys or self.info[i]} for i in self.out_indices]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.info[i]
+
+    def __len__(self) -> int:
+        return len(self.info)
 
 
 class FeatureNet(nn.Module):

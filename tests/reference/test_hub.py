@@ -128,6 +128,13 @@ def test_features_only(timm, name, changes, out_indices):
         expected, found = theirs(torch.from_numpy(x)), ours(Tensor(x))
     assert ours.feature_info.channels() == theirs.feature_info.channels()
     assert ours.feature_info.reduction() == theirs.feature_info.reduction()
+    assert len(ours.feature_info) == len(theirs.feature_info)
+    for idx in (0, -1, [1, 0]):
+        for method in ("channels", "reduction"):
+            assert getattr(ours.feature_info, method)(idx) == getattr(theirs.feature_info, method)(idx)
+    keys = ["num_chs", "reduction", "index"]
+    assert ours.feature_info.get_dicts(keys) == theirs.feature_info.get_dicts(keys)
+    assert [ours.feature_info[1][key] for key in keys] == [theirs.feature_info[1][key] for key in keys]
     for y, reference in zip(found, expected, strict=True):
         reference = reference.permute(0, 3, 1, 2) if name.startswith("swin") else reference
         np.testing.assert_allclose(y.numpy(), reference.numpy(), atol=1e-4 * float(reference.abs().max()), rtol=0)
