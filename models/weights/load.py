@@ -51,9 +51,13 @@ def load_weights(
         MisfitError: the weights do not fit the model; the message lists all mismatches and likely fixes. The model is
             unchanged.
         ValueError: the file is damaged, or holds an entry that is not an array.
+        TypeError: `model` is not an `ImageModel`, or the weights are neither a file nor a dict.
         FileNotFoundError: the file does not exist.
         RuntimeError: the library for this file format is not installed.
     """
+    if not isinstance(model, ImageModel):
+        inner = "; pass its .model" if isinstance(getattr(model, "model", None), ImageModel) else ""
+        raise TypeError(f"load_weights needs an ImageModel, got {type(model).__name__}{inner}")
     weights = checkpoint.find(weights) if isinstance(weights, str | Path) else weights
     arrays = read(weights)
     saved_from = checkpoint.described_model(weights) if resize else None

@@ -138,6 +138,14 @@ def test_missing_library_is_named(tmp_path, monkeypatch, file, library, fix):
         models.load_weights(small("vit"), tmp_path / file)
 
 
+def test_only_image_models_load_weights():
+    backbone = models.create_model("swin_pico_cifar", features_only=True)
+    with pytest.raises(TypeError, match=r"needs an ImageModel, got FeatureNet; pass its \.model"):
+        models.load_weights(backbone, models.create_model("swin_pico_cifar").state_dict(), head=False)
+    with pytest.raises(TypeError, match=r"needs an ImageModel, got Linear$"):
+        models.load_weights(small("vit").head, {})
+
+
 def test_anything_but_a_dict_of_arrays_is_refused():
     with pytest.raises(TypeError, match=r"got Linear; pass its state_dict\(\)"):
         models.load_weights(small("vit"), small("vit").head)
