@@ -165,8 +165,11 @@ def _is_refused(name: str) -> bool:
     return module in ("subprocess", "commands") or (module in ("builtins", "__builtin__") and not is_class)
 
 
-class _Scanner(pickle.Unpickler):
-    """Reads a pickle with placeholders for all of its classes and functions, so that none of their code runs."""
+class _Scanner(pickle._Unpickler):
+    """Reads a pickle with placeholders for all of its classes and functions, so that none of their code runs.
+
+    The unpickler in Python, not in C: for an index of 2³¹ - 1, the C unpickler allocates a table of 16 GB.
+    """
 
     def __init__(self, file: IO[bytes], found: dict[str, type[_Placeholder]]) -> None:
         super().__init__(file)

@@ -6,6 +6,7 @@ import datetime
 import os
 import re
 import subprocess
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -304,6 +305,19 @@ def test_pickles_that_run_programs_are_refused(tmp_path, payload, name, zipped):
     message = refusal(model, tmp_path / "w.pth")
     assert re.search(rf"holds objects that could run code and are not loaded: it names {name}\. If", message)
     assert message.isprintable() and message.endswith("torch.save(model.state_dict(), file)")
+
+
+def test_an_index_in_a_pickle_allocates_no_table(tmp_path):
+    """A file that stores an object under a large index: the C unpickler would allocate a table up to this index."""
+    _, model = state_dict_and_model()
+    pickled = b"\x80\x02}r\xff\xff\xff\x00."  # protocol 2, an empty dict, LONG_BINPUT 2²⁴ - 1, the end
+    (tmp_path / "w.pth").write_bytes(pickled * 5)
+    tracemalloc.start()
+    try:
+        refusal(model, tmp_path / "w.pth")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
