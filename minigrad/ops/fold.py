@@ -59,8 +59,8 @@ def _columns(x: Array, windows: Windows) -> Array:
     """(N, C, H, W) -> (N, C·KH·KW, OH·OW), as a copy."""
     pixels = windows.view(windows.pad(x.transpose(0, 2, 3, 1)))  # (N, OH, OW, KH, KW, C)
     (KH, KW), (OH, OW) = windows.kernel, windows.out
-    columns = pixels.transpose(0, 5, 3, 4, 1, 2).reshape(len(x), x.shape[1] * KH * KW, OH * OW)
-    return columns.copy() if windows.kernel == (1, 1) else columns
+    # (N, OH, OW, KH, KW, C) -> (N, C, KH, KW, OH, OW) -> (N, C·KH·KW, OH·OW)
+    return pixels.transpose(0, 5, 3, 4, 1, 2).copy().reshape(len(x), x.shape[1] * KH * KW, OH * OW)
 
 
 def _images(columns: Array, windows: Windows, shape: tuple[int, ...]) -> Array:

@@ -61,6 +61,12 @@ def test_blocks_cover_the_batch_once():
     assert list(blocks(x[:0], 1)) == []
 
 
+@pytest.mark.parametrize("kernel_size", [1, (3, 4), (1, 4)])  # a pixel, the image, a row: a view would be possible
+def test_unfold_copies(kernel_size):
+    x = Tensor(np.ones((1, 1, 3, 4)))
+    assert not np.shares_memory(F.unfold(x, kernel_size).data, x.data)
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_fold_is_the_adjoint_of_unfold(groups):
     windows = Windows(kernel=(3, 2), stride=(2, 1), dilation=(1, 2), before=(1, 2), after=(1, 2), out=(4, 8))
