@@ -22,7 +22,7 @@ class CrossEntropy(Function):
 
     Rows whose index is `ignore_index` have Q = 0 and gradient 0, even if all rows are ignored and the mean is NaN. The
     mean is Σ lossₙ divided by Σ w_c, c the target class of each row; for probabilities, by the number of rows.
-    Target probabilities have the gradient ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc.
+    Target probabilities have the gradient ∂q_nc = -∂lossₙ · (1 - s) · w_c · ln p_nc, the weights none.
 
     Shapes: x (N, C, ...) or (C,); target (N, ...) of class indices, or probabilities like x; w (C,).
     Saves ln p, Q, s, w, and which rows are ignored.  Smoothing: Szegedy et al. 2015, arXiv:1512.00567.
@@ -40,6 +40,7 @@ class CrossEntropy(Function):
             raise ValueError(f"cross_entropy: label_smoothing must be from 0 to 1, got {label_smoothing}")
         C = x.shape[self.axis]
         checks.affine(weight, (C,), "weight", "cross_entropy")
+        _no_gradient(self.needs_input_grad[2:], "weight", "cross_entropy")
         xp = array_module(x)
         per_class = [C if a == self.axis else 1 for a in range(x.ndim)]
         self.class_weight = xp.ones(per_class, x.dtype) if weight is None else weight.reshape(per_class)
@@ -327,4 +328,4 @@ class KLDiv(_Loss):
 
 def _no_gradient(wanted: Sequence[bool], names: str, op: str) -> None:
     if any(wanted):
-        raise RuntimeError(f"{op}: {names} have no gradient, as in PyTorch; pass {names} without requires_grad")
+        raise RuntimeError(f"{op}: no gradient is computed for {names}; pass {names} without requires_grad")

@@ -158,7 +158,11 @@ def test_nll_loss_takes_targets_of_any_integer_dtype(dtype):
         (lambda: F.binary_cross_entropy(X + 2, X), ValueError, "input must be from 0 to 1; for logits use"),
         (
             lambda: F.binary_cross_entropy(X, X, Tensor([1.0, 1.0, 1.0], requires_grad=True)),
-            RuntimeError, "binary_cross_entropy: weight have no gradient",
+            RuntimeError, "binary_cross_entropy: no gradient is computed for weight",
+        ),
+        (
+            lambda: F.cross_entropy(X, Tensor([0, 1]), Tensor(np.ones(3), requires_grad=True)),
+            RuntimeError, "cross_entropy: no gradient is computed for weight",
         ),
         (lambda: F.kl_div(X, X, reduction="batch"), ValueError, "kl_div: reduction must be"),
     ],
