@@ -1,6 +1,6 @@
 """L4: creation of tensors, with PyTorch's names. Random tensors: `sampling.py`.
 
-For all functions, `dtype` defaults to float32, `device` to "cpu", and `requires_grad` to False.
+By default `dtype` is float32, unless a function says otherwise, `device` "cpu" and `requires_grad` False.
 """
 
 from collections.abc import Sequence

@@ -176,7 +176,7 @@ class Columns:
         return self.windows.unpad(padded)
 
     def _by_group(self, x: Array) -> Array:
-        """The channels split by group, (..., C) -> (G, ..., C'): a view if x is contiguous or G = 1."""
+        """The channels split by group, (..., C) -> (G, ..., C'): a view."""
         return array_module(x).moveaxis(x.reshape(*x.shape[:-1], self.groups, -1), -2, 0)
 
     def _rows(self, y: Array) -> Array:
@@ -198,7 +198,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Depthwise:
-    """Depthwise convolution, tap by tap: as a matrix product, each channel's W would have only M columns.
+    """Depthwise convolution, tap by tap: as a matrix product, each channel's W would have only O / C columns.
 
     At tap (k, l), the windows read one strided slice x' (N, OH, OW, C) of the padded image. Summed over all taps,
 

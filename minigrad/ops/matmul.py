@@ -88,7 +88,7 @@ class Linear(Function):
 
 def sum_of_rows(x: Array, dtype: np.dtype) -> Array:
     """Σ over the rows of a matrix. A 16-bit x is multiplied by a row of ones, with sums in float32 and the result in
-    `dtype`: this needs no copy of x in float32."""
+    `dtype`: on a GPU this needs no copy of x in float32."""
     if not is_half(x.dtype):
         return sum_over(x, 0)
     return gemm(array_module(x).ones((1, len(x)), x.dtype), x, dtype=dtype)[0]

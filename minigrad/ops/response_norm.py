@@ -23,8 +23,8 @@ class GlobalResponseNorm(Function):
         ∂G_c = Σ_k ∂N_k · (δ_ck / M - G_k / (C M²)) = (∂N_c - ⟨∂N ⊙ N⟩) / M
         ∂x   = ∂y + ∂y ⊙ weight ⊙ N + ∂G ⊙ x / G          ∂G_c/∂x = x / G_c, taken as 0 where G_c = 0
 
-    With S = Σ ∂y ⊙ x over the positions: ∂N = weight ⊙ S, ∂weight = Σ N ⊙ S over the images, and ∂bias = Σ ∂y (summed
-    by the engine).
+    With S = Σ ∂y ⊙ x over the positions: ∂N = weight ⊙ S, ∂weight = Σ N ⊙ S over the images, and ∂bias = Σ ∂y (both
+    sums by the engine).
 
     Shapes: x, y (B, ..., C); weight, bias (C,); G, N, S (B, 1, .., 1, C); M (B, 1, .., 1).  Saves x, G, N, M, weight.
     """
