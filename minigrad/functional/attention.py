@@ -71,8 +71,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
     Shapes: input and result alike; floating-point. p is from 0 to 1.
     """
-    checks.probability(p, "dropout")
-    return Tensor.apply(Dropout, input, p=p, mask_shape=input.shape) if training and p else input
+    return _dropout(input, p, training, input.ndim, "dropout")
 
 
 def dropout1d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -82,9 +81,7 @@ def dropout1d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     """`dropout` of entire channels of (N, C, H, W)."""
-    checks.probability(p, "dropout")
-    mask_shape = input.shape[:2] + (1,) * (input.ndim - 2)
-    return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input
+    return _dropout(input, p, training, 2, "dropout")
 
 
 def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
@@ -92,8 +89,13 @@ def drop_path(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
     Shapes: input and result (N, ...), floating-point. p is from 0 to 1.
     """
-    checks.probability(p, "drop_path")
-    mask_shape = input.shape[:1] + (1,) * (input.ndim - 1)
+    return _dropout(input, p, training, 1, "drop_path")
+
+
+def _dropout(input: Tensor, p: float, training: bool, axes: int, op: str) -> Tensor:
+    """Dropout with a mask along the first `axes` axes, broadcast along the others."""
+    checks.probability(p, op)
+    mask_shape = input.shape[:axes] + (1,) * (input.ndim - axes)
     return Tensor.apply(Dropout, input, p=p, mask_shape=mask_shape) if training and p else input
 
 

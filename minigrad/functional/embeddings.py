@@ -8,7 +8,7 @@ from minigrad._tensor import Tensor
 from minigrad.backend import array_module
 from minigrad.methods import raw_array
 from minigrad.ops import checks
-from minigrad.ops.indexing import Embedding
+from minigrad.ops.indexing import Embedding, in_range
 
 
 def embedding(input: Any, weight: Tensor, padding_idx: int | None = None) -> Tensor:
@@ -39,9 +39,6 @@ def one_hot(target: Tensor, num_classes: int = -1) -> Tensor:
         if not index.size:
             raise ValueError("one_hot: an empty target needs num_classes")
         num_classes = int(index.max()) + 1
-    if isinstance(index, np.ndarray) and index.size and not 0 <= index.min() <= index.max() < num_classes:
-        raise IndexError(
-            f"one_hot: class indices must be from 0 to {num_classes - 1}, got {index.min()} to {index.max()}"
-        )
+    in_range(index, num_classes, "one_hot")
     xp = array_module(index)
     return Tensor((index[..., None] == xp.arange(num_classes)).astype(np.int64))

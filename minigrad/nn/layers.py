@@ -11,7 +11,6 @@ from minigrad.functional import Pair
 from minigrad.nn import init
 from minigrad.nn.module import Module, Parameter
 from minigrad.ops import checks
-from minigrad.ops.dropout import Dropout as DropoutOp
 
 
 class Linear(Module):
@@ -103,9 +102,7 @@ class Dropout2d(Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p):
-            return x
-        return Tensor.apply(DropoutOp, x, p=self.p, mask_shape=x.shape[:2] + (1,) * (x.ndim - 2))
+        return F.dropout2d(x, self.p, self.training)
 
 
 class DropPath(Module):

@@ -192,10 +192,13 @@ class CumSum(Function):
         return cumulative_sum(x.astype(sum_dtype(x), copy=False), self.axis) if x.ndim else x.astype(sum_dtype(x))
 
     def backward(self, grad_output: Array) -> Array:
-        if not grad_output.ndim:
-            return grad_output
-        xp = array_module(grad_output)
-        return xp.flip(cumulative_sum(xp.flip(grad_output, self.axis), self.axis), self.axis)
+        return _sum_from_the_end(grad_output, self.axis) if grad_output.ndim else grad_output
+
+
+def _sum_from_the_end(x: Array, axis: int) -> Array:
+    """yⱼ = Σ_{i≥j} xᵢ along `axis`."""
+    xp = array_module(x)
+    return xp.flip(cumulative_sum(xp.flip(x, axis), axis), axis)
 
 
 class CumProd(Function):
@@ -220,13 +223,8 @@ class CumProd(Function):
         zeros = is_zero.astype(np.int64).cumsum(axis=axis)
         first = is_zero & (zeros == 1)
         z = cumulative_product(xp.where(first, 1, x), axis)
-        before = self._from_the_end(grad_output * self.y) / xp.where(is_zero, 1, x)
-        return xp.where(zeros == 0, before, xp.where(first, self._from_the_end(grad_output * z), 0))
-
-    def _from_the_end(self, x: Array) -> Array:
-        """Σ_{i≥j} xᵢ."""
-        xp = array_module(x)
-        return xp.flip(cumulative_sum(xp.flip(x, self.axis), self.axis), self.axis)
+        before = _sum_from_the_end(grad_output * self.y, axis) / xp.where(is_zero, 1, x)
+        return xp.where(zeros == 0, before, xp.where(first, _sum_from_the_end(grad_output * z, axis), 0))
 
 
 class Norm(_Reduction):
