@@ -31,16 +31,16 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int], rounds: int = 10) -> tuple[Array, ...]:
+def philox(counter: tuple[Array, Array, Array, Array], key: tuple[int, int]) -> tuple[Array, ...]:
     """Four random 32-bit words for each 128-bit counter of four words; all words are stored in uint64 arrays.
 
-    One round, for words (c0, c1, c2, c3), key (k0, k1), constants M0 and M1, and halves hi and lo of a 64-bit product:
+    One of the ten rounds, for words (c0, c1, c2, c3), key (k0, k1), constants M0, M1, and halves hi, lo of a product:
 
         (c0, c1, c2, c3) <- (hi(M1·c2) ⊕ c1 ⊕ k0,  lo(M1·c2),  hi(M0·c0) ⊕ c3 ⊕ k1,  lo(M0·c0))
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(rounds):
+    for _ in range(10):
         product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
         c0, c1, c2, c3 = (
             (product1 >> _HALF) ^ c1 ^ np.uint64(k0),

@@ -125,7 +125,7 @@ class GroupNormReLU(Function):
     def forward(
         self, x: Array, weight: Array | None, bias: Array | None, shortcut: Array | None, *, num_groups: int, eps: float
     ) -> Array:
-        *for_norm, _ = self.needs_input_grad or (False,) * 4
+        *for_norm, _ = self.needs_input_grad
         self.norm, z = run(GroupNorm, for_norm, x, weight, bias, num_groups=num_groups, eps=eps)
         if shortcut is not None:
             if shortcut.shape != x.shape:

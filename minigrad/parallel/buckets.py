@@ -229,8 +229,5 @@ class Buckets:
             if nbytes >= (self.megabytes if closed else min(FIRST_MEGABYTES, self.megabytes)) * 2**20:
                 closed.append(indices)
             else:
-                filling[tuple(kind)] = (
-                    indices,
-                    nbytes,
-                )  # the last in `filling`: buckets end in order of their last entry
+                filling[tuple(kind)] = indices, nbytes  # last in `filling`: buckets end in order of their last entry
         return closed + [indices for indices, _ in filling.values()]
