@@ -23,7 +23,9 @@ ABSENT: dict[str, dict[str, str]] = {
     },
     _NO_COMPILER: {
         "compile": "minigrad.cuda_graph.GraphedStep, which captures a training step on a GPU",
-        **dict.fromkeys(("jit", "fx", "export", "_dynamo"), "the model itself: python -m models.summary prints it"),
+        **dict.fromkeys(
+            ("jit", "fx", "export", "_dynamo"), "the model itself; models.summary.summary(model, shape) is its table"
+        ),
         "onnx": "minigrad.save, for .npz and .safetensors files",
     },
     "transforms of functions are out of scope": {

@@ -55,6 +55,21 @@ def test_files_named_on_a_page_exist(page):
         assert (ROOT / name).exists() or any(page.parent.rglob(name.rstrip("/"))), name
 
 
+def test_programs_named_in_pages_and_messages_exist():
+    """Each `python -m NAME` names a module that can be run."""
+    files = [
+        ROOT / "README.md",
+        *(path for name in ("minigrad", "models", "train", "tests") for path in (ROOT / name).rglob("*")),
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".md")]
+    names = {name for text in texts for name in re.findall(r"python -m ((?:models|train|tests)\b[a-z_.]*)", text)}
+    assert len(names) > 10
+    for name in names:
+        path = ROOT / name.rstrip(".").replace(".", "/")
+        main = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        assert main.exists() and "__main__" in main.name + main.read_text(encoding="utf-8"), name
+
+
 def test_names_in_the_lessons_are_defined_in_their_files():
     """A lesson says `**Read** `file`: `Name`, `name``; each name is defined in the file."""
     course = (ROOT / "minigrad" / "README.md").read_text()
