@@ -158,8 +158,8 @@ class ImageModel(nn.Module):
 
         The tokens are the positions of the image, row by row; in ViT, the `num_prefix_tokens` prefix tokens come first:
         the class token, then DeiT's distillation token or DINOv2's registers. Each row sums to 1; in Swin, to less if
-        part of the attention goes to padding tokens, whose columns are left out. In training mode,
-        dropout changes the inputs of the blocks: call `eval()` first.
+        part of the attention goes to padding tokens, whose columns are left out. In training mode, dropout changes the
+        inputs of the blocks: call `eval()` first.
 
         Args:
             x: images.
@@ -187,12 +187,12 @@ class ImageModel(nn.Module):
             if get_ident() == thread:
                 hook(block, inputs, output)
 
-        removals = [block.register_forward_hook(hook_of_thread) for block in blocks]
+        handles = [block.register_forward_hook(hook_of_thread) for block in blocks]
         try:
             return self.forward_features(x)
         finally:
-            for remove in removals:
-                remove()
+            for handle in handles:
+                handle.remove()
 
     # Fine-tuning ----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class RemovableHandle:
-    """Removes a hook: by `remove()`, at the end of a `with` block, or, as in earlier versions, when called."""
+    """Removes a hook: by `remove()`, at the end of a `with` block, or when called."""
 
     def __init__(self, remove: Callable[[], None]) -> None:
         self.remove = remove

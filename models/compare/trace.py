@@ -44,7 +44,7 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
 
     dtype = next(model.parameters()).dtype
     pixels = Tensor(images.astype(dtype), requires_grad=True)
-    removals = [
+    handles = [
         module.register_forward_hook(hook(name))
         for name, module in model.named_modules()
         if [*module.parameters()] and name not in ("", "head")  # these return the logits
@@ -54,8 +54,8 @@ def trace(model: ImageModel, images: np.ndarray) -> Trace:
         logits = model.eval()(pixels)
     finally:
         model.train(was_training)
-        for remove in removals:
-            remove()
+        for handle in handles:
+            handle.remove()
     record("logits", logits)
     model.zero_grad()
     (logits * Tensor(loss_weights(logits.shape).astype(dtype))).sum().backward()

@@ -51,7 +51,7 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
 
         return hook
 
-    removals = [modules[name].register_forward_hook(save_output(name)) for name in blocks]
+    handles = [modules[name].register_forward_hook(save_output(name)) for name in blocks]
     try:
         with enable_grad(), _restored_gradients(model):
             logits = model(Tensor(images.data, requires_grad=True))
@@ -63,8 +63,8 @@ def grad_cam(model: ImageModel, images: Tensor, classes: Sequence[int], blocks: 
             one_hot[np.arange(len(images)), list(classes)] = 1
             logits.backward(Tensor(one_hot, device=logits.device))  # of the sum of y_c: images are independent
     finally:
-        for remove in removals:
-            remove()
+        for handle in handles:
+            handle.remove()
     maps = []
     for name in blocks:
         A = model.feature_map(outputs[name].detach()).numpy()  # (B, C, h, w)
