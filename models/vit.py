@@ -412,7 +412,7 @@ def _only_head_reads(model: VisionTransformer, x: Tensor) -> bool:
 @fast_path_of(VisionTransformer.forward, supports=_only_head_reads)
 def forward_of_head_tokens(model: VisionTransformer, x: Tensor) -> Tensor:
     """The head reads only the class token, so the last block needs only the query of this token, and computes only its
-    attention and its MLP: of 12 D² multiplications for a token, 9 are left out."""
+    attention and its MLP: of 12 D² multiplications for each other token, 9 D² are left out."""
     return model.forward_head(model.norm(model.encode(x, model.head_tokens())))
 
 

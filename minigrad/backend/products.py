@@ -1,6 +1,6 @@
-"""L0: NumPy's matrix product, an accurate one over many terms, and a measurement of the time spent in them.
+"""L0: matrix products by NumPy: with accurate sums over many terms, and with their time measured.
 
-Matrix products set the least time of a step on a CPU. All products of `gemm` and of the CPU fast paths call
+A step on a CPU takes at least the time of its matrix products. All products of `gemm` and of the CPU fast paths call
 `products.matmul`, which is `np.matmul` itself: only within `timed` does a call cost more.
 
 A product over K terms, as a weight gradient over all rows of a batch, is as accurate as its BLAS kernel: with naive

@@ -7,7 +7,7 @@
 Why: x̂ has mean 0 and (up to eps) mean square 1 for every x, so ∂x lacks the two components of ĝ that would change
 mean and mean square: the constant component, and the component along x̂.
 
-    op                 one set                             x reshaped, and the axis of ⟨·⟩
+    op                 one set                             x seen as, and the axis of ⟨·⟩
     LayerNorm          one token's channels                (·, C)       last
     GroupNorm          one image's group of channels       (N, G, ·)    last          (GroupNormReLU, too)
     BatchNorm          one channel, over all images        (N, C, ·)    first and last

@@ -16,8 +16,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m train",
         usage="python -m train [FLAG ...]",
         description="Train an image classifier. Without flags: a small vision transformer on the\n"
-        "generated dataset `shapes`, which needs no download and takes about two minutes\n"
-        "on two CPU cores. In parentheses: the default.",
+        "generated dataset `shapes`, which needs no download and takes half a minute to\n"
+        "seven minutes. In parentheses: the default.",
         epilog=f"what the recipes set (why: train/config/recipes.py):\n{_recipes()}\n\n"
         f"{_optimizers()}\n\n"
         "--patience N stops after N epochs without a better test accuracy. The learning\n"
