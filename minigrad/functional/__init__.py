@@ -4,8 +4,8 @@ Each function checks its arguments and applies an op of `minigrad/ops/`, whose d
 N images, C channels, H height, W width, O output channels. A `Pair` is one integer for both axes, or (height, width).
 
 For all functions: arguments of different dtypes are promoted to one, as in PyTorch, but a 16-bit input of
-convolutions, norms, attention, residual, cross_entropy or nll_loss gives a 16-bit result, whatever float32 arguments it
-meets; shapes or values that do not fit raise a ValueError; "floating-point" input of another dtype raises a TypeError.
+convolutions, norms, attention, residual, cross_entropy or nll_loss gives a 16-bit result, also with float32 weights;
+shapes or values that do not fit raise a ValueError; "floating-point" input of another dtype raises a TypeError.
 Arguments of PyTorch that a signature lacks are not supported.
 """
 

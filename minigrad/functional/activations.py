@@ -73,13 +73,13 @@ def mish(input: Tensor) -> Tensor:
 
 
 def logsigmoid(input: Tensor) -> Tensor:
-    """y = ln σ(x) = -ln(1 + e⁻ˣ), elementwise; floating-point."""
+    """y = ln σ(x) = -ln(1 + e⁻ˣ), elementwise, σ the sigmoid; floating-point."""
     return -softplus(-input)
 
 
 @numpy_names
 def glu(input: Tensor, dim: int = -1) -> Tensor:
-    """y = a · σ(b), for the halves a and b of x along `dim`."""
+    """y = a · σ(b), σ the sigmoid, for the halves a and b of x along `dim`."""
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()
 
@@ -120,7 +120,8 @@ def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def selu(input: Tensor) -> Tensor:
-    """y = λ x where x > 0, else λ α (eˣ - 1), elementwise.  Klambauer et al. 2017, arXiv:1706.02515."""
+    """y = λ x where x > 0, else λ α (eˣ - 1), elementwise, with λ ≈ 1.05 and α ≈ 1.67: samples of N(0, 1) keep mean 0
+    and variance 1.  Klambauer et al. 2017, arXiv:1706.02515."""
     return elu(input, 1.6732632423543772) * 1.0507009873554805
 
 

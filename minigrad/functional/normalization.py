@@ -19,7 +19,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over the last axes.
+    """y = (x - μ) / √(σ² + eps) · weight + bias, mean μ and variance σ² (divided by n) over the last axes.
 
     Shapes: input, y (..., *normalized_shape), floating-point; weight and bias `normalized_shape`, or None for 1 and 0.
     """
@@ -30,7 +30,8 @@ def layer_norm(
 def group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """y = (x - μ) / √(σ² + eps) · weight + bias, with μ and σ² (divided by n) over each image's groups of channels.
+    """y = (x - μ) / √(σ² + eps) · weight + bias, mean μ and variance σ² (divided by n) over each image's groups of
+    channels.
 
     Shapes: input, y (N, C, ...), floating-point; weight, bias (C,), or None for 1 and 0. `num_groups` divides C.
     """
@@ -64,7 +65,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """y = (x - μ) / √(σ² + eps) · weight + bias for each channel.
+    """y = (x - μ) / √(σ² + eps) · weight + bias for each channel, with mean μ and variance σ².
 
     In training, μ and σ² (divided by n) are computed from the batch, and the running statistics, if given, are updated
     in place: running <- (1 - momentum) · running + momentum · batch, with the batch variance divided by n - 1. In
@@ -80,7 +81,7 @@ def batch_norm(
 
 
 def standardize_weight(weight: Tensor, eps: float = 1e-8) -> Tensor:
-    """(w - μ) / √(σ² + eps), with μ and σ² over each filter w.
+    """(w - μ) / √(σ² + eps), with mean μ and variance σ² of each filter w.
 
     Shapes: weight, result (O, ...), a filter for each output channel of a convolution; floating-point.
     """

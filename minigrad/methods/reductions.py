@@ -34,7 +34,7 @@ class Reductions(Logic):
     def var(
         self, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: Number | None = None
     ) -> "Tensor":
-        """The variance over `dim`, as in `sum`: Σ (xᵢ - μ)² / (n - correction); NaN if n ≤ correction.
+        """The variance over `dim`, as in `sum`: Σ (xᵢ - μ)² / (n - correction), μ the mean; NaN if n ≤ correction.
 
         Floating-point only. The default correction is 1 in PyTorch, 0 in NumPy. unbiased, PyTorch's older argument,
         is a correction of 1 or 0, as in `x.var(False)` and `x.var(0, False)`.

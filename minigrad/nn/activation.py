@@ -175,7 +175,7 @@ class Mish(Module):
 
 
 class SELU(Module):
-    """λ x where x > 0, else λ α (eˣ - 1)."""
+    """λ x where x > 0, else λ α (eˣ - 1), with the constants λ ≈ 1.05 and α ≈ 1.67."""
 
     def __init__(self, inplace: bool = False) -> None:
         pass
@@ -198,7 +198,7 @@ class CELU(Module):
 
 
 class LogSigmoid(Module):
-    """ln σ(x)"""
+    """ln σ(x), σ the sigmoid."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.logsigmoid(x)
@@ -258,7 +258,7 @@ class Threshold(Module):
 
 
 class GLU(Module):
-    """a · σ(b), for the halves a and b of x along `dim`."""
+    """a · σ(b), σ the sigmoid, for the halves a and b of x along `dim`."""
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
