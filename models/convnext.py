@@ -36,6 +36,7 @@ from models.model import (
     check_sizes,
     drop_path_rates,
     image_size,
+    linear_head,
 )
 from models.registry import register
 
@@ -168,12 +169,7 @@ class ConvNeXt(ImageModel):
                 init.zeros_(module.bias)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        if not num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.num_features, num_classes)
-        init.trunc_normal_(head.weight, std=0.02 * self.head_init_scale)
-        init.zeros_(head.bias)
-        return head
+        return linear_head(self.num_features, num_classes, std=0.02 * self.head_init_scale)
 
     def sections(self) -> list[list[str]]:
         sections = [["downsample_layers.0"]]

@@ -28,6 +28,7 @@ from minigrad.backend.fast_paths import with_fast_paths
 from minigrad.nn import init
 from minigrad.nn.residual import residual_add
 from models import vit
+from models.model import linear_head
 from models.registry import register
 from models.vit import VisionTransformer
 
@@ -49,12 +50,7 @@ class DeiT(VisionTransformer):
                 init.zeros_(module.bias)
 
     def make_head(self, num_classes: int) -> nn.Module:
-        if not num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.num_features, num_classes)
-        init.trunc_normal_(head.weight, std=0.02)
-        init.zeros_(head.bias)
-        return head
+        return linear_head(self.num_features, num_classes)
 
 
 # With a teacher -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, overload
 
 from minigrad import Tensor, nn, no_grad
+from minigrad.nn import init
 from minigrad.ops import checks
 
 Size = int | Sequence[int]
@@ -27,7 +28,7 @@ class _StoppedEarly(Exception):  # noqa: N818 -- not an error
 class ImageModel(nn.Module):
     """A classifier of images (B, in_chans, H, W). Its methods have timm's names.
 
-    A subclass defines `sections`, `forward_features`, `forward_head`, `make_head` and `feature_map`.
+    A subclass defines `sections`, `forward_features`, `forward_head` and `feature_map`.
     """
 
     img_size: tuple[int, int]
@@ -58,7 +59,7 @@ class ImageModel(nn.Module):
 
     def make_head(self, num_classes: int) -> nn.Module:
         """A newly initialized last layer; `nn.Identity` if `num_classes` is 0."""
-        raise NotImplementedError
+        return linear_head(self.num_features, num_classes)
 
     def feature_map(self, x: Tensor) -> Tensor:
         """The output of a block as a feature map (B, C, H, W)."""
@@ -269,6 +270,16 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float, layer_decay: 
         }
         for (depth, decays), parameters in sorted(groups.items())
     ]
+
+
+def linear_head(features: int, num_classes: int, std: float = 0.02) -> nn.Module:
+    """A linear layer: weights truncated normal with this std, biases 0; `nn.Identity` if `num_classes` is 0."""
+    if not num_classes:
+        return nn.Identity()
+    head = nn.Linear(features, num_classes)
+    init.trunc_normal_(head.weight, std=std)
+    init.zeros_(head.bias)
+    return head
 
 
 def image_size(size: Size) -> tuple[int, int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad import functional as F
-from minigrad.nn import init
 from models.convnext import LayerNorm2d
 from models.model import (
     ImageModel,
@@ -180,6 +179,8 @@ class Block(nn.Module):
 class RoadmapNet(ImageModel):
     """The network after any step of the roadmap; `RoadmapNet()` is ResNet-50.
 
+    As in the authors' code, all layers but the classifier keep their default initialization.
+
     Args:
         img_size: default size of the images; other sizes work too.
         in_chans: channels of the images.
@@ -236,15 +237,6 @@ class RoadmapNet(ImageModel):
         self.num_features = C
         self.norm = nn.LayerNorm(C, eps=1e-6) if design.final_norm else nn.Identity()
         self.head = self.make_head(num_classes)
-
-    def make_head(self, num_classes: int) -> nn.Module:
-        """The classifier, truncated normal with std 0.02. As in the authors' code, other layers keep their defaults."""
-        if not num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.num_features, num_classes)
-        init.trunc_normal_(head.weight, std=0.02)
-        init.zeros_(head.bias)
-        return head
 
     @property
     def head(self) -> nn.Module:

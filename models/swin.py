@@ -322,14 +322,6 @@ class SwinTransformer(ImageModel):
             if isinstance(module, WindowAttention):
                 init.trunc_normal_(module.relative_position_bias_table, std=0.02)
 
-    def make_head(self, num_classes: int) -> nn.Module:
-        if not num_classes:
-            return nn.Identity()
-        head = nn.Linear(self.num_features, num_classes)
-        init.trunc_normal_(head.weight, std=0.02)
-        init.zeros_(head.bias)
-        return head
-
     def set_window_size(self, window_size: Size) -> None:
         """Change the window size, for example for larger images: interpolate the bias tables.
 
