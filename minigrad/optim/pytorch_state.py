@@ -8,7 +8,7 @@ import numpy as np
 from minigrad._tensor import Tensor
 from minigrad.backend import plain
 
-WITHOUT_EFFECT = {"foreach", "fused", "capturable", "decoupled_weight_decay"}
+WITHOUT_EFFECT = {"foreach", "fused", "capturable"}
 """Options of PyTorch's groups that choose an implementation."""
 ABSENT = {"differentiable"}
 """Options of PyTorch's groups that no optimizer of minigrad has."""
@@ -52,7 +52,8 @@ def from_pytorch(
             )
         if on := [name for name in sorted(ABSENT) if theirs.get(name) and name not in ours]:
             raise ValueError(f"{optimizer}: this state is of an optimizer with {on[0]}, which is not supported")
-        options = {name: value for name, value in theirs.items() if name not in {"params", *WITHOUT_EFFECT, *ABSENT}}
+        skipped = {"params", *WITHOUT_EFFECT, *ABSENT} | ({"decoupled_weight_decay"} - ours.keys())  # an option of Adam
+        options = {name: value for name, value in theirs.items() if name not in skipped}
         loaded.append({name: value.item() if isinstance(value, Tensor) else value for name, value in options.items()})
         has_state = np.zeros(len(ours["params"]), np.bool_)
         for i, key in enumerate(theirs["params"]):

@@ -18,6 +18,7 @@ CASES = {
     "adam amsgrad": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "amsgrad": True, "betas": (0.8, 0.5)}),
     "adam maximize": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "maximize": True}),
     "adam l2": ("Adam", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}),
+    "adam decoupled": ("Adam", {"lr": 0.01, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "adamw": ("AdamW", {"lr": 0.01}),
     "adamw amsgrad": ("AdamW", {"lr": 0.01, "amsgrad": True, "maximize": True, "betas": (0.8, 0.5)}),
     "rmsprop": ("RMSprop", {}),
