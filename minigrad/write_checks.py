@@ -10,9 +10,9 @@ from minigrad.backend import Array
 from minigrad.backend.dtypes import is_floating
 from minigrad.backend.meta import MetaArray
 from minigrad.ops.indexing import GetItem
-from minigrad.ops.shape import Expand, Permute, Reshape, Unbind
+from minigrad.ops.shape import Diagonal, Expand, Permute, Reshape, Unbind
 
-_VIEWS = (GetItem, Permute, Expand, Reshape, Unbind, Output)
+_VIEWS = (GetItem, Permute, Diagonal, Expand, Reshape, Unbind, Output)
 
 
 def expect_no_leaf(node: Node, name: str) -> None:

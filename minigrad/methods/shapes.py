@@ -318,11 +318,8 @@ class Shapes(Indexing):
         return self.expand(sizes).gather(axis, indices.expand(sizes))
 
     def diagonal(self, offset: int = 0, dim1: int = 0, dim2: int = 1) -> "Tensor":
-        """The diagonal of the axes `dim1` and `dim2`, as the last axis of a copy; `offset` counts from the main one."""
-        x = self.movedim((dim1, dim2), (-2, -1))
-        row, column = max(-offset, 0), max(offset, 0)
-        i = array_module(self.data).arange(max(min(x.shape[-2] - row, x.shape[-1] - column), 0))
-        return x[..., i + row, i + column]
+        """The diagonal of the axes `dim1` and `dim2`, as the last axis of a view; `offset` counts from the main one."""
+        return self.apply(shapes.Diagonal, self.movedim((dim1, dim2), (-2, -1)), offset=offset)
 
     def diag_embed(self, offset: int = 0) -> "Tensor":
         """Matrices whose diagonals are the rows of x, elsewhere 0: (.., N) -> (.., N + |offset|, N + |offset|)."""
@@ -332,7 +329,7 @@ class Shapes(Indexing):
         return self.new_zeros(*batch, side * side).index_copy(-1, at, self[...]).reshape(*batch, side, side)
 
     def diag(self, diagonal: int = 0) -> "Tensor":
-        """The diagonal of a matrix, or the matrix of a diagonal."""
+        """The diagonal of a matrix, as a copy, or the matrix of a diagonal."""
         if self.ndim not in (1, 2):
             raise RuntimeError(f"diag: supports 1D or 2D tensors, got shape {self.shape}")
-        return self.diag_embed(diagonal) if self.ndim == 1 else self.diagonal(diagonal)
+        return self.diag_embed(diagonal) if self.ndim == 1 else self.diagonal(diagonal).clone()

@@ -65,7 +65,7 @@ from minigrad.ops.reduction import Amax, Amin, CumProd, CumSum, LogSumExp, Mean,
 from minigrad.ops.residual import Residual, ResidualLayerNorm
 from minigrad.ops.response_norm import GlobalResponseNorm
 from minigrad.ops.rounding import FloorDivide, Fmod, Remainder, TruncDivide
-from minigrad.ops.shape import Cat, Clone, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
+from minigrad.ops.shape import Cat, Clone, Diagonal, Expand, Flip, Pad, Permute, Reshape, Roll, Unbind
 from minigrad.ops.window_attention import WindowAttention
 
 ALL = 1_000_000  # more than the number of inputs of any op
@@ -127,7 +127,7 @@ AUTOCAST: dict[int | str, list[type[Function]]] = {
 # differences, which are rounded once, as if computed in float32.
 HALF = [
     MatMul, Linear, Cast, Clone, GetItem, Gather, Embedding, Reshape, Permute, Expand, Cat, Unbind, Roll, Flip, Pad,
-    Add, Sub,
+    Diagonal, Add, Sub,
 ]  # fmt: skip
 
 

@@ -171,6 +171,29 @@ class Flip(Function):
         return array_module(grad_output).flip(grad_output, self.axes)
 
 
+class Diagonal(Function):
+    """yᵢ = x with i at the last two axes, `offset` columns further right, as a view; ∂x is ∂y there, elsewhere 0.
+
+    Shapes: x (..., M, N), y (..., D).  Saves the shape and the offset.
+    """
+
+    def forward(self, x: Array, *, offset: int) -> Array:
+        self.shape, self.offset = x.shape, offset
+        return self._of(x)
+
+    def backward(self, grad_output: Array) -> Array:
+        grad_x = array_module(grad_output).zeros(self.shape, grad_output.dtype)
+        self._of(grad_x)[...] = grad_output
+        return grad_x
+
+    def _of(self, x: Array) -> Array:
+        """A view of the diagonal, whose stride is the sum of the strides. (That of NumPy's `diagonal` is read-only.)"""
+        x = x[..., max(-self.offset, 0) :, max(self.offset, 0) :]
+        *strides, row, column = x.strides
+        as_strided = array_module(x).lib.stride_tricks.as_strided
+        return as_strided(x, (*x.shape[:-2], min(x.shape[-2:])), (*strides, row + column))
+
+
 class Pad(Function):
     """Pad each axis with (before, after) elements of `value`; negative widths crop.  ∂x = ∂y, and 0 where x is cropped.
 

@@ -105,11 +105,20 @@ def test_overlapping_operands_are_read_before_the_write():
         (lambda: operator.imul(leaf(1.0, 2.0)[0], 2), "^a view of a leaf Variable that requires grad"),
         (lambda: operator.imul(leaf(1.0, 2.0).reshape(2, 1).reshape(1, 2), 2), "^a view of a leaf Variable"),
         (lambda: operator.imul(leaf(1.0, 2.0).unbind()[0], 2), "^a view of a leaf Variable"),
+        (lambda: operator.imul(leaf([1.0, 2.0]).diagonal(), 2), "^a view of a leaf Variable"),
     ],
 )
 def test_invalid_writes_are_refused(write, message):
     with pytest.raises(RuntimeError, match=message):
         write()
+
+
+def test_diagonal_is_a_view_and_diag_a_copy():
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    x.diagonal().zero_()
+    x.T.diagonal(-1).add_(10)
+    x[:, :2].diag().fill_(7)
+    np.testing.assert_array_equal(x.data, [[0, 11, 2], [3, 0, 15]])
 
 
 def test_reshape_that_copies_is_not_a_view():

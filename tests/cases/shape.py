@@ -150,6 +150,13 @@ def flip_calls(draw):
 
 
 @st.composite
+def diagonal_calls(draw):
+    x = draw(arrays(shapes(min_dims=2, max_dims=4, max_side=4)))
+    dim1, dim2 = draw(st.permutations(range(-x.ndim, 0)))[:2]
+    return Call((x,), {"offset": draw(st.integers(-4, 4)), "dim1": dim1, "dim2": dim2})
+
+
+@st.composite
 def repeat_calls(draw):
     x = draw(arrays(SMALL))
     count = max(x.ndim, 1) + draw(st.integers(0, 2))
@@ -266,6 +273,13 @@ def naive_roll(x, shifts, dims=None):
 def naive_flip(x, dims):
     dims = [d % x.ndim for d in dims]
     return array_from(x.shape, lambda index: [x.shape[a] - 1 - i if a in dims else i for a, i in enumerate(index)], x)
+
+
+def naive_diagonal(x, offset, dim1, dim2):
+    x = np.moveaxis(x, (dim1, dim2), (-2, -1))
+    *batch, M, N = x.shape
+    places = [(i, i + offset) for i in range(M) if 0 <= i + offset < N]
+    return np.stack([x[..., i, j] for i, j in places], axis=-1) if places else x[..., 0:0].reshape(*batch, 0)
 
 
 def naive_pad(x, pad, mode="constant", value=None):
@@ -396,6 +410,13 @@ CASES = [
         calls=flip_calls(),
         oracle=naive_flip,
         torch=lambda torch, x, dims: x.flip(*dims),
+    ),
+    Case(
+        name="diagonal",
+        run=Tensor.diagonal,
+        calls=diagonal_calls(),
+        oracle=naive_diagonal,
+        torch=lambda torch, x, **options: x.diagonal(**options),
     ),
     Case(
         name="clone",
