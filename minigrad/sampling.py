@@ -14,6 +14,7 @@ from minigrad.backend import to_device
 from minigrad.backend.dtypes import FLOAT32, as_dtype
 from minigrad.backend.random import Generator, default_generator
 from minigrad.methods import sequence
+from minigrad.ops import checks
 
 
 def rand(
@@ -88,6 +89,11 @@ def normal(
     mean: Any = 0.0, std: Any = 1.0, size: Sequence[int] | None = None, *, generator: Generator | None = None
 ) -> Tensor:
     """Values of the normal distribution with this mean and standard deviation: numbers with a `size`, or Tensors."""
+    if isinstance(std, Tensor):
+        if bool((std.data < 0).any()):
+            raise ValueError("normal: std must not be negative")
+    else:
+        checks.not_negative(std, "std", "normal")
     if size is None:
         like = mean if isinstance(mean, Tensor) else std
         if not isinstance(like, Tensor):

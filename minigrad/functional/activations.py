@@ -80,6 +80,8 @@ def logsigmoid(input: Tensor) -> Tensor:
 @numpy_names
 def glu(input: Tensor, dim: int = -1) -> Tensor:
     """y = a · σ(b), σ the sigmoid, for the halves a and b of x along `dim`."""
+    if input.size(dim) % 2:
+        raise ValueError(f"glu: axis {dim} is halved, so its size must be even, got shape {input.shape}")
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()
 

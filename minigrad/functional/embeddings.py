@@ -35,7 +35,9 @@ def one_hot(target: Tensor, num_classes: int = -1) -> Tensor:
     index, num_classes = raw_array(target, "target", "one_hot"), checks.integer(num_classes, "num_classes", "one_hot")
     if index.dtype.kind not in "iu":
         raise TypeError(f"one_hot: target must hold integers, got {index.dtype}")
-    if num_classes < 0:
+    if num_classes < -1:
+        raise ValueError(f"one_hot: num_classes must be -1 or not negative, got {num_classes}")
+    if num_classes == -1:
         if not index.size:
             raise ValueError("one_hot: an empty target needs num_classes")
         num_classes = int(index.max()) + 1

@@ -3,6 +3,8 @@
 from math import inf, log, pi
 from typing import Literal
 
+import numpy as np
+
 from minigrad._tensor import Tensor
 from minigrad.functional.activations import softplus
 from minigrad.functional.arguments import Reduction
@@ -116,8 +118,8 @@ def binary_cross_entropy(
 ) -> Tensor:
     """lossᵢ = -weight · (tᵢ ln xᵢ + (1 - tᵢ) ln(1 - xᵢ)), for probabilities x; logarithms are at least -100.
 
-    Shapes and reduction: as in `binary_cross_entropy_with_logits`, which is more accurate. Probabilities that are not
-    from 0 to 1 raise a ValueError (CPU only).
+    Shapes and reduction: as in `binary_cross_entropy_with_logits`, which is more accurate. An input or target
+    that is not from 0 to 1 is a ValueError (CPU only).
     """
     return Tensor.apply(BCELoss, input, target, weight, reduction=reduction)
 
@@ -168,7 +170,8 @@ def cosine_embedding_loss(
     Shapes: inputs (N, D) or (D,), target (N,) or (). reduction: as in `mse_loss`.
     """
     c = cosine_similarity(input1, input2, dim=-1)
-    return _reduced(Tensor.apply(Where, target == 1, 1 - c, (c - margin).clamp(min=0)), reduction)
+    apart = Tensor.apply(Where, target == -1, (c - margin).clamp(min=0), 0.0)
+    return _reduced(Tensor.apply(Where, target == 1, 1 - c, apart), reduction)
 
 
 def triplet_margin_loss(
@@ -220,9 +223,11 @@ def gaussian_nll_loss(
 ) -> Tensor:  # fmt: skip
     """lossᵢ = ½ (ln vᵢ + (xᵢ - tᵢ)² / vᵢ), for v = max(var, eps), whose gradient is that of var everywhere.
 
-    full: plus the constant ½ ln 2π. reduction: as in `mse_loss`.
+    full: plus the constant ½ ln 2π. reduction: as in `mse_loss`. A negative variance is a ValueError (CPU only).
     """
     v = input.new_full(input.shape, var) if isinstance(var, float) else var
+    if isinstance(v.data, np.ndarray) and (v.data < 0).any():  # not on a GPU, where reading values synchronizes
+        raise ValueError("gaussian_nll_loss: var, a variance, must not be negative; for log-variances use var.exp()")
     v = v.unsqueeze(-1) if v.shape == input.shape[:-1] else v  # one variance for each row
     v = v + (v.detach().clamp(min=eps) - v.detach())
     losses = 0.5 * (v.log() + (input - target).square() / v)

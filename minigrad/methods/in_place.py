@@ -73,11 +73,13 @@ class InPlace(Products):
 
     def uniform_(self, from_: Number = 0, to: Number = 1, generator: Generator | None = None) -> "Tensor":
         """x ← random values, uniform in [from_, to)."""
+        checks.ordered(from_, to, "uniform_")
         u = (generator or default_generator()).uniform(self.shape, self.dtype, self.device)
         return self._in_place("uniform_", lambda x: x.constant(u) * (to - from_) + from_)
 
     def normal_(self, mean: Number = 0, std: Number = 1, generator: Generator | None = None) -> "Tensor":
         """x ← random values of a normal distribution."""
+        checks.not_negative(std, "std", "normal_")
         z = (generator or default_generator()).normal(self.shape, self.dtype, self.device)
         return self._in_place("normal_", lambda x: x.constant(z) * std + mean)
 
@@ -97,6 +99,7 @@ class InPlace(Products):
 
     def bernoulli_(self, p: float = 0.5, *, generator: Generator | None = None) -> "Tensor":
         """x ← 1 with probability `p`, else 0."""
+        checks.probability(p, "bernoulli_")
         u = (generator or default_generator()).uniform(self.shape, np.float32, self.device)
         return self._in_place("bernoulli_", lambda x: x.constant((u < p).astype(x.dtype)))
 

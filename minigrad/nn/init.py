@@ -17,6 +17,7 @@ from minigrad.autograd import writes
 from minigrad.backend import Array, to_device
 from minigrad.backend.meta import MetaArray
 from minigrad.backend.random import default_generator
+from minigrad.ops import checks
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -65,11 +66,13 @@ def orthogonal_(tensor: Tensor, gain: float = 1) -> Tensor:
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fill with values of the uniform distribution on [a, b)."""
+    checks.ordered(a, b, "uniform_")
     return _fill(tensor, lambda: default_generator().uniform(tensor.shape, np.float64) * (b - a) + a)
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fill with values of the normal distribution N(mean, std²)."""
+    checks.not_negative(std, "std", "normal_")
     return _fill(tensor, lambda: default_generator().normal(tensor.shape, np.float64) * std + mean)
 
 

@@ -63,6 +63,8 @@ class GroupNorm(_Norm):
     ) -> None:
         num_groups = checks.integer(num_groups, "num_groups", "GroupNorm")
         num_channels = checks.integer(num_channels, "num_channels", "GroupNorm")
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(f"GroupNorm: num_groups must divide num_channels, got {num_groups} for {num_channels}")
         super().__init__((num_channels,), eps, affine, device, dtype)
         self.num_groups, self.num_channels = num_groups, num_channels
 

@@ -132,6 +132,12 @@ def not_negative(value: Any, name: str, op: str) -> float:
     return number
 
 
+def ordered(low: Any, high: Any, op: str) -> None:
+    """Raise ValueError unless `low` <= `high`, the bounds of an interval."""
+    if not scalar(low, "the lower bound", op) <= scalar(high, "the upper bound", op):
+        raise ValueError(f"{op}: the lower bound must not be above the upper bound, got {low} and {high}")
+
+
 def probability(p: float, op: str) -> float:
     """Check that `p` is from 0 to 1 and return it."""
     if not 0 <= p <= 1:

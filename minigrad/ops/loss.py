@@ -268,8 +268,13 @@ class BCELoss(_Loss):
         op = "binary_cross_entropy"
         self.check(x, target, op)
         _no_gradient(self.needs_input_grad[2:], "weight", op)
-        if type(x) is np.ndarray and not ((x >= 0) & (x <= 1)).all():  # not on a GPU, where reading values synchronizes
-            raise ValueError(f"{op}: the input must be from 0 to 1; for logits use binary_cross_entropy_with_logits")
+        if type(x) is np.ndarray:  # not on a GPU, where reading values synchronizes
+            if not ((x >= 0) & (x <= 1)).all():
+                raise ValueError(
+                    f"{op}: the input must be from 0 to 1; for logits use binary_cross_entropy_with_logits"
+                )
+            if ((target < 0) | (target > 1)).any():
+                raise ValueError(f"{op}: the target must be from 0 to 1; for class indices use cross_entropy")
         self.x, self.t, self.w = x, target, 1 if weight is None else weight
         ln_x, ln_rest = self._logarithms()
         losses = (target - 1) * ln_rest - target * ln_x

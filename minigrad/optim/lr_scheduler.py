@@ -333,9 +333,12 @@ class OneCycleLR(LRScheduler):
             self.phases += [[last, *lr[1:], *momentum[::-1]]]
         if last_epoch == -1:
             options = {"max_lr": max_lr, "base_momentum": base_momentum, "max_momentum": max_momentum}
+            values = {
+                name: _of_each_group(value, name, "OneCycleLR", optimizer)
+                for name, value in list(options.items())[: 3 if cycle_momentum else 1]
+            }
             for i, group in enumerate(optimizer.param_groups):
-                for name, value in list(options.items())[: 3 if cycle_momentum else 1]:
-                    group[name] = value[i] if isinstance(value, Sequence) else value
+                group.update({name: each[i] for name, each in values.items()})
                 group["initial_lr"] = group["max_lr"] / div_factor
                 group["min_lr"] = group["initial_lr"] / final_div_factor
         super().__init__(optimizer, last_epoch)
