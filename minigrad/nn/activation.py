@@ -9,6 +9,7 @@ import numpy as np
 
 from minigrad import functional as F
 from minigrad._tensor import Tensor
+from minigrad.nn import init as initialisers
 from minigrad.nn.module import Module, Parameter
 
 
@@ -276,8 +277,12 @@ class PReLU(Module):
     def __init__(
         self, num_parameters: int = 1, init: float = 0.25, device: str | None = None, dtype: Any = None
     ) -> None:
-        self.num_parameters = num_parameters
+        self.num_parameters, self.init = num_parameters, init
         self.weight = Parameter(np.full(num_parameters, init, np.float32), dtype=dtype, device=device)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to `init`."""
+        initialisers.constant_(self.weight, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.prelu(x, self.weight)

@@ -55,6 +55,10 @@ class _Conv(Module):
         self.weight = Parameter(np.empty(self._weight_shape(), np.float32), dtype=dtype, device=device)
         own = Parameter(np.empty(out_channels, np.float32), dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", own)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values of weight and bias: `init.torch_default_`."""
         init.torch_default_(self.weight, self.bias)
 
     def _weight_shape(self) -> tuple[int, ...]:

@@ -26,6 +26,10 @@ class Linear(Module):
         self.weight = Parameter(np.empty((out_features, in_features), np.float32), dtype=dtype, device=device)
         own = Parameter(np.empty(out_features, np.float32), dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", own)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values of weight and bias: `init.torch_default_`."""
         init.torch_default_(self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,6 +62,10 @@ class Embedding(Module):
             raise ValueError(f"Embedding: padding_idx must be below num_embeddings, {shape[0]}, got {padding_idx}")
         self.padding_idx = padding_idx if padding_idx is None else padding_idx % shape[0]
         self.weight = Parameter(np.empty(shape, np.float32), dtype=dtype, device=device)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values of the weight, of the standard normal distribution, and 0 for the index `padding_idx`."""
         init.normal_(self.weight)
         if self.padding_idx is not None:
             init.zeros_(self.weight.detach()[self.padding_idx])

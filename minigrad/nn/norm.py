@@ -8,6 +8,7 @@ import numpy as np
 from minigrad import functional as F
 from minigrad._tensor import Tensor
 from minigrad.backend.batch import updates_buffers
+from minigrad.nn import init
 from minigrad.nn.module import Buffer, Module, Parameter
 from minigrad.ops import checks
 
@@ -25,6 +26,12 @@ class _Norm(Module):
         for name, make, present in (("weight", np.ones, affine), ("bias", np.zeros, affine and bias)):
             own = Parameter(make(shape, np.float32), dtype=dtype, device=device) if present else None
             self.register_parameter(name, own)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to 1 and the bias to 0."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        init.zeros_(self.bias)
 
 
 class LayerNorm(_Norm):
@@ -104,6 +111,17 @@ class _BatchNorm(_Norm):
         self.running_var = Buffer(np.ones(num_features, np.float32), dtype=dtype, device=device)
         if momentum is None:
             self.num_batches_tracked = Buffer(np.zeros((), np.int64), device=device)
+
+    def reset_running_stats(self) -> None:
+        """Set the running mean to 0, the running variance to 1, and the number of batches to 0."""
+        init.zeros_(self.running_mean, self.num_batches_tracked)
+        if self.running_var is not None:
+            init.ones_(self.running_var)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to 1, the bias to 0, and reset the running statistics."""
+        self.reset_running_stats()
+        super().reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim not in self.layouts:
@@ -198,6 +216,11 @@ class RMSNorm(Module):
         self.normalized_shape, self.eps = checks.integers(normalized_shape, "normalized_shape", "RMSNorm"), eps
         ones = np.ones(self.normalized_shape, np.float32)
         self.register_parameter("weight", Parameter(ones, dtype=dtype, device=device) if elementwise_affine else None)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to 1."""
+        if self.weight is not None:
+            init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)

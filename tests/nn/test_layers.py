@@ -30,6 +30,38 @@ def test_batch_norm_updates_running_statistics():
         norm(x[0])
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(3, 4),
+        nn.Conv1d(2, 4, 3),
+        nn.Conv2d(2, 4, 3, bias=False),
+        nn.ConvTranspose2d(2, 4, 3),
+        nn.Embedding(5, 3, padding_idx=1),
+        nn.LayerNorm(3),
+        nn.LayerNorm(3, elementwise_affine=False),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm2d(3, affine=True),
+        nn.RMSNorm(3),
+        nn.BatchNorm1d(3),
+        nn.BatchNorm2d(3, momentum=None),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.PReLU(2, init=0.1),
+    ],
+)
+def test_reset_parameters_gives_the_values_of_a_new_layer(layer):
+    drawn = hasattr(layer, "weight") and layer.weight is not None and layer.weight.data.std() > 0
+    before = {name: x.numpy().copy() for name, x in layer.state_dict().items()}
+    for x in layer.state_dict().values():
+        x.fill_(7)
+    layer.reset_parameters()
+    for name, x in layer.state_dict().items():
+        assert (x != 7).all()
+        assert drawn or (x.numpy() == before[name]).all()
+    if isinstance(layer, nn.Embedding):
+        assert (layer.weight[1] == 0).all()
+
+
 def test_conv2d_passes_all_arguments():
     layer = nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 3), groups=2)
     x = Tensor(np.random.default_rng(0).normal(size=(2, 4, 9, 11)).astype(np.float32))
