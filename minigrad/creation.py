@@ -52,19 +52,25 @@ def full(
     return Tensor(np.full(size, fill_value, dtype), requires_grad, device=device or "cpu")
 
 
-def zeros(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
-    """A tensor filled with 0: `zeros(2, 3)` or `zeros((2, 3))`."""
-    return full(sequence(size), 0, FLOAT32 if dtype is None else dtype, device, requires_grad)
+def zeros(
+    *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor filled with 0: `zeros(2, 3)`, `zeros((2, 3))` or `zeros(size=(2, 3))`."""
+    return full(sequence(sizes, size), 0, FLOAT32 if dtype is None else dtype, device, requires_grad)
 
 
-def ones(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
-    """A tensor filled with 1: `ones(2, 3)` or `ones((2, 3))`."""
-    return full(sequence(size), 1, FLOAT32 if dtype is None else dtype, device, requires_grad)
+def ones(
+    *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
+    """A tensor filled with 1: `ones(2, 3)`, `ones((2, 3))` or `ones(size=(2, 3))`."""
+    return full(sequence(sizes, size), 1, FLOAT32 if dtype is None else dtype, device, requires_grad)
 
 
-def empty(*size: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+def empty(
+    *sizes: Any, size: Any = None, dtype: Any = None, device: str | None = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor of this size whose values are to be overwritten; here they are 0."""
-    return zeros(*size, dtype=dtype, device=device, requires_grad=requires_grad)
+    return zeros(*sizes, size=size, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def eye(
@@ -97,12 +103,23 @@ empty_like = zeros_like
 # Ranges and grids -----------------------------------------------------------------------------------------------------
 
 
-def arange(*bounds: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
+def arange(
+    *bounds: Any, start: Any = None, end: Any = None, step: Any = None,
+    dtype: Any = None, device: str | None = None, requires_grad: bool = False,
+) -> Tensor:  # fmt: skip
     """Values from start (default 0) up to, but excluding, end: `arange(end)`, `arange(start, end, step=1)`.
 
     The default dtype is int64 if all bounds are integers, else float32. Value i is start + i · step, rounded once. As
     in PyTorch, an integer dtype truncates start, end and step to integers, and values out of its range wrap.
     """
+    if (bounds and start is not None) or (len(bounds) > 1 and end is not None):
+        raise TypeError(f"arange: start or end is given twice, as {start} and {end}, and in {bounds}")
+    if end is not None:
+        bounds = (*(bounds or (start or 0,)), end)
+    elif start is not None:
+        raise TypeError("arange: needs end, where to stop")
+    if step is not None:
+        bounds = (*((0, *bounds) if len(bounds) == 1 else bounds), step)
     if not 1 <= len(bounds) <= 3:
         raise TypeError(f"arange: takes end, or start and end, or start, end and step, got {bounds}")
     if not all(isfinite(bound) for bound in bounds):

@@ -18,21 +18,23 @@ from minigrad.ops import checks
 
 
 def rand(
-    *size: Any, generator: Generator | None = None,
+    *sizes: Any, size: Any = None, generator: Generator | None = None,
     dtype: Any = None, device: str | None = None, requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Values of the uniform distribution on [0, 1)."""
     draw = (generator or default_generator()).uniform
-    return Tensor(draw(sequence(size), as_dtype(dtype or FLOAT32), device or "cpu"), requires_grad)
+    size = sequence(sizes, size)
+    return Tensor(draw(size, as_dtype(dtype or FLOAT32), device or "cpu"), requires_grad)
 
 
 def randn(
-    *size: Any, generator: Generator | None = None,
+    *sizes: Any, size: Any = None, generator: Generator | None = None,
     dtype: Any = None, device: str | None = None, requires_grad: bool = False,
 ) -> Tensor:  # fmt: skip
     """Values of the standard normal distribution."""
     draw = (generator or default_generator()).normal
-    return Tensor(draw(sequence(size), as_dtype(dtype or FLOAT32), device or "cpu"), requires_grad)
+    size = sequence(sizes, size)
+    return Tensor(draw(size, as_dtype(dtype or FLOAT32), device or "cpu"), requires_grad)
 
 
 def rand_like(input: Tensor, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:

@@ -69,8 +69,9 @@ def raw_array(x: Any, name: str, op: str) -> Any:
     return array
 
 
-def sequence(sizes: tuple[Any, ...]) -> tuple[int, ...]:
-    """The sizes or axes of a call `f(2, 3)` or `f((2, 3))`, as a tuple of integers."""
+def sequence(sizes: tuple[Any, ...], size: Any = None) -> tuple[int, ...]:
+    """The sizes or axes of a call `f(2, 3)`, `f((2, 3))` or `f(size=(2, 3))`, as a tuple of integers."""
+    sizes = sizes if size is None else (*sizes, size)
     sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], Sequence) else sizes
     try:
         return tuple(map(operator.index, sizes))
