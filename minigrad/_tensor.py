@@ -361,6 +361,8 @@ class Tensor(Methods):
         *first, last = steps(raw_index(index, self.data))  # if there are two steps, the first returns a view
         write_checks.expect_writable(self.data, "x[i] = v")
         value = value.to(self.device).data if isinstance(value, Tensor) else plain(value)
+        if getattr(value, "size", 0) == 1:  # NumPy refuses an array with axes as the value of one element
+            value = value.reshape(())
         (self.data[first[0]] if first else self.data)[last] = value
         self._note_write()
 

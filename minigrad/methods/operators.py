@@ -57,6 +57,10 @@ class Operators(TensorBase):
         """The matrix product over the last two axes; the others broadcast. A 1-D x is a row, a 1-D `other` a column."""
         return self.apply(matmul.MatMul, self, other)
 
+    def __pos__(self) -> "Tensor":
+        """x itself."""
+        return self  # type: ignore[return-value]
+
     def __radd__(self, other: Any) -> "Tensor":
         return self.apply(pointwise.Add, other, self)
 
@@ -148,10 +152,10 @@ class Operators(TensorBase):
     # Comparisons and bitwise operators: no gradient ------------------------------------------------------------------
 
     def __eq__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compared(operator.eq, other)
+        return NotImplemented if other is None or isinstance(other, str) else self._compared(operator.eq, other)
 
     def __ne__(self, other: Any) -> "Tensor":  # type: ignore[override]
-        return self._compared(operator.ne, other)
+        return NotImplemented if other is None or isinstance(other, str) else self._compared(operator.ne, other)
 
     def __lt__(self, other: Any) -> "Tensor":
         return self._compared(operator.lt, other)

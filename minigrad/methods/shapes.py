@@ -165,7 +165,9 @@ class Shapes(Indexing):
         shape = (1,) * (len(repeats) - self.ndim) + self.shape
         tiles = self.reshape(*(n for size in shape for n in (1, size)))  # (N, C) -> (1, N, 1, C)
         tiles = tiles.expand(*(n for pair in zip(repeats, shape, strict=True) for n in pair))  # -> (2, N, 3, C)
-        return tiles.reshape(*(count * size for count, size in zip(repeats, shape, strict=True)))  # -> (2 N, 3 C)
+        result = tiles.reshape(*(count * size for count, size in zip(repeats, shape, strict=True)))  # -> (2 N, 3 C)
+        shared = all(1 in pair for pair in zip(repeats, shape, strict=True))  # the reshape is a view
+        return result.clone() if shared else result
 
     def narrow(self, dim: int, start: int, length: int) -> "Tensor":
         """The slice of `length` elements along `dim` from `start`, as a view. A negative start counts from the end."""
