@@ -7,7 +7,7 @@ order once. Afterwards one launch replays the whole step.
 A replay has the arguments of the capture: the same addresses, shapes and Python numbers. Therefore
 
     inputs          are copied into memory that the graph reads
-    intermediates   are in memory from a separate pool, which only the graph uses
+    intermediates   are in memory from a separate pool, which only the graph uses (`_graph_pool`)
     scalars         (learning rate and step count of the optimizer, decay of an EMA, seed and draw number of the
                     generators) are in device memory: before each launch the host copies the next ones there
     parts           of a batch (`Generator.rows`) are constants of the graph
@@ -21,7 +21,6 @@ draws on the CPU raise an error.
 """
 
 import gc
-import importlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.autograd import writes
-from minigrad.backend import Array, cublas, device_of, empty
+from minigrad.backend import Array, cublas, cupy_module, device_of, empty
 from minigrad.backend.batch import Rows
 from minigrad.backend.capture import Tables, capturing
 from minigrad.backend.random import Generator, default_generator
@@ -96,11 +95,11 @@ class GraphedStep:
         return self.outputs
 
     def _capture(self, inputs: tuple[Array, ...]) -> None:
-        cuda = importlib.import_module("cupy").cuda
-        device = device_of(inputs[0])
+        cupy = cupy_module()
+        cuda, device = cupy.cuda, device_of(inputs[0])
         self.graph = None  # if this capture fails, the next call must not launch an earlier graph
         self.cuda, self.event = cuda, cuda.Event(disable_timing=True)
-        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        self.stream, self.pool = cuda.Stream(non_blocking=True), _graph_pool(cuda)
         self.blas = direct_blas(device, self.stream.ptr)
         self.inputs, self.state = [x.copy() for x in inputs], self.optimizer.state
         # The graph writes to these arrays: they must exist as long as the graph.
@@ -116,6 +115,7 @@ class GraphedStep:
         collecting = gc.isenabled()
         gc.collect()
         gc.disable()  # a collection during the capture would free memory for reuse within the graph
+        cupy.get_default_memory_pool().free_all_blocks()  # of the eager steps: another pool cannot use this memory
         try:
             with self.stream, cuda.using_allocator(self.pool.malloc), cublas.use_blas(self.blas):
                 self.stream.begin_capture()
@@ -140,6 +140,28 @@ def direct_blas(device: str, stream: int) -> cublas.Blas:
     blas = cublas.CtypesBlas(cublas.load_library(), empty((cublas.WORKSPACE,), np.uint8, device))
     blas.use_stream(stream)
     return blas
+
+
+def _graph_pool(cuda: Any) -> Any:
+    """A pool that never returns memory to the GPU while it exists.
+
+    If an allocation fails, CuPy's pool frees its unused memory and tries again. But the captured kernels use this
+    memory, although the arrays no longer exist. So the allocator raises an exception after which CuPy does not try
+    again, and CuPy's own limit, for which the pool would free memory too, does not apply.
+    """
+
+    def allocate(size: int) -> Any:
+        try:
+            return cuda.MemoryPointer(cuda.Memory(size), 0)
+        except cuda.runtime.CUDARuntimeError as error:
+            raise MemoryError(
+                "the GPU has too little memory to capture a step as a CUDA graph, whose intermediate results have "
+                "memory of their own: use a smaller batch, or run the step without a graph"
+            ) from error
+
+    pool = cuda.MemoryPool(allocate)
+    pool.set_limit(size=0)  # no limit
+    return pool
 
 
 def _wait(stream: Any, other: Any, event: Any) -> None:

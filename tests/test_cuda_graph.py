@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from minigrad import functional as F
 from minigrad.backend import capture, empty, to_device
 from minigrad.backend.batch import Rows
 from minigrad.backend.random import Generator
-from minigrad.cuda_graph import GraphedStep
+from minigrad.cuda_graph import GraphedStep, _graph_pool
 from minigrad.nn.module import Buffer
 from models.compare import formula
 from tests.cuda.runner import needs_compiler
@@ -203,6 +204,45 @@ def test_two_captured_optimizer_steps_equal_eager_ones():
     assert found["0.0.step"] == 8
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_capture_frees_the_unused_memory_of_the_eager_steps():
+    """The pool of the graph cannot use it: without this, a captured step would take the memory of two steps."""
+    pool = sys.modules["cupy"].get_default_memory_pool()
+    run, x = adamw_step(np.ones(3, np.float32))
+    if hasattr(sys.modules["cupy"], "__file__"):
+        unused = to_device(np.zeros(1 << 22, np.float32), "cuda")
+        del unused
+        before = pool.total_bytes()
+        run(x)
+        assert pool.total_bytes() <= before - (1 << 24)
+    else:
+        before = pool.frees
+        run(x)
+        assert pool.frees == before + 1
+
+
+def test_graph_pool_never_frees_memory_of_captured_kernels():
+    """CuPy's pools free unused memory and try again after a CUDARuntimeError, and at their limit."""
+    cuda = sys.modules["cupy"].cuda
+    error = cuda.runtime.CUDARuntimeError
+
+    def fail(size):
+        raise error(2)
+
+    pools = []
+
+    def pool_of(allocate):
+        pools.append(SimpleNamespace(allocate=allocate, set_limit=lambda size: limits.append(size)))
+        return pools[0]
+
+    limits = []
+    runtime = SimpleNamespace(CUDARuntimeError=error)
+    full = SimpleNamespace(Memory=fail, MemoryPointer=tuple, MemoryPool=pool_of, runtime=runtime)
+    assert _graph_pool(full) is pools[0] and limits == [0]
+    with pytest.raises(MemoryError, match="use a smaller batch") as raised:
+        pools[0].allocate(3 << 20)
+    assert not isinstance(raised.value, error)
 
 
 def test_replay_writes_its_outputs_to_the_same_memory(device):

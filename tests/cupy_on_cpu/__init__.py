@@ -76,6 +76,28 @@ def using_allocator(malloc: Any) -> Iterator[None]:
         _allocators.pop()
 
 
+class MemoryPool:
+    """Its memory is allocated by NumPy, so `allocator` is not called."""
+
+    def __init__(self, allocator: Any = None) -> None:
+        self.malloc, self.frees = object(), 0
+
+    def set_limit(self, size: int) -> None:
+        """The memory of NumPy has no limit."""
+
+    def free_all_blocks(self) -> None:
+        refuse_in_capture("frees of memory that captured kernels may use")
+        self.frees += 1
+
+
+class CUDARuntimeError(RuntimeError):
+    """The error of a function of the CUDA runtime, with its status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"cudaError({status})")
+        self.status = status
+
+
 class Kernels(CpuDevice):
     """Runs kernels, and records them during capture."""
 
@@ -112,9 +134,11 @@ def module() -> ModuleType:
     cupy.cuda = SimpleNamespace(
         is_available=lambda: True, Stream=Stream, get_current_stream=Stream,
         Event=lambda **options: SimpleNamespace(record=lambda stream=None: None),
-        MemoryPool=lambda: SimpleNamespace(malloc=object()), using_allocator=using_allocator,
-        get_allocator=lambda: _allocators[-1],
+        MemoryPool=MemoryPool, using_allocator=using_allocator, get_allocator=lambda: _allocators[-1],
+        runtime=SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
     )  # fmt: skip
+    pool = MemoryPool()
+    cupy.get_default_memory_pool = lambda: pool
     return cupy
 
 
