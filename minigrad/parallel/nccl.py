@@ -9,6 +9,7 @@ A rank that fails must not leave the others waiting for ever. A thread asks NCCL
 that operations finish in time (MINIGRAD_TIMEOUT, 600 s); operations inside a CUDA graph are checked for errors only.
 """
 
+import ctypes
 import importlib
 import os
 import threading
@@ -99,6 +100,7 @@ class Nccl:
             )
         self.works: set[NcclWork] = set()  # their arrays must not be freed before `wait`
         self.last: tuple[str, float, Any] | None = None  # the latest operation outside capture: name, time, event
+        self.captured = False  # whether a CUDA graph has operations of the communicator
         self.side = self.cuda.Stream(non_blocking=True)
         identity = send_to_all(self.nccl.get_unique_id().hex() if rank == 0 else None)
         # The constructor blocks until all ranks have called it: in a thread, so that signals and the timeout count.
@@ -193,11 +195,15 @@ class Nccl:
         thread.join(5)
 
     def close(self) -> None:
-        """Finish all work, and release NCCL's memory."""
+        """Finish all work, and release NCCL's memory, unless a CUDA graph has operations of NCCL: ncclCommDestroy would
+        wait until all these graphs are destroyed. Then the end of the process releases the memory."""
         if not self.closed.is_set():
+            if self.captured:
+                self.barrier()
             self._finish("close")
             self.closed.set()
-            self._in_time("close", self.comm.destroy)
+            if not self.captured:
+                self._in_time("close", self.comm.destroy)
 
     def _contiguous(self, x: Array) -> Array:
         return x if x.flags.c_contiguous else self.cupy.ascontiguousarray(x)
@@ -221,7 +227,11 @@ class Nccl:
             self.nccl.groupEnd()
         except self.nccl.NcclError as error:
             raise RuntimeError(f"rank {self.rank} of {self.size}: {operation}: {error}{_hint(error)}") from error
-        if not self.cuda.get_current_stream().is_capturing():
+        if self.cuda.get_current_stream().is_capturing():
+            if not self.captured:  # from now on, nothing may call ncclCommDestroy: see `close`
+                self.captured = True
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.comm))  # the destructor in CuPy calls ncclCommDestroy
+        else:
             event = self.cuda.Event(disable_timing=True)
             event.record(stream)
             self.last = operation, time.monotonic(), event

@@ -1,10 +1,12 @@
 """The engine for GPU arrays on a stand-in for NCCL: results, calls, streams, capture, errors; GPUs of ranks; start."""
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -204,6 +206,28 @@ def test_operations_can_be_captured_and_replayed(engine):
     np.testing.assert_array_equal(x.get(), 8)  # 2 · 1 + 2 · 3
     graph.launch()
     np.testing.assert_array_equal(x.get(), 28)  # 2 · 8 + 2 · 6
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_close_does_not_wait_for_cuda_graphs(engine, captured):
+    """ncclCommDestroy waits until the graphs with operations of the communicator are destroyed."""
+    made, x = engine.engine, to_device(np.ones(3, np.float32), "cuda")
+    with made.cuda.Stream(non_blocking=True) as stream:
+        if captured:
+            stream.begin_capture()
+        made.all_reduce([x], "sum")
+        made.all_reduce([x], "sum")
+        graph = stream.end_capture() if captured else None
+    engine.log.clear()
+    made.close()
+    barriers = [call[0] for call in engine.log].count("allReduce")
+    assert (engine.nccl.destroyed, barriers) == (([], 1) if captured else ([1], 0))
+    communicator = weakref.ref(made.comm)
+    del graph
+    made.comm = None
+    engine.log.clear()
+    gc.collect()
+    assert (communicator() is not None) == captured  # CuPy's destructor would wait, too
 
 
 def test_checks_are_omitted_in_capture(engine):
