@@ -176,7 +176,7 @@ def test_large_shared_memory_is_opted_into(cupy):
     ("fake", "message"),
     [
         (None, "needs CuPy, which is not installed"),
-        (FakeCupy(version="12.3.0"), "kernels need CuPy 13 or newer, this is 12.3.0"),
+        (FakeCupy(version="13.6.0"), "kernels need CuPy 14 or newer, this is 13.6.0"),
         (FakeCupy(available=False), "finds no usable GPU"),
     ],
 )

@@ -31,7 +31,7 @@ WARP = 32  # threads of a warp
 STRIPS = 32  # warps in a block of sum_rows (common.cuh)
 MAX_GRID, MAX_BLOCK, MAX_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64), 1024
 DEFAULT_SHARED = 48 << 10  # bytes: more dynamic shared memory needs an opt-in by a function attribute
-MIN_CUPY = 13
+MIN_CUPY = 14  # bfloat16; the id of NCCL as bytes; cuda.pathfinder, which finds cuBLAS
 STORED = {"float32": "float", "bfloat16": "BFloat16", "float16": "Half"}  # dtype -> type in stored.cuh
 PACK = 16  # bytes: the widest load or store of a thread
 SMALLEST = 2.0**-126  # kernels compute with 0 in place of smaller float32 values: CuPy compiles with -ftz=true
