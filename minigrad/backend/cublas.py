@@ -37,6 +37,7 @@ DATA_TYPES = {"float16": 2, "float32": 0, "float64": 1, "bfloat16": 14}
 COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77
 OP_N, OP_T = 0, 1
 DEFAULT_ALGORITHM = -1
+REDUCE_IN_COMPUTE_TYPE = 16  # cublasMath_t: split-k adds partial sums in the accumulator's type, never in a 16-bit type
 WORKSPACE = 32 << 20  # bytes, as NVIDIA recommends for Hopper; allocated before capture, which must not allocate
 
 _tf32 = False
@@ -158,9 +159,12 @@ class CupyBlas:
         self, m: int, n: int, k: int, A: Operand, B: Operand, C: Operand, batch: int, data: int, compute: int
     ) -> None:
         cublas, device = _cupy_blas()
+        handle = device.get_cublas_handle()
         one, zero = SCALARS[compute]
+        if C.array.itemsize == 2:  # in every call, as CuPy's own products reset the mode
+            cublas.setMathMode(handle, REDUCE_IN_COMPUTE_TYPE)
         cublas.gemmStridedBatchedEx(
-            device.get_cublas_handle(), A.op, B.op, m, n, k, one,
+            handle, A.op, B.op, m, n, k, one,
             pointer(A.array), data, A.leading, A.stride, pointer(B.array), data, B.leading, B.stride, zero,
             pointer(C.array), data_type(C), C.leading, C.stride, batch, compute, DEFAULT_ALGORITHM,
         )  # fmt: skip
@@ -183,6 +187,7 @@ class CtypesBlas:
     def __init__(self, library: Any, workspace: Array) -> None:
         self.library, self.workspace, self.handle, self.stream = library, workspace, ctypes.c_void_p(), 0
         call(library, "cublasCreate_v2", ctypes.byref(self.handle))
+        call(library, "cublasSetMathMode", self.handle, REDUCE_IN_COMPUTE_TYPE)
         self.close = weakref.finalize(self, library.cublasDestroy_v2, self.handle)  # also called on garbage collection
 
     def use_stream(self, stream: int) -> None:

@@ -7,10 +7,11 @@ struct BFloat16 {  // the upper 16 bits of a float
   BFloat16(float x) { unsigned all; std::memcpy(&all, &x, 4); bits = (all + 0x7fff + (all >> 16 & 1)) >> 16; }
 };
 
-struct Handle { void* stream; void* workspace; size_t size; };
+struct Handle { void* stream; void* workspace; size_t size; int math; };
 
 extern "C" int cublasCreate_v2(Handle** h) { *h = new Handle(); return 0; }
 extern "C" int cublasDestroy_v2(Handle* h) { delete h; return 0; }
+extern "C" int cublasSetMathMode(Handle* h, int mode) { h->math = mode; return 0; }
 extern "C" int cublasSetStream_v2(Handle* h, void* s) { h->stream = s; h->workspace = nullptr; return 0; }
 extern "C" int cublasSetWorkspace_v2(Handle* h, void* w, size_t n) { h->workspace = w; h->size = n; return n ? 0 : 7; }
 
@@ -35,6 +36,7 @@ extern "C" int cublasGemmStridedBatchedEx(
     const void* B, int Bt, int ldb, long long sb, const void* zero, void* C, int Ct, int ldc, long long sc, int batch,
     int compute, int algorithm) {
   if (!h || At != Bt || algorithm != -1 || !batch || sa < 0 || sb < 0) return 7;
+  if ((Ct == 2 || Ct == 14) && h->math != 16) return 14;  // else split-k may add partial sums in 16 bits
   if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) return 7;  // as the cuBLAS manual requires
   const auto product = At == 0 && Ct == 0 && (compute == 68 || compute == 77) ? gemm<float, float, float>
                        : At == 1 && Ct == 1 && compute == 70                  ? gemm<double, double, double>

@@ -176,8 +176,11 @@ def test_half_precision_accumulates_in_float32():
 
 def test_arguments_of_cupys_binding(monkeypatch, blas):
     """CuPy's binding takes the same arguments, with pointers as integers."""
-    calls = []
-    module = SimpleNamespace(gemmStridedBatchedEx=lambda *arguments: calls.append(arguments))
+    calls, modes = [], []
+    module = SimpleNamespace(
+        gemmStridedBatchedEx=lambda *arguments: calls.append(arguments),
+        setMathMode=lambda handle, mode: modes.append((handle, mode, len(calls))),
+    )
     monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace(cublas=module))
     monkeypatch.setitem(sys.modules, "cupy.cuda.device", SimpleNamespace(get_cublas_handle=lambda: 77))
     a, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
@@ -191,6 +194,9 @@ def test_arguments_of_cupys_binding(monkeypatch, blas):
     half = np.ones((2, 2), np.float16)
     with cublas.use_blas(cublas.CupyBlas()):
         cublas.matmul(half, half, np.float32)
+        assert not modes
+        cublas.matmul(half, half)
+    assert modes == [(77, cublas.REDUCE_IN_COMPUTE_TYPE, 2)]  # before the third product
     cublas._cupy_blas.cache_clear()
     assert [calls[1][i] for i in (8, 12, 17)] == [2, 2, 0]  # the types of A, B and C
     assert (
