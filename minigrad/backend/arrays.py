@@ -212,11 +212,15 @@ def cupy_module() -> ModuleType:
     """Import CuPy.
 
     Raises:
-        RuntimeError: CuPy is not installed.
+        RuntimeError: CuPy is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module("cupy")
     except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError) or error.name != "cupy":
+            raise RuntimeError(
+                f"a CUDA device needs CuPy, which is installed, but cannot be imported: {error}"
+            ) from error
         raise RuntimeError(
             "a CUDA device needs CuPy, which is not installed: pip install 'cupy-cuda13x[ctk]' "
             "(or 'cupy-cuda12x[ctk]' for a CUDA 12 driver)"

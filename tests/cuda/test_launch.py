@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minigrad.backend import cupy_module
 from minigrad.kernels.cuda import launch
 from minigrad.kernels.cuda.launch import CuPyDevice, Kernel, Recorder, on_gpu, use_device
 
@@ -184,6 +185,19 @@ def test_missing_or_old_cupy_and_missing_gpu_raise(monkeypatch, fake, message):
     monkeypatch.setitem(sys.modules, "cupy", fake)
     with use_device(CuPyDevice()), pytest.raises(RuntimeError, match=message):
         FORWARD(1, 1)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    ["ImportError('libnvrtc.so.13: cannot open')", "ModuleNotFoundError('No module fastrlock', name='fastrlock')"],
+)
+def test_cupy_that_cannot_be_imported_says_why(monkeypatch, tmp_path, cause):
+    (tmp_path / "cupy.py").write_text(f"raise {cause}\n")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match="CuPy, which is installed, but cannot be imported") as raised:
+        cupy_module()
+    assert str(raised.value.__cause__) in str(raised.value)
 
 
 def test_numpy_arrays_do_not_import_cupy():
