@@ -146,7 +146,8 @@ def probability(p: float, op: str) -> float:
 
 
 def norm_arguments(max_norm: Any, norm_type: Any) -> tuple[float, float]:
-    """The arguments of `clip_grad_norm_` as floats. Raises ValueError unless both are above 0."""
+    """The arguments of `clip_grad_norm_` as floats; norm_type may be "inf". A ValueError unless both are above 0."""
+    norm_type = inf if norm_type == "inf" else norm_type
     max_norm, norm_type = (
         scalar(x, name, "clip_grad_norm_") for x, name in ((max_norm, "max_norm"), (norm_type, "norm_type"))
     )

@@ -108,6 +108,7 @@ class StepLR(_Factor):
     """f(t) = gamma^⌊t / step_size⌋"""
 
     def __init__(self, optimizer: Optimizer, step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> None:
+        _positive(step_size, "step_size", "StepLR")
         self.step_size, self.gamma = step_size, gamma
         super().__init__(optimizer, last_epoch)
 
@@ -186,6 +187,7 @@ class PolynomialLR(_Factor):
     changes_on_resume = False
 
     def __init__(self, optimizer: Optimizer, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1) -> None:
+        _positive(total_iters, "total_iters", "PolynomialLR")
         self.total_iters, self.power = total_iters, power
         super().__init__(optimizer, last_epoch)
 
@@ -232,6 +234,7 @@ class CosineAnnealingLR(LRScheduler):
     changes_on_resume = False
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
+        _positive(T_max, "T_max", "CosineAnnealingLR")
         self.T_max, self.eta_min = T_max, eta_min
         super().__init__(optimizer, last_epoch)
 
@@ -550,3 +553,8 @@ class ReduceLROnPlateau(LRScheduler):
         margin = sign * self.threshold
         limit = self.best * (1 + margin) if self.threshold_mode == "rel" else self.best + margin
         return metric > limit if self.mode == "max" else metric < limit
+
+
+def _positive(steps: float, name: str, scheduler: str) -> None:
+    if not steps > 0:
+        raise ValueError(f"{scheduler}: {name} must be above 0, got {steps}")

@@ -95,6 +95,15 @@ class Optimizer:
         writes.note(updated)
         return loss
 
+    def __repr__(self) -> str:
+        groups = [
+            "\n".join(
+                [f"Parameter Group {i}", *(f"    {name}: {group[name]}" for name in sorted(group) if name != "params")]
+            )
+            for i, group in enumerate(self.param_groups)
+        ]
+        return "\n".join([f"{type(self).__name__} (", "\n\n".join(groups), ")"])
+
     def update_all(self, updates: list[Update]) -> None:
         """Update the parameters; by default with `update`, one after another."""
         for x, grad, state, group in updates:

@@ -415,3 +415,11 @@ def test_negative_infinite_and_nan_options_raise(value, kind, name):
     for groups, settings in ((parameters(), {name: kind(value)}), ([{"params": parameters(), name: kind(value)}], {})):
         with pytest.raises(ValueError, match=f"AdamW: {name} must not be negative, infinite or NaN"):
             optim.AdamW(groups, **settings)
+
+
+def test_repr_shows_the_options_of_each_group():
+    w, v = Tensor(np.zeros(2), requires_grad=True), Tensor(np.zeros(2), requires_grad=True)
+    lines = repr(optim.SGD([{"params": [w]}, {"params": [v], "lr": 1.0}], lr=0.1)).splitlines()
+    assert lines[0] == "SGD (" and lines[-1] == ")" and "Parameter Group 0" in lines
+    second = lines.index("Parameter Group 1")
+    assert "    lr: 0.1" in lines[:second] and "    lr: 1.0" in lines[second:] and not any("params" in x for x in lines)

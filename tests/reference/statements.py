@@ -398,6 +398,10 @@ STATEMENTS = {
         "nn.init.normal_(torch.empty(2), std=-1)",
         "nn.init.uniform_(torch.empty(2), 1, 0)",
         "torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD([w], 0.1, 0.9), [0.1, 0.2], total_steps=5)",
+        "s = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([w], 0.1), 0); s.step()",
+        "s = torch.optim.lr_scheduler.PolynomialLR(torch.optim.SGD([w], 0.1), 0); s.step()",
+        "s = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD([w], 0.1), 0); s.step()",
+        "w.sum().backward(); nn.utils.clip_grad_norm_(w, 0.5, norm_type='inf'); w.grad",
     ],
     "hooks of leaves, and ranks": [
         "s = []; w.register_post_accumulate_grad_hook(lambda p: s.append(p.grad.sum())); (w * 2).sum().backward(); s",
