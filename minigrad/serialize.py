@@ -91,9 +91,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     reader = _safetensors() if kind == "safetensors" else None
     try:
         if reader is None:
-            if not zipfile.is_zipfile(path):
-                raise ValueError("not a zip archive, or a truncated one")
-            with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            with _open_npz(path) as file:
                 arrays = {name: file[name] for name in file.files}
             invalid = [name for name, x in arrays.items() if not isinstance(x, np.ndarray)]
             if invalid:
@@ -129,10 +127,20 @@ def load_metadata(path: str | Path) -> dict[str, Any]:
         if reader is not None:
             with reader.safe_open(path, framework="numpy") as file:
                 return json.loads((file.metadata() or {}).get("minigrad", "{}"))
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+        with _open_npz(path) as file:
             return json.loads(file[_METADATA].tobytes().decode()) if _METADATA in file.files else {}
     except Exception as error:  # as in `load`
         raise ValueError(f"{path} is not a complete {kind} file of arrays: {error}") from error
+
+
+@contextmanager
+def _open_npz(path: Path) -> Iterator[Any]:
+    """The arrays of a `.npz` file by name. `numpy.load` would take any other file for a pickle, and recommend to load
+    the pickle unsafely."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not a zip archive, or a truncated one")
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+        yield file
 
 
 def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:

@@ -68,8 +68,9 @@ def test_pickles_are_refused_and_not_executed(tmp_path):
     with pytest.raises(ValueError, match="not a complete npz"):
         serialize.load(path)
     path.write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(ValueError, match="not a zip archive"):
-        serialize.load(path)
+    for read in (serialize.load, serialize.load_metadata):
+        with pytest.raises(ValueError, match="not a zip archive"):  # NumPy's error recommends to load it unsafely
+            read(path)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("a.npy", pickle.dumps(Malicious()))
