@@ -153,6 +153,7 @@ def test_num_samples_all_overrides_a_file(name, tmp_path):
         ("--opt sgd --momentum 0.8 --amp-dtype float16", ["--amp-dtype has no effect without --amp"]),
         ("--mixup 1 --mixup-switch-prob 1", ["--mixup-switch-prob has no effect without both --mixup and --cutmix"]),
         ("--mixup 1 --mixup-prob 1 --reprob 1 --remode rand", []),
+        ("--mixup 1 --batch-size 1", ["--mixup has no effect with --batch-size 1"]),
         (
             "--no-aug --cutout 8 --remode rand",
             [f"--{name} has no effect with --no-aug" for name in ("cutout", "remode")],

@@ -184,6 +184,8 @@ class Settings:
             "amp_dtype": ("--amp", self.amp),
         }
         why = {name: f"without {need}" for name, (need, is_met) in needs.items() if not is_met}
+        if self.batch_size == 1:  # an image would be mixed with itself
+            why |= dict.fromkeys(("mixup", "cutmix", "mixup_prob", "mixup_switch_prob"), "with --batch-size 1")
         if self.no_aug:
             every = list(FLAGS)
             why |= dict.fromkeys(every[every.index("no_aug") + 1 : every.index("device")], "with --no-aug")
