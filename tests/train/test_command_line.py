@@ -75,6 +75,7 @@ def test_help_needs_no_numpy(tmp_path):
         (["--epoch", "3"], r"unrecognized arguments: --epoch 3; did you mean --epochs\?"),
         (["--epochs"], "--epochs: expected one argument"),
         (["--dataset", "cifar10"], "there is no cifar10 in data: add --download, or set --data-dir"),
+        (["--output", "file"], "--output file is a file, not a folder: name another folder"),
         (["--output", "file/below"], "cannot write to --output file/below: Not a directory"),
         (["--output", "old"], "--output old holds the results of an earlier run"),
     ],

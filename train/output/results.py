@@ -151,6 +151,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds the lock, or the folder cannot be created.
     """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file, not a folder: name another folder")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
