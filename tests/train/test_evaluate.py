@@ -181,10 +181,12 @@ def test_eval_of_a_folder_is_of_its_best_checkpoint(kept):
     assert parse(["--eval", str(path.parent)]) == parse(["--eval", str(path)])
 
 
-def test_eval_refuses_resume_and_bad_files(kept, tmp_path):
+def test_eval_refuses_flags_without_effect_and_bad_files(kept, tmp_path):
     path, _ = kept
     with pytest.raises(InputError, match="--resume has no effect with --eval"):
         parse(["--eval", str(path), "--resume", "auto"])
+    with pytest.raises(InputError, match="--val-split is for --dataset folder: shapes has no image files"):
+        parse(["--eval", str(path), "--val-split", "0.2"])
     with pytest.raises(InputError, match="there is no file"):
         parse(["--eval", str(tmp_path / "none.npz")])
     (tmp_path / "empty").mkdir()

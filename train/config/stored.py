@@ -1,6 +1,6 @@
 """L7: the settings stored in the files of a run, from which --resume and --eval start."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from train.config import file as config
 from train.config.errors import InputError
 from train.config.flags import option, show
 from train.config.settings import FLAGS, Settings, defaults
-from train.data import folder
+from train.data import datasets, folder
 from train.output import naming, resume
 
 _CHANGEABLE = {
@@ -84,7 +84,8 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     subset given as flags.
 
     Raises:
-        InputError: a flag has no effect on an evaluation, or the file is no checkpoint of this program.
+        InputError: a flag has no effect on an evaluation, or is not for the dataset, or the file is no checkpoint of
+            this program.
     """
     if refused := sorted(set(flags) - _OF_EVALUATION):
         flag = option(refused[0])
@@ -106,6 +107,9 @@ def of_checkpoint(path: Path, given: dict[str, Any], flags: dict[str, Any]) -> S
     overrides = {name: value for name, value in given.items() if name in _OF_EVALUATION}
     fixed = {"graph": False, "eval": str(path), "resume": "none"}
     settings = config.complete(path, {**earlier, **stored, **overrides, **fixed})
+    if settings.dataset != "folder":
+        asked = {f.name: given[f.name] for f in fields(folder.Options) if f.name in overrides}
+        datasets.check_not_folder(settings.dataset, folder.Options(**asked))
     return settings if "val_split" in given else _without_split(settings, stored.get("data_dir"))
 
 
