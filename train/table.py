@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     for name, row in rows.items():
         left = end - time.monotonic()
-        if left <= 0:
+        if not left > 0:  # as for NaN
             break
         print(f"python -m train {' '.join([*row, *flags])}", flush=True)
         failed |= not run([*row, *flags], options.output / name, left)

@@ -57,8 +57,9 @@ def test_a_stopped_run_continues(tmp_path, monkeypatch):
     assert f"% after {len(rows(folder))} of 400 epochs" in (tmp_path / "table.md").read_text()
 
 
-def test_without_time_nothing_runs(tmp_path):
-    assert table.main(["cpu", "--output", str(tmp_path), "--minutes", "0"]) == 0
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_without_time_nothing_runs(tmp_path, minutes):
+    assert table.main(["cpu", "--output", str(tmp_path), f"--minutes={minutes}"]) == 0
     assert not list(tmp_path.iterdir())
 
 
