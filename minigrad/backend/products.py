@@ -35,7 +35,11 @@ matmul: Callable[..., Any] = np.matmul
 
 
 def accurate_matmul(a: Any, b: Any) -> Any:
-    """`a @ b` of NumPy arrays with at least two axes; a sum over many terms is computed in chunks."""
+    """`a @ b` of NumPy arrays; a sum over many terms is computed in chunks."""
+    if b.ndim == 1:
+        return accurate_matmul(a, b[:, None])[..., 0]
+    if a.ndim == 1:
+        return accurate_matmul(a[None], b)[..., 0, :]
     *_, M, K = a.shape
     N = b.shape[-1]
     if K <= MANY or a.dtype != np.float32 or (M * K * N > SMALL and min(M, N) > 1):

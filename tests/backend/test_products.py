@@ -74,6 +74,15 @@ def test_long_matrix_vector_products_are_accurate(shapes, order):
     assert ulps(products.accurate_matmul(a, b), a.astype(np.float64) @ b.astype(np.float64)) <= 1
 
 
+@pytest.mark.parametrize("K", [4, products.MANY + 1])
+def test_products_with_vectors_have_the_shapes_of_numpy(K):
+    v = rand(1, K)
+    for a, b in [(v, v), (rand(0, 3, K), v), (rand(0, 2, 3, K), v), (v, rand(0, K, 3)), (v, rand(0, 2, K, 3))]:
+        y, expected = products.accurate_matmul(a, b), a.astype(np.float64) @ b.astype(np.float64)
+        assert np.shape(y) == expected.shape and ulps(y, expected) <= 8
+        assert gemm(MetaArray(a.shape, a.dtype), MetaArray(b.shape, b.dtype)).shape == expected.shape
+
+
 def test_few_terms_large_matrices_and_other_dtypes_are_one_product():
     long = products.MANY + 1
     for a, b in [
