@@ -226,7 +226,8 @@ def gaussian_nll_loss(
     full: plus the constant ½ ln 2π. reduction: as in `mse_loss`. A negative variance is a ValueError (CPU only).
     """
     v = input.new_full(input.shape, var) if isinstance(var, float) else var
-    if isinstance(v.data, np.ndarray) and (v.data < 0).any():  # not on a GPU, where reading values synchronizes
+    negative = var < 0 if isinstance(var, float) else isinstance(var.data, np.ndarray) and (var.data < 0).any()
+    if negative:  # a Tensor on a GPU is not read, as reading synchronizes
         raise ValueError("gaussian_nll_loss: var, a variance, must not be negative; for log-variances use var.exp()")
     v = v.unsqueeze(-1) if v.shape == input.shape[:-1] else v  # one variance for each row
     v = v + (v.detach().clamp(min=eps) - v.detach())

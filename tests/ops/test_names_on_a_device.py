@@ -24,6 +24,7 @@ pytestmark = [
 
 TORCH_NAME = re.compile(r"torch\.(\w+)")
 ELSEWHERE = ("cpu", "np.", "numpy", ".device", "is_cuda")  # statements about the host, NumPy's arrays, or the device
+SUBJECTS = [lines for subject, lines in STATEMENTS.items() if subject != "values that are checked on the CPU alone"]
 
 
 def described(value):
@@ -103,9 +104,7 @@ def test_line_gives_on_the_gpu_what_the_cpu_gives(line, device):
     assert_same(values, cpu_values)
 
 
-@pytest.mark.parametrize(
-    "line", [x for lines in STATEMENTS.values() for x in lines if not any(word in x for word in ELSEWHERE)]
-)
+@pytest.mark.parametrize("line", [x for lines in SUBJECTS for x in lines if not any(word in x for word in ELSEWHERE)])
 def test_statement_gives_on_the_gpu_what_the_cpu_gives(line, device):
     ours, theirs = value_on(line, device), value_on(line, "cpu")
     (kinds, values), (cpu_kinds, cpu_values) = described(ours), described(theirs)
