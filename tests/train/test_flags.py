@@ -21,7 +21,7 @@ def test_help_shows_the_recipes():
     start = lines.index(next(line for line in lines if line.split() == list(recipes.NAMES)))
     shown = [line.split() for line in lines[start + 1 : start + 1 + len(recipes.TABLE)]]
     assert [flag for flag, *_ in shown] == [f"--{name.replace('_', '-')}" for name in recipes.TABLE]
-    assert ["--epochs", "30", "30", "200", "500"] in shown
+    assert ["--epochs", "60", "30", "200", "500"] in shown
     assert "--lr (hybrid) 0.005 0.0015 0.0015 0.0015" in [" ".join(line.split()) for line in lines]
 
 
