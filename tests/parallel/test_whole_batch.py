@@ -240,7 +240,9 @@ FAILURES = {
         """
         def work(x):
             if x[0] == 1:
+                time.sleep(0.2)  # until the main thread waits
                 os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
             while True:
                 batch_sum(x)
         run(work)
