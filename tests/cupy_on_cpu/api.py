@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.backend.dtypes import is_half
+
 FUNCTIONS = {  # with the names of their parameters other than arrays
     "absolute": "out dtype", "add": "out dtype", "divide": "out dtype", "exp": "out dtype", "log": "out dtype",
     "maximum": "out dtype", "minimum": "out dtype", "multiply": "out dtype", "sign": "out dtype", "sqrt": "out dtype",
@@ -48,6 +50,7 @@ GIVEN_ORDER = {
 }  # fmt: skip
 # CuPy has no bfloat16 loop for these functions. Some use the loop of another dtype, the others raise.
 INSTEAD_OF_BFLOAT16 = {"clip": "float32", "round": "float32", "where": "float32", "std": "float64", "var": "float64"}
+SUMS_IN_FLOAT32 = {"sum", "prod", "mean"}  # of 16-bit arrays: CuPy's accumulator is a float
 NO_BFLOAT16 = {"argsort", "cumprod", "cumsum", "isin", "unique"}
 NO_AXIS_OF_0D = {"all", "any", "argmax", "argmin", "cumprod", "cumsum", "max", "min", "prod", "repeat", "sum"}
 
@@ -64,6 +67,8 @@ def as_cupy(function: Callable[..., Any], name: str) -> Callable[..., Any]:
         if bfloat16 and name in INSTEAD_OF_BFLOAT16:
             loop = INSTEAD_OF_BFLOAT16[name]
             inputs = tuple(x.astype(loop) if getattr(x, "dtype", None) == "bfloat16" else x for x in inputs)
+        if name in SUMS_IN_FLOAT32 and is_half(inputs[0].dtype) and options.get("dtype") is None:
+            return np.asarray(call(inputs[0].astype(np.float32), *inputs[1:], **options)).astype(inputs[0].dtype)
         if name == "where":
             _refuse_out_of_range(inputs)
         if name in NO_AXIS_OF_0D and inputs[0].ndim == 0 and options.get("axis") not in (None, ()):

@@ -236,3 +236,10 @@ def test_results_are_those_of_cupy(line):
         assert type(error).__name__ == name and message in str(error), f"{type(error).__name__}: {error}"
     else:
         assert found == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_sums_of_16_bit_arrays_accumulate_in_float32(dtype):
+    """A sum of ones in 16 bits would stop at 2048 in float16, and at 256 in bfloat16."""
+    ones = cupy.asarray(np.ones((4096, 2), dtype))
+    assert (ones.sum(axis=0)._host == 4096).all() and (ones.mean(axis=0)._host == 1).all()
