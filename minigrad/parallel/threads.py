@@ -14,12 +14,11 @@ Sums over the batch and masks are reproducible bit for bit. Gradients are too wi
 three or more, the rounding of gradients depends on the order in which threads finish.
 """
 
-import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
-from threading import Condition, Lock, Thread
+from threading import Condition, Lock
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -42,7 +41,9 @@ class Shards:
         if threads < 1:
             raise ValueError(f"Shards: threads must be at least 1, got {threads}")
         self.generators = [Generator(seed) for _ in range(threads)]
-        self.threads = [_Worker() for _ in range(threads)] if threads > 1 else []
+        self.threads = [ThreadPoolExecutor(1) for _ in range(threads)]
+        if threads > 1:  # started now: a KeyboardInterrupt while a thread starts can leave the thread blocked for ever
+            wait([thread.submit(int) for thread in self.threads])
         self.running = Lock()  # threads of two batches would wait for each other
 
     def run(self, work: Callable[..., Result], *arrays: Any, rows: Rows | None = None) -> list[Result]:
@@ -74,39 +75,30 @@ class Shards:
         sums = _Sums(len(shards), current_sum() or (lambda x: x))
         updates = updates_buffers()
 
-        outcomes: list[tuple[Any, BaseException | None] | None] = [None] * len(shards)
-        ended: SimpleQueue[int] = SimpleQueue()
-
-        def run_shard(i: int) -> None:
+        def run_shard(i: int) -> Result:
             try:
                 with sums_over_batch(partial(sums.add, i), updates=updates and i == 0):
-                    outcomes[i] = _run(self.generators[i], work, *shards[i]), None
-            except BaseException as error:
-                outcomes[i] = None, error
+                    return _run(self.generators[i], work, *shards[i])
             finally:
                 sums.end()
-                ended.put(i)
 
+        jobs: list[Future[Result]] = []
         try:
-            for i, worker in enumerate(self.threads[: len(shards)]):
-                worker.submit(partial(run_shard, i))
-            while None in outcomes:
-                _wait_for(ended)
-        except BaseException:  # KeyboardInterrupt: no thread is left running
+            jobs += (thread.submit(run_shard, i) for i, thread in enumerate(self.threads[: len(shards)]))
+            wait(jobs)
+        finally:  # after KeyboardInterrupt too, no thread is left running
             sums.end()
-            for worker in self.threads:
-                worker.finish()
-            raise
-        errors = [outcome[1] for outcome in outcomes if outcome is not None and outcome[1] is not None]
+            wait(jobs)
+        failed = [job for job in jobs if job.exception() is not None]
         # The error that ended one thread, rather than the _EndedError of the threads that waited for this thread.
-        for error in sorted(errors, key=lambda error: isinstance(error, _EndedError)):
-            raise error
-        return [outcome[0] for outcome in outcomes if outcome is not None]
+        for job in sorted(failed, key=lambda job: isinstance(job.exception(), _EndedError)):
+            job.result()
+        return [job.result() for job in jobs]
 
     def close(self) -> None:
         """Stop the threads."""
-        for worker in self.threads:
-            worker.close()
+        for thread in self.threads:
+            thread.shutdown()
 
     def __enter__(self) -> "Shards":
         return self
@@ -168,52 +160,16 @@ class _Sums:
             self.changed.notify_all()
 
 
-class _Worker:
-    """A thread that runs jobs, one after another.
+def wait(jobs: list[Future[Any]]) -> None:
+    """Wait for the end of the jobs.
 
-    A KeyboardInterrupt may leave a lock of a Python class locked, as in concurrent.futures: the thread would wait for
-    ever. `SimpleQueue` is in C.
+    A signal that arrives just before a thread blocks is handled only when the thread is woken, so wake it every second:
+    otherwise Ctrl-C could be lost. concurrent.futures.wait may keep the locks of jobs after a KeyboardInterrupt.
     """
-
-    def __init__(self) -> None:
-        self.jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self.thread = Thread(target=_work, args=(self.jobs,), daemon=True)
-        self.thread.start()
-        weakref.finalize(self, self.jobs.put, None)
-
-    def submit(self, job: Callable[[], None]) -> None:
-        """Run `job`, which must not raise, after the jobs submitted before."""
-        if not self.thread.is_alive():
-            raise RuntimeError("Shards: the threads have ended: `run` is called after `close`")
-        self.jobs.put(job)
-
-    def finish(self) -> None:
-        """Wait until all jobs have ended."""
-        ended: SimpleQueue[None] = SimpleQueue()
-        self.submit(partial(ended.put, None))
-        while not _wait_for(ended):
-            pass
-
-    def close(self) -> None:
-        """Finish all jobs, and end the thread."""
-        self.jobs.put(None)
-        self.thread.join()
-
-
-def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
-    """Run jobs until there is a None."""
-    while (job := jobs.get()) is not None:
-        job()
-        del job  # and the arrays that it holds
-
-
-def _wait_for(queue: SimpleQueue[Any]) -> bool:
-    """Wait for an entry, at most a second; False if there is none. A signal that arrives just before a thread blocks is
-    handled only when the thread is woken: otherwise Ctrl-C could be lost."""
-    with suppress(Empty):
-        queue.get(timeout=1)
-        return True
-    return False
+    for job in jobs:
+        while not job.done():
+            with suppress(TimeoutError):
+                job.exception(timeout=1)
 
 
 class _EndedError(RuntimeError):
